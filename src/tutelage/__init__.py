@@ -1,0 +1,50 @@
+"""Knowledge distillation for PyTorch, built on transformed teacher matching (arXiv:2402.11148)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from . import losses as losses
+    from . import objectives as objectives
+    from . import targets as targets
+    from .contracts import Batch as Batch
+    from .contracts import Outputs as Outputs
+    from .contracts import Progress as Progress
+    from .lesson import FrozenTeacher as FrozenTeacher
+    from .lesson import Lesson as Lesson
+    from .runs import Run as Run
+    from .runs import distill as distill
+    from .runs import load as load
+    from .runs import train as train
+
+# Lazy, because `import tutelage` stands before every command, and `--help` shall not wait for torch.
+_PLACES = {
+    "Batch": "contracts",
+    "Outputs": "contracts",
+    "Progress": "contracts",
+    "FrozenTeacher": "lesson",
+    "Lesson": "lesson",
+    "Run": "runs",
+    "distill": "runs",
+    "load": "runs",
+    "train": "runs",
+}
+_MODULES = ("losses", "models", "objectives", "targets")
+
+__all__ = ["__version__", *_MODULES, *_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _PLACES:
+        return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

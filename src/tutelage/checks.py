@@ -1,0 +1,177 @@
+"""What the functions of tensors ask of their arguments; a failure says what was expected, what came and what to type.
+
+Shapes, dtypes and hyperparameters are always checked: that costs no device work. Values inside a tensor are read in one
+case only, class indices that live on the CPU; anywhere else reading them would make the host wait for the device.
+Everything here can be traced by ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tutelage.contracts import UNLABELLED
+
+
+def positive(value: float, name: str, *, example: float) -> None:
+    """Refuse a hyperparameter that is not a finite number above 0.
+
+    Args:
+        value: what was given.
+        name: the argument's name.
+        example: a value to suggest.
+
+    Raises:
+        TypeError: if it is no Python number.
+        ValueError: if it is 0, negative, infinite or NaN.
+    """
+    _number(value, name, example)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}; type for example {name}={example}")
+
+
+def fraction(value: float, name: str, *, example: float) -> None:
+    """Refuse a hyperparameter outside [0, 1).
+
+    Args:
+        value: what was given.
+        name: the argument's name.
+        example: a value to suggest.
+
+    Raises:
+        TypeError: if it is no Python number.
+        ValueError: if it is not in [0, 1).
+    """
+    _number(value, name, example)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value}; type for example {name}={example}")
+
+
+def order(value: float, name: str = "order") -> None:
+    """Refuse an order that no Rényi entropy has.
+
+    Args:
+        value: what was given; infinity is a legal order.
+        name: the argument's name.
+
+    Raises:
+        TypeError: if it is no Python number.
+        ValueError: if it is negative or NaN.
+    """
+    _number(value, name, 0.25)
+    if not value >= 0:
+        raise ValueError(
+            f"{name}: expected a number of at least 0 (1 is Shannon), got {value}; type for example {name}=0.25"
+        )
+
+
+def classwise(tensor: Tensor, name: str) -> Tensor:
+    """Return logits or log-probabilities in at least float32, so that nothing after this line loses precision.
+
+    Args:
+        tensor: ``(..., classes)``, any floating dtype.
+        name: the argument's name.
+
+    Returns:
+        The tensor itself where it is float32 or float64, a float32 copy where it is narrower.
+
+    Raises:
+        TypeError: if it is not a floating tensor.
+        ValueError: if it has no axis of classes, or an empty one.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
+            f"type torch.as_tensor({name}, dtype=torch.float32)"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}; type {name}.float()")
+    if tensor.ndim == 0 or tensor.shape[-1] == 0:
+        raise ValueError(
+            f"{name}: expected shape (..., classes) with at least one class, got {tuple(tensor.shape)}; "
+            f"put the classes on the last axis"
+        )
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
+    """Refuse a student and a teacher that differ in shape; nothing is broadcast.
+
+    Args:
+        student: any shape.
+        teacher: the same shape.
+        student_name: the first argument's name.
+        teacher_name: the second argument's name.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{teacher_name}: expected the shape of {student_name}, {tuple(student.shape)}, "
+            f"got {tuple(teacher.shape)}; "
+            f"feed both networks the same batch and the same classes, or type {teacher_name}.expand_as({student_name})"
+        )
+
+
+def labels_for(logits: Tensor, labels: Tensor, name: str = "labels") -> bool:
+    """Refuse labels that do not belong to the logits; tell class indices from soft labels by their dtype.
+
+    Class indices are compared with the number of classes where that is free of a wait: eagerly on the CPU. On an
+    accelerator and inside ``torch.compile`` the kernel that reads them asserts instead (CUDA: "device-side assert",
+    on standard error with the failed comparison).
+
+    Args:
+        logits: ``(..., classes)``.
+        labels: ``(...)`` int64, or soft labels ``(..., classes)``, any floating dtype.
+        name: the argument's name.
+
+    Returns:
+        True for class indices, False for soft labels.
+
+    Raises:
+        TypeError: if the labels are neither int64 nor floating.
+        ValueError: if their shape is not the one above, or an index is neither a class nor -100.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(labels).__name__}; type torch.as_tensor({name})")
+    if labels.is_floating_point():
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"{name}: expected soft labels (floating dtype) of shape {tuple(logits.shape)}, "
+                f"got {tuple(labels.shape)}; type {name}.long() if these are class indices"
+            )
+        return False
+    if labels.dtype != torch.int64:
+        raise TypeError(
+            f"{name}: expected int64 class indices or floating soft labels, got {labels.dtype}; "
+            f"type {name}.long() for class indices, {name}.float() for soft labels"
+        )
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{name}: expected class indices (int64) of shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}; "
+            f"type {name}.float() if these are one-hot rows"
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        _in_range(labels, logits.shape[-1], name)
+    return True
+
+
+def _in_range(labels: Tensor, classes: int, name: str) -> None:
+    outside = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
+    if outside.numel():
+        raise ValueError(
+            f"{name}: expected class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled, "
+            f"got {int(outside[0])}; "
+            f"number the classes from 0, type {UNLABELLED} where there is no label, or give the networks more classes"
+        )
+
+
+def _number(value: object, name: str, example: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f"{name}: expected a Python number, got {type(value).__name__}; "
+            f"type float({name}), for example {name}={example}"
+        )

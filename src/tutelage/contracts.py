@@ -1,0 +1,126 @@
+"""What the rooms say to each other: named tuples and protocols, no logic.
+
+The tuples are named tuples because accelerate and DDP walk those; a dataclass of tensors would pass through them untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNLABELLED = -100
+"""The class index of a sample without a label; such a sample takes part in no supervised term."""
+
+
+class Batch(NamedTuple):
+    """One batch of samples, on one device.
+
+    Attributes:
+        index: ``(batch,)`` int64, each sample's place in its data set.
+        inputs: ``(batch, ...)``; images are ``(batch, channels, height, width)`` with values in [0, 1].
+        labels: ``(batch,)`` int64 class indices, -100 where unlabelled; or soft labels, float ``(batch, classes)``.
+    """
+
+    index: Tensor
+    inputs: Tensor
+    labels: Tensor
+
+
+class Outputs(NamedTuple):
+    """What a network says about a batch.
+
+    Attributes:
+        logits: ``(batch, classes)``.
+        taps: outputs of named submodules, for objectives that match features.
+    """
+
+    logits: Tensor
+    taps: Mapping[str, Tensor] = {}
+
+
+class Progress(NamedTuple):
+    """Where in a run a step is: what a scheduled weight or learning rate is a function of.
+
+    Attributes:
+        epoch: epochs done before this one, so 0 in the first.
+        step: optimizer steps done in the whole run.
+        fraction: of the run's steps done, in [0, 1).
+    """
+
+    epoch: int = 0
+    step: int = 0
+    fraction: float = 0.0
+
+
+class Totals(NamedTuple):
+    """What means divide by: counts over all micro-batches and processes of one optimizer step.
+
+    They are already divided by the number of processes, because gradients are averaged over processes afterwards.
+    """
+
+    samples: Tensor
+    labelled: Tensor
+
+
+class Loss(NamedTuple):
+    """A loss and where it came from.
+
+    Attributes:
+        total: ``()``, the weighted sum of the terms: what is differentiated.
+        parts: each term's own mean, not weighted, detached, by its name.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Needs(NamedTuple):
+    """What a term reads, so that a run fails before training instead of in its first epoch.
+
+    Attributes:
+        teacher: it reads the teacher's outputs.
+        labels: ``"none"``, ``"index"`` (class indices only) or ``"any"`` (class indices or soft labels).
+        coupled: it couples the samples of a batch: its value depends on how a batch is split.
+    """
+
+    teacher: bool
+    labels: Literal["none", "index", "any"]
+    coupled: bool = False
+
+
+class Term(Protocol):
+    """One bound term of an objective: a module that keeps whatever it needs for one run.
+
+    It returns ``(batch,)`` values, zero where a sample takes no part, or ``()`` where it couples the batch.
+    """
+
+    needs: Needs
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        """Compute the term's values."""
+
+
+class Teacher(Protocol):
+    """Whoever answers for a batch: a frozen network, or a store of recorded outputs."""
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return what the teacher says about the batch; no gradient flows into it."""
+
+
+class Batches(Protocol):
+    """A seeded, replayable stream: the same (epoch, step) is the same batch, however one came there.
+
+    Attributes:
+        samples: how many samples an epoch has.
+    """
+
+    samples: int
+
+    def __len__(self) -> int:
+        """Return the number of steps in an epoch."""
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Yield the batches of one epoch from step ``start`` on; with several processes, this process's share of each."""

@@ -1,0 +1,69 @@
+"""Data: every source yields ``Batch(index, inputs, labels)``, seeded and replayable.
+
+>>> splits = open_data(DataSettings(source="digits"))
+>>> batch = next(SplitBatches(splits.train, batch_size=4, train=True).epoch(0))
+>>> batch.inputs.shape, splits.sizes()
+(torch.Size([4, 1, 8, 8]), {'train': 1437, 'test': 360, 'labelled': 1437, 'corrupt': 0})
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from tutelage.data.batches import SplitBatches
+from tutelage.data.digits import open_digits
+from tutelage.data.folder import open_folder
+from tutelage.data.hub import open_hub
+from tutelage.data.own import from_datasets
+from tutelage.data.settings import DataSettings, check
+from tutelage.data.split import Split, Splits, ViewAt
+from tutelage.data.vision import open_vision
+
+__all__ = [
+    "DataSettings",
+    "Split",
+    "SplitBatches",
+    "Splits",
+    "ViewAt",
+    "available",
+    "from_datasets",
+    "open_data",
+]
+
+_SOURCES = {
+    "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
+    "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files or images",
+    "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
+    "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
+}
+_DOORS = {"hf": open_hub, "imagefolder": open_folder, "torchvision": open_vision}
+
+
+def available() -> list[tuple[str, str]]:
+    """Return each kind of source: how it is typed, and what it is."""
+    return list(_SOURCES.items())
+
+
+def open_data(settings: DataSettings) -> Splits:
+    """Open a data set.
+
+    Args:
+        settings: what to open and how to divide it; checked here.
+
+    Raises:
+        ValueError: a setting is out of range, the source is unknown, or its content does not fit.
+        FileNotFoundError: there is nothing under that name.
+        ImportError: an optional library is missing.
+    """
+    check(settings)
+    if settings.source == "digits":
+        return open_digits(settings)
+    kind, _, name = settings.source.partition(":")
+    if kind in _DOORS and name:
+        return _DOORS[kind](name, settings)
+    patterns = list(_SOURCES)
+    typed = [pattern.partition(":")[0] for pattern in patterns]
+    near = patterns[typed.index(difflib.get_close_matches(kind, typed, n=1, cutoff=0.0)[0])]
+    raise ValueError(
+        f"data.source: expected one of {', '.join(patterns)}, got {settings.source!r}; type data.source={near}"
+    )

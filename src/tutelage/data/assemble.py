@@ -1,0 +1,249 @@
+"""From a source's images and labels to splits: shape, memory or stream, validation, labels, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tutelage.data import cache, hashing
+from tutelage.data.holdout import keep_labels, stratified
+from tutelage.data.images import Layout, Reader, Subset, decode_all, find_layout, stop_on
+from tutelage.data.memory import MemorySplit
+from tutelage.data.split import Split, Splits
+from tutelage.data.stream import StreamSplit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tutelage.data.settings import DataSettings
+
+HELD_OUT = 0.2
+"""The fraction that becomes the test set of a source that has none."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Images and labels of one half of a source.
+
+    Attributes:
+        reader: of the images.
+        labels: ``(images,)`` int64.
+        identity: bytes that change with the images, for sets too large to be read for that.
+    """
+
+    reader: Reader
+    labels: NDArray[np.int64]
+    identity: bytes = b""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images of one half of a source, decoded.
+
+    Attributes:
+        values: ``(images, height, width, channels)`` uint8.
+        labels: ``(images,)`` int64.
+        corrupt: names of images that were left out.
+    """
+
+    values: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    corrupt: tuple[str, ...] = ()
+
+
+def cut_test(raw: Raw, *, seed: int) -> tuple[Raw, Raw, str]:
+    """Divide a source without a test set, stratified; return both halves and the note that says so."""
+    count = round(len(raw.labels) * HELD_OUT)
+    held = stratified(raw.labels, count=count, seed=seed, stream=hashing.TEST)
+    rest = np.setdiff1d(np.arange(len(raw.labels)), held)
+    halves = [Raw(Subset(raw.reader, p), raw.labels[p], raw.identity) for p in (rest, held)]
+    note = f"The source has no test set: {count} of its {len(raw.labels)} images were held out (split_seed {seed})."
+    return halves[0], halves[1], note
+
+
+def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: str) -> None:
+    """Refuse labels outside the classes.
+
+    Raises:
+        ValueError: one is.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        raise ValueError(
+            f"data.label: expected classes 0 to {classes - 1} in {what}, got {int(labels[wrong[0]])} for sample "
+            f"{int(wrong[0])} ({wrong.size} such); {remedy}"
+        )
+
+
+def from_images(
+    train: Raw,
+    test: Raw,
+    *,
+    class_names: Sequence[str],
+    settings: DataSettings,
+    source: str,
+    notes: Sequence[str] = (),
+    key: str | None = None,
+) -> Splits:
+    """Build splits of encoded images: in memory where they fit, else streamed, as random boxes always are.
+
+    Args:
+        train: what is learned from, and what validation is held out of.
+        test: the other half.
+        class_names: one for each class.
+        settings: checked.
+        source: to show.
+        notes: to show.
+        key: of the decoded pixels' cache; none keeps none.
+    """
+    saved = cache.load(key) if key is not None else None
+    layout = saved[0] if saved else find_layout((train.reader, test.reader), size=settings.size)
+    size = (len(train.labels) + len(test.labels)) * layout.height * layout.width * layout.channels
+    if settings.random_resized_crop or size > settings.memory_limit_mb * 2**20:
+        return _streamed(train, test, layout, class_names=class_names, settings=settings, source=source, notes=notes)
+    if saved:
+        halves = [Pixels(saved[1][name], raw.labels) for name, raw in (("train", train), ("test", test))]
+    else:
+        halves = [_decoded(raw, layout, settings) for raw in (train, test)]
+        if key is not None and not any(half.corrupt for half in halves):
+            cache.save(key, layout, {"train": halves[0].values, "test": halves[1].values})
+    return from_pixels(*halves, class_names=class_names, settings=settings, source=source, notes=notes)
+
+
+def from_pixels(
+    train: Pixels,
+    test: Pixels,
+    *,
+    class_names: Sequence[str],
+    settings: DataSettings,
+    source: str,
+    notes: Sequence[str] = (),
+    divisor: float = 255.0,
+) -> Splits:
+    """Build splits that lie in memory; ``divisor`` is the value of white."""
+
+    def make(half: Pixels, positions: NDArray[np.int64], labels: Tensor, *, corrupt: bool, vary: bool) -> Split:
+        return MemorySplit(
+            pixels=tensors[id(half)],
+            positions=torch.from_numpy(positions),
+            labels=labels,
+            divisor=divisor,
+            crop_padding=settings.crop_padding if vary else 0,
+            flip=settings.flip and vary,
+            corrupt=list(half.corrupt) if corrupt else [],
+        )
+
+    tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
+    content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
+    _, height, width, channels = train.values.shape
+    return _divided(
+        train.labels,
+        test.labels,
+        lambda p, y: make(train, p, y, corrupt=True, vary=True),
+        lambda p, y: make(train, p, y, corrupt=False, vary=False),
+        lambda p, y: make(test, p, y, corrupt=True, vary=False),
+        layout=Layout(height, width, channels, 1.0),
+        content=[*content, f"divisor {divisor}"],
+        class_names=class_names,
+        settings=settings,
+        source=source,
+        notes=notes,
+    )
+
+
+def _decoded(raw: Raw, layout: Layout, settings: DataSettings) -> Pixels:
+    values, kept, faults = decode_all(raw.reader, layout)
+    if faults and (settings.on_corrupt == "stop" or not len(kept)):
+        stop_on(faults[0])
+    return Pixels(values, raw.labels[kept], tuple(fault.name for fault in faults))
+
+
+def _streamed(
+    train: Raw,
+    test: Raw,
+    layout: Layout,
+    *,
+    class_names: Sequence[str],
+    settings: DataSettings,
+    source: str,
+    notes: Sequence[str],
+) -> Splits:
+    def make(raw: Raw, positions: NDArray[np.int64], labels: Tensor) -> Split:
+        return StreamSplit(
+            reader=raw.reader,
+            positions=positions,
+            labels=labels,
+            layout=layout,
+            crop_padding=settings.crop_padding,
+            flip=settings.flip,
+            random_resized_crop=settings.random_resized_crop,
+            workers=settings.workers,
+            on_corrupt=settings.on_corrupt,
+        )
+
+    content = [hashlib.sha256(raw.identity).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
+    return _divided(
+        train.labels,
+        test.labels,
+        lambda p, y: make(train, p, y),
+        lambda p, y: make(train, p, y),
+        lambda p, y: make(test, p, y),
+        layout=layout,
+        content=[*content, str(tuple(layout))],
+        class_names=class_names,
+        settings=settings,
+        source=source,
+        notes=notes,
+    )
+
+
+_Make = Callable[["NDArray[np.int64]", "Tensor"], Split]
+
+
+def _divided(
+    train_labels: NDArray[np.int64],
+    test_labels: NDArray[np.int64],
+    make_train: _Make,
+    make_validation: _Make,
+    make_test: _Make,
+    *,
+    layout: Layout,
+    content: Sequence[str],
+    class_names: Sequence[str],
+    settings: DataSettings,
+    source: str,
+    notes: Sequence[str],
+) -> Splits:
+    count, seed = len(train_labels), settings.split_seed
+    held_count = round(count * settings.validation)
+    if settings.validation and not 0 < held_count < count:
+        raise ValueError(
+            f"data.validation: expected a fraction that leaves samples on both sides of {count}, "
+            f"got {settings.validation}; type data.validation=0"
+        )
+    held = stratified(train_labels, count=held_count, seed=seed, stream=hashing.VALIDATION)
+    rest = np.setdiff1d(np.arange(count), held)
+    labels = train_labels[rest]
+    if settings.labelled is not None:
+        labels = keep_labels(
+            labels, per_class=settings.labelled, classes=len(class_names), seed=seed, stream=hashing.LABELLED
+        )
+    division = cache.digest(rest) + cache.digest(held)
+    return Splits(
+        train=make_train(rest, torch.from_numpy(labels)),
+        validation=make_validation(held, torch.from_numpy(train_labels[held])) if held.size else None,
+        test=make_test(np.arange(len(test_labels)), torch.from_numpy(test_labels)),
+        classes=len(class_names),
+        class_names=tuple(class_names),
+        channels=layout.channels,
+        image_size=(layout.height, layout.width),
+        source=source,
+        fingerprint=hashlib.sha256("\n".join([*content, division]).encode()).hexdigest()[:16],
+        notes=tuple(notes),
+    )

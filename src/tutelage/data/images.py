@@ -1,0 +1,228 @@
+"""Encoded images to 8-bit pixels: readers, layout, decoding."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises on files that are truncated, mistyped or absurd."""
+MARGIN = 256 / 224
+DEFAULT_SIZE = 224
+_CHUNK = 256
+_THREADS = 8
+
+Encoded = bytes | Path | Image.Image
+
+
+class Reader(Protocol):
+    """Images by place, not decoded yet."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def name(self, position: int) -> str:
+        """Return what a user finds the image by; no absolute path."""
+
+    def encoded(self, positions: Sequence[int]) -> list[Encoded]:
+        """Return the images' files; must be safe to call from several threads."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of another reader's images."""
+
+    reader: Reader
+    positions: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def name(self, position: int) -> str:
+        """Return the image's name in the other reader."""
+        return self.reader.name(int(self.positions[position]))
+
+    def encoded(self, positions: Sequence[int]) -> list[Encoded]:
+        """Return the images' files."""
+        return self.reader.encoded([int(p) for p in self.positions[np.asarray(positions, np.int64)]])
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Images that are pixels already: ``(images, height, width, channels)`` uint8."""
+
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, position: int) -> str:
+        """Return the image's place."""
+        return f"sample {position}"
+
+    def encoded(self, positions: Sequence[int]) -> list[Encoded]:
+        """Return the images."""
+        single = self.pixels.shape[-1] == 1
+        return [Image.fromarray(self.pixels[p, :, :, 0] if single else self.pixels[p]) for p in positions]
+
+
+class Layout(NamedTuple):
+    """The one shape that all images of a data set are brought to.
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+        channels: 1 where every image is grey, else 3.
+        margin: the evaluation view is the centre of a copy this much larger.
+    """
+
+    height: int
+    width: int
+    channels: int
+    margin: float
+
+
+class Fault(NamedTuple):
+    """An image that could not be read.
+
+    Attributes:
+        name: of the image.
+        reason: one line.
+    """
+
+    name: str
+    reason: str
+
+
+def open_image(encoded: Encoded) -> Image.Image:
+    """Open an image without decoding its pixels.
+
+    Raises:
+        ValueError: pixels of more than 8 bits, which would be clipped in silence.
+    """
+    if isinstance(encoded, Image.Image):
+        image = encoded
+    else:
+        image = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image.close()
+        raise ValueError(f"expected 8-bit pixels, got mode {image.mode}; convert the image to 8 bits")
+    return image
+
+
+def decode(encoded: Encoded, *, channels: int) -> Image.Image:
+    """Decode an image to grey (1 channel) or RGB (3); transparency is dropped."""
+    with open_image(encoded) as image:
+        if image.mode == "P":
+            return image.convert("RGBA").convert("RGB" if channels == 3 else "L")
+        return image.convert("RGB" if channels == 3 else "L")
+
+
+def centre(image: Image.Image, layout: Layout) -> NDArray[np.uint8]:
+    """Return the evaluation view: resized (bilinear, antialiased) to cover the layout times its margin, centre cut.
+
+    Returns:
+        ``(height, width, channels)`` uint8.
+    """
+    if layout.margin != 1 or image.size != (layout.width, layout.height):
+        scale = layout.margin * max(layout.width / image.width, layout.height / image.height)
+        width = max(layout.width, round(image.width * scale))
+        height = max(layout.height, round(image.height * scale))
+        left, top = (width - layout.width) // 2, (height - layout.height) // 2
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + layout.width, top + layout.height))
+    return pixels_of(image)
+
+
+def cut(image: Image.Image, box: tuple[int, int, int, int], layout: Layout) -> NDArray[np.uint8]:
+    """Return a box of an image, resized (bilinear, antialiased) to the layout."""
+    return pixels_of(image.resize((layout.width, layout.height), Image.Resampling.BILINEAR, box=box))
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Return ``(height, width, channels)`` uint8."""
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's first line, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def find_layout(readers: Iterable[Reader], *, size: int | None) -> Layout:
+    """Decide the shape of a data set from its images' headers, reading no further than the answer needs.
+
+    Raises:
+        ValueError: not one image can be opened.
+    """
+    first: tuple[int, int] | None = None
+    mixed, colour = False, False
+    for reader in readers:
+        for start in range(0, len(reader), _CHUNK):
+            for item in reader.encoded(range(start, min(start + _CHUNK, len(reader)))):
+                try:
+                    image = open_image(item)
+                except UNREADABLE:
+                    continue
+                first = first or image.size
+                mixed |= image.size != first
+                colour |= image.mode not in ("L", "1")
+                if not isinstance(item, Image.Image):
+                    image.close()
+            if mixed and colour:
+                break
+        if mixed and colour:
+            break
+    if first is None:
+        raise ValueError("data.source: expected images, but not one of them can be opened; check the files")
+    width, height = first
+    if size is not None or mixed:
+        width = height = size or DEFAULT_SIZE
+    return Layout(height, width, 3 if colour else 1, MARGIN if mixed else 1.0)
+
+
+def decode_all(reader: Reader, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Fault]]:
+    """Decode a whole reader, in threads (Pillow decodes outside the interpreter's lock).
+
+    Returns:
+        Pixels ``(kept, height, width, channels)``, the places kept, and the images that could not be read.
+    """
+    pixels = np.empty((len(reader), layout.height, layout.width, layout.channels), np.uint8)
+    starts = range(0, len(reader), _CHUNK)
+
+    def work(start: int) -> list[tuple[int, Fault]]:
+        places = range(start, min(start + _CHUNK, len(reader)))
+        faults = []
+        for place, item in zip(places, reader.encoded(places), strict=True):
+            try:
+                pixels[place] = centre(decode(item, channels=layout.channels), layout)
+            except UNREADABLE as error:
+                faults.append((place, Fault(reader.name(place), one_line(error))))
+        return faults
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = [pair for chunk in pool.map(work, starts) for pair in chunk]
+    kept = np.setdiff1d(np.arange(len(reader)), np.array([place for place, _ in found], np.int64))
+    return (pixels[kept] if found else pixels), kept, [fault for _, fault in found]
+
+
+def stop_on(fault: Fault) -> None:
+    """Raise the one error that a corrupt image is."""
+    raise ValueError(
+        f"data.source: expected a readable image, got {fault.name} ({fault.reason}); "
+        "repair or remove the file, or type data.on_corrupt=skip"
+    )

@@ -1,0 +1,58 @@
+"""A split whose pixels lie in memory as one 8-bit tensor; batches are augmented as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from tutelage.data.views import augment, to_float
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tutelage.data.split import ViewAt
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySplit:
+    """Samples of a tensor that several splits may share.
+
+    Attributes:
+        pixels: ``(all, height, width, channels)`` uint8, CPU.
+        positions: ``(len,)`` int64, this split's rows of ``pixels``.
+        labels: ``(len,)`` int64, -100 where unlabelled.
+        divisor: the value of white.
+        crop_padding: pixels on each side.
+        flip: left to right, with probability 1/2.
+        corrupt: images that were left out when the tensor was made.
+    """
+
+    pixels: Tensor
+    positions: Tensor
+    labels: Tensor
+    divisor: float = 255.0
+    crop_padding: int = 0
+    flip: bool = False
+    corrupt: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def fetch(self, index: NDArray[np.int64], *, view: ViewAt | None = None) -> Tensor:
+        """Return float32 ``(batch, channels, height, width)`` in [0, 1], strided as channels-last."""
+        images = self.pixels[self.positions[torch.from_numpy(index)]]
+        if view is not None:
+            images = augment(images, index, view=view, padding=self.crop_padding, flip=self.flip)
+        return to_float(images, divisor=self.divisor)
+
+    def stream(
+        self, requests: Iterable[NDArray[np.int64]], *, view: ViewAt | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Fetch batches in order; all samples can be read."""
+        for index in requests:
+            yield index, self.fetch(index, view=view)

@@ -1,0 +1,74 @@
+"""What a user says about data: plain values, no behaviour beyond checking them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which data set, how it is divided, and how training images are varied."""
+
+    source: str = "digits"
+    """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>`` or ``torchvision:<class name>``."""
+    image: str | None = None
+    """Image column of an ``hf:`` source; unset takes the only image column."""
+    label: str | None = None
+    """Label column of an ``hf:`` source; unset takes the only class-label column."""
+    validation: float = 0.0
+    """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
+    labelled: int | None = None
+    """Training samples per class that keep their label, at least 1; the rest become -100. Unset keeps all."""
+    split_seed: int = 0
+    """Seed of every division of samples: validation, labelled, and a test set where the source has none."""
+    crop_padding: int = 0
+    """Random crops of training images out of a border of zeros this wide; pixels, at least 0."""
+    flip: bool = False
+    """Flip each training image left to right with probability 1/2."""
+    random_resized_crop: bool = False
+    """Train on random boxes of 8 to 100 % of an image's area and aspect ratio 3/4 to 4/3, resized."""
+    size: int | None = None
+    """Side of the square images, pixels, at least 1.
+
+    Unset keeps the size of a data set whose images all have one, and means 224 elsewhere. Images of mixed sizes are
+    evaluated on the centre of a copy whose shorter side is 256/224 of this; images of one size are resized as a whole.
+    """
+    workers: int = 0
+    """Processes that decode a streamed data set, at least 0; no effect on the values."""
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    """On an image that cannot be read: stop and name it, or leave it out and count it."""
+    memory_limit_mb: int = 2048
+    """Largest data set held in memory, MiB of 8-bit pixels, at least 0; a larger one is streamed."""
+    root: str = "data"
+    """Folder that ``torchvision:`` downloads into."""
+
+
+def check(settings: DataSettings) -> None:
+    """Refuse values outside their ranges.
+
+    Raises:
+        ValueError: a value is out of range, or two settings contradict each other.
+    """
+
+    def refuse(name: str, expected: str, example: str) -> None:
+        raise ValueError(
+            f"data.{name}: expected {expected}, got {getattr(settings, name)!r}; type data.{name}={example}"
+        )
+
+    if not 0 <= settings.validation < 1:
+        refuse("validation", "a fraction in [0, 1)", "0.1")
+    if settings.labelled is not None and settings.labelled < 1:
+        refuse("labelled", "at least 1 sample per class, or null for all", "null")
+    if settings.size is not None and settings.size < 1:
+        refuse("size", "at least 1 pixel, or null", "224")
+    for name in ("crop_padding", "workers", "memory_limit_mb"):
+        if getattr(settings, name) < 0:
+            refuse(name, "a whole number of at least 0", "0")
+    if settings.on_corrupt not in ("stop", "skip"):
+        refuse("on_corrupt", "'stop' or 'skip'", "stop")
+    if settings.crop_padding and settings.random_resized_crop:
+        raise ValueError(
+            "data.crop_padding: expected 0 together with data.random_resized_crop=true, "
+            f"got {settings.crop_padding}; type data.crop_padding=0"
+        )

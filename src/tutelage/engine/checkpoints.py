@@ -1,0 +1,124 @@
+"""Checkpoints: safetensors plus plain state, written so that a kill, a crash or a full disk loses nothing.
+
+A checkpoint is a folder ``<stage>-<step>`` with ``tensors.safetensors``, ``state.json`` and ``checksums``. It is written under a
+temporary name, synced, and renamed; the last two are kept. A folder whose checksums do not match is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+from torch import Tensor
+
+from tutelage import records
+
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+CHECKSUMS = "checksums"
+KEPT = 2
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or none could be read."""
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        tensors: by name, on the CPU.
+        state: everything that is not a tensor.
+    """
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: made when the first one is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write one checkpoint and drop the oldest.
+
+        Args:
+            name: sorts after every earlier one.
+            tensors: any layout and device; copied to the CPU, contiguous (safetensors refuses other layouts).
+            state: plain values.
+
+        Raises:
+            CheckpointError: the disk refused; the checkpoints before stay.
+        """
+        plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
+        contents = {TENSORS: safetensors.torch.save(plain), STATE: (json.dumps(state) + "\n").encode()}
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
+        temporary = self.folder / f".{name}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            for file, content in {**contents, CHECKSUMS: sums.encode()}.items():
+                records.write_bytes(temporary / file, content)
+            final = self.folder / name
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.replace(final)
+            records.sync_folder(self.folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            last = self._names()[-1:]
+            raise CheckpointError(
+                f"checkpoint {name}: expected room to write it, got {error.strerror or error}; "
+                f"the last good one is {last[0] if last else 'none'}: free some space and type the same command again to resume"
+            ) from error
+        for old in self._names()[:-KEPT]:
+            shutil.rmtree(self.folder / old, ignore_errors=True)
+
+    def load(self) -> Saved | None:
+        """Read the newest good checkpoint; warn of every newer one that is damaged, and drop it.
+
+        Raises:
+            CheckpointError: there are checkpoints, and every one is damaged.
+        """
+        names = self._names()
+        for name in reversed(names):
+            try:
+                return _read(self.folder / name)
+            except (OSError, ValueError) as error:
+                warnings.warn(
+                    f"checkpoint {name}: expected its checksums to match, got {error}; using the one before it", stacklevel=2
+                )
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+        if names:
+            raise CheckpointError(
+                f"checkpoints: expected a good one among {', '.join(names)}, got none; to start anew, remove the run's folder"
+            )
+        return None
+
+    def _names(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _read(folder: Path) -> Saved:
+    contents = {}
+    for line in (folder / CHECKSUMS).read_text().splitlines():
+        digest, file = line.split("  ")
+        contents[file] = (folder / file).read_bytes()
+        if hashlib.sha256(contents[file]).hexdigest() != digest:
+            raise ValueError(f"another content of {file}")
+    if set(contents) != {TENSORS, STATE}:
+        raise ValueError("an incomplete list")
+    return Saved(safetensors.torch.load(contents[TENSORS]), json.loads(contents[STATE]))

@@ -1,0 +1,441 @@
+"""The training loop: a generator that yields one record an epoch.
+
+It names no method, model or data set. It saves before it yields; whoever iterates logs, plots or stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from tutelage import losses, records, targets
+from tutelage.contracts import UNLABELLED, Batch, Batches, Outputs, Progress, Teacher, Totals
+from tutelage.lesson import Lesson, Taught
+from tutelage.engine import optimise
+from tutelage.engine.checkpoints import Checkpoints, Saved
+from tutelage.engine.evaluate import HeldOut, answer, means, place
+from tutelage.engine.settings import FitSettings
+
+BLAMED = 16
+"""How many samples of a non-finite step are named."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was not finite. The step was not applied."""
+
+
+class Keep(NamedTuple):
+    """Where a run's state goes.
+
+    Attributes:
+        checkpoints: of the run.
+        best: the file for the weights that did best on the selection set.
+        choices: facts that exact resume depends on; a resumed run warns where they differ.
+    """
+
+    checkpoints: Checkpoints
+    best: Path
+    choices: Mapping[str, Any]
+
+
+def accelerator_on(device: str) -> Accelerator:
+    """Return the process's accelerator for ``auto``, ``cpu`` or ``cuda``.
+
+    There is one a process. Its own mixed precision stays off: it would be fixed for every later run of the process.
+
+    Raises:
+        ValueError: CUDA is asked for and is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected a CUDA device, got none that torch can see; type device=cpu or device=auto")
+    if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=_on_cpu(device), mixed_precision="no")
+
+
+def _on_cpu(device: str) -> bool:
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
+def fit(
+    lesson: Lesson,
+    teacher: Teacher | None,
+    batches: Batches,
+    settings: FitSettings,
+    *,
+    accelerator: Accelerator,
+    held_out: Sequence[HeldOut] = (),
+    keep: Keep | None = None,
+    stage: int = 0,
+    to_beat: float | None = None,
+    resume: Saved | None = None,
+) -> Iterator[records.Epoch]:
+    """Train a lesson, yielding a record after every epoch.
+
+    Args:
+        lesson: the student with its objective.
+        teacher: asked about every batch; none where the objective needs none.
+        batches: the training set.
+        settings: how to train.
+        accelerator: where.
+        held_out: sets to evaluate the student on after every epoch; the first is the one that ``best`` is chosen by.
+        keep: where checkpoints and the best weights go; none to keep nothing.
+        stage: a number that orders the fits of one run.
+        to_beat: the best accuracy of earlier stages, a fraction.
+        resume: a checkpoint of this stage to go on from.
+
+    Raises:
+        NonFiniteError: a loss or gradient was not finite and ``settings.nonfinite`` is ``stop``.
+        CheckpointError: a checkpoint could not be written.
+    """
+    fitting = _Fit(lesson, teacher, batches, settings, accelerator, held_out, keep, stage, to_beat)
+    if resume is not None:
+        fitting.restore(resume)
+    while fitting.epoch < settings.epochs:
+        yield fitting.run_epoch()
+
+
+class _Fit:
+    """The state of one fit, and the steps that change it."""
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        teacher: Teacher | None,
+        batches: Batches,
+        settings: FitSettings,
+        accelerator: Accelerator,
+        held_out: Sequence[HeldOut],
+        keep: Keep | None,
+        stage: int,
+        to_beat: float | None,
+    ) -> None:
+        if settings.accumulate > 1 and lesson.objective.needs.coupled:
+            raise ValueError(
+                f"accumulate: expected 1 for an objective that couples a batch's samples, got {settings.accumulate}; "
+                "its value would change with the micro-batches: type accumulate=1"
+            )
+        self.device = accelerator.device
+        self.accelerator, self.settings, self.batches = accelerator, settings, batches
+        self.held_out, self.keep, self.stage = held_out, keep, stage
+        self.teacher = teacher.to(self.device) if isinstance(teacher, nn.Module) else teacher
+        lesson.to(self.device)
+        if settings.channels_last:
+            _convolutions_last(lesson)
+            if isinstance(self.teacher, nn.Module):
+                _convolutions_last(self.teacher)
+        self.bare = lesson
+        self.optimizer = optimise.build(settings.optimizer, lesson, self.device)
+        self.module, self.prepared = accelerator.prepare(lesson, self.optimizer)
+        self.buffers = list(lesson.buffers())
+        self.gamma = lesson.objective.target_gamma
+        self.names = ("loss", *lesson.objective.names, "correct", "labelled", "entropy", "kl", "agree", "samples", "skipped")
+        self.epoch = self.step = self.step_in_epoch = 0
+        self.history: list[records.Epoch] = []
+        self.to_beat = to_beat
+        self.clear()
+
+    def clear(self) -> None:
+        """Start an epoch's sums; they stay on the device until the epoch ends."""
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
+        self.blame = torch.full((2 + BLAMED,), -1, dtype=torch.int64, device=self.device)
+
+    def run_epoch(self) -> records.Epoch:
+        """Train one epoch, evaluate, keep, and return the record."""
+        started, trained, seconds = time.monotonic(), 0, 0.0
+        saved = started
+        rate = 0.0
+        steps = len(self.batches)
+        stream = self.batches.epoch(
+            self.epoch,
+            start=self.step_in_epoch,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        self.bare.train()
+        for batch in stream:
+            rate = self.set_rate((self.step_in_epoch + 1) / steps)
+            self.take_step(batch, Progress(self.epoch, self.step, self.step / (steps * self.settings.epochs)))
+            trained += len(batch.index)
+            self.step += 1
+            self.step_in_epoch += 1
+            if self.step % self.settings.log_steps == 0:
+                self.look()
+            now = time.monotonic()
+            due = self.settings.checkpoint_steps and self.step_in_epoch % self.settings.checkpoint_steps == 0
+            if self.step_in_epoch < steps and (due or now - saved > self.settings.checkpoint_seconds):
+                self.look()
+                self.save()
+                saved = time.monotonic()
+        self.look()
+        sums = dict(zip(self.names, self.accelerator.reduce(self.sums).tolist(), strict=True))
+        seconds = time.monotonic() - started
+        evaluations = {held.name: self.evaluate(held) for held in self.held_out}
+        self.epoch += 1
+        self.step_in_epoch = 0
+        record: records.Epoch = {
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "step": self.step,
+            "learning_rate": rate,
+            "train": self.train_means(sums),
+            "validation": evaluations.get("validation"),
+            "test": evaluations.get("test"),
+            "images_per_second": trained * self.accelerator.num_processes / max(seconds, 1e-9),
+            "seconds": time.monotonic() - started,
+            "skipped_steps": int(sums["skipped"]),
+        }
+        self.history.append(record)
+        self.keep_best(record)
+        self.clear()
+        self.save()
+        return record
+
+    def set_rate(self, position: float) -> float:
+        """Set the learning rate of the step that ends at this fraction of the epoch."""
+        rate = optimise.learning_rate(
+            self.settings.schedule,
+            self.settings.optimizer.lr,
+            epoch=self.epoch,
+            position=position,
+            epochs=self.settings.epochs,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def take_step(self, batch: Batch, progress: Progress) -> None:
+        """Do one optimizer step; a non-finite one is counted, blamed and not applied. The host waits for nothing."""
+        settings = self.settings
+        batch = Batch(
+            batch.index.to(self.device, non_blocking=True),
+            place(batch.inputs, self.device, channels_last=settings.channels_last),
+            batch.labels.to(self.device, non_blocking=True),
+        )
+        totals = self.count(batch)
+        before = [b.clone() for b in self.buffers]
+        pieces = _cut(batch, settings.accumulate)
+        sums = torch.zeros_like(self.sums)
+        suspects = []
+        for i, piece in enumerate(pieces):
+            last = i == len(pieces) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    answers = self.teacher(piece) if self.teacher is not None else None
+                    taught: Taught = self.module(piece, answers, progress, totals)
+                self.accelerator.backward(taught.loss.total)
+            seen, suspect = self.measure(piece, answers, taught, totals)
+            sums += seen
+            suspects.append(suspect)
+        parameters = [p for p in self.bare.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = torch.isfinite(norm) & torch.isfinite(sums[0])
+        if settings.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+        self.apply(finite, before)
+        sums = torch.where(finite, sums, 0.0)
+        sums[-1] = (~finite).double()
+        self.sums += sums
+        self.accuse(finite, torch.cat(suspects), batch.index)
+
+    def apply(self, finite: Tensor, before: Sequence[Tensor]) -> None:
+        """Step the optimizer if the gradient is finite; else leave parameters and buffers as they were."""
+        if self.device.type == "cpu":
+            if not finite:
+                for buffer, old in zip(self.buffers, before, strict=True):
+                    buffer.copy_(old)
+            else:
+                self.prepared.step()
+        else:
+            # Fused optimizers read these two, which gradient scalers set, and skip on the device.
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+            self.prepared.step()
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(torch.where(finite, buffer, old))
+        self.prepared.zero_grad()
+
+    def count(self, batch: Batch) -> Totals:
+        """Count the step's samples and labels over all processes, as means divide by them."""
+        samples = torch.tensor(float(len(batch.index)), device=self.device)
+        labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().float()
+        if self.accelerator.num_processes == 1:
+            return Totals(samples, labelled)
+        both = self.accelerator.reduce(torch.stack([samples, labelled])) / self.accelerator.num_processes
+        return Totals(both[0], both[1])
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, teacher: Outputs | None, taught: Taught, totals: Totals) -> tuple[Tensor, Tensor]:
+        """Return a micro-batch's share of the epoch's sums, and which of its samples are not finite."""
+        logits = taught.outputs.logits.float()
+        log_q = logits.log_softmax(-1)
+        n = len(batch.index)
+        labels = batch.labels.argmax(-1) if batch.labels.is_floating_point() else batch.labels
+        named = logits.argmax(-1)
+        zero = logits.new_zeros(())
+        kl = agree = zero
+        suspect = ~torch.isfinite(logits).all(-1)
+        if teacher is not None:
+            v = teacher.logits.float()
+            suspect |= ~torch.isfinite(v).all(-1)
+            agree = (named == v.argmax(-1)).sum()
+            if self.gamma is not None:
+                kl = losses.kl_divergence(log_q, (self.gamma * v).log_softmax(-1)).sum()
+        # Terms are means over the whole step already; the epoch's mean weighs each step by its samples.
+        share = totals.samples.double()
+        seen = [taught.loss.total * share, *(part * share for part in taught.loss.parts.values())]
+        seen += [(named == labels).sum(), (labels != UNLABELLED).sum(), targets.shannon_entropy(log_q).sum(), kl, agree]
+        return torch.stack([s.detach().double() for s in (*seen, zero + n, zero)]), suspect
+
+    def accuse(self, finite: Tensor, suspect: Tensor, index: Tensor) -> None:
+        """Remember the first non-finite step of the epoch, and its samples, on the device."""
+        which = torch.where(suspect, index, -1).sort(descending=True).values[:BLAMED]
+        fresh = torch.full_like(self.blame, -1)
+        fresh[0] = self.step
+        fresh[1] = suspect.sum()
+        fresh[2 : 2 + len(which)] = which
+        self.blame = torch.where(~finite & (self.blame[0] < 0), fresh, self.blame)
+
+    def look(self) -> None:
+        """Read what the device has kept of non-finite steps; stop the run if that is what was asked for."""
+        if self.settings.nonfinite == "skip":
+            return
+        step, count, *which = self.blame.tolist()
+        if step < 0:
+            return
+        named = ", ".join(str(i) for i in sorted(i for i in which if i >= 0)) or "none alone (the loss or a gradient was)"
+        more = f" and {count - BLAMED} more" if count > BLAMED else ""
+        raise NonFiniteError(
+            f"step {step + 1} of stage {self.stage + 1}: expected a finite loss and gradient, got NaN or infinity; "
+            f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
+            "look at these samples or lower optimizer.lr, or type nonfinite=skip to go on without such steps"
+        )
+
+    def train_means(self, sums: Mapping[str, float]) -> records.TrainMeans:
+        """Turn an epoch's sums into means."""
+        n = max(sums["samples"], 1.0)
+        taught = self.teacher is not None
+        return {
+            "loss": sums["loss"] / n,
+            "terms": {name: sums[name] / n for name in self.bare.objective.names},
+            "accuracy": sums["correct"] / sums["labelled"] if sums["labelled"] else None,
+            "entropy": sums["entropy"] / n,
+            "kl_to_target": sums["kl"] / n if taught and self.gamma is not None else None,
+            "agreement": sums["agree"] / n if taught else None,
+            "samples": int(sums["samples"]),
+        }
+
+    def evaluate(self, held: HeldOut) -> records.EvaluationMeans:
+        """Evaluate the student on a held-out set."""
+        answers = answer(
+            self.bare.student,
+            held.batches,
+            device=self.device,
+            precision=self.settings.precision,
+            channels_last=self.settings.channels_last,
+        )
+        return means(held.name, answers, held.teacher, gamma=self.gamma)
+
+    def keep_best(self, record: records.Epoch) -> None:
+        """Keep the student's weights if they are the best so far on the first held-out set."""
+        if not self.held_out:
+            return
+        name = self.held_out[0].name
+        evaluation = record["validation"] if name == "validation" else record["test"]
+        if evaluation is None or evaluation["accuracy"] is None:
+            return
+        if self.to_beat is None or evaluation["accuracy"] > self.to_beat:
+            self.to_beat = evaluation["accuracy"]
+            if self.keep is not None and self.accelerator.is_main_process:
+                records.write_bytes(self.keep.best, safetensors.torch.save(plain_state(self.bare.student)))
+
+    def save(self) -> None:
+        """Write a checkpoint from which the run goes on with the same bits."""
+        if self.keep is None or not self.accelerator.is_main_process:
+            return
+        tensors = {f"lesson.{name}": tensor for name, tensor in self.bare.state_dict().items()}
+        optimizer = self.optimizer.state_dict()
+        plain: dict[str, dict[str, Any]] = {}
+        for i, values in optimizer["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{i}.{name}"] = value
+                else:
+                    plain.setdefault(str(i), {})[name] = value
+        tensors["sums"], tensors["blame"] = self.sums, self.blame
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "step": self.step,
+            "step_in_epoch": self.step_in_epoch,
+            "optimizer": {"plain": plain, "groups": optimizer["param_groups"]},
+            "rng": {"python": random.getstate(), "numpy": _numpy_state()},
+            "history": self.history,
+            "to_beat": self.to_beat,
+            "choices": dict(self.keep.choices),
+        }
+        self.keep.checkpoints.save(f"{self.stage:02d}-{self.step:09d}", tensors, state)
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from a checkpoint of this stage."""
+        tensors, state = saved
+        self.bare.load_state_dict(_under("lesson.", tensors))
+        moments: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in state["optimizer"]["plain"].items()}
+        for name, tensor in _under("optimizer.", tensors).items():
+            i, key = name.split(".", 1)
+            moments.setdefault(int(i), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": moments, "param_groups": state["optimizer"]["groups"]})
+        self.epoch, self.step, self.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
+        self.history, self.to_beat = state["history"], state["to_beat"]
+        self.sums, self.blame = tensors["sums"].to(self.device), tensors["blame"].to(self.device)
+        restore_random(saved, self.device)
+
+
+def restore_random(saved: Saved, device: torch.device) -> None:
+    """Put every random generator where it was when a checkpoint was written."""
+    torch.set_rng_state(saved.tensors["rng.cpu"])
+    if device.type == "cuda" and "rng.cuda" in saved.tensors:
+        torch.cuda.set_rng_state(saved.tensors["rng.cuda"], device)
+    version, words, gauss = saved.state["rng"]["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = saved.state["rng"]["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  the state of the user's own code
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's state on the CPU, contiguous, each tensor its own memory: what safetensors accepts."""
+    network = getattr(module, "network", module)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+
+
+def _numpy_state() -> list[Any]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  the state of the user's own code
+    return [kind, keys.tolist(), *rest]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _convolutions_last(module: nn.Module) -> None:
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _cut(batch: Batch, pieces: int) -> list[Batch]:
+    if pieces == 1:
+        return [batch]
+    parts = zip(*(tensor.chunk(pieces) for tensor in batch), strict=True)
+    return [Batch(*part) for part in parts]

@@ -1,0 +1,59 @@
+"""Optimizers and learning rates. A rate is a pure function of where in the run a step is; there is no schedule object to restore."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from tutelage.engine.settings import SGD, Constant, MultiStep, Optimizer, Schedule, Step
+
+
+def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """Build the optimizer of a module's trainable parameters."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("student: expected trainable parameters, got none; unfreeze it with requires_grad_(True)")
+    # On CUDA the fused form can skip a non-finite step without the host being asked.
+    fused = device.type == "cuda"
+    if isinstance(settings, SGD):
+        return torch.optim.SGD(
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+            fused=fused,
+        )
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
+    )
+
+
+def learning_rate(schedule: Schedule, peak: float, *, epoch: int, position: float, epochs: int) -> float:
+    """Return the rate of one step.
+
+    Args:
+        schedule: its shape.
+        peak: the optimizer's ``lr``.
+        epoch: epochs done before this one.
+        position: fraction of the epoch done, in (0, 1]: a step's own end, so that a warm-up's first rate is not 0.
+        epochs: of the whole run.
+    """
+    now = epoch + position
+    if now < schedule.warmup:
+        return peak * now / schedule.warmup
+    match schedule:
+        case Constant():
+            return peak
+        case Step():
+            return peak * schedule.factor ** (epoch // schedule.every)
+        case MultiStep():
+            return peak * schedule.factor ** sum(epoch >= milestone for milestone in schedule.milestones)
+    done = min(1.0, (now - schedule.warmup) / max(epochs - schedule.warmup, 1e-12))
+    return peak * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2)

@@ -1,0 +1,142 @@
+"""How a run is trained: plain frozen dataclasses, which recipes validate and the loop reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent; the defaults are the CIFAR-100 protocol's, weight decay on every parameter.
+
+    Attributes:
+        lr: peak learning rate, > 0.
+        momentum: in [0, 1).
+        weight_decay: >= 0.
+        nesterov: Nesterov's momentum.
+    """
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019); no decay on one-dimensional parameters (norms, biases).
+
+    Attributes:
+        lr: peak learning rate, > 0.
+        betas: decay rates of the two moments, each in [0, 1).
+        eps: > 0.
+        weight_decay: >= 0, decoupled.
+    """
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The peak rate throughout.
+
+    Attributes:
+        warmup: epochs over which the rate rises in a straight line from 0; may be a fraction of one.
+    """
+
+    name: Literal["constant"] = "constant"
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Times ``factor`` after every ``every`` epochs.
+
+    Attributes:
+        every: epochs, >= 1.
+        factor: > 0.
+        warmup: epochs over which the rate rises in a straight line from 0.
+    """
+
+    name: Literal["step"] = "step"
+    every: int = 30
+    factor: float = 0.1
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True)
+class MultiStep:
+    """Times ``factor`` after each of ``milestones``: with 150, epoch 151 is the first at the lower rate.
+
+    Attributes:
+        milestones: epochs, ascending.
+        factor: > 0.
+        warmup: epochs over which the rate rises in a straight line from 0.
+    """
+
+    name: Literal["multistep"] = "multistep"
+    milestones: tuple[int, ...] = (150, 180, 210)
+    factor: float = 0.1
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from the peak to ``final``, step by step, after the warm-up.
+
+    Attributes:
+        final: the rate at the end, as a fraction of the peak, in [0, 1].
+        warmup: epochs over which the rate rises in a straight line from 0.
+    """
+
+    name: Literal["cosine"] = "cosine"
+    final: float = 0.0
+    warmup: float = 0.0
+
+
+Optimizer = SGD | AdamW
+Schedule = Constant | Step | MultiStep | Cosine
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What the loop does.
+
+    Attributes:
+        epochs: >= 1.
+        accumulate: micro-batches that a batch is cut into, >= 1; losses and gradients are those of the whole batch.
+        clip: largest L2 norm of the gradient; none for no clipping.
+        precision: ``fp32``, or ``bf16`` autocast for the networks (terms are float32 either way).
+        channels_last: memory layout of convolutions, for speed.
+        nonfinite: what a non-finite loss or gradient does: ``stop`` the run, or ``skip`` the step; it is never applied.
+        checkpoint_steps: steps between checkpoints within an epoch; none for none. One is written after every epoch.
+        checkpoint_seconds: time between checkpoints within an epoch, seconds.
+        log_steps: steps between looks at what the device has counted.
+    """
+
+    epochs: int = 240
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: Schedule = field(default_factory=Constant)
+    accumulate: int = 1
+    clip: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+    nonfinite: Literal["stop", "skip"] = "stop"
+    checkpoint_steps: int | None = None
+    checkpoint_seconds: float = 300.0
+    log_steps: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {getattr(self, name)}; for example {name}=1")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip: expected a gradient norm > 0, got {self.clip}; for no clipping type clip=null")
+        if not self.optimizer.lr > 0:
+            raise ValueError(f"optimizer.lr: expected a number > 0, got {self.optimizer.lr}; for example optimizer.lr=0.05")

@@ -1,0 +1,86 @@
+"""What a manifest says of the machine, the software and the command: never a path, a user or a host name."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path, PurePath
+from typing import Any
+
+import psutil
+import torch
+
+from tutelage.version import __version__
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "scikit-learn", "safetensors", "pydantic", "pillow"
+)  # fmt: skip
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Describe the machine: processor, cores, memory in GB, and the accelerator in use."""
+    return {
+        "device": device.type,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def software() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {"python": platform.python_version(), "system": platform.system()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def version() -> dict[str, str | None]:
+    """Return this package's version and, where it runs from a checkout, the commit, marked where files differ from it."""
+    here = Path(__file__).parent
+    commit = _git(here, "rev-parse", "HEAD")
+    if commit and _git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here)):
+        commit += "+changes"
+    return {"version": __version__, "commit": commit}
+
+
+def without_paths(value: Any) -> Any:
+    """Reduce every absolute path in a value to its last component: a record speaks of no one's folders."""
+    if isinstance(value, dict):
+        return {key: without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(?<![\w.~/])(?:~|/)[^\s:=,'\"]*/[^\s:=,'\"]*", lambda match: PurePath(match[0]).name, value)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(folder), *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = re.findall(r"model name\s*:\s*(.+)", text)
+    return names[0].strip() if names else platform.machine()

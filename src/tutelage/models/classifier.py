@@ -1,0 +1,99 @@
+"""A network behind its door: inputs in [0, 1] are normalised by the card's statistics, logits come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.models.card import Card
+
+
+class Classifier(nn.Module):
+    """A network together with its card.
+
+    ``logits = network((x - mean) / std)``, or ``network(x)`` where the card has no statistics. The statistics are no
+    part of the state: what is saved is ``classifier.network.state_dict()``, with the names its publisher gave.
+
+    Args:
+        network: takes ``(batch, ...)`` and returns logits ``(batch, ..., classes)`` as one tensor.
+        card: what it is.
+
+    Attributes:
+        network: the bare module.
+        card: the card; the statistics are read from it once, when the classifier is made.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, network: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.network = network
+        self.card = card
+        for name, values in (("mean", card.mean), ("std", card.std)):
+            self.register_buffer(name, None if values is None else _column(values), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits.
+
+        Args:
+            inputs: ``(batch, channels, height, width)``, floating point, values in [0, 1]; any shape and dtype that the
+                network takes where the card has no statistics.
+
+        Returns:
+            ``(batch, classes)``; more axes in between for networks that classify more than one thing a sample.
+
+        Raises:
+            TypeError: if the inputs are whole numbers, or the network returns something else than one tensor.
+            ValueError: if the number of channels is not the card's.
+        """
+        logits = self.network(self.normalise(inputs))
+        if not isinstance(logits, Tensor) or logits.dim() < 2:
+            got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise TypeError(
+                f"{self.card.name}: expected the network to return logits, one tensor of shape (batch, classes), "
+                f"got {got}; wrap the network in a module that returns its logits alone"
+            )
+        return logits
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Subtract the card's mean and divide by its standard deviation, each channel its own.
+
+        Computed in at least float32 and returned in the dtype of the inputs.
+        """
+        if self.mean is None or self.std is None:
+            return inputs
+        if not inputs.is_floating_point():
+            raise TypeError(
+                f"inputs: expected floating point values in [0, 1] for {self.card.name}, got {inputs.dtype}; "
+                "type inputs.float() / 255"
+            )
+        if inputs.dim() < 3 or inputs.shape[-3] != self.card.channels:
+            raise ValueError(
+                f"inputs: expected (batch, {self.card.channels}, height, width) for {self.card.name}, "
+                f"got {tuple(inputs.shape)}; create the model with channels= as many as the data has"
+            )
+        return ((inputs - self.mean) / self.std).to(inputs.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classifier:
+        super()._apply(fn, recurse)
+        # A mean rounded to bfloat16 is off by up to 0.002, so .to(bfloat16) must not round it; .double() must not
+        # keep what float32 rounded.
+        for name, values in (("mean", self.card.mean), ("std", self.card.std)):
+            moved = getattr(self, name)
+            if values is not None and moved is not None:
+                setattr(self, name, _column(values, like=moved))
+        return self
+
+    def extra_repr(self) -> str:
+        """Name the model where a module is printed."""
+        return f"{self.card.name}, classes={self.card.classes}"
+
+
+def _column(values: tuple[float, ...], *, like: Tensor | None = None) -> Tensor:
+    if like is None:
+        return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.tensor(values, dtype=dtype, device=like.device).reshape(-1, 1, 1)

@@ -1,0 +1,70 @@
+"""What a door finds behind a name, before any weight is made: the card, and how to build the network."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from tutelage.models.card import Card
+
+
+class Wish(NamedTuple):
+    """What the caller asks of a model besides its name.
+
+    Attributes:
+        classes: none for the model's own.
+        channels: input channels.
+        image_size: ``(height, width)`` in pixels; none for the model's own.
+        trust_code: whether a file of the user's own may be run.
+        tagged: whether the name's tag may fetch weights; without, it fixes the card alone.
+    """
+
+    classes: int | None = None
+    channels: int = 3
+    image_size: tuple[int, int] | None = None
+    trust_code: bool = False
+    tagged: bool = True
+
+
+class Plan(NamedTuple):
+    """How to make the model that a name stands for.
+
+    Attributes:
+        card: with the number of classes that the name's own weights have, or that were asked for.
+        build: makes the network with random weights for a number of classes.
+        fetch: makes the network with the weights that the name's tag fixes; none without a tag.
+    """
+
+    card: Card
+    build: Callable[[int], nn.Module]
+    fetch: Callable[[], nn.Module] | None = None
+
+
+def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> ValueError:
+    """Make the error for a name that no door knows, with the nearest names it might have been.
+
+    Args:
+        name: what was typed.
+        known: names as they would be typed.
+        else_type: what shows them all.
+    """
+    full = {one: one for one in known}
+    bare = {one.partition(":")[2]: one for one in full}
+    near = dict.fromkeys((bare | full)[one] for one in difflib.get_close_matches(name, bare | full, n=4, cutoff=0.6))
+    hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
+    return ValueError(f"model: expected a known name, got {name!r}; {hint}`{else_type}` lists the names")
+
+
+def resized(statistics: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Fit channel statistics to another number of channels: each gets the mean of the given ones.
+
+    >>> resized((0.25, 0.5, 0.75), 1)
+    (0.5,)
+    """
+    if len(statistics) == channels:
+        return tuple(float(value) for value in statistics)
+    return (math.fsum(statistics) / len(statistics),) * channels

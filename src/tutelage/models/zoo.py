@@ -1,0 +1,53 @@
+"""Tables of networks by name: a family's file lists its entries, one line merges them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+from torch import nn
+
+
+class Builder(Protocol):
+    """Makes a network with random weights."""
+
+    def __call__(self, *, classes: int, channels: int) -> nn.Module:
+        """Return the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One network of a table.
+
+    Attributes:
+        name: without the door's prefix.
+        build: makes it.
+        parameters: their number at 100 classes and 3 channels.
+        taps: submodules whose outputs are its stages and, last, the pooled embedding.
+        paper: what describes it.
+    """
+
+    name: str
+    build: Builder
+    parameters: int
+    taps: tuple[str, ...]
+    paper: str
+
+
+def table(*families: Iterable[Entry]) -> Mapping[str, Entry]:
+    """Merge families into one table, in their order.
+
+    Raises:
+        ValueError: if two entries have one name.
+    """
+    merged: dict[str, Entry] = {}
+    for entry in (entry for family in families for entry in family):
+        if entry.name in merged:
+            raise ValueError(
+                f"entries: expected each name once, got {entry.name!r} twice "
+                f"({merged[entry.name].paper}; {entry.paper}); rename one of them"
+            )
+        merged[entry.name] = entry
+    return MappingProxyType(merged)

@@ -1,0 +1,227 @@
+"""An objective: an immutable description of named, weighted terms that adds, scales, serialises and binds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Totals
+from tutelage.objectives.schedules import Linear, WarmUp, Weight, weight_at, weight_to_recipe
+from tutelage.objectives.terms import Context, Description
+
+
+@dataclass(frozen=True)
+class Part:
+    """One term with its name and weight."""
+
+    name: str
+    weight: Weight
+    term: Description
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one preset call made, with the factor that the whole of it was scaled by.
+
+    Attributes:
+        parts: its terms.
+        preset: the call's name; none for terms put together by hand, which cannot be written to a recipe.
+        arguments: the call's arguments.
+        scale: a factor on every weight.
+    """
+
+    parts: tuple[Part, ...]
+    preset: str | None = None
+    arguments: Mapping[str, Any] | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a student learns from: ``sum_k weight_k(progress) * mean(term_k)``.
+
+    Presets make objectives; they add and scale::
+
+        objective = objectives.wttm(gamma=0.1, beta=3.0) + 0.5 * objectives.confidence_penalty(weight=0.1)
+
+    The mean of a supervised term is over labelled samples, of any other over all samples, in both cases of a whole optimizer
+    step: all micro-batches and all processes.
+    """
+
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, *parts: Part) -> Objective:
+        """Make an objective of terms put together by hand."""
+        return cls((Piece(parts),))
+
+    def __add__(self, other: Objective) -> Objective:
+        if not isinstance(other, Objective):
+            return NotImplemented
+        both = [o for o in (self, other) if o.supervised]
+        if len(both) == 2:
+            raise ValueError(
+                f"objective: expected one supervised term, got one in {self.name!r} and one in {other.name!r}; "
+                f"zero one of them, for example {other.name}(..., supervised=0)"
+            )
+        return Objective(self.pieces + other.pieces)
+
+    def __mul__(self, factor: float) -> Objective:
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        if not (math.isfinite(factor) and factor > 0):
+            raise ValueError(f"objective: expected a factor > 0, got {factor}; to drop an objective, do not add it")
+        return Objective(tuple(replace(piece, scale=piece.scale * factor) for piece in self.pieces))
+
+    __rmul__ = __mul__
+
+    @property
+    def name(self) -> str:
+        """The presets' names, joined by ``+``."""
+        return "+".join(piece.preset or "custom" for piece in self.pieces)
+
+    @property
+    def parts(self) -> Iterator[tuple[Part, float]]:
+        """Each term with the factor on its weight; names are made unique by a number."""
+        seen: dict[str, int] = {}
+        for piece in self.pieces:
+            for part in piece.parts:
+                seen[part.name] = seen.get(part.name, 0) + 1
+                name = part.name if seen[part.name] == 1 else f"{part.name}_{seen[part.name]}"
+                yield replace(part, name=name), piece.scale
+
+    @property
+    def supervised(self) -> bool:
+        """Whether a term is a cross-entropy with the labels or anything else that reads labels alone."""
+        return any(part.term.needs.labels != "none" and not part.term.needs.teacher for part, _ in self.parts)
+
+    @property
+    def needs(self) -> Needs:
+        """What all the terms need together."""
+        each = [part.term.needs for part, _ in self.parts]
+        kinds = {needs.labels for needs in each}
+        labels = "index" if "index" in kinds else "any" if "any" in kinds else "none"
+        return Needs(any(n.teacher for n in each), labels, any(n.coupled for n in each))
+
+    @property
+    def target_gamma(self) -> float | None:
+        """The exponent of the transformed teacher that is matched; none where no term, or terms of different exponents, do."""
+        gammas = {part.term.target_gamma for part, _ in self.parts} - {None}
+        return gammas.pop() if len(gammas) == 1 else None
+
+    def weights(self) -> dict[str, Any]:
+        """Return each term's weight by name: a number, or a schedule as a recipe writes it."""
+        return {part.name: weight_to_recipe(_scaled(part.weight, scale)) for part, scale in self.parts}
+
+    def to_recipe(self) -> list[dict[str, Any]]:
+        """Return the objective as a recipe writes it: ``[{preset: {argument: value}, scale: number}, ...]``.
+
+        Raises:
+            ValueError: a term was put together by hand, so no preset call makes it.
+        """
+        if any(piece.preset is None for piece in self.pieces):
+            raise ValueError("objective: expected presets, got terms put together by hand; they cannot stand in a recipe")
+        return [
+            {str(piece.preset): _plain(piece.arguments or {})} | ({"scale": piece.scale} if piece.scale != 1 else {})
+            for piece in self.pieces
+        ]
+
+    def bind(self, context: Context = Context()) -> BoundObjective:  # noqa: B008  a named tuple is immutable
+        """Build the objective's fresh module for one run; nothing is shared between two of them."""
+        return BoundObjective(self, context)
+
+
+class BoundObjective(nn.Module):
+    """An objective bound to one run.
+
+    Whatever precision the networks ran in, the terms are computed in float32 at least, with autocast switched off.
+    """
+
+    def __init__(self, objective: Objective, context: Context) -> None:
+        super().__init__()
+        self.needs = objective.needs
+        self.target_gamma = objective.target_gamma
+        self._weights = {part.name: (part.weight, scale) for part, scale in objective.parts}
+        self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in objective.parts})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The terms' names, in order."""
+        return tuple(self._weights)
+
+    def forward(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        progress: Progress = Progress(),  # noqa: B008
+        totals: Totals | None = None,
+    ) -> Loss:
+        """Compute the loss of one (micro-)batch.
+
+        Args:
+            student: its outputs.
+            teacher: its outputs; may be none where no term needs them.
+            batch: the samples.
+            progress: where in the run this is.
+            totals: what means divide by; by default the counts of this batch.
+
+        Returns:
+            The weighted sum, ``()``, and each term's mean.
+        """
+        with torch.autocast(student.logits.device.type, enabled=False):
+            student, teacher = _at_least_float32(student), teacher and _at_least_float32(teacher)
+            totals = totals or count(batch, student.logits)
+            parts, weighted = {}, []
+            for name, term in self.terms.items():
+                mean = _mean(term(student, teacher, batch, progress), term.needs, batch, totals)
+                weight, scale = self._weights[name]
+                parts[name] = mean.detach()
+                weighted.append(mean * (weight_at(weight, progress) * scale))
+            return Loss(torch.stack(weighted).sum(), parts)
+
+
+def count(batch: Batch, logits: Tensor) -> Totals:
+    """Count a batch's samples, and those that have a label, without leaving the device."""
+    samples = logits.new_full((), logits.shape[:-1].numel(), dtype=torch.float32)
+    if batch.labels.is_floating_point():
+        return Totals(samples, samples)
+    return Totals(samples, (batch.labels != UNLABELLED).sum().to(samples))
+
+
+def _mean(values: Tensor, needs: Needs, batch: Batch, totals: Totals) -> Tensor:
+    if values.ndim == 0:
+        return values * (len(batch.index) / totals.samples)
+    return values.sum() / (totals.labelled.clamp(min=1) if needs.labels != "none" else totals.samples)
+
+
+def _at_least_float32(outputs: Outputs) -> Outputs:
+    def up(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+    return Outputs(up(outputs.logits), {name: up(tap) for name, tap in outputs.taps.items()})
+
+
+def _module(term: Any) -> nn.Module:
+    if not isinstance(term, nn.Module):
+        raise TypeError(f"term: expected bind() to return an nn.Module, got {type(term).__name__}")
+    return term
+
+
+def _scaled(weight: Weight, scale: float) -> Weight:
+    if isinstance(weight, Linear):
+        return replace(weight, start=weight.start * scale, end=weight.end * scale)
+    if isinstance(weight, WarmUp):
+        return replace(weight, value=weight.value * scale)
+    return weight * scale
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: weight_to_recipe(value) if isinstance(value, Linear | WarmUp) else value for name, value in arguments.items()
+    }

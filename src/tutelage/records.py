@@ -1,0 +1,227 @@
+"""What a run writes and a report reads: file names, schemas, and how they reach the disk. No torch.
+
+A run's folder holds ``recipe.yaml``, ``manifest.json``, ``metrics.jsonl`` (one `Epoch` a line), ``evaluation.json``,
+``checkpoints/``, ``student.safetensors`` with ``student.json``, ``best.safetensors`` and ``report.html``.
+A comparison's folder holds ``comparison.json`` and one run's folder for each entry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+RECIPE = "recipe.yaml"
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
+COMPARISON = "comparison.json"
+CHECKPOINTS = "checkpoints"
+STUDENT = "student.safetensors"
+CARD = "student.json"
+BEST = "best.safetensors"
+REPORT = "report.html"
+
+
+class TrainMeans(TypedDict):
+    """Means over the training samples of one epoch, taken while training."""
+
+    loss: float
+    terms: dict[str, float]
+    """Each term of the objective, not weighted, in nats."""
+    accuracy: float | None
+    """Over labelled samples; none where there are no labels."""
+    entropy: float
+    """Mean Shannon entropy of the student's distribution, nats."""
+    kl_to_target: float | None
+    """Mean KL from the student's distribution to the transformed teacher that the objective matches, nats."""
+    agreement: float | None
+    """Fraction of samples on which student and teacher name the same class; none without a teacher in the step."""
+    samples: int
+
+
+class EvaluationMeans(TypedDict):
+    """Means over a whole held-out set, in evaluation mode, without augmentation."""
+
+    set: str
+    accuracy: float | None
+    loss: float | None
+    """Cross-entropy, nats."""
+    entropy: float
+    kl_to_target: float | None
+    agreement: float | None
+    samples: int
+
+
+class Epoch(TypedDict):
+    """One line of ``metrics.jsonl``."""
+
+    stage: int
+    epoch: int
+    """Epochs done in this stage, so 1 after the first."""
+    step: int
+    """Optimizer steps done in this stage."""
+    learning_rate: float
+    """Of the epoch's last step."""
+    train: TrainMeans
+    validation: EvaluationMeans | None
+    test: EvaluationMeans | None
+    images_per_second: float
+    """Training only, evaluation left out."""
+    seconds: float
+    """Of the whole epoch, evaluation included; after a resume, of the part since."""
+    skipped_steps: int
+    """Steps with a non-finite loss or gradient, not applied."""
+
+
+class Bin(TypedDict):
+    """One bin of a reliability diagram."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    """Mean top-1 probability of the bin's samples; 0 where it is empty."""
+    accuracy: float
+
+
+class Histogram(TypedDict):
+    """Counts between consecutive edges."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class Judgement(TypedDict):
+    """One network on one held-out set, in detail. Accuracies are fractions, entropies and losses nats."""
+
+    accuracy: float
+    loss: float
+    entropy: float
+    ece: float
+    """Expected calibration error over the reliability bins, a fraction."""
+    per_class: list[float | None]
+    """Accuracy by class; none for a class without samples."""
+    entropy_histogram: Histogram
+    reliability: list[Bin]
+    agreement: NotRequired[float | None]
+    """With the teacher."""
+    kl_to_teacher: NotRequired[float | None]
+    """Mean KL(p || q) at temperature 1, nats."""
+    kl_to_target: NotRequired[float | None]
+
+
+class Best(TypedDict):
+    """The epoch that selection would take."""
+
+    set: str
+    accuracy: float
+    epoch: int
+    stage: int
+
+
+class Evaluation(TypedDict):
+    """``evaluation.json``: the last epoch's student, and its teacher where there is one."""
+
+    set: str
+    samples: int
+    class_names: list[str]
+    student: Judgement
+    teacher: Judgement | None
+    best: Best | None
+    """On the set that selection used; marked as such, the last epoch is what is reported."""
+
+
+class Entry(TypedDict):
+    """One run of a comparison."""
+
+    folder: str
+    """Relative to the comparison's folder."""
+    objective: str
+    """The entry's name in the comparison, such as ``wttm``."""
+    seed: int
+
+
+class Comparison(TypedDict):
+    """``comparison.json``."""
+
+    name: str
+    baseline: str | None
+    """The entry that gains are measured against."""
+    teacher: str | None
+    """The teacher's run folder, relative, where the comparison trained it."""
+    entries: list[Entry]
+
+
+Manifest = dict[str, Any]
+"""``manifest.json``; its keys are documented in ``docs/records.md``."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file as a whole or not at all: temporary name, sync, rename, sync of the folder."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can do that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically. Not-a-number is refused: records are read by strict parsers too."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text())
+
+
+def append_epoch(folder: Path, record: Epoch) -> None:
+    """Add one epoch to a run's metrics, durably."""
+    with (folder / METRICS).open("ab") as file:
+        file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_epochs(folder: Path) -> Iterator[Epoch]:
+    """Yield a run's epochs in order. A torn last line, left by a kill, is passed over."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
+    """Replace a run's metrics as a whole: a resumed run goes on from its checkpoint, not from what was written after it."""
+    write_bytes(folder / METRICS, b"".join((json.dumps(e, allow_nan=False) + "\n").encode() for e in epochs))
+
+
+def best_epoch(epochs: Sequence[Epoch], name: Literal["validation", "test"]) -> Best | None:
+    """Return the first epoch with the highest accuracy on a held-out set; none where that set has no labels."""
+    scored = [(e, held["accuracy"]) for e in epochs if (held := e[name]) is not None and held["accuracy"] is not None]
+    if not scored:
+        return None
+    epoch, accuracy = max(scored, key=lambda pair: pair[1])
+    return {"set": name, "accuracy": accuracy, "epoch": epoch["epoch"], "stage": epoch["stage"]}

@@ -1,0 +1,434 @@
+"""The report: one HTML file that opens without a network, in a run's folder or a comparison's."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from tutelage import records, version
+
+from . import table
+from .figures import Panel, against_teacher, by_epoch, curves_note
+from .reading import Run, Subject, formula, number, read, section, text
+from .table import Row, fixed, percent
+
+GROUPS = {
+    "Run": ("name", "verb", "status", "repeatable", "started", "duration_s", "resumed", "command", "notes"),
+    "Data": ("data",),
+    "Teacher": ("teacher",),
+    "Student": ("student",),
+    "Objective": ("objective", "objective_terms"),
+    "Selection": ("selection",),
+    "Seeds": ("seeds",),
+    "Recipe": ("recipe",),
+    "Hardware": ("hardware",),
+    "Software": ("version", "commit", "schema", "software"),
+}
+"""Where a manifest's keys go; what is in none of them goes to ``Other``."""
+
+OWN = ("name", "command", "started", "duration_s", "resumed")
+"""Keys that every run has its own value of, so that they say nothing about what was compared."""
+
+
+class Tile(NamedTuple):
+    """One figure on top of the page."""
+
+    name: str
+    value: str
+    unit: str
+    aside: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """One part of the manifest as keys and values."""
+
+    title: str
+    items: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A manifest's key with its different values and the runs that have them."""
+
+    key: str
+    cases: list[tuple[str, str]]
+
+
+def write_report(folder: Path | str) -> Path:
+    """Write ``report.html`` into a run's or a comparison's folder, whole or not at all.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        FileNotFoundError: the folder holds no records.
+        ValueError: a record is not JSON.
+    """
+    subject = read(folder)
+    path = subject.folder / records.REPORT
+    records.write_bytes(path, render(subject).encode())
+    return path
+
+
+def render(subject: Subject) -> str:
+    """Return the report as HTML."""
+    found = table.rows(subject)
+    place = table.main_set(found)
+    first = subject.runs[0].manifest if subject.runs else {}
+    beside = "The student against its teacher" if first.get("teacher") else "The student in detail"
+    last = "Of the last epoch's student, on the set that it was evaluated on."
+    last += " Finished runs are pooled. Names in grey are off: click them." if subject.comparison else ""
+    figures = [
+        {"title": title, "note": note, "panels": [_panel(panel, f"{at}-{nth}") for nth, panel in enumerate(panels)]}
+        for at, (title, note, panels) in enumerate(
+            (("By epoch", curves_note(subject), by_epoch(subject)), (beside, last, against_teacher(subject)))
+        )
+    ]
+    page = {
+        "title": subject.name,
+        "kind": _kind(subject),
+        "what": what(subject),
+        "result": result(subject, found),
+        "warnings": list(_warnings(subject)),
+        "tiles": tiles(subject, found),
+        "headings": table.HEADINGS,
+        "rows": [{"role": row.role, "cells": table.cells(row, place), "exact": exact(row)} for row in found],
+        "notes": table.notes(found),
+        "selection": selection(subject),
+        "runs": [_run(subject, run) for run in subject.runs] if subject.comparison else [],
+        "figures": figures,
+        "manifest_title": "Manifest of the first run" if subject.comparison else "Manifest",
+        "manifest": groups(first),
+        "differences": differences(subject.runs),
+        "definitions": definitions(subject),
+        "version": version.__version__,
+        # Markup: plotly.js is code, and holds no closing script tag.
+        "plotly": Markup(get_plotlyjs()) if any(group["panels"] for group in figures) else "",  # noqa: S704
+    }
+    return _environment().get_template("page.html.j2").render(page=page)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+
+
+def _panel(panel: Panel, mark: str) -> dict[str, Any]:
+    # In a script element no entity is decoded, so what could end it is written as JSON's own escapes.
+    body = panel.figure.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    name = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in panel.key)
+    caption = panel.caption
+    return {"id": f"{name}-{mark}", "json": Markup(body), "caption": caption, "label": caption or panel.key}  # noqa: S704
+
+
+# The words on top
+
+
+def _kind(subject: Subject) -> str:
+    if subject.comparison:
+        return "Comparison"
+    return "Distillation run" if subject.runs[0].manifest.get("verb") == "distill" else "Training run"
+
+
+def what(subject: Subject) -> str:
+    """Say in one sentence what was run."""
+    manifest = subject.runs[0].manifest if subject.runs else {}
+    student = text(section(manifest, "student").get("name")) or "a student"
+    teacher = text(section(manifest, "teacher").get("name"))
+    data = text(section(manifest, "data").get("source")) or "unknown data"
+    if subject.comparison:
+        seeds = {run.seed for run in subject.runs}
+        count = len(subject.entries)
+        names = ", ".join(subject.entries)
+        teaching = f" with {teacher or _taught(subject) or 'no teacher'} as the teacher"
+        each = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+        return (
+            f"{count} {'objective' if count == 1 else 'objectives'} ({names}){each}: "
+            f"{student} on {data}{teaching}; {len(subject.runs)} {'run' if len(subject.runs) == 1 else 'runs'}."
+        )
+    run = subject.runs[0]
+    how = f" with {formula(manifest.get('objective'))}" if formula(manifest.get("objective")) else ""
+    after = f" for {_epochs(run)}" if run.epochs else ""
+    if manifest.get("verb") == "distill" or teacher:
+        return f"{student} was distilled from {teacher or 'a teacher'} on {data}{how}{after}."
+    return f"{student} was trained on {data}{how}{after}."
+
+
+def _taught(subject: Subject) -> str | None:
+    names = (text(section(run.manifest, "teacher").get("name")) for run in subject.runs)
+    return next((name for name in names if name), None)
+
+
+def _epochs(run: Run) -> str:
+    return f"{len(run.epochs)} {'epoch' if len(run.epochs) == 1 else 'epochs'}"
+
+
+def result(subject: Subject, found: Sequence[Row]) -> str:
+    """Say in one or two sentences what came out."""
+    students = [row for row in found if row.role != "teacher"]
+    known = [row for row in students if row.accuracy is not None]
+    if not known:
+        running = subject.runs[0] if len(subject.runs) == 1 else None
+        return "No result yet: " + (
+            f"the run is {running.status}, {_epochs(running)} done." if running else "no run has finished."
+        )
+    others = [row for row in known if row.role == "student"]
+    top = max(others or known, key=lambda row: row.accuracy or 0)
+    said = f"{top.name} reaches {percent(top.accuracy, top.std)} % on the {top.set} set"
+    if subject.comparison:
+        if len(others) > 1:
+            beside = " beside the baseline" if len(others) < len(known) else ""
+            said = f"Of {len(others)} objectives{beside} {top.name} has the highest mean, "
+            said += f"{percent(top.accuracy, top.std)} % on the {top.set} set"
+        said += f" (n\u00a0=\u00a0{top.n})" if top.n > 1 else " (one run: its spread is not known)"
+    else:
+        said = f"The student reaches {percent(top.accuracy)} % on the {top.set} set after its last epoch"
+    if top.gain is not None:
+        base = next(row for row in found if row.role == "baseline")
+        points = "point" if f"{abs(top.gain):.2f}" == "1.00" else "points"
+        said += f", {abs(top.gain):.2f} {points} {'above' if top.gain >= 0 else 'below'} {base.name}"
+        said += f" ({percent(base.accuracy, base.std)} %)"
+    teacher = next((row for row in found if row.role == "teacher" and row.accuracy is not None), None)
+    if teacher:
+        on = "" if teacher.set == top.set else f" on the {teacher.set} set"
+        said += f"; the teacher has {percent(teacher.accuracy)} %{on}"
+    return f"{said}."
+
+
+def _warnings(subject: Subject) -> Iterator[str]:
+    waiting = [run for run in subject.runs if not run.finished]
+    if waiting:
+        many = len(waiting) > 1
+        states = ", ".join(f"{run.label}: {run.status}" for run in waiting)
+        of = f"{len(waiting)} of {len(subject.runs)} runs {'are' if many else 'is'} not finished and in no mean"
+        yield f"{of if subject.comparison else 'This run is not finished'} ({states})."
+    for run in subject.runs:
+        skipped = sum(int(number(epoch.get("skipped_steps")) or 0) for epoch in run.epochs)
+        if skipped:
+            yield f"{run.label}: {skipped} steps had a non-finite loss or gradient and were not applied."
+    if any(run.manifest.get("repeatable") is False for run in subject.runs):
+        yield "Made of Python objects that the records cannot name: not repeatable from the folder alone."
+    if any(section(run.manifest, "selection").get("set") == "test" for run in subject.runs):
+        yield "The test set was used for selection."
+
+
+def tiles(subject: Subject, found: Sequence[Row]) -> list[Tile]:
+    """Return the figures that stand on top."""
+    made = []
+    by_role = {role: [row for row in found if row.role == role] for role in ("teacher", "baseline", "student")}
+    for row in by_role["teacher"]:
+        made.append(Tile(f"Teacher, {row.set} accuracy", percent(row.accuracy), "%", row.name))
+    for row in by_role["baseline"]:
+        made.append(
+            Tile(f"Baseline, {row.set} accuracy", percent(row.accuracy, row.std), "%", f"{row.name}, n = {row.n}")
+        )
+    known = [row for row in by_role["student"] if row.accuracy is not None]
+    top = max(known, key=lambda row: row.accuracy or 0, default=None)
+    if top is not None:
+        name = "Highest mean" if subject.comparison else "Student"
+        aside = f"{top.name}, n = {top.n}" if subject.comparison else top.name
+        made.append(Tile(f"{name}, {top.set} accuracy", percent(top.accuracy, top.std), "%", aside))
+        if top.gain is not None:
+            made.append(Tile("Gain over the baseline", fixed(top.gain, 2, sign=True), "points", top.name))
+        elif top.agreement is not None:
+            made.append(Tile("Agreement with the teacher", percent(top.agreement), "%", f"{top.set} set"))
+    if not subject.comparison:
+        seconds = number(subject.runs[0].manifest.get("duration_s"))
+        if seconds is not None:
+            made.append(Tile("Time", duration(seconds), "", _device(subject.runs[0].manifest)))
+    return made
+
+
+def _device(manifest: Mapping[str, Any]) -> str:
+    hardware = section(manifest, "hardware")
+    return text(hardware.get("gpu")) or text(hardware.get("processor")) or text(hardware.get("device")) or ""
+
+
+def duration(seconds: float) -> str:
+    """Write a time in its two largest units.
+
+    Example:
+        >>> duration(4000), duration(75.4), duration(3.21)
+        ('1 h 6 min', '1 min 15 s', '3.2 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(math.floor(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def selection(subject: Subject) -> str:
+    """Say which set chose anything, and that the reported figure is the last epoch's whatever was chosen."""
+    sets = dict.fromkeys(
+        (text(section(run.manifest, "selection").get("set")), text(section(run.manifest, "selection").get("metric")))
+        for run in subject.runs
+    )
+    said = []
+    for place, metric in sets:
+        by = f" by {metric}" if metric else ""
+        if place == "test":
+            said.append(f"The test set was used for selection{by}: the best epoch's figure is optimistic.")
+        elif place == "none":
+            said.append("No set was used for selection.")
+        elif place:
+            said.append(f"The {place} set was used for selection{by}; the test set took no part in it.")
+        else:
+            said.append("The records do not say which set was used for selection.")
+    return " ".join([*said, "The accuracy that is reported is the last epoch's, whichever epoch selection would take."])
+
+
+# Tables
+
+
+def exact(row: Row) -> dict[str, str]:
+    """Return a row's numbers unrounded, as the names and values of data attributes."""
+    values = {
+        "entry": row.name,
+        "role": row.role,
+        "set": row.set,
+        "n": row.n,
+        "accuracy": row.accuracy,
+        "std": row.std,
+        "gain": row.gain,
+        "best": row.best,
+        "best-set": row.best_set,
+        "agreement": row.agreement,
+        "entropy": row.entropy,
+        "kl-to-teacher": row.kl_to_teacher,
+        "ece": row.ece,
+        "unfinished": len(row.unfinished),
+    }
+    return {key: "" if value is None else str(value) for key, value in values.items()}
+
+
+def _run(subject: Subject, run: Run) -> dict[str, Any]:
+    student, best = section(run.evaluation, "student"), section(run.evaluation, "best")
+    folder = Path(os.path.relpath(run.folder, subject.folder)).as_posix()
+    accuracy, top = number(student.get("accuracy")), number(best.get("accuracy"))
+    seconds = number(run.manifest.get("duration_s"))
+    chosen = "" if top is None else f" [{'selected on test' if best.get('set') == 'test' else best.get('set')}]"
+    return {
+        "folder": folder,
+        "link": quote(f"./{folder}/{records.REPORT}") if (run.folder / records.REPORT).exists() else "",
+        "status": run.status,
+        "finished": run.finished,
+        "exact": "" if accuracy is None else str(accuracy),
+        "cells": (
+            run.entry,
+            table.MISSING if run.seed is None else str(run.seed),
+            run.status,
+            str(len(run.epochs)),
+            percent(accuracy),
+            percent(top) + chosen,
+            percent(number(student.get("agreement"))),
+            table.MISSING if seconds is None else duration(seconds),
+        ),
+    }
+
+
+def flatten(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield a nested value's leaves with dotted keys; a list of plain values is one leaf.
+
+    Example:
+        >>> list(flatten({"sizes": {"train": 60, "test": None}, "notes": ["a", "b"]}))
+        [('sizes.train', '60'), ('sizes.test', 'none'), ('notes', 'a, b')]
+    """
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from flatten(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+        for at, inner in enumerate(value):
+            yield from flatten(inner, f"{key}[{at}]")
+    elif isinstance(value, list | tuple):
+        yield key, ", ".join(map(_leaf, value)) or "none"
+    else:
+        yield key, _leaf(value)
+
+
+def _leaf(value: object) -> str:
+    if value is None or value == {}:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def groups(manifest: Mapping[str, Any]) -> list[Group]:
+    """Return a manifest as groups of flat keys; keys that no group names come last."""
+    placed = {key for keys in GROUPS.values() for key in keys}
+    wanted = {**GROUPS, "Other": tuple(key for key in manifest if key not in placed)}
+    made = []
+    for title, keys in wanted.items():
+        items: list[tuple[str, str]] = []
+        for key in keys:
+            if key == "objective" and formula(manifest.get(key)):
+                items.append((key, str(formula(manifest[key]))))
+            elif key in manifest:
+                # Under a heading of its own name a key needs no prefix.
+                items += flatten(manifest[key], "" if _headed(manifest[key], key, title) else key)
+        if items:
+            made.append(Group(title, items))
+    return made
+
+
+def _headed(value: object, key: str, title: str) -> bool:
+    return isinstance(value, Mapping) and bool(value) and (key == title.lower() or key == "software")
+
+
+def differences(runs: Iterable[Run]) -> list[Difference]:
+    """Return the keys that the runs' manifests do not agree on; a run without a manifest has no say."""
+    flat = {}
+    for run in runs:
+        if run.manifest:
+            said = {key: value for key, value in run.manifest.items() if key not in OWN}
+            flat[run.folder.name] = dict(flatten({**said, "objective": formula(said.get("objective"))}))
+    keys = dict.fromkeys(key for one in flat.values() for key in one)
+    made = []
+    for key in keys:
+        cases: dict[str, list[str]] = {}
+        for name, one in flat.items():
+            cases.setdefault(one.get(key, table.MISSING), []).append(name)
+        if len(cases) > 1:
+            made.append(Difference(key, [(value, ", ".join(names)) for value, names in cases.items()]))
+    return made
+
+
+def definitions(subject: Subject) -> list[tuple[str, str]]:
+    """Return what the page's words mean."""
+    judgements = (section(run.evaluation, "student") for run in subject.runs)
+    bins = next((len(one["reliability"]) for one in judgements if one.get("reliability")), None)
+    return [
+        ("Accuracy", "Share of labelled samples whose class is the network's most probable one; the last epoch's."),
+        ("±", "Sample standard deviation over finished runs, with n - 1 in the denominator; none for one run."),
+        ("Agreement", "Share of samples on which student and teacher name the same class, right or wrong."),
+        (
+            "H(q), entropy",
+            "Shannon entropy of the network's distribution q at temperature 1, natural logarithm (nats), "
+            "mean over samples: 0 for a certain network, log K for one that spreads evenly over K classes.",
+        ),
+        (
+            "KL to teacher",
+            "KL(p || q), mean over samples, nats: teacher's distribution p and student's q, both at temperature 1. "
+            "By epoch, KL to the transformed teacher: p is first transformed as the objective does.",
+        ),
+        (
+            "ECE",
+            "Expected calibration error: mean of |accuracy - confidence| over "
+            f"{f'{bins} ' if bins else ''}bins of the top-1 probability, weighted by their samples.",
+        ),
+        ("Points", "Percentage points: a difference of two accuracies in percent."),
+    ]

@@ -1,0 +1,250 @@
+"""Read a run's folder, or a comparison's, into values that tables and figures are made of.
+
+Records of older or broken-off runs may lack keys, so what is missing is ``None`` here and never an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage import records
+
+FINISHED = "finished"
+NOT_STARTED = "not started"
+NOT_EVALUATED = "finished, not evaluated"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's records.
+
+    Attributes:
+        folder: where they were read.
+        entry: its name in a comparison; of a single run, its objective's name.
+        seed: none where the records do not say.
+        status: ``"finished"`` only where there is an evaluation to report too.
+        manifest: empty where there is none.
+        epochs: as far as the run came.
+        evaluation: none where the run did not reach it.
+    """
+
+    folder: Path
+    entry: str
+    seed: int | None
+    status: str
+    manifest: Mapping[str, Any]
+    epochs: tuple[records.Epoch, ...]
+    evaluation: Mapping[str, Any] | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run may take part in means."""
+        return self.status == FINISHED
+
+    @property
+    def label(self) -> str:
+        """Entry and seed, for people."""
+        return self.entry if self.seed is None else f"{self.entry}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about: one run, or a comparison of several.
+
+    Attributes:
+        folder: where it was read and where its report goes.
+        name: for the headline.
+        runs: in the order of the records.
+        baseline: the entry that gains are measured against.
+        teacher: the teacher's own run, where the comparison trained it.
+        comparison: whether this is a comparison, of however many runs.
+    """
+
+    folder: Path
+    name: str
+    runs: tuple[Run, ...]
+    baseline: str | None = None
+    teacher: Run | None = None
+    comparison: bool = False
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Entries' names, the baseline first, then as they first appear."""
+        names = dict.fromkeys(run.entry for run in self.runs)
+        return tuple(sorted(names, key=lambda name: name != self.baseline))
+
+    def of(self, entry: str, *, finished: bool = True) -> tuple[Run, ...]:
+        """Return an entry's finished runs, or those that are not."""
+        return tuple(run for run in self.runs if run.entry == entry and run.finished == finished)
+
+
+def read(folder: Path | str) -> Subject:
+    """Read whatever lies in a folder: a comparison where it holds ``comparison.json``, a run otherwise.
+
+    Raises:
+        FileNotFoundError: the folder holds the records of neither.
+        ValueError: a record is not JSON of the right kind.
+    """
+    folder = Path(folder)
+    comparison = mapping(folder / records.COMPARISON)
+    if comparison is not None:
+        return _comparison(folder, comparison)
+    if not (folder / records.MANIFEST).exists():
+        raise FileNotFoundError(
+            f"`folder` must be a run's or a comparison's, with {records.MANIFEST} or {records.COMPARISON} in it, "
+            f"got {str(folder)!r}; type the folder that `tutelage train`, `distill` or `compare` printed"
+        )
+    run = read_run(folder)
+    return Subject(folder=folder, name=text(run.manifest.get("name")) or _folder_name(folder), runs=(run,))
+
+
+def read_run(folder: Path, *, entry: str | None = None, seed: int | None = None) -> Run:
+    """Read one run's folder; what is not there is left empty."""
+    manifest = mapping(folder / records.MANIFEST)
+    evaluation = mapping(folder / records.EVALUATION)
+    if manifest is None:
+        status = NOT_STARTED
+    else:
+        status = text(manifest.get("status")) or (FINISHED if evaluation else "unknown")
+        if status == FINISHED and evaluation is None:
+            status = NOT_EVALUATED
+    manifest = manifest or {}
+    if seed is None:
+        recorded = section(manifest, "seeds").get("seed")
+        seed = recorded if isinstance(recorded, int) else None
+    entry = entry or presets(manifest.get("objective")) or text(manifest.get("name")) or _folder_name(folder)
+    epochs = tuple(epoch for epoch in records.read_epochs(folder) if isinstance(epoch, dict))
+    return Run(folder, entry, seed, status, manifest, epochs, evaluation)
+
+
+def _comparison(folder: Path, comparison: Mapping[str, Any]) -> Subject:
+    runs = []
+    for entry in comparison.get("entries") or ():
+        seed = entry.get("seed")
+        place = str(entry.get("folder", ""))
+        name = text(entry.get("objective")) or place
+        runs.append(read_run(folder / place, entry=name, seed=seed if isinstance(seed, int) else None))
+    teacher = text(comparison.get("teacher"))
+    return Subject(
+        folder=folder,
+        name=text(comparison.get("name")) or _folder_name(folder),
+        runs=tuple(runs),
+        baseline=text(comparison.get("baseline")),
+        teacher=read_run(folder / teacher, entry="teacher") if teacher else None,
+        comparison=True,
+    )
+
+
+def _folder_name(folder: Path) -> str:
+    return folder.resolve().name
+
+
+def mapping(path: Path) -> Mapping[str, Any] | None:
+    """Read a JSON object; none where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        value = records.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} must be JSON, got: {error}; restore the file or run again") from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{str(path)!r} must hold a JSON object, got {type(value).__name__}; restore the file or run again"
+        )
+    return value
+
+
+def section(value: Mapping[str, Any] | None, *keys: str) -> Mapping[str, Any]:
+    """Return a nested object, empty where any step to it is missing or null."""
+    for key in keys:
+        found = value.get(key) if value else None
+        value = found if isinstance(found, Mapping) else {}
+    return value or {}
+
+
+def number(value: object) -> float | None:
+    """Return a finite number as it is, and none for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def text(value: object) -> str | None:
+    """Return a non-empty string as it is, and none for anything else."""
+    return value if isinstance(value, str) and value else None
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean, or none where there are no values or one is missing: no mean over a silent part."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(found) else None
+
+
+def deviation(values: Sequence[float | None]) -> float | None:
+    """Return the sample standard deviation (n - 1), or none below two values or where one is missing."""
+    centre = mean(values)
+    if centre is None or len(values) < 2:
+        return None
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values if value is not None) / (len(values) - 1))
+
+
+def _parts(objective: object) -> list[tuple[str, object, object]]:
+    """Name, arguments and scale of every preset of a recorded objective."""
+    found: list[tuple[str, object, object]] = []
+    for item in objective if isinstance(objective, list | tuple) else [objective]:
+        if isinstance(item, str):
+            found.append((item, {}, None))
+        elif isinstance(item, Mapping):
+            found += [(str(name), args, item.get("scale")) for name, args in item.items() if name != "scale"]
+    return found
+
+
+def presets(objective: object) -> str | None:
+    """Name an objective's presets: ``wttm + crd``."""
+    return " + ".join(name for name, _, _ in _parts(objective)) or None
+
+
+def formula(objective: object) -> str | None:
+    """Write an objective as it would be typed: ``wttm(gamma=0.1, beta=3.0) + 0.8 * crd()``."""
+    written = []
+    for name, args, scale in _parts(objective):
+        given = ", ".join(f"{key}={value!r}" for key, value in args.items()) if isinstance(args, Mapping) else ""
+        factor = "" if scale is None or scale == 1 else f"{scale} * "
+        written.append(f"{factor}{name}({given})")
+    return " + ".join(written) or None
+
+
+def teachers(subject: Subject) -> list[tuple[Mapping[str, Any], str | None]]:
+    """Return the teachers' judgements with the sets they were made on, a list for each different teacher merged.
+
+    Students that share a teacher each record it; it counts once. Where none does, the teacher's own run is asked.
+    """
+    found: dict[str, list[tuple[Mapping[str, Any], str | None]]] = {}
+    for run in subject.runs:
+        judgement = section(run.evaluation, "teacher")
+        if judgement:
+            mark = str(section(run.manifest, "teacher").get("fingerprint"))
+            found.setdefault(mark, []).append((judgement, text(section(run.evaluation).get("set"))))
+    if found:
+        return [_merged(same) for same in found.values()]
+    if subject.teacher is not None and subject.teacher.evaluation is not None:
+        own = section(subject.teacher.evaluation, "student")
+        return [(own, text(subject.teacher.evaluation.get("set")))]
+    for run in subject.runs:
+        recorded = section(run.manifest, "teacher")
+        if number(recorded.get("accuracy")) is not None:
+            return [({"accuracy": recorded["accuracy"]}, text(recorded.get("set")))]
+    return []
+
+
+def _merged(same: list[tuple[Mapping[str, Any], str | None]]) -> tuple[Mapping[str, Any], str | None]:
+    """One teacher judged several times: on one set the judgements are equal, on several splits their mean stands."""
+    first, on = same[0]
+    means = {key: mean(number(one.get(key)) for one, _ in same) for key in ("accuracy", "loss", "entropy", "ece")}
+    sets = dict.fromkeys(place for _, place in same)
+    return {**first, **means}, on if len(sets) == 1 else " and ".join(str(place) for place in sets)

@@ -1,0 +1,631 @@
+"""One run, from a recipe to its folder: build, check, fit, judge, record; resume and repeat."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from tutelage import data, manifest, models, objectives, recipes, records
+from tutelage.contracts import UNLABELLED, Batch, Batches
+from tutelage.data.settings import DataSettings
+from tutelage.engine import (
+    Answers,
+    Checkpoints,
+    FitSettings,
+    HeldOut,
+    Keep,
+    Saved,
+    accelerator_on,
+    answer,
+    better_than_chance,
+    fit,
+    judge,
+)
+from tutelage.lesson import FrozenTeacher, Lesson
+from tutelage.models import Classifier
+from tutelage.objectives import Context, Objective
+from tutelage.recipes import Network, Recipe, RecipeError
+
+Verb = Literal["train", "distill"]
+
+
+class Display(Protocol):
+    """Whoever shows a run as it goes."""
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """A fit of so many steps begins, some of them done before a resume."""
+
+    def tick(self) -> None:
+        """One step is done."""
+
+    def say(self, text: str) -> None:
+        """Something that the user should read."""
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """Show nothing."""
+
+    def tick(self) -> None:
+        """Show nothing."""
+
+    def say(self, text: str) -> None:
+        """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what stands in it.
+
+    Attributes:
+        folder: of the run.
+    """
+
+    folder: Path
+
+    @property
+    def manifest(self) -> records.Manifest:
+        """The manifest."""
+        return records.read_json(self.folder / records.MANIFEST)
+
+    @property
+    def epochs(self) -> list[records.Epoch]:
+        """The metrics of every epoch."""
+        return list(records.read_epochs(self.folder))
+
+    @property
+    def evaluation(self) -> records.Evaluation:
+        """The last epoch's student, judged on the test set."""
+        return records.read_json(self.folder / records.EVALUATION)
+
+    @property
+    def accuracy(self) -> float:
+        """The student's accuracy after the last epoch, a fraction."""
+        return self.evaluation["student"]["accuracy"]
+
+    @property
+    def student(self) -> Classifier:
+        """The student, ready to predict."""
+        return load(self.folder)
+
+
+class Material(NamedTuple):
+    """A run's objects.
+
+    Attributes:
+        splits: the data.
+        student: to train.
+        teacher: to learn from.
+        repeatable: all of it came from names, so that the folder alone repeats the run.
+    """
+
+    splits: data.Splits
+    student: Classifier
+    teacher: Classifier | None
+    repeatable: bool = True
+
+
+def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool = False) -> Material:
+    """Turn a recipe's names into objects.
+
+    Args:
+        recipe: the run's.
+        teacher: the folder of a teacher that was trained for this run.
+        trust_code: allow ``file:`` models, which run code.
+    """
+    splits = data.open_data(recipe.data)
+    shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
+    student = models.create(
+        recipe.student.name,
+        weights=recipe.student.weights,
+        classes=splits.classes,
+        seed=recipe.seed,
+        trust_code=trust_code,
+        **shape,
+    )
+    named = Network(name=teacher) if teacher else recipe.teacher
+    if not isinstance(named, Network):
+        return Material(splits, student, None)
+    # A teacher without weights of its own has as many classes as the data; one with weights keeps what it was trained for.
+    made = models.create(
+        named.name,
+        weights=named.weights,
+        classes=splits.classes if named.weights else None,
+        trust_code=trust_code,
+        **shape,
+    )
+    return Material(splits, student, made)
+
+
+def perform(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    verb: Verb,
+    command: str,
+    display: Display | None = None,
+    material: Material | None = None,
+    trust_code: bool = False,
+) -> Run:
+    """Do a run, or go on with it where it stopped.
+
+    Args:
+        recipe: what to do.
+        folder: of the run; made where it is not there.
+        verb: what the manifest says was done.
+        command: how it was asked for.
+        display: shows it as it goes.
+        material: the objects, where they are the caller's own.
+        trust_code: allow ``file:`` models, which run code.
+
+    Raises:
+        RecipeError: the folder holds a finished run, or one of another recipe; or data, teacher and student do not fit.
+    """
+    display = display or Silent()
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    resolved = recipes.dump(recipe)
+    earlier = _earlier(folder, resolved)
+    with _one_at_a_time(folder):
+        teacher_folder = None
+        training = recipe.training(f"{recipe.name}/teacher")
+        if training is not None and material is None:
+            teacher_folder = folder / "teacher"
+            if not finished(teacher_folder):
+                perform(
+                    training, teacher_folder, verb="train", command=command, display=display, trust_code=trust_code
+                )
+        material = material or gather(
+            recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code
+        )
+        return _Performance(recipe, folder, verb, command, display, material, earlier, resolved).go()
+
+
+def finished(folder: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    path = folder / records.MANIFEST
+    return path.exists() and records.read_json(path).get("status") == "finished"
+
+
+class _Performance:
+    """One run while it goes."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        verb: Verb,
+        command: str,
+        display: Display,
+        material: Material,
+        earlier: records.Manifest | None,
+        resolved: str,
+    ) -> None:
+        self.recipe, self.folder, self.display, self.material = recipe, folder, display, material
+        self.accelerator = accelerator_on(recipe.device)
+        self.device = self.accelerator.device
+        self.how: dict[str, Any] = {
+            "device": self.device,
+            "precision": recipe.precision,
+            "channels_last": recipe.channels_last,
+        }
+        self.started = time.monotonic()
+        self.before = (earlier or {}).get("duration_s", 0.0)
+        self.fits = recipe.fits()
+        splits = material.splits
+        check_fit(material, [objective for objective, _, _ in self.fits])
+        self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None
+        self.held_out = [
+            HeldOut(name, batches, self.ask(self.teacher.network, batches) if self.teacher else None)
+            for name, batches in _held_out(splits, recipe)
+        ]
+        self.manifest: records.Manifest = {
+            "schema": 1,
+            "name": recipe.name,
+            "verb": verb,
+            "status": "running",
+            "repeatable": material.repeatable,
+            "started": (earlier or {}).get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "duration_s": self.before,
+            "resumed": (earlier or {}).get("resumed", -1) + 1,
+            "command": manifest.without_paths(command),
+            **manifest.version(),
+            "hardware": manifest.hardware(self.device),
+            "software": manifest.software(),
+            "seeds": {
+                "seed": recipe.seed,
+                "data_seed": recipe.data_seed,
+                "split_seed": recipe.data.split_seed,
+            },
+            "data": describe_data(splits),
+            "teacher": self.describe_teacher(),
+            "student": describe_network(material.student),
+            "objective": [o.to_recipe() if material.repeatable else o.weights() for o, _, _ in self.fits],
+            "objective_terms": [o.weights() for o, _, _ in self.fits],
+            "selection": {"set": self.held_out[0].name, "metric": "accuracy", "reported": "last epoch"},
+            "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if material.repeatable else None,
+            "notes": list(splits.notes),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        records.write_bytes(folder / records.RECIPE, resolved.encode())
+        records.write_json(folder / records.MANIFEST, self.manifest)
+
+    def ask(self, network: nn.Module, batches: Batches) -> Answers:
+        """Ask a network about a held-out set."""
+        return answer(network, batches, **self.how)
+
+    def describe_teacher(self) -> dict[str, Any] | None:
+        """Measure the teacher before the first step, say how good it is, and stop where it is no better than chance."""
+        if self.teacher is None or self.material.teacher is None:
+            return None
+        test = self.held_out[-1]
+        assert test.teacher is not None
+        better = better_than_chance(test.teacher)
+        accuracy = judge(test.teacher)["accuracy"] if better is not None else None
+        name = self.material.teacher.card.name
+        if accuracy is not None:
+            self.display.say(f"teacher {name}: accuracy {accuracy:.2%} on {len(test.teacher.labels)} {test.name} samples")
+        if better is False and not self.recipe.weak_teacher:
+            raise RecipeError(
+                f"teacher: expected one better than chance (1 in {test.teacher.logits.shape[-1]}), got an accuracy of "
+                f"{accuracy:.2%}; check its weights and the order of its classes, or type weak_teacher=true to go on"
+            )
+        return {**describe_network(self.material.teacher), "accuracy": accuracy, "set": test.name, "mode": "eval"}
+
+    def go(self) -> Run:
+        """Fit every stage, then judge and record."""
+        try:
+            self.fit_all()
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
+            raise
+        self.finish()
+        return Run(self.folder)
+
+    def fit_all(self) -> None:
+        """Fit the stages that are not done."""
+        checkpoints = Checkpoints(self.folder / records.CHECKPOINTS)
+        saved = checkpoints.load()
+        choices = {
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
+            "torch": torch.__version__,
+            "deterministic": self.recipe.deterministic,
+        }
+        epochs = list(records.read_epochs(self.folder)) if saved else []
+        if saved:
+            _same_choices(saved, choices)
+            epochs = [e for e in epochs if e["stage"] < saved.state["stage"]] + saved.state["history"]
+            self.display.say(f"going on after epoch {saved.state['epoch']}, step {saved.state['step']}")
+        records.rewrite_epochs(self.folder, epochs)
+        torch.manual_seed(self.recipe.seed)
+        for stage, (objective, settings, batch_size) in enumerate(self.fits):
+            if saved and stage < saved.state["stage"]:
+                continue
+            self.fit_stage(
+                stage, objective, settings, batch_size, epochs, Keep(checkpoints, self.folder / records.BEST, choices), saved
+            )
+            saved = None
+
+    def fit_stage(
+        self,
+        stage: int,
+        objective: Objective,
+        settings: FitSettings,
+        batch_size: int,
+        epochs: list[records.Epoch],
+        keep: Keep,
+        saved: Saved | None,
+    ) -> None:
+        """Fit one stage, appending its epochs to the metrics."""
+        splits = self.material.splits
+        lesson = Lesson(self.material.student, objective, Context(samples=len(splits.train), classes=splits.classes))
+        batches = data.SplitBatches(splits.train, batch_size=batch_size, data_seed=self.recipe.data_seed, train=True)
+        best = records.best_epoch([e for e in epochs if e["stage"] < stage], self.selection)
+        title = self.recipe.name + (f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else "")
+        self.display.begin(title, len(batches) * settings.epochs, saved.state["step"] if saved else 0)
+        for epoch in fit(
+            lesson,
+            self.teacher if objective.needs.teacher else None,
+            _Ticking(batches, self.display),
+            settings,
+            accelerator=self.accelerator,
+            held_out=self.held_out,
+            keep=keep,
+            stage=stage,
+            to_beat=best["accuracy"] if best else None,
+            resume=saved,
+        ):
+            epochs.append(epoch)
+            records.append_epoch(self.folder, epoch)
+            self.write_manifest("running")
+            self.display.say(_line(epoch, settings.epochs, self.selection))
+
+    @property
+    def selection(self) -> Literal["validation", "test"]:
+        """The set that ``best`` is chosen by."""
+        return "validation" if self.held_out[0].name == "validation" else "test"
+
+    def finish(self) -> None:
+        """Write the student, its judgement, the manifest and the report."""
+        splits, student = self.material.splits, self.material.student
+        test = self.held_out[-1]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        models.save(student, self.folder)
+        gamma = self.fits[-1][0].target_gamma
+        answers = self.ask(student, test.batches)
+        if bool((answers.labels != UNLABELLED).any()):
+            evaluation: records.Evaluation = {
+                "set": test.name,
+                "samples": len(splits.test),
+                "class_names": list(splits.class_names),
+                "student": judge(answers, test.teacher, gamma=gamma),
+                "teacher": judge(test.teacher) if test.teacher else None,
+                "best": records.best_epoch(list(records.read_epochs(self.folder)), self.selection),
+            }
+            records.write_json(self.folder / records.EVALUATION, evaluation)
+        self.write_manifest("finished")
+        from tutelage.report.html import write_report  # plotly takes a while to import, and no step needs it
+
+        write_report(self.folder)
+
+    def write_manifest(self, status: str, *, note: str | None = None) -> None:
+        """Write the manifest as it stands now."""
+        self.manifest["status"] = status
+        self.manifest["duration_s"] = round(self.before + time.monotonic() - self.started, 1)
+        self.manifest["data"]["sizes"] = self.material.splits.sizes()
+        if note:
+            self.manifest["notes"] = [*self.manifest["notes"], manifest.without_paths(note)]
+        with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
+            records.write_json(self.folder / records.MANIFEST, self.manifest)
+
+
+class _Ticking:
+    """Batches that tell a display of each one taken."""
+
+    def __init__(self, batches: Batches, display: Display) -> None:
+        self.samples, self._batches, self._display = batches.samples, batches, display
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        for batch in self._batches.epoch(epoch, start=start, rank=rank, world=world):
+            yield batch
+            self._display.tick()
+
+
+def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
+    """Refuse data, teacher, student and objectives that do not fit each other.
+
+    Raises:
+        RecipeError: naming what does not fit.
+    """
+    splits, teacher = material.splits, material.teacher
+    labels = splits.train.labels
+    for objective in wanted:
+        if objective.needs.teacher and teacher is None:
+            raise RecipeError(
+                f"teacher: expected one for objective {objective.name}, got none; add teacher=..., such as a run's folder"
+            )
+        if objective.needs.labels != "none" and not labels.is_floating_point() and not (labels != UNLABELLED).any():
+            raise RecipeError(
+                f"data: expected labels for the supervised objective {objective.name}, got none among {len(labels)} training "
+                f"samples; type objective.{objective.name}.supervised=0 or give labels"
+            )
+        if objective.needs.labels == "index" and labels.is_floating_point():
+            raise RecipeError(
+                f"data: expected class indices for objective {objective.name}, got soft labels; use an objective that takes them"
+            )
+    if teacher is not None and teacher.card.classes != splits.classes:
+        raise RecipeError(
+            f"teacher {teacher.card.name}: expected {splits.classes} classes, as the data and the student have, got "
+            f"{teacher.card.classes}; fine-tune it on these data with `tutelage train`, or name another teacher"
+        )
+    if teacher is not None and teacher.card.fresh_head:
+        raise RecipeError(
+            f"teacher {teacher.card.name}: expected a trained head, got a fresh one; fine-tune it first with `tutelage train`"
+        )
+
+
+def describe_data(splits: data.Splits) -> dict[str, Any]:
+    """Describe the data for a manifest."""
+    return {
+        "source": splits.source,
+        "fingerprint": splits.fingerprint,
+        "classes": splits.classes,
+        "channels": splits.channels,
+        "image_size": list(splits.image_size),
+        "sizes": splits.sizes(),
+    }
+
+
+def describe_network(network: Classifier) -> dict[str, Any]:
+    """Describe a network for a manifest; the fingerprint is of the weights as they are now."""
+    card = network.card
+    return {
+        "name": manifest.without_paths(card.name),
+        "parameters": models.parameters(network),
+        "weights": card.weights or "random",
+        "fingerprint": models.fingerprint(network.network),
+        "normalisation": {"mean": list(card.mean), "std": list(card.std)} if card.mean and card.std else "none",
+        "source": card.source,
+        "licence": card.licence,
+    }
+
+
+def load(folder: str | Path, *, best: bool = False, trust_code: bool = False) -> Classifier:
+    """Load the student of a run, in evaluation mode, ready to predict: it takes images in [0, 1] as they are.
+
+    Args:
+        folder: the run's.
+        best: the weights that did best on the selection set, instead of the last ones.
+        trust_code: allow a student that was made by a ``file:`` model, which runs code.
+    """
+    weights = Path(folder) / records.BEST if best else None
+    return models.create(str(folder), weights=weights, trust_code=trust_code).eval()
+
+
+def train(*, model: str | nn.Module, data: Any, **settings: Any) -> Run:
+    """Train a network from labels: `distill` without a teacher."""
+    return distill(student=model, teacher=None, data=data, objective=settings.pop("objective", "cross_entropy"), **settings)
+
+
+def distill(
+    *,
+    student: str | nn.Module,
+    teacher: str | nn.Module | None,
+    data: Any,
+    objective: Objective | str | Mapping[str, Any],
+    name: str | None = None,
+    runs: str | Path = "runs",
+    display: Display | None = None,
+    trust_code: bool = False,
+    **settings: Any,
+) -> Run:
+    """Distil a teacher into a student and record the run in ``runs/name``.
+
+    Args:
+        student: a model's name, or a module of one's own, which is trained in place.
+        teacher: a model's name, a run's folder, or a module; none to learn from labels alone.
+        data: a source's name, a mapping of `DataSettings`, or a pair (training set, test set) of map-style data sets that yield
+            (image in [0, 1] or PIL image, class index).
+        objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
+        name: of the run; by default the student's and the objective's.
+        runs: where runs' folders are.
+        display: shows the run as it goes; by default nothing is shown.
+        trust_code: allow ``file:`` models, which run code.
+        settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
+
+    Returns:
+        The run. One that was stopped is gone on with; a finished one is not done again.
+
+    Raises:
+        RecipeError: a setting is wrong; every fault is listed.
+    """
+    wanted = objectives.from_recipe(objective)
+    own = [value for value in (student, teacher, data) if not isinstance(value, str | Mapping | DataSettings | None)]
+    custom = any(piece.preset is None for piece in wanted.pieces)
+    label = student if isinstance(student, str) else type(student).__name__
+    value: dict[str, Any] = {
+        "name": name or f"{label.replace(':', '-').replace('/', '-')}-{wanted.name.replace('+', '-')}",
+        "student": label,
+        "objective": wanted,
+        **settings,
+    }
+    if teacher is not None:
+        value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
+    if isinstance(data, str):
+        value["data"] = {"source": data}
+    elif isinstance(data, Mapping | DataSettings):
+        value["data"] = data
+    recipe = recipes.parse(Recipe, value, where="distill")
+    material = _material(recipe, student, teacher, data, trust_code) if own or custom else None
+    return perform(
+        recipe,
+        Path(runs) / recipe.name,
+        verb="distill" if teacher is not None else "train",
+        command="tutelage.distill(...)",
+        display=display,
+        material=material,
+        trust_code=trust_code,
+    )
+
+
+def _material(
+    recipe: Recipe, student: str | nn.Module, teacher: str | nn.Module | None, source: Any, trust_code: bool
+) -> Material:
+    """Gather objects of which some are the caller's own."""
+    if isinstance(source, str | Mapping | DataSettings):
+        splits = data.open_data(recipe.data)
+    elif isinstance(source, data.Splits):
+        splits = source
+    else:
+        splits = data.from_datasets(*source, settings=recipe.data)
+    shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
+
+    def make(network: str | nn.Module) -> Classifier:
+        if isinstance(network, nn.Module):
+            return models.adopt(network, f"object:{type(network).__name__}", **shape)
+        return models.create(network, seed=recipe.seed, trust_code=trust_code, **shape)
+
+    return Material(splits, make(student), make(teacher) if teacher is not None else None, repeatable=False)
+
+
+def _held_out(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
+    """The sets to evaluate on, the one that selects first."""
+    for name, split in (("validation", splits.validation), ("test", splits.test)):
+        if split is not None:
+            # Evaluation keeps no gradients, so larger batches than training's fit.
+            yield name, data.SplitBatches(split, batch_size=max(recipe.batch_size, 256), train=False)
+
+
+def _earlier(folder: Path, resolved: str) -> records.Manifest | None:
+    """The manifest of an unfinished run of the same recipe in the folder, if there is one."""
+    path = folder / records.MANIFEST
+    if not path.exists():
+        return None
+    found = records.read_json(path)
+    if found.get("status") == "finished":
+        raise RecipeError(
+            f"name: expected a new run, got {folder}, which is finished; type name=... for another, or remove the folder"
+        )
+    if (folder / records.RECIPE).read_text() != resolved:
+        raise RecipeError(
+            f"name: expected the recipe of the unfinished run {folder} to go on with it, got another one; "
+            "type name=... for a new run, or remove the folder"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run's folder; the lock goes with the process, however it ends."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecipeError(
+                f"name: expected a folder that no one else writes to, got {folder}, where a run is going on; "
+                "type name=... for another run, or wait"
+            ) from None
+        yield
+
+
+def _same_choices(saved: Saved, choices: Mapping[str, Any]) -> None:
+    """Warn where a resumed run cannot have the bits of one that was never stopped."""
+    then = saved.state["choices"]
+    differs = [f"{key} was {then.get(key)}, is {now}" for key, now in choices.items() if then.get(key) != now]
+    if differs:
+        warnings.warn(f"resume: expected the same set-up for the same bits, got {'; '.join(differs)}", stacklevel=2)
+
+
+def _line(epoch: records.Epoch, epochs: int, selection: Literal["validation", "test"]) -> str:
+    held = epoch[selection]
+    train = epoch["train"]
+    parts = [f"epoch {epoch['epoch']}/{epochs}", f"loss {train['loss']:.4f}"]
+    if held is not None and held["accuracy"] is not None:
+        parts.append(f"{selection} accuracy {held['accuracy']:.2%}")
+    parts.append(f"H(q) {train['entropy']:.3f} nats")
+    if train["agreement"] is not None:
+        parts.append(f"agreement {train['agreement']:.2%}")
+    parts.append(f"{epoch['images_per_second']:.0f} images/s")
+    if epoch["skipped_steps"]:
+        parts.append(f"{epoch['skipped_steps']} steps skipped")
+    return ", ".join(parts)
