@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.contracts import Batch, Loss, Outputs, Progress, Totals
 from tutelage.objectives import Context, Objective
@@ -50,8 +50,23 @@ class Lesson(nn.Module):
         progress: Progress = Progress(),  # noqa: B008
         totals: Totals | None = None,
     ) -> Taught:
-        """Run the student on a batch and hold it against the teacher's outputs and the labels."""
-        outputs = Outputs(self.student(batch.inputs))
+        """Run the student on a batch and hold it against the teacher's outputs and the labels.
+
+        Args:
+            batch: the samples.
+            teacher: what a teacher says about them; may be none where the objective needs none.
+            progress: where in the run this is, for scheduled weights.
+            totals: what means divide by; by default the counts of this batch.
+
+        Raises:
+            TypeError: the student does not return logits, or the teacher's are not wrapped in `Outputs`.
+            ValueError: the objective needs a teacher and got none.
+        """
+        if teacher is not None and not isinstance(teacher, Outputs):
+            raise TypeError(
+                f"teacher: expected Outputs, got {type(teacher).__name__}; type Outputs(logits), or ask a FrozenTeacher"
+            )
+        outputs = Outputs(_logits(self.student(batch.inputs), "student"))
         return Taught(self.objective(outputs, teacher, batch, progress, totals), outputs)
 
 
@@ -74,4 +89,13 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """Return what the network says about a batch."""
-        return Outputs(self.network(batch.inputs))
+        return Outputs(_logits(self.network(batch.inputs), "teacher"))
+
+
+def _logits(answer: object, who: str) -> Tensor:
+    if not isinstance(answer, Tensor):
+        raise TypeError(
+            f"{who}: expected a module that returns logits (batch, classes), got one that returns "
+            f"{type(answer).__name__}; wrap it in a module that takes the logits out"
+        )
+    return answer

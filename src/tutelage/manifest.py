@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import psutil
@@ -18,6 +18,17 @@ from tutelage.version import __version__
 PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "scikit-learn", "safetensors", "pydantic", "pillow"
 )  # fmt: skip
+
+_START = r"(?<![\w.~/\\])(?:~(?:[A-Za-z_][\w.-]*)?[/\\]|[A-Za-z]:[/\\]|\\\\|/(?:(?=[^/\s])|//))"
+_PLACE = re.compile(
+    rf"""
+    (?P<url> [A-Za-z][\w+.-]*://[^/\s][^\s'"`]* )
+    | (?P<quote> ['"`]) [^\s'"`]*? (?P<quoted> {_START} [^'"`:\n]* ) (?= [^'"`\n]* (?P=quote) )
+    | \A (?: [\w.+-]+ [:=] )* (?P<whole> {_START} (?: (?!\s[~/]) [^'"`:\n] )* ) (?= (?: :[\w.]+ )? \Z )
+    | (?P<plain> {_START} (?: \\[ ] | [,=](?=[^\s~/]) | [^\s:=,'"`] )* )
+    """,
+    re.VERBOSE,
+)
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -46,21 +57,34 @@ def software() -> dict[str, str]:
 def version() -> dict[str, str | None]:
     """Return this package's version and, where it runs from a checkout, the commit, marked where files differ from it."""
     here = Path(__file__).parent
-    commit = _git(here, "rev-parse", "HEAD")
+    # An installed copy may lie inside someone else's checkout, whose commit says nothing about it.
+    ours = _git(here, "ls-files", "--", Path(__file__).name)
+    commit = _git(here, "rev-parse", "HEAD") if ours else None
     if commit and _git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here)):
         commit += "+changes"
     return {"version": __version__, "commit": commit}
 
 
 def without_paths(value: Any) -> Any:
-    """Reduce every absolute path in a value to its last component: a record speaks of no one's folders."""
+    """Reduce every absolute path in a value to its last component: a record speaks of no one's folders.
+
+    Paths from ``/``, from ``~`` and from a Windows drive are meant; relative ones and URLs stay. A path with spaces in it
+    is found where it is quoted, or where it is the end of a value without another path.
+    """
     if isinstance(value, dict):
         return {key: without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_paths(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    return re.sub(r"(?<![\w.~/])(?:~|/)[^\s:=,'\"]*/[^\s:=,'\"]*", lambda match: PurePath(match[0]).name, value)
+    return _PLACE.sub(_last, value)
+
+
+def _last(match: re.Match[str]) -> str:
+    path = match[match.lastgroup or 0]
+    if match.lastgroup == "url":
+        return path
+    return match[0][: -len(path)] + (PureWindowsPath(path.replace("\\ ", " ")).name or path)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -157,6 +159,7 @@ def perform(
     display: Display | None = None,
     material: Material | None = None,
     trust_code: bool = False,
+    expected: Mapping[str, str | None] | None = None,
 ) -> Run:
     """Do a run, or go on with it where it stopped.
 
@@ -168,6 +171,7 @@ def perform(
         display: shows it as it goes.
         material: the objects, where they are the caller's own.
         trust_code: allow ``file:`` models, which run code.
+        expected: fingerprints of the data and the teacher that a repeated run had; others are refused.
 
     Raises:
         RecipeError: the folder holds a finished run, or one of another recipe; or data, teacher and student do not fit.
@@ -177,8 +181,8 @@ def perform(
         torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(recipe.deterministic)
     resolved = recipes.dump(recipe)
-    earlier = _earlier(folder, resolved)
     with _one_at_a_time(folder):
+        earlier = _earlier(folder, resolved)
         teacher_folder = None
         training = recipe.training(f"{recipe.name}/teacher")
         if training is not None and material is None:
@@ -190,6 +194,7 @@ def perform(
         material = material or gather(
             recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code
         )
+        _same_fingerprints(material, expected or {})
         return _Performance(recipe, folder, verb, command, display, material, earlier, resolved).go()
 
 
@@ -272,9 +277,14 @@ class _Performance:
             return None
         test = self.held_out[-1]
         assert test.teacher is not None
+        name, classes = self.material.teacher.card.name, self.material.splits.classes
+        if (given := test.teacher.logits.shape[-1]) != classes:
+            raise RecipeError(
+                f"teacher {name}: expected logits for the {classes} classes of the data, got {given}; "
+                "name a teacher that was trained on these classes"
+            )
         better = better_than_chance(test.teacher)
         accuracy = judge(test.teacher)["accuracy"] if better is not None else None
-        name = self.material.teacher.card.name
         if accuracy is not None:
             self.display.say(f"teacher {name}: accuracy {accuracy:.2%} on {len(test.teacher.labels)} {test.name} samples")
         if better is False and not self.recipe.weak_teacher:
@@ -311,7 +321,10 @@ class _Performance:
             epochs = [e for e in epochs if e["stage"] < saved.state["stage"]] + saved.state["history"]
             self.display.say(f"going on after epoch {saved.state['epoch']}, step {saved.state['step']}")
         records.rewrite_epochs(self.folder, epochs)
+        # A student of the user's own may draw from any of the three; a checkpoint keeps all of them.
         torch.manual_seed(self.recipe.seed)
+        random.seed(self.recipe.seed)
+        np.random.seed(self.recipe.seed % 2**32)
         for stage, (objective, settings, batch_size) in enumerate(self.fits):
             if saved and stage < saved.state["stage"]:
                 continue
@@ -406,6 +419,110 @@ class _Ticking:
         for batch in self._batches.epoch(epoch, start=start, rank=rank, world=world):
             yield batch
             self._display.tick()
+
+
+def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
+    """Read a run's recipe from a file."""
+    return recipes.parse(Recipe, recipes.read(path, overrides), where=str(path))
+
+
+def from_overrides(overrides: Sequence[str]) -> Recipe:
+    """Read a run's recipe from ``key=value`` alone."""
+    value = recipes.override({}, overrides)
+    value.setdefault("name", "run")
+    return recipes.parse(Recipe, value, where="recipe")
+
+
+def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
+    """Read the recipe of a run's folder, to go on with the run, or to repeat it under another name where it is finished.
+
+    Returns:
+        The recipe and, for a repeated run without overrides, the fingerprints that data and teacher must have.
+    """
+    if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
+        raise RecipeError(
+            f"recipe: expected a run's folder, got {folder} without {records.RECIPE} and {records.MANIFEST}; name another"
+        )
+    then = records.read_json(folder / records.MANIFEST)
+    if not then.get("repeatable", False):
+        raise RecipeError(
+            f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
+            "run the program that made it"
+        )
+    value = recipes.read(folder / records.RECIPE)
+    if then["status"] == "finished":
+        stem = value["name"]
+        taken = [f"{stem}-again", *(f"{stem}-again-{k}" for k in range(2, 1000))]
+        value["name"] = next(name for name in taken if not finished(runs / name))
+    recipe = recipes.parse(Recipe, recipes.override(value, overrides), where=str(folder / records.RECIPE))
+    if overrides:
+        return recipe, None
+    teacher = then["teacher"] if isinstance(recipe.teacher, Network) else None
+    return recipe, {"data": then["data"]["fingerprint"], "teacher": teacher["fingerprint"] if teacher else None}
+
+
+def names_code(recipe: Recipe) -> list[str]:
+    """Return the models of a recipe that are made by running a file, students of such a run included."""
+    training = recipe.training("teacher")
+    named = [recipe.student, recipe.teacher, training.student if training else None]
+    found = []
+    for network in named:
+        if isinstance(network, Network):
+            card = Path(network.name) / records.CARD
+            name = records.read_json(card).get("name", "") if card.is_file() else network.name
+            found += [name] if name.startswith("file:") else []
+    return found
+
+
+def evaluate(
+    model: str, overrides: Sequence[str], *, best: bool = False, trust_code: bool = False
+) -> tuple[records.Judgement, str]:
+    """Judge a model on a test set, by default that of the run it comes from.
+
+    Args:
+        model: a run's folder, or a model's name.
+        overrides: ``data.*``, ``precision``, ``device`` and ``batch_size``.
+        best: a run's best weights instead of its last.
+        trust_code: allow ``file:`` models, which run code.
+
+    Returns:
+        The judgement, and a line that says what was judged on what.
+    """
+    folder = Path(model)
+    own = folder / records.RECIPE
+    value = recipes.read(own) if own.exists() else {}
+    kept = {key: value[key] for key in ("data", "precision", "device", "channels_last", "batch_size", "threads") if key in value}
+    recipe = recipes.parse(
+        Recipe, recipes.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate"
+    )
+    weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
+    if best and not (folder / records.BEST).is_file():
+        raise RecipeError(f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out")
+    splits = data.open_data(recipe.data)
+    network = models.create(
+        recipe.student.name,
+        weights=weights,
+        channels=splits.channels,
+        image_size=splits.image_size,
+        trust_code=trust_code,
+    )
+    if network.card.classes != splits.classes:
+        raise RecipeError(
+            f"model {model}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
+            "name the data that it was trained on, data.source=..."
+        )
+    ((_, batches),) = [pair for pair in _held_out(splits, recipe) if pair[0] == "test"]
+    accelerator = accelerator_on(recipe.device)
+    answers = answer(
+        network.to(accelerator.device),
+        batches,
+        device=accelerator.device,
+        precision=recipe.precision,
+        channels_last=recipe.channels_last,
+    )
+    if not bool((answers.labels != UNLABELLED).any()):
+        raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
+    return judge(answers), f"{model} on {len(answers.labels)} test samples of {splits.source}"
 
 
 def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
@@ -532,6 +649,8 @@ def distill(
         value["data"] = {"source": data}
     elif isinstance(data, Mapping | DataSettings):
         value["data"] = data
+    else:
+        value["data"] = {"source": "own"}
     recipe = recipes.parse(Recipe, value, where="distill")
     material = _material(recipe, student, teacher, data, trust_code) if own or custom else None
     return perform(
@@ -554,7 +673,7 @@ def _material(
     elif isinstance(source, data.Splits):
         splits = source
     else:
-        splits = data.from_datasets(*source, settings=recipe.data)
+        splits = _own_splits(source, student, teacher)
     shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
 
     def make(network: str | nn.Module) -> Classifier:
@@ -563,6 +682,25 @@ def _material(
         return models.create(network, seed=recipe.seed, trust_code=trust_code, **shape)
 
     return Material(splits, make(student), make(teacher) if teacher is not None else None, repeatable=False)
+
+
+def _own_splits(source: Any, *networks: Any) -> data.Splits:
+    """Wrap a pair of data sets; the first that tells the classes is believed: the training set, else a module's last layer."""
+    if not isinstance(source, Sequence) or len(source) != 2:
+        raise RecipeError(
+            f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
+            "for example data='digits'"
+        )
+    names = getattr(source[0], "classes", None)
+    if isinstance(names, Sequence):
+        return data.from_datasets(*source, classes=len(names), class_names=[str(name) for name in names])
+    modules = [network for network in networks if isinstance(network, nn.Module)]
+    if not modules:
+        raise RecipeError(
+            "data: expected data sets that name their classes, got none; give the training set an attribute `classes`, "
+            "or type data=tutelage.data.from_datasets(train, test, classes=10)"
+        )
+    return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
 
 def _held_out(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
@@ -606,6 +744,20 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
                 "type name=... for another run, or wait"
             ) from None
         yield
+
+
+def _same_fingerprints(material: Material, expected: Mapping[str, str | None]) -> None:
+    teacher = material.teacher
+    got = {
+        "data": material.splits.fingerprint,
+        "teacher": models.fingerprint(teacher.network) if teacher is not None else None,
+    }
+    for what, then in expected.items():
+        if then is not None and got[what] != then:
+            raise RecipeError(
+                f"{what}: expected the fingerprint {then} of the run that is repeated, got {got[what]}; put the same {what} "
+                f"back, or start a new run from the folder's {records.RECIPE}"
+            )
 
 
 def _same_choices(saved: Saved, choices: Mapping[str, Any]) -> None:

@@ -12,7 +12,17 @@ import torch
 
 from tutelage.data import cache, hashing
 from tutelage.data.holdout import keep_labels, stratified
-from tutelage.data.images import Layout, Reader, Subset, decode_all, find_layout, stop_on
+from tutelage.data.images import (
+    UNREADABLE,
+    Layout,
+    Reader,
+    Subset,
+    UnlikeError,
+    decode_all,
+    find_layout,
+    open_image,
+    stop_on,
+)
 from tutelage.data.memory import MemorySplit
 from tutelage.data.split import Split, Splits
 from tutelage.data.stream import StreamSplit
@@ -103,14 +113,17 @@ def from_images(
         key: of the decoded pixels' cache; none keeps none.
     """
     saved = cache.load(key) if key is not None else None
-    layout = saved[0] if saved else find_layout((train.reader, test.reader), size=settings.size)
-    size = (len(train.labels) + len(test.labels)) * layout.height * layout.width * layout.channels
-    if settings.random_resized_crop or size > settings.memory_limit_mb * 2**20:
+    guessed = None if saved else _all_alike(train, test, settings)
+    if saved:
+        layout = saved[0]
+    else:
+        layout = guessed[0] if guessed else find_layout((train.reader, test.reader), size=settings.size)
+    if not _fits(train, test, layout, settings):
         return _streamed(train, test, layout, class_names=class_names, settings=settings, source=source, notes=notes)
     if saved:
         halves = [Pixels(saved[1][name], raw.labels) for name, raw in (("train", train), ("test", test))]
     else:
-        halves = [_decoded(raw, layout, settings) for raw in (train, test)]
+        halves = guessed[1] if guessed else [_decoded(raw, layout, settings) for raw in (train, test)]
         if key is not None and not any(half.corrupt for half in halves):
             cache.save(key, layout, {"train": halves[0].values, "test": halves[1].values})
     return from_pixels(*halves, class_names=class_names, settings=settings, source=source, notes=notes)
@@ -157,8 +170,31 @@ def from_pixels(
     )
 
 
-def _decoded(raw: Raw, layout: Layout, settings: DataSettings) -> Pixels:
-    values, kept, faults = decode_all(raw.reader, layout)
+def _fits(train: Raw, test: Raw, layout: Layout, settings: DataSettings) -> bool:
+    """Return whether a data set is held in memory; views cut from originals never are."""
+    size = (len(train.labels) + len(test.labels)) * layout.height * layout.width * layout.channels
+    return not settings.random_resized_crop and size <= settings.memory_limit_mb * 2**20
+
+
+def _all_alike(train: Raw, test: Raw, settings: DataSettings) -> tuple[Layout, list[Pixels]] | None:
+    """Decode on the guess that every image is like the first: then none is opened twice. None where that is wrong."""
+    try:
+        (first,) = train.reader.encoded([0])
+        with open_image(first) as image:
+            size = image.size
+        layout = find_layout([Subset(train.reader, np.arange(1))], size=settings.size)
+    except UNREADABLE:
+        return None
+    if not _fits(train, test, layout, settings):
+        return None
+    try:
+        return layout, [_decoded(raw, layout, settings, alike=size) for raw in (train, test)]
+    except UnlikeError:
+        return None
+
+
+def _decoded(raw: Raw, layout: Layout, settings: DataSettings, *, alike: tuple[int, int] | None = None) -> Pixels:
+    values, kept, faults = decode_all(raw.reader, layout, alike=alike)
     if faults and (settings.on_corrupt == "stop" or not len(kept)):
         stop_on(faults[0])
     return Pixels(values, raw.labels[kept], tuple(fault.name for fault in faults))

@@ -21,6 +21,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.err
 """What Pillow raises on files that are truncated, mistyped or absurd."""
 MARGIN = 256 / 224
 DEFAULT_SIZE = 224
+_GREY = ("L", "1")
 _CHUNK = 256
 _THREADS = 8
 
@@ -180,7 +181,7 @@ def find_layout(readers: Iterable[Reader], *, size: int | None) -> Layout:
                     continue
                 first = first or image.size
                 mixed |= image.size != first
-                colour |= image.mode not in ("L", "1")
+                colour |= image.mode not in _GREY
                 if not isinstance(item, Image.Image):
                     image.close()
             if mixed and colour:
@@ -195,11 +196,25 @@ def find_layout(readers: Iterable[Reader], *, size: int | None) -> Layout:
     return Layout(height, width, 3 if colour else 1, MARGIN if mixed else 1.0)
 
 
-def decode_all(reader: Reader, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Fault]]:
+class UnlikeError(Exception):
+    """An image has another size than the first, or colours where the first is grey."""
+
+
+def decode_all(
+    reader: Reader, layout: Layout, *, alike: tuple[int, int] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Fault]]:
     """Decode a whole reader, in threads (Pillow decodes outside the interpreter's lock).
+
+    Args:
+        reader: of the images.
+        layout: what they are brought to.
+        alike: the width and height that every image must have, where the layout is only a guess from one of them.
 
     Returns:
         Pixels ``(kept, height, width, channels)``, the places kept, and the images that could not be read.
+
+    Raises:
+        UnlikeError: the guess was wrong.
     """
     pixels = np.empty((len(reader), layout.height, layout.width, layout.channels), np.uint8)
     starts = range(0, len(reader), _CHUNK)
@@ -209,7 +224,11 @@ def decode_all(reader: Reader, layout: Layout) -> tuple[NDArray[np.uint8], NDArr
         faults = []
         for place, item in zip(places, reader.encoded(places), strict=True):
             try:
-                pixels[place] = centre(decode(item, channels=layout.channels), layout)
+                with open_image(item) as image:
+                    grey = image.mode in _GREY
+                    if alike is not None and (image.size != alike or (layout.channels == 1 and not grey)):
+                        raise UnlikeError
+                    pixels[place] = centre(decode(image, channels=layout.channels), layout)
             except UNREADABLE as error:
                 faults.append((place, Fault(reader.name(place), one_line(error))))
         return faults

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -22,6 +23,8 @@ TENSORS = "tensors.safetensors"
 STATE = "state.json"
 CHECKSUMS = "checksums"
 KEPT = 2
+NAME = re.compile(r"\d{2,}-\d{9,}")
+"""What a checkpoint is called; anything else in the folder is someone else's and is left alone."""
 
 
 class CheckpointError(RuntimeError):
@@ -77,39 +80,59 @@ class Checkpoints:
             records.sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            last = self._names()[-1:]
-            raise CheckpointError(
-                f"checkpoint {name}: expected room to write it, got {error.strerror or error}; "
-                f"the last good one is {last[0] if last else 'none'}: free some space and type the same command again to resume"
-            ) from error
+            raise self._refused(f"checkpoint {name}", error) from error
         for old in self._names()[:-KEPT]:
             shutil.rmtree(self.folder / old, ignore_errors=True)
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file that belongs to the run's state, as a whole or not at all.
+
+        Raises:
+            CheckpointError: the disk refused; the checkpoints stay.
+        """
+        try:
+            records.write_bytes(path, content)
+        except OSError as error:
+            raise self._refused(path.name, error) from error
 
     def load(self) -> Saved | None:
         """Read the newest good checkpoint; warn of every newer one that is damaged, and drop it.
 
         Raises:
-            CheckpointError: there are checkpoints, and every one is damaged.
+            CheckpointError: there are checkpoints, and every one is damaged; they stay, so that this is not forgotten.
         """
         names = self._names()
+        damaged = []
         for name in reversed(names):
             try:
-                return _read(self.folder / name)
+                saved = _read(self.folder / name)
             except (OSError, ValueError) as error:
                 warnings.warn(
                     f"checkpoint {name}: expected its checksums to match, got {error}; using the one before it", stacklevel=2
                 )
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                damaged.append(name)
+            else:
+                # A damaged one would count among those that are kept; a temporary one was left by a kill.
+                for left in [*damaged, *(path.name for path in self.folder.glob(".*.tmp"))]:
+                    shutil.rmtree(self.folder / left, ignore_errors=True)
+                return saved
         if names:
             raise CheckpointError(
                 f"checkpoints: expected a good one among {', '.join(names)}, got none; to start anew, remove the run's folder"
             )
         return None
 
+    def _refused(self, what: str, error: OSError) -> CheckpointError:
+        last = (self._names() or ["none"])[-1]
+        return CheckpointError(
+            f"{what}: expected room to write it, got {error.strerror or error}; the last good checkpoint is {last}: "
+            "free some space and type the same command again to resume"
+        )
+
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
 
 
 def _read(folder: Path) -> Saved:

@@ -357,7 +357,7 @@ class _Fit:
         if self.to_beat is None or evaluation["accuracy"] > self.to_beat:
             self.to_beat = evaluation["accuracy"]
             if self.keep is not None and self.accelerator.is_main_process:
-                records.write_bytes(self.keep.best, safetensors.torch.save(plain_state(self.bare.student)))
+                self.keep.checkpoints.write(self.keep.best, safetensors.torch.save(plain_state(self.bare.student)))
 
     def save(self) -> None:
         """Write a checkpoint from which the run goes on with the same bits."""
@@ -398,6 +398,11 @@ class _Fit:
             i, key = name.split(".", 1)
             moments.setdefault(int(i), {})[key] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": state["optimizer"]["groups"]})
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                # Fused optimizers want a moment in its parameter's memory layout; a checkpoint's are contiguous.
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self.epoch, self.step, self.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         self.history, self.to_beat = state["history"], state["to_beat"]
         self.sums, self.blame = tensors["sums"].to(self.device), tensors["blame"].to(self.device)

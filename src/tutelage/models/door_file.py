@@ -80,7 +80,9 @@ class _Builder:
         self.name = name
         self.wish = wish
         if not callable(self.function):
-            found = [one for one, value in vars(module).items() if inspect.isfunction(value)]
+            found = [
+                one for one, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
+            ]
             raise ValueError(
                 f"model: expected a function of {file}, got {function!r}; it has {', '.join(found) or 'no function'}"
             )

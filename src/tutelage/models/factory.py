@@ -52,6 +52,7 @@ def create(
         The classifier, on the CPU, in training mode.
 
     Raises:
+        TypeError: if the name is no string.
         ValueError: if a name is unknown, or something does not fit it; the message says what to type.
         FileNotFoundError: if a path is none.
         ConnectionError: if the weights of a tag cannot be fetched.
@@ -61,16 +62,18 @@ def create(
         >>> student(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    if not isinstance(name, str):
+        raise TypeError(f"model: expected a name, got {type(name).__name__}; type adopt(module) for one of your own")
     wish = Wish(classes, channels, image_size, trust_code, tagged=weights is None)
     saved = Path(name)
     prefix, colon, rest = name.partition(":")
     with _seeded(seed):
         if colon and prefix in _DOORS:
             found = _DOORS[prefix](rest, wish)
-        elif folder.is_saved(saved):
+        elif name and folder.is_saved(saved):
             found = _rebuilt(saved, wish)
             weights = saved / records.STUDENT if weights is None else weights
-        elif saved.is_dir():
+        elif name and saved.is_dir():
             raise ValueError(
                 f"model: expected a run's folder with {records.STUDENT} and {records.CARD}, got {name!r}, which lacks "
                 "them; finish the run, or name another folder"

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,23 +66,23 @@ def _safetensors_content(path: Path) -> dict[str, Tensor]:
 def _torch_content(path: Path) -> Any:
     try:
         # Training scripts keep their arguments beside the weights; a Namespace only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class|operand)\S* ?:? ?(\S+)", str(error))
+        refused = re.search(r"GLOBAL (\w[\w.]*)", str(error))
         if refused is None:
-            raise _damaged(path, error) from error
-        what = refused.group(1) or refused.group(2)
+            raise _damaged(path, "no pickle of tensors alone") from error
         raise ValueError(
-            f"weights: expected tensors alone, got {path}, which refers to {what} and could run code when read; it was "
-            "not read. If you trust it, save the state dict anew, in a process of its own, with safetensors"
+            f"weights: expected tensors alone, got {path}, which refers to {refused.group(1)} and could run code when "
+            "read; it was not read. If you trust it, load it in a process of its own and save its state dict anew"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: BaseException) -> ValueError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+def _damaged(path: Path, why: BaseException | str) -> ValueError:
+    reason = (str(why).strip().splitlines() or [type(why).__name__])[0][:120]
     return ValueError(
         f"weights: expected a whole checkpoint, got {path} of {path.stat().st_size} bytes, which is cut off, "
         f"damaged or of another format ({reason}); fetch or save it again"

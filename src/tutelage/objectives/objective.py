@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Totals
-from tutelage.objectives.schedules import Linear, WarmUp, Weight, weight_at, weight_to_recipe
+from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Term, Totals
+from tutelage.objectives.schedules import Weight, scaled, weight_at, weight_to_recipe
 from tutelage.objectives.terms import Context, Description
 
 
@@ -49,8 +50,8 @@ class Objective:
 
         objective = objectives.wttm(gamma=0.1, beta=3.0) + 0.5 * objectives.confidence_penalty(weight=0.1)
 
-    The mean of a supervised term is over labelled samples, of any other over all samples, in both cases of a whole optimizer
-    step: all micro-batches and all processes.
+    The mean of a supervised term is over labelled samples, of any other over all samples, in both cases of a whole
+    optimizer step: all micro-batches and all processes.
     """
 
     pieces: tuple[Piece, ...]
@@ -63,11 +64,10 @@ class Objective:
     def __add__(self, other: Objective) -> Objective:
         if not isinstance(other, Objective):
             return NotImplemented
-        both = [o for o in (self, other) if o.supervised]
-        if len(both) == 2:
+        if self.supervised and other.supervised:
             raise ValueError(
                 f"objective: expected one supervised term, got one in {self.name!r} and one in {other.name!r}; "
-                f"zero one of them, for example {other.name}(..., supervised=0)"
+                f"{_one_to_zero((*other.pieces, *self.pieces))}"
             )
         return Objective(self.pieces + other.pieces)
 
@@ -88,35 +88,36 @@ class Objective:
     @property
     def parts(self) -> Iterator[tuple[Part, float]]:
         """Each term with the factor on its weight; names are made unique by a number."""
-        seen: dict[str, int] = {}
+        taken: set[str] = set()
         for piece in self.pieces:
             for part in piece.parts:
-                seen[part.name] = seen.get(part.name, 0) + 1
-                name = part.name if seen[part.name] == 1 else f"{part.name}_{seen[part.name]}"
+                names = itertools.chain([part.name], (f"{part.name}_{k}" for k in itertools.count(2)))
+                name = next(name for name in names if name not in taken)
+                taken.add(name)
                 yield replace(part, name=name), piece.scale
 
     @property
     def supervised(self) -> bool:
         """Whether a term is a cross-entropy with the labels or anything else that reads labels alone."""
-        return any(part.term.needs.labels != "none" and not part.term.needs.teacher for part, _ in self.parts)
+        return any(_reads_labels_alone(part) for part, _ in self.parts)
 
     @property
     def needs(self) -> Needs:
         """What all the terms need together."""
         each = [part.term.needs for part, _ in self.parts]
         kinds = {needs.labels for needs in each}
-        labels = "index" if "index" in kinds else "any" if "any" in kinds else "none"
+        labels: Literal["none", "index", "any"] = "index" if "index" in kinds else "any" if "any" in kinds else "none"
         return Needs(any(n.teacher for n in each), labels, any(n.coupled for n in each))
 
     @property
     def target_gamma(self) -> float | None:
-        """The exponent of the transformed teacher that is matched; none where no term, or terms of different exponents, do."""
+        """The exponent of the transformed teacher that is matched; none where no term has one, or two differ in it."""
         gammas = {part.term.target_gamma for part, _ in self.parts} - {None}
         return gammas.pop() if len(gammas) == 1 else None
 
     def weights(self) -> dict[str, Any]:
         """Return each term's weight by name: a number, or a schedule as a recipe writes it."""
-        return {part.name: weight_to_recipe(_scaled(part.weight, scale)) for part, scale in self.parts}
+        return {part.name: weight_to_recipe(scaled(part.weight, scale)) for part, scale in self.parts}
 
     def to_recipe(self) -> list[dict[str, Any]]:
         """Return the objective as a recipe writes it: ``[{preset: {argument: value}, scale: number}, ...]``.
@@ -125,7 +126,10 @@ class Objective:
             ValueError: a term was put together by hand, so no preset call makes it.
         """
         if any(piece.preset is None for piece in self.pieces):
-            raise ValueError("objective: expected presets, got terms put together by hand; they cannot stand in a recipe")
+            raise ValueError(
+                "objective: expected presets, got terms put together by hand, which no recipe can hold; "
+                "name the function that makes them as a preset, with @objectives.preset"
+            )
         return [
             {str(piece.preset): _plain(piece.arguments or {})} | ({"scale": piece.scale} if piece.scale != 1 else {})
             for piece in self.pieces
@@ -178,8 +182,11 @@ class BoundObjective(nn.Module):
             student, teacher = _at_least_float32(student), teacher and _at_least_float32(teacher)
             totals = totals or count(batch, student.logits)
             parts, weighted = {}, []
-            for name, term in self.terms.items():
-                mean = _mean(term(student, teacher, batch, progress), term.needs, batch, totals)
+            for name, module in self.terms.items():
+                term = cast(Term, module)
+                values = term(student, teacher, batch, progress)
+                _check_shape(name, values, term.needs, student.logits.shape[:-1])
+                mean = _mean(values, term.needs, batch, totals)
                 weight, scale = self._weights[name]
                 parts[name] = mean.detach()
                 weighted.append(mean * (weight_at(weight, progress) * scale))
@@ -192,6 +199,16 @@ def count(batch: Batch, logits: Tensor) -> Totals:
     if batch.labels.is_floating_point():
         return Totals(samples, samples)
     return Totals(samples, (batch.labels != UNLABELLED).sum().to(samples))
+
+
+def _check_shape(name: str, values: Tensor, needs: Needs, expected: torch.Size) -> None:
+    if needs.coupled and values.ndim == 0:
+        return
+    if values.shape != expected:
+        raise ValueError(
+            f"term {name}: expected one value a sample, shape {tuple(expected)}, got {tuple(values.shape)}; "
+            "leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch"
+        )
 
 
 def _mean(values: Tensor, needs: Needs, batch: Batch, totals: Totals) -> Tensor:
@@ -207,21 +224,24 @@ def _at_least_float32(outputs: Outputs) -> Outputs:
     return Outputs(up(outputs.logits), {name: up(tap) for name, tap in outputs.taps.items()})
 
 
+def _reads_labels_alone(part: Part) -> bool:
+    return part.term.needs.labels != "none" and not part.term.needs.teacher
+
+
+def _one_to_zero(pieces: Sequence[Piece]) -> str:
+    """Name the preset whose supervised term can be zeroed."""
+    supervised = [piece for piece in pieces if any(_reads_labels_alone(part) for part in piece.parts)]
+    for piece in supervised:
+        if "supervised" in (piece.arguments or {}):
+            return f"zero one of them, for example {piece.preset}(..., supervised=0)"
+    return f"leave one of them out, for example {supervised[0].preset or 'the one put together by hand'}"
+
+
 def _module(term: Any) -> nn.Module:
     if not isinstance(term, nn.Module):
         raise TypeError(f"term: expected bind() to return an nn.Module, got {type(term).__name__}")
     return term
 
 
-def _scaled(weight: Weight, scale: float) -> Weight:
-    if isinstance(weight, Linear):
-        return replace(weight, start=weight.start * scale, end=weight.end * scale)
-    if isinstance(weight, WarmUp):
-        return replace(weight, value=weight.value * scale)
-    return weight * scale
-
-
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: weight_to_recipe(value) if isinstance(value, Linear | WarmUp) else value for name, value in arguments.items()
-    }
+    return {name: weight_to_recipe(value) for name, value in arguments.items()}

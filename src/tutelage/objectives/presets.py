@@ -1,18 +1,23 @@
-"""The named methods: each preset is a few lines that compose terms. Their signatures are the schema of a recipe's objective."""
+"""The named methods: a preset is a few lines that compose terms; its signature is its schema in a recipe."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+import torch
+
 from tutelage import losses
-from tutelage.objectives.objective import Objective, Part
-from tutelage.objectives.schedules import Weight, weight_from_recipe
-from tutelage.objectives.terms import Apply
+from tutelage.contracts import Batch, Outputs, Progress
+from tutelage.objectives.objective import Objective, Part, Piece
+from tutelage.objectives.schedules import Weight, scaled, weight_from_recipe
+from tutelage.objectives.terms import Apply, Context
 
 
 class Preset(NamedTuple):
@@ -31,29 +36,39 @@ PRESETS: dict[str, Preset] = {}
 
 
 def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
-    """Name a function as a preset: its objective remembers the call, so that a recipe can hold it."""
+    """Name a function as a preset: its objective remembers the call, so that a recipe can hold it.
+
+    Its parameters are numbers; those annotated as `Weight` may be schedules too. They are checked at the call.
+
+    Args:
+        paper: where the method comes from.
+
+    Raises:
+        ValueError: there is a preset of that name already.
+    """
 
     def name_it(function: Callable[..., Objective]) -> Callable[..., Objective]:
-        signature = inspect.signature(function)
-        weights = {p.name for p in signature.parameters.values() if p.annotation == "Weight"}
+        name = function.__name__
+        signature = inspect.signature(function, eval_str=True)
+        weights = {p.name for p in signature.parameters.values() if p.annotation == Weight}
 
         @functools.wraps(function)
-        def build(**arguments: Any) -> Objective:
-            _check_names(function.__name__, signature, arguments)
+        def build(*positional: Any, **arguments: Any) -> Objective:
+            _check_names(name, list(signature.parameters), positional, arguments)
+            _check_missing(name, signature, arguments)
             bound = signature.bind(**arguments)
             bound.apply_defaults()
-            for argument in weights:
-                bound.arguments[argument] = weight_from_recipe(bound.arguments[argument], argument=argument)
             for argument, value in bound.arguments.items():
-                if argument not in weights and not isinstance(value, int | float):
-                    raise TypeError(f"{argument}: expected a number, got {value!r}; for example {argument}=1.0")
+                read = weight_from_recipe if argument in weights else _number
+                bound.arguments[argument] = read(value, argument=argument)
             made = function(**bound.arguments)
-            (piece,) = made.pieces
-            return Objective((replace(piece, preset=function.__name__, arguments=dict(bound.arguments)),))
+            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in made.parts)
+            _probe(parts)
+            return Objective((Piece(parts, name, dict(bound.arguments)),))
 
-        if function.__name__ in PRESETS:
-            raise ValueError(f"preset {function.__name__!r} exists already")
-        PRESETS[function.__name__] = Preset(build, paper)
+        if name in PRESETS:
+            raise ValueError(f"preset: expected a new name, got {name!r}, which is taken; rename the function")
+        PRESETS[name] = Preset(build, paper)
         return build
 
     return name_it
@@ -63,7 +78,7 @@ def _sum(*parts: Part) -> Objective:
     """An objective of those parts whose weight is not the number zero."""
     kept = [part for part in parts if part.weight != 0]
     if not kept:
-        raise ValueError("objective: expected a term with a weight other than 0, got none; set a weight, such as supervised=1")
+        raise ValueError("objective: expected a term with a weight other than 0, got none; for example supervised=1")
     return Objective.of(*kept)
 
 
@@ -102,7 +117,7 @@ def renyi_penalty(*, weight: Weight, order: float) -> Objective:
 
     Args:
         weight: of the penalty, in nats.
-        order: of the Rényi entropy, >= 0; at 1 it is the Shannon entropy.
+        order: of the Rényi entropy, > 0; at 1 it is the Shannon entropy.
     """
     return _sum(Part("renyi_penalty", weight, Apply(losses.renyi_penalty, {"order": order})))
 
@@ -141,7 +156,8 @@ def ttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
 def wttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
     """``supervised * CE(y, q) + beta * U_gamma(p) * KL(p_gamma || q)``: TTM with each sample weighted by its power sum.
 
-    The power sum is not normalised (between 1 and ``classes**(1 - gamma)``), so beta does not carry over between gammas.
+    The power sum is not normalised (it is between 1 and ``classes**(1 - gamma)``), so beta does not carry over between
+    gammas.
 
     Args:
         gamma: the exponent, > 0.
@@ -178,52 +194,65 @@ def _entry(entry: Any) -> Objective:
             f"objective: expected one preset with its arguments, got {entry!r}; for example {{kd: {{temperature: 4}}}}"
         )
     (name,) = names
-    arguments = entry[name] or {}
+    arguments = {} if entry[name] is None else entry[name]
     if name not in PRESETS:
         near = get_close_matches(str(name), PRESETS, n=1, cutoff=0.5)
         raise ValueError(
             f"objective: expected one of {', '.join(PRESETS)}, got {name!r}"
             + (f"; did you mean {near[0]}?" if near else "; type one of those")
         )
+    known = list(inspect.signature(PRESETS[name].build).parameters)
     if not isinstance(arguments, Mapping):
-        raise ValueError(f"objective {name}: expected a mapping of its arguments, got {arguments!r}; for example {{beta: 1}}")
+        raise ValueError(
+            f"objective {name}: expected a mapping of its arguments, got {arguments!r}; "
+            f"for example {{{name}: {{{known[0]}: 1}}}}"
+        )
     try:
+        _check_names(name, known, (), arguments)
         made = PRESETS[name].build(**arguments)
-        # Hyperparameters are checked where they are used, in the losses; binding does not call those, so one row does.
-        _probe(made)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"objective {name}: {error}") from None
-    return made if entry.get("scale", 1) == 1 else _scaled(made, entry["scale"])
-
-
-def _scaled(made: Objective, scale: Any) -> Objective:
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise ValueError(f"objective: expected scale to be a number > 0, got {scale!r}; for example scale: 0.8")
+        raise ValueError(f"objective {name}: {str(error).removeprefix(f'{name}: ')}") from None
+    scale = entry.get("scale", 1)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
+        raise ValueError(
+            f"objective {name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8"
+        )
     return scale * made
 
 
-def _probe(objective: Objective) -> None:
-    """Call each term that takes logits and labels alone on one row, so that a bad hyperparameter fails before a run starts."""
-    import torch
-
-    from tutelage.contracts import Batch, Outputs, Progress
-    from tutelage.objectives.terms import Context
-
+def _probe(parts: Sequence[Part]) -> None:
+    """Call each pure loss on two samples: it alone knows what its hyperparameters may be, and speaks late otherwise."""
     outputs = Outputs(torch.zeros(2, 3))
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
-    for part, _ in objective.parts:
+    for part in parts:
         if isinstance(part.term, Apply):
-            part.term.bind(Context())(outputs, outputs, batch, Progress())
+            # A loss of the user's own may be made for other shapes; of those torch says so with a RuntimeError.
+            with contextlib.suppress(RuntimeError):
+                part.term.bind(Context())(outputs, outputs, batch, Progress())
 
 
-def _check_names(name: str, signature: inspect.Signature, given: Mapping[str, Any]) -> None:
-    known = list(signature.parameters)
+def _number(value: Any, *, argument: str) -> float:
+    # A recipe and its records are JSON and YAML, which have no infinity in common.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
+    return value if isinstance(value, int) else float(value)
+
+
+def _check_names(preset: str, known: Sequence[str], positional: Sequence[Any], given: Mapping[Any, Any]) -> None:
+    if positional:
+        hint = ", ".join(f"{name}={value!r}" for name, value in zip(known, positional, strict=False))
+        raise TypeError(f"{preset}: expected arguments by name, got {positional[0]!r} alone; type {preset}({hint})")
     for argument in given:
         if argument not in known:
-            near = get_close_matches(argument, known, n=1, cutoff=0.4)
+            near = get_close_matches(str(argument), known, n=1)
             raise TypeError(
-                f"{name} takes {', '.join(known)}, got {argument!r}" + (f"; did you mean {near[0]}?" if near else "")
+                f"{argument}: expected one of {preset}'s arguments {', '.join(known)}, got {argument!r}; "
+                + (f"did you mean {near[0]}?" if near else "type one of those")
             )
+
+
+def _check_missing(preset: str, signature: inspect.Signature, given: Mapping[str, Any]) -> None:
     missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name not in given]
     if missing:
-        raise TypeError(f"{name} expects {', '.join(missing)}, got none; for example {missing[0]}=1.0")
+        example = ", ".join(f"{name}=1.0" for name in missing)
+        raise TypeError(f"{preset}: expected {' and '.join(missing)}, got none; for example {preset}({example})")

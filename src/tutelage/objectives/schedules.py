@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 from tutelage.contracts import Progress
@@ -27,10 +28,11 @@ class Linear:
     until: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         if not 0 <= self.begin < self.until <= 1:
             raise ValueError(
                 f"schedule: expected 0 <= begin < until <= 1, got begin={self.begin} and until={self.until}; "
-                "both are fractions of the run"
+                "both are fractions of the run: type for example begin=0.0 and until=1.0"
             )
 
     def __call__(self, progress: Progress) -> float:
@@ -63,8 +65,11 @@ class WarmUp:
     epochs: int
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"schedule: expected epochs >= 1, got {self.epochs}; for no warm-up, type the number alone")
+        _check_numbers(self)
+        if self.epochs < 1 or self.epochs != int(self.epochs):
+            raise ValueError(
+                f"schedule: expected epochs, a whole number >= 1, got {self.epochs}; for example epochs: 20"
+            )
 
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
@@ -78,9 +83,24 @@ Weight = float | Schedule
 SCHEDULES: dict[str, type[Linear] | type[WarmUp]] = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp}
 
 
+def _check_numbers(schedule: Schedule) -> None:
+    for name, value in asdict(schedule).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"schedule: expected {name} to be a finite number, got {value!r}; for example {name}: 1")
+
+
 def weight_at(weight: Weight, progress: Progress) -> float:
     """Return a weight's value at this progress."""
     return weight(progress) if isinstance(weight, Linear | WarmUp) else weight
+
+
+def scaled(weight: Weight, scale: float) -> Weight:
+    """Return a weight times a factor, throughout the run."""
+    if isinstance(weight, Linear):
+        return replace(weight, start=weight.start * scale, end=weight.end * scale)
+    if isinstance(weight, WarmUp):
+        return replace(weight, value=weight.value * scale)
+    return weight * scale
 
 
 def weight_to_recipe(weight: Weight) -> float | dict[str, Any]:
@@ -101,17 +121,26 @@ def weight_from_recipe(value: Any, *, argument: str) -> Weight:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    if not isinstance(value, Mapping) or value.get("schedule") not in SCHEDULES:
+    if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
         raise ValueError(
             f"{argument}: expected a number or {{schedule: {' | '.join(SCHEDULES)}, ...}}, got {value!r}; "
             f"for example {argument}=0.9"
         )
     kind = SCHEDULES[value["schedule"]]
-    known = {field.name for field in fields(kind)}
+    known = {field.name: field.default is MISSING for field in fields(kind)}
     given = {key: number for key, number in value.items() if key != "schedule"}
+    if unknown := [str(key) for key in given if key not in known]:
+        near = get_close_matches(unknown[0], known, n=1)
+        raise ValueError(
+            f"{argument}: expected schedule {value['schedule']} with {', '.join(known)}, got {unknown[0]!r}; "
+            + (f"did you mean {near[0]}?" if near else "type one of those")
+        )
+    if missing := [key for key, needed in known.items() if needed and key not in given]:
+        raise ValueError(
+            f"{argument}: expected schedule {value['schedule']} with {' and '.join(missing)}, got none; "
+            f"for example {missing[0]}: 1"
+        )
     try:
         return kind(**given)
-    except TypeError:
-        raise ValueError(
-            f"{argument}: schedule {value['schedule']!r} takes {', '.join(sorted(known))}, got {', '.join(sorted(given))}"
-        ) from None
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None

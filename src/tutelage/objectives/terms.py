@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -56,6 +56,9 @@ class Apply:
         target_gamma: the exponent of the transformed teacher that it matches, if any.
         soft_labels: it takes soft labels too.
         coupled: it returns ``()``: its value depends on how a batch is split.
+
+    Raises:
+        TypeError: a positional parameter of the loss is named after nothing that a term can read.
     """
 
     loss: Callable[..., Tensor]
@@ -64,16 +67,26 @@ class Apply:
     soft_labels: bool = False
     coupled: bool = False
 
+    def __post_init__(self) -> None:
+        for name in self.reads:
+            if name not in READERS:
+                raise TypeError(
+                    f"loss: expected positional parameters among {', '.join(READERS)}, got {name!r}; "
+                    "rename it, or put it after a * where it is a hyperparameter"
+                )
+
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of what the loss reads, in the order of its positional parameters."""
         parameters = inspect.signature(self.loss).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+        return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
     @property
     def needs(self) -> Needs:
         """What the loss reads."""
-        labels = "none" if "labels" not in self.reads else "any" if self.soft_labels else "index"
+        labels: Literal["none", "index", "any"] = "any" if self.soft_labels else "index"
+        if "labels" not in self.reads:
+            labels = "none"
         return Needs(any(name.startswith("teacher_") for name in self.reads), labels, self.coupled)
 
     def bind(self, context: Context) -> Term:

@@ -6,7 +6,6 @@ Every colour goes with a dash and a marker of its own, so that a figure reads in
 from __future__ import annotations
 
 import html
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +74,8 @@ def style(place: int) -> Style:
 
 def inert(name: object, width: int = 40) -> str:
     """Shorten and escape a name: plotly reads tags and links in its labels."""
-    return html.escape(textwrap.shorten(str(name), width, placeholder="…") or str(name)[:width])
+    plain = " ".join(str(name).split())
+    return html.escape(plain if len(plain) <= width else f"{plain[: width - 1].rstrip()}…")
 
 
 def panels(subject: Subject) -> tuple[list[Panel], list[Panel]]:
@@ -537,7 +537,7 @@ def _figure(title: str, across: str, up: str) -> go.Figure:
             "margin": {"l": 56, "r": 16, "t": 44, "b": 48},
             "hovermode": "x unified",
             "hoverlabel": {"namelength": -1},
-            "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top", "font": {"size": 11.5}},
+            "legend": {"orientation": "h", "x": 0, "y": -0.26, "yanchor": "top", "font": {"size": 11.5}},
             "xaxis": _axis(across),
             "yaxis": _axis(up),
         }

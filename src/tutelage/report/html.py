@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tutelage import records, version
+from tutelage import records
 
 from . import table
 from .figures import Panel, against_teacher, by_epoch, curves_note
@@ -113,7 +113,6 @@ def render(subject: Subject) -> str:
         "manifest": groups(first),
         "differences": differences(subject.runs),
         "definitions": definitions(subject),
-        "version": version.__version__,
         # Markup: plotly.js is code, and holds no closing script tag.
         "plotly": Markup(get_plotlyjs()) if any(group["panels"] for group in figures) else "",  # noqa: S704
     }
@@ -181,10 +180,12 @@ def result(subject: Subject, found: Sequence[Row]) -> str:
     students = [row for row in found if row.role != "teacher"]
     known = [row for row in students if row.accuracy is not None]
     if not known:
-        running = subject.runs[0] if len(subject.runs) == 1 else None
-        return "No result yet: " + (
-            f"the run is {running.status}, {_epochs(running)} done." if running else "no run has finished."
-        )
+        if subject.comparison:
+            return "No result yet: no run has finished."
+        run = subject.runs[0]
+        if run.status == "failed":
+            return f"No result: the run failed after {_epochs(run)}."
+        return f"No result yet: the run is {run.status}, {_epochs(run)} done."
     others = [row for row in known if row.role == "student"]
     top = max(others or known, key=lambda row: row.accuracy or 0)
     said = f"{top.name} reaches {percent(top.accuracy, top.std)} % on the {top.set} set"

@@ -17,7 +17,7 @@
   }
   // Paper is narrower than the window, and drawings do not flow: they are drawn again at the paper's width.
   window.addEventListener("beforeprint", () => {
-    for (const plot of plots) Plotly.relayout(plot, { width: 660, height: 320 });
+    for (const plot of plots) Plotly.relayout(plot, { width: 660, height: 300 });
   });
   window.addEventListener("afterprint", () => {
     for (const plot of plots) Plotly.relayout(plot, { width: null, height: 360, autosize: true });

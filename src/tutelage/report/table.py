@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .reading import Run, Subject, deviation, mean, number, read, section, teachers
 from .reading import text as string
@@ -99,7 +99,7 @@ def _entry(subject: Subject, name: str) -> Row:
     judged = [section(run.evaluation, "student") for run in runs]
     place = _common(string(section(run.evaluation).get("set")) for run in runs)
     bests = [section(run.evaluation, "best") for run in runs]
-    best_place = _common(string(best.get("set")) for best in bests)
+    best_place = _common(string(best.get("set")) for best in bests if best)
     values = tuple(number(one.get("accuracy")) for one in judged)
     comparable = len(set(place)) == 1
 
@@ -129,7 +129,7 @@ def unfinished(run: Run) -> Unfinished:
     return Unfinished(run.folder.name, run.seed, run.status, len(run.epochs))
 
 
-def _common(sets: Any) -> tuple[str, ...]:
+def _common(sets: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(place or "unknown" for place in sets))
 
 
