@@ -126,7 +126,9 @@ def from_images(
         halves = guessed[1] if guessed else [_decoded(raw, layout, settings) for raw in (train, test)]
         if key is not None and not any(half.corrupt for half in halves):
             cache.save(key, layout, {"train": halves[0].values, "test": halves[1].values})
-    return from_pixels(*halves, class_names=class_names, settings=settings, source=source, notes=notes)
+    return from_pixels(
+        *halves, class_names=class_names, settings=settings, source=source, notes=notes, margin=layout.margin
+    )
 
 
 def from_pixels(
@@ -138,8 +140,9 @@ def from_pixels(
     source: str,
     notes: Sequence[str] = (),
     divisor: float = 255.0,
+    margin: float = 1.0,
 ) -> Splits:
-    """Build splits that lie in memory; ``divisor`` is the value of white."""
+    """Build splits that lie in memory; ``divisor`` is the value of white, ``margin`` that of the views they were cut from."""
 
     def make(half: Pixels, positions: NDArray[np.int64], labels: Tensor, *, corrupt: bool, vary: bool) -> Split:
         return MemorySplit(
@@ -161,7 +164,7 @@ def from_pixels(
         lambda p, y: make(train, p, y, corrupt=True, vary=True),
         lambda p, y: make(train, p, y, corrupt=False, vary=False),
         lambda p, y: make(test, p, y, corrupt=True, vary=False),
-        layout=Layout(height, width, channels, 1.0),
+        layout=Layout(height, width, channels, margin),
         content=[*content, f"divisor {divisor}"],
         class_names=class_names,
         settings=settings,
@@ -279,6 +282,7 @@ def _divided(
         class_names=tuple(class_names),
         channels=layout.channels,
         image_size=(layout.height, layout.width),
+        margin=layout.margin,
         source=source,
         fingerprint=hashlib.sha256("\n".join([*content, division]).encode()).hexdigest()[:16],
         notes=tuple(notes),

@@ -19,7 +19,7 @@ class DataSettings:
     validation: float = 0.0
     """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
     labelled: int | None = None
-    """Training samples per class that keep their label, at least 1; the rest become -100. Unset keeps all."""
+    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all."""
     split_seed: int = 0
     """Seed of every division of samples: validation, labelled, and a test set where the source has none."""
     crop_padding: int = 0
@@ -58,8 +58,8 @@ def check(settings: DataSettings) -> None:
 
     if not 0 <= settings.validation < 1:
         refuse("validation", "a fraction in [0, 1)", "0.1")
-    if settings.labelled is not None and settings.labelled < 1:
-        refuse("labelled", "at least 1 sample per class, or null for all", "null")
+    if settings.labelled is not None and settings.labelled < 0:
+        refuse("labelled", "a number of samples per class, 0 for no labels, or null for all", "null")
     if settings.size is not None and settings.size < 1:
         refuse("size", "at least 1 pixel, or null", "224")
     for name in ("crop_padding", "workers", "memory_limit_mb"):

@@ -66,6 +66,7 @@ class Splits:
         class_names: one for each class.
         channels: of an image.
         image_size: height and width, pixels.
+        margin: the evaluation view is the centre of a copy this much larger.
         source: as typed, a local path reduced to its last component.
         fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; none where
             the content is not known.
@@ -82,6 +83,7 @@ class Splits:
     source: str
     fingerprint: str | None
     notes: tuple[str, ...] = ()
+    margin: float = 1.0
 
     def sizes(self) -> dict[str, int]:
         """Return counts: samples of each split, training samples with a label, and unreadable images met so far."""

@@ -16,6 +16,7 @@ class Card:
         classes: size of the logits' last axis, at least 1.
         channels: input channels, at least 1.
         image_size: ``(height, width)`` in pixels the model was made for; none where it does not matter or is not known.
+        margin: the view that it was evaluated on is the centre of a copy this much larger, >= 1.
         mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation at the model's door.
         std: each channel's standard deviation, above 0; none exactly where ``mean`` is.
         weights: the tag or the file's name that the weights come from; none for random weights.
@@ -35,6 +36,7 @@ class Card:
     classes: int
     channels: int = 3
     image_size: tuple[int, int] | None = None
+    margin: float = 1.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     weights: str | None = None

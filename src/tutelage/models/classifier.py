@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.models.card import Card
+from tutelage.models.predict import Prediction, predict
 
 
 class Classifier(nn.Module):
@@ -57,6 +59,10 @@ class Classifier(nn.Module):
                 f"got {got}; wrap the network in a module that returns its logits alone"
             )
         return logits
+
+    def predict(self, images: Any) -> list[Prediction]:
+        """Classify raw images: paths, PIL images or uint8 arrays, one or a sequence of them; see `predict.predict`."""
+        return predict(self, images)
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Subtract the card's mean and divide by its standard deviation, each channel its own.

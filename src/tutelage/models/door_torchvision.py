@@ -69,7 +69,7 @@ def plan(rest: str, wish: Wish) -> Plan:
         options: dict[str, Any] = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
         network = models.get_model(arch, weights=None, num_classes=classes, **options)
         # Only a transformer's position embedding fixes the size; it says so by this attribute.
-        if wish.image_size and getattr(network, "image_size", size[0]) != wish.image_size[0]:
+        if wish.image_size and getattr(network, "image_size", wish.image_size[0]) != wish.image_size[0]:
             options["image_size"] = wish.image_size[0]
             network = models.get_model(arch, weights=None, num_classes=classes, **options)
         return _one_headed(network)

@@ -1,0 +1,90 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from tutelage.data import SplitBatches, available, from_datasets
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+
+def plain(count, low=0.0, high=1.0):
+    values = torch.linspace(low, high, count * 3 * 4 * 4).reshape(count, 3, 4, 4)
+    return TensorDataset(values, torch.arange(count) % 2)
+
+
+class Noisy(Dataset):
+    """Random in all three ways that transforms are."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        value = 0.3 * (random.random() + np.random.rand() + float(torch.rand(())))
+        return torch.full((1, 2, 2), value), index % 3
+
+
+def test_tensors_pass_unchanged():
+    splits = from_datasets(plain(10), plain(4), classes=2, validation=plain(3))
+    assert splits.sizes() == {"train": 10, "validation": 3, "test": 4, "labelled": 10, "corrupt": 0}
+    assert (splits.fingerprint, splits.class_names, splits.image_size) == (None, ("0", "1"), (4, 4))
+    (batch,) = SplitBatches(splits.train, batch_size=20, train=False).epoch(0)
+    assert torch.equal(batch.inputs, plain(10).tensors[0])
+    assert batch.labels.tolist() == [0, 1] * 5
+
+
+def test_pillow_images_are_scaled():
+    data = [(Image.fromarray(np.full((2, 3, 3), 51, np.uint8)), 0)] * 2
+    splits = from_datasets(data, data, classes=1)
+    assert torch.equal(splits.train.fetch(np.array([1])), torch.full((1, 3, 2, 3), 51 / 255))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_transforms_are_replayed_and_global_generators_untouched(workers):
+    batches = SplitBatches(from_datasets(Noisy(), Noisy(), classes=3, workers=workers).train, batch_size=4, train=True)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    first, again, late = list(batches.epoch(1)), list(batches.epoch(1)), list(batches.epoch(1, start=2))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(first, again, strict=True))
+    assert torch.equal(first[2].inputs, late[0].inputs)
+    values = torch.cat([b.inputs[:, 0, 0, 0] for b in first])
+    assert len(values.unique()) == 12
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+
+
+def test_targets_save_a_pass_and_are_checked():
+    class Lying(Noisy):
+        targets = [2] * 12
+
+    splits = from_datasets(Lying(), Lying(), classes=3)
+    assert splits.train.labels.tolist() == [2] * 12
+    with pytest.raises(ValueError, match="expected label 2 for sample 0 as its targets say, got 0"):
+        splits.train.fetch(np.array([0]))
+
+
+def test_faults():
+    with pytest.raises(ValueError, match=r"values in \[0, 1\], got -2 to 2; leave normalisation out"):
+        from_datasets(plain(4, -2, 2), plain(4), classes=2).train.fetch(np.arange(4))
+    with pytest.raises(ValueError, match=r"train: expected labels in \[0, 1\) or -100, got 1 for sample 1"):
+        from_datasets(plain(4), plain(4), classes=1)
+    with pytest.raises(ValueError, match="test: expected images of shape"):
+        from_datasets(plain(4), [(torch.zeros(3, 5, 5), 0)], classes=2)
+    with pytest.raises(ValueError, match="test: expected at least 1 sample"):
+        from_datasets(plain(4), [], classes=2)
+    with pytest.raises(TypeError, match="8-bit values divided by 255"):
+        from_datasets([(torch.zeros(3, 5, 5, dtype=torch.uint8), 0)], plain(4), classes=2)
+    with pytest.raises(TypeError, match="expected \\(image, label\\) of sample 0, got Tensor"):
+        from_datasets([torch.zeros(3, 5, 5)], plain(4), classes=2)
+    with pytest.raises(ValueError, match="class_names: expected 2 names, got 1"):
+        from_datasets(plain(4), plain(4), classes=2, class_names=["a"])
+
+
+def test_available_names_every_door():
+    assert [name.partition(":")[0] for name, _ in available()] == ["digits", "hf", "imagefolder", "torchvision"]

@@ -1,0 +1,49 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from tutelage.data import DataSettings, open_data
+
+
+def write(path, magic, array):
+    header = struct.pack(">" + "i" * (array.ndim + 1), magic, *array.shape)
+    path.write_bytes(header + array.tobytes())
+    with gzip.open(f"{path}.gz", "wb") as file:
+        file.write(header + array.tobytes())
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 30), ("t10k", 10)):
+        write(folder / f"{part}-images-idx3-ubyte", 2051, random.integers(0, 256, (count, 28, 28), np.uint8))
+        write(folder / f"{part}-labels-idx1-ubyte", 2049, (np.arange(count) % 10).astype(np.uint8))
+    return tmp_path
+
+
+def test_a_data_set_that_is_there(root):
+    splits = open_data(DataSettings(source="torchvision:MNIST", root=str(root)))
+    assert splits.sizes() == {"train": 30, "test": 10, "labelled": 30, "corrupt": 0}
+    assert (splits.channels, splits.image_size, splits.source) == (1, (28, 28), "torchvision:MNIST")
+    assert splits.class_names[:2] == ("0 - zero", "1 - one")
+    raw = (root / "MNIST" / "raw" / "train-images-idx3-ubyte").read_bytes()[16:]
+    pixels = torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(30, 1, 28, 28)
+    assert torch.equal(splits.train.fetch(np.arange(30)), pixels.float() / 255)
+    assert splits.train.labels.tolist() == [i % 10 for i in range(30)]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"got torchvision:CIFAR_100; type torchvision:CIFAR100, or another of"):
+        open_data(DataSettings(source="torchvision:CIFAR_100"))
+
+
+def test_what_cannot_be_downloaded_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileNotFoundError, match=r"expected torchvision:CIFAR100 in data.root=") as caught:
+        open_data(DataSettings(source="torchvision:CIFAR100", root=str(tmp_path / "file")))
+    assert "\n" not in str(caught.value)

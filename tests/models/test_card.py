@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from tutelage.models import Card
+
+
+def test_a_card_survives_json():
+    card = Card(
+        name="cifar:resnet20",
+        classes=2,
+        channels=1,
+        image_size=(28, 30),
+        mean=(0.1,),
+        std=(0.3,),
+        weights="x.pth",
+        class_names=("a", "b"),
+        taps=("layer1", "pool"),
+        fresh_head=True,
+    )
+    assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
+
+
+def test_the_least_card_survives_json():
+    card = Card(name="mine", classes=7)
+    assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"classes": 0}, "classes: expected"),
+        ({"classes": True}, "classes: expected"),
+        ({"channels": 0}, "channels: expected"),
+        ({"image_size": (32,)}, "image_size: expected"),
+        ({"image_size": (0, 32)}, "image_size: expected"),
+        ({"mean": (0.5,) * 3}, "both or neither"),
+        ({"mean": (0.5,), "std": (0.5,)}, "mean: expected 3 values"),
+        ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "std: expected values above 0"),
+        ({"class_names": ("a",)}, "class_names: expected 10"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        Card(**{"name": "mine", "classes": 10, **fields})
+
+
+def test_unknown_and_missing_fields_are_named():
+    with pytest.raises(ValueError, match=r"unknown \['colour'\] and missing \['classes'\]"):
+        Card.from_json({"name": "mine", "colour": 3})

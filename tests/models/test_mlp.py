@@ -1,0 +1,51 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from tutelage.models import create
+
+
+def test_layers_and_card():
+    classifier = create("mlp:256x128", classes=10, channels=1, image_size=(8, 8))
+    widths = [(m.in_features, m.out_features) for m in classifier.network.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(64, 256), (256, 128), (128, 10)]
+    assert classifier.card.taps == ("hidden.0", "hidden.1")
+    assert classifier.card.mean == classifier.card.std == (0.5,)
+
+
+def test_the_taps_are_activated_hidden_layers():
+    classifier = create("mlp:16x4", classes=10, channels=1, image_size=(8, 8))
+    seen = []
+    for name in classifier.card.taps:
+        classifier.network.get_submodule(name).register_forward_hook(lambda _, __, out: seen.append(out))
+    classifier(torch.rand(5, 1, 8, 8))
+    assert [tuple(out.shape) for out in seen] == [(5, 16), (5, 4)]
+    assert all((out >= 0).all() for out in seen)
+
+
+def test_it_learns_the_digits():
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    labels = torch.from_numpy(digits.target)
+    classifier = create("mlp:64", classes=10, channels=1, image_size=(8, 8))
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(classifier(images[:1400]), labels[:1400]).backward()
+        optimizer.step()
+    accuracy = (classifier(images[1400:]).argmax(1) == labels[1400:]).float().mean()
+    assert accuracy > 0.85
+
+
+@pytest.mark.parametrize("rest", ["", "x", "64x", "0", "64x0", "64,64", "-3", "six"])
+def test_widths_that_cannot_be_read(rest):
+    with pytest.raises(ValueError, match="type mlp:256x256"):
+        create(f"mlp:{rest}", classes=10, image_size=(8, 8))
+
+
+def test_what_it_needs_is_asked_for():
+    with pytest.raises(ValueError, match="classes: expected a number for mlp:64"):
+        create("mlp:64", image_size=(8, 8))
+    with pytest.raises(ValueError, match="image_size: expected"):
+        create("mlp:64", classes=10)
