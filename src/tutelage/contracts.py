@@ -1,6 +1,6 @@
 """What the rooms say to each other: named tuples and protocols, no logic.
 
-The tuples are named tuples because accelerate and DDP walk those; a dataclass of tensors would pass through them untouched.
+The tuples are named tuples because accelerate and DDP walk those; a dataclass of tensors would pass through untouched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
         labels: ``(batch,)`` int64 class indices, -100 where unlabelled; or soft labels, float ``(batch, classes)``.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on a batch
     inputs: Tensor
     labels: Tensor
 
@@ -123,4 +123,4 @@ class Batches(Protocol):
         """Return the number of steps in an epoch."""
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Yield the batches of one epoch from step ``start`` on; with several processes, this process's share of each."""
+        """Yield the batches of one epoch from step ``start`` on; with several processes, this one's share of each."""

@@ -50,21 +50,18 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
     def name_it(function: Callable[..., Objective]) -> Callable[..., Objective]:
         name = function.__name__
         signature = inspect.signature(function, eval_str=True)
-        weights = {p.name for p in signature.parameters.values() if p.annotation == Weight}
 
         @functools.wraps(function)
         def build(*positional: Any, **arguments: Any) -> Objective:
-            _check_names(name, list(signature.parameters), positional, arguments)
-            _check_missing(name, signature, arguments)
-            bound = signature.bind(**arguments)
-            bound.apply_defaults()
-            for argument, value in bound.arguments.items():
-                read = weight_from_recipe if argument in weights else _number
-                bound.arguments[argument] = read(value, argument=argument)
-            made = function(**bound.arguments)
-            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in made.parts)
+            if positional:
+                named = ", ".join(f"{p}={value!r}" for p, value in zip(signature.parameters, positional, strict=False))
+                raise TypeError(
+                    f"{name}: expected arguments by name, got {positional[0]!r} alone; type {name}({named})"
+                )
+            read = _read(name, signature, arguments)
+            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in function(**read).parts)
             _probe(parts)
-            return Objective((Piece(parts, name, dict(bound.arguments)),))
+            return Objective((Piece(parts, name, read),))
 
         if name in PRESETS:
             raise ValueError(f"preset: expected a new name, got {name!r}, which is taken; rename the function")
@@ -107,7 +104,7 @@ def confidence_penalty(*, weight: Weight = 0.1) -> Objective:
     return _sum(Part("confidence_penalty", weight, Apply(losses.confidence_penalty)))
 
 
-@preset("Zheng and Yang 2024, arXiv:2402.11148, section 3.2")
+@preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
 def renyi_penalty(*, weight: Weight, order: float) -> Objective:
     """``-weight * H_order(q)``: the regulariser that TTM has and KD lacks, with its weight and order free.
 
@@ -139,7 +136,7 @@ def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0
     return _sum(_supervised(supervised), Part("kd", weight, match))
 
 
-@preset("Zheng and Yang 2024, arXiv:2402.11148, equation 12")
+@preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
 def ttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
@@ -152,7 +149,7 @@ def ttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
     return _sum(_supervised(supervised), Part("ttm", beta, match))
 
 
-@preset("Zheng and Yang 2024, arXiv:2402.11148, equation 17")
+@preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
 def wttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
     """``supervised * CE(y, q) + beta * U_gamma(p) * KL(p_gamma || q)``: TTM with each sample weighted by its power sum.
 
@@ -181,7 +178,14 @@ def from_recipe(value: Any) -> Objective:
     entries = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not entries:
         raise ValueError("objective: expected a preset or a list of them, got an empty list; for example kd")
-    made = [_entry(entry) for entry in entries]
+    made, found = [], []
+    for entry in entries:
+        try:
+            made.append(_entry(entry))
+        except ValueError as error:
+            found.append(str(error))
+    if found:
+        raise ValueError("\n".join(found))
     return functools.reduce(lambda left, right: left + right, made)
 
 
@@ -197,26 +201,27 @@ def _entry(entry: Any) -> Objective:
     arguments = {} if entry[name] is None else entry[name]
     if name not in PRESETS:
         near = get_close_matches(str(name), PRESETS, n=1, cutoff=0.5)
-        raise ValueError(
-            f"objective: expected one of {', '.join(PRESETS)}, got {name!r}"
-            + (f"; did you mean {near[0]}?" if near else "; type one of those")
-        )
+        hint = f"did you mean {near[0]}?" if near else "type one of those"
+        raise ValueError(f"objective: expected one of {', '.join(PRESETS)}, got {name!r}; {hint}")
     known = list(inspect.signature(PRESETS[name].build).parameters)
     if not isinstance(arguments, Mapping):
         raise ValueError(
-            f"objective {name}: expected a mapping of its arguments, got {arguments!r}; "
+            f"objective.{name}: expected a mapping of its arguments, got {arguments!r}; "
             f"for example {{{name}: {{{known[0]}: 1}}}}"
         )
-    try:
-        _check_names(name, known, (), arguments)
-        made = PRESETS[name].build(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"objective {name}: {str(error).removeprefix(f'{name}: ')}") from None
+    found = []
     scale = entry.get("scale", 1)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
-        raise ValueError(
-            f"objective {name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8"
-        )
+        found.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
+    try:
+        made = PRESETS[name].build(**{str(argument): value for argument, value in arguments.items()})
+    except (TypeError, ValueError) as error:
+        for line in str(error).splitlines():
+            # Most say which argument is meant; the rest speak of the objective as a whole.
+            own = line.partition(":")[0] in (*known, *map(str, arguments))
+            found.append(f"objective.{name}{'.' if own else ': '}{line.removeprefix('objective: ')}")
+    if found:
+        raise ValueError("\n".join(found))
     return scale * made
 
 
@@ -231,28 +236,35 @@ def _probe(parts: Sequence[Part]) -> None:
                 part.term.bind(Context())(outputs, outputs, batch, Progress())
 
 
+def _read(preset: str, signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a call's arguments, every fault at once, and fill in the defaults."""
+    known = list(signature.parameters)
+    found: list[TypeError | ValueError] = []
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "type one of those"
+            found.append(
+                TypeError(f"{name}: expected an argument of {preset} ({', '.join(known)}), got {name!r}; {hint}")
+            )
+    read: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        value = given.get(name, parameter.default)
+        if value is parameter.empty:
+            found.append(TypeError(f"{name}: expected a value for {preset}, got none; for example {name}=1.0"))
+            continue
+        try:
+            read[name] = (weight_from_recipe if parameter.annotation == Weight else _number)(value, argument=name)
+        except (TypeError, ValueError) as error:
+            found.append(error)
+    if found:
+        kind = TypeError if any(isinstance(error, TypeError) for error in found) else ValueError
+        raise kind("\n".join(str(error) for error in found))
+    return read
+
+
 def _number(value: Any, *, argument: str) -> float:
-    # A recipe and its records are JSON and YAML, which have no infinity in common.
+    # A recipe and its records are YAML and JSON, which have no infinity in common.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
     return value if isinstance(value, int) else float(value)
-
-
-def _check_names(preset: str, known: Sequence[str], positional: Sequence[Any], given: Mapping[Any, Any]) -> None:
-    if positional:
-        hint = ", ".join(f"{name}={value!r}" for name, value in zip(known, positional, strict=False))
-        raise TypeError(f"{preset}: expected arguments by name, got {positional[0]!r} alone; type {preset}({hint})")
-    for argument in given:
-        if argument not in known:
-            near = get_close_matches(str(argument), known, n=1)
-            raise TypeError(
-                f"{argument}: expected one of {preset}'s arguments {', '.join(known)}, got {argument!r}; "
-                + (f"did you mean {near[0]}?" if near else "type one of those")
-            )
-
-
-def _check_missing(preset: str, signature: inspect.Signature, given: Mapping[str, Any]) -> None:
-    missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name not in given]
-    if missing:
-        example = ", ".join(f"{name}=1.0" for name in missing)
-        raise TypeError(f"{preset}: expected {' and '.join(missing)}, got none; for example {preset}({example})")

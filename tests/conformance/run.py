@@ -1,0 +1,240 @@
+"""Hold the losses against recorded values and gradients of the methods' own public code.
+
+    python tests/conformance/run.py tests/conformance/losses.jsonl
+    python tests/conformance/run.py FILE.jsonl --methods KD,TTM
+
+A row of the file is one case: a recipe for the inputs, hyperparameters, the loss, its gradients and the tolerances.
+Every row whose method stands in `METHODS` is computed and compared; to cover a further method, add one row there.
+Methods that do not stand there are counted as not built, and fail only where --methods asks for them.
+
+Exit status: 0 all compared rows agree, 1 at least one does not, 2 the file or the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from draw import draw
+from torch import Tensor
+
+from tutelage import losses
+
+Row = Mapping[str, Any]
+Verdict = Literal["passed", "failed", "not built"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an adapter sees of a row.
+
+    Attributes:
+        inputs: tensors by name, whatever their role; students and parameters require a gradient.
+        hyper: hyperparameters under the public code's own names.
+        aux: further integers, such as the signs of singular vectors.
+    """
+
+    inputs: Mapping[str, Tensor]
+    hyper: Mapping[str, Any]
+    aux: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.inputs[name]
+
+
+# Recorded losses are means over the batch, ours are one value a sample.
+METHODS: Mapping[str, Callable[[Case], Tensor]] = {
+    "KD": lambda c: losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["T"]).mean(),
+    "TTM": lambda c: losses.ttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
+    "WTTM": lambda c: losses.wttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
+}
+
+
+class UsageError(Exception):
+    """The file or the command line is wrong."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one row, and where it failed, why."""
+
+    id: str
+    method: str
+    verdict: Verdict
+    faults: tuple[str, ...] = ()
+
+
+def check(row: Row) -> Result:
+    """Compute one row and compare it by the row's own tolerances."""
+    if row["method"] not in METHODS:
+        return Result(row["id"], row["method"], "not built")
+    try:
+        faults = tuple(_faults(row, METHODS[row["method"]]))
+    except Exception as error:  # noqa: BLE001  one broken row must not hide the others
+        faults = (f"{type(error).__name__}: {error}",)
+    return Result(row["id"], row["method"], "failed" if faults else "passed", faults)
+
+
+def _faults(row: Row, adapter: Callable[[Case], Tensor]) -> Iterator[str]:
+    inputs = {name: torch.from_numpy(array) for name, array in draw(row["seed"], row["inputs"]).items()}
+    for spec in row["inputs"]:
+        if spec["role"] in ("student", "param"):
+            inputs[spec["name"]].requires_grad_()
+    case = Case(inputs, row["hyper"], row["aux"])
+    expected = row
+    if not row["official_ok"]:
+        if row["log_space"] is None:
+            yield from _undefined(adapter, case)
+            return
+        expected = row["log_space"]
+    loss = adapter(case)
+    if loss.shape != ():
+        yield f"loss: expected a scalar, got shape {tuple(loss.shape)}; reduce it in the adapter"
+        return
+    target = float(expected["loss_repr"])
+    yield from _near("loss", loss.item(), target, row["rtol"] * abs(target) + row["atol"])
+    if not loss.requires_grad:
+        yield "gradient: the loss depends on no student input and on no parameter"
+        return
+    loss.backward()
+    for name, recorded in expected["grads"].items():
+        gradient = inputs[name].grad
+        yield from _gradient_faults(
+            name, torch.zeros_like(inputs[name]) if gradient is None else gradient, recorded, row
+        )
+
+
+def _gradient_faults(name: str, gradient: Tensor, recorded: Row, row: Row) -> Iterator[str]:
+    if gradient.numel() != recorded["numel"]:
+        yield f"gradient of {name}: expected {recorded['numel']} entries, got {gradient.numel()}"
+        return
+    tolerance = row["grad_rtol"] * recorded["l2"] + row["grad_atol"]
+    flat = gradient.flatten()
+    yield from _near(f"gradient of {name}, l2", flat.norm().item(), recorded["l2"], tolerance)
+    yield from _near(
+        f"gradient of {name}, sum", flat.sum().item(), recorded["sum"], tolerance * math.sqrt(flat.numel())
+    )
+    for place, (ours, theirs) in enumerate(zip(flat[:5].tolist(), recorded["first5"], strict=True)):
+        yield from _near(f"gradient of {name}, entry {place}", ours, theirs, tolerance)
+
+
+def _near(what: str, ours: float, theirs: float, tolerance: float) -> Iterator[str]:
+    # Not "error > tolerance": a NaN is never near.
+    if not abs(ours - theirs) <= tolerance:
+        yield f"{what}: expected {theirs!r}, got {ours!r}, off by {abs(ours - theirs):.3g}, allowed {tolerance:.3g}"
+
+
+def _undefined(adapter: Callable[[Case], Tensor], case: Case) -> Iterator[str]:
+    """Where the formula itself has no value, such as a pairwise loss of one sample, ours must not invent one."""
+    try:
+        loss = adapter(case)
+    except ValueError:
+        return
+    if torch.isfinite(loss).all():
+        yield f"loss: expected a ValueError or no finite value, got {loss.tolist()!r}"
+
+
+def read(path: Path) -> list[Row]:
+    """Read a file of rows, one JSON object a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path}: expected a readable file of rows, got {error}; type the path of a .jsonl file"
+        ) from error
+    rows = [_parse(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not rows:
+        raise UsageError(f"{path}: expected at least one row, got none; type the path of a .jsonl file of rows")
+    return rows
+
+
+_FIELDS = frozenset(
+    (
+        "id",
+        "method",
+        "hyper",
+        "seed",
+        "inputs",
+        "aux",
+        "loss_repr",
+        "grads",
+        "rtol",
+        "atol",
+        "grad_rtol",
+        "grad_atol",
+        "official_ok",
+        "log_space",
+    )
+)
+
+
+def _parse(path: Path, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path}, line {number}: expected a JSON object, got {error}; type the path of a .jsonl file"
+        ) from error
+    missing = sorted(_FIELDS - row.keys()) if isinstance(row, dict) else sorted(_FIELDS)
+    if missing:
+        raise UsageError(f"{path}, line {number}: expected the fields of a row, got none named {', '.join(missing)}")
+    return row
+
+
+def choose(rows: Sequence[Row], methods: str | None) -> list[Row]:
+    """Keep the rows of the methods asked for, all of them where none is."""
+    if methods is None:
+        return list(rows)
+    asked = [name.strip() for name in methods.split(",") if name.strip()]
+    present = {row["method"] for row in rows}
+    unknown = [name for name in asked if name not in present]
+    if unknown or not asked:
+        raise UsageError(
+            f"--methods: expected names among {', '.join(sorted(present))}; got {', '.join(unknown) or 'none'}"
+        )
+    return [row for row in rows if row["method"] in asked]
+
+
+def table(results: Iterable[Result]) -> Iterator[str]:
+    """Yield a line a method, then each failure, then the totals."""
+    results = list(results)
+    counts = Counter((result.method, result.verdict) for result in results)
+    methods = list(dict.fromkeys(result.method for result in results))
+    width = max(map(len, methods))
+    verdicts: tuple[Verdict, ...] = ("passed", "failed", "not built")
+    for method in methods:
+        yield f"{method:<{width}}  " + ", ".join(f"{counts[method, v]} {v}" for v in verdicts if counts[method, v])
+    for result in results:
+        for fault in result.faults:
+            yield f"{result.id} {result.method}: {fault}"
+    totals = Counter(result.verdict for result in results)
+    yield ", ".join(f"{totals[v]} {v}" for v in verdicts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="rows, one JSON object a line")
+    parser.add_argument("--methods", metavar="KD,TTM", help="only these methods; one that is not built then fails")
+    options = parser.parse_args(arguments)
+    try:
+        rows = choose(read(options.file), options.methods)
+    except UsageError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    results = [check(row) for row in rows]
+    sys.stdout.writelines(f"{line}\n" for line in table(results))
+    failing = ("failed", "not built") if options.methods is not None else ("failed",)
+    return int(any(result.verdict in failing for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

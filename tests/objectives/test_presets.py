@@ -1,0 +1,260 @@
+"""Presets: named methods, their arguments, and what a recipe holds of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tutelage import losses, objectives
+from tutelage.contracts import Batch, Outputs
+from tutelage.objectives import PRESETS, Apply, Cosine, Linear, Objective, Part, WarmUp, from_recipe
+
+
+@pytest.fixture
+def own_names():
+    """Lets a test name presets of its own."""
+    known = set(PRESETS)
+    yield
+    for name in set(PRESETS) - known:
+        del PRESETS[name]
+
+
+def draw():
+    generator = torch.Generator().manual_seed(0)
+    z, v = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64).unbind()
+    return Outputs(z), Outputs(v), Batch(torch.arange(6), torch.zeros(6, 1), torch.arange(6) % 4)
+
+
+EVERY = {
+    "cross_entropy": objectives.cross_entropy(label_smoothing=0.1),
+    "confidence_penalty": objectives.confidence_penalty(weight=0.2),
+    "renyi_penalty": objectives.renyi_penalty(weight=1.5, order=0.25),
+    "kd": objectives.kd(temperature=2.0, weight=0.5, supervised=0.5),
+    "ttm": objectives.ttm(gamma=0.1, beta=8.0),
+    "wttm": objectives.wttm(gamma=0.1, beta=3.0, supervised=0.0),
+}
+COMPOSED = {
+    "scaled": 0.8 * EVERY["kd"],
+    "sum": EVERY["ttm"] + 0.5 * EVERY["confidence_penalty"],
+    "scheduled": objectives.wttm(gamma=0.3, beta=Linear(0.0, 3.0, until=0.5), supervised=Cosine(1.0, 0.1)),
+    "scheduled and scaled": 2 * objectives.kd(weight=WarmUp(0.9, 20)),
+    "twice": EVERY["kd"] + objectives.kd(temperature=1, weight=0.1, supervised=0),
+}
+
+
+def test_every_preset_is_tried_here():
+    assert set(EVERY) == set(PRESETS)
+
+
+@pytest.mark.parametrize("objective", [*EVERY.values(), *COMPOSED.values()], ids=[*EVERY, *COMPOSED])
+def test_a_recipe_holds_all_of_an_objective(objective):
+    written = json.loads(json.dumps(objective.to_recipe(), allow_nan=False))
+    again = from_recipe(written)
+    assert again == objective
+    assert again.to_recipe() == objective.to_recipe()
+    assert again.bind()(*draw()).total == objective.bind()(*draw()).total
+
+
+def test_a_recipe_names_every_argument_and_the_scale():
+    assert objectives.kd().to_recipe() == [{"kd": {"temperature": 4.0, "weight": 0.9, "supervised": 0.1}}]
+    assert (0.5 * objectives.confidence_penalty()).to_recipe() == [{"confidence_penalty": {"weight": 0.1}, "scale": 0.5}]
+
+
+@pytest.mark.parametrize("written", ["kd", {"kd": None}, {"kd": {}}, ["kd"], [{"kd": {}}], {"kd": {"temperature": 4}}])
+def test_short_forms(written):
+    assert from_recipe(written) == objectives.kd()
+
+
+def test_an_objective_is_read_as_itself():
+    kd = objectives.kd()
+    assert from_recipe(kd) is kd
+
+
+def test_an_entry_may_be_scaled():
+    read = from_recipe([{"cross_entropy": {}}, {"wttm": {"gamma": 0.1, "beta": 3, "supervised": 0}, "scale": 0.8}])
+    assert read == objectives.cross_entropy() + 0.8 * objectives.wttm(gamma=0.1, beta=3, supervised=0)
+
+
+def test_numbers_of_numpy_are_written_as_plain_ones():
+    written = objectives.ttm(gamma=np.float64(0.5), beta=np.float64(2)).to_recipe()
+    assert {type(value) for value in written[0]["ttm"].values()} == {float}
+
+
+# ------------------------------------------------------------------------------------------------------------ the formulas
+
+
+def test_published_settings_are_the_defaults():
+    assert objectives.kd().weights() == {"ce": 0.1, "kd": 0.9}
+    assert objectives.ttm(gamma=0.1, beta=2).weights() == {"ce": 1.0, "ttm": 2.0}
+    assert objectives.wttm(gamma=0.1, beta=2).weights() == {"ce": 1.0, "wttm": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("objective", "formula"),
+    [
+        (EVERY["cross_entropy"], lambda z, v, y: losses.cross_entropy(z, y, label_smoothing=0.1)),
+        (EVERY["confidence_penalty"], lambda z, v, y: 0.2 * losses.confidence_penalty(z)),
+        (EVERY["renyi_penalty"], lambda z, v, y: 1.5 * losses.renyi_penalty(z, order=0.25)),
+        (EVERY["kd"], lambda z, v, y: 0.5 * losses.cross_entropy(z, y) + 0.5 * losses.kd(z, v, temperature=2)),
+        (EVERY["ttm"], lambda z, v, y: losses.cross_entropy(z, y) + 8 * losses.ttm(z, v, gamma=0.1)),
+        (EVERY["wttm"], lambda z, v, y: 3 * losses.wttm(z, v, gamma=0.1)),
+    ],
+)
+def test_a_preset_is_its_formula(objective, formula):
+    student, teacher, batch = draw()
+    expected = formula(student.logits, teacher.logits, batch.labels).mean()
+    torch.testing.assert_close(objective.bind()(student, teacher, batch).total, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_weight_of_zero_leaves_the_term_out():
+    assert list(objectives.kd(weight=0, supervised=1).weights()) == ["ce"]
+    assert list(objectives.kd(supervised=0).weights()) == ["kd"]
+    assert list(objectives.kd(supervised=0.0).weights()) == ["kd"]
+    with pytest.raises(ValueError, match="objective: expected a term with a weight other than 0, got none; for example"):
+        objectives.kd(weight=0, supervised=0)
+
+
+def test_signatures_are_the_schema():
+    for name, preset in PRESETS.items():
+        assert preset.build is getattr(objectives, name)
+        parameters = inspect.signature(preset.build).parameters.values()
+        assert {p.kind for p in parameters} == {inspect.Parameter.KEYWORD_ONLY}
+        assert preset.paper
+        assert preset.build.__doc__
+
+
+# -------------------------------------------------------------------------------------------------------------- the faults
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("kdd", r"objective: expected one of .*kd.*, got 'kdd'; did you mean kd\?"),
+        ({"wtm": {"gamma": 1}}, r"objective: expected one of .*, got 'wtm'; did you mean wttm\?"),
+        ("zzzzz", "objective: expected one of .*, got 'zzzzz'; type one of those"),
+        ([], "objective: expected a preset or a list of them, got an empty list; for example kd"),
+        (3, "objective: expected one preset with its arguments, got 3; for example"),
+        (None, "objective: expected one preset with its arguments, got None; for example"),
+        ([["kd"]], "objective: expected one preset with its arguments, got .*; for example"),
+        ({"kd": {}, "ttm": {}}, "objective: expected one preset with its arguments, got .*; for example"),
+        ({"scale": 2}, "objective: expected one preset with its arguments, got .*; for example"),
+        ({"kd": 4}, r"objective.kd: expected a mapping of its arguments, got 4; for example {kd: {temperature: 1}}"),
+        ({"kd": 0}, "objective.kd: expected a mapping of its arguments, got 0; for example"),
+        ({"kd": {"temprature": 4}}, r"objective.kd.temprature: expected .*, got 'temprature'; did you mean temperature\?"),
+        ({"kd": {1: 4}}, "objective.kd.1: expected an argument of kd .*, got '1'; type one of those"),
+        ({"ttm": {"beta": 1}}, "objective.ttm.gamma: expected a value for ttm, got none; for example gamma=1.0"),
+        ({"ttm": {"gamma": 0, "beta": 1}}, "objective.ttm.gamma: expected a finite number above 0, got 0; type for example"),
+        ({"wttm": {"gamma": -0.1, "beta": 1}}, "objective.wttm.gamma: expected a finite number above 0, got -0.1; type"),
+        ({"wttm": {"gamma": "x", "beta": 1}}, "objective.wttm.gamma: expected a finite number, got 'x'; for example"),
+        ({"wttm": {"gamma": True, "beta": 1}}, "objective.wttm.gamma: expected a finite number, got True; for example"),
+        ({"kd": {"temperature": 0}}, "objective.kd.temperature: expected a finite number above 0, got 0; type for example"),
+        ({"kd": {"temperature": math.inf}}, "objective.kd.temperature: expected a finite number, got inf; for example"),
+        ({"kd": {"weight": "x"}}, "objective.kd.weight: expected a number or .*, got 'x'; for example weight=0.9"),
+        ({"kd": {"weight": 0, "supervised": 0}}, "objective.kd: expected a term with a weight other than 0, got none; for"),
+        ({"cross_entropy": {"label_smoothing": 1}}, r"objective.cross_entropy.label_smoothing: expected .*\[0, 1\), got 1; type"),
+        ({"renyi_penalty": {"order": 0, "weight": 1}}, "objective.renyi_penalty.order: expected a number above 0, got 0"),
+        ({"kd": {}, "scale": 0}, "objective.kd: expected scale, a finite number > 0, got 0; for example scale: 0.8"),
+        ({"kd": {}, "scale": "x"}, "objective.kd: expected scale, a finite number > 0, got 'x'; for example"),
+        ({"kd": {}, "scale": True}, "objective.kd: expected scale, a finite number > 0, got True; for example"),
+        ({"kd": {}, "scale": math.nan}, "objective.kd: expected scale, a finite number > 0, got nan; for example"),
+        (["kd", "cross_entropy"], r"objective: expected one supervised term, .*; zero .*kd\(\.\.\., supervised=0\)"),
+    ],
+)
+def test_what_a_recipe_says_wrong_is_answered(written, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        from_recipe(written)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_fault_is_named_at_once():
+    with pytest.raises(ValueError, match="expected") as caught:
+        from_recipe(["kdd", {"ttm": {"gama": 1}}, {"kd": {"temperature": "hot", "weight": "x"}, "scale": 0}])
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "objective",
+        "objective.ttm.gama",
+        "objective.ttm.gamma",
+        "objective.ttm.beta",
+        "objective.kd",
+        "objective.kd.temperature",
+        "objective.kd.weight",
+    ]
+
+
+def test_the_same_faults_are_named_at_a_call():
+    with pytest.raises(TypeError, match=r"temprature: expected an argument of kd .*; did you mean temperature\?"):
+        objectives.kd(temprature=4)
+    with pytest.raises(TypeError, match=r"ttm: expected arguments by name, got 0.1 alone; type ttm\(gamma=0.1, beta=3\)"):
+        objectives.ttm(0.1, 3)
+    with pytest.raises(TypeError, match="beta: expected a value for wttm, got none; for example beta=1.0"):
+        objectives.wttm(gamma=0.1)
+    with pytest.raises(ValueError, match="gamma: expected a finite number above 0, got 0"):
+        objectives.wttm(gamma=0, beta=1)
+    with pytest.raises(ValueError, match="beta: expected a number or"):
+        objectives.wttm(gamma=0.1, beta="3")
+
+
+# ------------------------------------------------------------------------------------------------------------- one's own
+
+
+def test_a_preset_of_ones_own_stands_in_a_recipe(own_names):
+    def squares(student_logits, teacher_logits, *, power):
+        return (student_logits - teacher_logits).abs().pow(power).mean(-1)
+
+    @objectives.preset("none")
+    def logit_distance(*, power: float = 2.0, weight: objectives.Weight = 1.0) -> Objective:
+        """``weight * mean |z - v|**power``."""
+        return Objective.of(Part("distance", weight, Apply(squares, {"power": power})))
+
+    written = {"logit_distance": {"power": 3, "weight": {"schedule": "linear", "start": 1, "end": 0}}}
+    read = from_recipe(written)
+    assert read == logit_distance(power=3, weight=Linear(1, 0))
+    assert from_recipe(read.to_recipe()) == read
+    student, teacher, batch = draw()
+    expected = squares(student.logits, teacher.logits, power=3).mean()
+    torch.testing.assert_close(read.bind()(student, teacher, batch).total, expected)
+    assert (read + objectives.kd()).name == "logit_distance+kd"
+    with pytest.raises(ValueError, match=r"did you mean logit_distance\?"):
+        from_recipe("logit_distanc")
+
+
+def test_a_preset_may_compose_others(own_names):
+    @objectives.preset("a KD that is TTM")
+    def kd_as_ttm(*, temperature: float, lam: float = 0.9) -> Objective:
+        beta = lam / (1 - lam) * temperature
+        kd = objectives.kd(temperature=temperature, weight=lam, supervised=1 - lam)
+        return 1 / (1 - lam) * kd + objectives.renyi_penalty(order=1 / temperature, weight=beta * (temperature - 1))
+
+    objective = 0.5 * kd_as_ttm(temperature=4)
+    assert objective.name == "kd_as_ttm"
+    assert objective.to_recipe() == [{"kd_as_ttm": {"temperature": 4, "lam": 0.9}, "scale": 0.5}]
+    assert objective.weights() == pytest.approx({"ce": 0.5, "kd": 4.5, "renyi_penalty": 54})
+    assert from_recipe(objective.to_recipe()) == objective
+
+
+def test_a_loss_that_is_made_for_other_shapes_is_not_tried_too_early(own_names):
+    weights = torch.ones(10)
+
+    @objectives.preset("none")
+    def ten_classes(*, weight: objectives.Weight = 1.0) -> Objective:
+        def weighted(student_logits):
+            return (student_logits * weights).sum(-1)
+
+        return Objective.of(Part("ten", weight, Apply(weighted)))
+
+    batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
+    assert ten_classes().bind()(Outputs(torch.ones(2, 10)), None, batch).total == 10
+
+
+def test_a_name_is_taken_once(own_names):
+    with pytest.raises(ValueError, match="preset: expected a new name, got 'kd', which is taken; rename the function"):
+
+        @objectives.preset("none")
+        def kd(*, weight: float) -> Objective:
+            return objectives.cross_entropy(weight=weight)
+
+    assert PRESETS["kd"].build is objectives.kd

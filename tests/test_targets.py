@@ -1,0 +1,274 @@
+"""Laws of the power transform, the power sum and the entropies."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tutelage import targets
+
+INF = math.inf
+quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+gammas = st.floats(0.05, 3.0)
+seeds = st.integers(0, 10_000)
+
+
+def draw_log_probs(seed, shape=(5, 7), scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.log_softmax(scale * torch.randn(shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+@quick
+@given(seeds, gammas)
+def test_power_matches_numpy(seed, gamma):
+    log_p = draw_log_probs(seed)
+    p = log_p.exp().numpy()
+    expected = p**gamma / (p**gamma).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(targets.power(log_p, gamma=gamma).exp(), expected, rtol=1e-12)
+
+
+@quick
+@given(seeds, gammas)
+def test_power_is_temperature_scaling(seed, gamma):
+    v = 3.0 * torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(
+        targets.power(torch.log_softmax(v, -1), gamma=gamma),
+        torch.log_softmax(v / (1 / gamma), -1),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+    torch.testing.assert_close(targets.power(v, gamma=gamma), targets.power(v + 40.0, gamma=gamma), rtol=0, atol=1e-11)
+
+
+@quick
+@given(seeds, gammas, gammas)
+def test_powers_compose_by_multiplying(seed, first, second):
+    log_p = draw_log_probs(seed)
+    twice = targets.power(targets.power(log_p, gamma=first), gamma=second)
+    torch.testing.assert_close(twice, targets.power(log_p, gamma=first * second), rtol=1e-10, atol=1e-10)
+
+
+def test_power_one_changes_nothing():
+    log_p = draw_log_probs(0)
+    torch.testing.assert_close(targets.power(log_p, gamma=1), log_p, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(targets.log_power_sum(log_p, gamma=1), torch.zeros(5).double(), rtol=0, atol=1e-14)
+
+
+@quick
+@given(seeds, st.floats(0.05, 0.95))
+def test_power_sum_matches_numpy_and_its_bounds(seed, gamma):
+    log_p = draw_log_probs(seed)
+    u = targets.power_sum(log_p, gamma=gamma)
+    np.testing.assert_allclose(u, (log_p.exp().numpy() ** gamma).sum(axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(targets.log_power_sum(log_p, gamma=gamma).exp(), u, rtol=1e-14)
+    assert (u >= 1).all()
+    assert (u <= 7 ** (1 - gamma) * (1 + 1e-12)).all()
+
+
+def test_power_sum_meets_its_bounds_at_one_hot_and_uniform():
+    one_hot, uniform = torch.tensor([0.0, -INF, -INF]), torch.full((3,), 1 / 3).log()
+    assert targets.power_sum(one_hot, gamma=0.1).item() == 1.0
+    assert targets.power_sum(uniform, gamma=0.1).item() == pytest.approx(3**0.9, rel=1e-6)
+    thousand = torch.full((1000,), 1 / 1000).log()
+    assert targets.power_sum(thousand, gamma=0.1).item() == pytest.approx(501.187, rel=1e-5)
+
+
+@quick
+@given(seeds, st.floats(0.05, 3.0).filter(lambda gamma: abs(gamma - 1) > 1e-3))
+def test_log_power_sum_is_renyi_entropy_times_one_minus_gamma(seed, gamma):
+    log_p = draw_log_probs(seed)
+    torch.testing.assert_close(
+        targets.log_power_sum(log_p, gamma=gamma), (1 - gamma) * targets.renyi_entropy(log_p, order=gamma),
+        rtol=1e-10, atol=1e-12,
+    )  # fmt: skip
+
+
+def test_log_space_survives_where_pow_of_softmax_underflows():
+    logits = torch.tensor([0.0, -25.0])
+    printed = torch.softmax(logits.half(), -1) ** 0.1
+    exact = 1 + math.exp(-2.5)
+    assert abs(printed.sum().item() - exact) > 0.05
+    assert targets.power_sum(torch.log_softmax(logits, -1), gamma=0.1).item() == pytest.approx(exact, rel=1e-6)
+    far = torch.log_softmax(torch.tensor([0.0, -120.0]), -1)
+    assert (far.exp() ** 0.1)[1].item() == 0.0
+    assert targets.power(far, gamma=0.1)[1].exp().item() == pytest.approx(math.exp(-12) / (1 + math.exp(-12)), rel=1e-5)
+
+
+@quick
+@given(seeds)
+def test_shannon_entropy_matches_scipy_and_its_bounds(seed):
+    log_p = draw_log_probs(seed)
+    h = targets.shannon_entropy(log_p)
+    np.testing.assert_allclose(h, scipy.stats.entropy(log_p.exp().numpy(), axis=-1), rtol=1e-12)
+    assert (h >= 0).all()
+    assert (h <= math.log(7) + 1e-12).all()
+
+
+@pytest.mark.parametrize("entropy", [targets.shannon_entropy, lambda x: targets.renyi_entropy(x, order=0.5)])
+def test_entropy_is_log_k_at_uniform_and_zero_at_one_hot(entropy):
+    assert entropy(torch.full((8,), 1 / 8, dtype=torch.float64).log()).item() == pytest.approx(math.log(8), rel=1e-14)
+    assert entropy(torch.tensor([0.0, -INF, -INF])).item() == 0.0
+
+
+@quick
+@given(seeds, st.floats(0.01, 6.0).filter(lambda order: abs(order - 1) > 1e-2))
+def test_renyi_entropy_matches_its_formula(seed, order):
+    log_p = draw_log_probs(seed)
+    expected = scipy.special.logsumexp(order * log_p.numpy(), axis=-1) / (1 - order)
+    np.testing.assert_allclose(targets.renyi_entropy(log_p, order=order), expected, rtol=1e-11, atol=1e-12)
+
+
+@quick
+@given(seeds, st.lists(st.floats(0.0, 20.0), min_size=2, max_size=6))
+def test_renyi_entropy_never_increases_with_the_order(seed, orders):
+    log_p = draw_log_probs(seed)
+    values = [targets.renyi_entropy(log_p, order=order) for order in [0, *sorted(orders), INF]]
+    assert (values[0] <= math.log(7) + 1e-12).all()
+    assert (values[-1] >= 0).all()
+    for larger, smaller in itertools.pairwise(values):
+        assert (smaller <= larger + 1e-11).all()
+
+
+def test_renyi_limits():
+    log_p = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=torch.float64).log()
+    assert targets.renyi_entropy(log_p, order=0).item() == pytest.approx(math.log(3))
+    assert targets.renyi_entropy(log_p, order=1e-9).item() == pytest.approx(math.log(3), rel=1e-8)
+    assert targets.renyi_entropy(log_p, order=INF).item() == pytest.approx(math.log(2))
+    assert targets.renyi_entropy(log_p, order=500.0).item() == pytest.approx(math.log(2), rel=3e-3)
+    assert targets.renyi_entropy(log_p, order=2).item() == pytest.approx(-math.log(0.375))
+    assert targets.renyi_entropy(log_p, order=1).item() == targets.shannon_entropy(log_p).item()
+
+
+def expansion(log_p, order):
+    """The entropy near order 1 by its Taylor series: H - (a - 1) * Var(log p) / 2, in float64."""
+    log_p = log_p.double()
+    p = log_p.exp()
+    mean = (p * log_p).sum(-1)
+    return -mean - (order - 1) * (p * (log_p - mean[..., None]) ** 2).sum(-1) / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12, 2.3e-16])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_renyi_entropy_is_precise_near_order_one(dtype, shift, sign):
+    log_p = torch.log_softmax(torch.tensor([[2.0, -1.0, 0.5, 0.0], [30.0, 0.0, 1.0, -20.0]], dtype=torch.float64), -1)
+    order = 1 + sign * shift
+    expected = expansion(log_p, order)
+    tolerance = 2e-6 if dtype is torch.float32 else 1e-12
+    z = log_p.to(dtype).requires_grad_()
+    value = targets.renyi_entropy(z, order=order)
+    torch.testing.assert_close(value.double(), expected, rtol=tolerance + 2 * shift * shift, atol=1e-14)
+    (gradient,) = torch.autograd.grad(targets.renyi_entropy(torch.log_softmax(z, -1), order=order).sum(), z)
+    reference = log_p.clone().requires_grad_()
+    (at_one,) = torch.autograd.grad(targets.shannon_entropy(torch.log_softmax(reference, -1)).sum(), reference)
+    torch.testing.assert_close(gradient.double(), at_one, rtol=0, atol=20 * tolerance + 5 * shift)
+
+
+@pytest.mark.parametrize("classes", [2, 1000, 50_000])
+@pytest.mark.parametrize("order", [1.2, 1.249, 1.251, 1.4, 3.0])
+def test_both_forms_of_renyi_entropy_are_precise_where_they_meet(classes, order):
+    v = torch.randn(3, classes, generator=torch.Generator().manual_seed(classes), dtype=torch.float64)
+    log_p = torch.log_softmax(v, -1)
+    expected = np.log((log_p.exp().numpy() ** order).sum(-1)) / (1 - order)
+    np.testing.assert_allclose(targets.renyi_entropy(log_p, order=order), expected, rtol=1e-11)
+    np.testing.assert_allclose(targets.renyi_entropy(log_p.float(), order=order), expected, rtol=2e-5)
+
+
+EVERY = {
+    "power": lambda x: targets.power(x, gamma=0.3),
+    "log_power_sum": lambda x: targets.log_power_sum(x, gamma=0.3),
+    "power_sum": lambda x: targets.power_sum(x, gamma=0.3),
+    "shannon_entropy": targets.shannon_entropy,
+    "renyi_entropy 0": lambda x: targets.renyi_entropy(x, order=0),
+    "renyi_entropy 0.3": lambda x: targets.renyi_entropy(x, order=0.3),
+    "renyi_entropy 1.1": lambda x: targets.renyi_entropy(x, order=1.1),
+    "renyi_entropy 3": lambda x: targets.renyi_entropy(x, order=3),
+    "renyi_entropy inf": lambda x: targets.renyi_entropy(x, order=INF),
+}
+DIFFERENTIABLE = [name for name in EVERY if name != "renyi_entropy 0"]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradcheck(name):
+    z = 2 * torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda z: EVERY[name](torch.log_softmax(z, -1)), z.requires_grad_())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7), (2, 0, 7)])
+def test_any_leading_shape_equals_flattened(name, shape):
+    log_p = draw_log_probs(4, shape)
+    result = EVERY[name](log_p)
+    assert result.shape == (shape if name == "power" else shape[:-1])
+    torch.testing.assert_close(result.reshape(-1), EVERY[name](log_p.reshape(-1, 7)).reshape(-1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    ("dtype", "result"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_result_is_at_least_float32(name, dtype, result):
+    log_p = draw_log_probs(5).to(dtype)
+    assert EVERY[name](log_p).dtype == result
+    torch.testing.assert_close(EVERY[name](log_p), EVERY[name](log_p.to(result)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_extreme_and_impossible_classes_stay_finite(name, dtype):
+    z = torch.tensor([[1e4, -1e4, 0.0, 1e4], [0.0, -INF, 1.0, -INF]], dtype=dtype, requires_grad=True)
+    value = EVERY[name](torch.log_softmax(z.float(), -1))
+    kept = value[torch.isfinite(value)] if name == "power" else value
+    assert torch.isfinite(kept).all()
+    kept.sum().backward()
+    assert torch.isfinite(z.grad).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nan_is_not_hidden(name):
+    if name != "renyi_entropy 0":
+        assert torch.isnan(EVERY[name](torch.tensor([[math.nan, 0.0]]))).all()
+
+
+@pytest.mark.parametrize("call", [targets.power, targets.log_power_sum, targets.power_sum])
+@pytest.mark.parametrize("gamma", [0, 0.0, -1.0, math.nan, INF, -INF])
+def test_bad_gamma_is_refused(call, gamma):
+    with pytest.raises(ValueError, match=rf"gamma: expected a finite number above 0, got {gamma}; type .*gamma=0.1"):
+        call(torch.zeros(3), gamma=gamma)
+
+
+@pytest.mark.parametrize("gamma", ["0.1", None, True, torch.tensor(0.1)])
+def test_gamma_of_another_type_is_refused(gamma):
+    with pytest.raises(TypeError, match=rf"gamma: expected a Python number, got {type(gamma).__name__}; type float"):
+        targets.power(torch.zeros(3), gamma=gamma)
+
+
+@pytest.mark.parametrize("order", [-0.5, math.nan, -INF])
+def test_bad_order_is_refused(order):
+    with pytest.raises(ValueError, match=rf"order: expected a number of at least 0 .*, got {order}; type .*order=0.25"):
+        targets.renyi_entropy(torch.zeros(3), order=order)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_bad_log_probs_are_refused(name):
+    with pytest.raises(TypeError, match=r"log_probs: expected a floating dtype, got torch.int64; type log_probs.float"):
+        EVERY[name](torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"log_probs: expected a torch.Tensor, got list; type torch.as_tensor"):
+        EVERY[name]([0.0, 1.0])
+    for shape in [(), (2, 0)]:
+        with pytest.raises(ValueError, match=r"log_probs: expected shape \(..., classes\) .* classes on the last axis"):
+            EVERY[name](torch.zeros(shape))
