@@ -286,13 +286,16 @@ def print_table(found: Sequence[Row], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
+    # Narrow, so that it fits 80 columns: units and roles under their names, a mark for what the test set selected.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     lines = _aligned(found)
     for heading in lines[0]:
-        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
+        table.add_column(heading.replace(" ", "\n"), justify="left" if heading == HEADINGS[0] else "right", no_wrap=True)
     for row, line in zip(found, lines[1:], strict=True):
+        short = [cell.replace(" [selected on test]", "*") for cell in line]
+        short[0] = short[0].replace(" (", "\n(")
         # Text and not markup: a name may hold brackets.
-        table.add_row(*map(Text, line), style="dim" if row.role == "teacher" else "")
+        table.add_row(*map(Text, short), style="dim" if row.role == "teacher" else "")
     console.print(table)
     for note in notes(found):
-        console.print(Text(note, style="dim"))
+        console.print(Text(note.replace("Selected on test:", "*"), style="dim"))
