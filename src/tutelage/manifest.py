@@ -16,7 +16,8 @@ import torch
 from tutelage.version import __version__
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "scikit-learn", "safetensors", "pydantic", "pillow"
+    "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "scikit-learn", "safetensors", "pydantic",
+    "pillow",
 )  # fmt: skip
 
 _START = r"(?<![\w.~/\\])(?:~(?:[A-Za-z_][\w.-]*)?[/\\]|[A-Za-z]:[/\\]|\\\\|/(?:(?=[^/\s])|//))"
@@ -24,8 +25,8 @@ _PLACE = re.compile(
     rf"""
     (?P<url> [A-Za-z][\w+.-]*://[^/\s][^\s'"`]* )
     | (?P<quote> ['"`]) [^\s'"`]*? (?P<quoted> {_START} [^'"`:\n]* ) (?= [^'"`\n]* (?P=quote) )
-    | \A (?: [\w.+-]+ [:=] )* (?P<whole> {_START} (?: (?!\s[~/]) [^'"`:\n] )* ) (?= (?: :[\w.]+ )? \Z )
-    | (?P<plain> {_START} (?: \\[ ] | [,=](?=[^\s~/]) | [^\s:=,'"`] )* )
+    | \A (?: [\w.+-]+= | [\w.+-]{{2,}}: )* (?P<whole> {_START} (?: (?!\s[~/]) [^'"`:\n] )* ) (?= (?: :[\w.]+ )? \Z )
+    | (?P<plain> {_START} (?: \\[ ] | [,=](?=\S) | [^\s:=,'"`] )* )
     """,
     re.VERBOSE,
 )
@@ -55,7 +56,7 @@ def software() -> dict[str, str]:
 
 
 def version() -> dict[str, str | None]:
-    """Return this package's version and, where it runs from a checkout, the commit, marked where files differ from it."""
+    """Return this package's version and, in a checkout, the commit, marked where files differ from it."""
     here = Path(__file__).parent
     # An installed copy may lie inside someone else's checkout, whose commit says nothing about it.
     ours = _git(here, "ls-files", "--", Path(__file__).name)
@@ -68,8 +69,8 @@ def version() -> dict[str, str | None]:
 def without_paths(value: Any) -> Any:
     """Reduce every absolute path in a value to its last component: a record speaks of no one's folders.
 
-    Paths from ``/``, from ``~`` and from a Windows drive are meant; relative ones and URLs stay. A path with spaces in it
-    is found where it is quoted, or where it is the end of a value without another path.
+    Paths from ``/``, from ``~`` and from a Windows drive are meant; relative ones and URLs stay. A path with spaces in
+    it is found where it is quoted, or where a value has nothing after it.
     """
     if isinstance(value, dict):
         return {key: without_paths(inner) for key, inner in value.items()}

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from tutelage import objectives
-from tutelage.data.settings import DataSettings
+from tutelage import faults, objectives
+from tutelage.data.settings import DataSettings, check
 from tutelage.engine import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
 from tutelage.objectives import Objective
 
@@ -28,11 +41,47 @@ def _objective(value: Any) -> Objective:
     return objectives.from_recipe(value)
 
 
-ObjectiveField = Annotated[
-    Objective, PlainValidator(_objective), PlainSerializer(lambda objective: objective.to_recipe())
+def _write_objective(objective: Objective) -> Any:
+    if any(piece.preset is None for piece in objective.pieces):
+        # Terms of the user's own say what they are; reading them back is refused, as they cannot be made from a name.
+        return objective.weights()
+    return objective.to_recipe()
+
+
+def _short_for(key: str) -> BeforeValidator:
+    """A name alone, such as ``student: cifar:resnet20``, is short for ``{name: ...}``."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def _check_data(settings: DataSettings) -> DataSettings:
+    """Check each setting alone, so that every fault is found, then all together."""
+    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    found = [fault for name, value in given.items() for fault in _wrong_with(DataSettings(**{name: value}))]
+    found = found or _wrong_with(settings)
+    if found:
+        raise ValueError("\n".join(found))
+    return settings
+
+
+def _wrong_with(settings: DataSettings) -> list[str]:
+    try:
+        check(settings)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _check_optimizer(optimizer: SGD | AdamW) -> SGD | AdamW:
+    FitSettings(optimizer=optimizer)
+    return optimizer
+
+
+DataField = Annotated[DataSettings, AfterValidator(_check_data), _short_for("source")]
+ObjectiveField = Annotated[Objective, PlainValidator(_objective), PlainSerializer(_write_objective)]
+OptimizerField = Annotated[
+    SGD | AdamW, Field(discriminator="name"), AfterValidator(_check_optimizer), _short_for("name")
 ]
-OptimizerField = Annotated[SGD | AdamW, Field(discriminator="name")]
-ScheduleField = Annotated[Constant | Step | MultiStep | Cosine, Field(discriminator="name")]
+ScheduleField = Annotated[Constant | Step | MultiStep | Cosine, Field(discriminator="name"), _short_for("name")]
 
 
 class _Section(BaseModel):
@@ -47,42 +96,42 @@ class Network(_Section):
         weights: a local checkpoint; none for the weights that the name fixes.
     """
 
-    name: str
+    name: str = Field(description="a model's name", examples=["cifar:resnet20"])
     weights: str | None = None
 
 
-def _network(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-NetworkField = Annotated[Network, BeforeValidator(_network)]
+NetworkField = Annotated[Network, _short_for("name")]
 
 
 class Stage(_Section):
     """One of several fits of a run: what differs from the recipe it stands in."""
 
     objective: ObjectiveField | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
-    clip: float | None = None
+    clip: float | None = Field(default=None, gt=0)
 
 
 class Training(_Section):
-    """How a teacher is to be trained before the run that needs it; what is not said is as in that run."""
+    """How a teacher is to be trained before the run that needs it.
 
-    model: NetworkField
+    What is not said is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
+    every label. The data are that run's.
+    """
+
+    model: NetworkField = Field(description="a model's name", examples=["cifar:resnet56"])
     objective: ObjectiveField | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
-    clip: float | None = None
+    clip: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16"] | None = None
-    labelled: int | None = None
-    seed: int | None = None
-    data_seed: int | None = None
+    labelled: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0)
+    data_seed: int | None = Field(None, ge=0)
 
 
 class TrainedTeacher(_Section):
@@ -91,7 +140,16 @@ class TrainedTeacher(_Section):
     train: Training
 
 
-TeacherField = Annotated[Network | TrainedTeacher, BeforeValidator(_network)]
+def _kind_of_teacher(value: Any) -> str:
+    trained = "train" in value if isinstance(value, Mapping) else isinstance(value, TrainedTeacher)
+    return (TrainedTeacher if trained else Network).__name__
+
+
+TeacherField = Annotated[
+    Annotated[Network, Tag("Network")] | Annotated[TrainedTeacher, Tag("TrainedTeacher")],
+    Discriminator(_kind_of_teacher),
+    _short_for("name"),
+]
 
 
 class Recipe(_Section):
@@ -115,17 +173,23 @@ class Recipe(_Section):
     The other fields are those of `FitSettings`.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
-    data: DataSettings = DataSettings()
-    student: NetworkField
-    teacher: TeacherField | None = None
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+        description="a folder's name of letters, digits, `.`, `_` and `-`",
+        examples=["first-run"],
+    )
+    data: DataField = DataSettings()
+    student: NetworkField = Field(description="a model's name", examples=["cifar:resnet20"])
+    teacher: TeacherField | None = Field(
+        None, description="a model's name, a run's folder or {train: ...}", examples=["runs/teacher"]
+    )
     objective: ObjectiveField = objectives.cross_entropy()
     epochs: int = Field(240, ge=1)
     batch_size: int = Field(64, ge=1)
     optimizer: OptimizerField = SGD()
     schedule: ScheduleField = Constant()
     accumulate: int = Field(1, ge=1)
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -138,7 +202,7 @@ class Recipe(_Section):
     threads: int | None = Field(None, ge=1)
     deterministic: bool = False
     weak_teacher: bool = False
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[Stage, ...] = Field((), examples=["[{epochs: 1}]"])
 
     def fits(self) -> list[tuple[Objective, FitSettings, int]]:
         """Return each stage's objective, settings and batch size; one where no stages are named."""
@@ -154,14 +218,16 @@ class Recipe(_Section):
         if not isinstance(self.teacher, TrainedTeacher):
             return None
         said = {key: value for key, value in self.teacher.train if value is not None}
-        labelled = said.pop("labelled", None)
-        said["student"] = said.pop("model")
-        if labelled is None:
-            data = typing.cast(DataSettings, _replace(self.data, labelled=None))
-        else:
-            data = typing.cast(DataSettings, _replace(self.data, labelled=labelled))
-        said.setdefault("objective", objectives.cross_entropy())
-        return self.model_copy(update={"name": name, "teacher": None, "stages": (), "data": data, **said})
+        own = {name: getattr(self, name) for name in Recipe.model_fields}
+        changes = {
+            "name": name,
+            "data": replace(self.data, labelled=said.pop("labelled", None)),
+            "student": said.pop("model"),
+            "teacher": None,
+            "objective": objectives.cross_entropy(),
+            "stages": (),
+        }
+        return Recipe.model_construct(**{**own, **changes, **said})
 
 
 class Comparison(Recipe):
@@ -173,9 +239,20 @@ class Comparison(Recipe):
         baseline: the entry that gains are measured against; by default the first.
     """
 
-    objectives: dict[str, ObjectiveField] = Field(min_length=1)
+    objectives: dict[str, ObjectiveField] = Field(
+        min_length=1, description="a mapping of names to objectives", examples=["{kd: kd}"]
+    )
     seeds: int = Field(1, ge=1)
-    baseline: str | None = None
+    baseline: str | None = Field(None, description="one of the objectives' names or null", examples=["null"])
+
+    @field_validator("baseline")
+    @classmethod
+    def _baseline_is_compared(cls, value: str | None, info: ValidationInfo) -> str | None:
+        known = list(info.data.get("objectives", {}))
+        if value is not None and known and value not in known:
+            near = difflib.get_close_matches(value, known, n=1) or known
+            raise ValueError(f"expected one of {', '.join(known)}, got {value!r}; type baseline={near[0]}")
+        return value
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -185,41 +262,92 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: the file is not there, is not YAML, or is not a mapping; an override is not ``key=value``.
     """
     try:
-        value = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506  a subclass of the safe loader
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a subclass of the safe loader
     except OSError as error:
         raise RecipeError(
             f"recipe: expected a YAML file, got {path} ({error.strerror}); for example recipes/digits.yaml"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        what = getattr(error, "problem", None) or "an unreadable character"
-        raise RecipeError(f"recipe {path}: expected YAML, got {what}{line}; write `key: value`, indented by spaces") from None
-    if not isinstance(value, dict):
+        line = f"line {where.line + 1}: " if where else ""
+        what = getattr(error, "problem", None) or "not UTF-8"
         raise RecipeError(
-            f"recipe {path}: expected a mapping of keys, got {type(value).__name__}; for example `student: cifar:resnet20`"
+            f"recipe: expected YAML, got {path} ({line}{what}); write `key: value`, indented by spaces"
+        ) from None
+    if not isinstance(value, dict):
+        got = "nothing" if value is None else f"a {type(value).__name__}"
+        raise RecipeError(
+            f"recipe {path}: expected a mapping of keys, got {got}; for example `student: cifar:resnet20`"
         )
     return override(value, overrides)
 
 
-def override(value: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply ``dotted.key=value`` overrides; values are read as YAML."""
+def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply ``dotted.key=value`` overrides to a copy; values are read as YAML.
+
+    A number counts the entries of a list from 0, and a preset's name finds its entry in a list of them:
+    ``stages.0.epochs=5``, ``objective.kd.temperature=2``.
+
+    Raises:
+        RecipeError: one or more are not ``key=value``, or lead nowhere.
+    """
+    changed = copy.deepcopy(dict(value))
+    found = []
     for text in overrides:
-        key, equals, raw = text.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"override: expected key=value, got {text!r}; for example epochs=10")
-        *path, last = key.split(".")
-        place = value
-        for name in path:
-            inner = place.get(name)
-            # A name alone, such as `student: cifar:resnet20`, is short for {name: ...}.
-            place[name] = inner if isinstance(inner, dict) else {"name": inner} if isinstance(inner, str) else {}
-            place = place[name]
         try:
-            place[last] = yaml.load(raw, Loader=_Loader)  # noqa: S506
-        except yaml.YAMLError:
-            raise RecipeError(f"override {key}: expected a YAML value, got {raw!r}; for example {key}=1") from None
-    return value
+            _put(changed, text)
+        except RecipeError as error:
+            found.append(str(error))
+    if found:
+        raise RecipeError("\n".join(found))
+    return changed
+
+
+def _put(value: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    names = key.split(".")
+    if not equals or not all(names):
+        raise RecipeError(f"override: expected key=value, got {text!r}; for example epochs=10")
+    try:
+        given = yaml.load(raw, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError:
+        raise RecipeError(f"override {key}: expected a YAML value, got {raw!r}; for example {key}=1") from None
+    place: Any = value
+    for depth, name in enumerate(names):
+        place, slot = _slot(place, name, key)
+        if depth == len(names) - 1:
+            place[slot] = given
+            return
+        inner = place.get(slot) if isinstance(place, dict) else place[slot]
+        if isinstance(inner, str):
+            inner = _long(inner, names[: depth + 1])
+        elif not isinstance(inner, dict | list):
+            inner = {}
+        place[slot] = inner
+        place = inner
+
+
+def _slot(place: Any, name: str, key: str) -> tuple[Any, Any]:
+    """Find what a name means inside a mapping or a list: a container and the key into it."""
+    if isinstance(place, dict):
+        return place, name
+    if name.isdecimal() and int(name) < len(place):
+        return place, int(name)
+    for i, entry in enumerate(place):
+        if entry == name:
+            place[i] = {name: {}}
+        if isinstance(place[i], dict) and name in place[i]:
+            return place[i], name
+    raise RecipeError(
+        f"override {key}: expected an entry of a list of {len(place)}, got {name!r}; type its number, from 0"
+    )
+
+
+def _long(text: str, path: Sequence[str]) -> dict[str, Any]:
+    """Write out a section that stands as a name alone."""
+    if "objective" in path[-2:] or path[0] == "objectives":
+        return {text: {}}
+    return {"source" if list(path) == ["data"] else "name": text}
 
 
 R = typing.TypeVar("R", bound=Recipe)
@@ -236,93 +364,35 @@ def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> 
     try:
         return kind.model_validate(dict(value))
     except ValidationError as error:
-        faults = list(dict.fromkeys(_fault(kind, detail) for detail in error.errors(include_url=False)))
-        raise RecipeError("\n".join(f"{where}: {fault}" for fault in faults)) from None
+        lines = [line for detail in error.errors(include_url=False) for line in faults.lines(kind, detail)]
+        raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
 
 
 def dump(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML: every value, defaults included."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _replace(settings: Any, **changes: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(settings, **changes)
+    """Return the resolved recipe as YAML: every value, defaults included. `parse` reads it back to an equal one."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 5e-4 for a string; everyone else takes it for a number."""
+    """YAML 1.1 takes 5e-4 for a string, everyone else for a number; and it takes the last of two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would take for numbers."""
 
 
-def _fault(kind: type[BaseModel], detail: Any) -> str:
-    """One line: what, expected, got, what to type."""
-    place = [str(part) for part in detail["loc"]]
-    key = ".".join(place) or "recipe"
-    got = detail.get("input")
-    match detail["type"]:
-        case "extra_forbidden":
-            known = sorted(_known(kind, place[:-1]))
-            near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-            return f"{key}: expected a known key, got {place[-1]!r}; {hint}"
-        case "missing":
-            return f"{key}: expected a value, got none; add `{place[-1]}: ...`"
-        case "value_error":
-            text = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
-            return text if text.startswith(place[-1] if place else "") else f"{key}: {text}"
-        case "union_tag_invalid":
-            tags = detail["ctx"]["expected_tags"].replace("'", "")
-            tag = detail["ctx"]["tag"]
-            near = difflib.get_close_matches(tag, tags.split(", "), n=1)
-            return f"{key}: expected one of {tags}, got {tag!r}; type {key}.name={near[0] if near else tags.split(', ')[0]}"
-        case "union_tag_not_found":
-            return f"{key}: expected a mapping with a name, got {got!r}; for example {{name: {_first(kind, place)}}}"
-    text = detail["msg"].removeprefix("Input should be ").removeprefix("a ").removeprefix("an ")
-    return f"{key}: expected {text}, got {got!r}; type {key}=... with such a value"
-
-
-def _first(kind: type[BaseModel], place: Sequence[str]) -> str:
-    return {"optimizer": "sgd", "schedule": "multistep"}.get(place[-1] if place else "", "...")
-
-
-def _known(kind: Any, place: Sequence[str]) -> set[str]:
-    """The keys that a section of the schema has; a union's sections together, narrowed by its tag."""
-    kinds = [kind]
-    for name in place:
-        inner = [t for k in kinds for t in _types(_annotations(k).get(name))]
-        if inner:
-            kinds = inner
-        elif not name.isdigit():
-            kinds = [k for k in kinds if name in (_tag(k), k.__name__)] or kinds
-    return {name for k in kinds for name in _annotations(k)}
-
-
-def _annotations(kind: Any) -> dict[str, Any]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    return typing.get_type_hints(kind) if is_dataclass(kind) else {}
-
-
-def _tag(kind: Any) -> str | None:
-    default = getattr(kind, "name", None)
-    return default if isinstance(default, str) else None
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    """Every section that an annotation holds."""
-    origin = typing.get_origin(annotation)
-    if origin is None:
-        if isinstance(annotation, type):
-            yield annotation
-    elif origin is not Literal:
-        for inner in typing.get_args(annotation)[:1] if origin is Annotated else typing.get_args(annotation):
-            if not isinstance(inner, types.EllipsisType):
-                yield from _types(inner)
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )

@@ -214,7 +214,7 @@ def read_epochs(folder: Path) -> Iterator[Epoch]:
 
 
 def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
-    """Replace a run's metrics as a whole: a resumed run goes on from its checkpoint, not from what was written after it."""
+    """Replace a run's metrics as a whole: a resumed run goes on from its checkpoint, not from what came after it."""
     write_bytes(folder / METRICS, b"".join((json.dumps(e, allow_nan=False) + "\n").encode() for e in epochs))
 
 

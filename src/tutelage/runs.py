@@ -7,7 +7,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -41,13 +41,19 @@ Verb = Literal["train", "distill"]
 
 
 class Display(Protocol):
-    """Whoever shows a run as it goes."""
+    """Whoever shows a job, which is one run or several, as it goes."""
+
+    def expect(self, steps: int) -> None:
+        """The whole job has so many steps left."""
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """A fit of so many steps begins, some of them done before a resume."""
 
     def tick(self) -> None:
         """One step is done."""
+
+    def note(self, text: str) -> None:
+        """An epoch is done."""
 
     def say(self, text: str) -> None:
         """Something that the user should read."""
@@ -56,10 +62,16 @@ class Display(Protocol):
 class Silent:
     """A display that shows nothing."""
 
+    def expect(self, steps: int) -> None:
+        """Show nothing."""
+
     def begin(self, title: str, steps: int, done: int) -> None:
         """Show nothing."""
 
     def tick(self) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
         """Show nothing."""
 
     def say(self, text: str) -> None:
@@ -136,16 +148,14 @@ def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool = Fal
         trust_code=trust_code,
         **shape,
     )
+    student.card = replace(
+        student.card, image_size=splits.image_size, margin=splits.margin, class_names=splits.class_names
+    )
     named = Network(name=teacher) if teacher else recipe.teacher
     if not isinstance(named, Network):
         return Material(splits, student, None)
-    # A teacher without weights of its own has as many classes as the data; one with weights keeps what it was trained for.
     made = models.create(
-        named.name,
-        weights=named.weights,
-        classes=splits.classes if named.weights else None,
-        trust_code=trust_code,
-        **shape,
+        named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape
     )
     return Material(splits, student, made)
 
@@ -198,6 +208,11 @@ def perform(
         return _Performance(recipe, folder, verb, command, display, material, earlier, resolved).go()
 
 
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """Return how many steps a run takes over so many training samples."""
+    return sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in recipe.fits())
+
+
 def finished(folder: Path) -> bool:
     """Whether a folder holds a finished run."""
     path = folder / records.MANIFEST
@@ -233,7 +248,7 @@ class _Performance:
         check_fit(material, [objective for objective, _, _ in self.fits])
         self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None
         self.held_out = [
-            HeldOut(name, batches, self.ask(self.teacher.network, batches) if self.teacher else None)
+            HeldOut(name, batches, self.ask("teacher", self.teacher.network, batches) if self.teacher else None)
             for name, batches in _held_out(splits, recipe)
         ]
         self.manifest: records.Manifest = {
@@ -267,9 +282,9 @@ class _Performance:
         records.write_bytes(folder / records.RECIPE, resolved.encode())
         records.write_json(folder / records.MANIFEST, self.manifest)
 
-    def ask(self, network: nn.Module, batches: Batches) -> Answers:
+    def ask(self, who: str, network: nn.Module, batches: Batches) -> Answers:
         """Ask a network about a held-out set."""
-        return answer(network, batches, **self.how)
+        return answer(network, batches, who=who, **self.how)
 
     def describe_teacher(self) -> dict[str, Any] | None:
         """Measure the teacher before the first step, say how good it is, and stop where it is no better than chance."""
@@ -365,7 +380,7 @@ class _Performance:
             epochs.append(epoch)
             records.append_epoch(self.folder, epoch)
             self.write_manifest("running")
-            self.display.say(_line(epoch, settings.epochs, self.selection))
+            self.display.note(_line(epoch, settings.epochs, self.selection))
 
     @property
     def selection(self) -> Literal["validation", "test"]:
@@ -379,9 +394,10 @@ class _Performance:
         self.folder.mkdir(parents=True, exist_ok=True)
         models.save(student, self.folder)
         gamma = self.fits[-1][0].target_gamma
-        answers = self.ask(student, test.batches)
+        answers = self.ask("student", student, test.batches)
+        evaluation: records.Evaluation | None = None
         if bool((answers.labels != UNLABELLED).any()):
-            evaluation: records.Evaluation = {
+            evaluation = {
                 "set": test.name,
                 "samples": len(splits.test),
                 "class_names": list(splits.class_names),
@@ -391,6 +407,8 @@ class _Performance:
             }
             records.write_json(self.folder / records.EVALUATION, evaluation)
         self.write_manifest("finished")
+        if evaluation is not None:
+            self.display.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
         from tutelage.report.html import write_report  # plotly takes a while to import, and no step needs it
 
         write_report(self.folder)
@@ -423,7 +441,13 @@ class _Ticking:
 
 def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from a file."""
-    return recipes.parse(Recipe, recipes.read(path, overrides), where=str(path))
+    value = recipes.read(path, overrides)
+    if "objectives" in value:
+        raise RecipeError(
+            f"{path}: expected the recipe of one run, got one that compares several objectives; "
+            f"type tutelage compare {path}"
+        )
+    return recipes.parse(Recipe, value, where=str(path))
 
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
@@ -554,7 +578,8 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
         )
     if teacher is not None and teacher.card.fresh_head:
         raise RecipeError(
-            f"teacher {teacher.card.name}: expected a trained head, got a fresh one; fine-tune it first with `tutelage train`"
+            f"teacher {teacher.card.name}: expected weights for {splits.classes} classes, as the data have, got weights "
+            "for another number; fine-tune it on these data first with `tutelage train`, or name another teacher"
         )
 
 

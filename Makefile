@@ -1,0 +1,30 @@
+# make demo | test | test-slow | check
+# Each target sets up .venv by itself; PYTHON names the interpreter that the environment is made of.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-slow check clean
+
+demo: $(STAMP)
+	$(BIN)/tutelage compare recipes/digits.yaml
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; type make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache build

@@ -1,0 +1,274 @@
+"""The command line: parse, call, print. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from tutelage.recipes import Recipe
+
+app = typer.Typer(
+    name="tutelage",
+    help="Knowledge distillation for PyTorch, built on transformed teacher matching (TTM, WTTM; arXiv:2402.11148).",
+    epilog="Example: tutelage compare recipes/digits.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat it or go on with it.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as epochs=10 data.validation=0.1."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+
+USER, OTHER = 2, 1
+
+
+@app.command(epilog="Example: tutelage train recipes/digits-teacher.yaml epochs=30")
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    trust_code: TrustCode = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train a network from labels: a teacher."""
+    _one("train", recipe, overrides, dry_run, trust_code, runs)
+
+
+@app.command(epilog="Example: tutelage distill recipes/digits-wttm.yaml objective.wttm.gamma=0.3")
+def distill(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    trust_code: TrustCode = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Distil a teacher into a student."""
+    _one("distill", recipe, overrides, dry_run, trust_code, runs)
+
+
+@app.command(epilog="Example: tutelage compare recipes/digits.yaml seeds=5")
+def compare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    trust_code: TrustCode = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Compare several objectives over several seeds on one task."""
+    from tutelage import recipes, studies
+    from tutelage.recipes import Comparison, Network
+    from tutelage.studies.compare import plan
+
+    path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
+    comparison = recipes.parse(Comparison, recipes.read(path, overrides or []), where=str(path))
+    _guard_code(comparison, [*(overrides or []), recipe], trust_code)
+    folder = runs / comparison.name
+    if dry_run:
+        for _, one in list(plan(comparison, folder))[: len(comparison.objectives)]:
+            untrained = isinstance(one.teacher, Network) and one.teacher.name == str(folder / "teacher")
+            given = one.model_copy(update={"teacher": comparison.teacher}) if untrained else one
+            _print_rehearsal(given, trust_code=True)
+        return
+    with _screen() as screen:
+        report = studies.compare(comparison, folder, command=_command(), display=screen, trust_code=True)
+    _print_table(folder)
+    typer.echo(f"\nreport: {report}")
+
+
+@app.command(epilog="Example: tutelage evaluate runs/digits/wttm-seed0")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a model's name.")],
+    overrides: Overrides = None,
+    best: Annotated[bool, typer.Option("--best", help="The run's best weights instead of its last.")] = False,
+    trust_code: TrustCode = False,
+) -> None:
+    """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
+    from tutelage.runs import evaluate as judge
+
+    judgement, name = judge(model, overrides or [], best=best, trust_code=trust_code or "file:" in model)
+    typer.echo(name)
+    for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
+        value = judgement[key]  # type: ignore[literal-required]
+        typer.echo(f"  {key:<10}{value * 100:.2f} %" if unit == "%" else f"  {key:<10}{value:.4f} {unit}")
+
+
+@app.command(epilog="Example: tutelage report runs/digits")
+def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's or a comparison's folder.")]) -> None:
+    """Write the report of a run or a comparison anew, and print its table."""
+    from tutelage.report.html import write_report
+
+    if not folder.is_dir():
+        _fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME", USER)
+    path = write_report(folder)
+    _print_table(folder)
+    typer.echo(f"\nreport: {path}")
+
+
+@app.command("list", epilog="Example: tutelage list objectives")
+def list_(
+    what: Annotated[Literal["models", "data", "objectives"], typer.Argument(help="What to list.")],
+) -> None:
+    """List models, data sources, or objectives with their parameters and papers."""
+    if what == "objectives":
+        import inspect
+
+        from tutelage.objectives import PRESETS
+
+        for name, preset in PRESETS.items():
+            parameters = inspect.signature(preset.build).parameters.values()
+            arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters)
+            typer.echo(f"{name}({arguments})")
+            typer.echo(f"    {(preset.build.__doc__ or '').strip().splitlines()[0].replace('``', '')}")
+            typer.echo(f"    {preset.paper}")
+        return
+    from tutelage import data, models
+
+    rows = models.available() if what == "models" else data.available()
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        typer.echo(f"{name:<{width}}  {summary}")
+
+
+@app.command(epilog="Example: tutelage doctor")
+def doctor() -> None:
+    """Look at versions, devices and extras, and take one real training step."""
+    from tutelage.doctor import examine
+
+    bad = 0
+    for finding in examine():
+        typer.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what:<22} {finding.value}")
+        bad += not finding.good
+    if bad:
+        raise typer.Exit(OTHER)
+
+
+@app.callback()
+def main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for every error.")] = False,
+) -> None:
+    """Options of every command."""
+    if debug:
+        os.environ["TUTELAGE_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 the user's input is wrong, 1 anything else."""
+    warnings.showwarning = _warn
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("stopped; type the same command again to go on", OTHER)
+    except Exception as error:  # noqa: BLE001  the one place where every error becomes a line
+        if os.environ.get("TUTELAGE_DEBUG"):
+            raise
+        _fail(str(error) or type(error).__name__, _code(error))
+
+
+def _code(error: Exception) -> int:
+    """The user's input is wrong where a value, a file or an extra that was named is; all else is not the user's."""
+    return USER if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | ConnectionError | ImportError) else OTHER
+
+
+def _one(
+    verb: Literal["train", "distill"], given: str, overrides: list[str] | None, dry_run: bool, trust_code: bool, runs: Path
+) -> None:
+    from tutelage import runs as running
+
+    typed = [*(overrides or []), given]
+    if "=" in given and not Path(given).exists():
+        recipe, expected = running.from_overrides([given, *(overrides or [])]), None
+    elif Path(given).is_dir():
+        recipe, expected = running.again(Path(given), overrides or [], runs)
+    else:
+        recipe, expected = running.from_file(Path(given), overrides or []), None
+    if verb == "distill" and recipe.teacher is None:
+        _fail("teacher: expected one to distil, got none; add teacher=runs/NAME, or type tutelage train", USER)
+    if verb == "train" and recipe.teacher is not None:
+        _fail("teacher: expected none to train from labels, got one; type tutelage distill", USER)
+    _guard_code(recipe, typed, trust_code)
+    if dry_run:
+        _print_rehearsal(recipe, trust_code=True)
+        return
+    with _screen() as screen:
+        run = running.perform(
+            recipe,
+            runs / recipe.name,
+            verb=verb,
+            command=_command(),
+            display=screen,
+            trust_code=True,
+            expected=expected,
+        )
+    _print_table(run.folder)
+    typer.echo(f"\nreport: {run.folder / 'report.html'}")
+
+
+def _guard_code(recipe: Recipe, typed: list[str], trust_code: bool) -> None:
+    """Refuse models that run code unless they were typed here, or --trust-code was."""
+    from tutelage.runs import names_code
+
+    for name in names_code(recipe):
+        if not trust_code and not any(name in text for text in typed):
+            _fail(
+                f"model {name}: expected code that you trust, got a recipe that names it; it would be run: "
+                f"read the file, then type --trust-code",
+                USER,
+            )
+
+
+def _print_rehearsal(recipe: Recipe, *, trust_code: bool) -> None:
+    from tutelage.rehearsal import rehearse
+
+    typer.echo(f"{recipe.name} (dry run, nothing is written)")
+    for what, value in rehearse(recipe, trust_code=trust_code):
+        typer.echo(f"  {what:<20} {value}")
+
+
+def _print_table(folder: Path) -> None:
+    from rich.console import Console
+
+    from tutelage.report import table
+
+    table.print_table(table.rows(folder), Console())
+
+
+def _command() -> str:
+    return shlex.join(["tutelage", *sys.argv[1:]])
+
+
+def _screen() -> Any:
+    from tutelage.screen import Screen
+
+    return Screen()
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    # Of other packages' warnings a user of the command line can do nothing.
+    if category is UserWarning:
+        typer.echo(f"warning: {message}", err=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines() or [""]:
+        typer.echo(f"tutelage: {line}", err=True)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

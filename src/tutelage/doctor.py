@@ -1,0 +1,76 @@
+"""A look at the machine: versions, devices, extras, and one real training step."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tutelage import manifest
+from tutelage.recipes import Recipe, parse
+from tutelage.runs import perform
+
+EXTRAS = {"timm": "timm", "hf": "datasets"}
+"""Each extra with the module that it brings."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        what: it is.
+        value: what was seen.
+        good: false where it keeps tutelage from working.
+    """
+
+    what: str
+    value: str
+    good: bool = True
+
+
+def examine() -> Iterator[Finding]:
+    """Look at one thing after the other."""
+    for name, version in {**manifest.version(), **manifest.software()}.items():
+        yield Finding(name, version or "unknown")
+    machine = manifest.hardware(torch.device("cpu"))
+    yield Finding("processor", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads in use")
+    yield Finding("memory", f"{machine['memory_gb']} GB")
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            yield Finding(f"cuda:{i}", torch.cuda.get_device_name(i))
+    else:
+        yield Finding("cuda", "none: runs use the CPU")
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield Finding("vector instructions", capability)
+    for extra, module in EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        yield Finding(f"extra {extra}", "there" if there else f"not there; pip install 'tutelage[{extra}]'")
+    for precision in ("fp32", "bf16"):
+        yield _step(precision)
+    yield _disk()
+
+
+def _step(precision: str) -> Finding:
+    """Train for one epoch on digits, for real, records and all."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"epochs": 1, "batch_size": 512, "precision": precision, "device": "auto"}
+        recipe = parse(Recipe, {"name": "doctor", "student": "cifar:resnet8", **settings})
+        try:
+            run = perform(recipe, Path(folder) / "doctor", verb="train", command="tutelage doctor")
+        except (RuntimeError, ValueError, OSError) as error:
+            return Finding(f"training step, {precision}", f"failed: {error}", good=False)
+        steps = run.epochs[-1]["step"]
+    return Finding(f"training step, {precision}", f"{steps} steps, recorded and judged, in {time.monotonic() - began:.1f} s")
+
+
+def _disk() -> Finding:
+    usage = os.statvfs(Path.cwd())
+    free = usage.f_bavail * usage.f_frsize / 1e9
+    return Finding("disk", f"{free:.1f} GB free here", good=free > 0.1)

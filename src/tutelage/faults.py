@@ -1,0 +1,235 @@
+"""What is wrong with a recipe, in lines of its own: what, what was expected, what was got, what to type."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tutelage.objectives import Objective
+
+
+def lines(kind: type[BaseModel], detail: Any) -> list[str]:
+    """Put one error of pydantic's into words.
+
+    Args:
+        kind: the schema that was not met.
+        detail: the error.
+
+    Returns:
+        A line a fault, usually one; each begins with the dotted key.
+    """
+    place, got, what = detail["loc"], detail["input"], detail["type"]
+    if place[-1:] == ("[key]",):
+        place, what = place[:-1], "invalid_key"
+    if what == "missing" and place and isinstance(place[-1], int):
+        place, what = place[:-1], "too_short"
+    spot = _find(kind, place)
+    match what:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return [f"{spot.key}: expected a known key, got {place[-1]!r}; {_nearest(kind, spot, str(place[-1]))}"]
+        case "invalid_key":
+            return [f"{spot.key}: expected a key that is text, got {place[-1]!r}; put it in quotes"]
+        case "value_error":
+            return [_prefixed(spot.key, text) for text in str(detail["ctx"]["error"]).splitlines()]
+        case "union_tag_invalid" | "union_tag_not_found":
+            tags = [tag for section in _sections(spot.annotation) if (tag := _tag(section))]
+            tag = got.get("name") if isinstance(got, Mapping) else None
+            near = difflib.get_close_matches(str(tag), tags, n=1) or tags
+            shown = "none" if tag is None else repr(tag)
+            return [f"{spot.key}.name: expected one of {', '.join(tags)}, got {shown}; type {spot.key}.name={near[0]}"]
+    shown = "none" if what == "missing" else _shown(got)
+    return [f"{spot.key}: expected {spot.expected}, got {shown}; for example {spot.key}={spot.example(got)}"]
+
+
+class _Spot(NamedTuple):
+    """Where in the schema a fault is.
+
+    Attributes:
+        key: as it is typed.
+        around: the sections of the schema that the mapping around it may be.
+        annotation: the type of its value.
+        field: what the schema says of it, if it is a field.
+    """
+
+    key: str
+    around: list[type]
+    annotation: Any
+    field: FieldInfo | None
+
+    @property
+    def expected(self) -> str:
+        """What its value must be."""
+        if self.field and self.field.description:
+            return self.field.description
+        core, nullable = _core(self.annotation)
+        return _phrase(core) + _bounds(self.field) + (" or null" if nullable else "")
+
+    def example(self, got: Any) -> str:
+        """A value to type instead."""
+        core, _ = _core(self.annotation)
+        if typing.get_origin(core) is Literal:
+            choices = [str(choice) for choice in typing.get_args(core)]
+            return (difflib.get_close_matches(str(got), choices, n=1) or choices)[0]
+        if self.field and self.field.examples:
+            return str(self.field.examples[0])
+        default = self.field.default if self.field else None
+        if isinstance(default, bool | int | float | str | tuple):
+            return _flow(default)
+        return _sample(core)
+
+
+def _find(kind: type[BaseModel], place: Sequence[str | int]) -> _Spot:
+    """Follow pydantic's path, which names a union's section as well as a mapping's keys, through the schema."""
+    key, around, inside = [], [kind], [kind]
+    annotation: Any = kind
+    field: FieldInfo | None = None
+    for part in place:
+        if len(inside) > 1 and part in [section.__name__ for section in inside]:
+            continue
+        if len(inside) > 1 and (tagged := [section for section in inside if part == _tag(section)]):
+            inside = tagged
+            continue
+        key.append(str(part))
+        around = inside
+        field = next((found for section in inside if (found := _members(section).get(str(part)))), None)
+        annotation = field.annotation if field else _item(annotation, part)
+        inside = list(_sections(annotation))
+    return _Spot(".".join(key), around, annotation, field)
+
+
+def _prefixed(key: str, text: str) -> str:
+    """Say where a message belongs; its own first word is the section that it knows itself by."""
+    for word in (key.rpartition(".")[2], "objective"):
+        if re.match(rf"{re.escape(word)}[.: ]", text):
+            return key + text[len(word) :]
+    return f"{key}: {text}"
+
+
+def _nearest(kind: type[BaseModel], spot: _Spot, name: str) -> str:
+    """Name the known key that an unknown one was probably meant to be, at its own depth or elsewhere."""
+    above = spot.key.rpartition(".")[0]
+    known = sorted({member for section in spot.around for member in _members(section)})
+    if name in known:
+        return f"leave out {spot.key}, or the keys beside it that exclude it"
+    here = [path for section in spot.around for path in _paths(section) if path.rpartition(".")[2] == name]
+    near = [other for other in (_OTHERWISE.get(name),) if other in known]
+    near = near or sorted(here, key=len) or difflib.get_close_matches(name, known, n=1)
+    near = [f"{above}.{path}" if above else path for path in near]
+    elsewhere = sorted((path for path in _paths(kind) if path.rpartition(".")[2] == name), key=len)
+    if not near and spot.key not in elsewhere:
+        near = elsewhere[:1]
+    return f"did you mean {near[0]}?" if near else f"type one of {', '.join(known)}"
+
+
+_OTHERWISE = {"model": "student", "student": "model"}
+"""What a network to train is called, by whether it learns from another."""
+
+
+def _paths(section: type) -> Iterator[str]:
+    """Every key of a section and of the sections in it, dotted; what lies in lists is left out."""
+    for name, field in _members(section).items():
+        yield name
+        if typing.get_origin(_core(field.annotation)[0]) is not tuple:
+            for inner in _sections(field.annotation):
+                yield from (f"{name}.{path}" for path in _paths(inner))
+
+
+def _members(section: Any) -> Mapping[str, FieldInfo]:
+    """The keys of a section of the schema."""
+    if issubclass(section, BaseModel):
+        return section.model_fields
+    hints = typing.get_type_hints(section)
+    return {field.name: FieldInfo(annotation=hints[field.name], default=field.default) for field in fields(section)}
+
+
+def _tag(section: type) -> str | None:
+    """The name that tells a section from the others of its union."""
+    default = getattr(section, "name", None)
+    return default if isinstance(default, str) else None
+
+
+def _sections(annotation: Any) -> Iterator[type]:
+    """Every section of the schema that an annotation holds."""
+    if isinstance(annotation, type) and typing.get_origin(annotation) is None:
+        if issubclass(annotation, BaseModel) or (is_dataclass(annotation) and annotation is not Objective):
+            yield annotation
+    elif typing.get_origin(annotation) is not Literal:
+        for inner in typing.get_args(annotation):
+            yield from _sections(inner)
+
+
+def _core(annotation: Any) -> tuple[Any, bool]:
+    """Take an annotation apart: without its metadata and without null, and whether null was allowed."""
+    if typing.get_origin(annotation) is Annotated:
+        return _core(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        inner = [each for each in typing.get_args(annotation) if each is not types.NoneType]
+        if len(inner) < len(typing.get_args(annotation)):
+            return _core(inner[0])[0], True
+    return annotation, False
+
+
+def _item(annotation: Any, part: str | int) -> Any:
+    """The type of an entry of a list or a mapping."""
+    core, _ = _core(annotation)
+    inner = typing.get_args(core)
+    if typing.get_origin(core) is tuple:
+        return inner[0] if len(inner) == 2 and inner[1] is ... else inner[min(int(part), len(inner) - 1)]
+    return inner[1] if typing.get_origin(core) is dict else None
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_SAMPLES = {int: "1", float: "1.0", bool: "true", str: "text"}
+
+
+def _phrase(core: Any) -> str:
+    inner = typing.get_args(core)
+    if typing.get_origin(core) is Literal:
+        return f"one of {', '.join(inner)}"
+    if typing.get_origin(core) is tuple:
+        count = "" if inner[-1] is ... else f"{len(inner)} "
+        return f"a list of {count}{_phrase(inner[0]).removeprefix('a ')}s"
+    return _WORDS.get(core, "a mapping")
+
+
+def _bounds(field: FieldInfo | None) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [(sign, getattr(m, name, None)) for m in (field.metadata if field else ()) for name, sign in signs.items()]
+    return "".join(f" {sign} {bound}" for sign, bound in found if bound is not None)
+
+
+def _sample(core: Any) -> str:
+    if core in _SAMPLES:
+        return _SAMPLES[core]
+    section = next(_sections(core), None)
+    if section is None:
+        return "null"
+    examples = {
+        name: _Spot(name, [], field.annotation, field).example(None) for name, field in _members(section).items()
+    }
+    return next(f"{{{name}: {example}}}" for name, example in examples.items() if example != "null")
+
+
+def _flow(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.dump(plain, default_flow_style=True).strip().removesuffix("...").strip()
+
+
+def _shown(value: Any) -> str:
+    text = (
+        repr(value)
+        if isinstance(value, str)
+        else _flow(value)
+        if value is None or value in (True, False)
+        else str(value)
+    )
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,159 @@
+"""A dry run: everything resolved and loaded, one batch through teacher, student and objective, nothing written."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from tutelage import data, models
+from tutelage.contracts import Batch
+from tutelage.engine import FitSettings, accelerator_on, answer, fit, judge
+from tutelage.lesson import FrozenTeacher, Lesson
+from tutelage.objectives import Context
+from tutelage.recipes import Recipe
+from tutelage.runs import Material, check_fit, gather
+
+TIMED = 3
+"""Steps that the estimate is taken from, after one to warm up."""
+SAMPLE = 512
+"""Test samples that the teacher's accuracy is estimated on."""
+
+
+def rehearse(recipe: Recipe, *, trust_code: bool = False) -> list[tuple[str, str]]:
+    """Resolve a recipe and try one batch of it.
+
+    Returns:
+        What was found, as (what, value) pairs to print.
+
+    Raises:
+        RecipeError: something does not fit, as in the run itself.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    training = recipe.training(f"{recipe.name}/teacher")
+    if training is not None:
+        # The teacher's accuracy is not known yet; its network is, and that is what a step costs.
+        standing = recipe.model_copy(update={"teacher": training.student})
+        material = gather(standing, trust_code=trust_code)
+    else:
+        material = gather(recipe, trust_code=trust_code)
+    check_fit(material, [objective for objective, _, _ in recipe.fits()])
+    splits = material.splits
+    found = [
+        ("data", f"{splits.source}: {splits.sizes()}"),
+        ("classes", str(splits.classes)),
+        ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
+        ("student", _network(material.student)),
+    ]
+    if material.teacher is not None:
+        found.append(("teacher", _network(material.teacher)))
+        found.append(("teacher accuracy", _accuracy(recipe, material) if training is None else "it is trained first"))
+    total = 0.0
+    for i, (objective, settings, batch_size) in enumerate(recipe.fits()):
+        seconds, parts, shape = _try(recipe, material, i, batch_size, settings)
+        steps = -(-len(splits.train) // batch_size) * settings.epochs
+        total += steps * seconds
+        stage = f"stage {i + 1} " if len(recipe.fits()) > 1 else ""
+        found += [
+            (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in parts.items())),
+            (f"{stage}logits", str(shape)),
+            (f"{stage}steps", f"{steps} of {batch_size} samples, {seconds * 1000:.1f} ms each"),
+        ]
+    if training is not None:
+        seconds, _, _ = _try(training, gather(training, trust_code=trust_code), 0, training.batch_size, training.fits()[0][1])
+        steps = -(-len(splits.train) // training.batch_size) * training.epochs
+        total += steps * seconds
+        found.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
+    found.append(("estimated time", f"{_duration(total)}, evaluation not counted"))
+    found.append(("memory", _memory()))
+    return found
+
+
+def _try(
+    recipe: Recipe, material: Material, stage: int, batch_size: int, settings: FitSettings
+) -> tuple[float, dict[str, float], tuple[int, ...]]:
+    """Take a few real steps on a copy of the student; return seconds a step, the terms, and the logits' shape."""
+    from dataclasses import replace
+
+    accelerator = accelerator_on(recipe.device)
+    objective = recipe.fits()[stage][0]
+    student = copy.deepcopy(material.student)
+    lesson = Lesson(student, objective, Context(samples=len(material.splits.train), classes=material.splits.classes))
+    teacher = FrozenTeacher(copy.deepcopy(material.teacher)) if material.teacher and objective.needs.teacher else None
+    batches = _Few(data.SplitBatches(material.splits.train, batch_size=batch_size, data_seed=recipe.data_seed, train=True))
+    (record,) = fit(lesson, teacher, batches, replace(settings, epochs=1), accelerator=accelerator)
+    return batches.seconds, record["train"]["terms"], (batch_size, material.splits.classes)
+
+
+class _Few:
+    """The first batches of an epoch, timed between the first and the last."""
+
+    def __init__(self, batches: data.SplitBatches) -> None:
+        self.batches, self.samples, self.seconds = batches, batches.samples, 0.0
+
+    def __len__(self) -> int:
+        return min(len(self.batches), 1 + TIMED)
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        stream = self.batches.epoch(epoch, start=start, rank=rank, world=world)
+        began = time.monotonic()
+        for i in range(len(self)):
+            yield next(stream)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i == 0:
+                began = time.monotonic()
+        self.seconds = (time.monotonic() - began) / max(len(self) - 1, 1)
+
+
+def _accuracy(recipe: Recipe, material: Material) -> str:
+    assert material.teacher is not None
+    test = material.splits.test
+    index = np.linspace(0, len(test) - 1, min(SAMPLE, len(test))).astype(np.int64)
+    device = accelerator_on(recipe.device).device
+    teacher = FrozenTeacher(material.teacher).to(device)
+    sample = _Sample(test, index)
+    answers = answer(
+        teacher.network, sample, device=device, precision=recipe.precision, channels_last=recipe.channels_last
+    )
+    return f"{judge(answers)['accuracy']:.2%} on a sample of {len(answers.labels)} test samples"
+
+
+class _Sample:
+    """Some places of a split, as batches."""
+
+    def __init__(self, split: data.Split, index: np.ndarray) -> None:
+        self.split, self.index, self.samples = split, index, len(index)
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // 64)
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        requests = np.array_split(self.index, len(self))[start:]
+        for index, inputs in self.split.stream(requests):
+            places = torch.from_numpy(index)
+            yield Batch(places, inputs, self.split.labels[places])
+
+
+def _network(network: models.Classifier) -> str:
+    card = network.card
+    return f"{card.name}: {models.parameters(network):,} parameters, {card.classes} classes, weights {card.weights or 'random'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _memory() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    text = f"{peak:.0f} MB of the process at its peak"
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        text += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
+    return text

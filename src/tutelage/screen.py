@@ -1,0 +1,72 @@
+"""A job on the terminal: what is running, how far it is, how long is left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+QUIET = 10.0
+"""Without a terminal: seconds between two lines about epochs."""
+
+
+class Screen:
+    """A `runs.Display` that draws two bars, the whole job and the run at hand; without a terminal it prints lines."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.job: TaskID | None = None
+        self.run: TaskID | None = None
+        self.title = ""
+        self.printed = float("-inf")
+
+    def __enter__(self) -> Screen:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def expect(self, steps: int) -> None:
+        """Show a bar for the whole job."""
+        self.job = self.progress.add_task("all runs", total=steps, note="")
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """Show a new fit."""
+        if self.run is not None:
+            self.progress.remove_task(self.run)
+        self.title = title
+        self.run = self.progress.add_task(title, total=steps, completed=done, note="")
+        if self.job is not None:
+            self.progress.advance(self.job, done)
+
+    def tick(self) -> None:
+        """Move the bars by a step."""
+        for task in (self.job, self.run):
+            if task is not None:
+                self.progress.advance(task)
+
+    def note(self, text: str) -> None:
+        """Show an epoch's line beside the bar; without a terminal print it, unless one was printed just now."""
+        if self.run is not None:
+            self.progress.update(self.run, note=", ".join(text.split(", ")[:3]))
+        if not self.console.is_terminal and time.monotonic() - self.printed > QUIET:
+            self.console.print(f"{self.title}: {text}", markup=False)
+            self.printed = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, markup=False)

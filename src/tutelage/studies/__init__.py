@@ -1,0 +1,3 @@
+"""Grids of runs."""
+
+from tutelage.studies.compare import compare as compare

@@ -1,0 +1,107 @@
+"""A comparison: several objectives over several seeds on one task, with one teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tutelage import data, recipes, records
+from tutelage.recipes import Comparison, Network, Recipe, RecipeError
+from tutelage.runs import Display, Silent, finished, perform, steps_of
+
+
+def compare(
+    comparison: Comparison, folder: Path, *, command: str, display: Display | None = None, trust_code: bool = False
+) -> Path:
+    """Do a comparison, or go on with it: finished runs are not done again.
+
+    Seeds are the outer loop, so that a comparison that was stopped has whole rows. From one seed to the next both seeds
+    differ: initialisation, and order and views.
+
+    Args:
+        comparison: what to compare.
+        folder: of the comparison; its runs' folders lie in it.
+        command: how it was asked for.
+        display: shows it as it goes.
+        trust_code: allow ``file:`` models, which run code.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        RecipeError: the folder holds another comparison, or something in the recipe does not fit.
+    """
+    from tutelage.report.html import write_report
+
+    display = display or Silent()
+    folder.mkdir(parents=True, exist_ok=True)
+    _same(comparison, folder)
+    baseline = comparison.baseline or next(iter(comparison.objectives))
+    if baseline not in comparison.objectives:
+        raise RecipeError(
+            f"baseline: expected one of {', '.join(comparison.objectives)}, got {baseline!r}; "
+            f"type baseline={next(iter(comparison.objectives))}"
+        )
+    training = comparison.training(f"{comparison.name}/teacher")
+    planned = list(plan(comparison, folder))
+    records.write_json(
+        folder / records.COMPARISON,
+        records.Comparison(
+            name=comparison.name,
+            baseline=baseline,
+            teacher="teacher" if training else None,
+            entries=[entry for entry, _ in planned],
+        ),
+    )
+    todo = [(folder / entry["folder"], recipe) for entry, recipe in planned if not finished(folder / entry["folder"])]
+    taught = training is None or finished(folder / "teacher")
+    samples = len(data.open_data(comparison.data).train)
+    ahead = [recipe for _, recipe in todo] + ([] if taught or training is None else [training])
+    display.expect(sum(steps_of(recipe, samples) for recipe in ahead))
+    if training is not None and not taught:
+        display.say(f"{comparison.name}: the teacher, then {len(todo)} students")
+        perform(
+            training, folder / "teacher", verb="train", command=command, display=display, trust_code=trust_code
+        )
+    for i, (place, recipe) in enumerate(todo):
+        display.say(f"student {i + 1} of {len(todo)}: {recipe.name}")
+        verb = "distill" if recipe.teacher is not None else "train"
+        perform(recipe, place, verb=verb, command=command, display=display, trust_code=trust_code)
+        write_report(folder)
+    return write_report(folder)
+
+
+def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, Recipe]]:
+    """Yield each run's entry and recipe, in the order they are done in."""
+    own = {name: getattr(comparison, name) for name in Recipe.model_fields}
+    if comparison.training("teacher") is not None:
+        own["teacher"] = Network(name=str(folder / "teacher"))
+    for k in range(comparison.seeds):
+        for name, objective in comparison.objectives.items():
+            place = f"{name}-seed{k}"
+            seeds = {"seed": comparison.seed + k, "data_seed": comparison.data_seed + k}
+            recipe = Recipe.model_construct(**{**own, "name": f"{comparison.name}/{place}", "objective": objective, **seeds})
+            yield {"folder": place, "objective": name, "seed": comparison.seed + k}, recipe
+
+
+def _same(comparison: Comparison, folder: Path) -> None:
+    """Refuse a folder that holds another comparison; more seeds or objectives of the same one are welcome."""
+    path = folder / records.RECIPE
+    resolved = recipes.dump(comparison)
+    if path.exists():
+        then = recipes.parse(Comparison, recipes.read(path), where=str(path))
+        free = {"objectives", "seeds", "baseline"}
+        differs = [
+            name
+            for name in Comparison.model_fields
+            if name not in free and getattr(then, name) != getattr(comparison, name)
+        ]
+        differs += [
+            f"objectives.{name}" for name, o in then.objectives.items() if comparison.objectives.get(name, o) != o
+        ]
+        if differs:
+            raise RecipeError(
+                f"name: expected the comparison that {folder} holds, got one with another {', '.join(differs)}; "
+                "type name=... for a new one, or remove the folder"
+            )
+    records.write_bytes(path, resolved.encode())
