@@ -1,0 +1,557 @@
+"""What the pages say is what the code does: keys, defaults, commands, recipes, formulas, links."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import hashlib
+import inspect
+import json
+import re
+import shlex
+import types
+import typing
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from PIL import Image
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+import tutelage
+from tutelage import losses, manifest, objectives, recipes, records, targets
+from tutelage.cli import app
+from tutelage.data.settings import DataSettings
+from tutelage.engine import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
+from tutelage.losses import logits as logits_module
+from tutelage.models import Card
+from tutelage.objectives import presets, schedules
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / ".." / "shared" / "conformance" / "losses.jsonl"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
+
+
+# Reading pages
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", read(name), flags=re.MULTILINE | re.DOTALL)
+
+
+def named_recipes(name):
+    """The YAML blocks whose first line is the comment that names their file."""
+    found = {}
+    for block in blocks(name, "yaml"):
+        first = re.fullmatch(r"# (\S+\.yaml)", block.splitlines()[0])
+        if first:
+            found[first[1]] = block
+    return found
+
+
+def table(page, heading):
+    """The rows of the first table below a heading, as lists of cells."""
+    section = re.split(rf"^#+ {re.escape(heading)}$", read(page), flags=re.MULTILINE)
+    assert len(section) == 2, f"{page}: expected the heading {heading!r} once"
+    lines = re.split(r"^#+ ", section[1], flags=re.MULTILINE)[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
+    assert rows, f"{page}: expected a table below {heading!r}"
+    return rows[2:]
+
+
+# What the schema says, in the pages' words
+
+NAMES = {
+    **dict.fromkeys((SGD, AdamW), "optimizer"),
+    **dict.fromkeys((Constant, Step, MultiStep, Cosine), "schedule"),
+    **dict.fromkeys((schedules.Linear, schedules.Cosine, schedules.WarmUp), "weight's schedule"),
+    DataSettings: "data",
+    objectives.Objective: "objective",
+    recipes.Network: "model",
+    recipes.TrainedTeacher: "`{train: ...}`",
+    recipes.Stage: "stage",
+    recipes.Training: "training",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "`true` or `false`",
+    types.NoneType: "`null`",
+}
+
+
+def words(annotation):
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return words(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return choice(dict.fromkeys(part for each in inner for part in re.split(", | or ", words(each))))
+    if origin is typing.Literal:
+        return choice(f"`{each}`" for each in inner)
+    if origin in (tuple, list):
+        count = "" if origin is list or inner[-1] is ... else f"{len(inner)} "
+        return f"list of {count}{plural(words(inner[0]))}"
+    if origin is dict:
+        return f"mapping of names to {plural(words(inner[1]))}"
+    if typing.is_typeddict(annotation):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    return NAMES[annotation]
+
+
+def choice(names):
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def plural(text):
+    first, *others = text.split(" or ")
+    return " or ".join([first if first.startswith(("[", "`")) else f"{first}s", *others])
+
+
+def shown(value):
+    if isinstance(value, objectives.Objective):
+        return f"`{value.name}`"
+    if isinstance(value, DataSettings):
+        return f"`{value.source}`"
+    if isinstance(value, (SGD, AdamW, Constant)):
+        return f"`{value.name}`"
+    if isinstance(value, str):
+        return f"`{value}`"
+    return f"`{json.dumps(value)}`"
+
+
+def bounds(field):
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [(sign, getattr(m, name, None)) for m in field.metadata for name, sign in signs.items()]
+    return "".join(f" {sign} {bound}" for sign, bound in found if bound is not None)
+
+
+def keys_of(kind, *, beyond=()):
+    """Each key of a section as (key, type, default), in the pages' words."""
+    if issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            if name not in beyond:
+                kinds = words(field.annotation)
+                kinds = kinds.replace("number", f"number{bounds(field)}", 1) if bounds(field) else kinds
+                yield f"`{name}`", kinds, "required" if field.is_required() else shown(field.default)
+        return
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name == "name" and typing.get_origin(hints["name"]) is typing.Literal:
+            continue
+        needed = field.default is dataclasses.MISSING
+        yield f"`{field.name}`", words(hints[field.name]), "required" if needed else shown(field.default)
+
+
+SECTIONS = {
+    "A run": list(keys_of(recipes.Recipe)),
+    "Data": list(keys_of(DataSettings)),
+    "Models": list(keys_of(recipes.Network)),
+    "A teacher to train first": list(keys_of(recipes.Training)),
+    "sgd": list(keys_of(SGD)),
+    "adamw": list(keys_of(AdamW)),
+    "constant": list(keys_of(Constant)),
+    "step": list(keys_of(Step)),
+    "multistep": list(keys_of(MultiStep)),
+    "cosine": list(keys_of(Cosine)),
+    "linear": list(keys_of(schedules.Linear)),
+    "warm_up": list(keys_of(schedules.WarmUp)),
+    "Stages": list(keys_of(recipes.Stage)),
+    "A comparison": list(keys_of(recipes.Comparison, beyond=recipes.Recipe.model_fields)),
+}
+
+
+@pytest.mark.parametrize("heading", list(SECTIONS))
+def test_recipe_keys_are_documented(heading):
+    documented = {row[0]: tuple(row[:3]) for row in table("docs/recipes.md", heading)}
+    missing = [f"| {' | '.join(row)} | ... |" for row in SECTIONS[heading] if documented.get(row[0]) != row]
+    assert not missing, "docs/recipes.md needs these rows:\n" + "\n".join(missing)
+    assert list(documented) == [key for key, _, _ in SECTIONS[heading]]
+    assert all(len(row) == 4 and row[3].endswith(".") for row in table("docs/recipes.md", heading))
+
+
+def test_every_setting_of_the_loop_is_a_key_of_a_run():
+    run = {key: default for key, _, default in SECTIONS["A run"]}
+    for key, _, default in keys_of(FitSettings):
+        name = key.strip("`")
+        expected = shown(getattr(FitSettings(), name)) if default == "required" else default
+        assert run[key] == expected, key
+
+
+def test_the_schedules_of_weights_are_those_documented():
+    text = read("docs/recipes.md")
+    for name, kind in schedules.SCHEDULES.items():
+        assert f"`{name}`" in text
+        assert name in SECTIONS or list(keys_of(kind)) == SECTIONS["linear"]
+
+
+def test_presets_are_documented_with_their_arguments_and_papers():
+    documented = {row[0]: row for row in table("docs/recipes.md", "Objectives")}
+    for name, preset in objectives.PRESETS.items():
+        arguments = [
+            f"`{p.name}`" if p.default is p.empty else f"`{p.name}={p.default}`"
+            for p in inspect.signature(preset.build).parameters.values()
+        ]
+        formula = (preset.build.__doc__ or "").split("``")[1].replace("|", r"\|")
+        expected = [f"`{name}`", ", ".join(arguments), f"`{formula}`", preset.paper]
+        assert documented.pop(f"`{name}`", None) == expected, f"docs/recipes.md needs | {' | '.join(expected)} |"
+    assert not documented
+
+
+# Records
+
+TYPED = (
+    records.Epoch,
+    records.TrainMeans,
+    records.EvaluationMeans,
+    records.Evaluation,
+    records.Judgement,
+    records.Bin,
+    records.Histogram,
+    records.Best,
+    records.Comparison,
+    records.Entry,
+)
+LEAVES = ("recipe", "software", "teacher.normalisation", "student.normalisation")
+"""Mappings whose own keys are said elsewhere."""
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory):
+    """A run whose records hold everything: a validation set, a teacher, a schedule."""
+    folder = tmp_path_factory.mktemp("records")
+    tiny = {"data": {"source": "digits", "validation": 0.1}, "epochs": 2, "batch_size": 256, "device": "cpu"}
+    fast = {"optimizer": {"name": "sgd", "lr": 0.2}}
+    teacher = tutelage.train(model="mlp:16", name="teacher", runs=folder, **tiny, **fast)
+    return tutelage.distill(
+        student="mlp:8",
+        teacher=str(teacher.folder),
+        objective={"wttm": {"gamma": 0.5, "beta": {"schedule": "linear", "start": 1.0, "end": 0.0}}},
+        name="student",
+        runs=folder,
+        checkpoint_steps=3,
+        **tiny,
+        **fast,
+    )
+
+
+def dotted(value, above=""):
+    for key, inner in value.items():
+        name = f"{above}{key}"
+        if isinstance(inner, dict) and name not in LEAVES:
+            yield from dotted(inner, f"{name}.")
+        else:
+            yield name
+
+
+def test_manifest_keys_are_documented(real_run):
+    documented = [row[0].strip("`") for row in table("docs/records.md", "manifest.json")]
+    assert documented == list(dict.fromkeys(documented))
+    assert sorted(documented) == sorted(dotted(real_run.manifest))
+
+
+def test_packages_of_the_manifest_are_documented():
+    ((meaning,),) = [row[1:] for row in table("docs/records.md", "manifest.json") if row[0] == "`software`"]
+    assert set(re.findall(r"`([^`]+)`", meaning)) == {"python", "system", *manifest.PACKAGES}
+
+
+def test_keys_of_a_card_are_documented():
+    hints = typing.get_type_hints(Card)
+    rows = table("docs/records.md", "student.json")
+    assert [(row[0], row[1]) for row in rows] == [
+        (f"`{field.name}`", words(hints[field.name])) for field in dataclasses.fields(Card)
+    ]
+
+
+@pytest.mark.parametrize("kind", TYPED, ids=lambda kind: kind.__name__)
+def test_record_keys_are_documented(kind):
+    rows = table("docs/records.md", kind.__name__)
+    assert [(row[0], row[1]) for row in rows] == [
+        (f"`{name}`", words(hint)) for name, hint in typing.get_type_hints(kind).items()
+    ]
+    assert all(row[2].endswith(".") for row in rows)
+
+
+def test_records_of_a_real_run_have_the_documented_keys(real_run):
+    def keys(kind):
+        return set(typing.get_type_hints(kind))
+
+    for epoch in real_run.epochs:
+        assert set(epoch) == keys(records.Epoch)
+        assert set(epoch["train"]) == keys(records.TrainMeans)
+        assert set(epoch["validation"]) == set(epoch["test"]) == keys(records.EvaluationMeans)
+    evaluation = real_run.evaluation
+    assert set(evaluation) == keys(records.Evaluation)
+    assert set(evaluation["student"]) == keys(records.Judgement)
+    assert set(evaluation["teacher"]) == keys(records.Judgement) - {"agreement", "kl_to_teacher", "kl_to_target"}
+    assert set(evaluation["best"]) == keys(records.Best)
+    assert {key for b in evaluation["student"]["reliability"] for key in b} == keys(records.Bin)
+    assert set(evaluation["student"]["entropy_histogram"]) == keys(records.Histogram)
+
+
+def test_files_of_a_run_are_documented(real_run):
+    documented = {row[0].strip("`") for row in table("docs/records.md", "A run's folder")}
+    checkpoint = sorted((real_run.folder / "checkpoints").iterdir())[-1]
+    there = {path.name for path in real_run.folder.iterdir() if path.name != ".lock"} - {"checkpoints"}
+    there |= {f"checkpoints/*/{path.name}" for path in checkpoint.iterdir()}
+    assert documented == there
+
+
+# Commands and recipes that are typed
+
+COMMANDS = typer.main.get_command(app)
+
+
+def typed_commands():
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        lines = [line for block in blocks(name, "sh") for line in block.replace("\\\n", " ").splitlines()]
+        lines += re.findall(
+            r"`((?:tutelage|make) [a-z][^`]*)`", re.sub(r"^```.*?^```", "", read(name), flags=re.M | re.S)
+        )
+        for line in lines:
+            if (words_ := shlex.split(line, comments=True)) and words_[0] in ("tutelage", "make"):
+                yield pytest.param(name, words_, id=f"{name}: {' '.join(words_)}"[:100])
+
+
+def loaded(content, folder, overrides=()):
+    """A recipe's text, read as a file is: plain YAML takes 5e-4 for a string."""
+    (folder / "shown.yaml").write_text(content)
+    return recipes.read(folder / "shown.yaml", overrides)
+
+
+@pytest.mark.parametrize(("page", "line"), list(typed_commands()))
+def test_a_typed_command_would_run(page, line, tmp_path):
+    program, *arguments = line
+    if program == "make":
+        known = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
+        assert {argument for argument in arguments if "=" not in argument} <= set(known)
+        return
+    command = COMMANDS.commands[arguments[0]]
+    if not arguments[1:] or any(argument.isupper() for argument in arguments):
+        return  # The command's name alone, or its usage.
+    context = command.make_context(arguments[0], arguments[1:])
+    if arguments[0] not in ("train", "distill", "compare"):
+        return
+    given, overrides = context.params["recipe"], list(context.params["overrides"] or [])
+    kind = recipes.Comparison if arguments[0] == "compare" else recipes.Recipe
+    if given.endswith(".yaml"):
+        own = named_recipes("README.md").get(given)
+        recipes.parse(kind, loaded(own, tmp_path, overrides) if own else recipes.read(ROOT / given, overrides))
+    elif "=" in given:
+        recipes.parse(kind, recipes.override({"name": "typed"}, [given, *overrides]))
+    else:
+        assert given.startswith("runs/")
+        recipes.override({"objective": [{"wttm": {}}]}, overrides)
+
+
+def test_commands_are_those_of_the_table():
+    documented = [re.match(r"`tutelage ([a-z]+)", row[0])[1] for row in table("README.md", "Commands")]
+    assert documented == list(COMMANDS.commands)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS.commands))
+def test_help_ends_in_an_example(name):
+    done = CliRunner().invoke(app, [name, "--help"])
+    assert done.exit_code == 0
+    assert re.search(rf"Example: tutelage {name}( \S+)*$", " ".join(done.output.split()))
+
+
+def test_the_demo_is_as_the_readme_says():
+    demo = recipes.parse(recipes.Comparison, recipes.read(ROOT / "recipes" / "digits.yaml"))
+    assert "compare recipes/digits.yaml" in read("Makefile")
+    assert demo.name == "digits"
+    assert demo.data.labelled == 5
+    assert demo.training("teacher").data.labelled is None
+    assert list(demo.objectives) == ["cross_entropy", "kd", "ttm", "wttm"]
+    assert demo.seeds == 3
+    said = " ".join(read("README.md").split())
+    assert "labels for 5 samples a class, by cross-entropy, KD, TTM and WTTM, with three seeds each" in said
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory):
+    """A tiny folder of images in three colours, of two shapes."""
+    folder = tmp_path_factory.mktemp("flowers")
+    generator = np.random.default_rng(0)
+    for name, colour in {"daisy": (220, 200, 40), "iris": (60, 40, 200), "rose": (200, 30, 60)}.items():
+        (folder / "flowers" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = generator.normal(colour, 20, (40 + i % 2, 44, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "flowers" / name / f"{i}.png")
+    return folder
+
+
+def test_the_recipes_of_the_readme_fit_an_image_folder(flowers, monkeypatch):
+    pytest.importorskip("timm", reason="the optional package timm is not installed")
+    monkeypatch.chdir(flowers)
+    for name, content in named_recipes("README.md").items():
+        Path(name).write_text(content)
+    # Without their tags the networks have random weights, which need no network.
+    small = ["data.size=32", "data.workers=0", "batch_size=8", "device=cpu"]
+    teacher = ["train", "teacher.yaml", "model=timm:test_resnet", *small]
+
+    def call(*arguments):
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "3 classes, weights random" in call(*teacher, "--dry-run")
+    assert not Path("runs").exists()
+    call(*teacher, "epochs=1", "schedule.warmup=0")
+    said = call("distill", "student.yaml", "student=torchvision:mobilenet_v3_small", *small, "--dry-run")
+    assert "weights flowers-teacher/student.safetensors" in said
+    assert "wttm" in said
+    short = ["epochs=1", "schedule.warmup=0", "weak_teacher=true"]
+    call("distill", "student.yaml", "student=torchvision:mobilenet_v3_small", *small, *short)
+    (prediction,) = tutelage.load("runs/flowers-student").predict("flowers/rose/0.png")
+    assert prediction.name in ("daisy", "iris", "rose")
+
+
+def test_the_pretrained_weights_of_the_readme_exist():
+    timm = pytest.importorskip("timm", reason="the optional package timm is not installed")
+    from torchvision.models import get_model_weights
+
+    names = re.findall(r"\b(timm|torchvision):(\w+)\.(\w+)", read("README.md"))
+    assert {door for door, _, _ in names} == {"timm", "torchvision"}
+    for door, architecture, tag in names:
+        if door == "timm":
+            assert f"{architecture}.{tag}" in timm.list_pretrained(f"{architecture}.*")
+        else:
+            assert tag in get_model_weights(architecture).__members__
+
+
+def test_recipes_that_pages_show_are_valid(tmp_path):
+    shown_recipes = [(page, block) for page in PAGES for block in blocks(str(page.relative_to(ROOT)), "yaml")]
+    assert len(shown_recipes) >= 4
+    for page, block in shown_recipes:
+        value = loaded(block, tmp_path)
+        kind = recipes.Comparison if "objectives" in value else recipes.Recipe
+        whole = {"name": "shown", "student": "mlp:8", **value}
+        if "model" in value:
+            del whole["student"]
+        recipes.parse(kind, whole, where=str(page))
+
+
+# Formulas
+
+
+def test_the_page_of_formulas_computes_what_it_says():
+    failed, tried = doctest.testfile(str(ROOT / "docs" / "methods.md"), module_relative=False)
+    assert tried > 10
+    assert failed == 0
+
+
+def test_the_scale_of_the_power_sum_is_as_tabulated():
+    rows = table("docs/methods.md", "The scale of the power sum")
+    assert len(rows) >= 4
+    import torch
+
+    for gamma, *largest in rows:
+        for classes, cell in zip((10, 100, 1000), largest, strict=True):
+            uniform = torch.full((classes,), 1 / classes, dtype=torch.float64).log()
+            assert f"{float(targets.power_sum(uniform, gamma=float(gamma))):.1f}" == cell
+
+
+# The worked example of CONTRIBUTING.md
+
+
+@pytest.fixture
+def worked(monkeypatch):
+    """The page's blocks, put where they say they go; what they add is taken away afterwards."""
+    function, export, row, preset = blocks("CONTRIBUTING.md", "python")
+    space = dict(vars(logits_module))
+    exec(compile(function, "losses/logits.py", "exec"), space)
+    assert "from tutelage.losses.logits import standardised_kd" in export
+    monkeypatch.setattr(losses, "standardised_kd", space["standardised_kd"], raising=False)
+    known = dict(objectives.PRESETS)
+    objectives.PRESETS.pop("standardised_kd", None)
+    exec(compile(preset, "objectives/presets.py", "exec"), dict(vars(presets)))
+    yield row, preset
+    objectives.PRESETS.clear()
+    objectives.PRESETS.update(known)
+
+
+def test_the_worked_example_is_a_preset_that_trains(worked, tmp_path):
+    _, preset = worked
+    objective = objectives.from_recipe({"standardised_kd": {"temperature": 3}})
+    assert objectives.from_recipe(objective.to_recipe()) == objective
+    body = re.sub(r'""".*?"""\n', "", preset, flags=re.DOTALL)
+    assert len(body.strip().splitlines()) <= 10
+    settings = {"data": "digits", "epochs": 1, "batch_size": 256, "device": "cpu", "runs": tmp_path}
+    teacher = tutelage.train(model="mlp:16", name="teacher", optimizer={"name": "sgd", "lr": 0.2}, **settings)
+    run = tutelage.distill(student="mlp:8", teacher=str(teacher.folder), objective=objective, name="s", **settings)
+    assert set(run.epochs[0]["train"]["terms"]) == {"ce", "standardised_kd"}
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="the full file of recorded losses is not beside the repository")
+def test_the_worked_example_reproduces_its_recorded_values(worked, monkeypatch):
+    row, _ = worked
+    monkeypatch.syspath_prepend(ROOT / "tests" / "conformance")
+    import run
+
+    methods = eval(f"{{{row}}}", {"losses": losses})
+    monkeypatch.setattr(run, "METHODS", {**run.METHODS, **methods})
+    results = [run.check(each) for each in run.read(RECORDED) if each["method"] in methods]
+    assert len(results) >= 4
+    assert [result for result in results if result.verdict != "passed"] == []
+
+
+# The pages themselves
+
+
+def test_relative_links_lead_somewhere():
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if re.match(r"[a-z]+:", link):
+                continue
+            place, _, anchor = unquote(link).partition("#")
+            target = (page.parent / place) if place else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in slugs, f"{page.name}: {link}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    links = set(re.findall(r"\]\(([^)\s#]+)", read("README.md")))
+    assert {str(page.relative_to(ROOT)) for page in PAGES} - {"README.md"} <= links
+
+
+def test_the_readme_is_short_and_shows_the_report():
+    assert len(read("README.md").splitlines()) <= 150
+    assert "](docs/report.png)" in read("README.md")
+
+
+def test_every_room_is_on_the_page_of_the_house():
+    page = read("docs/architecture.md")
+    rooms = {path.name for path in (ROOT / "src" / "tutelage").iterdir() if (path / "__init__.py").exists()}
+    rooms |= {path.name for path in (ROOT / "src" / "tutelage").glob("*.py") if path.name != "__init__.py"}
+    assert [room for room in sorted(rooms) if not re.search(rf"`{re.escape(room)}/?`", page)] == []
+
+
+def test_the_licence_is_apache_2_verbatim():
+    assert hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest() == (
+        "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    )
+
+
+def test_citation_and_changelog_speak_of_this_version():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == tutelage.__version__
+    assert citation["license"] == "Apache-2.0"
+    (paper,) = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Zheng", "Yang"]
+    assert {"type": "other", "value": "arXiv:2402.11148"} in paper["identifiers"]
+    assert f"\n## [{tutelage.__version__}]" in read("CHANGELOG.md")

@@ -1,0 +1,74 @@
+"""The examples run as they stand, and the README shows the one that is in the repository."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tutelage import records
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def ten_lines(tmp_path_factory):
+    return play("ten_lines.py", tmp_path_factory.mktemp("ten-lines"))
+
+
+def play(name, folder):
+    """Run an example in an empty folder; return its names, what it said, and the folder."""
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
+        space = runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return space, said.getvalue(), folder
+
+
+def test_ten_lines_trains_a_teacher_and_distils_it(ten_lines):
+    space, said, here = ten_lines
+    assert float(re.search(r"accuracy ([\d.]+)%", said)[1]) > 60
+    assert f"are in {Path('runs') / 'my-student'}" in said
+    assert space["judged"]["accuracy"] > 0.6
+    for name, verb in (("my-teacher", "train"), ("my-student", "distill")):
+        manifest = json.loads((here / "runs" / name / records.MANIFEST).read_text())
+        assert (manifest["status"], manifest["verb"], manifest["repeatable"]) == ("finished", verb, False)
+        assert (here / "runs" / name / records.REPORT).exists()
+    assert [path.name for path in here.iterdir()] == ["runs"]
+
+
+def test_ten_lines_trains_the_modules_that_it_is_given(ten_lines):
+    space, _, _ = ten_lines
+    test, student = space["data"][1], space["student"].cpu().eval()
+    right = [int(student(test[i][0][None]).argmax()) == test[i][1] for i in range(len(test))]
+    assert sum(right) / len(right) == pytest.approx(space["judged"]["accuracy"], abs=0.01)
+
+
+def test_there_are_ten_lines():
+    lines = (EXAMPLES / "ten_lines.py").read_text().partition("# The ten lines:\n")[2].splitlines()
+    assert len([line for line in lines if line.strip()]) == 10
+
+
+def test_the_readme_shows_the_example_as_it_is():
+    shown = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert (EXAMPLES / "ten_lines.py").read_text() in shown
+
+
+def test_own_loop_needs_no_engine(tmp_path):
+    _, said, _ = play("own_loop.py", tmp_path)
+    teacher, student = (float(share) for share in re.search(r"teacher ([\d.]+)%, student ([\d.]+)%", said).groups())
+    assert teacher > 60
+    assert student > 60
+    assert "(ce " in said
+    assert "wttm " in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_example_is_run_here():
+    here = Path(__file__).read_text()
+    assert all(f'"{path.name}"' in here for path in EXAMPLES.glob("*.py"))
