@@ -208,7 +208,9 @@ def test_bad_objectives(objective, parts, teacher, here, invoke):
 
 
 def test_all_faults_at_once(here, invoke):
-    code, _, err = invoke("train", write(here / "f.yaml"), "epoch=3", "data.labeled=2", "optimizer.lrr=1", "batch_size=0")
+    code, _, err = invoke(
+        "train", write(here / "f.yaml"), "epoch=3", "data.labeled=2", "optimizer.lrr=1", "batch_size=0"
+    )
     assert code == 2
     assert len(err.splitlines()) == 4
     for part in ("did you mean epochs", "did you mean data.labelled", "did you mean optimizer.lr", "batch_size"):
@@ -218,7 +220,9 @@ def test_all_faults_at_once(here, invoke):
 def test_teacher_checkpoint_of_another_architecture(here, invoke):
     from tutelage import models
 
-    torch.save({"model": models.create("mlp:5", classes=10, channels=1, image_size=(8, 8)).network.state_dict()}, "t.pth")
+    torch.save(
+        {"model": models.create("mlp:5", classes=10, channels=1, image_size=(8, 8)).network.state_dict()}, "t.pth"
+    )
     recipe = write(here / "t.yaml", teacher={"name": "cifar:resnet8", "weights": "t.pth"}, objective="kd")
     code, _, err = invoke("distill", recipe)
     assert code == 2
@@ -341,7 +345,7 @@ def test_nan_in_the_teachers_logits_names_step_and_samples(here, invoke):
 
 
 def test_a_pretrained_network_is_fine_tuned_and_then_distilled(here, invoke):
-    """The engineer's case: own image folder, a torchvision network with weights for other classes, then a small student."""
+    """The engineer's case: own images, a torchvision network with weights for other classes, then a small student."""
     from tutelage import models
 
     images(here / "pictures")
@@ -359,3 +363,22 @@ def test_a_pretrained_network_is_fine_tuned_and_then_distilled(here, invoke):
     student = tutelage.load("runs/small")
     assert student(torch.rand(1, 3, 32, 32)).shape == (1, 2)
     assert student.card.class_names == ("ant", "bee")
+
+
+def test_two_processes_share_a_comparison(here, invoke):
+    import fcntl
+
+    recipe = write(
+        here / "both.yaml", objectives={"plain": "cross_entropy", "smooth": {"cross_entropy": {"label_smoothing": 0.1}}}
+    )
+    place = here / "runs/both/plain-seed0"
+    place.mkdir(parents=True)
+    with (place / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, out, err = invoke("compare", recipe)
+    assert code == 0, err
+    assert "another process" in out
+    assert (here / "runs/both/smooth-seed0/student.safetensors").is_file()
+    assert not (place / "student.safetensors").exists()
+    assert invoke("compare", recipe)[0] == 0
+    assert (place / "student.safetensors").is_file()

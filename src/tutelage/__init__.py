@@ -9,6 +9,7 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import losses as losses
+    from . import models as models
     from . import objectives as objectives
     from . import targets as targets
     from .contracts import Batch as Batch

@@ -174,7 +174,7 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         _fail("stopped; type the same command again to go on", OTHER)
-    except Exception as error:  # noqa: BLE001  the one place where every error becomes a line
+    except Exception as error:
         if os.environ.get("TUTELAGE_DEBUG"):
             raise
         _fail(str(error) or type(error).__name__, _code(error))
@@ -182,11 +182,20 @@ def main() -> None:
 
 def _code(error: Exception) -> int:
     """The user's input is wrong where a value, a file or an extra that was named is; all else is not the user's."""
-    return USER if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | ConnectionError | ImportError) else OTHER
+    return (
+        USER
+        if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | ConnectionError | ImportError)
+        else OTHER
+    )
 
 
 def _one(
-    verb: Literal["train", "distill"], given: str, overrides: list[str] | None, dry_run: bool, trust_code: bool, runs: Path
+    verb: Literal["train", "distill"],
+    given: str,
+    overrides: list[str] | None,
+    dry_run: bool,
+    trust_code: bool,
+    runs: Path,
 ) -> None:
     from tutelage import runs as running
 

@@ -67,7 +67,9 @@ def _step(precision: str) -> Finding:
         except (RuntimeError, ValueError, OSError) as error:
             return Finding(f"training step, {precision}", f"failed: {error}", good=False)
         steps = run.epochs[-1]["step"]
-    return Finding(f"training step, {precision}", f"{steps} steps, recorded and judged, in {time.monotonic() - began:.1f} s")
+    return Finding(
+        f"training step, {precision}", f"{steps} steps, recorded and judged, in {time.monotonic() - began:.1f} s"
+    )
 
 
 def _disk() -> Finding:

@@ -275,9 +275,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"recipe: expected YAML, got {path} ({line}{what}); write `key: value`, indented by spaces"
         ) from None
     if not isinstance(value, dict):
-        got = "nothing" if value is None else f"a {type(value).__name__}"
+        got = "nothing" if value is None else "a list" if isinstance(value, list) else "a single value"
         raise RecipeError(
-            f"recipe {path}: expected a mapping of keys, got {got}; for example `student: cifar:resnet20`"
+            f"recipe: expected a mapping of keys, got {path} with {got}; for example `student: cifar:resnet20`"
         )
     return override(value, overrides)
 

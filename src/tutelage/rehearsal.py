@@ -65,7 +65,9 @@ def rehearse(recipe: Recipe, *, trust_code: bool = False) -> list[tuple[str, str
             (f"{stage}steps", f"{steps} of {batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
-        seconds, _, _ = _try(training, gather(training, trust_code=trust_code), 0, training.batch_size, training.fits()[0][1])
+        seconds, _, _ = _try(
+            training, gather(training, trust_code=trust_code), 0, training.batch_size, training.fits()[0][1]
+        )
         steps = -(-len(splits.train) // training.batch_size) * training.epochs
         total += steps * seconds
         found.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
@@ -85,7 +87,9 @@ def _try(
     student = copy.deepcopy(material.student)
     lesson = Lesson(student, objective, Context(samples=len(material.splits.train), classes=material.splits.classes))
     teacher = FrozenTeacher(copy.deepcopy(material.teacher)) if material.teacher and objective.needs.teacher else None
-    batches = _Few(data.SplitBatches(material.splits.train, batch_size=batch_size, data_seed=recipe.data_seed, train=True))
+    batches = _Few(
+        data.SplitBatches(material.splits.train, batch_size=batch_size, data_seed=recipe.data_seed, train=True)
+    )
     (record,) = fit(lesson, teacher, batches, replace(settings, epochs=1), accelerator=accelerator)
     return batches.seconds, record["train"]["terms"], (batch_size, material.splits.classes)
 
@@ -106,7 +110,7 @@ class _Few:
             yield next(stream)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if i == 0:
+            if i == 0 and len(self) > 1:  # the first step warms up, unless it is the only one
                 began = time.monotonic()
         self.seconds = (time.monotonic() - began) / max(len(self) - 1, 1)
 
@@ -142,7 +146,8 @@ class _Sample:
 
 def _network(network: models.Classifier) -> str:
     card = network.card
-    return f"{card.name}: {models.parameters(network):,} parameters, {card.classes} classes, weights {card.weights or 'random'}"
+    count, weights = models.parameters(network), card.weights or "random"
+    return f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
 
 
 def _duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,10 @@ from tutelage.objectives import Context, Objective
 from tutelage.recipes import Network, Recipe, RecipeError
 
 Verb = Literal["train", "distill"]
+
+
+class BusyError(RecipeError):
+    """Another process is doing the run."""
 
 
 class Display(Protocol):
@@ -154,9 +159,7 @@ def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool = Fal
     named = Network(name=teacher) if teacher else recipe.teacher
     if not isinstance(named, Network):
         return Material(splits, student, None)
-    made = models.create(
-        named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape
-    )
+    made = models.create(named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape)
     return Material(splits, student, made)
 
 
@@ -185,6 +188,7 @@ def perform(
 
     Raises:
         RecipeError: the folder holds a finished run, or one of another recipe; or data, teacher and student do not fit.
+        BusyError: another process is doing the run.
     """
     display = display or Silent()
     if recipe.threads:
@@ -198,9 +202,7 @@ def perform(
         if training is not None and material is None:
             teacher_folder = folder / "teacher"
             if not finished(teacher_folder):
-                perform(
-                    training, teacher_folder, verb="train", command=command, display=display, trust_code=trust_code
-                )
+                perform(training, teacher_folder, verb="train", command=command, display=display, trust_code=trust_code)
         material = material or gather(
             recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code
         )
@@ -301,7 +303,9 @@ class _Performance:
         better = better_than_chance(test.teacher)
         accuracy = judge(test.teacher)["accuracy"] if better is not None else None
         if accuracy is not None:
-            self.display.say(f"teacher {name}: accuracy {accuracy:.2%} on {len(test.teacher.labels)} {test.name} samples")
+            self.display.say(
+                f"teacher {name}: accuracy {accuracy:.2%} on {len(test.teacher.labels)} {test.name} samples"
+            )
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
                 f"teacher: expected one better than chance (1 in {test.teacher.logits.shape[-1]}), got an accuracy of "
@@ -344,7 +348,13 @@ class _Performance:
             if saved and stage < saved.state["stage"]:
                 continue
             self.fit_stage(
-                stage, objective, settings, batch_size, epochs, Keep(checkpoints, self.folder / records.BEST, choices), saved
+                stage,
+                objective,
+                settings,
+                batch_size,
+                epochs,
+                Keep(checkpoints, self.folder / records.BEST, choices),
+                saved,
             )
             saved = None
 
@@ -458,14 +468,15 @@ def from_overrides(overrides: Sequence[str]) -> Recipe:
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
-    """Read the recipe of a run's folder, to go on with the run, or to repeat it under another name where it is finished.
+    """Read the recipe of a run's folder: to go on with the run or, where it is finished, to repeat it under a new name.
 
     Returns:
         The recipe and, for a repeated run without overrides, the fingerprints that data and teacher must have.
     """
     if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
         raise RecipeError(
-            f"recipe: expected a run's folder, got {folder} without {records.RECIPE} and {records.MANIFEST}; name another"
+            f"recipe: expected a run's folder, got {folder} without {records.RECIPE} and {records.MANIFEST}; "
+            "name another"
         )
     then = records.read_json(folder / records.MANIFEST)
     if not then.get("repeatable", False):
@@ -515,13 +526,16 @@ def evaluate(
     folder = Path(model)
     own = folder / records.RECIPE
     value = recipes.read(own) if own.exists() else {}
-    kept = {key: value[key] for key in ("data", "precision", "device", "channels_last", "batch_size", "threads") if key in value}
+    shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
+    kept: dict[str, Any] = {key: value[key] for key in shared if key in value}
     recipe = recipes.parse(
         Recipe, recipes.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate"
     )
     weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     if best and not (folder / records.BEST).is_file():
-        raise RecipeError(f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out")
+        raise RecipeError(
+            f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out"
+        )
     splits = data.open_data(recipe.data)
     network = models.create(
         recipe.student.name,
@@ -560,16 +574,18 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
     for objective in wanted:
         if objective.needs.teacher and teacher is None:
             raise RecipeError(
-                f"teacher: expected one for objective {objective.name}, got none; add teacher=..., such as a run's folder"
+                f"teacher: expected one for objective {objective.name}, got none; "
+                "add teacher=..., such as a run's folder"
             )
         if objective.needs.labels != "none" and not labels.is_floating_point() and not (labels != UNLABELLED).any():
             raise RecipeError(
-                f"data: expected labels for the supervised objective {objective.name}, got none among {len(labels)} training "
-                f"samples; type objective.{objective.name}.supervised=0 or give labels"
+                f"data: expected labels for the supervised objective {objective.name}, got none among {len(labels)} "
+                f"training samples; type objective.{objective.name}.supervised=0 or give labels"
             )
         if objective.needs.labels == "index" and labels.is_floating_point():
             raise RecipeError(
-                f"data: expected class indices for objective {objective.name}, got soft labels; use an objective that takes them"
+                f"data: expected class indices for objective {objective.name}, got soft labels; "
+                "use an objective that takes them"
             )
     if teacher is not None and teacher.card.classes != splits.classes:
         raise RecipeError(
@@ -578,7 +594,7 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
         )
     if teacher is not None and teacher.card.fresh_head:
         raise RecipeError(
-            f"teacher {teacher.card.name}: expected weights for {splits.classes} classes, as the data have, got weights "
+            f"teacher {teacher.card.name}: expected weights for {splits.classes} classes, as the data have, got "
             "for another number; fine-tune it on these data first with `tutelage train`, or name another teacher"
         )
 
@@ -623,7 +639,9 @@ def load(folder: str | Path, *, best: bool = False, trust_code: bool = False) ->
 
 def train(*, model: str | nn.Module, data: Any, **settings: Any) -> Run:
     """Train a network from labels: `distill` without a teacher."""
-    return distill(student=model, teacher=None, data=data, objective=settings.pop("objective", "cross_entropy"), **settings)
+    return distill(
+        student=model, teacher=None, data=data, objective=settings.pop("objective", "cross_entropy"), **settings
+    )
 
 
 def distill(
@@ -643,8 +661,8 @@ def distill(
     Args:
         student: a model's name, or a module of one's own, which is trained in place.
         teacher: a model's name, a run's folder, or a module; none to learn from labels alone.
-        data: a source's name, a mapping of `DataSettings`, or a pair (training set, test set) of map-style data sets that yield
-            (image in [0, 1] or PIL image, class index).
+        data: a source's name, a mapping of `DataSettings`, or a pair (training set, test set) of map-style data sets
+            that yield (image in [0, 1] or PIL image, class index).
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: where runs' folders are.
@@ -653,17 +671,17 @@ def distill(
         settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
-        The run. One that was stopped is gone on with; a finished one is not done again.
+        The run. One that was stopped is gone on with.
 
     Raises:
-        RecipeError: a setting is wrong; every fault is listed.
+        RecipeError: a setting is wrong (every fault is listed), or the name is that of a finished run.
     """
     wanted = objectives.from_recipe(objective)
     own = [value for value in (student, teacher, data) if not isinstance(value, str | Mapping | DataSettings | None)]
-    custom = any(piece.preset is None for piece in wanted.pieces)
+    custom = not all(objectives.is_built_in(piece.preset) for piece in wanted.pieces)
     label = student if isinstance(student, str) else type(student).__name__
     value: dict[str, Any] = {
-        "name": name or f"{label.replace(':', '-').replace('/', '-')}-{wanted.name.replace('+', '-')}",
+        "name": name or re.sub(r"[^A-Za-z0-9.]+", "-", f"{label}-{wanted.name}").strip("-."),
         "student": label,
         "objective": wanted,
         **settings,
@@ -710,7 +728,7 @@ def _material(
 
 
 def _own_splits(source: Any, *networks: Any) -> data.Splits:
-    """Wrap a pair of data sets; the first that tells the classes is believed: the training set, else a module's last layer."""
+    """Wrap a pair of data sets; the first that tells the classes is believed: the training set, then a last layer."""
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
             f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
@@ -744,7 +762,8 @@ def _earlier(folder: Path, resolved: str) -> records.Manifest | None:
     found = records.read_json(path)
     if found.get("status") == "finished":
         raise RecipeError(
-            f"name: expected a new run, got {folder}, which is finished; type name=... for another, or remove the folder"
+            f"name: expected a new run, got {folder}, which is finished; "
+            "type name=... for another, or remove the folder"
         )
     if (folder / records.RECIPE).read_text() != resolved:
         raise RecipeError(
@@ -764,7 +783,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RecipeError(
+            raise BusyError(
                 f"name: expected a folder that no one else writes to, got {folder}, where a run is going on; "
                 "type name=... for another run, or wait"
             ) from None
@@ -780,8 +799,8 @@ def _same_fingerprints(material: Material, expected: Mapping[str, str | None]) -
     for what, then in expected.items():
         if then is not None and got[what] != then:
             raise RecipeError(
-                f"{what}: expected the fingerprint {then} of the run that is repeated, got {got[what]}; put the same {what} "
-                f"back, or start a new run from the folder's {records.RECIPE}"
+                f"{what}: expected the fingerprint {then} of the run that is repeated, got {got[what]}; "
+                f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
             )
 
 

@@ -27,7 +27,9 @@ def folder(tmp_path_factory):
 
 def test_predictions_on_files_are_those_of_the_evaluation(folder, tmp_path):
     settings = {"source": f"imagefolder:{folder}", "size": 16}
-    run = runs.train(model="cifar:resnet8", data=settings, epochs=1, batch_size=8, runs=tmp_path, name="p", device="cpu")
+    run = runs.train(
+        model="cifar:resnet8", data=settings, epochs=1, batch_size=8, runs=tmp_path, name="p", device="cpu"
+    )
     student = runs.load(run.folder)
     assert student.card.margin > 1
     paths = sorted((folder / "test").rglob("*.png"))
@@ -36,7 +38,7 @@ def test_predictions_on_files_are_those_of_the_evaluation(folder, tmp_path):
     (batch,) = data.SplitBatches(splits.test, batch_size=64, train=False).epoch(0)
     with torch.no_grad():
         seen = student(batch.inputs).softmax(-1)
-    assert [p.index for p in predicted] == seen.argmax(-1).tolist()
+    assert [p.label for p in predicted] == seen.argmax(-1).tolist()
     np.testing.assert_allclose([p.probability for p in predicted], seen.max(-1).values.numpy(), rtol=1e-5)
     assert {p.name for p in predicted} <= {"ant", "bee"}
     right = np.mean([p.name == path.parent.name for p, path in zip(predicted, paths, strict=True)])
@@ -48,7 +50,7 @@ def test_what_may_be_given():
     image = Image.new("L", (50, 32), 90)
     one = model.predict(image)
     several = model.predict([image, np.asarray(image), np.asarray(image.convert("RGB"))])
-    assert [p.index for p in several] == [one[0].index] * 3
+    assert [p.label for p in several] == [one[0].label] * 3
     assert model.training
     assert model.predict([]) == []
     assert one[0].name is None

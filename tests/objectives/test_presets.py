@@ -62,7 +62,9 @@ def test_a_recipe_holds_all_of_an_objective(objective):
 
 def test_a_recipe_names_every_argument_and_the_scale():
     assert objectives.kd().to_recipe() == [{"kd": {"temperature": 4.0, "weight": 0.9, "supervised": 0.1}}]
-    assert (0.5 * objectives.confidence_penalty()).to_recipe() == [{"confidence_penalty": {"weight": 0.1}, "scale": 0.5}]
+    assert (0.5 * objectives.confidence_penalty()).to_recipe() == [
+        {"confidence_penalty": {"weight": 0.1}, "scale": 0.5}
+    ]
 
 
 @pytest.mark.parametrize("written", ["kd", {"kd": None}, {"kd": {}}, ["kd"], [{"kd": {}}], {"kd": {"temperature": 4}}])
@@ -85,7 +87,7 @@ def test_numbers_of_numpy_are_written_as_plain_ones():
     assert {type(value) for value in written[0]["ttm"].values()} == {float}
 
 
-# ------------------------------------------------------------------------------------------------------------ the formulas
+# --------------------------------------------------------------------------------------------------------- the formulas
 
 
 def test_published_settings_are_the_defaults():
@@ -115,7 +117,9 @@ def test_a_weight_of_zero_leaves_the_term_out():
     assert list(objectives.kd(weight=0, supervised=1).weights()) == ["ce"]
     assert list(objectives.kd(supervised=0).weights()) == ["kd"]
     assert list(objectives.kd(supervised=0.0).weights()) == ["kd"]
-    with pytest.raises(ValueError, match="objective: expected a term with a weight other than 0, got none; for example"):
+    with pytest.raises(
+        ValueError, match="objective: expected a term with a weight other than 0, got none; for example"
+    ):
         objectives.kd(weight=0, supervised=0)
 
 
@@ -128,7 +132,7 @@ def test_signatures_are_the_schema():
         assert preset.build.__doc__
 
 
-# -------------------------------------------------------------------------------------------------------------- the faults
+# ----------------------------------------------------------------------------------------------------------- the faults
 
 
 @pytest.mark.parametrize(
@@ -145,19 +149,40 @@ def test_signatures_are_the_schema():
         ({"scale": 2}, "objective: expected one preset with its arguments, got .*; for example"),
         ({"kd": 4}, r"objective.kd: expected a mapping of its arguments, got 4; for example {kd: {temperature: 1}}"),
         ({"kd": 0}, "objective.kd: expected a mapping of its arguments, got 0; for example"),
-        ({"kd": {"temprature": 4}}, r"objective.kd.temprature: expected .*, got 'temprature'; did you mean temperature\?"),
+        (
+            {"kd": {"temprature": 4}},
+            r"objective.kd.temprature: expected .*, got 'temprature'; did you mean temperature\?",
+        ),
         ({"kd": {1: 4}}, "objective.kd.1: expected an argument of kd .*, got '1'; type one of those"),
         ({"ttm": {"beta": 1}}, "objective.ttm.gamma: expected a value for ttm, got none; for example gamma=1.0"),
-        ({"ttm": {"gamma": 0, "beta": 1}}, "objective.ttm.gamma: expected a finite number above 0, got 0; type for example"),
-        ({"wttm": {"gamma": -0.1, "beta": 1}}, "objective.wttm.gamma: expected a finite number above 0, got -0.1; type"),
+        (
+            {"ttm": {"gamma": 0, "beta": 1}},
+            "objective.ttm.gamma: expected a finite number above 0, got 0; type for example",
+        ),
+        (
+            {"wttm": {"gamma": -0.1, "beta": 1}},
+            "objective.wttm.gamma: expected a finite number above 0, got -0.1; type",
+        ),
         ({"wttm": {"gamma": "x", "beta": 1}}, "objective.wttm.gamma: expected a finite number, got 'x'; for example"),
         ({"wttm": {"gamma": True, "beta": 1}}, "objective.wttm.gamma: expected a finite number, got True; for example"),
-        ({"kd": {"temperature": 0}}, "objective.kd.temperature: expected a finite number above 0, got 0; type for example"),
+        (
+            {"kd": {"temperature": 0}},
+            "objective.kd.temperature: expected a finite number above 0, got 0; type for example",
+        ),
         ({"kd": {"temperature": math.inf}}, "objective.kd.temperature: expected a finite number, got inf; for example"),
         ({"kd": {"weight": "x"}}, "objective.kd.weight: expected a number or .*, got 'x'; for example weight=0.9"),
-        ({"kd": {"weight": 0, "supervised": 0}}, "objective.kd: expected a term with a weight other than 0, got none; for"),
-        ({"cross_entropy": {"label_smoothing": 1}}, r"objective.cross_entropy.label_smoothing: expected .*\[0, 1\), got 1; type"),
-        ({"renyi_penalty": {"order": 0, "weight": 1}}, "objective.renyi_penalty.order: expected a number above 0, got 0"),
+        (
+            {"kd": {"weight": 0, "supervised": 0}},
+            "objective.kd: expected a term with a weight other than 0, got none; for",
+        ),
+        (
+            {"cross_entropy": {"label_smoothing": 1}},
+            r"objective.cross_entropy.label_smoothing: expected .*\[0, 1\), got 1; type",
+        ),
+        (
+            {"renyi_penalty": {"order": 0, "weight": 1}},
+            "objective.renyi_penalty.order: expected a number above 0, got 0",
+        ),
         ({"kd": {}, "scale": 0}, "objective.kd: expected scale, a finite number > 0, got 0; for example scale: 0.8"),
         ({"kd": {}, "scale": "x"}, "objective.kd: expected scale, a finite number > 0, got 'x'; for example"),
         ({"kd": {}, "scale": True}, "objective.kd: expected scale, a finite number > 0, got True; for example"),
@@ -188,9 +213,11 @@ def test_every_fault_is_named_at_once():
 def test_the_same_faults_are_named_at_a_call():
     with pytest.raises(TypeError, match=r"temprature: expected an argument of kd .*; did you mean temperature\?"):
         objectives.kd(temprature=4)
-    with pytest.raises(TypeError, match=r"ttm: expected arguments by name, got 0.1 alone; type ttm\(gamma=0.1, beta=3\)"):
+    with pytest.raises(
+        TypeError, match=r"ttm: expected arguments by name, got 0.1 alone; type ttm\(gamma=0.1, beta=3\)"
+    ):
         objectives.ttm(0.1, 3)
-    with pytest.raises(TypeError, match="beta: expected a value for wttm, got none; for example beta=1.0"):
+    with pytest.raises(TypeError, match=r"beta: expected a value for wttm, got none; for example beta=1.0"):
         objectives.wttm(gamma=0.1)
     with pytest.raises(ValueError, match="gamma: expected a finite number above 0, got 0"):
         objectives.wttm(gamma=0, beta=1)
@@ -198,7 +225,7 @@ def test_the_same_faults_are_named_at_a_call():
         objectives.wttm(gamma=0.1, beta="3")
 
 
-# ------------------------------------------------------------------------------------------------------------- one's own
+# ------------------------------------------------------------------------------------------------------------ one's own
 
 
 def test_a_preset_of_ones_own_stands_in_a_recipe(own_names):

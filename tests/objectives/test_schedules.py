@@ -23,7 +23,8 @@ def test_linear(fraction, value):
 
 
 @pytest.mark.parametrize(
-    ("fraction", "value"), [(0.0, 2.0), (0.25, 1 + (1 + math.sqrt(0.5)) / 2), (0.5, 1.5), (0.75, 1.5 - math.sqrt(0.125))]
+    ("fraction", "value"),
+    [(0.0, 2.0), (0.25, 1 + (1 + math.sqrt(0.5)) / 2), (0.5, 1.5), (0.75, 1.5 - math.sqrt(0.125))],
 )
 def test_cosine(fraction, value):
     assert Cosine(2.0, 1.0)(at(fraction)) == pytest.approx(value)
@@ -69,21 +70,43 @@ def test_an_objective_s_weight_follows_progress_and_its_scale():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("high", r"beta: expected a number or {schedule: linear \| cosine \| warm_up, ...}, got 'high'; for example beta=0.9"),
+        (
+            "high",
+            r"beta: expected a number or {schedule: linear \| cosine \| warm_up, ...}, got 'high'; "
+            r"for example beta=0.9",
+        ),
         (True, "beta: expected a number .*, got True; for example beta=0.9"),
         (None, "beta: expected a number .*, got None; for example"),
         (math.nan, "beta: expected a number .*, got nan; for example"),
         ({"start": 1, "end": 0}, "beta: expected a number or .*; for example"),
         ({"schedule": "linaer", "start": 1, "end": 0}, "beta: expected .*linear.*, got .*linaer.*; for example"),
         ({"schedule": ["linear"]}, "beta: expected a number or .*; for example"),
-        ({"schedule": "linear", "strt": 1, "end": 0}, "beta: expected schedule linear with start, .*, got 'strt'; did you mean start"),
+        (
+            {"schedule": "linear", "strt": 1, "end": 0},
+            "beta: expected schedule linear with start, .*, got 'strt'; did you mean start",
+        ),
         ({"schedule": "linear", "end": 0}, "beta: expected schedule linear with start, got none; for example start: 1"),
-        ({"schedule": "linear", "start": "a", "end": 0}, "beta: .*expected start to be a finite number, got 'a'; for example"),
-        ({"schedule": "cosine", "start": math.inf, "end": 0}, "beta: .*expected start to be a finite number, got inf; for"),
-        ({"schedule": "linear", "start": 1, "end": 0, "begin": 0.5, "until": 0.5}, "0 <= begin < until <= 1, got begin=0.5"),
-        ({"schedule": "linear", "start": 1, "end": 0, "until": 1.5}, "0 <= begin < until <= 1, got .*until=1.5; .*type for"),
+        (
+            {"schedule": "linear", "start": "a", "end": 0},
+            "beta: .*expected start to be a finite number, got 'a'; for example",
+        ),
+        (
+            {"schedule": "cosine", "start": math.inf, "end": 0},
+            "beta: .*expected start to be a finite number, got inf; for",
+        ),
+        (
+            {"schedule": "linear", "start": 1, "end": 0, "begin": 0.5, "until": 0.5},
+            "0 <= begin < until <= 1, got begin=0.5",
+        ),
+        (
+            {"schedule": "linear", "start": 1, "end": 0, "until": 1.5},
+            "0 <= begin < until <= 1, got .*until=1.5; .*type for",
+        ),
         ({"schedule": "warm_up", "value": 1, "epochs": 0}, "expected epochs, a whole number >= 1, got 0; for example"),
-        ({"schedule": "warm_up", "value": 1, "epochs": 2.5}, "expected epochs, a whole number >= 1, got 2.5; for example"),
+        (
+            {"schedule": "warm_up", "value": 1, "epochs": 2.5},
+            "expected epochs, a whole number >= 1, got 2.5; for example",
+        ),
     ],
 )
 def test_a_weight_that_is_none_is_refused(value, message):

@@ -84,11 +84,14 @@ def test_a_parameter_that_names_nothing_is_refused(name):
     loss = eval(f"lambda student_logits, {name}: student_logits")
     with pytest.raises(
         TypeError,
-        match=rf"loss: expected positional parameters among student_logits, teacher_logits, labels, got '{name}'; rename it",
+        match=rf"loss: expected positional parameters among student_logits, teacher_logits, labels, got "
+        rf"'{name}'; rename it",
     ):
         Apply(loss)
 
 
 def test_a_hand_made_term_cannot_stand_in_a_recipe_and_says_why():
-    with pytest.raises(ValueError, match=r"objective: expected presets, got terms put together by hand.*@objectives.preset"):
+    with pytest.raises(
+        ValueError, match=r"objective: expected presets, got terms put together by hand.*@objectives.preset"
+    ):
         (objectives.kd() + Objective.of(Part("margin", 0.5, Apply(margin)))).to_recipe()

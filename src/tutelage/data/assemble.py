@@ -142,7 +142,7 @@ def from_pixels(
     divisor: float = 255.0,
     margin: float = 1.0,
 ) -> Splits:
-    """Build splits that lie in memory; ``divisor`` is the value of white, ``margin`` that of the views they were cut from."""
+    """Build splits in memory; ``divisor`` is the value of white, ``margin`` that of the views they were cut from."""
 
     def make(half: Pixels, positions: NDArray[np.int64], labels: Tensor, *, corrupt: bool, vary: bool) -> Split:
         return MemorySplit(

@@ -5,11 +5,11 @@ from tutelage.engine.checkpoints import Checkpoints as Checkpoints
 from tutelage.engine.checkpoints import Saved as Saved
 from tutelage.engine.evaluate import Answers as Answers
 from tutelage.engine.evaluate import HeldOut as HeldOut
+from tutelage.engine.evaluate import NonFiniteError as NonFiniteError
 from tutelage.engine.evaluate import answer as answer
 from tutelage.engine.evaluate import better_than_chance as better_than_chance
 from tutelage.engine.evaluate import judge as judge
 from tutelage.engine.loop import Keep as Keep
-from tutelage.engine.loop import NonFiniteError as NonFiniteError
 from tutelage.engine.loop import accelerator_on as accelerator_on
 from tutelage.engine.loop import fit as fit
 from tutelage.engine.loop import plain_state as plain_state

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors plus plain state, written so that a kill, a crash or a full disk loses nothing.
 
-A checkpoint is a folder ``<stage>-<step>`` with ``tensors.safetensors``, ``state.json`` and ``checksums``. It is written under a
-temporary name, synced, and renamed; the last two are kept. A folder whose checksums do not match is never read.
+A checkpoint is a folder ``<stage>-<step>`` with ``tensors.safetensors``, ``state.json`` and ``checksums``. It is
+written under a temporary name, synced, and renamed; the last two are kept. One that fails its checksums is never read.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Checkpoints:
                 saved = _read(self.folder / name)
             except (OSError, ValueError) as error:
                 warnings.warn(
-                    f"checkpoint {name}: expected its checksums to match, got {error}; using the one before it", stacklevel=2
+                    f"checkpoint {name}: expected its checksums to match, got {error}; using the one before it",
+                    stacklevel=2,
                 )
                 damaged.append(name)
             else:
@@ -118,7 +119,8 @@ class Checkpoints:
                 return saved
         if names:
             raise CheckpointError(
-                f"checkpoints: expected a good one among {', '.join(names)}, got none; to start anew, remove the run's folder"
+                f"checkpoints: expected a good one among {', '.join(names)}, got none; "
+                "to start anew, remove the run's folder"
             )
         return None
 

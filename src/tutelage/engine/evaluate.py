@@ -13,9 +13,17 @@ from tutelage.contracts import UNLABELLED, Batches
 from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
 
 BINS = 15
-"""Of the reliability diagram and the expected calibration error: equal widths, as in Guo et al. 2017 (arXiv:1706.04599)."""
+"""Of the reliability diagram and the calibration error: equal widths, as in Guo et al. 2017 (arXiv:1706.04599)."""
 CHANCE = 0.01
 """Significance level at which a teacher must be better than chance."""
+
+
+NAMED = 16
+"""How many samples of a non-finite step or evaluation are named."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, a gradient or logits were not finite. A step that was not is not applied."""
 
 
 class Answers(NamedTuple):
@@ -40,8 +48,20 @@ class HeldOut(NamedTuple):
 
 
 @torch.no_grad()
-def answer(network: nn.Module, batches: Batches, *, device: torch.device, precision: str, channels_last: bool) -> Answers:
-    """Ask a network about every sample, in evaluation mode; its mode is as before afterwards."""
+def answer(
+    network: nn.Module,
+    batches: Batches,
+    *,
+    device: torch.device,
+    precision: str,
+    channels_last: bool,
+    who: str = "network",
+) -> Answers:
+    """Ask a network about every sample, in evaluation mode; its mode is as before afterwards.
+
+    Raises:
+        NonFiniteError: naming who and the samples: no number of an evaluation would mean anything.
+    """
     mode = network.training
     network.eval()
     logits, labels = [], []
@@ -53,7 +73,15 @@ def answer(network: nn.Module, batches: Batches, *, device: torch.device, precis
             labels.append(batch.labels.cpu())
     finally:
         network.train(mode)
-    return Answers(torch.cat(logits), torch.cat(labels))
+    answers = Answers(torch.cat(logits), torch.cat(labels))
+    bad = (~torch.isfinite(answers.logits).all(-1)).nonzero()[:, 0].tolist()
+    if bad:
+        named = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
+        raise NonFiniteError(
+            f"{who}: expected finite logits in evaluation, got NaN or infinity for {len(bad)} of {len(answers.logits)} "
+            f"samples: {named}; look at these samples, or lower optimizer.lr if it is the student that diverged"
+        )
+    return answers
 
 
 def place(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
@@ -64,7 +92,7 @@ def place(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tenso
 
 
 def means(name: str, student: Answers, teacher: Answers | None, *, gamma: float | None) -> EvaluationMeans:
-    """Return a student's means over a set; ``gamma`` is the exponent of the transformed teacher that it was to match."""
+    """Return a student's means over a set; ``gamma`` is the exponent of the transformed teacher that it matched."""
     log_q = student.logits.log_softmax(-1)
     correct, labelled = _correct(student)
     return {

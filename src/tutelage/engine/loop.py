@@ -21,18 +21,11 @@ from torch import Tensor, nn
 
 from tutelage import losses, records, targets
 from tutelage.contracts import UNLABELLED, Batch, Batches, Outputs, Progress, Teacher, Totals
-from tutelage.lesson import Lesson, Taught
 from tutelage.engine import optimise
 from tutelage.engine.checkpoints import Checkpoints, Saved
-from tutelage.engine.evaluate import HeldOut, answer, means, place
+from tutelage.engine.evaluate import NAMED, HeldOut, NonFiniteError, answer, means, place
 from tutelage.engine.settings import FitSettings
-
-BLAMED = 16
-"""How many samples of a non-finite step are named."""
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite. The step was not applied."""
+from tutelage.lesson import Lesson, Taught
 
 
 class Keep(NamedTuple):
@@ -140,7 +133,8 @@ class _Fit:
         self.module, self.prepared = accelerator.prepare(lesson, self.optimizer)
         self.buffers = list(lesson.buffers())
         self.gamma = lesson.objective.target_gamma
-        self.names = ("loss", *lesson.objective.names, "correct", "labelled", "entropy", "kl", "agree", "samples", "skipped")
+        counted = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped")
+        self.names = ("loss", *lesson.objective.names, *counted)
         self.epoch = self.step = self.step_in_epoch = 0
         self.history: list[records.Epoch] = []
         self.to_beat = to_beat
@@ -149,7 +143,7 @@ class _Fit:
     def clear(self) -> None:
         """Start an epoch's sums; they stay on the device until the epoch ends."""
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
-        self.blame = torch.full((2 + BLAMED,), -1, dtype=torch.int64, device=self.device)
+        self.blame = torch.full((2 + NAMED,), -1, dtype=torch.int64, device=self.device)
 
     def run_epoch(self) -> records.Epoch:
         """Train one epoch, evaluate, keep, and return the record."""
@@ -299,7 +293,7 @@ class _Fit:
 
     def accuse(self, finite: Tensor, suspect: Tensor, index: Tensor) -> None:
         """Remember the first non-finite step of the epoch, and its samples, on the device."""
-        which = torch.where(suspect, index, -1).sort(descending=True).values[:BLAMED]
+        which = torch.where(suspect, index, -1).sort(descending=True).values[:NAMED]
         fresh = torch.full_like(self.blame, -1)
         fresh[0] = self.step
         fresh[1] = suspect.sum()
@@ -313,8 +307,9 @@ class _Fit:
         step, count, *which = self.blame.tolist()
         if step < 0:
             return
-        named = ", ".join(str(i) for i in sorted(i for i in which if i >= 0)) or "none alone (the loss or a gradient was)"
-        more = f" and {count - BLAMED} more" if count > BLAMED else ""
+        bad = sorted(i for i in which if i >= 0)
+        named = ", ".join(map(str, bad)) or "none alone (the loss or a gradient was)"
+        more = f" and {count - NAMED} more" if count > NAMED else ""
         raise NonFiniteError(
             f"step {step + 1} of stage {self.stage + 1}: expected a finite loss and gradient, got NaN or infinity; "
             f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
@@ -343,6 +338,7 @@ class _Fit:
             device=self.device,
             precision=self.settings.precision,
             channels_last=self.settings.channels_last,
+            who="student",
         )
         return means(held.name, answers, held.teacher, gamma=self.gamma)
 
@@ -417,7 +413,7 @@ def restore_random(saved: Saved, device: torch.device) -> None:
     version, words, gauss = saved.state["rng"]["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, *rest = saved.state["rng"]["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  the state of the user's own code
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # the state of the user's own code
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
@@ -427,8 +423,8 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _numpy_state() -> list[Any]:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  the state of the user's own code
-    return [kind, keys.tolist(), *rest]
+    kind, keys, *rest = np.random.get_state()  # the state of the user's own code
+    return [kind, np.asarray(keys).tolist(), *rest]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -436,7 +432,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _convolutions_last(module: nn.Module) -> None:
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)
 
 
 def _cut(batch: Batch, pieces: int) -> list[Batch]:

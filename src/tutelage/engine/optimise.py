@@ -1,4 +1,7 @@
-"""Optimizers and learning rates. A rate is a pure function of where in the run a step is; there is no schedule object to restore."""
+"""Optimizers and learning rates.
+
+A rate is a pure function of where in the run a step is; there is no schedule object to restore.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch
     # On CUDA the fused form can skip a non-finite step without the host being asked.
     fused = device.type == "cuda"
     if isinstance(settings, SGD):
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters,
             lr=settings.lr,
             momentum=settings.momentum,
@@ -26,12 +29,21 @@ def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch
             nesterov=settings.nesterov,
             fused=fused,
         )
+        if fused and settings.momentum:
+            # The fused form makes its buffers in the first step, and leaves them uninitialised where it skips that one.
+            for parameter in parameters:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=fused,
     )
 
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
+def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
+    if not good:
+        raise ValueError(f"{name}: expected {expected}, got {got}; for example {name}={example}")
+
+
 @dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent; the defaults are the CIFAR-100 protocol's, weight decay on every parameter.
@@ -22,6 +27,12 @@ class SGD:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        _check("lr", self.lr, "a number > 0", self.lr > 0, 0.05)
+        _check("momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
+        _check("weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 5e-4)
+        _check("nesterov", self.nesterov, "momentum > 0 with it", self.momentum > 0 or not self.nesterov, False)
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,12 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.05
 
+    def __post_init__(self) -> None:
+        _check("lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
+        _check("betas", self.betas, "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas), [0.9, 0.999])
+        _check("eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
+        _check("weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -52,6 +69,9 @@ class Constant:
 
     name: Literal["constant"] = "constant"
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,11 @@ class Step:
     factor: float = 0.1
     warmup: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check("every", self.every, "epochs >= 1", self.every >= 1, 30)
+        _check("factor", self.factor, "a number > 0", self.factor > 0, 0.1)
+        _check("warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+
 
 @dataclass(frozen=True)
 class MultiStep:
@@ -85,6 +110,12 @@ class MultiStep:
     factor: float = 0.1
     warmup: float = 0.0
 
+    def __post_init__(self) -> None:
+        rising = list(self.milestones) == sorted(set(self.milestones)) and all(m >= 1 for m in self.milestones)
+        _check("milestones", self.milestones, "ascending epochs >= 1", rising, [150, 180, 210])
+        _check("factor", self.factor, "a number > 0", self.factor > 0, 0.1)
+        _check("warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+
 
 @dataclass(frozen=True)
 class Cosine:
@@ -98,6 +129,10 @@ class Cosine:
     name: Literal["cosine"] = "cosine"
     final: float = 0.0
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("final", self.final, "a fraction of the peak in [0, 1]", 0 <= self.final <= 1, 0)
+        _check("warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
 
 
 Optimizer = SGD | AdamW
@@ -134,9 +169,8 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {getattr(self, name)}; for example {name}=1")
+            got = getattr(self, name)
+            if got < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {got}; for example {name}=1")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip: expected a gradient norm > 0, got {self.clip}; for no clipping type clip=null")
-        if not self.optimizer.lr > 0:
-            raise ValueError(f"optimizer.lr: expected a number > 0, got {self.optimizer.lr}; for example optimizer.lr=0.05")

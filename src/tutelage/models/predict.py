@@ -20,12 +20,12 @@ class Prediction(NamedTuple):
     """What a classifier says about one image.
 
     Attributes:
-        index: of the likeliest class.
+        label: the likeliest class.
         name: of that class, where the card has names.
         probability: that the classifier gives it.
     """
 
-    index: int
+    label: int
     name: str | None
     probability: float
 
@@ -58,8 +58,7 @@ def predict(classifier: Classifier, images: Any) -> list[Prediction]:
     probability, index = logits.float().softmax(-1).max(-1)
     names = card.class_names
     return [
-        Prediction(i, names[i] if names else None, p)
-        for i, p in zip(index.tolist(), probability.tolist(), strict=True)
+        Prediction(i, names[i] if names else None, p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)
     ]
 
 

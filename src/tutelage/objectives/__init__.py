@@ -9,6 +9,7 @@ from tutelage.objectives.presets import Preset as Preset
 from tutelage.objectives.presets import confidence_penalty as confidence_penalty
 from tutelage.objectives.presets import cross_entropy as cross_entropy
 from tutelage.objectives.presets import from_recipe as from_recipe
+from tutelage.objectives.presets import is_built_in as is_built_in
 from tutelage.objectives.presets import kd as kd
 from tutelage.objectives.presets import preset as preset
 from tutelage.objectives.presets import renyi_penalty as renyi_penalty

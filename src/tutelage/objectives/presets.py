@@ -165,6 +165,11 @@ def wttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
     return _sum(_supervised(supervised), Part("wttm", beta, match))
 
 
+def is_built_in(name: str | None) -> bool:
+    """Whether a preset is one of this package's, so that a recipe that names it can be read anywhere."""
+    return name in PRESETS and PRESETS[name].build.__module__ == __name__
+
+
 def from_recipe(value: Any) -> Objective:
     """Read an objective from a recipe: a preset's name, ``{preset: {argument: value}}``, or a list of those.
 

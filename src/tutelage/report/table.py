@@ -173,6 +173,8 @@ HEADINGS = (
 )
 """What `cells` gives, in order."""
 
+BEST = HEADINGS.index("Best epoch (%)")
+
 
 def percent(value: float | None, std: float | None = None) -> str:
     """Write a fraction in percent, with its standard deviation where there is one.
@@ -290,12 +292,16 @@ def print_table(found: Sequence[Row], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     lines = _aligned(found)
     for heading in lines[0]:
-        table.add_column(heading.replace(" ", "\n"), justify="left" if heading == HEADINGS[0] else "right", no_wrap=True)
+        side: Literal["left", "right"] = "left" if heading == HEADINGS[0] else "right"
+        table.add_column(heading.replace(" ", "\n"), justify=side, no_wrap=True)
     for row, line in zip(found, lines[1:], strict=True):
-        short = [cell.replace(" [selected on test]", "*") for cell in line]
+        short = list(line)
         short[0] = short[0].replace(" (", "\n(")
+        short[BEST] = short[BEST].replace(" [selected on test]", "*").removesuffix(f" [{row.best_set}]")
         # Text and not markup: a name may hold brackets.
         table.add_row(*map(Text, short), style="dim" if row.role == "teacher" else "")
     console.print(table)
     for note in notes(found):
         console.print(Text(note.replace("Selected on test:", "*"), style="dim"))
+    if any(row.best_set == "validation" for row in found):
+        console.print(Text("Validation selected the best epoch; its figure is the validation set's.", style="dim"))

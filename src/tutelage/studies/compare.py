@@ -7,13 +7,15 @@ from pathlib import Path
 
 from tutelage import data, recipes, records
 from tutelage.recipes import Comparison, Network, Recipe, RecipeError
-from tutelage.runs import Display, Silent, finished, perform, steps_of
+from tutelage.runs import BusyError, Display, Silent, Verb, finished, perform, steps_of
 
 
 def compare(
     comparison: Comparison, folder: Path, *, command: str, display: Display | None = None, trust_code: bool = False
 ) -> Path:
     """Do a comparison, or go on with it: finished runs are not done again.
+
+    Several processes may do one comparison together: each takes the next run that no other is at.
 
     Seeds are the outer loop, so that a comparison that was stopped has whole rows. From one seed to the next both seeds
     differ: initialisation, and order and views.
@@ -37,11 +39,6 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     _same(comparison, folder)
     baseline = comparison.baseline or next(iter(comparison.objectives))
-    if baseline not in comparison.objectives:
-        raise RecipeError(
-            f"baseline: expected one of {', '.join(comparison.objectives)}, got {baseline!r}; "
-            f"type baseline={next(iter(comparison.objectives))}"
-        )
     training = comparison.training(f"{comparison.name}/teacher")
     planned = list(plan(comparison, folder))
     records.write_json(
@@ -60,14 +57,16 @@ def compare(
     display.expect(sum(steps_of(recipe, samples) for recipe in ahead))
     if training is not None and not taught:
         display.say(f"{comparison.name}: the teacher, then {len(todo)} students")
-        perform(
-            training, folder / "teacher", verb="train", command=command, display=display, trust_code=trust_code
-        )
+        perform(training, folder / "teacher", verb="train", command=command, display=display, trust_code=trust_code)
     for i, (place, recipe) in enumerate(todo):
         display.say(f"student {i + 1} of {len(todo)}: {recipe.name}")
-        verb = "distill" if recipe.teacher is not None else "train"
-        perform(recipe, place, verb=verb, command=command, display=display, trust_code=trust_code)
-        write_report(folder)
+        verb: Verb = "distill" if recipe.teacher is not None else "train"
+        try:
+            if not finished(place):
+                perform(recipe, place, verb=verb, command=command, display=display, trust_code=trust_code)
+                write_report(folder)
+        except BusyError:
+            display.say(f"{recipe.name} is going on in another process: left to it")
     return write_report(folder)
 
 
@@ -80,7 +79,9 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
         for name, objective in comparison.objectives.items():
             place = f"{name}-seed{k}"
             seeds = {"seed": comparison.seed + k, "data_seed": comparison.data_seed + k}
-            recipe = Recipe.model_construct(**{**own, "name": f"{comparison.name}/{place}", "objective": objective, **seeds})
+            recipe = Recipe.model_construct(
+                **{**own, "name": f"{comparison.name}/{place}", "objective": objective, **seeds}
+            )
             yield {"folder": place, "objective": name, "seed": comparison.seed + k}, recipe
 
 

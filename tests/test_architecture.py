@@ -1,0 +1,427 @@
+"""The laws of the house, read from the source: who imports whom, and who may name what."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import tutelage
+from tutelage import objectives
+
+SOURCE = Path(tutelage.__file__).parent
+
+LAYERS = (
+    {"__init__", "__main__"},
+    {"cli"},
+    {"studies", "rehearsal", "doctor", "screen"},
+    {"runs"},
+    {"recipes", "manifest"},
+    {"faults"},
+    {"engine", "models", "data", "store", "report"},
+    {"lesson"},
+    {"objectives"},
+    {"kernels", "projectors", "taps"},
+    {"losses"},
+    {"targets"},
+    {"checks"},
+    {"contracts", "records", "version"},
+)
+"""From the top down. A room imports rooms of lower layers alone, never its siblings."""
+
+LEVEL_ZERO = LAYERS[-1]
+LEVEL_OF = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+ON_LEVEL_ZERO_ALONE = {"models", "data", "store", "report"}
+
+
+class Import(NamedTuple):
+    """A module that a file imports, dotted and absolute; ``top`` says whether importing the file does it."""
+
+    module: str
+    line: int
+    top: bool
+
+
+def imports(source: str, *, package: str) -> Iterator[Import]:
+    """Yield what a file imports, wherever in it, TYPE_CHECKING blocks included.
+
+    Args:
+        source: the file's text.
+        package: the package that relative imports start from.
+    """
+
+    def walk(node: ast.AST, top: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, child.lineno, top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - child.level + 1] if child.level else []
+                module = ".".join([*above, *([child.module] if child.module else [])])
+                # `from tutelage import records` means the room, not the package alone.
+                names = (f"{module}.{alias.name}" for alias in child.names) if module == "tutelage" else (module,)
+                yield from (Import(name, child.lineno, top) for name in names)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from walk(ast.Module(child.body, []), False)
+                yield from walk(ast.Module(child.orelse, []), top)
+            else:
+                function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                yield from walk(child, top and not function)
+
+    yield from walk(ast.parse(source), True)
+
+
+def room_of(module: str) -> str | None:
+    """The room that an imported module lies in; none where it is not ours."""
+    first, _, rest = module.partition(".")
+    if first != "tutelage":
+        return None
+    room = rest.partition(".")[0]
+    # A name that is no room, such as `tutelage.distill`, comes from the front door.
+    return room if room in LEVEL_OF else "__init__"
+
+
+def offences(room: str, source: str, *, package: str = "tutelage") -> list[str]:
+    """What a file of a room imports against the laws."""
+    found = []
+    for module, line, _ in imports(source, package=package):
+        other = room_of(module)
+        if other is None or other == room:
+            continue
+        if LEVEL_OF[other] <= LEVEL_OF[room]:
+            found.append(f"line {line}: {room} imports {other}, which is not below it")
+        elif room in ON_LEVEL_ZERO_ALONE and other not in LEVEL_ZERO:
+            found.append(f"line {line}: {room} imports {other}, which is not of level zero")
+    return found
+
+
+def files(*rooms: str) -> list[Path]:
+    """Every file of some rooms, or of all; a room is a file or a folder."""
+    found = [path for path in sorted(SOURCE.rglob("*.py")) if not rooms or room_at(path) in rooms]
+    assert found or rooms
+    return found
+
+
+def room_at(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def package_at(path: Path) -> str:
+    return ".".join(["tutelage", *path.relative_to(SOURCE).parent.parts])
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+every_file = pytest.mark.parametrize("path", files(), ids=name_of)
+
+
+# -------------------------------------------------------------------------------------------------------- the first law
+
+
+def test_every_room_has_its_place():
+    for path in files():
+        assert room_at(path) in LEVEL_OF, f"{name_of(path)} is a room without a layer: give it one in LAYERS"
+
+
+def test_the_rooms_that_were_promised_are_there():
+    assert {room_at(path) for path in files()} >= {
+        *("recipes", "runs", "engine", "models", "data", "report", "lesson", "objectives", "losses", "targets"),
+        *("contracts", "records", "version"),
+    }
+
+
+@every_file
+def test_rooms_import_down_only(path):
+    assert not offences(room_at(path), path.read_text(), package=package_at(path))
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "found"),
+    [
+        ("losses", "from tutelage import objectives", ["line 1: losses imports objectives, which is not below it"]),
+        ("losses", "import tutelage.objectives.terms", ["line 1: losses imports objectives, which is not below it"]),
+        ("losses", "import os, tutelage.engine as e", ["line 1: losses imports engine, which is not below it"]),
+        ("losses", "from .. import lesson", ["line 1: losses imports lesson, which is not below it"]),
+        ("losses", "from ..engine.loop import fit", ["line 1: losses imports engine, which is not below it"]),
+        ("losses", "from tutelage import checks, runs", ["line 1: losses imports runs, which is not below it"]),
+        ("losses", "from tutelage import distill", ["line 1: losses imports __init__, which is not below it"]),
+        ("losses", "import tutelage", ["line 1: losses imports __init__, which is not below it"]),
+        # Inside functions, classes, branches, and for type checkers alone.
+        (
+            "losses",
+            "def f():\n    from tutelage.lesson import Lesson",
+            ["line 2: losses imports lesson, which is not below it"],
+        ),
+        (
+            "losses",
+            "class A:\n    async def f(self):\n        import tutelage.runs",
+            ["line 3: losses imports runs, which is not below it"],
+        ),
+        (
+            "contracts",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tutelage.losses import kd",
+            ["line 3: contracts imports losses, which is not below it"],
+        ),
+        (
+            "targets",
+            "try:\n    import tutelage.losses\nexcept ImportError:\n    pass",
+            ["line 2: targets imports losses, which is not below it"],
+        ),
+        # Siblings.
+        ("engine", "from tutelage import models", ["line 1: engine imports models, which is not below it"]),
+        ("data", "from tutelage.models import create", ["line 1: data imports models, which is not below it"]),
+        ("taps", "import tutelage.projectors", ["line 1: taps imports projectors, which is not below it"]),
+        ("records", "from tutelage import contracts", ["line 1: records imports contracts, which is not below it"]),
+        # Level zero alone.
+        ("data", "from tutelage import losses", ["line 1: data imports losses, which is not of level zero"]),
+        (
+            "report",
+            "from tutelage import targets, records",
+            ["line 1: report imports targets, which is not of level zero"],
+        ),
+        (
+            "models",
+            "def f():\n    from tutelage import checks",
+            ["line 2: models imports checks, which is not of level zero"],
+        ),
+        # What is allowed.
+        ("losses", "import torch\nfrom tutelage import checks, targets\nfrom tutelage.contracts import Batch", []),
+        ("losses", "from tutelage.losses.logits import kd\nfrom . import features\nfrom .relations import rkd", []),
+        ("data", "from tutelage import records, version\nfrom tutelage.data import images\nimport tutelage_other", []),
+        ("cli", "def f():\n    from tutelage import data, models, recipes, studies", []),
+        ("engine", "from tutelage import losses, records, targets\nfrom tutelage.lesson import Lesson", []),
+    ],
+)
+def test_the_checker_sees_what_it_must(room, source, found):
+    assert offences(room, source, package=f"tutelage.{room}") == found
+
+
+def test_the_checker_knows_what_runs_at_import():
+    source = (
+        "import a\nif TYPE_CHECKING:\n    import b\nelse:\n    import c\ndef f():\n    import d\nclass "
+        "E:\n    import e\ntry:\n    import g\nfinally:\n    pass"
+    )
+    assert [module for module, _, top in imports(source, package="tutelage") if top] == ["a", "c", "e", "g"]
+    assert {module for module, _, _ in imports(source, package="tutelage")} == set("abcdeg")
+
+
+# ---------------------------------------------------------------------------------------------- one door per dependency
+
+
+def importers(library: str) -> set[str]:
+    found = set()
+    for path in files():
+        if any(
+            module.partition(".")[0] == library for module, _, _ in imports(path.read_text(), package=package_at(path))
+        ):
+            found.add(room_at(path))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("accelerate", {"engine"}),
+        ("timm", {"models"}),
+        ("datasets", {"data"}),
+        ("plotly", {"report"}),
+        ("typer", {"cli"}),
+    ],
+)
+def test_a_library_has_one_door(library, rooms):
+    assert importers(library) == rooms
+
+
+@pytest.mark.parametrize("library", ["timm", "datasets"])
+def test_optional_libraries_are_imported_where_they_are_needed_alone(library):
+    for path in files():
+        for module, line, top in imports(path.read_text(), package=package_at(path)):
+            assert not (top and module.partition(".")[0] == library), f"{name_of(path)} line {line}"
+
+
+def test_losses_are_made_of_torch_alone():
+    for path in files("losses", "targets"):
+        for module, line, _ in imports(path.read_text(), package=package_at(path)):
+            known = module.partition(".")[0] in {*sys.stdlib_module_names, "torch", "tutelage"}
+            assert known, f"{name_of(path)} line {line}: {module}"
+
+
+def names(source: str) -> Iterator[tuple[str, int]]:
+    """Yield every identifier and every string of a file with its line, docstrings and comments left out."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    told = set()
+    for node in ast.walk(tree):
+        if isinstance(node, documented):
+            # The string after an attribute is its documentation too.
+            told |= {id(item.value) for item in node.body if isinstance(item, ast.Expr)}
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+            yield node.value, line
+        for field in ("id", "attr", "name", "asname", "arg", "module"):
+            if isinstance(value := getattr(node, field, None), str):
+                yield value, line
+
+
+HOOK = re.compile(r"^(register_\w*hook\w*|_\w+_hooks)$")
+
+
+def hooks(source: str) -> list[str]:
+    return [f"line {line}: {name}" for name, line in names(source) if HOOK.match(name)]
+
+
+@every_file
+def test_hooks_are_in_taps_alone(path):
+    assert room_at(path) == "taps" or not hooks(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "m.register_forward_hook(f)",
+        "m.register_forward_pre_hook(f)",
+        "m.register_full_backward_hook(f)",
+        "getattr(m, 'register_forward_hook')(f)",
+        "from torch.nn.modules.module import register_module_forward_hook",
+        "m._forward_hooks[0] = f",
+    ],
+)
+def test_the_checker_sees_hooks(source):
+    assert hooks(source)
+    assert not hooks("'''register_forward_hook'''\n# register_forward_hook\nregister_buffer('x')")
+
+
+# ------------------------------------------------------------------------------------------------------- the second law
+
+METHODS = set(objectives.PRESETS) - {"cross_entropy"}
+"""Cross-entropy is also what evaluation measures."""
+ABBREVIATIONS = {"kd", "ttm", "wttm", "dkd", "nkd", "dist", "crd", "rkd", "pkt", "nst", "vid", "hinton", "fitnet"}
+FAMILIES = {"cifar", "resnet", "mobilenet", "digits", "imagenet", "vgg", "wrn", "shufflenet", "mnist", "timm"}
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def named(source: str) -> list[str]:
+    """The methods, models and data sets that a file names."""
+    found = []
+    for text, line in names(source):
+        words = {word.lower() for word in WORD.findall(text)}
+        if words & ABBREVIATIONS or words & FAMILIES or METHODS & set(re.findall(r"\w+", text)):
+            found.append(f"line {line}: {text}")
+    return found
+
+
+@pytest.mark.parametrize("path", files("engine"), ids=name_of)
+def test_the_engine_names_no_method_model_or_data_set(path):
+    assert not named(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if objective.name == 'kd': pass",
+        "losses.wttm(z, v, gamma=0.1)",
+        "class KDLoss: pass",
+        "def step_ttm(): pass",
+        "def f(kd_weight): pass",
+        "f(renyi_penalty=1)",
+        "size = 32 if name.startswith('cifar100') else 224",
+        "from torchvision.models import resnet50",
+        "x = f'{a} digits'",
+        "import timm",
+    ],
+)
+def test_the_checker_sees_names(source):
+    assert named(source)
+
+
+def test_the_checker_lets_other_words_be():
+    source = '''
+"""The CIFAR-100 protocol, as kd has it."""
+class A:
+    """TTM."""
+    x = 1
+    """Of a resnet."""
+kl_to_target = distance = weighted = kind = losses.cross_entropy(z, y)
+'''
+    assert not named(source)
+
+
+# -------------------------------------------------------------------------------------------------------- what is light
+
+
+LIGHT = ("records", "report", "version", "cli", "contracts", "screen")
+
+
+@pytest.mark.parametrize("path", files(*LIGHT), ids=name_of)
+def test_light_files_import_no_torch_at_the_top(path):
+    for module, line, top in imports(path.read_text(), package=package_at(path)):
+        assert not (top and module.partition(".")[0] in {"torch", "torchvision", "accelerate"}), f"line {line}"
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_importing_the_package_imports_no_torch():
+    heavy = "{'torch', 'numpy', 'accelerate', 'pydantic', 'yaml', 'plotly', 'torchvision', 'timm'}"
+    done = run(f"import sys, tutelage; print(tutelage.__version__, sorted({heavy} & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{tutelage.__version__} []"
+
+
+def test_importing_what_is_light_imports_no_torch():
+    modules = [f"tutelage.{name_of(path)[:-3].replace('/', '.').removesuffix('.__init__')}" for path in files(*LIGHT)]
+    done = run(f"import sys, {', '.join(modules)}; print(sorted({{'torch', 'accelerate', 'timm'}} & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------- what is public
+
+
+PUBLIC = [
+    *("Batch", "FrozenTeacher", "Lesson", "Outputs", "Progress", "Run", "__version__", "distill", "load"),
+    *("losses", "models", "objectives", "targets", "train"),
+]
+
+
+def test_the_public_surface():
+    assert sorted(tutelage.__all__) == PUBLIC
+    assert len(set(tutelage.__all__)) == len(tutelage.__all__)
+    assert dir(tutelage) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_there(name):
+    value = getattr(tutelage, name)
+    assert value is not None
+    if name in ("losses", "models", "objectives", "targets"):
+        assert value is importlib.import_module(f"tutelage.{name}")
+    elif name != "__version__":
+        assert value.__name__ == name
+        assert value.__doc__
+
+
+def test_type_checkers_see_the_same_surface():
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {alias.asname for node in block.body for alias in node.names}
+    assert seen | {"__version__"} >= set(PUBLIC)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'tutelage' has no attribute 'distil'"):
+        tutelage.distil  # noqa: B018
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (SOURCE / "py.typed").exists()
