@@ -129,7 +129,7 @@ class Training(_Section):
     schedule: ScheduleField | None = None
     clip: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16"] | None = None
-    labelled: int | None = Field(None, ge=1)
+    labelled: int | None = Field(None, ge=0)
     seed: int | None = Field(None, ge=0)
     data_seed: int | None = Field(None, ge=0)
 

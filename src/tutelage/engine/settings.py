@@ -29,10 +29,12 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        _check("lr", self.lr, "a number > 0", self.lr > 0, 0.05)
-        _check("momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
-        _check("weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 5e-4)
-        _check("nesterov", self.nesterov, "momentum > 0 with it", self.momentum > 0 or not self.nesterov, False)
+        _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 0.05)
+        _check("optimizer.momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
+        _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 5e-4)
+        _check(
+            "optimizer.nesterov", self.nesterov, "momentum > 0 with it", self.momentum > 0 or not self.nesterov, False
+        )
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class AdamW:
     weight_decay: float = 0.05
 
     def __post_init__(self) -> None:
-        _check("lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
-        _check("betas", self.betas, "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas), [0.9, 0.999])
-        _check("eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
-        _check("weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
+        _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
+        _check(
+            "optimizer.betas", self.betas, "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas), [0.9, 0.999]
+        )
+        _check("optimizer.eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
+        _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Constant:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+        _check("schedule.warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,9 @@ class Step:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("every", self.every, "epochs >= 1", self.every >= 1, 30)
-        _check("factor", self.factor, "a number > 0", self.factor > 0, 0.1)
-        _check("warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+        _check("schedule.every", self.every, "epochs >= 1", self.every >= 1, 30)
+        _check("schedule.factor", self.factor, "a number > 0", self.factor > 0, 0.1)
+        _check("schedule.warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,9 @@ class MultiStep:
 
     def __post_init__(self) -> None:
         rising = list(self.milestones) == sorted(set(self.milestones)) and all(m >= 1 for m in self.milestones)
-        _check("milestones", self.milestones, "ascending epochs >= 1", rising, [150, 180, 210])
-        _check("factor", self.factor, "a number > 0", self.factor > 0, 0.1)
-        _check("warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+        _check("schedule.milestones", self.milestones, "ascending epochs >= 1", rising, [150, 180, 210])
+        _check("schedule.factor", self.factor, "a number > 0", self.factor > 0, 0.1)
+        _check("schedule.warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,8 @@ class Cosine:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("final", self.final, "a fraction of the peak in [0, 1]", 0 <= self.final <= 1, 0)
-        _check("warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+        _check("schedule.final", self.final, "a fraction of the peak in [0, 1]", 0 <= self.final <= 1, 0)
+        _check("schedule.warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
 
 
 Optimizer = SGD | AdamW
