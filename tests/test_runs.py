@@ -790,3 +790,22 @@ def test_generators_of_python_and_numpy_are_seeded_too(tmp_path):
     )
     made = [do(tmp_path / name, student=f"file:{code}:net", trust_code=True, epochs=1) for name in ("a", "b")]
     assert weights(made[0]) == weights(made[1])
+
+
+def test_a_name_is_made_of_a_path_too(tmp_path):
+    assert tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a").folder.is_dir()
+    again = tutelage.train(model=str(tmp_path / "a"), data="digits", runs=tmp_path, epochs=1, device="cpu")
+    assert again.folder == tmp_path / "a-cross_entropy"
+
+
+def test_a_run_is_not_gone_on_with_on_other_data_or_another_teacher(tmp_path):
+    """Between two parts of a run its data may change on the disk; the record would speak of the first ones only."""
+    run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
+    manifest = run.manifest
+    manifest["status"] = "failed"
+    manifest["data"]["fingerprint"] = "0" * 16
+    records.write_json(run.folder / records.MANIFEST, manifest)
+    with pytest.raises(
+        recipes.RecipeError, match=r"data: expected the fingerprint 0{16} that the run had, got [0-9a-f]{16}"
+    ):
+        tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")

@@ -206,7 +206,7 @@ def perform(
         material = material or gather(
             recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code
         )
-        _same_fingerprints(material, expected or {})
+        _same_fingerprints(material, expected or _fingerprints(earlier))
         return _Performance(recipe, folder, verb, command, display, material, earlier, resolved).go()
 
 
@@ -492,8 +492,9 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
     recipe = recipes.parse(Recipe, recipes.override(value, overrides), where=str(folder / records.RECIPE))
     if overrides:
         return recipe, None
-    teacher = then["teacher"] if isinstance(recipe.teacher, Network) else None
-    return recipe, {"data": then["data"]["fingerprint"], "teacher": teacher["fingerprint"] if teacher else None}
+    expected = _fingerprints(then)
+    # A teacher that the run trains itself is trained anew.
+    return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
 
 
 def names_code(recipe: Recipe) -> list[str]:
@@ -680,8 +681,9 @@ def distill(
     own = [value for value in (student, teacher, data) if not isinstance(value, str | Mapping | DataSettings | None)]
     custom = not all(objectives.is_built_in(piece.preset) for piece in wanted.pieces)
     label = student if isinstance(student, str) else type(student).__name__
+    short = Path(label).name if Path(label).is_dir() else label
     value: dict[str, Any] = {
-        "name": name or re.sub(r"[^A-Za-z0-9.]+", "-", f"{label}-{wanted.name}").strip("-."),
+        "name": name or re.sub(r"[^A-Za-z0-9._]+", "-", f"{short}-{wanted.name}"),
         "student": label,
         "objective": wanted,
         **settings,
@@ -790,6 +792,11 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
+def _fingerprints(then: records.Manifest | None) -> dict[str, str | None]:
+    """What an earlier manifest says of data and teacher."""
+    return {"data": then["data"]["fingerprint"], "teacher": (then["teacher"] or {}).get("fingerprint")} if then else {}
+
+
 def _same_fingerprints(material: Material, expected: Mapping[str, str | None]) -> None:
     teacher = material.teacher
     got = {
@@ -799,7 +806,7 @@ def _same_fingerprints(material: Material, expected: Mapping[str, str | None]) -
     for what, then in expected.items():
         if then is not None and got[what] != then:
             raise RecipeError(
-                f"{what}: expected the fingerprint {then} of the run that is repeated, got {got[what]}; "
+                f"{what}: expected the fingerprint {then} that the run had, got {got[what]}; "
                 f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
             )
 
