@@ -73,7 +73,7 @@ def test_inputs_are_channels_last():
     [
         ({"validation": 1.0}, r"data.validation: expected a fraction in \[0, 1\), got 1.0; type data.validation=0.1"),
         ({"validation": 1e-9}, "leaves samples on both sides of 1437"),
-        ({"labelled": 0}, "data.labelled: expected at least 1"),
+        ({"labelled": -1}, "data.labelled: expected a number of samples per class, 0 for no labels"),
         ({"labelled": 5000}, "data.labelled: expected at most the"),
         ({"size": 0}, "data.size"),
         ({"crop_padding": -1}, "data.crop_padding"),
