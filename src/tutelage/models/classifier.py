@@ -62,7 +62,7 @@ class Classifier(nn.Module):
 
     def predict(self, images: Any) -> list[Prediction]:
         """Classify raw images: paths, PIL images or uint8 arrays, one or a sequence of them; see `predict.predict`."""
-        return predict(self, images)
+        return predict(self, self.card, images)
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Subtract the card's mean and divide by its standard deviation, each channel its own.

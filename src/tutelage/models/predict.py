@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from tutelage.models.card import Card
-    from tutelage.models.classifier import Classifier
 
 
 class Prediction(NamedTuple):
@@ -31,11 +30,12 @@ class Prediction(NamedTuple):
 
 
 @torch.no_grad()
-def predict(classifier: Classifier, images: Any) -> list[Prediction]:
+def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     """Classify raw images.
 
     Args:
-        classifier: its mode is as before afterwards.
+        classifier: takes values in [0, 1]; its mode is as before afterwards.
+        card: how it sees images, and its classes' names.
         images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``.
 
     Returns:
@@ -48,7 +48,6 @@ def predict(classifier: Classifier, images: Any) -> list[Prediction]:
     given = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not given:
         return []
-    card = classifier.card
     device = next(classifier.parameters()).device
     mode = classifier.training
     try:
