@@ -19,6 +19,7 @@ from tutelage.contracts import Batch
 from tutelage.engine import (
     SGD,
     AdamW,
+    CheckpointError,
     Checkpoints,
     Cosine,
     HeldOut,
@@ -565,6 +566,16 @@ def test_of_equally_good_epochs_the_first_is_kept(tmp_path):
     assert len(set(accuracies)) == 1
     assert not same_bits(seen[0], seen[1])
     assert same_bits(safetensors.torch.load_file(keep.best), seen[0])
+
+
+def test_a_disk_that_refuses_the_best_weights_is_told_of_like_one_that_refuses_a_checkpoint(tmp_path):
+    rows = Rows(*samples(), batch_size=16)
+    keep = Keep(Checkpoints(tmp_path / "checkpoints"), tmp_path / "gone" / "best.safetensors", {})
+    lesson, held = Lesson(mlp(), objectives.cross_entropy()), [HeldOut("test", rows)]
+    with pytest.raises(
+        CheckpointError, match=r"^best\.safetensors: expected room to write it, .*: free some space and type"
+    ):
+        list(fit(lesson, None, rows, settings(), accelerator=accelerator_on("cpu"), keep=keep, held_out=held))
 
 
 def test_a_later_stage_must_beat_the_earlier_ones(tmp_path):
