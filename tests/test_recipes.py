@@ -587,7 +587,8 @@ def test_a_key_that_is_near_to_nothing_is_answered_with_all():
         ),
         (
             {"teacher": {"train": {"model": "m", "labelled": -1}}},
-            "teacher.train.labelled: expected a whole number >= 0 or null, got -1; for example teacher.train.labelled=1",
+            "teacher.train.labelled: expected a whole number >= 0 or null, got -1; "
+            "for example teacher.train.labelled=1",
         ),
         ({"data": 3}, "data: expected a mapping, got 3; for example data={source: digits}"),
         ({"data": {"source": 3}}, "data.source: expected text, got 3; for example data.source=digits"),

@@ -811,3 +811,56 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_another_teacher(tmp_path):
         recipes.RecipeError, match=r"data: expected the fingerprint 0{16} that the run had, got [0-9a-f]{16}"
     ):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
+
+
+def test_how_a_run_is_done_may_change_when_it_is_gone_on_with_but_not_what(tmp_path):
+    run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a")
+    records.write_json(run.folder / records.MANIFEST, {**run.manifest, "status": "failed"})
+    with pytest.raises(RecipeError, match="got another one"):
+        tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=3, device="cpu", name="a")
+    free = {"nonfinite": "skip", "log_steps": 7, "checkpoint_seconds": 9.0, "weak_teacher": True}
+    again = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a", **free)
+    assert again.manifest["status"] == "finished"
+    assert again.manifest["recipe"]["nonfinite"] == "skip"
+
+
+@pytest.mark.parametrize("classes", [9, 12])
+def test_a_student_with_other_classes_is_refused_before_the_first_step(tmp_path, classes):
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    with pytest.raises(
+        RecipeError, match=rf"student .*: expected logits for the 10 classes of the data, got {classes}"
+    ):
+        tutelage.train(model=student, data={"source": "digits"}, runs=tmp_path, epochs=1, device="cpu", name="a")
+
+
+def test_a_disk_that_is_full_when_records_are_written_is_one_line(tmp_path, monkeypatch):
+    import errno
+
+    def full(folder, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(records, "append_epoch", full)
+    with pytest.raises(CheckpointError, match=r"room on the disk .* free some space and type the same command"):
+        tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
+    monkeypatch.undo()
+    assert tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a").accuracy
+
+
+def test_the_mean_of_a_supervised_term_is_over_labelled_samples(tmp_path):
+    """One epoch without learning (a tiny rate): the mean is the cross-entropy of the labelled samples."""
+    settings = {"source": "digits", "labelled": 3}
+    run = tutelage.train(
+        model="mlp:8",
+        data=settings,
+        runs=tmp_path,
+        epochs=1,
+        device="cpu",
+        name="a",
+        optimizer={"name": "sgd", "lr": 1e-12},
+    )
+    splits = data.open_data(DataSettings(**settings))
+    known = splits.train.labels != UNLABELLED
+    inputs = splits.train.fetch(np.flatnonzero(known.numpy()))
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(run.student(inputs), splits.train.labels[known])
+    assert run.epochs[0]["train"]["terms"]["ce"] == pytest.approx(float(expected), rel=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import re
 import time
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from tutelage import data, manifest, models, objectives, recipes, records
@@ -22,6 +24,7 @@ from tutelage.contracts import UNLABELLED, Batch, Batches
 from tutelage.data.settings import DataSettings
 from tutelage.engine import (
     Answers,
+    CheckpointError,
     Checkpoints,
     FitSettings,
     HeldOut,
@@ -109,8 +112,10 @@ class Run:
         return records.read_json(self.folder / records.EVALUATION)
 
     @property
-    def accuracy(self) -> float:
-        """The student's accuracy after the last epoch, a fraction."""
+    def accuracy(self) -> float | None:
+        """The student's accuracy after the last epoch, a fraction; none where the test set has no labels."""
+        if not (self.folder / records.EVALUATION).exists():
+            return None
         return self.evaluation["student"]["accuracy"]
 
     @property
@@ -253,6 +258,7 @@ class _Performance:
             HeldOut(name, batches, self.ask("teacher", self.teacher.network, batches) if self.teacher else None)
             for name, batches in _held_out(splits, recipe)
         ]
+        self.check_student()
         self.manifest: records.Manifest = {
             "schema": 1,
             "name": recipe.name,
@@ -288,6 +294,19 @@ class _Performance:
         """Ask a network about a held-out set."""
         return answer(network, batches, who=who, **self.how)
 
+    def check_student(self) -> None:
+        """Refuse a student, perhaps the caller's own module, whose logits are not for the data's classes."""
+        student, classes = self.material.student.to(self.device), self.material.splits.classes
+        mode = student.training
+        with torch.no_grad():
+            logits = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device))
+        student.train(mode)
+        if logits.shape[-1] != classes:
+            raise RecipeError(
+                f"student {student.card.name}: expected logits for the {classes} classes of the data, got "
+                f"{logits.shape[-1]}; change its last layer"
+            )
+
     def describe_teacher(self) -> dict[str, Any] | None:
         """Measure the teacher before the first step, say how good it is, and stop where it is no better than chance."""
         if self.teacher is None or self.material.teacher is None:
@@ -317,11 +336,16 @@ class _Performance:
         """Fit every stage, then judge and record."""
         try:
             self.fit_all()
+            self.finish()
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise CheckpointError(
+                    f"{self.recipe.name}: expected room on the disk for the run's records, got none; "
+                    "free some space and type the same command again to resume"
+                ) from error
             raise
-        self.finish()
         return Run(self.folder)
 
     def fit_all(self) -> None:
@@ -767,12 +791,26 @@ def _earlier(folder: Path, resolved: str) -> records.Manifest | None:
             f"name: expected a new run, got {folder}, which is finished; "
             "type name=... for another, or remove the folder"
         )
-    if (folder / records.RECIPE).read_text() != resolved:
+    if _essence((folder / records.RECIPE).read_text()) != _essence(resolved):
         raise RecipeError(
             f"name: expected the recipe of the unfinished run {folder} to go on with it, got another one; "
             "type name=... for a new run, or remove the folder"
         )
     return found
+
+
+FREE = {
+    *("nonfinite", "checkpoint_steps", "checkpoint_seconds", "log_steps", "threads", "device", "weak_teacher"),
+    *("data.workers", "data.root", "data.memory_limit_mb", "data.on_corrupt"),
+}
+"""Keys that may be changed when a run is gone on with: they say how it is done, not what."""
+
+
+def _essence(resolved: str) -> dict[str, Any]:
+    """A recipe without the keys that may differ between the parts of a run."""
+    value = yaml.safe_load(resolved)
+    flat = {**value, **{f"data.{key}": inner for key, inner in value.pop("data").items()}}
+    return {key: inner for key, inner in flat.items() if key not in FREE | {"data"}}
 
 
 @contextlib.contextmanager

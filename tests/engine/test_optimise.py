@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 def rate(schedule, epoch, position=1.0, *, peak=0.05, epochs=240):
-    return learning_rate(schedule, peak, epoch=epoch, position=position, epochs=epochs)
+    return learning_rate(schedule, peak, epoch=epoch, begin=position, end=position, epochs=epochs)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,19 @@ def test_cosine_ends_on_its_final_fraction():
         assert start == pytest.approx(0.2)
     quarter = rate(Cosine(), 2, 0.5, peak=1.0, epochs=10)
     assert quarter == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_no_step_has_the_rate_zero():
+    """A decay is taken at a step's begin and a warm-up at its end: neither the last nor the first step is lost."""
+    steps = 4
+    for schedule in (Cosine(), Cosine(warmup=1.0), Constant(warmup=1.0)):
+        rates = [
+            learning_rate(schedule, 1.0, epoch=epoch, begin=i / steps, end=(i + 1) / steps, epochs=2)
+            for epoch in range(2)
+            for i in range(steps)
+        ]
+        assert min(rates) > 0
+        assert max(rates) == 1.0
 
 
 def test_cosine_falls_within_an_epoch():

@@ -159,7 +159,7 @@ class _Fit:
         )
         self.bare.train()
         for batch in stream:
-            rate = self.set_rate((self.step_in_epoch + 1) / steps)
+            rate = self.set_rate(self.step_in_epoch, steps)
             self.take_step(batch, Progress(self.epoch, self.step, self.step / (steps * self.settings.epochs)))
             trained += len(batch.index)
             self.step += 1
@@ -196,13 +196,14 @@ class _Fit:
         self.save()
         return record
 
-    def set_rate(self, position: float) -> float:
-        """Set the learning rate of the step that ends at this fraction of the epoch."""
+    def set_rate(self, step: int, steps: int) -> float:
+        """Set the learning rate of one of an epoch's steps."""
         rate = optimise.learning_rate(
             self.settings.schedule,
             self.settings.optimizer.lr,
             epoch=self.epoch,
-            position=position,
+            begin=step / steps,
+            end=(step + 1) / steps,
             epochs=self.settings.epochs,
         )
         for group in self.optimizer.param_groups:
@@ -285,9 +286,12 @@ class _Fit:
             agree = (named == v.argmax(-1)).sum()
             if self.gamma is not None:
                 kl = losses.kl_divergence(log_q, (self.gamma * v).log_softmax(-1)).sum()
-        # Terms are means over the whole step already; the epoch's mean weighs each step by its samples.
-        share = totals.samples.double()
-        seen = [taught.loss.total * share, *(part * share for part in taught.loss.parts.values())]
+        # Terms are means over the whole step already; the epoch's mean weighs each step by what they are means over.
+        supervised = self.bare.objective.supervised
+        seen = [taught.loss.total * totals.samples.double()]
+        for name, part in taught.loss.parts.items():
+            over = totals.labelled if name in supervised else totals.samples
+            seen.append(part * over.double())
         seen += [(named == labels).sum(), (labels != UNLABELLED).sum(), targets.shannon_entropy(log_q).sum(), kl, agree]
         return torch.stack([s.detach().double() for s in (*seen, zero + n, zero)]), suspect
 
@@ -322,7 +326,10 @@ class _Fit:
         taught = self.teacher is not None
         return {
             "loss": sums["loss"] / n,
-            "terms": {name: sums[name] / n for name in self.bare.objective.names},
+            "terms": {
+                name: sums[name] / (max(sums["labelled"], 1.0) if name in self.bare.objective.supervised else n)
+                for name in self.bare.objective.names
+            },
             "accuracy": sums["correct"] / sums["labelled"] if sums["labelled"] else None,
             "entropy": sums["entropy"] / n,
             "kl_to_target": sums["kl"] / n if taught and self.gamma is not None else None,

@@ -47,19 +47,21 @@ def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch
     )
 
 
-def learning_rate(schedule: Schedule, peak: float, *, epoch: int, position: float, epochs: int) -> float:
+def learning_rate(schedule: Schedule, peak: float, *, epoch: int, begin: float, end: float, epochs: int) -> float:
     """Return the rate of one step.
 
     Args:
         schedule: its shape.
         peak: the optimizer's ``lr``.
         epoch: epochs done before this one.
-        position: fraction of the epoch done, in (0, 1]: a step's own end, so that a warm-up's first rate is not 0.
+        begin: fraction of the epoch done before the step, in [0, 1): a decay follows it, so that its first rate is
+            the peak.
+        end: fraction of the epoch done after the step, in (0, 1]: a warm-up follows it, so that its first rate is
+            not 0.
         epochs: of the whole run.
     """
-    now = epoch + position
-    if now < schedule.warmup:
-        return peak * now / schedule.warmup
+    if epoch + end < schedule.warmup:
+        return peak * (epoch + end) / schedule.warmup
     match schedule:
         case Constant():
             return peak
@@ -67,5 +69,5 @@ def learning_rate(schedule: Schedule, peak: float, *, epoch: int, position: floa
             return peak * schedule.factor ** (epoch // schedule.every)
         case MultiStep():
             return peak * schedule.factor ** sum(epoch >= milestone for milestone in schedule.milestones)
-    done = min(1.0, (now - schedule.warmup) / max(epochs - schedule.warmup, 1e-12))
+    done = max(0.0, epoch + begin - schedule.warmup) / max(epochs - schedule.warmup, 1e-12)
     return peak * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2)

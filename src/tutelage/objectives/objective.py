@@ -144,12 +144,18 @@ class BoundObjective(nn.Module):
     """An objective bound to one run.
 
     Whatever precision the networks ran in, the terms are computed in float32 at least, with autocast switched off.
+
+    Attributes:
+        needs: what the terms read.
+        target_gamma: the exponent of the transformed teacher that is matched, if any.
+        supervised: names of the terms whose means are over labelled samples.
     """
 
     def __init__(self, objective: Objective, context: Context) -> None:
         super().__init__()
         self.needs = objective.needs
         self.target_gamma = objective.target_gamma
+        self.supervised = frozenset(part.name for part, _ in objective.parts if part.term.needs.labels != "none")
         self._weights = {part.name: (part.weight, scale) for part, scale in objective.parts}
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in objective.parts})
 
