@@ -21,8 +21,9 @@ SOURCE = Path(tutelage.__file__).parent
 LAYERS = (
     {"__init__", "__main__"},
     {"cli"},
-    {"studies", "rehearsal", "doctor", "screen"},
+    {"studies", "rehearsal", "doctor", "screen", "api"},
     {"runs"},
+    {"material"},
     {"recipes", "manifest"},
     {"faults"},
     {"engine", "models", "data", "store", "report"},

@@ -22,6 +22,7 @@ from tutelage import data, models, objectives, recipes, records, runs
 from tutelage.contracts import UNLABELLED
 from tutelage.data import DataSettings
 from tutelage.engine import CheckpointError, NonFiniteError
+from tutelage.material import Material
 from tutelage.recipes import Recipe, RecipeError
 from tutelage.report import html
 
@@ -587,7 +588,7 @@ def test_supervision_without_labels_is_refused(tmp_path):
 def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
     splits = own_splits()
     how = {"data": splits, "student": net(), "runs": tmp_path, "epochs": 1, "device": "cpu", "objective": "kd"}
-    material = runs.Material(splits, models.adopt(net(), classes=3), models.create(teacher), repeatable=False)
+    material = Material(splits, models.adopt(net(), classes=3), models.create(teacher), repeatable=False)
     with pytest.raises(
         RecipeError, match=r"^teacher mlp:16: expected 3 classes, as the data and the student have, got 10; "
     ):
@@ -599,7 +600,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
 def test_a_teacher_with_a_fresh_head_is_refused(tmp_path, teacher):
     splits = own_splits()
     fresh = models.create(teacher, classes=3)
-    material = runs.Material(splits, models.adopt(net(), classes=3), fresh, repeatable=False)
+    material = Material(splits, models.adopt(net(), classes=3), fresh, repeatable=False)
     with pytest.raises(
         RecipeError, match=r"^teacher mlp:16: expected weights for 3 classes, .* another number; fine-tune it"
     ):

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from . import models as models
     from . import objectives as objectives
     from . import targets as targets
+    from .api import distill as distill
+    from .api import train as train
     from .contracts import Batch as Batch
     from .contracts import Outputs as Outputs
     from .contracts import Progress as Progress
     from .lesson import FrozenTeacher as FrozenTeacher
     from .lesson import Lesson as Lesson
     from .runs import Run as Run
-    from .runs import distill as distill
     from .runs import load as load
-    from .runs import train as train
 
 # Lazy, because `import tutelage` stands before every command, and `--help` shall not wait for torch.
 _PLACES = {
@@ -30,9 +30,9 @@ _PLACES = {
     "FrozenTeacher": "lesson",
     "Lesson": "lesson",
     "Run": "runs",
-    "distill": "runs",
+    "distill": "api",
     "load": "runs",
-    "train": "runs",
+    "train": "api",
 }
 _MODULES = ("losses", "models", "objectives", "targets")
 

@@ -99,7 +99,7 @@ def evaluate(
     trust_code: TrustCode = False,
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
-    from tutelage.runs import evaluate as judge
+    from tutelage.api import evaluate as judge
 
     judgement, name = judge(model, overrides or [], best=best, trust_code=trust_code or "file:" in model)
     typer.echo(name)
@@ -197,15 +197,16 @@ def _one(
     trust_code: bool,
     runs: Path,
 ) -> None:
-    from tutelage import runs as running
+    from tutelage import api
+    from tutelage.runs import perform
 
     typed = [*(overrides or []), given]
     if "=" in given and not Path(given).exists():
-        recipe, expected = running.from_overrides([given, *(overrides or [])]), None
+        recipe, expected = api.from_overrides([given, *(overrides or [])]), None
     elif Path(given).is_dir():
-        recipe, expected = running.again(Path(given), overrides or [], runs)
+        recipe, expected = api.again(Path(given), overrides or [], runs)
     else:
-        recipe, expected = running.from_file(Path(given), overrides or []), None
+        recipe, expected = api.from_file(Path(given), overrides or []), None
     if verb == "distill" and recipe.teacher is None:
         _fail("teacher: expected one to distil, got none; add teacher=runs/NAME, or type tutelage train", USER)
     if verb == "train" and recipe.teacher is not None:
@@ -215,7 +216,7 @@ def _one(
         _print_rehearsal(recipe, trust_code=True)
         return
     with _screen() as screen:
-        run = running.perform(
+        run = perform(
             recipe,
             runs / recipe.name,
             verb=verb,
@@ -230,7 +231,7 @@ def _one(
 
 def _guard_code(recipe: Recipe, typed: list[str], trust_code: bool) -> None:
     """Refuse models that run code unless they were typed here, or --trust-code was."""
-    from tutelage.runs import names_code
+    from tutelage.api import names_code
 
     for name in names_code(recipe):
         if not trust_code and not any(name in text for text in typed):

@@ -14,9 +14,9 @@ from tutelage import data, models
 from tutelage.contracts import Batch
 from tutelage.engine import FitSettings, accelerator_on, answer, fit, judge
 from tutelage.lesson import FrozenTeacher, Lesson
+from tutelage.material import Material, check_fit, gather
 from tutelage.objectives import Context
 from tutelage.recipes import Recipe
-from tutelage.runs import Material, check_fit, gather
 
 TIMED = 3
 """Steps that the estimate is taken from, after one to warm up."""

@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
-import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import yaml
 from torch import nn
 
-from tutelage import data, manifest, models, objectives, recipes, records
+from tutelage import data, manifest, models, recipes, records
 from tutelage.contracts import UNLABELLED, Batch, Batches
-from tutelage.data.settings import DataSettings
 from tutelage.engine import (
     Answers,
     CheckpointError,
@@ -37,9 +35,19 @@ from tutelage.engine import (
     judge,
 )
 from tutelage.lesson import FrozenTeacher, Lesson
+from tutelage.material import (
+    Material,
+    check_fit,
+    describe_data,
+    describe_network,
+    fingerprints,
+    gather,
+    held_out_sets,
+    same_fingerprints,
+)
 from tutelage.models import Classifier
 from tutelage.objectives import Context, Objective
-from tutelage.recipes import Network, Recipe, RecipeError
+from tutelage.recipes import Recipe, RecipeError
 
 Verb = Literal["train", "distill"]
 
@@ -124,50 +132,6 @@ class Run:
         return load(self.folder)
 
 
-class Material(NamedTuple):
-    """A run's objects.
-
-    Attributes:
-        splits: the data.
-        student: to train.
-        teacher: to learn from.
-        repeatable: all of it came from names, so that the folder alone repeats the run.
-    """
-
-    splits: data.Splits
-    student: Classifier
-    teacher: Classifier | None
-    repeatable: bool = True
-
-
-def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool = False) -> Material:
-    """Turn a recipe's names into objects.
-
-    Args:
-        recipe: the run's.
-        teacher: the folder of a teacher that was trained for this run.
-        trust_code: allow ``file:`` models, which run code.
-    """
-    splits = data.open_data(recipe.data)
-    shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
-    student = models.create(
-        recipe.student.name,
-        weights=recipe.student.weights,
-        classes=splits.classes,
-        seed=recipe.seed,
-        trust_code=trust_code,
-        **shape,
-    )
-    student.card = replace(
-        student.card, image_size=splits.image_size, margin=splits.margin, class_names=splits.class_names
-    )
-    named = Network(name=teacher) if teacher else recipe.teacher
-    if not isinstance(named, Network):
-        return Material(splits, student, None)
-    made = models.create(named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape)
-    return Material(splits, student, made)
-
-
 def perform(
     recipe: Recipe,
     folder: Path,
@@ -211,7 +175,7 @@ def perform(
         material = material or gather(
             recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code
         )
-        _same_fingerprints(material, expected or _fingerprints(earlier))
+        same_fingerprints(material, expected or fingerprints(earlier))
         return _Performance(recipe, folder, verb, command, display, material, earlier, resolved).go()
 
 
@@ -256,7 +220,7 @@ class _Performance:
         self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None
         self.held_out = [
             HeldOut(name, batches, self.ask("teacher", self.teacher.network, batches) if self.teacher else None)
-            for name, batches in _held_out(splits, recipe)
+            for name, batches in held_out_sets(splits, recipe)
         ]
         self.check_student()
         self.manifest: records.Manifest = {
@@ -473,183 +437,6 @@ class _Ticking:
             self._display.tick()
 
 
-def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
-    """Read a run's recipe from a file."""
-    value = recipes.read(path, overrides)
-    if "objectives" in value:
-        raise RecipeError(
-            f"{path}: expected the recipe of one run, got one that compares several objectives; "
-            f"type tutelage compare {path}"
-        )
-    return recipes.parse(Recipe, value, where=str(path))
-
-
-def from_overrides(overrides: Sequence[str]) -> Recipe:
-    """Read a run's recipe from ``key=value`` alone."""
-    value = recipes.override({}, overrides)
-    value.setdefault("name", "run")
-    return recipes.parse(Recipe, value, where="recipe")
-
-
-def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
-    """Read the recipe of a run's folder: to go on with the run or, where it is finished, to repeat it under a new name.
-
-    Returns:
-        The recipe and, for a repeated run without overrides, the fingerprints that data and teacher must have.
-    """
-    if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
-        raise RecipeError(
-            f"recipe: expected a run's folder, got {folder} without {records.RECIPE} and {records.MANIFEST}; "
-            "name another"
-        )
-    then = records.read_json(folder / records.MANIFEST)
-    if not then.get("repeatable", False):
-        raise RecipeError(
-            f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
-            "run the program that made it"
-        )
-    value = recipes.read(folder / records.RECIPE)
-    if then["status"] == "finished":
-        stem = value["name"]
-        taken = [f"{stem}-again", *(f"{stem}-again-{k}" for k in range(2, 1000))]
-        value["name"] = next(name for name in taken if not finished(runs / name))
-    recipe = recipes.parse(Recipe, recipes.override(value, overrides), where=str(folder / records.RECIPE))
-    if overrides:
-        return recipe, None
-    expected = _fingerprints(then)
-    # A teacher that the run trains itself is trained anew.
-    return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
-
-
-def names_code(recipe: Recipe) -> list[str]:
-    """Return the models of a recipe that are made by running a file, students of such a run included."""
-    training = recipe.training("teacher")
-    named = [recipe.student, recipe.teacher, training.student if training else None]
-    found = []
-    for network in named:
-        if isinstance(network, Network):
-            card = Path(network.name) / records.CARD
-            name = records.read_json(card).get("name", "") if card.is_file() else network.name
-            found += [name] if name.startswith("file:") else []
-    return found
-
-
-def evaluate(
-    model: str, overrides: Sequence[str], *, best: bool = False, trust_code: bool = False
-) -> tuple[records.Judgement, str]:
-    """Judge a model on a test set, by default that of the run it comes from.
-
-    Args:
-        model: a run's folder, or a model's name.
-        overrides: ``data.*``, ``precision``, ``device`` and ``batch_size``.
-        best: a run's best weights instead of its last.
-        trust_code: allow ``file:`` models, which run code.
-
-    Returns:
-        The judgement, and a line that says what was judged on what.
-    """
-    folder = Path(model)
-    own = folder / records.RECIPE
-    value = recipes.read(own) if own.exists() else {}
-    shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
-    kept: dict[str, Any] = {key: value[key] for key in shared if key in value}
-    recipe = recipes.parse(
-        Recipe, recipes.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate"
-    )
-    weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
-    if best and not (folder / records.BEST).is_file():
-        raise RecipeError(
-            f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out"
-        )
-    splits = data.open_data(recipe.data)
-    network = models.create(
-        recipe.student.name,
-        weights=weights,
-        channels=splits.channels,
-        image_size=splits.image_size,
-        trust_code=trust_code,
-    )
-    if network.card.classes != splits.classes:
-        raise RecipeError(
-            f"model {model}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
-            "name the data that it was trained on, data.source=..."
-        )
-    ((_, batches),) = [pair for pair in _held_out(splits, recipe) if pair[0] == "test"]
-    accelerator = accelerator_on(recipe.device)
-    answers = answer(
-        network.to(accelerator.device),
-        batches,
-        device=accelerator.device,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-    )
-    if not bool((answers.labels != UNLABELLED).any()):
-        raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
-    return judge(answers), f"{model} on {len(answers.labels)} test samples of {splits.source}"
-
-
-def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
-    """Refuse data, teacher, student and objectives that do not fit each other.
-
-    Raises:
-        RecipeError: naming what does not fit.
-    """
-    splits, teacher = material.splits, material.teacher
-    labels = splits.train.labels
-    for objective in wanted:
-        if objective.needs.teacher and teacher is None:
-            raise RecipeError(
-                f"teacher: expected one for objective {objective.name}, got none; "
-                "add teacher=..., such as a run's folder"
-            )
-        if objective.needs.labels != "none" and not labels.is_floating_point() and not (labels != UNLABELLED).any():
-            raise RecipeError(
-                f"data: expected labels for the supervised objective {objective.name}, got none among {len(labels)} "
-                f"training samples; type objective.{objective.name}.supervised=0 or give labels"
-            )
-        if objective.needs.labels == "index" and labels.is_floating_point():
-            raise RecipeError(
-                f"data: expected class indices for objective {objective.name}, got soft labels; "
-                "use an objective that takes them"
-            )
-    if teacher is not None and teacher.card.classes != splits.classes:
-        raise RecipeError(
-            f"teacher {teacher.card.name}: expected {splits.classes} classes, as the data and the student have, got "
-            f"{teacher.card.classes}; fine-tune it on these data with `tutelage train`, or name another teacher"
-        )
-    if teacher is not None and teacher.card.fresh_head:
-        raise RecipeError(
-            f"teacher {teacher.card.name}: expected weights for {splits.classes} classes, as the data have, got "
-            "for another number; fine-tune it on these data first with `tutelage train`, or name another teacher"
-        )
-
-
-def describe_data(splits: data.Splits) -> dict[str, Any]:
-    """Describe the data for a manifest."""
-    return {
-        "source": splits.source,
-        "fingerprint": splits.fingerprint,
-        "classes": splits.classes,
-        "channels": splits.channels,
-        "image_size": list(splits.image_size),
-        "sizes": splits.sizes(),
-    }
-
-
-def describe_network(network: Classifier) -> dict[str, Any]:
-    """Describe a network for a manifest; the fingerprint is of the weights as they are now."""
-    card = network.card
-    return {
-        "name": manifest.without_paths(card.name),
-        "parameters": models.parameters(network),
-        "weights": card.weights or "random",
-        "fingerprint": models.fingerprint(network.network),
-        "normalisation": {"mean": list(card.mean), "std": list(card.std)} if card.mean and card.std else "none",
-        "source": card.source,
-        "licence": card.licence,
-    }
-
-
 def load(folder: str | Path, *, best: bool = False, trust_code: bool = False) -> Classifier:
     """Load the student of a run, in evaluation mode, ready to predict: it takes images in [0, 1] as they are.
 
@@ -660,124 +447,6 @@ def load(folder: str | Path, *, best: bool = False, trust_code: bool = False) ->
     """
     weights = Path(folder) / records.BEST if best else None
     return models.create(str(folder), weights=weights, trust_code=trust_code).eval()
-
-
-def train(*, model: str | nn.Module, data: Any, **settings: Any) -> Run:
-    """Train a network from labels: `distill` without a teacher."""
-    return distill(
-        student=model, teacher=None, data=data, objective=settings.pop("objective", "cross_entropy"), **settings
-    )
-
-
-def distill(
-    *,
-    student: str | nn.Module,
-    teacher: str | nn.Module | None,
-    data: Any,
-    objective: Objective | str | Mapping[str, Any],
-    name: str | None = None,
-    runs: str | Path = "runs",
-    display: Display | None = None,
-    trust_code: bool = False,
-    **settings: Any,
-) -> Run:
-    """Distil a teacher into a student and record the run in ``runs/name``.
-
-    Args:
-        student: a model's name, or a module of one's own, which is trained in place.
-        teacher: a model's name, a run's folder, or a module; none to learn from labels alone.
-        data: a source's name, a mapping of `DataSettings`, or a pair (training set, test set) of map-style data sets
-            that yield (image in [0, 1] or PIL image, class index).
-        objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
-        name: of the run; by default the student's and the objective's.
-        runs: where runs' folders are.
-        display: shows the run as it goes; by default nothing is shown.
-        trust_code: allow ``file:`` models, which run code.
-        settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
-
-    Returns:
-        The run. One that was stopped is gone on with.
-
-    Raises:
-        RecipeError: a setting is wrong (every fault is listed), or the name is that of a finished run.
-    """
-    wanted = objectives.from_recipe(objective)
-    own = [value for value in (student, teacher, data) if not isinstance(value, str | Mapping | DataSettings | None)]
-    custom = not all(objectives.is_built_in(piece.preset) for piece in wanted.pieces)
-    label = student if isinstance(student, str) else type(student).__name__
-    short = Path(label).name if Path(label).is_dir() else label
-    value: dict[str, Any] = {
-        "name": name or re.sub(r"[^A-Za-z0-9._]+", "-", f"{short}-{wanted.name}"),
-        "student": label,
-        "objective": wanted,
-        **settings,
-    }
-    if teacher is not None:
-        value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
-    if isinstance(data, str):
-        value["data"] = {"source": data}
-    elif isinstance(data, Mapping | DataSettings):
-        value["data"] = data
-    else:
-        value["data"] = {"source": "own"}
-    recipe = recipes.parse(Recipe, value, where="distill")
-    material = _material(recipe, student, teacher, data, trust_code) if own or custom else None
-    return perform(
-        recipe,
-        Path(runs) / recipe.name,
-        verb="distill" if teacher is not None else "train",
-        command="tutelage.distill(...)",
-        display=display,
-        material=material,
-        trust_code=trust_code,
-    )
-
-
-def _material(
-    recipe: Recipe, student: str | nn.Module, teacher: str | nn.Module | None, source: Any, trust_code: bool
-) -> Material:
-    """Gather objects of which some are the caller's own."""
-    if isinstance(source, str | Mapping | DataSettings):
-        splits = data.open_data(recipe.data)
-    elif isinstance(source, data.Splits):
-        splits = source
-    else:
-        splits = _own_splits(source, student, teacher)
-    shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
-
-    def make(network: str | nn.Module) -> Classifier:
-        if isinstance(network, nn.Module):
-            return models.adopt(network, f"object:{type(network).__name__}", **shape)
-        return models.create(network, seed=recipe.seed, trust_code=trust_code, **shape)
-
-    return Material(splits, make(student), make(teacher) if teacher is not None else None, repeatable=False)
-
-
-def _own_splits(source: Any, *networks: Any) -> data.Splits:
-    """Wrap a pair of data sets; the first that tells the classes is believed: the training set, then a last layer."""
-    if not isinstance(source, Sequence) or len(source) != 2:
-        raise RecipeError(
-            f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
-            "for example data='digits'"
-        )
-    names = getattr(source[0], "classes", None)
-    if isinstance(names, Sequence):
-        return data.from_datasets(*source, classes=len(names), class_names=[str(name) for name in names])
-    modules = [network for network in networks if isinstance(network, nn.Module)]
-    if not modules:
-        raise RecipeError(
-            "data: expected data sets that name their classes, got none; give the training set an attribute `classes`, "
-            "or type data=tutelage.data.from_datasets(train, test, classes=10)"
-        )
-    return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
-
-
-def _held_out(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
-    """The sets to evaluate on, the one that selects first."""
-    for name, split in (("validation", splits.validation), ("test", splits.test)):
-        if split is not None:
-            # Evaluation keeps no gradients, so larger batches than training's fit.
-            yield name, data.SplitBatches(split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
 def _earlier(folder: Path, resolved: str) -> records.Manifest | None:
@@ -828,25 +497,6 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
                 "type name=... for another run, or wait"
             ) from None
         yield
-
-
-def _fingerprints(then: records.Manifest | None) -> dict[str, str | None]:
-    """What an earlier manifest says of data and teacher."""
-    return {"data": then["data"]["fingerprint"], "teacher": (then["teacher"] or {}).get("fingerprint")} if then else {}
-
-
-def _same_fingerprints(material: Material, expected: Mapping[str, str | None]) -> None:
-    teacher = material.teacher
-    got = {
-        "data": material.splits.fingerprint,
-        "teacher": models.fingerprint(teacher.network) if teacher is not None else None,
-    }
-    for what, then in expected.items():
-        if then is not None and got[what] != then:
-            raise RecipeError(
-                f"{what}: expected the fingerprint {then} that the run had, got {got[what]}; "
-                f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
-            )
 
 
 def _same_choices(saved: Saved, choices: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import tutelage
 from tutelage import data, models, runs
 from tutelage.data import DataSettings
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
 
 def test_predictions_on_files_are_those_of_the_evaluation(folder, tmp_path):
     settings = {"source": f"imagefolder:{folder}", "size": 16}
-    run = runs.train(
+    run = tutelage.train(
         model="cifar:resnet8", data=settings, epochs=1, batch_size=8, runs=tmp_path, name="p", device="cpu"
     )
     student = runs.load(run.folder)

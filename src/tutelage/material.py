@@ -1,0 +1,151 @@
+"""What a run is made of: a recipe's names turned into data and networks, and whether they fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from tutelage import data, manifest, models, records
+from tutelage.contracts import UNLABELLED, Batches
+from tutelage.models import Classifier
+from tutelage.objectives import Objective
+from tutelage.recipes import Network, Recipe, RecipeError
+
+
+class Material(NamedTuple):
+    """A run's objects.
+
+    Attributes:
+        splits: the data.
+        student: to train.
+        teacher: to learn from.
+        repeatable: all of it came from names, so that the folder alone repeats the run.
+    """
+
+    splits: data.Splits
+    student: Classifier
+    teacher: Classifier | None
+    repeatable: bool = True
+
+
+def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool = False) -> Material:
+    """Turn a recipe's names into objects.
+
+    Args:
+        recipe: the run's.
+        teacher: the folder of a teacher that was trained for this run.
+        trust_code: allow ``file:`` models, which run code.
+    """
+    splits = data.open_data(recipe.data)
+    shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
+    student = models.create(
+        recipe.student.name,
+        weights=recipe.student.weights,
+        classes=splits.classes,
+        seed=recipe.seed,
+        trust_code=trust_code,
+        **shape,
+    )
+    student.card = replace(
+        student.card, image_size=splits.image_size, margin=splits.margin, class_names=splits.class_names
+    )
+    named = Network(name=teacher) if teacher else recipe.teacher
+    if not isinstance(named, Network):
+        return Material(splits, student, None)
+    made = models.create(named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape)
+    return Material(splits, student, made)
+
+
+def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
+    """Refuse data, teacher, student and objectives that do not fit each other.
+
+    Raises:
+        RecipeError: naming what does not fit.
+    """
+    splits, teacher = material.splits, material.teacher
+    labels = splits.train.labels
+    for objective in wanted:
+        if objective.needs.teacher and teacher is None:
+            raise RecipeError(
+                f"teacher: expected one for objective {objective.name}, got none; "
+                "add teacher=..., such as a run's folder"
+            )
+        if objective.needs.labels != "none" and not labels.is_floating_point() and not (labels != UNLABELLED).any():
+            raise RecipeError(
+                f"data: expected labels for the supervised objective {objective.name}, got none among {len(labels)} "
+                f"training samples; type objective.{objective.name}.supervised=0 or give labels"
+            )
+        if objective.needs.labels == "index" and labels.is_floating_point():
+            raise RecipeError(
+                f"data: expected class indices for objective {objective.name}, got soft labels; "
+                "use an objective that takes them"
+            )
+    if teacher is not None and teacher.card.classes != splits.classes:
+        raise RecipeError(
+            f"teacher {teacher.card.name}: expected {splits.classes} classes, as the data and the student have, got "
+            f"{teacher.card.classes}; fine-tune it on these data with `tutelage train`, or name another teacher"
+        )
+    if teacher is not None and teacher.card.fresh_head:
+        raise RecipeError(
+            f"teacher {teacher.card.name}: expected weights for {splits.classes} classes, as the data have, got "
+            "for another number; fine-tune it on these data first with `tutelage train`, or name another teacher"
+        )
+
+
+def describe_data(splits: data.Splits) -> dict[str, Any]:
+    """Describe the data for a manifest."""
+    return {
+        "source": splits.source,
+        "fingerprint": splits.fingerprint,
+        "classes": splits.classes,
+        "channels": splits.channels,
+        "image_size": list(splits.image_size),
+        "sizes": splits.sizes(),
+    }
+
+
+def describe_network(network: Classifier) -> dict[str, Any]:
+    """Describe a network for a manifest; the fingerprint is of the weights as they are now."""
+    card = network.card
+    return {
+        "name": manifest.without_paths(card.name),
+        "parameters": models.parameters(network),
+        "weights": card.weights or "random",
+        "fingerprint": models.fingerprint(network.network),
+        "normalisation": {"mean": list(card.mean), "std": list(card.std)} if card.mean and card.std else "none",
+        "source": card.source,
+        "licence": card.licence,
+    }
+
+
+def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
+    """The sets to evaluate on, the one that selects first."""
+    for name, split in (("validation", splits.validation), ("test", splits.test)):
+        if split is not None:
+            # Evaluation keeps no gradients, so larger batches than training's fit.
+            yield name, data.SplitBatches(split, batch_size=max(recipe.batch_size, 256), train=False)
+
+
+def fingerprints(then: records.Manifest | None) -> dict[str, str | None]:
+    """What an earlier manifest says of data and teacher."""
+    return {"data": then["data"]["fingerprint"], "teacher": (then["teacher"] or {}).get("fingerprint")} if then else {}
+
+
+def same_fingerprints(material: Material, expected: Mapping[str, str | None]) -> None:
+    """Refuse data or a teacher other than a run had.
+
+    Raises:
+        RecipeError: a fingerprint is another.
+    """
+    teacher = material.teacher
+    got = {
+        "data": material.splits.fingerprint,
+        "teacher": models.fingerprint(teacher.network) if teacher is not None else None,
+    }
+    for what, then in expected.items():
+        if then is not None and got[what] != then:
+            raise RecipeError(
+                f"{what}: expected the fingerprint {then} that the run had, got {got[what]}; "
+                f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
+            )
