@@ -164,7 +164,7 @@ def perform(
         torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(recipe.deterministic)
     resolved = recipes.dump(recipe)
-    with _one_at_a_time(folder):
+    with alone(folder):
         earlier = _earlier(folder, resolved)
         teacher_folder = None
         training = recipe.training(f"{recipe.name}/teacher")
@@ -483,14 +483,18 @@ def _essence(resolved: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run's folder; the lock goes with the process, however it ends."""
+def alone(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a folder; the lock goes with the process, however it ends.
+
+    Raises:
+        BusyError: another process is in it, and this one does not wait.
+    """
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise BusyError(
                 f"name: expected a folder that no one else writes to, got {folder}, where a run is going on; "

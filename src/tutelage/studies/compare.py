@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tutelage import data, recipes, records
 from tutelage.recipes import Comparison, Network, Recipe, RecipeError
-from tutelage.runs import BusyError, Display, Silent, Verb, finished, perform, steps_of
+from tutelage.runs import BusyError, Display, Silent, Verb, alone, finished, perform, steps_of
 
 
 def compare(
@@ -37,19 +37,20 @@ def compare(
 
     display = display or Silent()
     folder.mkdir(parents=True, exist_ok=True)
-    _same(comparison, folder)
     baseline = comparison.baseline or next(iter(comparison.objectives))
     training = comparison.training(f"{comparison.name}/teacher")
     planned = list(plan(comparison, folder))
-    records.write_json(
-        folder / records.COMPARISON,
-        records.Comparison(
-            name=comparison.name,
-            baseline=baseline,
-            teacher="teacher" if training else None,
-            entries=[entry for entry, _ in planned],
-        ),
-    )
+    with alone(folder, wait=True):
+        _same(comparison, folder)
+        records.write_json(
+            folder / records.COMPARISON,
+            records.Comparison(
+                name=comparison.name,
+                baseline=baseline,
+                teacher="teacher" if training else None,
+                entries=[entry for entry, _ in planned],
+            ),
+        )
     todo = [(folder / entry["folder"], recipe) for entry, recipe in planned if not finished(folder / entry["folder"])]
     taught = training is None or finished(folder / "teacher")
     samples = len(data.open_data(comparison.data).train)
@@ -64,10 +65,12 @@ def compare(
         try:
             if not finished(place):
                 perform(recipe, place, verb=verb, command=command, display=display, trust_code=trust_code)
-                write_report(folder)
+                with alone(folder, wait=True):
+                    write_report(folder)
         except BusyError:
             display.say(f"{recipe.name} is going on in another process: left to it")
-    return write_report(folder)
+    with alone(folder, wait=True):
+        return write_report(folder)
 
 
 def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, Recipe]]:
