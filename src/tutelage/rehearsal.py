@@ -45,7 +45,7 @@ def rehearse(recipe: Recipe, *, trust_code: bool = False) -> list[tuple[str, str
     check_fit(material, [objective for objective, _, _ in recipe.fits()])
     splits = material.splits
     found = [
-        ("data", f"{splits.source}: {splits.sizes()}"),
+        ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
         ("classes", str(splits.classes)),
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
         ("student", _network(material.student)),

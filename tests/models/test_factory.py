@@ -92,7 +92,7 @@ class TestNames:
         with pytest.raises(ValueError, match=f"model: expected a known name, got '{name}'; did you mean .*{nearest}"):
             create(name)
 
-    @pytest.mark.parametrize("name", ["", ":", "nothing/like/this", "hf:org/name", "cifar", "cifar:", "timm:"])
+    @pytest.mark.parametrize("name", ["", ":", "hf:org/name", "cifar", "cifar:", "timm:"])
     def test_a_name_like_no_other(self, name):
         with pytest.raises(ValueError, match="model: expected a known name"):
             create(name)
@@ -265,3 +265,8 @@ class TestAdopt:
             adopt("cifar:resnet8")
         with pytest.raises(ValueError, match="classes: expected a number for user"):
             adopt(nn.Flatten())
+
+
+def test_a_run_that_is_not_there_is_not_taken_for_a_name():
+    with pytest.raises(FileNotFoundError, match=r"expected a run's folder, got 'runs/none', .* train it first"):
+        create("runs/none")

@@ -78,6 +78,10 @@ def create(
                 f"model: expected a run's folder with {records.STUDENT} and {records.CARD}, got {name!r}, which lacks "
                 "them; finish the run, or name another folder"
             )
+        elif "/" in name and not colon:
+            raise FileNotFoundError(
+                f"model: expected a run's folder, got {name!r}, which is not there; train it first, or check the path"
+            )
         else:
             raise unknown(name, (one for one, _ in available()))
         if weights is not None:
