@@ -147,7 +147,7 @@ class _Fit:
 
     def run_epoch(self) -> records.Epoch:
         """Train one epoch, evaluate, keep, and return the record."""
-        started, trained, seconds = time.monotonic(), 0, 0.0
+        started, trained = time.monotonic(), 0
         saved = started
         rate = 0.0
         steps = len(self.batches)
@@ -262,7 +262,7 @@ class _Fit:
 
     def count(self, batch: Batch) -> Totals:
         """Count the step's samples and labels over all processes, as means divide by them."""
-        samples = torch.tensor(float(len(batch.index)), device=self.device)
+        samples = torch.full((), float(len(batch.index)), device=self.device)
         labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().float()
         if self.accelerator.num_processes == 1:
             return Totals(samples, labelled)
