@@ -8,16 +8,33 @@ from torch import nn
 
 from tutelage.models import create, parameters
 from tutelage.models.cifar import NETWORKS
-from tutelage.models.cifar_resnet import ENTRIES, BasicBlock, ResNet
+from tutelage.models.cifar_bottleneck import ResNet50
+from tutelage.models.cifar_mobilenet import MobileNetV2
+from tutelage.models.cifar_resnet import ENTRIES, ResNet
+from tutelage.models.cifar_shuffle import ShuffleV1, ShuffleV2
+from tutelage.models.cifar_vgg import VGG
+from tutelage.models.cifar_wrn import WideResNet
 from tutelage.models.zoo import table
 
 VECTORS = Path(__file__).parents[2] / ".." / "shared" / "conformance" / "cifar_zoo.json"
 
 
+FAMILIES = ("resnet8", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2")
+"""One network of each class, the smallest."""
+
+BEFORE = {
+    ResNet: lambda n: [n.layer1[-1].relu2, n.layer2[-1].relu2, n.layer3[-1].relu2],
+    ResNet50: lambda n: [layer[-1].relu3 for layer in (n.layer1, n.layer2, n.layer3, n.layer4)],
+    WideResNet: lambda n: [n.block2.layer[0].relu1, n.block3.layer[0].relu1, n.relu],
+    VGG: lambda n: [n.relu1, n.relu2, n.relu3, n.relu4],
+    ShuffleV1: lambda n: [layer[-1].relu3 for layer in (n.layer1, n.layer2, n.layer3)],
+    ShuffleV2: lambda n: [layer[-1].join for layer in (n.layer1, n.layer2, n.layer3)],
+}
+"""The modules whose inputs are the stages before their activation, as each file's first lines tell."""
+
+
 def records():
-    if not VECTORS.exists():
-        return []
-    return [record for record in json.loads(VECTORS.read_text()) if record["name"] in NETWORKS]
+    return json.loads(VECTORS.read_text()) if VECTORS.exists() else []
 
 
 def drawn(record, state):
@@ -55,12 +72,11 @@ def test_the_benchmark(record):
     assert [[key, list(value.shape)] for key, value in state.items()] == record["state_dict"]
     network.load_state_dict(drawn(record, state))
 
-    features, before = {}, {}
+    features, before = [], []
     for name in classifier.card.taps:
-        tapped = network.get_submodule(name)
-        tapped.register_forward_hook(lambda _, __, out, name=name: features.update({name: out}))
-        if name.startswith("layer"):
-            tapped[-1].relu2.register_forward_pre_hook(lambda _, args, name=name: before.update({name: args[0]}))
+        network.get_submodule(name).register_forward_hook(lambda _, __, out: features.append(out))
+    for module in BEFORE.get(type(network), lambda _: [])(network):
+        module.register_forward_pre_hook(lambda _, args: before.append(torch.cat(args, 1)))
     images = torch.from_numpy(np.random.default_rng(7).standard_normal((2, 3, 32, 32)))
     with torch.no_grad():
         logits = network(images)
@@ -68,21 +84,39 @@ def test_the_benchmark(record):
     np.testing.assert_allclose(logits[0, :5], record["logits_first5"], rtol=1e-9)
     np.testing.assert_allclose(logits.sum(), record["logits_sum"], rtol=1e-8)
     np.testing.assert_allclose(logits.norm(), record["logits_l2"], rtol=1e-9)
-    assert [list(f.shape[1:]) for f in features.values()] == record["feature_shapes"]
-    np.testing.assert_allclose([f.norm() for f in features.values()], record["feature_l2"], rtol=1e-9)
-    np.testing.assert_allclose([f.norm() for f in before.values()], record["preact_l2"][1:4], rtol=1e-9)
+    assert [list(f.shape[1:]) for f in features] == record["feature_shapes"]
+    np.testing.assert_allclose([f.norm() for f in features], record["feature_l2"], rtol=1e-9)
+    # the benchmark's first and last features are the same on both lists, even where the first is activated
+    before = [features[0], *before, features[-1]] if BEFORE.get(type(network)) else features
+    assert [list(f.shape[1:]) for f in before] == record["feature_shapes"]
+    np.testing.assert_allclose([f.norm() for f in before], record["preact_l2"], rtol=1e-9)
 
 
-def test_initialisation_is_the_benchmarks():
-    network = create("cifar:resnet8x4", seed=3).network
+@pytest.mark.parametrize("name", ["resnet8x4", *(name for name in FAMILIES if "Shuffle" not in name)])
+def test_initialisation_is_the_benchmarks(name):
+    network = create(f"cifar:{name}", seed=3).network
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
             error = 5 / np.sqrt(2 * module.weight.numel())
             assert module.weight.std().item() == pytest.approx(np.sqrt(2 / fan_out), rel=error)
+            assert module.bias is None or torch.all(module.bias == 0)
         elif isinstance(module, nn.BatchNorm2d):
             assert torch.all(module.weight == 1)
             assert torch.all(module.bias == 0)
+        elif isinstance(module, nn.Linear):
+            assert torch.all(module.bias == 0) == isinstance(network, WideResNet | VGG | MobileNetV2)
+            small = 0.01 if isinstance(network, VGG | MobileNetV2) else 1 / np.sqrt(3 * module.in_features)
+            assert module.weight.std().item() == pytest.approx(small, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["ShuffleV1", "ShuffleV2"])
+def test_the_shuffle_networks_start_as_torch_has_it(name):
+    network = create(f"cifar:{name}", seed=3).network
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1 / np.sqrt(module.weight[0].numel())
+            assert 0.8 * bound < module.weight.abs().max().item() <= bound * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 48), (64, 64), (7, 9)])
@@ -95,20 +129,45 @@ def test_other_sizes_and_channels(size, channels):
     assert classifier.card.mean == ((0.5071, 0.4867, 0.4408) if channels == 3 else (0.5,) * channels)
 
 
-def test_activations_overwrite_nothing_that_a_hook_recorded():
-    network = create("cifar:resnet8").network
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_takes_other_sizes_and_channels(name):
+    network = create(f"cifar:{name}", classes=11, channels=1).network
+    for size in ((28, 28), (9, 13), (64, 64), (1, 7)):
+        images = torch.rand(2, 1, *size)
+        if isinstance(network, VGG) and min(size) < 8:
+            with pytest.raises(
+                ValueError, match=r"inputs: expected images of at least 8x8 pixels .*, got 1x7; enlarge"
+            ):
+                network(images)
+        else:
+            assert network(images).shape == (2, 11)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_checkpoint_of_other_classes_gets_a_fresh_head(name, tmp_path):
+    torch.save(create(f"cifar:{name}", classes=7, seed=1).network.state_dict(), tmp_path / "seven.pth")
+    classifier = create(f"cifar:{name}", classes=5, weights=tmp_path / "seven.pth")
+    assert classifier.card.fresh_head
+    assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_activations_overwrite_nothing_that_a_hook_recorded(name):
+    network = create(f"cifar:{name}").network
     seen = []
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.ReLU | BasicBlock):
-            module.register_forward_hook(lambda _, __, out: seen.append((out, out.detach().clone())))
-    network(torch.randn(2, 3, 8, 8))
+        module.register_forward_hook(lambda _, __, out: seen.append((out, out.detach().clone())))
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
     assert len(seen) > 10
     assert all(torch.equal(kept, copied) for kept, copied in seen)
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_a_depth_of_another_form_is_refused():
     with pytest.raises(ValueError, match="depth: expected 6 n"):
         ResNet(21, classes=10, channels=3)
+    with pytest.raises(ValueError, match="depth: expected 6 n \\+ 4 with n of at least 1, got 4; type depth=16"):
+        WideResNet(4, 1, classes=10, channels=3)
 
 
 def test_a_name_given_twice_is_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tutelage.models import cifar_resnet
+from tutelage.models import cifar_bottleneck, cifar_mobilenet, cifar_resnet, cifar_shuffle, cifar_vgg, cifar_wrn
 from tutelage.models.card import Card
 from tutelage.models.plan import Plan, Wish, unknown
 from tutelage.models.zoo import table
@@ -14,7 +14,14 @@ CLASSES = 100
 IMAGE_SIZE = (32, 32)
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
-NETWORKS = table(cifar_resnet.ENTRIES)
+NETWORKS = table(
+    cifar_resnet.ENTRIES,
+    cifar_bottleneck.ENTRIES,
+    cifar_wrn.ENTRIES,
+    cifar_vgg.ENTRIES,
+    cifar_mobilenet.ENTRIES,
+    cifar_shuffle.ENTRIES,
+)
 
 
 def plan(rest: str, wish: Wish) -> Plan:

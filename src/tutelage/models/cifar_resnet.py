@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from tutelage.models.cifar_layers import global_pool, he_normal_
 from tutelage.models.zoo import Entry
 
 PAPER = "He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385"
@@ -72,11 +73,9 @@ class ResNet(nn.Module):
         self.layer1 = _stage(widths[0], widths[1], blocks=blocks, stride=1)
         self.layer2 = _stage(widths[1], widths[2], blocks=blocks, stride=2)
         self.layer3 = _stage(widths[2], widths[3], blocks=blocks, stride=2)
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+        self.pool = global_pool()
         self.fc = nn.Linear(widths[3], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_normal_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images ``(batch, channels, height, width)`` to logits ``(batch, classes)``."""
