@@ -270,3 +270,8 @@ class TestAdopt:
 def test_a_run_that_is_not_there_is_not_taken_for_a_name():
     with pytest.raises(FileNotFoundError, match=r"expected a run's folder, got 'runs/none', .* train it first"):
         create("runs/none")
+
+
+def test_the_case_of_a_name_does_not_hide_the_nearest():
+    with pytest.raises(ValueError, match=r"did you mean cifar:ResNet50 or"):
+        create("cifar:resnet50")

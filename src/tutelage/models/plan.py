@@ -52,9 +52,9 @@ def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list 
         known: names as they would be typed.
         else_type: what shows them all.
     """
-    full = {one: one for one in known}
-    bare = {one.partition(":")[2]: one for one in full}
-    near = dict.fromkeys((bare | full)[one] for one in difflib.get_close_matches(name, bare | full, n=4, cutoff=0.6))
+    full = {one.casefold(): one for one in known}
+    shown = {one.partition(":")[2]: whole for one, whole in full.items()} | full
+    near = dict.fromkeys(shown[one] for one in difflib.get_close_matches(name.casefold(), shown, n=4, cutoff=0.6))
     hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
     return ValueError(f"model: expected a known name, got {name!r}; {hint}`{else_type}` lists the names")
 
