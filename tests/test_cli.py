@@ -382,3 +382,51 @@ def test_two_processes_share_a_comparison(here, invoke):
     assert not (place / "student.safetensors").exists()
     assert invoke("compare", recipe)[0] == 0
     assert (place / "student.safetensors").is_file()
+
+
+EVIL = (
+    "import torch, pathlib\n"
+    "pathlib.Path('ran').touch()\n"
+    "def net(classes):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))\n"
+)
+
+
+def poison(folder: Path) -> None:
+    """Make a run's folder name code where the network is built from."""
+    import json
+
+    path = folder / "student.json"
+    card = json.loads(path.read_text())
+    card["card"]["name"] = "file:evil.py:net"
+    path.write_text(json.dumps(card))
+
+
+def test_a_shared_folder_runs_no_code_as_a_teacher_a_student_or_a_model(teacher, here, invoke):
+    (here / "evil.py").write_text(EVIL)
+    poison(here / teacher)
+    recipe = write(here / "r.yaml", teacher=teacher, objective="kd")
+    for arguments in (["distill", recipe], ["distill", recipe, "--dry-run"], ["evaluate", teacher]):
+        code, _, err = invoke(*arguments)
+        assert code == 2
+        one_line(err, "evil.py", "--trust-code")
+    code, _, err = invoke("train", write(here / "s.yaml", student=teacher))
+    assert code == 2
+    assert not (here / "ran").exists()
+    # Consent to one name is no consent to another.
+    (here / "good.py").write_text(EVIL.replace("'ran'", "'good'"))
+    code, _, err = invoke("distill", recipe, "student=file:good.py:net")
+    assert code == 2
+    one_line(err, "evil.py")
+    assert not (here / "ran").exists()
+
+
+def test_a_teacher_found_in_the_folder_of_an_unfinished_run_runs_no_code(here, invoke):
+    (here / "evil.py").write_text(EVIL)
+    given = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objectives": {"kd": "kd"}}
+    recipe = write(here / "c.yaml", **given)
+    assert invoke("compare", recipe)[0] == 0
+    poison(here / "runs/c/teacher")
+    code, _, err = invoke("compare", recipe, "seeds=2")
+    assert code == 2
+    one_line(err, "evil.py", "--trust-code")
+    assert not (here / "ran").exists()

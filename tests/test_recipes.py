@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -193,6 +194,52 @@ def test_overrides_reach_a_resolved_recipe():
     assert recipe.stages[0].epochs == 5
 
 
+def test_a_section_without_a_name_is_of_the_default_kind():
+    recipe = parse(Recipe, override(BASE, ["optimizer.lr=0.1", "schedule.warmup=1"]))
+    assert recipe.optimizer == SGD(lr=0.1)
+    assert recipe.schedule == Constant(warmup=1)
+    inner = {"optimizer": {"lr": 0.2}, "schedule": {"warmup": 2}}
+    recipe = parsed(optimizer="adamw", stages=[inner], teacher={"train": {"model": "m", **inner}})
+    for section in (recipe.stages[0], recipe.teacher.train):
+        assert section.optimizer == SGD(lr=0.2)
+        assert section.schedule == Constant(warmup=2)
+
+
+def test_a_key_of_another_kind_names_that_kind():
+    line = "recipe: optimizer.betas: expected a known key, got 'betas'; type optimizer.name=adamw with it"
+    assert fault({"optimizer": {"betas": [0.9, 0.9]}}) == line
+    assert fault({"stages": [{"schedule": {"milestones": [3]}}]}).endswith(
+        "type stages.0.schedule.name=multistep with it"
+    )
+
+
+def test_the_largest_seed_is_accepted():
+    largest = 2**63 - 1
+    recipe = parsed(seed=largest, data_seed=largest, data={"split_seed": largest})
+    assert (recipe.seed, recipe.data_seed, recipe.data.split_seed) == (largest,) * 3
+
+
+def test_a_comparison_writes_no_objective_of_its_own():
+    assert "objective" not in yaml.safe_load(dump(parse(Comparison, COMPARED)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SGD(lr=math.inf), "optimizer.lr: expected a number > 0, and finite, got inf; for example"),
+        (lambda: Constant(warmup=math.inf), "schedule.warmup: expected epochs >= 0, and finite, got inf; for example"),
+        (lambda: FitSettings(clip=math.inf), "clip: expected a gradient norm > 0, got inf; for no clipping type"),
+        (
+            lambda: FitSettings(checkpoint_seconds=math.inf),
+            "checkpoint_seconds: expected seconds >= 0, and finite, got inf; for example",
+        ),
+    ],
+)
+def test_settings_made_in_python_are_finite_too(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 @pytest.mark.parametrize("text", ["epochs", "=3", "", "a..b=1", ".a=1", "a.=1"])
 def test_what_is_no_override_is_answered(text):
     with pytest.raises(
@@ -338,7 +385,8 @@ def test_a_recipe_is_written_and_read_back_to_an_equal_one(tmp_path, value):
     ],
 )
 def test_a_comparison_is_written_and_read_back_to_an_equal_one(tmp_path, changes):
-    comparison = parse(Comparison, FULL | changes)
+    own = {key: value for key, value in FULL.items() if key != "objective"} | {"stages": [{"epochs": 2}]}
+    comparison = parse(Comparison, own | changes)
     again = parse(Comparison, read(write(tmp_path, dump(comparison))))
     assert again == comparison
     assert list(again.objectives) == list(comparison.objectives)
@@ -478,11 +526,10 @@ def test_a_trained_teacher_is_told_by_its_key():
             {"optimizer": {"name": "sgd", "lrr": 1}},
             "optimizer.lrr: expected a known key, got 'lrr'; did you mean optimizer.lr?",
         ),
-        # The name says which section is meant, so a key of another one is not proposed.
+        # The key is another kind's: that kind is named.
         (
             {"optimizer": {"name": "sgd", "betas": 1}},
-            "optimizer.betas: expected a known key, got 'betas'; type one of lr, momentum, name, "
-            "nesterov, weight_decay",
+            "optimizer.betas: expected a known key, got 'betas'; type optimizer.name=adamw with it",
         ),
         (
             {"schedule": {"name": "step", "evry": 1}},
@@ -614,7 +661,40 @@ def test_a_key_that_is_near_to_nothing_is_answered_with_all():
             {"optimizer": {"name": "adam"}},
             "optimizer.name: expected one of sgd, adamw, got 'adam'; type optimizer.name=adamw",
         ),
-        ({"optimizer": {"lr": 1}}, "optimizer.name: expected one of sgd, adamw, got none; type optimizer.name=sgd"),
+        (
+            {"optimizer": {"name": None}},
+            "optimizer.name: expected one of sgd, adamw, got none; type optimizer.name=sgd",
+        ),
+        ({"clip": math.inf}, "clip: expected a finite number > 0 or null, got inf; for example clip=1.0"),
+        (
+            {"checkpoint_seconds": math.inf},
+            "checkpoint_seconds: expected a finite number > 0, got inf; for example checkpoint_seconds=300.0",
+        ),
+        (
+            {"stages": [{"clip": math.inf}]},
+            "stages.0.clip: expected a finite number > 0 or null, got inf; for example stages.0.clip=1.0",
+        ),
+        (
+            {"optimizer": {"lr": math.inf}},
+            "optimizer.lr: expected a finite number, got inf; for example optimizer.lr=0.05",
+        ),
+        ({"seed": 2**63}, f"seed: expected a whole number >= 0 and < 2**63, got {2**63}; for example seed=0"),
+        (
+            {"data_seed": 10**23},
+            f"data_seed: expected a whole number >= 0 and < 2**63, got {10**23}; for example data_seed=0",
+        ),
+        (
+            {"teacher": {"train": {"model": "m", "seed": 2**63}}},
+            f"teacher.train.seed: expected a whole number >= 0 and < 2**63, got {2**63}; for example seed=0",
+        ),
+        (
+            {"data": {"split_seed": 2**63}},
+            f"data.split_seed: expected a whole number between -2**63 and 2**63, got {2**63}; type data.split_seed=0",
+        ),
+        (
+            {"objective": {"wttm": {"gamma": 0.5, "beta": -1}}},
+            "objective.wttm.beta: expected a weight >= 0, got -1.0; for example beta=0.9",
+        ),
         (
             {"optimizer": {"name": "sgd", "lr": -1}},
             "optimizer.lr: expected a number > 0, got -1.0; for example optimizer.lr=0.05",
@@ -701,6 +781,16 @@ def test_what_is_missing_is_named():
             "objectives: expected a mapping of names to objectives, got ['kd']; for example objectives={kd: kd}",
         ),
         ({"objectives": {4: "kd"}}, "objectives.4: expected a key that is text, got 4; put it in quotes"),
+        (
+            {"objective": "kd"},
+            "objective: expected each objective of a comparison under its name, got 'kd'; "
+            "type objectives.NAME=... instead",
+        ),
+        (
+            {"stages": [{"epochs": 1}, {"objective": "kd"}]},
+            "stages.1.objective: expected none in a comparison, where it would replace every entry's, got kd; "
+            "type objectives.NAME=... instead",
+        ),
         ({"seeds": 0}, "seeds: expected a whole number >= 1, got 0; for example seeds=1"),
         ({"baseline": "kdd"}, "baseline: expected one of kd, ttm, got 'kdd'; type baseline=kd"),
         ({"baseline": 3}, "baseline: expected one of the objectives' names or null, got 3; for example baseline=null"),
@@ -729,12 +819,12 @@ def test_every_fault_is_named_at_once_in_a_line_of_four_parts():
             "student": {"nam": "x"},
             "data": {"validation": 2, "labelled": -1, "crop_padding": -1},
             "teacher": {"train": {"model": 3, "epochs": 0, "optimizer": {"name": "sgd", "lrr": 1}}},
-            "objective": ["kdd", {"ttm": {"gama": 1, "beta": "x"}}],
-            "optimizer": {"lr": 1},
+            "objective": "kd",
+            "optimizer": {"name": None},
             "epohcs": 3,
             "batch_size": 0,
             "stages": [{"epochs": 0}, {"schedule": "cosin"}],
-            "objectives": {"a": "kd", "b": {"wttm": {"gamma": 0, "beta": 1}}},
+            "objectives": {"a": ["kdd", {"ttm": {"gama": 1, "beta": "x"}}], "b": {"wttm": {"gamma": 0, "beta": 1}}},
             "seeds": 0,
             "baseline": "c",
         },
@@ -751,13 +841,14 @@ def test_every_fault_is_named_at_once_in_a_line_of_four_parts():
         "teacher.train.epochs",
         "teacher.train.optimizer.lrr",
         "objective",
-        "objective.ttm.gama",
-        "objective.ttm.gamma",
-        "objective.ttm.beta",
         "batch_size",
         "optimizer.name",
         "stages.0.epochs",
         "stages.1.schedule.name",
+        "objectives.a",
+        "objectives.a.ttm.gama",
+        "objectives.a.ttm.gamma",
+        "objectives.a.ttm.beta",
         "objectives.b.wttm.gamma",
         "seeds",
         "epohcs",

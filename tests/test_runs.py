@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from tutelage import data, models, objectives, recipes, records, runs
 from tutelage.contracts import UNLABELLED
 from tutelage.data import DataSettings
 from tutelage.engine import CheckpointError, NonFiniteError
-from tutelage.material import Material
+from tutelage.material import Material, check_fit
 from tutelage.recipes import Recipe, RecipeError
 from tutelage.report import html
 
@@ -865,3 +866,70 @@ def test_the_mean_of_a_supervised_term_is_over_labelled_samples(tmp_path):
     with torch.no_grad():
         expected = nn.functional.cross_entropy(run.student(inputs), splits.train.labels[known])
     assert run.epochs[0]["train"]["terms"]["ce"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_teacher_of_the_same_classes_in_another_order_is_refused():
+    splits = data.open_data(DataSettings())
+    student = models.create("mlp:8", classes=10, channels=1, image_size=(8, 8))
+
+    def taught_by(*names):
+        teacher = models.create("mlp:8", classes=10, channels=1, image_size=(8, 8))
+        teacher.card = replace(teacher.card, class_names=names or None)
+        check_fit(Material(splits, student, teacher), [objectives.kd()])
+
+    digits = [str(i) for i in range(10)]
+    with pytest.raises(RecipeError, match=r"got '4' where they have '3' \(class 3\)"):
+        taught_by(*digits[:3], "4", "3", *digits[5:])
+    taught_by(*digits)
+    taught_by()
+    # Words for the same classes: another way to write them, which nothing here can translate.
+    taught_by("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def test_a_run_and_a_comparison_do_not_share_a_folder(tmp_path):
+    from tutelage.recipes import Comparison
+    from tutelage.studies import compare
+
+    comparison = recipes.parse(
+        Comparison,
+        {"name": "c", "student": "mlp:8", "objectives": {"plain": "cross_entropy"}, "epochs": 1, "device": "cpu"},
+    )
+    compare(comparison, tmp_path / "c", command="test")
+    before = (tmp_path / "c/recipe.yaml").read_bytes()
+    with pytest.raises(RecipeError, match="holds a comparison"):
+        tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="c")
+    assert (tmp_path / "c/recipe.yaml").read_bytes() == before
+    tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="r")
+    with pytest.raises(RecipeError, match="holds a run"):
+        compare(comparison, tmp_path / "r", command="test")
+
+
+def test_a_later_stage_goes_on_with_the_order_of_samples(tmp_path, monkeypatch):
+    seen = []
+    whole = data.SplitBatches.epoch
+
+    def watched(self, epoch, **how):
+        if self.train:
+            seen.append(epoch)
+        return whole(self, epoch, **how)
+
+    monkeypatch.setattr(data.SplitBatches, "epoch", watched)
+    stages = [{"epochs": 2}, {"epochs": 1}]
+    tutelage.train(model="mlp:8", data="digits", runs=tmp_path, device="cpu", name="s", stages=stages)
+    assert seen == [0, 1, 2]
+
+
+def test_runs_and_paths_are_teachers_and_the_process_is_left_as_it_was(tmp_path):
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    try:
+        shared = {"data": "digits", "runs": tmp_path, "epochs": 1, "device": "cpu", "weak_teacher": True}
+        first = tutelage.train(model="mlp:8", name="t", **shared, threads=2)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.get_num_threads() == threads
+        for name, teacher in (("a", first), ("b", first.folder)):
+            run = tutelage.distill(student="mlp:4", teacher=teacher, objective="kd", name=name, **shared)
+            assert run.manifest["teacher"]["name"] == "mlp:8"
+            assert run.manifest["repeatable"]
+    finally:
+        torch.use_deterministic_algorithms(False)

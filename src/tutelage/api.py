@@ -29,28 +29,28 @@ def train(*, model: str | nn.Module, data: Any, **settings: Any) -> Run:
 
 def distill(
     *,
-    student: str | nn.Module,
-    teacher: str | nn.Module | None,
+    student: str | Path | Run | nn.Module,
+    teacher: str | Path | Run | nn.Module | None,
     data: Any,
     objective: Objective | str | Mapping[str, Any],
     name: str | None = None,
     runs: str | Path = "runs",
     display: Display | None = None,
-    trust_code: bool = False,
+    trust_code: bool | frozenset[str] = False,
     **settings: Any,
 ) -> Run:
     """Distil a teacher into a student and record the run in ``runs/name``.
 
     Args:
-        student: a model's name, or a module of one's own, which is trained in place.
-        teacher: a model's name, a run's folder, or a module; none to learn from labels alone.
+        student: a model's name, a run or its folder, or a module of one's own, which is trained in place.
+        teacher: a model's name, a run or its folder, or a module; none to learn from labels alone.
         data: a source's name, a mapping of `DataSettings`, or a pair (training set, test set) of map-style data sets
             that yield (image in [0, 1] or PIL image, class index).
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: where runs' folders are.
         display: shows the run as it goes; by default nothing is shown.
-        trust_code: allow ``file:`` models, which run code.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -60,6 +60,7 @@ def distill(
         RecipeError: a setting is wrong (every fault is listed), or the name is that of a finished run.
     """
     wanted = objectives.from_recipe(objective)
+    student, teacher = _named(student), _named(teacher) if teacher is not None else None
     own = [value for value in (student, teacher, data) if not isinstance(value, str | Mapping | DataSettings | None)]
     custom = not all(objectives.is_built_in(piece.preset) for piece in wanted.pieces)
     label = student if isinstance(student, str) else type(student).__name__
@@ -91,8 +92,19 @@ def distill(
     )
 
 
+def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
+    """A run or a path as the name that it stands for; anything else as it is."""
+    if isinstance(network, Run):
+        return str(network.folder)
+    return str(network) if isinstance(network, Path) else network
+
+
 def _material(
-    recipe: Recipe, student: str | nn.Module, teacher: str | nn.Module | None, source: Any, trust_code: bool
+    recipe: Recipe,
+    student: str | nn.Module,
+    teacher: str | nn.Module | None,
+    source: Any,
+    trust_code: bool | frozenset[str],
 ) -> Material:
     """Gather objects of which some are the caller's own."""
     if isinstance(source, str | Mapping | DataSettings):
@@ -178,21 +190,8 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
     return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
 
 
-def names_code(recipe: Recipe) -> list[str]:
-    """Return the models of a recipe that are made by running a file, students of such a run included."""
-    training = recipe.training("teacher")
-    named = [recipe.student, recipe.teacher, training.student if training else None]
-    found = []
-    for network in named:
-        if isinstance(network, Network):
-            card = Path(network.name) / records.CARD
-            name = records.read_json(card).get("name", "") if card.is_file() else network.name
-            found += [name] if name.startswith("file:") else []
-    return found
-
-
 def evaluate(
-    model: str, overrides: Sequence[str], *, best: bool = False, trust_code: bool = False
+    model: str, overrides: Sequence[str], *, best: bool = False, trust_code: bool | frozenset[str] = False
 ) -> tuple[records.Judgement, str]:
     """Judge a model on a test set, by default that of the run it comes from.
 
@@ -200,7 +199,7 @@ def evaluate(
         model: a run's folder, or a model's name.
         overrides: ``data.*``, ``precision``, ``device`` and ``batch_size``.
         best: a run's best weights instead of its last.
-        trust_code: allow ``file:`` models, which run code.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
 
     Returns:
         The judgement, and a line that says what was judged on what.
@@ -222,6 +221,7 @@ def evaluate(
     network = models.create(
         recipe.student.name,
         weights=weights,
+        classes=None if weights or Path(recipe.student.name).is_dir() else splits.classes,
         channels=splits.channels,
         image_size=splits.image_size,
         trust_code=trust_code,

@@ -77,16 +77,16 @@ def compare(
 
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
     comparison = recipes.parse(Comparison, recipes.read(path, overrides or []), where=str(path))
-    _guard_code(comparison, [*(overrides or []), recipe], trust_code)
+    trust = trust_code or _typed_code(overrides or [])
     folder = runs / comparison.name
     if dry_run:
         for _, one in list(plan(comparison, folder))[: len(comparison.objectives)]:
             untrained = isinstance(one.teacher, Network) and one.teacher.name == str(folder / "teacher")
             given = one.model_copy(update={"teacher": comparison.teacher}) if untrained else one
-            _print_rehearsal(given, trust_code=True)
+            _print_rehearsal(given, trust)
         return
     with _screen() as screen:
-        report = studies.compare(comparison, folder, command=_command(), display=screen, trust_code=True)
+        report = studies.compare(comparison, folder, command=_command(), display=screen, trust_code=trust)
     _print_table(folder)
     typer.echo(f"\nreport: {report}")
 
@@ -101,7 +101,9 @@ def evaluate(
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
     from tutelage.api import evaluate as judge
 
-    judgement, name = judge(model, overrides or [], best=best, trust_code=trust_code or "file:" in model)
+    judgement, name = judge(
+        model, overrides or [], best=best, trust_code=trust_code or _typed_code([model, *(overrides or [])])
+    )
     typer.echo(name)
     for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
         value = judgement[key]  # type: ignore[literal-required]
@@ -184,7 +186,9 @@ def _code(error: Exception) -> int:
     """The user's input is wrong where a value, a file or an extra that was named is; all else is not the user's."""
     return (
         USER
-        if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | ConnectionError | ImportError)
+        if isinstance(
+            error, ValueError | TypeError | FileNotFoundError | NotADirectoryError | ConnectionError | ImportError
+        )
         else OTHER
     )
 
@@ -200,7 +204,7 @@ def _one(
     from tutelage import api
     from tutelage.runs import perform
 
-    typed = [*(overrides or []), given]
+    trust = trust_code or _typed_code([given, *(overrides or [])])
     if "=" in given and not Path(given).exists():
         recipe, expected = api.from_overrides([given, *(overrides or [])]), None
     elif Path(given).is_dir():
@@ -211,9 +215,8 @@ def _one(
         _fail("teacher: expected one to distil, got none; add teacher=runs/NAME, or type tutelage train", USER)
     if verb == "train" and recipe.teacher is not None:
         _fail("teacher: expected none to train from labels, got one; type tutelage distill", USER)
-    _guard_code(recipe, typed, trust_code)
     if dry_run:
-        _print_rehearsal(recipe, trust_code=True)
+        _print_rehearsal(recipe, trust)
         return
     with _screen() as screen:
         run = perform(
@@ -222,31 +225,25 @@ def _one(
             verb=verb,
             command=_command(),
             display=screen,
-            trust_code=True,
+            trust_code=trust,
             expected=expected,
         )
     _print_table(run.folder)
     typer.echo(f"\nreport: {run.folder / 'report.html'}")
 
 
-def _guard_code(recipe: Recipe, typed: list[str], trust_code: bool) -> None:
-    """Refuse models that run code unless they were typed here, or --trust-code was."""
-    from tutelage.api import names_code
+def _typed_code(typed: list[str]) -> frozenset[str]:
+    """The ``file:`` models typed on the command line: these alone are trusted, not what a recipe or a folder names."""
+    import re
 
-    for name in names_code(recipe):
-        if not trust_code and not any(name in text for text in typed):
-            _fail(
-                f"model {name}: expected code that you trust, got a recipe that names it; it would be run: "
-                f"read the file, then type --trust-code",
-                USER,
-            )
+    return frozenset(name for text in typed for name in re.findall(r"file:[^\s,}\]'\"]+", text))
 
 
-def _print_rehearsal(recipe: Recipe, *, trust_code: bool) -> None:
+def _print_rehearsal(recipe: Recipe, trust: bool | frozenset[str]) -> None:
     from tutelage.rehearsal import rehearse
 
     typer.echo(f"{recipe.name} (dry run, nothing is written)")
-    for what, value in rehearse(recipe, trust_code=trust_code):
+    for what, value in rehearse(recipe, trust_code=trust):
         typer.echo(f"  {what:<20} {value}")
 
 

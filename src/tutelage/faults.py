@@ -44,10 +44,11 @@ def lines(kind: type[BaseModel], detail: Any) -> list[str]:
             tags = [tag for section in _sections(spot.annotation) if (tag := _tag(section))]
             tag = got.get("name") if isinstance(got, Mapping) else None
             near = difflib.get_close_matches(str(tag), tags, n=1) or tags
-            shown = "none" if tag is None else repr(tag)
-            return [f"{spot.key}.name: expected one of {', '.join(tags)}, got {shown}; type {spot.key}.name={near[0]}"]
-    shown = "none" if what == "missing" else _shown(got)
-    return [f"{spot.key}: expected {spot.expected}, got {shown}; for example {spot.key}={spot.example(got)}"]
+            text = "none" if tag is None else repr(tag)
+            return [f"{spot.key}.name: expected one of {', '.join(tags)}, got {text}; type {spot.key}.name={near[0]}"]
+    expected = spot.expected.replace("a number", "a finite number") if what == "finite_number" else spot.expected
+    text = "none" if what == "missing" else shown(got)
+    return [f"{spot.key}: expected {expected}, got {text}; for example {spot.key}={spot.example(got)}"]
 
 
 class _Spot(NamedTuple):
@@ -124,6 +125,11 @@ def _nearest(kind: type[BaseModel], spot: _Spot, name: str) -> str:
     near = [other for other in (_OTHERWISE.get(name),) if other in known]
     near = near or sorted(here, key=len) or difflib.get_close_matches(name, known, n=1)
     near = [f"{above}.{path}" if above else path for path in near]
+    if not near and above:
+        others = _sections(_find(kind, above.split(".")).annotation)
+        kinds = [tag for other in others if name in _members(other) and (tag := _tag(other))]
+        if kinds:
+            return f"type {above}.name={kinds[0]} with it"
     elsewhere = sorted((path for path in _paths(kind) if path.rpartition(".")[2] == name), key=len)
     if not near and spot.key not in elsewhere:
         near = elsewhere[:1]
@@ -224,7 +230,8 @@ def _flow(value: Any) -> str:
     return yaml.dump(plain, default_flow_style=True).strip().removesuffix("...").strip()
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Put a value into a message: as it is typed, and not too long."""
     text = (
         repr(value)
         if isinstance(value, str)

@@ -29,13 +29,13 @@ class Material(NamedTuple):
     repeatable: bool = True
 
 
-def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool = False) -> Material:
+def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool | frozenset[str] = False) -> Material:
     """Turn a recipe's names into objects.
 
     Args:
         recipe: the run's.
         teacher: the folder of a teacher that was trained for this run.
-        trust_code: allow ``file:`` models, which run code.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
     """
     splits = data.open_data(recipe.data)
     shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
@@ -48,7 +48,11 @@ def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool = Fal
         **shape,
     )
     student.card = replace(
-        student.card, image_size=splits.image_size, margin=splits.margin, class_names=splits.class_names
+        student.card,
+        image_size=splits.image_size,
+        margin=splits.margin,
+        divisor=splits.divisor,
+        class_names=splits.class_names,
     )
     named = Network(name=teacher) if teacher else recipe.teacher
     if not isinstance(named, Network):
@@ -74,7 +78,7 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
         if objective.needs.labels != "none" and not labels.is_floating_point() and not (labels != UNLABELLED).any():
             raise RecipeError(
                 f"data: expected labels for the supervised objective {objective.name}, got none among {len(labels)} "
-                f"training samples; type objective.{objective.name}.supervised=0 or give labels"
+                "training samples; give labels, or zero its supervised weight where it has one beside a teacher's"
             )
         if objective.needs.labels == "index" and labels.is_floating_point():
             raise RecipeError(
@@ -89,7 +93,23 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
     if teacher is not None and teacher.card.fresh_head:
         raise RecipeError(
             f"teacher {teacher.card.name}: expected weights for {splits.classes} classes, as the data have, got "
-            "for another number; fine-tune it on these data first with `tutelage train`, or name another teacher"
+            "weights for another number; fine-tune it on these data first with `tutelage train`, or name another"
+        )
+    if teacher is not None:
+        _same_classes(teacher, splits)
+
+
+def _same_classes(teacher: Classifier, splits: data.Splits) -> None:
+    """Refuse a teacher whose classes have the same names as the data's in another order, or some of them.
+
+    Names that have nothing in common are two ways to write the same classes, such as words and WordNet ids.
+    """
+    theirs, ours = teacher.card.class_names or (), splits.class_names
+    if set(theirs) & set(ours) and tuple(theirs) != tuple(ours):
+        k = next(k for k, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        raise RecipeError(
+            f"teacher {teacher.card.name}: expected the classes of the data in their order, got {theirs[k]!r} where "
+            f"they have {ours[k]!r} (class {k}); fine-tune it on these data with `tutelage train`, or name another"
         )
 
 

@@ -53,8 +53,18 @@ def _short_for(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
+def _of_kind(default: str) -> BeforeValidator:
+    """A section is of one of several kinds, by its ``name``; one without a name is of the default kind."""
+    return BeforeValidator(lambda value: {"name": default, **value} if isinstance(value, Mapping) else value)
+
+
 def _check_data(settings: DataSettings) -> DataSettings:
     """Check each setting alone, so that every fault is found, then all together."""
+    if abs(settings.split_seed) >= _SEEDS:
+        raise ValueError(
+            "data.split_seed: expected a whole number between -2**63 and 2**63, "
+            f"got {settings.split_seed}; type data.split_seed=0"
+        )
     given = {field.name: getattr(settings, field.name) for field in fields(settings)}
     found = [fault for name, value in given.items() for fault in _wrong_with(DataSettings(**{name: value}))]
     found = found or _wrong_with(settings)
@@ -71,21 +81,39 @@ def _wrong_with(settings: DataSettings) -> list[str]:
     return []
 
 
+def _check_seed(seed: int | None, info: ValidationInfo) -> int | None:
+    if seed is not None and seed >= _SEEDS:
+        raise ValueError(f"expected a whole number >= 0 and < 2**63, got {seed}; for example {info.field_name}=0")
+    return seed
+
+
+_SEEDS = 2**63
+"""Seeds are below it, as generators take 64 bits."""
+
+
 def _check_optimizer(optimizer: SGD | AdamW) -> SGD | AdamW:
     FitSettings(optimizer=optimizer)
     return optimizer
 
 
+SeedField = Annotated[int, Field(ge=0), AfterValidator(_check_seed)]
+OwnSeedField = Annotated[int | None, Field(ge=0), AfterValidator(_check_seed)]
 DataField = Annotated[DataSettings, AfterValidator(_check_data), _short_for("source")]
 ObjectiveField = Annotated[Objective, PlainValidator(_objective), PlainSerializer(_write_objective)]
 OptimizerField = Annotated[
-    SGD | AdamW, Field(discriminator="name"), AfterValidator(_check_optimizer), _short_for("name")
+    SGD | AdamW,
+    Field(discriminator="name"),
+    AfterValidator(_check_optimizer),
+    _of_kind(SGD.name),
+    _short_for("name"),
 ]
-ScheduleField = Annotated[Constant | Step | MultiStep | Cosine, Field(discriminator="name"), _short_for("name")]
+ScheduleField = Annotated[
+    Constant | Step | MultiStep | Cosine, Field(discriminator="name"), _of_kind(Constant.name), _short_for("name")
+]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
 class Network(_Section):
@@ -130,8 +158,8 @@ class Training(_Section):
     clip: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16"] | None = None
     labelled: int | None = Field(None, ge=0)
-    seed: int | None = Field(None, ge=0)
-    data_seed: int | None = Field(None, ge=0)
+    seed: OwnSeedField = None
+    data_seed: OwnSeedField = None
 
 
 class TrainedTeacher(_Section):
@@ -196,8 +224,8 @@ class Recipe(_Section):
     checkpoint_steps: int | None = Field(None, ge=1)
     checkpoint_seconds: float = Field(300.0, gt=0)
     log_steps: int = Field(50, ge=1)
-    seed: int = Field(0, ge=0)
-    data_seed: int = Field(0, ge=0)
+    seed: SeedField = 0
+    data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1)
     deterministic: bool = False
@@ -239,11 +267,34 @@ class Comparison(Recipe):
         baseline: the entry that gains are measured against; by default the first.
     """
 
+    # A run's key, which a comparison refuses; written out, its default could not be read back.
+    objective: ObjectiveField = Field(objectives.cross_entropy(), exclude=True)
     objectives: dict[str, ObjectiveField] = Field(
         min_length=1, description="a mapping of names to objectives", examples=["{kd: kd}"]
     )
     seeds: int = Field(1, ge=1)
     baseline: str | None = Field(None, description="one of the objectives' names or null", examples=["null"])
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective_has_a_name(cls, value: Any) -> Any:
+        raise ValueError(
+            f"expected each objective of a comparison under its name, got {faults.shown(value)}; "
+            "type objectives.NAME=... instead"
+        )
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_leave_the_objective(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        found = [
+            f"stages.{i}.objective: expected none in a comparison, where it would replace every entry's, "
+            f"got {stage.objective.name}; type objectives.NAME=... instead"
+            for i, stage in enumerate(value)
+            if stage.objective is not None
+        ]
+        if found:
+            raise ValueError("\n".join(found))
+        return value
 
     @field_validator("baseline")
     @classmethod
@@ -369,7 +420,7 @@ def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> 
 
 
 def dump(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML: every value, defaults included. `parse` reads it back to an equal one."""
+    """Return the resolved recipe as YAML: every key, defaults included. `parse` reads it back to an equal one."""
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

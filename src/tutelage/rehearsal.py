@@ -24,7 +24,7 @@ SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""
 
 
-def rehearse(recipe: Recipe, *, trust_code: bool = False) -> list[tuple[str, str]]:
+def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
     """Resolve a recipe and try one batch of it.
 
     Returns:

@@ -140,7 +140,7 @@ def perform(
     command: str,
     display: Display | None = None,
     material: Material | None = None,
-    trust_code: bool = False,
+    trust_code: bool | frozenset[str] = False,
     expected: Mapping[str, str | None] | None = None,
 ) -> Run:
     """Do a run, or go on with it where it stopped.
@@ -152,7 +152,7 @@ def perform(
         command: how it was asked for.
         display: shows it as it goes.
         material: the objects, where they are the caller's own.
-        trust_code: allow ``file:`` models, which run code.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         expected: fingerprints of the data and the teacher that a repeated run had; others are refused.
 
     Raises:
@@ -160,11 +160,8 @@ def perform(
         BusyError: another process is doing the run.
     """
     display = display or Silent()
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    torch.use_deterministic_algorithms(recipe.deterministic)
     resolved = recipes.dump(recipe)
-    with alone(folder):
+    with alone(folder), _set_up(recipe):
         earlier = _earlier(folder, resolved)
         teacher_folder = None
         training = recipe.training(f"{recipe.name}/teacher")
@@ -366,7 +363,7 @@ class _Performance:
         for epoch in fit(
             lesson,
             self.teacher if objective.needs.teacher else None,
-            _Ticking(batches, self.display),
+            _Ticking(batches, self.display, sum(settings.epochs for _, settings, _ in self.fits[:stage])),
             settings,
             accelerator=self.accelerator,
             held_out=self.held_out,
@@ -423,21 +420,24 @@ class _Performance:
 
 
 class _Ticking:
-    """Batches that tell a display of each one taken."""
+    """Batches that tell a display of each one taken.
 
-    def __init__(self, batches: Batches, display: Display) -> None:
-        self.samples, self._batches, self._display = batches.samples, batches, display
+    ``before`` is the number of epochs of earlier stages: a later one goes on with order and views, not over them again.
+    """
+
+    def __init__(self, batches: Batches, display: Display, before: int) -> None:
+        self.samples, self._batches, self._display, self._before = batches.samples, batches, display, before
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        for batch in self._batches.epoch(epoch, start=start, rank=rank, world=world):
+        for batch in self._batches.epoch(epoch + self._before, start=start, rank=rank, world=world):
             yield batch
             self._display.tick()
 
 
-def load(folder: str | Path, *, best: bool = False, trust_code: bool = False) -> Classifier:
+def load(folder: str | Path, *, best: bool = False, trust_code: bool | frozenset[str] = False) -> Classifier:
     """Load the student of a run, in evaluation mode, ready to predict: it takes images in [0, 1] as they are.
 
     Args:
@@ -452,6 +452,8 @@ def load(folder: str | Path, *, best: bool = False, trust_code: bool = False) ->
 def _earlier(folder: Path, resolved: str) -> records.Manifest | None:
     """The manifest of an unfinished run of the same recipe in the folder, if there is one."""
     path = folder / records.MANIFEST
+    if (folder / records.COMPARISON).exists():
+        raise RecipeError(f"name: expected a folder for a run, got {folder}, which holds a comparison; type name=...")
     if not path.exists():
         return None
     found = records.read_json(path)
@@ -473,6 +475,19 @@ FREE = {
     *("data.workers", "data.root", "data.memory_limit_mb", "data.on_corrupt"),
 }
 """Keys that may be changed when a run is gone on with: they say how it is done, not what."""
+
+
+@contextlib.contextmanager
+def _set_up(recipe: Recipe) -> Iterator[None]:
+    """Set threads and determinism as the recipe says, and put them back: the process may be a notebook's."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.set_num_threads(recipe.threads or threads)
+        torch.use_deterministic_algorithms(recipe.deterministic)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def _essence(resolved: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tutelage.data import DataSettings, SplitBatches, open_data
+from tutelage.data import DataSettings, SplitBatches, digests, open_data
 from tutelage.data.split import ViewAt
 from tutelage.data.views import boxes
 
@@ -27,6 +29,12 @@ def fill(folder, per_class=5, size=None, kind="png"):
             shape = size or (20 + 3 * i, 30 - 2 * c)
             image(c * per_class + i, shape).save(folder / name / f"{i}.{kind}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -189,8 +197,14 @@ def test_a_corrupt_image_is_left_out_of_memory(root):
 def test_a_batch_without_a_readable_image_is_an_error(root):
     spoil(root)
     splits = open_data(settings(root, size=14, memory_limit_mb=0, on_corrupt="skip"))
-    with pytest.raises(ValueError, match=r"bee/1.png"):
+    with pytest.raises(ValueError, match=r"1 unreadable and no other: train/bee/1.png .*; raise batch_size") as caught:
         list(SplitBatches(splits.train, batch_size=1, train=False).epoch(0))
+    assert "on_corrupt" not in str(caught.value)
+    for i in range(5):
+        for name in ("ant", "bee"):
+            (root / "train" / name / f"{i}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"ant/0.png, .*ant/4.png and 4 more \("):
+        list(SplitBatches(splits.train, batch_size=9, train=False).epoch(0))
 
 
 def test_sixteen_bit_images_are_not_clipped_in_silence(root):
@@ -210,6 +224,51 @@ def test_fingerprint_follows_the_content(root):
         assert before == open_data(settings(root, size=14, memory_limit_mb=limit)).fingerprint
         image(50, (90, 80)).save(root / "train" / "ant" / f"more{limit}.png")
         assert before != open_data(settings(root, size=14, memory_limit_mb=limit)).fingerprint
+
+
+def test_fingerprint_of_streamed_images_follows_their_bytes(root):
+    path = root / "train" / "ant" / "0.png"
+    before = open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[-20] ^= 1
+    path.write_bytes(content)
+    assert path.stat().st_size == times.st_size
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
+    assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint != before
+
+
+def test_only_files_that_were_touched_are_read_again(root, monkeypatch):
+    def fingerprint():
+        return open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
+
+    def reading(path):
+        read.append(path.name)
+        return hashed(path)
+
+    hashed, read = digests._hash, []
+    monkeypatch.setattr(digests, "_hash", reading)
+    first = fingerprint()
+    assert len(read) == 21
+    assert (fingerprint(), len(read)) == (first, 21)
+    os.utime(root / "train" / "cat" / "3.png", (5, 5))
+    assert (fingerprint(), read[21:]) == (first, ["3.png"])
+
+
+def test_kept_digests_that_are_damaged_are_ignored(root, caches):
+    first = open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
+    (place,) = (caches / "digests").iterdir()
+    whole = place.read_bytes()
+    for damage in (b"", b"junk", whole[: len(whole) // 2], whole[:200] + b"~~~~" + whole[204:]):
+        place.write_bytes(damage)
+        assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint == first
+        assert len(digests._load(place)) == 21
+
+
+def test_digests_that_cannot_be_kept_are_not_fatal(root, tmp_path, monkeypatch):
+    first = open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / "file"))
+    assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint == first
 
 
 def test_faults_of_folders(tmp_path, root):

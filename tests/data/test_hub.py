@@ -80,6 +80,28 @@ def test_labels_outside_the_classes(tmp_path):
         open_data(settings(store(tmp_path / "blind", train=rows(20), test=rows(6, kind=[-1] * 6))))
     with pytest.raises(ValueError, match="an empty kind"):
         open_data(settings(store(tmp_path / "bare", train=rows(4), test=rows(2, kind=[None, 1]))))
+    with pytest.raises(ValueError, match=r"in the column id of the split train, got -2"):
+        open_data(settings(store(tmp_path / "low", train=rows(4, id=[0, 1, -2, 1]), test=rows(2)), label="id"))
+
+
+@pytest.mark.parametrize("limit", [2048, 0])
+def test_training_rows_without_a_label_are_unlabelled(tmp_path, limit):
+    folder = store(tmp_path / "some", train=rows(6, kind=[None, 1, -1, 0, None, 1]), test=rows(4))
+    splits = open_data(settings(folder, memory_limit_mb=limit))
+    assert splits.train.labels.tolist() == [-100, 1, -100, 0, -100, 1]
+    assert (splits.sizes()["labelled"], splits.classes) == (3, 2)
+    assert open_data(settings(folder, labelled=1)).sizes()["labelled"] == 2
+    splits = open_data(settings(store(tmp_path / "ids", train=rows(4, id=[2, -1, None, 0]), test=rows(3)), label="id"))
+    assert (splits.train.labels.tolist(), splits.classes) == ([2, -100, -100, 0], 3)
+
+
+def test_the_fingerprint_of_streamed_rows_follows_the_files(tmp_path):
+    folder = store(tmp_path / "pets", train=rows(6), test=rows(4))
+    before = open_data(settings(folder, memory_limit_mb=0)).fingerprint
+    assert open_data(settings(folder, memory_limit_mb=0)).fingerprint == before
+    rows(6, seed=5).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    os.utime(folder / "data" / "train-00000-of-00001.parquet", (time.time() + 10,) * 2)
+    assert open_data(settings(folder, memory_limit_mb=0)).fingerprint != before
 
 
 def test_splits(tmp_path):

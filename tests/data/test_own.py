@@ -69,6 +69,37 @@ def test_targets_save_a_pass_and_are_checked():
         splits.train.fetch(np.array([0]))
 
 
+def test_images_alone_are_unlabelled():
+    images = torch.rand(4, 1, 5, 5)
+    picture = Image.fromarray(np.full((5, 5), 51, np.uint8))
+    for bare in (list(images), TensorDataset(images), [(image, None) for image in images], [picture] * 4):
+        splits = from_datasets(bare, bare, classes=2)
+        assert splits.train.labels.tolist() == splits.test.labels.tolist() == [-100] * 4
+        assert splits.sizes()["labelled"] == 0
+        assert splits.train.fetch(np.arange(4)).shape == (4, 1, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        (torch.tensor([0.3, 0.7]), r"got torch.float32 values of shape \(2,\)"),
+        (np.array([0.3, 0.7]), r"got float64 values of shape \(2,\)"),
+        (torch.tensor([0, 1]), r"got torch.int64 values of shape \(2,\)"),
+        (0.5, "got float"),
+        ("ant", "got str"),
+    ],
+)
+def test_labels_that_are_no_class_index(label, says):
+    class Targeted(list):
+        targets = (0, label)
+
+    good, bad = (torch.zeros(3, 4, 4), 0), (torch.zeros(3, 4, 4), label)
+    for dataset in ([good, bad], Targeted([good, bad])):
+        with pytest.raises(TypeError, match=r"expected a class index as the label of sample 1, .*" + says) as caught:
+            from_datasets(dataset, plain(4), classes=2)
+        assert "\n" not in str(caught.value)
+
+
 def test_faults():
     with pytest.raises(ValueError, match=r"values in \[0, 1\], got -2 to 2; leave normalisation out"):
         from_datasets(plain(4, -2, 2), plain(4), classes=2).train.fetch(np.arange(4))
@@ -80,8 +111,8 @@ def test_faults():
         from_datasets(plain(4), [], classes=2)
     with pytest.raises(TypeError, match="8-bit values divided by 255"):
         from_datasets([(torch.zeros(3, 5, 5, dtype=torch.uint8), 0)], plain(4), classes=2)
-    with pytest.raises(TypeError, match="expected \\(image, label\\) of sample 0, got Tensor"):
-        from_datasets([torch.zeros(3, 5, 5)], plain(4), classes=2)
+    with pytest.raises(TypeError, match=r"expected \(image, label\) of sample 0, .* got 3 values"):
+        from_datasets([(torch.zeros(3, 5, 5), 0, 0)], plain(4), classes=2)
     with pytest.raises(ValueError, match="class_names: expected 2 names, got 1"):
         from_datasets(plain(4), plain(4), classes=2, class_names=["a"])
 

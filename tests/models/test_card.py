@@ -11,6 +11,7 @@ def test_a_card_survives_json():
         classes=2,
         channels=1,
         image_size=(28, 30),
+        divisor=16.0,
         mean=(0.1,),
         std=(0.3,),
         weights="x.pth",
@@ -26,6 +27,11 @@ def test_the_least_card_survives_json():
     assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
 
 
+def test_a_card_written_without_a_divisor_means_8_bits():
+    older = {k: v for k, v in Card(name="mine", classes=7).to_json().items() if k != "divisor"}
+    assert Card.from_json(older).divisor == 255
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -34,6 +40,7 @@ def test_the_least_card_survives_json():
         ({"channels": 0}, "channels: expected"),
         ({"image_size": (32,)}, "image_size: expected"),
         ({"image_size": (0, 32)}, "image_size: expected"),
+        ({"divisor": 0.0}, "divisor: expected"),
         ({"mean": (0.5,) * 3}, "both or neither"),
         ({"mean": (0.5,), "std": (0.5,)}, "mean: expected 3 values"),
         ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "std: expected values above 0"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import tutelage
 from tutelage import data, models, runs
@@ -43,6 +46,36 @@ def test_predictions_on_files_are_those_of_the_evaluation(folder, tmp_path):
     np.testing.assert_allclose([p.probability for p in predicted], seen.max(-1).values.numpy(), rtol=1e-5)
     assert {p.name for p in predicted} <= {"ant", "bee"}
     right = np.mean([p.name == path.parent.name for p, path in zip(predicted, paths, strict=True)])
+    assert right == pytest.approx(run.accuracy)
+
+
+@pytest.mark.parametrize("size", [None, 12])
+def test_predictions_on_raw_digits_are_those_of_the_evaluation(size):
+    splits = data.open_data(DataSettings(source="digits", size=size))
+    assert splits.divisor == 16
+    model = models.create("mlp:64", classes=10, channels=1, image_size=splits.image_size)
+    model.card = replace(model.card, image_size=splits.image_size, divisor=splits.divisor)
+    bunch = load_digits()
+    raw = [image.astype(np.uint8) for image, label in zip(bunch.images, bunch.target, strict=True) if label == 3]
+    (batch,) = data.SplitBatches(splits.train, batch_size=2000, train=False).epoch(0)
+    (other,) = data.SplitBatches(splits.test, batch_size=2000, train=False).epoch(0)
+    labels, inputs = torch.cat([batch.labels, other.labels]), torch.cat([batch.inputs, other.inputs])
+    with torch.no_grad():
+        seen = model(inputs[labels == 3]).softmax(-1).max(-1).values
+    for given in (raw, [Image.fromarray(image) for image in raw]):
+        found = sorted(p.probability for p in model.predict(given))
+        np.testing.assert_allclose(found, sorted(seen.tolist()), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"expected values from 0 to 16, .* got 17"):
+        model.predict(np.full((8, 8), 17, np.uint8))
+
+
+def test_a_trained_student_reads_raw_digits(tmp_path):
+    run = tutelage.train(model="mlp:64", data="digits", epochs=2, runs=tmp_path, name="d", device="cpu")
+    student = runs.load(run.folder)
+    splits = data.open_data(DataSettings(source="digits"))
+    predicted = student.predict(list(splits.test.pixels.numpy()))
+    right = np.mean([p.label == label for p, label in zip(predicted, splits.test.labels.tolist(), strict=True)])
+    assert splits.test.pixels.max() == 16
     assert right == pytest.approx(run.accuracy)
 
 

@@ -132,6 +132,21 @@ def test_signatures_are_the_schema():
         assert preset.build.__doc__
 
 
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(name, argument) for name in EVERY for argument in ("weight", "beta", "supervised")],
+)
+def test_every_weight_but_the_free_one_is_at_least_zero(name, argument):
+    given = EVERY[name].pieces[0].arguments
+    if argument not in given:
+        return
+    if name == "renyi_penalty":
+        assert PRESETS[name].build(**given | {argument: -1.0}).weights() == {"renyi_penalty": -1.0}
+        return
+    with pytest.raises(ValueError, match=f"^{argument}: expected a weight >= 0, got -1.0; for example {argument}=0.9"):
+        PRESETS[name].build(**given | {argument: -1})
+
+
 # ----------------------------------------------------------------------------------------------------------- the faults
 
 

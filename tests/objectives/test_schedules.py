@@ -80,6 +80,13 @@ def test_an_objective_s_weight_follows_progress_and_its_scale():
         (math.nan, "beta: expected a number .*, got nan; for example"),
         ({"start": 1, "end": 0}, "beta: expected a number or .*; for example"),
         ({"schedule": "linaer", "start": 1, "end": 0}, "beta: expected .*linear.*, got .*linaer.*; for example"),
+        (-1, "beta: expected a weight >= 0, got -1.0; for example beta=0.9"),
+        (
+            {"schedule": "linear", "start": 1, "end": -1},
+            "beta: schedule: expected end >= 0, got -1; for example end: 1",
+        ),
+        (Cosine(-0.5, 1.0), "beta: schedule: expected start >= 0, got -0.5; for example start: 1"),
+        (WarmUp(-2.0, 3), "beta: schedule: expected value >= 0, got -2.0; for example value: 1"),
         ({"schedule": ["linear"]}, "beta: expected a number or .*; for example"),
         (
             {"schedule": "linear", "strt": 1, "end": 0},
@@ -112,3 +119,8 @@ def test_an_objective_s_weight_follows_progress_and_its_scale():
 def test_a_weight_that_is_none_is_refused(value, message):
     with pytest.raises(ValueError, match=message):
         weight_from_recipe(value, argument="beta")
+
+
+@pytest.mark.parametrize("weight", [-1.0, Linear(1.0, -1.0), WarmUp(-2.0, 3)])
+def test_a_signed_weight_may_be_below_zero(weight):
+    assert weight_from_recipe(weight, argument="weight", signed=True) == weight

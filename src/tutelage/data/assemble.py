@@ -44,12 +44,12 @@ class Raw:
     Attributes:
         reader: of the images.
         labels: ``(images,)`` int64.
-        identity: bytes that change with the images, for sets too large to be read for that.
+        identity: makes bytes that change with the images; asked for only where they are not decoded as a whole.
     """
 
     reader: Reader
     labels: NDArray[np.int64]
-    identity: bytes = b""
+    identity: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def from_pixels(
         settings=settings,
         source=source,
         notes=notes,
+        divisor=divisor,
     )
 
 
@@ -226,7 +227,7 @@ def _streamed(
             on_corrupt=settings.on_corrupt,
         )
 
-    content = [hashlib.sha256(raw.identity).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
+    content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
     return _divided(
         train.labels,
         test.labels,
@@ -258,6 +259,7 @@ def _divided(
     settings: DataSettings,
     source: str,
     notes: Sequence[str],
+    divisor: float = 255.0,
 ) -> Splits:
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)
@@ -283,6 +285,7 @@ def _divided(
         channels=layout.channels,
         image_size=(layout.height, layout.width),
         margin=layout.margin,
+        divisor=divisor,
         source=source,
         fingerprint=hashlib.sha256("\n".join([*content, division]).encode()).hexdigest()[:16],
         notes=tuple(notes),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -31,7 +33,8 @@ def open_digits(settings: DataSettings) -> Splits:
     names = tuple(str(digit) for digit in range(10))
     if settings.random_resized_crop or settings.size not in (None, values.shape[1]):
         scaled = np.rint(values * (255 / WHITE)).astype(np.uint8)
-        train, test = (Raw(ArrayReader(scaled[p]), labels[p], scaled[p].tobytes()) for p in (rest, held))
-        return from_images(train, test, class_names=names, settings=settings, source="digits")
+        train, test = (Raw(ArrayReader(scaled[p]), labels[p], scaled[p].tobytes) for p in (rest, held))
+        splits = from_images(train, test, class_names=names, settings=settings, source="digits")
+        return replace(splits, divisor=WHITE)
     halves = [Pixels(values[p], labels[p]) for p in (rest, held)]
     return from_pixels(*halves, class_names=names, settings=settings, source="digits", divisor=WHITE)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tutelage.data.assemble import Raw, cut_test, from_images
+from tutelage.data.digests import listing
 from tutelage.data.images import Encoded
 
 if TYPE_CHECKING:
@@ -104,7 +106,6 @@ def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
     """List the images of the classes, sorted by name."""
     names: list[str] = []
     labels: list[int] = []
-    identity: list[str] = []
     for label, name in enumerate(classes):
         for folder, below, files in os.walk(root / name):
             below.sort()
@@ -113,10 +114,7 @@ def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
                     place = Path(folder, file)
                     names.append(str(place.relative_to(base)))
                     labels.append(label)
-                    identity.append(f"{place.relative_to(base).as_posix()} {place.stat().st_size}")
-    return Raw(
-        FolderReader(base, names), np.array(labels, np.int64), "\n".join(identity).encode("utf-8", "surrogateescape")
-    )
+    return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))
 
 
 def _no_images(what: str) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache as once
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tutelage.contracts import UNLABELLED
 from tutelage.data import cache
 from tutelage.data.assemble import Raw, check_labels, cut_test, from_images
+from tutelage.data.digests import listing
 from tutelage.data.images import Encoded, Reader, one_line
 
 if TYPE_CHECKING:
@@ -55,6 +59,8 @@ def _file_of(item: Mapping[str, Any] | None) -> Encoded:
 def open_hub(name: str, settings: DataSettings) -> Splits:
     """Open a data set by its hub id, or by the path of a folder where there is one of that name.
 
+    Training rows whose label is empty or -1 are unlabelled: -100.
+
     Raises:
         ImportError: the ``datasets`` library is missing.
         FileNotFoundError: neither a folder nor a data set that can be reached.
@@ -70,7 +76,9 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     label = _label_column(found["train"], settings.label)
     test_name = next((n for n in _TESTS if n in found), None)
     names, labels = _labels(found, label, [n for n in ("train", test_name) if n is not None])
-    halves = {n: Raw(_reader(found[n], image, n), y, _identity(found[n], n)) for n, y in labels.items()}
+    folder = Path(name).expanduser() if local else None
+    files = once(partial(_files, folder)) if folder is not None else bytes
+    halves = {n: Raw(_reader(found[n], image, n), y, partial(_identity, found[n], n, files)) for n, y in labels.items()}
     notes = []
     if test_name is None:
         train, test, note = cut_test(halves["train"], seed=settings.split_seed)
@@ -154,6 +162,8 @@ def _labels(found: Mapping[str, Any], column: str, splits: Sequence[str]) -> tup
         if column not in found[split].features:
             raise ValueError(_columns(found[split], "label", f"{column!r} in the split {split} too, got none", []))
         entries = found[split].select_columns([column])[:][column]
+        if split == "train":
+            entries = [UNLABELLED if entry is None or entry == -1 else entry for entry in entries]
         if any(entry is None for entry in entries):
             raise ValueError(
                 f"data.label: expected a class index in every row of the split {split}, got an empty {column}; "
@@ -165,7 +175,7 @@ def _labels(found: Mapping[str, Any], column: str, splits: Sequence[str]) -> tup
         names = [str(i) for i in range(int(values["train"].max(initial=0)) + 1)]
     for split, labels in values.items():
         check_labels(
-            labels,
+            labels[labels != UNLABELLED] if split == "train" else labels,
             classes=len(names),
             what=f"the column {column} of the split {split}",
             remedy="choose another column (data.label=...) or a data set whose splits are labelled alike",
@@ -179,9 +189,21 @@ def _reader(rows: Any, column: str, split: str) -> Reader:
     return HubReader(rows.select_columns([column]).cast_column(column, Image(decode=False)), column, split)
 
 
-def _identity(rows: Any, split: str) -> bytes:
+def _identity(rows: Any, split: str, files: Callable[[], bytes]) -> bytes:
+    """Name a split by what the library says of it, and by the files of the folder that it lies in, if it does."""
     known = (rows.info.splits or {}).get(split)
-    return f"{split} {len(rows)} {known.num_bytes if known else 0} {sorted(rows.features)}".encode()
+    said = f"{split} {len(rows)} {known.num_bytes if known else 0} {sorted(rows.features)}"
+    return said.encode() + b"\n" + files()
+
+
+def _files(root: Path) -> bytes:
+    names: list[str] = []
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        # What the library leaves beside the rows when they are worked on is no part of them.
+        kept = sorted(name for name in files if not name.startswith((".", "cache-")))
+        names.extend(str(Path(folder, name).relative_to(root)) for name in kept)
+    return listing(root, names)
 
 
 def _key(found: Mapping[str, Any], image: str, settings: DataSettings, test_name: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class Mapped(Protocol):
         """Return the number of samples."""
 
     def __getitem__(self, index: int, /) -> Any:
-        """Return an image and its class index."""
+        """Return an image and its class index, or the image alone where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def from_datasets(
 
     Args:
         train: yields (image, label): a float tensor ``(channels, height, width)`` in [0, 1] or a Pillow image, and a
-            class index, -100 where unlabelled. All images have one shape.
+            class index; where unlabelled -100, None, or the image alone. All images have one shape.
         test: alike.
         classes: number of classes.
         validation: alike, or none.
@@ -163,9 +164,12 @@ def from_datasets(
 
 def _sample(dataset: Mapped, place: int) -> tuple[Tensor, int]:
     sample = dataset[place]
-    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-        raise TypeError(f"data: expected (image, label) of sample {place}, got {type(sample).__name__}; return a pair")
-    image, label = sample
+    if isinstance(sample, (torch.Tensor, Image.Image)):
+        sample = (sample,)
+    if not isinstance(sample, (tuple, list)) or len(sample) not in (1, 2):
+        got = f"{len(sample)} values" if isinstance(sample, (tuple, list)) else type(sample).__name__
+        raise TypeError(f"data: expected (image, label) of sample {place}, or an image alone, got {got}; return a pair")
+    image, label = sample[0], sample[1] if len(sample) == 2 else None
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
@@ -176,7 +180,7 @@ def _sample(dataset: Mapped, place: int) -> tuple[Tensor, int]:
             f"data: expected a float image (channels, height, width) in [0, 1] of sample {place}, got {got}; "
             "convert it in __getitem__, 8-bit values divided by 255"
         )
-    return image.to(torch.float32), int(label)
+    return image.to(torch.float32), _label(label, place)
 
 
 def _targets(dataset: Mapped) -> NDArray[np.int64]:
@@ -184,7 +188,23 @@ def _targets(dataset: Mapped) -> NDArray[np.int64]:
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
         with _seeded(0):
             targets = [_sample(dataset, place)[1] for place in range(len(dataset))]
-    return np.array([int(target) for target in targets], np.int64)
+        return np.array(targets, np.int64)
+    return np.array([_label(target, place) for place, target in enumerate(targets)], np.int64)
+
+
+def _label(label: Any, place: int) -> int:
+    """Return a class index; none is none known."""
+    if label is None:
+        return UNLABELLED
+    try:
+        return operator.index(label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = f" of shape {tuple(label.shape)}" if isinstance(label, (torch.Tensor, np.ndarray)) else ""
+        kind = f"{label.dtype} values" if shape else type(label).__name__
+        raise TypeError(
+            f"data: expected a class index as the label of sample {place}, a whole number, got {kind}{shape}; "
+            "return one whole number, or None where unlabelled (soft labels are the teacher's to give)"
+        ) from error
 
 
 @contextmanager

@@ -67,6 +67,7 @@ class Splits:
         channels: of an image.
         image_size: height and width, pixels.
         margin: the evaluation view is the centre of a copy this much larger.
+        divisor: the value of white in the source's own images.
         source: as typed, a local path reduced to its last component.
         fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; none where
             the content is not known.
@@ -84,6 +85,7 @@ class Splits:
     fingerprint: str | None
     notes: tuple[str, ...] = ()
     margin: float = 1.0
+    divisor: float = 255.0
 
     def sizes(self) -> dict[str, int]:
         """Return counts: samples of each split, training samples with a label, and unreadable images met so far."""

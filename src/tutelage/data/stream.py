@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tutelage.data.split import ViewAt
+
+_SHOWN = 5
 
 
 class Decoded(NamedTuple):
@@ -118,8 +120,10 @@ class StreamSplit:
             ValueError: an image cannot be read and ``on_corrupt`` is ``"stop"``, or none of a batch can be read.
         """
         for decoded in in_workers(partial(self._decode, view=view), requests, workers=self.workers):
+            if self.on_corrupt == "skip" and decoded.faults and not len(decoded.places):
+                _none_readable(decoded.faults)
             for fault in decoded.faults:
-                if self.on_corrupt == "stop" or not len(decoded.places):
+                if self.on_corrupt == "stop":
                     stop_on(fault)
                 if fault.name not in self.corrupt:
                     self.corrupt.append(fault.name)
@@ -148,3 +152,13 @@ class StreamSplit:
         if view is not None:
             batch = augment(batch, left, view=view, padding=self.crop_padding, flip=self.flip)
         return Decoded(left, batch, faults)
+
+
+def _none_readable(faults: Sequence[Fault]) -> None:
+    """Raise for a batch that skipping leaves nothing of: the number of steps is fixed, so it cannot be left out."""
+    shown = ", ".join(fault.name for fault in faults[:_SHOWN])
+    more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    raise ValueError(
+        f"data.source: expected at least 1 readable image in every batch, got {len(faults)} unreadable and no other: "
+        f"{shown}{more} ({faults[0].reason}); raise batch_size or remove these files"
+    )

@@ -72,7 +72,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
         check_labels(
             values, classes=len(classes), what=f"torchvision:{name} ({split})", remedy="choose another data set"
         )
-        raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode()))
+        raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode))
     return from_images(*raws, class_names=classes, settings=settings, source=f"torchvision:{name}")
 
 

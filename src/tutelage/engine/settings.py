@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 
 def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
+    # A run's records are JSON, which has no infinity.
+    if isinstance(got, float) and not math.isfinite(got):
+        good, expected = False, f"{expected}, and finite"
     if not good:
         raise ValueError(f"{name}: expected {expected}, got {got}; for example {name}={example}")
 
@@ -176,5 +180,6 @@ class FitSettings:
             got = getattr(self, name)
             if got < 1:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {got}; for example {name}=1")
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip: expected a gradient norm > 0, got {self.clip}; for no clipping type clip=null")
+        _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)

@@ -17,6 +17,7 @@ class Card:
         channels: input channels, at least 1.
         image_size: ``(height, width)`` in pixels the model was made for; none where it does not matter or is not known.
         margin: the view that it was evaluated on is the centre of a copy this much larger, >= 1.
+        divisor: the value of white in raw images, above 0: these are divided by it.
         mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation at the model's door.
         std: each channel's standard deviation, above 0; none exactly where ``mean`` is.
         weights: the tag or the file's name that the weights come from; none for random weights.
@@ -37,6 +38,7 @@ class Card:
     channels: int = 3
     image_size: tuple[int, int] | None = None
     margin: float = 1.0
+    divisor: float = 255.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     weights: str | None = None
@@ -56,6 +58,8 @@ class Card:
             raise ValueError(
                 f"image_size: expected (height, width) in pixels, got {self.image_size!r}; type image_size=(32, 32)"
             )
+        if not 0 < self.divisor < float("inf"):
+            raise ValueError(f"divisor: expected a number above 0, got {self.divisor!r}; type divisor=255")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std: expected both or neither, got one of them; give the other too")
         for argument in ("mean", "std"):
@@ -82,7 +86,7 @@ class Card:
         """Read a card back.
 
         Args:
-            value: what `to_json` returned, perhaps through a JSON file.
+            value: what `to_json` returned, perhaps through a JSON file; fields it lacks take their defaults.
 
         Raises:
             ValueError: if a field is unknown or a required one is missing.

@@ -37,7 +37,7 @@ def plan(rest: str, wish: Wish) -> Plan:
     path, _, function = rest.rpartition(":")
     if not path or not function.isidentifier():
         raise ValueError(f"model: expected file:path.py:function, got {name!r}; type file:my_models.py:student")
-    if not wish.trust_code:
+    if not (wish.trust_code is True or (wish.trust_code and name in wish.trust_code)):
         raise ValueError(
             f"model: expected consent to run the code of {name!r}, got none; read the file, then type --trust-code "
             "(trust_code=True in Python)"

@@ -29,7 +29,7 @@ def create(
     image_size: tuple[int, int] | None = None,
     weights: str | Path | None = None,
     seed: int = 0,
-    trust_code: bool = False,
+    trust_code: bool | frozenset[str] = False,
 ) -> Classifier:
     """Make the classifier that a name stands for.
 
@@ -46,7 +46,7 @@ def create(
         weights: a local checkpoint, which stands in for the name's own weights: ``.safetensors``, or a file of
             `torch.save`; nothing in it is executed.
         seed: fixes random weights, alone; no global generator is read or moved.
-        trust_code: allow ``file:`` names, which run code.
+        trust_code: allow ``file:`` names, which run code: all of them, or these.
 
     Returns:
         The classifier, on the CPU, in training mode.

@@ -19,14 +19,14 @@ class Wish(NamedTuple):
         classes: none for the model's own.
         channels: input channels.
         image_size: ``(height, width)`` in pixels; none for the model's own.
-        trust_code: whether a file of the user's own may be run.
+        trust_code: whether a file of the user's own may be run: any, or those of these names.
         tagged: whether the name's tag may fetch weights; without, it fixes the card alone.
     """
 
     classes: int | None = None
     channels: int = 3
     image_size: tuple[int, int] | None = None
-    trust_code: bool = False
+    trust_code: bool | frozenset[str] = False
     tagged: bool = True
 
 

@@ -44,6 +44,7 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     Raises:
         TypeError: something is none of these.
         FileNotFoundError: a path is none.
+        ValueError: an image is brighter than the card's white.
     """
     given = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not given:
@@ -67,16 +68,24 @@ def _view(image: Any, card: Card) -> Tensor:
     if picture.mode == "P":  # a palette may hold transparency, which is dropped as everywhere
         picture = picture.convert("RGBA")
     picture = picture.convert("RGB" if card.channels == 3 else "L")
+    pixels, white = np.asarray(picture), card.divisor
+    if pixels.max() > white:
+        raise ValueError(
+            f"images: expected values from 0 to {white:g}, as the images that {card.name} was trained on have, "
+            f"got {pixels.max()}; multiply them by {white:g}/255 where 255 is their white"
+        )
     if card.image_size is not None:
         height, width = card.image_size
         if card.margin != 1 or picture.size != (width, height):
+            if white != 255:  # in all 8 bits before the resize rounds, as the data room does
+                picture, white = Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8)), 255.0
             scale = card.margin * max(width / picture.width, height / picture.height)
             size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
             picture = picture.resize(size, Image.Resampling.BILINEAR)
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         picture = picture.crop((left, top, left + width, top + height))
     pixels = np.asarray(picture)
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1).float() / white
 
 
 def _open(image: Any) -> Image.Image:

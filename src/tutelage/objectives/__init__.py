@@ -18,6 +18,7 @@ from tutelage.objectives.presets import wttm as wttm
 from tutelage.objectives.schedules import Cosine as Cosine
 from tutelage.objectives.schedules import Linear as Linear
 from tutelage.objectives.schedules import Schedule as Schedule
+from tutelage.objectives.schedules import SignedWeight as SignedWeight
 from tutelage.objectives.schedules import WarmUp as WarmUp
 from tutelage.objectives.schedules import Weight as Weight
 from tutelage.objectives.terms import Apply as Apply

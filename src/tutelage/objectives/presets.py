@@ -16,7 +16,7 @@ import torch
 from tutelage import losses
 from tutelage.contracts import Batch, Outputs, Progress
 from tutelage.objectives.objective import Objective, Part, Piece
-from tutelage.objectives.schedules import Weight, scaled, weight_from_recipe
+from tutelage.objectives.schedules import SignedWeight, Weight, scaled, weight_from_recipe
 from tutelage.objectives.terms import Apply, Context
 
 
@@ -38,7 +38,8 @@ PRESETS: dict[str, Preset] = {}
 def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
     """Name a function as a preset: its objective remembers the call, so that a recipe can hold it.
 
-    Its parameters are numbers; those annotated as `Weight` may be schedules too. They are checked at the call.
+    Its parameters are numbers; those annotated as `Weight` may be schedules too, and are at least 0; those annotated as
+    `SignedWeight` may be below it. They are checked at the call.
 
     Args:
         paper: where the method comes from.
@@ -105,7 +106,7 @@ def confidence_penalty(*, weight: Weight = 0.1) -> Objective:
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
-def renyi_penalty(*, weight: Weight, order: float) -> Objective:
+def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
     """``-weight * H_order(q)``: the regulariser that TTM has and KD lacks, with its weight and order free.
 
     It carries no cross-entropy: ``kd(...) + renyi_penalty(...)``. With ``order = 1/T`` and ``weight = beta * (T - 1)``,
@@ -113,7 +114,8 @@ def renyi_penalty(*, weight: Weight, order: float) -> Objective:
     ``beta = lam / (1 - lam) * T``.
 
     Args:
-        weight: of the penalty, in nats.
+        weight: of the penalty, in nats: any finite number. Below 0 the term rewards a low entropy, as TTM with T < 1
+            does.
         order: of the Rényi entropy, > 0; at 1 it is the Shannon entropy.
     """
     return _sum(Part("renyi_penalty", weight, Apply(losses.renyi_penalty, {"order": order})))
@@ -259,7 +261,7 @@ def _read(preset: str, signature: inspect.Signature, given: Mapping[str, Any]) -
             found.append(TypeError(f"{name}: expected a value for {preset}, got none; for example {name}=1.0"))
             continue
         try:
-            read[name] = (weight_from_recipe if parameter.annotation == Weight else _number)(value, argument=name)
+            read[name] = _READ.get(parameter.annotation, _number)(value, argument=name)
         except (TypeError, ValueError) as error:
             found.append(error)
     if found:
@@ -273,3 +275,10 @@ def _number(value: Any, *, argument: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
     return value if isinstance(value, int) else float(value)
+
+
+_READ: dict[Any, Callable[..., Any]] = {
+    Weight: weight_from_recipe,
+    SignedWeight: functools.partial(weight_from_recipe, signed=True),
+}
+"""How an argument is read, by its annotation; any other is a number."""

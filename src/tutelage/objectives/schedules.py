@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
 from tutelage.contracts import Progress
 
@@ -78,7 +78,9 @@ class WarmUp:
 
 Schedule = Linear | Cosine | WarmUp
 Weight = float | Schedule
-"""Any weight is a number or a schedule."""
+"""Any weight is a number >= 0 or a schedule of such numbers."""
+SignedWeight = Annotated[Weight, "of either sign"]
+"""A weight that may be below 0."""
 
 SCHEDULES: dict[str, type[Linear] | type[WarmUp]] = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp}
 
@@ -111,12 +113,34 @@ def weight_to_recipe(weight: Weight) -> float | dict[str, Any]:
     return {"schedule": name, **asdict(weight)}
 
 
-def weight_from_recipe(value: Any, *, argument: str) -> Weight:
+def weight_from_recipe(value: Any, *, argument: str, signed: bool = False) -> Weight:
     """Read a weight from a recipe.
 
+    Args:
+        value: a finite number or a schedule.
+        argument: what the message calls it.
+        signed: whether it may be below 0.
+
     Raises:
-        ValueError: it is neither a number nor a known schedule with its own arguments.
+        ValueError: it is neither a number nor a known schedule with its own arguments, or it is below 0.
     """
+    weight = _read_weight(value, argument=argument)
+    if not signed:
+        _check_sign(weight, argument=argument)
+    return weight
+
+
+def _check_sign(weight: Weight, *, argument: str) -> None:
+    if not isinstance(weight, Linear | WarmUp):
+        if weight < 0:
+            raise ValueError(f"{argument}: expected a weight >= 0, got {weight}; for example {argument}=0.9")
+        return
+    for name in ("start", "end") if isinstance(weight, Linear) else ("value",):
+        if (got := getattr(weight, name)) < 0:
+            raise ValueError(f"{argument}: schedule: expected {name} >= 0, got {got}; for example {name}: 1")
+
+
+def _read_weight(value: Any, *, argument: str) -> Weight:
     if isinstance(value, Linear | WarmUp):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):

@@ -11,7 +11,12 @@ from tutelage.runs import BusyError, Display, Silent, Verb, alone, finished, per
 
 
 def compare(
-    comparison: Comparison, folder: Path, *, command: str, display: Display | None = None, trust_code: bool = False
+    comparison: Comparison,
+    folder: Path,
+    *,
+    command: str,
+    display: Display | None = None,
+    trust_code: bool | frozenset[str] = False,
 ) -> Path:
     """Do a comparison, or go on with it: finished runs are not done again.
 
@@ -25,7 +30,7 @@ def compare(
         folder: of the comparison; its runs' folders lie in it.
         command: how it was asked for.
         display: shows it as it goes.
-        trust_code: allow ``file:`` models, which run code.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
 
     Returns:
         The path of the report.
@@ -92,6 +97,8 @@ def _same(comparison: Comparison, folder: Path) -> None:
     """Refuse a folder that holds another comparison; more seeds or objectives of the same one are welcome."""
     path = folder / records.RECIPE
     resolved = recipes.dump(comparison)
+    if (folder / records.MANIFEST).exists():
+        raise RecipeError(f"name: expected a folder for a comparison, got {folder}, which holds a run; type name=...")
     if path.exists():
         then = recipes.parse(Comparison, recipes.read(path), where=str(path))
         free = {"objectives", "seeds", "baseline"}
