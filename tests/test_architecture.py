@@ -391,7 +391,7 @@ def test_importing_what_is_light_imports_no_torch():
 
 PUBLIC = [
     *("Batch", "FrozenTeacher", "Lesson", "Outputs", "Progress", "Run", "__version__", "distill", "load"),
-    *("losses", "models", "objectives", "targets", "train"),
+    *("losses", "models", "objectives", "survey", "targets", "train"),
 ]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .contracts import Progress as Progress
     from .lesson import FrozenTeacher as FrozenTeacher
     from .lesson import Lesson as Lesson
+    from .lesson import survey as survey
     from .runs import Run as Run
     from .runs import load as load
 
@@ -32,6 +33,7 @@ _PLACES = {
     "Run": "runs",
     "distill": "api",
     "load": "runs",
+    "survey": "lesson",
     "train": "api",
 }
 _MODULES = ("losses", "models", "objectives", "targets")

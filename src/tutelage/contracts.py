@@ -34,7 +34,7 @@ class Outputs(NamedTuple):
 
     Attributes:
         logits: ``(batch, classes)``.
-        taps: outputs of named submodules, for objectives that match features.
+        taps: features by tap, for objectives that match them.
     """
 
     logits: Tensor
@@ -77,6 +77,24 @@ class Loss(NamedTuple):
     parts: dict[str, Tensor]
 
 
+class Projection(NamedTuple):
+    """A student's feature on its way through a learned map onto the shape of a teacher's.
+
+    Terms of one preset call that name the same taps and kind share the map.
+
+    Attributes:
+        student: the student's tap.
+        teacher: the teacher's tap.
+        kind: of map, among `tutelage.projectors.KINDS`.
+        always: map even where the shapes agree.
+    """
+
+    student: str
+    teacher: str
+    kind: str
+    always: bool = True
+
+
 class Needs(NamedTuple):
     """What a term reads, so that a run fails before training instead of in its first epoch.
 
@@ -84,11 +102,19 @@ class Needs(NamedTuple):
         teacher: it reads the teacher's outputs.
         labels: ``"none"``, ``"index"`` (class indices only) or ``"any"`` (class indices or soft labels).
         coupled: it couples the samples of a batch: its value depends on how a batch is split.
+        student_taps: features of the student that it reads.
+        teacher_taps: features of the teacher that it reads.
+        projections: student's features that it reads through a learned map.
+        teacher_statistics: its binding reads the teacher's logits on training samples.
     """
 
     teacher: bool
     labels: Literal["none", "index", "any"]
     coupled: bool = False
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    projections: tuple[Projection, ...] = ()
+    teacher_statistics: bool = False
 
 
 class Term(Protocol):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tutelage import taps
 from tutelage.contracts import Batch, Loss, Outputs, Progress, Totals
 from tutelage.objectives import Context, Objective
+from tutelage.taps import Taps
 
 
 class Taught(NamedTuple):
@@ -42,6 +45,7 @@ class Lesson(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective.bind(context)
+        self._taps = Taps(student, objective.needs.student_taps)
 
     def forward(
         self,
@@ -66,8 +70,10 @@ class Lesson(nn.Module):
             raise TypeError(
                 f"teacher: expected Outputs, got {type(teacher).__name__}; type Outputs(logits), or ask a FrozenTeacher"
             )
-        outputs = Outputs(_logits(self.student(batch.inputs), "student"))
-        return Taught(self.objective(outputs, teacher, batch, progress, totals), outputs)
+        answer, features = self._taps(batch.inputs)
+        outputs = Outputs(_logits(answer, "student"), features)
+        # The features end here: whoever measures a step reads the logits.
+        return Taught(self.objective(outputs, teacher, batch, progress, totals), Outputs(outputs.logits))
 
 
 class FrozenTeacher(nn.Module):
@@ -75,11 +81,13 @@ class FrozenTeacher(nn.Module):
 
     Args:
         network: any module that turns ``batch.inputs`` into logits. Its parameters are frozen in place.
+        names: features that its answers carry (`tutelage.taps`): an objective's ``needs.teacher_taps``.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
+        self._taps = Taps(network, names)
         self.train()
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -89,7 +97,57 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """Return what the network says about a batch."""
-        return Outputs(_logits(self.network(batch.inputs), "teacher"))
+        answer, features = self._taps(batch.inputs)
+        return Outputs(_logits(answer, "teacher"), features)
+
+
+def survey(
+    objective: Objective,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    inputs: Tensor,
+    *,
+    samples: int | None = None,
+    classes: int | None = None,
+    labels: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+) -> Context:
+    """Look at a student and a teacher with one forward pass each, and return the context that an objective binds to.
+
+    A network is called only where the objective reads features of it.
+
+    Args:
+        objective: says which taps.
+        student: the student.
+        teacher: the teacher, or none.
+        inputs: a few samples, as training will give them.
+        samples: as in `Context`, like those that follow.
+        classes: number of classes.
+        labels: of the training samples.
+        teacher_logits: the teacher's word on training samples.
+
+    Raises:
+        ValueError: a network has no such tap, or changes it in place.
+
+    Example:
+        >>> import torch, tutelage
+        >>> from tutelage import objectives
+        >>> student, teacher = tutelage.models.create("cifar:resnet8"), tutelage.models.create("cifar:resnet14")
+        >>> context = survey(objectives.kd(), student, teacher, torch.rand(2, 3, 32, 32), samples=50000, classes=100)
+        >>> context.samples
+        50000
+    """
+    needs = objective.needs
+    if needs.teacher_taps and teacher is None:
+        raise ValueError(f"teacher: expected one for objective {objective.name}, got none; pass the network itself")
+    return Context(
+        samples,
+        classes,
+        labels,
+        taps.survey(student, needs.student_taps, inputs),
+        taps.survey(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
+        teacher_logits,
+    )
 
 
 def _logits(answer: object, who: str) -> Tensor:

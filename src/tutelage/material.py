@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from tutelage import data, manifest, models, records
-from tutelage.contracts import UNLABELLED, Batches
+import numpy as np
+import torch
+
+from tutelage import data, manifest, models, records, taps
+from tutelage.contracts import UNLABELLED, Batch, Batches
+from tutelage.lesson import FrozenTeacher, survey
 from tutelage.models import Classifier
-from tutelage.objectives import Objective
+from tutelage.objectives import Context, Objective
 from tutelage.recipes import Network, Recipe, RecipeError
 
 
@@ -85,6 +89,7 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
                 f"data: expected class indices for objective {objective.name}, got soft labels; "
                 "use an objective that takes them"
             )
+        _has_taps(material, objective)
     if teacher is not None and teacher.card.classes != splits.classes:
         raise RecipeError(
             f"teacher {teacher.card.name}: expected {splits.classes} classes, as the data and the student have, got "
@@ -99,6 +104,17 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
         _same_classes(teacher, splits)
 
 
+def _has_taps(material: Material, objective: Objective) -> None:
+    """Refuse an objective that reads features which a network does not have, before any stage begins."""
+    needs = objective.needs
+    for network, names in ((material.student, needs.student_taps), (material.teacher, needs.teacher_taps)):
+        for name in names:
+            try:
+                taps.find(cast(Classifier, network), name)
+            except ValueError as error:
+                raise RecipeError(f"objective {objective.name}: {error}") from None
+
+
 def _same_classes(teacher: Classifier, splits: data.Splits) -> None:
     """Refuse a teacher whose classes have the same names as the data's in another order, or some of them.
 
@@ -111,6 +127,53 @@ def _same_classes(teacher: Classifier, splits: data.Splits) -> None:
             f"teacher {teacher.card.name}: expected the classes of the data in their order, got {theirs[k]!r} where "
             f"they have {ours[k]!r} (class {k}); fine-tune it on these data with `tutelage train`, or name another"
         )
+
+
+def context(objective: Objective, material: Material) -> Context:
+    """Look at the networks and the data as far as an objective needs it; binding it reads what is found."""
+    splits, needs = material.splits, objective.needs
+    teacher_logits = None
+    if needs.teacher_statistics and material.teacher is not None:
+        teacher_logits = _word(material.teacher, splits.train)
+    inputs = torch.empty(0)
+    if needs.student_taps or needs.teacher_taps:
+        few = data.SplitBatches(splits.train, batch_size=min(LOOK, len(splits.train)), train=True)
+        inputs = next(few.epoch(0)).inputs.to(_device(material.student))
+    return survey(
+        objective,
+        material.student,
+        material.teacher,
+        inputs,
+        samples=len(splits.train),
+        classes=splits.classes,
+        labels=splits.train.labels,
+        teacher_logits=teacher_logits,
+    )
+
+
+LOOK = 2
+"""Samples of the dry forward pass that features are sized by."""
+STATISTICS = 10_000
+"""Training samples, evenly spaced, that the teacher is asked about where an objective is set by its distribution."""
+
+
+@torch.no_grad()
+def _word(teacher: Classifier, split: data.Split) -> torch.Tensor:
+    """Return the teacher's logits on training samples that are not augmented, float32 on the CPU."""
+    places = np.unique(np.linspace(0, len(split) - 1, min(STATISTICS, len(split))).astype(np.int64))
+    requests = np.array_split(places, -(-len(places) // 256))
+    asked = FrozenTeacher(teacher)
+    device = _device(teacher)
+    return torch.cat(
+        [
+            asked(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index])).logits.float().cpu()
+            for index, inputs in split.stream(requests)
+        ]
+    )
+
+
+def _device(network: torch.nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def describe_data(splits: data.Splits) -> dict[str, Any]:

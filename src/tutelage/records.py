@@ -2,7 +2,7 @@
 
 A run's folder holds ``recipe.yaml``, ``manifest.json``, ``metrics.jsonl`` (one `Epoch` a line), ``evaluation.json``,
 ``checkpoints/``, ``student.safetensors`` with ``student.json``, ``best.safetensors`` and ``report.html``.
-A comparison's folder holds ``comparison.json`` and one run's folder for each entry.
+A comparison's folder holds ``comparison.json`` and one run's folder for each entry, a study's ``study.json``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
+STUDY = "study.json"
 CHECKPOINTS = "checkpoints"
 STUDENT = "student.safetensors"
 CARD = "student.json"
@@ -153,6 +154,48 @@ class Comparison(TypedDict):
     teacher: str | None
     """The teacher's run folder, relative, where the comparison trained it."""
     entries: list[Entry]
+
+
+class Cell(TypedDict):
+    """One run of a study."""
+
+    folder: str
+    """Relative to the study's folder; several studies of one protocol may share runs, so it may begin with ``..``."""
+    pair: str
+    """Teacher and student as the study calls them, such as ``resnet56/resnet20``."""
+    teacher: str | None
+    """The teacher's run folder, relative as above; none where it has none of its own."""
+    method: str
+    seed: int
+
+
+class Published(TypedDict):
+    """One published value that a study is held against, in percent as published."""
+
+    pair: str
+    method: str
+    mean: float
+    std: float | None
+    n: int | None
+    """Runs that the mean is over."""
+
+
+class Study(TypedDict):
+    """``study.json``."""
+
+    name: str
+    title: str
+    source: str
+    """Where the published values stand."""
+    pairs: list[str]
+    methods: list[str]
+    """In the table's order, those that were not run among them."""
+    cells: list[Cell]
+    published: list[Published]
+    figures: list[str]
+    """What is drawn of it: any of ``entropy``, ``divergence``, ``histogram``, ``mappings``."""
+    departures: list[str]
+    """How it was run otherwise than published, a line each."""
 
 
 Manifest = dict[str, Any]

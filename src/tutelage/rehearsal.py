@@ -14,8 +14,7 @@ from tutelage import data, models
 from tutelage.contracts import Batch
 from tutelage.engine import FitSettings, accelerator_on, answer, fit, judge
 from tutelage.lesson import FrozenTeacher, Lesson
-from tutelage.material import Material, check_fit, gather
-from tutelage.objectives import Context
+from tutelage.material import Material, check_fit, context, gather
 from tutelage.recipes import Recipe
 
 TIMED = 3
@@ -84,9 +83,10 @@ def _try(
 
     accelerator = accelerator_on(recipe.device)
     objective = recipe.fits()[stage][0]
-    student = copy.deepcopy(material.student)
-    lesson = Lesson(student, objective, Context(samples=len(material.splits.train), classes=material.splits.classes))
-    teacher = FrozenTeacher(copy.deepcopy(material.teacher)) if material.teacher and objective.needs.teacher else None
+    material = material._replace(student=copy.deepcopy(material.student), teacher=copy.deepcopy(material.teacher))
+    lesson = Lesson(material.student, objective, context(objective, material))
+    taught = material.teacher if objective.needs.teacher else None
+    teacher = FrozenTeacher(taught, objective.needs.teacher_taps) if taught is not None else None
     batches = _Few(
         data.SplitBatches(material.splits.train, batch_size=batch_size, data_seed=recipe.data_seed, train=True)
     )

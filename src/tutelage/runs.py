@@ -38,6 +38,7 @@ from tutelage.lesson import FrozenTeacher, Lesson
 from tutelage.material import (
     Material,
     check_fit,
+    context,
     describe_data,
     describe_network,
     fingerprints,
@@ -46,7 +47,7 @@ from tutelage.material import (
     same_fingerprints,
 )
 from tutelage.models import Classifier
-from tutelage.objectives import Context, Objective
+from tutelage.objectives import Objective
 from tutelage.recipes import Recipe, RecipeError
 
 Verb = Literal["train", "distill"]
@@ -355,14 +356,15 @@ class _Performance:
     ) -> None:
         """Fit one stage, appending its epochs to the metrics."""
         splits = self.material.splits
-        lesson = Lesson(self.material.student, objective, Context(samples=len(splits.train), classes=splits.classes))
+        lesson = Lesson(self.material.student, objective, context(objective, self.material))
+        teacher = self.material.teacher if objective.needs.teacher else None
         batches = data.SplitBatches(splits.train, batch_size=batch_size, data_seed=self.recipe.data_seed, train=True)
         best = records.best_epoch([e for e in epochs if e["stage"] < stage], self.selection)
         title = self.recipe.name + (f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else "")
         self.display.begin(title, len(batches) * settings.epochs, saved.state["step"] if saved else 0)
         for epoch in fit(
             lesson,
-            self.teacher if objective.needs.teacher else None,
+            FrozenTeacher(teacher, objective.needs.teacher_taps) if teacher is not None else None,
             _Ticking(batches, self.display, sum(settings.epochs for _, settings, _ in self.fits[:stage])),
             settings,
             accelerator=self.accelerator,

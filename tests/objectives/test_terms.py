@@ -84,7 +84,8 @@ def test_a_parameter_that_names_nothing_is_refused(name):
     loss = eval(f"lambda student_logits, {name}: student_logits")
     with pytest.raises(
         TypeError,
-        match=rf"loss: expected positional parameters among student_logits, teacher_logits, labels, got "
+        match=rf"loss: expected positional parameters among student_logits, teacher_logits, student_features, "
+        rf"teacher_features, labels, got "
         rf"'{name}'; rename it",
     ):
         Apply(loss)

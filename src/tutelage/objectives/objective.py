@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Term, Totals
+from tutelage import projectors
+from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Projection, Term, Totals
 from tutelage.objectives.schedules import Weight, scaled, weight_at, weight_to_recipe
 from tutelage.objectives.terms import Context, Description
 
@@ -107,7 +108,15 @@ class Objective:
         each = [part.term.needs for part, _ in self.parts]
         kinds = {needs.labels for needs in each}
         labels: Literal["none", "index", "any"] = "index" if "index" in kinds else "any" if "any" in kinds else "none"
-        return Needs(any(n.teacher for n in each), labels, any(n.coupled for n in each))
+        return Needs(
+            any(n.teacher for n in each),
+            labels,
+            any(n.coupled for n in each),
+            _each_once(tap for n in each for tap in (*n.student_taps, *(p.student for p in n.projections))),
+            _each_once(tap for n in each for tap in (*n.teacher_taps, *(p.teacher for p in n.projections))),
+            _each_once(projection for n in each for projection in n.projections),
+            any(n.teacher_statistics for n in each),
+        )
 
     @property
     def target_gamma(self) -> float | None:
@@ -158,6 +167,16 @@ class BoundObjective(nn.Module):
         self.supervised = frozenset(part.name for part, _ in objective.parts if part.term.needs.labels != "none")
         self._weights = {part.name: (part.weight, scale) for part, scale in objective.parts}
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in objective.parts})
+        # One list a piece, in the order of the terms: terms of one preset call share a map, those of two calls do not.
+        self.projectors = nn.ModuleList()
+        self._pieces: list[tuple[tuple[str, ...], list[_Route]]] = []
+        names = iter(self._weights)
+        for piece in objective.pieces:
+            maps, routes = _projectors(
+                _each_once(p for part in piece.parts for p in part.term.needs.projections), context
+            )
+            self.projectors.append(maps)
+            self._pieces.append((tuple(itertools.islice(names, len(piece.parts))), routes))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -188,14 +207,16 @@ class BoundObjective(nn.Module):
             student, teacher = _at_least_float32(student), teacher and _at_least_float32(teacher)
             totals = totals or count(batch, student.logits)
             parts, weighted = {}, []
-            for name, module in self.terms.items():
-                term = cast(Term, module)
-                values = term(student, teacher, batch, progress)
-                _check_shape(name, values, term.needs, student.logits.shape[:-1])
-                mean = _mean(values, term.needs, batch, totals)
-                weight, scale = self._weights[name]
-                parts[name] = mean.detach()
-                weighted.append(mean * (weight_at(weight, progress) * scale))
+            for (names, routes), maps in zip(self._pieces, self.projectors, strict=True):
+                seen = _projected(student, routes, cast(nn.ModuleList, maps))
+                for name in names:
+                    term = cast(Term, self.terms[name])
+                    values = term(seen, teacher, batch, progress)
+                    _check_shape(name, values, term.needs, student.logits.shape[:-1])
+                    mean = _mean(values, term.needs, batch, totals)
+                    weight, scale = self._weights[name]
+                    parts[name] = mean.detach()
+                    weighted.append(mean * (weight_at(weight, progress) * scale))
             return Loss(torch.stack(weighted).sum(), parts)
 
 
@@ -221,6 +242,57 @@ def _mean(values: Tensor, needs: Needs, batch: Batch, totals: Totals) -> Tensor:
     if values.ndim == 0:
         return values * (len(batch.index) / totals.samples)
     return values.sum() / (totals.labelled.clamp(min=1) if needs.labels != "none" else totals.samples)
+
+
+class _Route(NamedTuple):
+    """How one projected feature of a student comes about: the tap, and which of the piece's maps, if any."""
+
+    feature: str
+    tap: str
+    map: int | None
+
+
+def _projectors(projections: Sequence[Projection], context: Context) -> tuple[nn.ModuleList, list[_Route]]:
+    """Build the maps of one preset call: one for each pair of taps and kind, none where shapes agree and may."""
+    maps, routes = nn.ModuleList(), []
+    made: dict[tuple[str, str, str], int] = {}
+    for projection in projections:
+        student, teacher = (_shape_of(context, who, getattr(projection, who)) for who in ("student", "teacher"))
+        key = (projection.student, projection.teacher, projection.kind)
+        needed = projection.always or student != teacher
+        if needed and key not in made:
+            made[key] = len(maps)
+            maps.append(projectors.build(projection, student, teacher))
+        routes.append(_Route(projectors.name(projection), projection.student, made[key] if needed else None))
+    return maps, routes
+
+
+def _shape_of(context: Context, who: str, tap: str) -> tuple[int, ...]:
+    shapes = context.student_shapes if who == "student" else context.teacher_shapes
+    if tap not in shapes:
+        raise ValueError(
+            f"context: expected the shape of the {who}'s tap {tap}, got none; "
+            "type context=tutelage.survey(objective, student, teacher, inputs)"
+        )
+    return shapes[tap]
+
+
+def _projected(student: Outputs, routes: Sequence[_Route], maps: nn.ModuleList) -> Outputs:
+    """Add the projected features to a student's taps."""
+    if not routes:
+        return student
+    made = {}
+    for route in routes:
+        tap = student.taps[route.tap]
+        made[route.feature] = tap if route.map is None else maps[route.map](tap)
+    return Outputs(student.logits, {**student.taps, **made})
+
+
+T = TypeVar("T")
+
+
+def _each_once(values: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def _at_least_float32(outputs: Outputs) -> Outputs:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -234,13 +234,29 @@ def _entry(entry: Any) -> Objective:
 
 def _probe(parts: Sequence[Part]) -> None:
     """Call each pure loss on two samples: it alone knows what its hyperparameters may be, and speaks late otherwise."""
-    outputs = Outputs(torch.zeros(2, 3))
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     for part in parts:
         if isinstance(part.term, Apply):
-            # A loss of the user's own may be made for other shapes; of those torch says so with a RuntimeError.
-            with contextlib.suppress(RuntimeError):
-                part.term.bind(Context())(outputs, outputs, batch, Progress())
+            errors = [_error(part.term, shape, batch) for shape in _FEATURES]
+            # A loss of features takes some of these shapes; a bad hyperparameter is one on all of them.
+            if all(errors):
+                raise cast(ValueError, errors[0])
+
+
+_FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
+"""Shapes of the features that a loss is tried on: embeddings, tokens, maps."""
+
+
+def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:
+    taps = dict.fromkeys((term.student_feature, term.teacher_tap), torch.ones(shape))
+    outputs = Outputs(torch.zeros(2, 3), taps)
+    try:
+        # A loss of the user's own may be made for other shapes; of those torch says so with a RuntimeError.
+        with contextlib.suppress(RuntimeError):
+            term.bind(Context())(outputs, outputs, batch, Progress())
+    except (ValueError, TypeError) as error:
+        return error
+    return None
 
 
 def _read(preset: str, signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:

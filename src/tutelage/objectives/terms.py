@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
+from tutelage import projectors
+from tutelage.contracts import Batch, Needs, Outputs, Progress, Projection, Term
 
-READERS: dict[str, Callable[[Outputs, Outputs | None, Batch], Tensor]] = {
-    "student_logits": lambda student, teacher, batch: student.logits,
-    "teacher_logits": lambda student, teacher, batch: _present(teacher).logits,
-    "labels": lambda student, teacher, batch: batch.labels,
+READERS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {
+    "student_logits": lambda term, student, teacher, batch: student.logits,
+    "teacher_logits": lambda term, student, teacher, batch: _present(teacher).logits,
+    "student_features": lambda term, student, teacher, batch: student.taps[term.student_feature],
+    "teacher_features": lambda term, student, teacher, batch: _present(teacher).taps[term.teacher_tap],
+    "labels": lambda term, student, teacher, batch: batch.labels,
 }
 """How a loss's positional arguments are found, by their names: a loss's signature says what it reads."""
 
@@ -22,13 +25,23 @@ READERS: dict[str, Callable[[Outputs, Outputs | None, Batch], Tensor]] = {
 class Context(NamedTuple):
     """What a bound objective may know of the run: the one door to it.
 
+    `tutelage.lesson.survey` makes one that has what an objective needs.
+
     Attributes:
         samples: number of training samples.
         classes: number of classes.
+        labels: of the training samples, ``(samples,)`` int64, -100 where unlabelled, or float ``(samples, classes)``.
+        student_shapes: shapes of the student's features without the batch, by tap.
+        teacher_shapes: the same of the teacher's.
+        teacher_logits: the teacher's word on training samples, not augmented, float32 ``(some, classes)``.
     """
 
     samples: int | None = None
     classes: int | None = None
+    labels: Tensor | None = None
+    student_shapes: Mapping[str, tuple[int, ...]] = {}
+    teacher_shapes: Mapping[str, tuple[int, ...]] = {}
+    teacher_logits: Tensor | None = None
 
 
 class Description(Protocol):
@@ -56,9 +69,14 @@ class Apply:
         target_gamma: the exponent of the transformed teacher that it matches, if any.
         soft_labels: it takes soft labels too.
         coupled: it returns ``()``: its value depends on how a batch is split.
+        student_tap: what ``student_features`` are.
+        teacher_tap: what ``teacher_features`` are.
+        projection: kind of a learned map that the student's features go through first (`tutelage.projectors.KINDS`).
+        project_always: map even where the shapes agree.
 
     Raises:
-        TypeError: a positional parameter of the loss is named after nothing that a term can read.
+        TypeError: a positional parameter of the loss is named after nothing that a term can read, or the loss reads
+            features and no tap is named.
     """
 
     loss: Callable[..., Tensor]
@@ -66,6 +84,10 @@ class Apply:
     target_gamma: float | None = None
     soft_labels: bool = False
     coupled: bool = False
+    student_tap: str = ""
+    teacher_tap: str = ""
+    projection: str | None = None
+    project_always: bool = True
 
     def __post_init__(self) -> None:
         for name in self.reads:
@@ -73,6 +95,12 @@ class Apply:
                 raise TypeError(
                     f"loss: expected positional parameters among {', '.join(READERS)}, got {name!r}; "
                     "rename it, or put it after a * where it is a hyperparameter"
+                )
+            who, _, what = name.partition("_")
+            if what == "features" and not getattr(self, f"{who}_tap"):
+                raise TypeError(
+                    f"{who}_tap: expected the tap that {name} are read from, got none; "
+                    f'for example {who}_tap="card:embedding"'
                 )
 
     @property
@@ -84,10 +112,29 @@ class Apply:
     @property
     def needs(self) -> Needs:
         """What the loss reads."""
+        reads = self.reads
         labels: Literal["none", "index", "any"] = "any" if self.soft_labels else "index"
-        if "labels" not in self.reads:
+        if "labels" not in reads:
             labels = "none"
-        return Needs(any(name.startswith("teacher_") for name in self.reads), labels, self.coupled)
+        return Needs(
+            any(name.startswith("teacher_") for name in reads),
+            labels,
+            self.coupled,
+            (self.student_tap,) if "student_features" in reads else (),
+            (self.teacher_tap,) if "teacher_features" in reads or self.projection else (),
+            (self._projection,) if self._projection else (),
+        )
+
+    @property
+    def _projection(self) -> Projection | None:
+        if self.projection is None:
+            return None
+        return Projection(self.student_tap, self.teacher_tap, self.projection, self.project_always)
+
+    @property
+    def student_feature(self) -> str:
+        """The name of ``student_features`` among the student's taps."""
+        return projectors.name(self._projection) if self._projection else self.student_tap
 
     def bind(self, context: Context) -> Term:
         """Build the term; nothing of the context is needed."""
@@ -100,12 +147,12 @@ class _Applied(nn.Module):
     def __init__(self, description: Apply) -> None:
         super().__init__()
         self.needs = description.needs
-        self._loss = description.loss
-        self._arguments = dict(description.arguments)
+        self._description = replace(description, arguments=dict(description.arguments))
         self._readers = [READERS[name] for name in description.reads]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
-        return self._loss(*(read(student, teacher, batch) for read in self._readers), **self._arguments)
+        term = self._description
+        return term.loss(*(read(term, student, teacher, batch) for read in self._readers), **term.arguments)
 
 
 def _present(teacher: Outputs | None) -> Outputs:

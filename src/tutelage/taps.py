@@ -1,0 +1,216 @@
+"""Taps: features of a network, taken by forward hooks at named submodules. The only hook code of the project.
+
+A tap is written as
+
+- ``layer3.2.relu``: the output of that submodule,
+- ``layer3.2.relu:input``: its first input,
+- ``card:embedding``, ``card:stage.1``, ``card:before.1``: a place that the model's card names: the pooled embedding
+  that the classifier reads, a stage after its activation, a stage before it. Stages are counted from 0, from the last
+  by negative numbers.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+INPUT = ":input"
+CARD = "card:"
+SHOWN = 5
+"""How many near names a message gives."""
+
+
+class Place(NamedTuple):
+    """Where a tap is.
+
+    Attributes:
+        module: the submodule.
+        input: its first input is taken instead of its output.
+    """
+
+    module: nn.Module
+    input: bool
+
+
+class Taps:
+    """A network's named features, recorded while it is called through this object.
+
+    A submodule that is called several times in one forward pass gives its last call's value. Activations that work in
+    place are switched to make a new tensor: they would overwrite what was taken. The hooks go when this object goes.
+
+    Args:
+        network: to listen to.
+        names: of taps.
+
+    Raises:
+        ValueError: the network has no such place; the message names the nearest ones.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        self._network = network
+        self._names = tuple(dict.fromkeys(names))
+        self._seen: dict[str, Tensor] | None = None
+        handles = []
+        listener = weakref.ref(self)
+        for name in self._names:
+            place = find(network, name)
+            if place.input:
+                handles.append(place.module.register_forward_pre_hook(_before(listener, name)))
+            else:
+                handles.append(place.module.register_forward_hook(_after(listener, name)))
+        if self._names:
+            for module in network.modules():
+                if getattr(module, "inplace", False) is True:
+                    setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
+        weakref.finalize(self, _remove, handles)
+
+    def __call__(self, inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """Call the network; return its answer and the features by tap."""
+        if not self._names:
+            return self._network(inputs), {}
+        self._seen = {}
+        try:
+            answer = self._network(inputs)
+            seen = self._seen
+        finally:
+            self._seen = None
+        for name in self._names:
+            if name not in seen:
+                raise ValueError(
+                    f"tap {name}: expected a submodule that runs in the network's forward pass, got one that does not; "
+                    "name another, such as the module that contains it"
+                )
+        return answer, seen
+
+    def keep(self, name: str, value: object) -> None:
+        """Keep a feature, while the network is called through this object."""
+        if self._seen is None:
+            return
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"tap {name}: expected a submodule that gives one tensor, got {type(value).__name__}; "
+                "name a submodule inside it or after it"
+            )
+        self._seen[name] = value
+
+
+def _after(listener: weakref.ref[Taps], name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if (taps := listener()) is not None:
+            taps.keep(name, output)
+
+    return hook
+
+
+def _before(listener: weakref.ref[Taps], name: str) -> Callable[[nn.Module, Any], None]:
+    def hook(module: nn.Module, args: Any) -> None:
+        if (taps := listener()) is not None:
+            taps.keep(name, args[0] if args else None)
+
+    return hook
+
+
+def _remove(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def find(network: nn.Module, name: str) -> Place:
+    """Find the submodule that a tap means.
+
+    Args:
+        network: a module; where it has a card, the names are those of the network behind its door.
+        name: as this module's first lines tell.
+
+    Raises:
+        ValueError: there is none.
+    """
+    card = getattr(network, "card", None)
+    path = _on_card(card, name) if name.startswith(CARD) else name
+    path, side, _ = path.partition(INPUT)
+    modules = dict(getattr(network, "network", network).named_modules()) if card else dict(network.named_modules())
+    if not path or path not in modules:
+        near = get_close_matches(path, [n for n in modules if n], n=SHOWN, cutoff=0.4)
+        some = near or [n for n in modules if n][:SHOWN]
+        raise ValueError(
+            f"tap {name}: expected a submodule of {getattr(card, 'name', type(network).__name__)}, got {path!r}; "
+            f"type for example {', '.join(some) if some else 'another network: it has no submodules'}"
+        )
+    return Place(modules[path], bool(side))
+
+
+def _on_card(card: Any, name: str) -> str:
+    """Return the place that a card gives for ``card:...``."""
+    if card is None:
+        raise ValueError(
+            f"tap {name}: expected a model with a card, got a bare module; name one of its submodules instead"
+        )
+    what, _, number = name.removeprefix(CARD).partition(".")
+    if what == "embedding" and not number:
+        if card.embedding is None:
+            raise ValueError(
+                f"tap {name}: expected a card that names the pooled embedding, got that of {card.name}, which names "
+                "none; name a submodule, or NAME:input for what the classifier's last layer reads"
+            )
+        return str(card.embedding)
+    places = {"stage": card.taps[:-1], "before": card.preactivations[:-1]}.get(what)
+    if places is None or not number.removeprefix("-").isdecimal():
+        raise ValueError(
+            f"tap {name}: expected card:embedding, card:stage.N or card:before.N, got {name!r}; "
+            "for example card:stage.-1"
+        )
+    if not -len(places) <= int(number) < len(places):
+        raise ValueError(
+            f"tap {name}: expected a stage among the {len(places)} that the card of {card.name} names, got {number}; "
+            + (f"type a number from {-len(places)} to {len(places) - 1}" if places else "name a submodule instead")
+        )
+    return str(places[int(number)])
+
+
+@torch.no_grad()
+def survey(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
+    """Call a network once and return each feature's shape, without the batch axis; its mode is as before afterwards.
+
+    Args:
+        network: to look at.
+        names: of taps; with none the network is not called.
+        inputs: a small batch.
+
+    Raises:
+        ValueError: a feature was changed in place after it was taken, so that its values would be another place's.
+    """
+    if not names:
+        return {}
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        taps = _Watching(network, names)
+        _, seen = taps(inputs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    for name, value in seen.items():
+        if value._version != taps.versions[name]:
+            raise ValueError(
+                f"tap {name}: expected a feature that stays as it is, got one that the network changes in place "
+                "afterwards; name the submodule that contains it, or the next one"
+            )
+    return {name: tuple(value.shape[1:]) for name, value in seen.items()}
+
+
+class _Watching(Taps):
+    """Taps that remember how often each tensor had been written to when it was taken."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        self.versions: dict[str, int] = {}
+        super().__init__(network, names)
+
+    def keep(self, name: str, value: object) -> None:
+        super().keep(name, value)
+        if isinstance(value, Tensor):
+            self.versions[name] = value._version

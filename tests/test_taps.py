@@ -1,0 +1,182 @@
+import copy
+import gc
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from tutelage.taps import Taps, find, survey
+
+
+class Small(nn.Module):
+    """A network with a module that runs twice, one in place, one never, one with a tuple, and one overwritten later."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.act = nn.ReLU(inplace=True)
+        self.second = nn.Linear(6, 6)
+        self.unused = nn.Linear(2, 2)
+        self.pair = Pair()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.act(self.first(x))
+        x, _ = self.pair(self.act(self.second(x)))
+        return self.head(x)
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Overwriting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = self.layer(x)
+        y += 1
+        return self.head(y)
+
+
+def carded(network, **places):
+    card = {"taps": (), "preactivations": (), "embedding": None, "name": "toy:small", **places}
+    network.card = SimpleNamespace(**card)
+    return network
+
+
+def test_outputs_and_inputs_are_taken_and_the_answer_is_the_networks():
+    network, x = Small(), torch.randn(5, 4)
+    answer, seen = Taps(network, ["first", "head:input", "first"])(x)
+    assert torch.equal(answer, network(x))
+    assert set(seen) == {"first", "head:input"}
+    assert torch.equal(seen["first"], network.first(x))
+    assert torch.equal(network.head(seen["head:input"]), answer)
+
+
+def test_an_activation_in_place_does_not_overwrite_what_was_taken():
+    network, x = Small(), torch.randn(50, 4)
+    before = copy.deepcopy(network)(x)
+    answer, seen = Taps(network, ["first", "second"])(x)
+    assert (seen["first"] < 0).any()
+    assert (seen["second"] < 0).any()
+    assert torch.equal(answer, before)
+
+
+def test_a_module_that_runs_twice_gives_its_last_call():
+    network, x = Small(), torch.randn(5, 4)
+    _, seen = Taps(network, ["act"])(x)
+    assert torch.equal(seen["act"], network.second(network.first(x).relu()).relu())
+
+
+def test_features_carry_gradients():
+    network = Small()
+    _, seen = Taps(network, ["first"])(torch.randn(5, 4))
+    seen["first"].sum().backward()
+    assert network.first.weight.grad is not None
+
+
+def test_without_names_the_network_is_just_called():
+    network, x = Small(), torch.randn(5, 4)
+    answer, seen = Taps(network, [])(x)
+    assert torch.equal(answer, network(x))
+    assert seen == {}
+    assert network.act.inplace
+
+
+def test_nothing_is_kept_of_calls_that_do_not_go_through_the_taps():
+    network = Small()
+    taps = Taps(network, ["first"])
+    network(torch.randn(7, 4))
+    _, seen = taps(torch.randn(5, 4))
+    assert len(seen["first"]) == 5
+
+
+def test_the_hooks_go_with_the_taps():
+    network = Small()
+    taps = Taps(network, ["first", "head:input"])
+    assert network.first._forward_hooks
+    assert network.head._forward_pre_hooks
+    del taps
+    gc.collect()
+    assert not network.first._forward_hooks
+    assert not network.head._forward_pre_hooks
+
+
+def test_two_listeners_do_not_hear_each_other():
+    network = Small()
+    one, two = Taps(network, ["first"]), Taps(network, ["second"])
+    assert set(one(torch.randn(2, 4))[1]) == {"first"}
+    assert set(two(torch.randn(2, 4))[1]) == {"second"}
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"tap secnd: expected a submodule of Small, got 'secnd'; .*second"):
+        find(Small(), "secnd")
+    with pytest.raises(ValueError, match="type for example"):
+        find(Small(), "zzz:input")
+
+
+def test_the_cards_places():
+    network = carded(Small(), taps=("first", "act", "head:input"), preactivations=("first", "second", "head:input"))
+    network.card.embedding = "head:input"
+    assert find(network, "card:embedding") == (network.head, True)
+    assert find(network, "card:stage.0") == (network.first, False)
+    assert find(network, "card:stage.-1") == (network.act, False)
+    assert find(network, "card:before.-1") == (network.second, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("card:stage.2", "expected a stage among the 2 that the card of toy:small names, got 2; type a number from -2"),
+        ("card:stage.-3", "got -3"),
+        ("card:embedding", "expected a card that names the pooled embedding, got that of toy:small"),
+        ("card:stage", "expected card:embedding, card:stage.N or card:before.N, got 'card:stage'"),
+        ("card:stages.1", "expected card:embedding"),
+        ("card:stage.x", "expected card:embedding"),
+    ],
+)
+def test_places_that_the_card_does_not_name(name, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        find(carded(Small(), taps=("first", "act", "head:input")), name)
+
+
+def test_a_bare_module_has_no_card():
+    with pytest.raises(ValueError, match="expected a model with a card, got a bare module"):
+        find(Small(), "card:embedding")
+
+
+def test_a_module_that_does_not_run_or_gives_no_tensor_is_named():
+    with pytest.raises(ValueError, match="tap unused: expected a submodule that runs"):
+        Taps(Small(), ["unused"])(torch.randn(2, 4))
+    with pytest.raises(TypeError, match="tap pair: expected a submodule that gives one tensor, got tuple"):
+        Taps(Small(), ["pair"])(torch.randn(2, 4))
+
+
+def test_a_survey_gives_shapes_and_leaves_the_network_as_it_was():
+    network = torchvision.models.resnet18(num_classes=5).train()
+    network.layer1.eval()
+    state = copy.deepcopy(network.state_dict())
+    shapes = survey(network, ["layer2", "fc:input"], torch.rand(2, 3, 64, 64))
+    assert shapes == {"layer2": (128, 8, 8), "fc:input": (512,)}
+    assert [m.training for m in (network, network.layer1, network.layer2)] == [True, False, True]
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_a_survey_refuses_a_feature_that_is_changed_in_place():
+    with pytest.raises(ValueError, match="tap layer: expected a feature that stays as it is"):
+        survey(Overwriting(), ["layer"], torch.randn(2, 4))
+    # torchvision's blocks add the shortcut in place
+    with pytest.raises(ValueError, match=r"tap layer4\.1\.bn2: expected a feature that stays as it is"):
+        survey(torchvision.models.resnet18(num_classes=5), ["layer4.1.bn2"], torch.rand(2, 3, 64, 64))
+
+
+def test_a_survey_of_nothing_does_not_call_the_network():
+    assert survey(nn.Linear(3, 3), [], torch.empty(0)) == {}
