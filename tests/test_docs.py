@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import tutelage
 from tutelage import losses, manifest, objectives, recipes, records, targets
 from tutelage.cli import app
-from tutelage.data.settings import DataSettings
+from tutelage.data.settings import DataSettings, RandAugment
 from tutelage.engine import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
 from tutelage.losses import logits as logits_module
 from tutelage.models import Card
@@ -76,6 +76,7 @@ NAMES = {
     **dict.fromkeys((Constant, Step, MultiStep, Cosine), "schedule"),
     **dict.fromkeys((schedules.Linear, schedules.Cosine, schedules.WarmUp), "weight's schedule"),
     DataSettings: "data",
+    RandAugment: "randaugment",
     objectives.Objective: "objective",
     recipes.Network: "model",
     recipes.TrainedTeacher: "`{train: ...}`",
@@ -155,6 +156,7 @@ def keys_of(kind, *, beyond=()):
 SECTIONS = {
     "A run": list(keys_of(recipes.Recipe)),
     "Data": list(keys_of(DataSettings)),
+    "randaugment": list(keys_of(RandAugment)),
     "Models": list(keys_of(recipes.Network)),
     "A teacher to train first": list(keys_of(recipes.Training)),
     "sgd": list(keys_of(SGD)),

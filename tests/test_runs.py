@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from torch import nn
 
 import tutelage
@@ -933,3 +934,34 @@ def test_runs_and_paths_are_teachers_and_the_process_is_left_as_it_was(tmp_path)
             assert run.manifest["repeatable"]
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_run_of_a_version_that_knew_fewer_keys_is_gone_on_with(tmp_path):
+    """A key that came later has its default in the recipe of a run from before it."""
+    how = {"model": "mlp:8", "data": "digits", "runs": tmp_path, "epochs": 1, "device": "cpu", "name": "a"}
+    run = tutelage.train(**how)
+    records.write_json(run.folder / records.MANIFEST, {**run.manifest, "status": "failed"})
+    path = run.folder / records.RECIPE
+    older = yaml.safe_load(path.read_text())
+    del older["outputs"], older["data"]["mixup"]
+    path.write_text(yaml.safe_dump(older))
+    with pytest.raises(RecipeError, match="got another one"):
+        tutelage.train(**how, outputs="elsewhere")
+    assert tutelage.train(**how).manifest["status"] == "finished"
+
+
+def test_what_was_found_for_auto_is_recorded_and_is_the_same_after_a_resume(tmp_path):
+    teacher = tutelage.train(model="mlp:32", data="digits", runs=tmp_path, epochs=2, device="cpu", name="teacher")
+    how = {"student": "mlp:8", "teacher": str(teacher.folder), "data": "digits", "runs": tmp_path, "device": "cpu"}
+    how |= {"objective": "wttm", "epochs": 2}
+    straight = tutelage.distill(**how, name="straight")
+    with pytest.raises(KeyboardInterrupt):
+        tutelage.distill(**how, name="stopped", display=Stops(KeyboardInterrupt()))
+    resumed = tutelage.distill(**how, name="stopped")
+    (found,) = straight.manifest["objective_resolved"]
+    assert found["wttm"]["beta"] > 0
+    assert resumed.manifest["objective_resolved"] == [found]
+    assert weights(resumed) == weights(straight)
+    typed = objectives.wttm(gamma=0.25, beta=found["wttm"]["beta"])
+    assert weights(tutelage.distill(**{**how, "objective": typed}, name="typed")) == weights(straight)
+    assert straight.manifest["objective"][0][0]["wttm"]["beta"] == "auto"

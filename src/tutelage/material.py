@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from tutelage.lesson import FrozenTeacher, survey
 from tutelage.models import Classifier
 from tutelage.objectives import Context, Objective
 from tutelage.recipes import Network, Recipe, RecipeError
+from tutelage.store import Store
 
 
 class Material(NamedTuple):
@@ -55,6 +57,7 @@ def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool | fro
         student.card,
         image_size=splits.image_size,
         margin=splits.margin,
+        interpolation=splits.interpolation,
         divisor=splits.divisor,
         class_names=splits.class_names,
     )
@@ -88,6 +91,11 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
             raise RecipeError(
                 f"data: expected class indices for objective {objective.name}, got soft labels; "
                 "use an objective that takes them"
+            )
+        if objective.needs.labels == "index" and splits.train.mixing is not None:
+            raise RecipeError(
+                f"data: expected class indices for objective {objective.name}, got the soft labels of mixed samples; "
+                "type data.mixup=0 data.cutmix=0, or use an objective that takes them"
             )
         _has_taps(material, objective)
     if teacher is not None and teacher.card.classes != splits.classes:
@@ -170,6 +178,39 @@ def _word(teacher: Classifier, split: data.Split) -> torch.Tensor:
             for index, inputs in split.stream(requests)
         ]
     )
+
+
+HOW = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label"}
+"""Settings of data that do not change a view; which data they are, their fingerprint says."""
+
+
+def outputs_of(recipe: Recipe, material: Material) -> Store:
+    """Return the store that a recipe's ``outputs`` names, keyed by everything that a teacher's word depends on.
+
+    Raises:
+        RecipeError: the recipe names none, or has no teacher to record.
+        StoreError: the folder holds the outputs of another teacher, of other data or other views.
+    """
+    if material.teacher is None:
+        raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
+    if recipe.outputs is None:
+        raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
+    splits = material.splits
+    settings = {name: value for name, value in asdict(recipe.data).items() if name not in HOW}
+    key: dict[str, Any] = {
+        "teacher": models.fingerprint(material.teacher.network),
+        "data": splits.fingerprint,
+        "views": settings,
+        "data_seed": recipe.data_seed,
+        "precision": recipe.precision,
+        "classes": splits.classes,
+    }
+    if splits.fingerprint is None:
+        raise RecipeError(
+            "data: expected a source whose content is known, got one without a fingerprint; "
+            "outputs recorded of it could not be told from another's: type outputs=null"
+        )
+    return Store(Path(recipe.outputs), key, samples=len(splits.train))
 
 
 def _device(network: torch.nn.Module) -> torch.device:

@@ -188,6 +188,7 @@ class Recipe(_Section):
         data: where the data come from, and their views.
         student: the network to train (``model`` in the recipe of a teacher).
         teacher: the network to learn from; none for labels alone.
+        outputs: the folder of the teacher's recorded outputs, which are read instead of asking it; none asks it.
         objective: a preset, or a list of them with scales.
         batch_size: samples an optimizer step, over all micro-batches and processes.
         seed: of the initialisation and of dropout.
@@ -211,6 +212,7 @@ class Recipe(_Section):
     teacher: TeacherField | None = Field(
         None, description="a model's name, a run's folder or {train: ...}", examples=["runs/teacher"]
     )
+    outputs: str | None = None
     objective: ObjectiveField = objectives.cross_entropy()
     epochs: int = Field(240, ge=1)
     batch_size: int = Field(64, ge=1)
@@ -252,6 +254,7 @@ class Recipe(_Section):
             "data": replace(self.data, labelled=said.pop("labelled", None)),
             "student": said.pop("model"),
             "teacher": None,
+            "outputs": None,
             "objective": objectives.cross_entropy(),
             "stages": (),
         }

@@ -19,6 +19,7 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
 STUDY = "study.json"
+OUTPUTS = "outputs.json"
 CHECKPOINTS = "checkpoints"
 STUDENT = "student.safetensors"
 CARD = "student.json"
@@ -196,6 +197,10 @@ class Study(TypedDict):
     """What is drawn of it: any of ``entropy``, ``divergence``, ``histogram``, ``mappings``."""
     departures: list[str]
     """How it was run otherwise than published, a line each."""
+    missing: dict[str, str]
+    """Methods that could not be run, and why."""
+    notes: list[str]
+    """What stands below its table."""
 
 
 Manifest = dict[str, Any]

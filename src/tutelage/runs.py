@@ -19,7 +19,7 @@ import yaml
 from torch import nn
 
 from tutelage import data, manifest, models, recipes, records
-from tutelage.contracts import UNLABELLED, Batch, Batches
+from tutelage.contracts import UNLABELLED, Batch, Batches, Teacher
 from tutelage.engine import (
     Answers,
     CheckpointError,
@@ -44,11 +44,13 @@ from tutelage.material import (
     fingerprints,
     gather,
     held_out_sets,
+    outputs_of,
     same_fingerprints,
 )
 from tutelage.models import Classifier
 from tutelage.objectives import Objective
 from tutelage.recipes import Recipe, RecipeError
+from tutelage.store import Recorded
 
 Verb = Literal["train", "distill"]
 
@@ -162,7 +164,7 @@ def perform(
     """
     display = display or Silent()
     resolved = recipes.dump(recipe)
-    with alone(folder), _set_up(recipe):
+    with alone(folder), set_up(recipe):
         earlier = _earlier(folder, resolved)
         teacher_folder = None
         training = recipe.training(f"{recipe.name}/teacher")
@@ -210,6 +212,7 @@ class _Performance:
             "precision": recipe.precision,
             "channels_last": recipe.channels_last,
         }
+        self.target_gamma: float | None = None
         self.started = time.monotonic()
         self.before = (earlier or {}).get("duration_s", 0.0)
         self.fits = recipe.fits()
@@ -244,6 +247,7 @@ class _Performance:
             "student": describe_network(material.student),
             "objective": [o.to_recipe() if material.repeatable else o.weights() for o, _, _ in self.fits],
             "objective_terms": [o.weights() for o, _, _ in self.fits],
+            "objective_resolved": (earlier or {}).get("objective_resolved") or [{} for _ in self.fits],
             "selection": {"set": self.held_out[0].name, "metric": "accuracy", "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if material.repeatable else None,
             "notes": list(splits.notes),
@@ -292,7 +296,13 @@ class _Performance:
                 f"teacher: expected one better than chance (1 in {test.teacher.logits.shape[-1]}), got an accuracy of "
                 f"{accuracy:.2%}; check its weights and the order of its classes, or type weak_teacher=true to go on"
             )
-        return {**describe_network(self.material.teacher), "accuracy": accuracy, "set": test.name, "mode": "eval"}
+        return {
+            **describe_network(self.material.teacher),
+            "accuracy": accuracy,
+            "set": test.name,
+            "mode": "eval",
+            "answers": "live" if self.recipe.outputs is None else "recorded in float16",
+        }
 
     def go(self) -> Run:
         """Fit every stage, then judge and record."""
@@ -357,15 +367,17 @@ class _Performance:
         """Fit one stage, appending its epochs to the metrics."""
         splits = self.material.splits
         lesson = Lesson(self.material.student, objective, context(objective, self.material))
-        teacher = self.material.teacher if objective.needs.teacher else None
+        self.target_gamma = lesson.objective.target_gamma
+        self.manifest["objective_resolved"][stage] = lesson.objective.resolved
         batches = data.SplitBatches(splits.train, batch_size=batch_size, data_seed=self.recipe.data_seed, train=True)
+        teacher = self.answering(objective.needs.teacher_taps) if objective.needs.teacher else None
         best = records.best_epoch([e for e in epochs if e["stage"] < stage], self.selection)
         title = self.recipe.name + (f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else "")
         self.display.begin(title, len(batches) * settings.epochs, saved.state["step"] if saved else 0)
         for epoch in fit(
             lesson,
-            FrozenTeacher(teacher, objective.needs.teacher_taps) if teacher is not None else None,
-            _Ticking(batches, self.display, sum(settings.epochs for _, settings, _ in self.fits[:stage])),
+            teacher,
+            _Followed(batches, self.display, sum(settings.epochs for _, settings, _ in self.fits[:stage]), teacher),
             settings,
             accelerator=self.accelerator,
             held_out=self.held_out,
@@ -379,6 +391,13 @@ class _Performance:
             self.write_manifest("running")
             self.display.note(_line(epoch, settings.epochs, self.selection))
 
+    def answering(self, taps: tuple[str, ...]) -> Teacher:
+        """Return whoever answers for the teacher while training: the network, or what was recorded of it."""
+        assert self.material.teacher is not None
+        if self.recipe.outputs is None:
+            return FrozenTeacher(self.material.teacher, taps)
+        return Recorded(outputs_of(self.recipe, self.material), taps, device=self.device)
+
     @property
     def selection(self) -> Literal["validation", "test"]:
         """The set that ``best`` is chosen by."""
@@ -390,7 +409,6 @@ class _Performance:
         test = self.held_out[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
         models.save(student, self.folder)
-        gamma = self.fits[-1][0].target_gamma
         answers = self.ask("student", student, test.batches)
         evaluation: records.Evaluation | None = None
         if bool((answers.labels != UNLABELLED).any()):
@@ -398,7 +416,7 @@ class _Performance:
                 "set": test.name,
                 "samples": len(splits.test),
                 "class_names": list(splits.class_names),
-                "student": judge(answers, test.teacher, gamma=gamma),
+                "student": judge(answers, test.teacher, gamma=self.target_gamma),
                 "teacher": judge(test.teacher) if test.teacher else None,
                 "best": records.best_epoch(list(records.read_epochs(self.folder)), self.selection),
             }
@@ -421,19 +439,22 @@ class _Performance:
             records.write_json(self.folder / records.MANIFEST, self.manifest)
 
 
-class _Ticking:
-    """Batches that tell a display of each one taken.
+class _Followed:
+    """Batches that tell a display of each one taken, and a recorded teacher of the epoch whose views they are.
 
     ``before`` is the number of epochs of earlier stages: a later one goes on with order and views, not over them again.
     """
 
-    def __init__(self, batches: Batches, display: Display, before: int) -> None:
+    def __init__(self, batches: Batches, display: Display, before: int, teacher: Teacher | None) -> None:
         self.samples, self._batches, self._display, self._before = batches.samples, batches, display, before
+        self._teacher = teacher
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        if isinstance(self._teacher, Recorded):
+            self._teacher.open(epoch + self._before)
         for batch in self._batches.epoch(epoch + self._before, start=start, rank=rank, world=world):
             yield batch
             self._display.tick()
@@ -480,7 +501,7 @@ FREE = {
 
 
 @contextlib.contextmanager
-def _set_up(recipe: Recipe) -> Iterator[None]:
+def set_up(recipe: Recipe) -> Iterator[None]:
     """Set threads and determinism as the recipe says, and put them back: the process may be a notebook's."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
@@ -493,8 +514,10 @@ def _set_up(recipe: Recipe) -> Iterator[None]:
 
 
 def _essence(resolved: str) -> dict[str, Any]:
-    """A recipe without the keys that may differ between the parts of a run."""
+    """A recipe without the keys that may differ between parts of a run; keys that came later have their defaults."""
     value = yaml.safe_load(resolved)
+    with contextlib.suppress(RecipeError):
+        value = yaml.safe_load(recipes.dump(recipes.parse(Recipe, value)))
     flat = {**value, **{f"data.{key}": inner for key, inner in value.pop("data").items()}}
     return {key: inner for key, inner in flat.items() if key not in FREE | {"data"}}
 

@@ -1,0 +1,87 @@
+"""Recording: a teacher's outputs for every view that a run will take, so that many runs ask it once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tutelage import data, store, taps
+from tutelage.engine.evaluate import place
+from tutelage.engine.loop import accelerator_on
+from tutelage.lesson import FrozenTeacher
+from tutelage.material import LOOK, check_fit, gather, outputs_of
+from tutelage.recipes import Recipe, RecipeError
+from tutelage.runs import Display, Silent, alone, set_up
+
+INNER = 256
+"""Samples that the teacher is asked about at a time."""
+
+
+def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
+    """Return the features of the teacher that any stage of a recipe reads."""
+    return tuple(dict.fromkeys(tap for objective, _, _ in recipe.fits() for tap in objective.needs.teacher_taps))
+
+
+def record(
+    recipe: Recipe,
+    *,
+    display: Display | None = None,
+    limit_mb: float = 20_000,
+    trust_code: bool | frozenset[str] = False,
+) -> Path:
+    """Record the teacher's outputs for every view of every epoch of a recipe, or go on with it.
+
+    Args:
+        recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder.
+        display: shows it as it goes.
+        limit_mb: refuse to write more, MB of 10**6 bytes.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RecipeError: the outputs would be larger than the limit, or teacher and data do not fit.
+    """
+    display = display or Silent()
+    material = gather(recipe, trust_code=trust_code)
+    check_fit(material, [objective for objective, _, _ in recipe.fits()])
+    outputs, names = outputs_of(recipe, material), wanted_taps(recipe)
+    assert material.teacher is not None
+    epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
+    split = material.splits.train
+    batches = data.SplitBatches(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
+    with alone(outputs.folder), set_up(recipe):
+        device = accelerator_on(recipe.device).device
+        look = next(batches.at(0, [np.arange(min(LOOK, len(split)))])).inputs
+        shapes = taps.survey(material.teacher, names, look)
+        size = store.size_of(samples=len(split), classes=material.splits.classes, shapes=shapes, epochs=epochs) / 1e6
+        if size > limit_mb:
+            raise RecipeError(
+                f"outputs: expected at most {limit_mb:.0f} MB, got {size:.0f} MB for {epochs} epochs of {len(split)} "
+                f"samples; type --limit-mb {size:.0f} to write them, or outputs=null to ask the live teacher"
+            )
+        teacher = FrozenTeacher(material.teacher, names).to(device)
+        if recipe.channels_last:
+            teacher.to(memory_format=torch.channels_last)
+        todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
+        display.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs, {len(todo)} chunks to record")
+        display.begin(outputs.folder.name, len(todo), 0)
+        outputs.begin()
+        for epoch, chunk in todo:
+            logits = torch.full((len(chunk), material.splits.classes), torch.nan)
+            features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
+            requests = np.array_split(np.arange(chunk.start, chunk.stop), -(-len(chunk) // INNER))
+            for batch in batches.at(epoch, requests):
+                moved = batch._replace(inputs=place(batch.inputs, device, channels_last=recipe.channels_last))
+                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                    said = teacher(moved)
+                rows = batch.index - chunk.start
+                logits[rows] = said.logits.float().cpu()
+                for name in names:
+                    features[name][rows] = said.taps[name].float().cpu()
+            outputs.write(epoch, chunk, logits, features)
+            display.tick()
+    return outputs.folder
