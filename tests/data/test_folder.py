@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tutelage.data import DataSettings, SplitBatches, digests, open_data
+from tutelage.data import DataSettings, RandAugment, SplitBatches, digests, open_data
 from tutelage.data.split import ViewAt
 from tutelage.data.views import boxes
 
@@ -101,6 +102,90 @@ def test_without_a_test_folder_a_fifth_is_held_out(tmp_path):
     assert open_data(settings(folder, size=8, split_seed=1)).fingerprint != splits.fingerprint
 
 
+def test_one_image_a_class_cannot_be_held_out_but_may_be_judged_on(tmp_path):
+    folder = fill(tmp_path / "alone", per_class=1)
+    with pytest.raises(
+        ValueError, match=r"got none to learn from of ant \(1 such\); .* type data.test=train"
+    ) as caught:
+        open_data(settings(folder, size=8))
+    assert "\n" not in str(caught.value)
+    for limit in (2048, 0):
+        given = {"size": 8, "test": "train", "crop_padding": 2, "flip": True, "memory_limit_mb": limit}
+        splits = open_data(settings(folder, **given))
+        assert splits.sizes() == {"train": 3, "test": 3, "labelled": 3, "corrupt": 0}
+        assert splits.test.labels.tolist() == splits.train.labels.tolist() == [0, 1, 2]
+        assert "the test set is the 3 training images, not augmented" in splits.notes[0]
+        index, view = np.arange(3), ViewAt(0, 0)
+        assert torch.equal(splits.test.fetch(index, view=view), splits.train.fetch(index))
+        assert not torch.equal(splits.train.fetch(index, view=view), splits.train.fetch(index))
+    some = open_data(settings(folder, size=8, test="train", labelled=0))
+    assert (some.sizes()["labelled"], some.test.labels.tolist()) == (0, [0, 1, 2])
+
+
+def test_training_images_that_are_the_test_set_are_kept_and_counted_once(tmp_path):
+    folder = fill(tmp_path / "alone", per_class=2)
+    (folder / "cat" / "0.png").write_text("not an image")
+    for limit in (2048, 0):
+        splits = open_data(settings(folder, size=8, test="train", on_corrupt="skip", memory_limit_mb=limit))
+        for split in (splits.train, splits.test):
+            assert sum(len(b.index) for b in SplitBatches(split, batch_size=9, train=False).epoch(0)) == 5
+        assert splits.sizes()["corrupt"] == 1
+    memory = open_data(settings(folder, size=8, test="train", on_corrupt="skip"))
+    assert memory.train.pixels is memory.test.pixels
+
+
+@pytest.mark.parametrize("source", ["digits", "torchvision:MNIST", None])
+def test_a_test_set_that_is_there_is_not_passed_over(root, source):
+    with pytest.raises(ValueError, match=r"data.test: expected 'held_out' for .*, which has a test set, got 'train'"):
+        open_data(DataSettings(source=source or f"imagefolder:{root}", test="train"))
+
+
+def test_bicubic_views(root):
+    one, other = (open_data(settings(root, size=14, interpolation=name)) for name in ("bilinear", "bicubic"))
+    assert (one.interpolation, other.interpolation) == ("bilinear", "bicubic")
+    original = Image.open(root / "test" / "ant" / "0.png")
+    expected = np.asarray(original.resize((16, 24), Image.Resampling.BICUBIC).crop((1, 5, 15, 19)))
+    assert np.array_equal((other.test.fetch(np.array([0]))[0].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+    assert not torch.equal(one.test.fetch(np.arange(6)), other.test.fetch(np.arange(6)))
+    splits = open_data(settings(root, size=14, interpolation="bicubic", random_resized_crop=True))
+    assert torch.equal(splits.test.fetch(np.arange(6)), other.test.fetch(np.arange(6)))
+    path, view = sorted((root / "train").rglob("*.png"))[7], ViewAt(2, 3)
+    original = Image.open(path)
+    box = boxes(np.array([7]), np.array([original.size]), view=view)[0]
+    expected = np.asarray(original.resize((14, 14), Image.Resampling.BICUBIC, box=box))
+    found = splits.train.fetch(np.array([7]), view=view)[0]
+    assert np.array_equal((found.permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+
+
+@pytest.mark.parametrize("limit", [2048, 0])
+def test_the_share_of_the_evaluation_view(tmp_path, root, limit):
+    splits = open_data(settings(root, size=14, test_crop=0.5, memory_limit_mb=limit))
+    assert splits.margin == 2
+    original = Image.open(root / "test" / "ant" / "0.png")
+    expected = np.asarray(original.resize((28, 42), Image.Resampling.BILINEAR).crop((7, 14, 21, 28)))
+    found = splits.test.fetch(np.array([0]))[0].permute(1, 2, 0)
+    assert np.array_equal((found * 255).round().byte().numpy(), expected)
+    assert open_data(settings(root, size=14, memory_limit_mb=limit)).margin == 256 / 224
+    even = fill(tmp_path / "even", size=(12, 10))
+    assert open_data(settings(even, size=8, memory_limit_mb=limit)).margin == 1
+    assert open_data(settings(even, size=8, test_crop=0.875, memory_limit_mb=limit)).margin == 1 / 0.875
+
+
+SAMPLE = Path(__file__).parents[2] / ".." / "shared" / "data" / "imagenet_sample"
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of ImageNet is not beside the repository")
+def test_photographs_one_a_class():
+    with pytest.raises(ValueError, match=r"type data.test=train"):
+        open_data(settings(SAMPLE))
+    given = {"test": "train", "random_resized_crop": True, "interpolation": "bicubic", "mixup": 0.8, "cutmix": 1.0}
+    splits = open_data(settings(SAMPLE, **given, random_erasing=0.25, randaugment=RandAugment()))
+    assert splits.sizes() == {"train": 1000, "test": 1000, "labelled": 1000, "corrupt": 0}
+    batch = next(SplitBatches(splits.train, batch_size=8, train=True).epoch(0))
+    assert (batch.inputs.shape, batch.labels.shape) == ((8, 3, 224, 224), (8, 1000))
+    assert next(SplitBatches(splits.test, batch_size=8, train=False).epoch(0)).labels.tolist() == list(range(8))
+
+
 def test_val_is_used_for_test_and_said(tmp_path):
     fill(tmp_path / "train")
     fill(tmp_path / "val", per_class=1)
@@ -150,7 +235,9 @@ def test_workers_do_not_change_anything(root, workers):
     expected, found = list(batches(0).epoch(1))[1:], list(batches(workers).epoch(1, start=1))
     assert torch.equal(torch.get_rng_state(), before)
     assert len(expected) == len(found) == 3
-    assert all(torch.equal(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        torch.equal(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x[:3], y[:3], strict=True)
+    )
     shares = [list(batches(workers).epoch(1, start=1, rank=rank, world=2)) for rank in range(2)]
     assert torch.equal(shares[1][0].inputs, expected[0].inputs[1::2])
 

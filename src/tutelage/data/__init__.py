@@ -14,13 +14,16 @@ from tutelage.data.batches import SplitBatches
 from tutelage.data.digits import open_digits
 from tutelage.data.folder import open_folder
 from tutelage.data.hub import open_hub
+from tutelage.data.mixing import Mixing
 from tutelage.data.own import from_datasets
-from tutelage.data.settings import DataSettings, check
+from tutelage.data.settings import DataSettings, RandAugment, check
 from tutelage.data.split import Split, Splits, ViewAt
 from tutelage.data.vision import open_vision
 
 __all__ = [
     "DataSettings",
+    "Mixing",
+    "RandAugment",
     "Split",
     "SplitBatches",
     "Splits",

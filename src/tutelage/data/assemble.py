@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tutelage.contracts import UNLABELLED
 from tutelage.data import cache, hashing
 from tutelage.data.holdout import keep_labels, stratified
 from tutelage.data.images import (
@@ -24,8 +25,10 @@ from tutelage.data.images import (
     stop_on,
 )
 from tutelage.data.memory import MemorySplit
+from tutelage.data.mixing import Mixing
 from tutelage.data.split import Split, Splits
 from tutelage.data.stream import StreamSplit
+from tutelage.data.views import PLAIN, Augmentation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,14 +70,39 @@ class Pixels:
     corrupt: tuple[str, ...] = ()
 
 
-def cut_test(raw: Raw, *, seed: int) -> tuple[Raw, Raw, str]:
-    """Divide a source without a test set, stratified; return both halves and the note that says so."""
-    count = round(len(raw.labels) * HELD_OUT)
-    held = stratified(raw.labels, count=count, seed=seed, stream=hashing.TEST)
-    rest = np.setdiff1d(np.arange(len(raw.labels)), held)
+def make_test(raw: Raw, settings: DataSettings, class_names: Sequence[str]) -> tuple[Raw, Raw, str]:
+    """Give a source without a test set one, as the settings say; return both halves and the note that says so.
+
+    Raises:
+        ValueError: holding images out would leave a class without any to learn from.
+    """
+    count, seed = len(raw.labels), settings.split_seed
+    if settings.test == "train":
+        return raw, raw, f"There are no held-out images: the test set is the {count} training images, not augmented."
+    held = stratified(raw.labels, count=round(count * HELD_OUT), seed=seed, stream=hashing.TEST)
+    rest = np.setdiff1d(np.arange(count), held)
+    lost = np.setdiff1d(raw.labels, np.append(raw.labels[rest], UNLABELLED))
+    if lost.size:
+        raise ValueError(
+            "data.source: expected images enough of every class to hold a fifth out for test, got none to learn from "
+            f"of {class_names[lost[0]]} ({lost.size} such); give it a test set, or type data.test=train to judge on "
+            "the training images"
+        )
     halves = [Raw(Subset(raw.reader, p), raw.labels[p], raw.identity) for p in (rest, held)]
-    note = f"The source has no test set: {count} of its {len(raw.labels)} images were held out (split_seed {seed})."
+    note = f"The source has no test set: {len(held)} of its {count} images were held out (split_seed {seed})."
     return halves[0], halves[1], note
+
+
+def keep_test(settings: DataSettings, source: str) -> None:
+    """Refuse to judge on the training images of a source that has a test set.
+
+    Raises:
+        ValueError: that was asked for.
+    """
+    if settings.test == "train":
+        raise ValueError(
+            f"data.test: expected 'held_out' for {source}, which has a test set, got 'train'; type data.test=held_out"
+        )
 
 
 def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: str) -> None:
@@ -117,17 +145,25 @@ def from_images(
     if saved:
         layout = saved[0]
     else:
-        layout = guessed[0] if guessed else find_layout((train.reader, test.reader), size=settings.size)
+        readers = (train.reader, test.reader)
+        layout = guessed[0] if guessed else find_layout(readers, size=settings.size, test_crop=settings.test_crop)
     if not _fits(train, test, layout, settings):
         return _streamed(train, test, layout, class_names=class_names, settings=settings, source=source, notes=notes)
+    parts = _parts(train, test)
     if saved:
-        halves = [Pixels(saved[1][name], raw.labels) for name, raw in (("train", train), ("test", test))]
+        halves = [Pixels(saved[1][name], raw.labels) for name, raw in parts.items()]
     else:
-        halves = guessed[1] if guessed else [_decoded(raw, layout, settings) for raw in (train, test)]
+        halves = guessed[1] if guessed else [_decoded(raw, layout, settings) for raw in parts.values()]
         if key is not None and not any(half.corrupt for half in halves):
-            cache.save(key, layout, {"train": halves[0].values, "test": halves[1].values})
+            cache.save(key, layout, {name: half.values for name, half in zip(parts, halves, strict=True)})
     return from_pixels(
-        *halves, class_names=class_names, settings=settings, source=source, notes=notes, margin=layout.margin
+        halves[0],
+        halves[-1],
+        class_names=class_names,
+        settings=settings,
+        source=source,
+        notes=notes,
+        margin=layout.margin,
     )
 
 
@@ -150,21 +186,22 @@ def from_pixels(
             positions=torch.from_numpy(positions),
             labels=labels,
             divisor=divisor,
-            crop_padding=settings.crop_padding if vary else 0,
-            flip=settings.flip and vary,
+            augmentation=Augmentation.of(settings) if vary else PLAIN,
+            mixing=_mixing(settings, layout, labels, len(class_names)) if vary else None,
             corrupt=list(half.corrupt) if corrupt else [],
         )
 
     tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
     content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
     _, height, width, channels = train.values.shape
+    layout = Layout(height, width, channels, margin)
     return _divided(
         train.labels,
         test.labels,
         lambda p, y: make(train, p, y, corrupt=True, vary=True),
         lambda p, y: make(train, p, y, corrupt=False, vary=False),
-        lambda p, y: make(test, p, y, corrupt=True, vary=False),
-        layout=Layout(height, width, channels, margin),
+        lambda p, y: make(test, p, y, corrupt=test is not train, vary=False),
+        layout=layout,
         content=[*content, f"divisor {divisor}"],
         class_names=class_names,
         settings=settings,
@@ -174,9 +211,40 @@ def from_pixels(
     )
 
 
+def _parts(train: Raw, test: Raw) -> dict[str, Raw]:
+    """Return the halves by name; one where both are the same images."""
+    return {"train": train} if test is train else {"train": train, "test": test}
+
+
+def _mixing(settings: DataSettings, layout: Layout, labels: Tensor, classes: int) -> Mixing | None:
+    """Return how training samples are mixed; none where that is off.
+
+    Raises:
+        ValueError: some samples have a label and others have none: a soft label cannot say that it is unknown.
+    """
+    if not (settings.mix_probability and (settings.mixup or settings.cutmix)):
+        return None
+    known = int((labels != UNLABELLED).sum())
+    if 0 < known < len(labels):
+        name = "mixup" if settings.mixup else "cutmix"
+        raise ValueError(
+            f"data.{name}: expected labels for all training samples or for none where samples are mixed, got labels "
+            f"for {known} of {len(labels)}; type data.mixup=0 data.cutmix=0, or data.labelled=null"
+        )
+    return Mixing(
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+        probability=settings.mix_probability,
+        switch=settings.switch_probability,
+        classes=classes,
+        image_size=(layout.height, layout.width),
+    )
+
+
 def _fits(train: Raw, test: Raw, layout: Layout, settings: DataSettings) -> bool:
     """Return whether a data set is held in memory; views cut from originals never are."""
-    size = (len(train.labels) + len(test.labels)) * layout.height * layout.width * layout.channels
+    count = sum(len(raw.labels) for raw in _parts(train, test).values())
+    size = count * layout.height * layout.width * layout.channels
     return not settings.random_resized_crop and size <= settings.memory_limit_mb * 2**20
 
 
@@ -186,19 +254,20 @@ def _all_alike(train: Raw, test: Raw, settings: DataSettings) -> tuple[Layout, l
         (first,) = train.reader.encoded([0])
         with open_image(first) as image:
             size = image.size
-        layout = find_layout([Subset(train.reader, np.arange(1))], size=settings.size)
+        first_alone = Subset(train.reader, np.arange(1))
+        layout = find_layout([first_alone], size=settings.size, test_crop=settings.test_crop)
     except UNREADABLE:
         return None
     if not _fits(train, test, layout, settings):
         return None
     try:
-        return layout, [_decoded(raw, layout, settings, alike=size) for raw in (train, test)]
+        return layout, [_decoded(raw, layout, settings, alike=size) for raw in _parts(train, test).values()]
     except UnlikeError:
         return None
 
 
 def _decoded(raw: Raw, layout: Layout, settings: DataSettings, *, alike: tuple[int, int] | None = None) -> Pixels:
-    values, kept, faults = decode_all(raw.reader, layout, alike=alike)
+    values, kept, faults = decode_all(raw.reader, layout, alike=alike, interpolation=settings.interpolation)
     if faults and (settings.on_corrupt == "stop" or not len(kept)):
         stop_on(faults[0])
     return Pixels(values, raw.labels[kept], tuple(fault.name for fault in faults))
@@ -214,15 +283,16 @@ def _streamed(
     source: str,
     notes: Sequence[str],
 ) -> Splits:
-    def make(raw: Raw, positions: NDArray[np.int64], labels: Tensor) -> Split:
+    def make(raw: Raw, positions: NDArray[np.int64], labels: Tensor, *, vary: bool) -> Split:
         return StreamSplit(
             reader=raw.reader,
             positions=positions,
             labels=labels,
             layout=layout,
-            crop_padding=settings.crop_padding,
-            flip=settings.flip,
-            random_resized_crop=settings.random_resized_crop,
+            interpolation=settings.interpolation,
+            random_resized_crop=settings.random_resized_crop and vary,
+            augmentation=Augmentation.of(settings) if vary else PLAIN,
+            mixing=_mixing(settings, layout, labels, len(class_names)) if vary else None,
             workers=settings.workers,
             on_corrupt=settings.on_corrupt,
         )
@@ -231,9 +301,9 @@ def _streamed(
     return _divided(
         train.labels,
         test.labels,
-        lambda p, y: make(train, p, y),
-        lambda p, y: make(train, p, y),
-        lambda p, y: make(test, p, y),
+        lambda p, y: make(train, p, y, vary=True),
+        lambda p, y: make(train, p, y, vary=False),
+        lambda p, y: make(test, p, y, vary=False),
         layout=layout,
         content=[*content, str(tuple(layout))],
         class_names=class_names,
@@ -286,6 +356,7 @@ def _divided(
         image_size=(layout.height, layout.width),
         margin=layout.margin,
         divisor=divisor,
+        interpolation=settings.interpolation,
         source=source,
         fingerprint=hashlib.sha256("\n".join([*content, division]).encode()).hexdigest()[:16],
         notes=tuple(notes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from tutelage.contracts import Batch
 from tutelage.data.hashing import permutation
+from tutelage.data.mixing import mixed_batches
 from tutelage.data.split import ViewAt
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class SplitBatches:
 
     A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; with several processes
     each takes every ``world``-th sample of it. Training batches are shuffled by (data seed, epoch) and augmented by
-    (data seed, epoch, sample); the others come in order and as they are.
+    (data seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and as they
+    are.
 
     A last batch of fewer samples than there are processes would leave some of them without work: in training it is left
     out, in evaluation its samples join the batch before, so that none is lost.
@@ -75,8 +77,14 @@ class SplitBatches:
         """Yield the batches of one epoch from step ``start`` on; of each, this process's share."""
         if not 0 <= rank < world:
             raise ValueError(f"rank: expected a number in [0, {world}), got {rank}; pass the process's own")
+        yield from self.at(epoch, self._requests(epoch, start=start, rank=rank, world=world))
+
+    def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
+        """Yield a batch for each array of places, with the views that training has of them in an epoch."""
         view = ViewAt(self.data_seed, epoch) if self.train else None
-        requests = self._requests(epoch, start=start, rank=rank, world=world)
+        if view is not None and self.split.mixing is not None:
+            yield from mixed_batches(self.split, self.split.mixing, requests, view=view)
+            return
         for index, inputs in self.split.stream(requests, view=view):
             places = torch.from_numpy(index)
             yield Batch(places, inputs, self.split.labels[places])

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from tutelage.data import hashing
-from tutelage.data.assemble import Pixels, Raw, from_images, from_pixels
+from tutelage.data.assemble import Pixels, Raw, from_images, from_pixels, keep_test
 from tutelage.data.holdout import stratified
 from tutelage.data.images import ArrayReader
 from tutelage.data.settings import DataSettings
@@ -25,13 +25,15 @@ def open_digits(settings: DataSettings) -> Splits:
 
     Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998 (its test half).
     """
+    keep_test(settings, "digits")
     bunch = load_digits()
     values = bunch.images.astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
     held = stratified(labels, count=TEST_COUNT, seed=TEST_SEED, stream=hashing.TEST)
     rest = np.setdiff1d(np.arange(len(labels)), held)
     names = tuple(str(digit) for digit in range(10))
-    if settings.random_resized_crop or settings.size not in (None, values.shape[1]):
+    resized = settings.size not in (None, values.shape[1]) or settings.test_crop is not None
+    if settings.random_resized_crop or resized:
         scaled = np.rint(values * (255 / WHITE)).astype(np.uint8)
         train, test = (Raw(ArrayReader(scaled[p]), labels[p], scaled[p].tobytes) for p in (rest, held))
         splits = from_images(train, test, class_names=names, settings=settings, source="digits")

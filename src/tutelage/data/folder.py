@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.assemble import Raw, cut_test, from_images
+from tutelage.data.assemble import Raw, from_images, keep_test, make_test
 from tutelage.data.digests import listing
 from tutelage.data.images import Encoded
 
@@ -49,7 +49,8 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     """Open a folder of images.
 
     ``path/train`` is learned from, with ``path/test`` (or ``val``, ``validation``, ``valid``) for test; without a test
-    folder, or with the classes directly in ``path``, a fifth of each class is held out, seeded by ``split_seed``.
+    folder, or with the classes directly in ``path``, a fifth of each class is held out, seeded by ``split_seed``, or
+    the training images are the test set, as ``settings.test`` says.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -75,9 +76,10 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
     notes = []
     if test_root is None:
-        train, test, note = cut_test(train, seed=settings.split_seed)
+        train, test, note = make_test(train, settings, names)
         notes.append(note)
     else:
+        keep_test(settings, f"imagefolder:{path}")
         unknown = sorted(set(_classes(test_root, path)) - set(names))
         if unknown:
             raise ValueError(

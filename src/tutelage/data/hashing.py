@@ -23,9 +23,26 @@ TEST = 6
 OWN = 7
 BOX_TOP = 8
 BOX_LEFT = 9
+ERASE = 10
+ERASE_TOP = 11
+ERASE_LEFT = 12
+ERASE_NOISE = 13
+MIX = 14
+PARTNER = 15
+SHARE = 16
+SWITCH = 17
+CUT_TOP = 18
+CUT_LEFT = 19
 BOX_AREA = 64
 """First of one stream for each attempt at a random box."""
 BOX_RATIO = 128
+ERASE_AREA = 192
+ERASE_RATIO = 256
+RAND_NAME = 1 << 20
+"""First of one stream for each of RandAugment's operations on an image."""
+RAND_APPLY = 2 << 20
+RAND_MAGNITUDE = 3 << 20
+RAND_SIGN = 4 << 20
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

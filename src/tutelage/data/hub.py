@@ -14,7 +14,7 @@ import numpy as np
 
 from tutelage.contracts import UNLABELLED
 from tutelage.data import cache
-from tutelage.data.assemble import Raw, check_labels, cut_test, from_images
+from tutelage.data.assemble import Raw, check_labels, from_images, keep_test, make_test
 from tutelage.data.digests import listing
 from tutelage.data.images import Encoded, Reader, one_line
 
@@ -81,9 +81,10 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     halves = {n: Raw(_reader(found[n], image, n), y, partial(_identity, found[n], n, files)) for n, y in labels.items()}
     notes = []
     if test_name is None:
-        train, test, note = cut_test(halves["train"], seed=settings.split_seed)
+        train, test, note = make_test(halves["train"], settings, names)
         notes.append(note)
     else:
+        keep_test(settings, shown)
         train, test = halves["train"], halves[test_name]
         if test_name != "test":
             notes.append(f"The source has no test split: its {test_name} split is used for test.")
@@ -218,5 +219,5 @@ def _key(found: Mapping[str, Any], image: str, settings: DataSettings, test_name
             files.append([split, path, stat.st_size, stat.st_mtime_ns])
     if not files:
         return None
-    division = settings.split_seed if test_name is None else None
-    return cache.key_of([files, image, settings.size, division])
+    division = [settings.test, settings.split_seed] if test_name is None else None
+    return cache.key_of([files, image, settings.size, settings.test_crop, settings.interpolation, division])

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on files that are truncated, mistyped or absurd."""
 MARGIN = 256 / 224
+MEAN = (0.485, 0.456, 0.406)
+"""Of ImageNet's pixels, by channel, where white is 1."""
+STD = (0.229, 0.224, 0.225)
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+"""By the names that settings have for them."""
 DEFAULT_SIZE = 224
 _GREY = ("L", "1")
 _CHUNK = 256
@@ -131,8 +136,8 @@ def decode(encoded: Encoded, *, channels: int) -> Image.Image:
         return image.convert("RGB" if channels == 3 else "L")
 
 
-def centre(image: Image.Image, layout: Layout) -> NDArray[np.uint8]:
-    """Return the evaluation view: resized (bilinear, antialiased) to cover the layout times its margin, centre cut.
+def centre(image: Image.Image, layout: Layout, *, interpolation: str = "bilinear") -> NDArray[np.uint8]:
+    """Return the evaluation view: resized (antialiased) to cover the layout times its margin, centre cut.
 
     Returns:
         ``(height, width, channels)`` uint8.
@@ -142,14 +147,16 @@ def centre(image: Image.Image, layout: Layout) -> NDArray[np.uint8]:
         width = max(layout.width, round(image.width * scale))
         height = max(layout.height, round(image.height * scale))
         left, top = (width - layout.width) // 2, (height - layout.height) // 2
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), RESAMPLING[interpolation])
         image = image.crop((left, top, left + layout.width, top + layout.height))
     return pixels_of(image)
 
 
-def cut(image: Image.Image, box: tuple[int, int, int, int], layout: Layout) -> NDArray[np.uint8]:
-    """Return a box of an image, resized (bilinear, antialiased) to the layout."""
-    return pixels_of(image.resize((layout.width, layout.height), Image.Resampling.BILINEAR, box=box))
+def cut(
+    image: Image.Image, box: tuple[int, int, int, int], layout: Layout, *, interpolation: str = "bilinear"
+) -> NDArray[np.uint8]:
+    """Return a box of an image, resized (antialiased) to the layout."""
+    return pixels_of(image.resize((layout.width, layout.height), RESAMPLING[interpolation], box=box))
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
@@ -164,7 +171,7 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def find_layout(readers: Iterable[Reader], *, size: int | None) -> Layout:
+def find_layout(readers: Iterable[Reader], *, size: int | None, test_crop: float | None = None) -> Layout:
     """Decide the shape of a data set from its images' headers, reading no further than the answer needs.
 
     Raises:
@@ -193,7 +200,8 @@ def find_layout(readers: Iterable[Reader], *, size: int | None) -> Layout:
     width, height = first
     if size is not None or mixed:
         width = height = size or DEFAULT_SIZE
-    return Layout(height, width, 3 if colour else 1, MARGIN if mixed else 1.0)
+    margin = MARGIN if mixed else 1.0
+    return Layout(height, width, 3 if colour else 1, margin if test_crop is None else 1 / test_crop)
 
 
 class UnlikeError(Exception):
@@ -201,7 +209,7 @@ class UnlikeError(Exception):
 
 
 def decode_all(
-    reader: Reader, layout: Layout, *, alike: tuple[int, int] | None = None
+    reader: Reader, layout: Layout, *, alike: tuple[int, int] | None = None, interpolation: str = "bilinear"
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Fault]]:
     """Decode a whole reader, in threads (Pillow decodes outside the interpreter's lock).
 
@@ -209,6 +217,7 @@ def decode_all(
         reader: of the images.
         layout: what they are brought to.
         alike: the width and height that every image must have, where the layout is only a guess from one of them.
+        interpolation: of resizes, a key of `RESAMPLING`.
 
     Returns:
         Pixels ``(kept, height, width, channels)``, the places kept, and the images that could not be read.
@@ -228,7 +237,8 @@ def decode_all(
                     grey = image.mode in _GREY
                     if alike is not None and (image.size != alike or (layout.channels == 1 and not grey)):
                         raise UnlikeError
-                    pixels[place] = centre(decode(image, channels=layout.channels), layout)
+                    whole = decode(image, channels=layout.channels)
+                    pixels[place] = centre(whole, layout, interpolation=interpolation)
             except UNREADABLE as error:
                 faults.append((place, Fault(reader.name(place), one_line(error))))
         return faults

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tutelage.data.views import augment, to_float
+from tutelage.data.views import PLAIN, Augmentation, to_float
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tutelage.data.mixing import Mixing
     from tutelage.data.split import ViewAt
 
 
@@ -27,8 +28,8 @@ class MemorySplit:
         positions: ``(len,)`` int64, this split's rows of ``pixels``.
         labels: ``(len,)`` int64, -100 where unlabelled.
         divisor: the value of white.
-        crop_padding: pixels on each side.
-        flip: left to right, with probability 1/2.
+        augmentation: of views.
+        mixing: of samples in training batches, if any.
         corrupt: images that were left out when the tensor was made.
     """
 
@@ -36,8 +37,8 @@ class MemorySplit:
     positions: Tensor
     labels: Tensor
     divisor: float = 255.0
-    crop_padding: int = 0
-    flip: bool = False
+    augmentation: Augmentation = PLAIN
+    mixing: Mixing | None = None
     corrupt: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -47,7 +48,7 @@ class MemorySplit:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], strided as channels-last."""
         images = self.pixels[self.positions[torch.from_numpy(index)]]
         if view is not None:
-            images = augment(images, index, view=view, padding=self.crop_padding, flip=self.flip)
+            images = self.augmentation.apply(images, index, view=view, white=self.divisor)
         return to_float(images, divisor=self.divisor)
 
     def stream(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tutelage.data.mixing import Mixing
     from tutelage.data.split import ViewAt
 
 SLACK = 0.1
@@ -52,6 +53,7 @@ class OwnSplit:
     labels: Tensor
     workers: int = 0
     corrupt: list[str] = field(default_factory=list)
+    mixing: Mixing | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

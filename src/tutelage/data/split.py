@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tutelage.data.mixing import Mixing
+
 
 class ViewAt(NamedTuple):
     """Which random views to take: with a sample's place they determine its augmentation.
@@ -32,6 +34,7 @@ class Split(Protocol):
     Attributes:
         labels: ``(len,)`` int64 on the CPU, -100 where unlabelled.
         corrupt: names of images met that could not be read, each once.
+        mixing: how training batches mix samples, whose labels are soft then; none where they do not.
     """
 
     @property
@@ -41,6 +44,10 @@ class Split(Protocol):
     @property
     def corrupt(self) -> list[str]:
         """Return the names."""
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """Return how samples are mixed in training batches; `fetch` and `stream` leave them as they are."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -72,6 +79,7 @@ class Splits:
         fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; none where
             the content is not known.
         notes: what was decided on the user's behalf, one sentence each.
+        interpolation: of resizes, ``bilinear`` or ``bicubic``.
     """
 
     train: Split
@@ -86,6 +94,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     margin: float = 1.0
     divisor: float = 255.0
+    interpolation: str = "bilinear"
 
     def sizes(self) -> dict[str, int]:
         """Return counts: samples of each split, training samples with a label, and unreadable images met so far."""
@@ -94,5 +103,5 @@ class Splits:
         return {
             **{name: len(part) for name, part in present.items()},
             "labelled": int((self.train.labels != UNLABELLED).sum()),
-            "corrupt": sum(len(part.corrupt) for part in present.values()),
+            "corrupt": len({name for part in present.values() for name in part.corrupt}),
         }

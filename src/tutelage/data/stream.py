@@ -12,12 +12,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tutelage.data.images import UNREADABLE, Fault, Layout, Reader, centre, cut, decode, one_line, stop_on
-from tutelage.data.views import augment, boxes, to_float
+from tutelage.data.views import PLAIN, Augmentation, boxes, to_float
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tutelage.data.mixing import Mixing
     from tutelage.data.split import ViewAt
 
 _SHOWN = 5
@@ -62,7 +63,7 @@ def in_workers(
     yield from DataLoader(
         _Work(function),
         batch_size=None,
-        sampler=list(requests),
+        sampler=requests,
         num_workers=workers,
         collate_fn=_unchanged,
         generator=torch.Generator(),
@@ -78,9 +79,10 @@ class StreamSplit:
         positions: ``(len,)`` int64, this split's images of the reader.
         labels: ``(len,)`` int64, -100 where unlabelled.
         layout: the shape of every image.
-        crop_padding: pixels on each side.
-        flip: left to right, with probability 1/2.
-        random_resized_crop: of training views.
+        interpolation: of resizes, ``bilinear`` or ``bicubic``.
+        random_resized_crop: of views.
+        augmentation: of views, after that.
+        mixing: of samples in training batches, if any.
         workers: processes that decode; 0 decodes in this one.
         on_corrupt: ``"stop"`` or ``"skip"``.
         corrupt: names of the images skipped so far, each once.
@@ -90,9 +92,10 @@ class StreamSplit:
     positions: NDArray[np.int64]
     labels: Tensor
     layout: Layout
-    crop_padding: int = 0
-    flip: bool = False
+    interpolation: str = "bilinear"
     random_resized_crop: bool = False
+    augmentation: Augmentation = PLAIN
+    mixing: Mixing | None = None
     workers: int = 0
     on_corrupt: Literal["stop", "skip"] = "stop"
     corrupt: list[str] = field(default_factory=list)
@@ -137,9 +140,9 @@ class StreamSplit:
                 image = decode(item, channels=self.layout.channels)
                 if view is not None and self.random_resized_crop:
                     box = boxes(index[row : row + 1], np.array([image.size]), view=view)[0]
-                    images.append(cut(image, box, self.layout))
+                    images.append(cut(image, box, self.layout, interpolation=self.interpolation))
                 else:
-                    images.append(centre(image, self.layout))
+                    images.append(centre(image, self.layout, interpolation=self.interpolation))
             except UNREADABLE as error:
                 faults.append(Fault(self.reader.name(place), one_line(error)))
             else:
@@ -150,7 +153,7 @@ class StreamSplit:
             return Decoded(left, torch.empty(shape, dtype=torch.uint8), faults)
         batch = torch.from_numpy(np.stack(images))
         if view is not None:
-            batch = augment(batch, left, view=view, padding=self.crop_padding, flip=self.flip)
+            batch = self.augmentation.apply(batch, left, view=view)
         return Decoded(left, batch, faults)
 
 

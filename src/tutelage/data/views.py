@@ -1,7 +1,8 @@
-"""Augmentation: batches of 8-bit images in, batches of 8-bit images out, random only through `hashing`."""
+"""Training views: batches of 8-bit images in, batches of 8-bit images out, random only through `hashing`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from tutelage.data import hashing
+from tutelage.data.erasing import erase
+from tutelage.data.randaugment import randaugment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tutelage.data.settings import DataSettings, RandAugment
     from tutelage.data.split import ViewAt
 
 ATTEMPTS = 10
@@ -103,6 +107,61 @@ def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: ViewAt) -
             left, top = (full_width - width) // 2, (full_height - height) // 2
         found.append((left, top, left + width, top + height))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done, in this order, to training images that have their shape.
+
+    Attributes:
+        crop_padding: pixels on each side of which a crop is taken, at least 0.
+        flip: left to right, with probability 1/2.
+        randaugment: random operations; none where unset.
+        random_erasing: probability of a rectangle of noise, in [0, 1].
+        interpolation: of operations that move pixels, ``bilinear`` or ``bicubic``.
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    randaugment: RandAugment | None = None
+    random_erasing: float = 0.0
+    interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> Augmentation:
+        """Return what a user's settings ask for."""
+        return cls(
+            crop_padding=settings.crop_padding,
+            flip=settings.flip,
+            randaugment=settings.randaugment,
+            random_erasing=settings.random_erasing,
+            interpolation=settings.interpolation,
+        )
+
+    def apply(self, images: Tensor, index: NDArray[np.int64], *, view: ViewAt, white: float = 255.0) -> Tensor:
+        """Vary each image by its own hash.
+
+        Args:
+            images: ``(batch, height, width, channels)`` uint8.
+            index: ``(batch,)`` places in the data set.
+            view: the data seed and the epoch.
+            white: the value of white.
+
+        Returns:
+            The shape and dtype of ``images``.
+        """
+        images = augment(images, index, view=view, padding=self.crop_padding, flip=self.flip)
+        if self.randaugment is not None:
+            images = randaugment(
+                images, index, view=view, settings=self.randaugment, interpolation=self.interpolation, white=white
+            )
+        if self.random_erasing:
+            images = erase(images, index, view=view, probability=self.random_erasing, white=white)
+        return images
+
+
+PLAIN = Augmentation()
+"""Nothing is done."""
 
 
 def to_float(images: Tensor, *, divisor: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.data.assemble import Raw, check_labels, from_images
+from tutelage.data.assemble import Raw, check_labels, from_images, keep_test
 from tutelage.data.images import Encoded, one_line
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
             f"data.source: expected a torchvision data set with a training and a test half, got torchvision:{name}; "
             f"type torchvision:{near}, or another of {', '.join(known)}"
         )
+    keep_test(settings, f"torchvision:{name}")
     build: Callable[..., Any] = getattr(torchvision.datasets, name)
     keywords = _halves(build)
     assert keywords is not None
