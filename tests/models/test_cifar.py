@@ -8,10 +8,9 @@ from torch import nn
 
 from tutelage.models import create, parameters
 from tutelage.models.cifar import NETWORKS
-from tutelage.models.cifar_bottleneck import ResNet50
 from tutelage.models.cifar_mobilenet import MobileNetV2
 from tutelage.models.cifar_resnet import ENTRIES, ResNet
-from tutelage.models.cifar_shuffle import ShuffleV1, ShuffleV2
+from tutelage.models.cifar_shuffle import Join
 from tutelage.models.cifar_vgg import VGG
 from tutelage.models.cifar_wrn import WideResNet
 from tutelage.models.zoo import table
@@ -21,16 +20,6 @@ VECTORS = Path(__file__).parents[2] / ".." / "shared" / "conformance" / "cifar_z
 
 FAMILIES = ("resnet8", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2")
 """One network of each class, the smallest."""
-
-BEFORE = {
-    ResNet: lambda n: [n.layer1[-1].relu2, n.layer2[-1].relu2, n.layer3[-1].relu2],
-    ResNet50: lambda n: [layer[-1].relu3 for layer in (n.layer1, n.layer2, n.layer3, n.layer4)],
-    WideResNet: lambda n: [n.block2.layer[0].relu1, n.block3.layer[0].relu1, n.relu],
-    VGG: lambda n: [n.relu1, n.relu2, n.relu3, n.relu4],
-    ShuffleV1: lambda n: [layer[-1].relu3 for layer in (n.layer1, n.layer2, n.layer3)],
-    ShuffleV2: lambda n: [layer[-1].join for layer in (n.layer1, n.layer2, n.layer3)],
-}
-"""The modules whose inputs are the stages before their activation, as each file's first lines tell."""
 
 
 def records():
@@ -64,7 +53,7 @@ def test_every_network_has_a_vector():
 
 
 @pytest.mark.parametrize("record", records(), ids=lambda record: record["name"])
-def test_the_benchmark(record):
+def test_the_benchmark(record, watch):
     classifier = create(f"cifar:{record['name']}")
     network = classifier.network.double().eval()
     assert parameters(network) == record["parameters"] == NETWORKS[record["name"]].parameters
@@ -72,24 +61,19 @@ def test_the_benchmark(record):
     assert [[key, list(value.shape)] for key, value in state.items()] == record["state_dict"]
     network.load_state_dict(drawn(record, state))
 
-    features, before = [], []
-    for name in classifier.card.taps:
-        network.get_submodule(name).register_forward_hook(lambda _, __, out: features.append(out))
-    for module in BEFORE.get(type(network), lambda _: [])(network):
-        module.register_forward_pre_hook(lambda _, args: before.append(torch.cat(args, 1)))
+    card = classifier.card
     images = torch.from_numpy(np.random.default_rng(7).standard_normal((2, 3, 32, 32)))
     with torch.no_grad():
-        logits = network(images)
+        logits, seen = watch(network, (*card.taps, *card.preactivations, card.embedding), images)
+        again = network.get_submodule(card.head)(seen[card.embedding])
 
     np.testing.assert_allclose(logits[0, :5], record["logits_first5"], rtol=1e-9)
     np.testing.assert_allclose(logits.sum(), record["logits_sum"], rtol=1e-8)
     np.testing.assert_allclose(logits.norm(), record["logits_l2"], rtol=1e-9)
-    assert [list(f.shape[1:]) for f in features] == record["feature_shapes"]
-    np.testing.assert_allclose([f.norm() for f in features], record["feature_l2"], rtol=1e-9)
-    # the benchmark's first and last features are the same on both lists, even where the first is activated
-    before = [features[0], *before, features[-1]] if BEFORE.get(type(network)) else features
-    assert [list(f.shape[1:]) for f in before] == record["feature_shapes"]
-    np.testing.assert_allclose([f.norm() for f in before], record["preact_l2"], rtol=1e-9)
+    for places, recorded in ((card.taps, "feature_l2"), (card.preactivations, "preact_l2")):
+        assert [list(seen[place].shape[1:]) for place in places] == record["feature_shapes"]
+        np.testing.assert_allclose([seen[place].norm() for place in places], record[recorded], rtol=1e-9)
+    assert torch.equal(again, logits)
 
 
 @pytest.mark.parametrize("name", ["resnet8x4", *(name for name in FAMILIES if "Shuffle" not in name)])
@@ -161,6 +145,11 @@ def test_activations_overwrite_nothing_that_a_hook_recorded(name):
     assert len(seen) > 10
     assert all(torch.equal(kept, copied) for kept, copied in seen)
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_shuffle_networks_join_activates_its_second_half_and_takes_turns():
+    branches = torch.tensor([1.0, -2.0, -3.0, 4.0]).reshape(1, 4, 1, 1)
+    assert Join()(branches).flatten().tolist() == [1.0, 0.0, -2.0, 4.0]
 
 
 def test_a_depth_of_another_form_is_refused():

@@ -3,8 +3,10 @@ import timm
 import torch
 import torchvision
 
-from tutelage.models import create, fingerprint
+from tutelage.models import create, door_timm, door_torchvision, fingerprint, parameters
+from tutelage.models.plan import Wish
 
+DOORS = {"timm": door_timm, "torchvision": door_torchvision}
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -78,6 +80,7 @@ def test_timm_tags_card_holds_what_its_configuration_says(tmp_path):
     assert card.licence == config.license
     assert card.source == f"https://huggingface.co/{config.hf_hub_id}"
     assert card.name == "timm:resnet18.a1_in1k"
+    assert card.margin == pytest.approx(1 / config.crop_pct)
 
 
 def test_torchvision_tags_card_holds_what_its_transforms_say(tmp_path):
@@ -87,6 +90,59 @@ def test_torchvision_tags_card_holds_what_its_transforms_say(tmp_path):
     assert card.class_names == tuple(weights.meta["categories"])
     assert card.mean == tuple(weights.transforms().mean)
     assert card.source == weights.url
+    assert card.margin == pytest.approx(256 / 224)
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "size", "statistics", "crop"),
+    [
+        *((f"torchvision:resnet{n}", "IMAGENET1K_V1", n, IMAGENET, 224 / 256) for n in (18, 34, 50, 101, 152)),
+        ("timm:mobilenetv1_100", "ra4_e3600_r224_in1k", 4_231_976, HALF, 0.875),
+        ("timm:deit_tiny_patch16_224", "fb_in1k", 5_717_416, IMAGENET, 0.9),
+        ("timm:deit3_small_patch16_224", "fb_in22k_ft_in1k", 22_059_496, IMAGENET, 1.0),
+    ],
+)
+def test_networks_of_the_papers_imagenet_tables(name, tag, size, statistics, crop):
+    published = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
+    wish = Wish()
+    plan = DOORS[name.partition(":")[0]].plan
+    plain, tagged = (plan(one.partition(":")[2], wish) for one in (name, f"{name}.{tag}"))
+    assert plain.fetch is None
+    assert plain.card.weights is None
+    assert tagged.fetch is not None
+    assert tagged.card.weights == tag
+    for card in (plain.card, tagged.card):
+        assert (card.classes, card.channels, card.image_size) == (1000, 3, (224, 224))
+        assert (card.mean, card.std) == statistics
+    assert tagged.card.margin == pytest.approx(1 / crop)
+    with torch.device("meta"):
+        network = plain.build(1000)
+        assert parameters(network) == published.get(size, size)
+        assert network.eval()(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+    dropped = [getattr(one, "drop_prob", None) or getattr(one, "p", None) for one in network.modules()]
+    assert not any(isinstance(rate, float) and rate > 0 for rate in dropped)
+
+
+def test_timms_mobilenetv1_is_the_plain_one():
+    with torch.device("meta"):
+        network = timm.create_model("mobilenetv1_100").eval()
+    seen = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda one, _, out: seen.append((one.kernel_size[0], one.groups > 1, *out.shape[1:3]))
+            )
+    network(torch.empty(1, 3, 224, 224, device="meta"))
+    widths = [(64, 112), (128, 56), (128, 56), (256, 28), (256, 28), *[(512, 14)] * 6, (1024, 7), (1024, 7)]
+    expected, before = [(3, False, 32, 112)], 32
+    for width, side in widths:
+        expected += [(3, True, before, side), (1, False, width, side)]
+        before = width
+    assert seen == expected
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -196,6 +196,18 @@ class TestFolder:
         again = create(str(tmp_path / "run"), trust_code=True)
         assert again(torch.rand(2, 3, 4, 4)).shape == (2, 4)
 
+    @pytest.mark.parametrize("name", ["cifar:resnet8", "timm:resnet18"])
+    def test_a_card_written_before_there_were_places_gets_them(self, tmp_path, name):
+        student = create(name, classes=4)
+        save(student, tmp_path)
+        value = json.loads((tmp_path / records.CARD).read_text())
+        for field in ("preactivations", "embedding", "head"):
+            del value["card"][field]
+        (tmp_path / records.CARD).write_text(json.dumps(value))
+        again = create(str(tmp_path)).card
+        assert again.to_json() | {"weights": None} == student.card.to_json()
+        assert again.head == "fc"
+
     def test_a_card_that_cannot_be_read(self, tmp_path):
         save(create("cifar:resnet8"), tmp_path)
         (tmp_path / records.CARD).write_text('{"card": {"name": "x"}}')
@@ -253,7 +265,9 @@ class TestAdopt:
         module = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
         classifier = adopt(module, "mine", image_size=(2, 2))
         assert classifier.network is module
-        assert classifier.card == Card(name="mine", classes=3, image_size=(2, 2))
+        assert classifier.card == Card(
+            name="mine", classes=3, image_size=(2, 2), taps=("1:input",), embedding="1:input", head="1"
+        )
 
     def test_a_classifier_is_returned_as_it_is(self):
         classifier = create("cifar:resnet8")

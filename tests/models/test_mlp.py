@@ -11,17 +11,19 @@ def test_layers_and_card():
     widths = [(m.in_features, m.out_features) for m in classifier.network.modules() if isinstance(m, nn.Linear)]
     assert widths == [(64, 256), (256, 128), (128, 10)]
     assert classifier.card.taps == ("hidden.0", "hidden.1")
+    assert classifier.card.preactivations == ("hidden.0.0", "hidden.1.0")
+    assert (classifier.card.embedding, classifier.card.head) == ("hidden.1", "head")
     assert classifier.card.mean == classifier.card.std == (0.5,)
 
 
-def test_the_taps_are_activated_hidden_layers():
+def test_the_taps_are_activated_hidden_layers(watch):
     classifier = create("mlp:16x4", classes=10, channels=1, image_size=(8, 8))
-    seen = []
-    for name in classifier.card.taps:
-        classifier.network.get_submodule(name).register_forward_hook(lambda _, __, out: seen.append(out))
-    classifier(torch.rand(5, 1, 8, 8))
-    assert [tuple(out.shape) for out in seen] == [(5, 16), (5, 4)]
-    assert all((out >= 0).all() for out in seen)
+    card, network = classifier.card, classifier.network
+    logits, seen = watch(network, card.taps + card.preactivations, torch.randn(5, 1, 8, 8))
+    assert [tuple(seen[place].shape) for place in card.taps] == [(5, 16), (5, 4)]
+    for after, before in zip(card.taps, card.preactivations, strict=True):
+        assert torch.equal(seen[after], seen[before].relu())
+    assert torch.equal(network.head(seen[card.embedding]), logits)
 
 
 def test_it_learns_the_digits():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -92,3 +93,17 @@ def test_what_may_be_given():
         model.predict(np.zeros((32, 32, 3), np.float32))
     with pytest.raises(FileNotFoundError):
         model.predict("nowhere.png")
+
+
+def test_raw_images_are_resized_as_the_card_says():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    found = {}
+    for how in ("bilinear", "bicubic"):
+        model = models.create("cifar:resnet8", classes=3, seed=0).eval()
+        model.card = dataclasses.replace(model.card, image_size=(32, 32), interpolation=how)
+        found[how] = model.predict(noise)[0].probability
+        resized = noise.resize((32, 32), Image.Resampling[how.upper()])
+        assert model.predict(resized)[0].probability == pytest.approx(found[how], abs=1e-6)
+    assert found["bilinear"] != found["bicubic"]
+    with pytest.raises(ValueError, match="interpolation: expected bilinear or bicubic, got 'nearest'"):
+        dataclasses.replace(model.card, interpolation="nearest")

@@ -1,10 +1,18 @@
-"""A model's card: what it is called, what it takes and gives, and where its weights come from."""
+"""A model's card: what it is called, what it takes and gives, where its weights come from and its features are read.
+
+A *place* is the name of one of the network's submodules, such as ``layer3``, for its output, or that name and
+``:input``, such as ``fc:input``, for its first input.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
+
+PLACE = re.compile(r"[^\s:]+(:input)?")
+"""How a place is written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +25,7 @@ class Card:
         channels: input channels, at least 1.
         image_size: ``(height, width)`` in pixels the model was made for; none where it does not matter or is not known.
         margin: the view that it was evaluated on is the centre of a copy this much larger, >= 1.
+        interpolation: how raw images are resized to that view, ``bilinear`` or ``bicubic``.
         divisor: the value of white in raw images, above 0: these are divided by it.
         mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation at the model's door.
         std: each channel's standard deviation, above 0; none exactly where ``mean`` is.
@@ -25,12 +34,17 @@ class Card:
         licence: what they may be used for.
         paper: what describes the network.
         class_names: one name for each class.
-        taps: names of the submodules whose outputs are the stages and, last, the pooled embedding; may be empty.
+        taps: places of the stages, after their activation, and last the embedding; empty where no embedding is known.
+            A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)`` in a transformer.
+        preactivations: the same places before their activation, as many as ``taps``; equal to a tap where none comes
+            before it or none is known, and all of them where none are given.
+        embedding: the place of the pooled features ``(batch, width)`` that the head reads: the last of the taps.
+        head: name of the linear layer whose output is the logits; none where there is no such layer.
         fresh_head: the weights' own head was replaced by a random one for another number of classes: the model is to
             be fine-tuned, and cannot teach yet.
 
     Raises:
-        ValueError: if a number of classes, of channels, of statistics or of names contradicts another.
+        ValueError: if a number of classes, of channels, of statistics, of names or of places contradicts another.
     """
 
     name: str
@@ -38,6 +52,7 @@ class Card:
     channels: int = 3
     image_size: tuple[int, int] | None = None
     margin: float = 1.0
+    interpolation: str = "bilinear"
     divisor: float = 255.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -47,6 +62,9 @@ class Card:
     paper: str | None = None
     class_names: tuple[str, ...] | None = None
     taps: tuple[str, ...] = ()
+    preactivations: tuple[str, ...] = ()
+    embedding: str | None = None
+    head: str | None = None
     fresh_head: bool = False
 
     def __post_init__(self) -> None:
@@ -57,6 +75,11 @@ class Card:
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
             raise ValueError(
                 f"image_size: expected (height, width) in pixels, got {self.image_size!r}; type image_size=(32, 32)"
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                f"interpolation: expected bilinear or bicubic, got {self.interpolation!r}; "
+                "type interpolation='bilinear'"
             )
         if not 0 < self.divisor < float("inf"):
             raise ValueError(f"divisor: expected a number above 0, got {self.divisor!r}; type divisor=255")
@@ -75,6 +98,27 @@ class Card:
             raise ValueError(
                 f"class_names: expected {self.classes} names, got {len(self.class_names)}; "
                 f"give one name a class, or none"
+            )
+        self._check_places()
+
+    def _check_places(self) -> None:
+        if not self.preactivations:
+            object.__setattr__(self, "preactivations", self.taps)
+        if len(self.preactivations) != len(self.taps):
+            raise ValueError(
+                f"preactivations: expected {len(self.taps)} places, as many as taps, got {len(self.preactivations)}; "
+                "repeat a tap that has none before it, or give none"
+            )
+        for place in (*self.taps, *self.preactivations, *([] if self.embedding is None else [self.embedding])):
+            if not PLACE.fullmatch(place):
+                raise ValueError(
+                    f"taps: expected places such as layer3 or fc:input, got {place!r}; "
+                    "type a submodule's name, with :input behind it for what it reads"
+                )
+        if self.embedding is not None and self.embedding != (self.taps or (None,))[-1]:
+            raise ValueError(
+                f"embedding: expected the last of the taps, got {self.embedding!r} beside {self.taps!r}; "
+                "put it behind the stages"
             )
 
     def to_json(self) -> dict[str, Any]:

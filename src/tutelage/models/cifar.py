@@ -53,6 +53,9 @@ def plan(rest: str, wish: Wish) -> Plan:
         std=STD if colour else (0.5,) * wish.channels,
         paper=entry.paper,
         taps=entry.taps,
+        preactivations=entry.preactivations,
+        embedding=entry.taps[-1],
+        head=entry.head,
     )
     return Plan(card, build)
 

@@ -95,6 +95,15 @@ ENTRIES = (
         build=ResNet50,
         parameters=23_705_252,
         taps=("relu", "layer1", "layer2", "layer3", "layer4", "pool"),
+        preactivations=(
+            "relu",
+            "layer1.2.relu3:input",
+            "layer2.3.relu3:input",
+            "layer3.5.relu3:input",
+            "layer4.2.relu3:input",
+            "pool",
+        ),
+        head="linear",
         paper=PAPER,
     ),
 )

@@ -15,6 +15,7 @@ STEM = 16
 # expansion, output channels, blocks, stride of the first
 STAGES = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
 EMBEDDING = 1280
+TAPS = ("conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "pool")
 
 
 class InvertedResidual(nn.Module):
@@ -97,7 +98,9 @@ ENTRIES = (
         name="MobileNetV2",
         build=MobileNetV2,
         parameters=812_836,
-        taps=("conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "pool"),
+        taps=TAPS,
+        preactivations=TAPS,
+        head="classifier.0",
         paper=PAPER,
     ),
 )

@@ -2,8 +2,8 @@
 
 Their stem is one 1x1 convolution at stride 1 without pooling, so 32x32 images end as 4x4 maps. A stage's
 values before its activation are the inputs of its last block's ``relu3`` in the first version, such as
-``layer1.3.relu3``, and of its ``join`` in the second: that takes two tensors, of which it activates the second alone,
-and the benchmark's feature is the two concatenated in that order, not shuffled.
+``layer1.3.relu3``, and of its ``join`` in the second: both branches one after the other, not yet shuffled, of which it
+activates the second alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.models.cifar_layers import global_pool
-from tutelage.models.zoo import Entry
+from tutelage.models.zoo import Builder, Entry
 
 PAPER_V1 = (
     "Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, arXiv 1707.01083"
@@ -21,7 +21,6 @@ PAPER_V2 = "Ma et al., ShuffleNet V2: Practical Guidelines for Efficient CNN Arc
 STEM = 24
 GROUPS = 3
 EMBEDDING = 1024
-TAPS = ("relu", "layer1", "layer2", "layer3", "pool")
 
 
 def shuffled(x: Tensor, *, groups: int) -> Tensor:
@@ -104,15 +103,16 @@ def _stage_v1(inputs: int, outputs: int, *, blocks: int, groups: int) -> nn.Sequ
 
 
 class Join(nn.Module):
-    """Activate the second of two branches, append it to the first, and shuffle the two."""
+    """Activate the second of two branches and shuffle the two; its input is the block's value before activation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.relu = nn.ReLU()
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Map ``(batch, c, h, w)`` twice to ``(batch, 2 c, h, w)``."""
-        return shuffled(torch.cat([first, self.relu(second)], 1), groups=2)
+    def forward(self, branches: Tensor) -> Tensor:
+        """Map ``(batch, 2 c, h, w)``, one branch after the other, to the same shape, in turn from each."""
+        first, second = branches.chunk(2, 1)
+        return torch.stack([first, self.relu(second)], 2).flatten(1, 2)
 
 
 class SplitBlock(nn.Module):
@@ -138,7 +138,7 @@ class SplitBlock(nn.Module):
         """Map ``(batch, width, h, w)`` to the same shape."""
         kept, made = x.chunk(2, 1)
         made = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(made)))))
-        return self.join(kept, self.bn3(self.conv3(made)))
+        return self.join(torch.cat([kept, self.bn3(self.conv3(made))], 1))
 
 
 class DownBlock(nn.Module):
@@ -170,7 +170,7 @@ class DownBlock(nn.Module):
         """Map ``(batch, inputs, h, w)`` to ``(batch, outputs, h / 2, w / 2)``."""
         left = self.relu2(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
         right = self.bn4(self.conv4(self.relu3(self.bn3(self.conv3(x)))))
-        return self.join(left, self.bn5(self.conv5(right)))
+        return self.join(torch.cat([left, self.bn5(self.conv5(right))], 1))
 
 
 class ShuffleV2(nn.Module):
@@ -208,7 +208,19 @@ def _stage_v2(inputs: int, outputs: int, *, blocks: int) -> nn.Sequential:
     return nn.Sequential(DownBlock(inputs, outputs), *(SplitBlock(outputs) for _ in range(blocks - 1)))
 
 
+def _entry(name: str, build: Builder, last: str, parameters: int, paper: str) -> Entry:
+    return Entry(
+        name=name,
+        build=build,
+        parameters=parameters,
+        taps=("relu", "layer1", "layer2", "layer3", "pool"),
+        preactivations=("relu", f"layer1.3.{last}:input", f"layer2.7.{last}:input", f"layer3.3.{last}:input", "pool"),
+        head="linear",
+        paper=paper,
+    )
+
+
 ENTRIES = (
-    Entry(name="ShuffleV1", build=ShuffleV1, parameters=949_258, taps=TAPS, paper=PAPER_V1),
-    Entry(name="ShuffleV2", build=ShuffleV2, parameters=1_355_528, taps=TAPS, paper=PAPER_V2),
+    _entry("ShuffleV1", ShuffleV1, "relu3", 949_258, PAPER_V1),
+    _entry("ShuffleV2", ShuffleV2, "join", 1_355_528, PAPER_V2),
 )

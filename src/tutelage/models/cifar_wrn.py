@@ -105,6 +105,8 @@ def _entry(name: str, depth: int, widening: int, parameters: int) -> Entry:
         build=partial(WideResNet, depth, widening),
         parameters=parameters,
         taps=("conv1", "block1", "block2", "block3", "pool"),
+        preactivations=("conv1", "block2.layer.0.bn1", "block3.layer.0.bn1", "bn1", "pool"),
+        head="fc",
         paper=PAPER,
     )
 

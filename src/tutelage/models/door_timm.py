@@ -19,9 +19,9 @@ CLASSES = 1000
 def plan(rest: str, wish: Wish) -> Plan:
     """Find one of timm's image classifiers.
 
-    Statistics, image size and licence are those of the tag's configuration, or of the architecture's default one. For
-    other numbers of channels than 3, timm folds or repeats the first layer's weights, and each channel gets the mean of
-    the statistics.
+    Statistics, image size, margin and licence are those of the tag's configuration, or of the architecture's default
+    one. For other numbers of channels than 3, timm folds or repeats the first layer's weights, and each channel gets
+    the mean of the statistics.
 
     Args:
         rest: ``arch`` or ``arch.tag``.
@@ -64,6 +64,7 @@ def plan(rest: str, wish: Wish) -> Plan:
         image_size=wish.image_size or size,
         mean=resized(mean, wish.channels),
         std=resized(std, wish.channels),
+        margin=1 / config.crop_pct if config and config.crop_pct else 1.0,
         weights=tag if tag and wish.tagged else None,
         source=_source(config) if tag else None,
         licence=config.license if tag else None,

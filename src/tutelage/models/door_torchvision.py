@@ -20,7 +20,8 @@ STD = (0.229, 0.224, 0.225)
 def plan(rest: str, wish: Wish) -> Plan:
     """Find one of torchvision's image classifiers.
 
-    Statistics and image size are those of the weights' own transforms; for random weights the ImageNet statistics.
+    Statistics, image size and margin are those of the weights' own transforms; for random weights the ImageNet
+    statistics, with the size and margin of the architecture's first weights.
     Heads that some networks have for training alone (Inception, GoogLeNet) are left out: a classifier returns logits.
 
     Args:
@@ -57,6 +58,7 @@ def plan(rest: str, wish: Wish) -> Plan:
         name=name,
         classes=CLASSES if classes is None else classes,
         image_size=wish.image_size or size,
+        margin=shown.resize_size[0] / size[0],
         mean=tuple(shown.mean) if weights else MEAN,
         std=tuple(shown.std) if weights else STD,
         weights=tag if tag and wish.tagged else None,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tutelage import records
-from tutelage.models import cifar, door_file, door_timm, door_torchvision, folder, heads, mlp
+from tutelage.models import cifar, door_file, door_timm, door_torchvision, folder, heads, mlp, places
 from tutelage.models import weights as files
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
@@ -91,7 +91,7 @@ def create(
 
 def _from_name(found: Plan, classes: int | None) -> Classifier:
     if found.fetch is None:
-        return Classifier(found.build(found.card.classes), found.card)
+        return _described(found.build(found.card.classes), found.card)
     network = found.fetch()
     return _with_head(network, found.card, classes)
 
@@ -115,6 +115,13 @@ def _with_head(network: nn.Module, card: Card, classes: int | None) -> Classifie
     if classes is not None and classes != card.classes:
         heads.replace(network, old=card.classes, new=classes)
         card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
+    return _described(network, card)
+
+
+def _described(network: nn.Module, card: Card) -> Classifier:
+    """Fill in where features can be read, unless the door knows it."""
+    if card.head is None:
+        card = dataclasses.replace(card, **places.read(network, classes=card.classes)._asdict())
     return Classifier(network, card)
 
 
@@ -130,7 +137,9 @@ def _rebuilt(saved: Path, wish: Wish) -> Plan:
     built = _DOORS[prefix](rest, Wish(card.classes, card.channels, size, wish.trust_code, tagged=False))
     if not wish.tagged:
         card = dataclasses.replace(card, weights=None)
-    return Plan(dataclasses.replace(card, image_size=size), built.build)
+    # Where features are read is a fact of the network, which an older card may not tell.
+    known = {field: getattr(built.card, field) for field in places.Places._fields}
+    return Plan(dataclasses.replace(card, image_size=size, **known), built.build)
 
 
 def adopt(
@@ -163,7 +172,7 @@ def adopt(
         classes = None if head is None else heads.size(module.get_submodule(head))
     if classes is None:
         raise ValueError(f"classes: expected a number for {name}, which has no linear layer, got none; type classes=10")
-    return Classifier(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
+    return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
 
 
 def available() -> list[tuple[str, str]]:

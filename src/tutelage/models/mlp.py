@@ -71,6 +71,9 @@ def plan(rest: str, wish: Wish) -> Plan:
         mean=(0.5,) * wish.channels,
         std=(0.5,) * wish.channels,
         taps=tuple(f"hidden.{i}" for i in range(len(hidden))),
+        preactivations=tuple(f"hidden.{i}.0" for i in range(len(hidden))),
+        embedding=f"hidden.{len(hidden) - 1}",
+        head="head",
     )
     return Plan(card, build)
 

@@ -81,7 +81,7 @@ def _view(image: Any, card: Card) -> Tensor:
                 picture, white = Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8)), 255.0
             scale = card.margin * max(width / picture.width, height / picture.height)
             size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-            picture = picture.resize(size, Image.Resampling.BILINEAR)
+            picture = picture.resize(size, Image.Resampling[card.interpolation.upper()])
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         picture = picture.crop((left, top, left + width, top + height))
     pixels = np.asarray(picture)

@@ -25,7 +25,9 @@ class Entry:
         name: without the door's prefix.
         build: makes it.
         parameters: their number at 100 classes and 3 channels.
-        taps: submodules whose outputs are its stages and, last, the pooled embedding.
+        taps: places of its stages, after their activation, and last the pooled embedding; see `Card`.
+        preactivations: the same before their activation. The benchmark's first feature is activated on both lists.
+        head: name of the linear layer that gives the logits.
         paper: what describes it.
     """
 
@@ -33,6 +35,8 @@ class Entry:
     build: Builder
     parameters: int
     taps: tuple[str, ...]
+    preactivations: tuple[str, ...]
+    head: str
     paper: str
 
 

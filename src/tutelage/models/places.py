@@ -1,0 +1,125 @@
+"""Where a network's features can be read, told by its structure alone, without a forward pass.
+
+A *place* is a submodule's name, for its output, or that name and ``:input``, for its first input. What is known:
+
+- the head: timm's own answer (``get_classifier``), or else the last linear layer that gives as many values as there are
+  classes, in the order of the modules' registration;
+- the embedding: what the head reads;
+- the stages, by the first of these that the network has: timm's ``feature_info``; children ``layer1``, ``layer2``, ...
+  or ``stage2``, ``stage3``, ... that are sequences, behind a stem's ``relu`` where there is one; a sequence
+  ``features``, cut where the resolution changes; a sequence of blocks of tokens ``encoder.layers``. Any other network,
+  and one whose maps have their channels last, has none;
+- a stage's value before its activation: where its last module is an activation, or a block of `LAST`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+
+from tutelage.models import heads
+
+INPUT = ":input"
+STAGE = re.compile(r"(layer|stage)\d+")
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+LAST = {
+    "torchvision.models.resnet.BasicBlock": "relu",
+    "torchvision.models.resnet.Bottleneck": "relu",
+    "timm.models.resnet.BasicBlock": "act2",
+    "timm.models.resnet.Bottleneck": "act3",
+}
+"""Blocks whose output is that activation's; one that a block uses several times comes last there."""
+
+
+class Places(NamedTuple):
+    """A card's fields about places; see `Card`."""
+
+    taps: tuple[str, ...] = ()
+    preactivations: tuple[str, ...] = ()
+    embedding: str | None = None
+    head: str | None = None
+
+
+def read(network: nn.Module, *, classes: int) -> Places:
+    """Look at a network's structure.
+
+    Args:
+        network: any module; it is neither called nor changed.
+        classes: how many values its head gives.
+
+    Returns:
+        The places; none at all where no head is found, as the last of the taps is then not known.
+    """
+    head = _head(network, classes)
+    if head is None:
+        return Places()
+    modules = {name: module for name, module in network.named_modules() if name}  # some name the whole as a stage
+    stages = [name for name in _stages(network) if name in modules and name != head]
+    before = [_before(name, modules[name]) for name in stages]
+    embedding = f"{head}{INPUT}"
+    return Places((*stages, embedding), (*before, embedding), embedding, head)
+
+
+def _head(network: nn.Module, classes: int) -> str | None:
+    own = getattr(network, "get_classifier", None)
+    # Where two heads are averaged or added, neither of them gives the logits: a tuple is a distilled transformer's, and
+    # the second of VOLO has this name.
+    if callable(own) and (isinstance(own(), tuple | list) or getattr(network, "aux_head", None) is not None):
+        return None
+    name = heads.find(network, classes=classes)
+    module = None if name is None else network.get_submodule(name)
+    return name if isinstance(module, nn.Linear) and module.out_features == classes else None
+
+
+def _stages(network: nn.Module) -> Iterator[str]:
+    info = getattr(network, "feature_info", None)
+    if info is not None:
+        if getattr(network, "output_fmt", None) != "NHWC":
+            yield from dict.fromkeys(str(one["module"]) for one in info)
+        return
+    children = dict(network.named_children())
+    numbered = [n for n, child in children.items() if STAGE.fullmatch(n) and isinstance(child, nn.Sequential)]
+    if numbered:
+        yield from (["relu"] if isinstance(children.get("relu"), ACTIVATIONS) else []) + numbered
+        return
+    features = children.get("features")
+    if isinstance(features, nn.Sequential):
+        yield from (f"features.{name}" for name in _cut(features))
+        return
+    encoder = children.get("encoder")
+    layers = getattr(encoder, "layers", None)
+    if isinstance(layers, nn.Sequential):
+        yield from (f"encoder.layers.{name}" for name, _ in layers.named_children())
+
+
+def _cut(sequence: nn.Sequential) -> list[str]:
+    """Name the last child at each resolution; none where only the first child changes it."""
+    children = list(sequence.named_children())
+    # Trailing pooling is the head's, and what follows a trailing normalisation may be written over it.
+    while children and isinstance(children[-1][1], (*POOLS, nn.BatchNorm2d)):
+        children.pop()
+    pairs = zip(children, [*children[1:], None], strict=True)
+    ends = [name for (name, _), following in pairs if following is None or _reduces(following[1])]
+    return ends if len(ends) > 1 else []
+
+
+def _reduces(module: nn.Module) -> bool:
+    return any(
+        isinstance(one, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and one.stride not in (1, (1, 1))
+        for one in module.modules()
+    )
+
+
+def _before(name: str, module: nn.Module) -> str:
+    if isinstance(module, ACTIVATIONS):
+        return f"{name}{INPUT}"
+    if isinstance(module, nn.Sequential) and len(module):
+        child, block = list(module.named_children())[-1]
+        kind = type(block)
+        if last := LAST.get(f"{kind.__module__}.{kind.__qualname__}"):
+            return f"{name}.{child}.{last}{INPUT}"
+    return name
