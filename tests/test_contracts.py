@@ -15,11 +15,14 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from tutelage import contracts, data, lesson, objectives
-from tutelage.contracts import UNLABELLED, Batch, Batches, Loss, Needs, Outputs, Progress, Teacher, Totals
+from tutelage.contracts import UNLABELLED, Batch, Batches, Loss, Needs, Outputs, Progress, Projection, Teacher, Totals
 
 
 def example():
     return Batch(torch.arange(3), torch.rand(3, 1, 4, 4), torch.tensor([0, 1, UNLABELLED]))
+
+
+TAPS = ("student_taps", "teacher_taps")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,8 @@ def example():
         (Progress, ("epoch", "step", "fraction")),
         (Totals, ("samples", "labelled")),
         (Loss, ("total", "parts")),
-        (Needs, ("teacher", "labels", "coupled")),
+        (Needs, ("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics")),
+        (Projection, ("student", "teacher", "kind", "always")),
     ],
 )
 def test_fields_and_their_order(kind, names):
@@ -105,7 +109,7 @@ def test_bound_terms_keep_the_contract_of_terms():
 def test_there_is_no_logic_in_the_contracts():
     tree = ast.parse(inspect.getsource(contracts))
     methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    assert {method.name for method in methods} == {"__call__", "__len__", "epoch"}
+    assert {method.name for method in methods} == {"__call__", "__len__", "epoch", "settle"}
     for method in methods:
         (only,) = method.body
         assert isinstance(only, ast.Expr), method.name

@@ -182,7 +182,201 @@ def test_both_forms_of_renyi_entropy_are_precise_where_they_meet(classes, order)
     np.testing.assert_allclose(targets.renyi_entropy(log_p.float(), order=order), expected, rtol=2e-5)
 
 
+# Other transforms and weights
+
+NAMES = sorted(targets.TRANSFORMS)
+dials = st.floats(math.log(1e-9), 0.0).map(math.exp)
+FORMULAS = {
+    "power": lambda x, gamma: x**gamma,
+    "rational": lambda x, gamma: x / (gamma + (1 - gamma) * x),
+    "logarithm": lambda x, gamma: np.log1p((1 / gamma - 1) * x) / -np.log(gamma),
+    "complement": lambda x, gamma: -np.expm1(np.log1p(-x) / gamma),
+}
+SLOPES = {
+    "rational": lambda gamma: 1 / gamma,
+    "logarithm": lambda gamma: (1 - gamma) / gamma / -math.log(gamma),
+    "complement": lambda gamma: 1 / gamma,
+}
+
+
+def pointwise(name, gamma=0.03):
+    return targets.Pointwise(name, gamma=gamma)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(gamma=st.floats(1e-9, 0.999), x=st.floats(1e-12, 0.999))
+def test_a_transform_is_its_formula(name, gamma, x):
+    log_x = torch.tensor([math.log(x)], dtype=torch.float64)
+    expected = np.log(FORMULAS[name](np.exp(log_x.numpy()), gamma))
+    assert pointwise(name, gamma)(log_x).item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(SLOPES))
+@pytest.mark.parametrize("gamma", [1e-12, 1e-6, 0.01, 0.5, 0.999, 1 - 1e-12])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_small_probabilities_keep_their_precision(name, gamma, dtype, tolerance):
+    """Far below 1 / slope a transform is a straight line; in float32 exp(-200) is 0."""
+    log_x = torch.tensor([-60.0, -200.0, -5000.0, -1e4], dtype=dtype)
+    expected = log_x.double() + math.log(SLOPES[name](gamma))
+    torch.testing.assert_close(pointwise(name, gamma)(log_x).double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("gamma", [1e-12, 1e-7, 0.003, 0.2, 0.9, 1 - 1e-7])
+def test_transforms_are_as_precise_in_float32(name, gamma):
+    log_x = -torch.logspace(-6, 3, 2000, dtype=torch.float64).float()
+    exact, narrow = (pointwise(name, gamma)(x).double() for x in (log_x.double(), log_x))
+    torch.testing.assert_close(narrow, exact, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(gamma=dials)
+def test_a_transform_obeys_the_conditions(name, gamma):
+    targets.check_transform(pointwise(name, gamma))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(seed=seeds, first=dials, second=dials)
+def test_a_smaller_gamma_is_flatter_and_keeps_the_order(name, seed, first, second):
+    log_p = draw_log_probs(seed)
+    flat, steep = (targets.transform(log_p, pointwise(name, gamma)) for gamma in sorted((first, second)))
+    entropy = targets.shannon_entropy
+    assert (entropy(flat) >= entropy(steep) - 1e-10).all()
+    assert (entropy(steep) >= entropy(log_p) - 1e-10).all()
+    assert (flat.take_along_dim(log_p.argsort(-1), -1).diff(dim=-1) >= -1e-10).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gamma_one_is_the_identity(name):
+    log_p = draw_log_probs(1)
+    f = pointwise(name, 1)
+    assert torch.equal(f(log_p), log_p)
+    torch.testing.assert_close(targets.transform(log_p, f), log_p, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(targets.log_sum(log_p, f), torch.zeros(5).double(), rtol=0, atol=1e-13)
+    near = targets.transform(log_p, pointwise(name, 1 - 1e-9))
+    torch.testing.assert_close(near, log_p, rtol=0, atol=1e-7)
+
+
+@quick
+@given(seeds, gammas)
+def test_the_power_is_one_of_the_transforms(seed, gamma):
+    log_p = draw_log_probs(seed)
+    f = pointwise("power", gamma)
+    assert torch.equal(targets.transform(log_p, f), targets.power(log_p, gamma=gamma))
+    assert torch.equal(targets.log_sum(log_p, f), targets.log_power_sum(log_p, gamma=gamma))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(seed=seeds, gamma=dials)
+def test_the_sum_of_a_transform_matches_numpy_and_its_bounds(name, seed, gamma):
+    log_p = draw_log_probs(seed)
+    sums = targets.log_sum(log_p, pointwise(name, gamma))
+    # At 1 itself the formula of the logarithm is 0 / 0.
+    if gamma < 1:
+        expected = np.log(FORMULAS[name](log_p.exp().numpy(), gamma).sum(-1))
+        np.testing.assert_allclose(sums, expected, rtol=1e-8, atol=1e-9)
+    assert (sums >= -1e-12).all()
+    assert (sums <= math.log(7) + 1e-12).all()
+
+
+@quick
+@given(seeds, gammas, st.floats(0.05, 4.0))
+def test_weights_are_what_they_are_named_after(seed, gamma, order):
+    log_p, f = draw_log_probs(seed), pointwise("power", gamma)
+    p, target = log_p.exp(), targets.power(log_p, gamma=gamma)
+
+    def weight(name, **how):
+        return targets.SampleWeight(name, transform=f, **how)(log_p)
+
+    assert torch.equal(weight("constant"), torch.ones(5).double())
+    assert torch.equal(weight("power_sum"), targets.power_sum(log_p, gamma=gamma))
+    assert torch.equal(weight("entropy"), targets.shannon_entropy(log_p))
+    assert torch.equal(weight("entropy", of="target"), targets.shannon_entropy(target))
+    assert torch.equal(weight("entropy", order=order), targets.renyi_entropy(log_p, order=order))
+    close = {"rtol": 0, "atol": 1e-12}
+    torch.testing.assert_close(weight("one_minus_top"), 1 - p.amax(-1), **close)
+    torch.testing.assert_close(weight("one_minus_top", of="target"), 1 - target.exp().amax(-1), **close)
+
+
+def test_a_weight_keeps_the_precision_of_a_small_doubt():
+    log_p = torch.log_softmax(torch.tensor([20.0, 0.0]), -1)
+    weight = targets.SampleWeight("one_minus_top", transform=pointwise("power"))(log_p)
+    assert weight.item() == pytest.approx(math.exp(-20), rel=1e-5)
+
+
+def test_named_transforms_and_weights_are_values():
+    assert pointwise("rational") == pointwise("rational") != pointwise("logarithm")
+    one, other = (targets.SampleWeight("entropy", transform=pointwise(name)) for name in ("rational", "rational"))
+    assert one == other
+    assert hash(one) == hash(other)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pointwise("rationl"), r"transform: expected one of power, .*, got 'rationl'; did you mean rational\?"),
+        (lambda: pointwise("zzz"), "transform: expected one of .*, got 'zzz'; type for example transform=power"),
+        (lambda: pointwise("power", 0), "gamma: expected a finite number above 0, got 0; type"),
+        (lambda: pointwise("rational", 2), "gamma: expected a number between 1e-12 and 1 for rational, got 2; type"),
+        (lambda: pointwise("complement", 1e-13), "gamma: expected a number between .* got 1e-13; type for example"),
+        (lambda: weight_by("powersum"), r"weight_by: expected one of .*, got 'powersum'; did you mean power_sum\?"),
+        (lambda: weight_by("entropy", of="student"), "weight_of: expected one of teacher, target, got 'student'"),
+        (
+            lambda: weight_by("power_sum", of="target"),
+            "weight_of: expected teacher with weight_by power_sum, got target",
+        ),
+        (
+            lambda: weight_by("constant", order=2),
+            "order: expected 1 with weight_by constant, .*, got 2; type weight_by",
+        ),
+        (lambda: weight_by("entropy", order=-1), "order: expected a number of at least 0"),
+    ],
+)
+def test_bad_names_and_dials_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def weight_by(name, **how):
+    return targets.SampleWeight(name, transform=pointwise("power"), **how)
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (lambda x: 2 * x, r"expected f\(x\) >= x, got log f\(x\) = -2\.\d+e-06 at log x = -1\.\d+e-06"),
+        (
+            lambda x: (x.exp() + 0.1).log() - math.log(1.1),
+            r"expected f\(0\) = 0, got log f\(x\) = -2.4 at log x = -inf",
+        ),
+        (lambda x: 0.5 * x + 0.1, r"expected f\(1\) = 1, got log f\(x\) = 0.1 at log x = 0"),
+        (lambda x: torch.where((x > -3) & (x < -2), 0.0, 0.1 * x), "expected f that never falls, got .* at log x = -2"),
+        (lambda x: targets.power(x, gamma=0.5), "expected each log f.* to depend on its own log x alone, got"),
+        (lambda x: 0 * x, "expected a number, got log f.* = nan at log x = -inf"),
+        # The smallest float64 is exp(-745), the smallest float32 exp(-103): the second is wrong in float32 alone.
+        (lambda x: (x.exp() ** 0.5).log(), r"expected f\(x\) >= x, got log f\(x\) = -inf at log x = -7\d\d"),
+        (
+            lambda x: torch.where(x > -700, x.exp().sqrt().log(), 0.5 * x),
+            r"expected f\(x\) >= x, got log f\(x\) = -inf at log x = -1\d\d",
+        ),
+    ],
+)
+def test_a_mapping_that_is_no_transform_is_refused(f, message):
+    with pytest.raises(ValueError, match=f"transform: {message}.*; map log x to log f.*Pointwise"):
+        targets.check_transform(f)
+
+
 EVERY = {
+    "transform rational": lambda x: targets.transform(x, pointwise("rational")),
+    "transform logarithm": lambda x: targets.transform(x, pointwise("logarithm")),
+    "transform complement": lambda x: targets.transform(x, pointwise("complement")),
+    "log_sum logarithm": lambda x: targets.log_sum(x, pointwise("logarithm")),
+    "log_sum complement": lambda x: targets.log_sum(x, pointwise("complement")),
+    "one_minus_top": lambda x: weight_by("one_minus_top", of="target")(x),
     "power": lambda x: targets.power(x, gamma=0.3),
     "log_power_sum": lambda x: targets.log_power_sum(x, gamma=0.3),
     "power_sum": lambda x: targets.power_sum(x, gamma=0.3),
@@ -207,7 +401,7 @@ def test_gradcheck(name):
 def test_any_leading_shape_equals_flattened(name, shape):
     log_p = draw_log_probs(4, shape)
     result = EVERY[name](log_p)
-    assert result.shape == (shape if name == "power" else shape[:-1])
+    assert result.shape == (shape if name.partition(" ")[0] in ("power", "transform") else shape[:-1])
     torch.testing.assert_close(result.reshape(-1), EVERY[name](log_p.reshape(-1, 7)).reshape(-1), rtol=0, atol=0)
 
 
@@ -232,7 +426,7 @@ def test_result_is_at_least_float32(name, dtype, result):
 def test_extreme_and_impossible_classes_stay_finite(name, dtype):
     z = torch.tensor([[1e4, -1e4, 0.0, 1e4], [0.0, -INF, 1.0, -INF]], dtype=dtype, requires_grad=True)
     value = EVERY[name](torch.log_softmax(z.float(), -1))
-    kept = value[torch.isfinite(value)] if name == "power" else value
+    kept = value[torch.isfinite(value)] if name.partition(" ")[0] in ("power", "transform") else value
     assert torch.isfinite(kept).all()
     kept.sum().backward()
     assert torch.isfinite(z.grad).all()

@@ -96,6 +96,36 @@ def classwise(tensor: Tensor, name: str) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
+    """Return features in at least float32, so that nothing after this line loses precision.
+
+    Args:
+        tensor: one axis for each of ``axes``, none of them empty; any floating dtype.
+        name: the argument's name.
+        axes: what the axes are, such as ``("batch", "width")``.
+
+    Returns:
+        The tensor itself where it is float32 or float64, a float32 copy where it is narrower.
+
+    Raises:
+        TypeError: if it is not a floating tensor.
+        ValueError: if it has another number of axes, or an empty one.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
+            f"type torch.as_tensor({name}, dtype=torch.float32)"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}; type {name}.float()")
+    if tensor.ndim != len(axes) or 0 in tensor.shape:
+        raise ValueError(
+            f"{name}: expected shape ({', '.join(axes)}), no axis empty, got {tuple(tensor.shape)}; "
+            "name another tap, or reshape what it gives"
+        )
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
 def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
     """Refuse a student and a teacher that differ in shape; nothing is broadcast.
 

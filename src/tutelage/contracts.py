@@ -6,7 +6,7 @@ The tuples are named tuples because accelerate and DDP walk those; a dataclass o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +127,19 @@ class Term(Protocol):
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         """Compute the term's values."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """What a bound term may be besides: one that guards buffers of its own, such as a bank of embeddings.
+
+    It changes none of its buffers while it is called. What it learned of a step it takes over when it is told whether
+    the step was applied. So no one keeps a copy of its buffers to undo a step by, and several processes do not send
+    them to each other: it sees to it that they are equal.
+    """
+
+    def settle(self, applied: Tensor) -> None:
+        """Take over what the last step has shown if ``applied``, ``()`` bool on the step's device; else forget it."""
 
 
 class Teacher(Protocol):

@@ -1,4 +1,4 @@
-"""What is done to a distribution over classes: the power transform, the power sum, the entropies.
+"""What is done to a distribution over classes: the power and other transforms, their sums, the entropies, weights.
 
 Everything takes and gives logarithms of probabilities, natural ones, with the classes on the last axis and any leading
 shape. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most algorithms, is wrong by a
@@ -9,11 +9,17 @@ and are differentiable.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import KW_ONLY, dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from tutelage import checks
+
+Transform = Callable[[Tensor], Tensor]
+"""A mapping f of each probability on its own, in log space: from ``log x`` to ``log f(x)``, elementwise."""
 
 # Above this order log(1 + S) of `renyi_entropy` cancels for flat distributions; below it log(sum) / (1 - order) does.
 _SERIES_UP_TO = 1.25
@@ -187,3 +193,313 @@ def renyi_entropy(log_probs: Tensor, *, order: float) -> Tensor:
     # p**a - p = +-exp(min(a, 1) * log p) * (1 - exp(|1 - a| * log p)): no exponent is above 0, so nothing overflows.
     difference = -(min(order, 1.0) * log_probs).exp() * torch.expm1(abs(1 - order) * log_probs)
     return torch.log1p((1.0 if order < 1 else -1.0) * difference.sum(dim=-1)) / (1 - order)
+
+
+def transform(log_probs: Tensor, f: Transform) -> Tensor:
+    """Map each probability and normalise: the logarithm of the transformed distribution, whatever the mapping.
+
+    ``log p_f[i] = log f(p[i]) - log sum_j f(p[j])``. With ``f(x) = x**gamma`` it is `power`.
+
+    Args:
+        log_probs: ``(..., classes)``, any floating dtype, normalised log-probabilities; ``-inf`` is a class of
+            probability 0. Other than for `power`, logits will not do.
+        f: a `Pointwise`, or any `Transform`; what it must obey is tested by `check_transform`, not here.
+
+    Returns:
+        ``(..., classes)`` log-probabilities (nats), at least float32.
+
+    Raises:
+        TypeError: if ``log_probs`` is not a floating tensor.
+        ValueError: if ``log_probs`` has no classes or ``f`` changes its shape.
+
+    Source: Zheng and Yang, arXiv 2402.11148, which uses the power and leaves other mappings open.
+
+    Example:
+        >>> import torch
+        >>> transform(torch.tensor([0.8, 0.2]).log(), Pointwise("rational", gamma=0.25)).exp()
+        tensor([0.6531, 0.3469])
+    """
+    return torch.log_softmax(_mapped(log_probs, f), dim=-1)
+
+
+def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
+    """Compute the logarithm of what a transformed distribution is normalised by: the power sum of any mapping.
+
+    ``log U_f(p) = log sum_j f(p[j])``. With ``f(x) = x**gamma`` it is `log_power_sum`.
+
+    Args:
+        log_probs: ``(..., classes)``, any floating dtype, normalised log-probabilities; ``-inf`` is a class of
+            probability 0.
+        f: a `Pointwise`, or any `Transform`.
+
+    Returns:
+        ``(...)``, at least float32. Where ``f(0) = 0``, ``f(1) = 1`` and ``f(x) >= x`` it is at least 0 and at most
+        ``log(classes)``.
+
+    Raises:
+        TypeError: if ``log_probs`` is not a floating tensor.
+        ValueError: if ``log_probs`` has no classes or ``f`` changes its shape.
+
+    Source: the sample weight of WTTM, arXiv 2402.11148, Section 4, for another mapping than the power.
+
+    Example:
+        >>> import torch
+        >>> log_sum(torch.tensor([0.25, 0.25, 0.25, 0.25]).log(), Pointwise("power", gamma=0.5)).exp()
+        tensor(2.)
+    """
+    return torch.logsumexp(_mapped(log_probs, f), dim=-1)
+
+
+# Where f is this flat in log space, log f(x) = log x + log(slope) - c * x to the last bit of a float64.
+_TAIL = -20.0
+SMALLEST_GAMMA = 1e-12
+"""Below it the mappings other than the power lose their precision in float32."""
+
+
+def _power(log_x: Tensor, gamma: float) -> Tensor:
+    return gamma * log_x
+
+
+def _rational(log_x: Tensor, gamma: float) -> Tensor:
+    return log_x - torch.log(gamma + (1 - gamma) * log_x.exp())
+
+
+def _logarithm(log_x: Tensor, gamma: float) -> Tensor:
+    log_a = math.log1p(-gamma) - math.log(gamma)
+    log_ax = log_x + log_a
+    near = torch.log1p(log_ax.clamp(min=_TAIL).exp()).log()
+    tail = log_ax - 0.5 * log_ax.exp()
+    return torch.where(log_ax > _TAIL, near, tail) - math.log(-math.log(gamma))
+
+
+def _complement(log_x: Tensor, gamma: float) -> Tensor:
+    slope = 1 / gamma
+    log_slope = math.log(slope)
+    # At x = 1 the inner logarithm and its gradient are infinite, although f is smooth there; eps**2 away it is f(1).
+    inside = log_x.clamp(min=_TAIL - log_slope, max=-(torch.finfo(log_x.dtype).eps ** 2))
+    near = _log1mexp(slope * _log1mexp(inside))
+    tail = log_x + log_slope - 0.5 * (slope - 1) * log_x.exp()
+    return torch.where(log_x > _TAIL - log_slope, near, tail)
+
+
+def _log1mexp(log_x: Tensor) -> Tensor:
+    """Compute ``log(1 - x)`` from ``log x < 0``."""
+    half = -math.log(2.0)
+    above = torch.log(-torch.expm1(log_x.clamp(min=half)))
+    below = torch.log1p(-log_x.clamp(max=half).exp())
+    return torch.where(log_x > half, above, below)
+
+
+TRANSFORMS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
+    "power": _power,
+    "rational": _rational,
+    "logarithm": _logarithm,
+    "complement": _complement,
+}
+"""The mappings that have a name, as functions of ``(log x, gamma)``."""
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A mapping of probabilities that has a name and one dial, which acts like the exponent of the power transform.
+
+    At ``gamma = 1`` all of them change nothing; the smaller ``gamma``, the flatter the transformed distribution. They
+    are concave, with ``f(0) = 0``, ``f(1) = 1`` and so ``f(x) >= x`` for ``gamma <= 1``:
+
+    * ``power``: ``x**gamma``. It divides the distance of any two log-probabilities by ``1 / gamma``.
+    * ``rational``: ``x / (gamma + (1 - gamma) * x)``, of slope ``1 / gamma`` at 0.
+    * ``logarithm``: ``log(1 + a * x) / log(1 + a)`` with ``a = 1 / gamma - 1``, of slope ``-a / log(gamma)`` at 0.
+    * ``complement``: ``1 - (1 - x)**(1 / gamma)``, of slope ``1 / gamma`` at 0.
+
+    The slope of the last three is finite, so they flatten the top and keep the ratios of small probabilities, where the
+    power flattens all alike; they need a far smaller ``gamma`` for the same entropy.
+
+    Attributes:
+        name: one of `TRANSFORMS`.
+        gamma: finite and above 0; other than for ``power`` between 1e-12 and 1.
+
+    Raises:
+        TypeError: if ``gamma`` is no Python number.
+        ValueError: if the name is unknown or ``gamma`` out of range.
+
+    Example:
+        >>> import torch
+        >>> Pointwise("complement", gamma=0.5)(torch.tensor([0.1, 1.0]).log()).exp()
+        tensor([0.1900, 1.0000])
+    """
+
+    name: str
+    _: KW_ONLY
+    gamma: float
+
+    def __post_init__(self) -> None:
+        _known(self.name, TRANSFORMS, "transform")
+        checks.positive(self.gamma, "gamma", example=0.1)
+        if self.name != "power" and not SMALLEST_GAMMA <= self.gamma <= 1:
+            raise ValueError(
+                f"gamma: expected a number between {SMALLEST_GAMMA} and 1 for {self.name}, got {self.gamma}; "
+                "type for example gamma=0.01"
+            )
+
+    def __call__(self, log_probs: Tensor) -> Tensor:
+        """Return ``log f(x)`` for each ``log x``, in at least float32; ``f`` keeps its relative precision down to 0."""
+        log_probs = checks.classwise(log_probs, "log_probs")
+        return log_probs if self.gamma == 1 else TRANSFORMS[self.name](log_probs, self.gamma)
+
+
+def check_transform(f: Transform) -> None:
+    """Refuse a mapping that is no transform of probabilities: f(0) = 0, f(1) = 1, never falling, never below x.
+
+    It is tried on a grid of ``log x`` from 0 down to -10000 and at ``-inf``, in float64 and in float32: a mapping that
+    leaves log space loses small probabilities there. Call it once on a mapping of your own; the losses do not.
+
+    Args:
+        f: from ``log x`` to ``log f(x)``, elementwise.
+
+    Raises:
+        TypeError: if it returns no floating tensor.
+        ValueError: if it changes the shape, is not elementwise, or breaks one of the conditions.
+
+    Source: the conditions of arXiv 2402.11148 on point-wise mappings in place of the power.
+
+    Example:
+        >>> check_transform(Pointwise("logarithm", gamma=0.01))
+        >>> check_transform(lambda log_x: 2 * log_x)
+        Traceback (most recent call last):
+        ValueError: transform: expected f(x) >= x, got log f(x) = -2.07e-06 at log x = -1.04e-06; ...
+    """
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
+        below = -torch.logspace(-8, 4, 400, dtype=torch.float64)
+        grid = torch.cat([below.new_zeros(1), below, below.new_full((1,), -math.inf)]).to(dtype)
+        values = _mapped(grid, f)
+        alone = _mapped(grid[:, None], f)[:, 0]
+        elementwise = torch.isclose(values, alone, rtol=tolerance, atol=tolerance, equal_nan=True)
+        _hold(elementwise, grid, values, "each log f(x) to depend on its own log x alone")
+        _hold(~values.isnan(), grid, values, "a number")
+        _hold((grid > -math.inf) | (values == -math.inf), grid, values, "f(0) = 0")
+        _hold((grid < 0) | (values.abs() <= tolerance), grid, values, "f(1) = 1")
+        # A grid that falls: so must the values.
+        falls = torch.ones_like(grid, dtype=torch.bool)
+        falls[1:] = ~(values[1:] > values[:-1] + tolerance * (1 + values[:-1].abs()))
+        _hold(falls, grid, values, "f that never falls")
+        _hold(values >= grid - tolerance * (1 + grid.abs()), grid, values, "f(x) >= x")
+
+
+def _hold(kept: Tensor, grid: Tensor, values: Tensor, expected: str) -> None:
+    if not kept.all():
+        at = int((~kept).nonzero()[0])
+        raise ValueError(
+            f"transform: expected {expected}, got log f(x) = {values[at].item():.3g} at log x = {grid[at].item():.3g}; "
+            'map log x to log f(x) elementwise in log space, or type for example Pointwise("logarithm", gamma=0.01)'
+        )
+
+
+def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
+    log_probs = checks.classwise(log_probs, "log_probs")
+    values = f(log_probs)
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"transform: expected a floating tensor of log f(x), got {got}; return one from the mapping")
+    if values.shape != log_probs.shape:
+        raise ValueError(
+            f"transform: expected log f(x) for each log x, shape {tuple(log_probs.shape)}, got {tuple(values.shape)}; "
+            "map elementwise and leave the sum over classes to targets.transform"
+        )
+    return values
+
+
+def _constant(log_probs: Tensor, weight: SampleWeight) -> Tensor:
+    return torch.ones_like(log_probs[..., 0])
+
+
+def _sum_of_transform(log_probs: Tensor, weight: SampleWeight) -> Tensor:
+    return log_sum(log_probs, weight.transform).exp()
+
+
+def _entropy(log_probs: Tensor, weight: SampleWeight) -> Tensor:
+    return renyi_entropy(weight.distribution(log_probs), order=weight.order)
+
+
+def _one_minus_top(log_probs: Tensor, weight: SampleWeight) -> Tensor:
+    log_probs = weight.distribution(log_probs)
+    # The sum of the others: 1 - max would lose a doubt smaller than the precision of 1.
+    return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)
+
+
+WEIGHTS: Mapping[str, Callable[[Tensor, SampleWeight], Tensor]] = {
+    "constant": _constant,
+    "power_sum": _sum_of_transform,
+    "entropy": _entropy,
+    "one_minus_top": _one_minus_top,
+}
+"""The weights of samples that have a name, as functions of the teacher's log-probabilities."""
+
+
+@dataclass(frozen=True)
+class SampleWeight:
+    """A weight of each sample by how unsure its teacher is, from the teacher's log-probabilities.
+
+    * ``constant``: 1.
+    * ``power_sum``: ``sum_j f(p[j])`` of the teacher's own distribution, by the mapping; with the power, WTTM's weight.
+    * ``entropy``: the Rényi entropy of ``order``, nats; 1 is Shannon's, infinity is ``-log max_i p[i]``.
+    * ``one_minus_top``: ``1 - max_i p[i]``.
+
+    A one-hot teacher has 1 by the first two and 0 by the last two: such a sample then counts for nothing.
+
+    Attributes:
+        name: one of `WEIGHTS`.
+        transform: the mapping of the teacher's probabilities.
+        of: what an entropy or the top is of: ``"teacher"`` is its distribution, ``"target"`` the transformed one.
+        order: of an entropy; at least 0.
+
+    Raises:
+        TypeError: if ``order`` is no Python number.
+        ValueError: if a name is unknown, or ``of`` or ``order`` is given to a weight that has none.
+
+    Source: the power sum: Zheng and Yang, arXiv 2402.11148, which leaves other weights open.
+
+    Example:
+        >>> import torch
+        >>> log_probs = torch.tensor([[0.64, 0.36], [1.0, 0.0]]).log()
+        >>> half = Pointwise("power", gamma=0.5)
+        >>> SampleWeight("power_sum", transform=half)(log_probs)
+        tensor([1.4000, 1.0000])
+        >>> SampleWeight("one_minus_top", transform=half, of="target")(log_probs)
+        tensor([0.4286, 0.0000])
+    """
+
+    name: str
+    _: KW_ONLY
+    transform: Transform
+    of: str = "teacher"
+    order: float = 1.0
+
+    def __post_init__(self) -> None:
+        _known(self.name, WEIGHTS, "weight_by")
+        _known(self.of, ("teacher", "target"), "weight_of")
+        checks.order(self.order)
+        if self.of != "teacher" and self.name in ("constant", "power_sum"):
+            raise ValueError(
+                f"weight_of: expected teacher with weight_by {self.name}, got {self.of}; type for example "
+                "weight_by=entropy"
+            )
+        if self.order != 1 and self.name != "entropy":
+            raise ValueError(
+                f"order: expected 1 with weight_by {self.name}, which has no order, got {self.order}; "
+                "type weight_by=entropy"
+            )
+
+    def distribution(self, log_probs: Tensor) -> Tensor:
+        """Return the log-probabilities that the weight is of."""
+        return log_probs if self.of == "teacher" else transform(log_probs, self.transform)
+
+    def __call__(self, log_probs: Tensor) -> Tensor:
+        """Return each sample's weight, ``(...)`` from ``(..., classes)`` normalised log-probabilities."""
+        return WEIGHTS[self.name](checks.classwise(log_probs, "log_probs"), self)
+
+
+def _known(name: str, names: Collection[str], argument: str) -> None:
+    if name not in names:
+        near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"type for example {argument}={next(iter(names))}"
+        raise ValueError(f"{argument}: expected one of {', '.join(names)}, got {name!r}; {hint}")

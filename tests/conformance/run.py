@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from draw import draw
 from torch import Tensor
+from torch.nn import functional as F
 
 from tutelage import losses
 
@@ -50,11 +51,79 @@ class Case:
         return self.inputs[name]
 
 
+def _linear(case: Case, features: str, by: str) -> Tensor:
+    """Features through a recorded linear map; as they are where the case has none."""
+    weight = f"{by}.weight"
+    return F.linear(case[features], case[weight], case[f"{by}.bias"]) if weight in case.inputs else case[features]
+
+
+def _crd(case: Case) -> Tensor:
+    """Two calls, the banks updated between, the constants taken from the first."""
+    temperature = float(torch.tensor(case.hyper["nce_t"]))  # the code keeps it in float32
+    banks = {"s": case["memory_v1"], "t": case["memory_v2"]}
+    samples = len(banks["s"])
+    constants, total = None, torch.zeros((), dtype=torch.float64)
+    for step in (1, 2):
+        index = case[f"idx{step}"]
+        columns = torch.cat([index[:, None], case[f"neg{step}"]], dim=1)
+        embedded = {
+            who: F.normalize(F.linear(case[f"f_{who}{step}"], case[f"{by}.weight"], case[f"{by}.bias"]), dim=1)
+            for who, by in (("s", "embed_s.linear"), ("t", "embed_t.linear"))
+        }
+        scores = [
+            losses.bank_scores(embedded[who], banks[other], columns, temperature=temperature)
+            for who, other in (("s", "t"), ("t", "s"))
+        ]
+        if constants is None:
+            constants = torch.stack([losses.log_normaliser(each, samples=samples) for each in scores])
+        total = total + losses.crd(*scores, constants, samples=samples).mean()
+        for who, bank in banks.items():
+            rows = losses.moved(bank[index], embedded[who], momentum=case.hyper["nce_m"])
+            banks[who] = bank.index_copy(0, index, rows)
+    return total
+
+
+def _itrd(case: Case, *, correlation: float, mutual: float) -> Tensor:
+    mapped = _linear(case, "f_s", "embed.linear")
+    total = torch.zeros((), dtype=torch.float64)
+    if correlation:
+        total = total + correlation * losses.itrd_correlation(mapped, case["f_t"], alpha=case.hyper["alpha_it"])
+    if mutual:
+        same = case["f_s"].shape == case["f_t"].shape
+        total = total + mutual * losses.itrd_mutual(case["f_s"] if same else mapped, case["f_t"])
+    return total
+
+
+def _vitkd(case: Case) -> Tensor:
+    masked = case.hyper["lambda_vitkd"]
+    low, mimic = case["low_s"], torch.zeros((), dtype=torch.float64)
+    for block in range(low.shape[1]):
+        weight = f"align2.{block}.weight"
+        tokens = low[:, block]
+        if weight in case.inputs:
+            tokens = F.linear(tokens, case[weight], case[f"align2.{block}.bias"])
+        mimic = mimic + losses.vitkd_mimic(tokens, case["low_t"][:, block]).mean()
+    hidden = losses.hide(case["noise"], masked=masked)
+    shown = torch.where(hidden[..., None], case["mask_token"], _linear(case, "high_s", "align"))
+    side = math.isqrt(shown.shape[1])
+    grid = shown.transpose(1, 2).unflatten(2, (side, side))
+    grid = F.conv2d(grid, case["generation.0.weight"], case["generation.0.bias"], padding=1).relu()
+    grid = F.conv2d(grid, case["generation.2.weight"], case["generation.2.bias"], padding=1)
+    made = losses.vitkd_generation(grid.flatten(2).transpose(1, 2), case["high_t"], hidden, masked=masked).mean()
+    return case.hyper["alpha_vitkd"] * mimic + case.hyper["beta_vitkd"] * made
+
+
 # Recorded losses are means over the batch, ours are one value a sample.
 METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "KD": lambda c: losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["T"]).mean(),
     "TTM": lambda c: losses.ttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
     "WTTM": lambda c: losses.wttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
+    "CRD.contrast": lambda c: losses.contrast(c["x"].squeeze(2).log(), samples=c.hyper["n_data"]).mean(),
+    "CRD": _crd,
+    "ITRD.corr": lambda c: _itrd(c, correlation=1.0, mutual=0.0),
+    "ITRD.mutual": lambda c: _itrd(c, correlation=0.0, mutual=1.0),
+    "ITRD": lambda c: _itrd(c, correlation=c.hyper["lambda_corr"], mutual=c.hyper["lambda_mutual"]),
+    "ViTKD": _vitkd,
 }
 
 

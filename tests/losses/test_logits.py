@@ -38,11 +38,17 @@ def close(ours, expected, tolerance=1e-11):
     torch.testing.assert_close(ours.detach(), torch.as_tensor(expected).detach(), rtol=tolerance, atol=tolerance)
 
 
+LOGARITHM = targets.Pointwise("logarithm", gamma=0.01)
+
 # Every loss of two networks, and every loss of one: (student, teacher, labels) -> values.
 MATCHING = {
     "kd": lambda z, v, y: losses.kd(z, v, temperature=4.0),
     "ttm": lambda z, v, y: losses.ttm(z, v, gamma=0.25),
     "wttm": lambda z, v, y: losses.wttm(z, v, gamma=0.25),
+    "transformed_matching": lambda z, v, y: losses.transformed_matching(z, v, transform=LOGARITHM),
+    "transformed_matching weighted": lambda z, v, y: losses.transformed_matching(
+        z, v, transform=LOGARITHM, sample_weight=targets.SampleWeight("entropy", transform=LOGARITHM, order=0.5)
+    ),
     "kl_divergence": lambda z, v, y: losses.kl_divergence(torch.log_softmax(z, -1), torch.log_softmax(v, -1)),
 }
 ALONE = {
@@ -174,6 +180,84 @@ def test_wttm_is_ttm_weighted_by_the_power_sum(seed, gamma):
     z, v, _ = draw_logits(seed)
     u = targets.power_sum(torch.log_softmax(v, -1), gamma=gamma)
     close(losses.wttm(z, v, gamma=gamma), u * losses.ttm(z, v, gamma=gamma))
+
+
+@quick
+@given(seeds, gammas)
+def test_ttm_and_wttm_are_cases_of_transformed_matching(seed, gamma):
+    z, v, _ = draw_logits(seed)
+    f = targets.Pointwise("power", gamma=gamma)
+    by_sum = targets.SampleWeight("power_sum", transform=f)
+    for special, general in [
+        (losses.ttm(z, v, gamma=gamma), losses.transformed_matching(z, v, transform=f)),
+        (losses.wttm(z, v, gamma=gamma), losses.transformed_matching(z, v, transform=f, sample_weight=by_sum)),
+    ]:
+        close(special, general)
+        close(gradient(special, z), gradient(general, z))
+
+
+@quick
+@given(
+    seeds, st.sampled_from(sorted(targets.TRANSFORMS)), st.floats(1e-6, 1.0), st.sampled_from(sorted(targets.WEIGHTS))
+)
+def test_gradient_of_transformed_matching_is_the_documented_one(seed, name, gamma, by):
+    z, v, _ = draw_logits(seed)
+    f = targets.Pointwise(name, gamma=gamma)
+    weigh = targets.SampleWeight(by, transform=f)
+    log_p, q = torch.log_softmax(v, -1), torch.softmax(z, -1).detach()
+    values = losses.transformed_matching(z, v, transform=f, sample_weight=weigh)
+    close(gradient(values, z), weigh(log_p)[:, None] * (q - targets.transform(log_p, f).exp()), 1e-10)
+
+
+def test_normalised_weights_have_mean_one_over_all_that_is_given():
+    z, v, _ = draw_logits(4, (2, 3, 9))
+    weigh = targets.SampleWeight("power_sum", transform=LOGARITHM)
+    plain = losses.transformed_matching(z, v, transform=LOGARITHM)
+    weighted = losses.transformed_matching(z, v, transform=LOGARITHM, sample_weight=weigh)
+    normalised = losses.transformed_matching(z, v, transform=LOGARITHM, sample_weight=weigh, normalise=True)
+    close((normalised / plain).mean(), torch.tensor(1.0).double())
+    close(normalised / weighted, (weighted / plain).mean().reciprocal().expand(2, 3))
+    sure = torch.full((4, 9), -INF).index_fill_(1, torch.tensor([2]), 0.0)
+    doubt = targets.SampleWeight("one_minus_top", transform=LOGARITHM)
+    values = losses.transformed_matching(
+        torch.zeros(4, 9), sure, transform=LOGARITHM, sample_weight=doubt, normalise=True
+    )
+    assert torch.equal(values, torch.zeros(4))
+
+
+def test_a_weight_of_ones_own_gets_log_probabilities_and_no_gradient():
+    z, v, _ = draw_logits(4)
+    v.requires_grad_()
+    seen = []
+
+    def weigh(log_probs):
+        seen.append(log_probs)
+        return 1 + log_probs.exp().amax(-1)
+
+    values = losses.transformed_matching(z, v, transform=lambda log_x: 0.5 * log_x, sample_weight=weigh)
+    assert torch.equal(seen[0], torch.log_softmax(v.detach(), -1))
+    close(values, (1 + torch.softmax(v, -1).amax(-1)) * losses.ttm(z, v, gamma=0.5))
+    values.sum().backward()
+    assert v.grad is None
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"transform": lambda x: x.sum(-1)}, ValueError, r"transform: expected log f.* \(6, 9\), got \(6,\); map elem"),
+        ({"transform": lambda x: x.argsort()}, TypeError, r"transform: expected a floating tensor .* got torch.int64"),
+        ({"transform": lambda x: None}, TypeError, r"transform: expected a floating tensor .* got NoneType; return"),
+        (
+            {"transform": LOGARITHM, "sample_weight": lambda x: x},
+            ValueError,
+            r"sample_weight: expected one weight a sample, shape \(6,\), got \(6, 9\); sum over the classes",
+        ),
+    ],
+)
+def test_transforms_and_weights_of_another_shape_are_refused(how, error, message):
+    z, v, _ = draw_logits(0)
+    with pytest.raises(error, match=message):
+        losses.transformed_matching(z, v, **how)
 
 
 @quick

@@ -37,6 +37,9 @@ EVERY = {
     "kd": objectives.kd(temperature=2.0, weight=0.5, supervised=0.5),
     "ttm": objectives.ttm(gamma=0.1, beta=8.0),
     "wttm": objectives.wttm(gamma=0.1, beta=3.0, supervised=0.0),
+    "transformed_matching": objectives.transformed_matching(
+        transform="logarithm", gamma=0.01, beta=2.0, weight_by="entropy", order=0.5, normalise="batch"
+    ),
 }
 COMPOSED = {
     "scaled": 0.8 * EVERY["kd"],
@@ -47,8 +50,12 @@ COMPOSED = {
 }
 
 
+OF_FEATURES = {"crd", "itrd", "vitkd"}
+"""Bound to more than logits, and tried in files of their own."""
+
+
 def test_every_preset_is_tried_here():
-    assert set(EVERY) == set(PRESETS)
+    assert set(EVERY) | OF_FEATURES == set(PRESETS)
 
 
 @pytest.mark.parametrize("objective", [*EVERY.values(), *COMPOSED.values()], ids=[*EVERY, *COMPOSED])
@@ -169,7 +176,10 @@ def test_every_weight_but_the_free_one_is_at_least_zero(name, argument):
             r"objective.kd.temprature: expected .*, got 'temprature'; did you mean temperature\?",
         ),
         ({"kd": {1: 4}}, "objective.kd.1: expected an argument of kd .*, got '1'; type one of those"),
-        ({"ttm": {"beta": 1}}, "objective.ttm.gamma: expected a value for ttm, got none; for example gamma=1.0"),
+        (
+            {"renyi_penalty": {"weight": 1}},
+            "objective.renyi_penalty.order: expected a value for renyi_penalty, got none; for example order=1.0",
+        ),
         (
             {"ttm": {"gamma": 0, "beta": 1}},
             "objective.ttm.gamma: expected a finite number above 0, got 0; type for example",
@@ -213,12 +223,12 @@ def test_what_a_recipe_says_wrong_is_answered(written, message):
 
 def test_every_fault_is_named_at_once():
     with pytest.raises(ValueError, match="expected") as caught:
-        from_recipe(["kdd", {"ttm": {"gama": 1}}, {"kd": {"temperature": "hot", "weight": "x"}, "scale": 0}])
+        from_recipe(["kdd", {"renyi_penalty": {"ordr": 1}}, {"kd": {"temperature": "hot", "weight": "x"}, "scale": 0}])
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
         "objective",
-        "objective.ttm.gama",
-        "objective.ttm.gamma",
-        "objective.ttm.beta",
+        "objective.renyi_penalty.ordr",
+        "objective.renyi_penalty.weight",
+        "objective.renyi_penalty.order",
         "objective.kd",
         "objective.kd.temperature",
         "objective.kd.weight",
@@ -232,11 +242,11 @@ def test_the_same_faults_are_named_at_a_call():
         TypeError, match=r"ttm: expected arguments by name, got 0.1 alone; type ttm\(gamma=0.1, beta=3\)"
     ):
         objectives.ttm(0.1, 3)
-    with pytest.raises(TypeError, match=r"beta: expected a value for wttm, got none; for example beta=1.0"):
-        objectives.wttm(gamma=0.1)
+    with pytest.raises(TypeError, match=r"order: expected a value for renyi_penalty, got none; for example order=1.0"):
+        objectives.renyi_penalty(weight=0.1)
     with pytest.raises(ValueError, match="gamma: expected a finite number above 0, got 0"):
         objectives.wttm(gamma=0, beta=1)
-    with pytest.raises(ValueError, match="beta: expected a number or"):
+    with pytest.raises(ValueError, match="beta: expected a number, auto or"):
         objectives.wttm(gamma=0.1, beta="3")
 
 

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import safetensors.torch
@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from tutelage import losses, records, targets
-from tutelage.contracts import UNLABELLED, Batch, Batches, Outputs, Progress, Teacher, Totals
+from tutelage.contracts import UNLABELLED, Batch, Batches, Keeper, Outputs, Progress, Teacher, Totals
 from tutelage.engine import optimise
 from tutelage.engine.checkpoints import Checkpoints, Saved
 from tutelage.engine.evaluate import NAMED, HeldOut, NonFiniteError, answer, means, place
@@ -130,8 +130,14 @@ class _Fit:
                 _convolutions_last(self.teacher)
         self.bare = lesson
         self.optimizer = optimise.build(settings.optimizer, lesson, self.device)
+        self.keepers = [term for term in lesson.objective.terms.values() if isinstance(term, Keeper)]
+        guarded = {id(buffer) for keeper in self.keepers for buffer in cast(nn.Module, keeper).buffers()}
+        # DDP would send these from the first process to the others before every step.
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            lesson, [name for name, buffer in lesson.named_buffers() if id(buffer) in guarded]
+        )
         self.module, self.prepared = accelerator.prepare(lesson, self.optimizer)
-        self.buffers = list(lesson.buffers())
+        self.buffers = [buffer for buffer in lesson.buffers() if id(buffer) not in guarded]
         self.gamma = lesson.objective.target_gamma
         counted = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped")
         self.names = ("loss", *lesson.objective.names, *counted)
@@ -258,6 +264,8 @@ class _Fit:
             self.prepared.step()
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
+        for keeper in self.keepers:
+            keeper.settle(finite)
         self.prepared.zero_grad()
 
     def count(self, batch: Batch) -> Totals:

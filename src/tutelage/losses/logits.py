@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -235,6 +237,65 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Ten
     log_p_max = torch.log_softmax(teacher_logits, dim=-1).amax(dim=-1)
     weight = (gamma * log_p_max - log_p_gamma.amax(dim=-1)).exp()
     return weight * _divergence(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
+
+
+def transformed_matching(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    transform: targets.Transform,
+    sample_weight: Callable[[Tensor], Tensor] | None = None,
+    normalise: bool = False,
+) -> Tensor:
+    """Compute the matching of any point-wise transform of the teacher, with any weight of samples.
+
+    ``w(p) * KL(p_f || q)`` with ``p_f[i] = f(p[i]) / sum_j f(p[j])``. With the power it is `ttm`, and with the power
+    sum for a weight, `wttm`. Its gradient by the logits is ``w * (q - p_f)``.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype, ``z``.
+        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; ``-inf`` means probability 0.
+        transform: from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or your own, which
+            `targets.check_transform` tries.
+        sample_weight: from the teacher's log-probabilities ``(..., classes)`` to weights ``(...)`` of at least 0: a
+            `targets.SampleWeight`, or your own; none for 1.
+        normalise: divide the weights by their mean over all samples given. That couples them: the values depend on how
+            samples are put into batches. Where every weight is 0 they stay 0.
+
+    Returns:
+        ``(...)`` nats times the weight, at least float32.
+
+    Raises:
+        TypeError: if the logits or what ``transform`` returns are not floating tensors.
+        ValueError: if the shapes differ, there are no classes, or ``transform`` or ``sample_weight`` return another
+            shape than they should.
+
+    Source: Zheng and Yang, arXiv 2402.11148, which leaves other transforms and weights open.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> flat = targets.Pointwise("complement", gamma=0.5)
+        >>> transformed_matching(student, teacher, transform=flat)
+        tensor([1.2770])
+        >>> doubt = targets.SampleWeight("one_minus_top", transform=flat)
+        >>> transformed_matching(student, teacher, transform=flat, sample_weight=doubt)
+        tensor([0.1522])
+    """
+    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    log_p = torch.log_softmax(teacher_logits, dim=-1)
+    values = _divergence(torch.log_softmax(student_logits, dim=-1), targets.transform(log_p, transform).detach())
+    if sample_weight is None:
+        return values
+    weight = sample_weight(log_p).detach()
+    if weight.shape != values.shape:
+        raise ValueError(
+            f"sample_weight: expected one weight a sample, shape {tuple(values.shape)}, got {tuple(weight.shape)}; "
+            "sum over the classes, which are on the last axis"
+        )
+    if normalise:
+        weight = weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny)
+    return weight * values
 
 
 def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tutelage import projectors
 from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Projection, Term, Totals
-from tutelage.objectives.schedules import Weight, scaled, weight_at, weight_to_recipe
-from tutelage.objectives.terms import Context, Description
+from tutelage.objectives.automatic import balanced_weight
+from tutelage.objectives.schedules import Automatic, Weight, scaled, weight_at, weight_to_recipe
+from tutelage.objectives.terms import Context, Description, shape_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Part:
     """One term with its name and weight."""
 
     name: str
-    weight: Weight
+    weight: Weight | Automatic
     term: Description
 
 
@@ -115,7 +116,7 @@ class Objective:
             _each_once(tap for n in each for tap in (*n.student_taps, *(p.student for p in n.projections))),
             _each_once(tap for n in each for tap in (*n.teacher_taps, *(p.teacher for p in n.projections))),
             _each_once(projection for n in each for projection in n.projections),
-            any(n.teacher_statistics for n in each),
+            any(n.teacher_statistics for n in each) or any(isinstance(p.weight, Automatic) for p, _ in self.parts),
         )
 
     @property
@@ -158,6 +159,8 @@ class BoundObjective(nn.Module):
         needs: what the terms read.
         target_gamma: the exponent of the transformed teacher that is matched, if any.
         supervised: names of the terms whose means are over labelled samples.
+        resolved: numbers that were found when it was bound, by term and argument; those of an objective that leaves
+            nothing open are none. Typed in place of ``auto``, they make the same run.
     """
 
     def __init__(self, objective: Objective, context: Context) -> None:
@@ -165,8 +168,18 @@ class BoundObjective(nn.Module):
         self.needs = objective.needs
         self.target_gamma = objective.target_gamma
         self.supervised = frozenset(part.name for part, _ in objective.parts if part.term.needs.labels != "none")
-        self._weights = {part.name: (part.weight, scale) for part, scale in objective.parts}
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in objective.parts})
+        self._weights: dict[str, tuple[Weight, float]] = {}
+        self.resolved: dict[str, dict[str, float]] = {}
+        for part, scale in objective.parts:
+            term, weight = self.terms[part.name], part.weight
+            found = dict(cast(Mapping[str, float], getattr(term, "resolved", {})))
+            if isinstance(weight, Automatic):
+                found["beta"] = balanced_weight(cast(Term, term), context)
+                weight = found["beta"] * weight.factor
+            self._weights[part.name] = (weight, scale)
+            if found:
+                self.resolved[part.name] = found
         # One list a piece, in the order of the terms: terms of one preset call share a map, those of two calls do not.
         self.projectors = nn.ModuleList()
         self._pieces: list[tuple[tuple[str, ...], list[_Route]]] = []
@@ -257,7 +270,8 @@ def _projectors(projections: Sequence[Projection], context: Context) -> tuple[nn
     maps, routes = nn.ModuleList(), []
     made: dict[tuple[str, str, str], int] = {}
     for projection in projections:
-        student, teacher = (_shape_of(context, who, getattr(projection, who)) for who in ("student", "teacher"))
+        student = shape_of(context, "student", projection.student)
+        teacher = shape_of(context, "teacher", projection.teacher)
         key = (projection.student, projection.teacher, projection.kind)
         needed = projection.always or student != teacher
         if needed and key not in made:
@@ -265,16 +279,6 @@ def _projectors(projections: Sequence[Projection], context: Context) -> tuple[nn
             maps.append(projectors.build(projection, student, teacher))
         routes.append(_Route(projectors.name(projection), projection.student, made[key] if needed else None))
     return maps, routes
-
-
-def _shape_of(context: Context, who: str, tap: str) -> tuple[int, ...]:
-    shapes = context.student_shapes if who == "student" else context.teacher_shapes
-    if tap not in shapes:
-        raise ValueError(
-            f"context: expected the shape of the {who}'s tap {tap}, got none; "
-            "type context=tutelage.survey(objective, student, teacher, inputs)"
-        )
-    return shapes[tap]
 
 
 def _projected(student: Outputs, routes: Sequence[_Route], maps: nn.ModuleList) -> Outputs:

@@ -15,9 +15,23 @@ import torch
 
 from tutelage import losses
 from tutelage.contracts import Batch, Outputs, Progress
+from tutelage.objectives.contrast import Contrast
+from tutelage.objectives.matching import Matching
 from tutelage.objectives.objective import Objective, Part, Piece
-from tutelage.objectives.schedules import SignedWeight, Weight, scaled, weight_from_recipe
-from tutelage.objectives.terms import Apply, Context
+from tutelage.objectives.schedules import (
+    AUTO,
+    Automatic,
+    AutomaticNumber,
+    AutomaticWeight,
+    SignedWeight,
+    Weight,
+    automatic_from_recipe,
+    automatic_weight_from_recipe,
+    scaled,
+    weight_from_recipe,
+)
+from tutelage.objectives.terms import Apply, Context, Description
+from tutelage.objectives.tokens import Generate, Mimic
 
 
 class Preset(NamedTuple):
@@ -38,8 +52,9 @@ PRESETS: dict[str, Preset] = {}
 def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
     """Name a function as a preset: its objective remembers the call, so that a recipe can hold it.
 
-    Its parameters are numbers; those annotated as `Weight` may be schedules too, and are at least 0; those annotated as
-    `SignedWeight` may be below it. They are checked at the call.
+    Its parameters are numbers, or text where they are annotated as ``str``. Those annotated as `Weight` may be
+    schedules too, and are at least 0; those annotated as `SignedWeight` may be below it. Those annotated as
+    `AutomaticWeight` or `AutomaticNumber` may be ``auto``. They are checked at the call.
 
     Args:
         paper: where the method comes from.
@@ -139,12 +154,12 @@ def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
-def ttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
+def ttm(*, gamma: float = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0) -> Objective:
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
     Args:
         gamma: the exponent, > 0; 1/T of knowledge distillation.
-        beta: of the matching term.
+        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: of the cross-entropy.
     """
     match = Apply(losses.ttm, {"gamma": gamma}, target_gamma=gamma)
@@ -152,19 +167,125 @@ def ttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
-def wttm(*, gamma: float, beta: Weight, supervised: Weight = 1.0) -> Objective:
+def wttm(
+    *, gamma: float = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0, normalise: str = "none"
+) -> Objective:
     """``supervised * CE(y, q) + beta * U_gamma(p) * KL(p_gamma || q)``: TTM with each sample weighted by its power sum.
 
-    The power sum is not normalised (it is between 1 and ``classes**(1 - gamma)``), so beta does not carry over between
-    gammas.
+    The paper's power sum is not normalised (it is between 1 and ``classes**(1 - gamma)``), so beta does not carry over
+    between gammas.
 
     Args:
         gamma: the exponent, > 0.
-        beta: of the matching term.
+        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: of the cross-entropy.
+        normalise: ``none``; or divide the power sum by its mean over the ``batch``, which couples a batch's samples, or
+            over the ``training`` set, found once.
     """
-    match = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
+    match: Description = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
+    if normalise != "none":
+        match = Matching(gamma, weight_by="power_sum", normalise=normalise)
     return _sum(_supervised(supervised), Part("wttm", beta, match))
+
+
+@preset("what Zheng and Yang 2024, arXiv:2402.11148, leave open")
+def transformed_matching(
+    *,
+    transform: str = "power",
+    gamma: AutomaticNumber = AUTO,
+    beta: AutomaticWeight = AUTO,
+    supervised: Weight = 1.0,
+    weight_by: str = "constant",
+    weight_of: str = "teacher",
+    order: float = 1.0,
+    normalise: str = "none",
+) -> Objective:
+    """``supervised * CE(y, q) + beta * w(p) * KL(p_f || q)``: other transforms and weights in TTM's and WTTM's place.
+
+    ``transformed_matching(gamma=g, beta=b)`` is ``ttm``, and with ``weight_by=power_sum`` it is ``wttm``.
+
+    Args:
+        transform: f: ``power``, ``rational``, ``logarithm`` or ``complement``.
+        gamma: the transform's dial; at 1 it changes nothing, and the smaller the flatter. ``auto`` is as flat as the
+            power at 0.25, which is a temperature of 4: the same mean entropy over the training set.
+        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
+        supervised: of the cross-entropy.
+        weight_by: w: ``constant``, ``power_sum`` (of f), ``entropy`` or ``one_minus_top``.
+        weight_of: what the last two are of: the ``teacher``'s p or the ``target`` p_f.
+        order: of a Rényi entropy; 1 is Shannon's.
+        normalise: ``none``; or divide w by its mean over the ``batch``, which couples a batch's samples, or over the
+            ``training`` set, found once.
+    """
+    match = Matching(gamma, transform, weight_by, weight_of, order, normalise)
+    return _sum(_supervised(supervised), Part("transformed_matching", beta, match))
+
+
+@preset("Tian et al. 2020, arXiv:1910.10699")
+def crd(
+    *,
+    weight: Weight = 1.0,
+    negatives: int = 16384,
+    temperature: float = 0.07,
+    momentum: float = 0.5,
+    dimension: int = 128,
+) -> Objective:
+    """``weight * (contrast(e_s(f_s), bank_t) + contrast(e_t(f_t), bank_s))``, on the networks' pooled embeddings.
+
+    Published settings: a weight of 0.8, beside cross-entropy, KD or WTTM: ``wttm(...) + 0.8 * crd()``. It carries no
+    cross-entropy. Both banks are in memory and in checkpoints: ``8 * samples * dimension`` bytes.
+
+    Args:
+        weight: of the term.
+        negatives: of each sample, drawn among the samples of other classes without replacement; with it for a sample
+            that has fewer of them.
+        temperature: of the scores, > 0.
+        momentum: share of a bank's row that is kept when its sample comes by, in [0, 1).
+        dimension: of the embeddings.
+
+    Differs from: public code where labels are missing, which there cannot be: an unlabelled sample is here a class of
+    its own; and with several processes, where banks are shared here.
+    """
+    contrast = Contrast(negatives=negatives, temperature=temperature, momentum=momentum, dimension=dimension)
+    return _sum(Part("crd", weight, contrast))
+
+
+@preset("Miles et al. 2022, arXiv:2112.00459")
+def itrd(*, alpha: float = 1.01, correlation: Weight = 2.0, mutual: Weight = 1.0) -> Objective:
+    """``correlation * log2(sum_d |c[d] - 1|**(2 * alpha)) + mutual * (||G_s||**2 - ||G_st||**2)``, on embeddings.
+
+    One linear map takes the student's embeddings to the teacher's width: always for the correlation term, for the
+    mutual term only where the widths differ. It carries no cross-entropy.
+
+    Args:
+        alpha: > 0; published are 1.01 for teachers and students of one family and 1.5 for others.
+        correlation: of `losses.itrd_correlation`.
+        mutual: of `losses.itrd_mutual`; published are 1 and 0, the authors' code defaults to 0.05.
+    """
+    linear = functools.partial(
+        Apply, student_tap="card:embedding", teacher_tap="card:embedding", projection="linear", coupled=True
+    )
+    return _sum(
+        Part("itrd_correlation", correlation, linear(losses.itrd_correlation, {"alpha": alpha})),
+        Part("itrd_mutual", mutual, linear(losses.itrd_mutual, project_always=False)),
+    )
+
+
+@preset("Yang et al. 2022, arXiv:2209.02432")
+def vitkd(*, alpha: Weight = 3e-5, beta: Weight = 3e-6, masked: float = 0.5, prefix: int = 1) -> Objective:
+    """``alpha * sum((A(s) - t)**2) + beta / masked * sum_hidden((G(s) - t)**2)``, on tokens of vision transformers.
+
+    The first two blocks are mimicked, the last is made again from the tokens that are not hidden. Blocks are the stages
+    of the models' cards. It carries no cross-entropy.
+
+    Args:
+        alpha: of the mimicking term, a sum over tokens and width.
+        beta: of the generation term, a sum over hidden tokens and width.
+        masked: share of the tokens that is hidden, > 0 and < 1.
+        prefix: tokens in front that are no place of the image: the class token.
+    """
+    mimic = Mimic(taps=("card:stage.0", "card:stage.1"), prefix=prefix)
+    generate = Generate(tap="card:stage.-1", masked=masked, prefix=prefix)
+    return _sum(Part("vitkd_mimic", alpha, mimic), Part("vitkd_generation", beta, generate))
 
 
 def is_built_in(name: str | None) -> bool:
@@ -293,8 +414,24 @@ def _number(value: Any, *, argument: str) -> float:
     return value if isinstance(value, int) else float(value)
 
 
+def _text(value: Any, *, argument: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
+    return value
+
+
+def _number_or_auto(value: Any, *, argument: str) -> float | Automatic:
+    found = automatic_from_recipe(value)
+    if found is None and isinstance(value, str):
+        raise TypeError(f"{argument}: expected a finite number or auto, got {value!r}; for example {argument}=auto")
+    return found or _number(value, argument=argument)
+
+
 _READ: dict[Any, Callable[..., Any]] = {
     Weight: weight_from_recipe,
     SignedWeight: functools.partial(weight_from_recipe, signed=True),
+    AutomaticWeight: automatic_weight_from_recipe,
+    AutomaticNumber: _number_or_auto,
+    str: _text,
 }
 """How an argument is read, by its annotation; any other is a number."""

@@ -82,6 +82,27 @@ Weight = float | Schedule
 SignedWeight = Annotated[Weight, "of either sign"]
 """A weight that may be below 0."""
 
+
+@dataclass(frozen=True)
+class Automatic:
+    """A number that is found when an objective is bound, from the teacher's word on training samples; ``auto``.
+
+    Attributes:
+        factor: what the number found is multiplied by.
+    """
+
+    factor: float = 1.0
+
+    def __str__(self) -> str:
+        return "auto" if self.factor == 1 else f"{self.factor:g} * auto"
+
+
+AUTO = Automatic()
+AutomaticWeight = Annotated[Weight | Automatic, "or auto"]
+"""A weight that may be found automatically."""
+AutomaticNumber = Annotated[float | Automatic, "or auto"]
+"""A number that may be found automatically."""
+
 SCHEDULES: dict[str, type[Linear] | type[WarmUp]] = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp}
 
 
@@ -96,8 +117,10 @@ def weight_at(weight: Weight, progress: Progress) -> float:
     return weight(progress) if isinstance(weight, Linear | WarmUp) else weight
 
 
-def scaled(weight: Weight, scale: float) -> Weight:
+def scaled(weight: Weight | Automatic, scale: float) -> Weight | Automatic:
     """Return a weight times a factor, throughout the run."""
+    if isinstance(weight, Automatic):
+        return replace(weight, factor=weight.factor * scale)
     if isinstance(weight, Linear):
         return replace(weight, start=weight.start * scale, end=weight.end * scale)
     if isinstance(weight, WarmUp):
@@ -105,29 +128,42 @@ def scaled(weight: Weight, scale: float) -> Weight:
     return weight * scale
 
 
-def weight_to_recipe(weight: Weight) -> float | dict[str, Any]:
-    """Return a weight as a recipe holds it: a number, or ``{schedule: linear, start: ..., ...}``."""
+def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]:
+    """Return a weight as a recipe holds it: a number, ``auto``, or ``{schedule: linear, start: ..., ...}``."""
+    if isinstance(weight, Automatic):
+        return str(weight)
     if not isinstance(weight, Linear | WarmUp):
         return weight
     name = next(name for name, kind in SCHEDULES.items() if kind is type(weight))
     return {"schedule": name, **asdict(weight)}
 
 
-def weight_from_recipe(value: Any, *, argument: str, signed: bool = False) -> Weight:
+def weight_from_recipe(value: Any, *, argument: str, signed: bool = False, beside: str = "") -> Weight:
     """Read a weight from a recipe.
 
     Args:
         value: a finite number or a schedule.
         argument: what the message calls it.
         signed: whether it may be below 0.
+        beside: what the message says that it may be beside a number and a schedule.
 
     Raises:
         ValueError: it is neither a number nor a known schedule with its own arguments, or it is below 0.
     """
-    weight = _read_weight(value, argument=argument)
+    weight = _read_weight(value, argument=argument, beside=beside)
     if not signed:
         _check_sign(weight, argument=argument)
     return weight
+
+
+def automatic_weight_from_recipe(value: Any, *, argument: str) -> Weight | Automatic:
+    """Read a weight or ``auto`` from a recipe; like `weight_from_recipe`."""
+    return automatic_from_recipe(value) or weight_from_recipe(value, argument=argument, beside=", auto")
+
+
+def automatic_from_recipe(value: Any) -> Automatic | None:
+    """Read ``auto`` from a recipe; none where it is something else."""
+    return AUTO if isinstance(value, str) and value == "auto" else value if isinstance(value, Automatic) else None
 
 
 def _check_sign(weight: Weight, *, argument: str) -> None:
@@ -140,14 +176,14 @@ def _check_sign(weight: Weight, *, argument: str) -> None:
             raise ValueError(f"{argument}: schedule: expected {name} >= 0, got {got}; for example {name}: 1")
 
 
-def _read_weight(value: Any, *, argument: str) -> Weight:
+def _read_weight(value: Any, *, argument: str, beside: str) -> Weight:
     if isinstance(value, Linear | WarmUp):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
         raise ValueError(
-            f"{argument}: expected a number or {{schedule: {' | '.join(SCHEDULES)}, ...}}, got {value!r}; "
+            f"{argument}: expected a number{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}, got {value!r}; "
             f"for example {argument}=0.9"
         )
     kind = SCHEDULES[value["schedule"]]

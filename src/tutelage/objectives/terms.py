@@ -14,9 +14,9 @@ from tutelage.contracts import Batch, Needs, Outputs, Progress, Projection, Term
 
 READERS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {
     "student_logits": lambda term, student, teacher, batch: student.logits,
-    "teacher_logits": lambda term, student, teacher, batch: _present(teacher).logits,
+    "teacher_logits": lambda term, student, teacher, batch: present(teacher).logits,
     "student_features": lambda term, student, teacher, batch: student.taps[term.student_feature],
-    "teacher_features": lambda term, student, teacher, batch: _present(teacher).taps[term.teacher_tap],
+    "teacher_features": lambda term, student, teacher, batch: present(teacher).taps[term.teacher_tap],
     "labels": lambda term, student, teacher, batch: batch.labels,
 }
 """How a loss's positional arguments are found, by their names: a loss's signature says what it reads."""
@@ -155,7 +155,23 @@ class _Applied(nn.Module):
         return term.loss(*(read(term, student, teacher, batch) for read in self._readers), **term.arguments)
 
 
-def _present(teacher: Outputs | None) -> Outputs:
+def present(teacher: Outputs | None) -> Outputs:
+    """Return the teacher's outputs; refuse none."""
     if teacher is None:
         raise ValueError("teacher: expected its outputs, got none; the objective matches a teacher, so pass one")
     return teacher
+
+
+def shape_of(context: Context, who: Literal["student", "teacher"], tap: str) -> tuple[int, ...]:
+    """Return the shape of a feature without the batch.
+
+    Raises:
+        ValueError: the context does not know it.
+    """
+    shapes = context.student_shapes if who == "student" else context.teacher_shapes
+    if tap not in shapes:
+        raise ValueError(
+            f"context: expected the shape of the {who}'s tap {tap}, got none; "
+            "type context=tutelage.survey(objective, student, teacher, inputs)"
+        )
+    return shapes[tap]

@@ -1,0 +1,216 @@
+"""Contrast with banks: a sample's embedding by one network against embeddings of many samples by the other.
+
+A bank holds one embedding a training sample; the scores of a batch are inner products with some of its rows. Everything
+is computed in log space and, outside autocast, in at least float32. No gradient reaches a bank.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tutelage import checks
+
+EPSILON = 1e-7
+"""Added to the prior of a negative in the public code, and so here."""
+
+
+def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperature: float) -> Tensor:
+    """Compute the scores of a batch with chosen rows of a bank.
+
+    ``scores[i, j] = <embeddings[i], bank[columns[i, j]]> / temperature``. One dense product with the whole bank comes
+    first and the columns are taken out of that: to gather the rows first moves ``dimension`` times as much memory.
+
+    Args:
+        embeddings: ``(batch, dimension)``, any floating dtype.
+        bank: ``(samples, dimension)``, any floating dtype; gets no gradient.
+        columns: ``(batch, some)`` int64, places in the bank.
+        temperature: finite and above 0.
+
+    Returns:
+        ``(batch, some)``, at least float32.
+
+    Raises:
+        TypeError: if a tensor is of the wrong dtype or ``temperature`` no Python number.
+        ValueError: if shapes do not fit, or ``temperature`` is not finite and above 0.
+
+    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
+
+    Example:
+        >>> import torch
+        >>> bank_scores(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([[1, 0, 0]]), temperature=0.5)
+        tensor([[0., 2., 2.]])
+    """
+    embeddings = checks.features(embeddings, "embeddings", axes=("batch", "dimension"))
+    bank = checks.features(bank, "bank", axes=("samples", "dimension")).detach()
+    checks.positive(temperature, "temperature", example=0.07)
+    if bank.shape[1] != embeddings.shape[1]:
+        raise ValueError(
+            f"bank: expected rows as long as an embedding, {embeddings.shape[1]}, got {bank.shape[1]}; "
+            f"make it torch.zeros(samples, {embeddings.shape[1]})"
+        )
+    if not isinstance(columns, Tensor) or columns.dtype != torch.int64:
+        raise TypeError(
+            f"columns: expected an int64 tensor, got {getattr(columns, 'dtype', type(columns).__name__)}; "
+            "type torch.as_tensor(columns)"
+        )
+    if columns.ndim != 2 or len(columns) != len(embeddings):
+        raise ValueError(
+            f"columns: expected shape ({len(embeddings)}, some), a row a sample, got {tuple(columns.shape)}; "
+            "type torch.cat([index[:, None], negatives], dim=1)"
+        )
+    return (embeddings @ bank.T).gather(1, columns) / temperature
+
+
+def log_normaliser(scores: Tensor, *, samples: int) -> Tensor:
+    """Estimate the logarithm of the constant that turns scores into probabilities: batch-coupled.
+
+    ``log Z = log(samples * mean(exp(scores)))``, over all entries.
+
+    Args:
+        scores: ``(batch, some)``, any floating dtype.
+        samples: of the bank, at least 1.
+
+    Returns:
+        ``()``, at least float32, without gradient.
+
+    Raises:
+        TypeError: if the scores are not a floating tensor or ``samples`` no whole number.
+        ValueError: if their shape is another, or ``samples`` is below 1.
+
+    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699; the estimate is that
+    of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv 1805.01978. It is
+    taken from the first batch and kept.
+
+    Example:
+        >>> import torch
+        >>> log_normaliser(torch.zeros(2, 3), samples=1000)
+        tensor(6.9078)
+    """
+    scores = checks.features(scores, "scores", axes=("batch", "some")).detach()
+    _count(samples)
+    return scores.flatten().logsumexp(0) + math.log(samples / scores.numel())
+
+
+def contrast(log_ratios: Tensor, *, samples: int) -> Tensor:
+    """Compute the noise-contrastive loss of one positive against many negatives.
+
+    ``-log(x[0] / (x[0] + c')) - sum_{j>0} log(c / (x[j] + c'))`` with ``x = exp(log_ratios)``, ``m`` negatives,
+    ``c = m / samples`` and ``c' = c + 1e-7``: summed over the negatives, one value a sample.
+
+    Args:
+        log_ratios: ``(batch, 1 + m)``, any floating dtype: the positive's first, then the negatives'. They are
+            ``scores - log Z``.
+        samples: that a negative is drawn from, at least 1.
+
+    Returns:
+        ``(batch,)`` nats, at least float32.
+
+    Raises:
+        TypeError: if the ratios are not a floating tensor or ``samples`` no whole number.
+        ValueError: if there is no negative, or ``samples`` is below 1.
+
+    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699, equation 18.
+
+    Differs from: the authors' code in form only: it takes the ratios and not their logarithms, divides the sum by the
+    batch, and so do the many copies of it.
+
+    Example:
+        >>> import torch
+        >>> contrast(torch.tensor([[5.0, -5.0, -5.0]]), samples=2)
+        tensor([0.0201])
+    """
+    log_ratios = checks.features(log_ratios, "log_ratios", axes=("batch", "1 + negatives"))
+    _count(samples)
+    negatives = log_ratios.shape[1] - 1
+    if negatives < 1:
+        raise ValueError(
+            "log_ratios: expected the positive and at least one negative, shape (batch, 1 + negatives), "
+            f"got {tuple(log_ratios.shape)}; draw negatives"
+        )
+    prior = negatives / samples
+    shifted = log_ratios - math.log(prior + EPSILON)
+    rejected = F.logsigmoid(-shifted[:, 1:]).sum(1) - negatives * math.log1p(EPSILON / prior)
+    return -F.logsigmoid(shifted[:, 0]) - rejected
+
+
+def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor, *, samples: int) -> Tensor:
+    """Compute contrastive representation distillation: both networks' embeddings against the other's bank.
+
+    ``contrast(student_scores - log Z_s) + contrast(teacher_scores - log Z_t)``, as `contrast` has it. The teacher's
+    side teaches the map that embeds the teacher, so here the teacher's scores do get a gradient.
+
+    Args:
+        student_scores: ``(batch, 1 + negatives)``, any floating dtype: the student's embeddings with the teacher's bank
+            (`bank_scores`), each sample's own row first.
+        teacher_scores: the same shape: the teacher's embeddings with the student's bank.
+        log_normalisers: ``(2,)``: ``log Z_s`` and ``log Z_t`` (`log_normaliser`).
+        samples: of a bank, at least 1.
+
+    Returns:
+        ``(batch,)`` nats, at least float32.
+
+    Raises:
+        TypeError: if scores are not floating tensors or ``samples`` no whole number.
+        ValueError: if shapes do not fit, there is no negative, or ``samples`` is below 1.
+
+    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[5.0, -5.0, -5.0]])
+        >>> crd(scores, scores, torch.zeros(2), samples=2)
+        tensor([0.0403])
+    """
+    student_scores = checks.features(student_scores, "student_scores", axes=("batch", "1 + negatives"))
+    teacher_scores = checks.features(teacher_scores, "teacher_scores", axes=("batch", "1 + negatives"))
+    checks.same_shape(student_scores, teacher_scores, "student_scores", "teacher_scores")
+    if log_normalisers.shape != (2,):
+        raise ValueError(
+            f"log_normalisers: expected shape (2,), the student's and the teacher's, got "
+            f"{tuple(log_normalisers.shape)}; type torch.stack([of_student, of_teacher])"
+        )
+    of_student, of_teacher = log_normalisers.detach()
+    return contrast(student_scores - of_student, samples=samples) + contrast(
+        teacher_scores - of_teacher, samples=samples
+    )
+
+
+def moved(rows: Tensor, embeddings: Tensor, *, momentum: float) -> Tensor:
+    """Move rows of a bank towards new embeddings, and back onto the unit sphere.
+
+    ``normalise(momentum * rows + (1 - momentum) * embeddings)``.
+
+    Args:
+        rows: ``(batch, dimension)``, as the bank has them.
+        embeddings: the same shape; a sample's new embedding.
+        momentum: share of the old row that is kept, in [0, 1).
+
+    Returns:
+        The same shape and dtype as ``rows``, without gradient.
+
+    Raises:
+        TypeError: if ``momentum`` is no Python number.
+        ValueError: if the shapes differ or ``momentum`` is outside [0, 1).
+
+    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
+
+    Example:
+        >>> import torch
+        >>> moved(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), momentum=0.5)
+        tensor([[0.7071, 0.7071]])
+    """
+    checks.same_shape(rows, embeddings, "rows", "embeddings")
+    checks.fraction(momentum, "momentum", example=0.5)
+    mixed = momentum * rows.detach() + (1 - momentum) * embeddings.detach().to(rows.dtype)
+    return F.normalize(mixed, dim=1)
+
+
+def _count(samples: int) -> None:
+    if isinstance(samples, bool) or not isinstance(samples, int):
+        raise TypeError(f"samples: expected a whole number, got {samples!r}; type for example samples=50000")
+    if samples < 1:
+        raise ValueError(f"samples: expected at least 1, got {samples}; type for example samples=50000")

@@ -1,0 +1,114 @@
+"""Losses on relations within a batch: one value ``()`` for all of it, which changes with how a batch is split.
+
+Everything is computed in at least float32, outside autocast; no gradient reaches a teacher's features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tutelage import checks
+
+BATCH = ("batch", "width")
+
+
+def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alpha: float) -> Tensor:
+    """Compute the correlation term of information-theoretic distillation: batch-coupled.
+
+    ``log2(sum_d |c[d] - 1|**(2 * alpha))`` with ``c[d] = (1 / batch) * sum_n s[n, d] * t[n, d]``, where ``s`` and ``t``
+    are the features, each column standardised over the batch by its unbiased standard deviation. So ``c`` is at most
+    ``(batch - 1) / batch``, and the least value is ``log2(width) - 2 * alpha * log2(batch)``, not minus infinity. A
+    column that is constant over the batch has ``c[d] = 0``, and no gradient.
+
+    Args:
+        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width by a learned linear map
+            (the public code maps even where the widths agree).
+        teacher_features: the same shape; gets no gradient.
+        alpha: above 0; the published values are 1.01 and 1.5.
+
+    Returns:
+        ``()`` bits, at least float32; of either sign.
+
+    Raises:
+        TypeError: if features are not floating tensors or ``alpha`` no Python number.
+        ValueError: if the shapes differ, there are fewer than 2 samples, or ``alpha`` is not finite and above 0.
+
+    Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
+    2112.00459.
+
+    Differs from: the authors' code where a column is constant, as that of a channel that never fires: NaN there.
+
+    Example:
+        >>> import torch
+        >>> itrd_correlation(torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [0.0]]), alpha=1.0)
+        tensor(-2.)
+    """
+    student_features, teacher_features = _pair(student_features, teacher_features)
+    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    checks.positive(alpha, "alpha", example=1.01)
+    if len(student_features) < 2:
+        raise ValueError(
+            "student_features: expected at least 2 samples, which a correlation is taken over, got 1; "
+            "use larger batches"
+        )
+    correlation = (_standardised(student_features) * _standardised(teacher_features)).mean(0)
+    return (correlation - 1).abs().pow(2 * alpha).sum().log2()
+
+
+def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Compute the mutual information term of information-theoretic distillation: batch-coupled.
+
+    ``||G_s / tr(G_s)||_F**2 - ||G_st / tr(G_st)||_F**2``, with ``G`` the Gram matrix ``(batch, batch)`` of the features
+    scaled to length 1 and ``G_st = G_s * G_t`` entry by entry.
+
+    Args:
+        student_features: ``(batch, width)``, any floating dtype. The widths may differ; the public code then maps the
+            student's to the teacher's.
+        teacher_features: ``(batch, width)``; gets no gradient.
+
+    Returns:
+        ``()``, no unit, at least float32; in [0, 1].
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they have another number of axes, or differ in the batch.
+
+    Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
+    2112.00459: matrix-based Rényi entropies of order 2, without the logarithms.
+
+    Example:
+        >>> import torch
+        >>> itrd_mutual(torch.ones(2, 1), torch.eye(2))
+        tensor(0.5000)
+    """
+    student_features, teacher_features = _pair(student_features, teacher_features)
+    if len(student_features) != len(teacher_features):
+        raise ValueError(
+            f"teacher_features: expected those of {len(student_features)} samples, as student_features, "
+            f"got {len(teacher_features)}; feed both networks the same batch"
+        )
+    ours, theirs = (_gram(F.normalize(f, dim=1)) for f in (student_features, teacher_features))
+    return _purity(ours) - _purity(ours * theirs)
+
+
+def _pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+    student_features = checks.features(student_features, "student_features", axes=BATCH)
+    return student_features, checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
+
+
+def _standardised(features: Tensor) -> Tensor:
+    centred = features - features.mean(0)
+    variance = centred.square().sum(0) / (len(features) - 1)
+    moves = variance > 0
+    # The square root of 0 has no gradient: it is kept out of the graph, not only of the value.
+    return torch.where(moves, centred / torch.where(moves, variance, 1.0).sqrt(), 0.0)
+
+
+def _gram(features: Tensor) -> Tensor:
+    return features @ features.T
+
+
+def _purity(gram: Tensor) -> Tensor:
+    return (gram / gram.trace()).square().sum()

@@ -1,0 +1,144 @@
+"""Numbers that are found once, before training, from what the frozen teacher says about training samples.
+
+They are rounded to four significant digits: the rest is noise of the samples, and a number in a record is then short
+enough to be typed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tutelage import targets
+from tutelage.contracts import UNLABELLED, Batch, Outputs, Progress, Term
+from tutelage.objectives.terms import Context
+
+SHARE = 3.0
+"""How large an automatic weight makes a term's gradient at the start, as a multiple of cross-entropy's."""
+FLAT_GAMMA = 0.25
+"""The power whose mean entropy an automatic dial of another mapping has: that of a temperature of 4."""
+
+_ROWS = 1024
+_DIGITS = 4
+
+
+def balanced_weight(term: Term, context: Context) -> float:
+    """Find the weight that makes a term's gradient `SHARE` times as large as cross-entropy's for an ignorant student.
+
+    ``beta = SHARE * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
+    ``||q0 - onehot(y)|| = sqrt((K - 1) / K)`` whatever the label; ``g`` is the gradient of a sample's term by the
+    student's logits, which for a matching term is ``w * (q0 - p_f)``.
+
+    Args:
+        term: reads the two networks' logits alone.
+        context: with the teacher's logits on training samples.
+
+    Raises:
+        ValueError: the teacher's logits are missing or not finite, the term's gradient is 0 on all of them, or the term
+            reads something else.
+    """
+    needs = term.needs
+    if needs.labels != "none" or needs.student_taps or needs.teacher_taps or needs.projections:
+        raise ValueError(
+            "beta: expected a term that reads logits alone for auto, got one that reads labels or features; "
+            "type for example beta=3.0"
+        )
+    logits = _logits(context, "an automatic beta")
+    # A coupled term means something else on a part of the samples.
+    chunks = [logits] if needs.coupled else logits.split(_ROWS)
+    size = torch.cat([_gradient(term, chunk.double()).norm(dim=-1) for chunk in chunks]).mean().item()
+    classes = logits.shape[-1]
+    if not size > 0:
+        raise ValueError(
+            "beta: expected a teacher that prefers a class somewhere, got one whose target is uniform on all "
+            f"{len(logits)} samples; train it, or type for example beta=3.0"
+        )
+    return _rounded(SHARE * math.sqrt((classes - 1) / classes) / size)
+
+
+def equally_flat(name: str, context: Context) -> float:
+    """Find the dial of a mapping at which the transformed teacher is as flat as that of the power at `FLAT_GAMMA`.
+
+    As flat means the same mean Shannon entropy; it falls as the dial rises, so the dial is found by bisection.
+
+    Args:
+        name: of the mapping, one of `targets.TRANSFORMS`.
+        context: with the teacher's logits on training samples.
+
+    Raises:
+        ValueError: the teacher's logits are missing or not finite, or no dial is flat enough.
+    """
+    if name == "power":
+        return FLAT_GAMMA
+    log_probs = _logits(context, f"an automatic gamma of {name}").double().log_softmax(dim=-1)
+
+    def entropy(of: str, gamma: float) -> float:
+        f = targets.Pointwise(of, gamma=gamma)
+        return _mean(lambda rows: targets.shannon_entropy(targets.transform(rows, f)), log_probs)
+
+    wanted = entropy("power", FLAT_GAMMA)
+    low, high = math.log(targets.SMALLEST_GAMMA), 0.0
+    if entropy(name, math.exp(low)) < wanted:
+        raise ValueError(
+            f"gamma: expected a teacher that {name} can make as flat as a power of {FLAT_GAMMA}, got one that is too "
+            "sure of itself; type a number, for example gamma=1e-6"
+        )
+    while high - low > 10.0**-_DIGITS / 2:
+        middle = (low + high) / 2
+        low, high = (middle, high) if entropy(name, math.exp(middle)) >= wanted else (low, middle)
+    return _rounded(math.exp((low + high) / 2))
+
+
+def mean_weight(weigh: Callable[[Tensor], Tensor], context: Context) -> float:
+    """Find the mean of a sample weight over training samples.
+
+    Args:
+        weigh: from log-probabilities to weights.
+        context: with the teacher's logits on training samples.
+
+    Raises:
+        ValueError: the teacher's logits are missing or not finite, or the weight is 0 on all of them.
+    """
+    log_probs = _logits(context, "a weight normalised over the training set").double().log_softmax(dim=-1)
+    mean = _mean(weigh, log_probs)
+    if not mean > 0:
+        raise ValueError(
+            f"normalise: expected a weight above 0 somewhere, got 0 on all {len(log_probs)} training samples; "
+            "type normalise=none, or weight_by=power_sum, which is at least 1"
+        )
+    return _rounded(mean)
+
+
+def _gradient(term: Term, teacher_logits: Tensor) -> Tensor:
+    samples = len(teacher_logits)
+    batch = Batch(torch.arange(samples), teacher_logits.new_empty((samples, 0)), torch.full((samples,), UNLABELLED))
+    with torch.enable_grad():
+        ignorant = torch.zeros_like(teacher_logits, requires_grad=True)
+        values = term(Outputs(ignorant), Outputs(teacher_logits), batch, Progress())
+        return torch.autograd.grad(values.sum(), ignorant)[0]
+
+
+def _mean(of: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
+    return torch.cat([of(rows) for rows in log_probs.split(_ROWS)]).mean().item()
+
+
+def _logits(context: Context, wanted: str) -> Tensor:
+    logits = context.teacher_logits
+    if logits is None:
+        raise ValueError(
+            f"context: expected the teacher's logits on training samples for {wanted}, got none; "
+            "type context=Context(teacher_logits=...), or a number in place of auto"
+        )
+    if logits.ndim != 2 or not len(logits) or not logits.isfinite().all():
+        raise ValueError(
+            "context: expected teacher_logits that are finite, of shape (samples, classes), got "
+            f"{'others' if logits.ndim == 2 and len(logits) else tuple(logits.shape)}; check the teacher"
+        )
+    return logits.detach()
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,89 @@
+"""Losses on relations within a batch, held against NumPy and their own laws."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tutelage import losses
+
+
+def pair(batch=8, width=5, other=None, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(batch, width, generator=generator, dtype=torch.float64).to(dtype)
+    teacher = torch.randn(batch, other or width, generator=generator, dtype=torch.float64).to(dtype)
+    return student.requires_grad_(), teacher
+
+
+@pytest.mark.parametrize("alpha", [1.01, 1.5])
+def test_itrd_correlation_matches_numpy(alpha):
+    student, teacher = pair()
+    s, t = ((x - x.mean(0)) / x.std(0, ddof=1) for x in (student.detach().numpy(), teacher.numpy()))
+    expected = np.log2((np.abs((s * t).sum(0) / 8 - 1) ** (2 * alpha)).sum())
+    assert losses.itrd_correlation(student, teacher, alpha=alpha).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_itrd_correlation_is_least_at_equality_up_to_shift_and_scale():
+    _, teacher = pair()
+    ours = losses.itrd_correlation(3 * teacher + 2, teacher, alpha=1.01)
+    assert ours.item() == pytest.approx(math.log2(5) - 2.02 * math.log2(8), rel=1e-9)
+
+
+def test_a_constant_column_has_no_correlation_and_no_gradient():
+    student, teacher = pair()
+    student = student.detach().clone()
+    student[:, 1] = 0.0
+    teacher[:, 3] = 7.0
+    student.requires_grad_()
+    value = losses.itrd_correlation(student, teacher, alpha=1.5)
+    value.backward()
+    rest = [0, 2, 4]
+    s, t = ((x - x.mean(0)) / x.std(0) for x in (student.detach()[:, rest], teacher[:, rest]))
+    assert value.item() == pytest.approx(math.log2(2 + ((s * t).mean(0) - 1).abs().pow(3).sum().item()))
+    assert torch.isfinite(student.grad).all()
+    assert torch.equal(student.grad[:, [1, 3]], torch.zeros(8, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("other", [5, 9])
+def test_itrd_mutual_matches_numpy(other):
+    student, teacher = pair(other=other)
+    s, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (student.detach().numpy(), teacher.numpy()))
+    ours, theirs = s @ s.T, t @ t.T
+
+    def purity(gram):
+        return ((gram / np.trace(gram)) ** 2).sum()
+
+    expected = purity(ours) - purity(ours * theirs)
+    assert losses.itrd_mutual(student, teacher).item() == pytest.approx(expected, rel=1e-10)
+    assert 0 <= expected <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_they_compute_in_float32_and_teach_the_student_alone(dtype):
+    student, teacher = pair(dtype=dtype)
+    teacher.requires_grad_()
+    values = losses.itrd_correlation(student, teacher, alpha=1.01) + losses.itrd_mutual(student, teacher)
+    assert values.dtype == torch.float32
+    assert values.shape == ()
+    values.backward()
+    assert teacher.grad is None
+    assert student.grad.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda s, t: losses.itrd_correlation(s[:1], t[:1], alpha=1), "student_features: expected at least 2 samples"),
+        (lambda s, t: losses.itrd_correlation(s, t[:, :3], alpha=1), "teacher_features: expected the shape of"),
+        (lambda s, t: losses.itrd_correlation(s, t, alpha=0), "alpha: expected a finite number above 0"),
+        (lambda s, t: losses.itrd_correlation(s[0], t[0], alpha=1), r"expected shape \(batch, width\)"),
+        (lambda s, t: losses.itrd_mutual(s, t[:4]), "teacher_features: expected those of 8 samples"),
+        (lambda s, t: losses.itrd_mutual(s, t.long()), "teacher_features: expected a floating dtype"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        call(*pair())

@@ -1,0 +1,397 @@
+"""Numbers found from the teacher's word on training samples, and matching in general."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tutelage import losses, objectives, targets
+from tutelage.contracts import Batch, Needs, Outputs, Progress
+from tutelage.lesson import Lesson, survey
+from tutelage.objectives import AUTO, Automatic, Context, Linear, Objective, Part, from_recipe
+from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, equally_flat, mean_weight
+from tutelage.objectives.matching import Matching
+from tutelage.objectives.schedules import scaled
+
+CLASSES = 10
+quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+seeds = st.integers(0, 10_000)
+ROUNDED = 6e-4  # four significant digits
+
+
+def drawn(seed=0, samples=200, scale=4.0, classes=CLASSES):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(samples, classes, generator=generator)
+
+
+def context(seed=0, **how):
+    return Context(teacher_logits=drawn(seed, **how))
+
+
+def step(seed=1, n=8):
+    z, v = drawn(seed, n).double().requires_grad_(), drawn(seed + 1, n).double()
+    return Outputs(z), Outputs(v), Batch(torch.arange(n), torch.zeros(n, 1), torch.arange(n) % CLASSES)
+
+
+def values(objective, where=None):
+    return objective.bind(where or context())(*step()).total
+
+
+EVERY = {
+    "ttm": lambda **how: objectives.ttm(gamma=0.3, **how),
+    "wttm": lambda **how: objectives.wttm(gamma=0.3, **how),
+    "wttm by batch": lambda **how: objectives.wttm(gamma=0.3, normalise="batch", **how),
+    "wttm by training set": lambda **how: objectives.wttm(gamma=0.3, normalise="training", **how),
+    "logarithm": lambda **how: objectives.transformed_matching(transform="logarithm", gamma=0.01, **how),
+    "flat rational by entropy": lambda **how: objectives.transformed_matching(
+        transform="rational", weight_by="entropy", order=2, weight_of="target", **how
+    ),
+    "complement by doubt": lambda **how: objectives.transformed_matching(
+        transform="complement", gamma=0.1, weight_by="one_minus_top", normalise="training", **how
+    ),
+}
+every = pytest.mark.parametrize("name", EVERY)
+
+
+# ----------------------------------------------------------------------------------------------------------- the weight
+
+
+@every
+@quick
+@given(seed=seeds, scale=st.floats(0.5, 20))
+def test_an_automatic_beta_makes_the_first_gradient_a_fixed_share_of_cross_entropy_s(name, seed, scale):
+    """Measured on an ignorant student by autograd: the parts' own gradients, sample by sample."""
+    logits = drawn(seed, 50, scale)
+    bound = EVERY[name](beta="auto").bind(Context(teacher_logits=logits))
+    batch = Batch(torch.arange(50), torch.zeros(50, 1), torch.arange(50) % CLASSES)
+    size = {}
+    for part, module in bound.terms.items():
+        z = torch.zeros(50, CLASSES, dtype=torch.float64, requires_grad=True)
+        term = module(Outputs(z), Outputs(logits.double()), batch, Progress())
+        weight, scale_ = bound._weights[part]
+        (gradient,) = torch.autograd.grad(weight * scale_ * term.sum(), z)
+        size[part] = gradient.norm(dim=-1).mean().item()
+    match = next(part for part in size if part != "ce")
+    assert size["ce"] == pytest.approx(math.sqrt(1 - 1 / CLASSES), rel=1e-12)
+    assert size[match] == pytest.approx(SHARE * size["ce"], rel=ROUNDED)
+
+
+@quick
+@given(seeds, st.floats(0.05, 1.0))
+def test_an_automatic_beta_is_its_formula(seed, gamma):
+    v = drawn(seed).double()
+    apart = (torch.softmax(gamma * v, -1) - 1 / CLASSES).norm(dim=-1)
+    u = targets.power_sum(torch.log_softmax(v, -1), gamma=gamma)
+    for name, weight in {"ttm": torch.ones(200).double(), "wttm": u}.items():
+        bound = objectives.PRESETS[name].build(gamma=gamma).bind(context(seed))
+        expected = SHARE * math.sqrt(1 - 1 / CLASSES) / (weight * apart).mean().item()
+        assert bound.resolved == {name: {"beta": pytest.approx(expected, rel=ROUNDED)}}
+
+
+@every
+@pytest.mark.parametrize("shift", [-50.0, 3.0])
+def test_a_shift_of_the_teacher_s_logits_changes_nothing(name, shift):
+    objective = EVERY[name](beta="auto")
+    shifts = shift * torch.rand(200, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logits = drawn().double()
+    one, other = (objective.bind(Context(teacher_logits=v)).resolved for v in (logits, logits + shifts))
+    for part, found in one.items():
+        assert other[part] == pytest.approx(found, rel=2 * ROUNDED)
+
+
+@every
+def test_what_was_found_typed_in_place_of_auto_is_the_same_objective(name):
+    automatic = EVERY[name](beta="auto")
+    ((part, found),) = automatic.bind(context()).resolved.items()
+    assert float(f"{found['beta']:.4g}") == found["beta"]
+    typed = EVERY[name](beta=found["beta"])
+    assert torch.equal(values(typed), values(automatic))
+    if "gamma" in found:
+        arguments = dict(typed.pieces[0].arguments) | {"gamma": found["gamma"]}
+        assert torch.equal(values(objectives.PRESETS[part].build(**arguments)), values(automatic))
+
+
+@every
+def test_binding_twice_finds_the_same_numbers_to_the_bit(name):
+    objective = EVERY[name](beta="auto")
+    one, other = (objective.bind(context()).resolved for _ in range(2))
+    assert one == other
+    again = from_recipe(json.loads(json.dumps(objective.to_recipe())))
+    assert again == objective
+    assert again.bind(context()).resolved == one
+
+
+def test_the_share_counts_the_cross_entropy_as_one_and_scales_scale():
+    plain = objectives.ttm(gamma=0.3).bind(context()).resolved
+    assert objectives.ttm(gamma=0.3, supervised=0.1).bind(context()).resolved == plain
+    assert (0.5 * objectives.ttm(gamma=0.3)).bind(context()).resolved == plain
+    torch.testing.assert_close(values(0.5 * objectives.ttm(gamma=0.3)), 0.5 * values(objectives.ttm(gamma=0.3)))
+
+
+def test_an_automatic_weight_inside_a_scaled_preset_is_scaled():
+    half = 0.5 * objectives.ttm(gamma=0.3)
+    inner = Objective.of(*(Part(part.name, weight, part.term) for part, weight in composed(half)))
+    assert inner.weights() == {"ce": 0.5, "ttm": "0.5 * auto"}
+    torch.testing.assert_close(values(inner), values(half))
+
+
+def composed(objective):
+    for part, scale in objective.parts:
+        yield part, scaled(part.weight, scale)
+
+
+def test_every_automatic_term_is_recorded_by_its_own_name():
+    both = objectives.ttm(gamma=0.3) + objectives.ttm(gamma=0.1, supervised=0) + objectives.confidence_penalty()
+    resolved = both.bind(context()).resolved
+    assert list(resolved) == ["ttm", "ttm_2"]
+    assert resolved["ttm_2"]["beta"] > resolved["ttm"]["beta"]
+
+
+def test_an_objective_that_leaves_nothing_open_finds_nothing_and_needs_nothing():
+    for objective in (objectives.kd(), objectives.wttm(beta=1.5), objectives.ttm(beta=Linear(1, 0))):
+        assert objective.bind().resolved == {}
+        assert not objective.needs.teacher_statistics
+
+
+@pytest.mark.parametrize("digits", [1e-3, 1.0, 1e3])
+def test_large_sets_are_worked_through_in_pieces(digits):
+    """5000 rows are several pieces; a repeated set has the same means."""
+    few = digits * drawn(samples=50)
+    one, many = (Context(teacher_logits=v) for v in (few, few.repeat(100, 1)))
+    for objective in (
+        objectives.ttm(gamma=0.3),
+        objectives.wttm(normalise="training"),
+        objectives.wttm(normalise="batch"),
+    ):
+        found, again = (objective.bind(where).resolved for where in (one, many))
+        assert {k: pytest.approx(v, rel=2 * ROUNDED) for k, v in found.items()} == again
+
+
+# ------------------------------------------------------------------------------------------------------------- the dial
+
+
+@pytest.mark.parametrize("name", sorted(set(targets.TRANSFORMS) - {"power"}))
+@quick
+@given(seed=seeds, scale=st.floats(1.0, 8.0))
+def test_an_automatic_gamma_is_as_flat_as_a_temperature_of_four(name, seed, scale):
+    where = context(seed, scale=scale)
+    log_p = torch.log_softmax(where.teacher_logits.double(), -1)
+    gamma = equally_flat(name, where)
+    entropies = [
+        targets.shannon_entropy(targets.transform(log_p, f)).mean().item()
+        for f in (targets.Pointwise(name, gamma=gamma), targets.Pointwise("power", gamma=FLAT_GAMMA))
+    ]
+    assert entropies[0] == pytest.approx(entropies[1], rel=1e-3)
+
+
+def test_the_dial_of_the_power_needs_no_statistics():
+    objective = objectives.transformed_matching(beta=2.0)
+    assert not objective.needs.teacher_statistics
+    bound = objective.bind()
+    assert bound.resolved == {"transformed_matching": {"gamma": FLAT_GAMMA}}
+    assert bound.target_gamma == objective.target_gamma == FLAT_GAMMA
+    torch.testing.assert_close(values(objective), values(objectives.ttm(gamma=FLAT_GAMMA, beta=2.0)))
+
+
+def test_only_a_power_is_matched_at_a_target_gamma():
+    assert objectives.transformed_matching(gamma=0.4, beta=1).bind().target_gamma == 0.4
+    assert objectives.wttm(gamma=0.4, beta=1, normalise="batch").bind().target_gamma == 0.4
+    assert objectives.transformed_matching(transform="rational", gamma=0.4, beta=1).bind().target_gamma is None
+
+
+def test_a_uniform_teacher_is_as_flat_as_can_be():
+    flat = Context(teacher_logits=torch.zeros(5, 4))
+    assert 0 < equally_flat("rational", flat) <= 1
+
+
+# ------------------------------------------------------------------------------------------------- matching in general
+
+
+@quick
+@given(seeds, st.floats(0.05, 1.0))
+def test_ttm_and_wttm_are_cases(seed, gamma):
+    where = context(seed)
+    general = objectives.transformed_matching
+    for special, one in [
+        (objectives.ttm(gamma=gamma, beta=2), general(gamma=gamma, beta=2)),
+        (objectives.wttm(gamma=gamma, beta=2), general(gamma=gamma, beta=2, weight_by="power_sum")),
+        (objectives.wttm(gamma=gamma), general(gamma=gamma, weight_by="power_sum")),
+        (
+            objectives.wttm(gamma=gamma, beta=2, normalise="training"),
+            general(gamma=gamma, beta=2, weight_by="power_sum", normalise="training"),
+        ),
+    ]:
+        torch.testing.assert_close(values(special, where), values(one, where), rtol=1e-9, atol=1e-9)
+
+
+def test_weights_may_have_mean_one_over_the_training_set_or_the_batch():
+    student, teacher, batch = step()
+    u = targets.power_sum(torch.log_softmax(teacher.logits, -1), gamma=0.25)
+    over_training = targets.power_sum(torch.log_softmax(drawn().double(), -1), gamma=0.25).mean()
+    plain = losses.wttm(student.logits, teacher.logits, gamma=0.25).mean()
+    for normalise, mean, found in [
+        ("none", 1.0, {}),
+        ("batch", u.mean(), {}),
+        ("training", over_training, {"wttm": {"mean_weight": pytest.approx(over_training.item(), rel=ROUNDED)}}),
+    ]:
+        bound = objectives.wttm(gamma=0.25, beta=36, supervised=0, normalise=normalise).bind(context())
+        torch.testing.assert_close(bound(student, teacher, batch).total, 36 * plain / mean, rtol=ROUNDED, atol=0)
+        assert bound.resolved == found
+        assert bound.needs == Needs(True, "none", normalise == "batch", teacher_statistics=normalise == "training")
+
+
+def test_a_general_matching_is_its_formula():
+    student, teacher, batch = step()
+    objective = objectives.transformed_matching(
+        transform="complement", gamma=0.1, beta=3, weight_by="entropy", weight_of="target", order=2, supervised=0.5
+    )
+    f = targets.Pointwise("complement", gamma=0.1)
+    log_p = torch.log_softmax(teacher.logits, -1)
+    log_target = targets.transform(log_p, f)
+    kl = losses.kl_divergence(torch.log_softmax(student.logits, -1), log_target)
+    weighted = (targets.renyi_entropy(log_target, order=2) * kl).mean()
+    expected = 0.5 * losses.cross_entropy(student.logits, batch.labels).mean() + 3 * weighted
+    torch.testing.assert_close(objective.bind()(student, teacher, batch).total, expected, rtol=1e-12, atol=1e-12)
+
+
+@every
+def test_descriptions_are_values_and_bind_no_state(name):
+    objective = EVERY[name](beta="auto")
+    assert objective == EVERY[name](beta=AUTO) == pickle.loads(pickle.dumps(objective))
+    assert hash(Matching(0.1)) == hash(Matching(0.1))
+    assert not objective.bind(context()).state_dict()
+
+
+def test_a_lesson_surveys_what_an_automatic_objective_needs():
+    student, teacher = nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
+    objective = objectives.wttm()
+    assert objective.needs.teacher_statistics
+    assert objective.weights() == {"ce": 1.0, "wttm": "auto"}
+    assert objective.to_recipe() == [{"wttm": {"gamma": 0.25, "beta": "auto", "supervised": 1.0, "normalise": "none"}}]
+    inputs = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    known = survey(objective, student, teacher, inputs, teacher_logits=teacher(inputs))
+    lesson = Lesson(student, objective, known)
+    loss, _ = lesson(Batch(torch.arange(6), inputs, torch.arange(6)), Outputs(teacher(inputs)))
+    beta = lesson.objective.resolved["wttm"]["beta"]
+    torch.testing.assert_close(loss.total, loss.parts["ce"] + beta * loss.parts["wttm"])
+
+
+# ----------------------------------------------------------------------------------------------------------- the faults
+
+
+@pytest.mark.parametrize(
+    ("objective", "wanted"),
+    [
+        (objectives.ttm(), "an automatic beta"),
+        (objectives.wttm(beta=1, normalise="training"), "a weight normalised over the training set"),
+        (objectives.transformed_matching(transform="rational", beta=1), "an automatic gamma of rational"),
+    ],
+)
+def test_without_the_teacher_s_word_it_says_what_to_type(objective, wanted):
+    assert objective.needs.teacher_statistics
+    with pytest.raises(
+        ValueError, match=rf"context: expected the teacher's logits .* for {wanted}, got none; type .*auto"
+    ):
+        objective.bind()
+
+
+@pytest.mark.parametrize("bad", [torch.full((4, 3), math.nan), torch.zeros(0, 3), torch.zeros(3)])
+def test_logits_that_are_none_are_refused(bad):
+    with pytest.raises(ValueError, match=r"context: expected teacher_logits that are finite, .*; check the teacher"):
+        objectives.ttm().bind(Context(teacher_logits=bad))
+
+
+def test_a_teacher_that_says_nothing_is_refused():
+    with pytest.raises(
+        ValueError, match=r"beta: expected a teacher that prefers a class .* all 5 samples; train it, or type"
+    ):
+        objectives.ttm().bind(Context(teacher_logits=torch.zeros(5, 4)))
+
+
+def test_a_teacher_that_is_sure_everywhere_has_no_doubt_to_weigh_by():
+    sure = Context(teacher_logits=1e4 * torch.eye(4))
+    with pytest.raises(
+        ValueError, match=r"normalise: expected a weight above 0 .* all 4 training samples; type normalise="
+    ):
+        objectives.transformed_matching(beta=1, weight_by="one_minus_top", normalise="training").bind(sure)
+    with pytest.raises(ValueError, match=r"gamma: expected a teacher that rational can make as flat .*; type a number"):
+        equally_flat("rational", Context(teacher_logits=100.0 * torch.eye(4)))
+    assert mean_weight(targets.SampleWeight("power_sum", transform=targets.Pointwise("power", gamma=0.5)), sure) == 1.0
+
+
+def labelled(student_logits, labels):
+    return student_logits.sum(-1) * labels
+
+
+def test_a_term_of_labels_has_no_automatic_weight():
+    with pytest.raises(
+        ValueError, match=r"beta: expected a term that reads logits alone for auto, .*; type for example"
+    ):
+        Objective.of(Part("mine", AUTO, objectives.Apply(labelled))).bind(context())
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (
+            {"ttm": {"beta": "aut"}},
+            r"objective.ttm.beta: expected a number, auto or {schedule: .*, got 'aut'; for example",
+        ),
+        ({"ttm": {"gamma": "auto"}}, "objective.ttm.gamma: expected a finite number, got 'auto'; for example"),
+        (
+            {"kd": {"weight": "auto"}},
+            "objective.kd.weight: expected a number or {schedule: .*, got 'auto'; for example",
+        ),
+        ({"ttm": {"beta": -1}}, "objective.ttm.beta: expected a weight >= 0, got -1.0; for example"),
+        (
+            {"transformed_matching": {"gamma": "flat"}},
+            "objective.transformed_matching.gamma: expected a finite number or auto, got 'flat'; for example gamma=",
+        ),
+        (
+            {"transformed_matching": {"transform": "logarithmic", "gamma": 0.1}},
+            r"objective.transformed_matching.transform: expected one of .*; did you mean logarithm\?",
+        ),
+        (
+            {"transformed_matching": {"transform": 3}},
+            "objective.transformed_matching.transform: expected a name, got 3; type the name as text",
+        ),
+        (
+            {"transformed_matching": {"transform": "rational", "gamma": 1.5}},
+            "objective.transformed_matching.gamma: expected a number between .* for rational, got 1.5; type",
+        ),
+        (
+            {"transformed_matching": {"gamma": 0}},
+            "objective.transformed_matching.gamma: expected a finite number above 0",
+        ),
+        (
+            {"transformed_matching": {"weight_by": "entrpy"}},
+            r"objective.transformed_matching.weight_by: expected one of .*; did you mean entropy\?",
+        ),
+        (
+            {"transformed_matching": {"weight_of": "target"}},
+            "objective.transformed_matching.weight_of: expected teacher with weight_by constant, got target; type",
+        ),
+        (
+            {"transformed_matching": {"order": 2, "weight_by": "power_sum"}},
+            "objective.transformed_matching.order: expected 1 with weight_by power_sum, which has no order, got 2",
+        ),
+        ({"wttm": {"normalise": "trainin"}}, r"objective.wttm.normalise: expected one of .*; did you mean training\?"),
+        ({"wttm": {"normalise": True}}, "objective.wttm.normalise: expected a name, got True; type the name"),
+    ],
+)
+def test_what_a_recipe_says_wrong_about_matching_is_answered(written, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        from_recipe(written)
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_is_read_in_any_form():
+    assert objectives.ttm(beta="auto") == objectives.ttm(beta=Automatic()) == from_recipe("ttm")
+    assert balanced_weight(objectives.ttm(supervised=0).bind(context()).terms["ttm"], context()) > 0

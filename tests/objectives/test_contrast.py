@@ -1,0 +1,263 @@
+"""The contrast with banks as a term: what it computes, and when its banks move."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tutelage import objectives
+from tutelage.contracts import Batch, Keeper, Outputs, Progress
+from tutelage.objectives import Context
+from tutelage.objectives.contrast import Contrast
+
+TAP = "card:embedding"
+LABELS = torch.arange(30) % 3
+CONTEXT = Context(samples=30, classes=3, labels=LABELS, student_shapes={TAP: (5,)}, teacher_shapes={TAP: (7,)})
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+class Fixed(nn.Module):
+    """The same negatives for a sample every time."""
+
+    def __init__(self, samples=30, count=6, seed=0):
+        super().__init__()
+        self.table = torch.randint(samples, (samples, count), generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, index):
+        return self.table[index]
+
+
+def bound(seed=0, **changes):
+    torch.manual_seed(seed)
+    chosen = {"negatives": 6, "temperature": 0.1, "momentum": 0.25, "dimension": 4} | changes
+    term = Contrast(**chosen).bind(CONTEXT)
+    term.draw = Fixed(count=chosen["negatives"])
+    return term.double()
+
+
+def step(seed, index=(4, 9, 11), scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    n = len(index)
+    student = scale * torch.randn(n, 5, generator=generator, dtype=torch.float64)
+    teacher = scale * torch.randn(n, 7, generator=generator, dtype=torch.float64)
+    batch = Batch(torch.tensor(index), torch.zeros(n, 1), LABELS[list(index)])
+    logits = torch.zeros(n, 3, dtype=torch.float64)
+    return Outputs(logits, {TAP: student.requires_grad_()}), Outputs(logits, {TAP: teacher}), batch, Progress()
+
+
+class Reference:
+    """The published algorithm, step by step in NumPy, gathering the rows."""
+
+    def __init__(self, term):
+        self.state = {name: value.numpy().copy() for name, value in term.state_dict().items()}
+        self.constants = None
+        self.table = term.draw.table.numpy()
+
+    def __call__(self, student, teacher, batch, progress):
+        index = batch.index.numpy()
+        ours = self.embed(student, "student")
+        theirs = self.embed(teacher, "teacher")
+        columns = np.concatenate([index[:, None], self.table[index]], axis=1)
+        x = [
+            np.exp(np.einsum("bkd,bd->bk", self.state[f"{other}_bank"][columns], e) / 0.1)
+            for e, other in ((ours, "teacher"), (theirs, "student"))
+        ]
+        if self.constants is None:
+            self.constants = [30 * each.mean() for each in x]
+        total = np.zeros(len(index))
+        for each, z in zip(x, self.constants, strict=True):
+            p, c = each / z, 6 / 30
+            total -= np.log(p[:, 0] / (p[:, 0] + c + 1e-7)) + np.log(c / (p[:, 1:] + c + 1e-7)).sum(1)
+        for name, e in (("student", ours), ("teacher", theirs)):
+            rows = 0.25 * self.state[f"{name}_bank"][index] + 0.75 * e
+            self.state[f"{name}_bank"][index] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return total
+
+    def embed(self, outputs, who):
+        e = outputs.taps[TAP].detach().numpy() @ self.state[f"embed_{who}.weight"].T + self.state[f"embed_{who}.bias"]
+        return e / np.linalg.norm(e, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_three_steps_are_those_of_the_published_algorithm(settled):
+    """The third step comes back to samples of the first; a loop of one's own settles nothing."""
+    term = bound()
+    reference = Reference(term)
+    for seed, index in enumerate([(4, 9, 11), (0, 1), (9, 20, 4)]):
+        given = step(seed, index)
+        values = term(*given)
+        values.sum().backward()
+        np.testing.assert_allclose(values.detach().numpy(), reference(*given), rtol=1e-9)
+        if settled:
+            term.settle(YES)
+    state = term.state_dict()
+    for name in ("student_bank", "teacher_bank"):
+        np.testing.assert_allclose(state[name].numpy(), reference.state[name], rtol=1e-9)
+    np.testing.assert_allclose(state["log_normalisers"].exp().numpy(), reference.constants, rtol=1e-9)
+
+
+def test_it_teaches_both_maps_and_the_student_alone():
+    term, (student, teacher, batch, progress) = bound(), step(0)
+    teacher.taps[TAP].requires_grad_()
+    term(student, teacher, batch, progress).mean().backward()
+    for parameter in (*term.embed_student.parameters(), *term.embed_teacher.parameters(), student.taps[TAP]):
+        assert parameter.grad.norm() > 0
+    assert {name for name, _ in term.named_parameters()} == {
+        f"embed_{who}.{what}" for who in ("student", "teacher") for what in ("weight", "bias")
+    }
+
+
+def test_banks_start_uniform_on_a_small_cube():
+    term = Contrast(negatives=2, temperature=0.1, momentum=0.5, dimension=48).bind(CONTEXT)
+    for bank in (term.student_bank, term.teacher_bank):
+        assert bank.shape == (30, 48)
+        assert 0.24 < bank.abs().max() <= 0.25
+        assert abs(bank.mean()) < 0.02
+    assert not torch.equal(term.student_bank, term.teacher_bank)
+
+
+def banks(term):
+    return {name: value.clone() for name, value in term.named_buffers() if "bank" in name or "log" in name}
+
+
+def same(one, other):
+    return all(torch.equal(one[name].nan_to_num(7.0), other[name].nan_to_num(7.0)) for name in one)
+
+
+def test_nothing_moves_before_the_step_is_settled():
+    term = bound()
+    before = banks(term)
+    term(*step(0)).sum().backward()
+    assert same(before, banks(term))
+    term.settle(YES)
+    moved = [name for name, value in banks(term).items() if not torch.equal(value, before[name])]
+    assert moved == ["student_bank", "teacher_bank", "log_normalisers"]
+    rest = [i for i in range(30) if i not in (4, 9, 11)]
+    assert torch.equal(term.student_bank[rest], before["student_bank"][rest])
+
+
+def test_a_step_that_was_not_applied_leaves_no_trace():
+    term = bound()
+    before = banks(term)
+    term(*step(0))
+    term.settle(NO)
+    assert same(before, banks(term))
+    first = term(*step(1)).detach()
+    assert torch.equal(bound()(*step(1)).detach(), first)
+
+
+def test_evaluation_moves_nothing():
+    term = bound().eval()
+    before = banks(term)
+    assert torch.isfinite(term(*step(0))).all()
+    term.settle(YES)
+    assert same(before, banks(term))
+
+
+def test_a_row_that_is_not_finite_is_left_as_it_was():
+    """In a loop of one's own that says nothing of a bad step."""
+    term = bound()
+    term(*step(0))
+    term.settle(YES)
+    before = banks(term)
+    given = step(1, (4, 9, 11))
+    with torch.no_grad():
+        given[0].taps[TAP][1] = torch.nan
+    assert torch.isnan(term(*given)).tolist() == [False, True, False]
+    term(*step(2, (20, 21)))
+    after = banks(term)
+    assert torch.equal(after["student_bank"][9], before["student_bank"][9])
+    assert not torch.equal(after["teacher_bank"][9], before["teacher_bank"][9])
+    assert not torch.equal(after["student_bank"][4], before["student_bank"][4])
+    assert all(torch.isfinite(value).all() for value in after.values())
+
+
+def test_a_first_batch_that_is_not_finite_fixes_no_constants():
+    term = bound()
+    given = step(0)
+    with torch.no_grad():
+        given[0].taps[TAP][0] = torch.inf
+    term(*given)
+    term(*step(1))
+    term.settle(YES)
+    reference = bound()
+    reference.load_state_dict(term.state_dict())
+    assert torch.isfinite(term.log_normalisers).all()
+
+
+def test_a_state_has_what_was_seen_and_goes_on_alike():
+    term = bound()
+    term(*step(0)).sum().backward()
+    state = copy.deepcopy(term.state_dict())
+    other = bound(seed=1)
+    other(*step(5))
+    other.load_state_dict(state)
+    torch.testing.assert_close(other(*step(1)), term(*step(1)), rtol=0, atol=0)
+    assert same(banks(other), banks(term))
+
+
+def test_it_guards_its_buffers():
+    assert isinstance(bound(), Keeper)
+    assert not isinstance(objectives.kd().bind().terms["kd"], Keeper)
+
+
+# The preset
+
+
+def test_it_adds_to_another_objective():
+    objective = objectives.wttm(gamma=0.1, beta=3.0) + 0.8 * objectives.crd()
+    assert objective.weights() == {"ce": 1.0, "wttm": 3.0, "crd": 0.8}
+    needs = objective.needs
+    assert needs.labels == "any"
+    assert needs.coupled
+    assert needs.student_taps == needs.teacher_taps == (TAP,)
+    assert objective.target_gamma == 0.1
+    assert objectives.crd().needs.labels == "none"
+    assert not objectives.crd().supervised
+    recipe = objective.to_recipe()
+    assert recipe[1] == {
+        "crd": {"weight": 1.0, "negatives": 16384, "temperature": 0.07, "momentum": 0.5, "dimension": 128},
+        "scale": 0.8,
+    }
+    assert objectives.from_recipe(recipe) == objective
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"negatives": 0}, "negatives: expected a whole number >= 1, got 0"),
+        ({"dimension": 2.5}, "dimension: expected a whole number >= 1, got 2.5"),
+        ({"temperature": 0}, "temperature: expected a finite number above 0"),
+        ({"momentum": 1}, r"momentum: expected a number in \[0, 1\)"),
+        ({"weight": -1}, "weight: expected a weight >= 0"),
+    ],
+)
+def test_bad_arguments_are_refused_at_the_call(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        objectives.crd(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("context", "says"),
+    [
+        (CONTEXT._replace(labels=None), "context: expected labels of the training samples"),
+        (CONTEXT._replace(student_shapes={}), "context: expected the shape of the student's tap card:embedding"),
+        (CONTEXT._replace(teacher_shapes={TAP: (4, 8, 8)}), r"expected a feature \(batch, width\) of the teacher"),
+    ],
+)
+def test_a_context_that_lacks_something_is_refused(context, says):
+    with pytest.raises(ValueError, match=says):
+        objectives.crd().bind(context)
+
+
+def test_a_sample_of_other_data_is_refused():
+    with pytest.raises(ValueError, match=r"batch.index: expected places among the 30 training samples .* got 2 to 39"):
+        bound()(*step(0, (2, 9))[:2], Batch(torch.tensor([2, 30 + 9]), torch.zeros(2, 1), LABELS[:2]), Progress())
+
+
+def test_a_teacher_that_is_not_there_is_refused():
+    student, _, batch, progress = step(0)
+    with pytest.raises(ValueError, match="teacher: expected its outputs, got none"):
+        bound()(student, None, batch, progress)

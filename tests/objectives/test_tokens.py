@@ -1,0 +1,105 @@
+"""ViTKD as an objective, on real vision transformers."""
+
+import pytest
+import torch
+from torch import nn
+
+from tutelage import FrozenTeacher, Lesson, losses, models, objectives, survey
+from tutelage.contracts import Batch
+from tutelage.objectives import Context
+from tutelage.taps import Taps
+
+FIRST, SECOND, LAST = "card:stage.0", "card:stage.1", "card:stage.-1"
+
+
+def vit(seed, **more):
+    pytest.importorskip("timm", reason="the optional package timm is not installed")
+    return models.create("timm:test_vit", classes=4, image_size=(64, 64), seed=seed, **more)
+
+
+def batch_of(n=3):
+    inputs = torch.rand(n, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return Batch(torch.arange(n), inputs, torch.zeros(n, dtype=torch.int64))
+
+
+def lesson_of(objective, student, teacher):
+    context = survey(objective, student, teacher, batch_of(2).inputs)
+    return Lesson(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
+
+
+def features(network, inputs):
+    with torch.no_grad():
+        return Taps(network, (FIRST, SECOND, LAST))(inputs)[1]
+
+
+def test_blocks_are_mimicked_and_the_last_is_made_again():
+    objective = objectives.vitkd(alpha=2.0, beta=3.0, masked=0.25)
+    student, teacher, batch = vit(0).eval(), vit(1).eval(), batch_of()
+    lesson, frozen = lesson_of(objective, student, teacher)
+    torch.manual_seed(5)
+    loss = lesson(batch, frozen(batch)).loss
+    ours, theirs = features(student, batch.inputs), features(teacher, batch.inputs)
+    mimic = sum((ours[tap] - theirs[tap])[:, 1:].square().sum((1, 2)).mean() for tap in (FIRST, SECOND))
+    torch.testing.assert_close(loss.parts["vitkd_mimic"], mimic)
+    generate = lesson.objective.terms["vitkd_generation"]
+    torch.manual_seed(5)
+    count = ours[LAST].shape[1] - 1
+    hidden = losses.hide(torch.rand(3, count), masked=0.25)
+    shown = ours[LAST][:, 1:].masked_fill(hidden[..., None], 0.0)
+    side = round(count**0.5)
+    made = generate.generation(shown.transpose(1, 2).reshape(3, -1, side, side)).flatten(2).transpose(1, 2)
+    squares = (made - theirs[LAST][:, 1:]).square().sum(2)
+    torch.testing.assert_close(loss.parts["vitkd_generation"], (squares * hidden).sum(1).mean() / 0.25)
+    torch.testing.assert_close(loss.total, 2 * loss.parts["vitkd_mimic"] + 3 * loss.parts["vitkd_generation"])
+    loss.total.backward()
+    assert generate.mask_token.grad.norm() > 0
+    assert next(p for p in student.parameters() if p.grad is not None).grad.norm() > 0
+    assert all(p.grad is None for p in frozen.parameters())
+
+
+def context(student=(17, 6), teacher=(17, 8)):
+    taps = (FIRST, SECOND, LAST)
+    return Context(student_shapes=dict.fromkeys(taps, student), teacher_shapes=dict.fromkeys(taps, teacher))
+
+
+@pytest.mark.parametrize(("wide", "maps"), [(6, 0), (8, 3)])
+def test_tokens_are_mapped_where_widths_differ(wide, maps):
+    bound = objectives.vitkd().bind(context(teacher=(17, wide)))
+    linear = [m for m in bound.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(6, wide)] * maps
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        (((17, 6), (26, 8)), r"tap card:stage.0: expected features \(batch, tokens, width\) with as many tokens"),
+        (((6, 4, 4), (6, 4, 4)), r"tap card:stage.0: expected features \(batch, tokens, width\)"),
+        (((18, 6), (18, 8)), "prefix: expected a number that leaves a square of the 18 tokens"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(shapes, says):
+    with pytest.raises(ValueError, match=says):
+        objectives.vitkd().bind(context(*shapes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"masked": 1}, r"masked: expected a number in \[0, 1\)"),
+        ({"masked": 0}, "masked: expected a finite number above 0"),
+        ({"prefix": -1}, "prefix: expected a whole number >= 0"),
+        ({"prefix": 0.5}, "prefix: expected a whole number >= 0"),
+        ({"alpha": 0, "beta": 0}, "objective: expected a term with a weight other than 0"),
+    ],
+)
+def test_bad_arguments_are_refused_at_the_call(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        objectives.vitkd(**arguments)
+
+
+def test_it_adds_to_another_objective_and_reads_as_a_recipe():
+    objective = objectives.wttm(gamma=0.5, beta=2.0) + objectives.vitkd()
+    assert objective.weights() == {"ce": 1.0, "wttm": 2.0, "vitkd_mimic": 3e-5, "vitkd_generation": 3e-6}
+    assert not objective.needs.coupled
+    assert objective.needs.student_taps == (FIRST, SECOND, LAST)
+    assert objectives.from_recipe(objective.to_recipe()) == objective
