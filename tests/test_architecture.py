@@ -21,7 +21,7 @@ SOURCE = Path(tutelage.__file__).parent
 LAYERS = (
     {"__init__", "__main__"},
     {"cli"},
-    {"studies", "rehearsal", "doctor", "screen", "api"},
+    {"studies", "rehearsal", "doctor", "screen", "api", "recording"},
     {"runs"},
     {"material"},
     {"recipes", "manifest"},
@@ -233,6 +233,7 @@ def importers(library: str) -> set[str]:
         ("accelerate", {"engine"}),
         ("timm", {"models"}),
         ("datasets", {"data"}),
+        ("matplotlib", {"report"}),
         ("plotly", {"report"}),
         ("typer", {"cli"}),
     ],
@@ -241,7 +242,7 @@ def test_a_library_has_one_door(library, rooms):
     assert importers(library) == rooms
 
 
-@pytest.mark.parametrize("library", ["timm", "datasets"])
+@pytest.mark.parametrize("library", ["timm", "datasets", "matplotlib"])
 def test_optional_libraries_are_imported_where_they_are_needed_alone(library):
     for path in files():
         for module, line, top in imports(path.read_text(), package=package_at(path)):

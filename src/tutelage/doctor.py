@@ -16,7 +16,7 @@ from tutelage import manifest
 from tutelage.recipes import Recipe, parse
 from tutelage.runs import perform
 
-EXTRAS = {"timm": "timm", "hf": "datasets"}
+EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib"}
 """Each extra with the module that it brings."""
 
 

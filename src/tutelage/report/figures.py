@@ -162,15 +162,22 @@ def loss_by_epoch(subject: Subject) -> Panel | None:
 def term_by_epoch(subject: Subject, name: str) -> Panel | None:
     """One term of the objective, not weighted, by epoch."""
     weights = dict.fromkeys(
-        f"{section(run.manifest, 'objective_terms')[name]}"
+        f"{stage[name]}"
         for run in subject.runs
-        if name in section(run.manifest, "objective_terms")
+        for stage in _weights(run)
+        if isinstance(stage, Mapping) and name in stage
     )
     said = f" Weight in the loss: {', '.join(weights)}." if weights else ""
     caption = f"Mean over the training samples, not weighted.{said}"
     title = f"Term {inert(name, 30)}"
     keys = ("terms", name)
     return _curve(subject, keys, title, "Term (nats)", place="train", caption=caption, key=f"term-{name}")
+
+
+def _weights(run: Run) -> list[object]:
+    """Return each stage's weights by term."""
+    recorded = run.manifest.get("objective_terms")
+    return recorded if isinstance(recorded, list) else [recorded]
 
 
 def learning_rate_by_epoch(subject: Subject) -> Panel | None:

@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens without a network, in a run's folder or a comparison's."""
+"""The report: one HTML file that opens without a network, in a run's folder, a comparison's or a study's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from tutelage import records
 
-from . import table
+from . import study, table
 from .figures import Panel, against_teacher, by_epoch, curves_note
 from .reading import Run, Subject, formula, number, read, section, text
 from .table import Row, fixed, percent
@@ -67,7 +67,7 @@ class Difference:
 
 
 def write_report(folder: Path | str) -> Path:
-    """Write ``report.html`` into a run's or a comparison's folder, whole or not at all.
+    """Write ``report.html`` into a run's, a comparison's or a study's folder, whole or not at all.
 
     Returns:
         The report's path.
@@ -76,9 +76,9 @@ def write_report(folder: Path | str) -> Path:
         FileNotFoundError: the folder holds no records.
         ValueError: a record is not JSON.
     """
-    subject = read(folder)
-    path = subject.folder / records.REPORT
-    records.write_bytes(path, render(subject).encode())
+    path = Path(folder) / records.REPORT
+    page = render_study(Path(folder)) if study.is_study(folder) else render(read(folder))
+    records.write_bytes(path, page.encode())
     return path
 
 
@@ -114,6 +114,64 @@ def render(subject: Subject) -> str:
         "differences": differences(subject.runs),
         "definitions": definitions(subject),
         # Markup: plotly.js is code, and holds no closing script tag.
+        "plotly": Markup(get_plotlyjs()) if any(group["panels"] for group in figures) else "",  # noqa: S704
+    }
+    return _environment().get_template("page.html.j2").render(page=page)
+
+
+def render_study(folder: Path) -> str:
+    """Return a study's report as HTML: its table, its runs, and the curves of each pair."""
+    subjects = study.subjects(folder)
+    found = study.read_table(folder, subjects)
+    # A run that several pairs share stands in the list once.
+    runs = tuple({run.folder.resolve(): run for subject in subjects.values() for run in subject.runs}.values())
+    whole = Subject(folder=folder, name=found.title, runs=runs, comparison=True)
+    done = sum(run.finished for run in runs)
+    tested = [row for row in found.rows if row.z is not None]
+    figures = [
+        {
+            "title": pair,
+            "note": curves_note(subject),
+            "panels": [_panel(panel, f"{at}-{nth}") for nth, panel in enumerate(by_epoch(subject))],
+        }
+        for at, (pair, subject) in enumerate(subjects.items())
+    ]
+    warned = study.warning(found)
+    count = "1 pair" if len(subjects) == 1 else f"{len(subjects)} pairs"
+    page = {
+        "title": found.title,
+        "kind": "Study",
+        "what": f"{count}; published values: {found.source}" if found.source else f"{count}.",
+        "result": f"{done} of {len(runs)} runs are finished; {len(tested)} means can be tested against published ones.",
+        "warnings": [*([warned, *found.departures] if warned else []), *_warnings(whole)],
+        "tiles": [
+            Tile("Runs finished", f"{done} of {len(runs)}", "", found.name),
+            *(
+                [
+                    Tile(
+                        "Within two standard errors",
+                        f"{sum(abs(row.z or 0) <= 2 for row in tested)} of {len(tested)}",
+                        "",
+                        "means that can be tested",
+                    )
+                ]
+                if tested
+                else []
+            ),
+        ],
+        "headings": ("Pair", *study.HEADINGS[: study.width(found)]),
+        "rows": [
+            {"role": row.role, "cells": (row.pair, *study.cells(row)[: study.width(found)]), "exact": study.exact(row)}
+            for row in found.rows
+        ],
+        "notes": study.notes(found),
+        "selection": selection(whole) if runs else "No run yet.",
+        "runs": [_run(whole, run) for run in runs],
+        "figures": figures,
+        "manifest_title": "Manifest of the first run",
+        "manifest": groups(runs[0].manifest if runs else {}),
+        "differences": [],
+        "definitions": definitions(whole),
         "plotly": Markup(get_plotlyjs()) if any(group["panels"] for group in figures) else "",  # noqa: S704
     }
     return _environment().get_template("page.html.j2").render(page=page)

@@ -193,6 +193,12 @@ def deviation(values: Sequence[float | None]) -> float | None:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values if value is not None) / (len(values) - 1))
 
 
+def stages(objective: object) -> list[object]:
+    """Return what a manifest says of each stage's objective; older ones know one stage and no list of stages."""
+    several = isinstance(objective, list) and all(isinstance(stage, list) for stage in objective)
+    return list(objective) if several and isinstance(objective, list) else [objective]
+
+
 def _parts(objective: object) -> list[tuple[str, object, object]]:
     """Name, arguments and scale of every preset of a recorded objective."""
     found: list[tuple[str, object, object]] = []
@@ -205,18 +211,22 @@ def _parts(objective: object) -> list[tuple[str, object, object]]:
 
 
 def presets(objective: object) -> str | None:
-    """Name an objective's presets: ``wttm + crd``."""
-    return " + ".join(name for name, _, _ in _parts(objective)) or None
+    """Name the presets of every stage: ``wttm + crd``, ``hint, then kd``."""
+    return ", then ".join(" + ".join(name for name, _, _ in _parts(stage)) for stage in stages(objective)) or None
 
 
 def formula(objective: object) -> str | None:
-    """Write an objective as it would be typed: ``wttm(gamma=0.1, beta=3.0) + 0.8 * crd()``."""
+    """Write every stage's objective as it would be typed: ``wttm(gamma=0.1, beta=3.0) + 0.8 * crd()``."""
+    return ", then ".join(filter(None, map(_formula, stages(objective)))) or None
+
+
+def _formula(objective: object) -> str:
     written = []
     for name, args, scale in _parts(objective):
         given = ", ".join(f"{key}={value!r}" for key, value in args.items()) if isinstance(args, Mapping) else ""
         factor = "" if scale is None or scale == 1 else f"{scale} * "
         written.append(f"{factor}{name}({given})")
-    return " + ".join(written) or None
+    return " + ".join(written)
 
 
 def teachers(subject: Subject) -> list[tuple[Mapping[str, Any], str | None]]:
