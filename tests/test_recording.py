@@ -7,9 +7,10 @@ from typer.testing import CliRunner
 from tutelage import recipes, recording
 from tutelage.cli import app
 from tutelage.material import gather
-from tutelage.recipes import Recipe, RecipeError
+from tutelage.recipes import Comparison, Recipe, RecipeError
 from tutelage.runs import perform
 from tutelage.store import Store, StoreError
+from tutelage.studies.compare import compare
 
 DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
 
@@ -106,3 +107,26 @@ def test_the_command(teacher, tmp_path):
     assert key["data_seed"] == 0
     material = gather(wttm(teacher))
     assert list(Store(outputs, key, samples=len(material.splits.train)).missing(1)) == []
+
+
+def test_a_comparison_asks_the_teacher_once_for_each_data_seed(teacher, tmp_path):
+    value = {
+        "name": "few",
+        "data": DATA,
+        "student": "mlp:8",
+        "teacher": teacher,
+        "epochs": 2,
+        "seeds": 2,
+        "threads": 1,
+        "outputs": str(tmp_path / "outputs"),
+        "objectives": {"ce": "cross_entropy", "kd": "kd", "wttm": {"wttm": {"gamma": 0.25, "beta": 1}}},
+    }
+    compare(recipes.parse(Comparison, value), tmp_path / "few", command="")
+    stores = sorted(path.name for path in (tmp_path / "outputs").iterdir())
+    assert stores == ["data0", "data1"]
+    answers = {}
+    for folder in (tmp_path / "few").glob("*-seed*"):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        answers[folder.name] = manifest["teacher"]["answers"], manifest["seeds"]["data_seed"]
+    assert answers["kd-seed1"] == answers["wttm-seed1"] == ("recorded in float16", 1)
+    assert answers["ce-seed0"] == ("not asked", 0)

@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from tutelage.recipes import Recipe
+    from tutelage.studies import Assignment
 
 app = typer.Typer(
     name="tutelage",
@@ -91,6 +92,96 @@ def compare(
     typer.echo(f"\nreport: {report}")
 
 
+@app.command(epilog="Example: tutelage study table1 --pairs resnet56/resnet20 --methods kd,wttm --seeds 2 --epochs 8")
+def study(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study of the package, or a YAML file; none to list them.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the protocol, such as data.source=hf:path."),
+    ] = None,
+    pairs: Annotated[str, typer.Option("--pairs", help="Only these pairs, separated by commas.")] = "",
+    methods: Annotated[str, typer.Option("--methods", help="Only these methods, separated by commas.")] = "",
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Runs of each method.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Epochs of the protocol; decays and warm-up are scaled with them.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that share the work.")] = 1,
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="The folder of the runs, shared by several studies.")
+    ] = None,
+    list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the package.")] = False,
+    dry_run: DryRun = False,
+    trust_code: TrustCode = False,
+    runs: Runs = Path("runs"),
+    worker: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
+) -> None:
+    """Do a grid of runs, pairs by methods by seeds, and hold it against published values."""
+    from tutelage import studies
+    from tutelage.studies import schema
+
+    if name is None or list_studies:
+        width = max(map(len, schema.names()))
+        for known, title in schema.titles():
+            typer.echo(f"{known:<{width}}  {title}")
+        return
+    plain, given = schema.read(name, overrides or [])
+    assignment = studies.assign(
+        plain,
+        given,
+        runs=runs,
+        pairs=_listed(pairs),
+        methods=_listed(methods),
+        seeds=seeds,
+        epochs=epochs,
+        pool=pool,
+    )
+    trust = trust_code or _typed_code([name, *(overrides or [])])
+    if dry_run:
+        _rehearse_study(assignment, trust)
+        return
+    for departure in assignment.departures if worker is None else ():
+        typer.echo(f"departs from the study: {departure}")
+    if worker is not None:
+        from tutelage import records
+
+        studies.end_with_parent()
+        with _screen() as screen:
+            failed = studies.conduct(assignment, command=_command(), display=screen, trust_code=trust)
+        records.write_json(worker, failed)
+        return
+    if jobs > 1:
+        failed = studies.share(sys.argv[1:], jobs, say=typer.echo)
+    else:
+        with _screen() as screen:
+            failed = studies.conduct(assignment, command=_command(), display=screen, trust_code=trust)
+    if (assignment.folder / "study.json").exists():
+        _print_table(assignment.folder)
+        typer.echo(f"\ntable: {assignment.folder / 'table.md'}\nreport: {assignment.folder / 'report.html'}")
+    for run, why in failed.items():
+        typer.echo(f"tutelage: {run}: {' '.join(why.split())}", err=True)
+    if failed:
+        raise typer.Exit(OTHER)
+
+
+@app.command(epilog="Example: tutelage record recipes/digits-wttm.yaml outputs=runs/outputs/digits")
+def record(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    limit_mb: Annotated[float, typer.Option("--limit-mb", help="Refuse to write more than this.")] = 20_000,
+    trust_code: TrustCode = False,
+) -> None:
+    """Record a teacher's outputs for every view of a run; runs with the same outputs=... then ask it no more."""
+    from tutelage import api, recording
+
+    given = api.from_file(Path(recipe), overrides or [])
+    trust = trust_code or _typed_code(overrides or [])
+    with _screen() as screen:
+        folder = recording.record(given, display=screen, limit_mb=limit_mb, trust_code=trust)
+    typer.echo(f"\noutputs: {folder}")
+
+
 @app.command(epilog="Example: tutelage evaluate runs/digits/wttm-seed0")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a model's name.")],
@@ -111,8 +202,10 @@ def evaluate(
 
 
 @app.command(epilog="Example: tutelage report runs/digits")
-def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's or a comparison's folder.")]) -> None:
-    """Write the report of a run or a comparison anew, and print its table."""
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
+) -> None:
+    """Write the report of a run, a comparison or a study anew, and print its table."""
     from tutelage.report.html import write_report
 
     if not folder.is_dir():
@@ -250,9 +343,37 @@ def _print_rehearsal(recipe: Recipe, trust: bool | frozenset[str]) -> None:
 def _print_table(folder: Path) -> None:
     from rich.console import Console
 
-    from tutelage.report import table
+    from tutelage.report import study, table
 
-    table.print_table(table.rows(folder), Console())
+    if study.is_study(folder):
+        study.print_study(folder, Console())
+    else:
+        table.print_table(table.rows(folder), Console())
+
+
+def _listed(typed: str) -> list[str]:
+    return [name.strip() for name in typed.split(",") if name.strip()]
+
+
+def _rehearse_study(assignment: Assignment, trust: bool | frozenset[str]) -> None:
+    """Try each method once on each pair; what is wrong with one does not hide what is wrong with another."""
+    from tutelage import studies
+
+    typer.echo(f"{assignment.study.name}: {len(studies.jobs(assignment))} runs in {assignment.runs / assignment.pool}")
+    for departure in assignment.departures:
+        typer.echo(f"departs from the study: {departure}")
+    for method, why in assignment.missing.items():
+        if method in assignment.methods:
+            typer.echo(f"{method}: {why}")
+    wrong = []
+    for recipe in studies.rehearsals(assignment):
+        try:
+            _print_rehearsal(recipe, trust)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            typer.echo(f"  does not fit: {error}")
+            wrong.append(f"{recipe.name}: {error}")
+    if wrong:
+        _fail("\n".join(wrong), USER)
 
 
 def _command() -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tutelage import data, store, taps
+from tutelage import data, store
 from tutelage.engine.evaluate import place
 from tutelage.engine.loop import accelerator_on
 from tutelage.lesson import FrozenTeacher
 from tutelage.material import LOOK, check_fit, gather, outputs_of
 from tutelage.recipes import Recipe, RecipeError
 from tutelage.runs import Display, Silent, alone, set_up
+from tutelage.taps import survey
 
 INNER = 256
 """Samples that the teacher is asked about at a time."""
@@ -27,6 +29,7 @@ def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
 def record(
     recipe: Recipe,
     *,
+    taps: Sequence[str] = (),
     display: Display | None = None,
     limit_mb: float = 20_000,
     trust_code: bool | frozenset[str] = False,
@@ -35,6 +38,7 @@ def record(
 
     Args:
         recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder.
+        taps: features to record besides those that the recipe's objectives read.
         display: shows it as it goes.
         limit_mb: refuse to write more, MB of 10**6 bytes.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
@@ -48,15 +52,19 @@ def record(
     display = display or Silent()
     material = gather(recipe, trust_code=trust_code)
     check_fit(material, [objective for objective, _, _ in recipe.fits()])
-    outputs, names = outputs_of(recipe, material), wanted_taps(recipe)
+    outputs = outputs_of(recipe, material)
+    names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     assert material.teacher is not None
     epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
     split = material.splits.train
     batches = data.SplitBatches(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
-    with alone(outputs.folder), set_up(recipe):
+    with alone(outputs.folder, wait=True), set_up(recipe):
         device = accelerator_on(recipe.device).device
+        todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
+        if not todo:
+            return outputs.folder
         look = next(batches.at(0, [np.arange(min(LOOK, len(split)))])).inputs
-        shapes = taps.survey(material.teacher, names, look)
+        shapes = survey(material.teacher, names, look)
         size = store.size_of(samples=len(split), classes=material.splits.classes, shapes=shapes, epochs=epochs) / 1e6
         if size > limit_mb:
             raise RecipeError(
@@ -66,7 +74,6 @@ def record(
         teacher = FrozenTeacher(material.teacher, names).to(device)
         if recipe.channels_last:
             teacher.to(memory_format=torch.channels_last)
-        todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         display.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs, {len(todo)} chunks to record")
         display.begin(outputs.folder.name, len(todo), 0)
         outputs.begin()

@@ -301,7 +301,7 @@ class _Performance:
             "accuracy": accuracy,
             "set": test.name,
             "mode": "eval",
-            "answers": "live" if self.recipe.outputs is None else "recorded in float16",
+            "answers": self.answers(),
         }
 
     def go(self) -> Run:
@@ -390,6 +390,12 @@ class _Performance:
             records.append_epoch(self.folder, epoch)
             self.write_manifest("running")
             self.display.note(_line(epoch, settings.epochs, self.selection))
+
+    def answers(self) -> str:
+        """Say how the teacher takes part in training."""
+        if not any(objective.needs.teacher for objective, _, _ in self.fits):
+            return "not asked"
+        return "live" if self.recipe.outputs is None else "recorded in float16"
 
     def answering(self, taps: tuple[str, ...]) -> Teacher:
         """Return whoever answers for the teacher while training: the network, or what was recorded of it."""

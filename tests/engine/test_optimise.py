@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tutelage import models
 from tutelage.engine import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
 from tutelage.engine.optimise import build, learning_rate
 
@@ -105,6 +106,31 @@ def test_adamw_does_not_decay_what_has_one_dimension():
     weights = {name: value for name, value in left.items() if name in ("0.weight", "3.weight")}
     assert list(weights.values()) == pytest.approx([0.95, 0.95])
     assert {value for name, value in left.items() if name not in weights} == {1.0}
+
+
+def test_adamw_does_not_decay_what_a_network_lists():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.position = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 3, 4))
+            self.layer = nn.Linear(4, 2)
+
+        def no_weight_decay(self):
+            return {"token", "position"}
+
+    module = nn.ModuleDict({"student": Tokens()})
+    decayed, kept = build(AdamW(weight_decay=0.5), module, CPU).param_groups
+    assert [decayed["weight_decay"], kept["weight_decay"]] == [0.5, 0.0]
+    assert {id(p) for p in decayed["params"]} == {id(module["student"].layer.weight)}
+    assert len(kept["params"]) == 3
+
+
+def test_adamw_does_not_decay_the_tokens_of_a_timm_transformer():
+    network = models.create("timm:deit_tiny_patch16_224", classes=10).network
+    decayed, kept = build(AdamW(), network, CPU).param_groups
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert {"cls_token", "pos_embed"} <= {names[id(p)] for p in kept["params"]}
+    assert all(names[id(p)].endswith("weight") for p in decayed["params"])
 
 
 def test_sgd_decays_every_parameter():

@@ -34,9 +34,10 @@ def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch
             for parameter in parameters:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
+    exempt = _exempt(module)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) not in exempt], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -45,6 +46,17 @@ def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch
         eps=settings.eps,
         fused=fused,
     )
+
+
+def _exempt(module: nn.Module) -> set[int]:
+    """Return the ids of parameters that are not to decay: of one dimension, or listed by their network as such."""
+    exempt = {id(p) for p in module.parameters() if p.ndim <= 1}
+    for part in module.modules():
+        listed = getattr(part, "no_weight_decay", None)
+        if callable(listed):
+            names = set(listed())
+            exempt |= {id(p) for name, p in part.named_parameters() if name in names}
+    return exempt
 
 
 def learning_rate(schedule: Schedule, peak: float, *, epoch: int, begin: float, end: float, epochs: int) -> float:

@@ -45,6 +45,9 @@ class SGD:
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019); no decay on one-dimensional parameters (norms, biases).
 
+    Nor on those that a network lists by a method ``no_weight_decay()``, as timm's transformers do with their class
+    token and positions.
+
     Attributes:
         lr: peak learning rate, > 0.
         betas: decay rates of the two moments, each in [0, 1).

@@ -251,8 +251,8 @@ def z_score(
         The score and none, or none and why there is no such.
 
     Example:
-        >>> z_score(0.5, 0.3, 2, 0.4, 5)
-        (1.8025..., None)
+        >>> z_score(0.5, 0.3, 2, 0.5, 5)[0] == 0.5 / math.sqrt(0.3**2 / 2 + 0.5**2 / 5)
+        True
         >>> z_score(0.5, 0.3, 2, None, 5)
         (None, 'the published value has no standard deviation')
     """

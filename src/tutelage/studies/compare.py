@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tutelage import data, recipes, records
 from tutelage.recipes import Comparison, Network, Recipe, RecipeError
+from tutelage.recording import record
 from tutelage.runs import BusyError, Display, Silent, Verb, alone, finished, perform, steps_of
 
 
@@ -20,7 +21,8 @@ def compare(
 ) -> Path:
     """Do a comparison, or go on with it: finished runs are not done again.
 
-    Several processes may do one comparison together: each takes the next run that no other is at.
+    Several processes may do one comparison together: each takes the next run that no other is at. Where ``outputs``
+    names a folder, the teacher is asked once for all the runs of a data seed.
 
     Seeds are the outer loop, so that a comparison that was stopped has whole rows. From one seed to the next both seeds
     differ: initialisation, and order and views.
@@ -64,11 +66,14 @@ def compare(
     if training is not None and not taught:
         display.say(f"{comparison.name}: the teacher, then {len(todo)} students")
         perform(training, folder / "teacher", verb="train", command=command, display=display, trust_code=trust_code)
+    taps = [tap for objective in comparison.objectives.values() for tap in objective.needs.teacher_taps]
     for i, (place, recipe) in enumerate(todo):
         display.say(f"student {i + 1} of {len(todo)}: {recipe.name}")
         verb: Verb = "distill" if recipe.teacher is not None else "train"
         try:
             if not finished(place):
+                if recipe.outputs is not None:
+                    record(recipe, taps=taps, display=display, trust_code=trust_code)
                 perform(recipe, place, verb=verb, command=command, display=display, trust_code=trust_code)
                 with alone(folder, wait=True):
                     write_report(folder)
@@ -90,6 +95,11 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
             recipe = Recipe.model_construct(
                 **{**own, "name": f"{comparison.name}/{place}", "objective": objective, **seeds}
             )
+            if recipe.outputs is not None:
+                asked = any(one.needs.teacher for one, _, _ in recipe.fits())
+                recipe = recipe.model_copy(
+                    update={"outputs": f"{recipe.outputs}/data{recipe.data_seed}" if asked else None}
+                )
             yield {"folder": place, "objective": name, "seed": comparison.seed + k}, recipe
 
 

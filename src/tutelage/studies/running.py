@@ -1,0 +1,187 @@
+"""Doing a study: run after run, in one process or several; what failed is told, and the rest goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tutelage import data, recording, records
+from tutelage.data import Splits
+from tutelage.recipes import RecipeError
+from tutelage.runs import BusyError, Display, Silent, alone, finished, perform, steps_of
+from tutelage.studies.plan import Assignment, Job, cells, differences, jobs, record
+from tutelage.studies.schema import TEACHER
+
+PATIENCE = 2.0
+"""Seconds between two looks at a teacher that another process trains."""
+
+
+def conduct(
+    assignment: Assignment,
+    *,
+    command: str,
+    display: Display | None = None,
+    trust_code: bool | frozenset[str] = False,
+) -> dict[str, str]:
+    """Do what is asked for of a study, or go on with it: finished runs are not done again.
+
+    Several processes may do one study together: each takes the next run that no other is at, and waits for a teacher
+    that another trains. A run that fails does not stop the others. The study's records, its table and its report are
+    written anew after every run.
+
+    Args:
+        assignment: what is asked for.
+        command: how it was asked for.
+        display: shows it as it goes.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+
+    Returns:
+        The runs that failed, and why.
+
+    Raises:
+        RecipeError: the data cannot be read, or two runs that differ would share a folder.
+    """
+    return _Conduct(assignment, command, display or Silent(), trust_code).go()
+
+
+class _Conduct:
+    """A study while it is done by one process."""
+
+    def __init__(
+        self, assignment: Assignment, command: str, display: Display, trust_code: bool | frozenset[str]
+    ) -> None:
+        self.assignment, self.command, self.display, self.trust_code = assignment, command, display, trust_code
+        self.began = time.time()
+        self.failed: dict[str, str] = {}
+        self.left = jobs(assignment)
+        self.splits = data.open_data(assignment.study.recipe.data)
+        self.others = strangers(assignment, [*self.left, *cells(assignment)], self.splits)
+
+    def go(self) -> dict[str, str]:
+        """Do every run that is left, then return what failed."""
+        asked, self.left = self.left, [job for job in self.left if not self._settled(job)]
+        # A teacher whose students are all done has no one to teach.
+        wanted = {job.needs for job in self.left}
+        self.left = [job for job in self.left if job.method != TEACHER or job.name in wanted]
+        self.display.say(
+            f"{self.assignment.study.name}: {len(self.left)} of {len(asked)} runs to do, "
+            f"in {self.assignment.runs / self.assignment.pool}"
+        )
+        self.display.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
+        write(self.assignment, self.others)
+        busy: set[str] = set()
+        while self.left:
+            before, blocked = len(self.left), False
+            for job in list(self.left):
+                if self._settled(job):
+                    self.left.remove(job)
+                elif job.needs and not finished(self._folder(job.needs)):
+                    blocked = True
+                else:
+                    try:
+                        self._do(job)
+                    except BusyError:
+                        if job.name not in busy:
+                            self.display.say(f"{job.name} is going on in another process: left to it")
+                        busy.add(job.name)
+                    else:
+                        self.left.remove(job)
+            if len(self.left) == before:
+                if not blocked:
+                    break
+                time.sleep(PATIENCE)
+        write(self.assignment, self.others)
+        return self.failed
+
+    def _folder(self, name: str) -> Path:
+        return self.assignment.runs / name
+
+    def _settled(self, job: Job) -> bool:
+        """Whether nothing is to be done for a job: it is finished, or cannot be done."""
+        if job.name in self.others:
+            self._fail(job, self.others[job.name])
+        elif job.needs in self.failed:
+            self._fail(job, f"its teacher {job.needs} is not trained")
+        elif why := self._failed_elsewhere(job):
+            self._fail(job, why)
+        return job.name in self.failed or finished(self._folder(job.name))
+
+    def _failed_elsewhere(self, job: Job) -> str | None:
+        """Why a run failed in another process since this one began: it would fail here too."""
+        path = self._folder(job.name) / records.MANIFEST
+        if not path.exists() or path.stat().st_mtime < self.began:
+            return None
+        manifest = records.read_json(path)
+        return str((manifest["notes"] or ["failed"])[-1]) if manifest["status"] == "failed" else None
+
+    def _do(self, job: Job) -> None:
+        self.display.say(f"{len(self.left)} left: {job.name}")
+        try:
+            if job.recipe.outputs is not None:
+                recording.record(job.recipe, taps=self._taps(job), display=self.display, trust_code=self.trust_code)
+            perform(
+                job.recipe,
+                self._folder(job.name),
+                verb="distill" if job.recipe.teacher is not None else "train",
+                command=self.command,
+                display=self.display,
+                trust_code=self.trust_code,
+            )
+        except BusyError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
+            # Another process may have finished it since it was looked at.
+            if not finished(self._folder(job.name)):
+                self._fail(job, str(error) or type(error).__name__)
+        write(self.assignment, self.others)
+
+    def _taps(self, job: Job) -> list[str]:
+        """The features that any run left reads of what is recorded in the same place: the teacher is asked once."""
+        same = (other.recipe for other in self.left if other.recipe.outputs == job.recipe.outputs)
+        return [tap for recipe in same for objective, _, _ in recipe.fits() for tap in objective.needs.teacher_taps]
+
+    def _fail(self, job: Job, why: str) -> None:
+        if job.name not in self.failed:
+            self.failed[job.name] = why
+            self.display.say(f"failed: {job.name}: {why}")
+
+
+def strangers(assignment: Assignment, planned: list[Job], splits: Splits) -> dict[str, str]:
+    """Return the runs whose folders hold others than are planned, and what to do about it."""
+    found = {}
+    own = assignment.study.recipe.data
+    for job in planned:
+        fingerprint = splits.fingerprint if job.recipe.data == own else None
+        try:
+            differs = differences(assignment, job, fingerprint=fingerprint)
+        except RecipeError as error:
+            differs = [str(error)]
+        if differs:
+            found[job.name] = (
+                f"expected the run that the study plans, got another in {assignment.runs / job.name} "
+                f"({'; '.join(differs)}); type --pool NAME for new runs, or remove the folder"
+            )
+    return found
+
+
+def write(assignment: Assignment, others: Mapping[str, str]) -> Path:
+    """Write a study's records, table and report from the runs as they are now.
+
+    Args:
+        assignment: what is asked for.
+        others: runs that are not the study's, though their folders have its names.
+
+    Returns:
+        The path of the report.
+    """
+    from tutelage.report.html import write_report
+    from tutelage.report.study import write_tables
+
+    folder = assignment.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = [job for job in cells(assignment) if job.name not in others]
+    with alone(folder, wait=True):
+        records.write_json(folder / records.STUDY, record(assignment, shown))
+        write_tables(folder)
+        return write_report(folder)

@@ -1,0 +1,96 @@
+"""Several processes at one study: they share its folder, and end with the process that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from tutelage import records
+
+GRACE = 60.0
+"""Seconds that a worker has for ending in order once whoever started it is gone."""
+
+
+def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None]) -> dict[str, str]:
+    """Let several processes do one study, and wait for them.
+
+    Each has its part of the threads. A worker's standard input is a pipe that nobody writes to: it closes with this
+    process, however this one ends, and then the worker ends too.
+
+    Args:
+        arguments: of the command line, without its name; every worker gets the same.
+        workers: how many, >= 1.
+        say: shows a line of a worker's.
+
+    Returns:
+        The runs that failed, and why; a worker that broke off is named as well.
+    """
+    threads = str(max(1, torch.get_num_threads() // workers))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        told = [Path(folder) / f"{k}.json" for k in range(workers)]
+        children = [
+            subprocess.Popen(  # noqa: S603  this program itself
+                [sys.executable, "-m", "tutelage.cli", *arguments, "--worker", str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
+            )
+            for path in told
+        ]
+        readers = [
+            threading.Thread(target=_forward, args=(child, k + 1, say), daemon=True) for k, child in enumerate(children)
+        ]
+        for reader in readers:
+            reader.start()
+        try:
+            for child in children:
+                child.wait()
+        finally:
+            for child in children:
+                assert child.stdin is not None
+                child.stdin.close()
+                child.wait()
+        for reader in readers:
+            reader.join()
+        for k, (child, path) in enumerate(zip(children, told, strict=True)):
+            if path.exists():
+                failed |= records.read_json(path)
+            else:
+                failed[f"worker {k + 1}"] = f"it ended with status {child.returncode}; type the same command to go on"
+    return failed
+
+
+def _forward(child: subprocess.Popen[str], number: int, say: Callable[[str], None]) -> None:
+    assert child.stdout is not None
+    with child.stdout as lines:
+        for line in lines:
+            say(f"[{number}] {line.rstrip()}")
+
+
+def end_with_parent() -> None:
+    """Let this process, a worker, be interrupted when its standard input closes."""
+    # A process that a shell started in the background ignores the signal unless it is told not to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    # The descriptor and not the stream, whose lock the interpreter wants when it ends.
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(GRACE)
+    os._exit(1)

@@ -1,0 +1,333 @@
+"""From a study to its runs: order, names, pools, fewer epochs, departures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tutelage import recipes, records
+from tutelage.recipes import Recipe, RecipeError
+from tutelage.studies import plan, schema
+from tutelage.studies.plan import assign, cells, identity, jobs, rehearsals
+
+MULTISTEP = {"name": "multistep", "milestones": [150, 180, 210]}
+STUDY = {
+    "name": "grid",
+    "protocol": {"data": "digits", "epochs": 240, "schedule": MULTISTEP, "optimizer": {"lr": 0.1}},
+    "pairs": {
+        "wide/narrow": {"teacher": "mlp:16", "student": "mlp:8"},
+        "wide/slim": {"teacher": "mlp:16", "student": "mlp:4", "settings": {"optimizer": {"lr": 0.01}}},
+        "wider/narrow": {"teacher": "mlp:32", "student": "mlp:8"},
+    },
+    "methods": {
+        "cross_entropy": None,
+        "kd": None,
+        "ttm": {"objective": {"ttm": {"gamma": 0.5, "beta": 1}}, "seeds": 1},
+    },
+    "seeds": 2,
+}
+
+
+def study(**changes):
+    return schema.parse({**STUDY, **changes})
+
+
+def assigned(tmp_path, *, given=None, **options):
+    plain = study()
+    return assign(plain, given or plain, runs=tmp_path, **options)
+
+
+def names(assignment):
+    return [job.name.removeprefix(f"{assignment.pool}/") for job in jobs(assignment)]
+
+
+def test_pairs_then_seeds_then_methods(tmp_path):
+    assert names(assigned(tmp_path)) == [
+        "teachers/wide-seed100",
+        "students/narrow-cross_entropy-seed0",
+        "wide-narrow/kd-seed0",
+        "wide-narrow/ttm-seed0",
+        "students/narrow-cross_entropy-seed1",
+        "wide-narrow/kd-seed1",
+        "students/slim-cross_entropy-seed0",
+        "wide-slim/kd-seed0",
+        "wide-slim/ttm-seed0",
+        "students/slim-cross_entropy-seed1",
+        "wide-slim/kd-seed1",
+        "teachers/wider-seed100",
+        "wider-narrow/kd-seed0",
+        "wider-narrow/ttm-seed0",
+        "wider-narrow/kd-seed1",
+    ]
+
+
+def test_a_run_that_asks_no_teacher_stands_in_the_table_of_every_pair(tmp_path):
+    found = [(job.pair, job.name) for job in cells(assigned(tmp_path)) if job.method == "cross_entropy"]
+    shared = "grid/students/narrow-cross_entropy-seed0"
+    assert [pair for pair, name in found if name == shared] == ["wide/narrow", "wider/narrow"]
+
+
+def test_narrowing(tmp_path):
+    assert names(assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)) == [
+        "teachers/wide-seed100",
+        "wide-slim/kd-seed0",
+    ]
+    # No teacher is trained where nobody asks one.
+    assert names(assigned(tmp_path, pairs=["wide/slim"], methods=["cross_entropy"], seeds=1)) == [
+        "students/slim-cross_entropy-seed0"
+    ]
+    with pytest.raises(RecipeError) as error:
+        assigned(tmp_path, pairs=["wide/narow"], methods=["kdd"], seeds=0)
+    assert str(error.value).splitlines() == [
+        "--pairs: expected a name of the study (wide/narrow, wide/slim, wider/narrow), got 'wide/narow'; "
+        "did you mean wide/narrow?",
+        "--methods: expected a name of the study (cross_entropy, kd, ttm), got 'kdd'; did you mean kd?",
+        "--seeds: expected a whole number >= 1, got 0; for example --seeds 2",
+    ]
+
+
+def test_recipes_of_the_runs(tmp_path):
+    found = {job.name: job.recipe for job in jobs(assigned(tmp_path))}
+    teacher, first, second = (
+        found[f"grid/{name}"] for name in ("teachers/wide-seed100", "wide-slim/kd-seed0", "wide-slim/kd-seed1")
+    )
+    assert (teacher.seed, teacher.data_seed, teacher.teacher, teacher.objective.name) == (
+        100,
+        100,
+        None,
+        "cross_entropy",
+    )
+    assert [(one.seed, one.data_seed) for one in (first, second)] == [(0, 0), (1, 1)]
+    assert first.teacher.name == str(tmp_path / "grid/teachers/wide-seed100")
+    # A pair's settings are its students'.
+    assert (teacher.optimizer.lr, first.optimizer.lr) == (0.1, 0.01)
+    assert found["grid/students/narrow-cross_entropy-seed0"].teacher is None
+
+
+def test_settings_of_a_method_come_after_those_of_a_pair(tmp_path):
+    method = {"objective": "kd", "settings": {"optimizer": {"lr": 0.5, "momentum": 0.5}, "epochs": 12}}
+    given = study(methods={"kd": method})
+    (found,) = {
+        (job.recipe.optimizer.lr, job.recipe.optimizer.momentum, job.recipe.epochs)
+        for job in jobs(assign(given, given, runs=tmp_path))
+        if job.method == "kd"
+    }
+    assert found == (0.5, 0.5, 12)
+
+
+def test_a_pretrained_teacher_is_not_trained(tmp_path):
+    given = study(pairs={"r/n": {"teacher": "torchvision:resnet34.IMAGENET1K_V1", "student": "mlp:8"}})
+    assignment = assign(given, given, runs=tmp_path)
+    assert not [name for name in names(assignment) if name.startswith("teachers/")]
+    (job, *_) = [job for job in jobs(assignment) if job.method == "kd"]
+    assert job.recipe.teacher.name == "torchvision:resnet34.IMAGENET1K_V1"
+    assert (job.needs, job.teacher) == (None, None)
+
+
+def test_a_teacher_may_be_trained_otherwise(tmp_path):
+    pair = {"teacher": {"train": {"model": "mlp:16", "epochs": 24, "seed": 3}}, "student": "mlp:8"}
+    given = study(pairs={"a/b": pair})
+    (job,) = [job for job in jobs(assign(given, given, runs=tmp_path, epochs=120)) if job.method == "teacher"]
+    assert job.name == "grid-120epochs/teachers/a-seed3"
+    assert (job.recipe.seed, job.recipe.data_seed, job.recipe.epochs) == (3, 100, 12)
+
+
+def test_runs_that_differ_do_not_share_a_folder(tmp_path):
+    # Both students are called narrow; as labels alone teach them, they would be one run.
+    pairs = {**STUDY["pairs"], "wider/narrow": {"teacher": "mlp:32", "student": "mlp:6"}}
+    given = study(pairs=pairs)
+    with pytest.raises(
+        RecipeError, match="got two for grid/students/narrow-cross_entropy-seed0, of wide/narrow and of"
+    ):
+        jobs(assign(given, given, runs=tmp_path))
+
+
+# Fewer epochs
+
+
+def test_decays_and_warm_ups_are_scaled_with_the_epochs(tmp_path):
+    short = assigned(tmp_path, epochs=8)
+    for job in jobs(short):
+        assert job.recipe.epochs == 8
+        assert job.recipe.schedule.milestones == (5, 6, 7)
+    assert short.pool == "grid-8epochs"
+    assert short.departures[0] == (
+        "epochs: 8 instead of 240; the learning rate decays after 5, 6, 7 instead of 150, 180, 210"
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"name": "step", "every": 30, "warmup": 6}, {"every": 1, "warmup": 0.2}),
+        ({"name": "cosine", "warmup": 20}, {"warmup": pytest.approx(20 / 30)}),
+        ({"name": "multistep", "milestones": [10, 20, 210]}, {"milestones": (1, 7)}),
+    ],
+)
+def test_every_schedule_is_scaled(schedule, expected):
+    short = plan.scaled(Recipe(name="x", student="mlp:8", epochs=240, schedule=schedule), 8 / 240)
+    assert {key: getattr(short.schedule, key) for key in expected} == expected
+
+
+def test_stages_and_weights_in_epochs_are_scaled(tmp_path):
+    weight = {"schedule": "warm_up", "value": 0.9, "epochs": 60}
+    method = {
+        "objective": {"kd": {"weight": weight}},
+        "settings": {"stages": [{"epochs": 120, "schedule": MULTISTEP}, {"objective": "cross_entropy"}]},
+    }
+    given = study(methods={"kd": method})
+    job = jobs(assign(given, given, runs=tmp_path, epochs=24))[1]
+    assert job.recipe.stages[0].epochs == 12
+    assert job.recipe.stages[0].schedule.milestones == (15, 18, 21)
+    assert job.recipe.stages[1].epochs is None
+    assert job.recipe.objective.to_recipe()[0]["kd"]["weight"]["epochs"] == 6
+
+
+def test_the_same_number_of_epochs_is_no_departure(tmp_path):
+    assert assigned(tmp_path, epochs=240) == assigned(tmp_path)
+
+
+# Pools and departures
+
+
+def overridden(tmp_path, *typed, **options):
+    path = tmp_path / "grid.yaml"
+    path.write_text(json.dumps(STUDY))
+    plain, given = schema.read(str(path), typed)
+    return assign(plain, given, runs=tmp_path, **options)
+
+
+def test_the_pool_is_named_after_what_is_otherwise(tmp_path):
+    assert overridden(tmp_path).pool == "grid"
+    changed = overridden(tmp_path, "optimizer.lr=0.2")
+    assert changed.pool.startswith("grid-")
+    assert len(changed.pool) == len("grid-") + 6
+    assert overridden(tmp_path, "optimizer.lr=0.2", "device=cpu").pool == changed.pool
+    assert overridden(tmp_path, "optimizer.lr=0.3").pool != changed.pool
+    assert overridden(tmp_path, "optimizer.lr=0.1").pool == "grid"
+    assert overridden(tmp_path, "optimizer.lr=0.2", epochs=8).pool == changed.pool.replace("grid-", "grid-8epochs-")
+    assert overridden(tmp_path, "methods.kd.kd.temperature=2").pool != "grid"
+    assert overridden(tmp_path, "optimizer.lr=0.2", pool="mine").pool == "mine"
+    # How a run is done, how many there are, and where the data lie make no other runs.
+    assert overridden(tmp_path, "threads=1", "seeds=5", "title=x", "data.source=hf:a").pool == "grid"
+    with pytest.raises(RecipeError, match=r"--pool: expected a folder's name of letters.* got '../x'"):
+        overridden(tmp_path, pool="../x")
+
+
+def test_departures_are_told(tmp_path):
+    assert overridden(tmp_path).departures == ()
+    assert overridden(tmp_path, "threads=1", pairs=["wide/slim"]).departures == ()
+    given = overridden(tmp_path, "data.source=hf:/home/someone/cifar", "optimizer.lr=0.2", seeds=3)
+    assert given.departures == (
+        "seeds: 3 instead of 2 (cross_entropy, kd)",
+        "seeds: 3 instead of 1 (ttm)",
+        "data.source: hf:cifar instead of digits",
+        "optimizer.lr: 0.2 instead of 0.1",
+    )
+
+
+def test_what_says_how_is_no_part_of_what(tmp_path):
+    assert "protocol.device" not in identity(study())
+    assert identity(study())["pairs.wide/slim.settings.optimizer.lr"] == 0.01
+
+
+# What is there
+
+
+def there(assignment, job, *, recipe=None, fingerprint="f"):
+    folder = assignment.runs / job.name
+    folder.mkdir(parents=True)
+    (folder / records.RECIPE).write_text(recipes.dump(recipe or job.recipe))
+    records.write_json(folder / records.MANIFEST, {"status": "finished", "data": {"fingerprint": fingerprint}})
+
+
+def test_runs_that_are_there_are_cells_though_nobody_asks_for_them(tmp_path):
+    assignment = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
+    extra = assigned(tmp_path, pairs=["wide/narrow"], methods=["ttm"], seeds=4)
+    there(extra, jobs(extra)[-1])
+    found = [(job.pair, job.method, job.recipe.seed) for job in cells(assignment)]
+    assert found == [("wide/narrow", "ttm", 3), ("wide/slim", "kd", 0)]
+    assert [job.pair for job in jobs(assignment)] == ["wide/slim", "wide/slim"]
+
+
+def test_a_run_of_another_recipe_or_other_data_is_told(tmp_path):
+    assignment = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=2)
+    _, first, second = jobs(assignment)
+    assert plan.differences(assignment, first) == []
+    there(assignment, first)
+    assert plan.differences(assignment, first, fingerprint="f") == []
+    assert plan.differences(assignment, first, fingerprint="g") == ["the data's fingerprint was f, is g"]
+    there(assignment, second, recipe=second.recipe.model_copy(update={"epochs": 3, "threads": 2}))
+    assert plan.differences(assignment, second, fingerprint="f") == ["epochs was 3, is 240"]
+
+
+def test_a_pool_may_be_moved(tmp_path):
+    before = assigned(tmp_path / "here", pairs=["wide/slim"], methods=["kd"], seeds=1)
+    there(before, jobs(before)[1])
+    (tmp_path / "here").rename(tmp_path / "there")
+    after = assigned(tmp_path / "there", pairs=["wide/slim"], methods=["kd"], seeds=1)
+    assert plan.differences(after, jobs(after)[1], fingerprint="f") == []
+
+
+def test_a_dry_run_tries_each_method_once_on_each_pair(tmp_path):
+    assignment = assigned(tmp_path, pairs=["wide/narrow", "wider/narrow"], epochs=24)
+    found = rehearsals(assignment)
+    assert [recipe.name for recipe in found] == [
+        "grid-24epochs/students/narrow-cross_entropy-seed0",
+        "grid-24epochs/wide-narrow/kd-seed0",
+        "grid-24epochs/wide-narrow/ttm-seed0",
+        "grid-24epochs/students/narrow-cross_entropy-seed0",
+        "grid-24epochs/wider-narrow/kd-seed0",
+        "grid-24epochs/wider-narrow/ttm-seed0",
+    ]
+    assert found[1].training("x").student.name == "mlp:16"
+    assert found[1].training("x").epochs == 24
+
+
+def test_the_record_holds_what_a_table_is_made_of(tmp_path):
+    value = {"mean": 70.0, "std": 0.5, "n": 3}
+    given = study(
+        pairs={"wide/narrow": {**STUDY["pairs"]["wide/narrow"], "published": 80.5}},
+        methods={
+            "kd": {"objective": "kd", "published": {"wide/narrow": value}},
+            "new": {"objective": "not_built_yet", "published": {"wide/narrow": 71}},
+        },
+        figures=["entropy"],
+        notes=["a note"],
+    )
+    assignment = assign(given, given, runs=tmp_path, seeds=1)
+    assert plan.record(assignment, cells(assignment)) == {
+        "name": "grid",
+        "title": "",
+        "source": "",
+        "pairs": ["wide/narrow"],
+        "methods": ["kd", "new"],
+        "cells": [
+            {
+                "folder": "../wide-narrow/kd-seed0",
+                "pair": "wide/narrow",
+                "teacher": "../teachers/wide-seed100",
+                "method": "kd",
+                "seed": 0,
+            }
+        ],
+        "published": [
+            {"pair": "wide/narrow", "method": "teacher", "mean": 80.5, "std": None, "n": None},
+            {"pair": "wide/narrow", "method": "kd", **value},
+            {"pair": "wide/narrow", "method": "new", "mean": 71.0, "std": None, "n": None},
+        ],
+        "figures": ["entropy"],
+        "departures": ["seeds: 1 instead of 2"],
+        "missing": {"new": "not built: not_built_yet"},
+        "notes": ["a note"],
+    }
+    assert set(plan.record(assignment, [])) == set(records.Study.__annotations__)
+
+
+def test_a_run_s_recipe_can_be_read_back(tmp_path):
+    for job in jobs(assigned(tmp_path, epochs=8)):
+        path = Path(tmp_path / "recipe.yaml")
+        path.write_text(recipes.dump(job.recipe))
+        assert recipes.parse(Recipe, recipes.read(path)) == job.recipe

@@ -1,0 +1,227 @@
+"""The package's studies: they can be read, expanded, and hold the numbers of the paper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tutelage.models import cifar
+from tutelage.studies import plan, schema
+
+FACTS = Path(__file__).parents[2] / ".." / "shared" / "paper" / "tables.json"
+NAMES = {"kd with ce": "kd"}
+"""Where the file of facts calls a method otherwise."""
+
+
+@pytest.fixture(scope="module")
+def facts():
+    if not FACTS.exists():
+        pytest.skip("the paper's numbers are not beside the repository")
+    return json.loads(FACTS.read_text())
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return {name: schema.read(name)[0] for name in schema.names()}
+
+
+@pytest.fixture(scope="module")
+def planned(studies):
+    """Each study's runs, all of them."""
+    return {name: plan.jobs(assigned(study)) for name, study in studies.items()}
+
+
+def assigned(study):
+    return plan.assign(study, study, runs=Path("runs"))
+
+
+def test_the_tables_and_figures_are_there(studies):
+    assert set(studies) >= {*(f"table{k}" for k in (1, 2, 3, 4, 5, 6, 7, 13)), "figure1", "figure2", "figure3"}
+    for name, study in studies.items():
+        assert study.name == name
+        assert "arXiv:2402.11148" in study.source or name.startswith("open")
+
+
+def test_each_study_becomes_runs_without_a_departure(studies, planned):
+    for name, study in studies.items():
+        assignment = assigned(study)
+        assert assignment.departures == ()
+        assert assignment.pool == study.pool
+        assert planned[name]
+        missing = [method for method in study.methods.values() if method.missing]
+        assert len(assignment.missing) == len(missing)
+        assert all(method.published for method in missing)
+
+
+def test_the_networks_of_the_cifar_tables_are_built(studies):
+    for name in ("table1", "table2", "table3", "table4", "table6", "figure1", "figure2", "figure3"):
+        for key, pair in studies[name].pairs.items():
+            teacher, student = key.split("/")
+            assert (pair.teacher.name, pair.student.name) == (f"cifar:{teacher}", f"cifar:{student}")
+            assert {teacher, student} <= set(cifar.NETWORKS)
+
+
+def test_studies_of_one_pool_plan_equal_runs(planned):
+    """Where two studies name one run, it is one run."""
+    seen = {}
+    for jobs in planned.values():
+        for job in jobs:
+            other = seen.setdefault(job.name, job)
+            assert other.recipe == job.recipe, job.name
+    shared = {name for name in seen if name.startswith("cifar100/teachers/")}
+    assert "cifar100/teachers/resnet56-seed100" in shared
+
+
+def test_the_protocol_is_the_paper_s(studies, planned, facts):
+    said = facts["cifar100"]["protocol"]
+    for name in ("table1", "table2", "table3", "table4", "table6", "figure1", "figure2", "figure3"):
+        recipe = studies[name].recipe
+        assert (recipe.epochs, recipe.batch_size) == (said["epochs"], said["batch_size"])
+        optimizer, schedule = recipe.optimizer, recipe.schedule
+        assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay, optimizer.nesterov) == (
+            said["lr"],
+            said["momentum"],
+            said["weight_decay"],
+            False,
+        )
+        assert (list(schedule.milestones), schedule.factor) == (said["lr_decay_epochs"], said["lr_decay_rate"])
+        assert (recipe.data.crop_padding, recipe.data.flip) == (4, True)
+        for job in planned[name]:
+            student = job.recipe.student.name.removeprefix("cifar:")
+            assert job.recipe.optimizer.lr == (said["lr_for"].get(student, said["lr"])), job.name
+
+
+def numbers(method, pair):
+    value = method.published.get(pair)
+    return (value.mean, value.std) if value else None
+
+
+@pytest.mark.parametrize(("name", "number"), [("table1", "1"), ("table2", "2"), ("table3", "3"), ("table4", "4")])
+def test_every_number_of_tables_1_to_4(studies, facts, name, number):
+    study, said = studies[name], facts["tables"][number]
+    block = facts["cifar100"][said["block"]]
+    pairs = [f"{teacher}/{student}" for teacher, student in block["pairs"]]
+    assert list(study.pairs) == pairs
+    assert list(study.methods) == ["cross_entropy", *said["methods"]]
+    same = said["block"] == "same_architecture"
+    assert (
+        study.seeds
+        == facts["cifar100"]["protocol"]["runs_same_architecture" if same else "runs_different_architecture"]
+    )
+    for place, pair in enumerate(pairs):
+        assert study.pairs[pair].published.mean == block["accuracy"]["teacher"][place]["mean"]
+        for method in study.methods:
+            expected = block["accuracy"]["student" if method == "cross_entropy" else method][place]
+            found = study.methods[method].published.get(pair)
+            assert (found is None) == (expected is None), (method, pair)
+            if found:
+                assert (found.mean, found.std) == (expected["mean"], expected["std"]), (method, pair)
+                count = 3 if same and "itrd" in method else study.seeds
+                assert found.n == (None if method == "cross_entropy" else count)
+                if method != "cross_entropy":
+                    assert plan.runs_of(study, method) == count
+            parameters = block["hyperparameters"].get(method)
+            if parameters:
+                (arguments,) = [e["wttm" if "+" in method else method] for e in study.methods[method].entry(pair)[:1]]
+                assert arguments == parameters[place], (method, pair)
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4"])
+def test_the_combinations_are_the_paper_s(studies, facts, name):
+    said = facts["cifar100"]["combination"]
+    same = name in ("table1", "table2")
+    alpha = said["itrd"]["alpha_it"]["same_architecture" if same else "different_architecture"]
+    zero = {"/".join(pair) for pair in said["itrd"]["beta_mi_zero_for"]}
+    methods = studies[name].methods
+    for pair in studies[name].pairs:
+        for method in set(methods) & {"crd", "wttm+crd"}:
+            assert methods[method].entry(pair)[1] == {"crd": {"weight": said["crd"]["mu"]}}
+        for method in set(methods) & {"itrd", "wttm+itrd"}:
+            mutual = 0.0 if pair in zero and method == "wttm+itrd" else said["itrd"]["beta_mi"]
+            expected = {"alpha": alpha, "correlation": said["itrd"]["beta_corr"], "mutual": mutual}
+            assert methods[method].entry(pair)[1] == {"itrd": expected}
+    if "kd" in methods:
+        kd = facts["cifar100"]["kd_baseline"]
+        (entry,) = methods["kd"].entry("resnet56/resnet20")
+        assert entry == {"kd": {"temperature": kd["temperature"], "weight": kd["lambda"], "supervised": 0.1}}
+
+
+def test_every_number_of_table_6(studies, facts):
+    study, block = studies["table6"], facts["cifar100"]["same_architecture"]
+    assert list(study.methods) == ["kd", "wttm without ce"]
+    assert study.seeds == 5
+    gammas = block["hyperparameters"]["wttm without ce"]
+    for name, values in block["without_ce (table 6)"].items():
+        method = study.methods[NAMES.get(name, name)]
+        for (teacher, student), expected, parameters in zip(block["pairs"], values, gammas, strict=True):
+            pair = f"{teacher}/{student}"
+            assert numbers(method, pair) == (expected["mean"], expected["std"])
+            if name == "wttm without ce":
+                assert method.entry(pair) == [{"wttm": {"supervised": 0, "gamma": parameters["gamma"], "beta": 1}}]
+
+
+def test_every_number_of_table_5(studies, planned, facts):
+    study, said = studies["table5"], facts["imagenet"]["table5"]
+    assert list(study.methods) == ["cross_entropy", *said["columns"]]
+    parameters = list(facts["imagenet"]["hyperparameters"].values())
+    for row, arguments in zip(said["rows"], parameters, strict=True):
+        pair = f"{row['teacher']}/{row['student']}"
+        assert study.pairs[pair].published.mean == row["teacher_top1"]
+        assert numbers(study.methods["cross_entropy"], pair) == (row["student_top1"], None)
+        for column, value in zip(said["columns"], row["values"], strict=True):
+            assert numbers(study.methods[column], pair) == (None if value is None else (value, None))
+        assert study.methods["wttm"].entry(pair) == [{"wttm": arguments}]
+    jobs = {job.name: job.recipe for job in planned["table5"]}
+    first, second = (jobs[f"imagenet/{pair}/wttm-seed0"] for pair in ("resnet34-resnet18", "resnet50-mobilenet_v1"))
+    assert (first.batch_size, first.optimizer.lr, first.optimizer.weight_decay) == (256, 0.1, 1e-4)
+    assert (second.batch_size, second.optimizer.lr, second.optimizer.weight_decay) == (512, 0.2, 1e-4)
+    assert (first.epochs, first.schedule.milestones) == (100, (30, 60, 90))
+    assert first.teacher.name == "torchvision:resnet34.IMAGENET1K_V1"
+
+
+def test_every_number_of_table_7(studies, facts):
+    study, said = studies["table7"], facts["imagenet"]["table7"]
+    for teacher, row in said["rows"].items():
+        pair = f"{teacher}/{said['student']}"
+        value = dict(zip(said["columns"], row, strict=True))
+        assert study.pairs[pair].published.mean == value.pop("teacher_top1")
+        assert {name: numbers(study.methods[name], pair)[0] for name in value} == value
+        assert numbers(study.methods["cross_entropy"], pair) == (said["student_top1"], None)
+    assert len(study.pairs) == len(said["rows"])
+    assert list(study.methods) == ["cross_entropy", *said["columns"][1:]]
+    parameters = facts["imagenet"]["hyperparameters"]["resnet18 from any resnet"]
+    assert study.methods["wttm"].entry("resnet50/resnet18") == [{"wttm": parameters}]
+
+
+def test_every_number_of_table_13(studies, facts):
+    study, said = studies["table13"], facts["imagenet"]["table13"]
+    ((pair, networks),) = study.pairs.items()
+    assert networks.published.mean == said["teacher_top1"]
+    assert numbers(study.methods["cross_entropy"], pair) == (said["student_top1"], None)
+    assert {name: numbers(study.methods[name], pair)[0] for name in said["values"]} == said["values"]
+    assert list(study.methods) == ["cross_entropy", *said["values"]]
+    recipe = study.recipe
+    assert (recipe.batch_size, recipe.epochs, recipe.clip) == (1024, 300, 5)
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay) == ("adamw", 1e-3, 0.05)
+    assert (recipe.schedule.warmup, recipe.schedule.final * recipe.optimizer.lr) == (20, pytest.approx(1e-5))
+    data = recipe.data
+    assert (data.mixup, data.cutmix, data.random_erasing) == (0.8, 1.0, 0.25)
+    assert (data.randaugment.operations, data.randaugment.magnitude, data.randaugment.magnitude_std) == (2, 9, 0.5)
+
+
+def test_the_figures_runs_are_the_paper_s(studies):
+    entries = {name: [m.entry("resnet56/resnet20") for m in studies[name].methods.values()] for name in studies}
+    kd = {"temperature": 4, "weight": 0.9, "supervised": 0.1}
+    matched = {"gamma": 0.25, "beta": 36}
+    assert entries["figure1"] == [[{"kd": kd}], [{"ttm": matched}], [{"wttm": {**matched, "normalise": "training"}}]]
+    assert [one[0][kind]["supervised"] for one, kind in zip(entries["figure2"], ("ttm", "wttm"), strict=True)] == [0, 0]
+    assert entries["figure3"] == [
+        [{"cross_entropy": {}}],
+        [{"cross_entropy": {"label_smoothing": 0.5}}],
+        [{"kd": {**kd, "temperature": 1}}],
+        [{"kd": kd}],
+    ]
+    kinds = [studies[name].figures for name in ("figure1", "figure2", "figure3")]
+    assert kinds == [("entropy",), ("divergence",), ("histogram",)]

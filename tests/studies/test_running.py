@@ -1,0 +1,353 @@
+"""Studies done for real on the digits: end to end, skipping, failures, several processes, kills."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from tutelage import records, runs
+from tutelage.report import html
+from tutelage.studies import plan, running, schema
+from tutelage.studies.share import share
+
+ROOT = Path(__file__).parents[2]
+QUICK = {"data": "digits", "epochs": 1, "batch_size": 512, "optimizer": {"lr": 0.5}, "device": "cpu", "threads": 1}
+STUDY = {
+    "name": "grid",
+    "protocol": QUICK,
+    "pairs": {"wide/narrow": {"teacher": "mlp:16", "student": "mlp:8"}},
+    "methods": ["cross_entropy", "kd"],
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def without_reports(monkeypatch):
+    """Reports are another room's, and take longer than these runs."""
+    monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
+
+
+@pytest.fixture
+def invoke(monkeypatch, capsys, tmp_path):
+    from tutelage import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tutelage", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return call
+
+
+class Says(runs.Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def do(tmp_path, *, pool=None, seeds=None, only=(), **changes):
+    study = schema.parse({**STUDY, **changes})
+    assignment = plan.assign(study, study, runs=tmp_path, pool=pool, seeds=seeds, methods=only)
+    display = Says()
+    return running.conduct(assignment, command="test", display=display), assignment, display.said
+
+
+def table(assignment):
+    rows = json.loads((assignment.folder / "table.json").read_text())["rows"]
+    return {(row["pair"], row["method"]): row for row in rows}
+
+
+def status(folder):
+    return json.loads((folder / records.MANIFEST).read_text())["status"]
+
+
+def test_a_study_of_one_s_own_from_the_page(invoke, tmp_path):
+    """The example of docs/studies.md as it stands, in fewer epochs."""
+    page = (ROOT / "docs" / "studies.md").read_text()
+    (example,) = re.findall(r"^```yml\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in example.splitlines() if not line.startswith("#")]
+    assert len(lines) <= 10
+    Path("shapes.yaml").write_text(example)
+    typed = ["study", "shapes.yaml", "device=cpu", "threads=1", "--epochs", "2", "--seeds", "1"]
+    code, out, err = invoke(*typed)
+    assert code == 0, err
+    folder = tmp_path / "runs/shapes-2epochs/shapes"
+    assert {path.name for path in folder.iterdir()} >= {"study.json", "table.md", "table.json", "report.html"}
+    rows = json.loads((folder / "table.json").read_text())["rows"]
+    assert [(row["method"], row["n"]) for row in rows] == [("teacher", 1), ("cross_entropy", 1), ("kd", 1), ("wttm", 1)]
+    for method, name in (("kd", "wide-narrow/kd-seed0"), ("cross_entropy", "students/narrow-cross_entropy-seed0")):
+        recorded = runs.Run(folder.parent / name)
+        (value,) = next(row["values"] for row in rows if row["method"] == method)
+        assert value == 100 * recorded.accuracy == 100 * recorded.epochs[-1]["test"]["accuracy"]
+    assert "departs from the study: epochs: 2 instead of 20" in out
+    assert f"{rows[0]['accuracy']:.2f}" in out
+    # Nothing is left to do, and what is there is shown; `report` shows it too.
+    code, out, _ = invoke(*typed)
+    assert code == 0
+    assert "0 of 4 runs to do" in out
+    code, out, _ = invoke("report", "runs/shapes-2epochs/shapes")
+    assert code == 0
+    assert "wide/narrow" in out
+
+
+def test_both_seeds_differ_and_the_teacher_has_its_own(tmp_path, without_reports):
+    failed, assignment, _ = do(tmp_path, seeds=2, only=["kd"])
+    assert failed == {}
+    recorded = {
+        name: runs.Run(tmp_path / "grid" / name).manifest
+        for name in ("teachers/wide-seed100", "wide-narrow/kd-seed0", "wide-narrow/kd-seed1")
+    }
+    seeds = [(one["seeds"]["seed"], one["seeds"]["data_seed"]) for one in recorded.values()]
+    assert seeds == [(100, 100), (0, 0), (1, 1)]
+    teachers = {one["teacher"]["fingerprint"] for one in recorded.values() if one["teacher"]}
+    assert len(teachers) == 1
+    assert table(assignment)["wide/narrow", "teacher"]["n"] == 1
+
+
+def test_finished_runs_are_kept_and_more_are_added(tmp_path, without_reports):
+    do(tmp_path, only=["kd"])
+    folder = tmp_path / "grid/wide-narrow/kd-seed0"
+    before = (folder / records.STUDENT).stat().st_mtime_ns
+    failed, assignment, said = do(tmp_path, seeds=2)
+    assert failed == {}
+    assert said[0].startswith("grid: 3 of 5 runs to do")
+    assert (folder / records.STUDENT).stat().st_mtime_ns == before
+    assert {method: row["n"] for (_, method), row in table(assignment).items()} == {
+        "teacher": 1,
+        "cross_entropy": 2,
+        "kd": 2,
+    }
+    # A narrower command leaves what is there in the table.
+    _, assignment, _ = do(tmp_path, seeds=1, only=["kd"])
+    assert table(assignment)["wide/narrow", "cross_entropy"]["n"] == 2
+
+
+def test_a_teacher_whose_students_are_done_is_not_trained_again(tmp_path, without_reports):
+    do(tmp_path, only=["kd"])
+    shutil.rmtree(tmp_path / "grid/teachers")
+    failed, _, said = do(tmp_path, only=["kd"])
+    assert failed == {}
+    assert said[0].startswith("grid: 0 of 2 runs to do")
+    assert not (tmp_path / "grid/teachers").exists()
+
+
+def test_a_run_that_fails_does_not_stop_the_others(invoke, tmp_path, without_reports):
+    pairs = {
+        "lost/narrow": {"teacher": "mlp:zero", "student": "mlp:8"},
+        "wide/lost": {"teacher": "mlp:16", "student": "mlp:none"},
+        **STUDY["pairs"],
+    }
+    Path("grid.yaml").write_text(yaml.safe_dump({**STUDY, "pairs": pairs}))
+    code, out, err = invoke("study", "grid.yaml")
+    assert code == 1
+    lines = [line.removeprefix("tutelage: ") for line in err.splitlines() if line.startswith("tutelage: ")]
+    assert [line.partition(":")[0] for line in lines] == [
+        "grid/teachers/lost-seed100",
+        "grid/lost-narrow/kd-seed0",
+        "grid/students/lost-cross_entropy-seed0",
+        "grid/wide-lost/kd-seed0",
+    ]
+    assert "mlp:zero" in lines[0]
+    assert lines[1].endswith("its teacher grid/teachers/lost-seed100 is not trained")
+    for name in ("students/narrow-cross_entropy-seed0", "teachers/wide-seed100", "wide-narrow/kd-seed0"):
+        assert status(tmp_path / "runs/grid" / name) == "finished"
+    assert "wide/narrow" in out
+
+
+def test_a_run_of_another_recipe_is_refused_and_in_no_mean(tmp_path, without_reports):
+    do(tmp_path)
+    failed, assignment, _ = do(tmp_path, protocol={**QUICK, "batch_size": 256})
+    assert list(failed) == [
+        "grid/teachers/wide-seed100",
+        "grid/students/narrow-cross_entropy-seed0",
+        "grid/wide-narrow/kd-seed0",
+    ]
+    assert "batch_size was 512, is 256" in failed["grid/wide-narrow/kd-seed0"]
+    assert "type --pool NAME" in failed["grid/wide-narrow/kd-seed0"]
+    assert {row["n"] for row in table(assignment).values()} == {0}
+    failed, assignment, _ = do(tmp_path, protocol={**QUICK, "batch_size": 256}, pool="other")
+    assert failed == {}
+    assert assignment.folder == tmp_path / "other/grid"
+
+
+def test_studies_of_one_pool_share_teachers_and_runs(tmp_path, without_reports):
+    do(tmp_path, pool="shared", only=["kd"])
+    failed, assignment, said = do(tmp_path, pool="shared", name="second", methods={"kd": "kd", "ttm": "ttm"})
+    assert failed == {}
+    assert said[0].startswith("second: 1 of 3 runs to do")
+    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, without_reports):
+    place = tmp_path / "grid/students/narrow-cross_entropy-seed0"
+    place.mkdir(parents=True)
+    with (place / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        failed, assignment, said = do(tmp_path)
+    assert failed == {}
+    assert "grid/students/narrow-cross_entropy-seed0 is going on in another process: left to it" in said
+    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+    assert not (place / records.STUDENT).exists()
+    do(tmp_path)
+    assert status(place) == "finished"
+
+
+def test_a_process_waits_for_a_teacher_that_another_trains(tmp_path, without_reports, monkeypatch):
+    place = tmp_path / "grid/teachers/wide-seed100"
+    place.mkdir(parents=True)
+    with (place / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waited = []
+
+        def sleep(seconds):
+            # The other process ends without having finished: this one takes its run.
+            waited.append((tmp_path / "grid/students/narrow-cross_entropy-seed0" / records.STUDENT).exists())
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(running, "time", SimpleNamespace(sleep=sleep, time=time.time))
+        failed, assignment, _ = do(tmp_path)
+    assert failed == {}
+    assert waited == [True]  # What needs no teacher was done meanwhile.
+    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+
+
+def test_a_dry_run_writes_nothing_and_tells_what_does_not_fit(invoke, tmp_path):
+    pairs = {**STUDY["pairs"], "wide/lost": {"teacher": "mlp:16", "student": "mlp:none"}}
+    Path("grid.yaml").write_text(yaml.safe_dump({**STUDY, "pairs": pairs}))
+    code, out, err = invoke("study", "grid.yaml", "--dry-run", "--pairs", "wide/narrow", "--methods", "kd")
+    assert code == 0, err
+    assert "grid: 2 runs in runs/grid" in out
+    assert "it is trained first" in out
+    code, out, err = invoke("study", "grid.yaml", "--dry-run", "--methods", "kd")
+    assert code == 2
+    assert "tutelage: grid/wide-lost/kd-seed0: " in err
+    assert "grid/wide-narrow/kd-seed0 (dry run" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_method_that_is_not_built_is_said_to_be(invoke, tmp_path, without_reports):
+    method = {"objective": "no_such_preset", "published": {"wide/narrow": {"mean": 71.5, "std": 0.5, "n": 3}}}
+    Path("grid.yaml").write_text(yaml.safe_dump({**STUDY, "methods": {"new": method, "cross_entropy": None}}))
+    code, out, err = invoke("study", "grid.yaml")
+    assert code == 0, err
+    assert "not built" in out
+    code, out, _ = invoke("study", "grid.yaml", "--methods", "new", "--dry-run")
+    assert (code, "new: not built: no_such_preset" in out) == (0, True)
+
+
+def test_studies_are_listed(invoke):
+    for typed in (["study"], ["study", "--list"], ["study", "table1", "--list"]):
+        code, out, _ = invoke(*typed)
+        assert code == 0
+        assert [line.split()[0] for line in out.splitlines()] == schema.names()
+    assert "table1" in out
+
+
+def test_mistakes_are_answered_in_a_line(invoke):
+    for typed, line in (
+        (["study", "tabel1"], "did you mean table1?"),
+        (["study", "table1", "--pairs", "resnet56/resnet2"], "did you mean resnet56/resnet20?"),
+        (["study", "table1", "epocs=3"], "did you mean epochs?"),
+    ):
+        code, _, err = invoke(*typed)
+        assert code == 2
+        (told,) = err.splitlines()
+        assert line in told
+
+
+# Processes of its own
+
+
+EPOCHS = 150
+LONG = {**STUDY, "protocol": {**QUICK, "epochs": EPOCHS}}
+
+
+def wait_for(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def is_free(folder):
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+def epochs_of(folder):
+    return [epoch["epoch"] for epoch in records.read_epochs(folder)]
+
+
+def test_workers_end_with_their_parent_and_their_runs_are_gone_on_with(tmp_path, without_reports):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(LONG))
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "tutelage.cli", "study", "grid.yaml", "--jobs", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pool = tmp_path / "runs/grid"
+    both = [pool / "teachers/wide-seed100", pool / "students/narrow-cross_entropy-seed0"]
+    try:
+        # Each worker is at a run of its own.
+        wait_for(lambda: all(len(epochs_of(folder)) > 1 for folder in both))
+        assert not any(is_free(folder) for folder in both)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    wait_for(lambda: all(is_free(folder) for folder in both))
+    left = len(epochs_of(both[0]))
+    assert left < EPOCHS
+    study = schema.parse(LONG)
+    assignment = plan.assign(study, study, runs=Path("runs"))
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        assert running.conduct(assignment, command="test") == {}
+    finally:
+        os.chdir(before)
+    for folder in both:
+        assert epochs_of(folder) == list(range(1, EPOCHS + 1))
+        assert runs.Run(folder).manifest["resumed"] == 1
+
+
+def test_a_worker_tells_what_failed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = {**STUDY["pairs"], "wide/lost": {"teacher": "mlp:16", "student": "mlp:none"}}
+    Path("grid.yaml").write_text(yaml.safe_dump({**STUDY, "pairs": pairs}))
+    said = []
+    failed = share(["study", "grid.yaml", "--methods", "cross_entropy"], 1, say=said.append)
+    assert list(failed) == ["grid/students/lost-cross_entropy-seed0"]
+    assert all(line.startswith("[1] ") for line in said)
+    assert any("runs to do" in line for line in said)
+    assert status(tmp_path / "runs/grid/students/narrow-cross_entropy-seed0") == "finished"
