@@ -1,4 +1,4 @@
-"""Copy the records of a comparison, its table and a picture of its report into benchmarks/results.
+"""Copy the records of a comparison or of a pool of studies, tables and pictures of reports into benchmarks/results.
 
     python benchmarks/collect.py runs/cifar100-quick
 
@@ -17,20 +17,22 @@ from tutelage import records
 from tutelage.report import table
 from tutelage.report.html import write_report
 
-KEPT = (records.RECIPE, records.MANIFEST, records.METRICS, records.EVALUATION, records.COMPARISON)
+KEPT = (records.RECIPE, records.MANIFEST, records.METRICS, records.EVALUATION, records.COMPARISON, records.STUDY)
+DRAWN = ("table.md", "table.json", "figures.md", "*.svg")
 RESULTS = Path(__file__).parent / "results"
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
 def collect(folder: Path, results: Path = RESULTS) -> Path:
-    """Copy a run's or a comparison's records; return where to."""
+    """Copy the records in a folder; return where to."""
     place = results / folder.name
     for path in sorted(folder.rglob("*")):
-        if path.name in KEPT:
+        if path.name in KEPT or any(path.match(pattern) for pattern in DRAWN):
             copy = place / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    (place / "table.md").write_text(table.markdown(table.rows(place)))
+    if (place / records.COMPARISON).exists():
+        (place / "table.md").write_text(table.markdown(table.rows(place)))
     return place
 
 
@@ -50,5 +52,7 @@ def photograph(folder: Path, picture: Path) -> None:
 
 if __name__ == "__main__":
     kept = collect(Path(sys.argv[1]))
-    photograph(kept, kept / "report.png")
+    studies = [path.parent for path in kept.glob(f"*/{records.STUDY}")]
+    for shown in studies or [kept]:
+        photograph(shown, shown / "report.png")
     print(kept)

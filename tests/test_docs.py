@@ -213,6 +213,9 @@ def test_presets_are_documented_with_their_arguments_and_papers():
 
 TYPED = (
     records.Epoch,
+    records.Study,
+    records.Cell,
+    records.Published,
     records.TrainMeans,
     records.EvaluationMeans,
     records.Evaluation,

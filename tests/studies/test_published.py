@@ -215,7 +215,11 @@ def test_the_figures_runs_are_the_paper_s(studies):
     entries = {name: [m.entry("resnet56/resnet20") for m in studies[name].methods.values()] for name in studies}
     kd = {"temperature": 4, "weight": 0.9, "supervised": 0.1}
     matched = {"gamma": 0.25, "beta": 36}
-    assert entries["figure1"] == [[{"kd": kd}], [{"ttm": matched}], [{"wttm": {**matched, "normalise": "training"}}]]
+    assert entries["figure1"][:3] == [
+        [{"kd": kd}],
+        [{"ttm": matched}],
+        [{"wttm": {**matched, "normalise": "training"}}],
+    ]
     assert [one[0][kind]["supervised"] for one, kind in zip(entries["figure2"], ("ttm", "wttm"), strict=True)] == [0, 0]
     assert entries["figure3"] == [
         [{"cross_entropy": {}}],

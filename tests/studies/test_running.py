@@ -351,3 +351,20 @@ def test_a_worker_tells_what_failed(tmp_path, monkeypatch):
     assert all(line.startswith("[1] ") for line in said)
     assert any("runs to do" in line for line in said)
     assert status(tmp_path / "runs/grid/students/narrow-cross_entropy-seed0") == "finished"
+
+
+def test_a_study_s_figures_are_drawn_and_stand_in_its_report(tmp_path):
+    methods = {
+        "kd": {"kd": {"temperature": 4, "weight": 0.9, "supervised": 0.1}},
+        "ttm": {"ttm": {"gamma": 0.25, "beta": 36}},
+        "wttm": {"wttm": {"gamma": 0.25, "beta": 36, "normalise": "training"}},
+    }
+    failed, assignment, said = do(tmp_path, methods=methods, figures=["entropy"])
+    assert failed == {}
+    assert [text for text in said if text.startswith("figure: ") and text.endswith("entropy.svg")]
+    assert (assignment.folder / "entropy.png").stat().st_size > 10_000
+    sentence = (assignment.folder / "figures.md").read_text()
+    assert "H(q)" in sentence
+    page = (assignment.folder / "report.html").read_text()
+    assert "paper-0" in page
+    assert "Entropy of the student" in page

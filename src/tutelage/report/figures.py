@@ -227,7 +227,7 @@ def _curve(
     """Draw one quantity; ``place`` is a set, ``""`` for what belongs to none, and none for all of one run's."""
     keys = (keys,) if isinstance(keys, str) else keys
     digits = ".2f" if scale == 100 else digits
-    figure = _figure(title, "Epoch", axis)
+    figure = empty(title, "Epoch", axis)
     if subject.comparison:
         place = held_out(subject, keys[0]) if place is None else place
         _draw_entries(figure, subject, (place, *keys) if place else keys, scale, digits)
@@ -413,7 +413,7 @@ def per_class(subject: Subject, found: Sequence[Judged]) -> Panel | None:
 
 def _class_places(found: Sequence[Judged], names: Sequence[str]) -> Panel:
     order = sorted(range(len(names)), key=lambda at: -1.0 if (v := found[0].per_class[at]) is None else v)[::-1]
-    figure = _figure("Accuracy by class", "Class", "Accuracy (%)")
+    figure = empty("Accuracy by class", "Class", "Accuracy (%)")
     for one in found:
         values = [one.per_class[at] for at in order]
         figure.add_scatter(
@@ -439,7 +439,7 @@ def _class_places(found: Sequence[Judged], names: Sequence[str]) -> Panel:
 
 
 def _class_scatter(students: Sequence[Judged], teacher: Judged, names: Sequence[str]) -> Panel:
-    figure = _figure("Accuracy by class", "Teacher accuracy (%)", "Student accuracy (%)")
+    figure = empty("Accuracy by class", "Teacher accuracy (%)", "Student accuracy (%)")
     known = [value for one in (teacher, *students) for value in one.per_class if value is not None]
     low = 100 * min(known)
     _diagonal(figure, low, 100)
@@ -464,7 +464,7 @@ def _class_scatter(students: Sequence[Judged], teacher: Judged, names: Sequence[
 def entropy_histogram(found: Sequence[Judged]) -> Panel | None:
     """How the entropy of the distributions is spread over the samples."""
     found = [one for one in found if sum(one.counts) > 0]
-    figure = _figure("Entropy of the predictions", "Entropy (nats)", "Share of samples (%)")
+    figure = empty("Entropy of the predictions", "Entropy (nats)", "Share of samples (%)")
     for one in found:
         total = sum(one.counts)
         shares = [100 * count / total for count in one.counts]
@@ -502,7 +502,7 @@ def _reach(found: Sequence[Judged]) -> float:
 def reliability(found: Sequence[Judged]) -> Panel | None:
     """Accuracy against confidence, with the expected calibration error in the legend."""
     found = [one for one in found if one.bins]
-    figure = _figure("Reliability", "Confidence (%)", "Accuracy (%)")
+    figure = empty("Reliability", "Confidence (%)", "Accuracy (%)")
     _diagonal(figure, 0, 100)
     for one in found:
         name = inert(one.name) + ("" if one.ece is None else f" (ECE {100 * one.ece:.2f} %)")
@@ -531,7 +531,7 @@ def _diagonal(figure: go.Figure, low: float, high: float) -> None:
     figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=line, showlegend=False, hoverinfo="skip")
 
 
-def _figure(title: str, across: str, up: str) -> go.Figure:
+def empty(title: str, across: str, up: str) -> go.Figure:
     """Return an empty figure in the house's dress: white, thin grid, the system's own font."""
     return go.Figure(
         layout={

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from tutelage import records
 
-from . import study, table
+from . import paper, study, table
 from .figures import Panel, against_teacher, by_epoch, curves_note
 from .reading import Run, Subject, formula, number, read, section, text
 from .table import Row, fixed, percent
@@ -128,7 +128,15 @@ def render_study(folder: Path) -> str:
     whole = Subject(folder=folder, name=found.title, runs=runs, comparison=True)
     done = sum(run.finished for run in runs)
     tested = [row for row in found.rows if row.z is not None]
+    drawn = paper.panels(folder)
     figures = [
+        {
+            "title": "Figures",
+            "note": " ".join(paper.statements(folder)),
+            "panels": [_panel(panel, f"paper-{nth}") for nth, panel in enumerate(drawn)],
+        }
+    ][: len(drawn)]
+    figures += [
         {
             "title": pair,
             "note": curves_note(subject),

@@ -12,8 +12,7 @@ import plotly.graph_objects as go
 
 from tutelage import records
 
-from .figures import Panel, inert
-from .figures import _figure as empty
+from .figures import Panel, empty, inert
 from .paper_print import paint
 from .paper_records import Line, Picture, Plot, Readings, pictures, read_study
 

@@ -12,8 +12,7 @@ from tutelage import records
 
 from .reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
 from .reading import text as string
-from .table import MISSING, Unfinished, fixed, unfinished
-from .table import _plain as plain
+from .table import MISSING, Unfinished, fixed, plain, unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console

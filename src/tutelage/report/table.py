@@ -270,12 +270,12 @@ def _aligned(found: Sequence[Row]) -> list[tuple[str, ...]]:
 
 def markdown(found: Sequence[Row]) -> str:
     """Return the table as GitHub Markdown, with its notes below."""
-    lines = [f"| {' | '.join(map(_plain, line))} |" for line in _aligned(found)]
+    lines = [f"| {' | '.join(map(plain, line))} |" for line in _aligned(found)]
     lines.insert(1, f"|:---|{'---:|' * (len(HEADINGS) - 1)}")
-    return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in notes(found))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {plain(note)}" for note in notes(found))]) + "\n"
 
 
-def _plain(cell: str) -> str:
+def plain(cell: str) -> str:
     """Escape what Markdown and the HTML inside it would act on."""
     for mark in "\\|*_`[]":
         cell = cell.replace(mark, f"\\{mark}")

@@ -92,7 +92,21 @@ class _Conduct:
                     break
                 time.sleep(PATIENCE)
         write(self.assignment, self.others)
+        self._draw()
         return self.failed
+
+    def _draw(self) -> None:
+        """Draw the study's figures from the records, where it has any."""
+        from tutelage.report.paper import draw
+
+        if not self.assignment.study.figures:
+            return
+        try:
+            with alone(self.assignment.folder, wait=True):
+                for path in draw(self.assignment.folder):
+                    self.display.say(f"figure: {path}")
+        except ImportError as error:
+            self.display.say(f"the figures are not drawn: {error}")
 
     def _folder(self, name: str) -> Path:
         return self.assignment.runs / name
