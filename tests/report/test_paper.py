@@ -47,7 +47,7 @@ def write_run(folder, method, seed, *, entropy=None, divergence=0.1, length=LENG
     said = synthetic.manifest(folder.name, objective, terms, seed=seed, status=status)
     said["recipe"]["epochs"] = LENGTH
     synthetic.write(folder / records.MANIFEST, said)
-    epochs = synthetic.epochs(np.random.default_rng(seed), length, 0.7, terms=terms[0])
+    epochs = synthetic.epochs(np.random.default_rng(seed), length, 0.7, terms=terms)
     for epoch in epochs:
         left = 1 - epoch["epoch"] / length
         epoch["train"]["entropy"] = entropy + 0.01 * seed + left
