@@ -1,0 +1,62 @@
+"""Time CRD's scores by one dense product against gathering the bank's rows first, as public code does.
+
+    python benchmarks/bench_crd.py [RESULT.json]
+
+Scores of one side of the loss with their gradient: 64 samples, 1 + 16384 columns, a bank of 50000 rows of 128. Prints both
+medians and the ratio; with a file's name it records them with the machine, the versions and n.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tutelage import losses, manifest
+
+N, BATCH, SAMPLES, COLUMNS, DIMENSION = 5, 64, 50_000, 16_385, 128
+
+
+def dense(embeddings, bank, columns):
+    """One product with the whole bank, then the columns."""
+    return losses.bank_scores(embeddings, bank, columns, temperature=0.07)
+
+
+def gathered(embeddings, bank, columns):
+    """The rows first: ``(batch, columns, dimension)``."""
+    rows = bank.index_select(0, columns.flatten()).view(*columns.shape, -1)
+    return torch.bmm(rows, embeddings[:, :, None])[..., 0] / 0.07
+
+
+def seconds(form, inputs):
+    """Time scores and gradient once, processor time of this process."""
+    began = time.process_time()
+    form(*inputs).sum().backward()
+    return time.process_time() - began
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    embeddings = torch.nn.functional.normalize(torch.randn(BATCH, DIMENSION), dim=1).requires_grad_()
+    bank = torch.nn.functional.normalize(torch.randn(SAMPLES, DIMENSION), dim=1)
+    inputs = embeddings, bank, torch.randint(0, SAMPLES, (BATCH, COLUMNS))
+    forms = {"dense product": dense, "reference: rows gathered first": gathered}
+    torch.testing.assert_close(*(form(*inputs) for form in forms.values()))
+    taken = {name: [] for name in forms}
+    for i in range(N + 1):  # in turn, so that a change of the machine's speed meets both; the first round warms up
+        for name, form in forms.items():
+            value = seconds(form, inputs)
+            if i:
+                taken[name].append(value)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    reference = list(medians.values())[-1]
+    for name, median in medians.items():
+        print(f"{name:<32} {median * 1e3:.0f} ms, {median / reference:.3f} times the reference")
+    if sys.argv[1:]:
+        found = {"n": N, "median_s": medians, "ratio": {name: m / reference for name, m in medians.items()}}
+        machine = {**manifest.version(), "hardware": manifest.hardware(torch.device("cpu"))}
+        record = {**found, **machine, "software": manifest.software()}
+        Path(sys.argv[1]).write_text(json.dumps(record, indent=2) + "\n")
