@@ -368,3 +368,13 @@ def test_a_study_s_figures_are_drawn_and_stand_in_its_report(tmp_path):
     page = (assignment.folder / "report.html").read_text()
     assert "paper-0" in page
     assert "Entropy of the student" in page
+
+
+def test_a_study_of_functions_needs_no_runs(invoke, tmp_path):
+    code, out, err = invoke("study", "figure4")
+    assert code == 0, err
+    assert "0 of 0 runs to do" in out
+    folder = tmp_path / "runs/figures/figure4"
+    assert {"mappings.svg", "mappings.png", "figures.md", "report.html"} <= {path.name for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="pairs: expected"):
+        schema.parse({"name": "x", "figures": ["entropy"]})

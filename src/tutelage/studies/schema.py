@@ -264,6 +264,15 @@ class Study(_Section):
         return Recipe.model_validate({**STAND_IN, **written_out(self.protocol)})
 
 
+class Drawing(Study):
+    """A study of figures that are functions: it needs no runs."""
+
+    pairs: dict[str, Pair] = {}
+    methods: dict[str, MethodField] = {}
+
+
+DRAWN = ["mappings"]
+"""Figures that need no runs."""
 STAND_IN = {"name": "study", "student": "mlp:8"}
 
 
@@ -402,10 +411,11 @@ def parse(value: Mapping[str, Any], *, where: str = "study") -> Study:
     Raises:
         RecipeError: with every fault at once, unknown keys with the nearest known one.
     """
+    kind = Drawing if value.get("figures") == DRAWN and not {"pairs", "methods"} & value.keys() else Study
     try:
-        return Study.model_validate(dict(value))
+        return kind.model_validate(dict(value))
     except ValidationError as error:
-        lines = [line for detail in error.errors(include_url=False) for line in faults.lines(Study, detail)]
+        lines = [line for detail in error.errors(include_url=False) for line in faults.lines(kind, detail)]
         raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
 
 
