@@ -167,7 +167,7 @@ def test_compare_makes_a_table_skips_what_is_done_and_adds_seeds(here, invoke):
 
 def test_list_shows_parameters_and_papers(invoke):
     out = invoke("list", "objectives")[1]
-    assert "wttm(gamma, beta, supervised=1.0)" in out
+    assert "wttm(gamma=0.25, beta=auto, supervised=1.0" in out
     assert "2402.11148" in out
     assert "cifar:resnet8x4" in invoke("list", "models")[1]
     assert "imagefolder:" in invoke("list", "data")[1]

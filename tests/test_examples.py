@@ -69,6 +69,7 @@ def test_own_loop_needs_no_engine(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_example_is_run_here():
+def test_every_example_is_run_here_or_with_the_models():
     here = Path(__file__).read_text()
+    here += (Path(__file__).parent / "models" / "test_efficientnet_lite.py").read_text()
     assert all(f'"{path.name}"' in here for path in EXAMPLES.glob("*.py"))

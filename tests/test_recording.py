@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tutelage import recipes, recording
@@ -61,12 +62,13 @@ def test_stages_have_views_of_their_own(teacher, tmp_path):
 def test_a_recording_goes_on_where_it_stopped(teacher, tmp_path):
     given = wttm(teacher, outputs=str(tmp_path / "outputs"))
     folder = recording.record(given)
-    files = {path: path.read_bytes() for path in folder.glob("epoch-*/*")}
+    files = {path: load_file(path) for path in folder.glob("epoch-*/*")}
     gone, kept = sorted(files)
     gone.unlink()
     changed = kept.stat().st_mtime_ns
     recording.record(given)
-    assert {path: path.read_bytes() for path in folder.glob("epoch-*/*")} == files
+    assert set(folder.glob("epoch-*/*")) == set(files)
+    assert all(torch.equal(load_file(path)[name], tensor) for path in files for name, tensor in files[path].items())
     assert kept.stat().st_mtime_ns == changed
 
 
@@ -84,6 +86,7 @@ def test_epochs_that_were_not_recorded_stop_the_run(teacher, tmp_path):
     recording.record(wttm(teacher, outputs=outputs, epochs=1))
     with pytest.raises(StoreError, match="expected the logits of epoch 2"):
         perform(wttm(teacher, outputs=outputs), tmp_path / "run", verb="distill", command="")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists(), "it is known before the first step"
 
 
 def test_faults(teacher, tmp_path):

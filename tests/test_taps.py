@@ -51,9 +51,13 @@ def carded(network, **places):
     return network
 
 
+def listen(network, name):
+    return Taps(network, [name])(network, torch.randn(2, 4))
+
+
 def test_outputs_and_inputs_are_taken_and_the_answer_is_the_networks():
     network, x = Small(), torch.randn(5, 4)
-    answer, seen = Taps(network, ["first", "head:input", "first"])(x)
+    answer, seen = Taps(network, ["first", "head:input", "first"])(network, x)
     assert torch.equal(answer, network(x))
     assert set(seen) == {"first", "head:input"}
     assert torch.equal(seen["first"], network.first(x))
@@ -63,7 +67,7 @@ def test_outputs_and_inputs_are_taken_and_the_answer_is_the_networks():
 def test_an_activation_in_place_does_not_overwrite_what_was_taken():
     network, x = Small(), torch.randn(50, 4)
     before = copy.deepcopy(network)(x)
-    answer, seen = Taps(network, ["first", "second"])(x)
+    answer, seen = Taps(network, ["first", "second"])(network, x)
     assert (seen["first"] < 0).any()
     assert (seen["second"] < 0).any()
     assert torch.equal(answer, before)
@@ -71,20 +75,20 @@ def test_an_activation_in_place_does_not_overwrite_what_was_taken():
 
 def test_a_module_that_runs_twice_gives_its_last_call():
     network, x = Small(), torch.randn(5, 4)
-    _, seen = Taps(network, ["act"])(x)
+    _, seen = Taps(network, ["act"])(network, x)
     assert torch.equal(seen["act"], network.second(network.first(x).relu()).relu())
 
 
 def test_features_carry_gradients():
     network = Small()
-    _, seen = Taps(network, ["first"])(torch.randn(5, 4))
+    _, seen = Taps(network, ["first"])(network, torch.randn(5, 4))
     seen["first"].sum().backward()
     assert network.first.weight.grad is not None
 
 
 def test_without_names_the_network_is_just_called():
     network, x = Small(), torch.randn(5, 4)
-    answer, seen = Taps(network, [])(x)
+    answer, seen = Taps(network, [])(network, x)
     assert torch.equal(answer, network(x))
     assert seen == {}
     assert network.act.inplace
@@ -94,7 +98,7 @@ def test_nothing_is_kept_of_calls_that_do_not_go_through_the_taps():
     network = Small()
     taps = Taps(network, ["first"])
     network(torch.randn(7, 4))
-    _, seen = taps(torch.randn(5, 4))
+    _, seen = taps(network, torch.randn(5, 4))
     assert len(seen["first"]) == 5
 
 
@@ -112,8 +116,8 @@ def test_the_hooks_go_with_the_taps():
 def test_two_listeners_do_not_hear_each_other():
     network = Small()
     one, two = Taps(network, ["first"]), Taps(network, ["second"])
-    assert set(one(torch.randn(2, 4))[1]) == {"first"}
-    assert set(two(torch.randn(2, 4))[1]) == {"second"}
+    assert set(one(network, torch.randn(2, 4))[1]) == {"first"}
+    assert set(two(network, torch.randn(2, 4))[1]) == {"second"}
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
@@ -155,9 +159,9 @@ def test_a_bare_module_has_no_card():
 
 def test_a_module_that_does_not_run_or_gives_no_tensor_is_named():
     with pytest.raises(ValueError, match="tap unused: expected a submodule that runs"):
-        Taps(Small(), ["unused"])(torch.randn(2, 4))
+        listen(Small(), "unused")
     with pytest.raises(TypeError, match="tap pair: expected a submodule that gives one tensor, got tuple"):
-        Taps(Small(), ["pair"])(torch.randn(2, 4))
+        listen(Small(), "pair")
 
 
 def test_a_survey_gives_shapes_and_leaves_the_network_as_it_was():
@@ -180,3 +184,38 @@ def test_a_survey_refuses_a_feature_that_is_changed_in_place():
 
 def test_a_survey_of_nothing_does_not_call_the_network():
     assert survey(nn.Linear(3, 3), [], torch.empty(0)) == {}
+
+
+def test_a_copy_of_a_network_and_its_listener_hears_for_itself():
+    network = Small()
+    holder = nn.Module()
+    holder.network, holder.taps = network, Taps(network, ["first"])
+    copied = copy.deepcopy(holder)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        copied.network.first.weight.zero_()
+    _, theirs = copied.taps(copied.network, x)
+    _, ours = holder.taps(network, x)
+    assert torch.equal(theirs["first"], copied.network.first.bias.expand(3, -1))
+    assert not torch.equal(ours["first"], theirs["first"])
+
+
+def test_a_network_that_is_listened_to_can_be_saved_whole(tmp_path):
+    network = Small()
+    taps = Taps(network, ["first", "head:input"])
+    torch.save(network, tmp_path / "network.pt")
+    assert taps(network, torch.randn(2, 4))[1].keys() == {"first", "head:input"}
+
+
+def test_another_word_behind_the_colon_is_no_place():
+    with pytest.raises(ValueError, match="tap first:inputs: expected a submodule of Small, got 'first:inputs'"):
+        find(Small(), "first:inputs")
+
+
+def test_a_network_in_place_of_the_first_is_called():
+    """A wrapper that calls the network, such as a compiled one."""
+    network, x = Small(), torch.randn(2, 4)
+    taps = Taps(network, ["first"])
+    answer, seen = taps(nn.Sequential(network, nn.Softmax(-1)), x)
+    assert torch.equal(answer, network(x).softmax(-1))
+    assert torch.equal(seen["first"], network.first(x))

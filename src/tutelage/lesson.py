@@ -70,7 +70,7 @@ class Lesson(nn.Module):
             raise TypeError(
                 f"teacher: expected Outputs, got {type(teacher).__name__}; type Outputs(logits), or ask a FrozenTeacher"
             )
-        answer, features = self._taps(batch.inputs)
+        answer, features = self._taps(self.student, batch.inputs)
         outputs = Outputs(_logits(answer, "student"), features)
         # The features end here: whoever measures a step reads the logits.
         return Taught(self.objective(outputs, teacher, batch, progress, totals), Outputs(outputs.logits))
@@ -97,7 +97,7 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """Return what the network says about a batch."""
-        answer, features = self._taps(batch.inputs)
+        answer, features = self._taps(self.network, batch.inputs)
         return Outputs(_logits(answer, "teacher"), features)
 
 

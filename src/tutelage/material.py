@@ -180,7 +180,7 @@ def _word(teacher: Classifier, split: data.Split) -> torch.Tensor:
     )
 
 
-HOW = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label"}
+HOW = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}
 """Settings of data that do not change a view; which data they are, their fingerprint says."""
 
 
@@ -198,7 +198,12 @@ def outputs_of(recipe: Recipe, material: Material) -> Store:
     splits = material.splits
     settings = {name: value for name, value in asdict(recipe.data).items() if name not in HOW}
     key: dict[str, Any] = {
-        "teacher": models.fingerprint(material.teacher.network),
+        "teacher": {
+            "name": manifest.without_paths(material.teacher.card.name),
+            "fingerprint": models.fingerprint(material.teacher.network),
+            "mean": list(material.teacher.card.mean or ()),
+            "std": list(material.teacher.card.std or ()),
+        },
         "data": splits.fingerprint,
         "views": settings,
         "data_seed": recipe.data_seed,

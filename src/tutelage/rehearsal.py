@@ -83,7 +83,11 @@ def _try(
 
     accelerator = accelerator_on(recipe.device)
     objective = recipe.fits()[stage][0]
-    material = material._replace(student=copy.deepcopy(material.student), teacher=copy.deepcopy(material.teacher))
+    teacher_copy = copy.deepcopy(material.teacher)
+    material = material._replace(
+        student=copy.deepcopy(material.student).to(accelerator.device),
+        teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
+    )
     lesson = Lesson(material.student, objective, context(objective, material))
     taught = material.teacher if objective.needs.teacher else None
     teacher = FrozenTeacher(taught, objective.needs.teacher_taps) if taught is not None else None

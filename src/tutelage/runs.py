@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 import time
 import warnings
@@ -218,6 +219,7 @@ class _Performance:
         self.fits = recipe.fits()
         splits = material.splits
         check_fit(material, [objective for objective, _, _ in self.fits])
+        self.check_outputs()
         self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None
         self.held_out = [
             HeldOut(name, batches, self.ask("teacher", self.teacher.network, batches) if self.teacher else None)
@@ -259,6 +261,17 @@ class _Performance:
     def ask(self, who: str, network: nn.Module, batches: Batches) -> Answers:
         """Ask a network about a held-out set."""
         return answer(network, batches, who=who, **self.how)
+
+    def check_outputs(self) -> None:
+        """Refuse recorded outputs that lack what a later epoch or stage will read."""
+        if self.recipe.outputs is None or self.material.teacher is None:
+            return
+        store, epoch = outputs_of(self.recipe, self.material), 0
+        for objective, settings, _ in self.fits:
+            for _ in range(settings.epochs):
+                if objective.needs.teacher:
+                    store.require(epoch, objective.needs.teacher_taps)
+                epoch += 1
 
     def check_student(self) -> None:
         """Refuse a student, perhaps the caller's own module, whose logits are not for the data's classes."""
@@ -329,6 +342,7 @@ class _Performance:
             "device": self.device.type,
             "torch": torch.__version__,
             "deterministic": self.recipe.deterministic,
+            "teacher": self.answers(),
         }
         epochs = list(records.read_epochs(self.folder)) if saved else []
         if saved:
@@ -506,12 +520,19 @@ FREE = {
 """Keys that may be changed when a run is gone on with: they say how it is done, not what."""
 
 
+WHERE = {"data.source", "data.image", "data.label", "outputs"}
+"""Keys that say where data and outputs lie: what they are is checked by their fingerprints, as the teacher is."""
+
+
 @contextlib.contextmanager
 def set_up(recipe: Recipe) -> Iterator[None]:
     """Set threads and determinism as the recipe says, and put them back: the process may be a notebook's."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         torch.set_num_threads(recipe.threads or threads)
+        if recipe.deterministic:
+            # What torch asks of cuBLAS before its first matrix product.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(recipe.deterministic)
         yield
     finally:
@@ -525,7 +546,9 @@ def _essence(resolved: str) -> dict[str, Any]:
     with contextlib.suppress(RecipeError):
         value = yaml.safe_load(recipes.dump(recipes.parse(Recipe, value)))
     flat = {**value, **{f"data.{key}": inner for key, inner in value.pop("data").items()}}
-    return {key: inner for key, inner in flat.items() if key not in FREE | {"data"}}
+    if isinstance(teacher := flat.get("teacher"), dict) and isinstance(teacher.get("name"), str):
+        flat["teacher"] = {**teacher, "name": Path(teacher["name"]).name}
+    return {key: inner for key, inner in flat.items() if key not in FREE | WHERE | {"data"}}
 
 
 @contextlib.contextmanager

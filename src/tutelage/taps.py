@@ -12,7 +12,8 @@ A tap is written as
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -37,6 +38,44 @@ class Place(NamedTuple):
     input: bool
 
 
+class _Heard:
+    """What hooks have heard during one call; none between calls."""
+
+    def __init__(self) -> None:
+        self.features: dict[str, Tensor] | None = None
+        self.versions: dict[str, int] = {}
+
+    def keep(self, name: str, value: object) -> None:
+        if self.features is None:
+            return
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"tap {name}: expected a submodule that gives one tensor, got {type(value).__name__}; "
+                "name a submodule inside it or after it"
+            )
+        self.features[name] = value
+        # Counts how often a tensor was written to; tensors of inference mode do not count.
+        self.versions[name] = 0 if value.is_inference() else value._version
+
+
+@dataclass(frozen=True)
+class _Hook:
+    """A hook as a value: a copy of a network with its listener hears for the copied listener."""
+
+    heard: _Heard
+    name: str
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        self.heard.keep(self.name, output)
+
+
+class _InputHook(_Hook):
+    """A hook on a submodule's first input."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        self.heard.keep(self.name, args[0] if args else None)
+
+
 class Taps:
     """A network's named features, recorded while it is called through this object.
 
@@ -52,67 +91,38 @@ class Taps:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        self._network = network
         self._names = tuple(dict.fromkeys(names))
-        self._seen: dict[str, Tensor] | None = None
+        self.heard = _Heard()
         handles = []
-        listener = weakref.ref(self)
         for name in self._names:
             place = find(network, name)
             if place.input:
-                handles.append(place.module.register_forward_pre_hook(_before(listener, name)))
+                handles.append(place.module.register_forward_pre_hook(_InputHook(self.heard, name)))
             else:
-                handles.append(place.module.register_forward_hook(_after(listener, name)))
+                handles.append(place.module.register_forward_hook(_Hook(self.heard, name)))
         if self._names:
             for module in network.modules():
                 if getattr(module, "inplace", False) is True:
                     setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
         weakref.finalize(self, _remove, handles)
 
-    def __call__(self, inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        """Call the network; return its answer and the features by tap."""
+    def __call__(self, network: nn.Module, inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """Call the network, or one that calls it in turn; return the answer and the features by tap."""
         if not self._names:
-            return self._network(inputs), {}
-        self._seen = {}
+            return network(inputs), {}
+        self.heard.features = {}
         try:
-            answer = self._network(inputs)
-            seen = self._seen
+            answer = network(inputs)
+            features = self.heard.features
         finally:
-            self._seen = None
+            self.heard.features = None
         for name in self._names:
-            if name not in seen:
+            if name not in features:
                 raise ValueError(
                     f"tap {name}: expected a submodule that runs in the network's forward pass, got one that does not; "
                     "name another, such as the module that contains it"
                 )
-        return answer, seen
-
-    def keep(self, name: str, value: object) -> None:
-        """Keep a feature, while the network is called through this object."""
-        if self._seen is None:
-            return
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"tap {name}: expected a submodule that gives one tensor, got {type(value).__name__}; "
-                "name a submodule inside it or after it"
-            )
-        self._seen[name] = value
-
-
-def _after(listener: weakref.ref[Taps], name: str) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if (taps := listener()) is not None:
-            taps.keep(name, output)
-
-    return hook
-
-
-def _before(listener: weakref.ref[Taps], name: str) -> Callable[[nn.Module, Any], None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        if (taps := listener()) is not None:
-            taps.keep(name, args[0] if args else None)
-
-    return hook
+        return answer, features
 
 
 def _remove(handles: Sequence[Any]) -> None:
@@ -132,7 +142,8 @@ def find(network: nn.Module, name: str) -> Place:
     """
     card = getattr(network, "card", None)
     path = _on_card(card, name) if name.startswith(CARD) else name
-    path, side, _ = path.partition(INPUT)
+    side = path.endswith(INPUT)
+    path = path.removesuffix(INPUT)
     modules = dict(getattr(network, "network", network).named_modules()) if card else dict(network.named_modules())
     if not path or path not in modules:
         near = get_close_matches(path, [n for n in modules if n], n=SHOWN, cutoff=0.4)
@@ -141,7 +152,7 @@ def find(network: nn.Module, name: str) -> Place:
             f"tap {name}: expected a submodule of {getattr(card, 'name', type(network).__name__)}, got {path!r}; "
             f"type for example {', '.join(some) if some else 'another network: it has no submodules'}"
         )
-    return Place(modules[path], bool(side))
+    return Place(modules[path], side)
 
 
 def _on_card(card: Any, name: str) -> str:
@@ -188,29 +199,17 @@ def survey(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str
         return {}
     modes = {module: module.training for module in network.modules()}
     network.eval()
+    device = next((p.device for p in network.parameters()), inputs.device)
     try:
-        taps = _Watching(network, names)
-        _, seen = taps(inputs)
+        taps = Taps(network, names)
+        _, seen = taps(network, inputs.to(device))
     finally:
         for module, mode in modes.items():
             module.training = mode
     for name, value in seen.items():
-        if value._version != taps.versions[name]:
+        if value._version != taps.heard.versions[name]:
             raise ValueError(
                 f"tap {name}: expected a feature that stays as it is, got one that the network changes in place "
                 "afterwards; name the submodule that contains it, or the next one"
             )
     return {name: tuple(value.shape[1:]) for name, value in seen.items()}
-
-
-class _Watching(Taps):
-    """Taps that remember how often each tensor had been written to when it was taken."""
-
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        self.versions: dict[str, int] = {}
-        super().__init__(network, names)
-
-    def keep(self, name: str, value: object) -> None:
-        super().keep(name, value)
-        if isinstance(value, Tensor):
-            self.versions[name] = value._version

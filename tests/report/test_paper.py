@@ -31,6 +31,8 @@ OBJECTIVES = {
     "kd": part("kd", {"ce": 0.1, "kd": 0.9}, temperature=4, weight=0.9, supervised=0.1),
     "ttm": part("ttm", {"ce": 1.0, "ttm": 36.0}, gamma=0.25, beta=36.0, supervised=1.0),
     "wttm": part("wttm", {"ce": 1.0, "wttm": 3.0}, gamma=0.25, beta=3.0, supervised=1.0),
+    "ttm-small": part("ttm", {"ce": 0.1, "ttm": 3.6}, gamma=0.25, beta=3.6, supervised=0.1),
+    "wttm-small": part("wttm", {"ce": 0.1, "wttm": 0.4}, gamma=0.25, beta=0.4, supervised=0.1),
     "ttm-alone": part("ttm", {"ttm": 36.0}, gamma=0.25, beta=36.0, supervised=0.0),
     "wttm-alone": part("wttm", {"wttm": 3.0}, gamma=0.25, beta=3.0, supervised=0.0),
     "wttm-sharp": part("wttm", {"wttm": 3.0}, gamma=0.5, beta=3.0, supervised=0.0),
@@ -516,3 +518,14 @@ def test_without_matplotlib_the_extra_is_named_and_the_rest_works(tmp_path, monk
         paper.draw(tmp_path)
     assert len(paper.panels(tmp_path)) == 2
     assert paper.statements(tmp_path)
+
+
+def test_each_scale_of_figure_1_is_judged_apart(tmp_path):
+    """The published study has TTM and WTTM at two scales of the loss."""
+    options = {"ttm-small": {"entropy": 0.1}, "wttm-small": {"entropy": 0.15}}
+    write_study(tmp_path, ["entropy"], ("kd", "ttm", "wttm", "ttm-small", "wttm-small"), options=options)
+    (said,) = paper.statements(tmp_path)
+    assert "With cross-entropy at 1: The paper's order KD < TTM <= WTTM appears." in said
+    assert (
+        "With cross-entropy at 0.1: The paper's order KD < TTM <= WTTM does not appear: KD < TTM does not hold" in said
+    )

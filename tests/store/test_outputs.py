@@ -119,10 +119,17 @@ def test_a_damaged_chunk_is_refused_and_named(tmp_path, where):
         said(store, [0])
 
 
-def test_a_chunk_of_another_feature_is_refused(tmp_path):
-    store, *_ = written(tmp_path, taps=("a b", "a-b"))
+def test_taps_of_like_names_lie_apart(tmp_path):
+    names = ("a b", "a-b", "a_b", "logits.x", "epoch")
+    store = Store(tmp_path, KEY, samples=2)
+    store.begin()
+    store.write(0, range(2), torch.zeros(2, 3), {name: torch.full((2, 1), float(k)) for k, name in enumerate(names)})
+    answer = said(store, [1], taps=names)
+    assert [float(answer.taps[name]) for name in names] == [0, 1, 2, 3, 4]
+    first, second = sorted(tmp_path.glob("epoch-0000/*tap.a-b*"))[:2]
+    second.write_bytes(first.read_bytes())
     with pytest.raises(StoreError, match="got another content"):
-        said(store, [0], taps=("a b",))
+        said(store, [0], taps=names)
 
 
 def test_a_value_beyond_float16_is_refused_and_nan_is_kept(tmp_path):

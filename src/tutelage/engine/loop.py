@@ -95,8 +95,12 @@ def fit(
     fitting = _Fit(lesson, teacher, batches, settings, accelerator, held_out, keep, stage, to_beat)
     if resume is not None:
         fitting.restore(resume)
-    while fitting.epoch < settings.epochs:
-        yield fitting.run_epoch()
+    try:
+        while fitting.epoch < settings.epochs:
+            yield fitting.run_epoch()
+    finally:
+        # The one accelerator of the process would keep the lesson and its optimizer.
+        accelerator.free_memory()
 
 
 class _Fit:
@@ -408,7 +412,12 @@ class _Fit:
         for name, tensor in _under("optimizer.", tensors).items():
             i, key = name.split(".", 1)
             moments.setdefault(int(i), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": state["optimizer"]["groups"]})
+        # How the optimizer is done belongs to the device, which may be another than the checkpoint's.
+        groups = [
+            {**saved_group, "fused": own.get("fused")}
+            for saved_group, own in zip(state["optimizer"]["groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
                 # Fused optimizers want a moment in its parameter's memory layout; a checkpoint's are contiguous.

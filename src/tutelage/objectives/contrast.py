@@ -64,8 +64,9 @@ class Contrast:
 class BoundContrast(nn.Module):
     """A bound `Contrast`: what it learns of a step it takes over when the step is settled.
 
-    Rows of the banks are replaced at the first of these: `settle`, the next call, the saving of its state. In a loop of
-    one's own, nothing needs to be done. Rows that are not finite are left as they were.
+    Rows of the banks are replaced at the first of these: `settle`, the next call in training mode, the saving of its
+    state. In a loop of one's own, a loss must have been through ``backward`` by then: its gradient needs the rows as
+    they were. Rows that are not finite are left as they were.
 
     With several processes each has the whole of both banks, and all of them take over what each has seen: the banks
     stay equal without being sent.
@@ -97,7 +98,8 @@ class BoundContrast(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         """Return the loss of each sample, ``(batch,)``."""
-        self._settle_all()
+        if self.training:
+            self._settle_all()
         asked = self._description
         together = self.training and _processes() > 1
         if together and not self._alike:

@@ -162,8 +162,14 @@ def automatic_weight_from_recipe(value: Any, *, argument: str) -> Weight | Autom
 
 
 def automatic_from_recipe(value: Any) -> Automatic | None:
-    """Read ``auto`` from a recipe; none where it is something else."""
-    return AUTO if isinstance(value, str) and value == "auto" else value if isinstance(value, Automatic) else None
+    """Read ``auto`` from a recipe; none where it is something else.
+
+    Raises:
+        ValueError: a multiple of what would be found, which a recipe writes as the objective's scale.
+    """
+    if isinstance(value, Automatic) and value.factor != 1:
+        raise ValueError(f"expected auto, got {value}; type {value.factor:g} * the whole objective instead")
+    return AUTO if value == "auto" or isinstance(value, Automatic) else None
 
 
 def _check_sign(weight: Weight, *, argument: str) -> None:

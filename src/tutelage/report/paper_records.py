@@ -477,23 +477,44 @@ def _chosen(found: Sequence[Last], kind: str, *, supervised: bool, temperature: 
 
 
 def _entropy_order(readings: Readings, pair: str, found: Sequence[Last]) -> str:
-    """Say whether KD < TTM <= WTTM at the last epoch."""
+    """Say whether KD < TTM <= WTTM at the last epoch; apart for each weight that TTM gives to the labels."""
+    weights: dict[float, list[Last]] = {}
+    others = []
+    for one in found:
+        weight = None
+        if one.method.kind in ("ttm", "wttm"):
+            weight = _argument(readings.of(pair, one.method.name), one.method.kind, "supervised")
+        if weight is None:
+            others.append(one)
+        else:
+            weights.setdefault(weight, []).append(one)
+    said = _ends(found, "H(q)")
+    if len(weights) < 2:
+        return f"{said} {_order_of(readings, pair, found)}"
+    each = [
+        f"With cross-entropy at {weight:g}: " + _order_of(readings, pair, [*others, *weights[weight]])
+        for weight in sorted(weights, reverse=True)
+        if weight
+    ]
+    return " ".join([said, *each])
+
+
+def _order_of(readings: Readings, pair: str, found: Sequence[Last]) -> str:
     order = "KD < TTM <= WTTM"
     ttm = _chosen(found, "ttm", supervised=True)
     gamma = None if isinstance(ttm, str) else _argument(readings.of(pair, ttm.method.name), "ttm", "gamma")
     kd = _chosen(found, "kd", supervised=True, temperature=1 / gamma if gamma else None)
     wttm = _chosen(found, "wttm", supervised=True)
-    said = _ends(found, "H(q)")
     if isinstance(kd, str) or isinstance(ttm, str) or isinstance(wttm, str):
         why = ", ".join(one for one in (kd, ttm, wttm) if isinstance(one, str))
-        return f"{said} The paper's order {order} cannot be judged: {why}."
+        return f"The paper's order {order} cannot be judged: {why}."
     if len({one.line.x[-1] for one in (kd, ttm, wttm)}) > 1:
-        return f"{said} The paper's order {order} cannot be judged: they were trained for different numbers of epochs."
+        return f"The paper's order {order} cannot be judged: they were trained for different numbers of epochs."
     first, second = kd.line.y[-1] < ttm.line.y[-1], ttm.line.y[-1] <= wttm.line.y[-1]
     if first and second:
-        return f"{said} The paper's order {order} appears."
+        return f"The paper's order {order} appears."
     holds = f"KD < TTM {'holds' if first else 'does not hold'}, TTM <= WTTM {'holds' if second else 'does not hold'}"
-    return f"{said} The paper's order {order} does not appear: {holds}."
+    return f"The paper's order {order} does not appear: {holds}."
 
 
 def _divergence_order(readings: Readings, pair: str, found: Sequence[Last]) -> str:

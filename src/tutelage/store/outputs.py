@@ -90,6 +90,17 @@ class Store:
             if not all(self._path(epoch, start, what).exists() for what in (LOGITS, *taps)):
                 yield range(start, min(start + self.rows, self.samples))
 
+    def require(self, epoch: int, taps: Sequence[str] = ()) -> None:
+        """Refuse an epoch that is not there as a whole.
+
+        Raises:
+            StoreError: naming what is missing.
+        """
+        for what in (LOGITS, *taps):
+            for start in range(0, self.samples, self.rows):
+                if not self._path(epoch, start, what).exists():
+                    raise self._missing(epoch, start, what)
+
     def write(self, epoch: int, chunk: range, logits: Tensor, taps: Mapping[str, Tensor]) -> None:
         """Write one chunk.
 
@@ -129,10 +140,7 @@ class Store:
     def _read(self, epoch: int, start: int, what: str) -> dict[str, Tensor]:
         path = self._path(epoch, start, what)
         if not path.exists():
-            raise StoreError(
-                f"outputs: expected the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}, got "
-                "none; record them with `tutelage record` and the run's recipe"
-            )
+            raise self._missing(epoch, start, what)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
@@ -143,6 +151,12 @@ class Store:
             raise self._torn(path)
         return tensors
 
+    def _missing(self, epoch: int, start: int, what: str) -> StoreError:
+        return StoreError(
+            f"outputs: expected the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}, got "
+            "none; record them with `tutelage record` and the run's recipe"
+        )
+
     def _torn(self, path: Path) -> StoreError:
         return StoreError(
             f"outputs: expected the chunk that was written, got another content in {path.parent.name}/{path.name}; "
@@ -150,7 +164,11 @@ class Store:
         )
 
     def _path(self, epoch: int, start: int, what: str) -> Path:
-        name = re.sub(r"[^A-Za-z0-9.-]+", "-", what)
+        name = LOGITS
+        if what != LOGITS:
+            # Readable, and different for every tap.
+            digest = hashlib.blake2b(what.encode(), digest_size=4).hexdigest()
+            name = f"tap.{re.sub(r'[^A-Za-z0-9.-]+', '-', what)}-{digest}"
         return self.folder / f"epoch-{epoch:04d}" / f"{start:09d}.{name}.safetensors"
 
 
@@ -160,7 +178,7 @@ class Recorded:
     Args:
         store: of its outputs.
         taps: features that its answers carry.
-        device: where its answers go.
+        device: where its answers go; an epoch's outputs are moved there as a whole, so that a step waits for nothing.
     """
 
     def __init__(self, store: Store, taps: tuple[str, ...] = (), *, device: torch.device | str = "cpu") -> None:
@@ -173,7 +191,10 @@ class Recorded:
         Raises:
             StoreError: they were not recorded, or what lies there is damaged.
         """
-        self._said = {what: self._store.read(epoch, what) for what in (LOGITS, *self._taps)}
+        self._said = {
+            what: {name: tensor.to(self._device) for name, tensor in self._store.read(epoch, what).items()}
+            for what in (LOGITS, *self._taps)
+        }
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return what was recorded of the batch's views.
@@ -185,10 +206,9 @@ class Recorded:
             raise StoreError(
                 "outputs: expected an epoch whose views are answered for, got none; call open(epoch) first"
             )
-        index = batch.index.cpu()
+        index = batch.index.to(self._device)
         said = {what: tensors["values"][index].float() for what, tensors in self._said.items()}
-        logits = said.pop(LOGITS) + self._said[LOGITS]["mean"][index]
-        return Outputs(logits.to(self._device), {name: value.to(self._device) for name, value in said.items()})
+        return Outputs(said.pop(LOGITS) + self._said[LOGITS]["mean"][index], said)
 
 
 def _half(what: str, values: Tensor) -> Tensor:
