@@ -141,7 +141,7 @@ def study(
     if dry_run:
         _rehearse_study(assignment, trust)
         return
-    for departure in assignment.departures if worker is None else ():
+    for departure in _departures(assignment) if worker is None else ():
         typer.echo(f"departs from the study: {departure}")
     if worker is not None:
         from tutelage import records
@@ -152,6 +152,11 @@ def study(
         records.write_json(worker, failed)
         return
     if jobs > 1:
+        from tutelage import data
+
+        # What is wrong with all runs is told once, before there are workers.
+        studies.jobs(assignment)
+        data.open_data(assignment.study.recipe.data)
         failed = studies.share(sys.argv[1:], jobs, say=typer.echo)
     else:
         with _screen() as screen:
@@ -360,7 +365,7 @@ def _rehearse_study(assignment: Assignment, trust: bool | frozenset[str]) -> Non
     from tutelage import studies
 
     typer.echo(f"{assignment.study.name}: {len(studies.jobs(assignment))} runs in {assignment.runs / assignment.pool}")
-    for departure in assignment.departures:
+    for departure in _departures(assignment):
         typer.echo(f"departs from the study: {departure}")
     for method, why in assignment.missing.items():
         if method in assignment.methods:
@@ -376,8 +381,19 @@ def _rehearse_study(assignment: Assignment, trust: bool | frozenset[str]) -> Non
         _fail("\n".join(wrong), USER)
 
 
+def _departures(assignment: Assignment) -> list[str]:
+    from tutelage.studies import plan
+
+    return plan.departures(assignment, plan.cells(assignment))
+
+
 def _command() -> str:
-    return shlex.join(["tutelage", *sys.argv[1:]])
+    """The command as it was typed: which worker of several does its part is no part of it."""
+    typed = list(sys.argv[1:])
+    if "--worker" in typed:
+        place = typed.index("--worker")
+        del typed[place : place + 2]
+    return shlex.join(["tutelage", *typed])
 
 
 def _screen() -> Any:

@@ -175,10 +175,18 @@ def test_stages_and_weights_in_epochs_are_scaled(tmp_path):
     weight = {"schedule": "warm_up", "value": 0.9, "epochs": 60}
     method = {
         "objective": {"kd": {"weight": weight}},
-        "settings": {"stages": [{"epochs": 120, "schedule": MULTISTEP}, {"objective": "cross_entropy"}]},
+        "settings": {
+            "stages": [{"epochs": 120, "schedule": MULTISTEP}, {"objective": {"cross_entropy": {"weight": weight}}}]
+        },
     }
-    given = study(methods={"kd": method})
-    job = jobs(assign(given, given, runs=tmp_path, epochs=24))[1]
+    train = {"model": "mlp:16", "objective": {"cross_entropy": {"weight": weight}}}
+    given = study(methods={"kd": method}, pairs={"a/b": {"teacher": {"train": train}, "student": "mlp:8"}})
+    assignment = assign(given, given, runs=tmp_path, epochs=24)
+    teacher, job, *_ = jobs(assignment)
+    assert teacher.recipe.objective.to_recipe()[0]["cross_entropy"]["weight"]["epochs"] == 6
+    (tried,) = rehearsals(assignment)
+    assert tried.training("x").objective == teacher.recipe.objective
+    assert job.recipe.stages[1].objective.to_recipe()[0]["cross_entropy"]["weight"]["epochs"] == 6
     assert job.recipe.stages[0].epochs == 12
     assert job.recipe.stages[0].schedule.milestones == (15, 18, 21)
     assert job.recipe.stages[1].epochs is None
@@ -220,11 +228,55 @@ def test_departures_are_told(tmp_path):
     assert overridden(tmp_path).departures == ()
     assert overridden(tmp_path, "threads=1", pairs=["wide/slim"]).departures == ()
     given = overridden(tmp_path, "data.source=hf:/home/someone/cifar", "optimizer.lr=0.2", seeds=3)
-    assert given.departures == (
+    assert given.departures == ("data.source: hf:cifar instead of digits", "optimizer.lr: 0.2 instead of 0.1")
+    assert plan.departures(given, cells(given)) == [
         "seeds: 3 instead of 2 (cross_entropy, kd)",
         "seeds: 3 instead of 1 (ttm)",
-        "data.source: hf:cifar instead of digits",
-        "optimizer.lr: 0.2 instead of 0.1",
+        *given.departures,
+    ]
+
+
+def test_stages_make_other_runs(tmp_path):
+    given = overridden(tmp_path, "stages=[{epochs: 3}, {objective: cross_entropy}]")
+    assert given.pool != "grid"
+    assert given.departures == ('stages: [{"epochs": 3}, {"objective": "cross_entropy"}] instead of []',)
+    assert overridden(tmp_path, "stages=[]").departures == ()
+
+
+def test_the_departures_are_those_of_the_table_and_not_of_the_last_command(tmp_path):
+    many = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=5)
+    for job in jobs(many)[1:]:
+        there(many, job)
+    # A study of two runs, done as the study says; but five are there of one pair.
+    assignment = assigned(tmp_path, methods=["kd", "ttm"])
+    record = plan.record(assignment, cells(assignment))
+    assert record["departures"] == ["seeds: 5 instead of 2 (kd of wide/slim)"]
+    assignment = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
+    assert plan.record(assignment, cells(assignment))["departures"] == ["seeds: 5 instead of 2"]
+
+
+def test_epochs_are_told_once(tmp_path):
+    twice = overridden(tmp_path, "epochs=120", epochs=8)
+    assert twice.departures == (
+        "epochs: 8 instead of 240; the learning rate decays after 10, 12, 14 instead of 150, 180, 210",
+    )
+    there_and_back = overridden(tmp_path, "epochs=120", epochs=240)
+    assert there_and_back.departures == ("the learning rate decays after 300, 360, 420 instead of 150, 180, 210",)
+    other = overridden(tmp_path, "schedule={name: cosine, warmup: 6}", epochs=120)
+    assert other.departures[0] == "epochs: 120 instead of 240; warm-up 3.0 instead of 0.0"
+    assert "schedule.milestones: none instead of [150, 180, 210]" in other.departures
+
+
+def test_a_section_that_was_empty_is_no_departure_of_its_own(tmp_path):
+    given = overridden(tmp_path, "pairs.wide/narrow.settings.optimizer.lr=0.01", "methods.kd.kd.temperature=2")
+    assert given.departures == (
+        "pairs.wide/narrow.settings.optimizer.lr: 0.01 instead of none",
+        "methods.kd.objective.kd.temperature: 2 instead of none",
+    )
+    # An objective without arguments is one all the same.
+    assert overridden(tmp_path, "methods.kd=ttm").departures == (
+        "methods.kd.objective.kd: none instead of {}",
+        "methods.kd.objective.ttm: {} instead of none",
     )
 
 

@@ -196,6 +196,50 @@ def test_a_run_of_another_recipe_is_refused_and_in_no_mean(tmp_path, without_rep
     assert assignment.folder == tmp_path / "other/grid"
 
 
+def test_students_of_two_teachers_are_in_no_mean_together(tmp_path, without_reports):
+    do(tmp_path, only=["kd"])
+    do(tmp_path, pool="second", only=["kd"], teacher_seed=7)
+    failed, _, _ = do(tmp_path, only=["kd"], seeds=2)
+    assert failed == {}  # What is in the teacher's folder is what the run's manifest says.
+    there = tmp_path / "grid/teachers/wide-seed100"
+    shutil.copy(tmp_path / "second/teachers/wide-seed7" / records.STUDENT, there / records.STUDENT)
+    failed, assignment, _ = do(tmp_path, only=["kd"], seeds=3)
+    assert list(failed) == ["grid/wide-narrow/kd-seed0", "grid/wide-narrow/kd-seed1"]
+    assert "the teacher's fingerprint was " in failed["grid/wide-narrow/kd-seed0"]
+    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+
+
+def test_data_of_a_pair_s_own_are_checked_too(tmp_path, without_reports):
+    pair = {**STUDY["pairs"]["wide/narrow"], "settings": {"data": {"validation": 0.1}}}
+    failed, assignment, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"])
+    assert failed == {}
+    path = tmp_path / "grid/wide-narrow/kd-seed0" / records.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["data"]["fingerprint"] = "f" * 16
+    path.write_text(json.dumps(manifest))
+    failed, assignment, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"])
+    assert list(failed) == ["grid/wide-narrow/kd-seed0"]
+    assert "the data's fingerprint was ffffffffffffffff" in failed["grid/wide-narrow/kd-seed0"]
+    assert table(assignment)["wide/narrow", "kd"]["n"] == 0
+
+
+def test_a_run_is_shown_only_under_pairs_that_plan_it(tmp_path, without_reports):
+    pairs = {
+        "wide/narrow": STUDY["pairs"]["wide/narrow"],
+        "wider/narrow": {"teacher": "mlp:32", "student": "mlp:8", "settings": {"optimizer": {"lr": 0.1}}},
+        "slim/narrow": {"teacher": "mlp:4", "student": "mlp:8"},
+    }
+    study = schema.parse({**STUDY, "pairs": pairs})
+    assignment = plan.assign(study, study, runs=tmp_path, pairs=["wide/narrow"], methods=["cross_entropy"])
+    assert running.conduct(assignment, command="test") == {}
+    rows = table(assignment)
+    assert {pair: rows[pair, "cross_entropy"]["n"] for pair in pairs} == {
+        "wide/narrow": 1,
+        "wider/narrow": 0,
+        "slim/narrow": 1,
+    }
+
+
 def test_studies_of_one_pool_share_teachers_and_runs(tmp_path, without_reports):
     do(tmp_path, pool="shared", only=["kd"])
     failed, assignment, said = do(tmp_path, pool="shared", name="second", methods={"kd": "kd", "ttm": "ttm"})
@@ -350,7 +394,19 @@ def test_a_worker_tells_what_failed(tmp_path, monkeypatch):
     assert list(failed) == ["grid/students/lost-cross_entropy-seed0"]
     assert all(line.startswith("[1] ") for line in said)
     assert any("runs to do" in line for line in said)
-    assert status(tmp_path / "runs/grid/students/narrow-cross_entropy-seed0") == "finished"
+    done = tmp_path / "runs/grid/students/narrow-cross_entropy-seed0"
+    assert status(done) == "finished"
+    command = json.loads((done / records.MANIFEST).read_text())["command"]
+    assert command == "tutelage study grid.yaml --methods cross_entropy"
+
+
+def test_data_that_are_not_there_are_the_user_s_mistake_with_workers_too(invoke, tmp_path):
+    Path("grid.yaml").write_text(yaml.safe_dump(STUDY))
+    code, out, err = invoke("study", "grid.yaml", "data.source=imagefolder:nowhere", "--jobs", "2")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "nowhere" in line
+    assert "[1]" not in out
 
 
 def test_a_study_s_figures_are_drawn_and_stand_in_its_report(tmp_path):

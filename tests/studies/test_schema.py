@@ -122,6 +122,18 @@ def test_every_fault_is_told_at_once():
             {"figures": ["entropi"]},
             "figures.0: expected one of entropy, divergence, histogram, mappings, got 'entropi'",
         ),
+        (
+            {"pairs": {"a/b": {"teacher": "mlp:16", "student": "mlp:8", "settings": {"seed": 3}}}},
+            "pairs.a/b.settings.seed: expected none here, got 3; type seed=... of the protocol",
+        ),
+        (
+            {"methods": {"kd": {"objective": "kd", "settings": {"data_seed": 3}}}},
+            "methods.kd.settings.data_seed: expected none here, got 3; type data_seed=... of the protocol",
+        ),
+        (
+            {"methods": {"kd": {"objective": "kd", "published": {"wide/narrow": 0.725}}}},
+            "methods.kd.published.wide/narrow.mean: expected percent, got 0.725; type 100 * 0.725, 72.5",
+        ),
         ({"name": "teachers"}, "name: expected a name other than teachers and students, got 'teachers'"),
         ({"name": "a/b"}, "name: expected a folder's name"),
         ({"pairs": {}}, "pairs: expected a mapping of TEACHER/STUDENT to the two networks, got {}"),
@@ -202,6 +214,77 @@ def test_overrides_reach_the_protocol_and_the_study(tmp_path):
     assert given.methods["kd"].objective_for("wide/narrow") != plain.methods["kd"].objective_for("wide/narrow")
     with pytest.raises(RecipeError, match=r"protocol\.epocs: expected a known key, got 'epocs'; did you mean epochs\?"):
         read(str(path), ["epocs=3"])
+
+
+SECOND = {"wttm": {"gamma": 0.5, "beta": 1, "supervised": 0}}
+LONG = {
+    **SMALL,
+    "pairs": {**SMALL["pairs"], "wide/slim": {"teacher": "mlp:16", "student": "mlp:4"}},
+    "methods": {
+        "kd": {"objective": "kd", "published": {"wide/narrow": 71}},
+        "both": ["kd", SECOND],
+        "wttm": {
+            "objective": {"wttm": {"gamma": 0.5, "beta": 1, "supervised": 1}},
+            "pairs": {"wide/slim": {"wttm": {"gamma": 0.3, "beta": 2}}},
+        },
+    },
+}
+
+
+@pytest.fixture
+def long(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(LONG, sort_keys=False))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "method", "expected"),
+    [
+        ("methods.kd.kd.temperature=2", "kd", [{"kd": {"temperature": 2}}]),
+        ("methods.kd.objective.kd.temperature=2", "kd", [{"kd": {"temperature": 2}}]),
+        ("methods.both.objective.kd.weight=2", "both", [{"kd": {"weight": 2}}, SECOND]),
+        ("methods.both.kd.weight=2", "both", [{"kd": {"weight": 2}}, SECOND]),
+        ("methods.kd=ttm", "kd", [{"ttm": {}}]),
+        ("methods.wttm.wttm.supervised=2", "wttm", [{"wttm": {"gamma": 0.5, "beta": 1, "supervised": 2}}]),
+        ("methods.new.kd.weight=2", "new", [{"kd": {"weight": 2}}]),
+    ],
+)
+def test_an_argument_is_overridden_in_either_form_of_a_method(long, typed, method, expected):
+    _, given = read(long, [typed])
+    assert given.methods[method].entry("wide/narrow") == expected
+    assert given.methods["kd"].published.keys() == ({"wide/narrow"} if typed != "methods.kd=ttm" else set())
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "methods.wttm.objective.wttm.gamma=0.25",
+        "methods.wttm.wttm.gamma=0.25",
+        "methods.wttm.objective.wttm={gamma: 0.25, beta: 1, supervised: 1}",
+    ],
+)
+def test_an_override_that_a_pair_does_not_heed_is_refused(long, typed):
+    with pytest.raises(RecipeError) as error:
+        read(long, [typed])
+    assert str(error.value) == (
+        f"{long}: methods.wttm.objective.wttm.gamma: expected none where a pair has its own, got 0.25, and wide/slim "
+        "has 0.3; type methods.wttm.pairs.wide/slim.wttm.gamma=0.25, and the like for other pairs"
+    )
+
+
+def test_an_argument_of_a_pair_is_overridden_there(long):
+    _, given = read(long, ["methods.wttm.pairs.wide/slim.wttm.gamma=0.25"])
+    gammas = [given.methods["wttm"].entry(pair)[0]["wttm"]["gamma"] for pair in given.pairs]
+    assert gammas == [0.5, 0.25]
+    # Without values of the pairs' own there is nothing that does not heed it.
+    _, given = read(long, ["methods.wttm.pairs={}", "methods.wttm.wttm.gamma=0.25"])
+    assert given.methods["wttm"].entry("wide/slim")[0]["wttm"]["gamma"] == 0.25
+
+
+def test_a_study_without_runs_has_nothing_to_override():
+    with pytest.raises(RecipeError, match=r"got epochs=3: it needs no runs, so there is nothing to override; type"):
+        read("figure4", ["epochs=3"])
 
 
 def test_a_study_that_is_not_there_is_answered_with_the_nearest():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutelage import manifest, recipes, records, runs
+from tutelage import manifest, models, objectives, recipes, records, runs
 from tutelage.engine import Constant, Cosine, MultiStep, Step
+from tutelage.objectives import Objective
 from tutelage.recipes import Network, Recipe, RecipeError
 from tutelage.studies.schema import FOLDER, STAND_IN, TEACHER, Method, Pair, Study, merged, slug, unknown
 
@@ -50,16 +53,19 @@ class Assignment:
 
     Attributes:
         study: with what was overridden.
+        plain: as it is written.
         runs: the folder of all runs.
         pool: the folder in it that this study's runs lie in.
         pairs: those to do.
         methods: those to do.
         seeds: runs of each method; none for as many as the study says.
         epochs: of the protocol, where they are others than the study's; schedules are scaled with them.
-        departures: how this differs from the study as it is written, a line each.
+        departures: how its runs differ from those of the study as it is written, a line each; `departures` adds how
+            many there are.
     """
 
     study: Study
+    plain: Study
     runs: Path
     pool: str
     pairs: tuple[str, ...]
@@ -132,11 +138,11 @@ def assign(
         )
     if found:
         raise RecipeError("\n".join(found))
-    before, now = identity(plain), identity(given)
-    changed = {key: (before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)}
+    changed = _changed(identity(plain), identity(given))
     scaled = epochs if epochs != given.recipe.epochs else None
     assignment = Assignment(
         study=given,
+        plain=plain,
         runs=runs,
         pool=pool or (given.pool or given.name) + _suffix({k: v for k, (_, v) in changed.items()}, scaled),
         pairs=tuple(name for name in given.pairs if name in pairs or not pairs),
@@ -144,18 +150,29 @@ def assign(
         seeds=seeds,
         epochs=scaled,
     )
-    said = [
-        f"{key.removeprefix('protocol.')}: {_shown(new)} instead of {_shown(old)}"
-        for key, (old, new) in changed.items()
-    ]
-    return replace(assignment, departures=(*_fewer(plain, assignment), *said))
+    return replace(assignment, departures=tuple(_otherwise(assignment)))
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what two studies' runs are made of where it differs: each key's two values."""
+
+    def filled(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether an empty section of one has keys in the other, which say it all."""
+        return one.get(key) == {} and key not in other and any(inner.startswith(f"{key}.") for inner in other)
+
+    return {
+        key: (before.get(key), now.get(key))
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and not filled(key, before, now) and not filled(key, now, before)
+    }
 
 
 def identity(study: Study) -> dict[str, Any]:
     """Return all that a study's runs are made of, by dotted keys; what says how they are done is left out."""
     protocol = study.recipe.model_dump(mode="json", exclude={*STAND_IN, "teacher", "objective", "stages"})
     whole = {
-        "protocol": protocol,
+        # Stages as they are written: what they do not say is the protocol's.
+        "protocol": {**protocol, "stages": study.protocol.get("stages") or []},
         "teacher_seed": study.teacher_seed,
         "pairs": {name: pair.model_dump(mode="json", exclude={"published"}) for name, pair in study.pairs.items()},
         "methods": {
@@ -188,31 +205,63 @@ def _suffix(changed: Mapping[str, Any], epochs: int | None) -> str:
     return named + (f"-{mark}" if mark else "")
 
 
-def _fewer(plain: Study, assignment: Assignment) -> Iterator[str]:
-    """Say of epochs and runs how they differ from those of the study."""
-    study, recipe = assignment.study, assignment.study.recipe
+SCALED = {
+    "protocol.epochs": "epochs:",
+    "protocol.schedule.milestones": "the learning rate decays after",
+    "protocol.schedule.every": "the learning rate decays every",
+    "protocol.schedule.warmup": "warm-up",
+}
+"""What ``--epochs`` changes of a protocol."""
+
+
+def _otherwise(assignment: Assignment) -> Iterator[str]:
+    """Say how the runs differ from those of the study as it is written, each key once."""
+    before, now = identity(assignment.plain), identity(assignment.study)
+    told: dict[str, tuple[Any, Any]] = {}
     if assignment.epochs:
-        short = scaled(recipe, assignment.factor)
-        yield f"epochs: {short.epochs} instead of {recipe.epochs}" + "".join(
-            f"; {what} {_shown(new)} instead of {_shown(old)}"
-            for what, old, new in (
-                ("the learning rate decays after", *(getattr(r.schedule, "milestones", None) for r in (recipe, short))),
-                ("the learning rate decays every", *(getattr(r.schedule, "every", None) for r in (recipe, short))),
-                ("warm-up", recipe.schedule.warmup, short.schedule.warmup),
-            )
-            if old != new
-        )
-    other = {name: (runs_of(plain, name), runs_of(study, name, assignment.seeds)) for name in assignment.methods}
-    for old, new in dict.fromkeys(counts for counts in other.values() if counts[0] != counts[1]):
-        concerned = [name for name, counts in other.items() if counts == (old, new)]
-        of = "" if len(concerned) == len(other) else f" ({', '.join(concerned)})"
-        yield f"seeds: {new} instead of {old}{of}"
+        recipe = scaled(assignment.study.recipe, assignment.factor).model_dump(mode="json")
+        short = dict(flat({"protocol": {key: recipe[key] for key in ("epochs", "schedule")}}))
+        now |= {key: value for key, value in short.items() if key in now}
+        told = {key: pair for key, pair in _changed(before, now).items() if key in SCALED and None not in pair}
+    if told:
+        yield "; ".join(f"{SCALED[key]} {_listed(new)} instead of {_listed(old)}" for key, (old, new) in told.items())
+    for key, (old, new) in _changed(before, now).items():
+        if key not in told:
+            yield f"{key.removeprefix('protocol.')}: {_shown(new)} instead of {_shown(old)}"
+
+
+def departures(assignment: Assignment, shown: Sequence[Job]) -> list[str]:
+    """Say how a table departs from the study as it is written, a line each.
+
+    Args:
+        assignment: what is asked for.
+        shown: the runs that the table is of, whichever command they were asked for by.
+    """
+    counts = Counter((job.method, job.pair) for job in shown)
+    other = {place: (number, runs_of(assignment.plain, place[0])) for place, number in counts.items()}
+    lines = []
+    for new, old in dict.fromkeys(both for both in other.values() if both[0] != both[1]):
+        concerned = [place for place, both in other.items() if both == (new, old)]
+        of = "" if len(concerned) == len(other) else f" ({', '.join(_places(concerned, list(other)))})"
+        lines.append(f"seeds: {new} instead of {old}{of}")
+    return [*lines, *assignment.departures]
+
+
+def _places(concerned: Sequence[tuple[str, str]], every: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Name methods, and those of their pairs that are concerned where not all are."""
+    for method in dict.fromkeys(method for method, _ in concerned):
+        pairs, known = ([pair for one, pair in places if one == method] for places in (concerned, every))
+        yield method if pairs == known else f"{method} of {' and '.join(pairs)}"
 
 
 def runs_of(study: Study, method: str, asked: int | None = None) -> int:
     """Return how many runs of a method there are to be."""
     known = study.methods.get(method)
     return asked or (known and known.seeds) or study.seeds
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else _shown(value)
 
 
 def _shown(value: Any) -> str:
@@ -304,12 +353,11 @@ def _recipe(
     assignment: Assignment, pair: str, networks: Pair, name: str, method: Method, teacher: Job | None
 ) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
-    objective = _scaled_weights(method.entry(pair), assignment.factor)
     value = {
         **merged(assignment.study.protocol, networks.settings, method.settings),
         "name": f"{assignment.pool}/x",
         "student": networks.student,
-        "objective": objective,
+        "objective": method.entry(pair),
     }
     recipe = recipes.parse(Recipe, value, where=f"{assignment.study.name}: {pair}, {name}")
     taught = any(one.needs.teacher for one, _, _ in recipe.fits())
@@ -338,9 +386,13 @@ def rehearsed(assignment: Assignment, job: Job) -> Recipe:
         return job.recipe
     trained = assignment.study.pairs[job.pair].training(assignment.study.teacher_seed)
     assert trained is not None
-    epochs = {} if trained.train.epochs is None else {"epochs": _epochs(trained.train.epochs, assignment.factor)}
+    train, factor = trained.train, assignment.factor
+    short = {
+        "epochs": train.epochs and _epochs(train.epochs, factor),
+        "objective": train.objective and _objective(train.objective, factor),
+    }
     return job.recipe.model_copy(
-        update={"teacher": trained.model_copy(update={"train": trained.train.model_copy(update=epochs)})}
+        update={"teacher": trained.model_copy(update={"train": train.model_copy(update=short)})}
     )
 
 
@@ -348,7 +400,9 @@ def rehearsed(assignment: Assignment, job: Job) -> Recipe:
 
 
 def scaled(recipe: Recipe, factor: float) -> Recipe:
-    """Return a recipe with its epochs times a factor, and decays and warm-ups of the learning rate with them.
+    """Return a recipe with its epochs times a factor, and with them decays and warm-ups of the learning rate.
+
+    Warm-ups of an objective's weights are scaled too.
 
     Example:
         >>> long = Recipe(name="x", student="mlp:8", epochs=240, schedule={"name": "multistep"})
@@ -362,11 +416,16 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
             update={
                 "epochs": stage.epochs and _epochs(stage.epochs, factor),
                 "schedule": stage.schedule and _schedule(stage.schedule, factor),
+                "objective": stage.objective and _objective(stage.objective, factor),
             }
         )
         for stage in recipe.stages
     )
-    changes = {"epochs": _epochs(recipe.epochs, factor), "schedule": _schedule(recipe.schedule, factor)}
+    changes = {
+        "epochs": _epochs(recipe.epochs, factor),
+        "schedule": _schedule(recipe.schedule, factor),
+        "objective": _objective(recipe.objective, factor),
+    }
     return recipe.model_copy(update={**changes, "stages": stages})
 
 
@@ -380,6 +439,10 @@ def _schedule(schedule: Constant | Step | MultiStep | Cosine, factor: float) -> 
         # Decays that come together multiply; a milestone is named once, so those that fall on one epoch are one.
         return replace(short, milestones=tuple(sorted({_epochs(m, factor) for m in short.milestones})))
     return replace(short, every=_epochs(short.every, factor)) if isinstance(short, Step) else short
+
+
+def _objective(objective: Objective, factor: float) -> Objective:
+    return objective if factor == 1 else objectives.from_recipe(_scaled_weights(objective.to_recipe(), factor))
 
 
 def _scaled_weights(objective: Any, factor: float) -> Any:
@@ -403,7 +466,7 @@ def differences(assignment: Assignment, job: Job, *, fingerprint: str | None = N
     Args:
         assignment: what the job is of.
         job: what is planned.
-        fingerprint: of the protocol's data, where they are the job's.
+        fingerprint: of the job's data as they are now; none where it is not known.
     """
     folder = assignment.runs / job.name
     if not (folder / records.RECIPE).exists():
@@ -417,7 +480,25 @@ def differences(assignment: Assignment, job: Job, *, fingerprint: str | None = N
     data = recorded.get("data", {}).get("fingerprint")
     if fingerprint and data and data != fingerprint:
         found.append(f"the data's fingerprint was {data}, is {fingerprint}")
+    taught = (recorded.get("teacher") or {}).get("fingerprint")
+    teacher = _teachers_weights(job.recipe)
+    if taught and teacher and taught != teacher:
+        found.append(f"the teacher's fingerprint was {taught}, is {teacher}")
     return found
+
+
+def _teachers_weights(recipe: Recipe) -> str | None:
+    """Return the fingerprint of a recipe's teacher as it is now; none where it is no run's folder, or not there."""
+    if not isinstance(recipe.teacher, Network) or recipe.teacher.weights is not None:
+        return None
+    path = Path(recipe.teacher.name) / records.STUDENT
+    return _fingerprint(path.resolve(), path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@functools.lru_cache(maxsize=256)
+def _fingerprint(path: Path, written: int) -> str:
+    """Return the fingerprint of a file's weights, read once for as long as the file is as it was."""
+    return models.fingerprint(models.read(path))
 
 
 def _essence(recipe: Recipe, *, taught: bool) -> dict[str, Any]:
@@ -429,7 +510,7 @@ def _essence(recipe: Recipe, *, taught: bool) -> dict[str, Any]:
 
 
 def record(assignment: Assignment, shown: Sequence[Job]) -> records.Study:
-    """Return what ``study.json`` says."""
+    """Return what ``study.json`` says; the runs shown are those that its table is of."""
     study = assignment.study
 
     def place(name: str) -> str:
@@ -464,7 +545,7 @@ def record(assignment: Assignment, shown: Sequence[Job]) -> records.Study:
             if value
         ],
         "figures": list(study.figures),
-        "departures": list(assignment.departures),
+        "departures": departures(assignment, shown),
         "missing": assignment.missing,
         "notes": list(study.notes),
     }

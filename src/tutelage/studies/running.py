@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tutelage import data, recording, records
-from tutelage.data import Splits
-from tutelage.recipes import RecipeError
+from tutelage.data import DataSettings
 from tutelage.runs import BusyError, Display, Silent, alone, finished, perform, steps_of
 from tutelage.studies.plan import Assignment, Job, cells, differences, jobs, record
 from tutelage.studies.schema import TEACHER
@@ -54,22 +53,25 @@ class _Conduct:
         self.assignment, self.command, self.display, self.trust_code = assignment, command, display, trust_code
         self.began = time.time()
         self.failed: dict[str, str] = {}
-        self.left = jobs(assignment)
-        self.splits = data.open_data(assignment.study.recipe.data)
-        self.others = strangers(assignment, [*self.left, *cells(assignment)], self.splits)
+        self.asked = jobs(assignment)
+        self.left = self.asked
+        own = assignment.study.recipe.data
+        self.splits = data.open_data(own)
+        self.fingerprint = _Fingerprints({own: self.splits.fingerprint})
+        self.others = strangers(assignment, self.asked, self.fingerprint)
 
     def go(self) -> dict[str, str]:
         """Do every run that is left, then return what failed."""
-        asked, self.left = self.left, [job for job in self.left if not self._settled(job)]
+        self.left = [job for job in self.asked if not self._settled(job)]
         # A teacher whose students are all done has no one to teach.
         wanted = {job.needs for job in self.left}
         self.left = [job for job in self.left if job.method != TEACHER or job.name in wanted]
         self.display.say(
-            f"{self.assignment.study.name}: {len(self.left)} of {len(asked)} runs to do, "
+            f"{self.assignment.study.name}: {len(self.left)} of {len(self.asked)} runs to do, "
             f"in {self.assignment.runs / self.assignment.pool}"
         )
         self.display.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
-        write(self.assignment, self.others)
+        self._write()
         busy: set[str] = set()
         while self.left:
             before, blocked = len(self.left), False
@@ -91,9 +93,18 @@ class _Conduct:
                 if not blocked:
                     break
                 time.sleep(PATIENCE)
-        write(self.assignment, self.others)
+        self._write()
+        for job in self.asked:
+            # A run that was finished may be another teacher's by now: it is in no mean, and that is told.
+            if why := self.others.get((job.pair, job.name)):
+                self._fail(job, why)
         self._draw()
         return self.failed
+
+    def _write(self) -> None:
+        """Write the records anew; whose runs the folders hold is looked at anew too, as a teacher may be another."""
+        self.others = strangers(self.assignment, [*self.asked, *cells(self.assignment)], self.fingerprint)
+        write(self.assignment, self.others)
 
     def _draw(self) -> None:
         """Draw the study's figures from the records, where it has any."""
@@ -113,8 +124,8 @@ class _Conduct:
 
     def _settled(self, job: Job) -> bool:
         """Whether nothing is to be done for a job: it is finished, or cannot be done."""
-        if job.name in self.others:
-            self._fail(job, self.others[job.name])
+        if why := self.others.get((job.pair, job.name)):
+            self._fail(job, why)
         elif job.needs in self.failed:
             self._fail(job, f"its teacher {job.needs} is not trained")
         elif why := self._failed_elsewhere(job):
@@ -148,7 +159,7 @@ class _Conduct:
             # Another process may have finished it since it was looked at.
             if not finished(self._folder(job.name)):
                 self._fail(job, str(error) or type(error).__name__)
-        write(self.assignment, self.others)
+        self._write()
 
     def _taps(self, job: Job) -> list[str]:
         """The features that any run left reads of what is recorded in the same place: the teacher is asked once."""
@@ -161,30 +172,55 @@ class _Conduct:
             self.display.say(f"failed: {job.name}: {why}")
 
 
-def strangers(assignment: Assignment, planned: list[Job], splits: Splits) -> dict[str, str]:
-    """Return the runs whose folders hold others than are planned, and what to do about it."""
+Strangers = Mapping[tuple[str, str], str]
+"""By pair and run, for pairs with settings of their own may share a folder: why a run is not the one planned."""
+
+
+class _Fingerprints:
+    """Fingerprints of data, by their settings; each is opened once, and only where it is asked for."""
+
+    def __init__(self, known: Mapping[DataSettings, str | None]) -> None:
+        self._known = dict(known)
+
+    def __call__(self, settings: DataSettings) -> str | None:
+        if settings not in self._known:
+            self._known[settings] = data.open_data(settings).fingerprint
+        return self._known[settings]
+
+
+def strangers(
+    assignment: Assignment, planned: list[Job], fingerprint: Callable[[DataSettings], str | None]
+) -> dict[tuple[str, str], str]:
+    """Return the runs whose folders hold others than are planned, and what to do about it.
+
+    Args:
+        assignment: what is asked for.
+        planned: the runs to look at.
+        fingerprint: tells that of data; asked only where a run is there.
+    """
     found = {}
-    own = assignment.study.recipe.data
-    for job in planned:
-        fingerprint = splits.fingerprint if job.recipe.data == own else None
+    for job in {(job.pair, job.name): job for job in planned}.values():
+        folder = assignment.runs / job.name
+        if not (folder / records.RECIPE).exists():
+            continue
         try:
-            differs = differences(assignment, job, fingerprint=fingerprint)
-        except RecipeError as error:
+            differs = differences(assignment, job, fingerprint=fingerprint(job.recipe.data))
+        except (ValueError, OSError, ImportError) as error:
             differs = [str(error)]
         if differs:
-            found[job.name] = (
-                f"expected the run that the study plans, got another in {assignment.runs / job.name} "
+            found[job.pair, job.name] = (
+                f"expected the run that the study plans, got another in {folder} "
                 f"({'; '.join(differs)}); type --pool NAME for new runs, or remove the folder"
             )
     return found
 
 
-def write(assignment: Assignment, others: Mapping[str, str]) -> Path:
+def write(assignment: Assignment, others: Strangers) -> Path:
     """Write a study's records, table and report from the runs as they are now.
 
     Args:
         assignment: what is asked for.
-        others: runs that are not the study's, though their folders have its names.
+        others: runs that are not the study's, though their folders have its names; by pair and name.
 
     Returns:
         The path of the report.
@@ -194,7 +230,7 @@ def write(assignment: Assignment, others: Mapping[str, str]) -> Path:
 
     folder = assignment.folder
     folder.mkdir(parents=True, exist_ok=True)
-    shown = [job for job in cells(assignment) if job.name not in others]
+    shown = [job for job in cells(assignment) if (job.pair, job.name) not in others]
     with alone(folder, wait=True):
         records.write_json(folder / records.STUDY, record(assignment, shown))
         write_tables(folder)

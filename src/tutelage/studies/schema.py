@@ -31,6 +31,8 @@ ELSEWHERE = {
     "objective": "type methods.NAME.objective=...",
 }
 """Keys of a recipe that a study says in another place."""
+SEEDS = ("seed", "data_seed")
+"""Keys that differ from run to run, so that the protocol alone says them: the first run's."""
 SHARED = ("teachers", "students")
 """Folders of a pool that hold what several pairs have in common."""
 
@@ -51,6 +53,13 @@ class Value(_Section):
     mean: float
     std: float | None = Field(None, ge=0)
     n: int | None = Field(None, ge=1)
+
+    @field_validator("mean")
+    @classmethod
+    def _mean_is_in_percent(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError(f"expected percent, got {value}; type 100 * {value}, {100 * value:g}")
+        return value
 
 
 def _value(given: Any) -> Any:
@@ -89,7 +98,7 @@ class Pair(_Section):
             train = Training.model_validate({"model": self.teacher})
         else:
             return None
-        own = {key: seed for key in ("seed", "data_seed") if getattr(train, key) is None}
+        own = {key: seed for key in SEEDS if getattr(train, key) is None}
         return TrainedTeacher(train=train.model_copy(update=own))
 
 
@@ -115,6 +124,11 @@ class Method(_Section):
     settings: dict[str, Any] = {}
     seeds: int | None = Field(None, ge=1)
     published: dict[str, ValueField] = {}
+
+    @field_validator("objective")
+    @classmethod
+    def _objective_is_written_out(cls, value: Any) -> Any:
+        return _written_out(value)
 
     @property
     def missing(self) -> list[str]:
@@ -397,6 +411,11 @@ def faults_of(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = 
         for key, instead in ELSEWHERE.items()
         if key in settings
     ]
+    lines += [
+        f"{key}: expected none here, got {faults.shown(settings[key])}; type {key}=... of the protocol"
+        for key in SEEDS
+        if protocol is not None and key in settings
+    ]
     own = {key: value for key, value in settings.items() if key not in ELSEWHERE}
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, own)})
@@ -424,23 +443,77 @@ def read(given: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
 
     Args:
         given: the name or the path.
-        overrides: ``key=value``. A key that is not a study's own is one of its protocol: ``data.source=...``.
+        overrides: ``key=value``. A key that is not a study's own is one of its protocol: ``data.source=...``; and
+            ``methods.NAME.PRESET...`` is short for ``methods.NAME.objective.PRESET...``.
 
     Returns:
         The study as it is written, and with the overrides.
 
     Raises:
-        RecipeError: there is no such study, or something in it is wrong.
+        RecipeError: there is no such study, something in it is wrong, or an override would change no run.
     """
     path = find(given)
     value = recipes.read(path)
     plain = parse(value, where=str(given))
     if not overrides:
         return plain, plain
-    own = set(Study.model_fields)
-    typed = [text if re.split("[.=]", text)[0] in own else f"protocol.{text}" for text in overrides]
-    long = {**value, "protocol": written_out(value.get("protocol") or {}), "methods": methods_by_name(value["methods"])}
-    return plain, parse(recipes.override(long, typed), where=str(given))
+    if isinstance(plain, Drawing):
+        raise RecipeError(
+            f"{given}: expected no override, got {overrides[0]}: it needs no runs, so there is nothing to override; "
+            f"type tutelage study {given}"
+        )
+    methods = {name: _long(one) for name, one in methods_by_name(value["methods"]).items()}
+    long = {**value, "protocol": written_out(value.get("protocol") or {}), "methods": methods}
+    changed = parse(recipes.override(long, [_typed(text, methods) for text in overrides]), where=str(given))
+    _refuse_idle(plain, changed, str(given))
+    return plain, changed
+
+
+def _long(method: Any) -> dict[str, Any]:
+    """Write a method in its long form."""
+    return dict(_method(method))
+
+
+def _typed(text: str, methods: Iterable[str]) -> str:
+    """Write an override with the whole path of its key."""
+    key, equals, value = text.partition("=")
+    first, *rest = key.split(".")
+    if first not in Study.model_fields:
+        return f"protocol.{text}"
+    if first == "methods" and len(rest) > 1 and rest[0] in methods and rest[1] not in Method.model_fields:
+        key = ".".join([first, rest[0], "objective", *rest[1:]])
+    return key + equals + value
+
+
+def _refuse_idle(plain: Study, changed: Study, where: str) -> None:
+    """Refuse overrides of arguments of a method that a pair has its own values of: they would change no run of it.
+
+    Raises:
+        RecipeError: there are such.
+    """
+    found = []
+    for name, method in changed.methods.items():
+        before, now = _arguments(plain.methods.get(name, method).objective), _arguments(method.objective)
+        told = set()
+        for pair, presets in method.pairs.items():
+            for preset, argument in ((preset, key) for preset, own in presets.items() for key in own):
+                old, new = (one.get(preset, {}).get(argument) for one in (before, now))
+                if old != new and (preset, argument) not in told:
+                    told.add((preset, argument))
+                    found.append(
+                        f"{where}: methods.{name}.objective.{preset}.{argument}: expected none where a pair has its "
+                        f"own, got {faults.shown(new)}, and {pair} has {faults.shown(presets[preset][argument])}; "
+                        f"type methods.{name}.pairs.{pair}.{preset}.{argument}={faults.shown(new)}, "
+                        "and the like for other pairs"
+                    )
+    if found:
+        raise RecipeError("\n".join(found))
+
+
+def _arguments(objective: Any) -> dict[str, dict[str, Any]]:
+    """The arguments of each preset of an objective."""
+    entries = [one for one in map(_written_out, _entries(objective)) if isinstance(one, Mapping)]
+    return {str(key): dict(value) for one in entries for key, value in one.items() if isinstance(value, Mapping)}
 
 
 def find(given: str) -> Path:
