@@ -2,8 +2,8 @@
 
     python benchmarks/bench_crd.py [RESULT.json]
 
-Scores of one side of the loss with their gradient: 64 samples, 1 + 16384 columns, a bank of 50000 rows of 128. Prints both
-medians and the ratio; with a file's name it records them with the machine, the versions and n.
+Scores of one side of the loss with their gradient: 64 samples, 1 + 16384 columns, a bank of 50000 rows of 128. Prints
+both medians and the ratio; with a file's name it records them with the machine, the versions and n.
 """
 
 import json
