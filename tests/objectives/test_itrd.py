@@ -45,7 +45,7 @@ def survey_features(student, inputs):
     from tutelage.taps import Taps
 
     with torch.no_grad():
-        return Taps(student, [TAP])(inputs)[1][TAP]
+        return Taps(student, [TAP])(student, inputs)[1][TAP]
 
 
 def test_it_adds_to_another_objective_and_reads_as_a_recipe():

@@ -29,7 +29,7 @@ def lesson_of(objective, student, teacher):
 
 def features(network, inputs):
     with torch.no_grad():
-        return Taps(network, (FIRST, SECOND, LAST))(inputs)[1]
+        return Taps(network, (FIRST, SECOND, LAST))(network, inputs)[1]
 
 
 def test_blocks_are_mimicked_and_the_last_is_made_again():
