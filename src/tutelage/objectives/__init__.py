@@ -1,19 +1,20 @@
 """Objectives: what a student learns from, as immutable descriptions."""
 
+from tutelage.objectives.naming import PRESETS as PRESETS
+from tutelage.objectives.naming import Names as Names
+from tutelage.objectives.naming import Preset as Preset
+from tutelage.objectives.naming import from_recipe as from_recipe
+from tutelage.objectives.naming import is_built_in as is_built_in
+from tutelage.objectives.naming import preset as preset
 from tutelage.objectives.objective import BoundObjective as BoundObjective
 from tutelage.objectives.objective import Objective as Objective
 from tutelage.objectives.objective import Part as Part
 from tutelage.objectives.objective import count as count
-from tutelage.objectives.presets import PRESETS as PRESETS
-from tutelage.objectives.presets import Preset as Preset
 from tutelage.objectives.presets import confidence_penalty as confidence_penalty
 from tutelage.objectives.presets import crd as crd
 from tutelage.objectives.presets import cross_entropy as cross_entropy
-from tutelage.objectives.presets import from_recipe as from_recipe
-from tutelage.objectives.presets import is_built_in as is_built_in
 from tutelage.objectives.presets import itrd as itrd
 from tutelage.objectives.presets import kd as kd
-from tutelage.objectives.presets import preset as preset
 from tutelage.objectives.presets import renyi_penalty as renyi_penalty
 from tutelage.objectives.presets import transformed_matching as transformed_matching
 from tutelage.objectives.presets import ttm as ttm

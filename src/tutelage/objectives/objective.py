@@ -326,4 +326,4 @@ def _module(term: Any) -> nn.Module:
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: weight_to_recipe(value) for name, value in arguments.items()}
+    return {name: list(v) if isinstance(v, tuple) else weight_to_recipe(v) for name, v in arguments.items()}
