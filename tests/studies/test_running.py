@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from tutelage import records, runs
 from tutelage.report import html
@@ -206,6 +207,20 @@ def test_students_of_two_teachers_are_in_no_mean_together(tmp_path, without_repo
     failed, assignment, _ = do(tmp_path, only=["kd"], seeds=3)
     assert list(failed) == ["grid/wide-narrow/kd-seed0", "grid/wide-narrow/kd-seed1"]
     assert "the teacher's fingerprint was " in failed["grid/wide-narrow/kd-seed0"]
+    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+
+
+def test_a_teacher_of_half_precision_is_the_one_that_its_students_had(tmp_path, without_reports):
+    do(tmp_path, only=["kd"])
+    there = tmp_path / "grid/teachers/wide-seed100"
+    state = {name: value.half() for name, value in load_file(there / records.STUDENT).items()}
+    half = tmp_path / "half"
+    shutil.copytree(there, half)
+    save_file(state, half / records.STUDENT)
+    pair = {**STUDY["pairs"]["wide/narrow"], "teacher": str(half)}
+    for _ in range(2):
+        failed, assignment, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"], pool="of-half")
+        assert failed == {}
     assert table(assignment)["wide/narrow", "kd"]["n"] == 1
 
 

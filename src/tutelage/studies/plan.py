@@ -497,8 +497,14 @@ def _teachers_weights(recipe: Recipe) -> str | None:
 
 @functools.lru_cache(maxsize=256)
 def _fingerprint(path: Path, written: int) -> str:
-    """Return the fingerprint of a file's weights, read once for as long as the file is as it was."""
-    return models.fingerprint(models.read(path))
+    """Return the fingerprint of a network with a file's weights; a file is read once for as long as it is as it was.
+
+    A network holds in float32 what a file rounds to half precision.
+    """
+    state = models.read(path)
+    return models.fingerprint(
+        {k: v.float() if v.is_floating_point() and v.itemsize < 4 else v for k, v in state.items()}
+    )
 
 
 def _essence(recipe: Recipe, *, taught: bool) -> dict[str, Any]:
