@@ -42,6 +42,7 @@ def epoch(number, *, test=0.5, validation=None, stage=0):
         "test": held("test", test),
         "images_per_second": 1.0,
         "seconds": 1.0,
+        "memory_mb": None,
         "skipped_steps": 0,
     }
 

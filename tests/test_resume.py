@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-TIMING = ("seconds", "images_per_second")
+TIMING = ("seconds", "images_per_second", "memory_mb")
 
 
 def two_stages(*moments):

@@ -29,7 +29,7 @@ from tutelage.recipes import Recipe, RecipeError
 from tutelage.report import html
 
 HERE = Path(__file__).parent
-TIMING = ("seconds", "images_per_second")
+TIMING = ("seconds", "images_per_second", "memory_mb")
 
 
 @pytest.fixture(autouse=True)

@@ -74,6 +74,8 @@ class Epoch(TypedDict):
     """Training only, evaluation left out."""
     seconds: float
     """Of the whole epoch, evaluation included; after a resume, of the part since."""
+    memory_mb: float | None
+    """Peak while training, in 1e6 bytes: of tensors on CUDA, of the whole process on the CPU."""
     skipped_steps: int
     """Steps with a non-finite loss or gradient, not applied."""
 
@@ -195,6 +197,8 @@ class Study(TypedDict):
     published: list[Published]
     figures: list[str]
     """What is drawn of it: any of ``entropy``, ``divergence``, ``histogram``, ``mappings``."""
+    costs: str | None
+    """The method that the others' time and memory are held against; none where the table shows neither."""
     departures: list[str]
     """How it was run otherwise than published, a line each."""
     missing: dict[str, str]

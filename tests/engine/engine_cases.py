@@ -103,4 +103,7 @@ def same_bits(one, other):
 
 
 def untimed(records):
-    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+    return [
+        {k: v for k, v in record.items() if k not in ("seconds", "images_per_second", "memory_mb")}
+        for record in records
+    ]

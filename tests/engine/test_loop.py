@@ -87,6 +87,7 @@ def test_a_record_has_the_schemas_keys_and_counts():
             assert record[name]["set"] == name
         assert record["seconds"] > 0
         assert record["images_per_second"] > 0
+        assert record["memory_mb"] is None or record["memory_mb"] > 1
         assert record["train"]["kl_to_target"] is None
         assert record["train"]["agreement"] is None
     assert found[0]["test"]["samples"] == 48

@@ -197,3 +197,25 @@ def test_a_study_without_runs_has_a_page(tmp_path):
 def test_a_folder_that_is_no_study_s_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"must be a study's, with study\.json in it"):
         read_table(tmp_path)
+
+
+def test_costs_are_held_against_the_method_that_the_study_names(tmp_path):
+    place = write(tmp_path, costs="kd")
+    folder = tmp_path / "big-small/wttm-seed0"
+    rows = [json.loads(line) for line in (folder / records.METRICS).read_text().splitlines()]
+    manifest = json.loads((folder / records.MANIFEST).read_text())
+    size = manifest["recipe"]["batch_size"]
+    for path in (tmp_path / "big-small").glob("wttm-*"):
+        slow = [row | {"images_per_second": 2500.0, "memory_mb": 600.0} for row in rows]
+        slow[0] |= {"images_per_second": 1.0, "memory_mb": 500.0}  # A median and a peak: one odd epoch is no cost.
+        (path / records.METRICS).write_text("".join(json.dumps(row) + "\n" for row in slow))
+    found = {row.method: row for row in study.read_table(place).rows if row.pair == "big/small"}
+    assert found["kd"].step_ms == pytest.approx(size / 5)
+    assert (found["kd"].step_ratio, found["kd"].memory_ratio) == (1, 1)
+    assert found["wttm"].step_ratio == pytest.approx(2)
+    assert (found["wttm"].memory_mb, found["wttm"].memory_ratio) == (600, 1.5)
+    shown = study.markdown(study.read_table(place))
+    assert "| Step (ms) | Memory (MB) |" in shown
+    assert "600 (1.50 x kd)" in shown
+    assert "Published (%)" not in shown
+    assert "Step (ms)" not in study.markdown(study.read_table(write(tmp_path)))

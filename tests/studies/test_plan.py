@@ -371,6 +371,7 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
             {"pair": "wide/narrow", "method": "new", "mean": 71.0, "std": None, "n": None},
         ],
         "figures": ["entropy"],
+        "costs": None,
         "departures": ["seeds: 1 instead of 2"],
         "missing": {"new": "not built: not_built_yet"},
         "notes": ["a note"],

@@ -316,3 +316,10 @@ def test_the_page_lists_every_key():
         assert [name for name, _ in rows] == list(kind.model_fields)
         for name, default in rows:
             assert (default == "required") == kind.model_fields[name].is_required(), name
+
+
+def test_costs_name_a_method_of_the_study():
+    assert parse({**SMALL, "costs": "kd"}).costs == "kd"
+    assert faults(costs="kdd") == [
+        "study: costs: expected a method of the study (cross_entropy, kd), got 'kdd'; did you mean kd?"
+    ]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tutelage import losses, records, targets
 from tutelage.contracts import UNLABELLED, Batch, Batches, Keeper, Outputs, Progress, Teacher, Totals
-from tutelage.engine import optimise
+from tutelage.engine import memory, optimise
 from tutelage.engine.checkpoints import Checkpoints, Saved
 from tutelage.engine.evaluate import NAMED, HeldOut, NonFiniteError, answer, means, place
 from tutelage.engine.settings import FitSettings
@@ -168,6 +168,7 @@ class _Fit:
             world=self.accelerator.num_processes,
         )
         self.bare.train()
+        memory.restart(self.device)
         for batch in stream:
             rate = self.set_rate(self.step_in_epoch, steps)
             self.take_step(batch, Progress(self.epoch, self.step, self.step / (steps * self.settings.epochs)))
@@ -184,7 +185,7 @@ class _Fit:
                 saved = time.monotonic()
         self.look()
         sums = dict(zip(self.names, self.accelerator.reduce(self.sums).tolist(), strict=True))
-        seconds = time.monotonic() - started
+        seconds, taken = time.monotonic() - started, memory.peak(self.device)
         evaluations = {held.name: self.evaluate(held) for held in self.held_out}
         self.epoch += 1
         self.step_in_epoch = 0
@@ -198,6 +199,7 @@ class _Fit:
             "test": evaluations.get("test"),
             "images_per_second": trained * self.accelerator.num_processes / max(seconds, 1e-9),
             "seconds": time.monotonic() - started,
+            "memory_mb": taken,
             "skipped_steps": int(sums["skipped"]),
         }
         self.history.append(record)

@@ -167,9 +167,9 @@ def render_study(folder: Path) -> str:
                 else []
             ),
         ],
-        "headings": ("Pair", *study.HEADINGS[: study.width(found)]),
+        "headings": ("Pair", *study.chosen(found, study.HEADINGS)),
         "rows": [
-            {"role": row.role, "cells": (row.pair, *study.cells(row)[: study.width(found)]), "exact": study.exact(row)}
+            {"role": row.role, "cells": (row.pair, *study.chosen(found, study.cells(row))), "exact": study.exact(row)}
             for row in found.rows
         ],
         "notes": study.notes(found),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage import records
@@ -44,6 +45,11 @@ class Row:
         untested: why there is no z though there is a difference.
         status: why there is no accuracy.
         unfinished: the runs that are in no mean.
+        step_ms: milliseconds of a training step, evaluation left out: mean over runs of the median over epochs.
+        memory_mb: peak memory while training, mean over runs, in 1e6 bytes.
+        costs_of: the method that the last two are held against.
+        step_ratio: ``step_ms`` over that method's.
+        memory_ratio: ``memory_mb`` over that method's.
     """
 
     pair: str
@@ -63,6 +69,11 @@ class Row:
     untested: str | None = None
     status: str | None = None
     unfinished: tuple[Unfinished, ...] = ()
+    step_ms: float | None = None
+    memory_mb: float | None = None
+    costs_of: str | None = None
+    step_ratio: float | None = None
+    memory_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ def _study(folder: Path) -> records.Study:
         cells=[],
         published=[],
         figures=[],
+        costs=None,
         departures=[],
         missing={},
         notes=[],
@@ -162,9 +174,10 @@ def read_table(folder: Path | str, found: Mapping[str, Subject] | None = None) -
     rows = []
     for pair, subject in found.items():
         rows.append(_against(_teacher(pair, subject), published.get((pair, TEACHER))))
-        for method in study["methods"]:
-            row = _method(pair, method, subject, study["missing"].get(method))
-            rows.append(_against(row, published.get((pair, method))))
+        methods = [_method(pair, method, subject, study["missing"].get(method)) for method in study["methods"]]
+        if study["costs"]:
+            methods = _with_costs(methods, subject, of=study["costs"])
+        rows += [_against(row, published.get((pair, row.method))) for row in methods]
     return Table(
         name=study["name"],
         title=study["title"] or study["name"],
@@ -214,6 +227,34 @@ def _row(pair: str, method: str, role: Literal["teacher", "student"], done: Sequ
         status=None if done else f"0 of {len(left)} finished",
         unfinished=tuple(unfinished(run) for run in left),
     )
+
+
+def _with_costs(rows: Sequence[Row], subject: Subject, *, of: str) -> list[Row]:
+    """Add what a step took in each method's finished runs, and how that stands to one method's."""
+    taken = {row.method: _costs(subject.of(row.method)) for row in rows}
+    base = taken.get(of, (None, None))
+    found = []
+    for row in rows:
+        step, memory = taken[row.method]
+        given = {"step_ms": step, "memory_mb": memory, "costs_of": of}
+        ratios = {"step_ratio": _ratio(step, base[0]), "memory_ratio": _ratio(memory, base[1])}
+        found.append(replace(row, **given, **ratios))
+    return found
+
+
+def _costs(runs: Sequence[Run]) -> tuple[float | None, float | None]:
+    steps, memories = [], []
+    for run in runs:
+        size = number(section(run.manifest, "recipe").get("batch_size"))
+        rates = [rate for epoch in run.epochs if (rate := number(epoch.get("images_per_second")))]
+        steps.append(1000 * size / median(rates) if size and rates else None)
+        peaks = [peak for epoch in run.epochs if (peak := number(epoch.get("memory_mb")))]
+        memories.append(max(peaks) if peaks else None)
+    return mean(steps), mean(memories)
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
 
 
 def _percent(value: object) -> float | None:
@@ -267,7 +308,11 @@ def z_score(
 
 # In words
 
-HEADINGS = ("Method", "Accuracy (%)", "n", "Best epoch (%)", "Published (%)", "Difference (points)", "z")
+HEADINGS = (
+    *("Method", "Accuracy (%)", "n", "Best epoch (%)"),
+    *("Published (%)", "Difference (points)", "z"),
+    *("Step (ms)", "Memory (MB)"),
+)
 """What `cells` gives, in order."""
 BEST, Z = HEADINGS.index("Best epoch (%)"), HEADINGS.index("z")
 ON_TEST = " [selected on test]"
@@ -277,30 +322,48 @@ def _spread(value: float | None, std: float | None) -> str:
     return fixed(value, 2) + ("" if value is None or std is None else f" ± {std:.2f}")
 
 
-def width(table: Table) -> int:
-    """Return how many columns the table needs: those about published values only where there are any."""
-    return len(HEADINGS) if any(row.published is not None for row in table.rows) else HEADINGS.index("Published (%)")
+def columns(table: Table) -> tuple[int, ...]:
+    """Return the columns that the table needs: those about published values or costs only where there are any."""
+    published, costs = HEADINGS.index("Published (%)"), HEADINGS.index("Step (ms)")
+    shown = list(range(published))
+    if any(row.published is not None for row in table.rows):
+        shown += range(published, costs)
+    if any(row.costs_of is not None for row in table.rows):
+        shown += range(costs, len(HEADINGS))
+    return tuple(shown)
+
+
+def chosen(table: Table, line: Sequence[str]) -> list[str]:
+    """Return the cells of a line, `HEADINGS` or a row's, that the table shows."""
+    return [line[column] for column in columns(table)]
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """Write a row under `HEADINGS`."""
     total = row.n + len(row.unfinished)
-    chosen = "" if row.best is None else ON_TEST if row.best_set == "test" else f" [{row.best_set}]"
+    selected = "" if row.best is None else ON_TEST if row.best_set == "test" else f" [{row.best_set}]"
     published = _spread(row.published, row.published_std)
+
+    def cost(value: float | None, ratio: float | None) -> str:
+        return fixed(value, 0) + ("" if ratio is None else f" ({ratio:.2f} x {row.costs_of})")
+
     return (
         row.method,
         row.status or _spread(row.accuracy, row.std),
         MISSING if not total else str(row.n) if total == row.n else f"{row.n} of {total}",
-        fixed(row.best, 2) + chosen,
+        fixed(row.best, 2) + selected,
         published + (f" (n = {row.published_n})" if row.published_n else ""),
         fixed(row.difference, 2, sign=True),
         f"not testable: {row.untested}" if row.untested else fixed(row.z, 2, sign=True),
+        cost(row.step_ms, row.step_ratio),
+        cost(row.memory_mb, row.memory_ratio),
     )
 
 
 def exact(row: Row) -> dict[str, str]:
     """Return a row's numbers unrounded, as the names and values of data attributes."""
     keys = ("pair", "method", "n", "accuracy", "std", "best", "published", "difference", "z", "status")
+    keys += ("step_ms", "memory_mb")
     return {key: "" if (value := getattr(row, key)) is None else str(value) for key in keys}
 
 
@@ -315,6 +378,11 @@ def notes(table: Table) -> list[str]:
         said.append(
             "z is the difference over sqrt(s1^2 / n1 + s2^2 / n2): beyond about 2 the two means differ by more than "
             "their spread explains. With few runs it is rough."
+        )
+    if any(row.costs_of is not None for row in table.rows):
+        said.append(
+            "Time is of a training step, the median over epochs, evaluation left out. Memory is the peak while "
+            "training: of tensors on CUDA, of the whole process and its data on the CPU."
         )
     said += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
     return [*said, *table.notes]
@@ -334,10 +402,11 @@ def markdown(table: Table) -> str:
         lines += [f"Published values: {plain(table.source)}", ""]
     if said := warning(table):
         lines += [said, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
-    wide = width(table)
+    headings = chosen(table, HEADINGS)
     for pair, rows in table.pairs.items():
-        lines += [f"## {plain(pair)}", "", f"| {' | '.join(HEADINGS[:wide])} |", f"|:---|{'---:|' * (wide - 1)}"]
-        lines += [f"| {' | '.join(plain(' '.join(cell.split())) for cell in cells(row)[:wide])} |" for row in rows]
+        lines += [f"## {plain(pair)}", "", f"| {' | '.join(headings)} |", f"|:---|{'---:|' * (len(headings) - 1)}"]
+        for row in rows:
+            lines.append(f"| {' | '.join(plain(' '.join(cell.split())) for cell in chosen(table, cells(row)))} |")
         lines.append("")
     return "\n".join([*lines, *(f"- {plain(note)}" for note in notes(table))]) + "\n"
 
@@ -362,10 +431,9 @@ def print_study(folder: Path | str, console: Console) -> None:
         console.print(Text(said))
         for departure in table.departures:
             console.print(Text(f"  {departure}"))
-    wide = width(table)
     for pair, rows in (table.begun or table.pairs).items():
         shown = rich.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for at, heading in enumerate((pair, *HEADINGS[1:wide])):
+        for at, heading in zip(columns(table), (pair, *chosen(table, HEADINGS)[1:]), strict=True):
             # Text and not markup: a name may hold brackets.
             shown.add_column(
                 Text(heading if at == 0 else heading.replace(" ", "\n")),
@@ -375,7 +443,7 @@ def print_study(folder: Path | str, console: Console) -> None:
         for row in rows:
             short = list(cells(row))
             short[BEST] = short[BEST].replace(ON_TEST, "*")
-            shown.add_row(*map(Text, short[:wide]), style="dim" if row.role == "teacher" else "")
+            shown.add_row(*map(Text, chosen(table, short)), style="dim" if row.role == "teacher" else "")
         console.print(shown)
     untouched = [pair for pair in table.pairs if pair not in table.begun]
     if untouched and table.begun:

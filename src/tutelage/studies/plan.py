@@ -551,6 +551,7 @@ def record(assignment: Assignment, shown: Sequence[Job]) -> records.Study:
             if value
         ],
         "figures": list(study.figures),
+        "costs": study.costs,
         "departures": departures(assignment, shown),
         "missing": assignment.missing,
         "notes": list(study.notes),

@@ -191,6 +191,7 @@ class Study(_Section):
         seeds: runs of each method; both seeds differ from run to run, and the first has the protocol's.
         teacher_seed: of the teachers that are trained.
         figures: what is drawn of it.
+        costs: the method that the others' time a step and memory are held against in the table; none shows neither.
         notes: what stands below the table.
     """
 
@@ -216,6 +217,7 @@ class Study(_Section):
     seeds: int = Field(1, ge=1)
     teacher_seed: int = Field(100, ge=0, lt=2**63)
     figures: tuple[Literal["entropy", "divergence", "histogram", "mappings"], ...] = Field((), examples=["[entropy]"])
+    costs: str | None = Field(None, description="a method of the study", examples=["kd"])
     notes: tuple[str, ...] = ()
 
     @field_validator("name")
@@ -270,6 +272,14 @@ class Study(_Section):
                 found += [f"methods.{name}.settings.{line}" for line in lines]
             found += _wrong_objective(name, method, list(pairs) if pairs else None)
         _refuse(found)
+        return value
+
+    @field_validator("costs")
+    @classmethod
+    def _costs_are_of_a_method(cls, value: str | None, info: ValidationInfo) -> str | None:
+        methods = info.data.get("methods", {})
+        if value is not None and methods and value not in methods:
+            raise ValueError(unknown("a method of the study", value, list(methods)))
         return value
 
     @property

@@ -1,0 +1,36 @@
+"""How much memory a stretch of training took at its peak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MB = 1e6
+
+
+def restart(device: torch.device) -> None:
+    """Forget the peak so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        _CLEAR.write_text("5")
+    except OSError:  # Not Linux, or not allowed: then the peak is the process's own from its beginning.
+        return
+
+
+def peak(device: torch.device) -> float | None:
+    """Return the peak since `restart` in MB (1e6 bytes); none where the system does not tell.
+
+    On CUDA it is what tensors took; elsewhere what the whole process had in memory, its data and libraries included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _MB
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return int(kilobytes) * 1024 / _MB if kilobytes else None
