@@ -236,9 +236,10 @@ def _with_costs(rows: Sequence[Row], subject: Subject, *, of: str) -> list[Row]:
     found = []
     for row in rows:
         step, memory = taken[row.method]
-        given = {"step_ms": step, "memory_mb": memory, "costs_of": of}
-        ratios = {"step_ratio": _ratio(step, base[0]), "memory_ratio": _ratio(memory, base[1])}
-        found.append(replace(row, **given, **ratios))
+        ratios = [_ratio(step, base[0]), _ratio(memory, base[1])]
+        found.append(
+            replace(row, step_ms=step, memory_mb=memory, costs_of=of, step_ratio=ratios[0], memory_ratio=ratios[1])
+        )
     return found
 
 
@@ -362,8 +363,10 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def exact(row: Row) -> dict[str, str]:
     """Return a row's numbers unrounded, as the names and values of data attributes."""
-    keys = ("pair", "method", "n", "accuracy", "std", "best", "published", "difference", "z", "status")
-    keys += ("step_ms", "memory_mb")
+    keys = (
+        *("pair", "method", "n", "accuracy", "std", "best", "published", "difference", "z", "status"),
+        *("step_ms", "memory_mb"),
+    )
     return {key: "" if (value := getattr(row, key)) is None else str(value) for key in keys}
 
 
