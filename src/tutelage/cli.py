@@ -229,13 +229,18 @@ def list_(
         import inspect
 
         from tutelage.objectives import PRESETS
+        from tutelage.studies import overview
 
-        for name, preset in PRESETS.items():
-            parameters = inspect.signature(preset.build).parameters.values()
+        for row in overview.rows():
+            parameters = inspect.signature(PRESETS[row.name].build).parameters.values()
             arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters)
-            typer.echo(f"{name}({arguments})")
-            typer.echo(f"    {(preset.build.__doc__ or '').strip().splitlines()[0].replace('``', '')}")
-            typer.echo(f"    {preset.paper}")
+            typer.echo(f"{row.name}({arguments})")
+            typer.echo(f"    {row.formula}")
+            typer.echo(f"    {row.paper}" + (f"; tables {row.tables} of arXiv:2402.11148" if row.tables else ""))
+            cost = (
+                f"; a step takes {row.time} times KD's time and keeps {row.memory} times its memory" if row.time else ""
+            )
+            typer.echo(f"    needs {row.needs or 'nothing but the student'}{cost}")
         return
     from tutelage import data, models
 

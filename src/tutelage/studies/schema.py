@@ -161,6 +161,11 @@ def _written_out(entry: Any) -> Any:
     return {entry: {}} if isinstance(entry, str) else copy.deepcopy(entry)
 
 
+def presets_of(method: Method) -> list[str]:
+    """Return every preset that a method names."""
+    return list(_names(method.objective))
+
+
 def _names(objective: Any) -> Iterator[str]:
     """Every preset that an objective names."""
     for entry in map(_written_out, _entries(objective)):

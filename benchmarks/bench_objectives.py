@@ -1,0 +1,116 @@
+"""What a step of every preset costs in time and memory, against a step of KD.
+
+    python benchmarks/bench_objectives.py data.source=hf:path/to/cifar100 [--write]
+
+One step is the teacher's forward pass, the student's forward and backward pass with the objective, all in float32 on
+one thread, without the optimizer: 64 images of CIFAR-100, resnet56 teaching resnet20. ViTKD, which needs transformers,
+is held against KD on two small ones. Time is processor time of this process, steps of all presets in turn, the median
+of N. Memory is what is kept for the backward pass, each tensor once, parameters not counted. --write records it for
+``tutelage list objectives``.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from tutelage import data, manifest, objectives, recipes
+from tutelage.lesson import FrozenTeacher, Lesson
+from tutelage.material import context, gather
+from tutelage.studies import overview
+
+N, BATCH = 5, 64
+CIFAR = {
+    "data": {"source": "hf:uoft-cs/cifar100", "image": "img", "label": "fine_label"},
+    "student": "cifar:resnet20",
+    "teacher": "cifar:resnet56",
+}
+TOKENS = {"student": "timm:deit_tiny_patch16_224", "teacher": "timm:deit3_small_patch16_224"}
+PAIRS = {"vitkd": TOKENS}
+
+
+class Step(NamedTuple):
+    """What one step is made of."""
+
+    lesson: Lesson
+    teacher: nn.Module | None
+    batch: object
+
+    def take(self):
+        """Do one step without an optimizer; return its processor time in seconds."""
+        self.lesson.zero_grad(set_to_none=True)
+        began = time.process_time()
+        answers = self.teacher(self.batch) if self.teacher is not None else None
+        self.lesson(self.batch, answers).loss.total.backward()
+        return time.process_time() - began
+
+    def kept_mb(self):
+        """Return what a forward pass keeps for the backward pass, 1e6 bytes."""
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.lesson.parameters()}
+        kept = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        answers = self.teacher(self.batch) if self.teacher is not None else None
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self.lesson(self.batch, answers).loss.total
+        assert loss.isfinite()
+        return sum(kept.values()) / 1e6
+
+
+def step_of(objective, pair, overrides):
+    recipe = recipes.parse(
+        recipes.Recipe, recipes.override({**CIFAR, **pair, "name": "cost", "device": "cpu"}, overrides)
+    )
+    material = gather(recipe)
+    bound = context(objective, material)
+    batches = data.SplitBatches(material.splits.train, batch_size=BATCH if pair is CIFAR else 8, train=True)
+    taught = FrozenTeacher(material.teacher, objective.needs.teacher_taps) if objective.needs.teacher else None
+    return Step(Lesson(material.student, objective, bound).train(), taught, next(batches.epoch(0)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    overrides = [word for word in sys.argv[1:] if word != "--write"]
+    steps = {("kd", False): step_of(objectives.kd(), CIFAR, overrides)}
+    for name in objectives.PRESETS:
+        pair = PAIRS.get(name)
+        own = [*overrides, "data.size=224"] if pair else overrides
+        if pair and ("kd", True) not in steps:
+            steps["kd", True] = step_of(objectives.kd(), pair, own)
+        steps[name, pair is not None] = step_of(overview.default(name), pair or CIFAR, own)
+    taken = {key: [] for key in steps}
+    for i in range(N + 1):  # in turn, so that a change of the machine's speed meets all; the first round warms up
+        for key, step in steps.items():
+            seconds = step.take()
+            if i:
+                taken[key].append(seconds)
+    found = {}
+    for key, step in steps.items():
+        name, tokens = key
+        if name == "kd" and tokens:
+            continue
+        median, base = (statistics.median(taken[k]) for k in (key, ("kd", tokens)))
+        memory, least = step.kept_mb(), steps["kd", tokens].kept_mb()
+        found[name] = {
+            "step_ms": round(1000 * median, 1),
+            "time": round(median / base, 3),
+            "kept_mb": round(memory, 1),
+            "memory": round(memory / least, 3),
+        }
+        print(
+            f"{name:<24} {1000 * median:6.0f} ms, {median / base:.2f} x KD; {memory:6.1f} MB, {memory / least:.2f} x KD"
+        )
+    if "--write" in sys.argv:
+        machine = {**manifest.version(), "hardware": manifest.hardware(torch.device("cpu"))}
+        record = {"n": N, "batch": BATCH, "costs": found, **machine, "software": manifest.software()}
+        Path(overview.COSTS).write_text(json.dumps(record, indent=2) + "\n")
