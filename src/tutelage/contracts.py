@@ -106,7 +106,7 @@ class Needs(NamedTuple):
         teacher_taps: features of the teacher that it reads.
         projections: student's features that it reads through a learned map.
         teacher_statistics: its binding reads the teacher's logits on training samples.
-        index: it reads the samples' places in the training set.
+        places: it reads the samples' places in the training set.
     """
 
     teacher: bool
@@ -116,7 +116,7 @@ class Needs(NamedTuple):
     teacher_taps: tuple[str, ...] = ()
     projections: tuple[Projection, ...] = ()
     teacher_statistics: bool = False
-    index: bool = False
+    places: bool = False
 
 
 class Term(Protocol):

@@ -45,7 +45,7 @@ class Contrast:
     @property
     def needs(self) -> Needs:
         """What it reads. Labels are read when it is bound, from the context, and may be missing there."""
-        return Needs(True, "none", True, (self.student_tap,), (self.teacher_tap,), index=True)
+        return Needs(True, "none", True, (self.student_tap,), (self.teacher_tap,), places=True)
 
     @property
     def target_gamma(self) -> None:

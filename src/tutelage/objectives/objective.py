@@ -117,7 +117,7 @@ class Objective:
             _each_once(tap for n in each for tap in (*n.teacher_taps, *(p.teacher for p in n.projections))),
             _each_once(projection for n in each for projection in n.projections),
             any(n.teacher_statistics for n in each) or any(isinstance(p.weight, Automatic) for p, _ in self.parts),
-            any(n.index for n in each),
+            any(n.places for n in each),
         )
 
     @property

@@ -63,7 +63,8 @@ def rows() -> Iterator[Row]:
             (preset.build.__doc__ or "").split("``")[1],
             preset.paper,
             ", ".join(_needs(default(name))),
-            *(f"{cost[key]:.2f}" if key in cost else "" for key in ("time", "memory")),
+            f"{cost['time']:.2f}" if cost else "",
+            f"{cost['memory']:.2f}" if cost else "",
             ", ".join(tables.get(name, [])),
         )
 
@@ -87,7 +88,7 @@ def _needs(objective: Objective) -> list[str]:
         found.append("teacher's logits")
     if needs.student_taps or needs.teacher_taps:
         found.append("features")
-    if needs.index:
+    if needs.places:
         found.append("indices")
     if needs.coupled:
         found.append("the batch as a whole")
@@ -117,10 +118,10 @@ def _tables() -> dict[str, list[str]]:
 PAGE = """# Objectives
 
 Every preset, as `tutelage list objectives` shows it with its arguments; this page is written by
-`python -m tutelage.studies.overview > docs/objectives.md`. Formulas and arguments are in [recipes](recipes.md#objectives).
+`python -m tutelage.studies.overview > docs/objectives.md`. The arguments are in [recipes](recipes.md#objectives).
 
-Time and memory are those of a training step, over those of a step with KD (resnet56 teaching resnet20, ViTKD on two small
-transformers): {machine}. Memory is what is kept for the backward pass. Tables are those of arXiv:2402.11148.
+Time and memory are those of a training step, over those of a step with KD (resnet56 teaching resnet20, ViTKD on two
+small transformers): {machine}. Memory is what is kept for the backward pass. Tables are those of arXiv:2402.11148.
 
 {table}"""
 
