@@ -72,7 +72,7 @@ def test_an_objective_s_weight_follows_progress_and_its_scale():
     [
         (
             "high",
-            r"beta: expected a number or {schedule: linear \| cosine \| warm_up, ...}, got 'high'; "
+            r"beta: expected a number or {schedule: linear \| cosine \| warm_up \| cosine_warm_up, ...}, got 'high'; "
             r"for example beta=0.9",
         ),
         (True, "beta: expected a number .*, got True; for example beta=0.9"),
