@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -53,10 +52,11 @@ class _Bound(nn.Module):
         self.resolved = getattr(inner, "resolved", {})
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
-        networks = (
-            network._replace(logits=losses.standardise(network.logits)) for network in (student, present(teacher))
-        )
-        return cast(Tensor, self.inner(*networks, batch, progress))
+        return self.inner(_standardised(student), _standardised(present(teacher)), batch, progress)
+
+
+def _standardised(network: Outputs) -> Outputs:
+    return network._replace(logits=losses.standardise(network.logits))
 
 
 def on_logits(logits: str, term: Description, weight: Weight | Automatic) -> Description:
