@@ -74,7 +74,9 @@ def table(page, heading):
 NAMES = {
     **dict.fromkeys((SGD, AdamW), "optimizer"),
     **dict.fromkeys((Constant, Step, MultiStep, Cosine), "schedule"),
-    **dict.fromkeys((schedules.Linear, schedules.Cosine, schedules.WarmUp), "weight's schedule"),
+    **dict.fromkeys(
+        (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.CosineWarmUp), "weight's schedule"
+    ),
     DataSettings: "data",
     RandAugment: "randaugment",
     objectives.Objective: "objective",
@@ -167,6 +169,7 @@ SECTIONS = {
     "cosine": list(keys_of(Cosine)),
     "linear": list(keys_of(schedules.Linear)),
     "warm_up": list(keys_of(schedules.WarmUp)),
+    "cosine_warm_up": list(keys_of(schedules.CosineWarmUp)),
     "Stages": list(keys_of(recipes.Stage)),
     "A comparison": list(keys_of(recipes.Comparison, beyond=recipes.Recipe.model_fields)),
 }

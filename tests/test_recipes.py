@@ -580,13 +580,13 @@ def test_a_trained_teacher_is_told_by_its_key():
         ),
         (
             {"objective": {"kd": {"temprature": 1}}},
-            "objective.kd.temprature: expected an argument of kd (temperature, weight, supervised), got 'temprature'; "
-            "did you mean temperature?",
+            "objective.kd.temprature: expected an argument of kd (temperature, weight, supervised, logits), "
+            "got 'temprature'; did you mean temperature?",
         ),
         (
             {"stages": [{"objective": [{"kd": {"wieght": 1}}]}]},
-            "stages.0.objective.kd.wieght: expected an argument of kd (temperature, weight, supervised), got 'wieght'; "
-            "did you mean weight?",
+            "stages.0.objective.kd.wieght: expected an argument of kd (temperature, weight, supervised, logits), "
+            "got 'wieght'; did you mean weight?",
         ),
     ],
 )

@@ -49,6 +49,25 @@ def fraction(value: float, name: str, *, example: float) -> None:
         raise ValueError(f"{name}: expected a number in [0, 1), got {value}; type for example {name}={example}")
 
 
+def weight(value: float, name: str, *, example: float) -> None:
+    """Refuse a hyperparameter that is not a finite number of at least 0.
+
+    Args:
+        value: what was given.
+        name: the argument's name.
+        example: a value to suggest.
+
+    Raises:
+        TypeError: if it is no Python number.
+        ValueError: if it is negative, infinite or NaN.
+    """
+    _number(value, name, example)
+    if not 0 <= value < math.inf:
+        raise ValueError(
+            f"{name}: expected a finite number of at least 0, got {value}; type for example {name}={example}"
+        )
+
+
 def order(value: float, name: str = "order") -> None:
     """Refuse an order that no Rényi entropy has.
 

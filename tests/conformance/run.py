@@ -113,6 +113,48 @@ def _vitkd(case: Case) -> Tensor:
     return case.hyper["alpha_vitkd"] * mimic + case.hyper["beta_vitkd"] * made
 
 
+def _crossed(case: Case, *, temperature: float) -> Tensor:
+    """``T**2`` times the cross-entropy of the student against the teacher, both at a temperature."""
+    soft = (case["z_t"] / temperature).softmax(dim=-1)
+    return temperature**2 * losses.cross_entropy(case["z_s"] / temperature, soft).mean()
+
+
+def _torchdistill_kd(case: Case, *, standardised: bool = False) -> Tensor:
+    """The cross-entropy on raw logits; without it, nothing is multiplied by ``T**2``."""
+    alpha, temperature = case.hyper["alpha"], case.hyper["temperature"]
+    z_s, z_t = (losses.standardise(case[z]) if standardised else case[z] for z in ("z_s", "z_t"))
+    soft = losses.kd(z_s, z_t, temperature=temperature).mean()
+    if alpha == 0:
+        return soft / temperature**2
+    supervised = losses.cross_entropy(case["z_s"], case["y"]).mean()
+    return alpha * supervised + case.hyper.get("beta", 1 - alpha) * soft
+
+
+def _dist(case: Case, **more: Any) -> Tensor:
+    hyper = case.hyper
+    z_s, z_t = (case[z].movedim(1, -1) for z in ("z_s", "z_t"))
+    return losses.dist(z_s, z_t, beta=hyper["beta"], gamma=hyper["gamma"], temperature=hyper.get("tau", 1.0), **more)
+
+
+def _dkd(case: Case, *, standardised: bool = False) -> Tensor:
+    hyper = case.hyper
+    z_s, z_t = (losses.standardise(case[z]) if standardised else case[z] for z in ("z_s", "z_t"))
+    return losses.dkd(z_s, z_t, case["y"], alpha=hyper["alpha"], beta=hyper["beta"], temperature=hyper["T"]).mean()
+
+
+def _nkd(case: Case) -> Tensor:
+    labels = case["y"] if "y" in case.inputs else case["y_soft"]
+    return losses.nkd(
+        case["z_s"], case["z_t"], labels, gamma=case.hyper["gamma"], temperature=case.hyper["temp"]
+    ).mean()
+
+
+def _ctkd(case: Case) -> Tensor:
+    theta = losses.scaled_gradient(case["global_T"], factor=case.hyper["lambda"])
+    temperature = case.hyper["t_start"] + case.hyper["t_end"] * theta.sigmoid()
+    return losses.ctkd(case["z_s"], case["z_t"], temperature=temperature).mean()
+
+
 # Recorded losses are means over the batch, ours are one value a sample.
 METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "KD": lambda c: losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["T"]).mean(),
@@ -124,6 +166,25 @@ METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "ITRD.mutual": lambda c: _itrd(c, correlation=0.0, mutual=1.0),
     "ITRD": lambda c: _itrd(c, correlation=c.hyper["lambda_corr"], mutual=c.hyper["lambda_mutual"]),
     "ViTKD": _vitkd,
+    "DKD": _dkd,
+    "NKD": _nkd,
+    "WSLD": lambda c: c.hyper["alpha"] * losses.wsld(c["z_s"], c["z_t"], c["y"], temperature=c.hyper["temp"]).mean(),
+    "DIST": _dist,
+    "DIST.seg": _dist,
+    "td.DIST": lambda c: _dist(c, guard="clamped"),
+    "MLKD.bc": lambda c: losses.mlkd_batch(c["z_s"], c["z_t"], temperature=c.hyper["T"]),
+    "MLKD.cc": lambda c: losses.mlkd_class(c["z_s"], c["z_t"], temperature=c.hyper["T"]),
+    "LSKD.KD": lambda c: losses.kd(
+        losses.standardise(c["z_s"]), losses.standardise(c["z_t"]), temperature=c.hyper["T"]
+    ).mean(),
+    "LSKD.DKD": lambda c: _dkd(c, standardised=True),
+    "td.LSKD": lambda c: _torchdistill_kd(c, standardised=True),
+    "CTKD": _ctkd,
+    "KD.clskd": lambda c: c.hyper["alpha"] * _crossed(c, temperature=c.hyper["temp"]),
+    "td.KD": _torchdistill_kd,
+    "td.SKD.instance": lambda c: (
+        losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["temperature"]).mean() / c.hyper["temperature"] ** 2
+    ),
 }
 
 

@@ -274,7 +274,8 @@ def test_a_lesson_surveys_what_an_automatic_objective_needs():
     objective = objectives.wttm()
     assert objective.needs.teacher_statistics
     assert objective.weights() == {"ce": 1.0, "wttm": "auto"}
-    assert objective.to_recipe() == [{"wttm": {"gamma": 0.25, "beta": "auto", "supervised": 1.0, "normalise": "none"}}]
+    arguments = {"gamma": 0.25, "beta": "auto", "supervised": 1.0, "normalise": "none", "logits": "raw"}
+    assert objective.to_recipe() == [{"wttm": arguments}]
     inputs = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
     known = survey(objective, student, teacher, inputs, teacher_logits=teacher(inputs))
     lesson = Lesson(student, objective, known)

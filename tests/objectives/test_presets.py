@@ -50,12 +50,14 @@ COMPOSED = {
 }
 
 
+OF_LOGITS = {"ctkd", "dist", "dkd", "mlkd", "nkd", "teacher_free_kd", "wsld"}
+"""Tried in `test_presets_logits`."""
 OF_FEATURES = {"crd", "itrd", "vitkd"}
 """Bound to more than logits, and tried in files of their own."""
 
 
 def test_every_preset_is_tried_here():
-    assert set(EVERY) | OF_FEATURES == set(PRESETS)
+    assert set(EVERY) | OF_LOGITS | OF_FEATURES == set(PRESETS)
 
 
 @pytest.mark.parametrize("objective", [*EVERY.values(), *COMPOSED.values()], ids=[*EVERY, *COMPOSED])
@@ -68,7 +70,8 @@ def test_a_recipe_holds_all_of_an_objective(objective):
 
 
 def test_a_recipe_names_every_argument_and_the_scale():
-    assert objectives.kd().to_recipe() == [{"kd": {"temperature": 4.0, "weight": 0.9, "supervised": 0.1}}]
+    arguments = {"temperature": 4.0, "weight": 0.9, "supervised": 0.1, "logits": "raw"}
+    assert objectives.kd().to_recipe() == [{"kd": arguments}]
     assert (0.5 * objectives.confidence_penalty()).to_recipe() == [
         {"confidence_penalty": {"weight": 0.1}, "scale": 0.5}
     ]
@@ -91,7 +94,7 @@ def test_an_entry_may_be_scaled():
 
 def test_numbers_of_numpy_are_written_as_plain_ones():
     written = objectives.ttm(gamma=np.float64(0.5), beta=np.float64(2)).to_recipe()
-    assert {type(value) for value in written[0]["ttm"].values()} == {float}
+    assert {type(written[0]["ttm"][name]) for name in ("gamma", "beta", "supervised")} == {float}
 
 
 # --------------------------------------------------------------------------------------------------------- the formulas

@@ -9,7 +9,7 @@ import torch
 
 from tutelage import objectives
 from tutelage.contracts import Batch, Outputs, Progress
-from tutelage.objectives import Cosine, Linear, WarmUp
+from tutelage.objectives import Cosine, CosineWarmUp, Linear, WarmUp
 from tutelage.objectives.schedules import scaled, weight_at, weight_from_recipe, weight_to_recipe
 
 
@@ -35,11 +35,31 @@ def test_warm_up_counts_epochs_from_one(epoch, value):
     assert WarmUp(2.0, 5)(Progress(epoch=epoch)) == pytest.approx(value)
 
 
+@pytest.mark.parametrize(("epoch", "value"), [(0, -(1 - math.sqrt(0.5)) / 2), (1, -0.5), (3, -1.0), (200, -1.0)])
+def test_cosine_warm_up_counts_epochs_from_one(epoch, value):
+    assert CosineWarmUp(-1.0, 4)(Progress(epoch=epoch)) == pytest.approx(value)
+
+
+def test_a_signed_weight_may_warm_up_below_zero():
+    written = {"schedule": "cosine_warm_up", "value": -1.0, "epochs": 4}
+    assert weight_from_recipe(written, argument="reversal", signed=True) == CosineWarmUp(-1.0, 4)
+    with pytest.raises(ValueError, match="reversal: schedule: expected value >= 0, got -1"):
+        weight_from_recipe(written, argument="reversal")
+    assert weight_to_recipe(CosineWarmUp(-1.0, 4)) == written
+
+
+def test_a_schedule_is_printed_as_it_is_typed():
+    assert str(WarmUp(1.0, 20)) == "{schedule: warm_up, value: 1.0, epochs: 20}"
+    assert str(Cosine(0.0, 1.0)) == "{schedule: cosine, start: 0.0, end: 1.0, begin: 0.0, until: 1.0}"
+
+
 def test_a_number_is_the_same_throughout():
     assert weight_at(0.3, at(0.9)) == 0.3
 
 
-@pytest.mark.parametrize("schedule", [Linear(2.0, 0.5, 0.1, 0.9), Cosine(2.0, 0.5), WarmUp(3.0, 4), 0.7])
+@pytest.mark.parametrize(
+    "schedule", [Linear(2.0, 0.5, 0.1, 0.9), Cosine(2.0, 0.5), WarmUp(3.0, 4), CosineWarmUp(-3.0, 4), 0.7]
+)
 def test_scaling_scales_every_moment(schedule):
     for progress in (Progress(), Progress(2, 50, 0.3), Progress(9, 99, 0.95)):
         assert weight_at(scaled(schedule, 2.5), progress) == pytest.approx(2.5 * weight_at(schedule, progress))
@@ -72,7 +92,7 @@ def test_an_objective_s_weight_follows_progress_and_its_scale():
     [
         (
             "high",
-            r"beta: expected a number or {schedule: linear \| cosine \| warm_up, ...}, got 'high'; "
+            r"beta: expected a number or {schedule: linear \| cosine \| warm_up \| cosine_warm_up, ...}, got 'high'; "
             r"for example beta=0.9",
         ),
         (True, "beta: expected a number .*, got True; for example beta=0.9"),

@@ -330,6 +330,167 @@ def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
     return -targets.renyi_entropy(torch.log_softmax(student_logits, dim=-1), order=order)
 
 
+def standardise(logits: Tensor) -> Tensor:
+    """Standardise logits over the classes, so that a loss sees their shape and not their size.
+
+    ``(z - mean(z)) / (std(z) + 1e-7)`` with the unbiased deviation, which divides by ``classes - 1``. It goes in front
+    of any loss of logits, on both networks: ``kd(standardise(z), standardise(v), temperature=2.0)``. The gradient goes
+    through mean and deviation. Two classes become ``+-0.7071``, whatever they were.
+
+    Args:
+        logits: ``(..., classes)``, any floating dtype; at least two classes.
+
+    Returns:
+        The same shape, without unit, at least float32; 0 where a row is constant. There the gradient is finite but
+        large, up to ``1e7`` times what comes in: a student whose logits start out all equal needs another beginning.
+
+    Raises:
+        TypeError: if the logits are not a floating tensor.
+        ValueError: if there are fewer than two classes.
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427.
+
+    Differs from: the paper, whose formula has no ``1e-7``; the authors' code has.
+
+    Example:
+        >>> import torch
+        >>> standardise(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[-1.0000,  0.0000,  1.0000]])
+    """
+    logits = checks.classwise(logits, "logits")
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits: expected at least 2 classes, got {logits.shape[-1]}, which has no deviation; leave it as it is"
+        )
+    return (logits - logits.mean(dim=-1, keepdim=True)) / (logits.std(dim=-1, keepdim=True) + 1e-7)
+
+
+def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor) -> Tensor:
+    """Compute `kd` at a temperature that is a tensor, and differentiable in it: what a learned temperature needs.
+
+    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient by ``T`` goes through all three places where it
+    stands, the teacher's softmax among them.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype, ``z``.
+        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; finite, unlike in `kd`.
+        temperature: ``T``, ``()`` or one entry, any floating dtype, above 0 (not checked).
+
+    Returns:
+        ``(...)`` nats times ``T**2``, at least float32.
+
+    Raises:
+        TypeError: if one of the three is not a floating tensor.
+        ValueError: if the shapes differ, there are no classes, or the temperature has more entries than one.
+
+    Source: Li et al., "Curriculum Temperature for Knowledge Distillation", arXiv 2211.16231.
+
+    Example:
+        >>> import torch
+        >>> ctkd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=torch.tensor(2.0))
+        tensor([1.8485])
+    """
+    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
+        got = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
+        raise TypeError(f"temperature: expected a floating tensor, got {got}; type losses.kd(...) for a number")
+    if temperature.numel() != 1:
+        raise ValueError(
+            f"temperature: expected one entry, got {tuple(temperature.shape)}; type for example temperature.mean()"
+        )
+    t = temperature.reshape(()).to(torch.promote_types(temperature.dtype, torch.float32))
+    log_q, log_p = (torch.log_softmax(logits / t, dim=-1) for logits in (student_logits, teacher_logits))
+    return t * t * _divergence(log_q, log_p)
+
+
+def scaled_gradient(values: Tensor, *, factor: float) -> Tensor:
+    """Return values as they are, with their gradient multiplied: by a negative factor, a gradient reversal.
+
+    ``x`` forwards, ``factor * dx`` backwards.
+
+    Args:
+        values: any shape and floating dtype.
+        factor: any finite number; 0 stops the gradient.
+
+    Returns:
+        The same values.
+
+    Raises:
+        TypeError: if ``values`` are not a floating tensor.
+
+    Source: Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", arXiv 1409.7495.
+
+    Differs from: layers of that name that put the minus sign in themselves; here it is in the factor.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> y = scaled_gradient(x, factor=-0.5)
+        >>> y.backward()
+        >>> y.item(), x.grad.item()
+        (3.0, -0.5)
+    """
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"values: expected a floating tensor, got {got}; type torch.as_tensor(values).float()")
+    # The difference is exactly 0, and carries the gradient.
+    return values.detach() + factor * (values - values.detach())
+
+
+def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, temperature: float) -> Tensor:
+    """Compute the regularisation by a teacher that does not exist: nearly sure of the label, and then flattened.
+
+    ``KL(softmax(u / T) || q)`` with the virtual teacher's *probabilities* ``u``: ``correct`` at the label, and
+    ``(1 - correct) / (classes - 1)`` elsewhere. The student has no temperature, there is no ``T**2``. As ``u`` lies in
+    [0, 1], the target is nearly uniform for every ``T`` of 1 and more: the term smooths labels.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype; at least two classes.
+        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0.
+        correct: the virtual teacher's probability of the label, above 0 and below 1.
+        temperature: ``T``, finite and above 0.
+
+    Returns:
+        ``(...)`` nats, at least float32.
+
+    Raises:
+        TypeError: if the logits are not a floating tensor, the labels neither int64 nor floating, or a hyperparameter
+            no Python number.
+        ValueError: if shapes do not fit, there are fewer than two classes, the labels are soft (the virtual teacher is
+            not defined for them), or a hyperparameter is out of its range.
+
+    Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723, the
+    regularisation form, Tf-KD_reg.
+
+    Differs from: the authors' code by a factor: it averages over the classes too, and multiplies by a number, 100 for
+    100 classes. The softmax of probabilities is theirs, and published results were made with it. What the paper says, a
+    teacher ``u**(1/T)``, is ``kd`` with ``u.log()`` for the teacher's logits.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> teacher_free_kd(logits, torch.tensor([0, -100]), correct=0.9, temperature=1.0)
+        tensor([0.1279, 0.0000])
+    """
+    student_logits = checks.classwise(student_logits, "student_logits")
+    checks.fraction(correct, "correct", example=0.99)
+    checks.positive(correct, "correct", example=0.99)
+    checks.positive(temperature, "temperature", example=20.0)
+    if not checks.labels_for(student_logits, labels):
+        raise ValueError(
+            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, for which the virtual teacher is "
+            "not defined; leave out Mixup, CutMix and soft labels of the data"
+        )
+    classes = student_logits.shape[-1]
+    if classes < 2:
+        raise ValueError(f"student_logits: expected at least 2 classes, got {classes}; add the other class")
+    wrong = torch.full_like(student_logits, (1 - correct) / (classes - 1))
+    virtual = wrong.scatter(-1, labels.clamp(min=0).unsqueeze(-1), correct)
+    log_p = torch.log_softmax(virtual / temperature, dim=-1)
+    values = _divergence(torch.log_softmax(student_logits, dim=-1), log_p)
+    return values.masked_fill(labels == UNLABELLED, 0.0)
+
+
 def _pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     student_logits = checks.classwise(student_logits, "student_logits")
     teacher_logits = checks.classwise(teacher_logits, "teacher_logits").detach()

@@ -168,8 +168,9 @@ def _probe(parts: Sequence[Part]) -> None:
     """Call each pure loss on two samples: it alone knows what its hyperparameters may be, and speaks late otherwise."""
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     for part in parts:
-        if isinstance(part.term, Apply):
-            errors = [_error(part.term, shape, batch) for shape in _FEATURES]
+        term = getattr(part.term, "inner", part.term)  # what a description wraps
+        if isinstance(term, Apply):
+            errors = [_error(term, shape, batch) for shape in _FEATURES]
             # A loss of features takes some of these shapes; a bad hyperparameter is one on all of them.
             if all(errors):
                 raise cast(ValueError, errors[0])

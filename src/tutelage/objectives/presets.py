@@ -10,6 +10,7 @@ from tutelage.objectives.matching import Matching
 from tutelage.objectives.naming import composed, preset, supervised_part
 from tutelage.objectives.objective import Objective, Part
 from tutelage.objectives.schedules import AUTO, AutomaticNumber, AutomaticWeight, SignedWeight, Weight
+from tutelage.objectives.standardised import on_logits
 from tutelage.objectives.terms import Apply, Description
 from tutelage.objectives.tokens import Generate, Mimic
 
@@ -52,7 +53,7 @@ def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
 
 
 @preset("Hinton et al. 2015, arXiv:1503.02531")
-def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0.1) -> Objective:
+def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0.1, logits: str = "raw") -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)``.
 
     Published settings: CIFAR-100 T=4, 0.1 and 0.9; ImageNet T=1, 0.5 and 0.5.
@@ -60,30 +61,41 @@ def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0
     Args:
         temperature: T > 0, on both sides.
         weight: lambda in the paper of TTM; of the KL, whose ``T**2`` is unconditional.
-        supervised: of the cross-entropy.
+        supervised: of the cross-entropy, always on raw logits.
+        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427; theirs is T=2, a
+            weight of 9 and 0.1 of the cross-entropy on CIFAR-100).
 
     Differs from: a public library that drops ``T**2`` where its alpha is 0, and codes that keep the cross-entropy at 1.
     """
     match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
-    return composed(supervised_part(supervised), Part("kd", weight, match))
+    return composed(supervised_part(supervised), Part("kd", weight, on_logits(logits, match, weight)))
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
-def ttm(*, gamma: float = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0) -> Objective:
+def ttm(
+    *, gamma: float = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0, logits: str = "raw"
+) -> Objective:
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
     Args:
         gamma: the exponent, > 0; 1/T of knowledge distillation.
         beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
-        supervised: of the cross-entropy.
+        supervised: of the cross-entropy, always on raw logits.
+        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427), which no TTM is
+            published with; ``beta`` is a number then.
     """
     match = Apply(losses.ttm, {"gamma": gamma}, target_gamma=gamma)
-    return composed(supervised_part(supervised), Part("ttm", beta, match))
+    return composed(supervised_part(supervised), Part("ttm", beta, on_logits(logits, match, beta)))
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
 def wttm(
-    *, gamma: float = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0, normalise: str = "none"
+    *,
+    gamma: float = 0.25,
+    beta: AutomaticWeight = AUTO,
+    supervised: Weight = 1.0,
+    normalise: str = "none",
+    logits: str = "raw",
 ) -> Objective:
     """``supervised * CE(y, q) + beta * U_gamma(p) * KL(p_gamma || q)``: TTM with each sample weighted by its power sum.
 
@@ -96,11 +108,13 @@ def wttm(
         supervised: of the cross-entropy.
         normalise: ``none``; or divide the power sum by its mean over the ``batch``, which couples a batch's samples, or
             over the ``training`` set, found once.
+        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427), which no WTTM is
+            published with; ``beta`` is a number then, and the power sum is of the standardised teacher.
     """
     match: Description = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
     if normalise != "none":
         match = Matching(gamma, weight_by="power_sum", normalise=normalise)
-    return composed(supervised_part(supervised), Part("wttm", beta, match))
+    return composed(supervised_part(supervised), Part("wttm", beta, on_logits(logits, match, beta)))
 
 
 @preset("what Zheng and Yang 2024, arXiv:2402.11148, leave open")

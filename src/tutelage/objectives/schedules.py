@@ -35,6 +35,9 @@ class Linear:
                 "both are fractions of the run: type for example begin=0.0 and until=1.0"
             )
 
+    def __str__(self) -> str:
+        return _written(self)
+
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
         return self.start + (self.end - self.start) * self._position(progress)
@@ -71,9 +74,27 @@ class WarmUp:
                 f"schedule: expected epochs, a whole number >= 1, got {self.epochs}; for example epochs: 20"
             )
 
+    def __str__(self) -> str:
+        return _written(self)
+
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
-        return self.value * min((progress.epoch + 1) / self.epochs, 1.0)
+        return self.value * self._position(progress)
+
+    def _position(self, progress: Progress) -> float:
+        return min((progress.epoch + 1) / self.epochs, 1.0)
+
+
+@dataclass(frozen=True)
+class CosineWarmUp(WarmUp):
+    """Half a cosine from 0 to ``value``, by epochs counted from 1; the attributes are those of `WarmUp`.
+
+    ``value * (1 - cos(pi * min(epoch / epochs, 1))) / 2``, as the published CTKD trainer does it.
+    """
+
+    def __call__(self, progress: Progress) -> float:
+        """Return the value at this progress."""
+        return self.value * (1 - math.cos(math.pi * self._position(progress))) / 2
 
 
 Schedule = Linear | Cosine | WarmUp
@@ -103,7 +124,17 @@ AutomaticWeight = Annotated[Weight | Automatic, "or auto"]
 AutomaticNumber = Annotated[float | Automatic, "or auto"]
 """A number that may be found automatically."""
 
-SCHEDULES: dict[str, type[Linear] | type[WarmUp]] = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp}
+SCHEDULES: dict[str, type[Linear] | type[WarmUp]] = {
+    "linear": Linear,
+    "cosine": Cosine,
+    "warm_up": WarmUp,
+    "cosine_warm_up": CosineWarmUp,
+}
+
+
+def _written(schedule: Schedule) -> str:
+    """Return a schedule as it is typed in a recipe."""
+    return f"{{{', '.join(f'{key}: {value}' for key, value in _schedule_to_recipe(schedule).items())}}}"
 
 
 def _check_numbers(schedule: Schedule) -> None:
@@ -132,10 +163,12 @@ def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]
     """Return a weight as a recipe holds it: a number, ``auto``, or ``{schedule: linear, start: ..., ...}``."""
     if isinstance(weight, Automatic):
         return str(weight)
-    if not isinstance(weight, Linear | WarmUp):
-        return weight
-    name = next(name for name, kind in SCHEDULES.items() if kind is type(weight))
-    return {"schedule": name, **asdict(weight)}
+    return _schedule_to_recipe(weight) if isinstance(weight, Linear | WarmUp) else weight
+
+
+def _schedule_to_recipe(schedule: Schedule) -> dict[str, Any]:
+    name = next(name for name, kind in SCHEDULES.items() if kind is type(schedule))
+    return {"schedule": name, **asdict(schedule)}
 
 
 def weight_from_recipe(value: Any, *, argument: str, signed: bool = False, beside: str = "") -> Weight:

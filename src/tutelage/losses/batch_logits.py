@@ -1,0 +1,160 @@
+"""Losses on logits that couple the samples of a batch: ``()``, so their value depends on how a batch is split.
+
+Precision and notation are those of `tutelage.losses.logits`. Where logits have more than two axes, whatever stands
+before the classes is one batch of rows: the pixels of a segmentation, the tokens of texts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tutelage import checks
+from tutelage.losses.logits import _pair
+
+GUARDS = ("added", "clamped")
+"""How `dist` keeps from dividing by 0."""
+
+_SMALL = 1e-8
+
+
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    beta: float,
+    gamma: float,
+    temperature: float,
+    guard: str = "added",
+) -> Tensor:
+    """Compute relational matching by correlation: within a sample over the classes, within a class over the batch.
+
+    ``T**2 * (beta * (1 - mean_n rho(q_n, p_n)) + gamma * (1 - mean_k rho(q_k, p_k)))`` with ``q = softmax(z / T)``,
+    rows ``n``, columns ``k`` and Pearson's ``rho(a, b) = <a', b'> / (|a'| * |b'| + 1e-8)`` of ``a' = a - mean(a)``. It
+    couples the batch. With one sample the columns are constant: the second bracket is 1, without a gradient. The
+    ``1e-8`` shows where rows are nearly uniform: identical inputs are not exactly at 0.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype, ``z``; what stands before the classes is the batch.
+        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
+        beta: of the relation between classes, finite and at least 0.
+        gamma: of the relation within a class, finite and at least 0.
+        temperature: ``T``, finite and above 0; it divides both networks' logits.
+        guard: where the ``1e-8`` is: ``"added"`` to the product of the lengths; or ``"clamped"``, each length is at
+            least ``1e-8``.
+
+    Returns:
+        ``()``, a pure number times ``T**2``, at least float32; between 0 and ``2 * T**2 * (beta + gamma)``.
+
+    Raises:
+        TypeError: if the logits are not floating tensors or a hyperparameter no Python number.
+        ValueError: if the shapes differ, there are no samples or classes, a hyperparameter is out of its range, or
+            ``guard`` is unknown.
+
+    Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", arXiv 2205.10536.
+
+    Differs from: the paper, whose formula has no ``T**2``; the authors' code has, and published results were made with
+    it. torchdistill's ``DISTLoss`` is the guard ``"clamped"``.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 2.0]]), torch.eye(3)[:2]
+        >>> dist(student, teacher, beta=1.0, gamma=1.0, temperature=1.0)
+        tensor(0.9794)
+    """
+    q, p = _rows(student_logits, teacher_logits, temperature)
+    checks.weight(beta, "beta", example=1.0)
+    checks.weight(gamma, "gamma", example=1.0)
+    if guard not in GUARDS:
+        raise ValueError(f"guard: expected one of {', '.join(GUARDS)}, got {guard!r}; for example guard='added'")
+    between = 1 - _correlation(q, p, guard).mean()
+    within = 1 - _correlation(q.T, p.T, guard).mean()
+    return temperature * temperature * (beta * between + gamma * within)
+
+
+def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Compute how far the samples' likenesses to each other differ: the batch's part of multi-level distillation.
+
+    ``||P P' - Q Q'||_F**2 / N`` with the rows ``q_T`` of ``N`` samples in ``Q`` and ``p_T`` in ``P``: a sum over the
+    ``N**2`` pairs, divided by ``N`` once. There is no ``T**2``. It couples the batch.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype; what stands before the classes is the batch.
+        teacher_logits: the same shape, any floating dtype; gets no gradient.
+        temperature: ``T``, finite and above 0; it divides both networks' logits.
+
+    Returns:
+        ``()``, a pure number of at least 0, at least float32; 0 where the two agree.
+
+    Raises:
+        TypeError: if the logits are not floating tensors or ``temperature`` no Python number.
+        ValueError: if the shapes differ, there are no samples or classes, or ``temperature`` is not finite and above 0.
+
+    Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
+
+    Differs from: the authors' trainer, which means to leave out confident samples but multiplies a value that is
+    already reduced by a mask, and so by the share of the samples kept.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
+        >>> mlkd_batch(student, teacher, temperature=1.0)
+        tensor(0.1682)
+    """
+    q, p = _rows(student_logits, teacher_logits, temperature)
+    return (p @ p.T - q @ q.T).square().sum() / len(q)
+
+
+def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Compute how far the classes' likenesses to each other differ: the classes' part of multi-level distillation.
+
+    ``||P' P - Q' Q||_F**2 / K`` with the rows ``q_T`` of the batch in ``Q`` and ``p_T`` in ``P``: a sum over the
+    ``K**2`` pairs of classes, divided by ``K`` once. Nothing divides by the batch, so the value grows with its square.
+    There is no ``T**2``. It couples the batch.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype; what stands before the classes is the batch.
+        teacher_logits: the same shape, any floating dtype; gets no gradient.
+        temperature: ``T``, finite and above 0; it divides both networks' logits.
+
+    Returns:
+        ``()``, a pure number of at least 0, at least float32; 0 where the two agree.
+
+    Raises:
+        TypeError: if the logits are not floating tensors or ``temperature`` no Python number.
+        ValueError: if the shapes differ, there are no samples or classes, or ``temperature`` is not finite and above 0.
+
+    Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
+
+    Differs from: the authors' trainer as `mlkd_batch` does.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
+        >>> mlkd_class(student, teacher, temperature=1.0)
+        tensor(0.1682)
+    """
+    q, p = _rows(student_logits, teacher_logits, temperature)
+    return (p.T @ p - q.T @ q).square().sum() / q.shape[-1]
+
+
+def _rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return both networks' probabilities at a temperature, ``(rows, classes)``."""
+    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    checks.positive(temperature, "temperature", example=4.0)
+    if not student_logits.numel():
+        raise ValueError(
+            f"student_logits: expected at least one sample, got shape {tuple(student_logits.shape)}; "
+            "leave empty batches out"
+        )
+    classes = student_logits.shape[-1]
+    q, p = (torch.softmax(logits / temperature, dim=-1) for logits in (student_logits, teacher_logits))
+    return q.reshape(-1, classes), p.reshape(-1, classes)
+
+
+def _correlation(a: Tensor, b: Tensor, guard: str) -> Tensor:
+    a, b = (x - x.mean(dim=-1, keepdim=True) for x in (a, b))
+    if guard == "clamped":
+        return F.cosine_similarity(a, b, dim=-1, eps=_SMALL)
+    return (a * b).sum(dim=-1) / (a.norm(dim=-1) * b.norm(dim=-1) + _SMALL)

@@ -1,0 +1,194 @@
+"""Losses on logits that single out the labelled class: one value a sample, in nats, not reduced over the batch.
+
+Shapes, precision and notation are those of `tutelage.losses.logits`. ``y`` is the labelled class; the *others* are the
+``classes - 1`` that are left, and ``a[i]`` and ``b[i]`` are what the student and the teacher say about them alone: a
+softmax that leaves ``y`` out. An unlabelled sample (-100) has value 0 and gradient 0.
+
+Everything is in log space and goes through the margin ``m = z[y] - logsumexp(z[others])``, of which
+``log q[y] = -softplus(-m)`` and ``log(1 - q[y]) = -softplus(m)``: neither can be the logarithm of a probability that
+has rounded to 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tutelage import checks
+from tutelage.contracts import UNLABELLED
+from tutelage.losses.logits import _pair, cross_entropy, kl_divergence
+
+
+def dkd(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """Compute decoupled knowledge distillation: how sure of the label, and what else, weighted apart.
+
+    ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, with everything at
+    temperature ``T``. With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. With two classes there is one other
+    class, so the second divergence is exactly 0.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype, ``z``; at least two classes.
+        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
+        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0.
+        alpha: of the label's divergence, finite and at least 0.
+        beta: of the others' divergence, finite and at least 0.
+        temperature: ``T``, finite and above 0; it divides both networks' logits.
+
+    Returns:
+        ``(...)`` nats times ``T**2``, at least float32; 0 where the two networks agree.
+
+    Raises:
+        TypeError: if the logits are not floating tensors, the labels neither int64 nor floating, or a hyperparameter no
+            Python number.
+        ValueError: if shapes do not fit, there are fewer than two classes, the labels are soft (there is no labelled
+            class then), or a hyperparameter is out of its range.
+
+    Source: Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679.
+
+    Differs from: the authors' code in precision only. It takes logarithms of probabilities and subtracts 1000 from the
+    label's logit, which gives infinities and NaN once a network is sure (a gap of about 90 ``T`` in float32). Their
+    trainer multiplies the term by ``min(epoch / 20, 1)``: a weight's schedule here (`objectives.dkd`).
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+        >>> dkd(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=1.0)
+        tensor([0.9069])
+    """
+    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    checks.weight(alpha, "alpha", example=1.0)
+    checks.weight(beta, "beta", example=8.0)
+    checks.positive(temperature, "temperature", example=4.0)
+    target = _target(student_logits, labels)
+    sure, others = _split(student_logits / temperature, target)
+    teacher_sure, teacher_others = _split(teacher_logits / temperature, target)
+    of_label, of_others = kl_divergence(_binary(sure), _binary(teacher_sure)), kl_divergence(others, teacher_others)
+    values = temperature * temperature * (alpha * of_label + beta * of_others)
+    return values.masked_fill(labels == UNLABELLED, 0.0)
+
+
+def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float, temperature: float) -> Tensor:
+    """Compute normalised knowledge distillation: the teacher's word on the label, and on the others among themselves.
+
+    ``-p[y] * log q[y] - gamma * T**2 * sum_i b_T[i] * log a_T[i]``: the first term has no temperature, in the second
+    the others' softmaxes are at temperature ``T``. Both are cross-entropies, not divergences, so the value is not 0
+    where the networks agree. The cross-entropy with the labels is added to it, not replaced. With two classes the
+    second term is 0.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype, ``z``; at least two classes.
+        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
+        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0; or soft
+            labels ``(..., classes)``, any floating dtype, of which the likeliest class is ``y`` (the first of several).
+        gamma: of the second term, finite and at least 0.
+        temperature: ``T`` of the second term, finite and above 0.
+
+    Returns:
+        ``(...)`` nats, the second term times ``T**2``; at least float32.
+
+    Raises:
+        TypeError: if the logits are not floating tensors, the labels neither int64 nor floating, or a hyperparameter no
+            Python number.
+        ValueError: if shapes do not fit, there are fewer than two classes, or a hyperparameter is out of its range.
+
+    Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
+    Loss and Customized Soft Labels", arXiv 2303.13005.
+
+    Differs from: the authors' code in precision only. That soft labels are read by their likeliest class is theirs too:
+    their results under Mixup and CutMix were made so.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+        >>> nkd(student, teacher, torch.tensor([0]), gamma=1.5, temperature=1.0)
+        tensor([0.7484])
+    """
+    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    checks.weight(gamma, "gamma", example=1.5)
+    checks.positive(temperature, "temperature", example=1.0)
+    if isinstance(labels, Tensor) and labels.is_floating_point():
+        checks.labels_for(student_logits, labels)
+        labels = labels.argmax(dim=-1)
+    target = _target(student_logits, labels)
+    sure, _ = _split(student_logits, target)
+    teacher_sure, _ = _split(teacher_logits, target)
+    _, others = _split(student_logits / temperature, target)
+    _, teacher_others = _split(teacher_logits / temperature, target)
+    of_label = -teacher_sure.sigmoid() * F.logsigmoid(sure)
+    values = of_label + gamma * temperature * temperature * _crossed(others, teacher_others)
+    return values.masked_fill(labels == UNLABELLED, 0.0)
+
+
+def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """Compute weighted soft labels: a sample counts more where the student is worse at it than the teacher.
+
+    ``T**2 * w * -sum_i p_T[i] * log q_T[i]`` with ``w = 1 - exp(-CE(y, q) / (CE(y, p) + 1e-7))``, in [0, 1), at
+    temperature 1 and without a gradient. It is a cross-entropy, not a divergence: not 0 where the networks agree.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype, ``z``.
+        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
+        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0; or soft
+            labels ``(..., classes)``, any floating dtype, that both cross-entropies of the weight are then against.
+        temperature: ``T``, finite and above 0; it divides both networks' logits, but not those of the weight.
+
+    Returns:
+        ``(...)`` nats times ``T**2`` and the weight, at least float32.
+
+    Raises:
+        TypeError: if the logits are not floating tensors, the labels neither int64 nor floating, or ``temperature`` no
+            Python number.
+        ValueError: if shapes do not fit, there are no classes, or ``temperature`` is not finite and above 0.
+
+    Source: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
+    arXiv 2102.00650.
+
+    Differs from: the authors' code in nothing but the labels that it takes. A Kullback-Leibler divergence in the
+    cross-entropy's place, as the paper writes, has the same gradient: the weight has none.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+        >>> wsld(student, teacher, torch.tensor([0]), temperature=1.0)
+        tensor([0.3150])
+    """
+    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    checks.positive(temperature, "temperature", example=4.0)
+    ratio = cross_entropy(student_logits.detach(), labels) / (cross_entropy(teacher_logits, labels) + 1e-7)
+    log_q = torch.log_softmax(student_logits / temperature, dim=-1)
+    log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
+    # An unlabelled sample's cross-entropies are 0, and with them the ratio and the weight.
+    return temperature * temperature * -torch.expm1(-ratio) * _crossed(log_q, log_p)
+
+
+def _target(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the labelled class of each sample, class 0 for one that has none."""
+    if not checks.labels_for(logits, labels):
+        raise ValueError(
+            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, of which none is the labelled "
+            "class; type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data"
+        )
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"student_logits: expected at least 2 classes, got {logits.shape[-1]}; type losses.kd for networks of one"
+        )
+    return labels.clamp(min=0).unsqueeze(-1)
+
+
+def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the margin of the target and the log-probabilities of the others, ``-inf`` at the target."""
+    rest = logits.scatter(-1, target, -torch.inf)
+    margin = logits.gather(-1, target).squeeze(-1) - rest.logsumexp(dim=-1)
+    return margin, torch.log_softmax(rest, dim=-1)
+
+
+def _binary(margin: Tensor) -> Tensor:
+    return torch.stack([F.logsigmoid(margin), F.logsigmoid(-margin)], dim=-1)
+
+
+def _crossed(log_q: Tensor, log_p: Tensor) -> Tensor:
+    p = log_p.exp()
+    return -(p * log_q).masked_fill(p == 0, 0.0).sum(dim=-1)

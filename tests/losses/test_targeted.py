@@ -1,0 +1,258 @@
+"""Losses that single out the labelled class, and those on standardised, learned and virtual teachers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tutelage import losses
+
+LOSSES = {
+    "dkd": lambda z, v, y: losses.dkd(z, v, y, alpha=0.5, beta=3.0, temperature=2.0),
+    "nkd": lambda z, v, y: losses.nkd(z, v, y, gamma=1.5, temperature=2.0),
+    "wsld": lambda z, v, y: losses.wsld(z, v, y, temperature=2.0),
+    "teacher_free_kd": lambda z, v, y: losses.teacher_free_kd(z, y, correct=0.9, temperature=2.0),
+}
+every = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+of_a_teacher = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "nkd", "wsld")])
+about_the_index = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "teacher_free_kd")])
+
+
+def drawn(shape=(6, 5), scale=2.0, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z, v = (scale * torch.randn(2, *shape, generator=generator, dtype=torch.float64)).to(dtype).unbind()
+    return z.clone().requires_grad_(), v, torch.randint(shape[-1], shape[:-1], generator=generator)
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def kl(p, q):
+    return (p * np.log(p / q)).sum()
+
+
+def dkd(z, v, y):
+    q, p = softmax(z / 2), softmax(v / 2)
+    others = np.arange(len(z)) != y
+    label = kl(np.array([p[y], 1 - p[y]]), np.array([q[y], 1 - q[y]]))
+    return 4 * (0.5 * label + 3 * kl(p[others] / p[others].sum(), q[others] / q[others].sum()))
+
+
+def nkd(z, v, y):
+    q, p = softmax(z), softmax(v)
+    others = np.arange(len(z)) != y
+    a, b = softmax(z[others] / 2), softmax(v[others] / 2)
+    return -p[y] * np.log(q[y]) - 1.5 * 4 * (b * np.log(a)).sum()
+
+
+def wsld(z, v, y):
+    w = 1 - np.exp(-np.log(softmax(z)[y]) / (np.log(softmax(v)[y]) - 1e-7))
+    return 4 * w * -(softmax(v / 2) * np.log(softmax(z / 2))).sum()
+
+
+def teacher_free_kd(z, v, y):
+    u = np.full(len(z), 0.1 / (len(z) - 1))
+    u[y] = 0.9
+    return kl(softmax(u / 2), softmax(z))
+
+
+TRUTH = {"dkd": dkd, "nkd": nkd, "wsld": wsld, "teacher_free_kd": teacher_free_kd}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("classes", [2, 5, 100])
+def test_it_is_its_formula(name, classes):
+    z, v, y = drawn((6, classes))
+    each = zip(z.detach().numpy(), v.numpy(), y.numpy(), strict=True)
+    expected = torch.tensor([TRUTH[name](*one) for one in each] if classes > 2 or name != "nkd" else [])
+    if name == "nkd" and classes == 2:  # one other class: its softmax is 1, and its logarithm 0
+        q, p = z.softmax(-1), v.softmax(-1)
+        expected = -(p * q.log()).gather(-1, y[:, None]).squeeze(-1).detach()
+    torch.testing.assert_close(LOSSES[name](z, v, y).detach(), expected, rtol=1e-10, atol=1e-12)
+
+
+@every
+def test_an_unlabelled_sample_has_value_and_gradient_zero(loss):
+    z, v, y = drawn()
+    full = loss(z, v, y)
+    part = loss(z, v, torch.where(torch.arange(6) % 2 == 0, y, -100))
+    assert torch.equal(part[::2], full[::2])
+    assert torch.equal(part[1::2], torch.zeros(3, dtype=torch.float64))
+    part.sum().backward()
+    assert torch.equal(z.grad[1::2], torch.zeros(3, 5, dtype=torch.float64))
+    assert z.grad[::2].abs().sum() > 0
+
+
+@every
+def test_shifts_change_nothing_and_samples_are_apart(loss):
+    z, v, y = drawn()
+    values = loss(z, v, y)
+    torch.testing.assert_close(loss(z + 3, v - 2, y), values)
+    order = torch.randperm(6)
+    torch.testing.assert_close(loss(z[order], v[order], y[order]), values[order])
+    deep = loss(z.reshape(2, 3, 5), v.reshape(2, 3, 5), y.reshape(2, 3))
+    torch.testing.assert_close(deep, values.reshape(2, 3))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_at_least_float32_and_the_student_alone_learns(loss, dtype):
+    z, v, y = drawn(dtype=dtype)
+    v.requires_grad_()
+    values = loss(z, v, y)
+    assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    values.sum().backward()
+    assert v.grad is None
+    assert z.grad.dtype == dtype
+
+
+@every
+@pytest.mark.parametrize("scale", [0.0, 300.0, 1e5])
+def test_extreme_logits_are_finite(loss, scale):
+    z, v, y = drawn(scale=scale, dtype=torch.float32)
+    values = loss(z, v, y)
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert z.grad.isfinite().all()
+
+
+@every
+def test_gradients_are_those_of_differences(loss):
+    z, v, y = drawn()
+    if loss is LOSSES["wsld"]:  # its weight has no gradient
+        return
+    assert torch.autograd.gradcheck(lambda x: loss(x, v, y), (z,))
+
+
+def test_the_weight_of_wsld_has_no_gradient():
+    z, v, y = drawn()
+    losses.wsld(z, v, y, temperature=2.0).sum().backward()
+    w = -torch.expm1(-losses.cross_entropy(z.detach(), y) / (losses.cross_entropy(v, y) + 1e-7))
+    expected = 2 * w[:, None] * ((z / 2).softmax(-1) - (v / 2).softmax(-1))
+    torch.testing.assert_close(z.grad, expected.detach())
+
+
+def test_dkd_is_0_at_equality_and_least_there():
+    z, _, y = drawn()
+    values = LOSSES["dkd"](z, z.detach(), y)
+    values.sum().backward()
+    torch.testing.assert_close(values, torch.zeros_like(values), rtol=0, atol=1e-12)
+    torch.testing.assert_close(z.grad, torch.zeros_like(z), rtol=0, atol=1e-12)
+
+
+def test_dkd_weighted_by_what_the_teacher_leaves_to_the_others_is_kd():
+    z, v, y = drawn()
+    rest = 1 - (v / 2).softmax(-1).gather(-1, y[:, None]).squeeze(-1)
+    each = [
+        losses.dkd(z[k : k + 1], v[k : k + 1], y[k : k + 1], alpha=1.0, beta=rest[k].item(), temperature=2.0)
+        for k in range(6)
+    ]
+    torch.testing.assert_close(torch.cat(each), losses.kd(z, v, temperature=2.0))
+
+
+def test_the_others_of_two_classes_say_nothing():
+    z, v, y = drawn((6, 2))
+    assert torch.equal(losses.dkd(z, v, y, alpha=0.0, beta=9.0, temperature=1.0), torch.zeros(6, dtype=torch.float64))
+    torch.testing.assert_close(
+        losses.dkd(z, v, y, alpha=1.0, beta=9.0, temperature=2.0), losses.kd(z, v, temperature=2.0)
+    )
+
+
+def test_dkd_of_a_sure_student_in_float32_is_that_in_float64():
+    z = torch.tensor([[400.0, 0.0, 1.0], [-400.0, 0.0, 1.0]])
+    v, y = torch.tensor([[3.0, 0.0, 1.0], [390.0, 2.0, 0.0]]), torch.tensor([0, 0])
+    ours = losses.dkd(z, v, y, alpha=1.0, beta=8.0, temperature=1.0)
+    exact = losses.dkd(z.double(), v.double(), y, alpha=1.0, beta=8.0, temperature=1.0)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=0)
+    assert exact[1] > 390
+
+
+@about_the_index
+def test_soft_labels_are_refused_where_no_class_is_labelled(loss):
+    z, v, _ = drawn()
+    with pytest.raises(ValueError, match=r"labels: expected int64 class indices, got soft labels, torch\.float64"):
+        loss(z, v, v.softmax(-1))
+
+
+def test_soft_labels_of_nkd_are_their_likeliest_class():
+    z, v, _ = drawn()
+    soft = torch.rand(6, 5).softmax(-1)
+    assert torch.equal(LOSSES["nkd"](z, v, soft), LOSSES["nkd"](z, v, soft.argmax(-1)))
+
+
+def test_soft_labels_of_wsld_that_are_hard_are_the_index():
+    z, v, y = drawn()
+    torch.testing.assert_close(LOSSES["wsld"](z, v, torch.eye(5, dtype=torch.float64)[y]), LOSSES["wsld"](z, v, y))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda z, v, y: losses.dkd(z, v, y, alpha=-1.0, beta=1.0, temperature=1.0), "alpha: expected a finite number"),
+        (lambda z, v, y: losses.dkd(z, v, y, alpha=1.0, beta="1", temperature=1.0), "beta: expected a Python number"),
+        (lambda z, v, y: losses.dkd(z, v, y, alpha=1.0, beta=1.0, temperature=0), "temperature: expected a finite"),
+        (lambda z, v, y: losses.dkd(z, v[:3], y, alpha=1.0, beta=1.0, temperature=1.0), "teacher_logits: expected the"),
+        (lambda z, v, y: losses.dkd(z, v, y[:3], alpha=1.0, beta=1.0, temperature=1.0), "labels: expected class"),
+        (lambda z, v, y: losses.dkd(z, v, y + 9, alpha=1.0, beta=1.0, temperature=1.0), r"class indices in 0\.\.4"),
+        (
+            lambda z, v, y: losses.nkd(z[:, :1], v[:, :1], 0 * y, gamma=1.0, temperature=1.0),
+            "at least 2 classes, got 1",
+        ),
+        (lambda z, v, y: losses.nkd(z, v, y, gamma=-0.1, temperature=1.0), "gamma: expected a finite number of at"),
+        (lambda z, v, y: losses.nkd(z, v, y.int(), gamma=1.0, temperature=1.0), "labels: expected int64"),
+        (lambda z, v, y: losses.wsld(z, v, y, temperature=-1.0), "temperature: expected a finite number above 0"),
+        (lambda z, v, y: losses.teacher_free_kd(z, y, correct=1.0, temperature=20.0), r"correct: expected a number in"),
+        (lambda z, v, y: losses.teacher_free_kd(z, y, correct=0.0, temperature=20.0), "correct: expected a finite"),
+        (lambda z, v, y: losses.teacher_free_kd(z[:, :1], 0 * y, correct=0.9, temperature=1.0), "at least 2 classes"),
+        (lambda z, v, y: losses.standardise(z[:, :1]), "logits: expected at least 2 classes, got 1"),
+        (lambda z, v, y: losses.ctkd(z, v, temperature=4.0), "temperature: expected a floating tensor, got float"),
+        (lambda z, v, y: losses.ctkd(z, v, temperature=torch.ones(2)), r"temperature: expected one entry, got \(2,\)"),
+        (lambda z, v, y: losses.scaled_gradient(y, factor=1.0), "values: expected a floating tensor, got torch.int64"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        call(*drawn())
+
+
+# ----------------------------------------------------------------------------------------------------------- transforms
+
+
+def test_standardised_logits_have_mean_0_and_deviation_1_whatever_their_size():
+    z, _, _ = drawn()
+    ours = losses.standardise(z).detach().numpy()
+    x = z.detach().numpy()
+    expected = (x - x.mean(1, keepdims=True)) / x.std(1, ddof=1, keepdims=True)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    torch.testing.assert_close(losses.standardise(7 * z - 2), losses.standardise(z), rtol=1e-6, atol=1e-8)
+
+
+def test_a_constant_row_standardises_to_0_with_a_finite_gradient():
+    z = torch.full((1, 4), 3.0, requires_grad=True)
+    ours = losses.standardise(z)
+    losses.kd(ours, torch.tensor([[1.0, 0.0, 0.0, 0.0]]), temperature=1.0).sum().backward()
+    assert torch.equal(ours, torch.zeros(1, 4))
+    assert z.grad.isfinite().all()
+    assert losses.standardise(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_a_learned_temperature_is_that_of_kd_and_is_differentiated_everywhere():
+    z, v, _ = drawn()
+    t = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(losses.ctkd(z, v, temperature=t), losses.kd(z, v, temperature=3.0))
+    assert torch.autograd.gradcheck(lambda x: losses.ctkd(z.detach(), v, temperature=x), (t,))
+    v.requires_grad_()
+    losses.ctkd(z, v, temperature=t).sum().backward()
+    assert v.grad is None
+
+
+def test_a_virtual_teacher_as_the_paper_writes_it_is_kd_with_its_logarithm():
+    z, _, y = drawn()
+    u = torch.full((6, 5), 0.1 / 4, dtype=torch.float64).scatter(1, y[:, None], 0.9)
+    assert losses.kd(z, u.log(), temperature=20.0).isfinite().all()
+    nearly_uniform = losses.teacher_free_kd(z, y, correct=0.9, temperature=1e6)
+    expected = losses.kl_divergence(z.log_softmax(-1), torch.full_like(z, 0.2).log().detach())
+    torch.testing.assert_close(nearly_uniform, expected, rtol=1e-5, atol=1e-6)

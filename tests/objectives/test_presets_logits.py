@@ -1,0 +1,253 @@
+"""Presets on logits: their formulas, their schedules, standardised logits, a learned temperature."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import tutelage
+from tutelage import losses, objectives
+from tutelage.contracts import Batch, Outputs, Progress
+from tutelage.lesson import FrozenTeacher, Lesson, survey
+from tutelage.objectives import Context, CosineWarmUp, WarmUp, from_recipe
+
+PRESETS = {
+    "dkd": objectives.dkd(beta=2.0, weight=1.0),
+    "nkd": objectives.nkd(),
+    "wsld": objectives.wsld(),
+    "dist": objectives.dist(),
+    "mlkd": objectives.mlkd(),
+    "ctkd": objectives.ctkd(reversal=-0.5),
+    "teacher_free_kd": objectives.teacher_free_kd(),
+    "standardised kd": objectives.kd(temperature=2, weight=9, logits="standardised"),
+    "standardised dkd": objectives.dkd(alpha=9, beta=72, temperature=2, logits="standardised"),
+    "standardised ttm": objectives.ttm(gamma=0.5, beta=2, logits="standardised"),
+    "standardised wttm": objectives.wttm(gamma=0.5, beta=2, logits="standardised", normalise="batch"),
+}
+every = pytest.mark.parametrize("objective", PRESETS.values(), ids=PRESETS)
+
+
+def drawn(classes=4):
+    generator = torch.Generator().manual_seed(0)
+    z, v = torch.randn(2, 6, classes, generator=generator, dtype=torch.float64).unbind()
+    return Outputs(z), Outputs(v), Batch(torch.arange(6), torch.zeros(6, 1), torch.arange(6) % classes)
+
+
+def network(width):
+    return nn.Sequential(nn.Conv2d(1, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+
+
+@every
+def test_a_recipe_holds_all_of_it(objective):
+    again = from_recipe(json.loads(json.dumps(objective.to_recipe(), allow_nan=False)))
+    assert again == objective
+    assert again.bind()(*drawn()).total == objective.bind()(*drawn()).total
+
+
+@pytest.mark.parametrize("name", ["ctkd", "dist", "dkd", "mlkd", "nkd", "teacher_free_kd", "wsld"])
+def test_a_name_alone_is_enough(name):
+    objective = from_recipe(name)
+    assert from_recipe(objective.to_recipe()) == objective
+    assert objective.supervised
+    assert objective.needs.teacher == (name != "teacher_free_kd")
+
+
+@every
+def test_it_trains_a_step(objective):
+    torch.manual_seed(0)
+    student, teacher = network(3), network(5)
+    batch = Batch(torch.arange(6), torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, -100, 0]))
+    lesson = Lesson(student, objective, survey(objective, student, teacher, batch.inputs, samples=6, classes=4))
+    frozen = FrozenTeacher(teacher, objective.needs.teacher_taps)
+    optimizer = torch.optim.SGD(lesson.parameters(), lr=1e-3)
+    before = lesson(batch, frozen(batch)).loss.total
+    before.backward()
+    assert all(p.grad.isfinite().all() for p in lesson.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    optimizer.step()
+    after = lesson(batch, frozen(batch)).loss.total
+    # The weight of WSLD has no gradient, so a step down its gradient may lead up.
+    assert after < before if "wsld" not in objective.name else after != before
+
+
+KD_POOL = (2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "formula"),
+    [
+        (
+            objectives.dkd(weight=1.0),
+            lambda z, v, y: losses.cross_entropy(z, y) + losses.dkd(z, v, y, alpha=1.0, beta=8.0, temperature=4.0),
+        ),
+        (
+            objectives.nkd(),
+            lambda z, v, y: losses.cross_entropy(z, y) + losses.nkd(z, v, y, gamma=3.5, temperature=3.0),
+        ),
+        (
+            objectives.wsld(),
+            lambda z, v, y: losses.cross_entropy(z, y) + 2.25 * losses.wsld(z, v, y, temperature=4.0),
+        ),
+        (
+            objectives.dist(),
+            lambda z, v, y: losses.cross_entropy(z, y) + losses.dist(z, v, beta=2.0, gamma=2.0, temperature=4.0),
+        ),
+        (
+            objectives.mlkd(instance=2.0, batch=3.0, classes=5.0),
+            lambda z, v, y: (
+                0.1 * losses.cross_entropy(z, y)
+                + sum(
+                    2 * losses.kd(z, v, temperature=t)
+                    + 3 * losses.mlkd_batch(z, v, temperature=t)
+                    + 5 * losses.mlkd_class(z, v, temperature=t)
+                    for t in KD_POOL
+                )
+                / 5
+            ),
+        ),
+        (
+            objectives.ctkd(theta=0.0),
+            lambda z, v, y: 0.1 * losses.cross_entropy(z, y) + 0.9 * losses.kd(z, v, temperature=11.0),
+        ),
+        (
+            objectives.teacher_free_kd(),
+            lambda z, v, y: (
+                0.9 * losses.cross_entropy(z, y) + 0.1 * losses.teacher_free_kd(z, y, correct=0.99, temperature=20.0)
+            ),
+        ),
+        (
+            PRESETS["standardised kd"],
+            lambda z, v, y: (
+                0.1 * losses.cross_entropy(z, y)
+                + 9 * losses.kd(losses.standardise(z), losses.standardise(v), temperature=2.0)
+            ),
+        ),
+    ],
+)
+def test_a_preset_is_its_formula(objective, formula):
+    student, teacher, batch = drawn()
+    expected = formula(student.logits, teacher.logits, batch.labels).mean()
+    torch.testing.assert_close(objective.bind()(student, teacher, batch).total, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_published_schedules_are_the_defaults():
+    assert objectives.dkd().weights()["dkd"] == {"schedule": "warm_up", "value": 1.0, "epochs": 20}
+    student, teacher, batch = drawn()
+    bound = objectives.dkd(supervised=0).bind()
+    first, last = (bound(student, teacher, batch, Progress(epoch=e)).total for e in (0, 19))
+    torch.testing.assert_close(20 * first, last)
+    (written,) = objectives.ctkd().to_recipe()
+    assert written["ctkd"]["reversal"] == {"schedule": "cosine_warm_up", "value": -1.0, "epochs": 10}
+
+
+def test_terms_that_couple_a_batch_and_labels_that_are_read_are_known_before_training():
+    assert objectives.dist().needs.coupled
+    assert objectives.mlkd().needs.coupled
+    assert not objectives.ctkd().needs.coupled
+    assert objectives.dkd().needs.labels == objectives.teacher_free_kd().needs.labels == "index"
+    assert objectives.nkd().needs.labels == objectives.wsld().needs.labels == "any"
+
+
+# -------------------------------------------------------------------------------------------------- standardised logits
+
+
+def test_standardisation_leaves_the_cross_entropy_and_the_outputs_alone():
+    student, teacher, batch = drawn()
+    raw, standardised = (objectives.kd(logits=name).bind()(student, teacher, batch) for name in ("raw", "standardised"))
+    assert raw.parts["ce"] == standardised.parts["ce"]
+    assert raw.parts["kd"] != standardised.parts["kd"]
+    larger = Outputs(10 * student.logits)
+    again = objectives.kd(logits="standardised", supervised=0).bind()(larger, teacher, batch)
+    torch.testing.assert_close(again.parts["kd"], standardised.parts["kd"], rtol=1e-5, atol=1e-8)
+
+
+def test_standardisation_hides_the_exponent_but_not_the_needs():
+    assert objectives.kd(temperature=2).target_gamma == 0.5
+    assert objectives.kd(temperature=2, logits="standardised").target_gamma is None
+    assert PRESETS["standardised wttm"].needs.coupled
+    assert PRESETS["standardised dkd"].needs.labels == "index"
+
+
+def test_a_mean_over_the_training_set_is_that_of_the_standardised_teacher():
+    objective = objectives.wttm(gamma=0.5, beta=2, normalise="training", logits="standardised")
+    logits = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(2))
+    weight = (0.5 * losses.standardise(logits).log_softmax(-1)).logsumexp(-1).exp()
+    resolved = objective.bind(Context(teacher_logits=logits)).resolved
+    assert resolved["wttm"]["mean_weight"] == pytest.approx(weight.mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (
+            lambda: objectives.kd(logits="standardized"),
+            "logits: expected one of raw, standardised, got 'standardized'; d",
+        ),
+        (lambda: objectives.kd(logits=True), "logits: expected a name, got True"),
+        (
+            lambda: objectives.wttm(logits="standardised"),
+            "beta: expected a number where logits are standardised, got au",
+        ),
+        (lambda: objectives.kd(temperature=-1, logits="standardised"), "temperature: expected a finite number above 0"),
+        (lambda: objectives.dkd(alpha=-1), "alpha: expected a finite number of at least 0"),
+        (
+            lambda: objectives.mlkd(instance=0, batch=0, classes=0, supervised=0),
+            "objective: expected a term with a weight",
+        ),
+        (lambda: objectives.ctkd(lowest=0), "lowest: expected a finite number above 0, got 0"),
+        (lambda: objectives.ctkd(span=-1), "span: expected a finite number above 0, got -1"),
+        (lambda: objectives.teacher_free_kd(correct=1), r"correct: expected a number in \[0, 1\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        call()
+
+
+# ----------------------------------------------------------------------------------------------- curriculum temperature
+
+
+def theta_gradient(reversal, epoch=0):
+    student, teacher, batch = drawn()
+    bound = objectives.ctkd(reversal=reversal, supervised=0, weight=1.0).bind()
+    bound(student, teacher, batch, Progress(epoch=epoch)).total.backward()
+    (theta,) = bound.parameters()
+    return theta.grad.item()
+
+
+def test_the_temperature_works_against_the_student():
+    honest = theta_gradient(1.0)
+    assert honest != 0
+    assert theta_gradient(-0.5) == pytest.approx(-0.5 * honest)
+    assert theta_gradient(0.0) == 0
+    assert theta_gradient(CosineWarmUp(-1.0, 2), epoch=0) == pytest.approx(-0.5 * honest)
+    assert theta_gradient(WarmUp(-1.0, 4), epoch=9) == pytest.approx(-honest)
+
+
+def test_theta_is_of_one_run_and_in_its_state():
+    objective = objectives.ctkd()
+    one, two = objective.bind(), objective.bind()
+    assert list(one.state_dict()) == ["terms.ctkd.theta"]
+    with torch.no_grad():
+        one.terms["ctkd"].theta.add_(2)
+    assert two.terms["ctkd"].theta == 1
+    two.load_state_dict(one.state_dict())
+    assert two.terms["ctkd"].theta == 3
+
+
+def test_a_run_learns_its_temperature_and_keeps_it_out_of_the_student(tmp_path):
+    images = torch.utils.data.TensorDataset(torch.rand(40, 1, 8, 8), torch.arange(40) % 4)
+    run = tutelage.distill(
+        student=network(3),
+        teacher=network(5),
+        data=(images, images),
+        objective=objectives.ctkd(),
+        epochs=2,
+        name="curriculum",
+        runs=tmp_path,
+        weak_teacher=True,
+    )
+    assert set(run.epochs[0]["train"]["terms"]) == {"ce", "ctkd"}
