@@ -20,6 +20,12 @@ from tutelage.objectives.presets import transformed_matching as transformed_matc
 from tutelage.objectives.presets import ttm as ttm
 from tutelage.objectives.presets import vitkd as vitkd
 from tutelage.objectives.presets import wttm as wttm
+from tutelage.objectives.presets_relations import correlation as correlation
+from tutelage.objectives.presets_relations import ickd as ickd
+from tutelage.objectives.presets_relations import nst as nst
+from tutelage.objectives.presets_relations import pkt as pkt
+from tutelage.objectives.presets_relations import rkd as rkd
+from tutelage.objectives.presets_relations import similarity as similarity
 from tutelage.objectives.schedules import AUTO as AUTO
 from tutelage.objectives.schedules import Automatic as Automatic
 from tutelage.objectives.schedules import AutomaticNumber as AutomaticNumber
