@@ -22,7 +22,7 @@ KERNELS = ("gaussian", "bilinear")
 _NEAREST = 1e-6
 """Distances of different samples are at least this, without a gradient below it."""
 _PKT_EPS = 1e-7
-_ENTRIES = 2**24
+_ENTRIES = 2**25
 """Numbers that the angles hold at once."""
 
 
@@ -71,8 +71,8 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Triples with ``j = i`` or ``k = i`` have a cosine of 0 and count in ``batch**3``.
 
     Time grows with ``batch**3 * width``, memory only up to a limit: where ``batch**2 * max(batch, width)`` is above
-    2**24, as with more than 256 samples of width 256, the vertices ``i`` go through in pieces of that many numbers (a
-    few tensors of 64 MiB in float32), and the pieces are computed once more for the gradient. Directions come from
+    2**25, as with more than 256 samples of width 512, the vertices ``i`` go through in pieces of that many numbers (a
+    few tensors of 128 MiB in float32), and the pieces are computed once more for the gradient. Directions come from
     differences, so a common offset costs no digits.
 
     Where two of the student's samples are equal and the teacher's are not, a direction is 0 and its gradient of the
@@ -176,8 +176,8 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682.
 
-    Differs from: torchdistill, where a length passed in the place of another argument makes rows sum to 1, its
-    ``row_norm=1``: values differ by a factor of about 3 and the published weight is for 2.
+    Differs from: torchdistill, which has ``row_norm=1``: values differ by a factor of about 3, and the published weight
+    of 3000 is for 2.
 
     Example:
         >>> import torch
