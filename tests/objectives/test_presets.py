@@ -51,11 +51,12 @@ COMPOSED = {
 
 
 OF_FEATURES = {"crd", "itrd", "vitkd"}
+OF_RELATIONS = {"correlation", "ickd", "nst", "pkt", "rkd", "similarity"}
 """Bound to more than logits, and tried in files of their own."""
 
 
 def test_every_preset_is_tried_here():
-    assert set(EVERY) | OF_FEATURES == set(PRESETS)
+    assert set(EVERY) | OF_FEATURES | OF_RELATIONS == set(PRESETS)
 
 
 @pytest.mark.parametrize("objective", [*EVERY.values(), *COMPOSED.values()], ids=[*EVERY, *COMPOSED])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+import yaml
 from torch import nn
 
+import tutelage
 from tutelage import FrozenTeacher, Lesson, losses, objectives, survey
 from tutelage.contracts import Batch
 from tutelage.objectives import Context
@@ -82,9 +86,8 @@ def test_those_that_depend_on_the_batch_say_so_and_none_is_supervised(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_holds_them(name):
     objective = of_networks(name, **{"angle" if name == "rkd" else "weight": 0.25})
-    (piece,) = objective.pieces
-    again = objectives.from_recipe({name: dict(piece.arguments)})
-    assert again.pieces[0].arguments == piece.arguments
+    again = objectives.from_recipe(yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(objective.to_recipe())))))
+    assert again == objective
 
 
 def test_published_weights():
@@ -153,3 +156,20 @@ def test_correlation_refuses_maps_and_dimensions():
     shapes = {"card:embedding": (4, 2, 2)}
     with pytest.raises(ValueError, match=r"tap card:embedding: expected a feature \(batch, width\) of the student"):
         Correlation(dimension=3).bind(Context(student_shapes=shapes, teacher_shapes=shapes))
+
+
+def test_a_run_holds_several_taps(tmp_path):
+    images = torch.utils.data.TensorDataset(torch.rand(12, 3, 8, 8), torch.arange(12) % 3)
+    run = tutelage.distill(
+        student=network(4, seed=0),
+        teacher=network(6, seed=1),
+        data=(images, images),
+        objective=of_networks("nst") + objectives.cross_entropy(),
+        epochs=1,
+        batch_size=6,
+        name="nst",
+        runs=tmp_path,
+        weak_teacher=True,
+    )
+    assert set(run.epochs[0]["train"]["terms"]) == {"nst", "nst_2", "ce"}
+    assert "teacher_taps" in (run.folder / "recipe.yaml").read_text(encoding="utf-8")
