@@ -165,6 +165,25 @@ def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name
         )
 
 
+def same_batch(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
+    """Refuse a student and a teacher that differ in the number of samples.
+
+    Args:
+        student: ``(batch, ...)``.
+        teacher: ``(batch, ...)``.
+        student_name: the first argument's name.
+        teacher_name: the second argument's name.
+
+    Raises:
+        ValueError: if the numbers differ.
+    """
+    if len(student) != len(teacher):
+        raise ValueError(
+            f"{teacher_name}: expected those of {len(student)} samples, as {student_name}, "
+            f"got {len(teacher)}; feed both networks the same batch"
+        )
+
+
 def labels_for(logits: Tensor, labels: Tensor, name: str = "labels") -> bool:
     """Refuse labels that do not belong to the logits; tell class indices from soft labels by their dtype.
 

@@ -22,7 +22,22 @@ def linear(student: Shape, teacher: Shape) -> nn.Module:
     return nn.Linear(student[0], teacher[0])
 
 
-KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType({"linear": linear})
+def conv1x1_bn(student: Shape, teacher: Shape) -> nn.Module:
+    """Return a 1 x 1 convolution without a bias and a batch norm, from one number of channels to another.
+
+    Height and width stay the student's.
+    """
+    if len(student) != 3 or len(teacher) != 3:
+        raise ValueError(
+            f"projection: expected maps (batch, channels, height, width) on both sides of a convolution, got {student} "
+            f"and {teacher} without the batch; name taps before the pooling, such as card:stage.-1"
+        )
+    return nn.Sequential(nn.Conv2d(student[0], teacher[0], 1, bias=False), nn.BatchNorm2d(teacher[0]))
+
+
+KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(
+    {"linear": linear, "conv1x1_bn": conv1x1_bn}
+)
 """Kinds of maps, by the names that terms ask for."""
 
 

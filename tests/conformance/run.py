@@ -153,6 +153,19 @@ def _ctkd(case: Case) -> Tensor:
     theta = losses.scaled_gradient(case["global_T"], factor=case.hyper["lambda"])
     temperature = case.hyper["t_start"] + case.hyper["t_end"] * theta.sigmoid()
     return losses.ctkd(case["z_s"], case["z_t"], temperature=temperature).mean()
+def _rkd(case: Case, *, squared: bool) -> Tensor:
+    weights = ("distance_weight", "angle_weight") if squared else ("w_d", "w_a")
+    distance = losses.rkd_distance(case["f_s"], case["f_t"], squared=squared)
+    angle = losses.rkd_angle(case["f_s"], case["f_t"])
+    return case.hyper[weights[0]] * distance + case.hyper[weights[1]] * angle
+
+
+def _kernel_of_torchdistill(case: Case) -> Tensor:
+    config = case.hyper["kernel_config"]
+    more = {"gamma": config["gamma"], "order": config["max_p"]} if config["type"] == "gaussian" else {}
+    return losses.correlation_kernel(
+        case["f_s"], case["f_t"], kernel=config["type"], normalise=False, squared=False, **more
+    )
 
 
 # Recorded losses are means over the batch, ours are one value a sample.
@@ -185,6 +198,20 @@ METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "td.SKD.instance": lambda c: (
         losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["temperature"]).mean() / c.hyper["temperature"] ** 2
     ),
+    "RKD": lambda c: _rkd(c, squared=False),
+    "RKD.squared": lambda c: _rkd(c, squared=True),
+    "PKT": lambda c: losses.pkt(c["f_s"], c["f_t"]),
+    "SP": lambda c: losses.similarity(c["f_s"], c["f_t"]),
+    "td.SPKD": lambda c: losses.similarity(c["f_s"], c["f_t"], row_norm=1),
+    "CC": lambda c: losses.correlation(c["f_s"], c["f_t"]),
+    "CC.aber": lambda c: losses.correlation_kernel(
+        c["f_s"], c["f_t"], gamma=c.hyper["gamma"], order=c.hyper["P_order"]
+    ),
+    "td.CCKD": _kernel_of_torchdistill,
+    "NST": lambda c: losses.nst(c["f_s"], c["f_t"]).mean(),
+    # That library divides the mean by the batch once more.
+    "td.ICKD": lambda c: c.hyper["weight"] * losses.inter_channel(c["f_s"], c["f_t"]).mean() / len(c["f_s"]),
+    "td.Affinity": lambda c: losses.affinity(c["f_s"], c["f_t"]).mean(),
 }
 
 

@@ -84,11 +84,7 @@ def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         tensor(0.5000)
     """
     student_features, teacher_features = _pair(student_features, teacher_features)
-    if len(student_features) != len(teacher_features):
-        raise ValueError(
-            f"teacher_features: expected those of {len(student_features)} samples, as student_features, "
-            f"got {len(teacher_features)}; feed both networks the same batch"
-        )
+    checks.same_batch(student_features, teacher_features, "student_features", "teacher_features")
     ours, theirs = (_gram(F.normalize(f, dim=1)) for f in (student_features, teacher_features))
     return _purity(ours) - _purity(ours * theirs)
 

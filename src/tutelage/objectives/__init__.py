@@ -27,6 +27,12 @@ from tutelage.objectives.presets_logits import mlkd as mlkd
 from tutelage.objectives.presets_logits import nkd as nkd
 from tutelage.objectives.presets_logits import teacher_free_kd as teacher_free_kd
 from tutelage.objectives.presets_logits import wsld as wsld
+from tutelage.objectives.presets_relations import correlation as correlation
+from tutelage.objectives.presets_relations import ickd as ickd
+from tutelage.objectives.presets_relations import nst as nst
+from tutelage.objectives.presets_relations import pkt as pkt
+from tutelage.objectives.presets_relations import rkd as rkd
+from tutelage.objectives.presets_relations import similarity as similarity
 from tutelage.objectives.schedules import AUTO as AUTO
 from tutelage.objectives.schedules import Automatic as Automatic
 from tutelage.objectives.schedules import AutomaticNumber as AutomaticNumber

@@ -82,8 +82,8 @@ class BoundContrast(nn.Module):
                 "type context=tutelage.survey(objective, student, teacher, inputs, labels=labels)"
             )
         self.samples, dimension = len(context.labels), description.dimension
-        self.embed_student = nn.Linear(_width(context, "student", description.student_tap), dimension)
-        self.embed_teacher = nn.Linear(_width(context, "teacher", description.teacher_tap), dimension)
+        self.embed_student = nn.Linear(embedding_width(context, "student", description.student_tap), dimension)
+        self.embed_teacher = nn.Linear(embedding_width(context, "teacher", description.teacher_tap), dimension)
         self.draw: nn.Module = OtherClasses(context.labels, count=description.negatives)
         bound = 1 / math.sqrt(dimension / 3)
         for name in ("student_bank", "teacher_bank"):
@@ -158,7 +158,8 @@ class _Seen:
     log_normalisers: Tensor
 
 
-def _width(context: Context, who: str, tap: str) -> int:
+def embedding_width(context: Context, who: str, tap: str) -> int:
+    """Return the width of a feature ``(batch, width)``; refuse any other."""
     shape = shape_of(context, "student" if who == "student" else "teacher", tap)
     if len(shape) != 1:
         raise ValueError(

@@ -1,0 +1,341 @@
+"""Losses on relations between the samples of a batch: distances, angles, similarities, correlations.
+
+Each returns one value ``()`` for the whole batch, which changes with how a batch is split. Everything is computed in at
+least float32, outside autocast; no gradient reaches a teacher's features. Student and teacher may differ in width where
+the text does not say otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tutelage import checks
+
+BATCH = ("batch", "width")
+KERNELS = ("gaussian", "bilinear")
+
+_NEAREST = 1e-6
+"""Distances of different samples are at least this, without a gradient below it."""
+_PKT_EPS = 1e-7
+_ENTRIES = 2**25
+"""Numbers that the angles hold at once."""
+
+
+def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared: bool = False) -> Tensor:
+    """Compute the distance-wise term of relational distillation: batch-coupled.
+
+    ``(1 / batch**2) * sum_{i, j} h(D_s[i, j] - D_t[i, j])``, where ``D`` are the Euclidean distances between samples
+    divided by their mean over all pairs ``i != j``, and ``h(x) = x**2 / 2`` up to ``|x| = 1``, ``|x| - 1/2`` beyond.
+    The diagonal is 0 and counts in ``batch**2``. Distances are at least 1e-6, without a gradient below that. The
+    student's mean is differentiated too, so the gradient does not change the scale of the features.
+
+    Distances come from differences, not from a Gram matrix, so a common offset costs no digits. Memory grows with
+    ``batch**2``.
+
+    Args:
+        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
+        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        squared: use the squared distances, of at least 1e-12, in place of the distances.
+
+    Returns:
+        ``()``, no unit, at least float32; 0 for two samples, and where one set is a scaled and moved copy of the other.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they have another number of axes, differ in the batch, or there are fewer than 2 samples.
+
+    Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068. Published results use the distances.
+
+    Differs from: public code in the last digits: there the distances come from a Gram matrix, which in float32 with a
+    common offset of 100 standard deviations is off by 2e-3; and for one sample, which gives NaN there.
+
+    Example:
+        >>> import torch
+        >>> rkd_distance(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [3.0]]))
+        tensor(0.0556)
+    """
+    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    return F.smooth_l1_loss(_distances(student_features, squared), _distances(teacher_features, squared))
+
+
+def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Compute the angle-wise term of relational distillation: batch-coupled.
+
+    ``(1 / batch**3) * sum_{i, j, k} h(A_s[i, j, k] - A_t[i, j, k])``, where ``A[i, j, k]`` is the cosine at sample
+    ``i`` between the directions to ``j`` and ``k``, and ``h(x) = x**2 / 2`` up to ``|x| = 1``, ``|x| - 1/2`` beyond.
+    Triples with ``j = i`` or ``k = i`` have a cosine of 0 and count in ``batch**3``.
+
+    Time grows with ``batch**3 * width``, memory only up to a limit: where ``batch**2 * max(batch, width)`` is above
+    2**25, as with more than 256 samples of width 512, the vertices ``i`` go through in pieces of that many numbers (a
+    few tensors of 128 MiB in float32), and the pieces are computed once more for the gradient. Directions come from
+    differences, so a common offset costs no digits.
+
+    Where two of the student's samples are equal and the teacher's are not, a direction is 0 and its gradient of the
+    order of 1e12, as in the public code: an unlucky step for a network that maps many samples to one point.
+
+    Args:
+        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
+        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+
+    Returns:
+        ``()``, no unit, at least float32; 0 for two samples, and where one set is a scaled, moved and turned copy of
+        the other.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they have another number of axes, differ in the batch, or there are fewer than 2 samples.
+
+    Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068.
+
+    Differs from: public code for one sample, whose value is 0 there beside a distance-wise term that is NaN.
+
+    Example:
+        >>> import torch
+        >>> square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> line = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> rkd_angle(square, square).item(), round(rkd_angle(square, line).item(), 4)
+        (0.0, 0.1296)
+    """
+    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    batch = len(student_features)
+    largest = max(batch, student_features.shape[1], teacher_features.shape[1])
+    step = max(1, _ENTRIES // (batch * largest))
+    if step >= batch:
+        return _angles_apart(student_features, teacher_features, 0, batch) / batch**3
+    pieces = [
+        # There is no random number in it; to look at the generator's state makes the host wait for the device.
+        checkpoint(
+            _angles_apart,
+            student_features,
+            teacher_features,
+            start,
+            start + step,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for start in range(0, batch, step)
+    ]
+    return torch.stack(pieces).sum() / batch**3
+
+
+def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Compute probabilistic knowledge transfer: batch-coupled.
+
+    ``(1 / batch**2) * sum_{i, j} p[i, j] * log((p[i, j] + 1e-7) / (q[i, j] + 1e-7))``, where ``p`` (teacher) and ``q``
+    (student) are rows ``(c[i, j] + 1) / 2`` divided by their sum, the diagonal with them, and ``c`` the cosine between
+    samples, each of whose lengths is taken 1e-7 longer. A mean over ``batch**2``, not over rows: that is why the
+    published weight is 30000, and it holds for batches of 64.
+
+    Args:
+        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
+        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+
+    Returns:
+        ``()`` nats divided by ``batch``, at least float32; 0 for one sample.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they have another number of axes, or differ in the batch.
+
+    Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", arXiv 1803.10837.
+
+    Differs from: public code where a sample is 0 everywhere, whose gradient is NaN there and 0 here.
+
+    Example:
+        >>> import torch
+        >>> pkt(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()  # log(3 / 2) / 2
+        0.20273...
+    """
+    student_features, teacher_features = _pair(student_features, teacher_features)
+    ours, theirs = _neighbours(student_features), _neighbours(teacher_features)
+    return (theirs * ((theirs + _PKT_EPS).log() - (ours + _PKT_EPS).log())).mean()
+
+
+def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: int = 2) -> Tensor:
+    """Compute similarity-preserving distillation: batch-coupled.
+
+    ``(1 / batch**2) * ||G_s - G_t||_F**2``, where ``G`` is the Gram matrix ``(batch, batch)`` of the flattened
+    features, each row scaled to length 1. A row that is 0 everywhere stays so and gets no gradient.
+
+    Args:
+        student_features: ``(batch, ...)``, any floating dtype, such as the last stage.
+        teacher_features: ``(batch, ...)``; gets no gradient. All but the batch may differ.
+        row_norm: 2 for the Euclidean length of a row, 1 for the sum of its absolute values.
+
+    Returns:
+        ``()``, no unit, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they have fewer than 2 axes, differ in the batch, or ``row_norm`` is neither 1 nor 2.
+
+    Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682.
+
+    Differs from: torchdistill, which has ``row_norm=1``: values differ by a factor of about 3, and the published weight
+    of 3000 is for 2.
+
+    Example:
+        >>> import torch
+        >>> similarity(torch.eye(2), torch.ones(2, 1))
+        tensor(0.2929)
+    """
+    student_features, teacher_features = _flat_pair(student_features, teacher_features)
+    if row_norm not in (1, 2):
+        raise ValueError(f"row_norm: expected 1 or 2, got {row_norm!r}; type row_norm=2 for the published form")
+    ours, theirs = (_unit_rows(f @ f.T, row_norm) for f in (student_features, teacher_features))
+    return (ours - theirs).square().mean()
+
+
+def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Compute correlation congruence as benchmarks run it: batch-coupled, and dependent on the order of the samples.
+
+    ``(1 / (batch - 1)) * sum_{n < batch - 1} sum_d |e[n, d]| * |e[n + 1, d]|`` with ``e = student - teacher``: the
+    errors of neighbours in the batch are multiplied. It is not the paper's comparison of kernel matrices, which is
+    `correlation_kernel`.
+
+    Args:
+        student_features: ``(batch, width)``, any floating dtype; the public code maps both networks' embeddings to a
+            width of 128 first, by learned linear maps.
+        teacher_features: the same shape; gets no gradient.
+
+    Returns:
+        ``()``, the square of the features' unit, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if the shapes differ or there are fewer than 2 samples.
+
+    Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802, in the form of the
+    benchmark of Tian et al., arXiv 1910.10699, whose published results are made with it.
+
+    Example:
+        >>> import torch
+        >>> correlation(torch.tensor([[1.0], [-2.0], [3.0]]), torch.zeros(3, 1))
+        tensor(4.)
+    """
+    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    errors = (student_features - teacher_features).abs()
+    return (errors[:-1] * errors[1:]).sum(1).mean()
+
+
+def correlation_kernel(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    *,
+    kernel: str = "gaussian",
+    gamma: float = 0.4,
+    order: int = 2,
+    normalise: bool = True,
+    squared: bool = True,
+) -> Tensor:
+    """Compute correlation congruence as the paper defines it: batch-coupled.
+
+    ``(1 / batch**2) * ||K_s - K_t||_F**2``, where ``K[i, j] = exp(-2 * gamma) * sum_{p <= order} (2 * gamma)**p / p! *
+    <f[i], f[j]>**p``: on features of length 1 the Taylor expansion of ``exp(-gamma * |f[i] - f[j]|**2)``.
+
+    Args:
+        student_features: ``(batch, width)``, any floating dtype.
+        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        kernel: ``gaussian``; or ``bilinear``, which is ``<f[i], f[j]>`` and reads neither ``gamma`` nor ``order``.
+        gamma: above 0.
+        order: of the expansion, a whole number of at least 1.
+        normalise: scale the features to length 1 first. Without it the expansion is no longer a Gaussian.
+        squared: the squared norm; without it ``(1 / batch**2) * ||K_s - K_t||_F``.
+
+    Returns:
+        ``()``, no unit where normalised, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors or ``gamma`` no Python number.
+        ValueError: if they have another number of axes, differ in the batch, or an argument is out of range.
+
+    Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802.
+
+    Differs from: torchdistill, which has ``normalise=False, squared=False``. The benchmark of Tian et al. runs
+    `correlation` under the same name.
+
+    Example:
+        >>> import torch
+        >>> correlation_kernel(torch.eye(2), torch.ones(2, 2), kernel="bilinear")
+        tensor(0.5000)
+    """
+    student_features, teacher_features = _pair(student_features, teacher_features)
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}; type kernel='gaussian'")
+    checks.positive(gamma, "gamma", example=0.4)
+    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+        raise ValueError(f"order: expected a whole number >= 1, got {order!r}; for example order=2")
+    grams = []
+    for features in (student_features, teacher_features):
+        rows = F.normalize(features, dim=1) if normalise else features
+        gram = rows @ rows.T
+        grams.append(gram if kernel == "bilinear" else _expansion(gram, gamma, order))
+    apart = grams[0] - grams[1]
+    norm = apart.square().sum() if squared else torch.linalg.vector_norm(apart)
+    return norm / len(apart) ** 2
+
+
+def _pair(student_features: Tensor, teacher_features: Tensor, *, least: int = 1) -> tuple[Tensor, Tensor]:
+    student_features = checks.features(student_features, "student_features", axes=BATCH)
+    teacher_features = checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
+    checks.same_batch(student_features, teacher_features, "student_features", "teacher_features")
+    if len(student_features) < least:
+        raise ValueError(
+            f"student_features: expected at least {least} samples, which are related to each other, "
+            f"got {len(student_features)}; use larger batches"
+        )
+    return student_features, teacher_features
+
+
+def _flat_pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+    student_features, teacher_features = (
+        checks.features(f, name, axes=("batch", *("feature",) * max(1, getattr(f, "ndim", 2) - 1))).flatten(1)
+        for f, name in ((student_features, "student_features"), (teacher_features, "teacher_features"))
+    )
+    return _pair(student_features, teacher_features)
+
+
+def _distances(features: Tensor, squared: bool) -> Tensor:
+    # Not by matrix multiplication: that loses digits to a common offset.
+    distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=_NEAREST)
+    distances = distances.square() if squared else distances
+    batch = len(features)
+    distances = distances.masked_fill(torch.eye(batch, dtype=torch.bool, device=features.device), 0.0)
+    return distances / (distances.sum() / (batch * (batch - 1)))
+
+
+def _angles_apart(student_features: Tensor, teacher_features: Tensor, start: int, end: int) -> Tensor:
+    """Return the sum over all triples whose vertex is one of the samples from ``start`` to ``end``."""
+    ours, theirs = _cosines(student_features, start, end), _cosines(teacher_features, start, end)
+    return F.smooth_l1_loss(ours, theirs, reduction="sum")
+
+
+def _cosines(features: Tensor, start: int, end: int) -> Tensor:
+    directions = F.normalize(features - features[start:end, None], dim=2)
+    return directions @ directions.mT
+
+
+def _neighbours(features: Tensor) -> Tensor:
+    unit = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _PKT_EPS)
+    likeness = (unit @ unit.T + 1) / 2
+    return likeness / likeness.sum(1, keepdim=True)
+
+
+def _unit_rows(matrix: Tensor, norm: int) -> Tensor:
+    length = torch.linalg.vector_norm(matrix, ord=norm, dim=1, keepdim=True)
+    some = length > 0
+    return torch.where(some, matrix / torch.where(some, length, 1.0), 0.0)
+
+
+def _expansion(gram: Tensor, gamma: float, order: int) -> Tensor:
+    # By Horner's rule: a power of 0 has no gradient of its own.
+    series = torch.ones_like(gram)
+    for p in range(order, 0, -1):
+        series = 1 + 2 * gamma / p * gram * series
+    return math.exp(-2 * gamma) * series
