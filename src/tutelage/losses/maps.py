@@ -317,6 +317,11 @@ def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor |
     if first_signs is None:
         turn = theirs.gather(1, theirs.abs().argmax(1, keepdim=True)).sign()
     else:
+        if first_signs.shape != (len(theirs), k):
+            raise ValueError(
+                f"first_signs: expected shape {(len(theirs), k)} in each stage, got {tuple(first_signs.shape)}; "
+                "leave it out"
+            )
         turn = theirs[:, :1].sign() * first_signs[:, None].to(theirs)
     theirs = theirs * turn
     ours = _leading(_matrix(student), k + FURTHER)
