@@ -20,7 +20,7 @@ def test_two_builds_share_nothing():
 def test_faults():
     with pytest.raises(ValueError, match=r"projection: expected features \(batch, width\) .*card:embedding"):
         build(Projection("a", "b", "linear"), (3, 8, 8), (5,))
-    with pytest.raises(ValueError, match="expected a kind among linear, .*, got 'convolution'"):
+    with pytest.raises(ValueError, match=r"expected a kind among linear, .*, got 'convolution'"):
         build(Projection("a", "b", "convolution"), (3,), (5,))
 
 

@@ -50,7 +50,18 @@ COMPOSED = {
 }
 
 
-OF_FEATURES = {"crd", "itrd", "vitkd"}
+OF_FEATURES = {
+    "activation_boundary",
+    "attention_transfer",
+    "crd",
+    "factor_transfer",
+    "fitnet",
+    "fsp",
+    "itrd",
+    "kd_svd",
+    "vid",
+    "vitkd",
+}
 """Bound to more than logits, and tried in files of their own."""
 
 
