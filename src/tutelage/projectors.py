@@ -22,21 +22,61 @@ def linear(student: Shape, teacher: Shape) -> nn.Module:
     return nn.Linear(student[0], teacher[0])
 
 
-def conv1x1_bn(student: Shape, teacher: Shape) -> nn.Module:
-    """Return a 1 x 1 convolution without a bias and a batch norm, from one number of channels to another.
+def conv(student: Shape, teacher: Shape) -> nn.Module:
+    """Return a 1x1 convolution with a bias, on maps of equal size."""
+    _maps("conv", student, teacher)
+    _equal_sizes("conv", student, teacher)
+    return nn.Conv2d(student[0], teacher[0], 1)
 
-    Height and width stay the student's.
-    """
-    if len(student) != 3 or len(teacher) != 3:
-        raise ValueError(
-            f"projection: expected maps (batch, channels, height, width) on both sides of a convolution, got {student} "
-            f"and {teacher} without the batch; name taps before the pooling, such as card:stage.-1"
-        )
+
+def connector(student: Shape, teacher: Shape) -> nn.Module:
+    """Return a 1x1 convolution without a bias and a batch norm; height and width stay the student's."""
+    _maps("connector", student, teacher)
     return nn.Sequential(nn.Conv2d(student[0], teacher[0], 1, bias=False), nn.BatchNorm2d(teacher[0]))
 
 
+def regressor(student: Shape, teacher: Shape) -> nn.Module:
+    """Return FitNet's regressor on maps: a convolution with a bias, a batch norm and a ReLU.
+
+    The convolution is 3x3 at stride 2 where the student's map is twice as large, a transposed 4x4 at stride 2 where it
+    is half as large; where it is larger otherwise it has no padding, and a kernel that leaves the teacher's size, which
+    is 1x1 where the sizes agree.
+    """
+    _maps("regressor", student, teacher)
+    (channels, *size), (outputs, *target) = student, teacher
+    layer: nn.Module
+    if size == [2 * side for side in target]:
+        layer = nn.Conv2d(channels, outputs, 3, stride=2, padding=1)
+    elif [2 * side for side in size] == target:
+        layer = nn.ConvTranspose2d(channels, outputs, 4, stride=2, padding=1)
+    elif all(side >= other for side, other in zip(size, target, strict=True)):
+        layer = nn.Conv2d(channels, outputs, (1 + size[0] - target[0], 1 + size[1] - target[1]))
+    else:
+        raise ValueError(
+            "projection: expected a student's map half as large as the teacher's, or at least as large, for a "
+            f"regressor, got {student} and {teacher} without the batch; name taps of closer sizes"
+        )
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _maps(kind: str, student: Shape, teacher: Shape) -> None:
+    if len(student) != 3 or len(teacher) != 3:
+        raise ValueError(
+            f"projection: expected maps (batch, channels, height, width) on both sides of a {kind}, got {student} and "
+            f"{teacher} without the batch; name taps of maps, such as card:stage.-1, or another kind of map"
+        )
+
+
+def _equal_sizes(kind: str, student: Shape, teacher: Shape) -> None:
+    if student[1:] != teacher[1:]:
+        raise ValueError(
+            f"projection: expected maps of equal height and width for a {kind}, got {student} and {teacher} without "
+            "the batch; name taps of equal sizes, or type projection=regressor where the method has that argument"
+        )
+
+
 KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(
-    {"linear": linear, "conv1x1_bn": conv1x1_bn}
+    {"linear": linear, "conv": conv, "connector": connector, "regressor": regressor}
 )
 """Kinds of maps, by the names that terms ask for."""
 

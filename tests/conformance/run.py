@@ -27,7 +27,8 @@ from draw import draw
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage import losses
+from tutelage import losses, projectors
+from tutelage.contracts import Projection
 
 Row = Mapping[str, Any]
 Verdict = Literal["passed", "failed", "not built"]
@@ -153,6 +154,8 @@ def _ctkd(case: Case) -> Tensor:
     theta = losses.scaled_gradient(case["global_T"], factor=case.hyper["lambda"])
     temperature = case.hyper["t_start"] + case.hyper["t_end"] * theta.sigmoid()
     return losses.ctkd(case["z_s"], case["z_t"], temperature=temperature).mean()
+
+
 def _rkd(case: Case, *, squared: bool) -> Tensor:
     weights = ("distance_weight", "angle_weight") if squared else ("w_d", "w_a")
     distance = losses.rkd_distance(case["f_s"], case["f_t"], squared=squared)
@@ -166,6 +169,63 @@ def _kernel_of_torchdistill(case: Case) -> Tensor:
     return losses.correlation_kernel(
         case["f_s"], case["f_t"], kernel=config["type"], normalise=False, squared=False, **more
     )
+
+
+def _regressed(case: Case) -> Tensor:
+    """The student's map through the recorded convolution of FitNet's regressor."""
+    make = projectors.build(
+        Projection("s", "t", "regressor"), tuple(case["f_s"].shape[1:]), tuple(case["f_t"].shape[1:])
+    )
+    named = {f"0.{name.removeprefix('conv.')}": case[name] for name in ("conv.weight", "conv.bias")}
+    fixed = {name: value.double() for name, value in make.state_dict().items() if name.startswith("1.") and value.ndim}
+    return torch.func.functional_call(make.double(), {**fixed, **named}, (case["f_s"],))
+
+
+def _vid(case: Case) -> Tensor:
+    """The student's map, pooled where it is the larger, through the recorded regressor."""
+    mean, theirs = losses.same_size(case["f_s"], case["f_t"])
+    for layer in (0, 2, 4):
+        mean = F.conv2d(mean if layer == 0 else mean.relu(), case[f"regressor.{layer}.weight"])
+    variance = F.softplus(case["log_scale"], threshold=1e3) + case.hyper["eps"]
+    return losses.vid(mean, theirs, variance=variance).mean()
+
+
+def _listed(case: Case, who: str) -> list[Tensor]:
+    """The maps of all stages."""
+    return [case[f"f_{who}{i}"] for i in range(sum(name.startswith(f"f_{who}") for name in case.inputs))]
+
+
+def _boundaries(case: Case, weights: Sequence[float]) -> Tensor:
+    stages = zip(weights, _listed(case, "s"), _listed(case, "t"), strict=True)
+    margin = case.hyper["margin"]
+    return torch.stack([w * losses.activation_boundary(s, t, margin=margin).mean() for w, s, t in stages]).sum()
+
+
+def _ab(case: Case) -> Tensor:
+    count = case.hyper["feat_num"]
+    return _boundaries(case, [3 / 1000 * 2.0 ** (stage - count + 1) for stage in range(count)])
+
+
+def _td_fsp(case: Case) -> Tensor:
+    """Each pair of consecutive stages has a weight of its own."""
+    ours, theirs = _listed(case, "s"), _listed(case, "t")
+    pairs = [
+        weight * losses.fsp(ours[i : i + 2], theirs[i : i + 2], pool="maximum", distance="norm").mean()
+        for i, weight in enumerate(case.hyper["weights"])
+    ]
+    return torch.stack(pairs).sum()
+
+
+def _kd_svd(case: Case, shape: Callable[[Tensor], Tensor] = lambda maps: maps) -> Tensor:
+    """The teacher's vectors are turned as those of the recorded run were."""
+    signs = [torch.tensor(stage) for stage in case.aux["vt_row0_sign"]]
+    ours, theirs = ([shape(maps) for maps in _listed(case, who)] for who in "st")
+    return losses.kd_svd(ours, theirs, k=case.hyper["k"], first_signs=signs).mean()
+
+
+def _rows_as_places(maps: Tensor) -> Tensor:
+    """Maps whose places are the channels and rows of others, and whose channels are the columns of those."""
+    return maps.flatten(1, 2).mT[..., None]
 
 
 # Recorded losses are means over the batch, ours are one value a sample.
@@ -212,6 +272,29 @@ METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     # That library divides the mean by the batch once more.
     "td.ICKD": lambda c: c.hyper["weight"] * losses.inter_channel(c["f_s"], c["f_t"]).mean() / len(c["f_s"]),
     "td.Affinity": lambda c: losses.affinity(c["f_s"], c["f_t"]).mean(),
+    "FitNet": lambda c: losses.hint(c["f_s"], c["f_t"]).mean(),
+    "FitNet.convreg": lambda c: losses.hint(_regressed(c), c["f_t"]).mean(),
+    "AT": lambda c: losses.attention_transfer(c["f_s"], c["f_t"], p=c.hyper["p"]).mean(),
+    "td.AT": lambda c: (
+        c.hyper["weight"]
+        * losses.attention_transfer(
+            c["f_s"], c["f_t"], distance="norm" if c.hyper["mode"] == "paper" else "mean_square"
+        ).mean()
+    ),
+    "VID": _vid,
+    "td.VID": lambda c: c.hyper["weight"] * losses.vid(c["f_s"], c["f_t"], variance=c["pred_var"].flatten()).mean(),
+    "td.PAD": lambda c: losses.prime_aware(
+        c["f_s"], c["f_t"], log_variance=c["log_var"], epsilon=c.hyper["eps"]
+    ).mean(),
+    "FT": lambda c: losses.factor_transfer(c["f_s"], c["f_t"], p=c.hyper["p1"], norm=c.hyper["p2"]).mean(),
+    "td.FT": lambda c: losses.factor_difference(c["f_s"], c["f_t"], p=c.hyper["p"]).mean(),
+    "td.KTA": lambda c: losses.factor_difference(c["f_s"], c["f_t"], p=c.hyper["p"], length_by=c.hyper["q"]).mean(),
+    "AB": _ab,
+    "td.DAB": lambda c: _boundaries(c, c.hyper["weights"]),
+    "FSP": lambda c: losses.fsp(_listed(c, "s"), _listed(c, "t")).mean(),
+    "td.FSP": _td_fsp,
+    "KDSVD": _kd_svd,
+    "KDSVD.mdistiller": lambda c: _kd_svd(c, _rows_as_places),
 }
 
 

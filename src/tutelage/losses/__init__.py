@@ -3,7 +3,16 @@
 from tutelage.losses.batch_logits import dist, mlkd_batch, mlkd_class
 from tutelage.losses.channels import affinity, inter_channel, nst
 from tutelage.losses.contrastive import bank_scores, contrast, crd, log_normaliser, moved
-from tutelage.losses.features import hide, vitkd_generation, vitkd_mimic
+from tutelage.losses.features import (
+    attention_transfer,
+    hide,
+    hint,
+    prime_aware,
+    same_size,
+    vid,
+    vitkd_generation,
+    vitkd_mimic,
+)
 from tutelage.losses.logits import (
     confidence_penalty,
     cross_entropy,
@@ -19,11 +28,14 @@ from tutelage.losses.logits import (
     wttm,
 )
 from tutelage.losses.pairwise import correlation, correlation_kernel, pkt, rkd_angle, rkd_distance, similarity
+from tutelage.losses.maps import activation_boundary, factor_difference, factor_transfer, fsp, kd_svd
 from tutelage.losses.relations import itrd_correlation, itrd_mutual
 from tutelage.losses.targeted import dkd, nkd, wsld
 
 __all__ = [
     "affinity",
+    "activation_boundary",
+    "attention_transfer",
     "bank_scores",
     "confidence_penalty",
     "contrast",
@@ -36,9 +48,15 @@ __all__ = [
     "dkd",
     "hide",
     "inter_channel",
+    "factor_difference",
+    "factor_transfer",
+    "fsp",
+    "hide",
+    "hint",
     "itrd_correlation",
     "itrd_mutual",
     "kd",
+    "kd_svd",
     "kl_divergence",
     "log_normaliser",
     "mlkd_batch",
@@ -55,8 +73,12 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "similarity",
+    "prime_aware",
+    "renyi_penalty",
+    "same_size",
     "transformed_matching",
     "ttm",
+    "vid",
     "vitkd_generation",
     "vitkd_mimic",
     "wsld",

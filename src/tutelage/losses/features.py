@@ -2,12 +2,245 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tutelage import checks
 
 TOKENS = ("batch", "tokens", "width")
+MAPS = ("batch", "channels", "height", "width")
+
+
+def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Compute the mean squared error between two features: FitNet's hint.
+
+    ``(1 / D) * sum_d (s[d] - t[d])**2`` over all ``D`` entries of a sample: channels and places alike.
+
+    Args:
+        student_features: ``(batch, ...)``, any floating dtype, mapped to the teacher's shape by a learned map where
+            they differ.
+        teacher_features: the same shape; gets no gradient.
+
+    Returns:
+        ``(batch,)``, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if the shapes differ.
+
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550.
+
+    Differs from: the paper, which has half the sum in place of the mean. Results on CIFAR-100 were published with the
+    mean.
+
+    Example:
+        >>> import torch
+        >>> hint(torch.full((1, 2, 3), 2.0), torch.zeros(1, 2, 3))
+        tensor([4.])
+    """
+    student_features, teacher_features = alike(student_features, teacher_features)
+    return (student_features - teacher_features).square().flatten(1).mean(1)
+
+
+def attention_transfer(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    *,
+    p: float = 2,
+    distance: Literal["mean_square", "norm"] = "mean_square",
+) -> Tensor:
+    """Compute the distance between two attention maps.
+
+    ``(1 / places) * sum_x (Q_s[x] - Q_t[x])**2`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``;
+    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``. The larger map is first averaged down to
+    the smaller one's size (`same_size`).
+
+    Args:
+        student_features: ``(batch, channels, height, width)``, any floating dtype.
+        teacher_features: the same, with any number of channels and any size; gets no gradient.
+        p: a whole number of at least 1. At an odd one the features keep their sign.
+        distance: ``mean_square``; or ``norm``, which is not squared and not divided by the number of places.
+
+    Returns:
+        ``(batch,)``, no unit, at least float32; at most ``4 / places``, or 2 for the norm.
+
+    Raises:
+        TypeError: if features are not floating tensors or ``p`` no Python number.
+        ValueError: if features are no maps or differ in the batch, ``p`` is not whole, or ``distance`` is another.
+
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928.
+
+    Differs from: the paper's equation, which has the norm, of ``sum_c |f|**p``, halved. The authors' code, and results
+    on CIFAR-100, have the mean square.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
+        >>> attention_transfer(student, teacher)
+        tensor([1.])
+    """
+    student_features, teacher_features = same_size(student_features, teacher_features)
+    ours, theirs = attention(student_features, p=p), attention(teacher_features, p=p)
+    if distance == "mean_square":
+        return (ours - theirs).square().mean(1)
+    if distance == "norm":
+        return length(ours - theirs)
+    raise ValueError(f'distance: expected mean_square or norm, got {distance!r}; type distance="mean_square"')
+
+
+def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor) -> Tensor:
+    """Compute how badly a Gaussian around the student's features explains the teacher's.
+
+    ``(1 / D) * sum_{c, x} 0.5 * ((m[c, x] - t[c, x])**2 / variance[c] + log variance[c])`` over all ``D`` entries of a
+    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``. A larger map is first averaged down
+    to the smaller one's size (`same_size`).
+
+    Args:
+        student_features: ``(batch, channels, height, width)``, any floating dtype, ``m``: what a learned regressor
+            makes of the student's features. Where that is not linear, pool what goes into it, not what comes out.
+        teacher_features: the same number of channels, ``t``; gets no gradient.
+        variance: ``(channels,)``, above 0, any floating dtype; gets a gradient.
+
+    Returns:
+        ``(batch,)`` nats an entry, at least float32; of either sign.
+
+    Raises:
+        TypeError: if features or variance are not floating tensors.
+        ValueError: if features are no maps, or the shapes do not fit.
+
+    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", arXiv 1904.05835.
+
+    Differs from: nothing in value. One public copy never trains the variance; a learned one is made by ``softplus``,
+    where public code has ``log(1 + exp(x))``, which overflows.
+
+    Example:
+        >>> import torch
+        >>> vid(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2), variance=torch.ones(1))
+        tensor([4.5000])
+    """
+    student_features, teacher_features = same_size(student_features, teacher_features)
+    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    variance = checks.features(variance, "variance", axes=("channels",))
+    channels = teacher_features.shape[1]
+    if len(variance) != channels:
+        raise ValueError(
+            f"variance: expected one value for each of the {channels} channels, got {len(variance)}; "
+            f"type torch.full(({channels},), 5.0)"
+        )
+    squares = (student_features - teacher_features).square().mean((2, 3))
+    return (0.5 * (squares / variance + variance.log())).mean(1)
+
+
+def prime_aware(
+    student_features: Tensor, teacher_features: Tensor, *, log_variance: Tensor, epsilon: float = 1e-6
+) -> Tensor:
+    """Compute squared errors of features, each divided by a variance that the student gives with it.
+
+    ``(1 / D) * sum_d ((t[d] - s[d])**2 / (epsilon + exp(v[d])) + v[d])`` over all ``D`` entries of a sample.
+
+    Args:
+        student_features: ``(batch, ...)``, any floating dtype, of the teacher's shape.
+        teacher_features: the same shape; gets no gradient.
+        log_variance: the same shape, ``v``; gets a gradient.
+        epsilon: above 0.
+
+    Returns:
+        ``(batch,)``, at least float32; of either sign.
+
+    Raises:
+        TypeError: if features or ``log_variance`` are not floating tensors, or ``epsilon`` no Python number.
+        ValueError: if the shapes differ, or ``epsilon`` is not finite and above 0.
+
+    Source: Zhang et al., "Prime-Aware Adaptive Distillation", arXiv 2008.01458.
+
+    Example:
+        >>> import torch
+        >>> prime_aware(torch.full((1, 2), 2.0), torch.zeros(1, 2), log_variance=torch.zeros(1, 2))
+        tensor([4.0000])
+    """
+    student_features, teacher_features = alike(student_features, teacher_features)
+    log_variance = batched(log_variance, "log_variance")
+    checks.same_shape(student_features, log_variance, "student_features", "log_variance")
+    checks.positive(epsilon, "epsilon", example=1e-6)
+    # exp(v) alone overflows, and takes the gradient with it.
+    precision = (-torch.logaddexp(log_variance, log_variance.new_tensor(math.log(epsilon)))).exp()
+    squares = (teacher_features - student_features).square()
+    return (squares * precision + log_variance).flatten(1).mean(1)
+
+
+def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Average the larger of two maps down to the smaller one's height and width.
+
+    Args:
+        student_features: ``(batch, channels, height, width)``, any floating dtype.
+        teacher_features: the same, with any number of channels and any size; gets no gradient.
+
+    Returns:
+        Both, at least float32, of one height and one width. Where the one does not divide the other the windows
+        overlap (``adaptive_avg_pool2d``).
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they are no maps, or differ in the batch.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = same_size(torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 4, 4))
+        >>> student.shape
+        torch.Size([1, 2, 4, 4])
+    """
+    student_features = checks.features(student_features, "student_features", axes=MAPS)
+    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
+    same_batch(student_features, teacher_features)
+    return pooled_like(student_features, teacher_features), pooled_like(teacher_features, student_features)
+
+
+def pooled_like(larger: Tensor, smaller: Tensor) -> Tensor:
+    """Average a map down to another one's height and width, where it is larger."""
+    size = (min(larger.shape[2], smaller.shape[2]), min(larger.shape[3], smaller.shape[3]))
+    return larger if tuple(larger.shape[2:]) == size else F.adaptive_avg_pool2d(larger, size)
+
+
+def attention(maps: Tensor, *, p: float) -> Tensor:
+    """Return ``(batch, places)``: means over channels of ``f**p``, scaled to length 1."""
+    checks.positive(p, "p", example=2)
+    if int(p) != p:
+        raise ValueError(f"p: expected a whole number, got {p}: features may be below 0; type for example p=2")
+    # The scale cancels. Without it the norm of large powers overflows.
+    scale = maps.detach().abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
+    return F.normalize((maps / scale).pow(int(p)).mean(1).flatten(1), dim=1)
+
+
+def length(rows: Tensor) -> Tensor:
+    """Return each row's L2 norm, whose gradient at 0 is 0."""
+    return torch.linalg.vector_norm(rows, dim=-1)
+
+
+def alike(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features of one shape ``(batch, ...)`` in at least float32, the teacher's without a gradient."""
+    student_features = batched(student_features, "student_features")
+    teacher_features = batched(teacher_features, "teacher_features").detach()
+    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    return student_features, teacher_features
+
+
+def batched(tensor: Tensor, name: str) -> Tensor:
+    """Return features ``(batch, ...)`` in at least float32."""
+    further = max(tensor.ndim - 1, 1) if isinstance(tensor, Tensor) else 1
+    return checks.features(tensor, name, axes=("batch", *["size"] * further))
+
+
+def same_batch(student_features: Tensor, teacher_features: Tensor) -> None:
+    """Refuse features of two batches."""
+    if len(student_features) != len(teacher_features):
+        raise ValueError(
+            f"teacher_features: expected those of {len(student_features)} samples, as student_features, "
+            f"got {len(teacher_features)}; feed both networks the same batch"
+        )
 
 
 def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:

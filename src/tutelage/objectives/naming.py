@@ -171,13 +171,18 @@ def _probe(parts: Sequence[Part]) -> None:
         term = getattr(part.term, "inner", part.term)  # what a description wraps
         if isinstance(term, Apply):
             errors = [_error(term, shape, batch) for shape in _FEATURES]
-            # A loss of features takes some of these shapes; a bad hyperparameter is one on all of them.
+            # A loss of features takes some of these shapes; a bad hyperparameter is one on all of them, and is what the
+            # message is about where the shape fits.
             if all(errors):
-                raise cast(ValueError, errors[0])
+                found = [cast(ValueError, error) for error in errors]
+                raise next((error for error in found if not str(error).startswith(_ABOUT_FEATURES)), found[0])
 
 
 _FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
 """Shapes of the features that a loss is tried on: embeddings, tokens, maps."""
+
+_ABOUT_FEATURES = ("student_features", "teacher_features")
+"""How a message begins that complains of the features themselves."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:

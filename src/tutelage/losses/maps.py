@@ -1,0 +1,371 @@
+"""Losses on maps, of one stage or of several: one value a sample, in at least float32.
+
+No gradient reaches a teacher's features.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tutelage import checks
+from tutelage.losses.features import MAPS, alike, attention, length, same_batch, same_size
+
+FURTHER = 3
+"""How many more singular vectors of the student than of the teacher `kd_svd` chooses among."""
+
+
+def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: float = 2, norm: float = 1) -> Tensor:
+    """Compute the distance between two factors' maps of attention.
+
+    ``(1 / places) * sum_x |Q_s[x] - Q_t[x]|**norm`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``.
+    The larger map is first averaged down to the smaller one's size (`same_size`).
+
+    Args:
+        student_features: ``(batch, channels, height, width)``, any floating dtype: what a translator makes of the
+            student's features.
+        teacher_features: the same, with any number of channels and any size: what a paraphraser makes of the
+            teacher's; gets no gradient.
+        p: a whole number of at least 1.
+        norm: at least 1.
+
+    Returns:
+        ``(batch,)``, no unit, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors, or ``p`` or ``norm`` no Python numbers.
+        ValueError: if features are no maps or differ in the batch, ``p`` is not whole, or ``norm`` is below 1.
+
+    Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
+
+    Differs from: the paper, which compares whole factors (`factor_difference`). Results on CIFAR-100 were published
+    with this form, which sees no channels: it is attention transfer (`attention_transfer`) on factors.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
+        >>> factor_transfer(student, teacher)
+        tensor([1.])
+    """
+    student_features, teacher_features = same_size(student_features, teacher_features)
+    _at_least_one(norm, "norm")
+    difference = (attention(student_features, p=p) - attention(teacher_features, p=p)).abs()
+    return (difference if norm == 1 else difference.pow(norm)).mean(1)
+
+
+def factor_difference(
+    student_features: Tensor, teacher_features: Tensor, *, p: float = 1, length_by: float = 2
+) -> Tensor:
+    """Compute the distance between two whole factors, each scaled to length 1.
+
+    ``(1 / D) * sum_d |S[d] - T[d]|`` over all ``D`` entries at ``p=1``, ``||S - T||_2`` at ``p=2``, with
+    ``S = s / ||s||`` and ``T = t / ||t||``, norms of order ``length_by`` over all entries of a sample.
+
+    Args:
+        student_features: ``(batch, ...)``, any floating dtype.
+        teacher_features: the same shape; gets no gradient.
+        p: 1, a mean, or 2, a norm that is neither squared nor divided by ``D``.
+        length_by: order of the norm that the features are divided by, at least 1.
+
+    Returns:
+        ``(batch,)``, no unit, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors, or ``length_by`` is no Python number.
+        ValueError: if the shapes differ, ``p`` is neither 1 nor 2, or ``length_by`` is below 1.
+
+    Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
+    Knowledge translation and adaptation (He et al., arXiv 1903.04688) has the same form on other features.
+
+    Differs from: the paper at ``p=1``, where it has the sum.
+
+    Example:
+        >>> import torch
+        >>> factor_difference(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
+        tensor([1.])
+    """
+    student_features, teacher_features = alike(student_features, teacher_features)
+    _at_least_one(length_by, "length_by")
+    if p not in (1, 2):
+        raise ValueError(f"p: expected 1 or 2, got {p!r}; type p=1")
+    ours, theirs = (_unit(f, order=length_by) for f in (student_features, teacher_features))
+    return (ours - theirs).abs().mean(1) if p == 1 else length(ours - theirs)
+
+
+def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, margin: float = 1.0) -> Tensor:
+    """Compute how far a student's neurons are from being on where the teacher's are, and off where those are off.
+
+    ``sum_d max(0, m - s[d])**2`` over the entries where ``t[d] > 0``, plus ``max(0, s[d] + m)**2`` where it is not:
+    a sum over all channels and places, so it grows with the map.
+
+    Args:
+        student_features: ``(batch, ...)``, any floating dtype, before the activation.
+        teacher_features: the same shape, before the activation; gets no gradient.
+        margin: ``m``, finite and above 0.
+
+    Returns:
+        ``(batch,)``, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors or ``margin`` no Python number.
+        ValueError: if the shapes differ, or ``margin`` is not finite and above 0.
+
+    Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", arXiv
+    1811.03233.
+
+    Differs from: the published objective, which weights stage ``l`` of ``L`` by ``2**(l - L + 1)`` and all by
+    ``3 / 1000``; here that stands in the preset ``activation_boundary``.
+
+    Example:
+        >>> import torch
+        >>> activation_boundary(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, -1.0]]))
+        tensor([10.])
+    """
+    student_features, teacher_features = alike(student_features, teacher_features)
+    checks.positive(margin, "margin", example=1.0)
+    beyond = torch.where(teacher_features > 0, margin - student_features, student_features + margin)
+    return beyond.clamp(min=0).square().flatten(1).sum(1)
+
+
+def fsp(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    *,
+    pool: Literal["average", "maximum"] = "average",
+    distance: Literal["mean_square", "norm"] = "mean_square",
+) -> Tensor:
+    """Compare the flow from each stage to the next: inner products of their channels.
+
+    ``sum_l (1 / (C * D)) * sum_{c, d} (M_s[c, d] - M_t[c, d])**2`` over consecutive stages ``a`` and ``b``, with
+    ``M[c, d] = (1 / places) * sum_x a[c, x] * b[d, x]``. The larger of the two is first pooled to the smaller one's
+    size. With ``distance="norm"`` each pair adds ``sum_d ||M_s[:, d] - M_t[:, d]||_2``.
+
+    Args:
+        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in the order of
+            the stages.
+        teacher_features: as many, each with the student's number of channels; sizes may differ; they get no gradient.
+        pool: how the larger map is made smaller: ``average`` or ``maximum``.
+        distance: ``mean_square``; or ``norm``, of the columns, neither squared nor divided by their number.
+
+    Returns:
+        ``(batch,)``, at least float32.
+
+    Raises:
+        TypeError: if features are no sequences of floating tensors.
+        ValueError: if there are fewer than two, the shapes do not fit, or ``pool`` or ``distance`` is another.
+
+    Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
+
+    Differs from: the paper, which pools by the maximum and sums squares. Results on CIFAR-100 were published with means
+    and averages; one library has the norms of columns and the maximum.
+
+    Example:
+        >>> import torch
+        >>> maps = [torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2)]
+        >>> fsp([3 * maps[0], maps[1]], maps)
+        tensor([4.])
+    """
+    stages = _stages(student_features, teacher_features)
+    for name, value, known in (("pool", pool, ("average", "maximum")), ("distance", distance, ("mean_square", "norm"))):
+        if value not in known:
+            raise ValueError(f'{name}: expected {" or ".join(known)}, got {value!r}; type {name}="{known[0]}"')
+    flows = [
+        _flow(student, further_student, pool) - _flow(teacher, further_teacher, pool)
+        for (student, teacher), (further_student, further_teacher) in itertools.pairwise(stages)
+    ]
+    if distance == "mean_square":
+        return torch.stack([flow.square().mean((1, 2)) for flow in flows]).sum(0)
+    return torch.stack([length(flow.mT).sum(1) for flow in flows]).sum(0)
+
+
+def kd_svd(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    *,
+    k: int = 1,
+    first_signs: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Compare how leading singular vectors change from each stage to the next.
+
+    ``sum_l sum_{c, c', j} (exp(-(a[c, j] - b[c', j])**2 / 8)_s - (the same)_t)**2`` over consecutive stages ``a`` and
+    ``b``. In each, of the matrix ``(places, channels)`` of a sample's map: the teacher's are its first ``k`` right
+    singular vectors; the student's are those among its first ``k + 3`` that have the largest absolute cosine with each
+    of them, turned to its side. Both are multiplied by the teacher's singular values, scaled to length 1.
+
+    The sign of a singular vector is arbitrary, and the value depends on how the teacher's stand to each other from
+    stage to stage. Here each of them is turned so that its entry of largest size is above 0, which no library or device
+    can choose otherwise.
+
+    Where singular values are equal the vectors have no derivative; that part of the gradient is 0.
+
+    Args:
+        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in the order of
+            the stages.
+        teacher_features: as many, each with the student's number of channels; sizes may differ; they get no gradient.
+        k: how many vectors, at least 1 and at most the number of places and of channels.
+        first_signs: of each stage ``(batch, k)``: the teacher's vectors are turned so that their first entries have
+            these signs instead.
+
+    Returns:
+        ``(batch,)``, no unit, at least float32; not finite where a feature is not.
+
+    Raises:
+        TypeError: if features are no sequences of floating tensors, or ``k`` is no whole number.
+        ValueError: if there are fewer than two, the shapes do not fit, or there are not ``k`` vectors.
+
+    Source: Lee, Kim and Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018.
+
+    Differs from: public code, which takes the signs as they come. One public copy takes the matrix
+    ``(channels * height, width)``: give it maps with those axes in place of places and channels.
+
+    Example:
+        >>> import torch
+        >>> maps = [torch.eye(2).reshape(1, 2, 2, 1) * torch.tensor([2.0, 1.0]).reshape(1, 2, 1, 1)] * 2
+        >>> kd_svd(maps, maps)
+        tensor([0.])
+    """
+    stages = _stages(student_features, teacher_features)
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: expected a whole number, got {type(k).__name__}; type k=1")
+    most = min(min(f.shape[1], f.shape[2:].numel()) for pair in stages for f in pair)
+    if not 1 <= k <= most:
+        raise ValueError(
+            f"k: expected at least 1 vector, and at most {most}, the fewest places or channels of a map, got {k}; "
+            "type k=1"
+        )
+    signs = [None] * len(stages) if first_signs is None else list(first_signs)
+    if len(signs) != len(stages):
+        raise ValueError(f"first_signs: expected {len(stages)} tensors, one a stage, got {len(signs)}; leave it out")
+    vectors = [_singular(*pair, k=k, first_signs=sign) for pair, sign in zip(stages, signs, strict=True)]
+    total = torch.stack(
+        [
+            (_likeness(ours, our_next) - _likeness(theirs, their_next)).square().sum((1, 2, 3))
+            for (ours, theirs), (our_next, their_next) in itertools.pairwise(vectors)
+        ]
+    ).sum(0)
+    finite = torch.stack([f.isfinite().flatten(1).all(1) for pair in stages for f in pair]).all(0)
+    return torch.where(finite, total, torch.nan)
+
+
+def _at_least_one(value: float, name: str) -> None:
+    checks.positive(value, name, example=1)
+    if value < 1:
+        raise ValueError(f"{name}: expected a number of at least 1, got {value}; type for example {name}=1")
+
+
+def _unit(features: Tensor, *, order: float) -> Tensor:
+    flat = features.flatten(1)
+    # The scale cancels. Without it the norm of large features overflows.
+    scale = flat.detach().abs().amax(1, keepdim=True).clamp(min=1)
+    return F.normalize(flat / scale, p=order, dim=1)
+
+
+def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return pairs of maps, checked, in at least float32, the teacher's without a gradient."""
+    for name, value in (("student_features", student_features), ("teacher_features", teacher_features)):
+        if not isinstance(value, list | tuple):
+            raise TypeError(
+                f"{name}: expected a list of maps, one a stage, got {type(value).__name__}; type [first, second]"
+            )
+        if len(value) < 2:
+            raise ValueError(
+                f"{name}: expected at least 2 stages, as it is what happens between them that is compared, "
+                f"got {len(value)}; name more taps"
+            )
+    if len(student_features) != len(teacher_features):
+        raise ValueError(
+            f"teacher_features: expected {len(student_features)} stages, as student_features, "
+            f"got {len(teacher_features)}; name as many taps of both networks"
+        )
+    pairs = []
+    for stage, (student, teacher) in enumerate(zip(student_features, teacher_features, strict=True)):
+        student = checks.features(student, f"student_features[{stage}]", axes=MAPS)
+        teacher = checks.features(teacher, f"teacher_features[{stage}]", axes=MAPS).detach()
+        same_batch(student, teacher)
+        if student.shape[1] != teacher.shape[1]:
+            raise ValueError(
+                f"teacher_features[{stage}]: expected {student.shape[1]} channels, as student_features[{stage}], "
+                f"got {teacher.shape[1]}; name stages of equal width, or use another objective"
+            )
+        pairs.append((student, teacher))
+    return pairs
+
+
+def _flow(first: Tensor, second: Tensor, pool: str) -> Tensor:
+    """Return ``(batch, channels of the first, channels of the second)``."""
+    size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
+    shrink = F.adaptive_avg_pool2d if pool == "average" else F.adaptive_max_pool2d
+    first, second = (f if tuple(f.shape[2:]) == size else shrink(f, size) for f in (first, second))
+    return first.flatten(2) @ second.flatten(2).mT / (size[0] * size[1])
+
+
+def _likeness(first: Tensor, second: Tensor) -> Tensor:
+    """Return ``(batch, channels, channels of the next stage, k)``."""
+    return (-(first[:, :, None] - second[:, None]).square() / 8).exp()
+
+
+def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the student's and the teacher's vectors of one stage, ``(batch, channels, k)`` each."""
+    values, theirs = _decomposed(_matrix(teacher))
+    theirs = theirs[:, :, :k]
+    turn: Tensor
+    if first_signs is None:
+        turn = theirs.gather(1, theirs.abs().argmax(1, keepdim=True)).sign()
+    else:
+        if first_signs.shape != (len(theirs), k):
+            raise ValueError(
+                f"first_signs: expected shape {(len(theirs), k)} in each stage, got {tuple(first_signs.shape)}; "
+                "leave it out"
+            )
+        turn = theirs[:, :1].sign() * first_signs[:, None].to(theirs)
+    theirs = theirs * turn
+    ours = _leading(_matrix(student), k + FURTHER)
+    cosines = ours.detach().mT @ theirs
+    nearest = cosines.abs().argmax(1, keepdim=True)
+    ours = ours.gather(2, nearest.expand(-1, ours.shape[1], -1)) * cosines.gather(1, nearest).sign()
+    scale = F.normalize(values[:, :k], dim=1)[:, None]
+    return ours * scale, theirs * scale
+
+
+def _matrix(maps: Tensor) -> Tensor:
+    """Return ``(batch, places, channels)``, scaled so that no square overflows; the vectors stay as they are."""
+    rows = maps.flatten(2).mT
+    # A decomposition of what is not finite raises; the value of such a sample is made NaN in the end instead.
+    rows = torch.where(rows.isfinite().all(2, keepdim=True).all(1, keepdim=True), rows, 0.0)
+    scale = rows.detach().abs().amax((1, 2), keepdim=True)
+    return rows / torch.where(scale > 0, scale, 1.0)
+
+
+def _decomposed(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return singular values ``(batch, rank)`` and right vectors ``(batch, channels, rank)``, without a gradient."""
+    _, values, vectors = torch.linalg.svd(rows.detach(), full_matrices=False)
+    return values, vectors.mT
+
+
+def _leading(rows: Tensor, count: int) -> Tensor:
+    """Return the first right singular vectors ``(batch, channels, count)``, with their own derivative alone.
+
+    That of a vector ``v`` with singular value ``s`` is ``(s**2 - A)^+ dA v`` for ``A = rows' rows``. The library's
+    covers all vectors, used or not, and is NaN where any two values are equal, as those of channels that never fire.
+    """
+    values, vectors = _decomposed(rows)
+    chosen, squares = vectors[:, :, :count], values.square()
+    moved = rows.mT @ (rows @ chosen)
+    moved = moved - moved.detach()
+    least = squares[:, :1, None] * torch.finfo(rows.dtype).eps
+    gaps = squares[:, None, :count] - squares[:, :, None]
+    inside = vectors.mT @ moved
+    outside = moved - vectors @ inside
+    return (
+        chosen + vectors @ (inside * _reciprocal(gaps, least)) + outside * _reciprocal(squares[:, None, :count], least)
+    )
+
+
+def _reciprocal(values: Tensor, least: Tensor) -> Tensor:
+    apart = values.abs() > least
+    return torch.where(apart, 1 / torch.where(apart, values, 1.0), 0.0)

@@ -1,0 +1,278 @@
+"""The presets that match features, on small convolutional networks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import tutelage
+from tutelage import Batch, FrozenTeacher, Lesson, cli, losses, models, objectives, recipes, records, survey
+from tutelage.contracts import Outputs
+from tutelage.objectives import Context
+from tutelage.report import html
+from tutelage.taps import Taps
+
+STAGES = tuple(f"card:stage.{i}" for i in (-3, -2, -1))
+PRESETS = {
+    "fitnet": ["fitnet"],
+    "attention_transfer": ["attention_transfer", "attention_transfer_2", "attention_transfer_3"],
+    "vid": ["vid", "vid_2", "vid_3"],
+    "factor_transfer": ["factor_transfer"],
+    "activation_boundary": ["activation_boundary", "activation_boundary_2", "activation_boundary_3"],
+    "fsp": ["fsp"],
+    "kd_svd": ["kd_svd"],
+}
+MADE = {name: getattr(objectives, name) for name in PRESETS}
+
+
+def network(name="cifar:resnet8", seed=0):
+    return models.create(name, classes=4, image_size=(16, 16), seed=seed)
+
+
+def batch_of(n=4):
+    inputs = torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return Batch(torch.arange(n), inputs, torch.arange(n) % 4)
+
+
+def lesson_of(objective, student, teacher):
+    torch.manual_seed(0)
+    context = survey(objective, student, teacher, batch_of(2).inputs)
+    return Lesson(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_binds_and_learns_in_a_few_steps(name):
+    objective = MADE[name](weight=1.0)
+    student = network(seed=1)
+    lesson, teacher = lesson_of(objective, student, network("cifar:resnet14"))
+    assert list(lesson.objective.terms) == PRESETS[name]
+    assert not objective.needs.coupled
+    assert objective.needs.labels == "none"
+    optimizer = torch.optim.Adam(lesson.parameters(), lr=3e-3)
+    batch, seen = batch_of(), []
+    for _ in range(6):
+        loss = lesson(batch, teacher(batch)).loss.total
+        seen.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(math.isfinite(value) for value in seen)
+    assert min(seen[1:]) < seen[0]
+    assert student.network.conv1.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+    bound = list(lesson.objective.parameters())
+    assert all(p.grad is not None for p in bound)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_reads_as_a_recipe_and_adds_to_another(name):
+    objective = objectives.kd() + MADE[name]()
+    assert objectives.from_recipe(objective.to_recipe()) == objective
+    assert objectives.from_recipe(yaml.safe_load(yaml.dump(objective.to_recipe()))) == objective
+
+
+@pytest.mark.parametrize("name", ["fitnet", "attention_transfer", "vid", "factor_transfer"])
+def test_widths_and_sizes_of_the_two_networks_may_differ(name):
+    objective = MADE[name](weight=1.0)
+    lesson, teacher = lesson_of(objective, network(), network("cifar:wrn_16_2"))
+    batch = batch_of()
+    loss = lesson(batch, teacher(batch)).loss.total
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def features(net, taps, inputs):
+    with torch.no_grad():
+        return list(Taps(net, taps)(net, inputs)[1].values())
+
+
+def test_the_value_is_the_sum_over_stages_as_published():
+    student, teacher, batch = network(seed=1).eval(), network("cifar:resnet14").eval(), batch_of()
+    ours, theirs = features(student, STAGES, batch.inputs), features(teacher, STAGES, batch.inputs)
+    lesson, frozen = lesson_of(objectives.attention_transfer(), student, teacher)
+    expected = sum(1000 * losses.attention_transfer(s, t).mean() for s, t in zip(ours, theirs, strict=True))
+    torch.testing.assert_close(lesson(batch, frozen(batch)).loss.total, expected)
+
+
+def test_stages_of_activation_boundary_are_halved_from_the_last():
+    assert objectives.activation_boundary(weight=2.0).weights() == pytest.approx(
+        {"activation_boundary": 0.0015, "activation_boundary_2": 0.003, "activation_boundary_3": 0.006}
+    )
+
+
+def test_activation_boundary_maps_only_where_shapes_differ():
+    same, _ = lesson_of(objectives.activation_boundary(), network(), network("cifar:resnet14"))
+    assert list(same.objective.parameters()) == []
+    wide, _ = lesson_of(objectives.activation_boundary(), network(), network("cifar:resnet8x4"))
+    shapes = [tuple(p.shape) for p in wide.objective.parameters() if p.ndim == 4]
+    assert shapes == [(64, 16, 1, 1), (128, 32, 1, 1), (256, 64, 1, 1)]
+
+
+def test_the_hint_is_the_second_stage_of_blocks_behind_a_regressor():
+    lesson, _ = lesson_of(objectives.fitnet(), network(), network("cifar:resnet8x4"))
+    (regressor,) = lesson.objective.projectors[0]
+    assert [type(layer) for layer in regressor] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert regressor[0].weight.shape == (128, 32, 1, 1)
+
+
+def test_vid_starts_at_its_variance_and_trains_it():
+    objective = objectives.vid(variance=3.0, epsilon=0.5)
+    lesson, teacher = lesson_of(objective, network(), network("cifar:resnet14"))
+    term = lesson.objective.terms["vid"]
+    torch.testing.assert_close(term.variance, torch.full((16,), 3.0))
+    assert [tuple(p.shape) for p in term.regressor.parameters()] == [(16, 16, 1, 1)] * 3
+    batch = batch_of()
+    lesson(batch, teacher(batch)).loss.total.backward()
+    assert term.log_scale.grad.abs().sum() > 0
+    with torch.no_grad():
+        term.log_scale.fill_(-200.0)
+    assert torch.equal(term.variance, torch.full((16,), 0.5))
+
+
+def test_vid_pools_before_the_regressor():
+    objective = objectives.vid(student_taps=("s",), teacher_taps=("t",))
+    term = objective.bind(Context(student_shapes={"s": (2, 8, 8)}, teacher_shapes={"t": (3, 4, 4)})).terms["vid"]
+    student, teacher = torch.randn(5, 2, 8, 8), torch.randn(5, 3, 4, 4)
+    logits, batch = torch.zeros(5, 2), Batch(torch.arange(5), torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64))
+    values = term(Outputs(logits, {"s": student}), Outputs(logits, {"t": teacher}), batch, None)
+    mean = term.regressor(nn.functional.avg_pool2d(student, 2))
+    expected = 0.5 * ((mean - teacher).square() / 5 + math.log(5)).mean((1, 2, 3))
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_paraphraser_learns_from_its_own_error_alone():
+    objective = objectives.factor_transfer(weight=1.0, reconstruction=1.0)
+    lesson, teacher = lesson_of(objective, network(seed=1), network("cifar:resnet14"))
+    term, batch = lesson.objective.terms["factor_transfer"], batch_of()
+    answer = teacher(batch)
+    (theirs,) = answer.taps.values()
+    total = lesson(batch, answer).loss.total
+    total.backward()
+    learned = [p.grad.clone() for p in (*term.encoder.parameters(), *term.decoder.parameters())]
+    term.zero_grad()
+    own = losses.hint(term.decoder(term.encoder(theirs)), theirs).mean()
+    own.backward()
+    for mine, p in zip(learned, (*term.encoder.parameters(), *term.decoder.parameters()), strict=True):
+        torch.testing.assert_close(mine, p.grad)
+    assert total.item() > own.item()
+    assert [p.shape[:2] for p in term.encoder.parameters() if p.ndim == 4] == [(64, 64), (32, 64), (32, 32)]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: objectives.attention_transfer(student_taps=("a", "b")), "teacher_taps: expected 2 taps"),
+        (lambda: objectives.attention_transfer(p=1.5), "p: expected a whole number"),
+        (lambda: objectives.attention_transfer(distance="l2"), "distance: expected mean_square or norm"),
+        (lambda: objectives.vid(variance=0), "variance: expected a finite number above 0"),
+        (lambda: objectives.vid(variance=1e-6), "variance: expected a number above epsilon"),
+        (lambda: objectives.vid(teacher_taps="a"), "teacher_taps: expected 3 taps"),
+        (lambda: objectives.factor_transfer(rate=0), "rate: expected a finite number above 0"),
+        (lambda: objectives.factor_transfer(reconstruction=0), "reconstruction: expected a finite number above 0"),
+        (lambda: objectives.factor_transfer(norm=0.5), "norm: expected a number of at least 1"),
+        (lambda: objectives.activation_boundary(margin=0), "margin: expected a finite number above 0"),
+        (lambda: objectives.activation_boundary(teacher_taps=("a",)), "teacher_taps: expected 3 taps"),
+        (lambda: objectives.fsp(student_taps="a", teacher_taps="b"), "student_taps: expected at least 2 stages"),
+        (lambda: objectives.fsp(pool="max"), "pool: expected average or maximum"),
+        (lambda: objectives.kd_svd(k=0), "k: expected at least 1 vector"),
+        (lambda: objectives.kd_svd(k=1.5), "k: expected a whole number"),
+        (lambda: objectives.kd_svd(teacher_taps=("a", "b")), "teacher_taps: expected 3 taps"),
+        (lambda: objectives.fitnet(weight=0), "objective: expected a term with a weight other than 0"),
+    ],
+)
+def test_bad_arguments_are_refused_at_the_call(make, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        make()
+
+
+def bound(objective, student, teacher):
+    needs = objective.needs
+    return objective.bind(
+        Context(
+            student_shapes=dict.fromkeys(needs.student_taps, student),
+            teacher_shapes=dict.fromkeys(needs.teacher_taps, teacher),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "student", "teacher", "says"),
+    [
+        (objectives.fsp(), (4, 8, 8), (5, 8, 8), "expected as many channels as the teacher's tap card:stage.-4, 5"),
+        (objectives.kd_svd(k=4), (3, 8, 8), (3, 8, 8), "k: expected at least 1 vector, and at most 3"),
+        (objectives.kd_svd(), (8,), (8,), r"expected maps \(batch, channels, height, width\) of the student"),
+        (objectives.vid(), (3, 8, 8), (4, 16), r"expected maps \(batch, channels, height, width\) of the teacher"),
+        (
+            objectives.factor_transfer(rate=0.1),
+            (3, 8, 8),
+            (4, 8, 8),
+            "rate: expected a number that leaves",
+        ),
+        (objectives.activation_boundary(), (3, 8, 8), (4, 4, 4), "projection: expected maps of equal height and width"),
+        (objectives.fitnet(), (16,), (16,), "projection: expected maps"),
+        (objectives.fitnet(projection="cubic"), (3, 8, 8), (4, 8, 8), "expected a kind among .*, got 'cubic'"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused_at_the_binding(objective, student, teacher, says):
+    with pytest.raises(ValueError, match=says):
+        bound(objective, student, teacher)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "write_report", lambda folder: None)
+        return tutelage.train(model="cifar:resnet8", epochs=1, name="teacher", **how(tmp_path_factory.mktemp("runs")))
+
+
+def how(runs):
+    data = {"source": "digits", "labelled": 20}
+    return {"data": data, "runs": runs, "device": "cpu", "optimizer": {"name": "sgd", "lr": 0.05}, "threads": 1}
+
+
+def distill(teacher, runs, **more):
+    return tutelage.distill(
+        student="cifar:resnet8", teacher=teacher, name="distilled", weak_teacher=True, **how(runs), **more
+    )
+
+
+@pytest.mark.parametrize("first", ["fitnet", "activation_boundary", "fsp"])
+def test_two_stages_of_a_recipe_feature_then_logits(first, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "write_report", lambda folder: None)
+    stages = [{"objective": first, "epochs": 1}, {"objective": "kd", "epochs": 1}]
+    run = distill(teacher, tmp_path, objective="kd", stages=stages, seed=3)
+    assert [epoch["stage"] for epoch in run.epochs] == [0, 1]
+    assert [set(epoch["train"]["terms"]) for epoch in run.epochs] == [set(PRESETS[first]), {"ce", "kd"}]
+    again = recipes.parse(recipes.Recipe, recipes.read(run.folder / records.RECIPE))
+    assert [objective.name for objective, _, _ in again.fits()] == [first, "kd"]
+
+
+def test_a_recipe_of_stages_needs_no_objective_of_its_own(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "write_report", lambda folder: None)
+    monkeypatch.chdir(tmp_path)
+    stages = [{"objective": "fitnet", "epochs": 1}, {"objective": "kd", "epochs": 1}]
+    recipe = {"name": "two", "data": "digits", "student": "cifar:resnet8", "teacher": str(teacher.folder)}
+    (tmp_path / "two.yaml").write_text(yaml.dump({**recipe, "stages": stages}), encoding="utf-8")
+    typed = "tutelage distill two.yaml weak_teacher=true device=cpu threads=1 data.labelled=5"
+    monkeypatch.setattr(sys, "argv", typed.split())
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert not left.value.code
+    metrics = [json.loads(line) for line in (tmp_path / "runs" / "two" / records.METRICS).read_text().splitlines()]
+    assert [epoch["stage"] for epoch in metrics] == [0, 1]
+
+
+def test_weights_behind_a_hint_stay_as_they_are_in_its_stage(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "write_report", lambda folder: None)
+    run = distill(teacher, tmp_path, objective="fitnet", epochs=1)
+    learned = tutelage.load(run.folder).state_dict()
+    fresh = models.create("cifar:resnet8", classes=10, channels=1, image_size=(8, 8), seed=0).state_dict()
+    moved = {name for name, value in fresh.items() if not torch.equal(value, learned[name])}
+    assert any(name.endswith("layer2.0.conv1.weight") for name in moved)
+    assert not any("layer3" in name or "fc" in name for name in moved if name.endswith(("weight", "bias")))
