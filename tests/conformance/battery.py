@@ -88,21 +88,25 @@ ROWS = [
     Row("nkd", {}, "shift samples classes"),
     # The weight of a sample is detached.
     Row("wsld", {}, "shift samples classes", gradcheck=False),
-    Row("dist", {}, LOGITS),
+    # A 1e-8 in its correlations shows where all samples give a class nearly the same probability.
+    Row("dist", {}, "shift samples classes"),
     Row("mlkd", {}, LOGITS),
     Row("ctkd", {}, LOGITS),
-    Row("rkd", {}, alone="refused"),
-    Row("pkt"),
-    Row("similarity"),
+    Row("teacher_free_kd", {}, "shift samples classes"),
+    Row("rkd", {}, "zero samples", alone="refused"),
+    Row("pkt", {}, "zero samples"),
+    Row("similarity", {}, "zero samples"),
+    # It compares neighbours in a batch.
     Row("correlation", {}, "", alone="refused"),
-    Row("nst"),
+    Row("ickd"),
+    Row("nst", {}, "zero samples"),
     Row("fitnet"),
-    Row("attention_transfer"),
+    Row("attention_transfer", {}, "zero samples"),
     Row("vid"),
     Row("factor_transfer"),
     Row("activation_boundary"),
-    Row("fsp"),
-    Row("kd_svd"),
+    Row("fsp", {}, "zero samples", same=True),
+    Row("kd_svd", {}, "zero samples", same=True),
     Row("srrl"),
     Row("reviewkd"),
     Row("ofd"),
@@ -483,9 +487,9 @@ def gradient(row: Row) -> str:
 
 
 def recipe(row: Row) -> str:
-    """A recipe holds it, scaled too, and gives it back."""
+    """A recipe holds it, scaled and gathered too, and gives it back."""
     objective = row.objective()
-    for each in (objective, 0.5 * objective):
+    for each in (objective, 0.5 * objective, *([objective.gathered()] if objective.needs.coupled else [])):
         assert objectives.from_recipe(each.to_recipe()) == each
     return "pass"
 

@@ -109,7 +109,7 @@ class BoundContrast(nn.Module):
             self._alike = True
         _in_bank(batch.index, self.samples)
         of_student = F.normalize(self.embed_student(student.taps[asked.student_tap]), dim=1)
-        of_teacher = F.normalize(self.embed_teacher(present(teacher).taps[asked.teacher_tap].detach()), dim=1)
+        of_teacher = F.normalize(self.embed_teacher(present(teacher).taps[asked.teacher_tap]), dim=1)
         columns = torch.cat([batch.index[:, None], self.draw(batch.index)], dim=1)
         student_scores = losses.bank_scores(of_student, self.teacher_bank, columns, temperature=asked.temperature)
         teacher_scores = losses.bank_scores(of_teacher, self.student_bank, columns, temperature=asked.temperature)

@@ -189,6 +189,7 @@ class BoundObjective(nn.Module):
     """An objective bound to one run.
 
     Whatever precision the networks ran in, the terms are computed in float32 at least, with autocast switched off.
+    The teacher gets no gradient, of a term that learns a map of its features neither.
 
     Attributes:
         needs: what the terms read.
@@ -253,7 +254,7 @@ class BoundObjective(nn.Module):
             The weighted sum, ``()``, and each term's mean.
         """
         with torch.autocast(student.logits.device.type, enabled=False):
-            student, teacher = _at_least_float32(student), teacher and _at_least_float32(teacher)
+            student, teacher = _at_least_float32(student), teacher and _detached(_at_least_float32(teacher))
             counted = totals is None
             totals = totals or count(batch, student.logits)
             parts, weighted = {}, []
@@ -381,6 +382,10 @@ def _at_least_float32(outputs: Outputs) -> Outputs:
         return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
     return Outputs(up(outputs.logits), {name: up(tap) for name, tap in outputs.taps.items()})
+
+
+def _detached(outputs: Outputs) -> Outputs:
+    return Outputs(outputs.logits.detach(), {name: tap.detach() for name, tap in outputs.taps.items()})
 
 
 def _reads_labels_alone(part: Part) -> bool:
