@@ -10,6 +10,7 @@ from tutelage.report.reading import formula, presets, read
     [
         ([[{"wttm": {"gamma": 0.1, "beta": 3.0}}]], "wttm", "wttm(gamma=0.1, beta=3.0)"),
         ([[{"kd": {}}, {"crd": {}, "scale": 0.8}]], "kd + crd", "kd() + 0.8 * crd()"),
+        ([[{"kd": {}}, {"itrd": {}, "scale": 0.8, "gather": True}]], "kd + itrd", "kd() + 0.8 * itrd().gathered()"),
         ([[{"hint": {}}], [{"kd": {"temperature": 4}}]], "hint, then kd", "hint(), then kd(temperature=4)"),
         ([{"kd": {}}], "kd", "kd()"),
         ("kd", "kd", "kd()"),

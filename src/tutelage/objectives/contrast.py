@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tutelage import checks, losses
 from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives import gathering
 from tutelage.objectives.negatives import OtherClasses
 from tutelage.objectives.terms import Context, present, shape_of
 
@@ -101,7 +102,7 @@ class BoundContrast(nn.Module):
         if self.training:
             self._settle_all()
         asked = self._description
-        together = self.training and _processes() > 1
+        together = self.training and gathering.processes() > 1
         if together and not self._alike:
             for bank in (self.student_bank, self.teacher_bank):
                 distributed.broadcast(bank, 0)
@@ -178,10 +179,6 @@ def _in_bank(index: Tensor, samples: int) -> None:
         )
 
 
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
 def _shared_mean(logarithms: Tensor, count: int) -> Tensor:
     """Return the logarithm of the mean over all processes' samples."""
     sums = torch.cat([logarithms.double().exp() * count, logarithms.new_full((1,), count, dtype=torch.float64)])
@@ -191,20 +188,10 @@ def _shared_mean(logarithms: Tensor, count: int) -> Tensor:
 
 def _of_everyone(seen: _Seen) -> _Seen:
     """Return what all processes have seen, in the order of their ranks. The host waits for their sizes."""
-    sizes = [torch.empty(1, dtype=torch.int64, device=seen.index.device) for _ in range(_processes())]
-    distributed.all_gather(sizes, torch.full_like(sizes[0], len(seen.index)))
-    lengths = [int(size) for size in sizes]
+    lengths = gathering.shares(seen.index)
     return _Seen(
-        _gathered(seen.index, lengths),
-        _gathered(seen.student, lengths),
-        _gathered(seen.teacher, lengths),
+        gathering.constant(seen.index, lengths),
+        gathering.constant(seen.student, lengths),
+        gathering.constant(seen.teacher, lengths),
         seen.log_normalisers,
     )
-
-
-def _gathered(rows: Tensor, lengths: list[int]) -> Tensor:
-    padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    everyone = [torch.empty_like(padded) for _ in lengths]
-    distributed.all_gather(everyone, padded)
-    return torch.cat([one[:length] for one, length in zip(everyone, lengths, strict=True)])

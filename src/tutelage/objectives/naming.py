@@ -107,7 +107,7 @@ def is_built_in(name: str | None) -> bool:
 def from_recipe(value: Any) -> Objective:
     """Read an objective from a recipe: a preset's name, ``{preset: {argument: value}}``, or a list of those.
 
-    An entry of a list may carry ``scale: number`` beside the preset.
+    An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true`` (`Objective.gathered`).
 
     Raises:
         ValueError: an unknown preset or argument (the nearest known one is named), a missing or bad one.
@@ -131,7 +131,7 @@ def from_recipe(value: Any) -> Objective:
 def _entry(entry: Any) -> Objective:
     if isinstance(entry, str):
         entry = {entry: {}}
-    names = [name for name in entry if name != "scale"] if isinstance(entry, Mapping) else []
+    names = [name for name in entry if name not in ("scale", "gather")] if isinstance(entry, Mapping) else []
     if len(names) != 1:
         raise ValueError(
             f"objective: expected one preset with its arguments, got {entry!r}; for example {{kd: {{temperature: 4}}}}"
@@ -152,8 +152,12 @@ def _entry(entry: Any) -> Objective:
     scale = entry.get("scale", 1)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
         found.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
+    gather = entry.get("gather", False)
+    if not isinstance(gather, bool):
+        found.append(f"objective.{name}: expected gather, true or false, got {gather!r}; for example gather: true")
     try:
         made = PRESETS[name].build(**{str(argument): value for argument, value in arguments.items()})
+        made = made.gathered() if gather is True else made
     except (TypeError, ValueError) as error:
         for line in str(error).splitlines():
             # Most say which argument is meant; the rest speak of the objective as a whole.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tutelage import projectors
 from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Projection, Term, Totals
+from tutelage.objectives import gathering
 from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.schedules import Automatic, Weight, scaled, weight_at, weight_to_recipe
 from tutelage.objectives.terms import Context, Description, shape_of
@@ -36,12 +37,14 @@ class Piece:
         preset: the call's name; none for terms put together by hand, which cannot be written to a recipe.
         arguments: the call's arguments.
         scale: a factor on every weight.
+        gather: its terms read the samples of all processes at once instead of each process's share.
     """
 
     parts: tuple[Part, ...]
     preset: str | None = None
     arguments: Mapping[str, Any] | None = None
     scale: float = 1.0
+    gather: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,34 @@ class Objective:
         return Objective(tuple(replace(piece, scale=piece.scale * factor) for piece in self.pieces))
 
     __rmul__ = __mul__
+
+    def gathered(self) -> Objective:
+        """Return the objective with every piece that couples a batch's samples computed on all processes' samples.
+
+        With several processes each has a share of a step's batch, and a batch-coupled term is by default the mean of
+        what it is of each share: `losses.itrd_mutual`, for one, never sees a pair of samples of two shares. Gathered,
+        value and gradient are those of one process on the whole batch, at the price of sending logits and features,
+        and of every process computing the whole term. With one process nothing changes.
+
+        The samples come in the order of the processes' ranks, and a term sees no inputs of them. A term that draws
+        numbers draws its own in each process; the gradient is the mean over the draws.
+
+        Raises:
+            ValueError: nothing in the objective couples samples, so that there is nothing to gather for.
+
+        Example:
+            >>> from tutelage import objectives
+            >>> (objectives.kd() + objectives.itrd()).gathered().to_recipe()[1]["gather"]
+            True
+        """
+        coupled = [any(part.term.needs.coupled for part in piece.parts) for piece in self.pieces]
+        if not any(coupled):
+            raise ValueError(
+                f"objective: expected a term that couples a batch's samples, to be gathered for, got {self.name}, "
+                "which is the same however a batch is split over processes; leave gather out"
+            )
+        pieces = zip(self.pieces, coupled, strict=True)
+        return Objective(tuple(replace(piece, gather=piece.gather or couples) for piece, couples in pieces))
 
     @property
     def name(self) -> str:
@@ -133,6 +164,8 @@ class Objective:
     def to_recipe(self) -> list[dict[str, Any]]:
         """Return the objective as a recipe writes it: ``[{preset: {argument: value}, scale: number}, ...]``.
 
+        An entry that gathers has ``gather: true`` beside the preset.
+
         Raises:
             ValueError: a term was put together by hand, so no preset call makes it.
         """
@@ -142,7 +175,9 @@ class Objective:
                 "name the function that makes them as a preset, with @objectives.preset"
             )
         return [
-            {str(piece.preset): _plain(piece.arguments or {})} | ({"scale": piece.scale} if piece.scale != 1 else {})
+            {str(piece.preset): _plain(piece.arguments or {})}
+            | ({"scale": piece.scale} if piece.scale != 1 else {})
+            | ({"gather": True} if piece.gather else {})
             for piece in self.pieces
         ]
 
@@ -155,6 +190,7 @@ class BoundObjective(nn.Module):
     """An objective bound to one run.
 
     Whatever precision the networks ran in, the terms are computed in float32 at least, with autocast switched off.
+    The teacher gets no gradient, of a term that learns a map of its features neither.
 
     Attributes:
         needs: what the terms read.
@@ -183,14 +219,15 @@ class BoundObjective(nn.Module):
                 self.resolved[part.name] = found
         # One list a piece, in the order of the terms: terms of one preset call share a map, those of two calls do not.
         self.projectors = nn.ModuleList()
-        self._pieces: list[tuple[tuple[str, ...], list[_Route]]] = []
+        self._pieces: list[_BoundPiece] = []
         names = iter(self._weights)
         for piece in objective.pieces:
             maps, routes = _projectors(
                 _each_once(p for part in piece.parts for p in part.term.needs.projections), context
             )
             self.projectors.append(maps)
-            self._pieces.append((tuple(itertools.islice(names, len(piece.parts))), routes))
+            own = tuple(itertools.islice(names, len(piece.parts)))
+            self._pieces.append(_BoundPiece(own, routes, Objective((piece,)).needs if piece.gather else None))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -218,16 +255,20 @@ class BoundObjective(nn.Module):
             The weighted sum, ``()``, and each term's mean.
         """
         with torch.autocast(student.logits.device.type, enabled=False):
-            student, teacher = _at_least_float32(student), teacher and _at_least_float32(teacher)
+            student, teacher = _at_least_float32(student), teacher and _detached(_at_least_float32(teacher))
+            counted = totals is None
             totals = totals or count(batch, student.logits)
             parts, weighted = {}, []
-            for (names, routes), maps in zip(self._pieces, self.projectors, strict=True):
-                seen = _projected(student, routes, cast(nn.ModuleList, maps))
-                for name in names:
+            for piece, maps in zip(self._pieces, self.projectors, strict=True):
+                step = _Step(student, teacher, batch, totals)
+                if piece.gathers is not None and gathering.processes() > 1:
+                    step = _of_all_processes(step, piece.gathers, counted=counted)
+                seen = _projected(step.student, piece.routes, cast(nn.ModuleList, maps))
+                for name in piece.names:
                     term = cast(Term, self.terms[name])
-                    values = term(seen, teacher, batch, progress)
-                    _check_shape(name, values, term.needs, student.logits.shape[:-1])
-                    mean = _mean(values, term.needs, batch, totals)
+                    values = term(seen, step.teacher, step.batch, progress)
+                    _check_shape(name, values, term.needs, seen.logits.shape[:-1])
+                    mean = _mean(values, term.needs, step.batch, step.totals)
                     weight, scale = self._weights[name]
                     parts[name] = mean.detach()
                     weighted.append(mean * (weight_at(weight, progress) * scale))
@@ -255,7 +296,44 @@ def _check_shape(name: str, values: Tensor, needs: Needs, expected: torch.Size) 
 def _mean(values: Tensor, needs: Needs, batch: Batch, totals: Totals) -> Tensor:
     if values.ndim == 0:
         return values * (len(batch.index) / totals.samples)
-    return values.sum() / (totals.labelled.clamp(min=1) if needs.labels != "none" else totals.samples)
+    if needs.labels == "none":
+        return values.sum() / totals.samples
+    # Counts of several processes are divided by their number: of one label among two, the count is a half.
+    return values.sum() / torch.where(totals.labelled > 0, totals.labelled, 1.0)
+
+
+class _BoundPiece(NamedTuple):
+    """What is known of one preset call: its terms' names, its projected features, and what it gathers, if it does."""
+
+    names: tuple[str, ...]
+    routes: list[_Route]
+    gathers: Needs | None
+
+
+class _Step(NamedTuple):
+    """What the terms of a piece are called with."""
+
+    student: Outputs
+    teacher: Outputs | None
+    batch: Batch
+    totals: Totals
+
+
+def _of_all_processes(step: _Step, needs: Needs, *, counted: bool) -> _Step:
+    """Gather a step's samples.
+
+    Args:
+        step: this process's share.
+        needs: what the terms read.
+        counted: the totals are the counts of this share alone.
+    """
+    student, teacher, batch = gathering.gathered(
+        step.student, step.teacher, step.batch, student_taps=needs.student_taps, teacher_taps=needs.teacher_taps
+    )
+    if counted:
+        return _Step(student, teacher, batch, count(batch, student.logits))
+    # Counts were divided by the number of processes for shares of the sum; here each process has the whole of it.
+    return _Step(student, teacher, batch, Totals(*(total * gathering.processes() for total in step.totals)))
 
 
 class _Route(NamedTuple):
@@ -305,6 +383,10 @@ def _at_least_float32(outputs: Outputs) -> Outputs:
         return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
     return Outputs(up(outputs.logits), {name: up(tap) for name, tap in outputs.taps.items()})
+
+
+def _detached(outputs: Outputs) -> Outputs:
+    return Outputs(outputs.logits.detach(), {name: tap.detach() for name, tap in outputs.taps.items()})
 
 
 def _reads_labels_alone(part: Part) -> bool:

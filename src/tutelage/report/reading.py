@@ -16,6 +16,8 @@ from tutelage import records
 FINISHED = "finished"
 NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
+BESIDE = ("scale", "gather")
+"""Keys of an objective's entry that are no preset."""
 
 
 @dataclass(frozen=True)
@@ -199,14 +201,14 @@ def stages(objective: object) -> list[object]:
     return list(objective) if several and isinstance(objective, list) else [objective]
 
 
-def _parts(objective: object) -> list[tuple[str, object, object]]:
-    """Name, arguments and scale of every preset of a recorded objective."""
-    found: list[tuple[str, object, object]] = []
+def _parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
+    """Name and arguments of every preset of a recorded objective, and the entry that it stands in."""
+    found: list[tuple[str, object, Mapping[str, object]]] = []
     for item in objective if isinstance(objective, list | tuple) else [objective]:
         if isinstance(item, str):
-            found.append((item, {}, None))
+            found.append((item, {}, {}))
         elif isinstance(item, Mapping):
-            found += [(str(name), args, item.get("scale")) for name, args in item.items() if name != "scale"]
+            found += [(str(name), args, item) for name, args in item.items() if name not in BESIDE]
     return found
 
 
@@ -222,10 +224,11 @@ def formula(objective: object) -> str | None:
 
 def _formula(objective: object) -> str:
     written = []
-    for name, args, scale in _parts(objective):
+    for name, args, entry in _parts(objective):
+        scale = entry.get("scale")
         given = ", ".join(f"{key}={value!r}" for key, value in args.items()) if isinstance(args, Mapping) else ""
         factor = "" if scale is None or scale == 1 else f"{scale} * "
-        written.append(f"{factor}{name}({given})")
+        written.append(f"{factor}{name}({given}){'.gathered()' if entry.get('gather') else ''}")
     return " + ".join(written)
 
 

@@ -1,0 +1,58 @@
+"""A run of several processes whose objective gathers is the run of one."""
+
+import os
+import socket
+
+import torch
+from engine_cases import Rows, mlp, samples, settings, state
+from torch import multiprocessing
+
+from tutelage import objectives
+from tutelage.contracts import Batch
+from tutelage.engine import accelerator_on, fit
+from tutelage.lesson import FrozenTeacher, Lesson
+from tutelage.objectives import Apply, Objective, Part
+
+
+class Shares(Rows):
+    """A global batch of which each process takes every second sample: 7 samples are 4 and 3."""
+
+    def epoch(self, epoch, *, start=0, rank=0, world=1):
+        for batch in super().epoch(epoch, start=start):
+            yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
+
+
+def spread(student_logits, teacher_logits):
+    return (torch.cdist(student_logits, student_logits) - torch.cdist(teacher_logits, teacher_logits)).square().mean()
+
+
+def taught():
+    """Fit four steps; the student, and the mean of each term."""
+    torch.set_num_threads(1)
+    inputs, labels = samples(28)
+    objective = (Objective.of(Part("spread", 0.5, Apply(spread, coupled=True))) + objectives.kd()).gathered()
+    lesson, teacher = Lesson(mlp(seed=0), objective), FrozenTeacher(mlp(seed=7))
+    rows = Shares(inputs, labels, batch_size=7)
+    (record,) = fit(lesson, teacher, rows, settings(epochs=1), accelerator=accelerator_on("cpu"))
+    return state(lesson), record["train"]["terms"], record["train"]["loss"]
+
+
+def one_of_two(rank, port, folder):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    torch.save(taught(), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_and_record_what_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (port, tmp_path), nprocs=2)
+    wanted, means, loss = taught()
+    for rank in range(2):
+        found, terms, total = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(terms, means, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(total, loss, rtol=1e-5, atol=1e-7)
