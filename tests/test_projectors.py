@@ -19,7 +19,7 @@ def test_two_builds_share_nothing():
 def test_faults():
     with pytest.raises(ValueError, match=r"projection: expected features \(batch, width\) .*card:embedding"):
         build(Projection("a", "b", "linear"), (3, 8, 8), (5,))
-    with pytest.raises(ValueError, match="expected a kind among linear, got 'conv'"):
+    with pytest.raises(ValueError, match="expected a kind among linear, conv1x1_bn, got 'conv'"):
         build(Projection("a", "b", "conv"), (3,), (5,))
 
 
