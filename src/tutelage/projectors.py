@@ -29,10 +29,17 @@ def conv(student: Shape, teacher: Shape) -> nn.Module:
     return nn.Conv2d(student[0], teacher[0], 1)
 
 
-def connector(student: Shape, teacher: Shape) -> nn.Module:
+def conv1x1_bn(student: Shape, teacher: Shape) -> nn.Module:
     """Return a 1x1 convolution without a bias and a batch norm; height and width stay the student's."""
-    _maps("connector", student, teacher)
+    _maps("conv1x1_bn", student, teacher)
     return nn.Sequential(nn.Conv2d(student[0], teacher[0], 1, bias=False), nn.BatchNorm2d(teacher[0]))
+
+
+def connector(student: Shape, teacher: Shape) -> nn.Module:
+    """Return `conv1x1_bn` for maps of equal size: values before an activation, place by place."""
+    _maps("connector", student, teacher)
+    _equal_sizes("connector", student, teacher)
+    return conv1x1_bn(student, teacher)
 
 
 def regressor(student: Shape, teacher: Shape) -> nn.Module:
@@ -76,7 +83,7 @@ def _equal_sizes(kind: str, student: Shape, teacher: Shape) -> None:
 
 
 KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(
-    {"linear": linear, "conv": conv, "connector": connector, "regressor": regressor}
+    {"linear": linear, "conv": conv, "conv1x1_bn": conv1x1_bn, "connector": connector, "regressor": regressor}
 )
 """Kinds of maps, by the names that terms ask for."""
 

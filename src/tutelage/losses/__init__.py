@@ -27,14 +27,14 @@ from tutelage.losses.logits import (
     ttm,
     wttm,
 )
-from tutelage.losses.pairwise import correlation, correlation_kernel, pkt, rkd_angle, rkd_distance, similarity
 from tutelage.losses.maps import activation_boundary, factor_difference, factor_transfer, fsp, kd_svd
+from tutelage.losses.pairwise import correlation, correlation_kernel, pkt, rkd_angle, rkd_distance, similarity
 from tutelage.losses.relations import itrd_correlation, itrd_mutual
 from tutelage.losses.targeted import dkd, nkd, wsld
 
 __all__ = [
-    "affinity",
     "activation_boundary",
+    "affinity",
     "attention_transfer",
     "bank_scores",
     "confidence_penalty",
@@ -46,13 +46,12 @@ __all__ = [
     "ctkd",
     "dist",
     "dkd",
-    "hide",
-    "inter_channel",
     "factor_difference",
     "factor_transfer",
     "fsp",
     "hide",
     "hint",
+    "inter_channel",
     "itrd_correlation",
     "itrd_mutual",
     "kd",
@@ -63,19 +62,17 @@ __all__ = [
     "mlkd_class",
     "moved",
     "nkd",
-    "renyi_penalty",
-    "scaled_gradient",
-    "standardise",
-    "teacher_free_kd",
     "nst",
     "pkt",
+    "prime_aware",
     "renyi_penalty",
     "rkd_angle",
     "rkd_distance",
-    "similarity",
-    "prime_aware",
-    "renyi_penalty",
     "same_size",
+    "scaled_gradient",
+    "similarity",
+    "standardise",
+    "teacher_free_kd",
     "transformed_matching",
     "ttm",
     "vid",

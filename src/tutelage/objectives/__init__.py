@@ -20,6 +20,13 @@ from tutelage.objectives.presets import transformed_matching as transformed_matc
 from tutelage.objectives.presets import ttm as ttm
 from tutelage.objectives.presets import vitkd as vitkd
 from tutelage.objectives.presets import wttm as wttm
+from tutelage.objectives.presets_features import activation_boundary as activation_boundary
+from tutelage.objectives.presets_features import attention_transfer as attention_transfer
+from tutelage.objectives.presets_features import factor_transfer as factor_transfer
+from tutelage.objectives.presets_features import fitnet as fitnet
+from tutelage.objectives.presets_features import fsp as fsp
+from tutelage.objectives.presets_features import kd_svd as kd_svd
+from tutelage.objectives.presets_features import vid as vid
 from tutelage.objectives.presets_logits import ctkd as ctkd
 from tutelage.objectives.presets_logits import dist as dist
 from tutelage.objectives.presets_logits import dkd as dkd
@@ -33,13 +40,6 @@ from tutelage.objectives.presets_relations import nst as nst
 from tutelage.objectives.presets_relations import pkt as pkt
 from tutelage.objectives.presets_relations import rkd as rkd
 from tutelage.objectives.presets_relations import similarity as similarity
-from tutelage.objectives.presets_features import activation_boundary as activation_boundary
-from tutelage.objectives.presets_features import attention_transfer as attention_transfer
-from tutelage.objectives.presets_features import factor_transfer as factor_transfer
-from tutelage.objectives.presets_features import fitnet as fitnet
-from tutelage.objectives.presets_features import fsp as fsp
-from tutelage.objectives.presets_features import kd_svd as kd_svd
-from tutelage.objectives.presets_features import vid as vid
 from tutelage.objectives.schedules import AUTO as AUTO
 from tutelage.objectives.schedules import Automatic as Automatic
 from tutelage.objectives.schedules import AutomaticNumber as AutomaticNumber

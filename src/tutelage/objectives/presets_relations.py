@@ -127,7 +127,7 @@ def ickd(*, weight: Weight = 2.5, student_tap: str = "card:stage.-1", teacher_ta
         student_tap: maps.
         teacher_tap: maps; they may differ in size.
     """
-    term = Apply(losses.inter_channel, student_tap=student_tap, teacher_tap=teacher_tap, projection="connector")
+    term = Apply(losses.inter_channel, student_tap=student_tap, teacher_tap=teacher_tap, projection="conv1x1_bn")
     return composed(Part("ickd", weight, term))
 
 
