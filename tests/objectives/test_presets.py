@@ -50,7 +50,6 @@ COMPOSED = {
 }
 
 
-<<<<<<< HEAD
 OF_FEATURES = {"crd", "itrd", "vitkd"}
 """Bound to more than logits, and tried in files of their own, as the presets of other files are."""
 
