@@ -2,6 +2,7 @@
 
 from tutelage.losses.contrastive import bank_scores, contrast, crd, log_normaliser, moved
 from tutelage.losses.features import hide, vitkd_generation, vitkd_mimic
+from tutelage.losses.fusion import mgd, review
 from tutelage.losses.logits import (
     confidence_penalty,
     cross_entropy,
@@ -26,8 +27,10 @@ __all__ = [
     "kd",
     "kl_divergence",
     "log_normaliser",
+    "mgd",
     "moved",
     "renyi_penalty",
+    "review",
     "transformed_matching",
     "ttm",
     "vitkd_generation",

@@ -20,6 +20,8 @@ from tutelage.objectives.presets import transformed_matching as transformed_matc
 from tutelage.objectives.presets import ttm as ttm
 from tutelage.objectives.presets import vitkd as vitkd
 from tutelage.objectives.presets import wttm as wttm
+from tutelage.objectives.presets_fusion import mgd as mgd
+from tutelage.objectives.presets_fusion import reviewkd as reviewkd
 from tutelage.objectives.schedules import AUTO as AUTO
 from tutelage.objectives.schedules import Automatic as Automatic
 from tutelage.objectives.schedules import AutomaticNumber as AutomaticNumber
