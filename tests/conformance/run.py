@@ -25,10 +25,13 @@ from typing import Any, Literal
 import torch
 from draw import draw
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from tutelage import losses, projectors
 from tutelage.contracts import Projection
+from tutelage import losses
+from tutelage.objectives.fusion import Fusion, Remake
 
 Row = Mapping[str, Any]
 Verdict = Literal["passed", "failed", "not built"]
@@ -226,6 +229,34 @@ def _kd_svd(case: Case, shape: Callable[[Tensor], Tensor] = lambda maps: maps) -
 def _rows_as_places(maps: Tensor) -> Tensor:
     """Maps whose places are the channels and rows of others, and whose channels are the columns of those."""
     return maps.flatten(1, 2).mT[..., None]
+def _levels(case: Case, name: str) -> list[Tensor]:
+    """The maps ``name0``, ``name1``, ... from the shallowest to the deepest."""
+    return [case[f"{name}{level}"] for level in range(sum(each.startswith(name) for each in case.inputs))]
+
+
+def _hcl(made: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    return torch.stack([losses.review(*level).mean() for level in zip(made, theirs, strict=True)]).sum()
+
+
+def _reviewkd(case: Case) -> Tensor:
+    """The term's own modules, with the recorded parameters; batch norm is in training mode."""
+    ours, theirs = _levels(case, "f_s"), _levels(case, "f_t")
+    fusion = Fusion([each.shape[1] for each in ours], [each.shape[1] for each in theirs]).double()
+    names = {"conv1.0": "enter.0", "conv2.0": "leave.0", "att_conv.0": "mix"}
+    parameters = {}
+    for name in (each for each in case.inputs if each.startswith("abfs.")):
+        _, place, rest = name.split(".", 2)  # the code counts from the deepest level
+        module, _, what = rest.rpartition(".")
+        parameters[f"levels.{len(ours) - 1 - int(place)}.{names[module]}.{what}"] = case[name]
+    made = functional_call(fusion, parameters, (ours, [tuple(each.shape[2:]) for each in theirs]))
+    return case.hyper["weight"] * _hcl(made, theirs)
+
+
+def _mgd(case: Case) -> Tensor:
+    remake = Remake(case["f_s"].shape[1], case["f_t"].shape[1]).double()
+    parameters = {name: case[name] for name in case.inputs if name.startswith(("align.", "generation."))}
+    made = functional_call(remake, parameters, (case["f_s"], case["noise"] < case.hyper["lambda_mgd"]))
+    return case.hyper["alpha_mgd"] * losses.mgd(made, case["f_t"]).mean()
 
 
 # Recorded losses are means over the batch, ours are one value a sample.
@@ -295,6 +326,9 @@ METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "td.FSP": _td_fsp,
     "KDSVD": _kd_svd,
     "KDSVD.mdistiller": lambda c: _kd_svd(c, _rows_as_places),
+    "ReviewKD.hcl": lambda c: _hcl(_levels(c, "f_s"), _levels(c, "f_t")),
+    "ReviewKD": _reviewkd,
+    "MGD": _mgd,
 }
 
 

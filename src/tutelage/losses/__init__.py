@@ -13,6 +13,8 @@ from tutelage.losses.features import (
     vitkd_generation,
     vitkd_mimic,
 )
+from tutelage.losses.features import hide, vitkd_generation, vitkd_mimic
+from tutelage.losses.fusion import mgd, review
 from tutelage.losses.logits import (
     confidence_penalty,
     cross_entropy,
@@ -60,6 +62,7 @@ __all__ = [
     "log_normaliser",
     "mlkd_batch",
     "mlkd_class",
+    "mgd",
     "moved",
     "nkd",
     "nst",
@@ -73,6 +76,7 @@ __all__ = [
     "similarity",
     "standardise",
     "teacher_free_kd",
+    "review",
     "transformed_matching",
     "ttm",
     "vid",

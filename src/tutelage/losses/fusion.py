@@ -1,0 +1,105 @@
+"""Losses on maps that a learned module made of the student's: one value a sample.
+
+Everything is computed in at least float32, outside autocast; no gradient reaches a teacher's features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tutelage import checks
+
+MAPS = ("batch", "channels", "height", "width")
+GRIDS = (4, 2, 1)
+
+
+def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Compute the hierarchical context loss of ReviewKD: mean squared distances of two maps and of their poolings.
+
+    ``(m(s, t) + sum_k 2**-k * m(P_k(s), P_k(t))) / (1 + sum_k 2**-k)``, where ``m(a, b)`` is the mean of
+    ``(a - b)**2`` over channels and pixels (``1 / (C * h * w)``) and ``P_1, P_2, ...`` average a map over a grid of
+    4x4, 2x2 and 1x1 fields. A grid takes part where its side is below the map's shorter one, and ``k`` counts those
+    that do: a map of 4x4 has 2x2 as ``P_1`` and 1x1 as ``P_2``, a map of 1x1 has none.
+
+    Args:
+        student_features: ``(batch, channels, height, width)``, any floating dtype, of the teacher's shape.
+        teacher_features: the same shape; gets no gradient.
+
+    Returns:
+        ``(batch,)``, squares of the features' unit, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they are no maps, or the shapes differ.
+
+    Source: Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044.
+
+    Differs from: public code, which takes the mean over the batch and adds up the levels in one function; published
+    results were made so. This is one level's, a value a sample. Fields are those of adaptive average pooling, which
+    overlap where the grid does not divide the map; for maps that are not square the public code compares the grid with
+    the height alone.
+
+    Example:
+        >>> import torch
+        >>> review(torch.ones(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+        tensor([1.])
+    """
+    difference = _difference(student_features, teacher_features)
+    total, weight, weights = difference.square().mean((1, 2, 3)), 1.0, 1.0
+    height, width = difference.shape[2:]
+    for grid in GRIDS:
+        if grid < min(height, width):
+            weight /= 2
+            weights += weight
+            # Pooling is linear, so the difference is pooled once.
+            pooled = _fields(grid, height, difference) @ difference @ _fields(grid, width, difference).T
+            total = total + weight * pooled.square().mean((1, 2, 3))
+    return total / weights
+
+
+def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Compute the squared error of masked generative distillation, summed over channels and pixels.
+
+    ``sum_{c, h, w} (s[c, h, w] - t[c, h, w])**2``: over all positions, masked or not, and a sum, so it grows with the
+    map; the published weight is 7e-5.
+
+    Args:
+        student_features: ``(batch, channels, height, width)``, any floating dtype: a map made of the student's after a
+            part of it was masked.
+        teacher_features: the same shape; gets no gradient.
+
+    Returns:
+        ``(batch,)``, squares of the features' unit, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they are no maps, or the shapes differ.
+
+    Source: Yang et al., "Masked Generative Distillation", arXiv 2205.01529.
+
+    Example:
+        >>> import torch
+        >>> mgd(torch.ones(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
+        tensor([18.])
+    """
+    return _difference(student_features, teacher_features).square().sum((1, 2, 3))
+
+
+def _difference(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    student_features = checks.features(student_features, "student_features", axes=MAPS)
+    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
+    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    return student_features - teacher_features
+
+
+def _fields(grid: int, size: int, like: Tensor) -> Tensor:
+    """Return ``(grid, size)``: what averages a side over its fields.
+
+    A product with it has a deterministic gradient on CUDA, which adaptive pooling has not.
+    """
+    field = torch.arange(grid, device=like.device)[:, None]
+    pixel = torch.arange(size, device=like.device)
+    # Field i is from floor(i * size / grid) up to ceil((i + 1) * size / grid).
+    inside = (pixel >= field * size // grid) & (pixel * grid < (field + 1) * size)
+    return inside.to(like.dtype) / inside.sum(1, keepdim=True)
