@@ -311,6 +311,16 @@ def test_every_method_of_a_study_has_a_line_and_a_look_of_its_own(tmp_path):
     assert len({line.look for line in lines}) == 3
 
 
+def test_knowledge_distillation_of_standardised_logits_is_not_called_kd(tmp_path, monkeypatch):
+    standardised = part("kd", {"ce": 0.1, "kd": 9.0}, temperature=2, weight=9.0, supervised=0.1, logits="standardised")
+    monkeypatch.setitem(OBJECTIVES, "lskd", standardised)
+    raw = part("kd", {"ce": 0.1, "kd": 0.9}, temperature=4, weight=0.9, supervised=0.1, logits="raw")
+    monkeypatch.setitem(OBJECTIVES, "kd", raw)
+    write_study(tmp_path, ["entropy"], ["kd", "lskd"], seeds=1)
+    lines = picture(tmp_path, "entropy").plots[0].lines
+    assert [line.label for line in lines] == ["KD, T = 4", "lskd"]
+
+
 def test_methods_that_read_alike_keep_their_names(tmp_path):
     write_study(tmp_path, ["entropy"], ["kd"], seeds=1)
     write_run(tmp_path / "again", "kd", 0)

@@ -315,6 +315,8 @@ def _kind(named: Mapping[str, Mapping[str, Any]]) -> str | None:
     if not matching:
         smoothed = any(number(args.get("label_smoothing")) for args in named.values())
         return ("ls" if smoothed else "ce") if named else None
+    if any(args.get("logits", "raw") != "raw" for args in named.values()):
+        return None  # KD of standardised logits is another method than KD.
     return matching[0] if matching in (["kd"], ["ttm"], ["wttm"]) else None
 
 
