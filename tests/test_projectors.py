@@ -43,6 +43,8 @@ def kinds(module):
         ("conv", (3, 8, 6), ["Conv2d"]),
         ("connector", (3, 8, 6), ["Conv2d", "BatchNorm2d"]),
         ("regressor", (3, 8, 6), ["Conv2d", "BatchNorm2d", "ReLU"]),
+        ("connector", (3, 16, 12), ["Conv2d", "BatchNorm2d"]),
+        ("connector", (3, 4, 3), ["ConvTranspose2d", "BatchNorm2d"]),
         ("regressor", (3, 16, 12), ["Conv2d", "BatchNorm2d", "ReLU"]),
         ("regressor", (3, 4, 3), ["ConvTranspose2d", "BatchNorm2d", "ReLU"]),
         ("regressor", (3, 10, 7), ["Conv2d", "BatchNorm2d", "ReLU"]),
@@ -73,7 +75,7 @@ def test_the_convolution_of_a_regressor_follows_the_sizes(student, kernel, strid
     ("kind", "student", "teacher", "says"),
     [
         ("conv", (3, 8, 8), (5, 4, 4), r"expected maps of equal height and width for a conv, got \(3, 8, 8\)"),
-        ("connector", (3, 8, 8), (5, 8, 4), "expected maps of equal height and width for a connector"),
+        ("connector", (3, 8, 8), (5, 16, 8), "at least as large, for a connector, got"),
         ("conv", (3,), (5,), r"expected maps \(batch, channels, height, width\) on both sides of a conv"),
         ("regressor", (16, 3), (5, 8, 8), "on both sides of a regressor"),
         ("regressor", (3, 6, 6), (5, 8, 8), "half as large as the teacher's, or at least as large"),

@@ -25,7 +25,11 @@ def linear(student: Shape, teacher: Shape) -> nn.Module:
 def conv(student: Shape, teacher: Shape) -> nn.Module:
     """Return a 1x1 convolution with a bias, on maps of equal size."""
     _maps("conv", student, teacher)
-    _equal_sizes("conv", student, teacher)
+    if student[1:] != teacher[1:]:
+        raise ValueError(
+            f"projection: expected maps of equal height and width for a conv, got {student} and {teacher} without the "
+            "batch; name taps of equal sizes, or type projection=regressor where the method has that argument"
+        )
     return nn.Conv2d(student[0], teacher[0], 1)
 
 
@@ -36,10 +40,11 @@ def conv1x1_bn(student: Shape, teacher: Shape) -> nn.Module:
 
 
 def connector(student: Shape, teacher: Shape) -> nn.Module:
-    """Return `conv1x1_bn` for maps of equal size: values before an activation, place by place."""
-    _maps("connector", student, teacher)
-    _equal_sizes("connector", student, teacher)
-    return conv1x1_bn(student, teacher)
+    """Return a convolution with a bias and a batch norm on maps, for values before an activation.
+
+    The convolution is that of a `regressor`: 1x1 where the sizes agree.
+    """
+    return nn.Sequential(_reaching("connector", student, teacher), nn.BatchNorm2d(teacher[0]))
 
 
 def regressor(student: Shape, teacher: Shape) -> nn.Module:
@@ -49,21 +54,23 @@ def regressor(student: Shape, teacher: Shape) -> nn.Module:
     is half as large; where it is larger otherwise it has no padding, and a kernel that leaves the teacher's size, which
     is 1x1 where the sizes agree.
     """
-    _maps("regressor", student, teacher)
+    return nn.Sequential(_reaching("regressor", student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
+
+
+def _reaching(kind: str, student: Shape, teacher: Shape) -> nn.Module:
+    """Return a convolution from the one size to the other."""
+    _maps(kind, student, teacher)
     (channels, *size), (outputs, *target) = student, teacher
-    layer: nn.Module
     if size == [2 * side for side in target]:
-        layer = nn.Conv2d(channels, outputs, 3, stride=2, padding=1)
-    elif [2 * side for side in size] == target:
-        layer = nn.ConvTranspose2d(channels, outputs, 4, stride=2, padding=1)
-    elif all(side >= other for side, other in zip(size, target, strict=True)):
-        layer = nn.Conv2d(channels, outputs, (1 + size[0] - target[0], 1 + size[1] - target[1]))
-    else:
-        raise ValueError(
-            "projection: expected a student's map half as large as the teacher's, or at least as large, for a "
-            f"regressor, got {student} and {teacher} without the batch; name taps of closer sizes"
-        )
-    return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
+        return nn.Conv2d(channels, outputs, 3, stride=2, padding=1)
+    if [2 * side for side in size] == target:
+        return nn.ConvTranspose2d(channels, outputs, 4, stride=2, padding=1)
+    if all(side >= other for side, other in zip(size, target, strict=True)):
+        return nn.Conv2d(channels, outputs, (1 + size[0] - target[0], 1 + size[1] - target[1]))
+    raise ValueError(
+        "projection: expected a student's map half as large as the teacher's, or at least as large, for a "
+        f"{kind}, got {student} and {teacher} without the batch; name taps of closer sizes"
+    )
 
 
 def _maps(kind: str, student: Shape, teacher: Shape) -> None:
@@ -71,14 +78,6 @@ def _maps(kind: str, student: Shape, teacher: Shape) -> None:
         raise ValueError(
             f"projection: expected maps (batch, channels, height, width) on both sides of a {kind}, got {student} and "
             f"{teacher} without the batch; name taps of maps, such as card:stage.-1, or another kind of map"
-        )
-
-
-def _equal_sizes(kind: str, student: Shape, teacher: Shape) -> None:
-    if student[1:] != teacher[1:]:
-        raise ValueError(
-            f"projection: expected maps of equal height and width for a {kind}, got {student} and {teacher} without "
-            "the batch; name taps of equal sizes, or type projection=regressor where the method has that argument"
         )
 
 

@@ -229,6 +229,8 @@ def _kd_svd(case: Case, shape: Callable[[Tensor], Tensor] = lambda maps: maps) -
 def _rows_as_places(maps: Tensor) -> Tensor:
     """Maps whose places are the channels and rows of others, and whose channels are the columns of those."""
     return maps.flatten(1, 2).mT[..., None]
+
+
 def _levels(case: Case, name: str) -> list[Tensor]:
     """The maps ``name0``, ``name1``, ... from the shallowest to the deepest."""
     return [case[f"{name}{level}"] for level in range(sum(each.startswith(name) for each in case.inputs))]

@@ -214,7 +214,7 @@ def bound(objective, student, teacher):
             (4, 8, 8),
             "rate: expected a number that leaves",
         ),
-        (objectives.activation_boundary(), (3, 8, 8), (4, 4, 4), "projection: expected maps of equal height and width"),
+        (objectives.activation_boundary(), (3, 8, 8), (4, 9, 9), "projection: expected a student's map half as large"),
         (objectives.fitnet(), (16,), (16,), "projection: expected maps"),
         (objectives.fitnet(projection="cubic"), (3, 8, 8), (4, 8, 8), "expected a kind among .*, got 'cubic'"),
     ],

@@ -141,12 +141,12 @@ def activation_boundary(
 
     The hinge is ``max(0, margin - c(f_s))`` where the teacher's neuron is on, ``max(0, margin + c(f_s))`` where it is
     off. Published settings: 30 epochs of this alone, then cross-entropy alone: two stages of a recipe. Each stage is a
-    term of its own; a 1x1 convolution with batch norm maps the student's where the shapes differ.
+    term of its own; ``c`` is a convolution with batch norm where the shapes differ (the ``connector``).
 
     Args:
         weight: of the whole.
         margin: > 0.
-        student_taps: of maps before their activation, one a stage, of the teacher's sizes.
+        student_taps: of maps before their activation, one a stage.
         teacher_taps: as many.
     """
     hinge = functools.partial(
