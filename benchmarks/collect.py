@@ -18,7 +18,7 @@ from tutelage.report import table
 from tutelage.report.html import write_report
 
 KEPT = (records.RECIPE, records.MANIFEST, records.METRICS, records.EVALUATION, records.COMPARISON, records.STUDY)
-DRAWN = ("table.md", "table.json", "figures.md", "*.svg")
+DRAWN = ("table.md", "table.json", "figures.md", "*.svg", "*.png")
 RESULTS = Path(__file__).parent / "results"
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 

@@ -30,7 +30,6 @@ from torch.nn import functional as F
 
 from tutelage import losses, projectors
 from tutelage.contracts import Projection
-from tutelage import losses
 from tutelage.objectives.fusion import Fusion, Remake
 
 Row = Mapping[str, Any]

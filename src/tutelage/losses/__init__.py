@@ -13,7 +13,6 @@ from tutelage.losses.features import (
     vitkd_generation,
     vitkd_mimic,
 )
-from tutelage.losses.features import hide, vitkd_generation, vitkd_mimic
 from tutelage.losses.fusion import mgd, review
 from tutelage.losses.logits import (
     confidence_penalty,
@@ -60,15 +59,16 @@ __all__ = [
     "kd_svd",
     "kl_divergence",
     "log_normaliser",
+    "mgd",
     "mlkd_batch",
     "mlkd_class",
-    "mgd",
     "moved",
     "nkd",
     "nst",
     "pkt",
     "prime_aware",
     "renyi_penalty",
+    "review",
     "rkd_angle",
     "rkd_distance",
     "same_size",
@@ -76,7 +76,6 @@ __all__ = [
     "similarity",
     "standardise",
     "teacher_free_kd",
-    "review",
     "transformed_matching",
     "ttm",
     "vid",
