@@ -7,7 +7,7 @@ from tutelage.objectives.naming import Names, composed, preset
 from tutelage.objectives.objective import Objective, Part
 from tutelage.objectives.schedules import Weight
 
-LEVELS = ("card:stage.-3", "card:stage.-2", "card:stage.-1", "card:embedding")
+LEVELS = ("card:before.-3", "card:before.-2", "card:before.-1", "card:embedding")
 
 
 @preset("Chen et al. 2021, arXiv:2104.09044")
@@ -27,10 +27,11 @@ def reviewkd(*, weight: Weight = 1.0, student_taps: Names = LEVELS, teacher_taps
         student_taps: levels, from the shallowest to the deepest: maps, or a pooled embedding as one pixel.
         teacher_taps: as many. Sizes and channels may differ.
 
-    Differs from: public code, where the shapes are written down by hand for each pair; where the teacher's maps, and
-    those of students that are residual networks, are taken before their activation, which ``card:before.-3``,
-    ``card:before.-2`` and ``card:before.-1`` name; and where the warm-up counts epochs from 0, so that the first has a
-    weight of 0, and `WarmUp` from 1.
+    Maps are taken before their activation, as published results took them; those of a ShuffleNet student were taken
+    after it: ``student_taps=("card:stage.-3", "card:stage.-2", "card:stage.-1", "card:embedding")``.
+
+    Differs from: public code, where the shapes are written down by hand for each pair, and where the warm-up counts
+    epochs from 0, so that the first has a weight of 0, and `WarmUp` from 1.
     """
     return composed(Part("reviewkd", weight, Review(student_taps=student_taps, teacher_taps=teacher_taps)))
 
