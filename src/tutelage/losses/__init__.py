@@ -2,6 +2,7 @@
 
 from tutelage.losses.contrastive import bank_scores, contrast, crd, log_normaliser, moved
 from tutelage.losses.features import hide, vitkd_generation, vitkd_mimic
+from tutelage.losses.guided import norm_direction, ofd, ofd_margins, srrl_regression, srrl_statistics
 from tutelage.losses.logits import (
     confidence_penalty,
     cross_entropy,
@@ -27,7 +28,12 @@ __all__ = [
     "kl_divergence",
     "log_normaliser",
     "moved",
+    "norm_direction",
+    "ofd",
+    "ofd_margins",
     "renyi_penalty",
+    "srrl_regression",
+    "srrl_statistics",
     "transformed_matching",
     "ttm",
     "vitkd_generation",
