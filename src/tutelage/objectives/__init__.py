@@ -20,6 +20,9 @@ from tutelage.objectives.presets import transformed_matching as transformed_matc
 from tutelage.objectives.presets import ttm as ttm
 from tutelage.objectives.presets import vitkd as vitkd
 from tutelage.objectives.presets import wttm as wttm
+from tutelage.objectives.presets_guided import kd_plus_plus as kd_plus_plus
+from tutelage.objectives.presets_guided import ofd as ofd
+from tutelage.objectives.presets_guided import srrl as srrl
 from tutelage.objectives.schedules import AUTO as AUTO
 from tutelage.objectives.schedules import Automatic as Automatic
 from tutelage.objectives.schedules import AutomaticNumber as AutomaticNumber
