@@ -33,7 +33,13 @@ TAPS = ("student_taps", "teacher_taps")
         (Progress, ("epoch", "step", "fraction")),
         (Totals, ("samples", "labelled")),
         (Loss, ("total", "parts")),
-        (Needs, ("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics")),
+        (
+            Needs,
+            (
+                *("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics", "places"),
+                *("teacher_head", "teacher_norms", "class_means"),
+            ),
+        ),
         (Projection, ("student", "teacher", "kind", "always")),
     ],
 )

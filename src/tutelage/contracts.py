@@ -107,6 +107,9 @@ class Needs(NamedTuple):
         projections: student's features that it reads through a learned map.
         teacher_statistics: its binding reads the teacher's logits on training samples.
         places: it reads the samples' places in the training set.
+        teacher_head: its binding reads the weights of the teacher's last layer.
+        teacher_norms: its binding reads the weights of the teacher's batch norm at these taps.
+        class_means: its binding reads each class's mean of these features of the teacher, over the training samples.
     """
 
     teacher: bool
@@ -117,6 +120,9 @@ class Needs(NamedTuple):
     projections: tuple[Projection, ...] = ()
     teacher_statistics: bool = False
     places: bool = False
+    teacher_head: bool = False
+    teacher_norms: tuple[str, ...] = ()
+    class_means: tuple[str, ...] = ()
 
 
 class Term(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,6 +111,7 @@ def survey(
     classes: int | None = None,
     labels: Tensor | None = None,
     teacher_logits: Tensor | None = None,
+    class_means: Mapping[str, Tensor] = {},
 ) -> Context:
     """Look at a student and a teacher with one forward pass each, and return the context that an objective binds to.
 
@@ -125,9 +126,11 @@ def survey(
         classes: number of classes.
         labels: of the training samples.
         teacher_logits: the teacher's word on training samples.
+        class_means: of the teacher's features, by tap.
 
     Raises:
-        ValueError: a network has no such tap, or changes it in place.
+        ValueError: a network has no such tap, or changes it in place; the teacher has no head or batch norm where the
+            objective reads one.
 
     Example:
         >>> import torch, tutelage
@@ -138,7 +141,7 @@ def survey(
         50000
     """
     needs = objective.needs
-    if needs.teacher_taps and teacher is None:
+    if (needs.teacher_taps or needs.teacher_head or needs.teacher_norms) and teacher is None:
         raise ValueError(f"teacher: expected one for objective {objective.name}, got none; pass the network itself")
     return Context(
         samples,
@@ -147,6 +150,9 @@ def survey(
         taps.survey(student, needs.student_taps, inputs),
         taps.survey(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
         teacher_logits,
+        taps.head(teacher) if needs.teacher_head and teacher is not None else None,
+        {name: taps.batch_norm(teacher, name) for name in needs.teacher_norms} if teacher is not None else {},
+        class_means,
     )
 
 

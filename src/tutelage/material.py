@@ -121,6 +121,14 @@ def _has_taps(material: Material, objective: Objective) -> None:
                 taps.find(cast(Classifier, network), name)
             except ValueError as error:
                 raise RecipeError(f"objective {objective.name}: {error}") from None
+    if material.teacher is not None:
+        try:
+            if needs.teacher_head:
+                taps.head(material.teacher)
+            for name in needs.teacher_norms:
+                taps.batch_norm(material.teacher, name)
+        except ValueError as error:
+            raise RecipeError(f"objective {objective.name}: {error}") from None
 
 
 def _same_classes(teacher: Classifier, splits: data.Splits) -> None:
@@ -156,6 +164,7 @@ def context(objective: Objective, material: Material) -> Context:
         classes=splits.classes,
         labels=splits.train.labels,
         teacher_logits=teacher_logits,
+        class_means=_class_means(material, needs.class_means),
     )
 
 
@@ -178,6 +187,40 @@ def _word(teacher: Classifier, split: data.Split) -> torch.Tensor:
             for index, inputs in split.stream(requests)
         ]
     )
+
+
+@torch.no_grad()
+def _class_means(material: Material, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return each class's mean of the teacher's features, over all labelled training samples, not augmented.
+
+    Float32 ``(classes, width)`` on the CPU, 0 for a class that no sample has.
+    """
+    if not names:
+        return {}
+    splits, teacher = material.splits, material.teacher
+    split, labels = splits.train, splits.train.labels
+    if teacher is None:
+        raise RecipeError("teacher: expected one whose class means are read, got none; add teacher=...")
+    if labels.is_floating_point() or not (labels != UNLABELLED).any():
+        raise RecipeError(
+            "data: expected class indices of training samples, which the teacher's class means are taken over, got "
+            f"{'soft labels' if labels.is_floating_point() else 'no labels'}; use an objective without class means"
+        )
+    labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
+    asked, device = FrozenTeacher(teacher, names), _device(teacher)
+    sums: dict[str, torch.Tensor] = {}
+    for index, inputs in split.stream(np.array_split(labelled, -(-len(labelled) // 256))):
+        seen = asked(Batch(torch.from_numpy(index), inputs.to(device), labels[index])).taps
+        for name in names:
+            if seen[name].dim() != 2:
+                raise RecipeError(
+                    f"tap {name}: expected a feature (batch, width) of the teacher, whose class means are taken, got "
+                    f"{tuple(seen[name].shape)}; name one after the pooling, such as card:embedding"
+                )
+            sums.setdefault(name, torch.zeros(splits.classes, seen[name].shape[1], dtype=torch.float64))
+            sums[name].index_add_(0, labels[index], seen[name].double().cpu())
+    counts = torch.bincount(labels[labelled], minlength=splits.classes).clamp(min=1)
+    return {name: (total / counts[:, None]).float() for name, total in sums.items()}
 
 
 HOW = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}

@@ -183,6 +183,64 @@ def _on_card(card: Any, name: str) -> str:
     return str(places[int(number)])
 
 
+def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Copy weight and bias of a network's last layer: the one that its card names, or else its last linear one.
+
+    Args:
+        network: a module, with a card or without; "last" is in the order of registration.
+
+    Raises:
+        ValueError: there is none, or it is not linear.
+    """
+    card = getattr(network, "card", None)
+    if card is not None:
+        modules = dict(getattr(network, "network", network).named_modules())
+        # An embedding of fc:input is what the linear layer fc reads.
+        found = modules.get(card.head or (card.embedding or "").removesuffix(INPUT))
+    else:
+        found = next((module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear)), None)
+    if not isinstance(found, nn.Linear):
+        raise ValueError(
+            f"teacher: expected a linear last layer of {getattr(card, 'name', type(network).__name__)}, whose weights "
+            f"the objective reads, got {'none' if found is None else type(found).__name__}; "
+            "take a teacher that ends in one, or an objective that reads none"
+        )
+    return found.weight.detach().clone(), None if found.bias is None else found.bias.detach().clone()
+
+
+def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Copy weight and bias of the batch norm whose output is, or is added to, what a tap takes.
+
+    That is the submodule itself where it is a batch norm; the last child of a sequence. For an activation's input it is
+    the module before it in a sequence, and in a block of another kind the last batch norm among the block's own
+    children, so that the residual's counts, not the shortcut's.
+
+    Args:
+        network: a module.
+        name: a tap before an activation, such as ``card:before.1``, or of a batch norm itself.
+
+    Raises:
+        ValueError: there is no such batch norm, or it has no weights.
+    """
+    place = find(network, name)
+    found: nn.Module | None = place.module
+    if place.input:
+        parent = next((one for one in network.modules() if place.module in one.children()), nn.Module())
+        siblings = list(parent.children())
+        if isinstance(parent, nn.Sequential):
+            siblings = siblings[: siblings.index(place.module)][-1:]
+        found = next((module for module in reversed(siblings) if isinstance(module, nn.BatchNorm2d)), None)
+    elif isinstance(found, nn.Sequential) and len(found):
+        found = found[-1]
+    if not isinstance(found, nn.BatchNorm2d) or found.weight is None:
+        raise ValueError(
+            f"tap {name}: expected one of the teacher's behind a BatchNorm2d with weights, before the activation, got "
+            f"{'none there' if found is None else type(found).__name__}; name batch norms of the teacher by "
+            "norms=[...], one a tap"
+        )
+    return found.weight.detach().clone(), found.bias.detach().clone()
+
+
 @torch.no_grad()
 def survey(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
     """Call a network once and return each feature's shape, without the batch axis; its mode is as before afterwards.

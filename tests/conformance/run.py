@@ -258,6 +258,37 @@ def _mgd(case: Case) -> Tensor:
     parameters = {name: case[name] for name in case.inputs if name.startswith(("align.", "generation."))}
     made = functional_call(remake, parameters, (case["f_s"], case["noise"] < case.hyper["lambda_mgd"]))
     return case.hyper["alpha_mgd"] * losses.mgd(made, case["f_t"]).mean()
+def _srrl(case: Case, features: Tensor) -> Tensor:
+    head = {"weight": case["fc_t.weight"], "bias": case["fc_t.bias"]}
+    statistics = losses.srrl_statistics(features, case["f_t"]).mean()
+    return statistics + case.hyper["weight"] * losses.srrl_regression(features, case["f_t"], **head).mean()
+
+
+def _srrl_connector(case: Case) -> Tensor:
+    return _srrl(case, _normalised(F.conv2d(case["f_s"], case["Connectors.0.weight"])).relu())
+
+
+def _ofd(case: Case) -> Tensor:
+    """Connectors, margins rounded to float32 as in the code, the teacher pooled to the student's size."""
+    levels = sum(name.startswith("f_s") for name in case.inputs)
+    total = torch.zeros((), dtype=torch.float64)
+    for level in range(levels):
+        weight = case[f"connectors.connectors.{level}.0.weight"]
+        student = _normalised(F.conv2d(case[f"f_s{level}"], weight, padding=weight.shape[-1] // 2))
+        teacher = F.adaptive_avg_pool2d(case[f"f_t{level}"], student.shape[-2:])
+        margins = losses.ofd_margins(case[f"bn{level}.weight"], case[f"bn{level}.bias"]).float()
+        total = total + losses.ofd(student, teacher, margins=margins).mean() / 2 ** (levels - level - 1)
+    return total
+
+
+def _normalised(maps: Tensor) -> Tensor:
+    """A batch norm as it is first, in training mode."""
+    return F.batch_norm(maps, None, None, training=True)
+
+
+def _norm_direction(case: Case) -> Tensor:
+    value = losses.norm_direction(case["s_emb"], case["t_emb"], case["y"], class_means=case["centers"]).mean()
+    return case.hyper["nd_loss_factor"] * value
 
 
 # Recorded losses are means over the batch, ours are one value a sample.
@@ -330,6 +361,12 @@ METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "ReviewKD.hcl": lambda c: _hcl(_levels(c, "f_s"), _levels(c, "f_t")),
     "ReviewKD": _reviewkd,
     "MGD": _mgd,
+    "SRRL.stat": lambda c: losses.srrl_statistics(c["f_s"], c["f_t"]).mean(),
+    "SRRL": lambda c: _srrl(c, c["f_s"]),
+    "SRRL.connector": _srrl_connector,
+    "OFD.feat": lambda c: losses.ofd(c["f_s"], c["f_t"], margins=c["margin"].flatten()).mean(),
+    "OFD": _ofd,
+    "ND": _norm_direction,
 }
 
 

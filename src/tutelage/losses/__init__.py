@@ -14,6 +14,8 @@ from tutelage.losses.features import (
     vitkd_mimic,
 )
 from tutelage.losses.fusion import mgd, review
+from tutelage.losses.features import hide, vitkd_generation, vitkd_mimic
+from tutelage.losses.guided import norm_direction, ofd, ofd_margins, srrl_regression, srrl_statistics
 from tutelage.losses.logits import (
     confidence_penalty,
     cross_entropy,
@@ -76,6 +78,12 @@ __all__ = [
     "similarity",
     "standardise",
     "teacher_free_kd",
+    "norm_direction",
+    "ofd",
+    "ofd_margins",
+    "renyi_penalty",
+    "srrl_regression",
+    "srrl_statistics",
     "transformed_matching",
     "ttm",
     "vid",

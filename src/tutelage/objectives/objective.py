@@ -149,6 +149,9 @@ class Objective:
             _each_once(projection for n in each for projection in n.projections),
             any(n.teacher_statistics for n in each) or any(isinstance(p.weight, Automatic) for p, _ in self.parts),
             any(n.places for n in each),
+            any(n.teacher_head for n in each),
+            _each_once(tap for n in each for tap in n.teacher_norms),
+            _each_once(tap for n in each for tap in n.class_means),
         )
 
     @property

@@ -34,6 +34,10 @@ class Context(NamedTuple):
         student_shapes: shapes of the student's features without the batch, by tap.
         teacher_shapes: the same of the teacher's.
         teacher_logits: the teacher's word on training samples, not augmented, float32 ``(some, classes)``.
+        teacher_head: weight ``(classes, width)`` of the teacher's last layer, and its bias or none.
+        teacher_norms: weight and bias, ``(channels,)`` each, of the teacher's batch norms, by tap.
+        class_means: each class's mean of a teacher's feature over the training samples, not augmented, float32
+            ``(classes, width)``, by tap.
     """
 
     samples: int | None = None
@@ -42,6 +46,9 @@ class Context(NamedTuple):
     student_shapes: Mapping[str, tuple[int, ...]] = {}
     teacher_shapes: Mapping[str, tuple[int, ...]] = {}
     teacher_logits: Tensor | None = None
+    teacher_head: tuple[Tensor, Tensor | None] | None = None
+    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = {}
+    class_means: Mapping[str, Tensor] = {}
 
 
 class Description(Protocol):

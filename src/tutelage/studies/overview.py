@@ -94,6 +94,10 @@ def _needs(objective: Objective) -> list[str]:
         found.append("the batch as a whole")
     if needs.teacher_statistics:
         found.append("teacher's statistics")
+    if needs.teacher_head or needs.teacher_norms:
+        found.append("teacher's weights")
+    if needs.class_means:
+        found.append("teacher's class means")
     return found
 
 

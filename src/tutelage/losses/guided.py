@@ -1,0 +1,249 @@
+"""Losses that read more of the teacher than its features: its head, its batch norm, its class means.
+
+At least float32; no gradient reaches anything of the teacher's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tutelage import checks
+from tutelage.contracts import UNLABELLED
+
+BATCH = ("batch", "width")
+MAPS = ("batch", "channels", "height", "width")
+RARE = 0.001
+"""Share of a channel's values below 0 at which its margin is no longer their mean."""
+
+
+def srrl_statistics(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Compute the statistics term of softmax regression representation learning: the error of pooled features.
+
+    ``(1 / width) * sum_d (mean(s[d]) - mean(t[d]))**2``, the means over places: a factor 1/width.
+
+    Args:
+        student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels; or
+            pooled already, ``(batch, width)``.
+        teacher_features: one of both, with as many channels; the places need not agree. It gets no gradient.
+
+    Returns:
+        ``(batch,)``, the square of the features' unit, at least float32.
+
+    Raises:
+        TypeError: if features are not floating tensors.
+        ValueError: if they have another number of axes, or differ in batch or channels.
+
+    Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
+
+    Example:
+        >>> import torch
+        >>> srrl_statistics(torch.ones(1, 2, 4, 4), torch.zeros(1, 2))
+        tensor([1.])
+    """
+    student, teacher = _pooled_pair(student_features, teacher_features)
+    return (student - teacher).square().mean(1)
+
+
+def srrl_regression(
+    student_features: Tensor, teacher_features: Tensor, *, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Compute the regression term of softmax regression representation learning: the error behind the teacher's head.
+
+    ``(1 / classes) * sum_k (h(mean(s))[k] - h(mean(t))[k])**2`` with ``h(x) = weight @ x + bias``, the teacher's last
+    layer, and the means over places: a factor 1/classes.
+
+    Args:
+        student_features: as in `srrl_statistics`; the gradient goes through the head into them.
+        teacher_features: as in `srrl_statistics`.
+        weight: ``(classes, channels)`` of the teacher's head; gets no gradient.
+        bias: ``(classes,)`` of the teacher's head, or none; gets no gradient. It cancels.
+
+    Returns:
+        ``(batch,)``, the square of the logits' unit, at least float32.
+
+    Raises:
+        TypeError: if features or the head are not floating tensors.
+        ValueError: if the shapes do not fit.
+
+    Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
+
+    Differs from: nothing in value; published results were made with this form, by squared errors. The paper also names
+    a cross-entropy with the teacher's softmax in its place.
+
+    Example:
+        >>> import torch
+        >>> srrl_regression(torch.ones(1, 2), torch.zeros(1, 2), weight=torch.ones(3, 2))
+        tensor([4.])
+    """
+    student, teacher = _pooled_pair(student_features, teacher_features)
+    weight = checks.features(weight, "weight", axes=("classes", "width")).detach()
+    if weight.shape[1] != student.shape[1]:
+        raise ValueError(
+            f"weight: expected (classes, {student.shape[1]}), a column a channel, got {tuple(weight.shape)}; "
+            "map the student's features to the width that the teacher's head reads"
+        )
+    if bias is not None:
+        bias = checks.features(bias, "bias", axes=("classes",)).detach()
+        if len(bias) != len(weight):
+            raise ValueError(
+                f"bias: expected {len(weight)} values, one a class, got {len(bias)}; give weight and bias of one layer"
+            )
+    dtype = torch.promote_types(student.dtype, weight.dtype)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    ours, theirs = (F.linear(features.to(dtype), weight, bias) for features in (student, teacher))
+    return (ours - theirs).square().mean(1)
+
+
+def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) -> Tensor:
+    """Compute the distance of "A Comprehensive Overhaul of Feature Distillation", on one map before its activation.
+
+    ``sum_{c, h, w} d(s, max(t, m[c]))``, with ``d(s, u) = (s - u)**2`` where ``t > 0`` or ``s > u``, and 0 elsewhere: a
+    sum over channels and places, so it grows with both; the published weight is 1e-3. Where the teacher is below 0, the
+    student only has to be below it too: the activation hides the rest.
+
+    Args:
+        student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels.
+        teacher_features: the same shape; gets no gradient.
+        margins: ``(channels,)``, ``m``, none above 0: of `ofd_margins`. They get no gradient.
+
+    Returns:
+        ``(batch,)``, the square of the features' unit, at least float32.
+
+    Raises:
+        TypeError: if features or margins are not floating tensors.
+        ValueError: if the shapes do not fit.
+
+    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
+
+    Example:
+        >>> import torch
+        >>> s, t = torch.tensor([2.0, 0.0, -3.0]), torch.tensor([1.0, -4.0, -4.0])
+        >>> ofd(s.view(1, 1, 1, 3), t.view(1, 1, 1, 3), margins=torch.tensor([-2.0]))
+        tensor([5.])
+    """
+    student_features = checks.features(student_features, "student_features", axes=MAPS)
+    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
+    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    margins = checks.features(margins, "margins", axes=("channels",)).detach()
+    if len(margins) != student_features.shape[1]:
+        raise ValueError(
+            f"margins: expected {student_features.shape[1]} values, one a channel, got {len(margins)}; "
+            "type margins=losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the teacher's activation"
+        )
+    target = torch.maximum(teacher_features, margins[:, None, None].to(teacher_features.dtype))
+    counts = (teacher_features > 0) | (student_features > target)
+    # Left out before the square, so that an infinite difference that does not count leaves no NaN in the gradient.
+    return torch.where(counts, student_features - target, 0.0).square().sum((1, 2, 3))
+
+
+def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute the margins of `ofd` from a batch norm: each channel's mean below 0, if its output is normal.
+
+    ``E[x | x < 0] = bias - |weight| * phi(z) / Phi(z)`` for ``x ~ N(bias, weight**2)``, ``z = -bias / |weight|``, with
+    ``phi`` and ``Phi`` the standard normal's density and distribution; ``-3 * |weight|`` where ``Phi(z) <= 0.001``.
+
+    Args:
+        weight: ``(channels,)``, any floating dtype, of the batch norm. At 0 the output is the bias alone.
+        bias: the same shape.
+
+    Returns:
+        ``(channels,)``, at least float32, none above 0; without a gradient.
+
+    Raises:
+        TypeError: if they are not floating tensors.
+        ValueError: if the shapes differ.
+
+    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
+
+    Differs from: public code where a weight is 0, which it divides by, and in its rounding to float32.
+
+    Example:
+        >>> import torch
+        >>> ofd_margins(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 5.0]))
+        tensor([-0.7979, -3.0000])
+    """
+    weight = checks.features(weight, "weight", axes=("channels",)).detach()
+    bias = checks.features(bias, "bias", axes=("channels",)).detach()
+    checks.same_shape(weight, bias, "weight", "bias")
+    spread, mean = weight.double().abs(), bias.double()
+    z = -mean / spread
+    share = torch.special.log_ndtr(z)
+    below = mean - spread * (-z.square() / 2 - share - math.log(2 * math.pi) / 2).exp()
+    margins = torch.where(share <= math.log(RARE), -3 * spread, below)
+    margins = torch.where(spread == 0, mean, margins).clamp(max=0)
+    return margins.to(torch.promote_types(weight.dtype, bias.dtype))
+
+
+def norm_direction(
+    student_features: Tensor, teacher_features: Tensor, labels: Tensor, *, class_means: Tensor
+) -> Tensor:
+    """Compute the term of KD++ on an embedding's norm and direction.
+
+    ``1 - <s, c / |c|> / max(|s|, |t|)`` with ``c`` the teacher's mean embedding of the sample's class. A student's
+    embedding that is at least as long as the teacher's is only turned towards ``c``; a shorter one is also lengthened.
+
+    Args:
+        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width.
+        teacher_features: the same shape; gets no gradient.
+        labels: ``(batch,)`` int64; the value is 0 where it is -100.
+        class_means: ``(classes, width)``, over the training samples; gets no gradient. One of 0 gives the value 1.
+
+    Returns:
+        ``(batch,)``, no unit, in [0, 2], at least float32.
+
+    Raises:
+        TypeError: if features or means are not floating tensors, or labels not int64: soft labels have no one class.
+        ValueError: if the shapes do not fit, or a label is neither a class nor -100.
+
+    Source: Wang et al., "Improving Knowledge Distillation via Regularizing Feature Norm and Direction", arXiv
+    2305.17007.
+
+    Differs from: the authors' code where both embeddings are 0: NaN there, 1 here.
+
+    Example:
+        >>> import torch
+        >>> s, t = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+        >>> norm_direction(s, t, torch.tensor([1]), class_means=torch.eye(2).flip(0))
+        tensor([0.5000])
+    """
+    student_features = checks.features(student_features, "student_features", axes=BATCH)
+    teacher_features = checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
+    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    class_means = checks.features(class_means, "class_means", axes=("classes", "width")).detach()
+    if class_means.shape[1] != student_features.shape[1]:
+        raise ValueError(
+            f"class_means: expected (classes, {student_features.shape[1]}), got {tuple(class_means.shape)}; "
+            "give means of teacher_features"
+        )
+    if isinstance(labels, Tensor) and labels.is_floating_point():
+        raise TypeError(
+            f"labels: expected int64 class indices, got soft labels, {labels.dtype}; "
+            "type labels.argmax(-1), or use an objective that takes soft labels"
+        )
+    checks.labels_for(student_features.new_empty((len(student_features), len(class_means)), device="meta"), labels)
+    own = F.normalize(class_means, dim=1).to(student_features.dtype)[labels.clamp(min=0)]
+    longest = torch.maximum(_norm(student_features), teacher_features.norm(dim=1).to(student_features.dtype))
+    aligned = (student_features * own).sum(1) / longest.clamp(min=torch.finfo(longest.dtype).tiny)
+    return torch.where(labels == UNLABELLED, 0.0, 1 - aligned)
+
+
+def _norm(features: Tensor) -> Tensor:
+    # The derivative of a length is not defined at 0; torch gives 0 there.
+    return features.norm(dim=1)
+
+
+def _pooled_pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+    student = _pooled(student_features, "student_features")
+    teacher = _pooled(teacher_features, "teacher_features").detach()
+    checks.same_shape(student, teacher, "student_features", "teacher_features")
+    return student, teacher
+
+
+def _pooled(features: Tensor, name: str) -> Tensor:
+    if isinstance(features, Tensor) and features.ndim == len(MAPS):
+        return checks.features(features, name, axes=MAPS).mean((2, 3))
+    return checks.features(features, name, axes=BATCH)
