@@ -110,7 +110,7 @@ ROWS = [
     Row("srrl"),
     Row("reviewkd"),
     Row("ofd"),
-    Row("nd"),
+    Row("kd_plus_plus", {}, ""),
     # Its hidden channels are drawn by the order of the samples.
     Row("mgd", {}, ""),
 ]

@@ -258,6 +258,8 @@ def _mgd(case: Case) -> Tensor:
     parameters = {name: case[name] for name in case.inputs if name.startswith(("align.", "generation."))}
     made = functional_call(remake, parameters, (case["f_s"], case["noise"] < case.hyper["lambda_mgd"]))
     return case.hyper["alpha_mgd"] * losses.mgd(made, case["f_t"]).mean()
+
+
 def _srrl(case: Case, features: Tensor) -> Tensor:
     head = {"weight": case["fc_t.weight"], "bias": case["fc_t.bias"]}
     statistics = losses.srrl_statistics(features, case["f_t"]).mean()

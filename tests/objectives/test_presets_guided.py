@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-import tutelage
 from tutelage import Batch, data, losses, models, objectives, taps
 from tutelage.lesson import FrozenTeacher, Lesson, survey
-from tutelage.material import Material, check_fit, context
-from tutelage.recipes import RecipeError
+from tutelage.material import Material
 
 TAPS = {"student_taps": ("bn",), "teacher_taps": ("bn",)}
 MAPPED = {"student_tap": "relu", "teacher_tap": "relu"}
@@ -168,7 +166,7 @@ def test_a_teacher_without_the_batch_norm_or_the_head_is_refused():
         taps.batch_norm(made, "card:before.-1")
     with pytest.raises(ValueError, match="linear last layer"):
         taps.head(nn.Conv2d(1, 2, 3))
-    with pytest.raises(ValueError, match="batch_norm|BatchNorm2d"):
+    with pytest.raises(ValueError, match=r"batch_norm|BatchNorm2d"):
         taps.batch_norm(nn.Sequential(nn.BatchNorm2d(2, affine=False)), "0")
 
 

@@ -14,7 +14,6 @@ from tutelage.losses.features import (
     vitkd_mimic,
 )
 from tutelage.losses.fusion import mgd, review
-from tutelage.losses.features import hide, vitkd_generation, vitkd_mimic
 from tutelage.losses.guided import norm_direction, ofd, ofd_margins, srrl_regression, srrl_statistics
 from tutelage.losses.logits import (
     confidence_penalty,
@@ -66,7 +65,10 @@ __all__ = [
     "mlkd_class",
     "moved",
     "nkd",
+    "norm_direction",
     "nst",
+    "ofd",
+    "ofd_margins",
     "pkt",
     "prime_aware",
     "renyi_penalty",
@@ -76,14 +78,10 @@ __all__ = [
     "same_size",
     "scaled_gradient",
     "similarity",
-    "standardise",
-    "teacher_free_kd",
-    "norm_direction",
-    "ofd",
-    "ofd_margins",
-    "renyi_penalty",
     "srrl_regression",
     "srrl_statistics",
+    "standardise",
+    "teacher_free_kd",
     "transformed_matching",
     "ttm",
     "vid",

@@ -29,6 +29,9 @@ from tutelage.objectives.presets_features import kd_svd as kd_svd
 from tutelage.objectives.presets_features import vid as vid
 from tutelage.objectives.presets_fusion import mgd as mgd
 from tutelage.objectives.presets_fusion import reviewkd as reviewkd
+from tutelage.objectives.presets_guided import kd_plus_plus as kd_plus_plus
+from tutelage.objectives.presets_guided import ofd as ofd
+from tutelage.objectives.presets_guided import srrl as srrl
 from tutelage.objectives.presets_logits import ctkd as ctkd
 from tutelage.objectives.presets_logits import dist as dist
 from tutelage.objectives.presets_logits import dkd as dkd
@@ -42,9 +45,6 @@ from tutelage.objectives.presets_relations import nst as nst
 from tutelage.objectives.presets_relations import pkt as pkt
 from tutelage.objectives.presets_relations import rkd as rkd
 from tutelage.objectives.presets_relations import similarity as similarity
-from tutelage.objectives.presets_guided import kd_plus_plus as kd_plus_plus
-from tutelage.objectives.presets_guided import ofd as ofd
-from tutelage.objectives.presets_guided import srrl as srrl
 from tutelage.objectives.schedules import AUTO as AUTO
 from tutelage.objectives.schedules import Automatic as Automatic
 from tutelage.objectives.schedules import AutomaticNumber as AutomaticNumber
