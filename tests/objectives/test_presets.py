@@ -50,7 +50,7 @@ COMPOSED = {
 }
 
 
-OF_FEATURES = {"crd", "itrd", "vitkd"}
+OF_FEATURES = {"crd", "itrd", "vitkd", "srrl", "ofd", "kd_plus_plus"}
 """Bound to more than logits, and tried in files of their own."""
 
 
