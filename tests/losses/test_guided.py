@@ -118,7 +118,7 @@ def test_norm_direction_leaves_out_the_unlabelled_and_stands_zero_features():
     assert value[1] == 0
     assert torch.equal(s.grad[1], torch.zeros(5, dtype=torch.float64))
     assert value[2] == 1
-    assert torch.isfinite(s.grad).all()
+    assert s.grad.norm(dim=1).max() < 10
 
 
 @pytest.mark.parametrize("name", ["statistics", "regression", "ofd"])

@@ -224,16 +224,11 @@ def norm_direction(
             f"labels: expected int64 class indices, got soft labels, {labels.dtype}; "
             "type labels.argmax(-1), or use an objective that takes soft labels"
         )
-    checks.labels_for(student_features.new_empty((len(student_features), len(class_means)), device="meta"), labels)
+    checks.labels_for(student_features[:, :1].expand(-1, len(class_means)), labels)
     own = F.normalize(class_means, dim=1).to(student_features.dtype)[labels.clamp(min=0)]
-    longest = torch.maximum(_norm(student_features), teacher_features.norm(dim=1).to(student_features.dtype))
-    aligned = (student_features * own).sum(1) / longest.clamp(min=torch.finfo(longest.dtype).tiny)
+    longest = torch.maximum(student_features.norm(dim=1), teacher_features.norm(dim=1).to(student_features.dtype))
+    aligned = (student_features * own).sum(1) / torch.where(longest > 0, longest, 1.0)
     return torch.where(labels == UNLABELLED, 0.0, 1 - aligned)
-
-
-def _norm(features: Tensor) -> Tensor:
-    # The derivative of a length is not defined at 0; torch gives 0 there.
-    return features.norm(dim=1)
 
 
 def _pooled_pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,7 +170,7 @@ class _BoundOverhaul(nn.Module):
             mapped = self.connectors[level](student.taps[ours])
             wanted = present(teacher).taps[theirs]
             if wanted.shape != mapped.shape:
-                wanted = F.adaptive_avg_pool2d(wanted, list(mapped.shape[-2:]))
+                wanted = F.adaptive_avg_pool2d(wanted, (mapped.shape[-2], mapped.shape[-1]))
             margins = cast(Tensor, getattr(self, f"margins_{level}"))
             levels.append(losses.ofd(mapped, wanted, margins=margins) / 2 ** (len(self._pairs) - level - 1))
         return torch.stack(levels).sum(0)

@@ -13,7 +13,7 @@ BEFORE = ("card:before.-3", "card:before.-2", "card:before.-1")
 AS_TAPS = ("auto",)
 
 
-@preset("Yang et al. 2021, OpenReview ZzwDy_wiWv")
+@preset("Yang et al. 2021, ICLR")
 def srrl(
     *,
     weight: Weight = 1.0,
