@@ -33,9 +33,10 @@ def test_a_row_says_what_is_read_and_where_it_stands(name, needs, tables):
     assert (ROWS[name].needs, ROWS[name].tables) == (needs, tables)
 
 
-def test_costs_are_those_recorded_and_every_preset_has_one():
+def test_costs_are_those_recorded():
     recorded = json.loads(overview.COSTS.read_text())
-    assert set(recorded["costs"]) == set(ROWS)
+    assert set(recorded["costs"]) <= set(ROWS)
+    assert {name for name, row in ROWS.items() if row.time} == set(recorded["costs"])
     assert (ROWS["kd"].time, ROWS["kd"].memory) == ("1.00", "1.00")
     assert recorded["n"] >= 3
     assert recorded["commit"]

@@ -125,7 +125,8 @@ Every preset, as `tutelage list objectives` shows it with its arguments; this pa
 `python -m tutelage.studies.overview > docs/objectives.md`. The arguments are in [recipes](recipes.md#objectives).
 
 Time and memory are those of a training step, over those of a step with KD (resnet56 teaching resnet20, ViTKD on two
-small transformers): {machine}. Memory is what is kept for the backward pass. Tables are those of arXiv:2402.11148.
+small transformers): {machine}.
+Memory is what is kept for the backward pass. Tables are those of arXiv:2402.11148.
 
 {table}"""
 
