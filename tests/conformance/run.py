@@ -295,6 +295,11 @@ def _norm_direction(case: Case) -> Tensor:
 
 # Recorded losses are means over the batch, ours are one value a sample.
 METHODS: Mapping[str, Callable[[Case], Tensor]] = {
+    # At a temperature of 1 `kd` is the KL divergence; the features are as they are there.
+    "td.SRD": lambda c: (
+        2 * losses.log_power(c["f_s"] - c["f_t"], exponent=c.hyper["exponent"])
+        + losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["temperature"]).mean() / c.hyper["temperature"] ** 2
+    ),
     "KD": lambda c: losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["T"]).mean(),
     "TTM": lambda c: losses.ttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
     "WTTM": lambda c: losses.wttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),

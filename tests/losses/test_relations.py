@@ -87,3 +87,25 @@ def test_they_compute_in_float32_and_teach_the_student_alone(dtype):
 def test_what_does_not_fit_is_refused(call, says):
     with pytest.raises((ValueError, TypeError), match=says):
         call(*pair())
+
+
+def test_log_sum_is_that_of_normalised_differences():
+    rng = np.random.default_rng(3)
+    s, t = rng.standard_normal((2, 6, 3)) * 5 + 2
+    normal = [(f - f.mean(0)) / np.sqrt(f.var(0) + 1e-5) for f in (s, t)]
+    expected = np.log((np.abs(normal[0] - normal[1]) ** 3).sum())
+    found = losses.log_sum(torch.from_numpy(s), torch.from_numpy(t), exponent=3.0)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_log_power_neither_overflows_nor_loses_its_gradient():
+    x = torch.tensor([1e12, -2e12], requires_grad=True)
+    found = losses.log_power(x, exponent=4.0)
+    assert found.item() == pytest.approx(math.log(17) + 48 * math.log(10), rel=1e-6)
+    found.backward()
+    assert x.grad.isfinite().all()
+    same = torch.ones(3, 2, requires_grad=True)
+    losses.log_sum(same, same.detach(), exponent=4.0).backward()
+    assert same.grad.tolist() == [[0.0, 0.0]] * 3
+    with pytest.raises(ValueError, match="exponent: expected a finite number above 0"):
+        losses.log_power(x, exponent=0.0)

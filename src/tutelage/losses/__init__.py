@@ -31,7 +31,7 @@ from tutelage.losses.logits import (
 )
 from tutelage.losses.maps import activation_boundary, factor_difference, factor_transfer, fsp, kd_svd
 from tutelage.losses.pairwise import correlation, correlation_kernel, pkt, rkd_angle, rkd_distance, similarity
-from tutelage.losses.relations import itrd_correlation, itrd_mutual
+from tutelage.losses.relations import itrd_correlation, itrd_mutual, log_power, log_sum
 from tutelage.losses.targeted import dkd, nkd, wsld
 
 __all__ = [
@@ -60,6 +60,8 @@ __all__ = [
     "kd_svd",
     "kl_divergence",
     "log_normaliser",
+    "log_power",
+    "log_sum",
     "mgd",
     "mlkd_batch",
     "mlkd_class",

@@ -45,6 +45,7 @@ from tutelage.objectives.presets_relations import nst as nst
 from tutelage.objectives.presets_relations import pkt as pkt
 from tutelage.objectives.presets_relations import rkd as rkd
 from tutelage.objectives.presets_relations import similarity as similarity
+from tutelage.objectives.presets_relations import srd as srd
 from tutelage.objectives.schedules import AUTO as AUTO
 from tutelage.objectives.schedules import Automatic as Automatic
 from tutelage.objectives.schedules import AutomaticNumber as AutomaticNumber

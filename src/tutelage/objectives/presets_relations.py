@@ -138,3 +138,32 @@ def _pairs(student_taps: Names, teacher_taps: Names) -> list[tuple[str, str]]:
             "name a teacher's tap for each of the student's"
         )
     return list(zip(student_taps, teacher_taps, strict=True))
+
+
+@preset("Miles and Mikolajczyk 2024, arXiv:2303.11098")
+def srd(
+    *,
+    weight: Weight = 2.0,
+    exponent: float = 4.0,
+    student_tap: str = "card:embedding",
+    teacher_tap: str = "card:embedding",
+) -> Objective:
+    """``weight * log(sum_{n,d} |s[n,d] - t[n,d]|**exponent)``: batch-normalised embeddings after a learned linear map.
+
+    It couples the samples of a batch and carries no cross-entropy. The map is always there, also where widths agree.
+
+    Args:
+        weight: of `losses.log_sum`; 2 is that of a public code, beside cross-entropy and a KL divergence.
+        exponent: > 0; published is 4.
+        student_tap: a feature ``(batch, width)``.
+        teacher_tap: a feature ``(batch, width)``.
+    """
+    term = Apply(
+        losses.log_sum,
+        {"exponent": exponent},
+        coupled=True,
+        student_tap=student_tap,
+        teacher_tap=teacher_tap,
+        projection="linear",
+    )
+    return composed(Part("srd", weight, term))
