@@ -1,0 +1,62 @@
+"""Objectives of features on networks of every door: they train by their default taps, or say which taps would fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tutelage import Batch, FrozenTeacher, Lesson, objectives, survey, taps
+from tutelage.models import create
+from tutelage.studies import overview
+
+PAIRS = {
+    "from timm to torchvision": ("timm:resnet18", "torchvision:mobilenet_v3_small", 64),
+    "from torchvision to timm": ("torchvision:resnet18", "timm:mobilenetv3_small_050", 64),
+    "from wrn to ShuffleNet": ("cifar:wrn_16_2", "cifar:ShuffleV1", 32),
+}
+OF_TOKENS = {"vitkd"}
+OF_EQUAL_WIDTH = {"fsp", "kd_svd"}
+REFUSED = {("from wrn to ShuffleNet", "mgd"): "expected a map of the height and width of the teacher's"}
+OF_FEATURES = [
+    name
+    for name in objectives.PRESETS
+    if name not in OF_TOKENS
+    and {*overview.default(name).needs.student_taps, *overview.default(name).needs.teacher_taps}
+]
+
+
+def step(objective, pair):
+    teacher, student, size = PAIRS[pair]
+    if teacher.startswith("timm") or student.startswith("timm"):
+        pytest.importorskip("timm")
+    teacher, student = create(teacher, classes=10), create(student, classes=10, seed=1)
+    batch = Batch(torch.arange(4), torch.rand(4, 3, size, size), torch.arange(4))
+    shapes = taps.survey(teacher, objective.needs.class_means, batch.inputs)
+    context = survey(
+        objective,
+        student,
+        teacher,
+        batch.inputs,
+        samples=40,
+        classes=10,
+        labels=torch.arange(40) % 10,
+        class_means={name: torch.randn(10, *shape) for name, shape in shapes.items()},
+    )
+    lesson = Lesson(student, objective, context)
+    loss = lesson(batch, FrozenTeacher(teacher, objective.needs.teacher_taps)(batch)).loss.total
+    loss.backward()
+    return loss, student
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_features_of_any_model(name, pair):
+    objective = overview.default(name)
+    says = "this method has no learned map: name stages" if name in OF_EQUAL_WIDTH else REFUSED.get((pair, name))
+    if says:
+        with pytest.raises(ValueError, match=says):
+            step(objective, pair)
+        return
+    loss, student = step(objective, pair)
+    assert loss.isfinite()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
