@@ -209,6 +209,7 @@ def _class_means(material: Material, names: Sequence[str]) -> dict[str, torch.Te
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
     asked, device = FrozenTeacher(teacher, names), _device(teacher)
     sums: dict[str, torch.Tensor] = {}
+    counts = torch.zeros(splits.classes, dtype=torch.int64)  # of what could be read
     for index, inputs in split.stream(np.array_split(labelled, -(-len(labelled) // 256))):
         seen = asked(Batch(torch.from_numpy(index), inputs.to(device), labels[index])).taps
         for name in names:
@@ -219,8 +220,8 @@ def _class_means(material: Material, names: Sequence[str]) -> dict[str, torch.Te
                 )
             sums.setdefault(name, torch.zeros(splits.classes, seen[name].shape[1], dtype=torch.float64))
             sums[name].index_add_(0, labels[index], seen[name].double().cpu())
-    counts = torch.bincount(labels[labelled], minlength=splits.classes).clamp(min=1)
-    return {name: (total / counts[:, None]).float() for name, total in sums.items()}
+        counts += torch.bincount(labels[index], minlength=splits.classes)
+    return {name: (total / counts.clamp(min=1)[:, None]).float() for name, total in sums.items()}
 
 
 HOW = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}

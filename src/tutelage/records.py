@@ -207,6 +207,9 @@ class Study(TypedDict):
     """What stands below its table."""
 
 
+BESIDE = ("scale", "gather")
+"""Keys of an objective's entry, in a recipe, that are no preset."""
+
 Manifest = dict[str, Any]
 """``manifest.json``; its keys are documented in ``docs/records.md``."""
 

@@ -184,13 +184,13 @@ def _on_card(card: Any, name: str) -> str:
 
 
 def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Copy weight and bias of a network's last layer: the one that its card names, or else its last linear one.
+    """Copy weight and bias of a network's last layer: the one that its card names, or else its only linear one.
 
     Args:
-        network: a module, with a card or without; "last" is in the order of registration.
+        network: a module, with a card or without.
 
     Raises:
-        ValueError: there is none, or it is not linear.
+        ValueError: there is none, it is not linear, or there are several and no card.
     """
     card = getattr(network, "card", None)
     if card is not None:
@@ -198,7 +198,13 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
         # An embedding of fc:input is what the linear layer fc reads.
         found = modules.get(card.head or (card.embedding or "").removesuffix(INPUT))
     else:
-        found = next((module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear)), None)
+        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        if len(linear) > 1:
+            raise ValueError(
+                f"teacher: expected a module with one linear layer, or a card that names its head, got {len(linear)} "
+                "linear layers; type tutelage.models.adopt(network, Card(..., head=NAME))"
+            )
+        found = next(iter(linear), None)
     if not isinstance(found, nn.Linear):
         raise ValueError(
             f"teacher: expected a linear last layer of {getattr(card, 'name', type(network).__name__)}, whose weights "

@@ -99,7 +99,7 @@ ROWS = [
     # It compares neighbours in a batch.
     Row("correlation", {}, "", alone="refused"),
     Row("ickd"),
-    Row("srd", {}, "samples"),
+    Row("srd", {}, "samples", alone="refused"),
     Row("nst", {}, "zero samples"),
     Row("fitnet"),
     Row("attention_transfer", {}, "zero samples"),

@@ -109,3 +109,5 @@ def test_log_power_neither_overflows_nor_loses_its_gradient():
     assert same.grad.tolist() == [[0.0, 0.0]] * 3
     with pytest.raises(ValueError, match="exponent: expected a finite number above 0"):
         losses.log_power(x, exponent=0.0)
+    with pytest.raises(ValueError, match="expected at least 2 samples"):
+        losses.log_sum(torch.ones(1, 2), torch.ones(1, 2), exponent=4.0)

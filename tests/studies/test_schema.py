@@ -323,3 +323,9 @@ def test_costs_name_a_method_of_the_study():
     assert faults(costs="kdd") == [
         "study: costs: expected a method of the study (cross_entropy, kd), got 'kdd'; did you mean kd?"
     ]
+
+
+def test_what_stands_beside_a_preset_is_none():
+    study = parse({**SMALL, "methods": {"itrd": ["cross_entropy", {"itrd": {}, "gather": True, "scale": 0.5}]}})
+    assert study.methods["itrd"].missing == []
+    assert schema.presets_of(study.methods["itrd"]) == ["cross_entropy", "itrd"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.losses.pooling import averaged
 
 MAPS = ("batch", "channels", "height", "width")
 
@@ -48,7 +49,7 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """
     student_features, teacher_features = _pair(student_features, teacher_features)
     size = [min(both) for both in zip(student_features.shape[2:], teacher_features.shape[2:], strict=True)]
-    ours, theirs = (F.normalize(_averaged(f, size).flatten(2), dim=2) for f in (student_features, teacher_features))
+    ours, theirs = (F.normalize(averaged(f, size).flatten(2), dim=2) for f in (student_features, teacher_features))
     if ours.shape[2] <= max(ours.shape[1], theirs.shape[1]):
         # sum_{c, d} <a[c], b[d]>**2 = <A'A, B'B>, so all three terms are one squared norm.
         return (_gram(ours.mT) / ours.shape[1] - _gram(theirs.mT) / theirs.shape[1]).square().sum((1, 2))
@@ -151,21 +152,3 @@ def _unit_rows(matrices: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(matrices, dim=2, keepdim=True)
     some = length > 0
     return torch.where(some, matrices / torch.where(some, length, 1.0), 0.0)
-
-
-def _averaged(maps: Tensor, size: list[int]) -> Tensor:
-    """Average maps down to a size, as adaptive pooling does: its own gradient is not deterministic on CUDA."""
-    height, width = maps.shape[2:]
-    if [height, width] == size:
-        return maps
-    if height % size[0] == 0 and width % size[1] == 0:
-        return F.avg_pool2d(maps, (height // size[0], width // size[1]))
-    return _averaging(height, size[0], maps) @ maps @ _averaging(width, size[1], maps).mT
-
-
-def _averaging(length: int, cells: int, like: Tensor) -> Tensor:
-    """Return the matrix ``(cells, length)`` that averages over the cells of adaptive pooling, which may overlap."""
-    place = torch.arange(length, device=like.device)
-    cell = torch.arange(cells, device=like.device)[:, None]
-    inside = (place >= cell * length // cells) & (place < ((cell + 1) * length + cells - 1) // cells)
-    return inside.to(like.dtype) / inside.sum(1, keepdim=True)

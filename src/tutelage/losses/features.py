@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.losses.pooling import averaged
 
 TOKENS = ("batch", "tokens", "width")
 MAPS = ("batch", "channels", "height", "width")
@@ -181,7 +182,7 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
 
     Returns:
         Both, at least float32, of one height and one width. Where the one does not divide the other the windows
-        overlap (``adaptive_avg_pool2d``).
+        overlap, as those of adaptive pooling do.
 
     Raises:
         TypeError: if features are not floating tensors.
@@ -205,7 +206,7 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
 def pooled_like(larger: Tensor, smaller: Tensor) -> Tensor:
     """Average a map down to another one's height and width, where it is larger."""
     size = (min(larger.shape[2], smaller.shape[2]), min(larger.shape[3], smaller.shape[3]))
-    return larger if tuple(larger.shape[2:]) == size else F.adaptive_avg_pool2d(larger, size)
+    return averaged(larger, size)
 
 
 def attention(maps: Tensor, *, p: float) -> Tensor:

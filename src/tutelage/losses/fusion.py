@@ -5,10 +5,10 @@ Everything is computed in at least float32, outside autocast; no gradient reache
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tutelage import checks
+from tutelage.losses.pooling import averaging
 
 MAPS = ("batch", "channels", "height", "width")
 GRIDS = (4, 2, 1)
@@ -53,7 +53,7 @@ def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
             weight /= 2
             weights += weight
             # Pooling is linear, so the difference is pooled once.
-            pooled = _fields(grid, height, difference) @ difference @ _fields(grid, width, difference).T
+            pooled = averaging(grid, height, difference) @ difference @ averaging(grid, width, difference).T
             total = total + weight * pooled.square().mean((1, 2, 3))
     return total / weights
 
@@ -91,15 +91,3 @@ def _difference(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
     checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
     return student_features - teacher_features
-
-
-def _fields(grid: int, size: int, like: Tensor) -> Tensor:
-    """Return ``(grid, size)``: what averages a side over its fields.
-
-    A product with it has a deterministic gradient on CUDA, which adaptive pooling has not.
-    """
-    field = torch.arange(grid, device=like.device)[:, None]
-    pixel = torch.arange(size, device=like.device)
-    # Field i is from floor(i * size / grid) up to ceil((i + 1) * size / grid).
-    inside = (pixel >= field * size // grid) & (pixel * grid < (field + 1) * size)
-    return inside.to(like.dtype) / inside.sum(1, keepdim=True)

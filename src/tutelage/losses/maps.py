@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tutelage import checks
 from tutelage.losses.features import MAPS, alike, attention, length, same_batch, same_size
+from tutelage.losses.pooling import averaged
 
 FURTHER = 3
 """How many more singular vectors of the student than of the teacher `kd_svd` chooses among."""
@@ -299,7 +300,7 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
 def _flow(first: Tensor, second: Tensor, pool: str) -> Tensor:
     """Return ``(batch, channels of the first, channels of the second)``."""
     size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
-    shrink = F.adaptive_avg_pool2d if pool == "average" else F.adaptive_max_pool2d
+    shrink = averaged if pool == "average" else F.adaptive_max_pool2d
     first, second = (f if tuple(f.shape[2:]) == size else shrink(f, size) for f in (first, second))
     return first.flatten(2) @ second.flatten(2).mT / (size[0] * size[1])
 

@@ -106,7 +106,7 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
 
     Raises:
         TypeError: if features are not floating tensors or ``exponent`` no Python number.
-        ValueError: if the shapes differ or ``exponent`` is not finite and above 0.
+        ValueError: if the shapes differ, there are fewer than 2 samples, or ``exponent`` is not finite and above 0.
 
     Source: Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", arXiv
     2303.11098.
@@ -121,6 +121,11 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
     """
     student_features, teacher_features = _pair(student_features, teacher_features)
     checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    if len(student_features) < 2:
+        raise ValueError(
+            "student_features: expected at least 2 samples, which features are normalised over, got 1; "
+            "use larger batches"
+        )
     return log_power(_normalised(student_features) - _normalised(teacher_features), exponent=exponent)
 
 

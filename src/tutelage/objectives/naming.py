@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from tutelage import losses
+from tutelage import losses, records
 from tutelage.contracts import Batch, Outputs, Progress
 from tutelage.objectives.objective import Objective, Part, Piece
 from tutelage.objectives.schedules import (
@@ -131,7 +131,7 @@ def from_recipe(value: Any) -> Objective:
 def _entry(entry: Any) -> Objective:
     if isinstance(entry, str):
         entry = {entry: {}}
-    names = [name for name in entry if name not in ("scale", "gather")] if isinstance(entry, Mapping) else []
+    names = [name for name in entry if name not in records.BESIDE] if isinstance(entry, Mapping) else []
     if len(names) != 1:
         raise ValueError(
             f"objective: expected one preset with its arguments, got {entry!r}; for example {{kd: {{temperature: 4}}}}"

@@ -84,6 +84,7 @@ def vid(
     """``weight * sum_l mean(0.5 * ((r(f_s) - f_t)**2 / v + log(v)))``, the variances v of channels learned.
 
     Published settings: CIFAR-100 1; each stage is a term of its own, with a regressor of three 1x1 convolutions.
+    Published are all stages behind the stem, which are four of VGG, MobileNetV2 and ResNet50.
 
     Args:
         weight: of each stage.
@@ -127,7 +128,8 @@ def factor_transfer(
         teacher_tap: a map.
 
     Differs from: the paper, which compares whole factors, their channels too (`losses.factor_difference`); and from it
-    and the published runs in that the paraphraser learns beside the student, not for 30 epochs before it.
+    and the published runs in that the paraphraser learns beside the student, not for 30 epochs before it, and has batch
+    norms, without which it diverges at a student's learning rate.
     """
     how = {"rate": rate, "p": p, "norm": norm, "reconstruction": reconstruction}
     return composed(Part("factor_transfer", weight, Factors(student_tap=student_tap, teacher_tap=teacher_tap, **how)))

@@ -41,10 +41,11 @@ def srrl(
 def ofd(
     *, weight: Weight = 1e-3, student_taps: Names = BEFORE, teacher_taps: Names = BEFORE, norms: Names = AS_TAPS
 ) -> Objective:
-    """``weight * sum_l 2**(l - L) * sum(d(s_l, max(t_l, m_l)))``: maps before their activation, above a margin m.
+    """``weight * sum_l 2**(l - L + 1) * sum(d(s_l, max(t_l, m_l)))``: maps before their activation, above a margin m.
 
     ``d(s, u)`` is ``(s - u)**2`` where the teacher is above 0 or ``s > u``, else 0; a sum over channels and places. It
-    carries no cross-entropy. Published settings: 1e-3 on CIFAR-100; on ImageNet 1e-4 or 1e-5 by architecture.
+    carries no cross-entropy; the taps count from 0 to L - 1. Published settings: 1e-3 on CIFAR-100; on ImageNet 1e-4 or
+    1e-5 by architecture.
 
     Args:
         weight: of the sum over taps.
@@ -76,7 +77,7 @@ def kd_plus_plus(
 
     Published settings: CIFAR-100 by pair, weight 1 to 4 and norm_direction 0.5 to 2, here those of ResNet56 to
     ResNet20; ImageNet 2.5 and 1, or 4 and 1. The authors' code raises the weight over 20 epochs, for which type
-    ``weight={warm_up: {value: 1.0, epochs: 20}}``; there the first epoch has 0.
+    ``weight={schedule: warm_up, value: 1.0, epochs: 20}``; there the first epoch has 0.
 
     Args:
         temperature: T > 0, on both sides.

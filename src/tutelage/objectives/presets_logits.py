@@ -35,7 +35,9 @@ def dkd(
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * (alpha * KL_label + beta * KL_others)``: decoupled distillation.
 
-    Published settings: CIFAR-100 T=4, alpha 1, beta 8 (2 or 6 for some pairs); ImageNet T=1, alpha 1, beta 0.5.
+    Published settings: CIFAR-100 T=4, alpha 1, beta 8 (2 for resnet56/resnet20 and resnet110/resnet32, 6 for WRN-40-2
+    with a WRN and for vgg13's students); ImageNet T=1, alpha 1, beta 0.5 for ResNet34/ResNet18 and 2 for
+    ResNet50/MobileNetV1, without a warm-up: ``weight=1``.
 
     Args:
         alpha: of the label's divergence, >= 0.
@@ -155,7 +157,8 @@ def ctkd(
     """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)`` with a learned ``T = lowest + span * sigmoid(theta)``.
 
     The temperature, one for all samples, is trained with the student, its gradient multiplied by ``reversal``: below 0
-    it makes the term harder. Published settings: the reversal falls to -1 within 10 epochs, within 5 on ImageNet.
+    it makes the term harder. Published settings: the reversal falls to -1 within 10 epochs; on ImageNet within 5, and
+    both weights are 1.
 
     Args:
         reversal: a number or schedule of either sign.

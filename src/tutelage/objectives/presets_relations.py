@@ -104,7 +104,8 @@ def nst(
 ) -> Objective:
     """``weight * sum_taps(mean(k(t, t)) + mean(k(s, s)) - 2 * mean(k(s, t)))``, k the squared cosine of two channels.
 
-    It carries no cross-entropy. Published settings: CIFAR-100 50, on the three stages.
+    It carries no cross-entropy. Published settings: CIFAR-100 50, on all stages behind
+    the stem, which are three of the ResNets and WRNs.
 
     Args:
         weight: of `losses.nst` on each pair of taps.

@@ -16,7 +16,7 @@ import numpy as np
 from tutelage import records
 
 from .figures import Points, Style, points, style
-from .reading import BESIDE, Run, deviation, mapping, mean, number, read_run, section
+from .reading import Run, deviation, mapping, mean, number, read_run, section
 from .reading import text as string
 
 GAMMAS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -333,7 +333,9 @@ def presets(run: Run) -> dict[str, Mapping[str, Any]]:
         if isinstance(item, str):
             found[item] = {}
         elif isinstance(item, Mapping):
-            found |= {str(k): args if isinstance(args, Mapping) else {} for k, args in item.items() if k not in BESIDE}
+            found |= {
+                str(k): args if isinstance(args, Mapping) else {} for k, args in item.items() if k not in records.BESIDE
+            }
     return found
 
 

@@ -16,8 +16,6 @@ from tutelage import records
 FINISHED = "finished"
 NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
-BESIDE = ("scale", "gather")
-"""Keys of an objective's entry that are no preset."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,7 @@ def _parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
         if isinstance(item, str):
             found.append((item, {}, {}))
         elif isinstance(item, Mapping):
-            found += [(str(name), args, item) for name, args in item.items() if name not in BESIDE]
+            found += [(str(name), args, item) for name, args in item.items() if name not in records.BESIDE]
     return found
 
 

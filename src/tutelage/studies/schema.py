@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from tutelage import faults, objectives, recipes
+from tutelage import faults, objectives, recipes, records
 from tutelage.engine import SGD, Constant
 from tutelage.objectives import PRESETS, Objective
 from tutelage.recipes import NetworkField, Recipe, RecipeError, TeacherField, TrainedTeacher, Training
@@ -170,7 +170,7 @@ def _names(objective: Any) -> Iterator[str]:
     """Every preset that an objective names."""
     for entry in map(_written_out, _entries(objective)):
         if isinstance(entry, Mapping):
-            yield from (str(name) for name in entry if name != "scale")
+            yield from (str(name) for name in entry if name not in records.BESIDE)
 
 
 def _method(given: Any) -> Any:

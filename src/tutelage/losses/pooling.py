@@ -1,0 +1,30 @@
+"""Averages of maps whose gradient is deterministic: that of adaptive pooling is not, on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def averaged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Average maps ``(..., height, width)`` down to a size, over the cells of adaptive pooling."""
+    height, width = maps.shape[-2:]
+    if (height, width) == tuple(size):
+        return maps
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.avg_pool2d(maps, (height // size[0], width // size[1]))
+    return averaging(size[0], height, maps) @ maps @ averaging(size[1], width, maps).mT
+
+
+def averaging(cells: int, length: int, like: Tensor) -> Tensor:
+    """Return the matrix ``(cells, length)`` that averages a side over its cells, which may overlap.
+
+    Cell i is from ``floor(i * length / cells)`` up to ``ceil((i + 1) * length / cells)``.
+    """
+    place = torch.arange(length, device=like.device)
+    cell = torch.arange(cells, device=like.device)[:, None]
+    inside = (place >= cell * length // cells) & (place * cells < (cell + 1) * length)
+    return inside.to(like.dtype) / inside.sum(1, keepdim=True)
