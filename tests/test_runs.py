@@ -169,7 +169,9 @@ def test_the_manifest_tells_where_a_result_comes_from(distilled, teacher):
     }
     assert found["data"]["sizes"] == {"train": 1150, "validation": 287, "test": 360, "labelled": 200, "corrupt": 0}
     assert found["objective_terms"] == [{"ce": 1.0, "wttm": 1.0}, {"ce": 1.0}]
-    assert found["objective"][0] == [{"wttm": {"gamma": 0.5, "beta": 1.0, "supervised": 1.0, "normalise": "none"}}]
+    assert found["objective"][0] == [
+        {"wttm": {"gamma": 0.5, "beta": 1.0, "supervised": 1.0, "normalise": "none", "logits": "raw"}}
+    ]
     assert found["recipe"]["optimizer"]["lr"] == 0.2
     assert found["recipe"]["data"]["labelled"] == 20
 
