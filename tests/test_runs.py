@@ -97,6 +97,7 @@ def distilled(teacher, tmp_path_factory):
                 {"epochs": 2, "objective": "cross_entropy", "optimizer": {"name": "adamw", "lr": 0.3}},
             ],
             seed=4,
+            threads=1,
             data_seed=5,
             command=f"tutelage distill {HERE}/recipe.yaml teacher={teacher}",
         )
