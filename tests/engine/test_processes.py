@@ -1,13 +1,14 @@
-"""A run of several processes whose objective gathers is the run of one."""
+"""A run of several processes is the run of one: where its objective gathers, and where it reads features alone."""
 
 import os
 import socket
 
+import pytest
 import torch
 from engine_cases import Rows, mlp, samples, settings, state
 from torch import multiprocessing
 
-from tutelage import objectives
+from tutelage import losses, objectives
 from tutelage.contracts import Batch
 from tutelage.engine import accelerator_on, fit
 from tutelage.lesson import FrozenTeacher, Lesson
@@ -26,30 +27,38 @@ def spread(student_logits, teacher_logits):
     return (torch.cdist(student_logits, student_logits) - torch.cdist(teacher_logits, teacher_logits)).square().mean()
 
 
-def taught():
+OBJECTIVES = {
+    "gathered": (Objective.of(Part("spread", 0.5, Apply(spread, coupled=True))) + objectives.kd()).gathered(),
+    # The student's last layer gets no gradient.
+    "of features alone": Objective.of(Part("hint", 1.0, Apply(losses.hint, student_tap="0", teacher_tap="0"))),
+}
+
+
+def taught(name):
     """Fit four steps; the student, and the mean of each term."""
     torch.set_num_threads(1)
     inputs, labels = samples(28)
-    objective = (Objective.of(Part("spread", 0.5, Apply(spread, coupled=True))) + objectives.kd()).gathered()
-    lesson, teacher = Lesson(mlp(seed=0), objective), FrozenTeacher(mlp(seed=7))
+    objective = OBJECTIVES[name]
+    lesson, teacher = Lesson(mlp(seed=0), objective), FrozenTeacher(mlp(seed=7), objective.needs.teacher_taps)
     rows = Shares(inputs, labels, batch_size=7)
     (record,) = fit(lesson, teacher, rows, settings(epochs=1), accelerator=accelerator_on("cpu"))
     return state(lesson), record["train"]["terms"], record["train"]["loss"]
 
 
-def one_of_two(rank, port, folder):
+def one_of_two(rank, port, folder, name):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    torch.save(taught(), folder / f"{rank}.pt")
+    torch.save(taught(name), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_train_and_record_what_one_does(tmp_path):
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_train_and_record_what_one_does(name, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, tmp_path), nprocs=2)
-    wanted, means, loss = taught()
+    multiprocessing.spawn(one_of_two, (port, tmp_path, name), nprocs=2)
+    wanted, means, loss = taught(name)
     for rank in range(2):
         found, terms, total = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in wanted.items():

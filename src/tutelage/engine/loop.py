@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import safetensors.torch
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -54,7 +54,9 @@ def accelerator_on(device: str) -> Accelerator:
         raise ValueError("device: expected a CUDA device, got none that torch can see; type device=cpu or device=auto")
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=_on_cpu(device), mixed_precision="no")
+    # An objective of features alone gives the layers behind them no gradient, which DDP would wait for.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[unused])
 
 
 def _on_cpu(device: str) -> bool:
