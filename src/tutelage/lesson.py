@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class Lesson(nn.Module):
         objective: what it learns from; bound here, so that nothing is shared between two lessons.
         context: what the objective may know of the run.
 
+    Attributes:
+        called: what is called in the student's place: itself, compiled; none for itself.
+
     Example:
         >>> import torch, tutelage
         >>> from tutelage import Batch, objectives
@@ -46,6 +49,7 @@ class Lesson(nn.Module):
         self.student = student
         self.objective = objective.bind(context)
         self._taps = Taps(student, objective.needs.student_taps)
+        self.called: Callable[[Tensor], Any] | None = None
 
     def forward(
         self,
@@ -70,7 +74,7 @@ class Lesson(nn.Module):
             raise TypeError(
                 f"teacher: expected Outputs, got {type(teacher).__name__}; type Outputs(logits), or ask a FrozenTeacher"
             )
-        answer, features = self._taps(self.student, batch.inputs)
+        answer, features = self._taps(self.called or self.student, batch.inputs)
         outputs = Outputs(_logits(answer, "student"), features)
         # The features end here: whoever measures a step reads the logits.
         return Taught(self.objective(outputs, teacher, batch, progress, totals), Outputs(outputs.logits))

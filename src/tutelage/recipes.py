@@ -226,6 +226,9 @@ class Recipe(_Section):
     checkpoint_steps: int | None = Field(None, ge=1)
     checkpoint_seconds: float = Field(300.0, gt=0)
     log_steps: int = Field(50, ge=1)
+    compile_teacher: Literal["auto"] | bool = "auto"
+    compile_student: Literal["auto"] | bool = "auto"
+    gradient_products: Literal["auto"] | bool = "auto"
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -8,9 +8,10 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -249,6 +250,7 @@ class _Performance:
             "student": describe_network(material.student),
             "objective": [o.to_recipe() if material.repeatable else o.weights() for o, _, _ in self.fits],
             "objective_terms": [o.weights() for o, _, _ in self.fits],
+            "speed": (earlier or {}).get("speed") or [{} for _ in self.fits],
             "objective_resolved": (earlier or {}).get("objective_resolved") or [{} for _ in self.fits],
             "selection": {"set": self.held_out[0].name, "metric": "accuracy", "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if material.repeatable else None,
@@ -363,7 +365,7 @@ class _Performance:
                 settings,
                 batch_size,
                 epochs,
-                Keep(checkpoints, self.folder / records.BEST, choices),
+                Keep(checkpoints, self.folder / records.BEST, choices, self.announcer(stage)),
                 saved,
             )
             saved = None
@@ -404,6 +406,10 @@ class _Performance:
             records.append_epoch(self.folder, epoch)
             self.write_manifest("running")
             self.display.note(_line(epoch, settings.epochs, self.selection))
+
+    def announcer(self, stage: int) -> Callable[[dict[str, Any]], None]:
+        """Return what writes into the manifest how a stage is computed."""
+        return partial(self.manifest["speed"].__setitem__, stage)
 
     def answers(self) -> str:
         """Say how the teacher takes part in training."""

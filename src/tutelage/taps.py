@@ -12,7 +12,7 @@ A tap is written as
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -106,7 +106,7 @@ class Taps:
                     setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
         weakref.finalize(self, _remove, handles)
 
-    def __call__(self, network: nn.Module, inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    def __call__(self, network: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         """Call the network, or one that calls it in turn; return the answer and the features by tap."""
         if not self._names:
             return network(inputs), {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tutelage import losses, records, targets
 from tutelage.contracts import UNLABELLED, Batch, Batches, Keeper, Outputs, Progress, Teacher, Totals
-from tutelage.engine import memory, optimise
+from tutelage.engine import memory, optimise, speed
 from tutelage.engine.checkpoints import Checkpoints, Saved
 from tutelage.engine.evaluate import NAMED, HeldOut, NonFiniteError, answer, means, place
 from tutelage.engine.settings import FitSettings
@@ -35,11 +35,13 @@ class Keep(NamedTuple):
         checkpoints: of the run.
         best: the file for the weights that did best on the selection set.
         choices: facts that exact resume depends on; a resumed run warns where they differ.
+        announce: is told how the fit is computed (`speed.Speed`, as JSON holds it) once that is settled.
     """
 
     checkpoints: Checkpoints
     best: Path
     choices: Mapping[str, Any]
+    announce: Callable[[dict[str, Any]], None] | None = None
 
 
 def accelerator_on(device: str) -> Accelerator:
@@ -150,6 +152,8 @@ class _Fit:
         self.epoch = self.step = self.step_in_epoch = 0
         self.history: list[records.Epoch] = []
         self.to_beat = to_beat
+        self.forms = speed.Forms(lesson.student, self.teacher)
+        self.speed: speed.Speed | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -172,6 +176,8 @@ class _Fit:
         self.bare.train()
         memory.restart(self.device)
         for batch in stream:
+            if self.speed is None:
+                self.choose_speed(batch, steps * self.settings.epochs - self.step)
             rate = self.set_rate(self.step_in_epoch, steps)
             self.take_step(batch, Progress(self.epoch, self.step, self.step / (steps * self.settings.epochs)))
             trained += len(batch.index)
@@ -227,11 +233,7 @@ class _Fit:
     def take_step(self, batch: Batch, progress: Progress) -> None:
         """Do one optimizer step; a non-finite one is counted, blamed and not applied. The host waits for nothing."""
         settings = self.settings
-        batch = Batch(
-            batch.index.to(self.device, non_blocking=True),
-            place(batch.inputs, self.device, channels_last=settings.channels_last),
-            batch.labels.to(self.device, non_blocking=True),
-        )
+        batch = self.placed(batch)
         totals = self.count(batch)
         before = [b.clone() for b in self.buffers]
         pieces = _cut(batch, settings.accumulate)
@@ -240,10 +242,8 @@ class _Fit:
         for i, piece in enumerate(pieces):
             last = i == len(pieces) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                    answers = self.teacher(piece) if self.teacher is not None else None
-                    taught: Taught = self.module(piece, answers, progress, totals)
-                self.accelerator.backward(taught.loss.total)
+                answers = self.ask(piece)
+                taught = self.learn(piece, answers, progress, totals)
             seen, suspect = self.measure(piece, answers, taught, totals)
             sums += seen
             suspects.append(suspect)
@@ -257,6 +257,66 @@ class _Fit:
         sums[-1] = (~finite).double()
         self.sums += sums
         self.accuse(finite, torch.cat(suspects), batch.index)
+
+    def placed(self, batch: Batch) -> Batch:
+        """Move a batch to the device."""
+        return Batch(
+            batch.index.to(self.device, non_blocking=True),
+            place(batch.inputs, self.device, channels_last=self.settings.channels_last),
+            batch.labels.to(self.device, non_blocking=True),
+        )
+
+    def autocast(self) -> torch.autocast:
+        """Enter the precision of the networks."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def ask(self, piece: Batch) -> Outputs | None:
+        """Ask the teacher about a micro-batch; none where there is none."""
+        with self.autocast():
+            return self.forms.ask(piece)
+
+    def learn(self, piece: Batch, answers: Outputs | None, progress: Progress, totals: Totals) -> Taught:
+        """Run the student on a micro-batch, forward and backward."""
+        self.bare.called = self.forms.student(len(piece.index))
+        with self.autocast(), self.forms.gradients(len(piece.index)):
+            taught: Taught = self.module(piece, answers, progress, totals)
+        self.accelerator.backward(taught.loss.total)
+        return taught
+
+    def choose_speed(self, batch: Batch, steps: int) -> None:
+        """Choose once how this fit is computed, on its first batch; state and generators stay as they are."""
+        settings = self.settings
+        wanted = speed.Wanted(settings.compile_teacher, settings.compile_student, settings.gradient_products)
+        if self.accelerator.num_processes > 1 or (steps < speed.FEW and True not in wanted):
+            # Each process would measure, and choose, for itself.
+            self.settle(speed.Speed(why={"all": "several processes" if steps >= speed.FEW else "a short fit"}))
+            return
+        piece = _cut(self.placed(batch), settings.accumulate)[0]
+        answers, totals = self.ask(piece), self.count(piece)
+
+        def step() -> None:
+            self.learn(piece, answers, Progress(), totals)
+            for keeper in self.keepers:
+                keeper.settle(torch.zeros((), dtype=torch.bool, device=self.device))
+
+        with speed.unchanged(self.bare, self.device):
+            chosen = speed.choose(
+                wanted,
+                self.forms,
+                step=step,
+                ask=(lambda: self.ask(piece)) if self.forms.network else None,
+                steps=steps,
+                samples=len(piece.index),
+                device=self.device,
+            )
+        self.settle(chosen)
+
+    def settle(self, chosen: speed.Speed) -> None:
+        """Compute as was chosen, and say so."""
+        self.speed = chosen
+        self.forms.take(chosen)
+        if self.keep is not None and self.keep.announce is not None:
+            self.keep.announce(chosen.to_json())
 
     def apply(self, finite: Tensor, before: Sequence[Tensor]) -> None:
         """Step the optimizer if the gradient is finite; else leave parameters and buffers as they were."""
@@ -405,6 +465,7 @@ class _Fit:
             "history": self.history,
             "to_beat": self.to_beat,
             "choices": dict(self.keep.choices),
+            "speed": self.speed.to_json() if self.speed else None,
         }
         self.keep.checkpoints.save(f"{self.stage:02d}-{self.step:09d}", tensors, state)
 
@@ -430,6 +491,8 @@ class _Fit:
         self.epoch, self.step, self.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         self.history, self.to_beat = state["history"], state["to_beat"]
         self.sums, self.blame = tensors["sums"].to(self.device), tensors["blame"].to(self.device)
+        # Checkpoints of older versions were computed plainly.
+        self.settle(speed.Speed.from_json(state["speed"]) if state.get("speed") else speed.Speed())
         restore_random(saved, self.device)
 
 

@@ -164,6 +164,11 @@ class FitSettings:
         checkpoint_steps: steps between checkpoints within an epoch; none for none. One is written after every epoch.
         checkpoint_seconds: time between checkpoints within an epoch, seconds.
         log_steps: steps between looks at what the device has counted.
+        compile_teacher: compile the teacher's forward pass: ``auto`` measures whether that is faster, where the fit is
+            long enough to repay it; true and false settle it.
+        compile_student: compile the student, likewise.
+        gradient_products: compute the weight gradients of convolutions as matrix products, likewise, each shape for
+            itself.
     """
 
     epochs: int = 240
@@ -177,6 +182,9 @@ class FitSettings:
     checkpoint_steps: int | None = None
     checkpoint_seconds: float = 300.0
     log_steps: int = 50
+    compile_teacher: Literal["auto"] | bool = "auto"
+    compile_student: Literal["auto"] | bool = "auto"
+    gradient_products: Literal["auto"] | bool = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):

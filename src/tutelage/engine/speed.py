@@ -1,0 +1,276 @@
+"""How a fit is computed: compiled or not, which gradients as products. Chosen by measurement, and then kept.
+
+No choice changes what is computed by more than its rounding. A choice is made once, in a fit's first step, and only
+among what the settings leave open; compiling is tried only where the fit is long enough to repay it. It goes into the
+fit's records and checkpoints, and a resumed fit keeps it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FunctionType
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tutelage.contracts import Batch, Outputs, Teacher
+from tutelage.engine.products import Products, Shape, faster
+from tutelage.lesson import FrozenTeacher
+
+SHARE = 0.05
+"""Of a fit's estimated time, what trying to compile may cost at most."""
+COSTS = {"teacher": 20.0, "products": 2.0, "student": 60.0}
+"""Seconds that a trial is assumed to take: compiling took 3 to 60 for networks of 8 to 60 layers on two cores."""
+GAIN = 1.05
+"""How many times faster a form must be to be chosen over the plain one."""
+FEW = 200
+"""Steps below which nothing is measured: that alone takes some."""
+ROUNDS = 5
+"""How often each form is timed."""
+
+Setting = Literal["auto"] | bool
+
+
+class Speed(NamedTuple):
+    """How a fit is computed.
+
+    Attributes:
+        teacher_compiled: the teacher's forward pass is compiled, its weights taken as constants.
+        student_compiled: the student's forward and backward pass are compiled.
+        products: convolutions whose weight gradient is one product.
+        samples: of a micro-batch that compiled forms are for. Others, such as an epoch's last, are computed plainly:
+            each size would be compiled anew.
+        why: what was measured, or why nothing was, by form.
+    """
+
+    teacher_compiled: bool = False
+    student_compiled: bool = False
+    products: tuple[Shape, ...] = ()
+    samples: int = 0
+    why: Mapping[str, str] = {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice as JSON holds it."""
+        return {
+            "teacher_compiled": self.teacher_compiled,
+            "student_compiled": self.student_compiled,
+            "products": [list(shape) for shape in self.products],
+            "samples": self.samples,
+            "why": dict(self.why),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Speed:
+        """Read a choice back."""
+        return cls(**{**value, "products": tuple(Shape(*shape) for shape in value["products"])})
+
+
+class Wanted(NamedTuple):
+    """What the settings say of each choice."""
+
+    teacher: Setting
+    student: Setting
+    products: Setting
+
+
+class Forms:
+    """The forms that a fit's networks can be called in: plain, and once chosen, faster.
+
+    Args:
+        student: called by the lesson; compiled, it takes part in its gradients as before.
+        teacher: of the fit; only a frozen network can be compiled.
+    """
+
+    def __init__(self, student: nn.Module, teacher: Teacher | None) -> None:
+        self._teacher = teacher
+        # Dropout draws the numbers that it would draw uncompiled.
+        self._student_compiled = _Compiled("student", student, {"fallback_random": True})
+        self._teacher_compiled = (
+            # Its weights become constants, batch norms are folded into convolutions whose outputs nothing else reads.
+            _Compiled("teacher", teacher, {"freezing": True}) if isinstance(teacher, FrozenTeacher) else None
+        )
+        self.take(Speed())
+
+    def take(self, speed: Speed) -> None:
+        """Compute as was chosen from now on; what was compiled once is not compiled again."""
+        self._speed = speed
+        self._products = Products(speed.products)
+
+    @property
+    def network(self) -> bool:
+        """Whether the teacher is a network, which can be compiled."""
+        return self._teacher_compiled is not None
+
+    def ask(self, batch: Batch) -> Outputs | None:
+        """Ask the teacher; none where there is none."""
+        if self._teacher is None:
+            return None
+        if self._teacher_compiled and self._speed.teacher_compiled and len(batch.index) == self._speed.samples:
+            with torch.no_grad():  # without it the compiler does not take weights for constants
+                return cast(Outputs, self._teacher_compiled(batch))
+        return self._teacher(batch)
+
+    def student(self, samples: int) -> Callable[[Tensor], Any] | None:
+        """Return what to call instead of the student for so many samples; none for itself."""
+        return self._student_compiled if self._speed.student_compiled and samples == self._speed.samples else None
+
+    def gradients(self, samples: int) -> AbstractContextManager[Any]:
+        """Enter this while a graph of so many samples is made that gradients will flow through.
+
+        What is compiled has the library's gradients: the compiler would trace into the products, and gets them wrong.
+        """
+        return self._products if self._products.shapes and self.student(samples) is None else nullcontext()
+
+
+class _Compiled:
+    """A module's call, compiled for one size of batch; the module itself and its names stay as they are.
+
+    Where compiling fails, as it does without a C++ compiler, the call is plain from then on, and a warning says so.
+    """
+
+    def __init__(self, who: str, module: nn.Module, options: dict[str, Any]) -> None:
+        self._who, self._module, self._options = who, module, options
+
+        def call(*inputs: Any) -> Any:
+            return module(*inputs)
+
+        # What is compiled is kept with a function's code, and only so many forms of it: each module has its own.
+        own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+        self._call: Callable[..., Any] | None = torch.compile(own, dynamic=False)
+        self.proven = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self._call is None:
+            return self._module(*inputs)
+        if self.proven:
+            return self._call(*inputs)
+        import torch._inductor.config  # takes a while, and only compiling needs it
+
+        try:
+            # As options of torch.compile they would come too late: the tracer reads them as well.
+            with torch._inductor.config.patch(self._options):
+                answer = self._call(*inputs)
+        except Exception as error:  # noqa: BLE001  whatever a compiler raises, the plain form works or tells why not
+            self._call = None
+            warnings.warn(
+                f"{self._who}: expected to compile it, got {type(error).__name__}; it is computed uncompiled "
+                f"(compile_{self._who}=false says so beforehand)",
+                stacklevel=2,
+            )
+            return self._module(*inputs)
+        self.proven = True
+        return answer
+
+
+def choose(
+    wanted: Wanted,
+    forms: Forms,
+    *,
+    step: Callable[[], None],
+    ask: Callable[[], Outputs | None] | None,
+    steps: int,
+    samples: int,
+    device: torch.device,
+) -> Speed:
+    """Try what the settings leave open, and choose.
+
+    Args:
+        wanted: the settings.
+        forms: of the fit; left in the form that was chosen.
+        step: takes the student's part of a step, gradients included, and changes nothing that lasts.
+        ask: asks the teacher about a batch; none where there is no network to ask.
+        steps: that are to come.
+        samples: of a micro-batch.
+        device: where.
+    """
+    why: dict[str, str] = {}
+    speed = Speed(samples=samples)
+    runs = [step] if ask is None else [step, ask]
+    for run in runs:  # warms up
+        run()
+    ahead = steps * sum(_seconds(run, device) for run in runs)
+
+    def tried(what: str, setting: Setting, change: dict[str, Any], run: Callable[[], Any]) -> None:
+        nonlocal speed
+        if setting is False:
+            why[what] = "switched off"
+            return
+        cost = COSTS.get(what, 0.0)
+        if setting == "auto" and cost > SHARE * ahead:
+            why[what] = f"not tried: the fit takes about {ahead:.0f} s"
+            return
+        candidate = speed._replace(**change)
+        plain, quick = _paired(forms, speed, candidate, run, device)
+        good = setting is True or plain >= GAIN * quick
+        why[what] = f"{plain * 1e3:.1f} ms plain, {quick * 1e3:.1f} ms so"
+        if good:
+            speed = candidate
+        forms.take(speed)
+
+    if ask is not None:
+        tried("teacher", wanted.teacher, {"teacher_compiled": True}, ask)
+    shapes: tuple[Shape, ...] = ()
+    if wanted.products is True or (wanted.products == "auto" and COSTS["products"] <= SHARE * ahead):
+        with Products() as look:
+            step()
+        shapes = tuple(faster(look.seen, device))
+    if shapes or wanted.products is False or COSTS["products"] > SHARE * ahead:
+        tried("products", wanted.products, {"products": shapes}, step)
+    else:
+        why["products"] = "none is faster"
+    tried("student", wanted.student, {"student_compiled": True}, step)
+    return speed._replace(why=why)
+
+
+def _paired(
+    forms: Forms, plain: Speed, candidate: Speed, run: Callable[[], Any], device: torch.device
+) -> tuple[float, float]:
+    """Time a call in two forms in turn; the first call of each, which may compile, does not count."""
+    taken: list[list[float]] = [[], []]
+    for i in range(1 + ROUNDS):
+        for form, seconds in zip((plain, candidate), taken, strict=True):
+            forms.take(form)
+            found = _seconds(run, device)
+            if i:
+                seconds.append(found)
+    # The least: whatever else the machine does only adds to it.
+    return min(taken[0]), min(taken[1])
+
+
+def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """Time one call."""
+    _wait(device)
+    began = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put a module's buffers, its gradients and the generators back where they were."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    devices = [device] if device.type == "cuda" else []
+    plain, array = random.getstate(), np.random.get_state()  # of a student of the user's own
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(array)
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    buffer.copy_(buffers[name])
+            for parameter in module.parameters():
+                parameter.grad = None
