@@ -134,9 +134,10 @@ class _Conduct:
     def _write(self) -> None:
         """Write the records anew; whose runs the folders hold is looked at anew too, as a teacher may be another."""
         self.others = strangers(self.assignment, [*self.asked, *cells(self.assignment)], self.fingerprint)
-        began = time.monotonic()
+        clock = self.plan.budget.clock if self.plan is not None else time.monotonic
+        began = clock()
         write(self.assignment, self.others)
-        self.writing = time.monotonic() - began
+        self.writing = clock() - began
 
     def _draw(self) -> None:
         """Draw the study's figures from the records, where it has any."""
