@@ -2,9 +2,9 @@
 
     python benchmarks/bench_budget.py --budget 20m --kill-after 6m --work WORK table1 --epochs 1 ...
 
-What stands after the options is a study and its own options. The first part is killed after so long; what is left of the
-budget is the second part's, in another folder, from a copy of the first's runs. Printed and recorded as JSON: how long
-each part took against what it was given, which runs were finished, begun and kept, and the table.
+What stands after the options is a study and its own options. The first part is killed after so long; what is left of
+the budget is the second part's, in another folder, from a copy of the first's runs. Printed and recorded as JSON: how
+long each part took against what it was given, which runs were finished, begun and kept, and the table.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ def main() -> None:
     seconds, early = budget.read(given.budget), budget.read(given.kill_after)
     took, code, said = part(["study", *study, "--budget", given.budget], first, early)
     print(f"first part: {took:.1f} s, exit status {code}")
+    if code != -signal.SIGKILL:
+        print((first / "said.txt").read_text())
+        sys.exit("the first part ended by itself, so it was not killed: give it more to do, or kill it earlier")
     before = statuses(first / "runs")
     kept = [name for name, status in before.items() if status == "finished"]
     bits = {name: (first / "runs" / name / records.STUDENT).read_bytes() for name in kept}
