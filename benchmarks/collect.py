@@ -1,24 +1,35 @@
 """Copy the records of a comparison or of a pool of studies, tables and pictures of reports into benchmarks/results.
 
     python benchmarks/collect.py runs/cifar100-quick
+    python benchmarks/collect.py --restore benchmarks/results/cifar100-quick
 
-Weights and checkpoints stay behind. What is kept are the recipes, manifests, metrics and evaluations, from which
-``tutelage report benchmarks/results/NAME`` makes the table and the report again. The picture needs Chromium and is left
-out without it.
+What is kept are the recipes, manifests, metrics and evaluations, from which ``tutelage report benchmarks/results/NAME``
+makes the table and the report again, and the weights of teachers in float16 where they are small. Other weights and
+checkpoints stay behind. The picture needs Chromium and is left out without it.
+
+The second command puts the finished runs back into ``runs/NAME``, on whatever machine: the study then trains only what
+is left, with the teachers that were carried.
 """
 
+import argparse
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from tutelage import records
+import safetensors.torch
+import torch
+
+from tutelage import models, records
 from tutelage.report import table
 from tutelage.report.html import write_report
 
 KEPT = (records.RECIPE, records.MANIFEST, records.METRICS, records.EVALUATION, records.COMPARISON, records.STUDY)
 DRAWN = ("table.md", "table.json", "figures.md", "*.svg", "*.png")
+CARRIED = 5_000_000
+"""Bytes in float16 up to which a teacher's weights are kept: resnet56 has 1.8 MB, resnet110 3.6 MB, wrn_40_2 4.6 MB."""
+TEACHERS = ("teacher", "teachers")
+"""Folders of teachers' runs: of a comparison, and of a pool."""
 RESULTS = Path(__file__).parent / "results"
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
@@ -31,9 +42,54 @@ def collect(folder: Path, results: Path = RESULTS) -> Path:
             copy = place / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+    for path in sorted(folder.rglob(records.STUDENT)):
+        if path.parent.name in TEACHERS or path.parent.parent.name in TEACHERS:
+            carry(path.parent, place / path.parent.relative_to(folder))
     if (place / records.COMPARISON).exists():
         (place / "table.md").write_text(table.markdown(table.rows(place)))
     return place
+
+
+def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
+    """Write a finished teacher's weights in float16 beside its records, where they are small; say whether they are.
+
+    The manifest's ``rounded`` says so: a study takes the copy for the teacher that its students had.
+    """
+    if records.read_json(teacher / records.MANIFEST).get("status") != "finished":
+        return False
+    state = models.read(teacher / records.STUDENT)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    content = safetensors.torch.save(half)
+    if len(content) > limit:
+        print(f"{teacher}: {len(content) / 1e6:.1f} MB in float16, its weights stay behind")
+        return False
+    records.write_bytes(copy / records.STUDENT, content)
+    shutil.copyfile(teacher / records.CARD, copy / records.CARD)
+    recorded = records.read_json(copy / records.MANIFEST)
+    if any(value.dtype == torch.float32 for value in state.values()):
+        again = {name: value.float() if value.is_floating_point() else value for name, value in half.items()}
+        recorded["rounded"] = {
+            "to": "float16",
+            "from": models.fingerprint(state),
+            "fingerprint": models.fingerprint(again),
+        }
+    records.write_json(copy / records.MANIFEST, recorded)
+    return True
+
+
+def restore(place: Path, runs: Path = Path("runs")) -> Path:
+    """Copy the finished runs of a collected pool back; return where to. What is there already stays."""
+    folder = runs / place.name
+    for path in sorted(place.rglob(records.MANIFEST)):
+        own, target = path.parent, folder / path.parent.relative_to(place)
+        taught = own.name in TEACHERS or own.parent.name in TEACHERS
+        whole = (own / records.STUDENT).exists() or not taught
+        if records.read_json(path).get("status") == "finished" and whole and not target.exists():
+            target.mkdir(parents=True)
+            for file in own.iterdir():
+                if file.name in (*KEPT, records.STUDENT, records.CARD):
+                    shutil.copyfile(file, target / file.name)
+    return folder
 
 
 def photograph(folder: Path, picture: Path) -> None:
@@ -51,8 +107,15 @@ def photograph(folder: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    kept = collect(Path(sys.argv[1]))
-    studies = [path.parent for path in kept.glob(f"*/{records.STUDY}")]
-    for shown in studies or [kept]:
-        photograph(shown, shown / "report.png")
-    print(kept)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--restore", action="store_true", help="put finished runs back, to go on with a study")
+    given = parser.parse_args()
+    if given.restore:
+        print(restore(given.folder))
+    else:
+        kept = collect(given.folder)
+        studies = [path.parent for path in kept.glob(f"*/{records.STUDY}")]
+        for shown in studies or [kept]:
+            photograph(shown, shown / "report.png")
+        print(kept)

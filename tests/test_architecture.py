@@ -22,7 +22,7 @@ LAYERS = (
     {"__init__", "__main__"},
     {"cli"},
     {"studies", "rehearsal", "doctor", "screen", "api"},
-    {"recording"},
+    {"recording", "timing"},
     {"runs"},
     {"material"},
     {"recipes", "manifest"},

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from tutelage import recipes, recording
 from tutelage.cli import app
+from tutelage.engine import OutOfTimeError, Until
 from tutelage.material import gather
 from tutelage.recipes import Comparison, Recipe, RecipeError
 from tutelage.runs import perform
@@ -133,3 +134,13 @@ def test_a_comparison_asks_the_teacher_once_for_each_data_seed(teacher, tmp_path
         answers[folder.name] = manifest["teacher"]["answers"], manifest["seeds"]["data_seed"]
     assert answers["kd-seed1"] == answers["wttm-seed1"] == ("recorded in float16", 1)
     assert answers["ce-seed0"] == ("not asked", 0)
+
+
+def test_a_recording_stops_in_time_after_a_whole_chunk(teacher, tmp_path):
+    given = wttm(teacher, outputs=str(tmp_path / "outputs"))
+    looks = iter([1.0, 3.0])
+    with pytest.raises(OutOfTimeError, match="the next chunk: no time is left"):
+        recording.record(given, until=Until(2.0, clock=lambda: next(looks)))
+    assert [path.parent.name for path in (tmp_path / "outputs").glob("epoch-*/*")] == ["epoch-0000"]
+    recording.record(given)
+    assert len(list((tmp_path / "outputs").glob("epoch-*/*"))) == 2

@@ -92,7 +92,7 @@ def compare(
     typer.echo(f"\nreport: {report}")
 
 
-@app.command(epilog="Example: tutelage study table1 --pairs resnet56/resnet20 --methods kd,wttm --seeds 2 --epochs 8")
+@app.command(epilog="Example: tutelage study table1 --pairs resnet56/resnet20 --methods kd,wttm --seeds 2 --budget 25m")
 def study(
     name: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help="A study of the package, or a YAML file; none to list them.")
@@ -111,14 +111,26 @@ def study(
     pool: Annotated[
         str | None, typer.Option("--pool", help="The folder of the runs, shared by several studies.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Stop inside this time, such as 90s, 25m or 2h; the same command goes on."),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Short for the override device=...")
+    ] = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the package.")] = False,
     dry_run: DryRun = False,
     trust_code: TrustCode = False,
     runs: Runs = Path("runs"),
     worker: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
+    until: Annotated[float | None, typer.Option("--until", hidden=True)] = None,
 ) -> None:
     """Do a grid of runs, pairs by methods by seeds, and hold it against published values."""
+    import time
+
+    began = time.monotonic()
     from tutelage import studies
+    from tutelage.studies import budget as budgets
     from tutelage.studies import schema
 
     if name is None or list_studies:
@@ -126,7 +138,8 @@ def study(
         for known, title in schema.titles():
             typer.echo(f"{known:<{width}}  {title}")
         return
-    plain, given = schema.read(name, overrides or [])
+    seconds = budgets.read(budget) if budget is not None else None
+    plain, given = schema.read(name, _with_device(overrides or [], device))
     assignment = studies.assign(
         plain,
         given,
@@ -138,7 +151,13 @@ def study(
         pool=pool,
     )
     trust = trust_code or _typed_code([name, *(overrides or [])])
+    # The clock of a process counts from anywhere, so that a worker is told by the time of day.
+    ends = began + (seconds or 0.0) if until is None else time.monotonic() + until - time.time()
+    allowed = studies.Budget(seconds, ends) if seconds else None
     if dry_run:
+        if allowed is not None:
+            for line in budgets.prepare(assignment, allowed, workers=jobs, trust_code=trust, keep=False).lines():
+                typer.echo(line)
         _rehearse_study(assignment, trust)
         return
     for departure in _departures(assignment) if worker is None else ():
@@ -148,7 +167,15 @@ def study(
 
         studies.end_with_parent()
         with _screen() as screen:
-            failed = studies.conduct(assignment, command=_command(), display=screen, trust_code=trust)
+            failed = studies.conduct(
+                assignment,
+                command=_command(),
+                display=screen,
+                trust_code=trust,
+                budget=allowed,
+                workers=jobs,
+                show_plan=False,
+            )
         records.write_json(worker, failed)
         return
     if jobs > 1:
@@ -157,13 +184,23 @@ def study(
         # What is wrong with all runs is told once, before there are workers.
         studies.jobs(assignment)
         data.open_data(assignment.study.recipe.data)
-        failed = studies.share(sys.argv[1:], jobs, say=typer.echo)
+        typed = sys.argv[1:]
+        if allowed is not None:
+            for line in budgets.prepare(assignment, allowed, workers=jobs, trust_code=trust).lines():
+                typer.echo(line)
+            typed = [*typed, "--until", str(time.time() + allowed.left)]
+        failed = studies.share(typed, jobs, say=typer.echo)
     else:
         with _screen() as screen:
-            failed = studies.conduct(assignment, command=_command(), display=screen, trust_code=trust)
+            failed = studies.conduct(assignment, command=_command(), display=screen, trust_code=trust, budget=allowed)
     if (assignment.folder / "study.json").exists():
         _print_table(assignment.folder)
         typer.echo(f"\ntable: {assignment.folder / 'table.md'}\nreport: {assignment.folder / 'report.html'}")
+    if allowed is not None:
+        plan = budgets.prepare(assignment, allowed, workers=jobs, measure=False)
+        typer.echo(f"\n{budgets.rest(plan)}")
+        if plan.left:
+            typer.echo(f"to go on, here or where the folder {runs} was copied to: {_command()}")
     for run, why in failed.items():
         typer.echo(f"tutelage: {run}: {' '.join(why.split())}", err=True)
     if failed:
@@ -386,6 +423,21 @@ def _rehearse_study(assignment: Assignment, trust: bool | frozenset[str]) -> Non
         _fail("\n".join(wrong), USER)
 
 
+def _with_device(overrides: list[str], device: str | None) -> list[str]:
+    """Overrides with ``--device`` among them."""
+    typed = [text for text in overrides if text.partition("=")[0] in ("device", "protocol.device")]
+    if device is None:
+        return overrides
+    if any(text.partition("=")[2] != device for text in typed):
+        _fail(f"--device: expected one device, got --device {device} and {typed[-1]}; leave one of them out", USER)
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            _fail("--device: expected a CUDA device, got none that torch can see; type --device cpu", USER)
+    return [*overrides, f"device={device}"]
+
+
 def _departures(assignment: Assignment) -> list[str]:
     from tutelage.studies import plan
 
@@ -395,9 +447,10 @@ def _departures(assignment: Assignment) -> list[str]:
 def _command() -> str:
     """The command as it was typed: which worker of several does its part is no part of it."""
     typed = list(sys.argv[1:])
-    if "--worker" in typed:
-        place = typed.index("--worker")
-        del typed[place : place + 2]
+    for hidden in ("--worker", "--until"):
+        if hidden in typed:
+            place = typed.index(hidden)
+            del typed[place : place + 2]
     return shlex.join(["tutelage", *typed])
 
 

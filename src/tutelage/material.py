@@ -35,15 +35,22 @@ class Material(NamedTuple):
     repeatable: bool = True
 
 
-def gather(recipe: Recipe, *, teacher: str | None = None, trust_code: bool | frozenset[str] = False) -> Material:
+def gather(
+    recipe: Recipe,
+    *,
+    teacher: str | None = None,
+    trust_code: bool | frozenset[str] = False,
+    splits: data.Splits | None = None,
+) -> Material:
     """Turn a recipe's names into objects.
 
     Args:
         recipe: the run's.
         teacher: the folder of a teacher that was trained for this run.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        splits: the recipe's data, where they are open already.
     """
-    splits = data.open_data(recipe.data)
+    splits = data.open_data(recipe.data) if splits is None else splits
     shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
     student = models.create(
         recipe.student.name,

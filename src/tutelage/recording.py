@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from tutelage import data, store
+from tutelage.engine import Until
 from tutelage.engine.evaluate import place
 from tutelage.engine.loop import accelerator_on
 from tutelage.lesson import FrozenTeacher
@@ -33,6 +35,7 @@ def record(
     display: Display | None = None,
     limit_mb: float = 20_000,
     trust_code: bool | frozenset[str] = False,
+    until: Until | None = None,
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or go on with it.
 
@@ -42,12 +45,14 @@ def record(
         display: shows it as it goes.
         limit_mb: refuse to write more, MB of 10**6 bytes.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        until: the moment to stop by, after a whole chunk.
 
     Returns:
         The folder.
 
     Raises:
         RecipeError: the outputs would be larger than the limit, or teacher and data do not fit.
+        OutOfTimeError: the moment to stop has come; the same call goes on.
     """
     display = display or Silent()
     material = gather(recipe, trust_code=trust_code)
@@ -77,7 +82,11 @@ def record(
         display.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs, {len(todo)} chunks to record")
         display.begin(outputs.folder.name, len(todo), 0)
         outputs.begin()
+        took = 0.0
         for epoch, chunk in todo:
+            if until is not None:
+                until.check(f"{outputs.folder.name}: the next chunk", took)
+            began = time.monotonic()
             logits = torch.full((len(chunk), material.splits.classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
             requests = np.array_split(np.arange(chunk.start, chunk.stop), -(-len(chunk) // INNER))
@@ -90,5 +99,6 @@ def record(
                 for name in names:
                     features[name][rows] = said.taps[name].float().cpu()
             outputs.write(epoch, chunk, logits, features)
+            took = time.monotonic() - began
             display.tick()
     return outputs.folder

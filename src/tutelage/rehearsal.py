@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import resource
-import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from tutelage import data, models
+from tutelage import data, models, timing
 from tutelage.contracts import Batch
-from tutelage.engine import FitSettings, accelerator_on, answer, fit, judge
-from tutelage.lesson import FrozenTeacher, Lesson
-from tutelage.material import Material, check_fit, context, gather
+from tutelage.engine import accelerator_on, answer, judge
+from tutelage.lesson import FrozenTeacher
+from tutelage.material import Material, check_fit, gather
 from tutelage.recipes import Recipe
 
-TIMED = 3
-"""Steps that the estimate is taken from, after one to warm up."""
 SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""
 
@@ -54,7 +50,8 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
         found.append(("teacher accuracy", _accuracy(recipe, material) if training is None else "it is trained first"))
     total = 0.0
     for i, (objective, settings, batch_size) in enumerate(recipe.fits()):
-        seconds, parts, shape = _try(recipe, material, i, batch_size, settings)
+        seconds, parts = timing.step(recipe, material, i)
+        shape = (batch_size, splits.classes)
         steps = -(-len(splits.train) // batch_size) * settings.epochs
         total += steps * seconds
         stage = f"stage {i + 1} " if len(recipe.fits()) > 1 else ""
@@ -64,59 +61,13 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
             (f"{stage}steps", f"{steps} of {batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
-        seconds, _, _ = _try(
-            training, gather(training, trust_code=trust_code), 0, training.batch_size, training.fits()[0][1]
-        )
+        seconds, _ = timing.step(training, gather(training, trust_code=trust_code))
         steps = -(-len(splits.train) // training.batch_size) * training.epochs
         total += steps * seconds
         found.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
     found.append(("estimated time", f"{_duration(total)}, evaluation not counted"))
     found.append(("memory", _memory()))
     return found
-
-
-def _try(
-    recipe: Recipe, material: Material, stage: int, batch_size: int, settings: FitSettings
-) -> tuple[float, dict[str, float], tuple[int, ...]]:
-    """Take a few real steps on a copy of the student; return seconds a step, the terms, and the logits' shape."""
-    from dataclasses import replace
-
-    accelerator = accelerator_on(recipe.device)
-    objective = recipe.fits()[stage][0]
-    teacher_copy = copy.deepcopy(material.teacher)
-    material = material._replace(
-        student=copy.deepcopy(material.student).to(accelerator.device),
-        teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
-    )
-    lesson = Lesson(material.student, objective, context(objective, material))
-    taught = material.teacher if objective.needs.teacher else None
-    teacher = FrozenTeacher(taught, objective.needs.teacher_taps) if taught is not None else None
-    batches = _Few(
-        data.SplitBatches(material.splits.train, batch_size=batch_size, data_seed=recipe.data_seed, train=True)
-    )
-    (record,) = fit(lesson, teacher, batches, replace(settings, epochs=1), accelerator=accelerator)
-    return batches.seconds, record["train"]["terms"], (batch_size, material.splits.classes)
-
-
-class _Few:
-    """The first batches of an epoch, timed between the first and the last."""
-
-    def __init__(self, batches: data.SplitBatches) -> None:
-        self.batches, self.samples, self.seconds = batches, batches.samples, 0.0
-
-    def __len__(self) -> int:
-        return min(len(self.batches), 1 + TIMED)
-
-    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        stream = self.batches.epoch(epoch, start=start, rank=rank, world=world)
-        began = time.monotonic()
-        for i in range(len(self)):
-            yield next(stream)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if i == 0 and len(self) > 1:  # the first step warms up, unless it is the only one
-                began = time.monotonic()
-        self.seconds = (time.monotonic() - began) / max(len(self) - 1, 1)
 
 
 def _accuracy(recipe: Recipe, material: Material) -> str:

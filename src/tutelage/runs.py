@@ -29,7 +29,9 @@ from tutelage.engine import (
     FitSettings,
     HeldOut,
     Keep,
+    OutOfTimeError,
     Saved,
+    Until,
     accelerator_on,
     answer,
     better_than_chance,
@@ -147,6 +149,7 @@ def perform(
     material: Material | None = None,
     trust_code: bool | frozenset[str] = False,
     expected: Mapping[str, str | None] | None = None,
+    until: Until | None = None,
 ) -> Run:
     """Do a run, or go on with it where it stopped.
 
@@ -159,10 +162,12 @@ def perform(
         material: the objects, where they are the caller's own.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         expected: fingerprints of the data and the teacher that a repeated run had; others are refused.
+        until: the moment to stop by, with a checkpoint; none to do the whole run.
 
     Raises:
         RecipeError: the folder holds a finished run, or one of another recipe; or data, teacher and student do not fit.
         BusyError: another process is doing the run.
+        OutOfTimeError: the moment to stop has come; the same call goes on.
     """
     display = display or Silent()
     resolved = recipes.dump(recipe)
@@ -173,12 +178,20 @@ def perform(
         if training is not None and material is None:
             teacher_folder = folder / "teacher"
             if not finished(teacher_folder):
-                perform(training, teacher_folder, verb="train", command=command, display=display, trust_code=trust_code)
+                perform(
+                    training,
+                    teacher_folder,
+                    verb="train",
+                    command=command,
+                    display=display,
+                    trust_code=trust_code,
+                    until=until,
+                )
         material = material or gather(
             recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code
         )
         same_fingerprints(material, expected or fingerprints(earlier))
-        return _Performance(recipe, folder, verb, command, display, material, earlier, resolved).go()
+        return _Performance(recipe, folder, verb, command, display, material, earlier, resolved, until).go()
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
@@ -205,7 +218,9 @@ class _Performance:
         material: Material,
         earlier: records.Manifest | None,
         resolved: str,
+        until: Until | None = None,
     ) -> None:
+        self.until = until
         self.recipe, self.folder, self.display, self.material = recipe, folder, display, material
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
@@ -323,9 +338,11 @@ class _Performance:
         """Fit every stage, then judge and record."""
         try:
             self.fit_all()
+            if self.until is not None:
+                self.until.check(f"{self.recipe.name}: the last evaluation", self.until.evaluation)
             self.finish()
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
+            interrupted = isinstance(error, KeyboardInterrupt | OutOfTimeError)
             self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise CheckpointError(
@@ -401,6 +418,7 @@ class _Performance:
             stage=stage,
             to_beat=best["accuracy"] if best else None,
             resume=saved,
+            until=self.until,
         ):
             epochs.append(epoch)
             records.append_epoch(self.folder, epoch)

@@ -289,7 +289,7 @@ def test_a_process_waits_for_a_teacher_that_another_trains(tmp_path, without_rep
             waited.append((tmp_path / "grid/students/narrow-cross_entropy-seed0" / records.STUDENT).exists())
             fcntl.flock(file, fcntl.LOCK_UN)
 
-        monkeypatch.setattr(running, "time", SimpleNamespace(sleep=sleep, time=time.time))
+        monkeypatch.setattr(running, "time", SimpleNamespace(sleep=sleep, time=time.time, monotonic=time.monotonic))
         failed, assignment, _ = do(tmp_path)
     assert failed == {}
     assert waited == [True]  # What needs no teacher was done meanwhile.

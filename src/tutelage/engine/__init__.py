@@ -21,3 +21,5 @@ from tutelage.engine.settings import Cosine as Cosine
 from tutelage.engine.settings import FitSettings as FitSettings
 from tutelage.engine.settings import MultiStep as MultiStep
 from tutelage.engine.settings import Step as Step
+from tutelage.engine.until import OutOfTimeError as OutOfTimeError
+from tutelage.engine.until import Until as Until

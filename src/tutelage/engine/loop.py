@@ -25,6 +25,7 @@ from tutelage.engine import memory, optimise, speed
 from tutelage.engine.checkpoints import Checkpoints, Saved
 from tutelage.engine.evaluate import NAMED, HeldOut, NonFiniteError, answer, means, place
 from tutelage.engine.settings import FitSettings
+from tutelage.engine.until import OutOfTimeError, Until
 from tutelage.lesson import Lesson, Taught
 
 
@@ -77,6 +78,7 @@ def fit(
     stage: int = 0,
     to_beat: float | None = None,
     resume: Saved | None = None,
+    until: Until | None = None,
 ) -> Iterator[records.Epoch]:
     """Train a lesson, yielding a record after every epoch.
 
@@ -91,12 +93,20 @@ def fit(
         stage: a number that orders the fits of one run.
         to_beat: the best accuracy of earlier stages, a fraction.
         resume: a checkpoint of this stage to go on from.
+        until: the moment to stop by; none to train to the end.
 
     Raises:
         NonFiniteError: a loss or gradient was not finite and ``settings.nonfinite`` is ``stop``.
         CheckpointError: a checkpoint could not be written.
+        OutOfTimeError: the moment to stop has come; a checkpoint is written.
     """
+    if until is not None and accelerator.num_processes > 1:
+        raise ValueError(
+            f"until: expected none where several processes train together, got one for {accelerator.num_processes}: "
+            "each would stop at a step of its own; leave it out"
+        )
     fitting = _Fit(lesson, teacher, batches, settings, accelerator, held_out, keep, stage, to_beat)
+    fitting.until = until
     if resume is not None:
         fitting.restore(resume)
     try:
@@ -154,6 +164,7 @@ class _Fit:
         self.to_beat = to_beat
         self.forms = speed.Forms(lesson.student, self.teacher)
         self.speed: speed.Speed | None = None
+        self.until: Until | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -176,6 +187,7 @@ class _Fit:
         self.bare.train()
         memory.restart(self.device)
         for batch in stream:
+            self.stop_in_time(steps)
             if self.speed is None:
                 self.choose_speed(batch, steps * self.settings.epochs - self.step)
             rate = self.set_rate(self.step_in_epoch, steps)
@@ -195,6 +207,8 @@ class _Fit:
         sums = dict(zip(self.names, self.accelerator.reduce(self.sums).tolist(), strict=True))
         seconds, taken = time.monotonic() - started, memory.peak(self.device)
         evaluations = {held.name: self.evaluate(held) for held in self.held_out}
+        if self.until is not None:
+            self.until.evaluation = time.monotonic() - started - seconds
         self.epoch += 1
         self.step_in_epoch = 0
         record: records.Epoch = {
@@ -215,6 +229,18 @@ class _Fit:
         self.clear()
         self.save()
         return record
+
+    def stop_in_time(self, steps: int) -> None:
+        """Stop before a step that there is no time for; the epoch's last one has the evaluations after it."""
+        if self.until is None:
+            return
+        last = self.step_in_epoch == steps - 1
+        if not self.until.over(self.until.evaluation if last else 0.0):
+            return
+        if self.step_in_epoch:  # else there is nothing that the checkpoint after the epoch before lacks
+            self.look()
+            self.save()
+        raise OutOfTimeError(f"stopped in time before step {self.step + 1} of stage {self.stage + 1}")
 
     def set_rate(self, step: int, steps: int) -> float:
         """Set the learning rate of one of an epoch's steps."""

@@ -1,5 +1,6 @@
 """Grids of runs."""
 
+from tutelage.studies.budget import Budget as Budget
 from tutelage.studies.compare import compare as compare
 from tutelage.studies.plan import Assignment as Assignment
 from tutelage.studies.plan import assign as assign

@@ -482,7 +482,7 @@ def differences(assignment: Assignment, job: Job, *, fingerprint: str | None = N
         found.append(f"the data's fingerprint was {data}, is {fingerprint}")
     taught = (recorded.get("teacher") or {}).get("fingerprint")
     teacher = _teachers_weights(job.recipe)
-    if taught and teacher and taught != teacher:
+    if taught and teacher and taught not in (teacher, _rounded_from(job.recipe, teacher)):
         found.append(f"the teacher's fingerprint was {taught}, is {teacher}")
     return found
 
@@ -493,6 +493,15 @@ def _teachers_weights(recipe: Recipe) -> str | None:
         return None
     path = Path(recipe.teacher.name) / records.STUDENT
     return _fingerprint(path.resolve(), path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def _rounded_from(recipe: Recipe, fingerprint: str) -> str | None:
+    """Return the fingerprint that a recipe's teacher had before it was rounded to be carried; none where it was not."""
+    if not isinstance(recipe.teacher, Network):
+        return None
+    path = Path(recipe.teacher.name) / records.MANIFEST
+    rounded = (records.read_json(path).get("rounded") or {}) if path.is_file() else {}
+    return rounded.get("from") if rounded.get("fingerprint") == fingerprint else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -513,6 +522,18 @@ def _essence(recipe: Recipe, *, taught: bool) -> dict[str, Any]:
         # The pool may have been moved, with its teachers.
         value["teacher"] = Path(value["teacher"].get("name", "")).name
     return value
+
+
+def _carried(assignment: Assignment, shown: Sequence[Job]) -> Iterator[str]:
+    """Say which teachers are rounded copies of those that were trained."""
+    for name in dict.fromkeys(job.teacher for job in shown if job.teacher):
+        path = assignment.runs / name / records.MANIFEST
+        rounded = records.read_json(path).get("rounded") if path.is_file() else None
+        if rounded:
+            yield (
+                f"{name}: a copy in {rounded['to']} of the teacher that was trained; runs from before that "
+                "were taught by the float32 weights."
+            )
 
 
 def record(assignment: Assignment, shown: Sequence[Job]) -> records.Study:
@@ -554,5 +575,5 @@ def record(assignment: Assignment, shown: Sequence[Job]) -> records.Study:
         "costs": study.costs,
         "departures": departures(assignment, shown),
         "missing": assignment.missing,
-        "notes": list(study.notes),
+        "notes": [*study.notes, *_carried(assignment, shown)],
     }

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from tutelage import data, recording, records
 from tutelage.data import DataSettings
+from tutelage.engine import OutOfTimeError, Until
 from tutelage.runs import BusyError, Display, Silent, alone, finished, perform, steps_of
+from tutelage.studies import budget as budgets
+from tutelage.studies.budget import Budget, Plan
 from tutelage.studies.plan import Assignment, Job, cells, differences, jobs, record
 from tutelage.studies.schema import TEACHER
 
@@ -22,6 +25,9 @@ def conduct(
     command: str,
     display: Display | None = None,
     trust_code: bool | frozenset[str] = False,
+    budget: Budget | None = None,
+    workers: int = 1,
+    show_plan: bool = True,
 ) -> dict[str, str]:
     """Do what is asked for of a study, or go on with it: finished runs are not done again.
 
@@ -29,11 +35,17 @@ def conduct(
     that another trains. A run that fails does not stop the others. The study's records, its table and its report are
     written anew after every run.
 
+    With a budget the pairs are done in the order of what they take on this machine, and the study stops inside it: the
+    run at hand with a checkpoint within its epoch. The same call goes on, here or where the folder was copied to.
+
     Args:
         assignment: what is asked for.
         command: how it was asked for.
         display: shows it as it goes.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        budget: the time for it; none to do all of it.
+        workers: processes that do it together, this one among them.
+        show_plan: show what each pair takes and what fits in the budget.
 
     Returns:
         The runs that failed, and why.
@@ -41,16 +53,29 @@ def conduct(
     Raises:
         RecipeError: the data cannot be read, or two runs that differ would share a folder.
     """
-    return _Conduct(assignment, command, display or Silent(), trust_code).go()
+    display = display or Silent()
+    plan = None
+    if budget is not None:
+        plan = budgets.prepare(assignment, budget, workers=workers, trust_code=trust_code)
+        assignment = plan.assignment
+        for line in plan.lines() if show_plan else ():
+            display.say(line)
+    return _Conduct(assignment, command, display, trust_code, plan).go()
 
 
 class _Conduct:
     """A study while it is done by one process."""
 
     def __init__(
-        self, assignment: Assignment, command: str, display: Display, trust_code: bool | frozenset[str]
+        self,
+        assignment: Assignment,
+        command: str,
+        display: Display,
+        trust_code: bool | frozenset[str],
+        plan: Plan | None = None,
     ) -> None:
         self.assignment, self.command, self.display, self.trust_code = assignment, command, display, trust_code
+        self.plan, self.stopped, self.writing = plan, False, 0.0
         self.began = time.time()
         self.failed: dict[str, str] = {}
         self.asked = jobs(assignment)
@@ -73,7 +98,7 @@ class _Conduct:
         self.display.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
         self._write()
         busy: set[str] = set()
-        while self.left:
+        while self.left and not self.stopped:
             before, blocked = len(self.left), False
             for job in list(self.left):
                 if self._settled(job):
@@ -87,10 +112,14 @@ class _Conduct:
                         if job.name not in busy:
                             self.display.say(f"{job.name} is going on in another process: left to it")
                         busy.add(job.name)
+                    except OutOfTimeError as error:
+                        self.display.say(f"the budget is used up: {error}")
+                        self.stopped = True
+                        break
                     else:
                         self.left.remove(job)
-            if len(self.left) == before:
-                if not blocked:
+            if len(self.left) == before and not self.stopped:
+                if not blocked or self._over():
                     break
                 time.sleep(PATIENCE)
         self._write()
@@ -98,13 +127,17 @@ class _Conduct:
             # A run that was finished may be another teacher's by now: it is in no mean, and that is told.
             if why := self.others.get((job.pair, job.name)):
                 self._fail(job, why)
-        self._draw()
+        if not self.stopped:
+            self._draw()
         return self.failed
 
     def _write(self) -> None:
         """Write the records anew; whose runs the folders hold is looked at anew too, as a teacher may be another."""
         self.others = strangers(self.assignment, [*self.asked, *cells(self.assignment)], self.fingerprint)
+        clock = self.plan.budget.clock if self.plan is not None else time.monotonic
+        began = clock()
         write(self.assignment, self.others)
+        self.writing = clock() - began
 
     def _draw(self) -> None:
         """Draw the study's figures from the records, where it has any."""
@@ -140,11 +173,27 @@ class _Conduct:
         manifest = records.read_json(path)
         return str((manifest["notes"] or ["failed"])[-1]) if manifest["status"] == "failed" else None
 
+    def _until(self, job: Job) -> Until | None:
+        return budgets.until(self.plan, job, self.writing) if self.plan else None
+
+    def _over(self) -> bool:
+        """Whether the budget ends before there could be another look at a teacher."""
+        if self.plan is not None and self.plan.budget.left < budgets.MARGIN + PATIENCE:
+            self.stopped = True
+        return self.stopped
+
     def _do(self, job: Job) -> None:
+        until = self._until(job)
         self.display.say(f"{len(self.left)} left: {job.name}")
         try:
             if job.recipe.outputs is not None:
-                recording.record(job.recipe, taps=self._taps(job), display=self.display, trust_code=self.trust_code)
+                recording.record(
+                    job.recipe,
+                    taps=self._taps(job),
+                    display=self.display,
+                    trust_code=self.trust_code,
+                    until=until,
+                )
             perform(
                 job.recipe,
                 self._folder(job.name),
@@ -152,8 +201,9 @@ class _Conduct:
                 command=self.command,
                 display=self.display,
                 trust_code=self.trust_code,
+                until=until,
             )
-        except BusyError:
+        except (BusyError, OutOfTimeError):
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
             # Another process may have finished it since it was looked at.

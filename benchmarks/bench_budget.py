@@ -1,0 +1,107 @@
+"""Prove `tutelage study --budget`: kill it once with SIGKILL, copy its folder, go on there, and stop inside the budget.
+
+    python benchmarks/bench_budget.py --budget 20m --kill-after 6m --work WORK table1 --epochs 1 ...
+
+What stands after the options is a study and its own options. The first part is killed after so long; what is left of
+the budget is the second part's, in another folder, from a copy of the first's runs. Printed and recorded as JSON: how
+long each part took against what it was given, which runs were finished, begun and kept, and the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tutelage import manifest, records
+from tutelage.studies import budget
+
+
+def statuses(runs: Path) -> dict[str, str]:
+    """Each run's status, by its folder."""
+    found = sorted(runs.rglob(records.MANIFEST))
+    return {path.parent.relative_to(runs).as_posix(): records.read_json(path)["status"] for path in found}
+
+
+def part(typed: list[str], folder: Path, kill_after: float | None) -> tuple[float, int, list[str]]:
+    """Type a command in a folder; return the seconds that it took, its status and its lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tutelage.cli", *typed], cwd=folder, stdout=said, stderr=subprocess.STDOUT
+        )
+        try:
+            process.wait(timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    return time.monotonic() - began, process.returncode, (folder / "said.txt").read_text().splitlines()
+
+
+def main() -> None:
+    """Do both parts, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", required=True)
+    parser.add_argument("--kill-after", required=True)
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder for both parts")
+    parser.add_argument("--write", type=Path, help="the JSON file to record in")
+    given, study = parser.parse_known_args()
+    first, second = given.work.resolve() / "first", given.work.resolve() / "second" / "place"
+    seconds, early = budget.read(given.budget), budget.read(given.kill_after)
+    took, code, said = part(["study", *study, "--budget", given.budget], first, early)
+    print(f"first part: {took:.1f} s, exit status {code}")
+    if code != -signal.SIGKILL:
+        print((first / "said.txt").read_text())
+        sys.exit("the first part ended by itself, so it was not killed: give it more to do, or kill it earlier")
+    before = statuses(first / "runs")
+    kept = [name for name, status in before.items() if status == "finished"]
+    bits = {name: (first / "runs" / name / records.STUDENT).read_bytes() for name in kept}
+    second.mkdir(parents=True)
+    shutil.copytree(first / "runs", second / "runs")
+    shutil.move(first, given.work.resolve() / "gone")
+    rest = round(seconds - took)
+    again, status, lines = part(["study", *study, "--budget", f"{rest}s"], second, None)
+    print(f"second part: {again:.1f} s of {rest} s, exit status {status}")
+    print("\n".join(lines))
+    after = statuses(second / "runs")
+    (folder,) = (path.parent for path in (second / "runs").rglob(records.STUDY))
+    found = {
+        "command": manifest.without_paths(["tutelage", "study", *study, "--budget", given.budget]),
+        "budget_s": seconds,
+        "parts": [
+            {"given_s": seconds, "killed_after_s": round(took, 1), "status": code},
+            {"given_s": rest, "took_s": round(again, 1), "status": status, "ratio": round(again / rest, 3)},
+        ],
+        "inside_the_budget": took + again <= seconds,
+        "after_the_kill": before,
+        "at_the_end": after,
+        "finished_runs_kept_their_bits": all(
+            (second / "runs" / name / records.STUDENT).read_bytes() == content for name, content in bits.items()
+        ),
+        "went_on_within_a_run": [line for line in lines if line.startswith("going on after")],
+        "plan": [
+            line for text in (said, lines) for line in text if " ms a step" in line or line.startswith("budget: ")
+        ],
+        "last_lines": lines[-2:],
+        "table": records.read_json(folder / "table.json")["rows"],
+        "n": 1,
+        "hardware": manifest.hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        **manifest.version(),
+        "software": manifest.software(),
+    }
+    text = json.dumps(manifest.without_paths(found), indent=1) + "\n"
+    if given.write:
+        given.write.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Teachers and records that are carried in the repository: collected, put back, and a study gone on with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tutelage import records
+from tutelage.report import html
+from tutelage.studies import plan, running, schema
+
+ROOT = Path(__file__).parents[2]
+STUDY = {
+    "name": "grid",
+    "protocol": {"data": "digits", "epochs": 1, "optimizer": {"lr": 0.1}, "device": "cpu", "threads": 1},
+    "pairs": {"wide/narrow": {"teacher": "mlp:16", "student": "mlp:8"}},
+    "methods": ["cross_entropy", "kd"],
+}
+
+
+@pytest.fixture
+def collecting(monkeypatch):
+    spec = importlib.util.spec_from_file_location("collect", ROOT / "benchmarks/collect.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
+    return module
+
+
+def conduct(folder, seeds=1):
+    study = schema.parse(STUDY)
+    assignment = plan.assign(study, study, runs=folder, seeds=seeds)
+    return running.conduct(assignment, command="test"), assignment
+
+
+def read(folder):
+    return json.loads((folder / records.MANIFEST).read_text())
+
+
+def test_a_study_goes_on_from_its_records_and_a_teacher_in_half_precision(collecting, tmp_path):
+    conduct(tmp_path / "runs")
+    kept = collecting.collect(tmp_path / "runs/grid", tmp_path / "results")
+    weights = [path.relative_to(kept).as_posix() for path in kept.rglob("*.safetensors")]
+    assert weights == ["teachers/wide-seed100/student.safetensors"]
+    state = load_file(kept / weights[0])
+    assert {value.dtype for value in state.values()} == {torch.float16}
+    there = tmp_path / "elsewhere"
+    place = collecting.restore(kept, there)
+    taught = read(place / "wide-narrow/kd-seed0")["teacher"]["fingerprint"]
+    assert read(place / "teachers/wide-seed100")["rounded"]["from"] == taught
+    failed, assignment = conduct(there, seeds=2)
+    assert failed == {}
+    rows = json.loads((assignment.folder / "table.json").read_text())
+    assert [(row["method"], row["n"]) for row in rows["rows"]] == [("teacher", 1), ("cross_entropy", 2), ("kd", 2)]
+    assert sum("a copy in float16 of the teacher that was trained" in note for note in rows["notes"]) == 1
+    # The runs that were carried are kept, and the new one had the copy.
+    assert not (place / "wide-narrow/kd-seed0" / records.STUDENT).exists()
+    rounded = read(place / "teachers/wide-seed100")["rounded"]["fingerprint"]
+    assert read(place / "wide-narrow/kd-seed1")["teacher"]["fingerprint"] == rounded != taught
+    # Carried once more, it is still known whose copy it is.
+    again = collecting.collect(place, tmp_path / "second")
+    assert read(again / "teachers/wide-seed100")["rounded"]["from"] == taught
+
+
+def test_another_teacher_in_the_copy_s_place_is_none_of_theirs(collecting, tmp_path):
+    conduct(tmp_path / "runs")
+    kept = collecting.collect(tmp_path / "runs/grid", tmp_path / "results")
+    place = collecting.restore(kept, tmp_path / "elsewhere")
+    other = {**STUDY, "teacher_seed": 7}
+    study = schema.parse(other)
+    running.conduct(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]), command="test")
+    trained = tmp_path / "other/grid/teachers/wide-seed7" / records.STUDENT
+    shutil.copy(trained, place / "teachers/wide-seed100" / records.STUDENT)
+    failed, _ = conduct(tmp_path / "elsewhere", seeds=2)
+    assert "the teacher's fingerprint was " in failed["grid/wide-narrow/kd-seed0"]
+
+
+def test_large_weights_and_unfinished_runs_stay_behind(collecting, tmp_path, capsys):
+    conduct(tmp_path / "runs", seeds=2)
+    pool = tmp_path / "runs/grid"
+    large = tmp_path / "copy"
+    assert not collecting.carry(pool / "teachers/wide-seed100", large, limit=100)
+    assert "its weights stay behind" in capsys.readouterr().out
+    assert not large.exists()
+    path = pool / "wide-narrow/kd-seed1" / records.MANIFEST
+    path.write_text(json.dumps({**read(path.parent), "status": "interrupted"}))
+    path = pool / "teachers/wide-seed100" / records.MANIFEST
+    path.write_text(json.dumps({**read(path.parent), "status": "interrupted"}))
+    kept = collecting.collect(pool, tmp_path / "results")
+    assert list(kept.rglob("*.safetensors")) == []
+    place = collecting.restore(kept, tmp_path / "elsewhere")
+    back = sorted(path.parent.relative_to(place).as_posix() for path in place.rglob(records.MANIFEST))
+    assert back == [
+        "students/narrow-cross_entropy-seed0",
+        "students/narrow-cross_entropy-seed1",
+        "wide-narrow/kd-seed0",
+    ]
