@@ -264,6 +264,15 @@ def alike(one: Recipe, other: Recipe) -> bool:
     return mine == others and teachers[1:] in ([], teachers[:1]) and (not both_ask or one.outputs == other.outputs)
 
 
+def class_of(planned: Sequence[Recipe], most: int) -> list[int]:
+    """Return which runs may be done with the first, itself included: at most so many, in their order."""
+    found: list[int] = []
+    for k, recipe in enumerate(planned):
+        if len(found) < most and all(alike(recipe, planned[other]) for other in found):
+            found.append(k)
+    return found
+
+
 _SHARED = (
     *("data", "data_seed", "batch_size", "accumulate", "precision", "channels_last"),
     *("device", "threads", "deterministic"),
