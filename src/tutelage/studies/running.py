@@ -118,7 +118,8 @@ class _Conduct:
             if why := self.others.get((job.pair, job.name)):
                 self._fail(job, why)
         self._draw()
-        return self.failed
+        # In the order of the plan, whoever was trained with whom.
+        return {job.name: self.failed[job.name] for job in self.asked if job.name in self.failed}
 
     def _write(self) -> None:
         """Write the records anew; whose runs the folders hold is looked at anew too, as a teacher may be another."""
