@@ -94,6 +94,20 @@ def teacher_first(teacher):
     }
 
 
+def a_class(teacher):
+    """Runs that are done together; their checkpoints lie at different steps."""
+    changes = {
+        "three": {},
+        "two": {"checkpoint_steps": 2, "seed": 4, "objective": {"ttm": {"gamma": 0.5, "beta": 1.0}}},
+        "five": {"checkpoint_steps": 5, "seed": 5, "student": "mlp:8", "objective": "cross_entropy"},
+        "none": {"checkpoint_steps": None, "seed": 6, "teacher": None, "objective": "cross_entropy"},
+    }
+    found = [{**two_stages(teacher), "name": name, **own} for name, own in changes.items()]
+    for one in found[2:]:
+        one["stages"] = [{"epochs": 2}, {"epochs": 2}]
+    return found
+
+
 TEACHER = {
     "name": "teacher",
     "student": "mlp:16",
@@ -102,12 +116,18 @@ TEACHER = {
     "device": "cpu",
     "threads": 1,
 }
-RECIPES = {"two-stages": two_stages, "teacher-first": teacher_first}
+RECIPES = {"two-stages": two_stages, "teacher-first": teacher_first, "class": a_class}
 
 
 def do_run(value, folder):
     from tutelage import runs
 
+    if isinstance(value, list):
+        planned = [(recipe_of(one), folder / one["name"]) for one in value]
+        left = [(recipe, place) for recipe, place in planned if not runs.finished(place)]
+        done = runs.perform_together(left, command="killed_run", trust_code=True)
+        assert all(isinstance(run, runs.Run) for run in done), done
+        return
     runs.perform(recipe_of(value), folder, verb="distill", command="killed_run", trust_code=True)
 
 
@@ -244,7 +264,13 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     teacher = folder / "teacher"
     forked(TEACHER, teacher)
-    outcomes = {name: [forked(make(str(teacher)), folder / name)] for name, make in RECIPES.items()}
+    outcomes = {}
+    for name, make in RECIPES.items():
+        value = make(str(teacher))
+        if isinstance(value, list):  # never stopped, and each alone
+            outcomes[name] = [forked(one, folder / name / one["name"]) for one in value]
+        else:
+            outcomes[name] = [forked(value, folder / name)]
     for name, case in json.load(sys.stdin).items():
         value = RECIPES[case["recipe"]](str(teacher))
         outcomes[name] = [forked(value, folder / name, moment) for moment in [*case["moments"], case.get("then")]]

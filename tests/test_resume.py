@@ -69,12 +69,33 @@ CASES = {
 }
 
 
+def class_(*moments):
+    return {"recipe": "class", "moments": list(moments)}
+
+
+CLASS = ("three", "two", "five", "none")
+# Four runs in lockstep: a step of the class is four of the optimizers'.
+CLASSES = {
+    "class-before-any-checkpoint": class_(at("step", 6)),
+    "class-in-the-middle-of-a-step": class_(at("step", 18)),
+    "class-between-micro-batches": class_(at("forward", 9)),
+    "class-one-checkpoint-of-several": class_(at("write", 2, "tensors.safetensors")),
+    "class-second-epoch": class_(at("step", 47)),
+    "class-metrics-of-the-second-run": class_(at("write", 2, "metrics.jsonl")),
+    "class-end-of-stage-1": class_(at("rename", 1, "two/checkpoints/00-000000012", "after")),
+    "class-stage-2": class_(at("step", 71)),
+    "class-one-is-finished": class_(at("write", 2, "student.safetensors")),
+    "class-last-manifest": class_(at("write", 3, "evaluation.json")),
+    "class-again-and-again": class_(at("step", 18), at("step", 9), at("write", 1, "metrics.jsonl"), at("step", 30)),
+}
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
         [sys.executable, "-W", "error", HERE / "killed_run.py", folder],
-        input=json.dumps(CASES | {"forgetful": two_stages(at("step", 5)) | {"then": at("forget")}}),
+        input=json.dumps(CASES | CLASSES | {"forgetful": two_stages(at("step", 5)) | {"then": at("forget")}}),
         capture_output=True,
         text=True,
         timeout=500,
@@ -93,18 +114,32 @@ def metrics(folder):
 @pytest.mark.parametrize("case", CASES)
 def test_killed_and_resumed_is_never_stopped(killed, case):
     folder, outcomes, errors = killed
-    whole, recipe = folder / case, CASES[case]["recipe"]
+    recipe = CASES[case]["recipe"]
     assert outcomes[recipe] == [{"exit": 0}], errors
     kills = [{"signal": signal.SIGKILL}] * len(CASES[case]["moments"])
     assert outcomes[case] == [*kills, {"exit": 0}], errors
+    assert_never_stopped(folder / case, folder / recipe)
+
+
+@pytest.mark.parametrize("case", CLASSES)
+def test_a_class_killed_and_resumed_is_each_run_alone_never_stopped(killed, case):
+    folder, outcomes, errors = killed
+    assert outcomes["class"] == [{"exit": 0}] * len(CLASS), errors
+    kills = [{"signal": signal.SIGKILL}] * len(CLASSES[case]["moments"])
+    assert outcomes[case] == [*kills, {"exit": 0}], errors
+    for name in CLASS:
+        assert_never_stopped(folder / case / name, folder / "class" / name)
+
+
+def assert_never_stopped(whole, other):
     for name in ("student.safetensors", "best.safetensors", "student.json", "evaluation.json"):
-        assert (whole / name).read_bytes() == (folder / recipe / name).read_bytes(), name
-    assert metrics(whole) == metrics(folder / recipe)
+        assert (whole / name).read_bytes() == (other / name).read_bytes(), name
+    assert metrics(whole) == metrics(other)
     assert json.loads((whole / "manifest.json").read_text())["status"] == "finished"
     left = [path.name for path in whole.rglob("*.tmp")]
     assert left == []
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == sorted(
-        path.name for path in (folder / recipe / "checkpoints").iterdir()
+        path.name for path in (other / "checkpoints").iterdir()
     )
 
 

@@ -108,6 +108,12 @@ def study(
         int | None, typer.Option("--epochs", help="Epochs of the protocol; decays and warm-up are scaled with them.")
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that share the work.")] = 1,
+    together: Annotated[
+        int | None,
+        typer.Option(
+            "--together", min=1, help="Students at most that share a batch and a teacher's pass; 8, or 1 to time them."
+        ),
+    ] = None,
     pool: Annotated[
         str | None, typer.Option("--pool", help="The folder of the runs, shared by several studies.")
     ] = None,
@@ -173,8 +179,9 @@ def study(
                 display=screen,
                 trust_code=trust,
                 budget=allowed,
-                workers=jobs,
                 show_plan=False,
+                together=together,
+                workers=jobs,
             )
         records.write_json(worker, failed)
         return
@@ -192,7 +199,14 @@ def study(
         failed = studies.share(typed, jobs, say=typer.echo)
     else:
         with _screen() as screen:
-            failed = studies.conduct(assignment, command=_command(), display=screen, trust_code=trust, budget=allowed)
+            failed = studies.conduct(
+                assignment,
+                command=_command(),
+                display=screen,
+                trust_code=trust,
+                budget=allowed,
+                together=together,
+            )
     if (assignment.folder / "study.json").exists():
         _print_table(assignment.folder)
         typer.echo(f"\ntable: {assignment.folder / 'table.md'}\nreport: {assignment.folder / 'report.html'}")

@@ -39,6 +39,7 @@ def gather(
     recipe: Recipe,
     *,
     teacher: str | None = None,
+    beside: Material | None = None,
     trust_code: bool | frozenset[str] = False,
     splits: data.Splits | None = None,
 ) -> Material:
@@ -47,10 +48,12 @@ def gather(
     Args:
         recipe: the run's.
         teacher: the folder of a teacher that was trained for this run.
+        beside: another run's with the same data and the same teacher, if both have one; they are shared.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         splits: the recipe's data, where they are open already.
     """
-    splits = data.open_data(recipe.data) if splits is None else splits
+    if splits is None:
+        splits = beside.splits if beside else data.open_data(recipe.data)
     shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
     student = models.create(
         recipe.student.name,
@@ -71,6 +74,8 @@ def gather(
     named = Network(name=teacher) if teacher else recipe.teacher
     if not isinstance(named, Network):
         return Material(splits, student, None)
+    if beside and beside.teacher is not None:
+        return Material(splits, student, beside.teacher)
     made = models.create(named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape)
     return Material(splits, student, made)
 

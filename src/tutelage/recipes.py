@@ -264,6 +264,11 @@ class Recipe(_Section):
         return Recipe.model_construct(**{**own, **changes, **said})
 
 
+TOGETHER = 8
+"""Students in one class unless something else is said. Each takes memory for its parameters, their gradients and the
+optimizer's state; activations are there for one at a time."""
+
+
 class Comparison(Recipe):
     """Several objectives over several seeds on one task.
 
@@ -271,6 +276,8 @@ class Comparison(Recipe):
         objectives: what is compared, by the names that the table shows.
         seeds: how many runs each; both seeds differ from run to run.
         baseline: the entry that gains are measured against; by default the first.
+        share_data_seed: all seeds have the data seed of the first, so that order and views are the same for all runs.
+        together: how many students at most are trained in lockstep, on one batch and one teacher pass a step.
     """
 
     # A run's key, which a comparison refuses; written out, its default could not be read back.
@@ -280,6 +287,8 @@ class Comparison(Recipe):
     )
     seeds: int = Field(1, ge=1)
     baseline: str | None = Field(None, description="one of the objectives' names or null", examples=["null"])
+    share_data_seed: bool = False
+    together: int = Field(TOGETHER, ge=1)
 
     @field_validator("objective", mode="before")
     @classmethod

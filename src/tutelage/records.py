@@ -156,6 +156,8 @@ class Comparison(TypedDict):
     """The entry that gains are measured against."""
     teacher: str | None
     """The teacher's run folder, relative, where the comparison trained it."""
+    share_data_seed: NotRequired[bool]
+    """All seeds share order and views, so that the spread over seeds is that of the initialisation alone."""
     entries: list[Entry]
 
 

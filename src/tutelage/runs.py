@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,18 +25,19 @@ from tutelage import data, manifest, models, recipes, records
 from tutelage.contracts import UNLABELLED, Batch, Batches, Teacher
 from tutelage.engine import (
     Answers,
+    Chance,
     CheckpointError,
     Checkpoints,
-    FitSettings,
     HeldOut,
     Keep,
     OutOfTimeError,
+    Pupil,
     Saved,
+    Together,
     Until,
     accelerator_on,
     answer,
     better_than_chance,
-    fit,
     judge,
 )
 from tutelage.lesson import FrozenTeacher, Lesson
@@ -52,8 +54,7 @@ from tutelage.material import (
     same_fingerprints,
 )
 from tutelage.models import Classifier
-from tutelage.objectives import Objective
-from tutelage.recipes import Recipe, RecipeError
+from tutelage.recipes import Recipe, RecipeError, TrainedTeacher
 from tutelage.store import Recorded
 
 Verb = Literal["train", "distill"]
@@ -170,9 +171,8 @@ def perform(
         OutOfTimeError: the moment to stop has come; the same call goes on.
     """
     display = display or Silent()
-    resolved = recipes.dump(recipe)
     with alone(folder), set_up(recipe):
-        earlier = _earlier(folder, resolved)
+        earlier = _earlier(folder, recipes.dump(recipe))
         teacher_folder = None
         training = recipe.training(f"{recipe.name}/teacher")
         if training is not None and material is None:
@@ -191,7 +191,109 @@ def perform(
             recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code
         )
         same_fingerprints(material, expected or fingerprints(earlier))
-        return _Performance(recipe, folder, verb, command, display, material, earlier, resolved, until).go()
+        run = _Performance(recipe, folder, verb, command, display, material, earlier)
+        (failure,) = _Class([run], display, until).go()
+        if failure is not None:
+            raise failure
+    return Run(folder)
+
+
+def perform_together(
+    planned: Sequence[tuple[Recipe, Path]],
+    *,
+    command: str,
+    display: Display | None = None,
+    trust_code: bool | frozenset[str] = False,
+    until: Until | None = None,
+) -> list[Run | Exception]:
+    """Do several runs at once, each as `perform` does it alone and with the same bits: a class.
+
+    The data are opened, a batch is made and the teacher is asked once for all of them. What fails one of them ends that
+    run alone; what they share fails them all.
+
+    Args:
+        planned: recipes that `alike` takes for a class, with their runs' folders.
+        command: how they were asked for.
+        display: shows them as they go.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        until: the moment to stop by, with a checkpoint of each; none to do the whole runs.
+
+    Returns:
+        For each either the run, or why there is none: a `BusyError` where another process is doing it,
+        an `OutOfTimeError` where the moment to stop has come.
+
+    Raises:
+        ValueError: the recipes are none of one class.
+    """
+    display = display or Silent()
+    recipes_, told = [recipe for recipe, _ in planned], dict[int, Run | Exception]()
+    if any(not alike(one, other) for one, other in itertools.combinations(recipes_, 2)):
+        raise ValueError("recipes: expected those of one class, got some that differ in more than a class's may")
+
+    def attempt(k: int, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
+            told[k] = error
+
+    with contextlib.ExitStack() as stack, set_up(recipes_[0]):
+        for k, (_, folder) in enumerate(planned):
+            attempt(k, lambda folder=folder: stack.enter_context(alone(folder)))  # type: ignore[misc]
+        shared: Material | None = None
+        answers: dict[str, Answers] = {}
+        runs: dict[int, _Performance] = {}
+        for k, (recipe, folder) in enumerate(planned):
+            if k in told:
+                continue
+            try:
+                earlier = _earlier(folder, recipes.dump(recipe))
+                material = gather(recipe, beside=shared, trust_code=trust_code)
+                shared = shared._replace(teacher=shared.teacher or material.teacher) if shared else material
+                same_fingerprints(material, fingerprints(earlier))
+                verb: Verb = "distill" if recipe.teacher is not None else "train"
+                runs[k] = _Performance(recipe, folder, verb, command, display, material, earlier, answers)
+            except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
+                told[k] = error
+            except BaseException as error:
+                for run in runs.values():
+                    run.stop(error)
+                raise
+        failures = _Class(list(runs.values()), display, until).go()
+    told |= {k: failure or Run(planned[k][1]) for k, failure in zip(runs, failures, strict=True)}
+    return [told[k] for k in range(len(planned))]
+
+
+def alike(one: Recipe, other: Recipe) -> bool:
+    """Whether two runs may be in one class: they see the same batches, and ask the same teacher if both ask one.
+
+    Seeds, students, objectives, optimizers and their schedules may differ.
+    """
+    if any(isinstance(recipe.teacher, TrainedTeacher) for recipe in (one, other)):
+        return False
+    mine, others = (
+        {name: getattr(recipe, name) for name in _SHARED}
+        | {"fits": [(settings.epochs, batch_size) for _, settings, batch_size in recipe.fits()]}
+        for recipe in (one, other)
+    )
+    both_ask = all(any(objective.needs.teacher for objective, _, _ in recipe.fits()) for recipe in (one, other))
+    teachers = [recipe.teacher for recipe in (one, other) if recipe.teacher is not None]
+    return mine == others and teachers[1:] in ([], teachers[:1]) and (not both_ask or one.outputs == other.outputs)
+
+
+def class_of(planned: Sequence[Recipe], most: int) -> list[int]:
+    """Return which runs may be done with the first, itself included: at most so many, in their order."""
+    found: list[int] = []
+    for k, recipe in enumerate(planned):
+        if len(found) < most and all(alike(recipe, planned[other]) for other in found):
+            found.append(k)
+    return found
+
+
+_SHARED = (
+    *("data", "data_seed", "batch_size", "accumulate", "precision", "channels_last"),
+    *("device", "threads", "deterministic", "compile_teacher"),
+)
+"""Keys that all runs of a class agree in, besides the teacher and each stage's epochs and batch size."""
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
@@ -217,13 +319,14 @@ class _Performance:
         display: Display,
         material: Material,
         earlier: records.Manifest | None,
-        resolved: str,
-        until: Until | None = None,
+        told: dict[str, Answers] | None = None,
     ) -> None:
-        self.until = until
+        """Prepare a run; ``told`` holds what the teacher said about held-out sets, and is filled where it is empty."""
         self.recipe, self.folder, self.display, self.material = recipe, folder, display, material
+        self.told = {} if told is None else told
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
+        self.chance: Chance | None = None
         self.how: dict[str, Any] = {
             "device": self.device,
             "precision": recipe.precision,
@@ -237,9 +340,9 @@ class _Performance:
         check_fit(material, [objective for objective, _, _ in self.fits])
         self.check_outputs()
         self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None
+        self.first = not self.told
         self.held_out = [
-            HeldOut(name, batches, self.ask("teacher", self.teacher.network, batches) if self.teacher else None)
-            for name, batches in held_out_sets(splits, recipe)
+            HeldOut(name, batches, self.ask_teacher(name, batches)) for name, batches in held_out_sets(splits, recipe)
         ]
         self.check_student()
         self.manifest: records.Manifest = {
@@ -267,17 +370,26 @@ class _Performance:
             "objective_terms": [o.weights() for o, _, _ in self.fits],
             "speed": (earlier or {}).get("speed") or [{} for _ in self.fits],
             "objective_resolved": (earlier or {}).get("objective_resolved") or [{} for _ in self.fits],
+            "class": (earlier or {}).get("class") or [],
             "selection": {"set": self.held_out[0].name, "metric": "accuracy", "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if material.repeatable else None,
             "notes": list(splits.notes),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        records.write_bytes(folder / records.RECIPE, resolved.encode())
+        records.write_bytes(folder / records.RECIPE, recipes.dump(recipe).encode())
         records.write_json(folder / records.MANIFEST, self.manifest)
 
     def ask(self, who: str, network: nn.Module, batches: Batches) -> Answers:
         """Ask a network about a held-out set."""
         return answer(network, batches, who=who, **self.how)
+
+    def ask_teacher(self, name: str, batches: Batches) -> Answers | None:
+        """Ask the teacher about a held-out set, once for all runs of a class."""
+        if self.teacher is None:
+            return None
+        if name not in self.told:
+            self.told[name] = self.ask("teacher", self.teacher.network, batches)
+        return self.told[name]
 
     def check_outputs(self) -> None:
         """Refuse recorded outputs that lack what a later epoch or stage will read."""
@@ -289,6 +401,11 @@ class _Performance:
                 if objective.needs.teacher:
                     store.require(epoch, objective.needs.teacher_taps)
                 epoch += 1
+
+    def beside(self, names: Sequence[str]) -> None:
+        """Record the runs that this one is trained beside."""
+        self.manifest["class"] = list(dict.fromkeys([*self.manifest["class"], *names]))
+        records.write_json(self.folder / records.MANIFEST, self.manifest)
 
     def check_student(self) -> None:
         """Refuse a student, perhaps the caller's own module, whose logits are not for the data's classes."""
@@ -317,7 +434,7 @@ class _Performance:
             )
         better = better_than_chance(test.teacher)
         accuracy = judge(test.teacher)["accuracy"] if better is not None else None
-        if accuracy is not None:
+        if accuracy is not None and self.first:
             self.display.say(
                 f"teacher {name}: accuracy {accuracy:.2%} on {len(test.teacher.labels)} {test.name} samples"
             )
@@ -334,28 +451,10 @@ class _Performance:
             "answers": self.answers(),
         }
 
-    def go(self) -> Run:
-        """Fit every stage, then judge and record."""
-        try:
-            self.fit_all()
-            if self.until is not None:
-                self.until.check(f"{self.recipe.name}: the last evaluation", self.until.evaluation)
-            self.finish()
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt | OutOfTimeError)
-            self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise CheckpointError(
-                    f"{self.recipe.name}: expected room on the disk for the run's records, got none; "
-                    "free some space and type the same command again to resume"
-                ) from error
-            raise
-        return Run(self.folder)
-
-    def fit_all(self) -> None:
-        """Fit the stages that are not done."""
+    def begin(self) -> None:
+        """Read the checkpoint, if there is one, and seed."""
         checkpoints = Checkpoints(self.folder / records.CHECKPOINTS)
-        saved = checkpoints.load()
+        self.saved = checkpoints.load()
         choices = {
             "threads": torch.get_num_threads(),
             "device": self.device.type,
@@ -363,71 +462,66 @@ class _Performance:
             "deterministic": self.recipe.deterministic,
             "teacher": self.answers(),
         }
-        epochs = list(records.read_epochs(self.folder)) if saved else []
-        if saved:
-            _same_choices(saved, choices)
-            epochs = [e for e in epochs if e["stage"] < saved.state["stage"]] + saved.state["history"]
-            self.display.say(f"going on after epoch {saved.state['epoch']}, step {saved.state['step']}")
-        records.rewrite_epochs(self.folder, epochs)
+        self.keep = Keep(checkpoints, self.folder / records.BEST, choices)
+        self.stage = 0
+        self.epochs = list(records.read_epochs(self.folder)) if self.saved else []
+        if self.saved:
+            _same_choices(self.saved, choices)
+            self.stage, history = self.saved.state["stage"], self.saved.state["history"]
+            self.epochs = [e for e in self.epochs if e["stage"] < self.stage] + history
+            self.say(f"going on after epoch {self.saved.state['epoch']}, step {self.saved.state['step']}")
+        records.rewrite_epochs(self.folder, self.epochs)
         # A student of the user's own may draw from any of the three; a checkpoint keeps all of them.
         torch.manual_seed(self.recipe.seed)
         random.seed(self.recipe.seed)
         np.random.seed(self.recipe.seed % 2**32)
-        for stage, (objective, settings, batch_size) in enumerate(self.fits):
-            if saved and stage < saved.state["stage"]:
-                continue
-            self.fit_stage(
-                stage,
-                objective,
-                settings,
-                batch_size,
-                epochs,
-                Keep(checkpoints, self.folder / records.BEST, choices, self.announcer(stage)),
-                saved,
-            )
-            saved = None
 
-    def fit_stage(
-        self,
-        stage: int,
-        objective: Objective,
-        settings: FitSettings,
-        batch_size: int,
-        epochs: list[records.Epoch],
-        keep: Keep,
-        saved: Saved | None,
-    ) -> None:
-        """Fit one stage, appending its epochs to the metrics."""
-        splits = self.material.splits
+    def pupil(self, stage: int) -> Pupil:
+        """Return what the engine needs to fit a stage, from the checkpoint on if it is of this one."""
+        objective, settings, _ = self.fits[stage]
         lesson = Lesson(self.material.student, objective, context(objective, self.material))
         self.target_gamma = lesson.objective.target_gamma
         self.manifest["objective_resolved"][stage] = lesson.objective.resolved
-        batches = data.SplitBatches(splits.train, batch_size=batch_size, data_seed=self.recipe.data_seed, train=True)
-        teacher = self.answering(objective.needs.teacher_taps) if objective.needs.teacher else None
-        best = records.best_epoch([e for e in epochs if e["stage"] < stage], self.selection)
-        title = self.recipe.name + (f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else "")
-        self.display.begin(title, len(batches) * settings.epochs, saved.state["step"] if saved else 0)
-        for epoch in fit(
+        best = records.best_epoch([e for e in self.epochs if e["stage"] < stage], self.selection)
+        saved = self.saved if stage == self.stage else None
+        return Pupil(
             lesson,
-            teacher,
-            _Followed(batches, self.display, sum(settings.epochs for _, settings, _ in self.fits[:stage]), teacher),
             settings,
-            accelerator=self.accelerator,
-            held_out=self.held_out,
-            keep=keep,
-            stage=stage,
-            to_beat=best["accuracy"] if best else None,
-            resume=saved,
-            until=self.until,
-        ):
-            epochs.append(epoch)
-            records.append_epoch(self.folder, epoch)
-            self.write_manifest("running")
-            self.display.note(_line(epoch, settings.epochs, self.selection))
+            objective.needs.teacher,
+            self.held_out,
+            self.keep._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
+            best["accuracy"] if best else None,
+            saved,
+            self.chance,
+        )
 
-    def announcer(self, stage: int) -> Callable[[dict[str, Any]], None]:
-        """Return what writes into the manifest how a stage is computed."""
-        return partial(self.manifest["speed"].__setitem__, stage)
+    def note(self, stage: int, epoch: records.Epoch) -> None:
+        """Record an epoch of a stage."""
+        self.epochs.append(epoch)
+        records.append_epoch(self.folder, epoch)
+        self.write_manifest("running")
+        self.display.note(self.named(_line(epoch, self.fits[stage][1].epochs, self.selection)))
+
+    def say(self, text: str) -> None:
+        """Say something of this run."""
+        self.display.say(self.named(text))
+
+    def named(self, text: str) -> str:
+        """Say whose a line is, where there are several."""
+        return f"{self.recipe.name}: {text}" if self.chance else text
+
+    def stop(self, error: BaseException) -> BaseException:
+        """Record why the run ends here, and return what is to be told of it."""
+        interrupted = isinstance(error, KeyboardInterrupt | OutOfTimeError)
+        self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            full = CheckpointError(
+                f"{self.recipe.name}: expected room on the disk for the run's records, got none; "
+                "free some space and type the same command again to resume"
+            )
+            full.__cause__ = error
+            return full
+        return error
 
     def answers(self) -> str:
         """Say how the teacher takes part in training."""
@@ -483,15 +577,114 @@ class _Performance:
             records.write_json(self.folder / records.MANIFEST, self.manifest)
 
 
+class _Class:
+    """Runs that go on in lockstep, stage by stage; one run is a class of one."""
+
+    def __init__(self, runs: Sequence[_Performance], display: Display, until: Until | None = None) -> None:
+        self.runs, self.display, self.until = runs, display, until
+        self.failures: dict[int, Exception] = {}
+        self.finished: set[int] = set()
+        if len(runs) > 1:
+            for run in runs:
+                run.chance = Chance(run.device)
+                run.beside([other.recipe.name for other in runs if other is not run])
+
+    def go(self) -> list[Exception | None]:
+        """Fit every stage, then judge and record; return for each run what made it fail, or none."""
+        try:
+            for k in self.left():
+                self.attempt(k, self.runs[k].begin)
+            stages = max((len(run.fits) for run in self.runs), default=0)
+            for stage in range(stages):
+                self.fit_stage(stage)
+            if self.until is not None and self.left():
+                self.until.check(f"{self.runs[0].recipe.name}: the last evaluation", self.until.evaluation)
+            for k in self.left():
+                self.attempt(k, self.runs[k].finish)
+                self.finished.add(k)
+        except BaseException as error:
+            for k in set(self.left()) - self.finished:
+                told = self.runs[k].stop(error)
+                if isinstance(told, Exception):
+                    self.failures[k] = told
+            if not isinstance(error, Exception):
+                raise
+        return [self.failures.get(k) for k in range(len(self.runs))]
+
+    def left(self) -> list[int]:
+        """The runs that have not failed."""
+        return [k for k in range(len(self.runs)) if k not in self.failures]
+
+    def attempt(self, k: int, do: Callable[[], Any]) -> Any:
+        """Do something for one run, with its own generators; what goes wrong ends that run alone."""
+        try:
+            with self.runs[k].chance or contextlib.nullcontext():
+                return do()
+        except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
+            self.fail(k, error)
+
+    def fail(self, k: int, error: Exception) -> None:
+        """Record that a run has failed."""
+        told = self.runs[k].stop(error)
+        assert isinstance(told, Exception)
+        self.failures[k] = told
+        if len(self.runs) > 1:
+            self.display.say(f"failed: {self.runs[k].recipe.name}: {told}")
+
+    def fit_stage(self, stage: int) -> None:
+        """Fit one stage of every run that is not beyond it."""
+        present = [k for k in self.left() if self.runs[k].stage <= stage]
+        pupils = {k: made for k in present if (made := self.attempt(k, partial(self.runs[k].pupil, stage)))}
+        if not pupils:
+            return
+        places, one = list(pupils), self.runs[next(iter(pupils))]
+        batches = data.SplitBatches(
+            one.material.splits.train, batch_size=one.fits[stage][2], data_seed=one.recipe.data_seed, train=True
+        )
+        teacher = self.answering(pupils)
+        steps = len(batches) * one.fits[stage][1].epochs
+        starts = [pupil.resume.state["step"] if pupil.resume else 0 for pupil in pupils.values()]
+        title = one.recipe.name + (f" and {len(pupils) - 1} more" if len(pupils) > 1 else "")
+        title += f" stage {stage + 1} of {len(one.fits)}" if len(one.fits) > 1 else ""
+        self.display.begin(title, steps * len(pupils), sum(starts))
+        before = sum(settings.epochs for _, settings, _ in one.fits[:stage])
+        together = Together(
+            list(pupils.values()),
+            teacher,
+            _Followed(batches, self.display, before, teacher, starts),
+            accelerator=one.accelerator,
+            stage=stage,
+            until=self.until,
+        )
+        for place, told in together.run():
+            k = places[place]
+            if isinstance(told, Exception):
+                self.fail(k, told)
+                continue
+            self.attempt(k, partial(self.runs[k].note, stage, told))
+            if k in self.failures:
+                together.drop(place)
+
+    def answering(self, pupils: Mapping[int, Pupil]) -> Teacher | None:
+        """Return whoever answers for the teacher in a stage, with all features that are read."""
+        asking = {k: pupil.lesson.objective.needs.teacher_taps for k, pupil in pupils.items() if pupil.asks}
+        if not asking:
+            return None
+        return self.runs[next(iter(asking))].answering(tuple(dict.fromkeys(itertools.chain(*asking.values()))))
+
+
 class _Followed:
-    """Batches that tell a display of each one taken, and a recorded teacher of the epoch whose views they are.
+    """Batches that tell a display of each step taken, and a recorded teacher of the epoch whose views they are.
 
     ``before`` is the number of epochs of earlier stages: a later one goes on with order and views, not over them again.
+    ``starts`` has for each run the step of the stage that it goes on from; steps of one that failed pass with the rest.
     """
 
-    def __init__(self, batches: Batches, display: Display, before: int, teacher: Teacher | None) -> None:
+    def __init__(
+        self, batches: Batches, display: Display, before: int, teacher: Teacher | None, starts: Sequence[int]
+    ) -> None:
         self.samples, self._batches, self._display, self._before = batches.samples, batches, display, before
-        self._teacher = teacher
+        self._teacher, self._starts = teacher, starts
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -499,9 +692,12 @@ class _Followed:
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         if isinstance(self._teacher, Recorded):
             self._teacher.open(epoch + self._before)
-        for batch in self._batches.epoch(epoch + self._before, start=start, rank=rank, world=world):
+        stream = self._batches.epoch(epoch + self._before, start=start, rank=rank, world=world)
+        for step, batch in enumerate(stream, epoch * len(self) + start):
             yield batch
-            self._display.tick()
+            for begun in self._starts:
+                if begun <= step:
+                    self._display.tick()
 
 
 def load(folder: str | Path, *, best: bool = False, trust_code: bool | frozenset[str] = False) -> Classifier:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tutelage import records, runs
 from tutelage.report import html
+from tutelage.report import study as paper_table
 from tutelage.studies import plan, running, schema
 from tutelage.studies.share import share
 
@@ -115,6 +116,66 @@ def test_a_study_of_one_s_own_from_the_page(invoke, tmp_path):
     code, out, _ = invoke("report", "runs/shapes-2epochs/shapes")
     assert code == 0
     assert "wide/narrow" in out
+
+
+def class_of(tmp_path, name):
+    return json.loads((tmp_path / name / records.MANIFEST).read_text())["class"]
+
+
+def test_students_of_one_data_seed_are_trained_together(tmp_path, without_reports):
+    _, _, said = do(tmp_path, seeds=2)
+    ours, taught = "grid/students/narrow-cross_entropy", "grid/wide-narrow/kd"
+    for seed in (0, 1):
+        # The one that learns from labels has no teacher, but the same batches.
+        assert class_of(tmp_path, f"{ours}-seed{seed}") == [f"{taught}-seed{seed}"]
+        assert class_of(tmp_path, f"{taught}-seed{seed}") == [f"{ours}-seed{seed}"]
+    assert class_of(tmp_path, "grid/teachers/wide-seed100") == []
+    assert f"4 left: {ours}-seed0, {taught}-seed0, together" in said
+    study = schema.parse({**STUDY, "name": "alone"})
+    assignment = plan.assign(study, study, runs=tmp_path, seeds=2)
+    assert running.conduct(assignment, command="test", together=1) == {}
+    for name in (f"{ours}-seed1", f"{taught}-seed1"):
+        alone = name.replace("grid/", "alone/")
+        assert class_of(tmp_path, alone) == []
+        mine, other = (tmp_path / one / records.STUDENT for one in (name, alone))
+        assert mine.read_bytes() == other.read_bytes()
+
+
+def test_what_is_timed_is_trained_alone(tmp_path, without_reports):
+    _, assignment, _ = do(tmp_path, costs="kd")
+    assert class_of(tmp_path, "grid/wide-narrow/kd-seed0") == []
+    study = schema.parse({**STUDY, "name": "both", "costs": "kd"})
+    assignment = plan.assign(study, study, runs=tmp_path)
+    running.conduct(assignment, command="test", together=2)
+    assert class_of(tmp_path, "both/wide-narrow/kd-seed0")
+    for name, timed in (("grid", True), ("both", False)):
+        folder = tmp_path / name / name
+        rows = [row for row in paper_table.read_table(folder).rows if row.role != "teacher"]
+        assert {row.step_ms is not None for row in rows} == {timed}
+
+
+def test_a_worker_takes_its_part_of_what_is_left(tmp_path, without_reports):
+    study = schema.parse({**STUDY, "methods": ["cross_entropy", "kd", "dkd", "dist"]})
+    assignment = plan.assign(study, study, runs=tmp_path)
+    running.conduct(assignment, command="test", workers=2)
+    # The teacher is done, four are left: two, then one and one.
+    assert len(class_of(tmp_path, "grid/students/narrow-cross_entropy-seed0")) == 1
+    assert class_of(tmp_path, "grid/wide-narrow/kd-seed0") == ["grid/students/narrow-cross_entropy-seed0"]
+    assert class_of(tmp_path, "grid/wide-narrow/dkd-seed0") == []
+    assert class_of(tmp_path, "grid/wide-narrow/dist-seed0") == []
+
+
+def test_one_of_a_class_that_fails_is_told_and_the_others_are_done(tmp_path, without_reports):
+    methods = {
+        "kd": "kd",
+        "diverges": {"objective": "dkd", "settings": {"optimizer": {"lr": 1e30}}},
+        "ce": "cross_entropy",
+    }
+    failed, _, _ = do(tmp_path, methods=methods)
+    assert list(failed) == ["grid/wide-narrow/diverges-seed0"]
+    assert "finite" in failed["grid/wide-narrow/diverges-seed0"]
+    assert status(tmp_path / "grid/wide-narrow/kd-seed0") == "finished"
+    assert class_of(tmp_path, "grid/wide-narrow/kd-seed0")[0] == "grid/wide-narrow/diverges-seed0"
 
 
 def test_both_seeds_differ_and_the_teacher_has_its_own(tmp_path, without_reports):

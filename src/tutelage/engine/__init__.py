@@ -1,5 +1,6 @@
 """The engine: the training loop, evaluation and checkpoints. It names no method, model or data set."""
 
+from tutelage.engine.chance import Chance as Chance
 from tutelage.engine.checkpoints import CheckpointError as CheckpointError
 from tutelage.engine.checkpoints import Checkpoints as Checkpoints
 from tutelage.engine.checkpoints import Saved as Saved
@@ -10,6 +11,8 @@ from tutelage.engine.evaluate import answer as answer
 from tutelage.engine.evaluate import better_than_chance as better_than_chance
 from tutelage.engine.evaluate import judge as judge
 from tutelage.engine.loop import Keep as Keep
+from tutelage.engine.loop import Pupil as Pupil
+from tutelage.engine.loop import Together as Together
 from tutelage.engine.loop import accelerator_on as accelerator_on
 from tutelage.engine.loop import fit as fit
 from tutelage.engine.loop import plain_state as plain_state

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from tutelage import losses, records, targets
 from tutelage.contracts import UNLABELLED, Batch, Batches, Keeper, Outputs, Progress, Teacher, Totals
 from tutelage.engine import memory, optimise, speed
+from tutelage.engine.chance import Chance
 from tutelage.engine.checkpoints import Checkpoints, Saved
 from tutelage.engine.evaluate import NAMED, HeldOut, NonFiniteError, answer, means, place
 from tutelage.engine.settings import FitSettings
@@ -66,6 +69,30 @@ def _on_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
 
 
+class Pupil(NamedTuple):
+    """One lesson of several that are fitted together, and what is its own.
+
+    Attributes:
+        lesson: the student with its objective.
+        settings: how to train it.
+        asks: it gets the teacher's answers; an objective that needs none may go without.
+        held_out: as for `fit`, and so are the next three.
+        keep: where its state goes.
+        to_beat: the best accuracy of earlier stages.
+        resume: a checkpoint to go on from.
+        chance: its random generators; none where it is the only one and draws from the process's.
+    """
+
+    lesson: Lesson
+    settings: FitSettings
+    asks: bool = True
+    held_out: Sequence[HeldOut] = ()
+    keep: Keep | None = None
+    to_beat: float | None = None
+    resume: Saved | None = None
+    chance: Chance | None = None
+
+
 def fit(
     lesson: Lesson,
     teacher: Teacher | None,
@@ -100,21 +127,227 @@ def fit(
         CheckpointError: a checkpoint could not be written.
         OutOfTimeError: the moment to stop has come; a checkpoint is written.
     """
-    if until is not None and accelerator.num_processes > 1:
-        raise ValueError(
-            f"until: expected none where several processes train together, got one for {accelerator.num_processes}: "
-            "each would stop at a step of its own; leave it out"
+    pupil = Pupil(lesson, settings, True, held_out, keep, to_beat, resume)
+    for _, told in Together([pupil], teacher, batches, accelerator=accelerator, stage=stage, until=until).run():
+        if isinstance(told, Exception):
+            raise told
+        yield told
+
+
+class Together:
+    """Several lessons fitted in lockstep: a batch is made, placed and put to the teacher once for all of them.
+
+    Each lesson takes the same steps, to the bit, as alone. Those that go on from a checkpoint take none until the class
+    has come to where they were, so the class begins where the least advanced one was.
+
+    Args:
+        pupils: the lessons; with more than one, each with a `Chance` of its own. Their settings agree in ``epochs``,
+            ``accumulate``, ``precision``, ``channels_last`` and ``compile_teacher``.
+        teacher: asked about every batch; its answers carry the features that any of the pupils reads.
+        batches: the training set.
+        accelerator: where.
+        stage: as for `fit`.
+        until: as for `fit`; all of them stop.
+
+    Raises:
+        ValueError: the pupils' settings do not agree.
+    """
+
+    def __init__(
+        self,
+        pupils: Sequence[Pupil],
+        teacher: Teacher | None,
+        batches: Batches,
+        *,
+        accelerator: Accelerator,
+        stage: int = 0,
+        until: Until | None = None,
+    ) -> None:
+        if until is not None and accelerator.num_processes > 1:
+            raise ValueError(
+                f"until: expected none where several processes train together, got one for "
+                f"{accelerator.num_processes}: each would stop at a step of its own; leave it out"
+            )
+        for name in ("epochs", "accumulate", "precision", "channels_last", "compile_teacher"):
+            found = {getattr(pupil.settings, name) for pupil in pupils}
+            if len(found) > 1:
+                raise ValueError(
+                    f"{name}: expected one value for all that are fitted together, got "
+                    f"{', '.join(map(str, sorted(found)))}; fit them one after the other"
+                )
+        self.pupils, self.teacher, self.batches = pupils, teacher, batches
+        self.accelerator, self.stage, self.until = accelerator, stage, until
+        self.forms = speed.Forms(None, teacher)
+        self.speed: speed.Speed | None = None
+        self._fits: dict[int, _Fit] = {}
+        self._failed: list[tuple[int, Exception]] = []
+
+    def drop(self, k: int) -> None:
+        """Go on without one of the pupils."""
+        self._fits.pop(k, None)
+
+    def run(self) -> Iterator[tuple[int, records.Epoch | Exception]]:
+        """Train, yielding after every epoch each pupil's place in the class and its record, or what ended its part.
+
+        Raises:
+            Exception: what they share failed: the batches or the teacher.
+        """
+        try:
+            for k in range(len(self.pupils)):
+                if made := self._try(k, partial(self._begin, k)):
+                    self._fits[k] = made
+            yield from self._told()
+            while going := [one.epoch for one in self._fits.values() if one.epoch < one.settings.epochs]:
+                yield from self._run_epoch(min(going))
+        finally:
+            self._fits.clear()
+            # The one accelerator of the process would keep the lessons and their optimizers.
+            self.accelerator.free_memory()
+
+    def _begin(self, k: int) -> _Fit:
+        own = self.pupils[k]
+        fitting = _Fit(
+            own.lesson,
+            self.teacher if own.asks else None,
+            self.batches,
+            own.settings,
+            self.accelerator,
+            own.held_out,
+            own.keep,
+            self.stage,
+            own.to_beat,
         )
-    fitting = _Fit(lesson, teacher, batches, settings, accelerator, held_out, keep, stage, to_beat)
-    fitting.until = until
-    if resume is not None:
-        fitting.restore(resume)
-    try:
-        while fitting.epoch < settings.epochs:
-            yield fitting.run_epoch()
-    finally:
-        # The one accelerator of the process would keep the lesson and its optimizer.
-        accelerator.free_memory()
+        if own.resume is not None:
+            fitting.restore(own.resume)
+        return fitting
+
+    def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch | Exception]]:
+        """Train an epoch from where the least advanced pupil is in it; then each is evaluated and kept."""
+        settings, device, steps = self.pupils[0].settings, self.accelerator.device, len(self.batches)
+        start = min(one.step_in_epoch for one in self._fits.values() if one.epoch == epoch)
+        stream = self.batches.epoch(
+            epoch, start=start, rank=self.accelerator.process_index, world=self.accelerator.num_processes
+        )
+        began = time.monotonic()
+        for one in self._at(epoch, start).values():
+            one.begin_epoch(began)
+        memory.restart(device)
+        for step, given in enumerate(stream, start):
+            self._stop_in_time(last=step == steps - 1)
+            present = self._at(epoch, step)
+            if not present:  # Those that were at this step have failed: go on from where the others are.
+                return
+            batch = Batch(
+                given.index.to(device, non_blocking=True),
+                place(given.inputs, device, channels_last=settings.channels_last),
+                given.labels.to(device, non_blocking=True),
+            )
+            pieces = _cut(batch, settings.accumulate)
+            ahead = steps * settings.epochs - (steps * epoch + step)
+            if self.speed is None:
+                self.speed = self._choose(pieces[0], ahead)
+            if new := {k: one for k, one in present.items() if one.speed is None}:
+                (heard_first,) = self._ask(pieces[:1]) if self.teacher is not None else (None,)
+                for k, one in new.items():
+                    (heard,) = self._own(k, [heard_first])
+                    self._try(k, partial(one.choose_speed, pieces[0], heard, ahead, self.speed))
+                present = self._at(epoch, step)
+            answers: Iterable[Outputs | None] = [None] * len(pieces)
+            if self.teacher is not None and any(self.pupils[k].asks for k in present):
+                answers = self._ask(pieces)
+            if len(present) > 1:
+                answers = list(answers)
+            for place_in_class, (k, one) in enumerate(present.items()):
+                if one.begun_at < 0:  # It comes in from a checkpoint.
+                    one.begin_epoch(time.monotonic())
+                own, heard = batch, answers
+                if len(self.pupils) > 1:
+                    heard = self._own(k, answers)
+                    if place_in_class < len(present) - 1:  # A student may write into what it is given.
+                        own = batch._replace(inputs=batch.inputs.clone())
+                self._try(k, partial(one.do_step, own, heard, steps))
+            yield from self._told()
+        done = {k: one for k, one in self._fits.items() if one.epoch == epoch}
+        sums = {k: found for k, one in done.items() if (found := self._try(k, one.end_training)) is not None}
+        yield from self._told()
+        ended, taken = time.monotonic(), memory.peak(device)
+        for k, found in sums.items():
+            if record := self._try(k, partial(done[k].end_epoch, found, ended, taken)):
+                yield k, record
+            yield from self._told()
+        if self.until is not None:
+            self.until.evaluation = time.monotonic() - ended
+
+    def _stop_in_time(self, *, last: bool) -> None:
+        """Stop before a step that there is no time for; the epoch's last one has the evaluations after it."""
+        if self.until is None or not self.until.over(self.until.evaluation if last else 0.0):
+            return
+        for k, one in list(self._fits.items()):
+            if one.step_in_epoch and one.begun_at >= 0:  # else its last checkpoint lacks nothing
+                self._try(k, one.look)
+                self._try(k, one.save)
+        done = min(one.step for one in self._fits.values())
+        raise OutOfTimeError(f"stopped in time before step {done + 1} of stage {self.stage + 1}")
+
+    def _choose(self, piece: Batch, steps: int) -> speed.Speed:
+        """Choose how the teacher is asked: as by those that go on from a checkpoint, or by measurement."""
+        chosen = next((one.speed for one in self._fits.values() if one.speed is not None), None)
+        if chosen is None:
+            chosen = speed.Speed()
+            if self.forms.network and (why := self._unmeasured(steps, self.pupils[0].settings.compile_teacher)):
+                chosen = speed.Speed(why={"teacher": why})
+            elif self.forms.network:
+                chosen = speed.choose(
+                    self.pupils[0].settings,
+                    self.forms,
+                    ask=lambda: list(self._ask([piece])),
+                    steps=steps,
+                    samples=len(piece.index),
+                    device=self.accelerator.device,
+                )
+        self.forms.take(chosen)
+        return chosen
+
+    def _unmeasured(self, steps: int, *wanted: speed.Setting) -> str | None:
+        return speed.unmeasured(steps, self.accelerator.num_processes, wanted)
+
+    def _at(self, epoch: int, step: int) -> dict[int, _Fit]:
+        """The fits whose next step this is."""
+        return {k: one for k, one in self._fits.items() if (one.epoch, one.step_in_epoch) == (epoch, step)}
+
+    def _ask(self, pieces: Sequence[Batch]) -> Iterator[Outputs]:
+        """Ask the teacher about each micro-batch when it comes to it."""
+        assert self.teacher is not None
+        bf16 = self.pupils[0].settings.precision == "bf16"
+        for piece in pieces:
+            with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
+                said = self.forms.ask(piece)
+            yield said
+
+    def _own(self, k: int, answers: Iterable[Outputs | None]) -> list[Outputs | None]:
+        """The answers as a pupil would have them alone: its own features, or none at all."""
+        if not self.pupils[k].asks:
+            return [None for _ in answers]
+        names = self.pupils[k].lesson.objective.needs.teacher_taps
+        return [said and Outputs(said.logits, {name: said.taps[name] for name in names}) for said in answers]
+
+    def _try(self, k: int, do: Callable[[], Any]) -> Any:
+        """Do something for one pupil; what goes wrong ends its part alone."""
+        try:
+            with self.pupils[k].chance or contextlib.nullcontext():
+                return do()
+        except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
+            if len(self.pupils) > 1:
+                # Its tensors are not kept for as long as the class goes on.
+                traceback.clear_frames(error.__traceback__)
+            self.drop(k)
+            self._failed.append((k, error))
+            return None
+
+    def _told(self) -> Iterator[tuple[int, Exception]]:
+        """Yield the failures that were not told yet."""
+        while self._failed:
+            yield self._failed.pop(0)
 
 
 class _Fit:
@@ -159,12 +392,12 @@ class _Fit:
         self.gamma = lesson.objective.target_gamma
         counted = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped")
         self.names = ("loss", *lesson.objective.names, *counted)
-        self.epoch = self.step = self.step_in_epoch = 0
+        self.epoch = self.step = self.step_in_epoch = self.trained = 0
+        self.rate, self.begun_at, self.saved_at = 0.0, -1.0, 0.0
         self.history: list[records.Epoch] = []
         self.to_beat = to_beat
-        self.forms = speed.Forms(lesson.student, self.teacher)
+        self.forms = speed.Forms(lesson.student, None)
         self.speed: speed.Speed | None = None
-        self.until: Until | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -172,55 +405,49 @@ class _Fit:
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         self.blame = torch.full((2 + NAMED,), -1, dtype=torch.int64, device=self.device)
 
-    def run_epoch(self) -> records.Epoch:
-        """Train one epoch, evaluate, keep, and return the record."""
-        started, trained = time.monotonic(), 0
-        saved = started
-        rate = 0.0
-        steps = len(self.batches)
-        stream = self.batches.epoch(
-            self.epoch,
-            start=self.step_in_epoch,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        )
+    def begin_epoch(self, now: float) -> None:
+        """Begin an epoch, or what is left of it, at a time of the monotonic clock."""
+        self.begun_at = self.saved_at = now
+        self.trained = 0
         self.bare.train()
-        memory.restart(self.device)
-        for batch in stream:
-            self.stop_in_time(steps)
-            if self.speed is None:
-                self.choose_speed(batch, steps * self.settings.epochs - self.step)
-            rate = self.set_rate(self.step_in_epoch, steps)
-            self.take_step(batch, Progress(self.epoch, self.step, self.step / (steps * self.settings.epochs)))
-            trained += len(batch.index)
-            self.step += 1
-            self.step_in_epoch += 1
-            if self.step % self.settings.log_steps == 0:
-                self.look()
-            now = time.monotonic()
-            due = self.settings.checkpoint_steps and self.step_in_epoch % self.settings.checkpoint_steps == 0
-            if self.step_in_epoch < steps and (due or now - saved > self.settings.checkpoint_seconds):
-                self.look()
-                self.save()
-                saved = time.monotonic()
+
+    def do_step(self, batch: Batch, answers: Iterable[Outputs | None], steps: int) -> None:
+        """Take the next of an epoch's steps, look and save where that is due."""
+        self.rate = self.set_rate(self.step_in_epoch, steps)
+        self.take_step(batch, answers, Progress(self.epoch, self.step, self.step / (steps * self.settings.epochs)))
+        self.trained += len(batch.index)
+        self.step += 1
+        self.step_in_epoch += 1
+        if self.step % self.settings.log_steps == 0:
+            self.look()
+        now = time.monotonic()
+        due = self.settings.checkpoint_steps and self.step_in_epoch % self.settings.checkpoint_steps == 0
+        if self.step_in_epoch < steps and (due or now - self.saved_at > self.settings.checkpoint_seconds):
+            self.look()
+            self.save()
+            self.saved_at = time.monotonic()
+
+    def end_training(self) -> dict[str, float]:
+        """Return the epoch's sums over all processes; here the host waits for the device."""
         self.look()
-        sums = dict(zip(self.names, self.accelerator.reduce(self.sums).tolist(), strict=True))
-        seconds, taken = time.monotonic() - started, memory.peak(self.device)
+        return dict(zip(self.names, self.accelerator.reduce(self.sums).tolist(), strict=True))
+
+    def end_epoch(self, sums: Mapping[str, float], ended: float, taken: float | None) -> records.Epoch:
+        """Evaluate, keep, and return the record; training ended at this time of the monotonic clock, at this peak."""
+        began, seconds, self.begun_at = self.begun_at, ended - self.begun_at, -1.0
         evaluations = {held.name: self.evaluate(held) for held in self.held_out}
-        if self.until is not None:
-            self.until.evaluation = time.monotonic() - started - seconds
         self.epoch += 1
         self.step_in_epoch = 0
         record: records.Epoch = {
             "stage": self.stage,
             "epoch": self.epoch,
             "step": self.step,
-            "learning_rate": rate,
+            "learning_rate": self.rate,
             "train": self.train_means(sums),
             "validation": evaluations.get("validation"),
             "test": evaluations.get("test"),
-            "images_per_second": trained * self.accelerator.num_processes / max(seconds, 1e-9),
-            "seconds": time.monotonic() - started,
+            "images_per_second": self.trained * self.accelerator.num_processes / max(seconds, 1e-9),
+            "seconds": time.monotonic() - began,
             "memory_mb": taken,
             "skipped_steps": int(sums["skipped"]),
         }
@@ -229,18 +456,6 @@ class _Fit:
         self.clear()
         self.save()
         return record
-
-    def stop_in_time(self, steps: int) -> None:
-        """Stop before a step that there is no time for; the epoch's last one has the evaluations after it."""
-        if self.until is None:
-            return
-        last = self.step_in_epoch == steps - 1
-        if not self.until.over(self.until.evaluation if last else 0.0):
-            return
-        if self.step_in_epoch:  # else there is nothing that the checkpoint after the epoch before lacks
-            self.look()
-            self.save()
-        raise OutOfTimeError(f"stopped in time before step {self.step + 1} of stage {self.stage + 1}")
 
     def set_rate(self, step: int, steps: int) -> float:
         """Set the learning rate of one of an epoch's steps."""
@@ -256,21 +471,22 @@ class _Fit:
             group["lr"] = rate
         return rate
 
-    def take_step(self, batch: Batch, progress: Progress) -> None:
-        """Do one optimizer step; a non-finite one is counted, blamed and not applied. The host waits for nothing."""
+    def take_step(self, batch: Batch, answers: Iterable[Outputs | None], progress: Progress) -> None:
+        """Do one optimizer step; a non-finite one is counted, blamed and not applied. The host waits for nothing.
+
+        The batch is on the device; the teacher's answers are those for its micro-batches, in their order.
+        """
         settings = self.settings
-        batch = self.placed(batch)
         totals = self.count(batch)
         before = [b.clone() for b in self.buffers]
         pieces = _cut(batch, settings.accumulate)
         sums = torch.zeros_like(self.sums)
         suspects = []
-        for i, piece in enumerate(pieces):
+        for i, (piece, said) in enumerate(zip(pieces, answers, strict=True)):
             last = i == len(pieces) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                answers = self.ask(piece)
-                taught = self.learn(piece, answers, progress, totals)
-            seen, suspect = self.measure(piece, answers, taught, totals)
+                taught = self.learn(piece, said, progress, totals)
+            seen, suspect = self.measure(piece, said, taught, totals)
             sums += seen
             suspects.append(suspect)
         parameters = [p for p in self.bare.parameters() if p.grad is not None]
@@ -284,58 +500,34 @@ class _Fit:
         self.sums += sums
         self.accuse(finite, torch.cat(suspects), batch.index)
 
-    def placed(self, batch: Batch) -> Batch:
-        """Move a batch to the device."""
-        return Batch(
-            batch.index.to(self.device, non_blocking=True),
-            place(batch.inputs, self.device, channels_last=self.settings.channels_last),
-            batch.labels.to(self.device, non_blocking=True),
-        )
-
-    def autocast(self) -> torch.autocast:
-        """Enter the precision of the networks."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
-
-    def ask(self, piece: Batch) -> Outputs | None:
-        """Ask the teacher about a micro-batch; none where there is none."""
-        with self.autocast():
-            return self.forms.ask(piece)
-
-    def learn(self, piece: Batch, answers: Outputs | None, progress: Progress, totals: Totals) -> Taught:
+    def learn(self, piece: Batch, said: Outputs | None, progress: Progress, totals: Totals) -> Taught:
         """Run the student on a micro-batch, forward and backward."""
-        self.bare.called = self.forms.student(len(piece.index))
-        with self.autocast(), self.forms.gradients(len(piece.index)):
-            taught: Taught = self.module(piece, answers, progress, totals)
+        samples = len(piece.index)
+        self.bare.called = self.forms.student(samples)
+        bf16 = self.settings.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), self.forms.gradients(samples):
+            taught: Taught = self.module(piece, said, progress, totals)
         self.accelerator.backward(taught.loss.total)
         return taught
 
-    def choose_speed(self, batch: Batch, steps: int) -> None:
-        """Choose once how this fit is computed, on its first batch; state and generators stay as they are."""
+    def choose_speed(self, piece: Batch, said: Outputs | None, steps: int, teacher: speed.Speed) -> None:
+        """Choose once how the student is computed, on its first micro-batch; state and generators stay as they are."""
         settings = self.settings
-        wanted = speed.Wanted(settings.compile_teacher, settings.compile_student, settings.gradient_products)
-        if self.accelerator.num_processes > 1 or (steps < speed.FEW and True not in wanted):
-            # Each process would measure, and choose, for itself.
-            self.settle(speed.Speed(why={"all": "several processes" if steps >= speed.FEW else "a short fit"}))
-            return
-        piece = _cut(self.placed(batch), settings.accumulate)[0]
-        answers, totals = self.ask(piece), self.count(piece)
+        wanted = settings.compile_student, settings.gradient_products
+        if why := speed.unmeasured(steps, self.accelerator.num_processes, wanted):
+            chosen = speed.Speed(why={"student": why})
+        else:
+            totals = self.count(piece)
 
-        def step() -> None:
-            self.learn(piece, answers, Progress(), totals)
-            for keeper in self.keepers:
-                keeper.settle(torch.zeros((), dtype=torch.bool, device=self.device))
+            def step() -> None:
+                self.learn(piece, said, Progress(), totals)
+                for keeper in self.keepers:
+                    keeper.settle(torch.zeros((), dtype=torch.bool, device=self.device))
 
-        with speed.unchanged(self.bare, self.device):
-            chosen = speed.choose(
-                wanted,
-                self.forms,
-                step=step,
-                ask=(lambda: self.ask(piece)) if self.forms.network else None,
-                steps=steps,
-                samples=len(piece.index),
-                device=self.device,
-            )
-        self.settle(chosen)
+            samples = len(piece.index)
+            with speed.unchanged(self.bare, self.device):
+                chosen = speed.choose(settings, self.forms, step=step, steps=steps, samples=samples, device=self.device)
+        self.settle(chosen.after(teacher))
 
     def settle(self, chosen: speed.Speed) -> None:
         """Compute as was chosen, and say so."""

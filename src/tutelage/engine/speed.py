@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -65,32 +65,55 @@ class Speed(NamedTuple):
             "why": dict(self.why),
         }
 
+    def after(self, teacher: Speed) -> Speed:
+        """Return this choice of a student with another's of the teacher."""
+        return self._replace(
+            teacher_compiled=teacher.teacher_compiled,
+            samples=self.samples or teacher.samples,
+            why={**{who: why for who, why in teacher.why.items() if who == "teacher"}, **self.why},
+        )
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Speed:
         """Read a choice back."""
         return cls(**{**value, "products": tuple(Shape(*shape) for shape in value["products"])})
 
 
-class Wanted(NamedTuple):
-    """What the settings say of each choice."""
+class Wanted(Protocol):
+    """What settings say of each choice."""
 
-    teacher: Setting
-    student: Setting
-    products: Setting
+    @property
+    def compile_teacher(self) -> Setting:
+        """Of the teacher's form."""
+
+    @property
+    def compile_student(self) -> Setting:
+        """Of the student's."""
+
+    @property
+    def gradient_products(self) -> Setting:
+        """Of products."""
+
+
+def unmeasured(steps: int, processes: int, wanted: Collection[Setting]) -> str | None:
+    """Return why nothing is to be measured, if so."""
+    if processes > 1:  # Each would measure, and choose, for itself.
+        return "several processes"
+    return "a short fit" if steps < FEW and True not in wanted else None
 
 
 class Forms:
     """The forms that a fit's networks can be called in: plain, and once chosen, faster.
 
     Args:
-        student: called by the lesson; compiled, it takes part in its gradients as before.
-        teacher: of the fit; only a frozen network can be compiled.
+        student: called by the lesson; compiled, it takes part in its gradients as before. None where it is not called.
+        teacher: only a frozen network can be compiled. None where it is not asked.
     """
 
-    def __init__(self, student: nn.Module, teacher: Teacher | None) -> None:
+    def __init__(self, student: nn.Module | None, teacher: Teacher | None) -> None:
         self._teacher = teacher
         # Dropout draws the numbers that it would draw uncompiled.
-        self._student_compiled = _Compiled("student", student, {"fallback_random": True})
+        self._student_compiled = _Compiled("student", student, {"fallback_random": True}) if student else None
         self._teacher_compiled = (
             # Its weights become constants, batch norms are folded into convolutions whose outputs nothing else reads.
             _Compiled("teacher", teacher, {"freezing": True}) if isinstance(teacher, FrozenTeacher) else None
@@ -172,8 +195,8 @@ def choose(
     wanted: Wanted,
     forms: Forms,
     *,
-    step: Callable[[], None],
-    ask: Callable[[], Outputs | None] | None,
+    step: Callable[[], Any] | None = None,
+    ask: Callable[[], Any] | None = None,
     steps: int,
     samples: int,
     device: torch.device,
@@ -183,48 +206,48 @@ def choose(
     Args:
         wanted: the settings.
         forms: of the fit; left in the form that was chosen.
-        step: takes the student's part of a step, gradients included, and changes nothing that lasts.
-        ask: asks the teacher about a batch; none where there is no network to ask.
+        step: takes the student's part of a step, gradients included, and changes nothing that lasts; none to choose
+            nothing of the student.
+        ask: asks the teacher, a network, about a micro-batch; none to choose nothing of the teacher.
         steps: that are to come.
         samples: of a micro-batch.
         device: where.
     """
     why: dict[str, str] = {}
     speed = Speed(samples=samples)
-    runs = [step] if ask is None else [step, ask]
+    runs = [run for run in (step, ask) if run is not None]
     for run in runs:  # warms up
         run()
     ahead = steps * sum(_seconds(run, device) for run in runs)
 
-    def tried(what: str, setting: Setting, change: dict[str, Any], run: Callable[[], Any]) -> None:
-        nonlocal speed
+    def opens(what: str, setting: Setting) -> bool:
+        """Whether something is to be tried; else say why not."""
         if setting is False:
             why[what] = "switched off"
-            return
-        cost = COSTS.get(what, 0.0)
-        if setting == "auto" and cost > SHARE * ahead:
-            why[what] = f"not tried: the fit takes about {ahead:.0f} s"
-            return
-        candidate = speed._replace(**change)
+        elif setting == "auto" and COSTS[what] > SHARE * ahead:
+            why[what] = f"not tried: {ahead:.0f} s of it are ahead"
+        return what not in why
+
+    def tried(what: str, setting: Setting, candidate: Speed, run: Callable[[], Any]) -> None:
+        nonlocal speed
         plain, quick = _paired(forms, speed, candidate, run, device)
-        good = setting is True or plain >= GAIN * quick
         why[what] = f"{plain * 1e3:.1f} ms plain, {quick * 1e3:.1f} ms so"
-        if good:
+        if setting is True or plain >= GAIN * quick:
             speed = candidate
         forms.take(speed)
 
-    if ask is not None:
-        tried("teacher", wanted.teacher, {"teacher_compiled": True}, ask)
-    shapes: tuple[Shape, ...] = ()
-    if wanted.products is True or (wanted.products == "auto" and COSTS["products"] <= SHARE * ahead):
-        with Products() as look:
-            step()
-        shapes = tuple(faster(look.seen, device))
-    if shapes or wanted.products is False or COSTS["products"] > SHARE * ahead:
-        tried("products", wanted.products, {"products": shapes}, step)
-    else:
-        why["products"] = "none is faster"
-    tried("student", wanted.student, {"student_compiled": True}, step)
+    if ask is not None and opens("teacher", wanted.compile_teacher):
+        tried("teacher", wanted.compile_teacher, speed._replace(teacher_compiled=True), ask)
+    if step is not None:
+        if opens("products", wanted.gradient_products):
+            with Products() as look:
+                step()
+            if shapes := tuple(faster(look.seen, device)):
+                tried("products", wanted.gradient_products, speed._replace(products=shapes), step)
+            else:
+                why["products"] = "none is faster"
+        if opens("student", wanted.compile_student):
+            tried("student", wanted.compile_student, speed._replace(student_compiled=True), step)
     return speed._replace(why=why)
 
 

@@ -62,6 +62,7 @@ class Subject:
         baseline: the entry that gains are measured against.
         teacher: the teacher's own run, where the comparison trained it.
         comparison: whether this is a comparison, of however many runs.
+        share_data_seed: whether its seeds share order and views.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class Subject:
     baseline: str | None = None
     teacher: Run | None = None
     comparison: bool = False
+    share_data_seed: bool = False
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -136,6 +138,7 @@ def _comparison(folder: Path, comparison: Mapping[str, Any]) -> Subject:
         baseline=text(comparison.get("baseline")),
         teacher=read_run(folder / teacher, entry="teacher") if teacher else None,
         comparison=True,
+        share_data_seed=comparison.get("share_data_seed") is True,
     )
 
 

@@ -244,8 +244,11 @@ def _with_costs(rows: Sequence[Row], subject: Subject, *, of: str) -> list[Row]:
 
 
 def _costs(runs: Sequence[Run]) -> tuple[float | None, float | None]:
+    """A step's time in ms and the peak memory, over the runs that were trained alone: a class's are not one run's."""
     steps, memories = [], []
     for run in runs:
+        if run.manifest.get("class"):
+            continue
         size = number(section(run.manifest, "recipe").get("batch_size"))
         rates = [rate for epoch in run.epochs if (rate := number(epoch.get("images_per_second")))]
         steps.append(1000 * size / median(rates) if size and rates else None)

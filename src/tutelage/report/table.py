@@ -60,6 +60,7 @@ class Row:
         kl_to_teacher: KL(p || q) at temperature 1, nats.
         ece: expected calibration error, a fraction.
         unfinished: the entry's runs that are not in the means.
+        share_data_seed: the runs share order and views, and differ in their initialisation alone.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Row:
     kl_to_teacher: float | None = None
     ece: float | None = None
     unfinished: tuple[Unfinished, ...] = ()
+    share_data_seed: bool = False
 
 
 def rows(folder: Path | str | Subject) -> list[Row]:
@@ -121,6 +123,7 @@ def _entry(subject: Subject, name: str) -> Row:
         kl_to_teacher=average("kl_to_teacher"),
         ece=average("ece"),
         unfinished=tuple(unfinished(run) for run in subject.of(name, finished=False)),
+        share_data_seed=subject.share_data_seed,
     )
 
 
@@ -236,6 +239,8 @@ def notes(found: Sequence[Row]) -> list[str]:
         f"Accuracy is the last epoch's{f' on the {place} set' if place else ''}; "
         "± is the sample standard deviation over the n runs."
     ]
+    if any(row.share_data_seed for row in found):
+        said.append("Seeds share order and views (share_data_seed): ± is the spread of the initialisation alone.")
     base = next((row.name for row in found if row.role == "baseline"), None)
     if base:
         said.append(f"Gain is the difference of means to {base}, in percentage points.")

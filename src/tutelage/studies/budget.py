@@ -467,23 +467,24 @@ def _done(folder: Path, recipe: Recipe, samples: int) -> int:
     return step + sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in before)
 
 
-def until(plan: Plan, job: Job, writing: float) -> Until:
+def until(plan: Plan, together: Sequence[Job], writing: float) -> Until:
     """Return the moment by which a run of the plan stops, and refuse one that could do nothing worth keeping.
 
     Kept back are `MARGIN`, a step, and for every process the time that the study's records, table and report take.
 
     Args:
         plan: the study's.
-        job: to do.
+        together: jobs to do in lockstep; each takes its own part of a step.
         writing: seconds that the study's records, table and report took last.
 
     Raises:
         OutOfTimeError: less is left than the run needs to start and to do a few steps.
     """
-    cost = plan.costs.get(job.name, Cost(0, 0.0, 0.0, 0.0, 0.0, 0, ""))
-    back = MARGIN + (1 + plan.workers) * writing + cost.step
-    stop = Until(plan.budget.ends - back, evaluation=cost.evaluation, clock=plan.budget.clock)
-    stop.check(job.name, cost.stretch)
+    costs = [plan.costs.get(job.name, Cost(0, 0.0, 0.0, 0.0, 0.0, 0, "")) for job in together]
+    back = MARGIN + (1 + plan.workers) * writing + sum(cost.step for cost in costs)
+    evaluation = sum(cost.evaluation for cost in costs)
+    stop = Until(plan.budget.ends - back, evaluation=evaluation, clock=plan.budget.clock)
+    stop.check(together[0].name, sum(cost.stretch for cost in costs))
     return stop
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tutelage import data, recipes, records
 from tutelage.recipes import Comparison, Network, Recipe, RecipeError
 from tutelage.recording import record
-from tutelage.runs import BusyError, Display, Silent, Verb, alone, finished, perform, steps_of
+from tutelage.runs import BusyError, Display, Silent, alone, class_of, finished, perform, perform_together, steps_of
 
 
 def compare(
@@ -21,11 +21,13 @@ def compare(
 ) -> Path:
     """Do a comparison, or go on with it: finished runs are not done again.
 
-    Several processes may do one comparison together: each takes the next run that no other is at. Where ``outputs``
-    names a folder, the teacher is asked once for all the runs of a data seed.
+    The students of one data seed are trained in lockstep, ``together`` at most: a batch is made and the teacher is
+    asked once for all of them, and each ends in the bits of one trained alone. Several processes may do one comparison:
+    each takes the next runs that no other is at. Where ``outputs`` names a folder, the teacher is asked once for all
+    the runs of a data seed, whenever they are done.
 
     Seeds are the outer loop, so that a comparison that was stopped has whole rows. From one seed to the next both seeds
-    differ: initialisation, and order and views.
+    differ: initialisation, and order and views; with ``share_data_seed`` the initialisation alone.
 
     Args:
         comparison: what to compare.
@@ -39,6 +41,7 @@ def compare(
 
     Raises:
         RecipeError: the folder holds another comparison, or something in the recipe does not fit.
+        Exception: a run failed; those trained beside it are done first.
     """
     from tutelage.report.html import write_report
 
@@ -55,6 +58,7 @@ def compare(
                 name=comparison.name,
                 baseline=baseline,
                 teacher="teacher" if training else None,
+                share_data_seed=comparison.share_data_seed,
                 entries=[entry for entry, _ in planned],
             ),
         )
@@ -67,20 +71,36 @@ def compare(
         display.say(f"{comparison.name}: the teacher, then {len(todo)} students")
         perform(training, folder / "teacher", verb="train", command=command, display=display, trust_code=trust_code)
     taps = [tap for objective in comparison.objectives.values() for tap in objective.needs.teacher_taps]
-    for i, (place, recipe) in enumerate(todo):
-        display.say(f"student {i + 1} of {len(todo)}: {recipe.name}")
-        verb: Verb = "distill" if recipe.teacher is not None else "train"
-        try:
-            if not finished(place):
-                if recipe.outputs is not None:
-                    record(recipe, taps=taps, display=display, trust_code=trust_code)
-                perform(recipe, place, verb=verb, command=command, display=display, trust_code=trust_code)
-                with alone(folder, wait=True):
-                    write_report(folder)
-        except BusyError:
-            display.say(f"{recipe.name} is going on in another process: left to it")
+    count = len(todo)
+    while todo := [(place, recipe) for place, recipe in todo if not finished(place)]:
+        chosen = class_of([recipe for _, recipe in todo], comparison.together)
+        together = [todo[k] for k in chosen]
+        display.say(_announced([recipe for _, recipe in together], left=len(todo), count=count))
+        todo = [one for k, one in enumerate(todo) if k not in chosen]
+        recorded = [recipe for _, recipe in together if recipe.outputs is not None]
+        if recorded:
+            record(recorded[0], taps=taps, display=display, trust_code=trust_code)
+        done = perform_together(
+            [(recipe, place) for place, recipe in together], command=command, display=display, trust_code=trust_code
+        )
+        with alone(folder, wait=True):
+            write_report(folder)
+        for (place, recipe), run in zip(together, done, strict=True):
+            if isinstance(run, BusyError):
+                display.say(f"{recipe.name} is going on in another process: left to it")
+            elif isinstance(run, Exception) and not finished(place):  # another process may have finished it
+                raise run
     with alone(folder, wait=True):
         return write_report(folder)
+
+
+def _announced(together: list[Recipe], *, left: int, count: int) -> str:
+    """Say which students are trained next."""
+    first = count - left + 1
+    names = ", ".join(recipe.name for recipe in together)
+    if len(together) == 1:
+        return f"student {first} of {count}: {names}"
+    return f"students {first} to {first + len(together) - 1} of {count}, together: {names}"
 
 
 def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, Recipe]]:
@@ -91,7 +111,8 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
     for k in range(comparison.seeds):
         for name, objective in comparison.objectives.items():
             place = f"{name}-seed{k}"
-            seeds = {"seed": comparison.seed + k, "data_seed": comparison.data_seed + k}
+            data_seed = comparison.data_seed + (0 if comparison.share_data_seed else k)
+            seeds = {"seed": comparison.seed + k, "data_seed": data_seed}
             recipe = Recipe.model_construct(
                 **{**own, "name": f"{comparison.name}/{place}", "objective": objective, **seeds}
             )
@@ -111,7 +132,7 @@ def _same(comparison: Comparison, folder: Path) -> None:
         raise RecipeError(f"name: expected a folder for a comparison, got {folder}, which holds a run; type name=...")
     if path.exists():
         then = recipes.parse(Comparison, recipes.read(path), where=str(path))
-        free = {"objectives", "seeds", "baseline"}
+        free = {"objectives", "seeds", "baseline", "together"}
         differs = [
             name
             for name in Comparison.model_fields

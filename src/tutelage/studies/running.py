@@ -9,7 +9,8 @@ from pathlib import Path
 from tutelage import data, recording, records
 from tutelage.data import DataSettings
 from tutelage.engine import OutOfTimeError, Until
-from tutelage.runs import BusyError, Display, Silent, alone, finished, perform, steps_of
+from tutelage.recipes import TOGETHER
+from tutelage.runs import BusyError, Display, Run, Silent, alone, class_of, finished, perform_together, steps_of
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Budget, Plan
 from tutelage.studies.plan import Assignment, Job, cells, differences, jobs, record
@@ -25,26 +26,32 @@ def conduct(
     command: str,
     display: Display | None = None,
     trust_code: bool | frozenset[str] = False,
-    budget: Budget | None = None,
+    together: int | None = None,
     workers: int = 1,
+    budget: Budget | None = None,
     show_plan: bool = True,
 ) -> dict[str, str]:
     """Do what is asked for of a study, or go on with it: finished runs are not done again.
 
-    Several processes may do one study together: each takes the next run that no other is at, and waits for a teacher
-    that another trains. A run that fails does not stop the others. The study's records, its table and its report are
-    written anew after every run.
+    Students that see the same batches and ask the same teacher, if they ask one, are trained in lockstep: a batch is
+    made and the teacher is asked once for all of them, and each ends in the bits of one trained alone.
+
+    Several processes may do one study: each takes the next runs that no other is at, and waits for a teacher that
+    another trains. A run that fails does not stop the others. The study's records, its table and its report are written
+    anew after every run, or after all that were trained together.
 
     With a budget the pairs are done in the order of what they take on this machine, and the study stops inside it: the
-    run at hand with a checkpoint within its epoch. The same call goes on, here or where the folder was copied to.
+    runs at hand with a checkpoint within their epoch. The same call goes on, here or where the folder was copied to.
 
     Args:
         assignment: what is asked for.
         command: how it was asked for.
         display: shows it as it goes.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        together: how many students at most are trained in lockstep; by default one where the study holds the methods'
+            time a step and memory against each other, which are measured alone, and else `recipes.TOGETHER`.
+        workers: processes that share the work; none takes more than its part of what is left at a time.
         budget: the time for it; none to do all of it.
-        workers: processes that do it together, this one among them.
         show_plan: show what each pair takes and what fits in the budget.
 
     Returns:
@@ -53,6 +60,7 @@ def conduct(
     Raises:
         RecipeError: the data cannot be read, or two runs that differ would share a folder.
     """
+    most = together or (1 if assignment.study.costs else TOGETHER)
     display = display or Silent()
     plan = None
     if budget is not None:
@@ -60,7 +68,7 @@ def conduct(
         assignment = plan.assignment
         for line in plan.lines() if show_plan else ():
             display.say(line)
-    return _Conduct(assignment, command, display, trust_code, plan).go()
+    return _Conduct(assignment, command, display, trust_code, most, workers, plan).go()
 
 
 class _Conduct:
@@ -72,9 +80,12 @@ class _Conduct:
         command: str,
         display: Display,
         trust_code: bool | frozenset[str],
+        most: int = TOGETHER,
+        workers: int = 1,
         plan: Plan | None = None,
     ) -> None:
         self.assignment, self.command, self.display, self.trust_code = assignment, command, display, trust_code
+        self.most, self.workers = most, workers
         self.plan, self.stopped, self.writing = plan, False, 0.0
         self.began = time.time()
         self.failed: dict[str, str] = {}
@@ -100,24 +111,27 @@ class _Conduct:
         busy: set[str] = set()
         while self.left and not self.stopped:
             before, blocked = len(self.left), False
+            elsewhere: set[str] = set()
             for job in list(self.left):
+                if job not in self.left or job.name in elsewhere:
+                    continue
                 if self._settled(job):
                     self.left.remove(job)
-                elif job.needs and not finished(self._folder(job.needs)):
+                elif self._waits(job):
                     blocked = True
                 else:
+                    together = self._class(job, elsewhere)
                     try:
-                        self._do(job)
-                    except BusyError:
-                        if job.name not in busy:
-                            self.display.say(f"{job.name} is going on in another process: left to it")
-                        busy.add(job.name)
+                        now = self._do(together)
                     except OutOfTimeError as error:
                         self.display.say(f"the budget is used up: {error}")
                         self.stopped = True
                         break
-                    else:
-                        self.left.remove(job)
+                    for name in sorted(now - busy):
+                        self.display.say(f"{name} is going on in another process: left to it")
+                    busy |= now
+                    elsewhere |= now
+                    self.left = [one for one in self.left if one not in together or one.name in now]
             if len(self.left) == before and not self.stopped:
                 if not blocked or self._over():
                     break
@@ -129,7 +143,8 @@ class _Conduct:
                 self._fail(job, why)
         if not self.stopped:
             self._draw()
-        return self.failed
+        # In the order of the plan, whoever was trained with whom.
+        return {job.name: self.failed[job.name] for job in self.asked if job.name in self.failed}
 
     def _write(self) -> None:
         """Write the records anew; whose runs the folders hold is looked at anew too, as a teacher may be another."""
@@ -155,6 +170,27 @@ class _Conduct:
     def _folder(self, name: str) -> Path:
         return self.assignment.runs / name
 
+    def _waits(self, job: Job) -> bool:
+        """Whether a job's teacher is still to be trained."""
+        return job.needs is not None and not finished(self._folder(job.needs))
+
+    def _class(self, job: Job, elsewhere: set[str]) -> list[Job]:
+        """The jobs to do with one that is next: a worker's part of what is left at most, and teachers alone."""
+        if job.method == TEACHER:
+            return [job]
+        part = -(-len(self.left) // self.workers)
+        others = [
+            other
+            for other in self.left
+            if other is not job
+            and other.method != TEACHER
+            and other.name not in elsewhere
+            and not self._waits(other)
+            and not self._settled(other)
+        ]
+        ready = [job, *others]
+        return [ready[k] for k in class_of([one.recipe for one in ready], min(self.most, part))]
+
     def _settled(self, job: Job) -> bool:
         """Whether nothing is to be done for a job: it is finished, or cannot be done."""
         if why := self.others.get((job.pair, job.name)):
@@ -173,8 +209,8 @@ class _Conduct:
         manifest = records.read_json(path)
         return str((manifest["notes"] or ["failed"])[-1]) if manifest["status"] == "failed" else None
 
-    def _until(self, job: Job) -> Until | None:
-        return budgets.until(self.plan, job, self.writing) if self.plan else None
+    def _until(self, together: list[Job]) -> Until | None:
+        return budgets.until(self.plan, together, self.writing) if self.plan else None
 
     def _over(self) -> bool:
         """Whether the budget ends before there could be another look at a teacher."""
@@ -182,34 +218,43 @@ class _Conduct:
             self.stopped = True
         return self.stopped
 
-    def _do(self, job: Job) -> None:
-        until = self._until(job)
-        self.display.say(f"{len(self.left)} left: {job.name}")
+    def _do(self, together: list[Job]) -> set[str]:
+        """Do some jobs in lockstep; return the names of those that another process is at.
+
+        Raises:
+            OutOfTimeError: the budget is used up.
+        """
+        until = self._until(together)
+        names = ", ".join(job.name for job in together)
+        self.display.say(f"{len(self.left)} left: {names}{', together' if len(together) > 1 else ''}")
+        recorded = next((job for job in together if job.recipe.outputs is not None), None)
         try:
-            if job.recipe.outputs is not None:
+            if recorded is not None:
+                taps = self._taps(recorded)
                 recording.record(
-                    job.recipe,
-                    taps=self._taps(job),
-                    display=self.display,
-                    trust_code=self.trust_code,
-                    until=until,
+                    recorded.recipe, taps=taps, display=self.display, trust_code=self.trust_code, until=until
                 )
-            perform(
-                job.recipe,
-                self._folder(job.name),
-                verb="distill" if job.recipe.teacher is not None else "train",
+            done: list[Run | Exception] = perform_together(
+                [(job.recipe, self._folder(job.name)) for job in together],
                 command=self.command,
                 display=self.display,
                 trust_code=self.trust_code,
                 until=until,
             )
-        except (BusyError, OutOfTimeError):
+        except OutOfTimeError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
+            done = [error] * len(together)
+        if stopped := next((run for run in done if isinstance(run, OutOfTimeError)), None):
+            raise stopped
+        for job, run in zip(together, done, strict=True):
             # Another process may have finished it since it was looked at.
-            if not finished(self._folder(job.name)):
-                self._fail(job, str(error) or type(error).__name__)
-        self._write()
+            if isinstance(run, Exception) and not isinstance(run, BusyError) and not finished(self._folder(job.name)):
+                self._fail(job, str(run) or type(run).__name__)
+        busy = {job.name for job, run in zip(together, done, strict=True) if isinstance(run, BusyError)}
+        if len(busy) < len(together):
+            self._write()
+        return busy
 
     def _taps(self, job: Job) -> list[str]:
         """The features that any run left reads of what is recorded in the same place: the teacher is asked once."""

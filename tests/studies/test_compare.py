@@ -1,0 +1,144 @@
+"""A comparison's students are trained together, and are what they would be alone."""
+
+import json
+
+import pytest
+import torch
+
+from tutelage import recipes, records, runs
+from tutelage.engine import NonFiniteError
+from tutelage.recipes import Comparison, RecipeError
+from tutelage.report import html, table
+from tutelage.studies.compare import compare, plan
+
+VALUE = {
+    "name": "few",
+    "student": "mlp:8",
+    "teacher": {"train": {"model": "mlp:16", "epochs": 2}},
+    "epochs": 1,
+    "batch_size": 512,
+    "optimizer": {"lr": 0.3},
+    "seeds": 2,
+    "device": "cpu",
+    "threads": 1,
+    "objectives": {"ce": "cross_entropy", "kd": "kd", "wttm": {"wttm": {"gamma": 0.25, "beta": 1}}},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_no_report(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
+    yield
+    torch.set_num_threads(threads)
+
+
+class Says(runs.Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def of(**changes):
+    return recipes.parse(Comparison, {**VALUE, **changes})
+
+
+def do(folder, **changes):
+    display = Says()
+    compare(of(**changes), folder, command="test", display=display)
+    return display.said
+
+
+def manifest(folder):
+    return json.loads((folder / records.MANIFEST).read_text())
+
+
+def weights(folder):
+    return {path.parent.name: path.read_bytes() for path in folder.glob(f"*-seed*/{records.STUDENT}")}
+
+
+def test_those_of_one_data_seed_are_together_and_the_same_as_one_by_one(tmp_path):
+    said = do(tmp_path / "both")
+    assert "students 1 to 3 of 6, together: few/ce-seed0, few/kd-seed0, few/wttm-seed0" in said
+    assert "students 4 to 6 of 6, together: few/ce-seed1, few/kd-seed1, few/wttm-seed1" in said
+    said = do(tmp_path / "single", together=1)
+    assert "student 6 of 6: few/wttm-seed1" in said
+    assert len(weights(tmp_path / "both")) == 6
+    assert weights(tmp_path / "both") == weights(tmp_path / "single")
+    assert manifest(tmp_path / "both" / "kd-seed1")["class"] == ["few/ce-seed1", "few/wttm-seed1"]
+    assert manifest(tmp_path / "single" / "kd-seed1")["class"] == []
+
+
+def test_a_class_is_no_larger_than_is_said(tmp_path):
+    said = [text for text in do(tmp_path, together=2) if text.startswith("student")]
+    assert [text.partition(":")[0] for text in said] == [
+        "students 1 to 2 of 6, together",
+        "student 3 of 6",
+        "students 4 to 5 of 6, together",
+        "student 6 of 6",
+    ]
+
+
+def test_seeds_that_share_the_data_seed_are_one_class_and_are_marked(tmp_path):
+    said = do(tmp_path / "shared", share_data_seed=True)
+    assert any(text.startswith("students 1 to 6 of 6, together: ") for text in said)
+    seeds = {path.name: manifest(path)["seeds"] for path in (tmp_path / "shared").glob("*-seed*")}
+    assert {one["data_seed"] for one in seeds.values()} == {0}
+    assert {seeds[f"kd-seed{k}"]["seed"] for k in range(2)} == {0, 1}
+    assert len(manifest(tmp_path / "shared" / "kd-seed1")["class"]) == 5
+    assert records.read_json(tmp_path / "shared" / records.COMPARISON)["share_data_seed"] is True
+    mark = "Seeds share order and views"
+    rows = table.rows(tmp_path / "shared")
+    assert mark in table.text(rows)
+    assert mark in table.markdown(rows)
+    do(tmp_path / "own")
+    assert mark not in table.text(table.rows(tmp_path / "own"))
+    # The first seed's runs have the data seed that they would have anyway, the second's another.
+    shared, own = weights(tmp_path / "shared"), weights(tmp_path / "own")
+    assert shared["kd-seed0"] == own["kd-seed0"]
+    assert shared["kd-seed1"] != own["kd-seed1"]
+
+
+def test_the_size_of_a_class_may_change_and_what_seeds_share_may_not(tmp_path):
+    do(tmp_path, seeds=1, together=1)
+    do(tmp_path, seeds=2, together=3)
+    assert len(weights(tmp_path)) == 6
+    with pytest.raises(RecipeError, match="another share_data_seed"):
+        do(tmp_path, seeds=2, share_data_seed=True)
+
+
+def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monkeypatch):
+    plain = runs.Lesson.forward
+
+    def breaks(self, batch, teacher=None, *rest):
+        taught = plain(self, batch, teacher, *rest)
+        if "kd" in self.objective.names:
+            taught = taught._replace(loss=taught.loss._replace(total=taught.loss.total * torch.nan))
+        return taught
+
+    monkeypatch.setattr(runs.Lesson, "forward", breaks)
+    with pytest.raises(NonFiniteError):
+        do(tmp_path)
+    status = {
+        path.name: manifest(path)["status"] for path in tmp_path.glob("*-seed*") if (path / "manifest.json").exists()
+    }
+    assert status == {"ce-seed0": "finished", "kd-seed0": "failed", "wttm-seed0": "finished"}
+    monkeypatch.undo()
+    monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
+    do(tmp_path)
+    assert len(weights(tmp_path)) == 6
+
+
+def test_a_run_of_another_process_is_left_to_it(tmp_path):
+    with runs.alone(tmp_path / "kd-seed0"):
+        said = do(tmp_path, seeds=1)
+    assert "few/kd-seed0 is going on in another process: left to it" in said
+    assert set(weights(tmp_path)) == {"ce-seed0", "wttm-seed0"}
+
+
+def test_the_plan_of_shared_seeds(tmp_path):
+    seeds = [(recipe.seed, recipe.data_seed) for _, recipe in plan(of(share_data_seed=True, data_seed=7), tmp_path)]
+    assert seeds == [(0, 7)] * 3 + [(1, 7)] * 3
