@@ -83,9 +83,10 @@ def main() -> None:
         "inside_the_budget": took + again <= seconds,
         "after_the_kill": before,
         "at_the_end": after,
-        "finished_runs_kept_their_bits": all(
-            (second / "runs" / name / records.STUDENT).read_bytes() == content for name, content in bits.items()
-        ),
+        "finished_before_the_kill": kept,
+        "finished_runs_kept_their_bits": None
+        if not kept
+        else all((second / "runs" / name / records.STUDENT).read_bytes() == content for name, content in bits.items()),
         "went_on_within_a_run": [line for line in lines if line.startswith("going on after")],
         "plan": [
             line for text in (said, lines) for line in text if " ms a step" in line or line.startswith("budget: ")

@@ -68,7 +68,7 @@ def ask(recipe: Recipe, network: Classifier, split: data.Split) -> float:
     few = _Few(data.SplitBatches(split, batch_size=ASKED, train=False), 1, math.inf)
     asked = copy.deepcopy(network).to(device)
     if recipe.channels_last:
-        asked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        asked.to(memory_format=torch.channels_last)
     answer(asked, few, device=device, precision=recipe.precision, channels_last=recipe.channels_last)
     return few.seconds * few.steps / max(few.asked, 1)
 
