@@ -242,17 +242,17 @@ def test_a_study_stops_inside_its_budget_and_goes_on_to_the_same_bits(tmp_path, 
     assert clock.now < looks + budget.MARGIN
     found = list(statuses(assignment).values())
     at = found.index("interrupted")
-    assert found == ["finished"] * at + ["interrupted"] + [None] * (2 - at)
+    # The teacher alone, then its students in lockstep.
+    assert found in (["interrupted", None, None], ["finished", "interrupted", "interrupted"])
     assert sum(line.startswith("the budget is used up") for line in said) == 1
-    (begun,) = (job for job in plan.jobs(assignment) if status(assignment.runs / job.name) == "interrupted")
+    begun = next(job for job in plan.jobs(assignment) if status(assignment.runs / job.name) == "interrupted")
     names = sorted(path.name for path in (assignment.runs / begun.name / records.CHECKPOINTS).iterdir())
     step = int(names[-1].split("-")[1])
     assert 0 < step < 2 * STEPS
     assert values(assignment)["slim/tiny", "kd"][0] == 0
     assert (assignment.folder / "table.md").exists()
-    assert f"{at} of 3 runs are finished, 1 of the {3 - at} left is begun" in budget.rest(
-        prepare(assign(tmp_path / "parts", ONE))
-    )
+    how_many = "1 of the 3 left is begun" if at == 0 else "2 of the 2 left are begun"
+    assert f"{at} of 3 runs are finished, {how_many}" in budget.rest(prepare(assign(tmp_path / "parts", ONE)))
     failed, _ = conduct(assignment)
     assert failed == {}
     whole = assign(tmp_path / "whole", ONE)
@@ -384,7 +384,7 @@ def test_killed_and_copied_elsewhere_it_goes_on_to_the_same_table(invoke, tmp_pa
     for folder in (here, there):
         folder.mkdir(parents=True)
         (folder / "grid.yaml").write_text(yaml.safe_dump(study))
-    typed = ["study", "grid.yaml", "--budget", "9m"]
+    typed = ["study", "grid.yaml", "--budget", "9m", "--together", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "tutelage.cli", *typed],
         cwd=here,
