@@ -1,10 +1,10 @@
-# make demo | test | test-slow | check
+# make demo | test | test-slow | bench | check
 # Each target sets up .venv by itself; PYTHON names the interpreter that the environment is made of.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow bench check clean
 
 demo: $(STAMP)
 	$(BIN)/tutelage compare recipes/digits.yaml
@@ -14,6 +14,9 @@ test: $(STAMP) check
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP)
+	$(BIN)/tutelage doctor --bench
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,7 +21,8 @@ SOURCE = Path(tutelage.__file__).parent
 LAYERS = (
     {"__init__", "__main__"},
     {"cli"},
-    {"studies", "rehearsal", "doctor", "screen", "api"},
+    {"doctor"},
+    {"studies", "rehearsal", "benchmark", "screen", "api"},
     {"recording", "timing"},
     {"runs"},
     {"material"},

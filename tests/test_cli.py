@@ -179,6 +179,21 @@ def test_doctor_takes_a_real_step(tmp_path):
     assert re.search(r"ok\s+training step, bf16\s+\d+ steps", done.stdout)
 
 
+def test_doctor_times_training_where_asked(invoke, monkeypatch):
+    """One pair, one step a form; what it takes is not asserted."""
+    from tutelage import benchmark, doctor
+
+    monkeypatch.setattr(doctor, "examine", lambda: iter(()))
+    monkeypatch.setattr(benchmark, "PAIRS", (("resnet14", "resnet8"),))
+    whole, few = benchmark.steps, {"n": 1, "rounds": 1}
+    monkeypatch.setattr(benchmark, "steps", lambda **_: whole(**few))
+    monkeypatch.setattr("tutelage.engine.speed.SHARE", 0.0)
+    code, out, err = invoke("doctor", "--bench")
+    assert (code, err) == (0, "")
+    assert re.search(r"resnet14/resnet8 +reference +[\d.]+  live +[\d.]+ \([\d.]+x\)  recorded", out)
+    assert re.search(r"geometric means: [\d.]+ times", out)
+
+
 def test_not_yaml(here, invoke):
     (here / "bad.yaml").write_text("student: [mlp:8\nepochs: 1")
     code, _, err = invoke("train", "bad.yaml")

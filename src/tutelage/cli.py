@@ -301,10 +301,14 @@ def list_(
         typer.echo(f"{name:<{width}}  {summary}")
 
 
-@app.command(epilog="Example: tutelage doctor")
-def doctor() -> None:
+@app.command(epilog="Example: tutelage doctor --bench")
+def doctor(
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Time training here against the published procedure: some minutes.")
+    ] = False,
+) -> None:
     """Look at versions, devices and extras, and take one real training step."""
-    from tutelage.doctor import examine
+    from tutelage.doctor import examine, measure
 
     bad = 0
     for finding in examine():
@@ -312,6 +316,8 @@ def doctor() -> None:
         bad += not finding.good
     if bad:
         raise typer.Exit(OTHER)
+    for line in measure() if bench else ():
+        typer.echo(line)
 
 
 @app.callback()

@@ -236,7 +236,7 @@ def stopped(folder, seconds, study=ONE):
     return assignment, said, clock
 
 
-@pytest.mark.parametrize("looks", [30, 64, 85, 110])
+@pytest.mark.parametrize("looks", [30, 64, 75, 85])
 def test_a_study_stops_inside_its_budget_and_goes_on_to_the_same_bits(tmp_path, without_reports, looks):
     assignment, said, clock = stopped(tmp_path / "parts", looks)
     assert clock.now < looks + budget.MARGIN

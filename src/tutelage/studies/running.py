@@ -184,6 +184,8 @@ class _Conduct:
             for other in self.left
             if other is not job
             and other.method != TEACHER
+            # Inside a budget a pair is finished before the next one begins.
+            and (self.plan is None or other.pair == job.pair)
             and other.name not in elsewhere
             and not self._waits(other)
             and not self._settled(other)
