@@ -249,8 +249,8 @@ class Together:
             if new := {k: one for k, one in present.items() if one.speed is None}:
                 (heard_first,) = self._ask(pieces[:1]) if self.teacher is not None else (None,)
                 for k, one in new.items():
-                    (heard,) = self._own(k, [heard_first])
-                    self._try(k, partial(one.choose_speed, pieces[0], heard, ahead, self.speed))
+                    (said,) = self._own(k, [heard_first])
+                    self._try(k, partial(one.choose_speed, pieces[0], said, ahead, self.speed))
                 present = self._at(epoch, step)
             answers: Iterable[Outputs | None] = [None] * len(pieces)
             if self.teacher is not None and any(self.pupils[k].asks for k in present):
@@ -315,7 +315,7 @@ class Together:
         """The fits whose next step this is."""
         return {k: one for k, one in self._fits.items() if (one.epoch, one.step_in_epoch) == (epoch, step)}
 
-    def _ask(self, pieces: Sequence[Batch]) -> Iterator[Outputs]:
+    def _ask(self, pieces: Sequence[Batch]) -> Iterator[Outputs | None]:
         """Ask the teacher about each micro-batch when it comes to it."""
         assert self.teacher is not None
         bf16 = self.pupils[0].settings.precision == "bf16"
