@@ -1,0 +1,380 @@
+"""Cross-entropy and weighted transformed teacher matching in two sweeps over the logits, one forward and one backward.
+
+A row of logits is read from memory once in each direction, in blocks of rows that stay in the processor's cache, and
+nothing of the size of the logits is kept or made but the gradient. What is kept is five numbers a row.
+
+``z`` is the student's row, ``v`` the teacher's, ``mz`` and ``mv`` are shifts: 0 where the sums below neither overflow
+nor vanish without any, which saves the sweep for the maximum, else the row's maximum.
+
+* Forward: ``S = sum exp(z - mz)``, ``P = sum exp(v - mv)``, ``w = exp(gamma * (v - mv))``, ``W = sum w`` and
+  ``D = sum w * (gamma * (v - mv) - (z - mz))``. Then ``CE = log S - (z[y] - mz)``, ``log U = log W - gamma * log P``
+  and ``KL(p_gamma || q) = D / W + log S - log W``, which is 0 to the last bit but one where the two are equal.
+* Backward: ``dz = (g_ce + g_w * U) * q - g_w * U * p_gamma``, less ``g_ce`` at the label.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage import checks, losses
+from tutelage.contracts import UNLABELLED
+
+BLOCK = 1 << 16
+"""Logits in a block, a thread: with the teacher's and two scratch buffers 1 MB in float32, half of one core's L2 cache.
+A row of a large vocabulary is longer, and a block of its own."""
+LOW, HIGH = 1e-13, 1e13
+"""Sums of exponentials within these need no shift: nothing that matters has vanished, and their logarithms are exact
+to 1e-6 in float32."""
+
+
+def cross_entropy_and_wttm(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Compute `losses.cross_entropy` and `losses.wttm` together, with one gradient buffer and no other of that size.
+
+    ``CE(y, q) = -log q[y]`` and ``U_gamma(p) * KL(p_gamma || q)``, with ``q = softmax(z)``, ``p = softmax(v)``,
+    ``p_gamma = softmax(gamma * v)`` and ``U_gamma(p) = sum_j p[j]**gamma``. The gradient by the logits of
+    ``a * CE + b * WTTM`` is ``(a + b * U) * q - a * onehot(y) - b * U * p_gamma``.
+
+    Either value may be used alone. The logits are kept for the backward pass, not copied: changing them in place before
+    it is an error, as for every function of PyTorch that keeps its input. Soft labels, and devices other than the CPU,
+    are computed by the two losses themselves; inside ``torch.compile`` this is one operation of the graph in each
+    direction.
+
+    Args:
+        student_logits: ``(..., classes)``, any floating dtype, ``z``.
+        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; ``-inf`` means probability 0.
+        labels: ``(...)`` int64 class indices, where -100 means unlabelled: cross-entropy exactly 0 in value and
+            gradient; or soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1 (not
+            checked).
+        gamma: the exponent, finite and above 0.
+
+    Returns:
+        Two of ``(...)``, at least float32: the cross-entropies in nats, and the matching terms in nats times the power
+        sum. The gradient comes in the student's dtype.
+
+    Raises:
+        TypeError: if the logits are not floating tensors, the labels neither int64 nor floating, or ``gamma`` no Python
+            number.
+        ValueError: if shapes do not fit, there are no classes, ``gamma`` is not finite and above 0, or an index is
+            neither a class nor -100.
+        RuntimeError: from a second derivative, which is not defined; type `losses.cross_entropy` and `losses.wttm`.
+
+    Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 4.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> cross_entropy_and_wttm(student, teacher, torch.tensor([0]), gamma=0.5)
+        (tensor([0.1269]), tensor([1.2925]))
+    """
+    _logits(student_logits, "student_logits")
+    _logits(teacher_logits, "teacher_logits")
+    checks.same_shape(student_logits, teacher_logits, "student_logits", "teacher_logits")
+    is_index = checks.labels_for(student_logits, labels)
+    checks.positive(gamma, "gamma", example=0.1)
+    teacher_logits = teacher_logits.detach()
+    if not is_index or student_logits.device.type != "cpu":
+        return (
+            losses.cross_entropy(student_logits, labels),
+            losses.wttm(student_logits, teacher_logits, gamma=gamma),
+        )
+    classes = student_logits.shape[-1]
+    ce, wttm = _Joint.apply(
+        student_logits.reshape(-1, classes), teacher_logits.reshape(-1, classes), labels.reshape(-1), float(gamma)
+    )
+    return ce.reshape(labels.shape), wttm.reshape(labels.shape)
+
+
+def _logits(tensor: Tensor, name: str) -> None:
+    # The check alone: its float32 copy of narrower logits would be a buffer of their size.
+    checks.classwise(tensor[..., :1] if isinstance(tensor, Tensor) and tensor.ndim else tensor, name)
+
+
+def dtype_of(student_logits: Tensor, teacher_logits: Tensor) -> torch.dtype:
+    """Return what rows are computed in: float64 where one of the two is, else float32."""
+    return torch.float64 if torch.float64 in (student_logits.dtype, teacher_logits.dtype) else torch.float32
+
+
+def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sweep over the logits once.
+
+    Args:
+        z: ``(rows, classes)``, the student's logits.
+        v: ``(rows, classes)``, the teacher's.
+        labels: ``(rows,)`` int64, -100 for none.
+        gamma: the exponent.
+
+    Returns:
+        ``(rows,)`` cross-entropies, ``(rows,)`` matching terms, and ``(5, rows)`` of what `backward` needs: the
+        student's shift and log-sum, the teacher's shift and log-sum at ``gamma``, and the power sum.
+    """
+    rows, dtype = len(z), dtype_of(z, v)
+    shifts = z.new_zeros(2, rows, dtype=dtype)
+    sums = z.new_empty(4, rows, dtype=dtype)
+    size = _block(z)
+    parts = list(zip(*(x.split(size) for x in (z, v)), *(x.split(size, 1) for x in (sums, shifts)), strict=True))
+    buffers = _buffers(4, z, dtype)
+    open_blocks = list(range(len(parts)))
+    for sweep in (_sums, _shifted_sums, _masked_sums):
+        for i in open_blocks:
+            z_block, v_block, found, shift = parts[i]
+            scratch = _cut(buffers, len(z_block))
+            sweep(_ready(z_block, scratch[2]), _ready(v_block, scratch[3]), gamma, *scratch[:2], found, shift)
+            # What the first block needs the others will: a vocabulary padded with -inf has it in every row.
+            if i == open_blocks[0] and len(parts) > 1 and sweep is not _masked_sums and _unsound(found, sweep):
+                break
+        else:
+            open_blocks = sorted({row // size for row in _unsound(sums, sweep)} & set(open_blocks))
+        if not open_blocks:
+            break
+    shift_z, shift_v = shifts
+    log_s, log_p, log_w = sums[:3].log()
+    power_sum = (log_w - gamma * log_p).exp()
+    divergence = sums[3] / sums[2] + (log_s - log_w)
+    unlabelled = labels == UNLABELLED
+    at_label = z.gather(-1, labels.masked_fill(unlabelled, 0)[:, None])[:, 0].to(dtype)
+    ce = (log_s - (at_label - shift_z)).masked_fill(unlabelled, 0.0)
+    return ce, power_sum * divergence, torch.stack([shift_z, log_s, shift_v, log_w, power_sum])
+
+
+def backward(
+    z: Tensor,
+    v: Tensor,
+    labels: Tensor,
+    statistics: Tensor,
+    ce_gradient: Tensor | None,
+    wttm_gradient: Tensor | None,
+    gamma: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Sweep over the logits again and write their gradient.
+
+    Args:
+        z: ``(rows, classes)``, the student's logits.
+        v: ``(rows, classes)``, the teacher's.
+        labels: ``(rows,)`` int64, -100 for none.
+        statistics: what `forward` returned last.
+        ce_gradient: ``(rows,)``, by the cross-entropies; none for 0.
+        wttm_gradient: ``(rows,)``, by the matching terms; none for 0.
+        gamma: the exponent.
+        out: where to write it; may be ``z`` itself. None for a new tensor.
+
+    Returns:
+        ``(rows, classes)`` in the student's dtype.
+    """
+    shift_z, log_s, shift_v, log_w, power_sum = statistics
+    dtype = statistics.dtype
+    if out is None:
+        out = torch.empty_like(z, memory_format=torch.contiguous_format)
+    of_q = torch.zeros_like(log_s)
+    of_p = at_label = None
+    if ce_gradient is not None:
+        unlabelled = labels == UNLABELLED
+        of_ce = ce_gradient.to(dtype).masked_fill(unlabelled, 0.0)
+        of_q = of_q + of_ce
+        at_label = -of_ce[:, None]
+        labels = labels.masked_fill(unlabelled, 0)[:, None]
+    if wttm_gradient is not None:
+        of_p = wttm_gradient.to(dtype) * power_sum
+        of_q = of_q + of_p
+    # A factor before an exponential goes into the exponent, which costs nothing; its sign cannot.
+    shift_q, sign_q = of_q.abs().log() - log_s, _signs(of_q)
+    shift_p, sign_p = (of_p.abs().log() - log_w, _signs(of_p)) if of_p is not None else (None, None)
+    size, shifted = _block(z), bool(statistics[0].any() or statistics[2].any())
+    direct = out.dtype == dtype and out.is_contiguous()
+    columns = [x[:, None] if x is not None else None for x in (shift_z, shift_q, sign_q, shift_v, shift_p, sign_p)]
+    parts = [x.split(size) if x is not None else itertools.repeat(None) for x in (*columns, at_label, labels)]
+    buffers = _buffers(3, z, dtype)
+    for z_block, v_block, gradient_out, mz, cq, sq, mv, cp, sp, minus, label in zip(
+        z.split(size), v.split(size), out.split(size), *parts, strict=False
+    ):
+        scratch = _cut(buffers, len(z_block))
+        gradient = gradient_out if direct else scratch[0]
+        student = _ready(z_block, scratch[0])
+        if shifted:
+            torch.sub(student, mz, out=gradient).add_(cq)
+        else:
+            torch.add(student, cq, out=gradient)
+        gradient.exp_()
+        if sq is not None:
+            gradient.mul_(sq)
+        if cp is not None:
+            teacher, p = _ready(v_block, scratch[1]), scratch[2]
+            if shifted:
+                torch.sub(teacher, mv, out=p).mul_(gamma).add_(cp)
+            else:
+                torch.add(cp, teacher, alpha=gamma, out=p)
+            p.exp_()
+            if sp is not None:
+                p.mul_(sp)
+            gradient.sub_(p)
+        if minus is not None:
+            gradient.scatter_add_(-1, label, minus)
+        if not direct:
+            gradient_out.copy_(gradient)
+    return out
+
+
+def _block(logits: Tensor) -> int:
+    """Return how many rows a block has."""
+    rows, classes = logits.shape
+    return max(1, min(rows, BLOCK * torch.get_num_threads() // classes))
+
+
+def _buffers(count: int, logits: Tensor, dtype: torch.dtype) -> Tensor:
+    # Pages that are never written, such as those for copies where none is needed, take no memory.
+    return logits.new_empty(count, _block(logits), logits.shape[-1], dtype=dtype)
+
+
+def _cut(buffers: Tensor, rows: int) -> tuple[Tensor, ...]:
+    return tuple(buffer[:rows] for buffer in buffers)
+
+
+def _ready(block: Tensor, buffer: Tensor) -> Tensor:
+    """Return the block as the sweeps need it, contiguous and wide, copied into the buffer where it is not."""
+    return block if block.dtype == buffer.dtype and block.is_contiguous() else buffer.copy_(block)
+
+
+def _unsound(sums: Tensor, sweep: Callable[..., None]) -> list[int]:
+    """Return the rows whose sums the next sweep must find."""
+    if sweep is _masked_sums:
+        return []
+    sound = sums[3].isfinite()
+    if sweep is _sums:
+        low, high = torch.aminmax(sums[:3], dim=0)
+        sound &= (low > LOW) & (high < HIGH)
+    return [] if sound.all() else (~sound).nonzero()[:, 0].tolist()
+
+
+def _signs(factors: Tensor) -> Tensor | None:
+    return factors.sign() if (factors < 0).any() else None
+
+
+def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Tensor, shift: Tensor) -> None:
+    """Find the four sums without a shift; ``a`` and ``b`` are scratch of the block's shape."""
+    s, p, w, d = found
+    torch.sum(torch.exp(z, out=a), -1, out=s)
+    torch.sum(torch.exp(v, out=a), -1, out=p)
+    torch.mul(v, gamma, out=a)
+    torch.sub(a, z, out=b)
+    torch.sum(a.exp_(), -1, out=w)
+    torch.sum(b.mul_(a), -1, out=d)
+
+
+def _shifted_sums(
+    z: Tensor,
+    v: Tensor,
+    gamma: float,
+    a: Tensor,
+    b: Tensor,
+    found: Tensor,
+    shift: Tensor,
+    *,
+    masked: bool = False,
+) -> None:
+    """Find the sums shifted by the rows' maxima, and those."""
+    s, p, w, d = found
+    torch.amax(z, -1, out=shift[0])
+    torch.amax(v, -1, out=shift[1])
+    max_z, max_v = shift[:, :, None]
+    torch.sub(z, max_z, out=b)
+    torch.sum(torch.exp(b, out=a), -1, out=s)
+    torch.sum(torch.sub(v, max_v, out=a).exp_(), -1, out=p)
+    torch.sub(v, max_v, out=a).mul_(gamma)
+    torch.sub(a, b, out=b)
+    torch.sum(a.exp_(), -1, out=w)
+    b.mul_(a)
+    if masked:
+        # Compared with 0 and not "above 0": a teacher that is NaN must stay NaN and be seen.
+        b.masked_fill_(a == 0, 0.0)
+    torch.sum(b, -1, out=d)
+
+
+def _masked_sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Tensor, shift: Tensor) -> None:
+    """The same where a class without probability counts nothing, whatever its logits are: -inf times 0 is NaN."""
+    _shifted_sums(z, v, gamma, a, b, found, shift, masked=True)
+
+
+_forward = torch.library.custom_op(
+    "tutelage::cross_entropy_and_wttm",
+    forward,
+    mutates_args=(),
+    schema="(Tensor z, Tensor v, Tensor labels, float gamma) -> (Tensor, Tensor, Tensor)",
+)
+_backward = torch.library.custom_op(
+    "tutelage::cross_entropy_and_wttm_backward",
+    backward,
+    mutates_args=(),
+    schema="(Tensor z, Tensor v, Tensor labels, Tensor statistics, Tensor? ce_gradient, Tensor? wttm_gradient, "
+    "float gamma) -> Tensor",
+)
+
+
+@_forward.register_fake
+def _(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    row = z.new_empty(z.shape[0], dtype=dtype_of(z, v))
+    return row, torch.empty_like(row), row.new_empty(5, z.shape[0])
+
+
+@_backward.register_fake
+def _(z: Tensor, v: Tensor, labels: Tensor, statistics: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+class _Joint(torch.autograd.Function):
+    """The two values, with the gradient written by hand.
+
+    The graph of a compiler gets operations that it need not look into; plain execution calls the functions themselves,
+    which saves the overhead of those.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+        run = _forward if torch.compiler.is_compiling() else forward
+        ce, wttm, statistics = run(z, v, labels, gamma)
+        ctx.save_for_backward(z, v, labels, statistics)
+        ctx.gamma = gamma
+        ctx.set_materialize_grads(False)
+        return ce, wttm
+
+    @staticmethod
+    def backward(
+        ctx: Any, ce_gradient: Tensor | None, wttm_gradient: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        z, v, labels, statistics = ctx.saved_tensors
+        run = _backward if torch.compiler.is_compiling() else backward
+        with torch.no_grad():
+            gradient = run(z.detach(), v, labels, statistics, ce_gradient, wttm_gradient, ctx.gamma)
+        return once(gradient, z), None, None, None
+
+
+def once(gradient: Tensor, source: Tensor) -> Tensor:
+    """Return a gradient whose own derivative raises, where one may be asked for (``create_graph=True``).
+
+    `torch.autograd.function.once_differentiable` does so only where the gradient that came in has a graph; else it
+    returns a constant, and a penalty on the gradient would be lost without a word.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return gradient
+    return _Once.apply(gradient, source)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError(
+            "tutelage.kernels: expected a first derivative, got a second, which these functions do not have; "
+            "type losses.cross_entropy and losses.wttm instead"
+        )

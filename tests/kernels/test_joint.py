@@ -1,0 +1,357 @@
+"""Cross-entropy and WTTM in two sweeps: the two losses' values and gradients, and nothing of the logits' size kept."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tutelage import kernels, losses
+from tutelage.kernels import joint
+
+INF = math.inf
+
+
+@pytest.fixture(params=[1, 7, 1 << 16], ids=["a row a block", "a few rows a block", "one block"])
+def _blocks(request, monkeypatch):
+    monkeypatch.setattr(joint, "BLOCK", request.param * 9 if request.param < 100 else request.param)
+
+
+def draw(shape=(17, 9), scale=3.0, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z, v = (scale * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    labels = torch.randint(shape[-1], shape[:-1], generator=generator)
+    weights = torch.rand(2, *shape[:-1], generator=generator, dtype=torch.float64)
+    return z.to(dtype), v.to(dtype), labels, weights
+
+
+def plain(z, v, labels, *, gamma):
+    return losses.cross_entropy(z, labels), losses.wttm(z, v, gamma=gamma)
+
+
+def values_and_gradient(form, z, v, labels, weights, gamma):
+    z = z.detach().requires_grad_()
+    values = form(z, v, labels, gamma=gamma)
+    total = sum((w.to(value.dtype) * value).sum() for w, value in zip(weights, values, strict=True) if w is not None)
+    return *(value.detach() for value in values), torch.autograd.grad(total, z)[0]
+
+
+def agree(z, v, labels, weights=None, gamma=0.25, tolerance=1e-11):
+    weights = torch.ones(2, *labels.shape, dtype=torch.float64) if weights is None else weights
+    ours = values_and_gradient(kernels.cross_entropy_and_wttm, z, v, labels, weights, gamma)
+    theirs = values_and_gradient(plain, z, v, labels, weights, gamma)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+    return ours
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 2.0), st.sampled_from([0.1, 3.0, 30.0]))
+def test_values_and_gradients_are_those_of_the_two_losses(seed, gamma, scale):
+    z, v, labels, weights = draw(seed=seed, scale=scale)
+    agree(z, v, labels, weights, gamma, 1e-10)
+    agree(z, v, labels, weights - 0.5, gamma, 1e-10)  # Gradients of either sign.
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("offset", [0.0, 200.0, -200.0])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_blocks_and_shifts_change_nothing(offset, scale):
+    z, v, labels, weights = draw(scale=scale)
+    z[3:8] += offset  # Some rows need a shift and others do not.
+    v[6:11] -= offset
+    agree(z, v, labels, weights)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computed", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-12),
+        (torch.float32, torch.float32, 2e-5),
+        (torch.bfloat16, torch.float32, 2e-2),
+        (torch.float16, torch.float32, 2e-3),
+    ],
+)
+@pytest.mark.usefixtures("_blocks")
+def test_it_computes_in_at_least_float32_and_the_gradient_has_the_students_dtype(dtype, computed, tolerance):
+    z, v, labels, weights = draw((17, 9), dtype=dtype)
+    ce, wttm, gradient = agree(z, v, labels, weights.float() if dtype != torch.float64 else weights, 0.25, tolerance)
+    assert ce.dtype == wttm.dtype == computed
+    assert gradient.dtype == dtype
+    # Values are exact in the inputs' wide copies: nothing is rounded before they are widened.
+    exact = plain(z.double(), v.double(), labels, gamma=0.25)
+    torch.testing.assert_close(ce.double(), exact[0], rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(wttm.double(), exact[1], rtol=1e-5, atol=1e-5)
+
+
+def test_student_and_teacher_may_differ_in_dtype():
+    z, v, labels, weights = draw(dtype=torch.float32)
+    ours = values_and_gradient(kernels.cross_entropy_and_wttm, z, v.double(), labels, weights, 0.25)
+    theirs = values_and_gradient(plain, z, v, labels, weights, 0.25)
+    assert ours[2].dtype == torch.float32
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_near_zero_where_student_and_transformed_teacher_are_equal():
+    v = draw((8, 1000), dtype=torch.float32)[1]
+    wttm = kernels.cross_entropy_and_wttm(0.1 * v, v, torch.zeros(8, dtype=torch.int64), gamma=0.1)[1]
+    power_sum = losses.wttm(torch.zeros_like(v), v, gamma=0.1) / losses.ttm(torch.zeros_like(v), v, gamma=0.1)
+    assert (wttm / power_sum).abs().max() < 2e-6
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gaps_of_a_thousand(dtype):
+    z, v, labels, _ = draw(dtype=dtype)
+    z[::2] *= 0
+    z[::2, 0] = 1000
+    v[::3] *= 0
+    v[::3, 1] = -1000
+    v[1::3, 2] = 1000
+    _, _, gradient = agree(z, v, labels, gamma=0.25, tolerance=1e-11 if dtype == torch.float64 else 3e-5)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_classes_without_probability_count_nothing():
+    z, v, labels, _ = draw()
+    labels %= 6
+    v[:, 7] = -INF
+    z[::2, 7] = -INF
+    z[5, 8] = v[5, 8] = -INF
+    agree(z, v, labels)
+    assert agree(z, v, labels)[2].isfinite().all()
+
+
+def test_a_class_that_the_student_rules_out_and_the_teacher_does_not_is_infinite():
+    z, v, labels, _ = draw()
+    z[4, 8] = -INF
+    labels[4] = 0
+    assert agree(z, v, labels)[1][4] == INF
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+@pytest.mark.parametrize("value", [math.nan, INF])
+@pytest.mark.usefixtures("_blocks")
+def test_nan_stays_nan_in_its_row_alone(network, value):
+    z, v, labels, _ = draw()
+    (z if network == "student" else v)[4, 2] = value
+    found = agree(z, v, labels)
+    assert found[1][4].isnan()
+    assert found[2][4].isnan().any()
+    assert found[2][torch.arange(17) != 4].isfinite().all()
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_unlabelled_rows_have_no_cross_entropy_and_keep_the_matching():
+    z, v, labels, _ = draw()
+    labels[::2] = -100
+    ce, wttm, _ = agree(z, v, labels)
+    assert (ce[::2] == 0).all()
+    assert (wttm > 0).all()
+    only = values_and_gradient(kernels.cross_entropy_and_wttm, z, v, labels, (torch.ones(17), None), 0.25)[2]
+    assert (only[::2] == 0).all()
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_one_of_the_two_may_be_used_alone(used):
+    z, v, labels, weights = draw()
+    only = [w if i == used else None for i, w in enumerate(weights)]
+    ours, theirs = (
+        values_and_gradient(form, z, v, labels, only, 0.25)[2] for form in (kernels.cross_entropy_and_wttm, plain)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_soft_labels():
+    z, v, _, _ = draw()
+    z.requires_grad_()
+    ce, wttm = kernels.cross_entropy_and_wttm(z, v, torch.softmax(v, -1), gamma=0.25)
+    torch.testing.assert_close(ce, losses.cross_entropy(z, torch.softmax(v, -1)))
+    torch.testing.assert_close(wttm, losses.wttm(z, v, gamma=0.25))
+    assert torch.autograd.grad(ce.sum() + wttm.sum(), z)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(9,), (3, 4, 9), (0, 9), (2, 0, 9), (5, 1)])
+def test_shapes(shape):
+    z, v, labels, weights = draw(shape)
+    ce, wttm, gradient = agree(z, v, labels, weights)
+    assert ce.shape == wttm.shape == shape[:-1]
+    assert gradient.shape == shape
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_logits_need_not_be_contiguous():
+    z, v, labels, weights = draw()
+    agree(z.T.contiguous().T, torch.cat([v, v], -1)[:, :9], labels, weights)
+    agree(z, v[:1].expand_as(v), labels, weights)
+
+
+def test_the_teacher_gets_no_gradient():
+    z, v, labels, _ = draw()
+    z.requires_grad_(), v.requires_grad_()
+    sum(kernels.cross_entropy_and_wttm(z, v, labels, gamma=0.25)).sum().backward()
+    assert v.grad is None
+    ce, wttm = kernels.cross_entropy_and_wttm(z.detach(), v, labels, gamma=0.25)
+    assert not ce.requires_grad
+    assert not wttm.requires_grad
+
+
+def test_the_gradient_is_the_derivative():
+    z, v, labels, _ = draw((4, 5))
+    labels[1] = -100
+    z.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: kernels.cross_entropy_and_wttm(z, v, labels, gamma=0.4), z)
+
+
+def test_a_second_derivative_is_refused():
+    z, v, labels, _ = draw()
+    z.requires_grad_()
+    for power in (1, 2):  # The gradient that comes in has no graph, and has one.
+        ce, _ = kernels.cross_entropy_and_wttm(z, v, labels, gamma=0.25)
+        (gradient,) = torch.autograd.grad(ce.pow(power).sum(), z, create_graph=True)
+        # A penalty on the gradient must not be lost where the rest of the loss has a derivative.
+        with pytest.raises(RuntimeError, match=r"type losses\.cross_entropy"):
+            (z.sum() + gradient.sum()).backward()
+
+
+def test_autocast_changes_nothing():
+    z, v, labels, weights = draw(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = values_and_gradient(kernels.cross_entropy_and_wttm, z, v, labels, weights, 0.25)
+    outside = values_and_gradient(kernels.cross_entropy_and_wttm, z, v, labels, weights, 0.25)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_caller_may_be_compiled_in_one_graph(dtype):
+    torch.compiler.reset()
+    z, v, labels, weights = draw(dtype=dtype)
+
+    def call(z, v, labels, *, gamma):
+        ce, wttm = kernels.cross_entropy_and_wttm(2 * z, v, labels, gamma=gamma)
+        return ce, 3 * wttm
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    ours = values_and_gradient(compiled, z, v, labels, weights, 0.25)
+    theirs = values_and_gradient(call, z, v, labels, weights, 0.25)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert ours[2].dtype == dtype
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_a_compiled_caller_may_use_one_of_the_two(used):
+    torch.compiler.reset()
+    z, v, labels, _ = draw(dtype=torch.float32)
+    z.requires_grad_()
+
+    def call(z):
+        return kernels.cross_entropy_and_wttm(z, v, labels, gamma=0.25)[used].sum()
+
+    (ours,) = torch.autograd.grad(torch.compile(call, fullgraph=True, backend="aot_eager")(z), z)
+    torch.testing.assert_close(ours, torch.autograd.grad(call(z), z)[0])
+
+
+@pytest.mark.parametrize("name", ["cross_entropy_and_wttm", "cross_entropy_and_wttm_backward"])
+def test_what_a_compiler_is_told_of_the_operations_is_so(name):
+    z, v, labels, _ = draw(dtype=torch.bfloat16)
+    statistics = joint.forward(z, v, labels, 0.25)[2]
+    row = torch.ones(17)
+    inputs = (z, v, labels, 0.25) if name.endswith("wttm") else (z, v, labels, statistics, row, row, 0.25)
+    torch.library.opcheck(getattr(torch.ops.tutelage, name).default, inputs)
+
+
+def sizes_kept(form, z, v, labels):
+    """The elements of every tensor kept for the backward pass that is not one of the inputs."""
+    kept = {}
+
+    def keep(tensor):
+        if tensor.data_ptr() not in {z.data_ptr(), v.data_ptr(), labels.data_ptr()}:
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        values = form(z, v, labels, gamma=0.25)
+    return sum(kept.values()), values
+
+
+def test_nothing_of_the_size_of_the_logits_is_kept():
+    z, v, labels, _ = draw((64, 1000), dtype=torch.float32)
+    z.requires_grad_()
+    kept, _values = sizes_kept(kernels.cross_entropy_and_wttm, z, v, labels)
+    assert kept <= 5 * 64
+    kept, _values = sizes_kept(plain, z, v, labels)
+    assert kept >= z.numel()
+
+
+def test_nothing_of_the_size_of_the_logits_is_made_but_the_gradient():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.storages = {}
+
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            found = function(*arguments, **(keywords or {}))
+            for tensor in found if isinstance(found, (tuple, list)) else (found,):
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    self.storages[storage.data_ptr()] = storage.nbytes()
+            return found
+
+    z, v, labels, _ = draw((2000, 1000), dtype=torch.float32)
+    mode = Largest()
+    with mode:
+        statistics = joint.forward(z, v, labels, 0.25)[2]
+    whole, inputs = z.untyped_storage().nbytes(), {z.data_ptr(), v.data_ptr(), labels.data_ptr()}
+    threads = torch.get_num_threads()
+    assert max(size for at, size in mode.storages.items() if at not in inputs) <= 4 * 4 * joint.BLOCK * threads
+    mode = Largest()
+    ones = torch.ones(2000)
+    with mode:
+        gradient = joint.backward(z, v, labels, statistics, ones, ones, 0.25)
+    made = {at: size for at, size in mode.storages.items() if at not in inputs and size >= whole / 2}
+    assert made == {gradient.data_ptr(): whole}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "match"),
+    [
+        ({"student_logits": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, "student_logits: expected a floating"),
+        ({"student_logits": None}, TypeError, "student_logits: expected a torch.Tensor"),
+        ({"student_logits": torch.tensor(1.0)}, ValueError, "student_logits: expected shape"),
+        ({"student_logits": torch.zeros(3, 0)}, ValueError, "student_logits: expected shape"),
+        ({"teacher_logits": torch.zeros(3, 5)}, ValueError, "teacher_logits: expected the shape"),
+        ({"labels": torch.zeros(3, dtype=torch.int32)}, TypeError, "labels: expected int64"),
+        ({"labels": torch.zeros(2, dtype=torch.int64)}, ValueError, "labels: expected class indices"),
+        ({"labels": torch.tensor([0, 4, 1])}, ValueError, "labels: expected class indices in 0..3"),
+        ({"gamma": 0.0}, ValueError, "gamma: expected a finite number above 0"),
+        ({"gamma": "a"}, TypeError, "gamma: expected a Python number"),
+    ],
+)
+def test_errors(change, kind, match):
+    given = {
+        "student_logits": torch.zeros(3, 4),
+        "teacher_logits": torch.zeros(3, 4),
+        "labels": torch.zeros(3, dtype=torch.int64),
+        "gamma": 0.1,
+    }
+    with pytest.raises(kind, match=match):
+        kernels.cross_entropy_and_wttm(**(given | change))
+
+
+def test_logits_that_change_before_the_backward_pass_are_an_error():
+    z, v, labels, _ = draw()
+    z.requires_grad_()
+    moved = 1 * z
+    ce, _ = kernels.cross_entropy_and_wttm(moved, v, labels, gamma=0.25)
+    with torch.no_grad():
+        moved.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ce.sum().backward()

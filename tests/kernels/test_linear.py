@@ -1,0 +1,262 @@
+"""The last layers and their losses by chunks: the plain form's value and gradients, without its logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tutelage import kernels, losses
+
+SETTINGS = {"gamma": 0.3, "beta": 1.7, "supervised": 0.6}
+LEARNED = ("student_hidden", "student_weight", "student_bias")
+
+
+def draw(tokens=(3, 7), classes=11, dtype=torch.float64, bias=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    given = {
+        "student_hidden": normal(*tokens, 4),
+        "student_weight": normal(classes, 4),
+        "teacher_hidden": normal(*tokens, 6),
+        "teacher_weight": normal(classes, 6),
+        "labels": torch.randint(classes, tokens, generator=generator),
+    }
+    if bias:
+        given |= {"student_bias": normal(classes), "teacher_bias": normal(classes)}
+    return given
+
+
+def plain(
+    student_hidden,
+    student_weight,
+    teacher_hidden,
+    teacher_weight,
+    labels,
+    *,
+    gamma,
+    beta,
+    supervised=1.0,
+    student_bias=None,
+    teacher_bias=None,
+    sample_weight=None,
+):
+    z = F.linear(student_hidden, student_weight, student_bias)
+    v = F.linear(teacher_hidden, teacher_weight, teacher_bias)
+    w = torch.ones(labels.shape, dtype=torch.float64) if sample_weight is None else sample_weight
+    labelled = w * (labels != -100)
+    ce = (labelled * losses.cross_entropy(z, labels)).sum() / labelled.sum()
+    wttm = (w * losses.wttm(z, v, gamma=gamma)).sum() / w.sum()
+    return supervised * ce + beta * wttm, {"cross_entropy": ce, "wttm": wttm}
+
+
+def all_of(form, given, scale=1.0, learned=LEARNED, **settings):
+    given = {name: x.detach().requires_grad_() if name in learned and x is not None else x for name, x in given.items()}
+    total, parts = form(**given, **(SETTINGS | settings))
+    (scale * total).backward()
+    return (
+        total.detach(),
+        *(parts[name].detach() for name in ("cross_entropy", "wttm")),
+        *(given[name].grad for name in learned if name in given),
+    )
+
+
+def agree(given, tolerance=1e-11, scale=1.0, learned=LEARNED, chunk=None, **settings):
+    ours = all_of(kernels.linear_cross_entropy_and_wttm, given, scale, learned, chunk=chunk, **settings)
+    theirs = all_of(plain, given, scale, learned, **settings)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, check_dtype=False)
+    return ours
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 21, 100])
+@pytest.mark.parametrize("bias", [True, False])
+def test_value_and_gradients_are_those_of_whole_logits(chunk, bias):
+    agree(draw(bias=bias), chunk=chunk)
+    agree(draw(bias=bias), chunk=chunk, scale=-2.5)
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.0}, {"supervised": 0.0}, {"gamma": 1.0}])
+def test_either_term_may_have_no_weight(settings):
+    agree(draw(), chunk=4, **settings)
+
+
+def test_float32():
+    given = draw((32,), classes=300, dtype=torch.float32)
+    found = agree(given, 1e-4, chunk=10)
+    assert all(x.dtype == torch.float32 for x in found)
+    exact = all_of(plain, {name: x.double() if x.is_floating_point() else x for name, x in given.items()})
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_sums_the_weights_gradient_up_in_float32():
+    given = draw((512,), classes=40, dtype=torch.bfloat16)
+    wide = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
+    exact = all_of(plain, wide)
+    found = all_of(kernels.linear_cross_entropy_and_wttm, given, chunk=1)
+    assert found[0].dtype == torch.float32
+    assert all(x.dtype == torch.bfloat16 for x in found[3:])
+    for i in (3, 4, 5):
+        worst = (found[i].double() - exact[i]).abs().max() / exact[i].abs().max()
+        assert worst < 0.02  # 512 chunks summed up in bfloat16 are 0.1 off.
+
+
+def test_one_dimension_of_tokens_and_none_at_all():
+    agree(draw((5,)))
+    found = all_of(kernels.linear_cross_entropy_and_wttm, draw((0,)))
+    assert found[0] == 0
+    assert all((x == 0).all() for x in found[3:])
+
+
+def test_unlabelled_tokens_take_part_in_the_matching_alone():
+    given = draw()
+    given["labels"][0] = -100
+    agree(given, chunk=4)
+    given["labels"][:] = -100
+    total, ce, wttm, hidden, *_ = all_of(kernels.linear_cross_entropy_and_wttm, given)
+    assert ce == 0
+    assert total == SETTINGS["beta"] * wttm
+    assert hidden.abs().sum() > 0
+
+
+def test_another_index_to_ignore():
+    given = draw()
+    given["labels"][0] = 3
+    given["labels"][1:] = given["labels"][1:].masked_fill(given["labels"][1:] == 3, 4)
+    reference = draw() | {"labels": given["labels"].clone()}
+    reference["labels"][0] = -100
+    theirs = all_of(plain, reference)
+    ours = all_of(kernels.linear_cross_entropy_and_wttm, given, ignore_index=3)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="labels: expected class indices"):
+        kernels.linear_cross_entropy_and_wttm(**reference, **SETTINGS, ignore_index=3)
+
+
+def test_sample_weights():
+    given = draw()
+    given["labels"][1] = -100
+    given["sample_weight"] = torch.rand(3, 7, dtype=torch.float64)
+    agree(given, chunk=4)
+    # A token of weight 0 takes no part, whatever it says.
+    given["sample_weight"][:, 2] = 0
+    before = all_of(kernels.linear_cross_entropy_and_wttm, given, chunk=4)
+    given["teacher_hidden"][:, 2] *= 100
+    after = all_of(kernels.linear_cross_entropy_and_wttm, given, chunk=4)
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other)
+    given["sample_weight"] = torch.zeros(3, 7)
+    found = all_of(kernels.linear_cross_entropy_and_wttm, given)
+    assert all((x == 0).all() for x in found)
+
+
+@pytest.mark.parametrize("learned", [("student_hidden",), ("student_weight",), ("student_bias",)])
+def test_what_is_not_learned_gets_no_gradient(learned):
+    agree(draw(), learned=learned, chunk=4)
+
+
+def test_the_teacher_gets_no_gradient():
+    given = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in draw().items()}
+    loss = kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS)
+    loss.total.backward()
+    assert all(given[name].grad is None for name in given if name.startswith("teacher"))
+    assert not any(part.requires_grad for part in loss.parts.values())
+    with torch.no_grad():
+        assert not kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS).total.requires_grad
+
+
+def test_a_second_backward_pass_and_a_second_derivative_are_refused():
+    given = draw()
+    given["student_weight"].requires_grad_()
+    total = kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call the function again"):
+        total.backward()
+    total = kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS).total
+    (gradient,) = torch.autograd.grad(total, given["student_weight"], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"type losses\.cross_entropy"):
+        gradient.sum().backward()
+
+
+def test_autocast_changes_nothing():
+    given = draw(dtype=torch.float32)
+    outside = all_of(kernels.linear_cross_entropy_and_wttm, given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = all_of(kernels.linear_cross_entropy_and_wttm, given)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch's own, wherever a graph breaks.
+def test_a_caller_may_be_compiled():
+    torch.compiler.reset()
+    given = draw(dtype=torch.float32)
+
+    def call(student_hidden, **others):
+        total, parts = kernels.linear_cross_entropy_and_wttm(2 * student_hidden, **others)
+        return 3 * total, parts
+
+    compiled = torch.compile(call, backend="aot_eager")
+    for one, other in zip(all_of(compiled, given), all_of(call, given), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Largest(TorchDispatchMode):
+    """The largest storage that any operation returned, in bytes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        found = function(*arguments, **(keywords or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(tensor, torch.Tensor):
+                self.size = max(self.size, tensor.untyped_storage().nbytes())
+        return found
+
+
+def test_logits_are_never_whole():
+    given = draw((64,), classes=1000, dtype=torch.float32)
+    for name in LEARNED:
+        given[name].requires_grad_()
+    with Largest() as seen:
+        kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS, chunk=4).total.backward()
+    assert seen.size < 64 * 1000 * 4 / 2
+    with Largest() as seen:
+        plain(**given, **SETTINGS)[0].backward()
+    assert seen.size >= 64 * 1000 * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "match"),
+    [
+        ({"student_hidden": None}, TypeError, "student_hidden: expected a torch.Tensor"),
+        ({"teacher_hidden": torch.zeros(3, 7, 6, dtype=torch.int64)}, TypeError, "teacher_hidden: expected a floating"),
+        ({"student_weight": torch.zeros(11, 5)}, ValueError, "student_weight: expected shape"),
+        ({"student_weight": torch.zeros(11, 4)}, TypeError, "student_weight: expected the dtype"),
+        ({"teacher_bias": torch.zeros(11)}, TypeError, "teacher_bias: expected the dtype"),
+        ({"teacher_bias": torch.zeros(9).double()}, ValueError, "teacher_bias: expected shape"),
+        ({"teacher_weight": torch.zeros(12, 6).double()}, ValueError, "teacher_weight: expected as many classes"),
+        ({"teacher_hidden": torch.zeros(3, 6, 6).double()}, ValueError, "teacher_hidden: expected the tokens"),
+        ({"labels": torch.zeros(3, 7, 11)}, TypeError, "labels: expected int64"),
+        ({"labels": torch.zeros(3, 7, dtype=torch.int32)}, TypeError, "labels: expected int64"),
+        ({"labels": torch.zeros(21, dtype=torch.int64)}, ValueError, "labels: expected shape"),
+        ({"labels": torch.full((3, 7), 11)}, ValueError, "labels: expected class indices"),
+        ({"sample_weight": torch.ones(3, 7, dtype=torch.int64)}, TypeError, "sample_weight: expected a floating"),
+        ({"sample_weight": torch.ones(7)}, ValueError, "sample_weight: expected shape"),
+        ({"gamma": 0}, ValueError, "gamma"),
+        ({"beta": -1.0}, ValueError, "beta"),
+        ({"supervised": "a"}, TypeError, "supervised"),
+        ({"chunk": 0}, ValueError, "chunk: expected at least 1"),
+        ({"chunk": 2.5}, TypeError, "chunk: expected a number of tokens"),
+    ],
+)
+def test_errors(change, kind, match):
+    given = draw() | SETTINGS | change
+    if "teacher_bias" not in change:
+        given |= {"teacher_bias": None, "student_bias": None}
+    with pytest.raises(kind, match=match):
+        kernels.linear_cross_entropy_and_wttm(**given)
