@@ -46,12 +46,13 @@ from tutelage.material import (
     gather,
     held_out_sets,
     outputs_of,
+    read_at,
     same_fingerprints,
 )
 from tutelage.models import Classifier
 from tutelage.objectives import Objective
 from tutelage.recipes import Recipe, RecipeError
-from tutelage.store import Recorded
+from tutelage.store import Recorded, Store
 
 Verb = Literal["train", "distill"]
 
@@ -219,6 +220,7 @@ class _Performance:
         self.fits = recipe.fits()
         splits = material.splits
         check_fit(material, [objective for objective, _, _ in self.fits])
+        self.outputs: Store | None = None
         self.check_outputs()
         self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None
         self.held_out = [
@@ -266,11 +268,13 @@ class _Performance:
         """Refuse recorded outputs that lack what a later epoch or stage will read."""
         if self.recipe.outputs is None or self.material.teacher is None:
             return
-        store, epoch = outputs_of(self.recipe, self.material), 0
+        self.outputs, epoch = outputs_of(self.recipe, self.material), 0
         for objective, settings, _ in self.fits:
+            gamma = read_at(objective) if self.outputs.form and objective.needs.teacher else None
             for _ in range(settings.epochs):
                 if objective.needs.teacher:
-                    store.require(epoch, objective.needs.teacher_taps)
+                    gammas = [] if gamma is None else [gamma]
+                    self.outputs.require(epoch, objective.needs.teacher_taps, gammas=gammas)
                 epoch += 1
 
     def check_student(self) -> None:
@@ -384,7 +388,7 @@ class _Performance:
         self.target_gamma = lesson.objective.target_gamma
         self.manifest["objective_resolved"][stage] = lesson.objective.resolved
         batches = data.SplitBatches(splits.train, batch_size=batch_size, data_seed=self.recipe.data_seed, train=True)
-        teacher = self.answering(objective.needs.teacher_taps) if objective.needs.teacher else None
+        teacher = self.answering(objective) if objective.needs.teacher else None
         best = records.best_epoch([e for e in epochs if e["stage"] < stage], self.selection)
         title = self.recipe.name + (f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else "")
         self.display.begin(title, len(batches) * settings.epochs, saved.state["step"] if saved else 0)
@@ -409,14 +413,19 @@ class _Performance:
         """Say how the teacher takes part in training."""
         if not any(objective.needs.teacher for objective, _, _ in self.fits):
             return "not asked"
-        return "live" if self.recipe.outputs is None else "recorded in float16"
+        if self.outputs is None:
+            return "live"
+        form = self.outputs.form
+        return "recorded in float16" + (f", the top {form.kept} of {form.classes}" if form else "")
 
-    def answering(self, taps: tuple[str, ...]) -> Teacher:
+    def answering(self, objective: Objective) -> Teacher:
         """Return whoever answers for the teacher while training: the network, or what was recorded of it."""
         assert self.material.teacher is not None
-        if self.recipe.outputs is None:
+        taps = objective.needs.teacher_taps
+        if self.outputs is None:
             return FrozenTeacher(self.material.teacher, taps)
-        return Recorded(outputs_of(self.recipe, self.material), taps, device=self.device)
+        gamma = read_at(objective) if self.outputs.form else None
+        return Recorded(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
     @property
     def selection(self) -> Literal["validation", "test"]:
