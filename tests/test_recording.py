@@ -1,16 +1,22 @@
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tutelage import recipes, recording
 from tutelage.cli import app
 from tutelage.engine import OutOfTimeError, Until
-from tutelage.material import gather
+from tutelage.material import gather, read_at
 from tutelage.recipes import Comparison, Recipe, RecipeError
-from tutelage.runs import perform
+from tutelage.runs import Silent, perform
 from tutelage.store import Store, StoreError
 from tutelage.studies.compare import compare
 
@@ -28,6 +34,30 @@ def teacher(tmp_path_factory):
 def recipe(**given):
     settings = {"data": DATA, "student": "mlp:8", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}, "threads": 1}
     return recipes.parse(Recipe, {"name": "run", **settings, **given})
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Settings of a run on noisy images of 40 colours, 40 classes, and of its teacher."""
+    folder = tmp_path_factory.mktemp("many")
+    noise = np.random.default_rng(0)
+    for split, samples in (("train", 6), ("test", 2)):
+        for k in range(40):
+            (folder / "colours" / split / f"{k:02}").mkdir(parents=True)
+            for i in range(samples):
+                colour = np.array([k % 4 * 80, k // 4 % 4 * 80, k // 16 * 120])
+                pixels = np.clip(colour + noise.normal(0, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / "colours" / split / f"{k:02}" / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUTELAGE_CACHE", str(folder / "cache"))
+        data = {"source": f"imagefolder:{folder / 'colours'}", "size": 8}
+        training = recipe(name="many", student="mlp:32", data=data, epochs=20, objective="cross_entropy", batch_size=32)
+        perform(training, folder / "run", verb="train", command="")
+        yield {"teacher": str(folder / "run"), "data": {**data, "flip": True}}
+
+
+LIMIT = 0.035
+"""MB: below the 40 logits of two epochs of 240 samples, above the top 5 with their tail."""
 
 
 def wttm(teacher, **given):
@@ -144,3 +174,167 @@ def test_a_recording_stops_in_time_after_a_whole_chunk(teacher, tmp_path):
     assert [path.parent.name for path in (tmp_path / "outputs").glob("epoch-*/*")] == ["epoch-0000"]
     recording.record(given)
     assert len(list((tmp_path / "outputs").glob("epoch-*/*"))) == 2
+
+
+def test_the_top_classes_where_all_are_too_many(many, tmp_path):
+    outputs = str(tmp_path / "outputs")
+    said = Said()
+    staged = wttm(
+        **many,
+        outputs=outputs,
+        stages=[{"epochs": 1}, {"epochs": 1, "objective": {"kd": {"temperature": 1.5}}}],
+    )
+    folder = recording.record(staged, limit_mb=LIMIT, top=5, max_error=0.5, display=said)
+    found = json.loads((folder / "outputs.json").read_text())
+    assert {0.25, 1 / 1.5} < set(found["form"]["gammas"])
+    assert found["form"]["top"] == 5
+    assert "of the top 5 of 40 classes" in said.lines[0]
+    off = next(entry for entry in found["errors"] if entry["gamma"] == 0.25)
+    assert 0 < off["mean_tv"] <= off["max_tv"] < 0.5
+    assert any("gamma 0.25: p_gamma off by " in line for line in said.lines)
+    live = perform(staged.model_copy(update={"outputs": None}), tmp_path / "live", verb="distill", command="")
+    read = perform(staged, tmp_path / "read", verb="distill", command="")
+    assert read.manifest["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
+    for one, two in zip(live.epochs, read.epochs, strict=True):
+        assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], rel=0.1)
+        assert one["train"]["agreement"] == pytest.approx(two["train"]["agreement"], abs=0.02)
+
+
+def test_within_the_limit_all_classes_are_kept(many, tmp_path):
+    folder = recording.record(wttm(**many, outputs=str(tmp_path / "outputs")), top=5)
+    assert json.loads((folder / "outputs.json").read_text())["form"] is None
+
+
+def test_outputs_keep_the_form_that_they_were_begun_in(many, tmp_path):
+    given = wttm(**many, outputs=str(tmp_path / "outputs"))
+    folder = recording.record(given, limit_mb=LIMIT, top=3, max_error=1)
+    next(folder.glob("epoch-0001/*")).unlink()
+    with pytest.raises(RecipeError, match=r"top: expected 3, as outputs was begun with, got 4; type outputs="):
+        recording.record(given, top=4)
+    recording.record(given)
+    found = json.loads((folder / "outputs.json").read_text())
+    assert found["form"]["top"] == 3
+    assert len(found["errors"]) == len(found["form"]["gammas"])
+
+
+def test_a_top_that_says_too_little_is_refused_before_anything_is_written(many, tmp_path):
+    given = wttm(**many, outputs=str(tmp_path / "outputs"))
+    with pytest.raises(StoreError, match=r"the top 1 of 40 classes .* at gamma 0\.25; type a larger --top"):
+        recording.record(given, limit_mb=LIMIT, top=1)
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
+    recording.record(given, limit_mb=LIMIT, top=3, max_error=1)
+
+
+def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step(many, tmp_path):
+    outputs = str(tmp_path / "outputs")
+    recording.record(wttm(**many, outputs=outputs), limit_mb=LIMIT, top=3, max_error=1)
+    for name, objective, fault in (
+        ("off", {"ttm": {"gamma": 0.7, "beta": 1}}, r"got gamma 0\.7; record them anew"),
+        ("two", [{"ttm": {"gamma": 0.25, "beta": 1}}, {"kd": {"temperature": 2, "supervised": 0}}], r"\(0\.25, 0\.5\)"),
+        ("dist", "dist", r"got dist \(another reading\); record all classes"),
+        ("entropy", {"transformed_matching": {"gamma": 0.25, "beta": 1, "weight_by": "entropy"}}, "another reading"),
+        ("standardised", {"kd": {"logits": "standardised"}}, "another reading"),
+    ):
+        with pytest.raises((StoreError, RecipeError), match=fault):
+            perform(
+                recipe(**many, objective=objective, outputs=outputs),
+                tmp_path / name,
+                verb="distill",
+                command="",
+            )
+        assert not (tmp_path / name / "metrics.jsonl").exists()
+    for objective, gamma in (("crd", None), ([{"wttm": {"gamma": 0.25, "beta": 1}}, "crd"], 0.25)):
+        assert read_at(recipe(**many, objective=objective).fits()[0][0]) == gamma
+    with pytest.raises(RecipeError, match=r"got dist \(another reading\)"):
+        recording.record(recipe(**many, objective="dist", outputs=str(tmp_path / "new")), limit_mb=LIMIT, top=3)
+
+
+def test_a_limit_names_the_top_that_is_within_it(teacher, many, tmp_path):
+    given = wttm(**many, outputs=str(tmp_path / "outputs"))
+    with pytest.raises(RecipeError, match=r"--top 4 to keep the 4 largest of 40 logits, or outputs=null"):
+        recording.record(given, limit_mb=0.026)
+    with pytest.raises(RecipeError, match=r"type --limit-mb 1 to write them, or outputs=null"):
+        recording.record(given, limit_mb=0.001)
+    with pytest.raises(RecipeError, match=r"top: expected fewer than .* all 40 classes, .* got 14"):
+        recording.record(given, limit_mb=LIMIT, top=14)
+    assert not (tmp_path / "outputs" / "outputs.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"teacher": "other"}, r"teacher\.fingerprint \(expected \w+, got \w+\)"),
+        ({"data": {**DATA, "validation": 0.2, "split_seed": 1}}, r"data \(expected \w+, got \w+\)"),
+        ({"data": {**DATA, "validation": 0.2, "flip": True}}, r"views\.flip \(expected True, got False\)"),
+        ({"data_seed": 3}, r"data_seed \(expected 3, got 0\)"),
+        ({"precision": "bf16"}, r"precision \(expected bf16, got fp32\)"),
+    ],
+    ids=["teacher", "data", "views", "data_seed", "precision"],
+)
+def test_each_fingerprint_is_held_against_the_run_s(teacher, tmp_path, change, named):
+    outputs = str(tmp_path / "outputs")
+    base = {"data": {**DATA, "validation": 0.2}, "epochs": 1}
+    recording.record(wttm(teacher, outputs=outputs, **base))
+    if change.get("teacher"):
+        other = recipe(name="other", student="mlp:32", data={"source": "digits"}, epochs=1, seed=9)
+        perform(other, tmp_path / "other", verb="train", command="")
+        given = wttm(str(tmp_path / "other"), outputs=outputs, **base)
+    else:
+        given = wttm(teacher, outputs=outputs, **{**base, **change})
+    with pytest.raises(StoreError, match=named):
+        perform(given, tmp_path / "run", verb="distill", command="")
+    with pytest.raises(StoreError, match=named):
+        recording.record(given)
+
+
+@pytest.mark.parametrize("top", [None, 3])
+def test_a_recording_that_was_killed_goes_on_and_ends_in_the_same_bits(many, tmp_path, top):
+    given = {name: wttm(**many, outputs=str(tmp_path / name), epochs=3) for name in ("killed", "whole")}
+    how = {"limit_mb": 1.4 * LIMIT, "top": top, "max_error": 1.0} if top else {}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipes.dump(given["killed"]))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(path), json.dumps(how)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    chunks = sorted((tmp_path / "killed").glob("epoch-*/[0-9]*"))
+    assert [chunk.parent.name for chunk in chunks] == ["epoch-0000"]
+    kept = chunks[0].stat().st_mtime_ns
+    assert list((tmp_path / "killed").glob("epoch-0001/.*.tmp")), "half of a chunk"
+    for name in given:
+        recording.record(given[name], **how)
+    assert chunks[0].stat().st_mtime_ns == kept
+    killed, whole = ({str(p.relative_to(tmp_path / n)): p for p in (tmp_path / n).rglob("*.*")} for n in given)
+    chunks = [name for name in whole if name.endswith(".safetensors")]
+    assert len(chunks) == 3
+    assert killed.keys() == whole.keys(), "nothing half-written is left"
+    assert killed["outputs.json"].read_text() == whole["outputs.json"].read_text()
+    for name in chunks:
+        then, now = load_file(whole[name]), load_file(killed[name])
+        assert then.keys() == now.keys()
+        assert all(torch.equal(then[key], now[key]) for key in then)
+
+
+KILLED = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import killed_run
+from tutelage import api, recording
+given = api.from_file(Path(sys.argv[2]), [])
+killed_run.arm({"what": "write", "where": "epoch-0001", "count": 1})
+recording.record(given, **json.loads(sys.argv[3]))
+"""
+
+
+class Said(Silent):
+    """A display that keeps what it was told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)

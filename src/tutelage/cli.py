@@ -226,6 +226,12 @@ def record(
     recipe: RecipePath,
     overrides: Overrides = None,
     limit_mb: Annotated[float, typer.Option("--limit-mb", help="Refuse to write more than this.")] = 20_000,
+    top: Annotated[
+        int | None, typer.Option("--top", help="Where all logits are above the limit, keep so many of each sample.")
+    ] = None,
+    max_error: Annotated[
+        float, typer.Option("--max-error", help="Refuse --top where p_gamma or U_gamma is further off on average.")
+    ] = 0.01,
     trust_code: TrustCode = False,
 ) -> None:
     """Record a teacher's outputs for every view of a run; runs with the same outputs=... then ask it no more."""
@@ -234,7 +240,9 @@ def record(
     given = api.from_file(Path(recipe), overrides or [])
     trust = trust_code or _typed_code(overrides or [])
     with _screen() as screen:
-        folder = recording.record(given, display=screen, limit_mb=limit_mb, trust_code=trust)
+        folder = recording.record(
+            given, display=screen, limit_mb=limit_mb, top=top, max_error=max_error, trust_code=trust
+        )
     typer.echo(f"\noutputs: {folder}")
 
 

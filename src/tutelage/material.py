@@ -274,6 +274,27 @@ def outputs_of(recipe: Recipe, material: Material) -> Store:
     return Store(Path(recipe.outputs), key, samples=len(splits.train))
 
 
+def read_at(objective: Objective) -> float | None:
+    """Return the exponent at which an objective reads the teacher's logits; none where it does not read them.
+
+    Raises:
+        RecipeError: it reads them in another way or at several exponents, so that the top classes and one power sum of
+            the others do not answer it.
+    """
+    gammas = objective.read_at
+    if not gammas:
+        return None
+    (gamma, *more) = gammas
+    if more or gamma is None:
+        got = ", ".join(sorted("another reading" if g is None else f"{g:.4g}" for g in gammas))
+        raise RecipeError(
+            f"outputs: expected an objective that reads the teacher's logits at one exponent, as the top classes are "
+            f"kept for, got {objective.name} ({got}); record all classes with a larger --limit-mb, in another folder, "
+            "or type outputs=null"
+        )
+    return gamma
+
+
 def _device(network: torch.nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tutelage.engine import Until
 from tutelage.engine.evaluate import place
 from tutelage.engine.loop import accelerator_on
 from tutelage.lesson import FrozenTeacher
-from tutelage.material import LOOK, check_fit, gather, outputs_of
+from tutelage.material import LOOK, Material, check_fit, gather, outputs_of, read_at
 from tutelage.recipes import Recipe, RecipeError
 from tutelage.runs import Display, Silent, alone, set_up
 from tutelage.taps import survey
@@ -28,66 +29,85 @@ def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tap for objective, _, _ in recipe.fits() for tap in objective.needs.teacher_taps))
 
 
+def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
+    """Return the exponents at which the stages of a recipe read the teacher's logits.
+
+    Raises:
+        RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
+    """
+    found = [read_at(objective) for objective, _, _ in recipe.fits() if objective.needs.teacher]
+    return tuple(dict.fromkeys(gamma for gamma in found if gamma is not None))
+
+
 def record(
     recipe: Recipe,
     *,
     taps: Sequence[str] = (),
     display: Display | None = None,
     limit_mb: float = 20_000,
+    top: int | None = None,
+    max_error: float = store.BOUND,
     trust_code: bool | frozenset[str] = False,
     until: Until | None = None,
+    material: Material | None = None,
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or go on with it.
+
+    Logits of all classes are kept as long as they are within the limit; above it the ``top`` largest of each sample
+    where that is given (`store.Top`). Outputs that were begun keep their form.
 
     Args:
         recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder.
         taps: features to record besides those that the recipe's objectives read.
         display: shows it as it goes.
         limit_mb: refuse to write more, MB of 10**6 bytes.
+        top: classes a sample to keep where all of them are above the limit.
+        max_error: refuse the top-k form where a chunk's mean total variation from ``p_gamma`` or mean relative error of
+            ``U_gamma``, at an exponent of the recipe's, is larger.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         until: the moment to stop by, after a whole chunk.
+        material: the objects, where they are the caller's own.
 
     Returns:
         The folder.
 
     Raises:
-        RecipeError: the outputs would be larger than the limit, or teacher and data do not fit.
+        RecipeError: the outputs would be larger than the limit, or teacher and data do not fit, or an objective reads
+            logits in a way that the top-k form cannot answer.
+        StoreError: the top-k form is too far off.
         OutOfTimeError: the moment to stop has come; the same call goes on.
     """
     display = display or Silent()
-    material = gather(recipe, trust_code=trust_code)
+    material = material or gather(recipe, trust_code=trust_code)
     check_fit(material, [objective for objective, _, _ in recipe.fits()])
     outputs = outputs_of(recipe, material)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     assert material.teacher is not None
     epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
-    split = material.splits.train
+    split, classes = material.splits.train, material.splits.classes
     batches = data.SplitBatches(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
     with alone(outputs.folder, wait=True), set_up(recipe):
         device = accelerator_on(recipe.device).device
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         if not todo:
+            outputs.conclude(epochs)
             return outputs.folder
         look = next(batches.at(0, [np.arange(min(LOOK, len(split)))])).inputs
         shapes = survey(material.teacher, names, look)
-        size = store.size_of(samples=len(split), classes=material.splits.classes, shapes=shapes, epochs=epochs) / 1e6
-        if size > limit_mb:
-            raise RecipeError(
-                f"outputs: expected at most {limit_mb:.0f} MB, got {size:.0f} MB for {epochs} epochs of {len(split)} "
-                f"samples; type --limit-mb {size:.0f} to write them, or outputs=null to ask the live teacher"
-            )
+        size = _settle(outputs, recipe, shapes, epochs, limit_mb=limit_mb, top=top, max_error=max_error)
+        gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         teacher = FrozenTeacher(material.teacher, names).to(device)
         if recipe.channels_last:
             teacher.to(memory_format=torch.channels_last)
-        display.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs, {len(todo)} chunks to record")
+        kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
+        display.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
         display.begin(outputs.folder.name, len(todo), 0)
-        outputs.begin()
         took = 0.0
         for epoch, chunk in todo:
             if until is not None:
                 until.check(f"{outputs.folder.name}: the next chunk", took)
             began = time.monotonic()
-            logits = torch.full((len(chunk), material.splits.classes), torch.nan)
+            logits = torch.full((len(chunk), classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
             requests = np.array_split(np.arange(chunk.start, chunk.stop), -(-len(chunk) // INNER))
             for batch in batches.at(epoch, requests):
@@ -98,7 +118,59 @@ def record(
                 logits[rows] = said.logits.float().cpu()
                 for name in names:
                     features[name][rows] = said.taps[name].float().cpu()
-            outputs.write(epoch, chunk, logits, features)
+            outputs.write(epoch, chunk, logits, features, gammas=gammas)
             took = time.monotonic() - began
             display.tick()
+        errors = outputs.conclude(epochs)
+        for gamma in gammas:
+            assert outputs.form is not None
+            found = errors[outputs.form.gammas[outputs.form.at(gamma)]]
+            display.say(
+                f"{outputs.folder.name}: gamma {gamma:.4g}: p_gamma off by {found['mean_tv']:.2g} in total variation "
+                f"(at most {found['max_tv']:.2g}), U_gamma by {found['mean_power_sum']:.2g} of it (at most "
+                f"{found['max_power_sum']:.2g})"
+            )
     return outputs.folder
+
+
+def _settle(
+    outputs: store.Store,
+    recipe: Recipe,
+    shapes: Mapping[str, tuple[int, ...]],
+    epochs: int,
+    *,
+    limit_mb: float,
+    top: int | None,
+    max_error: float,
+) -> float:
+    """Choose the form of outputs that are not begun, and return their size in MB.
+
+    Raises:
+        RecipeError: they are larger than the limit, or begun in another form than is asked for.
+    """
+    classes, samples = outputs.key["classes"], outputs.samples
+
+    def size(form: store.Top | None) -> float:
+        return store.size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
+
+    if outputs.begun:
+        if outputs.form is not None and top not in (None, outputs.form.kept):
+            raise RecipeError(
+                f"top: expected {outputs.form.kept}, as {outputs.folder.name} was begun with, got {top}; "
+                "type outputs=... for another folder, or remove this one"
+            )
+    elif top is not None and size(None) > limit_mb:
+        outputs.form = store.Top.of(top, classes, needed=wanted_gammas(recipe), bound=max_error)
+        if size(outputs.form) >= size(None):
+            raise RecipeError(
+                f"top: expected fewer than take as much as all {classes} classes, {size(None):.3g} MB, got {top}, "
+                f"which take {size(outputs.form):.3g}; type a smaller --top, or a larger --limit-mb"
+            )
+    if (found := size(outputs.form)) <= limit_mb:
+        return found
+    fits = [k for k in (2**n for n in range(16)) if k < classes and size(store.Top.of(k, classes)) <= limit_mb]
+    fewer = f"--top {fits[-1]} to keep the {fits[-1]} largest of {classes} logits, " if fits and top is None else ""
+    raise RecipeError(
+        f"outputs: expected at most {limit_mb:.0f} MB, got {found:.0f} MB for {epochs} epochs of {samples} "
+        f"samples; type --limit-mb {math.ceil(found)} to write them, {fewer}or outputs=null to ask the live teacher"
+    )

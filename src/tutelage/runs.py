@@ -51,11 +51,13 @@ from tutelage.material import (
     gather,
     held_out_sets,
     outputs_of,
+    read_at,
     same_fingerprints,
 )
 from tutelage.models import Classifier
+from tutelage.objectives import Objective
 from tutelage.recipes import Recipe, RecipeError, TrainedTeacher
-from tutelage.store import Recorded
+from tutelage.store import Recorded, Store
 
 Verb = Literal["train", "distill"]
 
@@ -277,7 +279,16 @@ def alike(one: Recipe, other: Recipe) -> bool:
     )
     both_ask = all(any(objective.needs.teacher for objective, _, _ in recipe.fits()) for recipe in (one, other))
     teachers = [recipe.teacher for recipe in (one, other) if recipe.teacher is not None]
-    return mine == others and teachers[1:] in ([], teachers[:1]) and (not both_ask or one.outputs == other.outputs)
+    same_answers = one.outputs == other.outputs and _exponents(one) == _exponents(other)
+    return mine == others and teachers[1:] in ([], teachers[:1]) and (not both_ask or same_answers)
+
+
+def _exponents(recipe: Recipe) -> list[Any] | None:
+    """The exponents that each stage reads recorded top classes at; none where all classes are there, or the teacher."""
+    path = Path(recipe.outputs or "") / records.OUTPUTS
+    if recipe.outputs is None or not path.exists() or not records.read_json(path).get("form"):
+        return None
+    return [objective.read_at for objective, _, _ in recipe.fits()]
 
 
 def class_of(planned: Sequence[Recipe], most: int) -> list[int]:
@@ -338,6 +349,7 @@ class _Performance:
         self.fits = recipe.fits()
         splits = material.splits
         check_fit(material, [objective for objective, _, _ in self.fits])
+        self.outputs: Store | None = None
         self.check_outputs()
         self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None
         self.first = not self.told
@@ -395,11 +407,13 @@ class _Performance:
         """Refuse recorded outputs that lack what a later epoch or stage will read."""
         if self.recipe.outputs is None or self.material.teacher is None:
             return
-        store, epoch = outputs_of(self.recipe, self.material), 0
+        self.outputs, epoch = outputs_of(self.recipe, self.material), 0
         for objective, settings, _ in self.fits:
+            gamma = read_at(objective) if self.outputs.form and objective.needs.teacher else None
             for _ in range(settings.epochs):
                 if objective.needs.teacher:
-                    store.require(epoch, objective.needs.teacher_taps)
+                    gammas = [] if gamma is None else [gamma]
+                    self.outputs.require(epoch, objective.needs.teacher_taps, gammas=gammas)
                 epoch += 1
 
     def beside(self, names: Sequence[str]) -> None:
@@ -527,14 +541,18 @@ class _Performance:
         """Say how the teacher takes part in training."""
         if not any(objective.needs.teacher for objective, _, _ in self.fits):
             return "not asked"
-        return "live" if self.recipe.outputs is None else "recorded in float16"
+        if self.outputs is None:
+            return "live"
+        form = self.outputs.form
+        return "recorded in float16" + (f", the top {form.kept} of {form.classes}" if form else "")
 
-    def answering(self, taps: tuple[str, ...]) -> Teacher:
+    def answering(self, objective: Objective, taps: tuple[str, ...]) -> Teacher:
         """Return whoever answers for the teacher while training: the network, or what was recorded of it."""
         assert self.material.teacher is not None
-        if self.recipe.outputs is None:
+        if self.outputs is None:
             return FrozenTeacher(self.material.teacher, taps)
-        return Recorded(outputs_of(self.recipe, self.material), taps, device=self.device)
+        gamma = read_at(objective) if self.outputs.form else None
+        return Recorded(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
     @property
     def selection(self) -> Literal["validation", "test"]:
@@ -641,7 +659,7 @@ class _Class:
         batches = data.SplitBatches(
             one.material.splits.train, batch_size=one.fits[stage][2], data_seed=one.recipe.data_seed, train=True
         )
-        teacher = self.answering(pupils)
+        teacher = self.answering(pupils, stage)
         steps = len(batches) * one.fits[stage][1].epochs
         starts = [pupil.resume.state["step"] if pupil.resume else 0 for pupil in pupils.values()]
         title = one.recipe.name + (f" and {len(pupils) - 1} more" if len(pupils) > 1 else "")
@@ -665,12 +683,14 @@ class _Class:
             if k in self.failures:
                 together.drop(place)
 
-    def answering(self, pupils: Mapping[int, Pupil]) -> Teacher | None:
+    def answering(self, pupils: Mapping[int, Pupil], stage: int) -> Teacher | None:
         """Return whoever answers for the teacher in a stage, with all features that are read."""
         asking = {k: pupil.lesson.objective.needs.teacher_taps for k, pupil in pupils.items() if pupil.asks}
         if not asking:
             return None
-        return self.runs[next(iter(asking))].answering(tuple(dict.fromkeys(itertools.chain(*asking.values()))))
+        first = next(iter(asking))
+        taps = tuple(dict.fromkeys(itertools.chain(*asking.values())))
+        return self.runs[first].answering(self.runs[first].fits[stage][0], taps)
 
 
 class _Followed:

@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from tutelage.contracts import Batch
-from tutelage.store import Recorded, Store, StoreError, size_of
+from tutelage.store import Recorded, Store, StoreError, Top, size_of
 
 KEY = {"teacher": "abc", "views": {"flip": True, "crop_padding": 4}, "data_seed": 0}
 
@@ -156,3 +157,90 @@ def test_a_teacher_that_was_not_told_the_epoch_says_so(tmp_path):
     store, *_ = written(tmp_path)
     with pytest.raises(StoreError, match=r"expected an epoch .*call open\(epoch\) first"):
         Recorded(store)(batch([0]))
+
+
+def test_answers_of_several_chunks_are_those_of_one_bit_for_bit(tmp_path):
+    few, logits, features = written(tmp_path / "few", rows=4, samples=11)
+    one, *_ = written(tmp_path / "one", rows=20, samples=11)
+    mean = logits[0].mean(-1, keepdim=True)
+    for index in ([9, 0, 4, 4, 10, 3, 8], [5], list(range(11)), list(range(10, -1, -1))):
+        answers = [said(store, index, taps=("card:embedding",)) for store in (few, one)]
+        for answer in answers:
+            assert torch.equal(answer.logits, ((logits[0] - mean).half().float() + mean)[index])
+            assert torch.equal(answer.taps["card:embedding"], features[0, index].half().float())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which files are mapped in /proc")
+def test_an_epoch_is_mapped_not_copied(tmp_path):
+    store, *_ = written(tmp_path)
+    teacher = Recorded(store)
+    teacher.open(0)
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    paths = sorted(tmp_path.glob("epoch-0000/*.logits.safetensors"))
+    assert len(paths) == 3
+    assert {str(path.resolve()) for path in paths} <= mapped
+    teacher.open(1)
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    assert not {str(path.resolve()) for path in paths} & mapped, "the epoch before is let go of"
+
+
+def test_the_top_form_is_answered_and_described(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(10, 6, generator=generator)
+    store = Store(tmp_path, KEY, samples=10, rows=4, form=Top.of(4, 6, needed=(0.7,), bound=0.5))
+    for chunk in list(store.missing(0)):
+        store.write(0, chunk, logits[chunk.start : chunk.stop], {}, gammas=(0.7,))
+    errors = store.conclude(1)
+    found = json.loads((tmp_path / "outputs.json").read_text())
+    assert found["form"] == store.form.to_json()
+    assert [entry["gamma"] for entry in found["errors"]] == list(store.form.gammas)
+    whole = store.form.pack(logits)["error"]
+    row = store.form.at(0.7)
+    assert list(errors[0.7].values()) == pytest.approx(whole[row].tolist(), rel=5e-3)
+    again = Store(tmp_path, KEY, samples=10)
+    assert again.form == store.form
+    again.require(0, gammas=(0.7,))
+    teacher = Recorded(again, gamma=0.7)
+    teacher.open(0)
+    index = [9, 0, 4, 4]
+    expected = store.form.unpack(store.form.pack(logits[index]), 0.7)
+    torch.testing.assert_close(teacher(batch(index)).logits, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(StoreError, match=r"got gamma 0\.9"):
+        Recorded(again, gamma=0.9)
+    size = size_of(samples=10, classes=6, shapes={}, epochs=1, form=store.form)
+    files = sum(path.stat().st_size for path in tmp_path.glob("epoch-*/*"))
+    assert size <= files < size + 3000
+
+
+def test_the_top_form_beyond_its_bound_is_neither_written_nor_read(tmp_path):
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    store = Store(tmp_path, KEY, samples=4, form=Top.of(3, 50))
+    with pytest.raises(StoreError, match=r"top 3 of 50 .* at gamma 0\.25"):
+        store.write(0, range(4), logits, {}, gammas=(0.25,))
+    assert not list(tmp_path.iterdir())
+    store.write(0, range(4), logits, {})
+    store.require(0)
+    with pytest.raises(StoreError, match=r"top 3 of 50 .* at gamma 0\.25"):
+        store.require(0, gammas=(0.25,))
+
+
+@pytest.mark.parametrize("where", [0.3, 0.999, 0.001])
+def test_a_damaged_chunk_of_the_top_form_is_refused(tmp_path, where):
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    store = Store(tmp_path, KEY, samples=4, form=Top.of(3, 50))
+    store.write(0, range(4), logits, {})
+    path = next(tmp_path.glob("epoch-0000/*"))
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 255
+    path.write_bytes(bytes(content))
+    with pytest.raises(StoreError, match=r"got another content in epoch-0000/000000000\.logits\.safetensors"):
+        said(store, [0])
+
+
+def test_a_store_of_before_the_top_form_is_dense(tmp_path):
+    written(tmp_path)
+    path = tmp_path / "outputs.json"
+    value = json.loads(path.read_text())
+    del value["form"]
+    path.write_text(json.dumps(value))
+    assert Store(tmp_path, KEY, samples=10).form is None

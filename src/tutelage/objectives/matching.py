@@ -62,6 +62,11 @@ class Matching:
             return None
         return automatic.FLAT_GAMMA if isinstance(self.gamma, Automatic) else self.gamma
 
+    @property
+    def reads_at(self) -> float | None:
+        """The exponent through which alone it reads the teacher; none where a weight is of something else."""
+        return self.target_gamma if self.weight_by in ("constant", "power_sum") else None
+
     def bind(self, context: Context) -> Term:
         """Build the term, with the numbers found that are not given."""
         found = {}

@@ -16,7 +16,7 @@ from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress
 from tutelage.objectives import gathering
 from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.schedules import Automatic, Weight, scaled, weight_at, weight_to_recipe
-from tutelage.objectives.terms import Context, Description, shape_of
+from tutelage.objectives.terms import Apply, Context, Description, shape_of
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,16 @@ class Objective:
         """The exponent of the transformed teacher that is matched; none where no term has one, or two differ in it."""
         gammas = {part.term.target_gamma for part, _ in self.parts} - {None}
         return gammas.pop() if len(gammas) == 1 else None
+
+    @property
+    def read_at(self) -> frozenset[float | None]:
+        """The exponents at which terms read the teacher's logits: by ``p_gamma`` and ``U_gamma`` alone.
+
+        ``None`` is among them where a term reads the logits in another way. Empty where no term reads them. A term that
+        reads features and has no exponent is taken to read nothing else.
+        """
+        each = [_read_at(part.term) for part, _ in self.parts]
+        return frozenset(gamma for gammas in each for gamma in gammas)
 
     def weights(self) -> dict[str, Any]:
         """Return each term's weight by name: a number, or a schedule as a recipe writes it."""
@@ -390,6 +400,16 @@ def _at_least_float32(outputs: Outputs) -> Outputs:
 
 def _detached(outputs: Outputs) -> Outputs:
     return Outputs(outputs.logits.detach(), {name: tap.detach() for name, tap in outputs.taps.items()})
+
+
+def _read_at(term: Description) -> tuple[float | None, ...]:
+    gamma = getattr(term, "reads_at", term.target_gamma)
+    reads = "teacher_logits" in term.reads if isinstance(term, Apply) else gamma is not None or not _features(term)
+    return (gamma,) if term.needs.teacher and reads else ()
+
+
+def _features(term: Description) -> bool:
+    return bool(term.needs.teacher_taps or term.needs.projections)
 
 
 def _reads_labels_alone(part: Part) -> bool:

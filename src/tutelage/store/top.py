@@ -1,0 +1,185 @@
+"""The top-k form of a teacher's logits: the largest, and of all others what their powers sum to.
+
+Of a sample's probabilities ``p`` the ``k`` largest are kept with their classes, and of the ``m = K - k`` others
+``log S(gamma) = log sum_{tail} p**gamma`` on a grid of exponents; at ``gamma = 1`` that is the left-over mass. They are
+read for one exponent of the grid: the tail's classes get one probability ``t``, the same for each, with
+``m * t**gamma = S(gamma)``. So ``p_gamma = softmax(gamma * v)`` is exact on the top classes to float16, and what is
+lost is how the tail is spread. For ``gamma < 1`` the tail's mass ``m * t`` is smaller than what was left over, or equal
+(means of powers grow with the power), so ``U_gamma`` is read too large, by the factor ``(top mass + m * t)**-gamma``.
+Both errors are measured of every sample when it is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GAMMAS = (0.1, 0.125, 0.2, 0.25, 1 / 3, 0.5, 1.0)
+"""Exponents that the tail's power sums are kept at whatever a recipe has: temperatures of 10, 8, 5, 4, 3, 2 and 1."""
+BOUND = 0.01
+"""How far off a chunk may be in the mean: total variation of ``p_gamma``, and relative error of ``U_gamma``."""
+BLOCK = 1024
+"""Rows packed at a time, so that what lies between takes little memory."""
+SHORT = torch.iinfo(torch.int16).max
+MEASURES = ("mean_tv", "max_tv", "mean_power_sum", "max_power_sum")
+"""Columns of a chunk's ``error``: mean and maximum of the total variation, and of the power sum's relative error."""
+
+
+class StoreError(ValueError):
+    """Recorded outputs are not those of this teacher, these data or these views; or not there, torn, or too far off."""
+
+
+@dataclass(frozen=True)
+class Top:
+    """What is kept of logits.
+
+    Attributes:
+        kept: classes a sample, k.
+        classes: of the logits, K.
+        gammas: exponents of the tail's power sums, rising.
+        bound: on both mean errors of a chunk, at the exponents that are needed.
+
+    Raises:
+        StoreError: a number is out of range.
+    """
+
+    kept: int
+    classes: int
+    gammas: tuple[float, ...] = GAMMAS
+    bound: float = BOUND
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.kept < self.classes:
+            raise StoreError(
+                f"top: expected at least 1 and fewer than the {self.classes} classes, got {self.kept}; "
+                "type a larger --limit-mb to keep them all"
+            )
+        if not (math.isfinite(self.bound) and self.bound > 0):
+            raise StoreError(f"max_error: expected a number above 0, got {self.bound}; type --max-error {BOUND}")
+        if not self.gammas or not all(math.isfinite(gamma) and gamma > 0 for gamma in self.gammas):
+            raise StoreError(f"gammas: expected exponents above 0, got {self.gammas}; type for example (0.25, 1.0)")
+
+    @classmethod
+    def of(cls, kept: int, classes: int, *, needed: Collection[float] = (), bound: float = BOUND) -> Top:
+        """Return the form whose grid has the exponents that are needed besides `GAMMAS`."""
+        return cls(kept, classes, tuple(sorted({*GAMMAS, *needed})), bound)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Top:
+        """Return the form that `to_json` described."""
+        return cls(value["top"], value["classes"], tuple(value["gammas"]), value["max_error"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the form."""
+        return {"top": self.kept, "classes": self.classes, "gammas": list(self.gammas), "max_error": self.bound}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes a sample: 2 a logit, 2 or 4 a class, 4 an exponent, and 4."""
+        return self.kept * (2 + (2 if self.classes <= SHORT + 1 else 4)) + 4 * len(self.gammas) + 4
+
+    def pack(self, logits: Tensor) -> dict[str, Tensor]:
+        """Keep the largest logits and the tail's power sums, and measure what that costs.
+
+        Args:
+            logits: ``(samples, classes)``, any floating dtype; a row of NaN stays one and is not measured.
+
+        Returns:
+            On the CPU: ``top`` float32 ``(samples, 1)``, the largest log-probability; ``values`` float16
+            ``(samples, kept)``, the kept ones less it, falling; ``index`` their classes, int16 or int32; ``tail``
+            float32 ``(samples, gammas)``, ``log S(gamma)``; and ``error`` float32 ``(gammas, 4)``, `MEASURES`.
+        """
+        packed, errors = [], []
+        for rows in logits.float().split(BLOCK):
+            kept = self._pack(rows)
+            packed.append({name: tensor.cpu() for name, tensor in kept.items()})
+            seen = ~rows.isnan().any(-1)
+            errors.append(self._errors(rows[seen], {name: tensor[seen] for name, tensor in kept.items()}).cpu())
+        whole = {name: torch.cat([part[name] for part in packed]).contiguous() for name in packed[0]}
+        each = torch.cat(errors, 1)
+        if each.shape[1]:
+            mean, largest = each.mean(1), each.amax(1)
+            whole["error"] = torch.stack([mean[:, 0], largest[:, 0], mean[:, 1], largest[:, 1]], 1).float()
+        else:
+            whole["error"] = torch.zeros(len(self.gammas), len(MEASURES))
+        return whole
+
+    def _pack(self, logits: Tensor) -> dict[str, Tensor]:
+        log_probs = logits.log_softmax(-1)
+        values, index = log_probs.topk(self.kept)
+        tail = log_probs.scatter(-1, index, -torch.inf)
+        return {
+            "top": values[:, :1],
+            "values": (values - values[:, :1]).half(),
+            "index": index.to(torch.int16 if self.classes <= SHORT + 1 else torch.int32),
+            "tail": torch.stack([(gamma * tail).logsumexp(-1) for gamma in self.gammas], 1),
+        }
+
+    def _errors(self, logits: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
+        """Return ``(gammas, samples, 2)`` float64: total variation of p_gamma, relative error of U_gamma."""
+        errors = []
+        log_p = logits.log_softmax(-1)
+        for gamma in self.gammas:
+            log_q = self.unpack(kept, gamma).log_softmax(-1)
+            log_u, log_v = (gamma * log_p).logsumexp(-1), (gamma * log_q).logsumexp(-1)
+            apart = (gamma * log_p - log_u[:, None]).exp_() - (gamma * log_q - log_v[:, None]).exp_()
+            errors.append(torch.stack([apart.abs().sum(-1) / 2, (log_v - log_u).expm1().abs()], -1).double())
+        return torch.stack(errors)
+
+    def unpack(self, kept: Mapping[str, Tensor], gamma: float) -> Tensor:
+        """Return logits ``(samples, classes)`` float32 that stand for those that were packed, at an exponent.
+
+        Args:
+            kept: ``top``, ``values``, ``index`` and ``tail`` of some samples.
+            gamma: one of the grid's.
+
+        Raises:
+            StoreError: it is none of the grid's.
+        """
+        at, others = self.at(gamma), self.classes - self.kept
+        level = (kept["tail"][:, at : at + 1] - math.log(others)) / self.gammas[at]
+        logits = level.expand(-1, self.classes).clone()
+        return logits.scatter_(-1, kept["index"].long(), kept["values"].float() + kept["top"])
+
+    def at(self, gamma: float) -> int:
+        """Return an exponent's place in the grid.
+
+        Raises:
+            StoreError: it has none.
+        """
+        for place, known in enumerate(self.gammas):
+            if math.isclose(known, gamma, rel_tol=1e-9):
+                return place
+        raise StoreError(
+            f"outputs: expected an exponent that the tail was summed at, among "
+            f"{', '.join(f'{known:.4g}' for known in self.gammas)}, got gamma {gamma:.6g}; record them anew with this "
+            "recipe, in another folder, with `tutelage record`"
+        )
+
+    def check(self, error: Tensor, needed: Collection[float]) -> None:
+        """Refuse errors beyond the bound.
+
+        Args:
+            error: ``(gammas, 4)``, `MEASURES`.
+            needed: exponents that count.
+
+        Raises:
+            StoreError: naming error, exponent and what was kept.
+        """
+        for gamma in needed:
+            mean_tv, max_tv, mean_sum, max_sum = error[self.at(gamma)].tolist()
+            for what, mean, largest in (
+                ("total variation from p_gamma", mean_tv, max_tv),
+                ("relative error of U_gamma", mean_sum, max_sum),
+            ):
+                if not mean <= self.bound:
+                    raise StoreError(
+                        f"outputs: expected the top {self.kept} of {self.classes} classes to say what all of them do "
+                        f"to within {self.bound:g}, got a mean {what} of {mean:.2g} (at most {largest:.2g}) at gamma "
+                        f"{gamma:.4g}; type a larger --top, --limit-mb with the size of all of them, or --max-error"
+                    )
