@@ -10,9 +10,10 @@ bfloat16, with the CIFAR augmentation. Timed are steps of the engine; data sets,
   given a batch and the teacher's answers that are there already;
 - separate runs: as many times a class of one, which makes its own batches and asks the live teacher.
 
-Every round times each form once, in turn, so that a change of the machine's speed meets all; the first warms up, and so
-does each form's first step, which fills caches and makes the optimizer's state. Prints medians and ratios; with a
-file's name it records them with the machine, the versions and n. Weights are random: no time depends on them.
+Every round times each form once, in turn, so that a change of the machine's speed meets all; the first round warms up,
+and so does each form's first step, which fills caches and makes the optimizer's state. The clock stops with the last
+step: what follows it, such as a garbage collection, is once a fit. Prints medians and ratios; with a file's name it
+records them with the machine, the versions and n. Weights are random: no time depends on them.
 """
 
 import itertools
@@ -39,7 +40,7 @@ class Few:
     """The first steps of an epoch, one to warm up and those that are timed; each batch is made when it is asked for."""
 
     def __init__(self, batches):
-        self.batches, self.samples, self.began = batches, (1 + STEPS) * BATCH, 0.0
+        self.batches, self.samples, self.began, self.ended = batches, (1 + STEPS) * BATCH, 0.0, 0.0
 
     def __len__(self):
         return 1 + STEPS
@@ -50,6 +51,7 @@ class Few:
             if step == 1:
                 self.began = time.perf_counter()
             yield next(stream)
+        self.ended = time.perf_counter()
 
 
 class Made(Few):
@@ -64,6 +66,7 @@ class Made(Few):
             if step == 1:
                 self.began = time.perf_counter()
             yield batch
+        self.ended = time.perf_counter()
 
 
 class Constant:
@@ -88,9 +91,8 @@ def a_class(students, teacher, batches):
         pupils.append(Pupil(lesson, SETTINGS, chance=Chance(CPU) if students > 1 else None))
     together = Together(pupils, teacher, batches, accelerator=accelerator_on("cpu"))
     told = list(together.run())
-    taken = time.perf_counter() - batches.began
     assert all(isinstance(one, dict) for _, one in told), told
-    return taken
+    return batches.ended - batches.began
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def teacher_alone(teacher, batches):
         inputs = batch.inputs.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             teacher(batch._replace(inputs=inputs))
-    return time.perf_counter() - batches.began
+    return batches.ended - batches.began
 
 
 if __name__ == "__main__":

@@ -250,7 +250,8 @@ class Together:
                 (heard_first,) = self._ask(pieces[:1]) if self.teacher is not None else (None,)
                 for k, one in new.items():
                     (said,) = self._own(k, [heard_first])
-                    self._try(k, partial(one.choose_speed, pieces[0], said, ahead, self.speed))
+                    teacher = self.speed if self.pupils[k].asks else speed.Speed()
+                    self._try(k, partial(one.choose_speed, pieces[0], said, ahead, teacher))
                 present = self._at(epoch, step)
             answers: Iterable[Outputs | None] = [None] * len(pieces)
             if self.teacher is not None and any(self.pupils[k].asks for k in present):
