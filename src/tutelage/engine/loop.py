@@ -247,7 +247,9 @@ class Together:
             if self.speed is None:
                 self.speed = self._choose(pieces[0], ahead)
             if new := {k: one for k, one in present.items() if one.speed is None}:
-                (heard_first,) = self._ask(pieces[:1]) if self.teacher is not None else (None,)
+                heard_first = None
+                if any(self.pupils[k].asks and one.unmeasured(ahead) is None for k, one in new.items()):
+                    (heard_first,) = self._ask(pieces[:1])
                 for k, one in new.items():
                     (said,) = self._own(k, [heard_first])
                     teacher = self.speed if self.pupils[k].asks else speed.Speed()
@@ -511,11 +513,15 @@ class _Fit:
         self.accelerator.backward(taught.loss.total)
         return taught
 
+    def unmeasured(self, steps: int) -> str | None:
+        """Return why nothing is to be measured of the student, if so."""
+        wanted = self.settings.compile_student, self.settings.gradient_products
+        return speed.unmeasured(steps, self.accelerator.num_processes, wanted)
+
     def choose_speed(self, piece: Batch, said: Outputs | None, steps: int, teacher: speed.Speed) -> None:
         """Choose once how the student is computed, on its first micro-batch; state and generators stay as they are."""
         settings = self.settings
-        wanted = settings.compile_student, settings.gradient_products
-        if why := speed.unmeasured(steps, self.accelerator.num_processes, wanted):
+        if why := self.unmeasured(steps):
             chosen = speed.Speed(why={"student": why})
         else:
             totals = self.count(piece)
