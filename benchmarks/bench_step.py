@@ -15,7 +15,7 @@ import torch
 from tutelage import benchmark, manifest
 from tutelage.data.settings import DataSettings
 
-N, ROUNDS = 24, 3
+N, ROUNDS = 16, 2
 
 if __name__ == "__main__":
     typed = sys.argv[1:]
