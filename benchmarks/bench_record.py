@@ -5,8 +5,9 @@
 A resnet56 (benchmarks/results/cifar100-quick/teacher) on the first views of 2048 training images of CIFAR-100, batches
 of 256, channels-last, in float32 and in bfloat16, on one thread and on two. The reference is the forward pass on views
 that were made before. Recording makes the views, asks, and writes with a sync. Prints the ratio of the medians, of
-the clock on the wall and of this process's processor time, which other processes disturb less; what opening and reading the epoch takes, and how far off the top-k form would be; with a file's name
-it records them with the machine, the versions and n.
+the clock on the wall and of this process's processor time, which other processes disturb less; what opening and
+reading the epoch takes, and how far off the top-k form would be; with a file's name it records them with the machine,
+the versions and n.
 """
 
 import json
