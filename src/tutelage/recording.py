@@ -153,8 +153,8 @@ def _settle(
         outputs.form = store.Top.of(top, classes, needed=wanted_gammas(recipe), bound=max_error)
         if size(outputs.form) >= size(None):
             raise RecipeError(
-                f"top: expected fewer than take as much as all {classes} classes, {size(None):.3g} MB, got {top}, which "
-                f"take {size(outputs.form):.3g}; type a smaller --top, or a larger --limit-mb"
+                f"top: expected fewer than take as much as all {classes} classes, {size(None):.3g} MB, got {top}, "
+                f"which take {size(outputs.form):.3g}; type a smaller --top, or a larger --limit-mb"
             )
     if (found := size(outputs.form)) <= limit_mb:
         return found
