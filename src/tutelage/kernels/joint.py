@@ -121,7 +121,8 @@ def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor,
     parts = list(zip(*(x.split(size) for x in (z, v)), *(x.split(size, 1) for x in (sums, shifts)), strict=True))
     buffers = _buffers(4, z, dtype)
     open_blocks = list(range(len(parts)))
-    for sweep in (_sums, _shifted_sums, _masked_sums):
+    sweeps: tuple[Callable[..., None], ...] = (_sums, _shifted_sums, _masked_sums)
+    for sweep in sweeps:
         for i in open_blocks:
             z_block, v_block, found, shift = parts[i]
             scratch = _cut(buffers, len(z_block))
