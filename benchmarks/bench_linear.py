@@ -3,10 +3,9 @@
     python benchmarks/bench_linear.py [RESULT.json [FORM ...]]
 
 2048 tokens, width 1024 on both sides, 128256 classes, float32, one thread; forward and backward to hidden states and
-weights. (At 4096 tokens Algorithm 1 makes ten buffers of 2.1 GB; the kernel is measured there too.) Each form runs in a
-fresh process: its processor time, and its peak over what it began with, less the gradients. Prints medians and ratios;
-with a file's name it records them with the machine, the versions and n. Forms that are named are measured anew and the
-others of the file kept.
+weights. Each form runs in a fresh process: its processor time, and its peak over what it began with, less gradients.
+Prints medians and ratios; with a file's name it records them with the machine, the versions and n. Forms that are named
+are measured anew and the others of the file kept.
 """
 
 import json
@@ -43,7 +42,6 @@ FORMS = {
     REFERENCE: (whole(algorithm_1), 2048),
     "losses": (whole(plain), 2048),
     "kernels": (chunked, 2048),
-    "kernels, 4096 tokens": (chunked, 4096),
 }
 
 
@@ -75,12 +73,11 @@ def measure(name):
     step(form, draw(8, 512))
     inputs, found = draw(tokens, CLASSES), []
     added = added_mb(lambda: found.append(step(form, inputs)))
-    n = N if tokens == 2048 else 2
-    found += [step(form, inputs) for _ in range(n - 1)]
+    found += [step(form, inputs) for _ in range(N - 1)]
     seconds, values, sizes = zip(*found, strict=True)
     return {
         "tokens": tokens,
-        "n": n,
+        "n": N,
         "median_s": statistics.median(seconds),
         "loss": values[0],
         "gradients_mb": sizes[0],
