@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from forms import BETA, CPU, GAMMA, added_mb, algorithm_1, geometric_mean, plain
+from forms import BETA, CPU, GAMMA, added_mb, algorithm_1, plain
 
 from tutelage import kernels, manifest
 
@@ -156,9 +156,9 @@ def added():
 
 
 def means(rows):
-    found = {name: geometric_mean([row["times_faster"][name] for row in rows]) for name in FORMS}
+    found = {name: statistics.geometric_mean([row["times_faster"][name] for row in rows]) for name in FORMS}
     over = [row["median_s"]["losses, compiled"] / row["median_s"]["kernels"] for row in rows]
-    return found | {"kernels over losses, compiled": geometric_mean(over)}
+    return found | {"kernels over losses, compiled": statistics.geometric_mean(over)}
 
 
 PARTS = {f"{batch}x{classes}": lambda shape=(batch, classes): times([shape]) for batch, classes in TARGET}

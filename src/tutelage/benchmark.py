@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from tutelage import data, models, objectives
 from tutelage.contracts import Batch, Outputs, Teacher
+from tutelage.data import DataSettings
+from tutelage.data.assemble import Pixels, from_pixels
 from tutelage.engine import FitSettings, accelerator_on, fit
 from tutelage.lesson import FrozenTeacher, Lesson
 
@@ -80,10 +82,12 @@ def steps(source: Any = None, *, device: str = "auto", n: int = 24, rounds: int 
 def _random() -> data.Splits:
     """Random images of CIFAR-100's shape: what a step costs does not depend on what they show."""
     numbers = np.random.default_rng(0)
-    pixels = numbers.integers(0, 256, (10_000, 32, 32, 3), dtype=np.uint8)
-    labels = numbers.integers(0, CLASSES, len(pixels))
-    pairs = list(zip(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255), labels.tolist(), strict=True))
-    return data.from_datasets(pairs, pairs[:100], classes=CLASSES)
+
+    def some(count: int) -> Pixels:
+        return Pixels(numbers.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), numbers.integers(0, CLASSES, count))
+
+    names, settings = [f"class {k}" for k in range(CLASSES)], DataSettings(crop_padding=4, flip=True)
+    return from_pixels(some(10_000), some(CLASSES), class_names=names, settings=settings, source="random")
 
 
 class _Said:
@@ -157,7 +161,8 @@ class _Reference:
             with torch.no_grad():
                 v = self._teacher(images)
             z = self._student(images)
-            loss = algorithm1(z, v, labels, gamma=GAMMA, beta=BETA)
+            cross_entropy, wttm = algorithm1(z, v, labels, gamma=GAMMA)
+            loss = cross_entropy.mean() + BETA * wttm.mean()
             self._optimizer.zero_grad()
             loss.backward()
             self._optimizer.step()
@@ -168,12 +173,14 @@ class _Reference:
         return seconds
 
 
-def algorithm1(z: Tensor, v: Tensor, labels: Tensor, *, gamma: float, beta: float) -> Tensor:
-    """Return cross-entropy and WTTM as arXiv:2402.11148 prints them: powers of probabilities, underflow and all."""
-    powers = F.softmax(v, dim=1) ** gamma
-    sums = powers.sum(dim=1, keepdim=True)
-    matching = F.kl_div(F.log_softmax(z, dim=1), powers / sums, reduction="none").sum(dim=1)
-    return F.cross_entropy(z, labels) + beta * (sums.squeeze(1) * matching).mean()
+def algorithm1(z: Tensor, v: Tensor, labels: Tensor, *, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return each sample's cross-entropy and WTTM as arXiv:2402.11148 prints them: powers of probabilities."""
+    with torch.no_grad():
+        powers = F.softmax(v, dim=-1) ** gamma
+        sums = powers.sum(dim=-1, keepdim=True)
+        transformed = powers / sums
+    matching = F.kl_div(F.log_softmax(z, dim=-1), transformed, reduction="none").sum(dim=-1)
+    return F.cross_entropy(z, labels, reduction="none"), sums[:, 0] * matching
 
 
 class _Images:

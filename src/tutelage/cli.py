@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -168,21 +169,15 @@ def study(
         return
     for departure in _departures(assignment) if worker is None else ():
         typer.echo(f"departs from the study: {departure}")
+    conduct = partial(
+        studies.conduct, assignment, command=_command(), trust_code=trust, budget=allowed, together=together
+    )
     if worker is not None:
         from tutelage import records
 
         studies.end_with_parent()
         with _screen() as screen:
-            failed = studies.conduct(
-                assignment,
-                command=_command(),
-                display=screen,
-                trust_code=trust,
-                budget=allowed,
-                show_plan=False,
-                together=together,
-                workers=jobs,
-            )
+            failed = conduct(display=screen, show_plan=False, workers=jobs)
         records.write_json(worker, failed)
         return
     if jobs > 1:
@@ -199,14 +194,7 @@ def study(
         failed = studies.share(typed, jobs, say=typer.echo)
     else:
         with _screen() as screen:
-            failed = studies.conduct(
-                assignment,
-                command=_command(),
-                display=screen,
-                trust_code=trust,
-                budget=allowed,
-                together=together,
-            )
+            failed = conduct(display=screen)
     if (assignment.folder / "study.json").exists():
         _print_table(assignment.folder)
         typer.echo(f"\ntable: {assignment.folder / 'table.md'}\nreport: {assignment.folder / 'report.html'}")

@@ -51,6 +51,12 @@ def test_a_short_fit_measures_nothing_and_says_so(tmp_path):
     assert told == [speed.Speed(why=dict.fromkeys(["teacher", "student"], "a short fit")).to_json()]
 
 
+def test_a_short_fit_does_not_wait_for_the_compiler(monkeypatch):
+    """It takes two seconds to import, and no run of a few steps needs it."""
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("the compiler was asked"))
+    taught()
+
+
 def test_what_is_switched_off_is_not_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "FEW", 0)
     monkeypatch.setattr(speed, "SHARE", 1e9)
@@ -79,9 +85,9 @@ def test_choosing_leaves_no_trace(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "GAIN", 1e9)
     monkeypatch.setattr("tutelage.engine.products.GAIN", 1e9)
     tried = []
-    monkeypatch.setattr(speed, "_paired", lambda *_: tried.append(1) or (1.0, 1.0))
+    monkeypatch.setattr(speed.clock, "least", lambda calls, _: tried.append(1) or [1.0] * len(calls))
     measured, found = taught()
-    assert len(tried) == 2  # the teacher, the student; no product is fast enough to be tried
+    assert len(tried) == 4  # the teacher, two convolutions of which no product is fast enough, the student
     assert same_bits(state(plain), state(measured))
     assert untimed(records) == untimed(found)
 

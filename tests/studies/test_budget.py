@@ -17,7 +17,6 @@ import yaml
 
 from tutelage import recipes, records, runs, timing
 from tutelage.engine import OutOfTimeError, Until
-from tutelage.report import html
 from tutelage.studies import budget, plan, running, schema
 from tutelage.studies.budget import Budget
 
@@ -35,19 +34,6 @@ STUDY = {
 ONE = {**STUDY, "pairs": {"slim/tiny": STUDY["pairs"]["slim/tiny"]}}
 STEPS = 23
 """Of an epoch."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def without_reports(monkeypatch):
-    monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
 
 
 class Clock:
@@ -310,22 +296,6 @@ def test_a_stop_before_the_last_evaluation_leaves_it_alone_to_do(tmp_path, witho
 
 
 # On the command line
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
-    from tutelage import cli
-
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tutelage", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
 
 
 def test_the_command_says_what_is_done_what_is_left_and_how_to_go_on(invoke, tmp_path, without_reports):

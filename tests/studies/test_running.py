@@ -15,12 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from tutelage import records, runs
-from tutelage.report import html
 from tutelage.report import study as paper_table
 from tutelage.studies import plan, running, schema
 from tutelage.studies.share import share
@@ -33,36 +31,6 @@ STUDY = {
     "pairs": {"wide/narrow": {"teacher": "mlp:16", "student": "mlp:8"}},
     "methods": ["cross_entropy", "kd"],
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def without_reports(monkeypatch):
-    """Reports are another room's, and take longer than these runs."""
-    monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
-    from tutelage import cli
-
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tutelage", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return call
 
 
 class Says(runs.Silent):

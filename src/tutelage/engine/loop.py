@@ -173,7 +173,7 @@ class Together:
             if len(found) > 1:
                 raise ValueError(
                     f"{name}: expected one value for all that are fitted together, got "
-                    f"{', '.join(map(str, sorted(found)))}; fit them one after the other"
+                    f"{', '.join(sorted(map(str, found)))}; fit them one after the other"
                 )
         self.pupils, self.teacher, self.batches = pupils, teacher, batches
         self.accelerator, self.stage, self.until = accelerator, stage, until
@@ -233,7 +233,8 @@ class Together:
             one.begin_epoch(began)
         memory.restart(device)
         for step, given in enumerate(stream, start):
-            self._stop_in_time(last=step == steps - 1)
+            if self.until is not None and self.until.over(self.until.evaluation if step == steps - 1 else 0.0):
+                yield from self._stop(steps * epoch + step)
             present = self._at(epoch, step)
             if not present:  # Those that were at this step have failed: go on from where the others are.
                 return
@@ -281,27 +282,27 @@ class Together:
         if self.until is not None:
             self.until.evaluation = time.monotonic() - ended
 
-    def _stop_in_time(self, *, last: bool) -> None:
-        """Stop before a step that there is no time for; the epoch's last one has the evaluations after it."""
-        if self.until is None or not self.until.over(self.until.evaluation if last else 0.0):
-            return
+    def _stop(self, step: int) -> Iterator[tuple[int, Exception]]:
+        """Save, and stop before a step that there is no time for; an epoch's last one has the evaluations after it."""
         for k, one in list(self._fits.items()):
             if one.step_in_epoch and one.begun_at >= 0:  # else its last checkpoint lacks nothing
                 self._try(k, one.look)
                 self._try(k, one.save)
-        done = min(one.step for one in self._fits.values())
-        raise OutOfTimeError(f"stopped in time before step {done + 1} of stage {self.stage + 1}")
+        yield from self._told()
+        raise OutOfTimeError(f"stopped in time before step {step + 1} of stage {self.stage + 1}")
 
     def _choose(self, piece: Batch, steps: int) -> speed.Speed:
         """Choose how the teacher is asked: as by those that go on from a checkpoint, or by measurement."""
         chosen = next((one.speed for one in self._fits.values() if one.speed is not None), None)
         if chosen is None:
             chosen = speed.Speed()
-            if self.forms.network and (why := self._unmeasured(steps, self.pupils[0].settings.compile_teacher)):
+            settings = self.pupils[0].settings
+            why = speed.unmeasured(steps, self.accelerator.num_processes, [settings.compile_teacher])
+            if self.forms.network and why:
                 chosen = speed.Speed(why={"teacher": why})
             elif self.forms.network:
                 chosen = speed.choose(
-                    self.pupils[0].settings,
+                    settings,
                     self.forms,
                     ask=lambda: list(self._ask([piece])),
                     steps=steps,
@@ -310,9 +311,6 @@ class Together:
                 )
         self.forms.take(chosen)
         return chosen
-
-    def _unmeasured(self, steps: int, *wanted: speed.Setting) -> str | None:
-        return speed.unmeasured(steps, self.accelerator.num_processes, wanted)
 
     def _at(self, epoch: int, step: int) -> dict[int, _Fit]:
         """The fits whose next step this is."""

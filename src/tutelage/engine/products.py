@@ -8,8 +8,7 @@ and the gradient by its input stay the library's.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tutelage.engine import clock
+
 GAIN = 1.2
 """How many times faster the product must be."""
-ROUNDS = 5
-"""How often each form is timed."""
 
 
 class Shape(NamedTuple):
@@ -194,18 +193,11 @@ def _ratio(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -
     weight = some(shape.outputs, shape.inputs, shape.kernel_height, shape.kernel_width)
     with torch.no_grad():
         gradient = torch.conv2d(inputs, weight, None, shape.stride, shape.padding, shape.dilation)
-        taken: dict[Callable[[], Any], list[float]] = {
-            lambda: library(gradient, inputs, weight, shape, by_weight=True): [],
-            lambda: product(gradient, inputs, shape): [],
-        }
-        for i in range(1 + ROUNDS):
-            for form, seconds in taken.items():
-                began = time.perf_counter()
-                form()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if i:  # the first one warms up
-                    seconds.append(time.perf_counter() - began)
-    # The least: whatever else the machine does only adds to it.
-    of_library, of_product = (min(seconds) for seconds in taken.values())
+        of_library, of_product = clock.least(
+            [
+                lambda: library(gradient, inputs, weight, shape, by_weight=True),
+                lambda: product(gradient, inputs, shape),
+            ],
+            device,
+        )
     return of_library / of_product

@@ -7,20 +7,21 @@ fit's records and checkpoints, and a resumed fit keeps it.
 
 from __future__ import annotations
 
-import random
-import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import FunctionType
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tutelage.contracts import Batch, Outputs, Teacher
+from tutelage.engine import clock
+from tutelage.engine.chance import Chance
 from tutelage.engine.products import Products, Shape, faster
+from tutelage.engine.settings import FitSettings
 from tutelage.lesson import FrozenTeacher
 
 SHARE = 0.05
@@ -31,8 +32,6 @@ GAIN = 1.05
 """How many times faster a form must be to be chosen over the plain one."""
 FEW = 200
 """Steps below which nothing is measured: that alone takes some."""
-ROUNDS = 5
-"""How often each form is timed."""
 
 Setting = Literal["auto"] | bool
 
@@ -77,22 +76,6 @@ class Speed(NamedTuple):
     def from_json(cls, value: Mapping[str, Any]) -> Speed:
         """Read a choice back."""
         return cls(**{**value, "products": tuple(Shape(*shape) for shape in value["products"])})
-
-
-class Wanted(Protocol):
-    """What settings say of each choice."""
-
-    @property
-    def compile_teacher(self) -> Setting:
-        """Of the teacher's form."""
-
-    @property
-    def compile_student(self) -> Setting:
-        """Of the student's."""
-
-    @property
-    def gradient_products(self) -> Setting:
-        """Of products."""
 
 
 def unmeasured(steps: int, processes: int, wanted: Collection[Setting]) -> str | None:
@@ -159,40 +142,41 @@ class _Compiled:
 
     def __init__(self, who: str, module: nn.Module, options: dict[str, Any]) -> None:
         self._who, self._module, self._options = who, module, options
+        self._call: Callable[..., Any] | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._call(*inputs) if self._call is not None else self._first(*inputs)
+
+    def _first(self, *inputs: Any) -> Any:
+        """Compile, and answer; only now, as the compiler alone takes seconds to import."""
+        module = self._module
 
         def call(*inputs: Any) -> Any:
             return module(*inputs)
 
         # What is compiled is kept with a function's code, and only so many forms of it: each module has its own.
         own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-        self._call: Callable[..., Any] | None = torch.compile(own, dynamic=False)
-        self.proven = False
-
-    def __call__(self, *inputs: Any) -> Any:
-        if self._call is None:
-            return self._module(*inputs)
-        if self.proven:
-            return self._call(*inputs)
-        import torch._inductor.config  # takes a while, and only compiling needs it
-
         try:
+            compiled = torch.compile(own, dynamic=False)
+            from torch._inductor import config
+
             # As options of torch.compile they would come too late: the tracer reads them as well.
-            with torch._inductor.config.patch(self._options):
-                answer = self._call(*inputs)
+            with config.patch(self._options):
+                answer = compiled(*inputs)
         except Exception as error:  # noqa: BLE001  whatever a compiler raises, the plain form works or tells why not
-            self._call = None
+            self._call = module
             warnings.warn(
                 f"{self._who}: expected to compile it, got {type(error).__name__}; it is computed uncompiled "
                 f"(compile_{self._who}=false says so beforehand)",
                 stacklevel=2,
             )
-            return self._module(*inputs)
-        self.proven = True
+            return module(*inputs)
+        self._call = compiled
         return answer
 
 
 def choose(
-    wanted: Wanted,
+    wanted: FitSettings,
     forms: Forms,
     *,
     step: Callable[[], Any] | None = None,
@@ -218,7 +202,7 @@ def choose(
     runs = [run for run in (step, ask) if run is not None]
     for run in runs:  # warms up
         run()
-    ahead = steps * sum(_seconds(run, device) for run in runs)
+    ahead = steps * sum(clock.seconds(run, device) for run in runs)
 
     def opens(what: str, setting: Setting) -> bool:
         """Whether something is to be tried; else say why not."""
@@ -230,7 +214,12 @@ def choose(
 
     def tried(what: str, setting: Setting, candidate: Speed, run: Callable[[], Any]) -> None:
         nonlocal speed
-        plain, quick = _paired(forms, speed, candidate, run, device)
+
+        def taken(form: Speed) -> None:
+            forms.take(form)
+            run()
+
+        plain, quick = clock.least([partial(taken, speed), partial(taken, candidate)], device)
         why[what] = f"{plain * 1e3:.1f} ms plain, {quick * 1e3:.1f} ms so"
         if setting is True or plain >= GAIN * quick:
             speed = candidate
@@ -251,49 +240,18 @@ def choose(
     return speed._replace(why=why)
 
 
-def _paired(
-    forms: Forms, plain: Speed, candidate: Speed, run: Callable[[], Any], device: torch.device
-) -> tuple[float, float]:
-    """Time a call in two forms in turn; the first call of each, which may compile, does not count."""
-    taken: list[list[float]] = [[], []]
-    for i in range(1 + ROUNDS):
-        for form, seconds in zip((plain, candidate), taken, strict=True):
-            forms.take(form)
-            found = _seconds(run, device)
-            if i:
-                seconds.append(found)
-    # The least: whatever else the machine does only adds to it.
-    return min(taken[0]), min(taken[1])
-
-
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Time one call."""
-    _wait(device)
-    began = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @contextmanager
 def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a module's buffers, its gradients and the generators back where they were."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    devices = [device] if device.type == "cuda" else []
-    plain, array = random.getstate(), np.random.get_state()  # of a student of the user's own
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(plain)
-            np.random.set_state(array)
-            with torch.no_grad():
-                for name, buffer in module.named_buffers():
-                    buffer.copy_(buffers[name])
-            for parameter in module.parameters():
-                parameter.grad = None
+    generators = Chance(device)
+    with generators:  # remembers where they are
+        pass
+    try:
+        yield
+    finally:
+        with generators, torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
+        for parameter in module.parameters():
+            parameter.grad = None

@@ -247,12 +247,13 @@ class _Conduct:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
             done = [error] * len(together)
-        if stopped := next((run for run in done if isinstance(run, OutOfTimeError)), None):
-            raise stopped
         for job, run in zip(together, done, strict=True):
             # Another process may have finished it since it was looked at.
-            if isinstance(run, Exception) and not isinstance(run, BusyError) and not finished(self._folder(job.name)):
+            failed = isinstance(run, Exception) and not isinstance(run, BusyError | OutOfTimeError)
+            if failed and not finished(self._folder(job.name)):
                 self._fail(job, str(run) or type(run).__name__)
+        if stopped := next((run for run in done if isinstance(run, OutOfTimeError)), None):
+            raise stopped
         busy = {job.name for job, run in zip(together, done, strict=True) if isinstance(run, BusyError)}
         if len(busy) < len(together):
             self._write()
