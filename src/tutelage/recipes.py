@@ -196,6 +196,8 @@ class Recipe(_Section):
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the CPU; none for torch's own choice. Exact resume needs the same number.
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
+        precision: ``fp32``, ``bf16``, or ``auto`` for the faster one, which is measured when the run begins
+            (`precision.settle`); until then it counts as ``fp32``.
         weak_teacher: go on though the teacher is no better than chance.
         stages: several fits in turn; each says what differs.
 
@@ -220,7 +222,7 @@ class Recipe(_Section):
     schedule: ScheduleField = Constant()
     accumulate: int = Field(1, ge=1)
     clip: float | None = Field(default=None, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     nonfinite: Literal["stop", "skip"] = "stop"
     checkpoint_steps: int | None = Field(None, ge=1)
@@ -244,6 +246,8 @@ class Recipe(_Section):
     def _fit(self, stage: Stage) -> tuple[Objective, FitSettings, int]:
         own = {name: value for name, value in stage if value is not None}
         settings = {field.name: own.get(field.name, getattr(self, field.name)) for field in fields(FitSettings)}
+        if settings["precision"] == "auto":  # not settled yet
+            settings["precision"] = "fp32"
         return own.get("objective", self.objective), FitSettings(**settings), own.get("batch_size", self.batch_size)
 
     def training(self, name: str) -> Recipe | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tutelage import data, store
+from tutelage import data, precision, store
 from tutelage.engine import Until
 from tutelage.engine.evaluate import place
 from tutelage.engine.loop import accelerator_on
@@ -80,6 +80,11 @@ def record(
     display = display or Silent()
     material = material or gather(recipe, trust_code=trust_code)
     check_fit(material, [objective for objective, _, _ in recipe.fits()])
+    made = material
+    with set_up(recipe):
+        recipe, why = precision.settle(precision.kept(recipe), len(made.splits.train), lambda: made)
+    if why:
+        display.say(why)
     outputs = outputs_of(recipe, material)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     assert material.teacher is not None

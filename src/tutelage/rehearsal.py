@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from tutelage import data, models, timing
+from tutelage import data, models, precision, timing
 from tutelage.contracts import Batch
 from tutelage.engine import accelerator_on, answer, judge
 from tutelage.lesson import FrozenTeacher
@@ -30,15 +30,12 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    training = recipe.training(f"{recipe.name}/teacher")
-    if training is not None:
-        # The teacher's accuracy is not known yet; its network is, and that is what a step costs.
-        standing = recipe.model_copy(update={"teacher": training.student})
-        material = gather(standing, trust_code=trust_code)
-    else:
-        material = gather(recipe, trust_code=trust_code)
+    # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
+    material = gather(precision.standing(recipe), trust_code=trust_code)
     check_fit(material, [objective for objective, _, _ in recipe.fits()])
     splits = material.splits
+    recipe, why = precision.settle(precision.kept(recipe), len(splits.train), lambda: material)
+    training = recipe.training(f"{recipe.name}/teacher")
     found = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
         ("classes", str(splits.classes)),
@@ -48,6 +45,7 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
     if material.teacher is not None:
         found.append(("teacher", _network(material.teacher)))
         found.append(("teacher accuracy", _accuracy(recipe, material) if training is None else "it is trained first"))
+    found.append(("precision", why.removeprefix("precision ") if why else recipe.precision))
     total = 0.0
     for i, (objective, settings, batch_size) in enumerate(recipe.fits()):
         seconds, parts = timing.step(recipe, material, i)

@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import nn
 
-from tutelage import data, manifest, models, recipes, records
+from tutelage import data, manifest, models, precision, recipes, records
 from tutelage.contracts import UNLABELLED, Batch, Batches, Teacher
 from tutelage.engine import (
     Answers,
@@ -174,7 +174,13 @@ def perform(
     """
     display = display or Silent()
     with alone(folder), set_up(recipe):
+        recipe = precision.kept(recipe, folder)
         earlier = _earlier(folder, recipes.dump(recipe))
+        splits = material.splits if material else data.open_data(recipe.data)
+        alike_made = partial(gather, precision.standing(recipe), trust_code=trust_code, splits=splits)
+        recipe, why = precision.settle(recipe, len(splits.train), lambda: material or alike_made())
+        if why:
+            display.say(f"{recipe.name}: {why}")
         teacher_folder = None
         training = recipe.training(f"{recipe.name}/teacher")
         if training is not None and material is None:
@@ -190,10 +196,10 @@ def perform(
                     until=until,
                 )
         material = material or gather(
-            recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code
+            recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code, splits=splits
         )
         same_fingerprints(material, expected or fingerprints(earlier))
-        run = _Performance(recipe, folder, verb, command, display, material, earlier)
+        run = _Performance(recipe, folder, verb, command, display, material, earlier, why=why)
         (failure,) = _Class([run], display, until).go()
         if failure is not None:
             raise failure
@@ -225,10 +231,13 @@ def perform_together(
         an `OutOfTimeError` where the moment to stop has come.
 
     Raises:
-        ValueError: the recipes are none of one class.
+        ValueError: the recipes are none of one class, or leave their precision open.
     """
     display = display or Silent()
+    planned = [(precision.kept(recipe, folder), folder) for recipe, folder in planned]
     recipes_, told = [recipe for recipe, _ in planned], dict[int, Run | Exception]()
+    if any(recipe.precision == "auto" for recipe in recipes_):
+        raise ValueError("precision: expected fp32 or bf16 for all runs of a class, got auto; see `precision.settle`")
     if any(not alike(one, other) for one, other in itertools.combinations(recipes_, 2)):
         raise ValueError("recipes: expected those of one class, got some that differ in more than a class's may")
 
@@ -331,8 +340,12 @@ class _Performance:
         material: Material,
         earlier: records.Manifest | None,
         told: dict[str, Answers] | None = None,
+        why: str | None = None,
     ) -> None:
-        """Prepare a run; ``told`` holds what the teacher said about held-out sets, and is filled where it is empty."""
+        """Prepare a run; ``told`` holds what the teacher said about held-out sets, and is filled where it is empty.
+
+        ``why`` says what its precision was chosen by, where it was measured now.
+        """
         self.recipe, self.folder, self.display, self.material = recipe, folder, display, material
         self.told = {} if told is None else told
         self.accelerator = accelerator_on(recipe.device)
@@ -380,6 +393,7 @@ class _Performance:
             "student": describe_network(material.student),
             "objective": [o.to_recipe() if material.repeatable else o.weights() for o, _, _ in self.fits],
             "objective_terms": [o.weights() for o, _, _ in self.fits],
+            "precision": {"value": recipe.precision, "why": why or (earlier or {}).get("precision", {}).get("why")},
             "speed": (earlier or {}).get("speed") or [{} for _ in self.fits],
             "objective_resolved": (earlier or {}).get("objective_resolved") or [{} for _ in self.fits],
             "class": (earlier or {}).get("class") or [],

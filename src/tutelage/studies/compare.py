@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutelage import data, recipes, records
+from tutelage import data, precision, recipes, records
+from tutelage.material import gather
 from tutelage.recipes import Comparison, Network, Recipe, RecipeError
 from tutelage.recording import record
-from tutelage.runs import BusyError, Display, Silent, alone, class_of, finished, perform, perform_together, steps_of
+from tutelage.runs import BusyError, Display, Silent, alone, class_of, finished, perform, perform_together, set_up, steps_of
 
 
 def compare(
@@ -48,9 +49,11 @@ def compare(
     display = display or Silent()
     folder.mkdir(parents=True, exist_ok=True)
     baseline = comparison.baseline or next(iter(comparison.objectives))
-    training = comparison.training(f"{comparison.name}/teacher")
-    planned = list(plan(comparison, folder))
+    splits = data.open_data(comparison.data)
     with alone(folder, wait=True):
+        comparison = _settled(comparison, folder, splits, display, trust_code)
+        training = comparison.training(f"{comparison.name}/teacher")
+        planned = list(plan(comparison, folder))
         _same(comparison, folder)
         records.write_json(
             folder / records.COMPARISON,
@@ -64,7 +67,7 @@ def compare(
         )
     todo = [(folder / entry["folder"], recipe) for entry, recipe in planned if not finished(folder / entry["folder"])]
     taught = training is None or finished(folder / "teacher")
-    samples = len(data.open_data(comparison.data).train)
+    samples = len(splits.train)
     ahead = [recipe for _, recipe in todo] + ([] if taught or training is None else [training])
     display.expect(sum(steps_of(recipe, samples) for recipe in ahead))
     if training is not None and not taught:
@@ -92,6 +95,23 @@ def compare(
                 raise run
     with alone(folder, wait=True):
         return write_report(folder)
+
+
+def _settled(
+    comparison: Comparison, folder: Path, splits: data.Splits, display: Display, trust_code: bool | frozenset[str]
+) -> Comparison:
+    """Choose the precision that all runs have, by the first of them that asks a teacher, where it is left open."""
+    comparison = precision.kept(comparison, folder)
+    planned = [recipe for _, recipe in plan(comparison, folder)]
+    run = next((one for one in planned if any(o.needs.teacher for o, _, _ in one.fits())), planned[0])
+    run = precision.standing(run.model_copy(update={"teacher": comparison.teacher}))
+    with set_up(run):
+        comparison, why = precision.settle(
+            comparison, len(splits.train), lambda: gather(run, trust_code=trust_code, splits=splits), run
+        )
+    if why:
+        display.say(f"{comparison.name}: {why}")
+    return comparison
 
 
 def _announced(together: list[Recipe], *, left: int, count: int) -> str:

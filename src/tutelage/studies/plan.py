@@ -17,7 +17,7 @@ from tutelage import manifest, models, objectives, recipes, records, runs
 from tutelage.engine import Constant, Cosine, MultiStep, Step
 from tutelage.objectives import Objective
 from tutelage.recipes import Network, Recipe, RecipeError
-from tutelage.studies.schema import FOLDER, STAND_IN, TEACHER, Method, Pair, Study, merged, slug, unknown
+from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Pair, Study, merged, slug, unknown
 
 WHERE = {"protocol.data.source", "protocol.data.image", "protocol.data.label", "protocol.outputs"}
 """Keys that say where data and recorded outputs lie; what they are is checked by their fingerprints."""
@@ -354,7 +354,7 @@ def _recipe(
 ) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
     value = {
-        **merged(assignment.study.protocol, networks.settings, method.settings),
+        **merged({**PRECISION, **assignment.study.protocol}, networks.settings, method.settings),
         "name": f"{assignment.pool}/x",
         "student": networks.student,
         "objective": method.entry(pair),

@@ -290,7 +290,7 @@ class Study(_Section):
     @property
     def recipe(self) -> Recipe:
         """What all runs have in common, resolved; its student stands for any."""
-        return Recipe.model_validate({**STAND_IN, **written_out(self.protocol)})
+        return Recipe.model_validate({**STAND_IN, **PRECISION, **written_out(self.protocol)})
 
 
 class Drawing(Study):
@@ -303,6 +303,8 @@ class Drawing(Study):
 DRAWN = ["mappings"]
 """Figures that need no runs."""
 STAND_IN = {"name": "study", "student": "mlp:8"}
+PRECISION = {"precision": "fp32"}
+"""The published protocols' own. A run alone takes the faster one; all of a table's have the same, on every machine."""
 
 
 def _wrong_objective(name: str, method: Method, pairs: list[str] | None) -> Iterator[str]:
@@ -431,6 +433,8 @@ def faults_of(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = 
         for key in SEEDS
         if protocol is not None and key in settings
     ]
+    if settings.get("precision") == "auto":
+        lines.append("precision: expected one for all runs, fp32 or bf16, got 'auto'; type precision=bf16")
     own = {key: value for key, value in settings.items() if key not in ELSEWHERE}
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, own)})
