@@ -2,7 +2,7 @@
 
     python benchmarks/bench_linear.py [RESULT.json [FORM ...]]
 
-2048 tokens, width 1024 on both sides, 128256 classes, float32, one thread; forward and backward to hidden states and
+4096 tokens, width 1024 on both sides, 128256 classes, float32, one thread; forward and backward to hidden states and
 weights. Each form runs in a fresh process: its processor time, and its peak over what it began with, less gradients.
 Prints medians and ratios; with a file's name it records them with the machine, the versions and n. Forms that are named
 are measured anew and the others of the file kept.
@@ -20,7 +20,7 @@ from forms import BETA, CPU, GAMMA, added_mb, algorithm_1, plain
 
 from tutelage import kernels, manifest
 
-N, WIDTH, CLASSES = 3, 1024, 128_256
+N, TOKENS, WIDTH, CLASSES = 3, 4096, 1024, 128_256
 REFERENCE = "reference: Algorithm 1"
 
 
@@ -39,9 +39,9 @@ def chunked(*given):
 
 
 FORMS = {
-    REFERENCE: (whole(algorithm_1), 2048),
-    "losses": (whole(plain), 2048),
-    "kernels": (chunked, 2048),
+    REFERENCE: (whole(algorithm_1), TOKENS),
+    "losses": (whole(plain), TOKENS),
+    "kernels": (chunked, TOKENS),
 }
 
 

@@ -15,7 +15,7 @@ from tutelage.rehearsal import rehearse
 from tutelage.runs import perform, perform_together
 
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
-TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 8}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}
+TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}
 BF16_WINS = {"fp32": 2.4, "bf16": 2.0}
 NEARLY = {"fp32": 2.39, "bf16": 2.0}
 
@@ -123,7 +123,7 @@ def test_a_run_that_goes_on_keeps_its_precision_whatever_would_be_chosen_now(tmp
         return now[0]
 
     with pytest.raises(OutOfTimeError):
-        perform(first, tmp_path / "run", verb="train", command="", until=Until(1.0, clock=clock))
+        perform(first, tmp_path / "run", verb="train", command="", until=Until(0.3, clock=clock))
     run = perform(made(epochs=3), tmp_path / "run", verb="train", command="")
     assert run.manifest["status"] == "finished"
     assert run.manifest["precision"]["value"] == "fp32"
@@ -150,7 +150,7 @@ def test_a_comparison_has_one_precision(tmp_path, timed):
 
 
 def test_recorded_outputs_have_a_precision_that_their_readers_take(tmp_path, timed):
-    teacher = perform(made(student="mlp:16", epochs=8), tmp_path / "teacher", verb="train", command="")
+    teacher = perform(made(student="mlp:16", epochs=3), tmp_path / "teacher", verb="train", command="")
     recipe = made(teacher=str(teacher.folder), objective="kd", outputs=str(tmp_path / "outputs"))
     timed(BF16_WINS)
     record(recipe)
@@ -175,7 +175,7 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
     study = {
         "name": "one",
         "protocol": {"data": "digits", "epochs": 1},
-        "pairs": {"a/b": {"teacher": {"train": "mlp:8"}, "student": "mlp:8"}},
+        "pairs": {"a/b": {"teacher": {"train": {"model": "mlp:8"}}, "student": "mlp:8"}},
         "methods": {"kd": "kd"},
     }
     parse = studies.schema.parse

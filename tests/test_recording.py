@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tutelage import recipes, recording
 from tutelage.cli import app
-from tutelage.engine import OutOfTimeError, Until
+from tutelage.engine import OutOfTimeError, Until, clock
 from tutelage.material import gather, read_at
 from tutelage.recipes import Comparison, Recipe, RecipeError
 from tutelage.runs import Silent, perform
@@ -338,3 +338,46 @@ class Said(Silent):
 
     def say(self, text):
         self.lines.append(text)
+
+
+# ------------------------------------------------------------------------------------------------ how it is computed
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """Replace the compiler by a mark: return the sizes of the batches that a compiled teacher was asked about."""
+    sizes = []
+
+    def compiled(call, **_):
+        def marked(batch):
+            sizes.append(len(batch.index))
+            return call(batch)
+
+        return marked
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    return sizes
+
+
+def test_the_teacher_is_compiled_where_that_is_wanted_and_it_stands_in_the_outputs(teacher, tmp_path, compiling):
+    plain = recording.record(wttm(teacher, outputs=str(tmp_path / "plain"), compile_teacher=False))
+    assert not compiling
+    fast = recording.record(wttm(teacher, outputs=str(tmp_path / "fast"), compile_teacher=True))
+    assert len(compiling) > 2  # measured, and then asked in every epoch
+    said = [json.loads((folder / "outputs.json").read_text())["speed"] for folder in (plain, fast)]
+    assert [one["teacher_compiled"] for one in said] == [False, True]
+    assert said[0]["why"] == {"teacher": "a short fit"}
+    assert said[1]["samples"] == compiling[0]
+    logits = [load_file(next((folder / "epoch-0000").glob("*logits*")))["values"] for folder in (plain, fast)]
+    assert torch.equal(*logits)
+
+
+def test_interrupted_recording_goes_on_in_the_form_that_was_chosen(teacher, tmp_path, compiling):
+    recipe_ = wttm(teacher, outputs=str(tmp_path / "outputs"), compile_teacher=True, epochs=1)
+    folder = recording.record(recipe_)
+    before = len(compiling)
+    said = (folder / "outputs.json").read_text()
+    recording.record(recipe_.model_copy(update={"epochs": 2, "compile_teacher": False}))
+    epoch = before - (1 + clock.ROUNDS)  # what was not measuring
+    assert len(compiling) == before + epoch > before
+    assert (folder / "outputs.json").read_text() == said

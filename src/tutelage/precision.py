@@ -1,4 +1,4 @@
-"""The precision that a run takes where its recipe leaves it open: measured once, with its own networks, and then kept."""
+"""The precision of a run whose recipe leaves it open: measured once, with its own networks, and then kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tutelage.material import Material, check_fit
 from tutelage.recipes import Recipe
 
 GAIN = 1.2
-"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so that a near tie is float32's."""
+"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so a near tie is float32's."""
 FEW = 400
 """Steps below which nothing is timed: the sixteen that it takes are at most 4 % of more."""
 CHOICES = ("fp32", "bf16")
@@ -27,8 +27,8 @@ def kept(recipe: R, folder: Path | None = None) -> R:
 
     Args:
         recipe: of a run or a comparison.
-        folder: its own; an unfinished run or comparison goes on as it was begun. Outputs that a recipe reads come first:
-            they were recorded in one precision.
+        folder: its own; an unfinished run or comparison goes on as it was begun. Outputs that a recipe reads come
+            first: they were recorded in one precision.
     """
     if recipe.precision != "auto":
         return recipe
@@ -42,7 +42,9 @@ def kept(recipe: R, folder: Path | None = None) -> R:
     return recipe.model_copy(update={"precision": chosen})
 
 
-def settle(recipe: R, samples: int, gathered: Callable[[], Material], run: Recipe | None = None) -> tuple[R, str | None]:
+def settle(
+    recipe: R, samples: int, gathered: Callable[[], Material], run: Recipe | None = None
+) -> tuple[R, str | None]:
     """Choose a recipe's precision where it leaves it open.
 
     Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is

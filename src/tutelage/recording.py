@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from tutelage import data, precision, store
-from tutelage.engine import Until
+from tutelage.contracts import Batch, Outputs
+from tutelage.engine import Until, speed
 from tutelage.engine.evaluate import place
 from tutelage.engine.loop import accelerator_on
+from tutelage.engine.speed import Forms, Speed
 from tutelage.lesson import FrozenTeacher
 from tutelage.material import LOOK, Material, check_fit, gather, outputs_of, read_at
 from tutelage.recipes import Recipe, RecipeError
@@ -92,7 +96,8 @@ def record(
     split, classes = material.splits.train, material.splits.classes
     batches = data.SplitBatches(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
     with alone(outputs.folder, wait=True), set_up(recipe):
-        device = accelerator_on(recipe.device).device
+        accelerator = accelerator_on(recipe.device)
+        device = accelerator.device
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         if not todo:
             outputs.conclude(epochs)
@@ -104,6 +109,14 @@ def record(
         teacher = FrozenTeacher(material.teacher, names).to(device)
         if recipe.channels_last:
             teacher.to(memory_format=torch.channels_last)
+        forms = Forms(None, teacher)
+        if outputs.speed is not None:
+            forms.take(Speed.from_json(outputs.speed))
+
+        def ask(batch: Batch) -> Outputs:
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                return cast(Outputs, forms.ask(batch))
+
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
         display.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
         display.begin(outputs.folder.name, len(todo), 0)
@@ -117,8 +130,18 @@ def record(
             requests = np.array_split(np.arange(chunk.start, chunk.stop), -(-len(chunk) // INNER))
             for batch in batches.at(epoch, requests):
                 moved = batch._replace(inputs=place(batch.inputs, device, channels_last=recipe.channels_last))
-                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                    said = teacher(moved)
+                if outputs.speed is None:
+                    outputs.speed = speed.choose_asking(
+                        recipe.fits()[0][1],
+                        forms,
+                        partial(ask, moved),
+                        steps=len(todo) * len(requests),
+                        processes=accelerator.num_processes,
+                        samples=len(moved.index),
+                        device=device,
+                    ).to_json()
+                    forms.take(Speed.from_json(outputs.speed))
+                said = ask(moved)
                 rows = batch.index - chunk.start
                 logits[rows] = said.logits.float().cpu()
                 for name in names:

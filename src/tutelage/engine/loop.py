@@ -295,20 +295,15 @@ class Together:
         """Choose how the teacher is asked: as by those that go on from a checkpoint, or by measurement."""
         chosen = next((one.speed for one in self._fits.values() if one.speed is not None), None)
         if chosen is None:
-            chosen = speed.Speed()
-            settings = self.pupils[0].settings
-            why = speed.unmeasured(steps, self.accelerator.num_processes, [settings.compile_teacher])
-            if self.forms.network and why:
-                chosen = speed.Speed(why={"teacher": why})
-            elif self.forms.network:
-                chosen = speed.choose(
-                    settings,
-                    self.forms,
-                    ask=lambda: list(self._ask([piece])),
-                    steps=steps,
-                    samples=len(piece.index),
-                    device=self.accelerator.device,
-                )
+            chosen = speed.choose_asking(
+                self.pupils[0].settings,
+                self.forms,
+                lambda: list(self._ask([piece])),
+                steps=steps,
+                processes=self.accelerator.num_processes,
+                samples=len(piece.index),
+                device=self.accelerator.device,
+            )
         self.forms.take(chosen)
         return chosen
 

@@ -175,6 +175,24 @@ class _Compiled:
         return answer
 
 
+def choose_asking(
+    wanted: FitSettings,
+    forms: Forms,
+    ask: Callable[[], Any],
+    *,
+    steps: int,
+    processes: int,
+    samples: int,
+    device: torch.device,
+) -> Speed:
+    """Choose how a teacher is asked: as `choose`, and plainly where nothing is to be measured."""
+    if not forms.network:
+        return Speed()
+    if why := unmeasured(steps, processes, [wanted.compile_teacher]):
+        return Speed(why={"teacher": why})
+    return choose(wanted, forms, ask=ask, steps=steps, samples=samples, device=device)
+
+
 def choose(
     wanted: FitSettings,
     forms: Forms,

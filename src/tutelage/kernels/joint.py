@@ -15,6 +15,7 @@ nor vanish without any, which saves the sweep for the maximum, else the row's ma
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from tutelage.contracts import UNLABELLED
 BLOCK = 1 << 16
 """Logits in a block, a thread: with the teacher's and two scratch buffers 1 MB in float32, half of one core's L2 cache.
 A row of a large vocabulary is longer, and a block of its own."""
+Rows = tuple[Tensor, ...]
 LOW, HIGH = 1e-13, 1e13
 """Sums of exponentials within these need no shift: nothing that matters has vanished, and their logarithms are exact
 to 1e-6 in float32."""
@@ -118,17 +120,17 @@ def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor,
     shifts = z.new_zeros(2, rows, dtype=dtype)
     sums = z.new_empty(4, rows, dtype=dtype)
     size = _block(z)
-    parts = list(zip(*(x.split(size) for x in (z, v)), *(x.split(size, 1) for x in (sums, shifts)), strict=True))
+    parts = _parts(size, z, v, sums.T, shifts.T)
     buffers = _buffers(4, z, dtype)
     open_blocks = list(range(len(parts)))
     sweeps: tuple[Callable[..., None], ...] = (_sums, _shifted_sums, _masked_sums)
     for sweep in sweeps:
         for i in open_blocks:
             z_block, v_block, found, shift = parts[i]
-            scratch = _cut(buffers, len(z_block))
-            sweep(_ready(z_block, scratch[2]), _ready(v_block, scratch[3]), gamma, *scratch[:2], found, shift)
+            a, b, wide_z, wide_v = _cut(buffers, len(z_block))
+            sweep(_ready(z_block, wide_z), _ready(v_block, wide_v), gamma, a, b, found.unbind(1), shift.T)
             # What the first block needs the others will: a vocabulary padded with -inf has it in every row.
-            if i == open_blocks[0] and len(parts) > 1 and sweep is not _masked_sums and _unsound(found, sweep):
+            if i == open_blocks[0] and len(parts) > 1 and sweep is not _masked_sums and _unsound(found.T, sweep):
                 break
         else:
             open_blocks = sorted({row // size for row in _unsound(sums, sweep)} & set(open_blocks))
@@ -187,13 +189,12 @@ def backward(
     # A factor before an exponential goes into the exponent, which costs nothing; its sign cannot.
     shift_q, sign_q = of_q.abs().log() - log_s, _signs(of_q)
     shift_p, sign_p = (of_p.abs().log() - log_w, _signs(of_p)) if of_p is not None else (None, None)
-    size, shifted = _block(z), bool(statistics[0].any() or statistics[2].any())
+    size, shifted = _block(z), bool(statistics[0:3:2].any())
     direct = out.dtype == dtype and out.is_contiguous()
     columns = [x[:, None] if x is not None else None for x in (shift_z, shift_q, sign_q, shift_v, shift_p, sign_p)]
-    parts = [x.split(size) if x is not None else itertools.repeat(None) for x in (*columns, at_label, labels)]
     buffers = _buffers(3, z, dtype)
-    for z_block, v_block, gradient_out, mz, cq, sq, mv, cp, sp, minus, label in zip(
-        z.split(size), v.split(size), out.split(size), *parts, strict=False
+    for z_block, v_block, gradient_out, mz, cq, sq, mv, cp, sp, minus, label in _parts(
+        size, z, v, out, *columns, at_label, labels
     ):
         scratch = _cut(buffers, len(z_block))
         gradient = gradient_out if direct else scratch[0]
@@ -228,13 +229,20 @@ def _block(logits: Tensor) -> int:
     return max(1, min(rows, BLOCK * torch.get_num_threads() // classes))
 
 
-def _buffers(count: int, logits: Tensor, dtype: torch.dtype) -> Tensor:
+def _parts(size: int, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
+    """Cut tensors into blocks of so many rows, in step; none stays none."""
+    if all(x is None or len(x) <= size for x in tensors):
+        return [tensors]
+    return list(zip(*(x.split(size) if x is not None else itertools.repeat(None) for x in tensors), strict=False))
+
+
+def _buffers(count: int, logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     # Pages that are never written, such as those for copies where none is needed, take no memory.
-    return logits.new_empty(count, _block(logits), logits.shape[-1], dtype=dtype)
+    return logits.new_empty(count, _block(logits), logits.shape[-1], dtype=dtype).unbind()
 
 
-def _cut(buffers: Tensor, rows: int) -> tuple[Tensor, ...]:
-    return tuple(buffer[:rows] for buffer in buffers)
+def _cut(buffers: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
+    return buffers if len(buffers[0]) == rows else tuple(buffer[:rows] for buffer in buffers)
 
 
 def _ready(block: Tensor, buffer: Tensor) -> Tensor:
@@ -244,20 +252,24 @@ def _ready(block: Tensor, buffer: Tensor) -> Tensor:
 
 def _unsound(sums: Tensor, sweep: Callable[..., None]) -> list[int]:
     """Return the rows whose sums the next sweep must find."""
-    if sweep is _masked_sums:
+    if sweep is _masked_sums or not sums.numel():
+        return []
+    # Of all rows at once first, as nearly always none is: NaN compares as false, and a sum is as finite as its addends.
+    low, high = (x.item() for x in torch.aminmax(sums[:3]))
+    if (sweep is not _sums or (low > LOW and high < HIGH)) and math.isfinite(sums[3].sum().item()):
         return []
     sound = sums[3].isfinite()
     if sweep is _sums:
-        low, high = torch.aminmax(sums[:3], dim=0)
-        sound &= (low > LOW) & (high < HIGH)
-    return [] if sound.all() else (~sound).nonzero()[:, 0].tolist()
+        lows, highs = torch.aminmax(sums[:3], dim=0)
+        sound &= (lows > LOW) & (highs < HIGH)
+    return (~sound).nonzero()[:, 0].tolist()
 
 
 def _signs(factors: Tensor) -> Tensor | None:
     return factors.sign() if (factors < 0).any() else None
 
 
-def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Tensor, shift: Tensor) -> None:
+def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Rows, shift: Tensor) -> None:
     """Find the four sums without a shift; ``a`` and ``b`` are scratch of the block's shape."""
     s, p, w, d = found
     torch.sum(torch.exp(z, out=a), -1, out=s)
@@ -274,7 +286,7 @@ def _shifted_sums(
     gamma: float,
     a: Tensor,
     b: Tensor,
-    found: Tensor,
+    found: Rows,
     shift: Tensor,
     *,
     masked: bool = False,
@@ -297,7 +309,7 @@ def _shifted_sums(
     torch.sum(b, -1, out=d)
 
 
-def _masked_sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Tensor, shift: Tensor) -> None:
+def _masked_sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Rows, shift: Tensor) -> None:
     """The same where a class without probability counts nothing, whatever its logits are: -inf times 0 is NaN."""
     _shifted_sums(z, v, gamma, a, b, found, shift, masked=True)
 

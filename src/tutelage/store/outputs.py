@@ -53,6 +53,7 @@ class Store:
 
     Attributes:
         begun: it is there already.
+        speed: how the teacher is computed that is recorded, as JSON holds it; none until it is chosen.
 
     Raises:
         StoreError: the folder holds outputs of another key; every difference is named.
@@ -63,10 +64,12 @@ class Store:
     ) -> None:
         self.folder, self.key, self.samples, self.rows, self.form = folder, dict(key), samples, rows, form
         path = folder / records.OUTPUTS
+        self.speed: Mapping[str, Any] | None = None
         self.begun = path.exists()
         if self.begun:
             found = records.read_json(path)
             self._same(found)
+            self.speed = found.get("speed")
             self.rows = found["rows"]
             self.form = Top.from_json(found["form"]) if found.get("form") else None
 
@@ -95,7 +98,7 @@ class Store:
     def _describe(self, **more: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         value = {"schema": SCHEMA, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
-        value["form"] = self.form.to_json() if self.form else None
+        value["form"], value["speed"] = self.form.to_json() if self.form else None, self.speed
         records.write_json(self.folder / records.OUTPUTS, value | more)
 
     def conclude(self, epochs: int) -> dict[float, dict[str, float]]:

@@ -9,7 +9,18 @@ from tutelage import data, precision, recipes, records
 from tutelage.material import gather
 from tutelage.recipes import Comparison, Network, Recipe, RecipeError
 from tutelage.recording import record
-from tutelage.runs import BusyError, Display, Silent, alone, class_of, finished, perform, perform_together, set_up, steps_of
+from tutelage.runs import (
+    BusyError,
+    Display,
+    Silent,
+    alone,
+    class_of,
+    finished,
+    perform,
+    perform_together,
+    set_up,
+    steps_of,
+)
 
 
 def compare(
