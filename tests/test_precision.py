@@ -88,11 +88,13 @@ def test_real_steps_are_timed_and_change_nothing(monkeypatch):
     assert all(torch.equal(before[name], value) for name, value in material.student.state_dict().items())
 
 
-def test_parts_that_do_not_fit_are_told_as_in_the_run(timed):
-    timed(BF16_WINS)
-    recipe = made(objective="kd")
+def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(precision, "FEW", 1)
+    chosen, why = settled(made(objective="kd"))
+    assert chosen.precision == "fp32"
+    assert why.startswith("precision fp32: no step could be timed (")
     with pytest.raises(recipes.RecipeError, match="teacher: expected one for objective kd"):
-        settled(recipe)
+        perform(made(objective="kd"), tmp_path / "run", verb="distill", command="")
 
 
 def test_a_run_records_its_choice_and_trains_in_it(tmp_path, timed):
@@ -166,9 +168,21 @@ def test_a_rehearsal_says_what_it_would_take(timed):
     assert dict(rehearse(made(precision="fp32")))["precision"] == "fp32"
 
 
-def test_a_class_is_not_begun_with_an_open_precision(tmp_path):
-    with pytest.raises(ValueError, match="precision: expected fp32 or bf16"):
-        perform_together([(made(), tmp_path / "a")], command="")
+def test_a_class_has_one_precision(tmp_path, timed):
+    seen = timed(BF16_WINS)
+    runs = perform_together([(made(name=name), tmp_path / name) for name in "ab"], command="")
+    assert [run.manifest["precision"]["value"] for run in runs] == ["bf16", "bf16"]
+    assert all("2000.0 ms in bf16" in run.manifest["precision"]["why"] for run in runs)
+    assert len(seen) == 4
+
+
+def test_a_run_that_is_begun_decides_for_those_it_is_gone_on_with(tmp_path, timed):
+    with pytest.raises(OutOfTimeError):
+        perform(made(name="a", precision="fp32"), tmp_path / "a", verb="train", command="", until=Until(0.0))
+    seen = timed(BF16_WINS)
+    runs = perform_together([(made(name=name), tmp_path / name) for name in "ba"], command="")
+    assert [run.manifest["precision"]["value"] for run in runs] == ["fp32", "fp32"]
+    assert not seen
 
 
 def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):

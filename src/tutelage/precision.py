@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tutelage import recipes, records, timing
 from tutelage.engine import accelerator_on
-from tutelage.material import Material, check_fit
+from tutelage.material import Material
 from tutelage.recipes import Recipe
 
 GAIN = 1.2
@@ -38,8 +38,13 @@ def kept(recipe: R, folder: Path | None = None) -> R:
         found.append(records.read_json(path).get("key") or {})
     if folder is not None and (folder / records.RECIPE).exists():
         found.append(recipes.read(folder / records.RECIPE))
-    chosen = next((value["precision"] for value in found if value.get("precision") in CHOICES), recipe.precision)
-    return recipe.model_copy(update={"precision": chosen})
+    chosen = next((value["precision"] for value in found if value.get("precision") in CHOICES), None)
+    return given(recipe, chosen)
+
+
+def given(recipe: R, chosen: str | None) -> R:
+    """Return a recipe with a precision that was chosen, where it leaves it open."""
+    return recipe if recipe.precision != "auto" or chosen is None else recipe.model_copy(update={"precision": chosen})
 
 
 def settle(
@@ -48,7 +53,8 @@ def settle(
     """Choose a recipe's precision where it leaves it open.
 
     Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is
-    `GAIN` times faster. Fits of less than `FEW` steps, and several processes, take float32, and nothing is timed.
+    `GAIN` times faster. Fits of less than `FEW` steps, and several processes, take float32, and nothing is timed; so does
+    a run of which no step can be taken.
 
     Args:
         recipe: of a run or a comparison.
@@ -59,25 +65,24 @@ def settle(
 
     Returns:
         The recipe with one of `CHOICES`, and a line that says what was measured; none where nothing was.
-
-    Raises:
-        RecipeError: the run's parts do not fit each other.
     """
     if recipe.precision != "auto":
         return recipe, None
     run = (run or recipe).model_copy(update=PLAIN)
     steps = sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in run.fits())
     if steps < FEW or accelerator_on(recipe.device).num_processes > 1:
-        return recipe.model_copy(update={"precision": "fp32"}), None
+        return given(recipe, "fp32"), None
     material = gathered()
-    check_fit(material, [objective for objective, _, _ in run.fits()])
     forms = [run.model_copy(update={"precision": choice}) for choice in CHOICES]
     # In turn and the least, as whatever else the machine does only adds.
-    rounds = [[timing.step(form, material).seconds for form in forms] for _ in range(2)]
+    try:
+        rounds = [[timing.step(form, material).seconds for form in forms] for _ in range(2)]
+    except Exception as error:  # noqa: BLE001  whatever is wrong, the run finds it too, and says what to do
+        return given(recipe, "fp32"), f"precision fp32: no step could be timed ({type(error).__name__})"
     slow, fast = (min(taken) for taken in zip(*rounds, strict=True))
     chosen = "bf16" if slow >= GAIN * fast else "fp32"
     why = f"precision {chosen}: a step takes {slow * 1e3:.1f} ms in fp32, {fast * 1e3:.1f} ms in bf16"
-    return recipe.model_copy(update={"precision": chosen}), why
+    return given(recipe, chosen), why
 
 
 def standing(recipe: Recipe) -> Recipe:

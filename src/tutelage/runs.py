@@ -231,13 +231,13 @@ def perform_together(
         an `OutOfTimeError` where the moment to stop has come.
 
     Raises:
-        ValueError: the recipes are none of one class, or leave their precision open.
+        ValueError: the recipes are none of one class.
     """
     display = display or Silent()
     planned = [(precision.kept(recipe, folder), folder) for recipe, folder in planned]
+    chosen: str | None = next((recipe.precision for recipe, _ in planned if recipe.precision != "auto"), None)
+    planned = [(precision.given(recipe, chosen), folder) for recipe, folder in planned]
     recipes_, told = [recipe for recipe, _ in planned], dict[int, Run | Exception]()
-    if any(recipe.precision == "auto" for recipe in recipes_):
-        raise ValueError("precision: expected fp32 or bf16 for all runs of a class, got auto; see `precision.settle`")
     if any(not alike(one, other) for one, other in itertools.combinations(recipes_, 2)):
         raise ValueError("recipes: expected those of one class, got some that differ in more than a class's may")
 
@@ -253,6 +253,7 @@ def perform_together(
         shared: Material | None = None
         answers: dict[str, Answers] = {}
         runs: dict[int, _Performance] = {}
+        why: str | None = None
         for k, (recipe, folder) in enumerate(planned):
             if k in told:
                 continue
@@ -261,8 +262,12 @@ def perform_together(
                 material = gather(recipe, beside=shared, trust_code=trust_code)
                 shared = shared._replace(teacher=shared.teacher or material.teacher) if shared else material
                 same_fingerprints(material, fingerprints(earlier))
+                if chosen is None:
+                    settled, why = precision.settle(recipe, len(material.splits.train), lambda m=material: m)  # type: ignore[misc]
+                    chosen = settled.precision
+                recipe = precision.given(recipe, chosen)
                 verb: Verb = "distill" if recipe.teacher is not None else "train"
-                runs[k] = _Performance(recipe, folder, verb, command, display, material, earlier, answers)
+                runs[k] = _Performance(recipe, folder, verb, command, display, material, earlier, answers, why)
             except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
                 told[k] = error
             except BaseException as error:
