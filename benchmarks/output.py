@@ -41,4 +41,7 @@ def figure(columns=1, **settings):
 
 def save(drawn, result):
     """Write a figure beside the record that it shows; the same bytes for the same record."""
+    from matplotlib import pyplot as plt
+
     drawn.savefig(result.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(drawn)
