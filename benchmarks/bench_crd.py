@@ -6,15 +6,17 @@ Scores of one side of the loss with their gradient: 64 samples, 1 + 16384 column
 both medians and the ratio; with a file's name it records them with the machine, the versions and n.
 """
 
-import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import output
 import torch
 
-from tutelage import losses, manifest
+from tutelage import losses
+from tutelage.benchmark import turns
 
 N, BATCH, SAMPLES, COLUMNS, DIMENSION = 5, 64, 50_000, 16_385, 128
 
@@ -45,18 +47,11 @@ if __name__ == "__main__":
     inputs = embeddings, bank, torch.randint(0, SAMPLES, (BATCH, COLUMNS))
     forms = {"dense product": dense, "reference: rows gathered first": gathered}
     torch.testing.assert_close(*(form(*inputs) for form in forms.values()))
-    taken = {name: [] for name in forms}
-    for i in range(N + 1):  # in turn, so that a change of the machine's speed meets both; the first round warms up
-        for name, form in forms.items():
-            value = seconds(form, inputs)
-            if i:
-                taken[name].append(value)
+    taken = turns.in_turn({name: partial(seconds, form, inputs) for name, form in forms.items()}, N)
     medians = {name: statistics.median(values) for name, values in taken.items()}
     reference = list(medians.values())[-1]
     for name, median in medians.items():
         print(f"{name:<32} {median * 1e3:.0f} ms, {median / reference:.3f} times the reference")
     if sys.argv[1:]:
         found = {"n": N, "median_s": medians, "ratio": {name: m / reference for name, m in medians.items()}}
-        machine = {**manifest.version(), "hardware": manifest.hardware(torch.device("cpu"))}
-        record = {**found, **machine, "software": manifest.software()}
-        Path(sys.argv[1]).write_text(json.dumps(record, indent=2) + "\n")
+        output.write(Path(sys.argv[1]), found)

@@ -10,27 +10,19 @@ them with the machine, the versions and n. Parts that are named (256x1000, 1024x
 measured anew and the others of the file kept.
 """
 
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import output
 import torch
-from forms import BETA, CPU, GAMMA, added_mb, algorithm_1, plain
 
-from tutelage import kernels, manifest
+from tutelage.benchmark import turns
+from tutelage.benchmark.losses import FORMS, GAMMA, KERNELS, REFERENCE, TARGET, memory_mb, plain, times
 
-TARGET = (256, 1000), (1024, 32_000), (512, 128_256)
 CURVES = (256, 100), (256, 10_000), (256, 100_000), (64, 1000), (1024, 1000), (4096, 1000)
-REFERENCE = "reference: Algorithm 1"
-
-
-def two_sweeps(z, v, labels):
-    return kernels.cross_entropy_and_wttm(z, v, labels, gamma=GAMMA)
 
 
 def forward_sweep(z, v, labels):
@@ -67,77 +59,29 @@ class CompiledSweeps(torch.autograd.Function):
         return SWEEPS[1](*ctx.saved_tensors, of_ce, of_wttm), None, None
 
 
-FORMS = {
-    REFERENCE: algorithm_1,
-    "losses": plain,
+COMPILED = {
     "losses, compiled": torch.compile(plain, fullgraph=True, dynamic=False),
     "two sweeps, each compiled": CompiledSweeps.apply,
-    "kernels": two_sweeps,
 }
-COMPILED = {"losses, compiled", "two sweeps, each compiled"}
-
-
-def draw(batch, classes):
-    torch.manual_seed(0)
-    return (
-        (3 * torch.randn(batch, classes)).requires_grad_(),
-        5 * torch.randn(batch, classes),
-        torch.randint(classes, (batch,)),
-    )
-
-
-def step(form, z, v, labels):
-    """Run forward and backward once and return the seconds and the gradient."""
-    began = time.process_time()
-    ce, wttm = form(z, v, labels)
-    (ce.mean() + BETA * wttm.mean()).backward()
-    taken = time.process_time() - began
-    gradient, z.grad = z.grad, None
-    return taken, gradient
-
-
-def time_all(batch, classes):
-    """Return each form's median seconds, n, and the wall seconds of the compiled forms' first call."""
-    inputs, taken, first, expected = draw(batch, classes), {}, {}, None
-    names = [name for name in FORMS if (batch, classes) in TARGET or name not in COMPILED]
-    n = 51 if batch * classes < 10**6 else 7 if batch * classes < 10**7 else 5 if batch * classes < 5 * 10**7 else 3
-    for i in range(n + 1):  # in turn, so that a change of the machine's speed meets all; the first round warms up
-        for name in names:
-            began = time.perf_counter()
-            seconds, gradient = step(FORMS[name], *inputs)
-            if i:
-                taken.setdefault(name, []).append(seconds)
-                continue
-            if name in COMPILED:
-                first[name] = time.perf_counter() - began
-            expected = gradient if expected is None else expected
-            torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-5 * expected.abs().max().item())
-            del gradient
-    return {name: statistics.median(values) for name, values in taken.items()}, n, first
+ALL = {name: (FORMS | COMPILED)[name] for name in (REFERENCE, "losses", *COMPILED, KERNELS)}
 
 
 def memory_of(name, batch, classes):
-    done = subprocess.run(
-        [sys.executable, __file__, "--memory", name, str(batch), str(classes)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
-        text=True,
-    )
-    return float(done.stdout.split()[-1])
+    return memory_mb(ALL[name], batch, classes, compiled=name in COMPILED)
 
 
-def times(shapes):
+def timed(shapes):
     rows = []
     for batch, classes in shapes:
-        medians, n, first = time_all(batch, classes)
-        ratio = {name: medians[REFERENCE] / median for name, median in medians.items()}
+        found = times(ALL if (batch, classes) in TARGET else FORMS, batch, classes)
+        first = {name: seconds for name, seconds in found.first_s.items() if name in COMPILED}
+        ratio = {name: found.faster(name) for name in found.median_s}
         rows.append(
-            {"batch": batch, "classes": classes, "n": n, "median_s": medians, "times_faster": ratio}
+            {"batch": batch, "classes": classes, "n": found.n, "median_s": found.median_s, "times_faster": ratio}
             | ({"first_call_s": first} if first else {})
         )
-        print(f"{batch} x {classes}, n = {n}")
-        for name, median in medians.items():
+        print(f"{batch} x {classes}, n = {found.n}")
+        for name, median in found.median_s.items():
             compiling = f", first call {first[name]:.0f} s" if name in first else ""
             print(f"  {name:<26} {median * 1e3:9.2f} ms, {ratio[name]:5.2f} times as fast{compiling}", flush=True)
     return rows
@@ -147,7 +91,7 @@ def added():
     rows = []
     for batch, classes in TARGET:
         logits_mb = batch * classes * 4 / 1e6
-        found = {name: memory_of(name, batch, classes) for name in FORMS}
+        found = {name: turns.fresh(memory_of, name, batch, classes) for name in ALL}
         rows.append({"batch": batch, "classes": classes, "n": 1, "logits_mb": logits_mb, "added_mb": found})
         print(f"{batch} x {classes}, logits {logits_mb:.1f} MB")
         for name, size in found.items():
@@ -156,58 +100,46 @@ def added():
 
 
 def means(rows):
-    found = {name: statistics.geometric_mean([row["times_faster"][name] for row in rows]) for name in FORMS}
-    over = [row["median_s"]["losses, compiled"] / row["median_s"]["kernels"] for row in rows]
+    found = {name: statistics.geometric_mean([row["times_faster"][name] for row in rows]) for name in ALL}
+    over = [row["median_s"]["losses, compiled"] / row["median_s"][KERNELS] for row in rows]
     return found | {"kernels over losses, compiled": statistics.geometric_mean(over)}
 
 
-PARTS = {f"{batch}x{classes}": lambda shape=(batch, classes): times([shape]) for batch, classes in TARGET}
-PARTS |= {"curves": lambda: times(CURVES), "memory": added}
+PARTS = {f"{batch}x{classes}": lambda shape=(batch, classes): timed([shape]) for batch, classes in TARGET}
+PARTS |= {"curves": lambda: timed(CURVES), "memory": added}
 
 
 def plot(result):
-    from matplotlib import pyplot as plt
-
-    found = json.loads(result.read_text())["parts"]
+    found = output.part(result, "parts", f"python benchmarks/bench_losses.py {result}")
     rows = [row for part, rows in found.items() if part != "memory" for row in rows]
-    plt.rcParams.update({"svg.hashsalt": "tutelage", "svg.fonttype": "none"})
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    figure, axes = output.figure(2, sharey=True)
     for axis, key, fixed, value in ((axes[0], "classes", "batch", 256), (axes[1], "batch", "classes", 1000)):
         chosen = sorted((row for row in rows if row[fixed] == value), key=lambda row: row[key])
-        for name in (REFERENCE, "losses", "kernels"):
+        for name in (REFERENCE, "losses", KERNELS):
             axis.loglog([row[key] for row in chosen], [row["median_s"][name] * 1e3 for row in chosen], "o-", label=name)
         axis.set(xlabel=key, title=f"{fixed} {value}")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("forward and backward, ms")
     axes[0].legend()
-    figure.savefig(result.with_suffix(".svg"), metadata={"Date": None})
+    output.save(figure, result)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if sys.argv[1:2] == ["--memory"]:
-        form, inputs = FORMS[sys.argv[2]], draw(*map(int, sys.argv[3:]))
-        small = [x.detach()[:2].clone().requires_grad_(i == 0) for i, x in enumerate(inputs)]
-        step(form, *small)  # libraries and threads; a compiled form is compiled for its own shape as well
-        if sys.argv[2] in COMPILED:
-            step(form, *inputs)
-        print(added_mb(lambda: step(form, *inputs)))
-    elif sys.argv[2:] == ["--plot"]:
+    if sys.argv[2:] == ["--plot"]:
         plot(Path(sys.argv[1]))
-    else:
-        path = Path(sys.argv[1]) if sys.argv[1:] else None
-        parts = json.loads(path.read_text())["parts"] if path and path.exists() and sys.argv[2:] else {}
-        with tempfile.TemporaryDirectory() as cache:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-            for part in sys.argv[2:] or PARTS:
-                parts[part] = PARTS[part]()
-        result = {"gamma": GAMMA, "threads": 1, "parts": parts}
-        target = [row for batch, classes in TARGET for row in parts.get(f"{batch}x{classes}", [])]
-        if len(target) == len(TARGET):
-            result["geometric_mean_times_faster"] = means(target)
-            for name, mean in result["geometric_mean_times_faster"].items():
-                print(f"geometric mean of three: {name} {mean:.2f}")
-        if path:
-            machine = {**manifest.version(), "hardware": manifest.hardware(CPU)}
-            record = {**result, **machine, "software": manifest.software()}
-            path.write_text(json.dumps(record, indent=2) + "\n")
+        sys.exit()
+    torch.set_num_threads(1)
+    path = Path(sys.argv[1]) if sys.argv[1:] else None
+    parts = output.read(path).get("parts", {}) if sys.argv[2:] else {}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        for part in sys.argv[2:] or PARTS:
+            parts[part] = PARTS[part]()
+    result = {"gamma": GAMMA, "threads": 1, "parts": parts}
+    target = [row for batch, classes in TARGET for row in parts.get(f"{batch}x{classes}", [])]
+    if len(target) == len(TARGET):
+        result["geometric_mean_times_faster"] = means(target)
+        for name, mean in result["geometric_mean_times_faster"].items():
+            print(f"geometric mean of three: {name} {mean:.2f}")
+    if path:
+        output.write(path, result)

@@ -9,17 +9,18 @@ of N. Memory is what is kept for the backward pass, each tensor once, parameters
 ``tutelage list objectives``.
 """
 
-import json
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import output
 import torch
 from torch import nn
 
-from tutelage import data, manifest, objectives, recipes
+from tutelage import data, objectives, recipes
+from tutelage.benchmark import turns
 from tutelage.lesson import FrozenTeacher, Lesson
 from tutelage.material import context, gather
 from tutelage.studies import overview
@@ -88,12 +89,7 @@ if __name__ == "__main__":
         if pair and ("kd", True) not in steps:
             steps["kd", True] = step_of(objectives.kd(), pair, own)
         steps[name, pair is not None] = step_of(overview.default(name), pair or CIFAR, own)
-    taken = {key: [] for key in steps}
-    for i in range(N + 1):  # in turn, so that a change of the machine's speed meets all; the first round warms up
-        for key, step in steps.items():
-            seconds = step.take()
-            if i:
-                taken[key].append(seconds)
+    taken = turns.in_turn({key: step.take for key, step in steps.items()}, N)
     found = {}
     for key, step in steps.items():
         name, tokens = key
@@ -111,6 +107,4 @@ if __name__ == "__main__":
             f"{name:<24} {1000 * median:6.0f} ms, {median / base:.2f} x KD; {memory:6.1f} MB, {memory / least:.2f} x KD"
         )
     if "--write" in sys.argv:
-        machine = {**manifest.version(), "hardware": manifest.hardware(torch.device("cpu"))}
-        record = {"n": N, "batch": BATCH, "costs": found, **machine, "software": manifest.software()}
-        Path(overview.COSTS).write_text(json.dumps(record, indent=2) + "\n")
+        output.write(Path(overview.COSTS), {"n": N, "batch": BATCH, "costs": found})

@@ -164,19 +164,25 @@ def test_doctor_takes_a_real_step(tmp_path):
     assert re.search(r"ok\s+training step, bf16\s+\d+ steps", done.stdout)
 
 
-def test_doctor_times_training_where_asked(invoke, monkeypatch):
-    """One pair, one step a form; what it takes is not asserted."""
-    from tutelage import benchmark, doctor
+def test_doctor_times_every_section_where_asked(invoke, monkeypatch):
+    """The sections themselves are timed in test_benchmark; a failure is an exit status after the last one."""
+    from tutelage import doctor
+    from tutelage.benchmark import sections
 
+    def fails():
+        raise MemoryError("no room")
+
+    whole = [section._replace(lines=lambda: iter(("1.00x",))) for section in sections.SECTIONS]
     monkeypatch.setattr(doctor, "examine", lambda: iter(()))
-    monkeypatch.setattr(benchmark, "PAIRS", (("resnet14", "resnet8"),))
-    whole, few = benchmark.steps, {"n": 1, "rounds": 1}
-    monkeypatch.setattr(benchmark, "steps", lambda **_: whole(**few))
-    monkeypatch.setattr("tutelage.engine.speed.SHARE", 0.0)
+    monkeypatch.setattr(sections, "SECTIONS", whole)
     code, out, err = invoke("doctor", "--bench")
     assert (code, err) == (0, "")
-    assert re.search(r"resnet14/resnet8 +reference +[\d.]+  live +[\d.]+ \([\d.]+x\)  recorded", out)
-    assert re.search(r"geometric means: [\d.]+ times", out)
+    assert out.count("reference: ") == out.count("1.00x") == len(whole) == 6
+    monkeypatch.setattr(sections, "SECTIONS", [whole[0]._replace(lines=fails), *whole[1:]])
+    code, out, err = invoke("doctor", "--bench")
+    assert (code, err) == (1, "")
+    assert "failed: MemoryError: no room" in out
+    assert out.count("1.00x") == 5
 
 
 def test_not_yaml(here, invoke):

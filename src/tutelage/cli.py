@@ -300,7 +300,8 @@ def list_(
 @app.command(epilog="Example: tutelage doctor --bench")
 def doctor(
     bench: Annotated[
-        bool, typer.Option("--bench", help="Time training here against the published procedure: some minutes.")
+        bool,
+        typer.Option("--bench", help="Time what is made faster here against its references: BUDGET."),
     ] = False,
 ) -> None:
     """Look at versions, devices and extras, and take one real training step."""
@@ -312,8 +313,11 @@ def doctor(
         bad += not finding.good
     if bad:
         raise typer.Exit(OTHER)
-    for line in measure() if bench else ():
-        typer.echo(line)
+    for finding in measure() if bench else ():
+        typer.echo(finding.value)
+        bad += not finding.good
+    if bad:
+        raise typer.Exit(OTHER)
 
 
 @app.callback()

@@ -1,0 +1,47 @@
+"""How the scripts here write what they measured, and draw it."""
+
+import json
+
+import torch
+
+from tutelage import manifest
+
+
+def machine():
+    """Return what a record says of the versions and the processor."""
+    hardware = manifest.hardware(torch.device("cpu"))
+    return {**manifest.version(), "hardware": hardware, "software": manifest.software()}
+
+
+def read(path):
+    """Return a record that was written before; an empty one where there is none."""
+    return json.loads(path.read_text()) if path and path.exists() else {}
+
+
+def write(path, found):
+    """Write a record: what was found, and by default the machine; what ``found`` says comes first."""
+    path.write_text(json.dumps({**found, **{k: v for k, v in machine().items() if k not in found}}, indent=2) + "\n")
+
+
+def part(path, name, command):
+    """Return a part of a record, to draw it."""
+    record = read(path)
+    if name not in record:
+        raise SystemExit(f"{path}: expected a record with {name!r}, got {', '.join(record) or 'none'}; type {command}")
+    return record[name]
+
+
+def figure(columns=1, **settings):
+    """Return a new figure and its axes, in the style of all."""
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "tutelage", "svg.fonttype": "none"})
+    return plt.subplots(1, columns, figsize=(4.5 * columns, 3.4), layout="constrained", **settings)
+
+
+def save(drawn, result):
+    """Write a figure beside the record that it shows; the same bytes for the same record."""
+    from matplotlib import pyplot as plt
+
+    drawn.savefig(result.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(drawn)

@@ -1,0 +1,129 @@
+"""Recording a teacher's outputs against the teacher's own forward pass over the same views.
+
+The reference's views are made before. Recording makes the views, asks, and writes with a sync.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tutelage import data, recipes, recording
+from tutelage.benchmark import turns
+from tutelage.benchmark.batches import network, random_images
+from tutelage.contracts import Batch
+from tutelage.engine import accelerator_on
+from tutelage.engine.evaluate import place
+from tutelage.lesson import FrozenTeacher
+from tutelage.material import Material
+from tutelage.recipes import Recipe
+
+BATCH = 256
+RECORDING, REFERENCE = "recording", "reference: the forward pass"
+PAIR = ("resnet56", "resnet20")
+
+
+class Ratios(NamedTuple):
+    """How long recording takes in forward passes.
+
+    Attributes:
+        wall: of the medians, by the clock on the wall.
+        processor: of the medians, by this process's processor time.
+        fastest: of the least on the wall, which other processes disturb least.
+    """
+
+    wall: float
+    processor: float
+    fastest: float
+
+
+class Times(NamedTuple):
+    """Seconds on the wall and of this process in every round, ``(rounds, 2)``."""
+
+    recording: NDArray[np.float64]
+    forward: NDArray[np.float64]
+
+    def ratios(self) -> Ratios:
+        """Return how long recording takes in forward passes."""
+        wall, processor = np.median(self.recording, 0) / np.median(self.forward, 0)
+        return Ratios(float(wall), float(processor), float(self.recording[:, 0].min() / self.forward[:, 0].min()))
+
+
+def recipe_of(**given: Any) -> Recipe:
+    """Return the recipe of a run of one epoch that reads recorded outputs, with CIFAR's augmentation."""
+    value = {
+        "name": "record",
+        "data": {"crop_padding": 4, "flip": True},
+        "student": f"cifar:{PAIR[1]}",
+        "teacher": f"cifar:{PAIR[0]}",
+        "objective": {"wttm": {"gamma": 0.25, "beta": 1.0}},
+        "epochs": 1,
+        "channels_last": True,
+        "outputs": "outputs",
+    }
+    return recipes.parse(Recipe, value | given)
+
+
+def measure(material: Material, recipe: Recipe, *, rounds: int) -> Times:
+    """Time recording and the forward pass in turn, after a first round that warms up.
+
+    Args:
+        material: teacher and data; its whole training set is recorded.
+        recipe: of `recipe_of`; each recording is written into a folder of its own, and ``outputs`` is not read.
+        rounds: that count.
+    """
+    assert material.teacher is not None
+    device = accelerator_on(recipe.device).device
+    split = material.splits.train
+    batches = data.SplitBatches(split, batch_size=BATCH, data_seed=recipe.data_seed, train=True)
+    views = list(batches.at(0, np.array_split(np.arange(len(split)), -(-len(split) // BATCH))))
+    teacher = FrozenTeacher(material.teacher).to(device).to(memory_format=torch.channels_last)
+    with turns.threads(recipe.threads or torch.get_num_threads()):
+        forms = {RECORDING: partial(_record, material, recipe), REFERENCE: partial(_forward, teacher, views, recipe)}
+        taken = turns.in_turn(forms, rounds)
+    return Times(*(np.array(taken[name]) for name in forms))
+
+
+def _record(material: Material, recipe: Recipe) -> NDArray[np.float64]:
+    with tempfile.TemporaryDirectory() as folder:
+        own = recipe.model_copy(update={"outputs": f"{folder}/outputs"})
+        began = _now()
+        recording.record(own, material=material)
+        return _now() - began
+
+
+@torch.no_grad()
+def _forward(teacher: FrozenTeacher, views: list[Batch], recipe: Recipe) -> NDArray[np.float64]:
+    """Time the teacher on views that are there."""
+    device = accelerator_on(recipe.device).device
+    began = _now()
+    for batch in views:
+        moved = batch._replace(inputs=place(batch.inputs, device, channels_last=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            teacher(moved)
+    return _now() - began
+
+
+def _now() -> NDArray[np.float64]:
+    """Return the clock's seconds and the process's."""
+    turns.wait()
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def lines(samples: int = 1024, *, rounds: int = 3, device: str = "auto", pair: tuple[str, str] = PAIR) -> Iterator[str]:
+    """Time recording of random images' outputs in bfloat16, and yield lines to print."""
+    cpu = torch.device("cpu")
+    material = Material(random_images(samples), network(pair[1], cpu), network(pair[0], cpu))
+    found = measure(material, recipe_of(precision="bf16", device=device), rounds=rounds)
+    (own, _), (reference, _) = np.median(found.recording, 0), np.median(found.forward, 0)
+    yield (
+        f"{samples} views  recording {own:.2f} s  reference {reference:.2f} s  {found.ratios().wall:.2f}x as long  "
+        f"(medians of {rounds})"
+    )

@@ -1,0 +1,47 @@
+"""``tutelage --help`` against an interpreter that does nothing."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from tutelage.benchmark import turns
+
+REFERENCE = "reference: python -c pass"
+COMMANDS = {
+    "help": [sys.executable, "-m", "tutelage.cli", "--help"],
+    "distill help": [sys.executable, "-m", "tutelage.cli", "distill", "--help"],
+    REFERENCE: [sys.executable, "-c", "pass"],
+}
+
+
+def seconds(command: list[str]) -> float:
+    """Time one whole process."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603  the commands are those above
+    return time.perf_counter() - began
+
+
+def measure(rounds: int) -> dict[str, float]:
+    """Return the median seconds of each command."""
+    taken = turns.in_turn({name: partial(seconds, command) for name, command in COMMANDS.items()}, rounds)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def lines(rounds: int = 5) -> Iterator[str]:
+    """Time the commands, and yield lines to print."""
+    medians = measure(rounds)
+    for name in COMMANDS:
+        if name != REFERENCE:
+            yield line(name, medians)
+    yield f"reference {medians[REFERENCE]:.3f} s  (medians of {rounds})"
+
+
+def line(name: str, medians: dict[str, float]) -> str:
+    """Show one command."""
+    shown = " ".join(["tutelage", *COMMANDS[name][3:]])
+    return f"{shown:<26} {medians[name]:.3f} s  {medians[name] / medians[REFERENCE]:.1f}x as long"
