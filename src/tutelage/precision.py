@@ -53,8 +53,8 @@ def settle(
     """Choose a recipe's precision where it leaves it open.
 
     Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is
-    `GAIN` times faster. Fits of less than `FEW` steps, and several processes, take float32, and nothing is timed; so does
-    a run of which no step can be taken.
+    `GAIN` times faster. Fits of less than `FEW` steps, and several processes, take float32, and nothing is timed; so
+    does a run of which no step can be taken.
 
     Args:
         recipe: of a run or a comparison.

@@ -170,13 +170,17 @@ def test_what_was_timed_or_done_on_the_machine_is_not_timed_again(tmp_path, with
     sources = {name.removeprefix("grid/"): cost.source for name, cost in planned.costs.items()}
     assert sources["slim-tiny/kd-seed1"] == "records"
     assert sources["students/tiny-cross_entropy-seed0"] == "timed"
+    # The time of runs in lockstep is shared.
+    manifest = tmp_path / "grid/slim-tiny/kd-seed0" / records.MANIFEST
+    recorded = json.loads(manifest.read_text())
+    records.write_json(manifest, {**recorded, "class": ["another", "a third"]})
+    alone, shared = (one.costs["grid/slim-tiny/kd-seed1"].step for one in (planned, prepare(assign(tmp_path, seeds=2))))
+    assert shared == pytest.approx(alone / 3)
     # On another machine neither counts.
     path = assignment.folder / budget.TIMES
     elsewhere = json.loads(path.read_text())
     elsewhere["machine"]["processor"] = "another"
     path.write_text(json.dumps(elsewhere))
-    manifest = tmp_path / "grid/slim-tiny/kd-seed0" / records.MANIFEST
-    recorded = json.loads(manifest.read_text())
     recorded["hardware"]["processor"] = "another"
     manifest.write_text(json.dumps(recorded))
     planned = prepare(assign(tmp_path, seeds=2))

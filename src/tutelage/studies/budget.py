@@ -359,7 +359,7 @@ def _rank(recipe: Recipe) -> int:
 
 
 class _Rates:
-    """Seconds a step from the records of runs that were done on this machine."""
+    """Seconds a step from the records of runs that were done on this machine; of those of a class, a run's part."""
 
     def __init__(self, assignment: Assignment, machine: Mapping[str, Any]) -> None:
         self.folder, self.machine = assignment.runs, machine
@@ -380,7 +380,9 @@ class _Rates:
                 recorded = records.read_json(self.folder / name / records.MANIFEST)
                 rates = [epoch["images_per_second"] for epoch in records.read_epochs(self.folder / name)]
                 if recorded["hardware"] == self.machine and rates:
-                    self.found[name] = recorded["recipe"]["batch_size"] / median(rates)
+                    # Those trained in lockstep wait for each other: each was as fast as all of them.
+                    together = 1 + len(recorded["class"])
+                    self.found[name] = recorded["recipe"]["batch_size"] / median(rates) / together
         return self.found[name]
 
 
