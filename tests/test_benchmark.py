@@ -88,7 +88,7 @@ def test_what_does_not_fit_into_memory_is_skipped_and_said(here, monkeypatch):
     assert "as fast" in first
     assert second.split() == ["512", "x", "128256", "needs", "3415"]
     assert mean.startswith("geometric mean of 1 of 2")
-    assert list(linear.lines()) == ["needs 3940"]
+    assert list(linear.lines()) == ["needs 6304"]
 
 
 def test_lacking_memory_is_measured():

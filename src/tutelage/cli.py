@@ -301,7 +301,9 @@ def list_(
 def doctor(
     bench: Annotated[
         bool,
-        typer.Option("--bench", help="Time what is made faster here against its references: BUDGET."),
+        typer.Option(
+            "--bench", help="Time what is made faster here against its references: about 5 minutes on two cores."
+        ),
     ] = False,
 ) -> None:
     """Look at versions, devices and extras, and take one real training step."""

@@ -118,7 +118,7 @@ def needed_mb(tokens: int, width: int, classes: int) -> float:
     return 4e-6 * (3 * classes * width + 9 * tokens * classes)
 
 
-def lines(tokens: int = 512, *, width: int = WIDTH, classes: int = CLASSES, n: int = 2) -> Iterator[str]:
+def lines(tokens: int = 1024, *, width: int = WIDTH, classes: int = CLASSES, n: int = 2) -> Iterator[str]:
     """Measure the kernels, and yield lines to print."""
     if lack := turns.lacking(needed_mb(tokens, width, classes)):
         yield lack

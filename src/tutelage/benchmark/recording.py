@@ -117,7 +117,7 @@ def _now() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def lines(samples: int = 1024, *, rounds: int = 3, device: str = "auto", pair: tuple[str, str] = PAIR) -> Iterator[str]:
+def lines(samples: int = 2048, *, rounds: int = 5, device: str = "auto", pair: tuple[str, str] = PAIR) -> Iterator[str]:
     """Time recording of random images' outputs in bfloat16, and yield lines to print."""
     cpu = torch.device("cpu")
     material = Material(random_images(samples), network(pair[1], cpu), network(pair[0], cpu))
