@@ -24,7 +24,7 @@ from tutelage import data, models, objectives, recipes, records, runs
 from tutelage.contracts import UNLABELLED
 from tutelage.data import DataSettings
 from tutelage.engine import CheckpointError, NonFiniteError
-from tutelage.material import Material, check_fit
+from tutelage.material import Material, check_batches, check_fit
 from tutelage.recipes import Recipe, RecipeError
 from tutelage.report import html
 
@@ -968,3 +968,39 @@ def test_what_was_found_for_auto_is_recorded_and_is_the_same_after_a_resume(tmp_
     typed = objectives.wttm(gamma=0.25, beta=found["wttm"]["beta"])
     assert weights(tutelage.distill(**{**how, "objective": typed}, name="typed")) == weights(straight)
     assert straight.manifest["objective"][0][0]["wttm"]["beta"] == "auto"
+
+
+# Batches that an objective cannot be computed of
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "world", "got"),
+    [
+        (1437, 4, 1, "got 1 in the smallest of 1437 samples by 4; type batch_size=3"),
+        (1, 8, 1, "got 1 in the smallest of 1 samples by 8; use more samples"),
+        (65, 16, 1, "got 1 in the smallest of 65 samples by 16; type batch_size=15"),
+        (67, 16, 2, "got 1 in the smallest of 67 samples by 16 on 2 processes; type batch_size=15"),
+        (64, 2, 2, "got 1 in the smallest of 64 samples by 2 on 2 processes; type batch_size=4"),
+        (65, 16, 2, None),  # the last sample is left out
+        (66, 16, 1, None),
+        (64, 16, 1, None),
+    ],
+)
+def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, batch_size, world, got):
+    settings = recipe_of("x").fits()[0][1]
+    objective = objectives.kd() + objectives.rkd()
+    check_batches(samples, [(objectives.kd(), settings, batch_size)], world=world)
+    if got is None:
+        check_batches(samples, [(objective, settings, batch_size)], world=world)
+        return
+    told = rf"^batch_size: expected 2 samples or more in every batch for objective kd\+rkd, {re.escape(got)}$"
+    with pytest.raises(RecipeError, match=told):
+        check_batches(samples, [(objective, settings, batch_size)], world=world)
+
+
+@pytest.mark.parametrize("objective", ["rkd", "correlation", "itrd", "srd"])
+def test_it_is_refused_before_the_first_step(tmp_path, teacher, objective):
+    wanted = [{"cross_entropy": {}}, {objective: {}}]
+    with pytest.raises(RecipeError, match="batch_size: expected 2 samples or more in every batch"):
+        do(tmp_path / "run", teacher=teacher, objective=wanted, batch_size=4, epochs=1)
+    assert not (tmp_path / "run" / records.MANIFEST).exists()

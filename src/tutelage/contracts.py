@@ -110,6 +110,7 @@ class Needs(NamedTuple):
         teacher_head: its binding reads the weights of the teacher's last layer.
         teacher_norms: its binding reads the weights of the teacher's batch norm at these taps.
         class_means: its binding reads each class's mean of these features of the teacher, over the training samples.
+        least: samples of a batch that it can be computed of.
     """
 
     teacher: bool
@@ -123,6 +124,7 @@ class Needs(NamedTuple):
     teacher_head: bool = False
     teacher_norms: tuple[str, ...] = ()
     class_means: tuple[str, ...] = ()
+    least: int = 1
 
 
 class Term(Protocol):

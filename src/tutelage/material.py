@@ -12,6 +12,7 @@ import torch
 
 from tutelage import data, manifest, models, records, taps
 from tutelage.contracts import UNLABELLED, Batch, Batches
+from tutelage.engine import FitSettings
 from tutelage.lesson import FrozenTeacher, survey
 from tutelage.models import Classifier
 from tutelage.objectives import Context, Objective
@@ -122,6 +123,36 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
         )
     if teacher is not None:
         _same_classes(teacher, splits)
+
+
+def check_batches(samples: int, fits: Sequence[tuple[Objective, FitSettings, int]], *, world: int = 1) -> None:
+    """Refuse an epoch whose last batch is too small for an objective, before it is reached.
+
+    Args:
+        samples: for training.
+        fits: each stage's objective, settings and batch size.
+        world: processes that share a batch.
+
+    Raises:
+        RecipeError: naming the batch size, and one that leaves enough.
+    """
+
+    def smallest(batch_size: int) -> int:
+        # A last batch that has not one sample for each process is left out.
+        rest = samples % batch_size
+        return (rest if rest >= world else min(batch_size, samples)) // world
+
+    for objective, _, batch_size in fits:
+        least = objective.needs.least
+        if smallest(batch_size) < least:
+            sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
+            fitting = next((size for size in sizes if smallest(size) >= least), None)
+            remedy = f"type batch_size={fitting}" if fitting else "use more samples"
+            raise RecipeError(
+                f"batch_size: expected {least} samples or more in every batch for objective {objective.name}, got "
+                f"{smallest(batch_size)} in the smallest of {samples} samples by {batch_size}"
+                f"{f' on {world} processes' if world > 1 else ''}; {remedy}"
+            )
 
 
 def _has_taps(material: Material, objective: Objective) -> None:

@@ -12,7 +12,7 @@ from tutelage import data, models, precision, timing
 from tutelage.contracts import Batch
 from tutelage.engine import accelerator_on, answer, judge
 from tutelage.lesson import FrozenTeacher
-from tutelage.material import Material, check_fit, gather
+from tutelage.material import Material, check_batches, check_fit, gather
 from tutelage.recipes import Recipe
 
 SAMPLE = 512
@@ -33,6 +33,7 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
     # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
     material = gather(precision.standing(recipe), trust_code=trust_code)
     check_fit(material, [objective for objective, _, _ in recipe.fits()])
+    check_batches(len(material.splits.train), recipe.fits())
     splits = material.splits
     recipe, why = precision.settle(precision.kept(recipe), len(splits.train), lambda: material)
     training = recipe.training(f"{recipe.name}/teacher")

@@ -43,6 +43,7 @@ from tutelage.engine import (
 from tutelage.lesson import FrozenTeacher, Lesson
 from tutelage.material import (
     Material,
+    check_batches,
     check_fit,
     context,
     describe_data,
@@ -367,6 +368,7 @@ class _Performance:
         self.fits = recipe.fits()
         splits = material.splits
         check_fit(material, [objective for objective, _, _ in self.fits])
+        check_batches(len(splits.train), self.fits, world=self.accelerator.num_processes)
         self.outputs: Store | None = None
         self.check_outputs()
         self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None

@@ -197,6 +197,12 @@ def test_needs(objective, needs):
     assert objective.supervised == (needs.labels != "none")
 
 
+@pytest.mark.parametrize("name", ["rkd", "correlation", "itrd", "srd", "reviewkd"])
+def test_what_relates_samples_needs_two(name):
+    assert (objectives.kd() + getattr(objectives, name)()).needs.least == 2
+    assert objectives.kd().needs.least == objectives.dist().needs.least == 1
+
+
 def indices(student_logits, teacher_logits, labels):
     return student_logits.sum(-1) * (labels != -100)
 

@@ -36,7 +36,7 @@ class Correlation:
     @property
     def needs(self) -> Needs:
         """What it reads."""
-        return Needs(True, "none", True, (self.student_tap,), (self.teacher_tap,))
+        return Needs(True, "none", True, (self.student_tap,), (self.teacher_tap,), least=2)
 
     @property
     def target_gamma(self) -> None:

@@ -44,7 +44,7 @@ class Review:
     @property
     def needs(self) -> Needs:
         """What it reads. Its batch norm couples a batch no more than that of a network does."""
-        return Needs(True, "none", False, self.student_taps, self.teacher_taps)
+        return Needs(True, "none", False, self.student_taps, self.teacher_taps, least=2)
 
     @property
     def target_gamma(self) -> None:

@@ -152,6 +152,7 @@ class Objective:
             any(n.teacher_head for n in each),
             _each_once(tap for n in each for tap in n.teacher_norms),
             _each_once(tap for n in each for tap in n.class_means),
+            max((n.least for n in each), default=1),
         )
 
     @property

@@ -194,7 +194,7 @@ def itrd(*, alpha: float = 1.01, correlation: Weight = 2.0, mutual: Weight = 1.0
         Apply, student_tap="card:embedding", teacher_tap="card:embedding", projection="linear", coupled=True
     )
     return composed(
-        Part("itrd_correlation", correlation, linear(losses.itrd_correlation, {"alpha": alpha})),
+        Part("itrd_correlation", correlation, linear(losses.itrd_correlation, {"alpha": alpha}, least=2)),
         Part("itrd_mutual", mutual, linear(losses.itrd_mutual, project_always=False)),
     )
 

@@ -30,7 +30,7 @@ def rkd(
         student_tap: a feature ``(batch, width)``.
         teacher_tap: a feature ``(batch, width)``.
     """
-    on = functools.partial(Apply, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
+    on = functools.partial(Apply, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True, least=2)
     return composed(
         Part("rkd_distance", distance, on(losses.rkd_distance)), Part("rkd_angle", angle, on(losses.rkd_angle))
     )
@@ -163,6 +163,7 @@ def srd(
         losses.log_sum,
         {"exponent": exponent},
         coupled=True,
+        least=2,
         student_tap=student_tap,
         teacher_tap=teacher_tap,
         projection="linear",

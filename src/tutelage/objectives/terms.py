@@ -76,6 +76,7 @@ class Apply:
         target_gamma: the exponent of the transformed teacher that it matches, if any.
         soft_labels: it takes soft labels too.
         coupled: it returns ``()``: its value depends on how a batch is split.
+        least: samples of a batch that it can be computed of.
         student_tap: what ``student_features`` are.
         teacher_tap: what ``teacher_features`` are.
         projection: kind of a learned map that the student's features go through first (`tutelage.projectors.KINDS`).
@@ -91,6 +92,7 @@ class Apply:
     target_gamma: float | None = None
     soft_labels: bool = False
     coupled: bool = False
+    least: int = 1
     student_tap: str = ""
     teacher_tap: str = ""
     projection: str | None = None
@@ -130,6 +132,7 @@ class Apply:
             (self.student_tap,) if "student_features" in reads else (),
             (self.teacher_tap,) if "teacher_features" in reads or self.projection else (),
             (self._projection,) if self._projection else (),
+            least=self.least,
         )
 
     @property
