@@ -60,6 +60,11 @@ LIMIT = 0.035
 """MB: below the 40 logits of two epochs of 240 samples, above the top 5 with their tail."""
 
 
+def record(given, *, limit_mb=20_000.0, top=None, max_error=0.01, **how):
+    keys = {"outputs_limit_mb": limit_mb, "outputs_top": top, "outputs_max_error": max_error}
+    return recording.record(given.model_copy(update=keys), **how)
+
+
 def wttm(teacher, **given):
     return recipe(teacher=teacher, objective={"wttm": {"gamma": 0.25, "beta": 1}}, **given)
 
@@ -126,7 +131,7 @@ def test_faults(teacher, tmp_path):
     with pytest.raises(RecipeError, match="teacher: expected one whose outputs are recorded, got none"):
         recording.record(recipe(outputs=str(tmp_path / "outputs")))
     with pytest.raises(RecipeError, match=r"outputs: expected at most 0 MB, got .* MB for 2 epochs of .* samples"):
-        recording.record(wttm(teacher, outputs=str(tmp_path / "outputs")), limit_mb=0.01)
+        record(wttm(teacher, outputs=str(tmp_path / "outputs")), limit_mb=0.01)
     assert not list((tmp_path / "outputs").glob("epoch-*"))
 
 
@@ -184,7 +189,7 @@ def test_the_top_classes_where_all_are_too_many(many, tmp_path):
         outputs=outputs,
         stages=[{"epochs": 1}, {"epochs": 1, "objective": {"kd": {"temperature": 1.5}}}],
     )
-    folder = recording.record(staged, limit_mb=LIMIT, top=5, max_error=0.5, display=said)
+    folder = record(staged, limit_mb=LIMIT, top=5, max_error=0.5, display=said)
     found = json.loads((folder / "outputs.json").read_text())
     assert {0.25, 1 / 1.5} < set(found["form"]["gammas"])
     assert found["form"]["top"] == 5
@@ -201,16 +206,16 @@ def test_the_top_classes_where_all_are_too_many(many, tmp_path):
 
 
 def test_within_the_limit_all_classes_are_kept(many, tmp_path):
-    folder = recording.record(wttm(**many, outputs=str(tmp_path / "outputs")), top=5)
+    folder = record(wttm(**many, outputs=str(tmp_path / "outputs")), top=5)
     assert json.loads((folder / "outputs.json").read_text())["form"] is None
 
 
 def test_outputs_keep_the_form_that_they_were_begun_in(many, tmp_path):
     given = wttm(**many, outputs=str(tmp_path / "outputs"))
-    folder = recording.record(given, limit_mb=LIMIT, top=3, max_error=1)
+    folder = record(given, limit_mb=LIMIT, top=3, max_error=1)
     next(folder.glob("epoch-0001/*")).unlink()
-    with pytest.raises(RecipeError, match=r"top: expected 3, as outputs was begun with, got 4; type outputs="):
-        recording.record(given, top=4)
+    with pytest.raises(RecipeError, match=r"outputs_top: expected 3, as outputs was begun with, got 4; type outputs="):
+        record(given, top=4)
     recording.record(given)
     found = json.loads((folder / "outputs.json").read_text())
     assert found["form"]["top"] == 3
@@ -219,15 +224,15 @@ def test_outputs_keep_the_form_that_they_were_begun_in(many, tmp_path):
 
 def test_a_top_that_says_too_little_is_refused_before_anything_is_written(many, tmp_path):
     given = wttm(**many, outputs=str(tmp_path / "outputs"))
-    with pytest.raises(StoreError, match=r"the top 1 of 40 classes .* at gamma 0\.25; type a larger --top"):
-        recording.record(given, limit_mb=LIMIT, top=1)
+    with pytest.raises(StoreError, match=r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="):
+        record(given, limit_mb=LIMIT, top=1)
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
-    recording.record(given, limit_mb=LIMIT, top=3, max_error=1)
+    record(given, limit_mb=LIMIT, top=3, max_error=1)
 
 
 def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step(many, tmp_path):
     outputs = str(tmp_path / "outputs")
-    recording.record(wttm(**many, outputs=outputs), limit_mb=LIMIT, top=3, max_error=1)
+    record(wttm(**many, outputs=outputs), limit_mb=LIMIT, top=3, max_error=1)
     for name, objective, fault in (
         ("off", {"ttm": {"gamma": 0.7, "beta": 1}}, r"got gamma 0\.7; record them anew"),
         ("two", [{"ttm": {"gamma": 0.25, "beta": 1}}, {"kd": {"temperature": 2, "supervised": 0}}], r"\(0\.25, 0\.5\)"),
@@ -246,17 +251,17 @@ def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step
     for objective, gamma in (("crd", None), ([{"wttm": {"gamma": 0.25, "beta": 1}}, "crd"], 0.25)):
         assert read_at(recipe(**many, objective=objective).fits()[0][0]) == gamma
     with pytest.raises(RecipeError, match=r"got dist \(another reading\)"):
-        recording.record(recipe(**many, objective="dist", outputs=str(tmp_path / "new")), limit_mb=LIMIT, top=3)
+        record(recipe(**many, objective="dist", outputs=str(tmp_path / "new")), limit_mb=LIMIT, top=3)
 
 
 def test_a_limit_names_the_top_that_is_within_it(teacher, many, tmp_path):
     given = wttm(**many, outputs=str(tmp_path / "outputs"))
-    with pytest.raises(RecipeError, match=r"--top 4 to keep the 4 largest of 40 logits, or outputs=null"):
-        recording.record(given, limit_mb=0.026)
-    with pytest.raises(RecipeError, match=r"type --limit-mb 1 to write them, or outputs=null"):
-        recording.record(given, limit_mb=0.001)
-    with pytest.raises(RecipeError, match=r"top: expected fewer than .* all 40 classes, .* got 14"):
-        recording.record(given, limit_mb=LIMIT, top=14)
+    with pytest.raises(RecipeError, match=r"outputs_top=4 to keep the 4 largest of 40 logits, or outputs=null"):
+        record(given, limit_mb=0.026)
+    with pytest.raises(RecipeError, match=r"type outputs_limit_mb=1 to write them, or outputs=null"):
+        record(given, limit_mb=0.001)
+    with pytest.raises(RecipeError, match=r"outputs_top: expected fewer than .* all 40 classes, .* got 14"):
+        record(given, limit_mb=LIMIT, top=14)
     assert not (tmp_path / "outputs" / "outputs.json").exists()
 
 
@@ -294,7 +299,14 @@ def test_a_recording_that_was_killed_goes_on_and_ends_in_the_same_bits(many, tmp
     path = tmp_path / "recipe.yaml"
     path.write_text(recipes.dump(given["killed"]))
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(path), json.dumps(how)],
+        [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(Path(__file__).parent),
+            str(path),
+            json.dumps({f"outputs_{key}": value for key, value in how.items()}),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -305,7 +317,7 @@ def test_a_recording_that_was_killed_goes_on_and_ends_in_the_same_bits(many, tmp
     kept = chunks[0].stat().st_mtime_ns
     assert list((tmp_path / "killed").glob("epoch-0001/.*.tmp")), "half of a chunk"
     for name in given:
-        recording.record(given[name], **how)
+        record(given[name], **how)
     assert chunks[0].stat().st_mtime_ns == kept
     killed, whole = ({str(p.relative_to(tmp_path / n)): p for p in (tmp_path / n).rglob("*.*")} for n in given)
     chunks = [name for name in whole if name.endswith(".safetensors")]
@@ -326,7 +338,7 @@ import killed_run
 from tutelage import api, recording
 given = api.from_file(Path(sys.argv[2]), [])
 killed_run.arm({"what": "write", "where": "epoch-0001", "count": 1})
-recording.record(given, **json.loads(sys.argv[3]))
+recording.record(given.model_copy(update=json.loads(sys.argv[3])))
 """
 
 
@@ -381,3 +393,14 @@ def test_interrupted_recording_goes_on_in_the_form_that_was_chosen(teacher, tmp_
     epoch = before - (1 + clock.ROUNDS)  # what was not measuring
     assert len(compiling) == before + epoch > before
     assert (folder / "outputs.json").read_text() == said
+
+
+def test_a_comparison_keeps_the_top_where_it_is_told_to(many, tmp_path):
+    given = {"name": "few", "data": many["data"], "student": "mlp:8", "teacher": many["teacher"], "epochs": 2}
+    value = {**given, "objectives": {"kd": {"kd": {"temperature": 1.5}}}, "outputs": str(tmp_path / "outputs")}
+    with pytest.raises(RecipeError, match=r"type outputs_limit_mb=1 to write them, outputs_top=4 to keep"):
+        compare(recipes.parse(Comparison, {**value, "outputs_limit_mb": 0.026}), tmp_path / "few", command="")
+    kept = {"outputs_limit_mb": LIMIT, "outputs_top": 5, "outputs_max_error": 1.0}
+    compare(recipes.parse(Comparison, {**value, **kept}), tmp_path / "few", command="")
+    run = json.loads((tmp_path / "few" / "kd-seed0" / "manifest.json").read_text())
+    assert run["teacher"]["answers"] == "recorded in float16, the top 5 of 40"

@@ -213,24 +213,30 @@ def study(
 def record(
     recipe: RecipePath,
     overrides: Overrides = None,
-    limit_mb: Annotated[float, typer.Option("--limit-mb", help="Refuse to write more than this.")] = 20_000,
+    limit_mb: Annotated[
+        float | None, typer.Option("--limit-mb", help="Refuse to write more: short for outputs_limit_mb=...")
+    ] = None,
     top: Annotated[
-        int | None, typer.Option("--top", help="Where all logits are above the limit, keep so many of each sample.")
+        int | None,
+        typer.Option("--top", help="Where all logits are above the limit, keep so many: short for outputs_top=..."),
     ] = None,
     max_error: Annotated[
-        float, typer.Option("--max-error", help="Refuse --top where p_gamma or U_gamma is further off on average.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            "--max-error", help="Refuse --top where p_gamma or U_gamma is further off: short for outputs_max_error=..."
+        ),
+    ] = None,
     trust_code: TrustCode = False,
 ) -> None:
     """Record a teacher's outputs for every view of a run; runs with the same outputs=... then ask it no more."""
     from tutelage import api, recording
 
-    given = api.from_file(Path(recipe), overrides or [])
+    short = {"outputs_limit_mb": limit_mb, "outputs_top": top, "outputs_max_error": max_error}
+    typed = [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    given = api.from_file(Path(recipe), typed)
     trust = trust_code or _typed_code(overrides or [])
     with _screen() as screen:
-        folder = recording.record(
-            given, display=screen, limit_mb=limit_mb, top=top, max_error=max_error, trust_code=trust
-        )
+        folder = recording.record(given, display=screen, trust_code=trust)
     typer.echo(f"\noutputs: {folder}")
 
 

@@ -320,8 +320,8 @@ def read_at(objective: Objective) -> float | None:
         got = ", ".join(sorted("another reading" if g is None else f"{g:.4g}" for g in gammas))
         raise RecipeError(
             f"outputs: expected an objective that reads the teacher's logits at one exponent, as the top classes are "
-            f"kept for, got {objective.name} ({got}); record all classes with a larger --limit-mb, in another folder, "
-            "or type outputs=null"
+            f"kept for, got {objective.name} ({got}); record all classes, with a larger "
+            "outputs_limit_mb=..., in another folder, or type outputs=null"
         )
     return gamma
 

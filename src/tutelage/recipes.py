@@ -31,6 +31,7 @@ from tutelage import faults, objectives
 from tutelage.data.settings import DataSettings, check
 from tutelage.engine import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
 from tutelage.objectives import Objective
+from tutelage.store import BOUND
 
 
 class RecipeError(ValueError):
@@ -189,6 +190,10 @@ class Recipe(_Section):
         student: the network to train (``model`` in the recipe of a teacher).
         teacher: the network to learn from; none for labels alone.
         outputs: the folder of the teacher's recorded outputs, which are read instead of asking it; none asks it.
+        outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
+        outputs_top: where all logits are above that, it keeps so many of each sample (`store.Top`); none keeps all.
+        outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
+            error of ``U_gamma``, at an exponent of the recipe's, is larger.
         objective: a preset, or a list of them with scales.
         batch_size: samples an optimizer step, over all micro-batches and processes.
         seed: of the initialisation and of dropout.
@@ -215,6 +220,9 @@ class Recipe(_Section):
         None, description="a model's name, a run's folder or {train: ...}", examples=["runs/teacher"]
     )
     outputs: str | None = None
+    outputs_limit_mb: float = Field(20_000.0, gt=0)
+    outputs_top: int | None = Field(None, ge=1)
+    outputs_max_error: float = Field(BOUND, gt=0)
     objective: ObjectiveField = objectives.cross_entropy()
     epochs: int = Field(240, ge=1)
     batch_size: int = Field(64, ge=1)

@@ -48,26 +48,19 @@ def record(
     *,
     taps: Sequence[str] = (),
     display: Display | None = None,
-    limit_mb: float = 20_000,
-    top: int | None = None,
-    max_error: float = store.BOUND,
     trust_code: bool | frozenset[str] = False,
     until: Until | None = None,
     material: Material | None = None,
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or go on with it.
 
-    Logits of all classes are kept as long as they are within the limit; above it the ``top`` largest of each sample
-    where that is given (`store.Top`). Outputs that were begun keep their form.
+    Logits of all classes are kept as long as they are within ``outputs_limit_mb``; above it the ``outputs_top`` largest
+    of each sample where that is given (`store.Top`). Outputs that were begun keep their form.
 
     Args:
         recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder.
         taps: features to record besides those that the recipe's objectives read.
         display: shows it as it goes.
-        limit_mb: refuse to write more, MB of 10**6 bytes.
-        top: classes a sample to keep where all of them are above the limit.
-        max_error: refuse the top-k form where a chunk's mean total variation from ``p_gamma`` or mean relative error of
-            ``U_gamma``, at an exponent of the recipe's, is larger.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         until: the moment to stop by, after a whole chunk.
         material: the objects, where they are the caller's own.
@@ -104,7 +97,7 @@ def record(
             return outputs.folder
         look = next(batches.at(0, [np.arange(min(LOOK, len(split)))])).inputs
         shapes = survey(material.teacher, names, look)
-        size = _settle(outputs, recipe, shapes, epochs, limit_mb=limit_mb, top=top, max_error=max_error)
+        size = _settle(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         teacher = FrozenTeacher(material.teacher, names).to(device)
         if recipe.channels_last:
@@ -166,10 +159,6 @@ def _settle(
     recipe: Recipe,
     shapes: Mapping[str, tuple[int, ...]],
     epochs: int,
-    *,
-    limit_mb: float,
-    top: int | None,
-    max_error: float,
 ) -> float:
     """Choose the form of outputs that are not begun, and return their size in MB.
 
@@ -177,6 +166,7 @@ def _settle(
         RecipeError: they are larger than the limit, or begun in another form than is asked for.
     """
     classes, samples = outputs.key["classes"], outputs.samples
+    limit_mb, top = recipe.outputs_limit_mb, recipe.outputs_top
 
     def size(form: store.Top | None) -> float:
         return store.size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
@@ -184,21 +174,25 @@ def _settle(
     if outputs.begun:
         if outputs.form is not None and top not in (None, outputs.form.kept):
             raise RecipeError(
-                f"top: expected {outputs.form.kept}, as {outputs.folder.name} was begun with, got {top}; "
+                f"outputs_top: expected {outputs.form.kept}, as {outputs.folder.name} was begun with, got {top}; "
                 "type outputs=... for another folder, or remove this one"
             )
     elif top is not None and size(None) > limit_mb:
-        outputs.form = store.Top.of(top, classes, needed=wanted_gammas(recipe), bound=max_error)
+        outputs.form = store.Top.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error)
         if size(outputs.form) >= size(None):
             raise RecipeError(
-                f"top: expected fewer than take as much as all {classes} classes, {size(None):.3g} MB, got {top}, "
-                f"which take {size(outputs.form):.3g}; type a smaller --top, or a larger --limit-mb"
+                f"outputs_top: expected fewer than take as much as all {classes} classes, {size(None):.3g} MB, "
+                f"got {top}, which take {size(outputs.form):.3g}; type a smaller outputs_top=..., or a larger "
+                "outputs_limit_mb=..."
             )
     if (found := size(outputs.form)) <= limit_mb:
         return found
     fits = [k for k in (2**n for n in range(16)) if k < classes and size(store.Top.of(k, classes)) <= limit_mb]
-    fewer = f"--top {fits[-1]} to keep the {fits[-1]} largest of {classes} logits, " if fits and top is None else ""
+    fewer = (
+        f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, " if fits and top is None else ""
+    )
     raise RecipeError(
         f"outputs: expected at most {limit_mb:.0f} MB, got {found:.0f} MB for {epochs} epochs of {samples} "
-        f"samples; type --limit-mb {math.ceil(found)} to write them, {fewer}or outputs=null to ask the live teacher"
+        f"samples; type outputs_limit_mb={math.ceil(found)} to write them, {fewer}or "
+        "outputs=null to ask the live teacher"
     )

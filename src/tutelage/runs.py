@@ -776,6 +776,7 @@ def _earlier(folder: Path, resolved: str) -> records.Manifest | None:
 
 FREE = {
     *("nonfinite", "checkpoint_steps", "checkpoint_seconds", "log_steps", "threads", "device", "weak_teacher"),
+    *("outputs_limit_mb", "outputs_top", "outputs_max_error"),
     *("data.workers", "data.root", "data.memory_limit_mb", "data.on_corrupt"),
 }
 """Keys that may be changed when a run is gone on with: they say how it is done, not what."""

@@ -85,7 +85,7 @@ def test_of_1000_classes_the_top_64_miss_most_of_p_gamma_at_a_quarter():
     with pytest.raises(
         StoreError,
         match=r"top 64 of 1000 classes .* within 0\.01, got a mean total variation from p_gamma of 0\.\d+ "
-        r"\(at most 0\.\d+\) at gamma 0\.25; type a larger --top, --limit-mb .* or --max-error",
+        r"\(at most 0\.\d+\) at gamma 0\.25; type a larger outputs_top=.*, outputs_limit_mb=.* or outputs_max_error",
     ):
         form.check(error, (0.25,))
     form.check(error, (1.0,))
@@ -148,7 +148,7 @@ def test_a_number_of_classes_that_is_none_is_refused(kept):
 
 
 def test_faults_of_the_form():
-    with pytest.raises(StoreError, match="max_error: expected a number above 0, got 0"):
+    with pytest.raises(StoreError, match="outputs_max_error: expected a number above 0, got 0"):
         Top.of(2, 10, bound=0)
     with pytest.raises(StoreError, match="gammas: expected exponents above 0"):
         Top.of(2, 10, needed=(-1.0,))

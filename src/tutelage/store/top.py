@@ -57,10 +57,12 @@ class Top:
         if not 1 <= self.kept < self.classes:
             raise StoreError(
                 f"top: expected at least 1 and fewer than the {self.classes} classes, got {self.kept}; "
-                "type a larger --limit-mb to keep them all"
+                "type a larger outputs_limit_mb=... to keep them all"
             )
         if not (math.isfinite(self.bound) and self.bound > 0):
-            raise StoreError(f"max_error: expected a number above 0, got {self.bound}; type --max-error {BOUND}")
+            raise StoreError(
+                f"outputs_max_error: expected a number above 0, got {self.bound}; type outputs_max_error={BOUND}"
+            )
         if not self.gammas or not all(math.isfinite(gamma) and gamma > 0 for gamma in self.gammas):
             raise StoreError(f"gammas: expected exponents above 0, got {self.gammas}; type for example (0.25, 1.0)")
 
@@ -181,5 +183,6 @@ class Top:
                     raise StoreError(
                         f"outputs: expected the top {self.kept} of {self.classes} classes to say what all of them do "
                         f"to within {self.bound:g}, got a mean {what} of {mean:.2g} (at most {largest:.2g}) at gamma "
-                        f"{gamma:.4g}; type a larger --top, --limit-mb with the size of all of them, or --max-error"
+                        f"{gamma:.4g}; type a larger outputs_top=..., outputs_limit_mb=... with "
+                        "the size of all of them, or outputs_max_error=..."
                     )

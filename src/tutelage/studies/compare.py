@@ -10,6 +10,7 @@ from tutelage.material import gather
 from tutelage.recipes import Comparison, Network, Recipe, RecipeError
 from tutelage.recording import record
 from tutelage.runs import (
+    FREE,
     BusyError,
     Display,
     Silent,
@@ -163,7 +164,7 @@ def _same(comparison: Comparison, folder: Path) -> None:
         raise RecipeError(f"name: expected a folder for a comparison, got {folder}, which holds a run; type name=...")
     if path.exists():
         then = recipes.parse(Comparison, recipes.read(path), where=str(path))
-        free = {"objectives", "seeds", "baseline", "together"}
+        free = {"objectives", "seeds", "baseline", "together"} | FREE
         differs = [
             name
             for name in Comparison.model_fields
