@@ -178,8 +178,8 @@ def perform(
         recipe = precision.kept(recipe, folder)
         earlier = _earlier(folder, recipes.dump(recipe))
         splits = material.splits if material else data.open_data(recipe.data)
-        alike_made = partial(gather, precision.standing(recipe), trust_code=trust_code, splits=splits)
-        recipe, why = precision.settle(recipe, len(splits.train), lambda: material or alike_made())
+        gathered = partial(gather, precision.standing(recipe), trust_code=trust_code, splits=splits)
+        recipe, why = precision.settle(recipe, len(splits.train), lambda: material or gathered())
         if why:
             display.say(f"{recipe.name}: {why}")
         teacher_folder = None

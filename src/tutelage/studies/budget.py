@@ -381,7 +381,7 @@ class _Rates:
                 rates = [epoch["images_per_second"] for epoch in records.read_epochs(self.folder / name)]
                 if recorded["hardware"] == self.machine and rates:
                     # Those trained in lockstep wait for each other: each was as fast as all of them.
-                    together = 1 + len(recorded["class"])
+                    together = 1 + len(recorded.get("class") or [])
                     self.found[name] = recorded["recipe"]["batch_size"] / median(rates) / together
         return self.found[name]
 
