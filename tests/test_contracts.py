@@ -37,7 +37,7 @@ TAPS = ("student_taps", "teacher_taps")
             Needs,
             (
                 *("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics", "places"),
-                *("teacher_head", "teacher_norms", "class_means"),
+                *("teacher_head", "teacher_norms", "class_means", "least"),
             ),
         ),
         (Projection, ("student", "teacher", "kind", "always")),
