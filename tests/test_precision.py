@@ -43,7 +43,7 @@ def timed(monkeypatch):
 
 def settled(recipe):
     material = gather(precision.standing(recipe))
-    return precision.settle(recipe, len(material.splits.train), lambda: material)
+    return precision.settle(recipe, material)
 
 
 def test_the_faster_one_is_taken_where_it_is_much_faster(timed):
@@ -82,7 +82,7 @@ def test_real_steps_are_timed_and_change_nothing(monkeypatch):
     recipe = made(**TAUGHT)
     material = gather(precision.standing(recipe))
     before = {name: value.clone() for name, value in material.student.state_dict().items()}
-    chosen, why = precision.settle(recipe, len(material.splits.train), lambda: material)
+    chosen, why = precision.settle(recipe, material)
     assert chosen.precision in precision.CHOICES
     assert why.startswith(f"precision {chosen.precision}: ")
     assert all(torch.equal(before[name], value) for name, value in material.student.state_dict().items())

@@ -404,3 +404,19 @@ def test_a_comparison_keeps_the_top_where_it_is_told_to(many, tmp_path):
     compare(recipes.parse(Comparison, {**value, **kept}), tmp_path / "few", command="")
     run = json.loads((tmp_path / "few" / "kd-seed0" / "manifest.json").read_text())
     assert run["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
+
+
+def test_what_another_process_has_begun_while_one_waited_is_gone_on_with(teacher, tmp_path, monkeypatch):
+    given = wttm(teacher, outputs=str(tmp_path / "outputs"))
+    alone = recording.alone
+
+    def after_another(*arguments, **how):
+        monkeypatch.setattr(recording, "alone", alone)
+        recording.record(given.model_copy(update={"precision": "bf16", "epochs": 1}))
+        return alone(*arguments, **how)
+
+    monkeypatch.setattr(recording, "alone", after_another)
+    folder = recording.record(given)
+    assert json.loads((folder / "outputs.json").read_text())["key"]["precision"] == "bf16"
+    run = perform(given, tmp_path / "run", verb="distill", command="")
+    assert run.manifest["precision"]["value"] == "bf16"

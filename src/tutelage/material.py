@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -136,21 +137,16 @@ def check_batches(samples: int, fits: Sequence[tuple[Objective, FitSettings, int
     Raises:
         RecipeError: naming the batch size, and one that leaves enough.
     """
-
-    def smallest(batch_size: int) -> int:
-        # A last batch that has not one sample for each process is left out.
-        rest = samples % batch_size
-        return (rest if rest >= world else min(batch_size, samples)) // world
-
+    smallest = partial(data.smallest_share, samples, world=world)
     for objective, _, batch_size in fits:
         least = objective.needs.least
-        if smallest(batch_size) < least:
+        if (got := smallest(batch_size)) < least:
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
             fitting = next((size for size in sizes if smallest(size) >= least), None)
             remedy = f"type batch_size={fitting}" if fitting else "use more samples"
             raise RecipeError(
                 f"batch_size: expected {least} samples or more in every batch for objective {objective.name}, got "
-                f"{smallest(batch_size)} in the smallest of {samples} samples by {batch_size}"
+                f"{got} in the smallest of {samples} samples by {batch_size}"
                 f"{f' on {world} processes' if world > 1 else ''}; {remedy}"
             )
 
@@ -271,6 +267,19 @@ HOW = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "l
 """Settings of data that do not change a view; which data they are, their fingerprint says."""
 
 
+def outputs_folder(recipe: Recipe, material: Material) -> Path:
+    """Return the folder of the teacher's outputs.
+
+    Raises:
+        RecipeError: the recipe names none, or has no teacher to record.
+    """
+    if material.teacher is None:
+        raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
+    if recipe.outputs is None:
+        raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
+    return Path(recipe.outputs)
+
+
 def outputs_of(recipe: Recipe, material: Material) -> Store:
     """Return the store that a recipe's ``outputs`` names, keyed by everything that a teacher's word depends on.
 
@@ -278,11 +287,8 @@ def outputs_of(recipe: Recipe, material: Material) -> Store:
         RecipeError: the recipe names none, or has no teacher to record.
         StoreError: the folder holds the outputs of another teacher, of other data or other views.
     """
-    if material.teacher is None:
-        raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
-    if recipe.outputs is None:
-        raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
-    splits = material.splits
+    folder, splits = outputs_folder(recipe, material), material.splits
+    assert material.teacher is not None
     settings = {name: value for name, value in asdict(recipe.data).items() if name not in HOW}
     key: dict[str, Any] = {
         "teacher": {
@@ -302,7 +308,7 @@ def outputs_of(recipe: Recipe, material: Material) -> Store:
             "data: expected a source whose content is known, got one without a fingerprint; "
             "outputs recorded of it could not be told from another's: type outputs=null"
         )
-    return Store(Path(recipe.outputs), key, samples=len(splits.train))
+    return Store(folder, key, samples=len(splits.train))
 
 
 def read_at(objective: Objective) -> float | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from tutelage import recipes, records, timing
 from tutelage.engine import accelerator_on
 from tutelage.material import Material
-from tutelage.recipes import Recipe
+from tutelage.recipes import Recipe, TrainedTeacher
 
 GAIN = 1.2
 """How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so a near tie is float32's."""
@@ -47,9 +46,7 @@ def given(recipe: R, chosen: str | None) -> R:
     return recipe if recipe.precision != "auto" or chosen is None else recipe.model_copy(update={"precision": chosen})
 
 
-def settle(
-    recipe: R, samples: int, gathered: Callable[[], Material], run: Recipe | None = None
-) -> tuple[R, str | None]:
+def settle(recipe: R, material: Material, run: Recipe | None = None) -> tuple[R, str | None]:
     """Choose a recipe's precision where it leaves it open.
 
     Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is
@@ -58,8 +55,7 @@ def settle(
 
     Args:
         recipe: of a run or a comparison.
-        samples: for training.
-        gathered: returns what ``run`` is made of, which stays as it is; called only where steps are timed.
+        material: what ``run`` is made of; it stays as it is.
         run: the one that stands for a comparison's; by default the recipe itself. Its teacher may be a random one that
             stands for one that is still to be trained.
 
@@ -69,10 +65,10 @@ def settle(
     if recipe.precision != "auto":
         return recipe, None
     run = (run or recipe).model_copy(update=PLAIN)
+    samples = len(material.splits.train)
     steps = sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in run.fits())
     if steps < FEW or accelerator_on(recipe.device).num_processes > 1:
         return given(recipe, "fp32"), None
-    material = gathered()
     forms = [run.model_copy(update={"precision": choice}) for choice in CHOICES]
     # In turn and the least, as whatever else the machine does only adds.
     try:
@@ -87,5 +83,6 @@ def settle(
 
 def standing(recipe: Recipe) -> Recipe:
     """Return a run's recipe with the untrained network in the place of a teacher that is still to be trained."""
-    training = recipe.training(recipe.name)
-    return recipe if training is None else recipe.model_copy(update={"teacher": training.student})
+    if not isinstance(recipe.teacher, TrainedTeacher):
+        return recipe
+    return recipe.model_copy(update={"teacher": recipe.teacher.train.model})

@@ -19,7 +19,7 @@ from tutelage.engine.evaluate import place
 from tutelage.engine.loop import accelerator_on
 from tutelage.engine.speed import Forms, Speed
 from tutelage.lesson import FrozenTeacher
-from tutelage.material import LOOK, Material, check_fit, gather, outputs_of, read_at
+from tutelage.material import LOOK, Material, check_fit, gather, outputs_folder, outputs_of, read_at
 from tutelage.recipes import Recipe, RecipeError
 from tutelage.runs import Display, Silent, alone, set_up
 from tutelage.taps import survey
@@ -77,18 +77,17 @@ def record(
     display = display or Silent()
     material = material or gather(recipe, trust_code=trust_code)
     check_fit(material, [objective for objective, _, _ in recipe.fits()])
-    made = material
-    with set_up(recipe):
-        recipe, why = precision.settle(precision.kept(recipe), len(made.splits.train), lambda: made)
-    if why:
-        display.say(why)
-    outputs = outputs_of(recipe, material)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
-    assert material.teacher is not None
     epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
     split, classes = material.splits.train, material.splits.classes
     batches = data.SplitBatches(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
-    with alone(outputs.folder, wait=True), set_up(recipe):
+    # The store is opened by whoever has the folder: another process may just have begun it.
+    with alone(outputs_folder(recipe, material), wait=True), set_up(recipe):
+        assert material.teacher is not None
+        recipe, why = precision.settle(precision.kept(recipe), material)
+        if why:
+            display.say(why)
+        outputs = outputs_of(recipe, material)
         accelerator = accelerator_on(recipe.device)
         device = accelerator.device
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]

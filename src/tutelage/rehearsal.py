@@ -35,7 +35,7 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
     check_fit(material, [objective for objective, _, _ in recipe.fits()])
     check_batches(len(material.splits.train), recipe.fits())
     splits = material.splits
-    recipe, why = precision.settle(precision.kept(recipe), len(splits.train), lambda: material)
+    recipe, why = precision.settle(precision.kept(recipe), material)
     training = recipe.training(f"{recipe.name}/teacher")
     found = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),

@@ -177,14 +177,13 @@ def perform(
     with alone(folder), set_up(recipe):
         recipe = precision.kept(recipe, folder)
         earlier = _earlier(folder, recipes.dump(recipe))
-        splits = material.splits if material else data.open_data(recipe.data)
-        gathered = partial(gather, precision.standing(recipe), trust_code=trust_code, splits=splits)
-        recipe, why = precision.settle(recipe, len(splits.train), lambda: material or gathered())
+        own = material is not None
+        material = material or gather(precision.standing(recipe), trust_code=trust_code)
+        recipe, why = precision.settle(recipe, material)
         if why:
             display.say(f"{recipe.name}: {why}")
-        teacher_folder = None
         training = recipe.training(f"{recipe.name}/teacher")
-        if training is not None and material is None:
+        if training is not None and not own:
             teacher_folder = folder / "teacher"
             if not finished(teacher_folder):
                 perform(
@@ -196,9 +195,7 @@ def perform(
                     trust_code=trust_code,
                     until=until,
                 )
-        material = material or gather(
-            recipe, teacher=str(teacher_folder) if teacher_folder else None, trust_code=trust_code, splits=splits
-        )
+            material = gather(recipe, teacher=str(teacher_folder), trust_code=trust_code, splits=material.splits)
         same_fingerprints(material, expected or fingerprints(earlier))
         run = _Performance(recipe, folder, verb, command, display, material, earlier, why=why)
         (failure,) = _Class([run], display, until).go()
@@ -264,7 +261,7 @@ def perform_together(
                 shared = shared._replace(teacher=shared.teacher or material.teacher) if shared else material
                 same_fingerprints(material, fingerprints(earlier))
                 if chosen is None:
-                    settled, why = precision.settle(recipe, len(material.splits.train), lambda m=material: m)  # type: ignore[misc]
+                    settled, why = precision.settle(recipe, material)
                     chosen = settled.precision
                 recipe = precision.given(recipe, chosen)
                 verb: Verb = "distill" if recipe.teacher is not None else "train"

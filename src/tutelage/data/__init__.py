@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 
 from tutelage.data.batches import SplitBatches
+from tutelage.data.batches import smallest_share as smallest_share
 from tutelage.data.digits import open_digits
 from tutelage.data.folder import open_folder
 from tutelage.data.hub import open_hub

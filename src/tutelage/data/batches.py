@@ -95,3 +95,9 @@ class SplitBatches:
         for step in range(start, steps):
             end = self.samples if step == steps - 1 and not self.train else (step + 1) * self.batch_size
             yield order[step * self.batch_size : end][rank::world]
+
+
+def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
+    """Return how many samples a process has at least in a step of an epoch of training (`SplitBatches`)."""
+    rest = samples % batch_size
+    return (rest if rest >= world else min(batch_size, samples)) // world

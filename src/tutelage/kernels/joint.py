@@ -28,10 +28,11 @@ from tutelage.contracts import UNLABELLED
 BLOCK = 1 << 16
 """Logits in a block, a thread: with the teacher's and two scratch buffers 1 MB in float32, half of one core's L2 cache.
 A row of a large vocabulary is longer, and a block of its own."""
-Rows = tuple[Tensor, ...]
 LOW, HIGH = 1e-13, 1e13
 """Sums of exponentials within these need no shift: nothing that matters has vanished, and their logarithms are exact
 to 1e-6 in float32."""
+Rows = tuple[Tensor, ...]
+"""The four sums, ``(rows,)`` each."""
 
 
 def cross_entropy_and_wttm(

@@ -114,13 +114,13 @@ def _settled(
 ) -> Comparison:
     """Choose the precision that all runs have, by the first of them that asks a teacher, where it is left open."""
     comparison = precision.kept(comparison, folder)
+    if comparison.precision != "auto":
+        return comparison
     planned = [recipe for _, recipe in plan(comparison, folder)]
     run = next((one for one in planned if any(o.needs.teacher for o, _, _ in one.fits())), planned[0])
     run = precision.standing(run.model_copy(update={"teacher": comparison.teacher}))
     with set_up(run):
-        comparison, why = precision.settle(
-            comparison, len(splits.train), lambda: gather(run, trust_code=trust_code, splits=splits), run
-        )
+        comparison, why = precision.settle(comparison, gather(run, trust_code=trust_code, splits=splits), run)
     if why:
         display.say(f"{comparison.name}: {why}")
     return comparison
