@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from tutelage import manifest, records
+from tutelage import records
+from tutelage.runs import manifest
 from tutelage.studies import budget
 
 

@@ -19,10 +19,10 @@ import output
 import torch
 from torch import nn
 
-from tutelage import data, objectives, recipes
+from tutelage import config, data, objectives
 from tutelage.benchmark import turns
-from tutelage.lesson import FrozenTeacher, Lesson
-from tutelage.material import context, gather
+from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.runs.setup import context, gather
 from tutelage.studies import overview
 
 N, BATCH = 5, 64
@@ -69,9 +69,7 @@ class Step(NamedTuple):
 
 
 def step_of(objective, pair, overrides):
-    recipe = recipes.parse(
-        recipes.Recipe, recipes.override({**CIFAR, **pair, "name": "cost", "device": "cpu"}, overrides)
-    )
+    recipe = config.parse(config.Recipe, config.override({**CIFAR, **pair, "name": "cost", "device": "cpu"}, overrides))
     material = gather(recipe)
     bound = context(objective, material)
     batches = data.SplitBatches(material.splits.train, batch_size=BATCH if pair is CIFAR else 8, train=True)

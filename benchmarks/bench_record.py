@@ -20,11 +20,12 @@ import numpy as np
 import output
 import torch
 
-from tutelage import recording
 from tutelage.benchmark.recording import BATCH, RECORDING, REFERENCE, measure, recipe_of
-from tutelage.contracts import Batch
-from tutelage.material import gather, outputs_of
-from tutelage.store import Recorded, Top
+from tutelage.runs import record_teacher
+from tutelage.runs.setup import gather, outputs_of
+from tutelage.teacher_cache.cache import Recorded
+from tutelage.teacher_cache.top_k import Top
+from tutelage.types import Batch
 
 N, SAMPLES = 5, 2048
 TEACHER = Path(__file__).parent / "results" / "cifar100-quick" / "teacher"
@@ -63,7 +64,7 @@ def recorded(material, of):
     """Record once more; return what reading takes and how far off the top-k form would be."""
     with tempfile.TemporaryDirectory() as folder:
         own = of.model_copy(update={"outputs": f"{folder}/outputs"})
-        recording.record(own, material=material)
+        record_teacher.record(own, material=material)
         store = outputs_of(own, material)
         read = reading(store, torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0)))
         said = store.read(0, "logits")[0]

@@ -15,7 +15,7 @@ import output
 
 from tutelage import data
 from tutelage.benchmark import batches, steps
-from tutelage.data.settings import DataSettings
+from tutelage.settings.data import DataSettings
 
 N, ROUNDS = 16, 2
 SIZES = 16, 64, 256

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from tutelage import manifest
+from tutelage.runs import manifest
 
 
 def machine():

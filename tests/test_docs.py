@@ -20,18 +20,19 @@ import typer
 import yaml
 from PIL import Image
 from pydantic import BaseModel
+from tests._helpers import ROOT
 from typer.testing import CliRunner
 
 import tutelage
-from tutelage import losses, manifest, objectives, recipes, records, targets
-from tutelage.cli import app
-from tutelage.data.settings import DataSettings, RandAugment
-from tutelage.engine import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
+from tutelage import config, losses, objectives, records, targets
+from tutelage.cli.app import app
 from tutelage.losses import logits as logits_module
 from tutelage.models import Card
 from tutelage.objectives import presets, schedules
+from tutelage.runs import manifest
+from tutelage.settings.data import DataSettings, RandAugment
+from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
 
-ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / ".." / "shared" / "conformance" / "losses.jsonl"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
@@ -80,10 +81,10 @@ NAMES = {
     DataSettings: "data",
     RandAugment: "randaugment",
     objectives.Objective: "objective",
-    recipes.Network: "model",
-    recipes.TrainedTeacher: "`{train: ...}`",
-    recipes.Stage: "stage",
-    recipes.Training: "training",
+    config.schema.Network: "model",
+    config.schema.TrainedTeacher: "`{train: ...}`",
+    config.schema.Stage: "stage",
+    config.schema.Training: "training",
     int: "whole number",
     float: "number",
     str: "text",
@@ -156,11 +157,11 @@ def keys_of(kind, *, beyond=()):
 
 
 SECTIONS = {
-    "A run": list(keys_of(recipes.Recipe)),
+    "A run": list(keys_of(config.Recipe)),
     "Data": list(keys_of(DataSettings)),
     "randaugment": list(keys_of(RandAugment)),
-    "Models": list(keys_of(recipes.Network)),
-    "A teacher to train first": list(keys_of(recipes.Training)),
+    "Models": list(keys_of(config.schema.Network)),
+    "A teacher to train first": list(keys_of(config.schema.Training)),
     "sgd": list(keys_of(SGD)),
     "adamw": list(keys_of(AdamW)),
     "constant": list(keys_of(Constant)),
@@ -170,8 +171,8 @@ SECTIONS = {
     "linear": list(keys_of(schedules.Linear)),
     "warm_up": list(keys_of(schedules.WarmUp)),
     "cosine_warm_up": list(keys_of(schedules.CosineWarmUp)),
-    "Stages": list(keys_of(recipes.Stage)),
-    "A comparison": list(keys_of(recipes.Comparison, beyond=recipes.Recipe.model_fields)),
+    "Stages": list(keys_of(config.schema.Stage)),
+    "A comparison": list(keys_of(config.Comparison, beyond=config.Recipe.model_fields)),
 }
 
 
@@ -335,7 +336,7 @@ def typed_commands():
 def loaded(content, folder, overrides=()):
     """A recipe's text, read as a file is: plain YAML takes 5e-4 for a string."""
     (folder / "shown.yaml").write_text(content)
-    return recipes.read(folder / "shown.yaml", overrides)
+    return config.read(folder / "shown.yaml", overrides)
 
 
 @pytest.mark.parametrize(("page", "line"), list(typed_commands()))
@@ -352,15 +353,15 @@ def test_a_typed_command_would_run(page, line, tmp_path):
     if arguments[0] not in ("train", "distill", "compare"):
         return
     given, overrides = context.params["recipe"], list(context.params["overrides"] or [])
-    kind = recipes.Comparison if arguments[0] == "compare" else recipes.Recipe
+    kind = config.Comparison if arguments[0] == "compare" else config.Recipe
     if given.endswith(".yaml"):
         own = named_recipes("README.md").get(given)
-        recipes.parse(kind, loaded(own, tmp_path, overrides) if own else recipes.read(ROOT / given, overrides))
+        config.parse(kind, loaded(own, tmp_path, overrides) if own else config.read(ROOT / given, overrides))
     elif "=" in given:
-        recipes.parse(kind, recipes.override({"name": "typed"}, [given, *overrides]))
+        config.parse(kind, config.override({"name": "typed"}, [given, *overrides]))
     else:
         assert given.startswith("runs/")
-        recipes.override({"objective": [{"wttm": {}}]}, overrides)
+        config.override({"objective": [{"wttm": {}}]}, overrides)
 
 
 def test_commands_are_those_of_the_table():
@@ -376,7 +377,7 @@ def test_help_ends_in_an_example(name):
 
 
 def test_the_demo_is_as_the_readme_says():
-    demo = recipes.parse(recipes.Comparison, recipes.read(ROOT / "recipes" / "digits.yaml"))
+    demo = config.parse(config.Comparison, config.read(ROOT / "recipes" / "digits.yaml"))
     assert "compare recipes/digits.yaml" in read("Makefile")
     assert demo.name == "digits"
     assert demo.data.labelled == 5
@@ -444,11 +445,11 @@ def test_recipes_that_pages_show_are_valid(tmp_path):
     assert len(shown_recipes) >= 4
     for page, block in shown_recipes:
         value = loaded(block, tmp_path)
-        kind = recipes.Comparison if "objectives" in value else recipes.Recipe
+        kind = config.Comparison if "objectives" in value else config.Recipe
         whole = {"name": "shown", "student": "mlp:8", **value}
         if "model" in value:
             del whole["student"]
-        recipes.parse(kind, whole, where=str(page))
+        config.parse(kind, whole, where=str(page))
 
 
 # Formulas

@@ -10,10 +10,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from tests._helpers import ROOT
 
 from tutelage import records
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 
 
@@ -71,5 +71,5 @@ def test_own_loop_needs_no_engine(tmp_path):
 
 def test_every_example_is_run_here_or_with_the_models():
     here = Path(__file__).read_text()
-    here += (Path(__file__).parent / "models" / "test_efficientnet_lite.py").read_text()
+    here += (Path(__file__).parent / "test_efficientnet_lite.py").read_text()
     assert all(f'"{path.name}"' in here for path in EXAMPLES.glob("*.py"))

@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from .lesson import FrozenTeacher as FrozenTeacher
     from .lesson import Lesson as Lesson
     from .lesson import survey as survey
-    from .runs import Run as Run
-    from .runs import load as load
+    from .runs.execute import Run as Run
+    from .runs.execute import load as load
 
 # Lazy, because `import tutelage` stands before every command, and `--help` shall not wait for torch.
 _PLACES = {
-    "Batch": "contracts",
-    "Outputs": "contracts",
-    "Progress": "contracts",
-    "FrozenTeacher": "lesson",
-    "Lesson": "lesson",
-    "Run": "runs",
+    "Batch": "types",
+    "Outputs": "types",
+    "Progress": "types",
+    "FrozenTeacher": "modules",
+    "Lesson": "modules",
+    "Run": "runs.execute",
     "distill": "api",
-    "load": "runs",
-    "survey": "lesson",
+    "load": "runs.execute",
+    "survey": "modules",
     "train": "api",
 }
 _MODULES = ("losses", "models", "objectives", "targets")

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from tutelage import data, models, objectives, recipes, records
-from tutelage.contracts import UNLABELLED
-from tutelage.data.settings import DataSettings
-from tutelage.engine import accelerator_on, answer, judge
-from tutelage.material import Material, fingerprints, held_out_sets
+from tutelage import config, data, models, objectives, records
+from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.objectives import Objective
-from tutelage.recipes import Network, Recipe, RecipeError
-from tutelage.runs import Display, Run, finished, perform
+from tutelage.runs.execute import Display, Run, finished, perform
+from tutelage.runs.setup import Material, fingerprints, held_out_sets
+from tutelage.settings.data import DataSettings
+from tutelage.training.evaluate import answer, judge
+from tutelage.training.loop import accelerator_on
+from tutelage.types import UNLABELLED
 
 
 def train(*, model: str | nn.Module, data: Any, **settings: Any) -> Run:
@@ -79,7 +80,7 @@ def distill(
         value["data"] = data
     else:
         value["data"] = {"source": "own"}
-    recipe = recipes.parse(Recipe, value, where="distill")
+    recipe = config.parse(Recipe, value, where="distill")
     material = _material(recipe, student, teacher, data, trust_code) if own or custom else None
     return perform(
         recipe,
@@ -144,20 +145,20 @@ def _own_splits(source: Any, *networks: Any) -> data.Splits:
 
 def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from a file."""
-    value = recipes.read(path, overrides)
+    value = config.read(path, overrides)
     if "objectives" in value:
         raise RecipeError(
             f"{path}: expected the recipe of one run, got one that compares several objectives; "
             f"type tutelage compare {path}"
         )
-    return recipes.parse(Recipe, value, where=str(path))
+    return config.parse(Recipe, value, where=str(path))
 
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from ``key=value`` alone."""
-    value = recipes.override({}, overrides)
+    value = config.override({}, overrides)
     value.setdefault("name", "run")
-    return recipes.parse(Recipe, value, where="recipe")
+    return config.parse(Recipe, value, where="recipe")
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
@@ -177,12 +178,12 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
             f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
             "run the program that made it"
         )
-    value = recipes.read(folder / records.RECIPE)
+    value = config.read(folder / records.RECIPE)
     if then["status"] == "finished":
         stem = value["name"]
         taken = [f"{stem}-again", *(f"{stem}-again-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in taken if not finished(runs / name))
-    recipe = recipes.parse(Recipe, recipes.override(value, overrides), where=str(folder / records.RECIPE))
+    recipe = config.parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
     if overrides:
         return recipe, None
     expected = fingerprints(then)
@@ -206,11 +207,11 @@ def evaluate(
     """
     folder = Path(model)
     own = folder / records.RECIPE
-    value = recipes.read(own) if own.exists() else {}
+    value = config.read(own) if own.exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
     kept: dict[str, Any] = {key: value[key] for key in shared if key in value}
-    recipe = recipes.parse(
-        Recipe, recipes.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate"
+    recipe = config.parse(
+        Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate"
     )
     weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     if best and not (folder / records.BEST).is_file():

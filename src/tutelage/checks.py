@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from tutelage.contracts import UNLABELLED
+from tutelage.types import UNLABELLED
 
 
 def positive(value: float, name: str, *, example: float) -> None:

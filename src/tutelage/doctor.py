@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from tutelage import manifest
-from tutelage.recipes import Recipe, parse
-from tutelage.runs import perform
+from tutelage.config.schema import Recipe, parse
+from tutelage.runs import manifest
+from tutelage.runs.execute import perform
 
 EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib"}
 """Each extra with the module that it brings."""

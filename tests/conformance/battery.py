@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tutelage import FrozenTeacher, Lesson, objectives, survey, taps
-from tutelage.contracts import UNLABELLED, Batch, Keeper, Outputs
 from tutelage.models import Card, Classifier
 from tutelage.objectives import PRESETS, BoundObjective, Context, Objective
+from tutelage.types import UNLABELLED, Batch, Keeper, Outputs
 
 SAMPLES, CLASSES, BATCH, SIDE = 12, 4, 6, 8
 

@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from tutelage import losses, projectors
-from tutelage.contracts import Projection
+from tutelage import losses
+from tutelage.objectives import projectors
 from tutelage.objectives.fusion import Fusion, Remake
+from tutelage.types import Projection
 
 Row = Mapping[str, Any]
 Verdict = Literal["passed", "failed", "not built"]

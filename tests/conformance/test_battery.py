@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tutelage import objectives
-from tutelage.contracts import Batch, Keeper, Progress, Totals
 from tutelage.objectives import PRESETS, Apply, Objective, Part, is_built_in
+from tutelage.types import Batch, Keeper, Progress, Totals
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import torch
 from scipy import stats
 
 from tutelage.data import DataSettings, open_data
+from tutelage.data.datasets import ViewAt
 from tutelage.data.erasing import erase, rectangles
-from tutelage.data.images import MEAN, STD
-from tutelage.data.split import ViewAt
+from tutelage.images import MEAN, STD
 
 VIEW = ViewAt(seed=3, epoch=5)
 

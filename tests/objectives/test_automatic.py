@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tutelage import losses, objectives, targets
-from tutelage.contracts import Batch, Needs, Outputs, Progress
-from tutelage.lesson import Lesson, survey
+from tutelage.modules import Lesson, survey
 from tutelage.objectives import AUTO, Automatic, Context, Linear, Objective, Part, from_recipe
 from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, equally_flat, mean_weight
 from tutelage.objectives.matching import Matching
 from tutelage.objectives.schedules import scaled
+from tutelage.types import Batch, Needs, Outputs, Progress
 
 CLASSES = 10
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)

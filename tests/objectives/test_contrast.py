@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from tutelage import objectives
-from tutelage.contracts import Batch, Keeper, Outputs, Progress
 from tutelage.objectives import Context
 from tutelage.objectives.contrast import Contrast
+from tutelage.types import Batch, Keeper, Outputs, Progress
 
 TAP = "card:embedding"
 LABELS = torch.arange(30) % 3

@@ -6,9 +6,9 @@ from torch import nn
 
 import tutelage
 from tutelage import Batch
-from tutelage.contracts import Outputs
-from tutelage.lesson import FrozenTeacher, Lesson, survey
+from tutelage.modules import FrozenTeacher, Lesson, survey
 from tutelage.objectives import Apply, Context, Objective, Part, cross_entropy
+from tutelage.types import Outputs
 
 
 def distance(student_features, teacher_features):

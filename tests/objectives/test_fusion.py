@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tutelage import FrozenTeacher, Lesson, losses, models, objectives, survey
-from tutelage.contracts import Batch, Outputs, Progress
 from tutelage.objectives import Context, from_recipe
 from tutelage.objectives.fusion import Fusion, Remake
+from tutelage.types import Batch, Outputs, Progress
 
 TAPS = ("0", "2", "4", "6")
 

@@ -9,9 +9,9 @@ from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tutelage import FrozenTeacher, Lesson, objectives, survey
-from tutelage.contracts import Batch, Outputs, Progress, Totals
 from tutelage.models import Card, Classifier
 from tutelage.objectives import Apply, Objective, Part, gathering
+from tutelage.types import Batch, Outputs, Progress, Totals
 
 WORLD, SAMPLES, CLASSES = 2, 7, 3
 

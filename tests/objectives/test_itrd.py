@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tutelage import FrozenTeacher, Lesson, losses, models, objectives, survey
-from tutelage.contracts import Batch
+from tutelage.types import Batch
 
 TAP = "card:embedding"
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tutelage import losses, objectives
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Totals
 from tutelage.objectives import Apply, Context, Objective, Part
+from tutelage.types import Batch, Needs, Outputs, Progress, Totals
 
 CLASSES = 5
 START = Progress()

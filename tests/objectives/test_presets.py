@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tutelage import losses, objectives
-from tutelage.contracts import Batch, Outputs
 from tutelage.objectives import PRESETS, Apply, Cosine, Linear, Objective, Part, WarmUp, from_recipe
+from tutelage.types import Batch, Outputs
 
 
 @pytest.fixture

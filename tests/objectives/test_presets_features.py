@@ -12,11 +12,12 @@ import yaml
 from torch import nn
 
 import tutelage
-from tutelage import Batch, FrozenTeacher, Lesson, cli, losses, models, objectives, recipes, records, survey
-from tutelage.contracts import Outputs
+from tutelage import Batch, FrozenTeacher, Lesson, config, losses, models, objectives, records, survey
+from tutelage.cli import app
 from tutelage.objectives import Context
 from tutelage.report import html
 from tutelage.taps import Taps
+from tutelage.types import Outputs
 
 STAGES = tuple(f"card:stage.{i}" for i in (-3, -2, -1))
 PRESETS = {
@@ -249,7 +250,7 @@ def test_two_stages_of_a_recipe_feature_then_logits(first, teacher, tmp_path, mo
     run = distill(teacher, tmp_path, objective="kd", stages=stages, seed=3)
     assert [epoch["stage"] for epoch in run.epochs] == [0, 1]
     assert [set(epoch["train"]["terms"]) for epoch in run.epochs] == [set(PRESETS[first]), {"ce", "kd"}]
-    again = recipes.parse(recipes.Recipe, recipes.read(run.folder / records.RECIPE))
+    again = config.parse(config.Recipe, config.read(run.folder / records.RECIPE))
     assert [objective.name for objective, _, _ in again.fits()] == [first, "kd"]
 
 
@@ -262,7 +263,7 @@ def test_a_recipe_of_stages_needs_no_objective_of_its_own(teacher, tmp_path, mon
     typed = "tutelage distill two.yaml weak_teacher=true device=cpu threads=1 data.labelled=5"
     monkeypatch.setattr(sys, "argv", typed.split())
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        app.main()
     assert not left.value.code
     metrics = [json.loads(line) for line in (tmp_path / "runs" / "two" / records.METRICS).read_text().splitlines()]
     assert [epoch["stage"] for epoch in metrics] == [0, 1]

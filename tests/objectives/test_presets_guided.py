@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import tutelage
-from tutelage import Batch, data, losses, models, objectives, recipes, recording, taps
-from tutelage.lesson import FrozenTeacher, Lesson, survey
-from tutelage.material import Material, check_fit, context
-from tutelage.recipes import Recipe, RecipeError
-from tutelage.runs import perform
+from tutelage import Batch, config, data, losses, models, objectives, taps
+from tutelage.config.schema import Recipe, RecipeError
+from tutelage.modules import FrozenTeacher, Lesson, survey
+from tutelage.runs import record_teacher
+from tutelage.runs.execute import perform
+from tutelage.runs.setup import Material, check_fit, context
 
 TAPS = {"student_taps": ("bn",), "teacher_taps": ("bn",)}
 MAPPED = {"student_tap": "relu", "teacher_tap": "relu"}
@@ -234,7 +235,7 @@ def test_a_teacher_without_batch_norms_is_refused_before_training():
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "teacher"
     how = {"data": {"source": "digits"}, "epochs": 1, "device": "cpu"}
-    recipe = recipes.parse(Recipe, {"name": "teacher", "student": "cifar:resnet8", **how}, where="test")
+    recipe = config.parse(Recipe, {"name": "teacher", "student": "cifar:resnet8", **how}, where="test")
     perform(recipe, folder, verb="train", command="")
     return str(folder)
 
@@ -246,9 +247,9 @@ def test_a_run_learns_by_name_and_saves_the_student_alone(tmp_path, trained, nam
     if recorded:
         how["outputs"] = str(tmp_path / "outputs")
     value = {"name": name, "student": "cifar:resnet8", "objective": name, **how}
-    recipe = recipes.parse(Recipe, value, where="test")
+    recipe = config.parse(Recipe, value, where="test")
     if recorded:
-        recording.record(recipe)
+        record_teacher.record(recipe)
     run = perform(recipe, tmp_path / "run", verb="distill", command="")
     saved = tutelage.load(tmp_path / "run").network.state_dict()
     assert saved.keys() == tutelage.load(trained).network.state_dict().keys()

@@ -10,9 +10,9 @@ from torch import nn
 
 import tutelage
 from tutelage import losses, objectives
-from tutelage.contracts import Batch, Outputs, Progress
-from tutelage.lesson import FrozenTeacher, Lesson, survey
+from tutelage.modules import FrozenTeacher, Lesson, survey
 from tutelage.objectives import Context, CosineWarmUp, WarmUp, from_recipe
+from tutelage.types import Batch, Outputs, Progress
 
 PRESETS = {
     "dkd": objectives.dkd(beta=2.0, weight=1.0),

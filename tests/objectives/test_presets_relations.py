@@ -11,9 +11,9 @@ from torch import nn
 
 import tutelage
 from tutelage import FrozenTeacher, Lesson, losses, objectives, survey
-from tutelage.contracts import Batch
 from tutelage.objectives import Context
 from tutelage.objectives.embedded import Correlation
+from tutelage.types import Batch
 
 NAMES = ("rkd", "pkt", "similarity", "correlation", "nst", "ickd")
 COUPLED = {"rkd", "pkt", "similarity", "correlation"}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tutelage import objectives
-from tutelage.contracts import Batch, Outputs, Progress
 from tutelage.objectives import Cosine, CosineWarmUp, Linear, WarmUp
 from tutelage.objectives.schedules import scaled, weight_at, weight_from_recipe, weight_to_recipe
+from tutelage.types import Batch, Outputs, Progress
 
 
 def at(fraction):

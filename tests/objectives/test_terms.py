@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tutelage import losses, objectives
-from tutelage.contracts import Batch, Needs, Outputs, Progress
 from tutelage.objectives import Apply, Context, Objective, Part
+from tutelage.types import Batch, Needs, Outputs, Progress
 
 
 def draw():

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from tutelage import FrozenTeacher, Lesson, losses, models, objectives, survey
-from tutelage.contracts import Batch
 from tutelage.objectives import Context
 from tutelage.taps import Taps
+from tutelage.types import Batch
 
 FIRST, SECOND, LAST = "card:stage.0", "card:stage.1", "card:stage.-1"
 

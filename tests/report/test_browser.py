@@ -9,8 +9,8 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
-import synthetic
-from test_html import EVIL, Page
+from tests._helpers import synthetic
+from tests.report.test_html import EVIL, Page
 
 from tutelage import records
 from tutelage.report import figures, html, table

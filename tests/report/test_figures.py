@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import synthetic
+from tests._helpers import synthetic
 
 from tutelage import records
 from tutelage.report import figures

@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-import synthetic
+from tests._helpers import synthetic
 
 from tutelage import records
 from tutelage.report import html, table

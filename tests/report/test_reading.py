@@ -1,5 +1,5 @@
 import pytest
-import synthetic
+from tests._helpers import synthetic
 
 from tutelage.report.figures import term_by_epoch
 from tutelage.report.reading import formula, presets, read

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-import synthetic
 from rich.console import Console
+from tests._helpers import synthetic
 
 from tutelage import records
 from tutelage.report import table

@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 
-from tutelage import recipes, records, runs, timing
-from tutelage.engine import OutOfTimeError, Until
-from tutelage.studies import budget, plan, running, schema
+from tutelage import config, records
+from tutelage.runs import execute, timing
+from tutelage.studies import budget, plan, run_study, schema
 from tutelage.studies.budget import Budget
+from tutelage.training.deadline import OutOfTimeError, Until
 
 QUICK = {"data": "digits", "epochs": 2, "batch_size": 64, "optimizer": {"lr": 0.1}, "device": "cpu", "threads": 1}
 STUDY = {
@@ -47,7 +48,7 @@ class Clock:
         return self.now
 
 
-class Says(runs.Silent):
+class Says(execute.Silent):
     def __init__(self):
         self.said = []
 
@@ -62,7 +63,7 @@ def assign(folder, study=STUDY, **changes):
 
 def conduct(assignment, given=None, **changes):
     display = Says()
-    return running.conduct(assignment, command="test", display=display, budget=given, **changes), display.said
+    return run_study.conduct(assignment, command="test", display=display, budget=given, **changes), display.said
 
 
 def prepare(assignment, seconds=600.0, **changes):
@@ -120,7 +121,7 @@ def test_a_budget_is_a_time_with_a_unit(typed, seconds):
     ],
 )
 def test_what_is_no_budget_is_answered_with_what_to_type(typed, told):
-    with pytest.raises(recipes.RecipeError, match=f"^--budget: expected .*({told})"):
+    with pytest.raises(config.RecipeError, match=f"^--budget: expected .*({told})"):
         budget.read(typed)
 
 
@@ -273,28 +274,28 @@ def test_part_after_part_ends_the_study(tmp_path, without_reports):
 
 
 def test_an_epoch_s_last_step_is_left_where_the_evaluation_does_not_fit(tmp_path, without_reports):
-    recipe = recipes.parse(recipes.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
+    recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
     until = Until(1000.0, evaluation=5000.0, clock=lambda: 0.0)
     with pytest.raises(OutOfTimeError):
-        runs.perform(recipe, tmp_path / "x", verb="train", command="test", until=until)
+        execute.perform(recipe, tmp_path / "x", verb="train", command="test", until=until)
     (name,) = (path.name for path in (tmp_path / "x" / records.CHECKPOINTS).iterdir())
     assert name == f"00-{STEPS - 1:09d}"
     assert status(tmp_path / "x") == "interrupted"
     # What an evaluation takes is measured: the second epoch's fits.
     until = Until(1000.0, evaluation=500.0, clock=lambda: 0.0)
-    runs.perform(recipe, tmp_path / "x", verb="train", command="test", until=until)
+    execute.perform(recipe, tmp_path / "x", verb="train", command="test", until=until)
     assert until.evaluation < 500
     assert status(tmp_path / "x") == "finished"
 
 
 def test_a_stop_before_the_last_evaluation_leaves_it_alone_to_do(tmp_path, without_reports):
-    recipe = recipes.parse(recipes.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
+    recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
     clock = Clock()
     with pytest.raises(OutOfTimeError, match="x: the last evaluation"):
-        runs.perform(recipe, tmp_path / "x", verb="train", command="test", until=Until(2 * STEPS + 1, clock=clock))
+        execute.perform(recipe, tmp_path / "x", verb="train", command="test", until=Until(2 * STEPS + 1, clock=clock))
     before = len(list(records.read_epochs(tmp_path / "x")))
     assert (before, status(tmp_path / "x")) == (2, "interrupted")
-    runs.perform(recipe, tmp_path / "x", verb="train", command="test")
+    execute.perform(recipe, tmp_path / "x", verb="train", command="test")
     assert len(list(records.read_epochs(tmp_path / "x"))) == 2
     assert status(tmp_path / "x") == "finished"
 
@@ -360,7 +361,7 @@ def test_killed_and_copied_elsewhere_it_goes_on_to_the_same_table(invoke, tmp_pa
         (folder / "grid.yaml").write_text(yaml.safe_dump(study))
     typed = ["study", "grid.yaml", "--budget", "9m", "--together", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tutelage.cli", *typed],
+        [sys.executable, "-m", "tutelage", *typed],
         cwd=here,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

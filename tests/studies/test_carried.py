@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests._helpers import ROOT
 
 from tutelage import records
 from tutelage.report import html
-from tutelage.studies import plan, running, schema
+from tutelage.studies import plan, run_study, schema
 
-ROOT = Path(__file__).parents[2]
 STUDY = {
     "name": "grid",
     "protocol": {"data": "digits", "epochs": 1, "optimizer": {"lr": 0.1}, "device": "cpu", "threads": 1},
@@ -36,7 +35,7 @@ def collecting(monkeypatch):
 def conduct(folder, seeds=1):
     study = schema.parse(STUDY)
     assignment = plan.assign(study, study, runs=folder, seeds=seeds)
-    return running.conduct(assignment, command="test"), assignment
+    return run_study.conduct(assignment, command="test"), assignment
 
 
 def read(folder):
@@ -74,7 +73,7 @@ def test_another_teacher_in_the_copy_s_place_is_none_of_theirs(collecting, tmp_p
     place = collecting.restore(kept, tmp_path / "elsewhere")
     other = {**STUDY, "teacher_seed": 7}
     study = schema.parse(other)
-    running.conduct(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]), command="test")
+    run_study.conduct(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]), command="test")
     trained = tmp_path / "other/grid/teachers/wide-seed7" / records.STUDENT
     shutil.copy(trained, place / "teachers/wide-seed100" / records.STUDENT)
     failed, _ = conduct(tmp_path / "elsewhere", seeds=2)

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from tutelage import recipes, records, runs
-from tutelage.engine import NonFiniteError
-from tutelage.recipes import Comparison, RecipeError
+from tutelage import config, records
+from tutelage.config.schema import Comparison, RecipeError
 from tutelage.report import html, table
+from tutelage.runs import execute
 from tutelage.studies.compare import compare, plan
+from tutelage.training.evaluate import NonFiniteError
 
 VALUE = {
     "name": "few",
@@ -34,7 +35,7 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Says(runs.Silent):
+class Says(execute.Silent):
     def __init__(self):
         self.said = []
 
@@ -43,7 +44,7 @@ class Says(runs.Silent):
 
 
 def of(**changes):
-    return recipes.parse(Comparison, {**VALUE, **changes})
+    return config.parse(Comparison, {**VALUE, **changes})
 
 
 def do(folder, **changes):
@@ -111,7 +112,7 @@ def test_the_size_of_a_class_may_change_and_what_seeds_share_may_not(tmp_path):
 
 
 def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monkeypatch):
-    plain = runs.Lesson.forward
+    plain = execute.Lesson.forward
 
     def breaks(self, batch, teacher=None, *rest):
         taught = plain(self, batch, teacher, *rest)
@@ -119,7 +120,7 @@ def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monke
             taught = taught._replace(loss=taught.loss._replace(total=taught.loss.total * torch.nan))
         return taught
 
-    monkeypatch.setattr(runs.Lesson, "forward", breaks)
+    monkeypatch.setattr(execute.Lesson, "forward", breaks)
     with pytest.raises(NonFiniteError):
         do(tmp_path)
     status = {
@@ -133,7 +134,7 @@ def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monke
 
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path):
-    with runs.alone(tmp_path / "kd-seed0"):
+    with execute.alone(tmp_path / "kd-seed0"):
         said = do(tmp_path, seeds=1)
     assert "few/kd-seed0 is going on in another process: left to it" in said
     assert set(weights(tmp_path)) == {"ce-seed0", "wttm-seed0"}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from tests._helpers import ROOT
 
 from tutelage import objectives
 from tutelage.studies import overview
 
-ROOT = Path(__file__).parents[2]
 ROWS = {row.name: row for row in overview.rows()}
 
 

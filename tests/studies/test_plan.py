@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tutelage import recipes, records
-from tutelage.recipes import Recipe, RecipeError
+from tutelage import config, records
+from tutelage.config.schema import Recipe, RecipeError
 from tutelage.studies import plan, schema
 from tutelage.studies.plan import assign, cells, identity, jobs, rehearsals
 
@@ -291,7 +291,7 @@ def test_what_says_how_is_no_part_of_what(tmp_path):
 def there(assignment, job, *, recipe=None, fingerprint="f"):
     folder = assignment.runs / job.name
     folder.mkdir(parents=True)
-    (folder / records.RECIPE).write_text(recipes.dump(recipe or job.recipe))
+    (folder / records.RECIPE).write_text(config.dump(recipe or job.recipe))
     records.write_json(folder / records.MANIFEST, {"status": "finished", "data": {"fingerprint": fingerprint}})
 
 
@@ -382,5 +382,5 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
 def test_a_run_s_recipe_can_be_read_back(tmp_path):
     for job in jobs(assigned(tmp_path, epochs=8)):
         path = Path(tmp_path / "recipe.yaml")
-        path.write_text(recipes.dump(job.recipe))
-        assert recipes.parse(Recipe, recipes.read(path)) == job.recipe
+        path.write_text(config.dump(job.recipe))
+        assert config.parse(Recipe, config.read(path)) == job.recipe

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from tests._helpers import SHARED
 
-from tutelage.models import cifar
+from tutelage.models.sources import cifar
 from tutelage.studies import plan, schema
 
-FACTS = Path(__file__).parents[2] / ".." / "shared" / "paper" / "tables.json"
+FACTS = SHARED / "paper" / "tables.json"
 NAMES = {"kd with ce": "kd"}
 """Where the file of facts calls a method otherwise."""
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from tests._helpers import ROOT
 
-from tutelage.recipes import RecipeError
+from tutelage.config.schema import RecipeError
 from tutelage.studies import schema
 from tutelage.studies.schema import Method, Pair, Study, parse, read
 
-ROOT = Path(__file__).parents[2]
 SMALL = {
     "name": "small",
     "protocol": {"data": "digits", "epochs": 1},

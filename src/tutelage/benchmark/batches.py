@@ -11,10 +11,10 @@ import torch
 
 from tutelage import data, models
 from tutelage.benchmark import turns
-from tutelage.contracts import Batch, Outputs
 from tutelage.data import DataSettings
-from tutelage.data.assemble import Pixels, from_pixels
+from tutelage.data.build import Pixels, from_pixels
 from tutelage.models import Classifier
+from tutelage.types import Batch, Outputs
 
 CLASSES = 100
 VIEWS = DataSettings(crop_padding=4, flip=True)

@@ -17,10 +17,12 @@ import torch
 from tutelage import data, objectives
 from tutelage.benchmark import turns
 from tutelage.benchmark.batches import Remembered, Some, network, random_images
-from tutelage.contracts import Teacher
-from tutelage.engine import Chance, FitSettings, Pupil, Together, accelerator_on
-from tutelage.engine.evaluate import place
-from tutelage.lesson import FrozenTeacher, Lesson
+from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.settings.fit import FitSettings
+from tutelage.training.evaluate import place
+from tutelage.training.loop import Pupil, Together, accelerator_on
+from tutelage.training.rng_state import Chance
+from tutelage.types import Teacher
 
 PAIR = ("resnet56", "resnet20")
 BATCH = 64

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tutelage import kernels, losses
 from tutelage.benchmark import turns
-from tutelage.engine import memory
+from tutelage.training import memory
 
 GAMMA, BETA = 0.1, 3.0
 TARGET = (256, 1000), (1024, 32_000), (512, 128_256)

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tutelage import data, recipes, recording
+from tutelage import config, data
 from tutelage.benchmark import turns
 from tutelage.benchmark.batches import network, random_images
-from tutelage.contracts import Batch
-from tutelage.engine import accelerator_on
-from tutelage.engine.evaluate import place
-from tutelage.lesson import FrozenTeacher
-from tutelage.material import Material
-from tutelage.recipes import Recipe
+from tutelage.config.schema import Recipe
+from tutelage.modules import FrozenTeacher
+from tutelage.runs import record_teacher
+from tutelage.runs.setup import Material
+from tutelage.training.evaluate import place
+from tutelage.training.loop import accelerator_on
+from tutelage.types import Batch
 
 BATCH = 256
 RECORDING, REFERENCE = "recording", "reference: the forward pass"
@@ -68,7 +69,7 @@ def recipe_of(**given: Any) -> Recipe:
         "channels_last": True,
         "outputs": "outputs",
     }
-    return recipes.parse(Recipe, value | given)
+    return config.parse(Recipe, value | given)
 
 
 def measure(material: Material, recipe: Recipe, *, rounds: int) -> Times:
@@ -95,7 +96,7 @@ def _record(material: Material, recipe: Recipe) -> NDArray[np.float64]:
     with tempfile.TemporaryDirectory() as folder:
         own = recipe.model_copy(update={"outputs": f"{folder}/outputs"})
         began = _now()
-        recording.record(own, material=material)
+        record_teacher.record(own, material=material)
         return _now() - began
 
 

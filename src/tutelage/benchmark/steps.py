@@ -20,9 +20,10 @@ from tutelage import data, objectives
 from tutelage.benchmark import turns
 from tutelage.benchmark.batches import Remembered, Some, network, random_images
 from tutelage.benchmark.losses import algorithm1
-from tutelage.contracts import Teacher
-from tutelage.engine import FitSettings, accelerator_on, fit
-from tutelage.lesson import FrozenTeacher, Lesson
+from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.settings.fit import FitSettings
+from tutelage.training.loop import accelerator_on, fit
+from tutelage.types import Teacher
 
 PAIRS = (
     ("resnet56", "resnet20"),

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import difflib
 
-from tutelage.data.batches import SplitBatches
-from tutelage.data.batches import smallest_share as smallest_share
-from tutelage.data.digits import open_digits
-from tutelage.data.folder import open_folder
-from tutelage.data.hub import open_hub
-from tutelage.data.mixing import Mixing
-from tutelage.data.own import from_datasets
-from tutelage.data.settings import DataSettings, RandAugment, check
-from tutelage.data.split import Split, Splits, ViewAt
-from tutelage.data.vision import open_vision
+from tutelage.data.datasets import Split, Splits, ViewAt
+from tutelage.data.loader import SplitBatches
+from tutelage.data.loader import smallest_share as smallest_share
+from tutelage.data.mixup import Mixing
+from tutelage.data.sources.digits import open_digits
+from tutelage.data.sources.from_torch import from_datasets
+from tutelage.data.sources.hub import open_hub
+from tutelage.data.sources.imagefolder import open_folder
+from tutelage.data.sources.torchvision import open_vision
+from tutelage.settings.data import DataSettings, RandAugment, check
 
 __all__ = [
     "DataSettings",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.images import Layout
+from tutelage.images import Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from tutelage.data import hashing
-from tutelage.data.images import MEAN, STD
+from tutelage.data import rng
+from tutelage.images import MEAN, STD
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.split import ViewAt
+    from tutelage.data.datasets import ViewAt
 
 ATTEMPTS = 10
 AREA = (0.02, 1 / 3)
@@ -45,16 +45,16 @@ def rectangles(
     """
 
     def number(stream: int) -> NDArray[np.float64]:
-        return hashing.uniform(hashing.draw(view.seed, view.epoch, index, stream))
+        return rng.uniform(rng.draw(view.seed, view.epoch, index, stream))
 
-    erased, down, across = number(hashing.ERASE) < probability, number(hashing.ERASE_TOP), number(hashing.ERASE_LEFT)
+    erased, down, across = number(rng.ERASE) < probability, number(rng.ERASE_TOP), number(rng.ERASE_LEFT)
     found: list[Rectangle | None] = [None] * len(index)
     low, high = map(math.log, RATIO)
     for i in np.flatnonzero(erased).tolist():
         for attempt in range(ATTEMPTS):
             one = index[i : i + 1]
-            at = hashing.uniform(hashing.draw(view.seed, view.epoch, one, hashing.ERASE_AREA + attempt))[0]
-            shape = hashing.uniform(hashing.draw(view.seed, view.epoch, one, hashing.ERASE_RATIO + attempt))[0]
+            at = rng.uniform(rng.draw(view.seed, view.epoch, one, rng.ERASE_AREA + attempt))[0]
+            shape = rng.uniform(rng.draw(view.seed, view.epoch, one, rng.ERASE_RATIO + attempt))[0]
             area = (AREA[0] + (AREA[1] - AREA[0]) * float(at)) * height * width
             ratio = math.exp(low + (high - low) * float(shape))
             tall, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -90,13 +90,13 @@ def erase(
         return images
     images = images.clone()
     mean, std = (np.array(s) if channels == len(s) else np.mean(s) for s in (MEAN, STD))
-    keys = hashing.draw(view.seed, view.epoch, index, hashing.ERASE_NOISE).tolist()
+    keys = rng.draw(view.seed, view.epoch, index, rng.ERASE_NOISE).tolist()
     for row, rectangle in enumerate(found):
         if rectangle is not None:
             top, bottom, left, right = rectangle
             shape = (bottom - top, right - left, channels)
-            bits = hashing.draw(keys[row], 0, np.arange(math.prod(shape)), hashing.ERASE_NOISE)
-            noise = mean + std * ndtri(hashing.uniform(bits)).reshape(shape)
+            bits = rng.draw(keys[row], 0, np.arange(math.prod(shape)), rng.ERASE_NOISE)
+            noise = mean + std * ndtri(rng.uniform(bits)).reshape(shape)
             filled = np.rint(white * noise.clip(0, 1)).astype(np.uint8)
             images[row, top:bottom, left:right] = torch.from_numpy(filled)
     return images

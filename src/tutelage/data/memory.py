@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tutelage.data.views import PLAIN, Augmentation, to_float
+from tutelage.data.transforms import PLAIN, Augmentation, to_float
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.mixing import Mixing
-    from tutelage.data.split import ViewAt
+    from tutelage.data.datasets import ViewAt
+    from tutelage.data.mixup import Mixing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,15 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.special import ndtri
 
-from tutelage.data import hashing
-from tutelage.data.images import MEAN, RESAMPLING, pixels_of
+from tutelage.data import rng
+from tutelage.images import MEAN, RESAMPLING, pixels_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.settings import RandAugment
-    from tutelage.data.split import ViewAt
+    from tutelage.data.datasets import ViewAt
+    from tutelage.settings.data import RandAugment
 
 HIGHEST = 10.0
 """Magnitude at which every operation is at the end of its range."""
@@ -103,16 +103,16 @@ def draw_operations(
     """
 
     def number(stream: int) -> NDArray[np.float64]:
-        return hashing.uniform(hashing.draw(view.seed, view.epoch, index, stream))
+        return rng.uniform(rng.draw(view.seed, view.epoch, index, stream))
 
     found: list[list[tuple[str, float, int]]] = [[] for _ in index]
     for k in range(settings.operations):
-        name = hashing.integers(hashing.draw(view.seed, view.epoch, index, hashing.RAND_NAME + k), len(_NAMES))
-        applied = number(hashing.RAND_APPLY + k) < 0.5
-        sign = np.where(number(hashing.RAND_SIGN + k) < 0.5, -1, 1)
+        name = rng.integers(rng.draw(view.seed, view.epoch, index, rng.RAND_NAME + k), len(_NAMES))
+        applied = number(rng.RAND_APPLY + k) < 0.5
+        sign = np.where(number(rng.RAND_SIGN + k) < 0.5, -1, 1)
         magnitude = np.full(len(index), float(settings.magnitude))
         if settings.magnitude_std:
-            magnitude += settings.magnitude_std * ndtri(number(hashing.RAND_MAGNITUDE + k))
+            magnitude += settings.magnitude_std * ndtri(number(rng.RAND_MAGNITUDE + k))
         level = magnitude.clip(0, HIGHEST) / HIGHEST
         for i in np.flatnonzero(applied).tolist():
             found[i].append((_NAMES[name[i]], float(level[i]), int(sign[i])))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tutelage import checks, losses
-from tutelage.contracts import UNLABELLED
+from tutelage.types import UNLABELLED
 
 BLOCK = 1 << 16
 """Logits in a block, a thread: with the teacher's and two scratch buffers 1 MB in float32, half of one core's L2 cache.

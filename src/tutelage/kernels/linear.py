@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.contracts import UNLABELLED, Loss
 from tutelage.kernels import joint
+from tutelage.types import UNLABELLED, Loss
 
 CHUNK = 1 << 25
 """Logits in a chunk where none is named: 134 MB in float32, twice, for the student and the teacher."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.contracts import UNLABELLED
+from tutelage.types import UNLABELLED
 
 BATCH = ("batch", "width")
 MAPS = ("batch", "channels", "height", "width")

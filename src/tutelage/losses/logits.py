@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks, targets
-from tutelage.contracts import UNLABELLED
+from tutelage.types import UNLABELLED
 
 
 def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

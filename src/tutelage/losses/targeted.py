@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.contracts import UNLABELLED
 from tutelage.losses.logits import _pair, cross_entropy, kl_divergence
+from tutelage.types import UNLABELLED
 
 
 def dkd(

@@ -2,8 +2,8 @@
 
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
-from tutelage.models.factory import adopt, available, create
-from tutelage.models.folder import save
+from tutelage.models.io import save
+from tutelage.models.registry import adopt, available, create
 from tutelage.models.weights import fingerprint, load, parameters, read
 
 __all__ = [

@@ -1,11 +1,5 @@
 """Objectives: what a student learns from, as immutable descriptions."""
 
-from tutelage.objectives.naming import PRESETS as PRESETS
-from tutelage.objectives.naming import Names as Names
-from tutelage.objectives.naming import Preset as Preset
-from tutelage.objectives.naming import from_recipe as from_recipe
-from tutelage.objectives.naming import is_built_in as is_built_in
-from tutelage.objectives.naming import preset as preset
 from tutelage.objectives.objective import BoundObjective as BoundObjective
 from tutelage.objectives.objective import Objective as Objective
 from tutelage.objectives.objective import Part as Part
@@ -46,6 +40,12 @@ from tutelage.objectives.presets_relations import pkt as pkt
 from tutelage.objectives.presets_relations import rkd as rkd
 from tutelage.objectives.presets_relations import similarity as similarity
 from tutelage.objectives.presets_relations import srd as srd
+from tutelage.objectives.registry import PRESETS as PRESETS
+from tutelage.objectives.registry import Names as Names
+from tutelage.objectives.registry import Preset as Preset
+from tutelage.objectives.registry import from_recipe as from_recipe
+from tutelage.objectives.registry import is_built_in as is_built_in
+from tutelage.objectives.registry import preset as preset
 from tutelage.objectives.schedules import AUTO as AUTO
 from tutelage.objectives.schedules import Automatic as Automatic
 from tutelage.objectives.schedules import AutomaticNumber as AutomaticNumber
@@ -57,6 +57,6 @@ from tutelage.objectives.schedules import Schedule as Schedule
 from tutelage.objectives.schedules import SignedWeight as SignedWeight
 from tutelage.objectives.schedules import WarmUp as WarmUp
 from tutelage.objectives.schedules import Weight as Weight
-from tutelage.objectives.terms import Apply as Apply
-from tutelage.objectives.terms import Context as Context
-from tutelage.objectives.terms import Description as Description
+from tutelage.objectives.term import Apply as Apply
+from tutelage.objectives.term import Context as Context
+from tutelage.objectives.term import Description as Description

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tutelage import targets
-from tutelage.contracts import UNLABELLED, Batch, Outputs, Progress, Term
-from tutelage.objectives.terms import Context
+from tutelage.objectives.term import Context
+from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
 SHARE = 3.0
 """How large an automatic weight makes a term's gradient at the start, as a multiple of cross-entropy's."""

@@ -10,10 +10,10 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from tutelage import checks, losses
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
 from tutelage.objectives import gathering
 from tutelage.objectives.negatives import OtherClasses
-from tutelage.objectives.terms import Context, present, shape_of
+from tutelage.objectives.term import Context, present, shape_of
+from tutelage.types import Batch, Needs, Outputs, Progress, Term
 
 
 @dataclass(frozen=True, kw_only=True)

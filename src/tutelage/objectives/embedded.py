@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import losses
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
 from tutelage.objectives.contrast import embedding_width
-from tutelage.objectives.terms import Context, present
+from tutelage.objectives.term import Context, present
+from tutelage.types import Batch, Needs, Outputs, Progress, Term
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import checks, losses
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
 from tutelage.objectives.stages import map_shapes
-from tutelage.objectives.terms import Context, present
+from tutelage.objectives.term import Context, present
+from tutelage.types import Batch, Needs, Outputs, Progress, Term
 
 SLOPE = 0.1
 """Of the leaky ReLUs."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage import checks, losses
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
-from tutelage.objectives.terms import Context, present, shape_of
+from tutelage.objectives.term import Context, present, shape_of
+from tutelage.types import Batch, Needs, Outputs, Progress, Term
 
 WIDEST = 512
 """At most as many channels are handed on from level to level."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from tutelage.contracts import Batch, Outputs
+from tutelage.types import Batch, Outputs
 
 
 def processes() -> int:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tutelage import losses, projectors
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Projection, Term
-from tutelage.objectives.terms import Context, present, shape_of
+from tutelage import losses
+from tutelage.objectives import projectors
+from tutelage.objectives.term import Context, present, shape_of
+from tutelage.types import Batch, Needs, Outputs, Progress, Projection, Term
 
 MAP = 3
 """Axes of a map without the batch: channels, height, width."""

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from torch import Tensor, nn
 
 from tutelage import losses, targets
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
 from tutelage.objectives import automatic
 from tutelage.objectives.schedules import Automatic
-from tutelage.objectives.terms import Context, present
+from tutelage.objectives.term import Context, present
+from tutelage.types import Batch, Needs, Outputs, Progress, Term
 
 NORMALISE = ("none", "batch", "training")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tutelage.contracts import UNLABELLED
+from tutelage.types import UNLABELLED
 
 
 class OtherClasses(nn.Module):

@@ -11,12 +11,11 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from tutelage import projectors
-from tutelage.contracts import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Projection, Term, Totals
-from tutelage.objectives import gathering
+from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.schedules import Automatic, Weight, scaled, weight_at, weight_to_recipe
-from tutelage.objectives.terms import Apply, Context, Description, shape_of
+from tutelage.objectives.term import Apply, Context, Description, shape_of
+from tutelage.types import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Projection, Term, Totals
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import functools
 from tutelage import losses
 from tutelage.objectives.contrast import Contrast
 from tutelage.objectives.matching import Matching
-from tutelage.objectives.naming import composed, preset, supervised_part
 from tutelage.objectives.objective import Objective, Part
+from tutelage.objectives.registry import composed, preset, supervised_part
 from tutelage.objectives.schedules import AUTO, AutomaticNumber, AutomaticWeight, SignedWeight, Weight
 from tutelage.objectives.standardised import on_logits
-from tutelage.objectives.terms import Apply, Description
+from tutelage.objectives.term import Apply, Description
 from tutelage.objectives.tokens import Generate, Mimic
 
 

@@ -6,11 +6,11 @@ import functools
 
 from tutelage import losses
 from tutelage.objectives.factors import Factors
-from tutelage.objectives.naming import Names, composed, preset
 from tutelage.objectives.objective import Objective, Part
+from tutelage.objectives.registry import Names, composed, preset
 from tutelage.objectives.schedules import Weight, scaled
 from tutelage.objectives.stages import Stages, paired
-from tutelage.objectives.terms import Apply
+from tutelage.objectives.term import Apply
 from tutelage.objectives.variational import Variational
 
 STAGES = ("card:stage.-3", "card:stage.-2", "card:stage.-1")

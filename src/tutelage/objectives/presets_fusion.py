@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tutelage.objectives.fusion import Masked, Review
-from tutelage.objectives.naming import Names, composed, preset
 from tutelage.objectives.objective import Objective, Part
+from tutelage.objectives.registry import Names, composed, preset
 from tutelage.objectives.schedules import Weight
 
 LEVELS = ("card:before.-3", "card:before.-2", "card:before.-1", "card:embedding")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tutelage import losses
 from tutelage.objectives.guided import NormDirection, Overhaul, Regress
-from tutelage.objectives.naming import Names, composed, preset, supervised_part
 from tutelage.objectives.objective import Objective, Part
+from tutelage.objectives.registry import Names, composed, preset, supervised_part
 from tutelage.objectives.schedules import Weight
-from tutelage.objectives.terms import Apply
+from tutelage.objectives.term import Apply
 
 BEFORE = ("card:before.-3", "card:before.-2", "card:before.-1")
 AS_TAPS = ("auto",)

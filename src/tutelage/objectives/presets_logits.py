@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tutelage import losses
 from tutelage.objectives.curriculum import Curriculum
-from tutelage.objectives.naming import composed, preset, supervised_part
 from tutelage.objectives.objective import Objective, Part
+from tutelage.objectives.registry import composed, preset, supervised_part
 from tutelage.objectives.schedules import CosineWarmUp, SignedWeight, WarmUp, Weight
 from tutelage.objectives.standardised import on_logits
-from tutelage.objectives.terms import Apply
+from tutelage.objectives.term import Apply
 
 DKD_WEIGHT = WarmUp(1.0, 20)
 """The factor of the DKD term over its authors' run."""

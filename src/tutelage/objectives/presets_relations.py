@@ -6,10 +6,10 @@ import functools
 
 from tutelage import losses
 from tutelage.objectives.embedded import Correlation
-from tutelage.objectives.naming import Names, composed, preset
 from tutelage.objectives.objective import Objective, Part
+from tutelage.objectives.registry import Names, composed, preset
 from tutelage.objectives.schedules import Weight
-from tutelage.objectives.terms import Apply
+from tutelage.objectives.term import Apply
 
 
 @preset("Park et al. 2019, arXiv:1904.05068")

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from tutelage.contracts import Progress
+from tutelage.types import Progress
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
-from tutelage.objectives.terms import Context, present, shape_of
+from tutelage.objectives.term import Context, present, shape_of
+from tutelage.types import Batch, Needs, Outputs, Progress, Term
 
 LARGEST = 256
 """Channels and places of the maps that a loss is tried on, at most."""

@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from torch import Tensor, nn
 
 from tutelage import losses
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
 from tutelage.objectives.schedules import Automatic, Weight
-from tutelage.objectives.terms import Context, Description, present
+from tutelage.objectives.term import Context, Description, present
+from tutelage.types import Batch, Needs, Outputs, Progress, Term
 
 LOGITS = ("raw", "standardised")
 """What a term of logits may be given: the networks' logits as they are, or standardised."""

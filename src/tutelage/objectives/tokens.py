@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import losses
-from tutelage.contracts import Batch, Needs, Outputs, Progress, Term
-from tutelage.objectives.terms import Context, present, shape_of
+from tutelage.objectives.term import Context, present, shape_of
+from tutelage.types import Batch, Needs, Outputs, Progress, Term
 
 
 @dataclass(frozen=True, kw_only=True)

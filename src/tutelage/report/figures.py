@@ -12,8 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from .reading import Run, Subject, mean, number, section, teachers
-from .table import rows
+from tutelage.report.reading import Run, Subject, mean, number, section, teachers
+from tutelage.report.table import rows
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

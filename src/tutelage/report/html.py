@@ -17,11 +17,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tutelage import records
-
-from . import paper, study, table
-from .figures import Panel, against_teacher, by_epoch, curves_note
-from .reading import Run, Subject, formula, number, read, section, text
-from .table import Row, fixed, percent
+from tutelage.report import table
+from tutelage.report.figures import Panel, against_teacher, by_epoch, curves_note
+from tutelage.report.reading import Run, Subject, formula, number, read, section, text
+from tutelage.report.table import Row, fixed, percent
+from tutelage.studies import paper
+from tutelage.studies import study_table as study
 
 GROUPS = {
     "Run": ("name", "verb", "status", "repeatable", "started", "duration_s", "resumed", "command", "notes"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .reading import Run, Subject, deviation, mean, number, read, section, teachers
-from .reading import text as string
+from tutelage.report.reading import Run, Subject, deviation, mean, number, read, section, teachers
+from tutelage.report.reading import text as string
 
 if TYPE_CHECKING:
     from rich.console import Console

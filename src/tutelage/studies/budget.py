@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tutelage import data, manifest, records, timing
-from tutelage.engine import Until, accelerator_on
-from tutelage.engine.checkpoints import NAME
-from tutelage.material import gather, held_out_sets
-from tutelage.recipes import Recipe, RecipeError
-from tutelage.runs import finished, set_up, steps_of
+from tutelage import data, records
+from tutelage.config.schema import Recipe, RecipeError
+from tutelage.runs import manifest, timing
+from tutelage.runs.execute import finished, set_up, steps_of
+from tutelage.runs.setup import gather, held_out_sets
 from tutelage.studies.plan import Assignment, Job, jobs, rehearsed
 from tutelage.studies.schema import TEACHER
+from tutelage.training.checkpoints import NAME
+from tutelage.training.deadline import Until
+from tutelage.training.loop import accelerator_on
 
 TIMES = "times.json"
 """What was timed for a study, on which machine: another part of it on the same machine does not time again."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutelage import data, precision, recipes, records
-from tutelage.material import gather
-from tutelage.recipes import Comparison, Network, Recipe, RecipeError
-from tutelage.recording import record
-from tutelage.runs import (
+from tutelage import config, data, records
+from tutelage.config.schema import Comparison, Network, Recipe, RecipeError
+from tutelage.runs import autotune
+from tutelage.runs.execute import (
     FREE,
     BusyError,
     Display,
@@ -22,6 +21,8 @@ from tutelage.runs import (
     set_up,
     steps_of,
 )
+from tutelage.runs.record_teacher import record
+from tutelage.runs.setup import gather
 
 
 def compare(
@@ -113,14 +114,14 @@ def _settled(
     comparison: Comparison, folder: Path, splits: data.Splits, display: Display, trust_code: bool | frozenset[str]
 ) -> Comparison:
     """Choose the precision that all runs have, by the first of them that asks a teacher, where it is left open."""
-    comparison = precision.kept(comparison, folder)
+    comparison = autotune.kept(comparison, folder)
     if comparison.precision != "auto":
         return comparison
     planned = [recipe for _, recipe in plan(comparison, folder)]
     run = next((one for one in planned if any(o.needs.teacher for o, _, _ in one.fits())), planned[0])
-    run = precision.standing(run.model_copy(update={"teacher": comparison.teacher}))
+    run = autotune.standing(run.model_copy(update={"teacher": comparison.teacher}))
     with set_up(run):
-        comparison, why = precision.settle(comparison, gather(run, trust_code=trust_code, splits=splits), run)
+        comparison, why = autotune.settle(comparison, gather(run, trust_code=trust_code, splits=splits), run)
     if why:
         display.say(f"{comparison.name}: {why}")
     return comparison
@@ -159,11 +160,11 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
 def _same(comparison: Comparison, folder: Path) -> None:
     """Refuse a folder that holds another comparison; more seeds or objectives of the same one are welcome."""
     path = folder / records.RECIPE
-    resolved = recipes.dump(comparison)
+    resolved = config.dump(comparison)
     if (folder / records.MANIFEST).exists():
         raise RecipeError(f"name: expected a folder for a comparison, got {folder}, which holds a run; type name=...")
     if path.exists():
-        then = recipes.parse(Comparison, recipes.read(path), where=str(path))
+        then = config.parse(Comparison, config.read(path), where=str(path))
         free = {"objectives", "seeds", "baseline", "together"} | FREE
         differs = [
             name

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutelage import manifest, models, objectives, recipes, records, runs
-from tutelage.engine import Constant, Cosine, MultiStep, Step
+from tutelage import config, models, objectives, records
+from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.objectives import Objective
-from tutelage.recipes import Network, Recipe, RecipeError
+from tutelage.runs import execute, manifest
+from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
 from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Pair, Study, merged, slug, unknown
 
 WHERE = {"protocol.data.source", "protocol.data.image", "protocol.data.label", "protocol.outputs"}
 """Keys that say where data and recorded outputs lie; what they are is checked by their fingerprints."""
-FREE = {f"protocol.{key}" for key in runs.FREE}
+FREE = {f"protocol.{key}" for key in execute.FREE}
 
 
 class Job(NamedTuple):
@@ -359,7 +360,7 @@ def _recipe(
         "student": networks.student,
         "objective": method.entry(pair),
     }
-    recipe = recipes.parse(Recipe, value, where=f"{assignment.study.name}: {pair}, {name}")
+    recipe = config.parse(Recipe, value, where=f"{assignment.study.name}: {pair}, {name}")
     taught = any(one.needs.teacher for one, _, _ in recipe.fits())
     # What no teacher takes part in is the same for every teacher.
     folder = slug(pair) if taught else f"students/{slug(pair.partition('/')[2])}"
@@ -382,7 +383,7 @@ def rehearsals(assignment: Assignment) -> list[Recipe]:
 
 def rehearsed(assignment: Assignment, job: Job) -> Recipe:
     """Return a run's recipe for a dry run, in which a teacher that is not trained yet is one to train."""
-    if job.needs is None or runs.finished(assignment.runs / job.needs):
+    if job.needs is None or execute.finished(assignment.runs / job.needs):
         return job.recipe
     trained = assignment.study.pairs[job.pair].training(assignment.study.teacher_seed)
     assert trained is not None
@@ -471,7 +472,7 @@ def differences(assignment: Assignment, job: Job, *, fingerprint: str | None = N
     folder = assignment.runs / job.name
     if not (folder / records.RECIPE).exists():
         return []
-    then = recipes.parse(Recipe, recipes.read(folder / records.RECIPE), where=str(folder / records.RECIPE))
+    then = config.parse(Recipe, config.read(folder / records.RECIPE), where=str(folder / records.RECIPE))
     was, planned = (dict(flat(_essence(recipe, taught=job.needs is not None))) for recipe in (then, job.recipe))
     keys = [key for key in {**was, **planned} if was.get(key) != planned.get(key)]
     left_out = {key.removeprefix("protocol.") for key in FREE | WHERE}

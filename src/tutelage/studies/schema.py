@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from tutelage import faults, objectives, recipes, records
-from tutelage.engine import SGD, Constant
+from tutelage import config, objectives, records
+from tutelage.config import messages
+from tutelage.config.schema import NetworkField, Recipe, RecipeError, TeacherField, TrainedTeacher, Training
 from tutelage.objectives import PRESETS, Objective
-from tutelage.recipes import NetworkField, Recipe, RecipeError, TeacherField, TrainedTeacher, Training
+from tutelage.settings.fit import SGD, Constant
 
 TEACHER = "teacher"
 """The name of a pair's first row, which no method may have."""
@@ -413,7 +414,7 @@ def methods_by_name(value: Any) -> Any:
         if double or "" in entries or any(isinstance(entry, list) for entry in value):
             raise ValueError(
                 "expected a list of presets, each once, or a mapping of names to objectives, got "
-                f"{faults.shown(value)}; type methods: {{NAME: {{PRESET: {{...}}}}}}"
+                f"{messages.shown(value)}; type methods: {{NAME: {{PRESET: {{...}}}}}}"
             )
         value = dict(zip(entries, value, strict=True))
     if not isinstance(value, Mapping):
@@ -424,12 +425,12 @@ def methods_by_name(value: Any) -> Any:
 def faults_of(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = None) -> list[str]:
     """Say what is wrong with keys of a recipe, laid over those of a protocol; each line begins with the key."""
     lines = [
-        f"{key}: expected none here, got {faults.shown(settings[key])}; {instead}"
+        f"{key}: expected none here, got {messages.shown(settings[key])}; {instead}"
         for key, instead in ELSEWHERE.items()
         if key in settings
     ]
     lines += [
-        f"{key}: expected none here, got {faults.shown(settings[key])}; type {key}=... of the protocol"
+        f"{key}: expected none here, got {messages.shown(settings[key])}; type {key}=... of the protocol"
         for key in SEEDS
         if protocol is not None and key in settings
     ]
@@ -439,7 +440,7 @@ def faults_of(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = 
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, own)})
     except ValidationError as error:
-        lines += [line for detail in error.errors(include_url=False) for line in faults.lines(Recipe, detail)]
+        lines += [line for detail in error.errors(include_url=False) for line in messages.lines(Recipe, detail)]
     return lines
 
 
@@ -453,7 +454,7 @@ def parse(value: Mapping[str, Any], *, where: str = "study") -> Study:
     try:
         return kind.model_validate(dict(value))
     except ValidationError as error:
-        lines = [line for detail in error.errors(include_url=False) for line in faults.lines(kind, detail)]
+        lines = [line for detail in error.errors(include_url=False) for line in messages.lines(kind, detail)]
         raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
 
 
@@ -472,7 +473,7 @@ def read(given: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
         RecipeError: there is no such study, something in it is wrong, or an override would change no run.
     """
     path = find(given)
-    value = recipes.read(path)
+    value = config.read(path)
     plain = parse(value, where=str(given))
     if not overrides:
         return plain, plain
@@ -483,7 +484,7 @@ def read(given: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
         )
     methods = {name: _long(one) for name, one in methods_by_name(value["methods"]).items()}
     long = {**value, "protocol": written_out(value.get("protocol") or {}), "methods": methods}
-    changed = parse(recipes.override(long, [_typed(text, methods) for text in overrides]), where=str(given))
+    changed = parse(config.override(long, [_typed(text, methods) for text in overrides]), where=str(given))
     _refuse_idle(plain, changed, str(given))
     return plain, changed
 
@@ -521,8 +522,8 @@ def _refuse_idle(plain: Study, changed: Study, where: str) -> None:
                     told.add((preset, argument))
                     found.append(
                         f"{where}: methods.{name}.objective.{preset}.{argument}: expected none where a pair has its "
-                        f"own, got {faults.shown(new)}, and {pair} has {faults.shown(presets[preset][argument])}; "
-                        f"type methods.{name}.pairs.{pair}.{preset}.{argument}={faults.shown(new)}, "
+                        f"own, got {messages.shown(new)}, and {pair} has {messages.shown(presets[preset][argument])}; "
+                        f"type methods.{name}.pairs.{pair}.{preset}.{argument}={messages.shown(new)}, "
                         "and the like for other pairs"
                     )
     if found:
@@ -563,4 +564,4 @@ def names() -> list[str]:
 
 def titles() -> list[tuple[str, str]]:
     """Return the package's studies: each name and its title."""
-    return [(name, str(recipes.read(PUBLISHED / f"{name}.yaml").get("title", ""))) for name in names()]
+    return [(name, str(config.read(PUBLISHED / f"{name}.yaml").get("title", ""))) for name in names()]

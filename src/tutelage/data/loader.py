@@ -1,0 +1,103 @@
+"""A split as a seeded, replayable stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tutelage.data.datasets import ViewAt
+from tutelage.data.mixup import mixed_batches
+from tutelage.data.rng import permutation
+from tutelage.types import Batch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tutelage.data.datasets import Split
+
+
+class SplitBatches:
+    """Batches of one split, on the CPU: implements `contracts.Batches`.
+
+    A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; with several processes
+    each takes every ``world``-th sample of it. Training batches are shuffled by (data seed, epoch) and augmented by
+    (data seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and as they
+    are.
+
+    A last batch of fewer samples than there are processes would leave some of them without work: in training it is left
+    out, in evaluation its samples join the batch before, so that none is lost.
+
+    Inputs held in memory are strided as channels-last.
+
+    Attributes:
+        split: where samples come from.
+        batch_size: of all processes together.
+        data_seed: of order and views.
+        train: shuffle and augment.
+        samples: how many samples an epoch has.
+    """
+
+    def __init__(self, split: Split, *, batch_size: int, data_seed: int = 0, train: bool) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1 sample, got {batch_size}; type a number such as 64")
+        if not len(split):
+            raise ValueError("split: expected at least 1 sample, got 0; lower data.validation or choose other data")
+        self.split = split
+        self.batch_size = batch_size
+        self.data_seed = data_seed
+        self.train = train
+        self.samples = len(split)
+
+    @property
+    def corrupt(self) -> list[str]:
+        """Names of the images that were skipped so far, each once."""
+        return self.split.corrupt
+
+    def __len__(self) -> int:
+        return self.steps()
+
+    def steps(self, *, world: int = 1) -> int:
+        """Return the number of steps in an epoch with ``world`` processes.
+
+        Raises:
+            ValueError: there are fewer samples, or a smaller batch, than processes.
+        """
+        if min(self.samples, self.batch_size) < world:
+            raise ValueError(
+                f"batch_size: expected at least one sample for each of {world} processes, got {self.samples} samples "
+                f"in batches of {self.batch_size}; use at most {min(self.samples, self.batch_size)} processes"
+            )
+        whole, rest = divmod(self.samples, self.batch_size)
+        return whole + (rest >= world)
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Yield the batches of one epoch from step ``start`` on; of each, this process's share."""
+        if not 0 <= rank < world:
+            raise ValueError(f"rank: expected a number in [0, {world}), got {rank}; pass the process's own")
+        yield from self.at(epoch, self._requests(epoch, start=start, rank=rank, world=world))
+
+    def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
+        """Yield a batch for each array of places, with the views that training has of them in an epoch."""
+        view = ViewAt(self.data_seed, epoch) if self.train else None
+        if view is not None and self.split.mixing is not None:
+            yield from mixed_batches(self.split, self.split.mixing, requests, view=view)
+            return
+        for index, inputs in self.split.stream(requests, view=view):
+            places = torch.from_numpy(index)
+            yield Batch(places, inputs, self.split.labels[places])
+
+    def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
+        order = permutation(self.data_seed, epoch, self.samples) if self.train else np.arange(self.samples)
+        steps = self.steps(world=world)
+        for step in range(start, steps):
+            end = self.samples if step == steps - 1 and not self.train else (step + 1) * self.batch_size
+            yield order[step * self.batch_size : end][rank::world]
+
+
+def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
+    """Return how many samples a process has at least in a step of an epoch of training (`SplitBatches`)."""
+    rest = samples % batch_size
+    return (rest if rest >= world else min(batch_size, samples)) // world

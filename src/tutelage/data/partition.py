@@ -1,0 +1,65 @@
+"""Seeded, stratified choices of samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tutelage.data.rng import draw
+from tutelage.types import UNLABELLED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def stratified(labels: NDArray[np.int64], *, count: int, seed: int, stream: int) -> NDArray[np.int64]:
+    """Choose ``count`` samples with each class in proportion.
+
+    Each class gives the whole part of its share; what is left goes to the largest fractions. Inside a class the
+    samples with the smallest hashes are taken.
+
+    Args:
+        labels: ``(samples,)`` int64.
+        count: in [0, samples].
+        seed: of the choice.
+        stream: which choice this is, a constant of `hashing`.
+
+    Returns:
+        ``(count,)`` int64 places, ascending.
+    """
+    classes, members = np.unique(labels, return_counts=True)
+    shares = members * (count / max(len(labels), 1))
+    quota = np.floor(shares + 1e-9).astype(np.int64)
+    by_fraction = np.argsort(-(shares - quota), kind="stable")
+    quota[by_fraction[: count - int(quota.sum())]] += 1
+    hashes = draw(seed, 0, np.arange(len(labels)), stream)
+    chosen = [_smallest(hashes, labels == c, q) for c, q in zip(classes, quota, strict=True)]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def keep_labels(
+    labels: NDArray[np.int64], *, per_class: int, classes: int, seed: int, stream: int
+) -> NDArray[np.int64]:
+    """Return a copy of the labels in which only ``per_class`` samples of each class keep theirs.
+
+    Raises:
+        ValueError: a class has fewer samples than that.
+    """
+    members = np.bincount(labels[labels != UNLABELLED], minlength=classes)
+    if members.min() < per_class:
+        scarce = int(members.argmin())
+        raise ValueError(
+            f"data.labelled: expected at most the {members[scarce]} training samples of class {scarce}, "
+            f"got {per_class}; type data.labelled={members[scarce] or 'null'}"
+        )
+    hashes = draw(seed, 0, np.arange(len(labels)), stream)
+    kept = np.full_like(labels, UNLABELLED)
+    for c in range(classes):
+        kept[_smallest(hashes, labels == c, per_class)] = c
+    return kept
+
+
+def _smallest(hashes: NDArray[np.uint64], mask: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    places = np.flatnonzero(mask)
+    return places[np.argsort(hashes[places], kind="stable")[:count]]

@@ -1,0 +1,225 @@
+"""A user's own torch data sets as splits."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tutelage.data import rng
+from tutelage.data.datasets import Splits
+from tutelage.data.streamed import Decoded, in_workers
+from tutelage.images import pixels_of
+from tutelage.types import UNLABELLED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tutelage.data.datasets import ViewAt
+    from tutelage.data.mixup import Mixing
+
+SLACK = 0.1
+"""How far outside [0, 1] values may lie: a bicubic resize overshoots a little, normalised images lie far outside."""
+
+
+class Mapped(Protocol):
+    """A map-style data set: what `torch.utils.data.Dataset` is in use."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return an image and its class index, or the image alone where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSplit:
+    """Samples of a user's data set; its transforms are its own.
+
+    Python's, NumPy's and torch's global generators are seeded for each sample while its transforms run, and put back
+    afterwards: random transforms become functions of (data seed, epoch, sample) too.
+    """
+
+    dataset: Mapped
+    labels: Tensor
+    workers: int = 0
+    corrupt: list[str] = field(default_factory=list)
+    mixing: Mixing | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, index: NDArray[np.int64], *, view: ViewAt | None = None) -> Tensor:
+        """Return float32 ``(batch, channels, height, width)`` in [0, 1]."""
+        return self._take(index, view).images
+
+    def stream(
+        self, requests: Iterable[NDArray[np.int64]], *, view: ViewAt | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Fetch batches in order."""
+        for taken in in_workers(partial(self._take, view=view), requests, workers=self.workers):
+            yield taken.places, taken.images
+
+    def _take(self, index: NDArray[np.int64], view: ViewAt | None) -> Decoded:
+        seed, epoch = view if view is not None else (0, 0)
+        seeds = rng.draw(seed, epoch, index, rng.OWN)
+        images = []
+        for place, bits in zip(index.tolist(), seeds.tolist(), strict=True):
+            with _seeded(bits):
+                image, label = _sample(self.dataset, place)
+            expected = int(self.labels[place])
+            if label != expected:
+                raise ValueError(
+                    f"data: expected label {expected} for sample {place} as its targets say, got {label}; "
+                    "let __getitem__ and targets agree"
+                )
+            images.append(image)
+        batch = torch.stack(images)
+        low, high = float(batch.min()), float(batch.max())
+        if not (low >= -SLACK and high <= 1 + SLACK):
+            raise ValueError(
+                f"data: expected images with values in [0, 1], got {low:.3g} to {high:.3g}; "
+                "leave normalisation out of the transforms: each model's card normalises its own inputs"
+            )
+        return Decoded(index, batch, [])
+
+
+def from_datasets(
+    train: Mapped,
+    test: Mapped,
+    *,
+    classes: int,
+    validation: Mapped | None = None,
+    class_names: Sequence[str] | None = None,
+    workers: int = 0,
+    source: str = "own",
+) -> Splits:
+    """Wrap map-style torch data sets.
+
+    Args:
+        train: yields (image, label): a float tensor ``(channels, height, width)`` in [0, 1] or a Pillow image, and a
+            class index; where unlabelled -100, None, or the image alone. All images have one shape.
+        test: alike.
+        classes: number of classes.
+        validation: alike, or none.
+        class_names: one for each class; their numbers where not given.
+        workers: processes that run the data sets, at least 0.
+        source: to show.
+
+    Returns:
+        Splits without a fingerprint: what a user's code yields is not known from outside. Labels are read from
+        ``targets`` where a data set has it and does not transform it, else in one pass over its samples.
+
+    Raises:
+        TypeError: a sample is not an image and a class index.
+        ValueError: no samples, a label outside the classes, or images of several shapes.
+    """
+    names = tuple(str(name) for name in class_names) if class_names is not None else tuple(map(str, range(classes)))
+    if len(names) != classes:
+        raise ValueError(f"class_names: expected {classes} names, got {len(names)}; give one for each class")
+    if workers < 0:
+        raise ValueError(f"workers: expected a whole number of at least 0, got {workers}; type workers=0")
+    given = {"train": train, "validation": validation, "test": test}
+    splits: dict[str, OwnSplit] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part, dataset in given.items():
+        if dataset is None:
+            continue
+        if not len(dataset):
+            raise ValueError(f"{part}: expected at least 1 sample, got 0; pass a data set with samples")
+        with _seeded(0):
+            shapes[part] = tuple(_sample(dataset, 0)[0].shape)
+        if shapes[part] != shapes["train"]:
+            raise ValueError(
+                f"{part}: expected images of shape {shapes['train']} as in train, got {shapes[part]}; resize them"
+            )
+        labels = _targets(dataset)
+        wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= classes)))
+        if wrong.size:
+            raise ValueError(
+                f"{part}: expected labels in [0, {classes}) or -100, got {int(labels[wrong[0]])} for sample "
+                f"{int(wrong[0])}; raise classes or mend the labels"
+            )
+        splits[part] = OwnSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers)
+    channels, height, width = shapes["train"]
+    return Splits(
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits["test"],
+        classes=classes,
+        class_names=names,
+        channels=channels,
+        image_size=(height, width),
+        source=source,
+        fingerprint=None,
+    )
+
+
+def _sample(dataset: Mapped, place: int) -> tuple[Tensor, int]:
+    sample = dataset[place]
+    if isinstance(sample, (torch.Tensor, Image.Image)):
+        sample = (sample,)
+    if not isinstance(sample, (tuple, list)) or len(sample) not in (1, 2):
+        got = f"{len(sample)} values" if isinstance(sample, (tuple, list)) else type(sample).__name__
+        raise TypeError(f"data: expected (image, label) of sample {place}, or an image alone, got {got}; return a pair")
+    image, label = sample[0], sample[1] if len(sample) == 2 else None
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        image = torch.from_numpy(pixels_of(image).copy()).permute(2, 0, 1).to(torch.float32).div_(255.0)
+    if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
+        got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
+        raise TypeError(
+            f"data: expected a float image (channels, height, width) in [0, 1] of sample {place}, got {got}; "
+            "convert it in __getitem__, 8-bit values divided by 255"
+        )
+    return image.to(torch.float32), _label(label, place)
+
+
+def _targets(dataset: Mapped) -> NDArray[np.int64]:
+    targets = getattr(dataset, "targets", None)
+    if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
+        with _seeded(0):
+            targets = [_sample(dataset, place)[1] for place in range(len(dataset))]
+        return np.array(targets, np.int64)
+    return np.array([_label(target, place) for place, target in enumerate(targets)], np.int64)
+
+
+def _label(label: Any, place: int) -> int:
+    """Return a class index; none is none known."""
+    if label is None:
+        return UNLABELLED
+    try:
+        return operator.index(label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = f" of shape {tuple(label.shape)}" if isinstance(label, (torch.Tensor, np.ndarray)) else ""
+        kind = f"{label.dtype} values" if shape else type(label).__name__
+        raise TypeError(
+            f"data: expected a class index as the label of sample {place}, a whole number, got {kind}{shape}; "
+            "return one whole number, or None where unlabelled (soft labels are the teacher's to give)"
+        ) from error
+
+
+@contextmanager
+def _seeded(bits: int) -> Iterator[None]:
+    """Seed the global generators of the CPU, and put them back."""
+    # torch.manual_seed would reset the accelerators' generators as well, which belong to the training loop.
+    kept = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(bits)
+    np.random.seed(bits & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(bits >> 1)
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.default_generator.set_state(kept[2])

@@ -1,0 +1,223 @@
+"""``hf:``: data sets of the Hugging Face Hub and local folders that its library reads; its only door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache as once
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tutelage.data import cache
+from tutelage.data.build import Raw, check_labels, from_images, keep_test, make_test
+from tutelage.data.file_hashes import listing
+from tutelage.images import Encoded, Reader, one_line
+from tutelage.types import UNLABELLED
+
+if TYPE_CHECKING:
+    from tutelage.data.datasets import Splits
+    from tutelage.settings.data import DataSettings
+
+_TESTS = ("test", "validation", "valid")
+
+
+@dataclass(frozen=True)
+class HubReader:
+    """Images of one column, as the files they are stored as."""
+
+    rows: Any
+    """A ``datasets.Dataset`` whose image column is not decoded."""
+    column: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, position: int) -> str:
+        """Return the image's row."""
+        return f"{self.split} row {position}"
+
+    def encoded(self, positions: Sequence[int]) -> list[Encoded]:
+        """Return the images' files; one that is missing comes as no bytes, which cannot be decoded."""
+        chosen = slice(positions.start, positions.stop) if isinstance(positions, range) else list(positions)
+        items = self.rows[chosen][self.column]
+        return [_file_of(item) for item in items]
+
+
+def _file_of(item: Mapping[str, Any] | None) -> Encoded:
+    if item is None:
+        return b""
+    if item["bytes"] is not None:
+        return bytes(item["bytes"])
+    return Path(item["path"]) if item["path"] else b""
+
+
+def open_hub(name: str, settings: DataSettings) -> Splits:
+    """Open a data set by its hub id, or by the path of a folder where there is one of that name.
+
+    Training rows whose label is empty or -1 are unlabelled: -100.
+
+    Raises:
+        ImportError: the ``datasets`` library is missing.
+        FileNotFoundError: neither a folder nor a data set that can be reached.
+        ValueError: no split to train on, no such column, or labels outside the classes.
+    """
+    found, local = _load(name)
+    shown = f"hf:{Path(name).expanduser().resolve().name}" if local else f"hf:{name}"
+    if "train" not in found:
+        raise ValueError(
+            f"data.source: expected a split named train in {shown}, got {', '.join(found)}; choose another data set"
+        )
+    image = _image_column(found["train"], settings.image)
+    label = _label_column(found["train"], settings.label)
+    test_name = next((n for n in _TESTS if n in found), None)
+    names, labels = _labels(found, label, [n for n in ("train", test_name) if n is not None])
+    folder = Path(name).expanduser() if local else None
+    files = once(partial(_files, folder)) if folder is not None else bytes
+    halves = {n: Raw(_reader(found[n], image, n), y, partial(_identity, found[n], n, files)) for n, y in labels.items()}
+    notes = []
+    if test_name is None:
+        train, test, note = make_test(halves["train"], settings, names)
+        notes.append(note)
+    else:
+        keep_test(settings, shown)
+        train, test = halves["train"], halves[test_name]
+        if test_name != "test":
+            notes.append(f"The source has no test split: its {test_name} split is used for test.")
+    key = _key(found, image, settings, test_name)
+    return from_images(train, test, class_names=names, settings=settings, source=shown, notes=notes, key=key)
+
+
+def _load(name: str) -> tuple[Mapping[str, Any], bool]:
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise ImportError(
+            f"data.source: expected the library `datasets` for hf:, got none ({one_line(error)}); "
+            "type: pip install 'tutelage[hf]'"
+        ) from error
+    path = Path(name).expanduser()
+    local = path.is_dir()
+    if not local and (path.is_absolute() or name.startswith((".", "~"))):
+        raise FileNotFoundError(f"data.source: expected a folder, got hf:{name}, which is none; check the path")
+    try:
+        if local and (path / "dataset_dict.json").exists():
+            found = datasets.load_from_disk(str(path))
+        else:
+            found = datasets.load_dataset(str(path) if local else name)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise FileNotFoundError(
+            f"data.source: expected a data set that can be read, got hf:{name} ({one_line(error)}); "
+            "check the name and the connection, or type the path of a local copy after hf:"
+        ) from error
+    return found, local
+
+
+def _image_column(rows: Any, chosen: str | None) -> str:
+    from datasets import Image
+
+    images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    if chosen is not None:
+        if chosen in images:
+            return chosen
+        raise ValueError(_columns(rows, "image", f"an image column, got {chosen!r}", images))
+    if len(images) != 1:
+        raise ValueError(_columns(rows, "image", f"one image column, got {len(images)}", images))
+    return images[0]
+
+
+def _label_column(rows: Any, chosen: str | None) -> str:
+    from datasets import ClassLabel
+
+    labels = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
+    if chosen is None:
+        if len(labels) == 1:
+            return labels[0]
+        whole = labels or [
+            name for name, feature in rows.features.items() if "int" in str(getattr(feature, "dtype", ""))
+        ]
+        raise ValueError(_columns(rows, "label", f"one class-label column, got {len(labels)}", whole))
+    dtype = str(getattr(rows.features.get(chosen), "dtype", None))
+    if chosen in labels or dtype.startswith(("int", "uint")):
+        return chosen
+    got = f"{chosen!r} of type {dtype}" if chosen in rows.features else f"{chosen!r}"
+    raise ValueError(_columns(rows, "label", f"a column of class indices, got {got}", labels))
+
+
+def _columns(rows: Any, name: str, fault: str, suitable: Sequence[str]) -> str:
+    remedy = " or ".join(f"data.{name}={column}" for column in suitable)
+    columns = ", ".join(rows.features)
+    return f"data.{name}: expected {fault}; the columns are {columns}; " + (
+        f"type {remedy}" if suitable else "none of them will do: choose another data set"
+    )
+
+
+def _labels(found: Mapping[str, Any], column: str, splits: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    values: dict[str, Any] = {}
+    for split in splits:
+        if column not in found[split].features:
+            raise ValueError(_columns(found[split], "label", f"{column!r} in the split {split} too, got none", []))
+        entries = found[split].select_columns([column])[:][column]
+        if split == "train":
+            entries = [UNLABELLED if entry is None or entry == -1 else entry for entry in entries]
+        if any(entry is None for entry in entries):
+            raise ValueError(
+                f"data.label: expected a class index in every row of the split {split}, got an empty {column}; "
+                "choose a data set whose rows are all labelled"
+            )
+        values[split] = np.array(entries, np.int64)
+    names = getattr(found["train"].features[column], "names", None)
+    if names is None:
+        names = [str(i) for i in range(int(values["train"].max(initial=0)) + 1)]
+    for split, labels in values.items():
+        check_labels(
+            labels[labels != UNLABELLED] if split == "train" else labels,
+            classes=len(names),
+            what=f"the column {column} of the split {split}",
+            remedy="choose another column (data.label=...) or a data set whose splits are labelled alike",
+        )
+    return list(names), values
+
+
+def _reader(rows: Any, column: str, split: str) -> Reader:
+    from datasets import Image
+
+    return HubReader(rows.select_columns([column]).cast_column(column, Image(decode=False)), column, split)
+
+
+def _identity(rows: Any, split: str, files: Callable[[], bytes]) -> bytes:
+    """Name a split by what the library says of it, and by the files of the folder that it lies in, if it does."""
+    known = (rows.info.splits or {}).get(split)
+    said = f"{split} {len(rows)} {known.num_bytes if known else 0} {sorted(rows.features)}"
+    return said.encode() + b"\n" + files()
+
+
+def _files(root: Path) -> bytes:
+    names: list[str] = []
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        # What the library leaves beside the rows when they are worked on is no part of them.
+        kept = sorted(name for name in files if not name.startswith((".", "cache-")))
+        names.extend(str(Path(folder, name).relative_to(root)) for name in kept)
+    return listing(root, names)
+
+
+def _key(found: Mapping[str, Any], image: str, settings: DataSettings, test_name: str | None) -> str | None:
+    """Name the decoded pixels by the files that the rows lie in; none where they lie in no file."""
+    files = []
+    for split in ("train", test_name):
+        if split is None:
+            continue
+        for entry in found[split].cache_files:
+            path = entry["filename"]
+            stat = os.stat(path)
+            files.append([split, path, stat.st_size, stat.st_mtime_ns])
+    if not files:
+        return None
+    division = [settings.test, settings.split_seed] if test_name is None else None
+    return cache.key_of([files, image, settings.size, settings.test_crop, settings.interpolation, division])

@@ -1,0 +1,124 @@
+"""``imagefolder:``: a folder of images for each class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tutelage.data.build import Raw, from_images, keep_test, make_test
+from tutelage.data.file_hashes import listing
+from tutelage.images import Encoded
+
+if TYPE_CHECKING:
+    from tutelage.data.datasets import Splits
+    from tutelage.settings.data import DataSettings
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_TESTS = ("test", "val", "validation", "valid")
+_SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <path>/<class>/<image>"
+
+
+class FolderReader:
+    """Images of files below one folder.
+
+    Names lie in one array of bytes: a list of strings would be copied into every worker, page by page, as it is read.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self._root = root
+        self._names = np.array([os.fsencode(name) for name in names])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, position: int) -> str:
+        """Return the file's path below the folder."""
+        return os.fsdecode(bytes(self._names[position]))
+
+    def encoded(self, positions: Sequence[int]) -> list[Encoded]:
+        """Return the files."""
+        return [self._root / self.name(position) for position in positions]
+
+
+def open_folder(path: str, settings: DataSettings) -> Splits:
+    """Open a folder of images.
+
+    ``path/train`` is learned from, with ``path/test`` (or ``val``, ``validation``, ``valid``) for test; without a test
+    folder, or with the classes directly in ``path``, a fifth of each class is held out, seeded by ``split_seed``, or
+    the training images are the test set, as ``settings.test`` says.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no class folders, no images, or a class in the test folder that training does not know.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data.source: expected a folder, got imagefolder:{path}, which is none; check the path"
+        )
+    train_root = root / "train" if (root / "train").is_dir() else root
+    names = _classes(train_root, path)
+    train = _scan(train_root, names, root)
+    if not len(train.labels):
+        raise ValueError(_no_images(path))
+    counts = np.bincount(train.labels, minlength=len(names))
+    if not counts.all():
+        empty = names[int(counts.argmin())]
+        raise ValueError(
+            f"data.source: expected images in every class folder of imagefolder:{path}, got none in {empty}; "
+            "add images or remove the folder"
+        )
+    test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
+    notes = []
+    if test_root is None:
+        train, test, note = make_test(train, settings, names)
+        notes.append(note)
+    else:
+        keep_test(settings, f"imagefolder:{path}")
+        unknown = sorted(set(_classes(test_root, path)) - set(names))
+        if unknown:
+            raise ValueError(
+                f"data.source: expected in {test_root.name} the classes of train, got {unknown[0]}; "
+                f"add it to train or remove it from {test_root.name}"
+            )
+        test = _scan(test_root, names, root)
+        if not len(test.labels):
+            raise ValueError(_no_images(f"{path} ({test_root.name})"))
+        if test_root.name != "test":
+            notes.append(f"The source has no test folder: {test_root.name} is used for test.")
+    shown = f"imagefolder:{root.resolve().name}"
+    return from_images(train, test, class_names=names, settings=settings, source=shown, notes=notes)
+
+
+def _classes(root: Path, path: str) -> list[str]:
+    names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    if not names:
+        raise ValueError(
+            f"data.source: expected {_SHAPE}, got imagefolder:{path} without class folders; check the path"
+        )
+    return names
+
+
+def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
+    """List the images of the classes, sorted by name."""
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        for folder, below, files in os.walk(root / name):
+            below.sort()
+            for file in sorted(files):
+                if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
+                    place = Path(folder, file)
+                    names.append(str(place.relative_to(base)))
+                    labels.append(label)
+    return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))
+
+
+def _no_images(what: str) -> str:
+    kinds = " ".join(sorted(EXTENSIONS))
+    return f"data.source: expected images ({kinds}), got none in imagefolder:{what}; expected {_SHAPE}"

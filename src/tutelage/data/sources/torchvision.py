@@ -1,0 +1,105 @@
+"""``torchvision:``: torchvision's own data sets, downloaded where they are missing."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tutelage.data.build import Raw, check_labels, from_images, keep_test
+from tutelage.images import Encoded, one_line
+
+if TYPE_CHECKING:
+    from tutelage.data.datasets import Splits
+    from tutelage.settings.data import DataSettings
+
+
+@dataclass(frozen=True)
+class VisionReader:
+    """Images of a torchvision data set."""
+
+    dataset: Any
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, position: int) -> str:
+        """Return the image's place."""
+        return f"{self.split} sample {position}"
+
+    def encoded(self, positions: Sequence[int]) -> list[Encoded]:
+        """Return the images, decoded by torchvision."""
+        return [self.dataset[position][0] for position in positions]
+
+
+def open_vision(name: str, settings: DataSettings) -> Splits:
+    """Open a classification data set of torchvision's by its class's name.
+
+    Raises:
+        ValueError: no such data set, or one without a training and a test half.
+        FileNotFoundError: it is not in ``root`` and cannot be downloaded.
+    """
+    import torchvision
+
+    known = [n for n in torchvision.datasets.__all__ if _halves(getattr(torchvision.datasets, n)) is not None]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"data.source: expected a torchvision data set with a training and a test half, got torchvision:{name}; "
+            f"type torchvision:{near}, or another of {', '.join(known)}"
+        )
+    keep_test(settings, f"torchvision:{name}")
+    build: Callable[..., Any] = getattr(torchvision.datasets, name)
+    keywords = _halves(build)
+    assert keywords is not None
+    halves = []
+    for keyword in keywords:
+        try:
+            halves.append(build(settings.root, download=True, **keyword))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise FileNotFoundError(
+                f"data.source: expected torchvision:{name} in data.root={settings.root} or a connection to download "
+                f"it, got neither ({one_line(error)}); download it elsewhere and type data.root=<folder>"
+            ) from error
+    labels = [_labels(half, name) for half in halves]
+    classes = [str(c) for c in getattr(halves[0], "classes", range(int(labels[0].max(initial=0)) + 1))]
+    raws = []
+    for half, values, split in zip(halves, labels, ("train", "test"), strict=True):
+        check_labels(
+            values, classes=len(classes), what=f"torchvision:{name} ({split})", remedy="choose another data set"
+        )
+        raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode))
+    return from_images(*raws, class_names=classes, settings=settings, source=f"torchvision:{name}")
+
+
+def _halves(build: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the arguments that say training and test, or none where there are none."""
+    if not inspect.isclass(build):
+        return None
+    parameters = inspect.signature(build).parameters
+    if "download" not in parameters:
+        return None
+    if "train" in parameters:
+        return {"train": True}, {"train": False}
+    if "split" in parameters and parameters["split"].default == "train":
+        return {"split": "train"}, {"split": "test"}
+    return None
+
+
+def _labels(dataset: Any, name: str) -> np.ndarray:
+    targets = getattr(dataset, "targets", None)
+    if targets is None or len(targets) != len(dataset):
+        targets = [dataset[i][1] for i in range(len(dataset))]
+    try:
+        labels = np.asarray([int(target) for target in targets], np.int64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"data.source: expected one class for each image, got other targets from torchvision:{name}; "
+            "choose a classification data set"
+        ) from error
+    return labels

@@ -1,0 +1,119 @@
+"""The wide residual networks of the CIFAR-100 distillation benchmark, with the key names of its published checkpoints.
+
+Depth ``6 n + 4``: three stages of ``n`` blocks each at strides 1, 2, 2, whose convolutions come after their activation.
+The activation that follows a stage is therefore the next stage's: the taps, as the benchmark's features, are the sums
+that leave a stage, and their values normalised but not yet activated are the outputs of ``block2.layer.0.bn1``,
+``block3.layer.0.bn1`` and ``bn1``, which are the inputs of the ``relu1``, ``relu1`` and ``relu`` behind them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+
+from torch import Tensor, nn
+
+from tutelage.models.networks.entries import Entry
+from tutelage.models.networks.layers import global_pool, he_normal_
+
+PAPER = "Zagoruyko and Komodakis, Wide Residual Networks, arXiv 1605.07146"
+STEM = 16
+
+
+class WideBlock(nn.Module):
+    """``shortcut + conv(relu(bn(conv(a))))`` with ``a = relu(bn(x))``.
+
+    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` where the number of channels changes; at one number of
+    channels there is none to change the resolution.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        stride: of the first convolution and of the shortcut; 1 where ``inputs`` and ``outputs`` are equal.
+
+    Differs from: the paper's implementation may drop activations between the convolutions; the benchmark never does,
+    so there is no dropout.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.convShortcut: nn.Conv2d | None = None
+        if inputs != outputs:
+            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, inputs, h, w)`` to ``(batch, outputs, h / stride, w / stride)``."""
+        active = self.relu1(self.bn1(x))
+        residual = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        shortcut = x if self.convShortcut is None else self.convShortcut(active)
+        return shortcut + residual
+
+
+class WideResNet(nn.Module):
+    """A wide residual network for small images; the pooling is global, so it takes images of any size.
+
+    First weights: `he_normal_` for convolutions, 0 for the head's bias, and torch's own for the head's weight.
+
+    Args:
+        depth: layers with weights, ``6 n + 4``.
+        widening: the stages have 16, 32 and 64 channels times this.
+        classes: size of the logits.
+        channels: input channels.
+
+    Raises:
+        ValueError: if the depth is not of that form.
+    """
+
+    def __init__(self, depth: int, widening: int, *, classes: int, channels: int) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 4, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"depth: expected 6 n + 4 with n of at least 1, got {depth}; type depth=16")
+        wide = STEM * widening
+        self.conv1 = nn.Conv2d(channels, STEM, 3, padding=1, bias=False)
+        self.block1 = _stage(STEM, wide, blocks=blocks, stride=1)
+        self.block2 = _stage(wide, 2 * wide, blocks=blocks, stride=2)
+        self.block3 = _stage(2 * wide, 4 * wide, blocks=blocks, stride=2)
+        self.bn1 = nn.BatchNorm2d(4 * wide)
+        self.relu = nn.ReLU()
+        self.pool = global_pool()
+        self.fc = nn.Linear(4 * wide, classes)
+        he_normal_(self)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images ``(batch, channels, height, width)`` to logits ``(batch, classes)``."""
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(self.pool(self.relu(self.bn1(x))))
+
+
+def _stage(inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
+    first = WideBlock(inputs, outputs, stride=stride)
+    layer = nn.Sequential(first, *(WideBlock(outputs, outputs, stride=1) for _ in range(blocks - 1)))
+    return nn.Sequential(OrderedDict(layer=layer))
+
+
+def _entry(name: str, depth: int, widening: int, parameters: int) -> Entry:
+    return Entry(
+        name=name,
+        build=partial(WideResNet, depth, widening),
+        parameters=parameters,
+        taps=("conv1", "block1", "block2", "block3", "pool"),
+        preactivations=("conv1", "block2.layer.0.bn1", "block3.layer.0.bn1", "bn1", "pool"),
+        head="fc",
+        paper=PAPER,
+    )
+
+
+ENTRIES = (
+    _entry("wrn_16_1", 16, 1, 180_916),
+    _entry("wrn_16_2", 16, 2, 703_284),
+    _entry("wrn_40_1", 40, 1, 569_780),
+    _entry("wrn_40_2", 40, 2, 2_255_156),
+)

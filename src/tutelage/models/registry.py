@@ -1,0 +1,199 @@
+"""From a name to a classifier: the doors, and what all of them share (seed, local weights, another head)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tutelage import records
+from tutelage.models import heads, io, structure
+from tutelage.models import weights as files
+from tutelage.models.card import Card
+from tutelage.models.classifier import Classifier
+from tutelage.models.sources import cifar, mlp
+from tutelage.models.sources import file as door_file
+from tutelage.models.sources import timm as door_timm
+from tutelage.models.sources import torchvision as door_torchvision
+from tutelage.models.spec import Plan, Wish, unknown
+
+_Door = Callable[[str, Wish], Plan]
+_DOORS: dict[str, _Door] = {door.PREFIX: door.plan for door in (cifar, mlp, door_timm, door_torchvision, door_file)}
+
+
+def create(
+    name: str,
+    *,
+    classes: int | None = None,
+    channels: int = 3,
+    image_size: tuple[int, int] | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    trust_code: bool | frozenset[str] = False,
+) -> Classifier:
+    """Make the classifier that a name stands for.
+
+    A name fixes its weights: ``timm:resnet18.a1_in1k`` those of the tag, ``timm:resnet18`` random ones, a run's folder
+    its student's. Where ``classes`` differ from what the weights were trained for, they are loaded with their own head,
+    which a fresh one then replaces, and the card says ``fresh_head``: that is fine-tuning.
+
+    Args:
+        name: ``cifar:resnet20``, ``mlp:64``, ``timm:arch[.tag]``, ``torchvision:arch[.WEIGHTS]``,
+            ``file:path.py:function``, or the path of a folder with a saved student.
+        classes: size of the logits; none for the model's own.
+        channels: input channels; of a saved student its own.
+        image_size: ``(height, width)`` in pixels; none for the model's own.
+        weights: a local checkpoint, which stands in for the name's own weights: ``.safetensors``, or a file of
+            `torch.save`; nothing in it is executed.
+        seed: fixes random weights, alone; no global generator is read or moved.
+        trust_code: allow ``file:`` names, which run code: all of them, or these.
+
+    Returns:
+        The classifier, on the CPU, in training mode.
+
+    Raises:
+        TypeError: if the name is no string.
+        ValueError: if a name is unknown, or something does not fit it; the message says what to type.
+        FileNotFoundError: if a path is none.
+        ConnectionError: if the weights of a tag cannot be fetched.
+
+    Example:
+        >>> student = create("cifar:resnet8", classes=10)
+        >>> student(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"model: expected a name, got {type(name).__name__}; type adopt(module) for one of your own")
+    wish = Wish(classes, channels, image_size, trust_code, tagged=weights is None)
+    saved = Path(name)
+    prefix, colon, rest = name.partition(":")
+    with _seeded(seed):
+        if colon and prefix in _DOORS:
+            found = _DOORS[prefix](rest, wish)
+        elif name and io.is_saved(saved):
+            found = _rebuilt(saved, wish)
+            weights = saved / records.STUDENT if weights is None else weights
+        elif name and saved.is_dir():
+            raise ValueError(
+                f"model: expected a run's folder with {records.STUDENT} and {records.CARD}, got {name!r}, which lacks "
+                "them; finish the run, or name another folder"
+            )
+        elif "/" in name and not colon:
+            raise FileNotFoundError(
+                f"model: expected a run's folder, got {name!r}, which is not there; train it first, or check the path"
+            )
+        else:
+            raise unknown(name, (one for one, _ in available()))
+        if weights is not None:
+            return _from_file(found, Path(weights), classes)
+        return _from_name(found, classes)
+
+
+def _from_name(found: Plan, classes: int | None) -> Classifier:
+    if found.fetch is None:
+        return _described(found.build(found.card.classes), found.card)
+    network = found.fetch()
+    return _with_head(network, found.card, classes)
+
+
+def _from_file(found: Plan, path: Path, classes: int | None) -> Classifier:
+    name = found.card.name
+    network = found.build(found.card.classes)
+    state = files.unprefixed(files.read(path), network.state_dict())
+    stored = heads.stored(state, network, classes=found.card.classes)
+    card = found.card
+    if classes is not None and stored not in (None, card.classes):
+        card = dataclasses.replace(card, classes=stored, class_names=None)
+        network = found.build(card.classes)
+    files.load(network, state, name=name, path=path)
+    if card.weights is None:
+        card = dataclasses.replace(card, weights=path.name)
+    return _with_head(network, card, classes)
+
+
+def _with_head(network: nn.Module, card: Card, classes: int | None) -> Classifier:
+    if classes is not None and classes != card.classes:
+        heads.replace(network, old=card.classes, new=classes)
+        card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
+    return _described(network, card)
+
+
+def _described(network: nn.Module, card: Card) -> Classifier:
+    """Fill in where features can be read, unless the door knows it."""
+    if card.head is None:
+        card = dataclasses.replace(card, **structure.read(network, classes=card.classes)._asdict())
+    return Classifier(network, card)
+
+
+def _rebuilt(saved: Path, wish: Wish) -> Plan:
+    card = io.read_card(saved)
+    prefix, _, rest = card.name.partition(":")
+    if prefix not in _DOORS:
+        raise ValueError(
+            f"model: expected a student that a name can rebuild in {saved}, got {card.name!r}, a module of the user's "
+            f"own; build the module and type tutelage.models.load(module, read({str(saved / records.STUDENT)!r}))"
+        )
+    size = wish.image_size or card.image_size
+    built = _DOORS[prefix](rest, Wish(card.classes, card.channels, size, wish.trust_code, tagged=False))
+    if not wish.tagged:
+        card = dataclasses.replace(card, weights=None)
+    # Where features are read is a fact of the network, which an older card may not tell.
+    known = {field: getattr(built.card, field) for field in structure.Places._fields}
+    return Plan(dataclasses.replace(card, image_size=size, **known), built.build)
+
+
+def adopt(
+    module: nn.Module,
+    name: str = "user",
+    *,
+    classes: int | None = None,
+    channels: int = 3,
+    image_size: tuple[int, int] | None = None,
+) -> Classifier:
+    """Take in a module of the user's own; there is no normalisation at its door.
+
+    Args:
+        module: returns logits; a `Classifier` is returned as it is.
+        name: what to call it. Such a name rebuilds nothing.
+        classes: size of the logits; none for that of the last linear layer.
+        channels: input channels.
+        image_size: ``(height, width)`` in pixels.
+
+    Raises:
+        TypeError: if it is no module.
+        ValueError: if no classes are given and no linear layer tells them.
+    """
+    if isinstance(module, Classifier):
+        return module
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module or a name, got {type(module).__name__}; give one of those")
+    if classes is None:
+        head = heads.find(module)
+        classes = None if head is None else heads.size(module.get_submodule(head))
+    if classes is None:
+        raise ValueError(f"classes: expected a number for {name}, which has no linear layer, got none; type classes=10")
+    return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
+
+
+def available() -> list[tuple[str, str]]:
+    """Return what can be created: each name, or pattern of names, and a line about it."""
+    return [
+        *cifar.listing(),
+        *mlp.listing(),
+        *door_timm.listing(),
+        *door_torchvision.listing(),
+        *door_file.listing(),
+        ("PATH", "the folder of a run: its student"),
+    ]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would move the generators of accelerators too, which are not forked
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,65 @@
+"""The door ``cifar:name``: networks for small images, as the CIFAR-100 distillation benchmark has them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tutelage.models.card import Card
+from tutelage.models.networks import bottleneck, mobilenet, resnet, shuffle, vgg, wrn
+from tutelage.models.networks.entries import table
+from tutelage.models.spec import Plan, Wish, unknown
+
+PREFIX = "cifar"
+CLASSES = 100
+IMAGE_SIZE = (32, 32)
+MEAN = (0.5071, 0.4867, 0.4408)
+STD = (0.2675, 0.2565, 0.2761)
+NETWORKS = table(
+    resnet.ENTRIES,
+    bottleneck.ENTRIES,
+    wrn.ENTRIES,
+    vgg.ENTRIES,
+    mobilenet.ENTRIES,
+    shuffle.ENTRIES,
+)
+
+
+def plan(rest: str, wish: Wish) -> Plan:
+    """Find a network of the table.
+
+    Args:
+        rest: the name behind the colon.
+        wish: 100 classes, 3 channels and 32x32 pixels where it says nothing. The statistics are those of CIFAR-100 for
+            3 channels, and 0.5 for any other number.
+
+    Raises:
+        ValueError: if there is no such network.
+    """
+    name = f"{PREFIX}:{rest}"
+    if rest not in NETWORKS:
+        raise unknown(name, (f"{PREFIX}:{known}" for known in NETWORKS))
+    entry = NETWORKS[rest]
+    colour = wish.channels == len(MEAN)
+
+    def build(classes: int) -> nn.Module:
+        return entry.build(classes=classes, channels=wish.channels)
+
+    card = Card(
+        name=name,
+        classes=CLASSES if wish.classes is None else wish.classes,
+        channels=wish.channels,
+        image_size=wish.image_size or IMAGE_SIZE,
+        mean=MEAN if colour else (0.5,) * wish.channels,
+        std=STD if colour else (0.5,) * wish.channels,
+        paper=entry.paper,
+        taps=entry.taps,
+        preactivations=entry.preactivations,
+        embedding=entry.taps[-1],
+        head=entry.head,
+    )
+    return Plan(card, build)
+
+
+def listing() -> list[tuple[str, str]]:
+    """Return each name and its size."""
+    return [(f"{PREFIX}:{e.name}", f"{e.parameters:,} parameters at 100 classes") for e in NETWORKS.values()]

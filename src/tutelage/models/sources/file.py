@@ -1,0 +1,134 @@
+"""The door ``file:path.py:function``: a network that the user's own code makes. It runs that code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tutelage.models import heads
+from tutelage.models.card import Card
+from tutelage.models.spec import Plan, Wish
+
+PREFIX = "file"
+
+
+def plan(rest: str, wish: Wish) -> Plan:
+    """Find a function in a file.
+
+    The function is called with those of the keywords ``classes=``, ``channels=`` and ``image_size=`` that it takes, and
+    returns the network. There is no normalisation at its door: inputs reach it as they are, in [0, 1].
+
+    Args:
+        rest: ``path.py:function``; the path as it is, relative to the working folder.
+        wish: without classes, those of the last linear layer that the function makes.
+
+    Raises:
+        ValueError: if the code is not trusted, the name cannot be read, or the file has no such function.
+        FileNotFoundError: if there is no such file.
+        TypeError: if the function returns no module.
+    """
+    name = f"{PREFIX}:{rest}"
+    path, _, function = rest.rpartition(":")
+    if not path or not function.isidentifier():
+        raise ValueError(f"model: expected file:path.py:function, got {name!r}; type file:my_models.py:student")
+    if not (wish.trust_code is True or (wish.trust_code and name in wish.trust_code)):
+        raise ValueError(
+            f"model: expected consent to run the code of {name!r}, got none; read the file, then type --trust-code "
+            "(trust_code=True in Python)"
+        )
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"model: expected a Python file, got {path!r}, which is none; check the path of {name!r}"
+        )
+    build = _Builder(file, function, wish, name)
+    classes = wish.classes
+    if classes is None or not build.takes("classes"):
+        own = _classes(build(classes))
+        if own is None and classes is None:
+            raise ValueError(f"classes: expected a number for {name}, got none; type classes=10")
+        if own is not None and classes not in (None, own):
+            raise ValueError(
+                f"classes: expected {own}, as {name} makes them and takes no classes=, got {classes}; "
+                f"give the function a parameter classes, or type classes={own}"
+            )
+        classes = own if classes is None else classes
+    assert classes is not None
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    card = Card(
+        name=name,
+        classes=classes,
+        channels=wish.channels,
+        image_size=wish.image_size,
+        source=f"{file.name}, sha256 {digest}",
+    )
+    return Plan(card, build)
+
+
+class _Builder:
+    """Calls the function with what it takes."""
+
+    def __init__(self, file: Path, function: str, wish: Wish, name: str) -> None:
+        module = _execute(file)
+        self.function = getattr(module, function, None)
+        self.name = name
+        self.wish = wish
+        if not callable(self.function):
+            found = [
+                one for one, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
+            ]
+            raise ValueError(
+                f"model: expected a function of {file}, got {function!r}; it has {', '.join(found) or 'no function'}"
+            )
+        self.parameters = inspect.signature(self.function).parameters
+
+    def takes(self, keyword: str) -> bool:
+        every = any(one.kind is one.VAR_KEYWORD for one in self.parameters.values())
+        return every or keyword in self.parameters
+
+    def __call__(self, classes: int | None) -> nn.Module:
+        given: dict[str, Any] = {"channels": self.wish.channels, "image_size": self.wish.image_size, "classes": classes}
+        keywords = {k: v for k, v in given.items() if v is not None and self.takes(k)}
+        required = [
+            one.name
+            for one in self.parameters.values()
+            if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        ]
+        lacking = [one for one in required if one not in keywords]
+        if lacking:
+            raise ValueError(
+                f"{lacking[0]}: expected a value, which {self.name} requires, got none; "
+                f"give the parameter a default, or the model {lacking[0]}="
+            )
+        network = self.function(**keywords)  # type: ignore[misc]
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"model: expected {self.name} to return a torch.nn.Module, got {type(network).__name__}")
+        return network
+
+
+def _classes(network: nn.Module) -> int | None:
+    head = heads.find(network)
+    return None if head is None else heads.size(network.get_submodule(head))
+
+
+def _execute(file: Path) -> Any:
+    # Dataclasses and pickling look their module up by name, so it must be registered; the path keeps the name unique.
+    name = f"tutelage_file_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"model: expected a Python file, got {file}; give it the ending .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def listing() -> list[tuple[str, str]]:
+    """Return the pattern of its names."""
+    return [("file:PATH.py:FUNCTION", "a function of your own that returns a module; runs code, so needs --trust-code")]

@@ -1,0 +1,83 @@
+"""The door ``mlp:64`` or ``mlp:256x256``: fully connected networks for tiny images."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from torch import Tensor, nn
+
+from tutelage.models.card import Card
+from tutelage.models.spec import Plan, Wish
+
+PREFIX = "mlp"
+EXAMPLE = "mlp:256x256"
+
+
+class MLP(nn.Module):
+    """Flatten, then linear layers with ReLU between them.
+
+    Args:
+        inputs: values a sample.
+        hidden: widths of the hidden layers.
+        classes: size of the logits.
+    """
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], *, classes: int) -> None:
+        super().__init__()
+        widths = (inputs, *hidden)
+        self.flatten = nn.Flatten(1)
+        self.hidden = nn.Sequential(
+            *(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths, hidden, strict=False))
+        )
+        self.head = nn.Linear(hidden[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, ...)`` to logits ``(batch, classes)``."""
+        return self.head(self.hidden(self.flatten(x)))
+
+
+def plan(rest: str, wish: Wish) -> Plan:
+    """Read the hidden layers' widths.
+
+    Args:
+        rest: widths joined by ``x``.
+        wish: its classes and image size are needed. The statistics are 0.5 for every channel.
+
+    Raises:
+        ValueError: if the widths cannot be read, or the classes or the image size are not given.
+    """
+    name = f"{PREFIX}:{rest}"
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest):
+        raise ValueError(f"model: expected mlp: and the hidden widths joined by x, got {name!r}; type {EXAMPLE}")
+    if wish.classes is None:
+        raise ValueError(f"classes: expected a number for {name}, which has none of its own, got none; type classes=10")
+    if wish.image_size is None:
+        raise ValueError(
+            f"image_size: expected (height, width) for {name}, whose first layer depends on it, got none; "
+            "type image_size=(8, 8)"
+        )
+    hidden = tuple(int(width) for width in rest.split("x"))
+    inputs = wish.channels * math.prod(wish.image_size)
+
+    def build(classes: int) -> nn.Module:
+        return MLP(inputs, hidden, classes=classes)
+
+    card = Card(
+        name=name,
+        classes=wish.classes,
+        channels=wish.channels,
+        image_size=wish.image_size,
+        mean=(0.5,) * wish.channels,
+        std=(0.5,) * wish.channels,
+        taps=tuple(f"hidden.{i}" for i in range(len(hidden))),
+        preactivations=tuple(f"hidden.{i}.0" for i in range(len(hidden))),
+        embedding=f"hidden.{len(hidden) - 1}",
+        head="head",
+    )
+    return Plan(card, build)
+
+
+def listing() -> list[tuple[str, str]]:
+    """Return the pattern of its names."""
+    return [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {EXAMPLE}")]

@@ -1,0 +1,108 @@
+"""The door ``timm:arch`` (random weights) and ``timm:arch.tag`` (the weights of that tag)."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from tutelage.models.card import Card
+from tutelage.models.spec import Plan, Wish, resized, unknown
+
+PREFIX = "timm"
+EXAMPLE = "timm:resnet18.a1_in1k"
+CLASSES = 1000
+
+
+def plan(rest: str, wish: Wish) -> Plan:
+    """Find one of timm's image classifiers.
+
+    Statistics, image size, margin and licence are those of the tag's configuration, or of the architecture's default
+    one. For other numbers of channels than 3, timm folds or repeats the first layer's weights, and each channel gets
+    the mean of the statistics.
+
+    Args:
+        rest: ``arch`` or ``arch.tag``.
+        wish: 1000 classes for random weights where it says nothing.
+
+    Raises:
+        ImportError: if timm is not installed.
+        ValueError: if timm has no such architecture or tag, or the tag's weights have no head and no classes are given.
+    """
+    timm = _timm()
+    name = f"{PREFIX}:{rest}"
+    arch, _, tag = rest.partition(".")
+    if not arch or not timm.is_model(arch):
+        raise unknown(name, (f"{PREFIX}:{known}" for known in timm.list_models()), else_type="timm.list_models()")
+    if tag:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{arch}.*")]
+        if tag not in tags:
+            raise ValueError(
+                f"model: expected a tag of timm:{arch}, got {name!r}; type timm:{arch} for random weights, "
+                + (f"or one of {', '.join(f'timm:{arch}.{known}' for known in tags)}" if tags else "as it has no tag")
+            )
+    config = timm.get_pretrained_cfg(rest)
+    own = config.num_classes if tag else CLASSES
+    if not own and wish.classes is None:
+        raise ValueError(
+            f"classes: expected a number for {name}, whose weights have no head, got none; type classes=10"
+        )
+    mean, std = (
+        (config.mean, config.std) if config else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+    )
+    size = tuple(config.input_size[1:]) if config else None
+    options: dict[str, Any] = {"in_chans": wish.channels}
+    if config and config.fixed_input_size and wish.image_size not in (None, size):
+        options["img_size"] = wish.image_size
+    classes = wish.classes if not tag or not own else own
+    card = Card(
+        name=name,
+        classes=CLASSES if classes is None else classes,
+        channels=wish.channels,
+        image_size=wish.image_size or size,
+        mean=resized(mean, wish.channels),
+        std=resized(std, wish.channels),
+        margin=1 / config.crop_pct if config and config.crop_pct else 1.0,
+        weights=tag if tag and wish.tagged else None,
+        source=_source(config) if tag else None,
+        licence=config.license if tag else None,
+        paper=config.paper_ids if config and isinstance(config.paper_ids, str) else None,
+        fresh_head=bool(tag) and wish.tagged and not own,
+    )
+
+    def build(classes: int) -> nn.Module:
+        return timm.create_model(rest, pretrained=False, num_classes=classes, **options)
+
+    return Plan(card, build, partial(_fetch, rest, card.classes, options) if tag and wish.tagged else None)
+
+
+def _fetch(rest: str, classes: int, options: dict[str, Any]) -> nn.Module:
+    try:
+        return _timm().create_model(rest, pretrained=True, num_classes=classes, **options)
+    except OSError as error:
+        raise ConnectionError(
+            f"model: expected to fetch the weights of {PREFIX}:{rest} from its hub, got {type(error).__name__}; "
+            f"connect, or give a local copy with weights=path; {PREFIX}:{rest.partition('.')[0]} has random weights"
+        ) from error
+
+
+def _source(config: Any) -> str | None:
+    return f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or None
+
+
+def _timm() -> ModuleType:
+    try:
+        import timm
+        import timm.data
+    except ImportError as error:
+        raise ImportError(
+            "model: expected the timm package for a timm: name, got none; type pip install 'tutelage[timm]'"
+        ) from error
+    return timm
+
+
+def listing() -> list[tuple[str, str]]:
+    """Return the patterns of its names."""
+    return [("timm:ARCH[.TAG]", f"timm's classifiers; with a tag its weights, without random ones; such as {EXAMPLE}")]

@@ -1,0 +1,110 @@
+"""The door ``torchvision:arch`` (random weights) and ``torchvision:arch.WEIGHTS`` (the weights of that name)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from tutelage.models.card import Card
+from tutelage.models.spec import Plan, Wish, unknown
+
+PREFIX = "torchvision"
+EXAMPLE = "torchvision:resnet50.IMAGENET1K_V1"
+CLASSES = 1000
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def plan(rest: str, wish: Wish) -> Plan:
+    """Find one of torchvision's image classifiers.
+
+    Statistics, image size and margin are those of the weights' own transforms; for random weights the ImageNet
+    statistics, with the size and margin of the architecture's first weights.
+    Heads that some networks have for training alone (Inception, GoogLeNet) are left out: a classifier returns logits.
+
+    Args:
+        rest: ``arch`` or ``arch.WEIGHTS``, a member of that architecture's weights.
+        wish: 1000 classes for random weights where it says nothing; 3 channels.
+
+    Raises:
+        ValueError: if torchvision has no such architecture or weights, or other channels than 3 are asked for.
+    """
+    from torchvision import models
+
+    name = f"{PREFIX}:{rest}"
+    arch, _, tag = rest.partition(".")
+    known = models.list_models(module=models)
+    if arch not in known:
+        raise unknown(name, (f"{PREFIX}:{one}" for one in known))
+    if wish.channels != 3:
+        raise ValueError(
+            f"channels: expected 3 for {name}, as all of torchvision's networks have, got {wish.channels}; "
+            f"type a timm: or cifar: name, which take any number"
+        )
+    members = models.get_model_weights(arch).__members__
+    if tag and tag not in members:
+        raise ValueError(
+            f"model: expected weights of torchvision:{arch}, got {name!r}; type torchvision:{arch} for random weights, "
+            f"or one of {', '.join(f'torchvision:{arch}.{member}' for member in members)}"
+        )
+    weights = members[tag] if tag else None
+    shown = (weights or next(iter(members.values()))).transforms()
+    size = (shown.crop_size[0], shown.crop_size[-1])
+    names = tuple(weights.meta["categories"]) if weights else None
+    classes = len(names) if names else wish.classes
+    card = Card(
+        name=name,
+        classes=CLASSES if classes is None else classes,
+        image_size=wish.image_size or size,
+        margin=shown.resize_size[0] / size[0],
+        mean=tuple(shown.mean) if weights else MEAN,
+        std=tuple(shown.std) if weights else STD,
+        weights=tag if tag and wish.tagged else None,
+        source=weights.url if weights else None,
+        licence=weights.meta.get("license") if weights else None,
+        class_names=names,
+    )
+
+    def build(classes: int) -> nn.Module:
+        options: dict[str, Any] = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+        network = models.get_model(arch, weights=None, num_classes=classes, **options)
+        # Only a transformer's position embedding fixes the size; it says so by this attribute.
+        if wish.image_size and getattr(network, "image_size", wish.image_size[0]) != wish.image_size[0]:
+            options["image_size"] = wish.image_size[0]
+            network = models.get_model(arch, weights=None, num_classes=classes, **options)
+        return _one_headed(network)
+
+    return Plan(card, build, partial(_fetch, arch, tag) if tag and wish.tagged else None)
+
+
+def _fetch(arch: str, tag: str) -> nn.Module:
+    from torchvision import models
+
+    try:
+        return _one_headed(models.get_model(arch, weights=tag))
+    except OSError as error:
+        raise ConnectionError(
+            f"model: expected to fetch the weights of {PREFIX}:{arch}.{tag} from its site, got {type(error).__name__}; "
+            f"connect, or give a local copy with weights=path; {PREFIX}:{arch} has random weights"
+        ) from error
+
+
+def _one_headed(network: Any) -> nn.Module:
+    if getattr(network, "aux_logits", False):
+        network.aux_logits = False
+        for auxiliary in ("AuxLogits", "aux1", "aux2"):
+            if hasattr(network, auxiliary):
+                setattr(network, auxiliary, None)
+    return network
+
+
+def listing() -> list[tuple[str, str]]:
+    """Return the patterns of its names."""
+    return [
+        (
+            "torchvision:ARCH[.WEIGHTS]",
+            f"torchvision's classifiers; with a weights' name those, without random ones; such as {EXAMPLE}",
+        )
+    ]

@@ -1,0 +1,169 @@
+"""One step's forward pass as a module: a student, the bound objective, and a frozen teacher to call beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tutelage import taps
+from tutelage.objectives import Context, Objective
+from tutelage.taps import Taps
+from tutelage.types import Batch, Loss, Outputs, Progress, Totals
+
+
+class Taught(NamedTuple):
+    """What a lesson returns: the loss, and the student's outputs that it was computed from."""
+
+    loss: Loss
+    outputs: Outputs
+
+
+class Lesson(nn.Module):
+    """A student and an objective bound to it: one trainable module for one optimizer, one DDP, one compile.
+
+    Args:
+        student: any module that turns ``batch.inputs`` into logits ``(batch, classes)``.
+        objective: what it learns from; bound here, so that nothing is shared between two lessons.
+        context: what the objective may know of the run.
+
+    Attributes:
+        called: what is called in the student's place: itself, compiled; none for itself.
+
+    Example:
+        >>> import torch, tutelage
+        >>> from tutelage import Batch, objectives
+        >>> student, teacher = torch.nn.Linear(4, 3), tutelage.FrozenTeacher(torch.nn.Linear(4, 3))
+        >>> lesson = Lesson(student, objectives.wttm(gamma=0.5, beta=1.0))
+        >>> batch = Batch(torch.arange(2), torch.rand(2, 4), torch.tensor([0, 2]))
+        >>> loss, outputs = lesson(batch, teacher(batch))
+        >>> loss.total.backward()
+        >>> sorted(loss.parts)
+        ['ce', 'wttm']
+    """
+
+    def __init__(self, student: nn.Module, objective: Objective, context: Context = Context()) -> None:  # noqa: B008
+        super().__init__()
+        self.student = student
+        self.objective = objective.bind(context)
+        self._taps = Taps(student, objective.needs.student_taps)
+        self.called: Callable[[Tensor], Any] | None = None
+
+    def forward(
+        self,
+        batch: Batch,
+        teacher: Outputs | None = None,
+        progress: Progress = Progress(),  # noqa: B008
+        totals: Totals | None = None,
+    ) -> Taught:
+        """Run the student on a batch and hold it against the teacher's outputs and the labels.
+
+        Args:
+            batch: the samples.
+            teacher: what a teacher says about them; may be none where the objective needs none.
+            progress: where in the run this is, for scheduled weights.
+            totals: what means divide by; by default the counts of this batch.
+
+        Raises:
+            TypeError: the student does not return logits, or the teacher's are not wrapped in `Outputs`.
+            ValueError: the objective needs a teacher and got none.
+        """
+        if teacher is not None and not isinstance(teacher, Outputs):
+            raise TypeError(
+                f"teacher: expected Outputs, got {type(teacher).__name__}; type Outputs(logits), or ask a FrozenTeacher"
+            )
+        answer, features = self._taps(self.called or self.student, batch.inputs)
+        outputs = Outputs(_logits(answer, "student"), features)
+        # The features end here: whoever measures a step reads the logits.
+        return Taught(self.objective(outputs, teacher, batch, progress, totals), Outputs(outputs.logits))
+
+
+class FrozenTeacher(nn.Module):
+    """A network that answers and never changes: no gradient, in evaluation mode whatever ``train()`` is called with.
+
+    Args:
+        network: any module that turns ``batch.inputs`` into logits. Its parameters are frozen in place.
+        names: features that its answers carry (`tutelage.taps`): an objective's ``needs.teacher_taps``.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self._taps = Taps(network, names)
+        self.train()
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Stay in evaluation mode: a teacher whose dropout or batch norm moves is another teacher every step."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Outputs:
+        """Return what the network says about a batch."""
+        answer, features = self._taps(self.network, batch.inputs)
+        return Outputs(_logits(answer, "teacher"), features)
+
+
+def survey(
+    objective: Objective,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    inputs: Tensor,
+    *,
+    samples: int | None = None,
+    classes: int | None = None,
+    labels: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+    class_means: Mapping[str, Tensor] = {},
+) -> Context:
+    """Look at a student and a teacher with one forward pass each, and return the context that an objective binds to.
+
+    A network is called only where the objective reads features of it.
+
+    Args:
+        objective: says which taps.
+        student: the student.
+        teacher: the teacher, or none.
+        inputs: a few samples, as training will give them.
+        samples: as in `Context`, like those that follow.
+        classes: number of classes.
+        labels: of the training samples.
+        teacher_logits: the teacher's word on training samples.
+        class_means: of the teacher's features, by tap.
+
+    Raises:
+        ValueError: a network has no such tap, or changes it in place; the teacher has no head or batch norm where the
+            objective reads one.
+
+    Example:
+        >>> import torch, tutelage
+        >>> from tutelage import objectives
+        >>> student, teacher = tutelage.models.create("cifar:resnet8"), tutelage.models.create("cifar:resnet14")
+        >>> context = survey(objectives.kd(), student, teacher, torch.rand(2, 3, 32, 32), samples=50000, classes=100)
+        >>> context.samples
+        50000
+    """
+    needs = objective.needs
+    if (needs.teacher_taps or needs.teacher_head or needs.teacher_norms) and teacher is None:
+        raise ValueError(f"teacher: expected one for objective {objective.name}, got none; pass the network itself")
+    return Context(
+        samples,
+        classes,
+        labels,
+        taps.survey(student, needs.student_taps, inputs),
+        taps.survey(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
+        teacher_logits,
+        taps.head(teacher) if needs.teacher_head and teacher is not None else None,
+        {name: taps.batch_norm(teacher, name) for name in needs.teacher_norms} if teacher is not None else {},
+        class_means,
+    )
+
+
+def _logits(answer: object, who: str) -> Tensor:
+    if not isinstance(answer, Tensor):
+        raise TypeError(
+            f"{who}: expected a module that returns logits (batch, classes), got one that returns "
+            f"{type(answer).__name__}; wrap it in a module that takes the logits out"
+        )
+    return answer

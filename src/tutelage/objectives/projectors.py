@@ -1,0 +1,106 @@
+"""Projectors: learned maps from a student's features onto the shape of a teacher's, sized by one dry forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import nn
+
+from tutelage.types import Projection
+
+Shape = tuple[int, ...]
+
+
+def linear(student: Shape, teacher: Shape) -> nn.Module:
+    """Return ``nn.Linear`` from one width to another, with a bias, on features ``(batch, width)``."""
+    if len(student) != 1 or len(teacher) != 1:
+        raise ValueError(
+            f"projection: expected features (batch, width) on both sides of a linear map, got {student} and {teacher} "
+            "without the batch; name taps after the pooling, such as card:embedding"
+        )
+    return nn.Linear(student[0], teacher[0])
+
+
+def conv(student: Shape, teacher: Shape) -> nn.Module:
+    """Return a 1x1 convolution with a bias, on maps of equal size."""
+    _maps("conv", student, teacher)
+    if student[1:] != teacher[1:]:
+        raise ValueError(
+            f"projection: expected maps of equal height and width for a conv, got {student} and {teacher} without the "
+            "batch; name taps of equal sizes, or type projection=regressor where the method has that argument"
+        )
+    return nn.Conv2d(student[0], teacher[0], 1)
+
+
+def conv1x1_bn(student: Shape, teacher: Shape) -> nn.Module:
+    """Return a 1x1 convolution without a bias and a batch norm; height and width stay the student's."""
+    _maps("conv1x1_bn", student, teacher)
+    return nn.Sequential(nn.Conv2d(student[0], teacher[0], 1, bias=False), nn.BatchNorm2d(teacher[0]))
+
+
+def connector(student: Shape, teacher: Shape) -> nn.Module:
+    """Return a convolution with a bias and a batch norm on maps, for values before an activation.
+
+    The convolution is that of a `regressor`: 1x1 where the sizes agree.
+    """
+    return nn.Sequential(_reaching("connector", student, teacher), nn.BatchNorm2d(teacher[0]))
+
+
+def regressor(student: Shape, teacher: Shape) -> nn.Module:
+    """Return FitNet's regressor on maps: a convolution with a bias, a batch norm and a ReLU.
+
+    The convolution is 3x3 at stride 2 where the student's map is twice as large, a transposed 4x4 at stride 2 where it
+    is half as large; where it is larger otherwise it has no padding, and a kernel that leaves the teacher's size, which
+    is 1x1 where the sizes agree.
+    """
+    return nn.Sequential(_reaching("regressor", student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
+
+
+def _reaching(kind: str, student: Shape, teacher: Shape) -> nn.Module:
+    """Return a convolution from the one size to the other."""
+    _maps(kind, student, teacher)
+    (channels, *size), (outputs, *target) = student, teacher
+    if size == [2 * side for side in target]:
+        return nn.Conv2d(channels, outputs, 3, stride=2, padding=1)
+    if [2 * side for side in size] == target:
+        return nn.ConvTranspose2d(channels, outputs, 4, stride=2, padding=1)
+    if all(side >= other for side, other in zip(size, target, strict=True)):
+        return nn.Conv2d(channels, outputs, (1 + size[0] - target[0], 1 + size[1] - target[1]))
+    raise ValueError(
+        "projection: expected a student's map half as large as the teacher's, or at least as large, for a "
+        f"{kind}, got {student} and {teacher} without the batch; name taps of closer sizes"
+    )
+
+
+def _maps(kind: str, student: Shape, teacher: Shape) -> None:
+    if len(student) != 3 or len(teacher) != 3:
+        raise ValueError(
+            f"projection: expected maps (batch, channels, height, width) on both sides of a {kind}, got {student} and "
+            f"{teacher} without the batch; name taps of maps, such as card:stage.-1, or another kind of map"
+        )
+
+
+KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(
+    {"linear": linear, "conv": conv, "conv1x1_bn": conv1x1_bn, "connector": connector, "regressor": regressor}
+)
+"""Kinds of maps, by the names that terms ask for."""
+
+
+def name(projection: Projection) -> str:
+    """Return what the mapped feature is called among a student's taps."""
+    where = "" if projection.always else " where they differ"
+    return f"{projection.kind}({projection.student} onto {projection.teacher}{where})"
+
+
+def build(projection: Projection, student: Shape, teacher: Shape) -> nn.Module:
+    """Build a fresh map.
+
+    Raises:
+        ValueError: the kind is unknown, or cannot map these shapes.
+    """
+    if projection.kind not in KINDS:
+        raise ValueError(
+            f"projection: expected a kind among {', '.join(KINDS)}, got {projection.kind!r}; type one of those"
+        )
+    return KINDS[projection.kind](student, teacher)

@@ -1,0 +1,120 @@
+"""A dry run: everything resolved and loaded, one batch through teacher, student and objective, nothing written."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from tutelage import data, models
+from tutelage.runs import autotune, timing
+from tutelage.types import Batch
+from tutelage.training.loop import accelerator_on
+from tutelage.training.evaluate import answer, judge
+from tutelage.modules import FrozenTeacher
+from tutelage.runs.setup import Material, check_batches, check_fit, gather
+from tutelage.config.schema import Recipe
+
+SAMPLE = 512
+"""Test samples that the teacher's accuracy is estimated on."""
+
+
+def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
+    """Resolve a recipe and try one batch of it.
+
+    Returns:
+        What was found, as (what, value) pairs to print.
+
+    Raises:
+        RecipeError: something does not fit, as in the run itself.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
+    material = gather(autotune.standing(recipe), trust_code=trust_code)
+    check_fit(material, [objective for objective, _, _ in recipe.fits()])
+    check_batches(len(material.splits.train), recipe.fits())
+    splits = material.splits
+    recipe, why = autotune.settle(autotune.kept(recipe), material)
+    training = recipe.training(f"{recipe.name}/teacher")
+    found = [
+        ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
+        ("classes", str(splits.classes)),
+        ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
+        ("student", _network(material.student)),
+    ]
+    if material.teacher is not None:
+        found.append(("teacher", _network(material.teacher)))
+        found.append(("teacher accuracy", _accuracy(recipe, material) if training is None else "it is trained first"))
+    found.append(("precision", why.removeprefix("precision ") if why else recipe.precision))
+    total = 0.0
+    for i, (objective, settings, batch_size) in enumerate(recipe.fits()):
+        seconds, parts = timing.step(recipe, material, i)
+        shape = (batch_size, splits.classes)
+        steps = -(-len(splits.train) // batch_size) * settings.epochs
+        total += steps * seconds
+        stage = f"stage {i + 1} " if len(recipe.fits()) > 1 else ""
+        found += [
+            (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in parts.items())),
+            (f"{stage}logits", str(shape)),
+            (f"{stage}steps", f"{steps} of {batch_size} samples, {seconds * 1000:.1f} ms each"),
+        ]
+    if training is not None:
+        seconds, _ = timing.step(training, gather(training, trust_code=trust_code))
+        steps = -(-len(splits.train) // training.batch_size) * training.epochs
+        total += steps * seconds
+        found.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
+    found.append(("estimated time", f"{_duration(total)}, evaluation not counted"))
+    found.append(("memory", _memory()))
+    return found
+
+
+def _accuracy(recipe: Recipe, material: Material) -> str:
+    assert material.teacher is not None
+    test = material.splits.test
+    index = np.linspace(0, len(test) - 1, min(SAMPLE, len(test))).astype(np.int64)
+    device = accelerator_on(recipe.device).device
+    teacher = FrozenTeacher(material.teacher).to(device)
+    sample = _Sample(test, index)
+    answers = answer(
+        teacher.network, sample, device=device, precision=recipe.precision, channels_last=recipe.channels_last
+    )
+    return f"{judge(answers)['accuracy']:.2%} on a sample of {len(answers.labels)} test samples"
+
+
+class _Sample:
+    """Some places of a split, as batches."""
+
+    def __init__(self, split: data.Split, index: np.ndarray) -> None:
+        self.split, self.index, self.samples = split, index, len(index)
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // 64)
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        requests = np.array_split(self.index, len(self))[start:]
+        for index, inputs in self.split.stream(requests):
+            places = torch.from_numpy(index)
+            yield Batch(places, inputs, self.split.labels[places])
+
+
+def _network(network: models.Classifier) -> str:
+    card = network.card
+    count, weights = models.parameters(network), card.weights or "random"
+    return f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _memory() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    text = f"{peak:.0f} MB of the process at its peak"
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        text += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
+    return text

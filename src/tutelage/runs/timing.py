@@ -1,0 +1,105 @@
+"""What a step and an evaluation take on this machine: a few real ones, on copies of the networks."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from tutelage import data
+from tutelage.types import Batch
+from tutelage.training.loop import accelerator_on, fit
+from tutelage.training.evaluate import answer
+from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.runs.setup import Material, context
+from tutelage.models import Classifier
+from tutelage.config.schema import Recipe
+
+TIMED = 3
+"""Steps that an estimate is taken from, after one to warm up."""
+ASKED = 256
+"""Samples of a batch that a network is asked about."""
+
+
+class Timed(NamedTuple):
+    """Steps that were timed.
+
+    Attributes:
+        seconds: of one step.
+        terms: of the objective, means over the steps.
+    """
+
+    seconds: float
+    terms: dict[str, float]
+
+
+def step(recipe: Recipe, material: Material, stage: int = 0, *, limit: float = math.inf) -> Timed:
+    """Take a few real training steps of a stage on copies of student and teacher, and time them.
+
+    Args:
+        recipe: the run's; its teacher is asked live, recorded outputs or not.
+        material: what the run is made of; it stays as it is.
+        stage: of the recipe's.
+        limit: seconds after which no further step is taken; the first to warm up and one more always are.
+    """
+    accelerator = accelerator_on(recipe.device)
+    objective, settings, batch_size = recipe.fits()[stage]
+    teacher_copy = copy.deepcopy(material.teacher)
+    material = material._replace(
+        student=copy.deepcopy(material.student).to(accelerator.device),
+        teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
+    )
+    lesson = Lesson(material.student, objective, context(objective, material))
+    taught = material.teacher if objective.needs.teacher else None
+    teacher = FrozenTeacher(taught, objective.needs.teacher_taps) if taught is not None else None
+    train = material.splits.train
+    few = _Few(data.SplitBatches(train, batch_size=batch_size, data_seed=recipe.data_seed, train=True), TIMED, limit)
+    (record,) = fit(lesson, teacher, few, replace(settings, epochs=1), accelerator=accelerator)
+    return Timed(few.seconds, record["train"]["terms"])
+
+
+def ask(recipe: Recipe, network: Classifier, split: data.Split) -> float:
+    """Return the seconds a sample that a network takes for its answers in evaluation, from one batch of a split."""
+    device = accelerator_on(recipe.device).device
+    few = _Few(data.SplitBatches(split, batch_size=ASKED, train=False), 1, math.inf)
+    asked = copy.deepcopy(network).to(device)
+    if recipe.channels_last:
+        asked.to(memory_format=torch.channels_last)
+    answer(asked, few, device=device, precision=recipe.precision, channels_last=recipe.channels_last)
+    return few.seconds * few.steps / max(few.asked, 1)
+
+
+class _Few:
+    """The first batches of an epoch, timed between the first and the last.
+
+    ``seconds`` is of a step, ``steps`` and ``asked`` count the steps and the samples that it is taken from.
+    """
+
+    def __init__(self, batches: data.SplitBatches, timed: int, limit: float) -> None:
+        self.batches, self.samples, self.seconds = batches, batches.samples, 0.0
+        self.timed, self.limit, self.steps, self.asked = timed, limit, 0, 0
+
+    def __len__(self) -> int:
+        return min(len(self.batches), 1 + self.timed)
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        stream = self.batches.epoch(epoch, start=start, rank=rank, world=world)
+        first = began = time.monotonic()
+        for i in range(len(self)):
+            if i > 1 and time.monotonic() - first > self.limit:
+                break
+            batch = next(stream)
+            yield batch
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i == 0 and len(self) > 1:  # the first step warms up, unless it is the only one
+                began = time.monotonic()
+            else:
+                self.steps += 1
+                self.asked += len(batch.index)
+        self.seconds = (time.monotonic() - began) / max(self.steps, 1)

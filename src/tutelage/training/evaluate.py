@@ -1,0 +1,186 @@
+"""Evaluation: a network's logits over a held-out set, and what follows from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from tutelage import losses, targets
+from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
+from tutelage.types import UNLABELLED, Batches
+
+BINS = 15
+"""Of the reliability diagram and the calibration error: equal widths, as in Guo et al. 2017 (arXiv:1706.04599)."""
+CHANCE = 0.01
+"""Significance level at which a teacher must be better than chance."""
+
+
+NAMED = 16
+"""How many samples of a non-finite step or evaluation are named."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, a gradient or logits were not finite. A step that was not is not applied."""
+
+
+class Answers(NamedTuple):
+    """A network's logits ``(samples, classes)`` in float32 and the labels ``(samples,)``, on the CPU."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+class HeldOut(NamedTuple):
+    """A set that nothing is learned from.
+
+    Attributes:
+        name: ``validation`` or ``test``.
+        batches: the whole set, in order, without augmentation.
+        teacher: what the teacher says about it, asked once; none without a teacher.
+    """
+
+    name: str
+    batches: Batches
+    teacher: Answers | None = None
+
+
+@torch.no_grad()
+def answer(
+    network: nn.Module,
+    batches: Batches,
+    *,
+    device: torch.device,
+    precision: str,
+    channels_last: bool,
+    who: str = "network",
+) -> Answers:
+    """Ask a network about every sample, in evaluation mode; its mode is as before afterwards.
+
+    Raises:
+        NonFiniteError: naming who and the samples: no number of an evaluation would mean anything.
+    """
+    mode = network.training
+    network.eval()
+    logits, labels = [], []
+    try:
+        for batch in batches.epoch(0):
+            inputs = place(batch.inputs, device, channels_last=channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits.append(network(inputs).float().cpu())
+            labels.append(batch.labels.cpu())
+    finally:
+        network.train(mode)
+    answers = Answers(torch.cat(logits), torch.cat(labels))
+    bad = (~torch.isfinite(answers.logits).all(-1)).nonzero()[:, 0].tolist()
+    if bad:
+        named = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
+        raise NonFiniteError(
+            f"{who}: expected finite logits in evaluation, got NaN or infinity for {len(bad)} of {len(answers.logits)} "
+            f"samples: {named}; look at these samples, or lower optimizer.lr if it is the student that diverged"
+        )
+    return answers
+
+
+def place(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
+    """Move a batch's inputs to the device, images in the layout that convolutions are fast in."""
+    if channels_last and inputs.ndim == 4:
+        return inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return inputs.to(device, non_blocking=True)
+
+
+def means(name: str, student: Answers, teacher: Answers | None, *, gamma: float | None) -> EvaluationMeans:
+    """Return a student's means over a set; ``gamma`` is the exponent of the transformed teacher that it matched."""
+    log_q = student.logits.log_softmax(-1)
+    correct, labelled = _correct(student)
+    return {
+        "set": name,
+        "accuracy": correct / labelled if labelled else None,
+        "loss": float(losses.cross_entropy(student.logits, student.labels).sum()) / labelled if labelled else None,
+        "entropy": float(targets.shannon_entropy(log_q).mean()),
+        "kl_to_target": _kl(log_q, teacher, gamma),
+        "agreement": _agreement(student, teacher),
+        "samples": len(student.labels),
+    }
+
+
+def judge(network: Answers, teacher: Answers | None = None, *, gamma: float | None = None) -> Judgement:
+    """Return a network's judgement in detail over a labelled set."""
+    log_q = network.logits.log_softmax(-1)
+    known = network.labels != UNLABELLED
+    confidence, named = log_q.exp().max(-1)
+    right = (named == network.labels)[known]
+    entropy = targets.shannon_entropy(log_q)
+    classes = network.logits.shape[-1]
+    bins = _reliability(confidence[known], right)
+    judgement: Judgement = {
+        "accuracy": float(right.double().mean()),
+        "loss": float(losses.cross_entropy(network.logits, network.labels)[known].mean()),
+        "entropy": float(entropy.mean()),
+        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / max(len(right), 1),
+        "per_class": _per_class(right, network.labels[known], classes),
+        "entropy_histogram": _histogram(entropy, classes),
+        "reliability": bins,
+    }
+    if teacher is not None:
+        judgement["agreement"] = _agreement(network, teacher)
+        judgement["kl_to_teacher"] = _kl(log_q, teacher, 1.0)
+        judgement["kl_to_target"] = _kl(log_q, teacher, gamma)
+    return judgement
+
+
+def better_than_chance(answers: Answers) -> bool | None:
+    """Test whether a network beats guessing, by a one-sided binomial test; none where no sample has a label."""
+    correct, labelled = _correct(answers)
+    if not labelled:
+        return None
+    return bool(binomtest(correct, labelled, 1 / answers.logits.shape[-1], alternative="greater").pvalue < CHANCE)
+
+
+def _correct(answers: Answers) -> tuple[int, int]:
+    known = answers.labels != UNLABELLED
+    return int((answers.logits.argmax(-1) == answers.labels)[known].sum()), int(known.sum())
+
+
+def _agreement(student: Answers, teacher: Answers | None) -> float | None:
+    if teacher is None:
+        return None
+    return float((student.logits.argmax(-1) == teacher.logits.argmax(-1)).double().mean())
+
+
+def _kl(log_q: Tensor, teacher: Answers | None, gamma: float | None) -> float | None:
+    if teacher is None or gamma is None:
+        return None
+    return float(losses.kl_divergence(log_q, (gamma * teacher.logits).log_softmax(-1)).mean())
+
+
+def _per_class(right: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    count = torch.bincount(labels, minlength=classes)
+    hits = torch.bincount(labels[right], minlength=classes)
+    return [float(h / n) if n else None for h, n in zip(hits, count, strict=True)]
+
+
+def _histogram(entropy: Tensor, classes: int) -> Histogram:
+    edges = torch.linspace(0, float(torch.tensor(classes).log()), 31, dtype=torch.float64)
+    counts = torch.histogram(entropy.double().clamp(0, float(edges[-1])), edges).hist
+    return {"edges": edges.tolist(), "counts": [int(c) for c in counts]}
+
+
+def _reliability(confidence: Tensor, right: Tensor) -> list[Bin]:
+    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    bins: list[Bin] = []
+    for k in range(BINS):
+        here = place == k
+        n = int(here.sum())
+        bins.append(
+            {
+                "low": k / BINS,
+                "high": (k + 1) / BINS,
+                "count": n,
+                "confidence": float(confidence[here].double().mean()) if n else 0.0,
+                "accuracy": float(right[here].double().mean()) if n else 0.0,
+            }
+        )
+    return bins

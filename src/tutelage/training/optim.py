@@ -1,0 +1,85 @@
+"""Optimizers and learning rates.
+
+A rate is a pure function of where in the run a step is; there is no schedule object to restore.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from tutelage.settings.fit import SGD, Constant, MultiStep, Optimizer, Schedule, Step
+
+
+def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """Build the optimizer of a module's trainable parameters."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("student: expected trainable parameters, got none; unfreeze it with requires_grad_(True)")
+    # On CUDA the fused form can skip a non-finite step without the host being asked.
+    fused = device.type == "cuda"
+    if isinstance(settings, SGD):
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+            fused=fused,
+        )
+        if fused and settings.momentum:
+            # The fused form makes its buffers in the first step, and leaves them uninitialised where it skips that one.
+            for parameter in parameters:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+    exempt = _exempt(module)
+    groups = [
+        {"params": [p for p in parameters if id(p) not in exempt], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=fused,
+    )
+
+
+def _exempt(module: nn.Module) -> set[int]:
+    """Return the ids of parameters that are not to decay: of one dimension, or listed by their network as such."""
+    exempt = {id(p) for p in module.parameters() if p.ndim <= 1}
+    for part in module.modules():
+        listed = getattr(part, "no_weight_decay", None)
+        if callable(listed):
+            names = set(listed())
+            exempt |= {id(p) for name, p in part.named_parameters() if name in names}
+    return exempt
+
+
+def learning_rate(schedule: Schedule, peak: float, *, epoch: int, begin: float, end: float, epochs: int) -> float:
+    """Return the rate of one step.
+
+    Args:
+        schedule: its shape.
+        peak: the optimizer's ``lr``.
+        epoch: epochs done before this one.
+        begin: fraction of the epoch done before the step, in [0, 1): a decay follows it, so that its first rate is
+            the peak.
+        end: fraction of the epoch done after the step, in (0, 1]: a warm-up follows it, so that its first rate is
+            not 0.
+        epochs: of the whole run.
+    """
+    if epoch + end < schedule.warmup:
+        return peak * (epoch + end) / schedule.warmup
+    match schedule:
+        case Constant():
+            return peak
+        case Step():
+            return peak * schedule.factor ** (epoch // schedule.every)
+        case MultiStep():
+            return peak * schedule.factor ** sum(epoch >= milestone for milestone in schedule.milestones)
+    done = max(0.0, epoch + begin - schedule.warmup) / max(epochs - schedule.warmup, 1e-12)
+    return peak * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2)

@@ -1,0 +1,175 @@
+"""What the rooms say to each other: named tuples and protocols, no logic.
+
+The tuples are named tuples because accelerate and DDP walk those; a dataclass of tensors would pass through untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNLABELLED = -100
+"""The class index of a sample without a label; such a sample takes part in no supervised term."""
+
+
+class Batch(NamedTuple):
+    """One batch of samples, on one device.
+
+    Attributes:
+        index: ``(batch,)`` int64, each sample's place in its data set.
+        inputs: ``(batch, ...)``; images are ``(batch, channels, height, width)`` with values in [0, 1].
+        labels: ``(batch,)`` int64 class indices, -100 where unlabelled; or soft labels, float ``(batch, classes)``.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on a batch
+    inputs: Tensor
+    labels: Tensor
+
+
+class Outputs(NamedTuple):
+    """What a network says about a batch.
+
+    Attributes:
+        logits: ``(batch, classes)``.
+        taps: features by tap, for objectives that match them.
+    """
+
+    logits: Tensor
+    taps: Mapping[str, Tensor] = {}
+
+
+class Progress(NamedTuple):
+    """Where in a run a step is: what a scheduled weight or learning rate is a function of.
+
+    Attributes:
+        epoch: epochs done before this one, so 0 in the first.
+        step: optimizer steps done in the whole run.
+        fraction: of the run's steps done, in [0, 1).
+    """
+
+    epoch: int = 0
+    step: int = 0
+    fraction: float = 0.0
+
+
+class Totals(NamedTuple):
+    """What means divide by: counts over all micro-batches and processes of one optimizer step.
+
+    They are already divided by the number of processes, because gradients are averaged over processes afterwards.
+    """
+
+    samples: Tensor
+    labelled: Tensor
+
+
+class Loss(NamedTuple):
+    """A loss and where it came from.
+
+    Attributes:
+        total: ``()``, the weighted sum of the terms: what is differentiated.
+        parts: each term's own mean, not weighted, detached, by its name.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Projection(NamedTuple):
+    """A student's feature on its way through a learned map onto the shape of a teacher's.
+
+    Terms of one preset call that name the same taps and kind share the map.
+
+    Attributes:
+        student: the student's tap.
+        teacher: the teacher's tap.
+        kind: of map, among `tutelage.objectives.projectors.KINDS`.
+        always: map even where the shapes agree.
+    """
+
+    student: str
+    teacher: str
+    kind: str
+    always: bool = True
+
+
+class Needs(NamedTuple):
+    """What a term reads, so that a run fails before training instead of in its first epoch.
+
+    Attributes:
+        teacher: it reads the teacher's outputs.
+        labels: ``"none"``, ``"index"`` (class indices only) or ``"any"`` (class indices or soft labels).
+        coupled: it couples the samples of a batch: its value depends on how a batch is split.
+        student_taps: features of the student that it reads.
+        teacher_taps: features of the teacher that it reads.
+        projections: student's features that it reads through a learned map.
+        teacher_statistics: its binding reads the teacher's logits on training samples.
+        places: it reads the samples' places in the training set.
+        teacher_head: its binding reads the weights of the teacher's last layer.
+        teacher_norms: its binding reads the weights of the teacher's batch norm at these taps.
+        class_means: its binding reads each class's mean of these features of the teacher, over the training samples.
+        least: samples of a batch that it can be computed of.
+    """
+
+    teacher: bool
+    labels: Literal["none", "index", "any"]
+    coupled: bool = False
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    projections: tuple[Projection, ...] = ()
+    teacher_statistics: bool = False
+    places: bool = False
+    teacher_head: bool = False
+    teacher_norms: tuple[str, ...] = ()
+    class_means: tuple[str, ...] = ()
+    least: int = 1
+
+
+class Term(Protocol):
+    """One bound term of an objective: a module that keeps whatever it needs for one run.
+
+    It returns ``(batch,)`` values, zero where a sample takes no part, or ``()`` where it couples the batch.
+    """
+
+    needs: Needs
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        """Compute the term's values."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """What a bound term may be besides: one that guards buffers of its own, such as a bank of embeddings.
+
+    It changes none of its buffers while it is called. What it learned of a step it takes over when it is told whether
+    the step was applied. So no one keeps a copy of its buffers to undo a step by, and several processes do not send
+    them to each other: it sees to it that they are equal.
+    """
+
+    def settle(self, applied: Tensor) -> None:
+        """Take over what the last step has shown if ``applied``, ``()`` bool on the step's device; else forget it."""
+
+
+class Teacher(Protocol):
+    """Whoever answers for a batch: a frozen network, or a store of recorded outputs."""
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return what the teacher says about the batch; no gradient flows into it."""
+
+
+class Batches(Protocol):
+    """A seeded, replayable stream: the same (epoch, step) is the same batch, however one came there.
+
+    Attributes:
+        samples: how many samples an epoch has.
+    """
+
+    samples: int
+
+    def __len__(self) -> int:
+        """Return the number of steps in an epoch."""
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Yield the batches of one epoch from step ``start`` on; with several processes, this one's share of each."""

@@ -1,0 +1,383 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from tests._helpers import SHARED
+
+from tutelage.data import DataSettings, RandAugment, SplitBatches, file_hashes, open_data
+from tutelage.data.datasets import ViewAt
+from tutelage.data.transforms import boxes
+
+# Python 3.12 warns of forks beside threads, of which numerical libraries keep some; torch of more workers than cores.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
+
+
+def image(number, size=(24, 24)):
+    grey = Image.fromarray((load_digits().images[number] * 15).astype(np.uint8)).resize(size)
+    return Image.merge("RGB", [grey, grey.rotate(90).resize(size), grey.rotate(180)])
+
+
+def fill(folder, per_class=5, size=None, kind="png"):
+    for c, name in enumerate(("ant", "bee", "cat")):
+        (folder / name).mkdir(parents=True)
+        for i in range(per_class):
+            shape = size or (20 + 3 * i, 30 - 2 * c)
+            image(c * per_class + i, shape).save(folder / name / f"{i}.{kind}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path):
+    fill(tmp_path / "pets" / "train")
+    fill(tmp_path / "pets" / "test", per_class=2)
+    return tmp_path / "pets"
+
+
+def settings(root, **others):
+    return DataSettings(source=f"imagefolder:{root}", **others)
+
+
+def test_train_and_test(root):
+    splits = open_data(settings(root, size=16))
+    assert splits.sizes() == {"train": 15, "test": 6, "labelled": 15, "corrupt": 0}
+    assert splits.class_names == ("ant", "bee", "cat")
+    assert splits.train.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert (splits.channels, splits.image_size, splits.source) == (3, (16, 16), "imagefolder:pets")
+    assert splits.notes == ()
+
+
+def test_mixed_sizes_become_224_and_one_size_stays(tmp_path, root):
+    assert open_data(settings(root)).image_size == (224, 224)
+    assert open_data(settings(fill(tmp_path / "even", size=(12, 10)))).image_size == (10, 12)
+    image(0, (12, 11)).save(tmp_path / "even" / "cat" / "9.png")
+    assert open_data(settings(tmp_path / "even", size=None)).image_size == (224, 224)
+
+
+def test_a_size_resizes_images_of_one_size_as_a_whole(tmp_path):
+    (tmp_path / "ant").mkdir()
+    for i in range(5):
+        image(i, (20, 20)).save(tmp_path / "ant" / f"{i}.png")
+    splits = open_data(settings(tmp_path, size=10))
+    expected = [np.asarray(image(i, (20, 20)).resize((10, 10), Image.Resampling.BILINEAR)).tobytes() for i in range(5)]
+    assert {p.tobytes() for s in (splits.train, splits.test) for p in s.pixels.numpy()} == set(expected)
+
+
+def test_one_size_is_kept_bit_for_bit(tmp_path):
+    folder = fill(tmp_path / "even", size=(12, 10))
+    splits = open_data(settings(folder))
+    expected = sorted(np.asarray(Image.open(path)).tobytes() for path in folder.rglob("*.png"))
+    found = torch.cat([part.fetch(np.arange(len(part))) for part in (splits.train, splits.test)])
+    assert sorted((i.permute(1, 2, 0) * 255).round().byte().numpy().tobytes() for i in found) == expected
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            image(i).convert("L").save(tmp_path / name / f"{i}.png")
+    assert open_data(settings(tmp_path)).channels == 1
+    image(1, (8, 8)).save(tmp_path / "bee" / "4.png")
+    (tmp_path / "ant" / "4.png").unlink()
+    assert open_data(settings(tmp_path)).channels == 3
+
+
+def test_without_a_test_folder_a_fifth_is_held_out(tmp_path):
+    folder = fill(tmp_path / "alone", per_class=10)
+    splits = open_data(settings(folder, size=8))
+    assert splits.sizes()["train"] == 24
+    assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert "6 of its 30 images were held out (split_seed 0)" in splits.notes[0]
+    assert open_data(settings(folder, size=8, split_seed=1)).fingerprint != splits.fingerprint
+
+
+def test_one_image_a_class_cannot_be_held_out_but_may_be_judged_on(tmp_path):
+    folder = fill(tmp_path / "alone", per_class=1)
+    with pytest.raises(
+        ValueError, match=r"got none to learn from of ant \(1 such\); .* type data.test=train"
+    ) as caught:
+        open_data(settings(folder, size=8))
+    assert "\n" not in str(caught.value)
+    for limit in (2048, 0):
+        given = {"size": 8, "test": "train", "crop_padding": 2, "flip": True, "memory_limit_mb": limit}
+        splits = open_data(settings(folder, **given))
+        assert splits.sizes() == {"train": 3, "test": 3, "labelled": 3, "corrupt": 0}
+        assert splits.test.labels.tolist() == splits.train.labels.tolist() == [0, 1, 2]
+        assert "the test set is the 3 training images, not augmented" in splits.notes[0]
+        index, view = np.arange(3), ViewAt(0, 0)
+        assert torch.equal(splits.test.fetch(index, view=view), splits.train.fetch(index))
+        assert not torch.equal(splits.train.fetch(index, view=view), splits.train.fetch(index))
+    some = open_data(settings(folder, size=8, test="train", labelled=0))
+    assert (some.sizes()["labelled"], some.test.labels.tolist()) == (0, [0, 1, 2])
+
+
+def test_training_images_that_are_the_test_set_are_kept_and_counted_once(tmp_path):
+    folder = fill(tmp_path / "alone", per_class=2)
+    (folder / "cat" / "0.png").write_text("not an image")
+    for limit in (2048, 0):
+        splits = open_data(settings(folder, size=8, test="train", on_corrupt="skip", memory_limit_mb=limit))
+        for split in (splits.train, splits.test):
+            assert sum(len(b.index) for b in SplitBatches(split, batch_size=9, train=False).epoch(0)) == 5
+        assert splits.sizes()["corrupt"] == 1
+    memory = open_data(settings(folder, size=8, test="train", on_corrupt="skip"))
+    assert memory.train.pixels is memory.test.pixels
+
+
+@pytest.mark.parametrize("source", ["digits", "torchvision:MNIST", None])
+def test_a_test_set_that_is_there_is_not_passed_over(root, source):
+    with pytest.raises(ValueError, match=r"data.test: expected 'held_out' for .*, which has a test set, got 'train'"):
+        open_data(DataSettings(source=source or f"imagefolder:{root}", test="train"))
+
+
+def test_bicubic_views(root):
+    one, other = (open_data(settings(root, size=14, interpolation=name)) for name in ("bilinear", "bicubic"))
+    assert (one.interpolation, other.interpolation) == ("bilinear", "bicubic")
+    original = Image.open(root / "test" / "ant" / "0.png")
+    expected = np.asarray(original.resize((16, 24), Image.Resampling.BICUBIC).crop((1, 5, 15, 19)))
+    assert np.array_equal((other.test.fetch(np.array([0]))[0].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+    assert not torch.equal(one.test.fetch(np.arange(6)), other.test.fetch(np.arange(6)))
+    splits = open_data(settings(root, size=14, interpolation="bicubic", random_resized_crop=True))
+    assert torch.equal(splits.test.fetch(np.arange(6)), other.test.fetch(np.arange(6)))
+    path, view = sorted((root / "train").rglob("*.png"))[7], ViewAt(2, 3)
+    original = Image.open(path)
+    box = boxes(np.array([7]), np.array([original.size]), view=view)[0]
+    expected = np.asarray(original.resize((14, 14), Image.Resampling.BICUBIC, box=box))
+    found = splits.train.fetch(np.array([7]), view=view)[0]
+    assert np.array_equal((found.permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+
+
+@pytest.mark.parametrize("limit", [2048, 0])
+def test_the_share_of_the_evaluation_view(tmp_path, root, limit):
+    splits = open_data(settings(root, size=14, test_crop=0.5, memory_limit_mb=limit))
+    assert splits.margin == 2
+    original = Image.open(root / "test" / "ant" / "0.png")
+    expected = np.asarray(original.resize((28, 42), Image.Resampling.BILINEAR).crop((7, 14, 21, 28)))
+    found = splits.test.fetch(np.array([0]))[0].permute(1, 2, 0)
+    assert np.array_equal((found * 255).round().byte().numpy(), expected)
+    assert open_data(settings(root, size=14, memory_limit_mb=limit)).margin == 256 / 224
+    even = fill(tmp_path / "even", size=(12, 10))
+    assert open_data(settings(even, size=8, memory_limit_mb=limit)).margin == 1
+    assert open_data(settings(even, size=8, test_crop=0.875, memory_limit_mb=limit)).margin == 1 / 0.875
+
+
+SAMPLE = SHARED / "data" / "imagenet_sample"
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of ImageNet is not beside the repository")
+def test_photographs_one_a_class():
+    with pytest.raises(ValueError, match=r"type data.test=train"):
+        open_data(settings(SAMPLE))
+    given = {"test": "train", "random_resized_crop": True, "interpolation": "bicubic", "mixup": 0.8, "cutmix": 1.0}
+    splits = open_data(settings(SAMPLE, **given, random_erasing=0.25, randaugment=RandAugment()))
+    assert splits.sizes() == {"train": 1000, "test": 1000, "labelled": 1000, "corrupt": 0}
+    batch = next(SplitBatches(splits.train, batch_size=8, train=True).epoch(0))
+    assert (batch.inputs.shape, batch.labels.shape) == ((8, 3, 224, 224), (8, 1000))
+    assert next(SplitBatches(splits.test, batch_size=8, train=False).epoch(0)).labels.tolist() == list(range(8))
+
+
+def test_val_is_used_for_test_and_said(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "val", per_class=1)
+    splits = open_data(settings(tmp_path, size=8))
+    assert len(splits.test) == 3
+    assert "val is used for test" in splits.notes[0]
+
+
+def test_memory_and_stream_agree(root):
+    memory = open_data(settings(root, size=16, crop_padding=2, flip=True))
+    stream = open_data(settings(root, size=16, crop_padding=2, flip=True, memory_limit_mb=0))
+    assert type(memory.train) is not type(stream.train)
+    index = np.arange(15)
+    for view in (None, ViewAt(1, 2)):
+        assert torch.equal(memory.train.fetch(index, view=view), stream.train.fetch(index, view=view))
+
+
+def test_evaluation_view_is_the_centre(root):
+    splits = open_data(settings(root, size=14, memory_limit_mb=0))
+    original = Image.open(root / "test" / "ant" / "0.png")
+    assert original.size == (20, 30)
+    expected = np.asarray(original.resize((16, 24), Image.Resampling.BILINEAR).crop((1, 5, 15, 19)))
+    found = splits.test.fetch(np.array([0]))[0].permute(1, 2, 0)
+    assert np.array_equal((found * 255).round().byte().numpy(), expected)
+
+
+def test_random_boxes_equal_a_plain_computation(root):
+    splits = open_data(settings(root, size=14, random_resized_crop=True))
+    view = ViewAt(2, 3)
+    found = splits.train.fetch(np.arange(15), view=view)
+    for place, path in enumerate(sorted((root / "train").rglob("*.png"))):
+        original = Image.open(path)
+        box = boxes(np.array([place]), np.array([original.size]), view=view)[0]
+        expected = np.asarray(original.resize((14, 14), Image.Resampling.BILINEAR, box=box))
+        assert np.array_equal((found[place].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+    assert not torch.equal(found, splits.train.fetch(np.arange(15), view=ViewAt(2, 4)))
+    assert not torch.equal(found, splits.train.fetch(np.arange(15)))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_workers_do_not_change_anything(root, workers):
+    def batches(count):
+        splits = open_data(settings(root, size=14, random_resized_crop=True, flip=True, workers=count))
+        return SplitBatches(splits.train, batch_size=4, train=True)
+
+    before = torch.get_rng_state()
+    expected, found = list(batches(0).epoch(1))[1:], list(batches(workers).epoch(1, start=1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(expected) == len(found) == 3
+    assert all(
+        torch.equal(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x[:3], y[:3], strict=True)
+    )
+    shares = [list(batches(workers).epoch(1, start=1, rank=rank, world=2)) for rank in range(2)]
+    assert torch.equal(shares[1][0].inputs, expected[0].inputs[1::2])
+
+
+def spoil(root):
+    path = root / "train" / "bee" / "1.png"
+    path.write_bytes(path.read_bytes()[:200])
+    (root / "train" / "cat" / "0.png").write_text("not an image")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_stops_with_its_name(root, workers):
+    spoil(root)
+    splits = open_data(settings(root, size=14, memory_limit_mb=0, workers=workers))
+    with pytest.raises(ValueError, match=r"got train/bee/1.png .*; .*type data.on_corrupt=skip") as caught:
+        list(SplitBatches(splits.train, batch_size=4, train=False).epoch(0))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"train/bee/1.png"):
+        open_data(settings(root, size=14))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_skipped_and_counted(root, workers):
+    spoil(root)
+    splits = open_data(settings(root, size=14, memory_limit_mb=0, workers=workers, on_corrupt="skip"))
+    batches = SplitBatches(splits.train, batch_size=4, train=True)
+    for epoch in range(2):
+        seen = list(batches.epoch(epoch))
+        assert sorted(torch.cat([b.index for b in seen]).tolist()) == sorted(set(range(15)) - {6, 10})
+        assert all(len(b.index) == len(b.inputs) == len(b.labels) for b in seen)
+    assert sorted(batches.corrupt) == ["train/bee/1.png", "train/cat/0.png"]
+    assert splits.sizes()["corrupt"] == 2
+    with pytest.raises(ValueError, match="bee/1"):
+        splits.train.fetch(np.array([6]))
+
+
+def test_a_corrupt_image_is_left_out_of_memory(root):
+    spoil(root)
+    splits = open_data(settings(root, size=14, on_corrupt="skip"))
+    assert splits.sizes() == {"train": 13, "test": 6, "labelled": 13, "corrupt": 2}
+    assert splits.train.labels.tolist() == [0] * 5 + [1] * 4 + [2] * 4
+
+
+def test_a_batch_without_a_readable_image_is_an_error(root):
+    spoil(root)
+    splits = open_data(settings(root, size=14, memory_limit_mb=0, on_corrupt="skip"))
+    with pytest.raises(ValueError, match=r"1 unreadable and no other: train/bee/1.png .*; raise batch_size") as caught:
+        list(SplitBatches(splits.train, batch_size=1, train=False).epoch(0))
+    assert "on_corrupt" not in str(caught.value)
+    for i in range(5):
+        for name in ("ant", "bee"):
+            (root / "train" / name / f"{i}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"ant/0.png, .*ant/4.png and 4 more \("):
+        list(SplitBatches(splits.train, batch_size=9, train=False).epoch(0))
+
+
+def test_sixteen_bit_images_are_not_clipped_in_silence(root):
+    Image.fromarray(np.full((20, 20), 4000, np.uint16)).save(root / "train" / "ant" / "0.png")
+    with pytest.raises(ValueError, match=r"train/ant/0.png .*expected 8-bit pixels"):
+        open_data(settings(root, size=14))
+
+
+def test_palette_with_transparency(root):
+    image(0).quantize(8).save(root / "train" / "ant" / "0.png", transparency=0)
+    assert open_data(settings(root, size=14)).sizes()["corrupt"] == 0
+
+
+def test_fingerprint_follows_the_content(root):
+    for limit in (2048, 0):
+        before = open_data(settings(root, size=14, memory_limit_mb=limit)).fingerprint
+        assert before == open_data(settings(root, size=14, memory_limit_mb=limit)).fingerprint
+        image(50, (90, 80)).save(root / "train" / "ant" / f"more{limit}.png")
+        assert before != open_data(settings(root, size=14, memory_limit_mb=limit)).fingerprint
+
+
+def test_fingerprint_of_streamed_images_follows_their_bytes(root):
+    path = root / "train" / "ant" / "0.png"
+    before = open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[-20] ^= 1
+    path.write_bytes(content)
+    assert path.stat().st_size == times.st_size
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
+    assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint != before
+
+
+def test_only_files_that_were_touched_are_read_again(root, monkeypatch):
+    def fingerprint():
+        return open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
+
+    def reading(path):
+        read.append(path.name)
+        return hashed(path)
+
+    hashed, read = file_hashes._hash, []
+    monkeypatch.setattr(file_hashes, "_hash", reading)
+    first = fingerprint()
+    assert len(read) == 21
+    assert (fingerprint(), len(read)) == (first, 21)
+    os.utime(root / "train" / "cat" / "3.png", (5, 5))
+    assert (fingerprint(), read[21:]) == (first, ["3.png"])
+
+
+def test_kept_digests_that_are_damaged_are_ignored(root, caches):
+    first = open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
+    (place,) = (caches / "digests").iterdir()
+    whole = place.read_bytes()
+    for damage in (b"", b"junk", whole[: len(whole) // 2], whole[:200] + b"~~~~" + whole[204:]):
+        place.write_bytes(damage)
+        assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint == first
+        assert len(file_hashes._load(place)) == 21
+
+
+def test_digests_that_cannot_be_kept_are_not_fatal(root, tmp_path, monkeypatch):
+    first = open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / "file"))
+    assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint == first
+
+
+def test_faults_of_folders(tmp_path, root):
+    with pytest.raises(FileNotFoundError, match=r"data.source: expected a folder"):
+        open_data(settings(tmp_path / "absent"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="without class folders"):
+        open_data(settings(tmp_path / "empty"))
+    (tmp_path / "empty" / "ant").mkdir()
+    with pytest.raises(ValueError, match="got none in imagefolder"):
+        open_data(settings(tmp_path / "empty"))
+    (root / "train" / "dog").mkdir()
+    with pytest.raises(ValueError, match="got none in dog"):
+        open_data(settings(root))
+    (root / "train" / "dog").rename(root / "test" / "dog")
+    with pytest.raises(ValueError, match="the classes of train, got dog"):
+        open_data(settings(root))
+
+
+def test_nothing_readable(tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="not one of them can be opened"):
+        open_data(settings(tmp_path, on_corrupt="skip"))

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tutelage.data.datasets import ViewAt
+from tutelage.data.transforms import augment, boxes, crops, flips, to_float
+
+VIEW = ViewAt(seed=3, epoch=5)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augment_equals_one_sample_at_a_time(padding, flip, channels):
+    pixels = np.arange(24 * 7 * 9 * channels, dtype=np.int64).reshape(24, 7, 9, channels) % 255 + 1
+    images = torch.from_numpy(pixels.astype(np.uint8))
+    index = np.arange(100, 124)
+    varied = augment(images, index, view=VIEW, padding=padding, flip=flip)
+    assert varied.shape == images.shape
+    for row, place in enumerate(index):
+        top, left = (int(v[0]) for v in crops(np.array([place]), view=VIEW, padding=padding))
+        bordered = np.zeros((7 + 2 * padding, 9 + 2 * padding, channels), np.uint8)
+        bordered[padding : padding + 7, padding : padding + 9] = images[row].numpy()
+        expected = bordered[top : top + 7, left : left + 9]
+        if flip and flips(np.array([place]), view=VIEW)[0]:
+            expected = expected[:, ::-1]
+        assert np.array_equal(varied[row].numpy(), expected)
+
+
+def test_offsets_and_flips_cover_their_range_evenly():
+    index = np.arange(40_000)
+    top, left = crops(index, view=VIEW, padding=4)
+    assert stats.chisquare(np.bincount(top * 9 + left, minlength=81)).pvalue > 1e-4
+    assert top.max() == left.max() == 8
+    assert stats.chisquare(np.bincount(flips(index, view=VIEW).astype(int))).pvalue > 1e-4
+
+
+def test_views_differ_by_epoch_and_seed():
+    images = torch.randint(0, 256, (64, 8, 8, 1), dtype=torch.uint8)
+    index = np.arange(64)
+    views = [
+        augment(images, index, view=view, padding=2, flip=True) for view in (VIEW, ViewAt(3, 6), ViewAt(4, 5), VIEW)
+    ]
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+    assert torch.equal(views[0], views[3])
+
+
+def test_boxes_lie_inside_and_have_the_stated_areas_and_ratios():
+    index = np.arange(3000)
+    sizes = np.tile([[400, 300]], (3000, 1))
+    found = np.array(boxes(index, sizes, view=VIEW))
+    left, top, right, bottom = found.T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= 400).all()
+    assert (bottom <= 300).all()
+    width, height = right - left, bottom - top
+    area, ratio = width * height / 120_000, width / height
+    assert area.min() > 0.078
+    assert area.max() > 0.9
+    assert 0.74 < ratio.min() < 0.78
+    assert 1.28 < ratio.max() < 1.36
+    assert boxes(index[7:8], sizes[7:8], view=VIEW) == [tuple(found[7])]
+
+
+def test_boxes_of_extreme_images_fall_back_to_the_centre():
+    assert boxes(np.array([0]), np.array([[1000, 10]]), view=VIEW) == [(493, 0, 506, 10)]
+    assert boxes(np.array([0]), np.array([[1, 1]]), view=VIEW) == [(0, 0, 1, 1)]
+
+
+def test_to_float_scales_and_moves_channels_first():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    values = to_float(images, divisor=255.0)
+    assert values.shape == (1, 3, 1, 1)
+    assert values.dtype == torch.float32
+    assert values.flatten().tolist() == [0.0, pytest.approx(0.2), 1.0]

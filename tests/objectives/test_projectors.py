@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import nn
+
+from tutelage.objectives.projectors import build, name
+from tutelage.types import Projection
+
+
+def test_a_linear_map_has_the_widths_of_both_sides():
+    made = build(Projection("a", "b", "linear"), (3,), (5,))
+    assert made(torch.randn(2, 3)).shape == (2, 5)
+    assert {key: tuple(value.shape) for key, value in made.state_dict().items()} == {"weight": (5, 3), "bias": (5,)}
+
+
+def test_two_builds_share_nothing():
+    one, two = (build(Projection("a", "b", "linear"), (3,), (5,)) for _ in range(2))
+    assert one.weight.data_ptr() != two.weight.data_ptr()
+
+
+def test_faults():
+    with pytest.raises(ValueError, match=r"projection: expected features \(batch, width\) .*card:embedding"):
+        build(Projection("a", "b", "linear"), (3, 8, 8), (5,))
+    with pytest.raises(ValueError, match=r"expected a kind among linear, .*, got 'convolution'"):
+        build(Projection("a", "b", "convolution"), (3,), (5,))
+
+
+def test_names_tell_maps_apart():
+    names = [
+        name(Projection("a", "b", "linear")),
+        name(Projection("a", "b", "linear", always=False)),
+        name(Projection("a", "c", "linear")),
+    ]
+    assert len(set(names)) == 3
+
+
+def kinds(module):
+    return [type(layer).__name__ for layer in module] if isinstance(module, nn.Sequential) else [type(module).__name__]
+
+
+@pytest.mark.parametrize(
+    ("kind", "student", "layers"),
+    [
+        ("conv", (3, 8, 6), ["Conv2d"]),
+        ("connector", (3, 8, 6), ["Conv2d", "BatchNorm2d"]),
+        ("regressor", (3, 8, 6), ["Conv2d", "BatchNorm2d", "ReLU"]),
+        ("connector", (3, 16, 12), ["Conv2d", "BatchNorm2d"]),
+        ("connector", (3, 4, 3), ["ConvTranspose2d", "BatchNorm2d"]),
+        ("regressor", (3, 16, 12), ["Conv2d", "BatchNorm2d", "ReLU"]),
+        ("regressor", (3, 4, 3), ["ConvTranspose2d", "BatchNorm2d", "ReLU"]),
+        ("regressor", (3, 10, 7), ["Conv2d", "BatchNorm2d", "ReLU"]),
+        ("regressor", (3, 16, 6), ["Conv2d", "BatchNorm2d", "ReLU"]),
+    ],
+)
+def test_maps_have_the_shape_of_the_teachers(kind, student, layers):
+    made = build(Projection("a", "b", kind), student, (5, 8, 6))
+    assert made(torch.randn(2, *student)).shape == (2, 5, 8, 6)
+    assert kinds(made) == layers
+
+
+@pytest.mark.parametrize(
+    ("student", "kernel", "stride"),
+    [
+        ((3, 8, 8), (1, 1), (1, 1)),
+        ((3, 16, 16), (3, 3), (2, 2)),
+        ((3, 4, 4), (4, 4), (2, 2)),
+        ((3, 11, 8), (4, 1), (1, 1)),
+    ],
+)
+def test_the_convolution_of_a_regressor_follows_the_sizes(student, kernel, stride):
+    layer = build(Projection("a", "b", "regressor"), student, (5, 8, 8))[0]
+    assert (layer.kernel_size, layer.stride, layer.bias is not None) == (kernel, stride, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "student", "teacher", "says"),
+    [
+        ("conv", (3, 8, 8), (5, 4, 4), r"expected maps of equal height and width for a conv, got \(3, 8, 8\)"),
+        ("connector", (3, 8, 8), (5, 16, 8), "at least as large, for a connector, got"),
+        ("conv", (3,), (5,), r"expected maps \(batch, channels, height, width\) on both sides of a conv"),
+        ("regressor", (16, 3), (5, 8, 8), "on both sides of a regressor"),
+        ("regressor", (3, 6, 6), (5, 8, 8), "half as large as the teacher's, or at least as large"),
+        ("regressor", (3, 10, 7), (5, 8, 8), "half as large as the teacher's, or at least as large"),
+    ],
+)
+def test_shapes_that_no_map_leads_between(kind, student, teacher, says):
+    with pytest.raises(ValueError, match=says):
+        build(Projection("a", "b", kind), student, teacher)

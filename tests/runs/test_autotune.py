@@ -1,0 +1,205 @@
+"""The precision of a run whose recipe leaves it open."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from tutelage import api, config, records, studies
+from tutelage.runs import autotune, timing
+from tutelage.training.deadline import OutOfTimeError, Until
+from tutelage.runs.setup import gather
+from tutelage.config.schema import Comparison, Recipe
+from tutelage.runs.record_teacher import record
+from tutelage.runs.dry_run import rehearse
+from tutelage.runs.execute import perform, perform_together
+
+VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
+TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}
+BF16_WINS = {"fp32": 2.4, "bf16": 2.0}
+NEARLY = {"fp32": 2.39, "bf16": 2.0}
+
+
+def made(kind=Recipe, **given):
+    return config.parse(kind, {**VALUE, **given})
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Replace the clock: return what to take for the times, and the recipes that were timed."""
+    seen = []
+
+    def install(seconds, few=1):
+        def step(recipe, material, stage=0):
+            seen.append(recipe)
+            return timing.Timed(seconds[recipe.precision] + 0.5 * (len(seen) < 3), {})
+
+        monkeypatch.setattr(autotune, "FEW", few)
+        monkeypatch.setattr(timing, "step", step)
+        return seen
+
+    return install
+
+
+def settled(recipe):
+    material = gather(autotune.standing(recipe))
+    return autotune.settle(recipe, material)
+
+
+def test_the_faster_one_is_taken_where_it_is_much_faster(timed):
+    seen = timed(BF16_WINS)
+    chosen, why = settled(made())
+    assert chosen.precision == "bf16"
+    assert why == "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
+    assert [one.precision for one in seen] == ["fp32", "bf16"] * 2
+    assert not any(one.compile_teacher or one.compile_student or one.gradient_products for one in seen)
+    assert chosen == made(precision="bf16")
+
+
+def test_a_near_tie_is_float32(timed):
+    timed(NEARLY)
+    assert settled(made())[0].precision == "fp32"
+
+
+def test_little_to_do_is_not_timed(timed):
+    steps = 2 * -(-1437 // 64)
+    seen = timed(BF16_WINS, few=steps + 1)
+    assert settled(made())[0].precision == "fp32"
+    assert not seen
+    seen = timed(BF16_WINS, few=steps)
+    assert settled(made())[0].precision == "bf16"
+    assert seen
+
+
+def test_what_is_typed_is_taken(timed):
+    seen = timed(BF16_WINS)
+    assert settled(made(precision="fp32")) == (made(precision="fp32"), None)
+    assert not seen
+
+
+def test_real_steps_are_timed_and_change_nothing(monkeypatch):
+    monkeypatch.setattr(autotune, "FEW", 1)
+    recipe = made(**TAUGHT)
+    material = gather(autotune.standing(recipe))
+    before = {name: value.clone() for name, value in material.student.state_dict().items()}
+    chosen, why = autotune.settle(recipe, material)
+    assert chosen.precision in autotune.CHOICES
+    assert why.startswith(f"precision {chosen.precision}: ")
+    assert all(torch.equal(before[name], value) for name, value in material.student.state_dict().items())
+
+
+def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(autotune, "FEW", 1)
+    chosen, why = settled(made(objective="kd"))
+    assert chosen.precision == "fp32"
+    assert why.startswith("precision fp32: no step could be timed (")
+    with pytest.raises(config.RecipeError, match="teacher: expected one for objective kd"):
+        perform(made(objective="kd"), tmp_path / "run", verb="distill", command="")
+
+
+def test_a_run_records_its_choice_and_trains_in_it(tmp_path, timed):
+    timed(BF16_WINS)
+    run = perform(made(**TAUGHT), tmp_path / "run", verb="distill", command="")
+    other = perform(made(**TAUGHT, precision="bf16"), tmp_path / "typed", verb="distill", command="")
+    plain = perform(made(**TAUGHT, precision="fp32"), tmp_path / "plain", verb="distill", command="")
+    assert yaml.safe_load((run.folder / records.RECIPE).read_text())["precision"] == "bf16"
+    assert run.manifest["precision"] == {
+        "value": "bf16",
+        "why": "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16",
+    }
+    assert other.manifest["precision"] == {"value": "bf16", "why": None}
+    teacher = yaml.safe_load((run.folder / "teacher" / records.RECIPE).read_text())
+    assert teacher["precision"] == "bf16"
+    losses = [[epoch["train"]["loss"] for epoch in one.epochs] for one in (run, other, plain)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_run_that_goes_on_keeps_its_precision_whatever_would_be_chosen_now(tmp_path, timed, monkeypatch):
+    timed(BF16_WINS)
+    monkeypatch.setattr(timing, "step", lambda *_, **__: pytest.fail("timed"))
+    first = made(precision="fp32", epochs=3)
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.01
+        return now[0]
+
+    with pytest.raises(OutOfTimeError):
+        perform(first, tmp_path / "run", verb="train", command="", until=Until(0.3, clock=clock))
+    run = perform(made(epochs=3), tmp_path / "run", verb="train", command="")
+    assert run.manifest["status"] == "finished"
+    assert run.manifest["precision"]["value"] == "fp32"
+    # A finished run is repeated in its precision.
+    again, _ = api.again(run.folder, [], tmp_path)
+    assert again.precision == "fp32"
+
+
+def test_a_comparison_has_one_precision(tmp_path, timed):
+    seen = timed(BF16_WINS)
+    given = {"name": "both", "objectives": {"ce": "cross_entropy", "kd": "kd"}, "teacher": TAUGHT["teacher"]}
+    comparison = made(Comparison, **given)
+    studies.compare(comparison, tmp_path, command="")
+    assert {one.objective.name for one in seen} == {"kd"}
+    assert len(seen) == 4
+    found = sorted(path for path in tmp_path.rglob(records.RECIPE))
+    assert len(found) == 4  # its own, the teacher's and two students'
+    assert {yaml.safe_load(path.read_text())["precision"] for path in found} == {"bf16"}
+    # More of it, on a machine that would choose otherwise.
+    timed({"fp32": 1.0, "bf16": 2.0})
+    studies.compare(made(Comparison, **{**given, "seeds": 2}), tmp_path, command="")
+    assert json.loads((tmp_path / "kd-seed1" / records.MANIFEST).read_text())["precision"]["value"] == "bf16"
+    assert len(seen) == 4
+
+
+def test_recorded_outputs_have_a_precision_that_their_readers_take(tmp_path, timed):
+    teacher = perform(made(student="mlp:16", epochs=3), tmp_path / "teacher", verb="train", command="")
+    recipe = made(teacher=str(teacher.folder), objective="kd", outputs=str(tmp_path / "outputs"))
+    timed(BF16_WINS)
+    record(recipe)
+    timed({"fp32": 1.0, "bf16": 2.0})
+    run = perform(recipe, tmp_path / "run", verb="distill", command="")
+    assert run.manifest["precision"]["value"] == "bf16"
+    assert run.manifest["teacher"]["answers"] == "recorded in float16"
+
+
+def test_a_rehearsal_says_what_it_would_take(timed):
+    timed(BF16_WINS)
+    assert dict(rehearse(made()))["precision"] == "bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
+    assert dict(rehearse(made(precision="fp32")))["precision"] == "fp32"
+
+
+def test_a_class_has_one_precision(tmp_path, timed):
+    seen = timed(BF16_WINS)
+    runs = perform_together([(made(name=name), tmp_path / name) for name in "ab"], command="")
+    assert [run.manifest["precision"]["value"] for run in runs] == ["bf16", "bf16"]
+    assert all("2000.0 ms in bf16" in run.manifest["precision"]["why"] for run in runs)
+    assert len(seen) == 4
+
+
+def test_a_run_that_is_begun_decides_for_those_it_is_gone_on_with(tmp_path, timed):
+    with pytest.raises(OutOfTimeError):
+        perform(made(name="a", precision="fp32"), tmp_path / "a", verb="train", command="", until=Until(0.0))
+    seen = timed(BF16_WINS)
+    runs = perform_together([(made(name=name), tmp_path / name) for name in "ba"], command="")
+    assert [run.manifest["precision"]["value"] for run in runs] == ["fp32", "fp32"]
+    assert not seen
+
+
+def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
+    study = {
+        "name": "one",
+        "protocol": {"data": "digits", "epochs": 1},
+        "pairs": {"a/b": {"teacher": {"train": {"model": "mlp:8"}}, "student": "mlp:8"}},
+        "methods": {"kd": "kd"},
+    }
+    parse = studies.schema.parse
+    assert parse(study).recipe.precision == "fp32"
+    typed = parse({**study, "protocol": {**study["protocol"], "precision": "bf16"}})
+    assert typed.recipe.precision == "bf16"
+    assignment = studies.assign(typed, typed, runs=tmp_path)
+    assert {job.recipe.precision for job in studies.jobs(assignment)} == {"bf16"}
+    plain = studies.assign(parse(study), parse(study), runs=tmp_path)
+    assert {job.recipe.precision for job in studies.jobs(plain)} == {"fp32"}
+    with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or bf16"):
+        parse({**study, "protocol": {"data": "digits", "precision": "auto"}})

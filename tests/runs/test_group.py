@@ -1,0 +1,307 @@
+"""Runs that are done together leave what each leaves alone, byte for byte."""
+
+import errno
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tutelage import config, records
+from tutelage.runs import record_teacher, execute
+from tutelage.training.evaluate import NonFiniteError
+from tutelage.config.schema import Recipe
+from tutelage.report import html
+from tests._helpers import KILLED_RUN
+
+STUDENT = f"file:{KILLED_RUN}:student"
+TIMING = ("seconds", "images_per_second", "memory_mb")
+OWN = ("started", "duration_s", "class")
+FILES = (records.STUDENT, records.CARD, records.BEST, records.EVALUATION, records.RECIPE)
+
+SHARED = {
+    "data": {"source": "digits", "validation": 0.1, "crop_padding": 1, "flip": True},
+    "batch_size": 256,
+    "device": "cpu",
+    "threads": 1,
+    "data_seed": 5,
+}
+CRD = [{"wttm": {"gamma": 0.5, "beta": 1.0}}, {"crd": {"negatives": 32, "dimension": 8}, "scale": 0.5}]
+SECOND = {
+    "epochs": 2,
+    "objective": {"kd": {"temperature": 2.0}},
+    "optimizer": {"name": "adamw", "lr": 3e-3},
+    "schedule": {"name": "cosine", "warmup": 0.5},
+}
+OBJECTIVES = {
+    "dropout": {
+        "student": STUDENT,
+        "seed": 3,
+        "objective": {"wttm": {"gamma": 0.5, "beta": "auto"}},
+        "stages": [{"epochs": 1}, SECOND],
+    },
+    "crd": {"student": "mlp:8", "objective": CRD, "clip": 1.0, "stages": [{"epochs": 1}, {"epochs": 2}]},
+    "labels": {"student": STUDENT, "seed": 4, "stages": [{"epochs": 1}, {"epochs": 2}]},
+    "without-teacher": {"student": "mlp:8", "seed": 4, "teacher": None, "stages": [{"epochs": 1}, {"epochs": 2}]},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_and_no_report():
+    threads, write_report = torch.get_num_threads(), html.write_report
+    torch.set_num_threads(1)
+    html.write_report = lambda folder: None
+    yield
+    html.write_report = write_report
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    value = {"name": "teacher", "student": "mlp:16", "epochs": 2, "optimizer": {"lr": 0.2}, "device": "cpu"}
+    execute.perform(config.parse(Recipe, value), folder, verb="train", command="test")
+    return folder
+
+
+def recipe_of(name, teacher, /, **changes):
+    return config.parse(Recipe, {"teacher": str(teacher), **SHARED, "name": name, **OBJECTIVES[name], **changes})
+
+
+def planned(folder, teacher, names=tuple(OBJECTIVES), **changes):
+    return [(recipe_of(name, teacher, **changes), folder / name) for name in names]
+
+
+def together(todo, display=None):
+    return execute.perform_together(todo, command="test", display=display, trust_code=True)
+
+
+def alone(recipe, folder):
+    verb = "distill" if recipe.teacher else "train"
+    return execute.perform(recipe, folder, verb=verb, command="test", trust_code=True)
+
+
+@pytest.fixture(scope="module")
+def each_alone(teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    for recipe, place in planned(folder, teacher):
+        alone(recipe, place)
+    return folder
+
+
+def metrics(folder):
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in records.read_epochs(folder)]
+
+
+def assert_same(folder, other):
+    for name in FILES:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    assert metrics(folder) == metrics(other)
+
+
+def manifest(folder):
+    return json.loads((folder / records.MANIFEST).read_text())
+
+
+class Watches(execute.Silent):
+    """A display that keeps what it is told, and may raise after so many epochs."""
+
+    def __init__(self, error=None, epochs=0):
+        self.error, self.left, self.said, self.notes, self.steps, self.ticks = error, epochs, [], [], [], 0
+
+    def begin(self, title, steps, done):
+        self.steps.append((title, steps, done))
+
+    def tick(self):
+        self.ticks += 1
+
+    def note(self, text):
+        self.notes.append(text)
+        self.left -= 1
+        if self.left == 0 and self.error:
+            raise self.error
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def test_a_class_leaves_what_each_run_leaves_alone(teacher, each_alone, tmp_path):
+    display = Watches()
+    done = together(planned(tmp_path, teacher), display)
+    assert [run.folder.name for run in done] == list(OBJECTIVES)
+    for name in OBJECTIVES:
+        assert_same(tmp_path / name, each_alone / name)
+        mine, other = manifest(tmp_path / name), manifest(each_alone / name)
+        assert mine["class"] == [one for one in OBJECTIVES if one != name]
+        assert other["class"] == []
+        assert {k: v for k, v in mine.items() if k not in OWN} == {k: v for k, v in other.items() if k not in OWN}
+    # 7 steps an epoch of 1258 samples, one epoch and then two, four runs.
+    steps = -(-manifest(tmp_path / "crd")["data"]["sizes"]["train"] // 256)
+    assert display.steps == [
+        ("dropout and 3 more stage 1 of 2", 4 * steps, 0),
+        ("dropout and 3 more stage 2 of 2", 4 * 2 * steps, 0),
+    ]
+    assert display.ticks == 4 * 3 * steps
+    assert sum(text.startswith("teacher ") for text in display.said) == 1
+    assert [note.partition(":")[0] for note in display.notes[:4]] == list(OBJECTIVES)
+
+
+def test_the_teacher_is_asked_once_for_all(teacher, tmp_path, monkeypatch):
+    asked = []
+    plain = execute.FrozenTeacher.forward
+    monkeypatch.setattr(execute.FrozenTeacher, "forward", lambda self, batch: asked.append(1) or plain(self, batch))
+    alone(*planned(tmp_path / "one", teacher, ["crd"])[0])
+    once, asked[:] = len(asked), []
+    together(planned(tmp_path / "all", teacher, ["crd", "dropout", "labels"], weak_teacher=True))
+    # `beta: auto` looks at the teacher's logits on training samples besides, which is its own.
+    assert len(asked) < once + 10
+    assert once >= 3 * 6
+
+
+def test_recorded_outputs_are_read_for_all(teacher, tmp_path):
+    outputs = str(tmp_path / "outputs")
+    names = ["dropout", "crd", "labels"]
+    taps = record_teacher.wanted_taps(recipe_of("crd", teacher))
+    record_teacher.record(recipe_of("dropout", teacher, outputs=outputs), taps=taps, trust_code=True)
+    for recipe, place in planned(tmp_path / "alone", teacher, names, outputs=outputs):
+        alone(recipe, place)
+    together(planned(tmp_path / "all", teacher, names, outputs=outputs))
+    for name in names:
+        assert_same(tmp_path / "all" / name, tmp_path / "alone" / name)
+    assert manifest(tmp_path / "all" / "crd")["teacher"]["answers"] == "recorded in float16"
+
+
+def test_one_that_fails_leaves_the_others_alone(teacher, each_alone, tmp_path):
+    diverges = recipe_of("crd", teacher, name="diverges", optimizer={"lr": 1e30})
+    display = Watches()
+    others = reversed(planned(tmp_path, teacher))  # the one without a teacher comes first
+    done = together([(diverges, tmp_path / "diverges"), *others], display)
+    assert isinstance(done[0], NonFiniteError)
+    told = manifest(tmp_path / "diverges")
+    assert told["status"] == "failed"
+    assert "expected a finite loss" in told["notes"][-1]
+    assert any(text.startswith("failed: diverges: ") for text in display.said)
+    for name in OBJECTIVES:
+        assert_same(tmp_path / name, each_alone / name)
+
+
+@pytest.mark.parametrize("where", ["finish", "record", "begin", "prepare"])
+def test_what_fails_outside_of_steps_fails_alone_too(teacher, each_alone, tmp_path, monkeypatch, where):
+    def full(plain, which):
+        def act(folder, *rest, **others):
+            if folder.name == "crd":
+                raise OSError(errno.ENOSPC, "no room") if which != "prepare" else ValueError("no room")
+            return plain(folder, *rest, **others)
+
+        return act
+
+    names = {"record": "append_epoch", "begin": "rewrite_epochs"}
+    if where in names:
+        monkeypatch.setattr(records, names[where], full(getattr(records, names[where]), where))
+    elif where == "finish":
+        plain = full(lambda folder: None, where)
+        monkeypatch.setattr(html, "write_report", plain)
+    else:
+        monkeypatch.setattr(execute, "_earlier", full(execute._earlier, where))
+    done = together(planned(tmp_path, teacher))
+    assert [isinstance(one, execute.Run) for one in done] == [True, False, True, True]
+    assert "no room" in str(done[1]) or "expected room on the disk" in str(done[1])
+    for name in ("dropout", "labels", "without-teacher"):
+        assert_same(tmp_path / name, each_alone / name)
+
+
+def test_an_interrupt_stops_all_and_they_are_gone_on_with(teacher, each_alone, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        together(planned(tmp_path, teacher), Watches(KeyboardInterrupt(), epochs=6))
+    assert {manifest(tmp_path / name)["status"] for name in OBJECTIVES} == {"interrupted"}
+    assert [len(metrics(tmp_path / name)) for name in OBJECTIVES] == [2, 2, 1, 1]
+    display = Watches()
+    together(planned(tmp_path, teacher), display)
+    assert sum("going on after epoch" in text for text in display.said) == 4
+    for name in OBJECTIVES:
+        assert_same(tmp_path / name, each_alone / name)
+        assert manifest(tmp_path / name)["resumed"] == 1
+
+
+def test_an_interrupt_while_records_are_finished_spares_those_that_are(teacher, tmp_path, monkeypatch):
+    def stop(folder):
+        if folder.name == "crd":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(html, "write_report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        together(planned(tmp_path, teacher, ["labels", "crd", "dropout"]))
+    status = [manifest(tmp_path / name)["status"] for name in ("labels", "crd", "dropout")]
+    assert status == ["finished", "interrupted", "interrupted"]
+
+
+def test_a_run_begun_alone_and_one_that_is_not_go_on_together(teacher, each_alone, tmp_path):
+    (recipe, place), *others = planned(tmp_path, teacher)
+    with pytest.raises(KeyboardInterrupt):
+        execute.perform(
+            recipe, place, verb="distill", command="test", trust_code=True, display=Watches(KeyboardInterrupt(), 2)
+        )
+    together([*others, (recipe, place)])
+    for name in OBJECTIVES:
+        assert_same(tmp_path / name, each_alone / name)
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(teacher, each_alone, tmp_path):
+    with execute.alone(tmp_path / "crd"):
+        done = together(planned(tmp_path, teacher, ["labels", "crd"]))
+    assert isinstance(done[1], execute.BusyError)
+    assert not (tmp_path / "crd" / records.MANIFEST).exists()
+    assert_same(tmp_path / "labels", each_alone / "labels")
+
+
+def test_a_finished_run_is_not_done_again(teacher, each_alone, tmp_path):
+    before = (each_alone / "labels" / records.MANIFEST).read_bytes()
+    done = together([(recipe_of("labels", teacher), each_alone / "labels"), *planned(tmp_path, teacher, ["crd"])])
+    assert "which is finished" in str(done[0])
+    assert (each_alone / "labels" / records.MANIFEST).read_bytes() == before
+    assert_same(tmp_path / "crd", each_alone / "crd")
+
+
+def test_a_shared_failure_is_everyones(teacher, tmp_path, monkeypatch):
+    def torn(self, batch):
+        raise OSError("torn")
+
+    monkeypatch.setattr(execute.FrozenTeacher, "forward", torn)
+    done = together(planned(tmp_path, teacher, ["crd", "labels"]))
+    assert [str(one) for one in done] == ["torn", "torn"]
+    assert {manifest(tmp_path / name)["status"] for name in ("crd", "labels")} == {"failed"}
+
+
+def test_who_may_be_in_one_class(teacher):
+    found = [recipe_of(name, teacher) for name in OBJECTIVES]
+    assert all(execute.alike(*pair) for pair in itertools.product(found, found))
+    other = {
+        "data_seed": 6,
+        "data": {"source": "digits"},
+        "batch_size": 128,
+        "precision": "bf16",
+        "channels_last": False,
+        "threads": 2,
+        "deterministic": True,
+        "accumulate": 2,
+        "teacher": "mlp:16",
+        "outputs": "runs/outputs",
+        "stages": [{"epochs": 1}, {"epochs": 3}],
+    }
+    objective = {"objective": "kd", "accumulate": 1}
+    for key, value in other.items():
+        assert not execute.alike(found[0], recipe_of("labels", teacher, **objective | {key: value})), key
+    stages = [{"epochs": 1}, {"epochs": 2, "batch_size": 64}]
+    assert not execute.alike(found[0], recipe_of("labels", teacher, stages=stages))
+    assert not execute.alike(found[0], recipe_of("labels", teacher, teacher={"train": {"model": "mlp:8"}}))
+    # Those who ask no one may have any store, and no teacher.
+    assert execute.alike(found[0], recipe_of("labels", teacher, outputs="runs/outputs"))
+    assert execute.alike(found[0], recipe_of("labels", teacher, teacher=None))
+
+
+def test_others_are_refused(teacher, tmp_path):
+    mixed = [*planned(tmp_path, teacher, ["crd"]), *planned(tmp_path, teacher, ["labels"], data_seed=6)]
+    with pytest.raises(ValueError, match="recipes: expected those of one class"):
+        together(mixed)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,426 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from tutelage import config
+from tutelage.runs import record_teacher
+from tutelage.cli.app import app
+from tutelage.training.deadline import OutOfTimeError, Until
+from tutelage.training import clock
+from tutelage.runs.setup import gather, read_at
+from tutelage.config.schema import Comparison, Recipe, RecipeError
+from tutelage.runs.execute import Silent, perform
+from tutelage.teacher_cache.cache import Store
+from tutelage.teacher_cache.top_k import StoreError
+from tutelage.studies.compare import compare
+from tests._helpers import ROOT
+
+DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    training = recipe(name="teacher", student="mlp:32", data={"source": "digits"}, epochs=3, objective="cross_entropy")
+    perform(training, folder, verb="train", command="")
+    return str(folder)
+
+
+def recipe(**given):
+    settings = {"data": DATA, "student": "mlp:8", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}, "threads": 1}
+    return config.parse(Recipe, {"name": "run", **settings, **given})
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Settings of a run on noisy images of 40 colours, 40 classes, and of its teacher."""
+    folder = tmp_path_factory.mktemp("many")
+    noise = np.random.default_rng(0)
+    for split, samples in (("train", 6), ("test", 2)):
+        for k in range(40):
+            (folder / "colours" / split / f"{k:02}").mkdir(parents=True)
+            for i in range(samples):
+                colour = np.array([k % 4 * 80, k // 4 % 4 * 80, k // 16 * 120])
+                pixels = np.clip(colour + noise.normal(0, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / "colours" / split / f"{k:02}" / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUTELAGE_CACHE", str(folder / "cache"))
+        data = {"source": f"imagefolder:{folder / 'colours'}", "size": 8}
+        training = recipe(name="many", student="mlp:32", data=data, epochs=20, objective="cross_entropy", batch_size=32)
+        perform(training, folder / "run", verb="train", command="")
+        yield {"teacher": str(folder / "run"), "data": {**data, "flip": True}}
+
+
+LIMIT = 0.035
+"""MB: below the 40 logits of two epochs of 240 samples, above the top 5 with their tail."""
+
+
+def record(given, *, limit_mb=20_000.0, top=None, max_error=0.01, **how):
+    keys = {"outputs_limit_mb": limit_mb, "outputs_top": top, "outputs_max_error": max_error}
+    return record_teacher.record(given.model_copy(update=keys), **how)
+
+
+def wttm(teacher, **given):
+    return recipe(teacher=teacher, objective={"wttm": {"gamma": 0.25, "beta": 1}}, **given)
+
+
+def test_a_run_on_recorded_outputs_is_a_run_on_the_live_teacher_to_float16(teacher, tmp_path):
+    outputs = str(tmp_path / "outputs")
+    record_teacher.record(wttm(teacher, outputs=outputs))
+    live = perform(wttm(teacher), tmp_path / "live", verb="distill", command="")
+    read = perform(wttm(teacher, outputs=outputs), tmp_path / "read", verb="distill", command="")
+    again = perform(wttm(teacher, outputs=outputs), tmp_path / "again", verb="distill", command="")
+    for one, two in zip(live.epochs, read.epochs, strict=True):
+        assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], rel=2e-3)
+        assert one["train"]["agreement"] == pytest.approx(two["train"]["agreement"], abs=5e-3)
+    assert live.epochs[-1]["train"]["loss"] != read.epochs[-1]["train"]["loss"]
+    assert [(live.manifest["teacher"]["answers"]), read.manifest["teacher"]["answers"]] == [
+        "live",
+        "recorded in float16",
+    ]
+    weights = [run.student.network.state_dict() for run in (read, again)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_stages_have_views_of_their_own(teacher, tmp_path):
+    staged = wttm(teacher, outputs=str(tmp_path / "outputs"), stages=[{"epochs": 1}, {"epochs": 2}])
+    folder = record_teacher.record(staged)
+    assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-0000", "epoch-0001", "epoch-0002"]
+    run = perform(staged, tmp_path / "run", verb="distill", command="")
+    assert len(run.epochs) == 3
+
+
+def test_a_recording_goes_on_where_it_stopped(teacher, tmp_path):
+    given = wttm(teacher, outputs=str(tmp_path / "outputs"))
+    folder = record_teacher.record(given)
+    files = {path: load_file(path) for path in folder.glob("epoch-*/*")}
+    gone, kept = sorted(files)
+    gone.unlink()
+    changed = kept.stat().st_mtime_ns
+    record_teacher.record(given)
+    assert set(folder.glob("epoch-*/*")) == set(files)
+    assert all(torch.equal(load_file(path)[name], tensor) for path in files for name, tensor in files[path].items())
+    assert kept.stat().st_mtime_ns == changed
+
+
+def test_another_seed_of_the_views_is_refused(teacher, tmp_path):
+    outputs = str(tmp_path / "outputs")
+    record_teacher.record(wttm(teacher, outputs=outputs))
+    with pytest.raises(StoreError, match=r"data_seed \(expected 1, got 0\)"):
+        perform(wttm(teacher, outputs=outputs, data_seed=1), tmp_path / "run", verb="distill", command="")
+    with pytest.raises(StoreError, match=r"views\.crop_padding \(expected 2, got 1\)"):
+        record_teacher.record(wttm(teacher, outputs=outputs, data={**DATA, "crop_padding": 2}))
+
+
+def test_epochs_that_were_not_recorded_stop_the_run(teacher, tmp_path):
+    outputs = str(tmp_path / "outputs")
+    record_teacher.record(wttm(teacher, outputs=outputs, epochs=1))
+    with pytest.raises(StoreError, match="expected the logits of epoch 2"):
+        perform(wttm(teacher, outputs=outputs), tmp_path / "run", verb="distill", command="")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists(), "it is known before the first step"
+
+
+def test_faults(teacher, tmp_path):
+    with pytest.raises(RecipeError, match=r"outputs: expected a folder .*type outputs="):
+        record_teacher.record(wttm(teacher))
+    with pytest.raises(RecipeError, match="teacher: expected one whose outputs are recorded, got none"):
+        record_teacher.record(recipe(outputs=str(tmp_path / "outputs")))
+    with pytest.raises(RecipeError, match=r"outputs: expected at most 0 MB, got .* MB for 2 epochs of .* samples"):
+        record(wttm(teacher, outputs=str(tmp_path / "outputs")), limit_mb=0.01)
+    assert not list((tmp_path / "outputs").glob("epoch-*"))
+
+
+def test_the_command(teacher, tmp_path):
+    outputs = tmp_path / "outputs"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config.dump(wttm(teacher)))
+    said = CliRunner().invoke(app, ["record", str(path), f"outputs={outputs}"])
+    assert said.exit_code == 0, said.output
+    assert f"outputs: {outputs}" in said.output
+    key = json.loads((outputs / "outputs.json").read_text())["key"]
+    assert key["data_seed"] == 0
+    material = gather(wttm(teacher))
+    assert list(Store(outputs, key, samples=len(material.splits.train)).missing(1)) == []
+
+
+def test_a_comparison_asks_the_teacher_once_for_each_data_seed(teacher, tmp_path):
+    value = {
+        "name": "few",
+        "data": DATA,
+        "student": "mlp:8",
+        "teacher": teacher,
+        "epochs": 2,
+        "seeds": 2,
+        "threads": 1,
+        "outputs": str(tmp_path / "outputs"),
+        "objectives": {"ce": "cross_entropy", "kd": "kd", "wttm": {"wttm": {"gamma": 0.25, "beta": 1}}},
+    }
+    compare(config.parse(Comparison, value), tmp_path / "few", command="")
+    stores = sorted(path.name for path in (tmp_path / "outputs").iterdir())
+    assert stores == ["data0", "data1"]
+    answers = {}
+    for folder in (tmp_path / "few").glob("*-seed*"):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        answers[folder.name] = manifest["teacher"]["answers"], manifest["seeds"]["data_seed"]
+    assert answers["kd-seed1"] == answers["wttm-seed1"] == ("recorded in float16", 1)
+    assert answers["ce-seed0"] == ("not asked", 0)
+
+
+def test_a_recording_stops_in_time_after_a_whole_chunk(teacher, tmp_path):
+    given = wttm(teacher, outputs=str(tmp_path / "outputs"))
+    looks = iter([1.0, 3.0])
+    with pytest.raises(OutOfTimeError, match="the next chunk: no time is left"):
+        record_teacher.record(given, until=Until(2.0, clock=lambda: next(looks)))
+    assert [path.parent.name for path in (tmp_path / "outputs").glob("epoch-*/*")] == ["epoch-0000"]
+    record_teacher.record(given)
+    assert len(list((tmp_path / "outputs").glob("epoch-*/*"))) == 2
+
+
+def test_the_top_classes_where_all_are_too_many(many, tmp_path):
+    outputs = str(tmp_path / "outputs")
+    said = Said()
+    staged = wttm(
+        **many,
+        outputs=outputs,
+        stages=[{"epochs": 1}, {"epochs": 1, "objective": {"kd": {"temperature": 1.5}}}],
+    )
+    folder = record(staged, limit_mb=LIMIT, top=5, max_error=0.5, display=said)
+    found = json.loads((folder / "outputs.json").read_text())
+    assert {0.25, 1 / 1.5} < set(found["form"]["gammas"])
+    assert found["form"]["top"] == 5
+    assert "of the top 5 of 40 classes" in said.lines[0]
+    off = next(entry for entry in found["errors"] if entry["gamma"] == 0.25)
+    assert 0 < off["mean_tv"] <= off["max_tv"] < 0.5
+    assert any("gamma 0.25: p_gamma off by " in line for line in said.lines)
+    live = perform(staged.model_copy(update={"outputs": None}), tmp_path / "live", verb="distill", command="")
+    read = perform(staged, tmp_path / "read", verb="distill", command="")
+    assert read.manifest["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
+    for one, two in zip(live.epochs, read.epochs, strict=True):
+        assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], rel=0.1)
+        assert one["train"]["agreement"] == pytest.approx(two["train"]["agreement"], abs=0.02)
+
+
+def test_within_the_limit_all_classes_are_kept(many, tmp_path):
+    folder = record(wttm(**many, outputs=str(tmp_path / "outputs")), top=5)
+    assert json.loads((folder / "outputs.json").read_text())["form"] is None
+
+
+def test_outputs_keep_the_form_that_they_were_begun_in(many, tmp_path):
+    given = wttm(**many, outputs=str(tmp_path / "outputs"))
+    folder = record(given, limit_mb=LIMIT, top=3, max_error=1)
+    next(folder.glob("epoch-0001/*")).unlink()
+    with pytest.raises(RecipeError, match=r"outputs_top: expected 3, as outputs was begun with, got 4; type outputs="):
+        record(given, top=4)
+    record_teacher.record(given)
+    found = json.loads((folder / "outputs.json").read_text())
+    assert found["form"]["top"] == 3
+    assert len(found["errors"]) == len(found["form"]["gammas"])
+
+
+def test_a_top_that_says_too_little_is_refused_before_anything_is_written(many, tmp_path):
+    given = wttm(**many, outputs=str(tmp_path / "outputs"))
+    with pytest.raises(StoreError, match=r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="):
+        record(given, limit_mb=LIMIT, top=1)
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
+    record(given, limit_mb=LIMIT, top=3, max_error=1)
+
+
+def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step(many, tmp_path):
+    outputs = str(tmp_path / "outputs")
+    record(wttm(**many, outputs=outputs), limit_mb=LIMIT, top=3, max_error=1)
+    for name, objective, fault in (
+        ("off", {"ttm": {"gamma": 0.7, "beta": 1}}, r"got gamma 0\.7; record them anew"),
+        ("two", [{"ttm": {"gamma": 0.25, "beta": 1}}, {"kd": {"temperature": 2, "supervised": 0}}], r"\(0\.25, 0\.5\)"),
+        ("dist", "dist", r"got dist \(another reading\); record all classes"),
+        ("entropy", {"transformed_matching": {"gamma": 0.25, "beta": 1, "weight_by": "entropy"}}, "another reading"),
+        ("standardised", {"kd": {"logits": "standardised"}}, "another reading"),
+    ):
+        with pytest.raises((StoreError, RecipeError), match=fault):
+            perform(
+                recipe(**many, objective=objective, outputs=outputs),
+                tmp_path / name,
+                verb="distill",
+                command="",
+            )
+        assert not (tmp_path / name / "metrics.jsonl").exists()
+    for objective, gamma in (("crd", None), ([{"wttm": {"gamma": 0.25, "beta": 1}}, "crd"], 0.25)):
+        assert read_at(recipe(**many, objective=objective).fits()[0][0]) == gamma
+    with pytest.raises(RecipeError, match=r"got dist \(another reading\)"):
+        record(recipe(**many, objective="dist", outputs=str(tmp_path / "new")), limit_mb=LIMIT, top=3)
+
+
+def test_a_limit_names_the_top_that_is_within_it(teacher, many, tmp_path):
+    given = wttm(**many, outputs=str(tmp_path / "outputs"))
+    with pytest.raises(RecipeError, match=r"outputs_top=4 to keep the 4 largest of 40 logits, or outputs=null"):
+        record(given, limit_mb=0.026)
+    with pytest.raises(RecipeError, match=r"type outputs_limit_mb=1 to write them, or outputs=null"):
+        record(given, limit_mb=0.001)
+    with pytest.raises(RecipeError, match=r"outputs_top: expected fewer than .* all 40 classes, .* got 14"):
+        record(given, limit_mb=LIMIT, top=14)
+    assert not (tmp_path / "outputs" / "outputs.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"teacher": "other"}, r"teacher\.fingerprint \(expected \w+, got \w+\)"),
+        ({"data": {**DATA, "validation": 0.2, "split_seed": 1}}, r"data \(expected \w+, got \w+\)"),
+        ({"data": {**DATA, "validation": 0.2, "flip": True}}, r"views\.flip \(expected True, got False\)"),
+        ({"data_seed": 3}, r"data_seed \(expected 3, got 0\)"),
+        ({"precision": "bf16"}, r"precision \(expected bf16, got fp32\)"),
+    ],
+    ids=["teacher", "data", "views", "data_seed", "precision"],
+)
+def test_each_fingerprint_is_held_against_the_run_s(teacher, tmp_path, change, named):
+    outputs = str(tmp_path / "outputs")
+    base = {"data": {**DATA, "validation": 0.2}, "epochs": 1}
+    record_teacher.record(wttm(teacher, outputs=outputs, **base))
+    if change.get("teacher"):
+        other = recipe(name="other", student="mlp:32", data={"source": "digits"}, epochs=1, seed=9)
+        perform(other, tmp_path / "other", verb="train", command="")
+        given = wttm(str(tmp_path / "other"), outputs=outputs, **base)
+    else:
+        given = wttm(teacher, outputs=outputs, **{**base, **change})
+    with pytest.raises(StoreError, match=named):
+        perform(given, tmp_path / "run", verb="distill", command="")
+    with pytest.raises(StoreError, match=named):
+        record_teacher.record(given)
+
+
+@pytest.mark.parametrize("top", [None, 3])
+def test_a_recording_that_was_killed_goes_on_and_ends_in_the_same_bits(many, tmp_path, top):
+    given = {name: wttm(**many, outputs=str(tmp_path / name), epochs=3) for name in ("killed", "whole")}
+    how = {"limit_mb": 1.4 * LIMIT, "top": top, "max_error": 1.0} if top else {}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config.dump(given["killed"]))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(ROOT),
+            str(path),
+            json.dumps({f"outputs_{key}": value for key, value in how.items()}),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    chunks = sorted((tmp_path / "killed").glob("epoch-*/[0-9]*"))
+    assert [chunk.parent.name for chunk in chunks] == ["epoch-0000"]
+    kept = chunks[0].stat().st_mtime_ns
+    assert list((tmp_path / "killed").glob("epoch-0001/.*.tmp")), "half of a chunk"
+    for name in given:
+        record(given[name], **how)
+    assert chunks[0].stat().st_mtime_ns == kept
+    killed, whole = ({str(p.relative_to(tmp_path / n)): p for p in (tmp_path / n).rglob("*.*")} for n in given)
+    chunks = [name for name in whole if name.endswith(".safetensors")]
+    assert len(chunks) == 3
+    assert killed.keys() == whole.keys(), "nothing half-written is left"
+    assert killed["outputs.json"].read_text() == whole["outputs.json"].read_text()
+    for name in chunks:
+        then, now = load_file(whole[name]), load_file(killed[name])
+        assert then.keys() == now.keys()
+        assert all(torch.equal(then[key], now[key]) for key in then)
+
+
+KILLED = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests._helpers import killed_run
+from tutelage import api, recording
+given = api.from_file(Path(sys.argv[2]), [])
+killed_run.arm({"what": "write", "where": "epoch-0001", "count": 1})
+recording.record(given.model_copy(update=json.loads(sys.argv[3])))
+"""
+
+
+class Said(Silent):
+    """A display that keeps what it was told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+# ------------------------------------------------------------------------------------------------ how it is computed
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """Replace the compiler by a mark: return the sizes of the batches that a compiled teacher was asked about."""
+    sizes = []
+
+    def compiled(call, **_):
+        def marked(batch):
+            sizes.append(len(batch.index))
+            return call(batch)
+
+        return marked
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    return sizes
+
+
+def test_the_teacher_is_compiled_where_that_is_wanted_and_it_stands_in_the_outputs(teacher, tmp_path, compiling):
+    plain = record_teacher.record(wttm(teacher, outputs=str(tmp_path / "plain"), compile_teacher=False))
+    assert not compiling
+    fast = record_teacher.record(wttm(teacher, outputs=str(tmp_path / "fast"), compile_teacher=True))
+    assert len(compiling) > 2  # measured, and then asked in every epoch
+    said = [json.loads((folder / "outputs.json").read_text())["speed"] for folder in (plain, fast)]
+    assert [one["teacher_compiled"] for one in said] == [False, True]
+    assert said[0]["why"] == {"teacher": "a short fit"}
+    assert said[1]["samples"] == compiling[0]
+    logits = [load_file(next((folder / "epoch-0000").glob("*logits*")))["values"] for folder in (plain, fast)]
+    assert torch.equal(*logits)
+
+
+def test_interrupted_recording_goes_on_in_the_form_that_was_chosen(teacher, tmp_path, compiling):
+    recipe_ = wttm(teacher, outputs=str(tmp_path / "outputs"), compile_teacher=True, epochs=1)
+    folder = record_teacher.record(recipe_)
+    before = len(compiling)
+    said = (folder / "outputs.json").read_text()
+    record_teacher.record(recipe_.model_copy(update={"epochs": 2, "compile_teacher": False}))
+    epoch = before - (1 + clock.ROUNDS)  # what was not measuring
+    assert len(compiling) == before + epoch > before
+    assert (folder / "outputs.json").read_text() == said
+
+
+def test_a_comparison_keeps_the_top_where_it_is_told_to(many, tmp_path):
+    given = {"name": "few", "data": many["data"], "student": "mlp:8", "teacher": many["teacher"], "epochs": 2}
+    value = {**given, "objectives": {"kd": {"kd": {"temperature": 1.5}}}, "outputs": str(tmp_path / "outputs")}
+    with pytest.raises(RecipeError, match=r"type outputs_limit_mb=1 to write them, outputs_top=4 to keep"):
+        compare(config.parse(Comparison, {**value, "outputs_limit_mb": 0.026}), tmp_path / "few", command="")
+    kept = {"outputs_limit_mb": LIMIT, "outputs_top": 5, "outputs_max_error": 1.0}
+    compare(config.parse(Comparison, {**value, **kept}), tmp_path / "few", command="")
+    run = json.loads((tmp_path / "few" / "kd-seed0" / "manifest.json").read_text())
+    assert run["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
+
+
+def test_what_another_process_has_begun_while_one_waited_is_gone_on_with(teacher, tmp_path, monkeypatch):
+    given = wttm(teacher, outputs=str(tmp_path / "outputs"))
+    alone = record_teacher.alone
+
+    def after_another(*arguments, **how):
+        monkeypatch.setattr(record_teacher, "alone", alone)
+        record_teacher.record(given.model_copy(update={"precision": "bf16", "epochs": 1}))
+        return alone(*arguments, **how)
+
+    monkeypatch.setattr(record_teacher, "alone", after_another)
+    folder = record_teacher.record(given)
+    assert json.loads((folder / "outputs.json").read_text())["key"]["precision"] == "bf16"
+    run = perform(given, tmp_path / "run", verb="distill", command="")
+    assert run.manifest["precision"]["value"] == "bf16"

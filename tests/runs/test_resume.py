@@ -1,0 +1,169 @@
+"""A run killed at any moment and resumed ends in the bits of one that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests._helpers import KILLED_RUN
+
+TIMING = ("seconds", "images_per_second", "memory_mb")
+
+
+def two_stages(*moments):
+    return {"recipe": "two-stages", "moments": list(moments)}
+
+
+def teacher_first(*moments):
+    return {"recipe": "teacher-first", "moments": list(moments)}
+
+
+def at(what, count=1, where="", when="before"):
+    return {"what": what, "count": count, "where": where, "when": when}
+
+
+# Six steps an epoch, two epochs a stage, two stages; a checkpoint after every third step.
+CASES = {
+    "first-records": two_stages(at("write", where="recipe.yaml")),
+    "first-manifest": two_stages(at("rename", where="manifest.json")),
+    "before-any-checkpoint": two_stages(at("step", 2)),
+    "between-steps": two_stages(at("step", 5)),
+    "between-micro-batches": two_stages(at("forward", 9)),
+    "first-checkpoint-tensors": two_stages(at("write", 1, "tensors.safetensors")),
+    "checkpoint-tensors": two_stages(at("write", 2, "tensors.safetensors")),
+    "checkpoint-state": two_stages(at("write", 2, "state.json")),
+    "checkpoint-checksums": two_stages(at("write", 3, "checksums")),
+    "checkpoint-sync": two_stages(at("sync", 2, "tensors.safetensors")),
+    "checkpoint-file-rename": two_stages(at("rename", 3, "state.json")),
+    "checkpoint-rename": two_stages(at("rename", 1, "checkpoints/00-000000006")),
+    "checkpoint-renamed": two_stages(at("rename", 1, "00-000000006", "after")),
+    "checkpoint-folder-sync": two_stages(at("sync", 12, "checkpoints")),
+    "old-checkpoint-half-removed": two_stages(at("remove", 1, "00-000000003")),
+    "metrics-half-appended": two_stages(at("write", 2, "metrics.jsonl")),
+    "metrics-sync": two_stages(at("sync", 2, "metrics.jsonl")),
+    "best-half-written": two_stages(at("write", 2, "best.safetensors")),
+    "best-renamed-before-checkpoint": two_stages(at("rename", 1, "best.safetensors", "after")),
+    "manifest-after-epoch": two_stages(at("write", 3, "manifest.json")),
+    "stage-2-before-its-checkpoint": two_stages(at("step", 13)),
+    "stage-2-first-checkpoint": two_stages(at("write", 1, "01-000000003")),
+    "stage-2-mid-epoch": two_stages(at("step", 23)),
+    "stage-2-last-checkpoint": two_stages(at("rename", 1, "01-000000012", "after")),
+    "student-half-written": two_stages(at("write", 1, "student.safetensors")),
+    "card-rename": two_stages(at("rename", 1, "student.json")),
+    "evaluation-half-written": two_stages(at("write", 1, "evaluation.json")),
+    "last-manifest": two_stages(at("rename", 6, "manifest.json")),
+    "from-outside": two_stages(at("outside", 2)),
+    "again-and-again": two_stages(
+        at("step", 4),
+        at("write", 1, "metrics.jsonl"),
+        at("write", 1, "tensors.safetensors"),
+        at("step", 12),
+        at("step", 3),
+    ),
+    "teacher-in-training": teacher_first(at("step", 8)),
+    "teacher-just-finished": teacher_first(at("report")),
+    "student-of-trained-teacher": teacher_first(at("step", 16)),
+}
+
+
+def class_(*moments):
+    return {"recipe": "class", "moments": list(moments)}
+
+
+CLASS = ("three", "two", "five", "none")
+# Four runs in lockstep: a step of the class is four of the optimizers'.
+CLASSES = {
+    "class-before-any-checkpoint": class_(at("step", 6)),
+    "class-in-the-middle-of-a-step": class_(at("step", 18)),
+    "class-between-micro-batches": class_(at("forward", 9)),
+    "class-one-checkpoint-of-several": class_(at("write", 2, "tensors.safetensors")),
+    "class-second-epoch": class_(at("step", 47)),
+    "class-metrics-of-the-second-run": class_(at("write", 2, "metrics.jsonl")),
+    "class-end-of-stage-1": class_(at("rename", 1, "two/checkpoints/00-000000012", "after")),
+    "class-stage-2": class_(at("step", 71)),
+    "class-one-is-finished": class_(at("write", 2, "student.safetensors")),
+    "class-last-manifest": class_(at("write", 3, "evaluation.json")),
+    "class-again-and-again": class_(at("step", 18), at("step", 9), at("write", 1, "metrics.jsonl"), at("step", 30)),
+}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", KILLED_RUN, folder],
+        input=json.dumps(CASES | CLASSES | {"forgetful": two_stages(at("step", 5)) | {"then": at("forget")}}),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout), done.stderr
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_and_resumed_is_never_stopped(killed, case):
+    folder, outcomes, errors = killed
+    recipe = CASES[case]["recipe"]
+    assert outcomes[recipe] == [{"exit": 0}], errors
+    kills = [{"signal": signal.SIGKILL}] * len(CASES[case]["moments"])
+    assert outcomes[case] == [*kills, {"exit": 0}], errors
+    assert_never_stopped(folder / case, folder / recipe)
+
+
+@pytest.mark.parametrize("case", CLASSES)
+def test_a_class_killed_and_resumed_is_each_run_alone_never_stopped(killed, case):
+    folder, outcomes, errors = killed
+    assert outcomes["class"] == [{"exit": 0}] * len(CLASS), errors
+    kills = [{"signal": signal.SIGKILL}] * len(CLASSES[case]["moments"])
+    assert outcomes[case] == [*kills, {"exit": 0}], errors
+    for name in CLASS:
+        assert_never_stopped(folder / case / name, folder / "class" / name)
+
+
+def assert_never_stopped(whole, other):
+    for name in ("student.safetensors", "best.safetensors", "student.json", "evaluation.json"):
+        assert (whole / name).read_bytes() == (other / name).read_bytes(), name
+    assert metrics(whole) == metrics(other)
+    assert json.loads((whole / "manifest.json").read_text())["status"] == "finished"
+    left = [path.name for path in whole.rglob("*.tmp")]
+    assert left == []
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == sorted(
+        path.name for path in (other / "checkpoints").iterdir()
+    )
+
+
+def test_the_teacher_that_a_run_trains_is_the_same_too(killed):
+    folder, _, _ = killed
+    for case in ("teacher-in-training", "teacher-just-finished"):
+        weights = (folder / case / "teacher" / "student.safetensors").read_bytes()
+        assert weights == (folder / "teacher-first" / "teacher" / "student.safetensors").read_bytes()
+
+
+def test_a_resumed_run_says_so(killed):
+    folder, _, _ = killed
+    resumed = {case: json.loads((folder / case / "manifest.json").read_text())["resumed"] for case in CASES}
+    assert resumed["first-records"] == resumed["first-manifest"] == 0
+    assert resumed["between-steps"] == 1
+    assert resumed["again-and-again"] == 5
+    assert json.loads((folder / "two-stages" / "manifest.json").read_text())["resumed"] == 0
+
+
+def test_a_resume_that_forgets_something_would_be_seen(killed):
+    """The control: the same kill, resumed by a child whose generators are not put back, ends in other bits."""
+    folder, outcomes, errors = killed
+    assert outcomes["forgetful"] == [{"signal": signal.SIGKILL}, {"exit": 0}], errors
+    assert (folder / "forgetful" / "manifest.json").exists()
+    student = (folder / "forgetful" / "student.safetensors").read_bytes()
+    assert student != (folder / "two-stages" / "student.safetensors").read_bytes()
+    assert metrics(folder / "forgetful") != metrics(folder / "two-stages")

@@ -1,0 +1,47 @@
+import copy
+
+import pytest
+import torch
+
+from tutelage import config
+from tutelage.runs import timing
+from tutelage.runs.setup import gather
+
+
+def made(**given):
+    value = {"name": "x", "student": "mlp:8", "objective": "cross_entropy", "batch_size": 64, "device": "cpu"}
+    recipe = config.parse(config.Recipe, {**value, **given})
+    return recipe, gather(recipe)
+
+
+def test_steps_are_real_ones_on_copies():
+    recipe, material = made()
+    before = copy.deepcopy(material.student.network.state_dict())
+    seconds, terms = timing.step(recipe, material)
+    assert seconds > 0
+    assert list(terms) == ["ce"]
+    assert all(torch.equal(before[name], value) for name, value in material.student.network.state_dict().items())
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(1e9, 4), (0.0, 2)])
+def test_slow_steps_are_fewer(monkeypatch, limit, taken):
+    recipe, material = made()
+    seen = []
+    plain = timing.fit
+
+    def counted(lesson, teacher, batches, settings, **given):
+        seen.append(batches)
+        yield from plain(lesson, teacher, batches, settings, **given)
+
+    monkeypatch.setattr(timing, "fit", counted)
+    timing.step(recipe, material, limit=limit)
+    (few,) = seen
+    assert 1 + few.steps == taken
+
+
+def test_a_network_is_asked_about_a_batch(monkeypatch):
+    recipe, material = made()
+    asked = []
+    monkeypatch.setattr(timing, "answer", lambda network, few, **_: [asked.append(len(b.index)) for b in few.epoch(0)])
+    assert timing.ask(recipe, material.student, material.splits.train) > 0
+    assert asked == [timing.ASKED] * 2

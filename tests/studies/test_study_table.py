@@ -1,0 +1,222 @@
+"""The table of a study, from records alone: means, published values, scores, what is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+from io import StringIO
+
+import pytest
+from rich.console import Console
+from tests._helpers import synthetic
+
+from tutelage import records
+from tutelage.report import html
+from tutelage.studies import study_table as study
+from tutelage.studies.study_table import read_table, z_score
+
+EVIL = '<script>alert("x")</script>'
+ACCURACIES = {"kd": (0.7391, 0.7402), "wttm": (0.7613, 0.7589, 0.7602)}
+
+
+def write(folder, *, published=(), cells=(), **changes):
+    """A pool with a study of two pairs in it: one with runs, one without."""
+    place = folder / "grid"
+    place.mkdir(exist_ok=True)
+    made = list(cells)
+    for method, accuracies in ACCURACIES.items():
+        for seed, accuracy in enumerate(accuracies):
+            name = f"big-small/{method}-seed{seed}"
+            synthetic.write_run(
+                folder / name, objective=method, seed=seed, accuracy=accuracy, selected="test", validation=False
+            )
+            made.append(
+                {"folder": f"../{name}", "pair": "big/small", "teacher": "../t", "method": method, "seed": seed}
+            )
+    synthetic.write_run(folder / "t", objective="ce", accuracy=0.7942, taught=False, selected="test", validation=False)
+    value = {
+        "name": "grid",
+        "title": "A grid",
+        "source": "a paper",
+        "pairs": ["big/small", "big/tiny"],
+        "methods": ["kd", "wttm", "new"],
+        "cells": made,
+        "published": [dict(zip(("pair", "method", "mean", "std", "n"), one, strict=True)) for one in published],
+        "figures": [],
+        "departures": [],
+        "missing": {"new": "not built: new"},
+        "notes": [],
+        **changes,
+    }
+    synthetic.write(place / records.STUDY, value)
+    return place
+
+
+PUBLISHED = (
+    ("big/small", "teacher", 79.0, None, None),
+    ("big/small", "kd", 73.33, 0.25, 5),
+    ("big/small", "wttm", 76.06, 0.27, 5),
+    ("big/small", "new", 76.5, 0.2, 5),
+    ("big/tiny", "kd", 70.0, None, 5),
+)
+
+
+def row(table, pair, method):
+    (found,) = [row for row in table.rows if (row.pair, row.method) == (pair, method)]
+    return found
+
+
+def test_means_spreads_differences_and_scores_by_hand(tmp_path):
+    table = read_table(write(tmp_path, published=PUBLISHED))
+    wttm = row(table, "big/small", "wttm")
+    mean = (76.13 + 75.89 + 76.02) / 3
+    variance = ((76.13 - mean) ** 2 + (75.89 - mean) ** 2 + (76.02 - mean) ** 2) / 2
+    assert wttm.n == 3
+    assert wttm.values == pytest.approx((76.13, 75.89, 76.02))
+    assert wttm.accuracy == pytest.approx(mean)
+    assert wttm.std == pytest.approx(math.sqrt(variance))
+    assert wttm.difference == pytest.approx(mean - 76.06)
+    assert wttm.z == pytest.approx((mean - 76.06) / math.sqrt(variance / 3 + 0.27**2 / 5))
+    assert wttm.best == pytest.approx(mean + 0.3)
+    assert wttm.best_set == "test"
+    assert wttm.untested is None
+
+
+def test_rows_are_pair_by_pair_the_teacher_first(tmp_path):
+    table = read_table(write(tmp_path, published=PUBLISHED))
+    methods = ["teacher", "kd", "wttm", "new"]
+    assert [(one.pair, one.method) for one in table.rows] == [
+        (pair, method) for pair in ("big/small", "big/tiny") for method in methods
+    ]
+    assert list(table.begun) == ["big/small"]
+    teacher = row(table, "big/small", "teacher")
+    assert (teacher.role, teacher.n, teacher.accuracy) == ("teacher", 1, pytest.approx(79.42))
+    assert teacher.untested == "the published value has no standard deviation"
+    new, other = row(table, "big/small", "new"), row(table, "big/tiny", "kd")
+    assert (new.status, new.accuracy, new.published, new.difference) == ("not built: new", None, 76.5, None)
+    assert (other.status, other.published, other.untested) == ("not run", 70.0, None)
+
+
+def test_a_teacher_without_a_run_is_known_from_its_students(tmp_path):
+    cells = [{"folder": "../big-small/kd-seed0", "pair": "big/tiny", "teacher": None, "method": "kd", "seed": 0}]
+    teacher = row(read_table(write(tmp_path, cells=cells)), "big/tiny", "teacher")
+    assert (teacher.n, teacher.accuracy) == (1, pytest.approx(79.42))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((1.0, 0.3, 2, 0.4, 5), (1.0 / math.sqrt(0.09 / 2 + 0.16 / 5), None)),
+        ((-1.0, 0.3, 2, 0.4, 5), (-1.0 / math.sqrt(0.09 / 2 + 0.16 / 5), None)),
+        ((1.0, None, 1, 0.4, 5), (None, "fewer than two runs")),
+        ((1.0, 0.3, 2, None, 5), (None, "the published value has no standard deviation")),
+        ((1.0, 0.3, 2, 0.4, None), (None, "the published value's number of runs is not known")),
+        ((1.0, 0.0, 2, 0.0, 5), (None, "neither side has any spread")),
+    ],
+)
+def test_the_score_and_why_there_is_none(given, expected):
+    score, why = z_score(*given)
+    assert why == expected[1]
+    assert score == (None if expected[0] is None else pytest.approx(expected[0]))
+
+
+def test_unfinished_runs_are_in_no_mean(tmp_path):
+    synthetic.write_run(tmp_path / "big-small/kd-seed2", objective="kd", seed=2, status="running", length=7)
+    cells = [{"folder": "../big-small/kd-seed2", "pair": "big/small", "teacher": "../t", "method": "kd", "seed": 2}]
+    folder = write(tmp_path, cells=cells)
+    table = read_table(folder)
+    kd = row(table, "big/small", "kd")
+    assert (kd.n, len(kd.unfinished)) == (2, 1)
+    assert study.cells(kd)[2] == "2 of 3"
+    assert "Not averaged: big/small, kd: kd-seed2 (seed 2, running, 7 epochs done)." in study.notes(table)
+
+
+def test_the_files_hold_the_table(tmp_path):
+    folder = write(tmp_path, published=PUBLISHED, departures=["epochs: 8 instead of 240"], notes=["Mind the gap."])
+    study.write_tables(folder)
+    value = json.loads((folder / "table.json").read_text())
+    table = read_table(folder)
+    assert [one["z"] for one in value["rows"]] == [one.z for one in table.rows]
+    assert value["departures"] == ["epochs: 8 instead of 240"]
+    text = (folder / "table.md").read_text()
+    assert text.startswith("# A grid\n\nPublished values: a paper\n\nThis is not the protocol that the study states")
+    assert text.index("- epochs: 8 instead of 240") < text.index("## big/small")
+    assert "| wttm | 76.01 ± 0.12 | 3 | 76.31 \\[selected on test\\] | 76.06 ± 0.27 (n = 5) | -0.05 | -0.34 |" in text
+    assert "| new | not built: new | – | – | 76.50 ± 0.20 (n = 5) | – | – |" in text
+    assert "| kd | not run | – | – | 70.00 (n = 5) | – | – |" in text
+    assert "not testable: the published value has no standard deviation" in text
+    assert text.endswith("- Mind the gap.\n")
+
+
+def printed(folder):
+    console = Console(file=StringIO(), width=120)
+    study.print_study(folder, console)
+    return console.file.getvalue()
+
+
+def test_the_terminal_shows_what_was_run(tmp_path):
+    text = printed(write(tmp_path, published=PUBLISHED, departures=["epochs: 8 instead of 240"]))
+    assert text.index("epochs: 8 instead of 240") < text.index("big/small")
+    assert "76.31*" in text
+    assert "No runs yet: big/tiny." in text
+    assert "  kd " not in text.split("No runs yet")[1]
+
+
+def test_without_published_values_there_are_no_columns_for_them(tmp_path):
+    folder = write(tmp_path)
+    study.write_tables(folder)
+    assert "| Method | Accuracy (%) | n | Best epoch (%) |" in (folder / "table.md").read_text()
+    assert "Published" not in printed(folder)
+
+
+def test_the_report_has_the_table_and_every_run_s_curves(tmp_path):
+    folder = write(tmp_path, published=PUBLISHED, departures=["epochs: 8 instead of 240"], title=EVIL)
+    page = html.write_report(folder).read_text()
+    assert EVIL not in page
+    table = read_table(folder)
+    z = row(table, "big/small", "wttm").z
+    assert 'data-pair="big/small" data-method="wttm" data-n="3"' in page
+    assert f'data-z="{z}"' in page
+    assert page.count("<tr class=") == len(table.rows) + 5
+    assert "epochs: 8 instead of 240" in page
+    assert "<h2>big/small</h2>" in page
+    assert "<h2>big/tiny</h2>" not in page
+    assert 'data-folder="../big-small/wttm-seed2"' in page
+    spec = page.split('<script type="application/json" id="spec-entropy')[1].split(">", 1)[1].split("</script>")[0]
+    names = {trace["name"] for trace in json.loads(spec)["data"] if trace.get("name")}
+    assert {"kd", "wttm"} <= names
+
+
+def test_a_study_without_runs_has_a_page(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    synthetic.write(folder / records.STUDY, {"name": "empty", "pairs": ["a/b"], "methods": ["kd"]})
+    assert "0 of 0 runs are finished" in html.write_report(folder).read_text()
+    assert "not run" in printed(folder)
+
+
+def test_a_folder_that_is_no_study_s_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"must be a study's, with study\.json in it"):
+        read_table(tmp_path)
+
+
+def test_costs_are_held_against_the_method_that_the_study_names(tmp_path):
+    place = write(tmp_path, costs="kd")
+    folder = tmp_path / "big-small/wttm-seed0"
+    rows = [json.loads(line) for line in (folder / records.METRICS).read_text().splitlines()]
+    manifest = json.loads((folder / records.MANIFEST).read_text())
+    size = manifest["recipe"]["batch_size"]
+    for path in (tmp_path / "big-small").glob("wttm-*"):
+        slow = [row | {"images_per_second": 2500.0, "memory_mb": 600.0} for row in rows]
+        slow[0] |= {"images_per_second": 1.0, "memory_mb": 500.0}  # A median and a peak: one odd epoch is no cost.
+        (path / records.METRICS).write_text("".join(json.dumps(row) + "\n" for row in slow))
+    found = {row.method: row for row in study.read_table(place).rows if row.pair == "big/small"}
+    assert found["kd"].step_ms == pytest.approx(size / 5)
+    assert (found["kd"].step_ratio, found["kd"].memory_ratio) == (1, 1)
+    assert found["wttm"].step_ratio == pytest.approx(2)
+    assert (found["wttm"].memory_mb, found["wttm"].memory_ratio) == (600, 1.5)
+    shown = study.markdown(study.read_table(place))
+    assert "| Step (ms) | Memory (MB) |" in shown
+    assert "600 (1.50 x kd)" in shown
+    assert "Published (%)" not in shown
+    assert "Step (ms)" not in study.markdown(study.read_table(write(tmp_path)))

@@ -1,0 +1,213 @@
+"""A lesson in a user's own loop, and a teacher that never changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import tutelage
+from tutelage import losses, objectives
+from tutelage.modules import FrozenTeacher, Lesson, Taught
+from tutelage.objectives import Context, Linear, Objective, Part
+from tutelage.types import Batch, Outputs, Progress, Totals
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+
+
+def network(width, seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 10))
+
+
+def batches(digits, steps, size=128):
+    inputs, labels = digits
+    for step in range(steps):
+        rows = torch.arange(step * size, (step + 1) * size) % len(inputs)
+        yield Batch(rows, inputs[rows], labels[rows])
+
+
+def learn(lesson, teacher, digits, steps):
+    """The loop that a user writes."""
+    optimizer = torch.optim.SGD(lesson.parameters(), lr=0.2, momentum=0.9)
+    seen = []
+    for step, batch in enumerate(batches(digits, steps)):
+        taught = lesson(batch, teacher(batch) if teacher else None, Progress(0, step, step / steps))
+        taught.loss.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(float(taught.loss.total.detach()))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def teacher(digits):
+    wise = network(64, seed=1)
+    learn(Lesson(wise, objectives.cross_entropy()), None, digits, 60)
+    return FrozenTeacher(wise)
+
+
+def accuracy(module, digits):
+    module.eval()
+    with torch.no_grad():
+        return float((module(digits[0]).argmax(-1) == digits[1]).float().mean())
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.wttm(gamma=0.5, beta=2.0),
+        objectives.ttm(gamma=0.5, beta=2.0, supervised=0),
+        objectives.kd() + objectives.renyi_penalty(order=0.5, weight=0.1),
+    ],
+    ids=lambda objective: objective.name,
+)
+def test_a_users_own_loop_learns(objective, teacher, digits):
+    student = network(16, seed=2)
+    before = accuracy(copy.deepcopy(student), digits)
+    seen = learn(Lesson(student, objective), teacher, digits, 40)
+    assert sum(seen[-5:]) < 0.5 * sum(seen[:5])
+    assert accuracy(student, digits) > max(0.8, before + 0.4)
+
+
+def test_a_lesson_returns_the_loss_and_the_outputs_it_came_from(teacher, digits):
+    lesson = Lesson(network(8, seed=0), objectives.ttm(gamma=0.5, beta=2.0)).eval()
+    (batch,) = batches(digits, 1)
+    answers = teacher(batch)
+    taught = lesson(batch, answers)
+    assert isinstance(taught, Taught)
+    assert torch.equal(taught.outputs.logits, lesson.student(batch.inputs))
+    expected = losses.cross_entropy(taught.outputs.logits, batch.labels).mean()
+    expected = expected + 2 * losses.ttm(taught.outputs.logits, answers.logits, gamma=0.5).mean()
+    torch.testing.assert_close(taught.loss.total, expected)
+
+
+def test_progress_and_totals_reach_the_objective(digits):
+    lesson = Lesson(network(8, seed=0), objectives.cross_entropy(weight=Linear(1.0, 0.0))).eval()
+    (batch,) = batches(digits, 1, size=10)
+    first, later = lesson(batch), lesson(batch, progress=Progress(fraction=0.75))
+    torch.testing.assert_close(later.loss.total, 0.25 * first.loss.total)
+    twice = lesson(batch, totals=Totals(torch.tensor(20.0), torch.tensor(20.0)))
+    torch.testing.assert_close(twice.loss.total, 0.5 * first.loss.total)
+
+
+def test_student_and_objective_are_one_trainable_module():
+    class Scale(nn.Module):
+        needs = objectives.cross_entropy().needs
+
+        def __init__(self, context):
+            super().__init__()
+            self.factor = nn.Parameter(torch.full((context.classes,), 2.0))
+
+        def forward(self, student, teacher, batch, progress):
+            return losses.cross_entropy(student.logits * self.factor, batch.labels)
+
+    class Described:
+        needs, target_gamma = Scale.needs, None
+
+        def bind(self, context):
+            return Scale(context)
+
+    student = network(8, seed=0)
+    lesson = Lesson(student, Objective.of(Part("scaled", 1.0, Described())), Context(classes=10))
+    names = [name for name, _ in lesson.named_parameters()]
+    assert "objective.terms.scaled.factor" in names
+    assert len(names) == 1 + len(list(student.parameters()))
+    lesson(Batch(torch.arange(4), torch.rand(4, 64), torch.arange(4))).loss.total.backward()
+    assert all(p.grad is not None for p in lesson.parameters())
+
+
+def test_lessons_of_one_objective_share_nothing():
+    objective = objectives.kd()
+    one, two = (Lesson(network(8, seed=0), objective) for _ in range(2))
+    assert one.objective is not two.objective
+    assert one.objective.terms["kd"] is not two.objective.terms["kd"]
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(4, 10), (torch.zeros(4, 10),)])
+def test_answers_that_are_not_outputs_are_refused(wrong):
+    lesson = Lesson(network(8, seed=0), objectives.kd())
+    batch = Batch(torch.arange(4), torch.rand(4, 64), torch.arange(4))
+    with pytest.raises(TypeError, match=r"teacher: expected Outputs, got (Tensor|tuple); type Outputs\(logits\)"):
+        lesson(batch, wrong)
+    assert lesson(batch, Outputs(torch.zeros(4, 10))).loss.total.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("make", "who"), [(lambda m: Lesson(m, objectives.cross_entropy()), "student"), (FrozenTeacher, "teacher")]
+)
+def test_a_module_that_returns_no_logits_is_refused(make, who):
+    class Pair(nn.Module):
+        def forward(self, inputs):
+            return inputs, inputs
+
+    batch = Batch(torch.arange(4), torch.rand(4, 10), torch.arange(4))
+    with pytest.raises(
+        TypeError, match=rf"{who}: expected a module that returns logits .*, got one that returns tuple; wrap"
+    ):
+        make(Pair())(batch)
+
+
+# --------------------------------------------------------------------------------------------------- the frozen teacher
+
+
+def test_a_teacher_stays_in_evaluation_mode(teacher):
+    for call in (teacher.train, lambda: teacher.train(True), teacher.eval):
+        assert call() is teacher
+        assert not any(module.training for module in teacher.modules())
+
+
+def test_a_teacher_inside_a_module_that_trains_stays_too(teacher):
+    both = nn.ModuleList([network(8, seed=0), teacher]).train()
+    assert both[0].training
+    assert not any(module.training for module in teacher.modules())
+
+
+def test_a_network_in_training_mode_is_frozen_as_it_is_given():
+    given = network(8, seed=0).train()
+    assert any(module.training for module in given.modules())
+    frozen = FrozenTeacher(given)
+    assert not any(module.training for module in frozen.modules())
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_no_gradient_reaches_a_teacher(teacher, digits):
+    lesson = Lesson(network(8, seed=0), objectives.wttm(gamma=0.5, beta=1))
+    (batch,) = batches(digits, 1)
+    answers = teacher(batch)
+    assert not answers.logits.requires_grad
+    assert not teacher(batch._replace(inputs=batch.inputs.clone().requires_grad_())).logits.requires_grad
+    lesson(batch, answers).loss.total.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in lesson.parameters())
+
+
+def test_a_teacher_s_buffers_and_answers_do_not_move(teacher, digits):
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    first = [teacher(batch).logits for batch in batches(digits, 3)]
+    learn(Lesson(network(8, seed=0), objectives.kd()).train(), teacher.train(), digits, 5)
+    again = [teacher(batch).logits for batch in batches(digits, 3)]
+    assert "network.1.running_mean" in before
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    for one, two in zip(first, again, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_answers_can_be_saved_for_a_backward_pass(teacher, digits):
+    (batch,) = batches(digits, 1)
+    z = torch.zeros(128, 10, requires_grad=True)
+    (z * teacher(batch).logits).sum().backward()
+    assert z.grad is not None
+
+
+def test_the_public_names_are_these():
+    assert tutelage.Lesson is Lesson
+    assert tutelage.FrozenTeacher is FrozenTeacher

@@ -1,0 +1,134 @@
+"""The contracts: tuples that other libraries walk, and protocols that the rooms keep."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from typing import get_type_hints
+
+import pytest
+import torch
+from accelerate.utils import recursively_apply, send_to_device
+from torch import nn
+from torch.utils.data import default_collate
+
+from tutelage import data, modules, objectives, types
+from tutelage.types import UNLABELLED, Batch, Batches, Loss, Needs, Outputs, Progress, Projection, Teacher, Totals
+
+
+def example():
+    return Batch(torch.arange(3), torch.rand(3, 1, 4, 4), torch.tensor([0, 1, UNLABELLED]))
+
+
+TAPS = ("student_taps", "teacher_taps")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (Batch, ("index", "inputs", "labels")),
+        (Outputs, ("logits", "taps")),
+        (Progress, ("epoch", "step", "fraction")),
+        (Totals, ("samples", "labelled")),
+        (Loss, ("total", "parts")),
+        (
+            Needs,
+            (
+                *("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics", "places"),
+                *("teacher_head", "teacher_norms", "class_means", "least"),
+            ),
+        ),
+        (Projection, ("student", "teacher", "kind", "always")),
+    ],
+)
+def test_fields_and_their_order(kind, names):
+    assert kind._fields == names
+
+
+def test_unlabelled_is_what_torch_ignores():
+    assert inspect.signature(nn.functional.cross_entropy).parameters["ignore_index"].default == UNLABELLED
+
+
+def test_a_run_begins_at_nought():
+    assert Progress() == (0, 0, 0.0)
+
+
+def test_outputs_need_no_taps():
+    assert dict(Outputs(torch.zeros(2, 3)).taps) == {}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [example(), Outputs(torch.zeros(3, 2), {"layer": torch.ones(3, 4)}), Totals(torch.ones(()), torch.ones(()))],
+)
+def test_accelerate_walks_the_tuples_and_keeps_their_kind(value):
+    moved = send_to_device(value, "cpu")
+    assert type(moved) is type(value)
+    doubled = recursively_apply(lambda tensor: tensor * 2, value)
+    assert type(doubled) is type(value)
+    assert torch.equal(doubled[0], value[0] * 2)
+    if isinstance(value, Outputs):
+        assert torch.equal(doubled.taps["layer"], torch.full((3, 4), 2.0))
+
+
+def test_torch_collates_batches_into_a_batch():
+    singles = [Batch(*(tensor[i] for tensor in example())) for i in range(3)]
+    together = default_collate(singles)
+    assert type(together) is Batch
+    assert torch.equal(together.index, torch.arange(3))
+    assert together.inputs.shape == (3, 1, 4, 4)
+
+
+def signature(function):
+    parameters = list(inspect.signature(function).parameters.values())
+    return [(p.name, p.kind, p.default) for p in parameters if p.name != "self"]
+
+
+def test_the_data_room_keeps_the_contract_of_batches():
+    assert signature(data.SplitBatches.epoch) == signature(Batches.epoch)
+    assert "__len__" in vars(data.SplitBatches)
+    splits = data.open_data(data.DataSettings())
+    batches = data.SplitBatches(splits.train, batch_size=64, train=True)
+    assert batches.samples == len(splits.train)
+    first = next(batches.epoch(0))
+    assert type(first) is Batch
+    assert (first.index.dtype, first.labels.dtype) == (torch.int64, torch.int64)
+    assert 0 <= first.inputs.min() <= first.inputs.max() <= 1
+
+
+def test_a_frozen_teacher_keeps_the_contract_of_teachers():
+    assert signature(modules.FrozenTeacher.forward) == signature(Teacher.__call__)
+    assert (
+        type(modules.FrozenTeacher(nn.Linear(4, 2))(Batch(torch.arange(3), torch.rand(3, 4), torch.zeros(3))))
+        is Outputs
+    )
+
+
+def test_bound_terms_keep_the_contract_of_terms():
+    for term in objectives.wttm(gamma=0.1, beta=1).bind().terms.values():
+        assert isinstance(term, nn.Module)
+        assert isinstance(term.needs, Needs)
+        assert signature(type(term).forward) == signature(types.Term.__call__)
+
+
+def test_there_is_no_logic_in_the_contracts():
+    tree = ast.parse(inspect.getsource(types))
+    methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert {method.name for method in methods} == {"__call__", "__len__", "epoch", "settle"}
+    for method in methods:
+        (only,) = method.body
+        assert isinstance(only, ast.Expr), method.name
+        assert isinstance(only.value, ast.Constant), method.name
+
+
+def test_the_annotations_are_real():
+    names = {"Tensor": torch.Tensor}
+    for kind in (Batch, Outputs, Totals, Loss, Needs, Progress):
+        assert set(get_type_hints(kind, localns=names)) == set(kind._fields)
+
+
+def test_the_contracts_import_no_torch():
+    code = "import sys, tutelage.types; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,225 @@
+import json
+import os
+import resource
+import subprocess
+import warnings
+
+import pytest
+import torch
+
+from tutelage import records
+from tutelage.training.checkpoints import CHECKSUMS, STATE, TENSORS, CheckpointError, Checkpoints
+
+
+def name(step):
+    return f"00-{step:09d}"
+
+
+def save(checkpoints, *steps):
+    for step in steps:
+        checkpoints.save(name(step), {"w": torch.full((3,), float(step))}, {"step": step})
+
+
+def kept(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def test_nothing_saved_is_nothing_to_load(checkpoints):
+    assert checkpoints.load() is None
+
+
+def test_every_layout_and_dtype_comes_back(checkpoints):
+    shared = torch.arange(4.0)
+    tensors = {
+        "last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "view": torch.rand(4, 6).t()[1:],
+        "one": shared,
+        "two": shared,
+        "scalar": torch.tensor(3, dtype=torch.int64),
+        "half": torch.rand(3).bfloat16(),
+        "bits": torch.get_rng_state(),
+        "nan": torch.tensor([torch.nan, -torch.inf, -0.0]),
+        "learned": torch.rand(2, requires_grad=True),
+        "none": torch.zeros(0, 3),
+    }
+    checkpoints.save(name(1), tensors, {"epoch": 1, "rate": 0.1 + 0.2, "nothing": None})
+    saved = checkpoints.load()
+    assert saved is not None
+    assert saved.tensors.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        assert saved.tensors[key].dtype == tensor.dtype
+        torch.testing.assert_close(saved.tensors[key], tensor.detach(), rtol=0, atol=0, equal_nan=True)
+    assert saved.state == {"epoch": 1, "rate": 0.1 + 0.2, "nothing": None}
+
+
+def test_the_last_two_are_kept_and_the_newest_is_read(checkpoints):
+    save(checkpoints, 3, 6, 9, 12)
+    assert kept(checkpoints) == [name(9), name(12)]
+    assert checkpoints.load().state == {"step": 12}
+
+
+def test_stages_sort_before_steps(checkpoints):
+    save(checkpoints, 500)
+    checkpoints.save("01-000000003", {"w": torch.zeros(1)}, {"step": 3})
+    assert checkpoints.load().state == {"step": 3}
+
+
+def cut(folder):
+    path = folder / TENSORS
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(file):
+    def flipped(folder):
+        content = bytearray((folder / file).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / file).write_bytes(bytes(content))
+
+    return flipped
+
+
+def lose(file):
+    return lambda folder: (folder / file).unlink()
+
+
+def forget_a_sum(folder):
+    path = folder / CHECKSUMS
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+
+
+DAMAGE = {
+    "tensors cut off": cut,
+    "tensors empty": lambda folder: (folder / TENSORS).write_bytes(b""),
+    **{f"a bit of {file} flipped": flip(file) for file in (TENSORS, STATE, CHECKSUMS)},
+    **{f"{file} missing": lose(file) for file in (TENSORS, STATE, CHECKSUMS)},
+    "checksums cut off": forget_a_sum,
+    "checksums empty": lambda folder: (folder / CHECKSUMS).write_text(""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_newest_one_is_passed_over_with_a_warning(checkpoints, damage):
+    save(checkpoints, 3, 6)
+    damage(checkpoints.folder / name(6))
+    with pytest.warns(
+        UserWarning, match=rf"^checkpoint {name(6)}: expected its checksums to match, got .*the one before"
+    ):
+        assert checkpoints.load().state == {"step": 3}
+    # The damaged one is gone: it would count as one of the two, and sort after those that are written now.
+    save(checkpoints, 5)
+    assert kept(checkpoints) == [name(3), name(5)]
+
+
+def test_no_good_one_is_an_error_and_stays_one(checkpoints):
+    save(checkpoints, 3, 6)
+    cut(checkpoints.folder / name(3))
+    flip(STATE)(checkpoints.folder / name(6))
+    for _ in range(2):
+        with (
+            pytest.warns(UserWarning, match="checksums"),
+            pytest.raises(
+                CheckpointError, match=rf"expected a good one among {name(3)}, {name(6)}, got none; to start anew"
+            ),
+        ):
+            checkpoints.load()
+
+
+def test_what_a_kill_left_half_written_is_not_read_and_is_cleared(checkpoints):
+    save(checkpoints, 3, 6)
+    left = checkpoints.folder / f".{name(9)}.tmp"
+    left.mkdir()
+    (left / TENSORS).write_bytes(b"half")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert checkpoints.load().state == {"step": 6}
+    assert kept(checkpoints) == [name(3), name(6)]
+
+
+def test_someone_elses_folder_is_left_alone(checkpoints):
+    save(checkpoints, 3, 6)
+    (checkpoints.folder / "the good one").mkdir()
+    assert checkpoints.load().state == {"step": 6}
+    save(checkpoints, 9, 12)
+    assert kept(checkpoints) == [name(9), name(12), "the good one"]
+
+
+def test_a_disk_that_refuses_leaves_the_last_good_one(checkpoints):
+    """The operating system refuses files over a size, as it would on a full disk."""
+    save(checkpoints, 3, 6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.save(name(9), {"w": torch.zeros(10_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == (
+        f"checkpoint {name(9)}: expected room to write it, got File too large; the last good checkpoint is {name(6)}: "
+        "free some space and type the same command again to resume"
+    )
+    assert kept(checkpoints) == [name(3), name(6)]
+    assert checkpoints.load().state == {"step": 6}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with room for 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder]
+    if os.geteuid() != 0 or subprocess.run(options, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs takes root's rights, which these tests lack here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_leaves_the_last_good_one(small_disk):
+    checkpoints = Checkpoints(small_disk / "checkpoints")
+    tensors = {"w": torch.rand(15_000)}
+    for step in (3, 6):
+        checkpoints.save(name(step), tensors, {"step": step})
+    assert kept(checkpoints) == [name(3), name(6)]
+    with pytest.raises(CheckpointError, match=rf"{name(9)}: .* No space left on device; .* {name(6)}: free some space"):
+        checkpoints.save(name(9), {"w": torch.rand(40_000)}, {"step": 9})
+    good = checkpoints.load()
+    assert good.state == {"step": 6}
+    assert torch.equal(good.tensors["w"], tensors["w"])
+    with pytest.raises(CheckpointError, match=r"best.safetensors: expected room to write it, got No space left"):
+        checkpoints.write(small_disk / "best.safetensors", bytes(10**6))
+    assert not (small_disk / "best.safetensors").exists()
+
+
+def test_a_first_one_that_is_refused_says_that_there_is_none(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match=r"got File exists; the last good checkpoint is none: free"):
+        save(Checkpoints(tmp_path / "checkpoints"), 3)
+
+
+def test_a_refused_write_leaves_the_file_as_it_was(tmp_path, checkpoints):
+    path = tmp_path / "best.safetensors"
+    checkpoints.write(path, b"good")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"best\.safetensors: expected room"):
+            checkpoints.write(path, bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"good"
+    assert [p.name for p in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_checksums_are_those_of_sha256sum(checkpoints):
+    """A user can check a checkpoint without this library."""
+    save(checkpoints, 3)
+    done = subprocess.run(
+        ["sha256sum", "-c", CHECKSUMS], cwd=checkpoints.folder / name(3), capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert json.loads((checkpoints.folder / name(3) / STATE).read_text()) == {"step": 3}
+    assert checkpoints.folder.name == records.CHECKPOINTS

@@ -1,0 +1,242 @@
+"""How a fit is computed: what is chosen, that it is kept, and that it changes no more than rounding."""
+
+import copy
+import json
+
+import pytest
+import torch
+from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
+
+from tutelage import objectives
+from tutelage.kernels.conv_weight_grad import Shape
+from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.training import compile as speed
+from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.loop import Keep, accelerator_on, fit
+from tutelage.types import Batch, Progress
+
+MATCH = objectives.wttm(gamma=0.5, beta=1.0)
+FAST = {"compile_teacher": True, "compile_student": True, "gradient_products": False}
+
+
+def images(count=48):
+    return samples(count, shape=(2, 8, 8))
+
+
+def taught(folder=None, *, told=None, resume=False, rows=None, student=None, **changes):
+    """Fit a small network with batch norm and dropout to a teacher; return it and its records."""
+    student = student or seeded(Moving)
+    teacher = FrozenTeacher(seeded(Moving, 1))
+    lesson = Lesson(student, MATCH)
+    keep = None
+    if folder is not None:
+        announce = told.append if told is not None else None
+        keep = Keep(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}, announce)
+    torch.manual_seed(3)
+    found = list(
+        fit(
+            lesson,
+            teacher,
+            rows or Rows(*images(), batch_size=10),
+            settings(**changes),
+            accelerator=accelerator_on("cpu"),
+            keep=keep,
+            resume=keep.checkpoints.load() if keep and resume else None,
+        )
+    )
+    return student, found
+
+
+def test_a_short_fit_measures_nothing_and_says_so(tmp_path):
+    told = []
+    taught(tmp_path, told=told)
+    assert told == [speed.Speed(why=dict.fromkeys(["teacher", "student"], "a short fit")).to_json()]
+
+
+def test_a_short_fit_does_not_wait_for_the_compiler(monkeypatch):
+    """It takes two seconds to import, and no run of a few steps needs it."""
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("the compiler was asked"))
+    taught()
+
+
+def test_what_is_switched_off_is_not_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "FEW", 0)
+    monkeypatch.setattr(speed, "SHARE", 1e9)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *_: pytest.fail("compiled"))
+    told = []
+    taught(tmp_path, told=told, compile_teacher=False, compile_student=False, gradient_products=False)
+    assert told[0]["why"] == dict.fromkeys(["teacher", "products", "student"], "switched off")
+
+
+def test_a_fit_too_short_to_repay_compiling_does_not_compile(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "FEW", 0)
+    told = []
+    taught(tmp_path, told=told)
+    (chosen,) = told
+    assert not chosen["teacher_compiled"]
+    assert not chosen["student_compiled"]
+    assert chosen["products"] == []
+    assert all("not tried" in why for why in chosen["why"].values())
+
+
+def test_choosing_leaves_no_trace(tmp_path, monkeypatch):
+    """Whatever is tried and not taken: the student, the records and the generators are as if nothing had been."""
+    plain, records = taught()
+    monkeypatch.setattr(speed, "FEW", 0)
+    monkeypatch.setattr(speed, "SHARE", 1e9)
+    monkeypatch.setattr(speed, "GAIN", 1e9)
+    monkeypatch.setattr("tutelage.kernels.conv_weight_grad.GAIN", 1e9)
+    tried = []
+    monkeypatch.setattr(speed.clock, "least", lambda calls, _: tried.append(1) or [1.0] * len(calls))
+    measured, found = taught()
+    assert len(tried) == 4  # the teacher, two convolutions of which no product is fast enough, the student
+    assert same_bits(state(plain), state(measured))
+    assert untimed(records) == untimed(found)
+
+
+def test_fast_is_plain_but_for_rounding(tmp_path):
+    told = []
+    plain, slow = taught()
+    quick, fast = taught(tmp_path, told=told, **FAST)
+    (chosen,) = told
+    assert chosen["teacher_compiled"]
+    assert chosen["student_compiled"]
+    assert chosen["samples"] == 10
+    assert all("ms so" in chosen["why"][who] for who in ("teacher", "student"))
+    for one, other in zip(slow, fast, strict=True):
+        assert one["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=1e-4)
+    for name, tensor in state(plain).items():
+        torch.testing.assert_close(state(quick)[name], tensor, rtol=1e-3, atol=1e-4)
+    assert state(quick).keys() == state(plain).keys()
+
+
+def test_loss_curves_of_fast_and_plain_agree_in_half_precision():
+    """The same seed: the losses of three epochs within 2 %, as bfloat16's rounding of each step explains.
+
+    And all that is fast against all that is plain, float32 too.
+    """
+    _, full = taught(epochs=3)
+    _, slow = taught(epochs=3, precision="bf16")
+    _, fast = taught(epochs=3, precision="bf16", **FAST)
+    for plain in (slow, full):
+        for one, other in zip(plain, fast, strict=True):
+            assert one["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=0.02)
+
+
+def test_a_resumed_fit_keeps_the_choice(tmp_path, monkeypatch):
+    whole, records = taught(tmp_path / "whole", epochs=2, checkpoint_steps=2, **FAST)
+    with pytest.raises(KeyboardInterrupt):
+        taught(
+            tmp_path / "cut",
+            epochs=2,
+            rows=Rows(*images(), batch_size=10, stop_before=(1, 3)),
+            checkpoint_steps=2,
+            **FAST,
+        )
+    monkeypatch.setattr(speed, "choose", lambda *_, **__: pytest.fail("chosen again"))
+    told = []
+    resumed, found = taught(tmp_path / "cut", told=told, resume=True, epochs=2, checkpoint_steps=2, **FAST)
+    assert told[0]["teacher_compiled"]
+    assert told[0]["student_compiled"]
+    assert same_bits(state(whole), state(resumed))
+    assert untimed(records)[1] == untimed(found)[0]
+
+
+def test_a_checkpoint_without_a_choice_is_gone_on_with_plainly(tmp_path):
+    taught(tmp_path, epochs=1)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    content = json.loads((folder / "state.json").read_text())
+    del content["speed"]
+    saved = Checkpoints(tmp_path / "checkpoints").load()
+    lesson = Lesson(seeded(Moving), MATCH)
+    how = {"accelerator": accelerator_on("cpu"), "resume": saved._replace(state=content)}
+    rows, teacher = Rows(*images(), batch_size=10), FrozenTeacher(seeded(Moving, 1))
+    (record,) = fit(lesson, teacher, rows, settings(epochs=2, **FAST), **how)
+    assert record["epoch"] == 2
+    assert lesson.called is None
+
+
+def test_products_and_a_compiled_student_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.kernels.conv_weight_grad.GAIN", 0.0)
+    plain, _ = taught()
+    told = []
+    quick, _ = taught(tmp_path, told=told, **{**FAST, "gradient_products": True})
+    assert told[0]["student_compiled"]
+    assert len(told[0]["products"]) == 2
+    for name, tensor in state(plain).items():
+        torch.testing.assert_close(state(quick)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_where_compiling_fails_the_fit_goes_on_plainly_and_says_so(tmp_path, monkeypatch):
+    plain, _ = taught()
+
+    def broken(*_, **__):
+        def call(*_):
+            raise RuntimeError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match="expected to compile it, got RuntimeError") as caught:
+        student, _ = taught(tmp_path, **FAST)
+    said = [str(warning.message) for warning in caught]
+    assert [text.partition(":")[0] for text in said] == ["teacher", "student"]
+    assert "compile_student=false" in said[1]
+    assert same_bits(state(plain), state(student))
+
+
+def test_a_recorded_teacher_is_not_compiled(tmp_path):
+    class Says:
+        def __call__(self, batch):
+            from tutelage.types import Outputs
+
+            return Outputs(torch.zeros(len(batch.index), 4))
+
+    student = mlp()
+    rows = Rows(*samples(), batch_size=16)
+    fitted(student, rows, teacher=Says(), objective=MATCH, folder=tmp_path, compile_teacher=True)
+    saved = Checkpoints(tmp_path / "checkpoints").load()
+    assert not saved.state["speed"]["teacher_compiled"]
+    assert "teacher" not in saved.state["speed"]["why"]
+
+
+def test_a_teacher_with_taps_says_the_same_compiled():
+    teacher = FrozenTeacher(seeded(Moving, 1), ("norm", "conv"))
+    batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
+    forms = speed.Forms(seeded(Moving), teacher)
+    plain = forms.ask(batch)
+    forms.take(speed.Speed(teacher_compiled=True, samples=4))
+    quick = forms.ask(batch)
+    assert plain.taps.keys() == quick.taps.keys() == {"norm", "conv"}
+    for one, other in ((plain.logits, quick.logits), *((plain.taps[n], quick.taps[n]) for n in plain.taps)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_other_sizes_of_batch_are_computed_plainly():
+    teacher, student = FrozenTeacher(seeded(Moving, 1)), seeded(Moving)
+    forms = speed.Forms(student, teacher)
+    forms.take(speed.Speed(teacher_compiled=True, student_compiled=True, samples=4))
+    few = Batch(torch.arange(3), images(3)[0], torch.zeros(3, dtype=torch.long))
+    assert torch.equal(forms.ask(few).logits, teacher(few).logits)
+    assert forms.student(3) is None
+    assert forms.student(4) is not None
+
+
+def test_a_choice_survives_json():
+    shape = Shape(*range(1, 13))
+    chosen = speed.Speed(True, False, (shape,), 64, {"teacher": "2 ms plain, 1 ms so"})
+    assert speed.Speed.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+
+
+def test_a_compiled_lesson_deep_copies_and_saves_under_its_own_names():
+    lesson = Lesson(seeded(Moving), MATCH)
+    names = lesson.state_dict().keys()
+    forms = speed.Forms(lesson.student, None)
+    forms.take(speed.Speed(student_compiled=True, samples=4))
+    lesson.called = forms.student(4)
+    batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
+    teacher = FrozenTeacher(seeded(Moving, 1))
+    lesson(batch, teacher(batch), Progress()).loss.total.backward()
+    assert lesson.state_dict().keys() == names
+    lesson.called = None
+    assert copy.deepcopy(lesson).state_dict().keys() == names

@@ -1,0 +1,209 @@
+"""Every number is held against NumPy, SciPy or scikit-learn in float64, computed here."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from scipy.stats import binom, entropy
+from sklearn.metrics import accuracy_score, log_loss, recall_score
+from tests._helpers.fit_cases import Moving, Rows, samples, seeded, state
+from torch import nn
+
+from tutelage import records
+from tutelage.training.evaluate import Answers, NonFiniteError, answer, better_than_chance, judge, means
+
+CLASSES = 5
+
+
+def answers(count=400, *, seed=0, classes=CLASSES, unlabelled=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator) * 2
+    labels = torch.where(
+        torch.rand(count, generator=generator) < 0.5,
+        logits.argmax(-1),
+        torch.randint(classes, (count,), generator=generator),
+    )
+    labels[:unlabelled] = -100
+    return Answers(logits, labels)
+
+
+def numpy(given):
+    known = given.labels.numpy() != -100
+    logp = log_softmax(given.logits.double().numpy(), axis=-1)
+    return logp, np.exp(logp), given.labels.numpy(), known
+
+
+@pytest.mark.parametrize("unlabelled", [0, 37])
+def test_judgement_by_hand(unlabelled):
+    given = answers(unlabelled=unlabelled)
+    _, p, labels, known = numpy(given)
+    found = judge(given)
+    named = p.argmax(-1)
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels[known], named[known]))
+    assert found["loss"] == pytest.approx(log_loss(labels[known], p[known], labels=range(CLASSES)), rel=1e-5)
+    assert found["entropy"] == pytest.approx(entropy(p, axis=-1).mean(), rel=1e-5)
+    assert found["per_class"] == pytest.approx(
+        list(recall_score(labels[known], named[known], labels=range(CLASSES), average=None))
+    )
+    assert found.keys() == {"accuracy", "loss", "entropy", "ece", "per_class", "entropy_histogram", "reliability"}
+
+
+@pytest.mark.parametrize("unlabelled", [0, 37])
+def test_calibration_by_hand(unlabelled):
+    """Guo et al. 2017: ``ECE = sum_b |b| / n * |acc(b) - conf(b)|`` over 15 bins ``(k / 15, (k + 1) / 15]``."""
+    given = answers(unlabelled=unlabelled)
+    _, p, labels, known = numpy(given)
+    confidence, right = p.max(-1)[known], (p.argmax(-1) == labels)[known]
+    found, gaps = judge(given), 0.0
+    assert len(found["reliability"]) == 15
+    for k, each in enumerate(found["reliability"]):
+        here = (confidence > k / 15) & (confidence <= (k + 1) / 15)
+        assert each["low"] == pytest.approx(k / 15)
+        assert each["high"] == pytest.approx((k + 1) / 15)
+        assert each["count"] == here.sum()
+        assert each["confidence"] == pytest.approx(confidence[here].mean() if here.any() else 0.0, rel=1e-5)
+        assert each["accuracy"] == pytest.approx(right[here].mean() if here.any() else 0.0)
+        gaps += abs(right[here].sum() - confidence[here].sum())
+    assert found["ece"] == pytest.approx(gaps / known.sum(), rel=1e-5)
+    assert sum(each["count"] for each in found["reliability"]) == known.sum()
+
+
+def test_calibration_at_the_ends():
+    sure = Answers(torch.tensor([[200.0, 0.0], [200.0, 0.0]]), torch.tensor([0, 1]))
+    assert judge(sure)["ece"] == pytest.approx(0.5)
+    assert judge(sure)["reliability"][-1]["count"] == 2
+    unsure = Answers(torch.zeros(4, 30), torch.tensor([0, 1, 2, 3]))
+    assert judge(unsure)["reliability"][0]["count"] == 4
+
+
+def test_entropy_histogram_by_hand():
+    given = answers()
+    _, p, _, _ = numpy(given)
+    found = judge(given)["entropy_histogram"]
+    counts, edges = np.histogram(entropy(p, axis=-1), bins=30, range=(0, np.log(CLASSES)))
+    assert found["counts"] == counts.tolist()
+    assert found["edges"] == pytest.approx(edges.tolist(), rel=1e-6)
+
+
+def test_entropy_histogram_holds_every_sample():
+    """A uniform row's entropy may round above ``log(classes)``, a one-hot row's below 0."""
+    for classes in (2, 3, 7, 10, 100, 1000):
+        rows = torch.cat([torch.zeros(3, classes), torch.eye(classes)[:2] * 500])
+        counts = judge(Answers(rows, torch.zeros(5, dtype=torch.int64)))["entropy_histogram"]["counts"]
+        assert sum(counts) == 5
+        assert counts[-1] == 3
+        assert counts[0] == 2
+
+
+def test_a_class_without_samples_has_no_accuracy():
+    given = Answers(torch.eye(3)[[0, 0, 2]], torch.tensor([0, 2, 2]))
+    assert judge(given)["per_class"] == [1.0, None, 0.5]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.25, None])
+def test_beside_a_teacher_by_hand(gamma):
+    student, teacher = answers(seed=1), answers(seed=2)
+    logq, q, _, _ = numpy(student)
+    logp, p, _, _ = numpy(teacher)
+    found = judge(student, teacher, gamma=gamma)
+    assert found["agreement"] == pytest.approx((q.argmax(-1) == p.argmax(-1)).mean())
+    assert found["kl_to_teacher"] == pytest.approx((p * (logp - logq)).sum(-1).mean(), rel=1e-5)
+    if gamma is None:
+        assert found["kl_to_target"] is None
+    else:
+        log_target = log_softmax(gamma * teacher.logits.double().numpy(), axis=-1)
+        by_hand = (np.exp(log_target) * (log_target - logq)).sum(-1).mean()
+        assert found["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
+        epoch = means("test", student, teacher, gamma=gamma)
+        assert epoch["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
+        assert epoch["agreement"] == found["agreement"]
+
+
+def test_an_epochs_means_are_the_judgements():
+    given = answers(unlabelled=37)
+    found, detail = means("validation", given, None, gamma=None), judge(given)
+    assert found.keys() == records.EvaluationMeans.__annotations__.keys()
+    assert (found["set"], found["samples"]) == ("validation", 400)
+    for key in ("accuracy", "loss", "entropy"):
+        assert found[key] == pytest.approx(detail[key], rel=1e-6)
+    assert found["agreement"] is None
+    assert found["kl_to_target"] is None
+
+
+def test_without_labels_there_is_no_accuracy():
+    given = answers(unlabelled=400)
+    found = means("test", given, given, gamma=0.5)
+    assert found["accuracy"] is None
+    assert found["loss"] is None
+    assert found["agreement"] == 1.0
+    assert found["entropy"] > 0
+    assert better_than_chance(given) is None
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_better_than_chance_is_a_binomial_test_at_one_per_cent(classes):
+    """The verdict turns exactly where the tail of the binomial distribution falls below 1 %."""
+    count = 200
+    hits = np.arange(count + 1)
+    turns = int(hits[binom.sf(hits - 1, count, 1 / classes) < 0.01][0])
+    for right, verdict in [(0, False), (turns - 1, False), (turns, True), (count, True)]:
+        logits = torch.zeros(count + 9, classes)
+        logits[:, 0] = 1.0
+        labels = torch.ones(count + 9, dtype=torch.int64)
+        labels[:right], labels[count:] = 0, -100
+        assert better_than_chance(Answers(logits, labels)) is verdict
+
+
+def asked(network, batches, **changes):
+    how = {"device": torch.device("cpu"), "precision": "fp32", "channels_last": True}
+    return answer(network, batches, **how | changes)
+
+
+def test_a_network_is_asked_in_evaluation_mode_and_put_back():
+    inputs, labels = samples(50, shape=(2, 8, 8))
+    network = seeded(Moving)
+    with torch.no_grad():
+        for _ in range(3):
+            network(inputs)
+    for training in (True, False):
+        network.train(training)
+        before, random = state(network), torch.get_rng_state()
+        found = asked(network, Rows(inputs, labels, batch_size=16))
+        assert network.training is training
+        assert all(module.training is training for module in network.modules())
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random)
+        with torch.no_grad():
+            torch.testing.assert_close(found.logits, network.eval()(inputs))
+        assert torch.equal(found.labels, labels)
+        assert not found.logits.requires_grad
+
+
+def test_the_mode_is_put_back_after_an_error_too():
+    network = seeded(Moving)
+    with pytest.raises(RuntimeError):
+        asked(network, Rows(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), batch_size=2))
+    assert network.training
+
+
+def test_half_precision_answers_are_near_and_in_float32():
+    inputs, labels = samples(64, shape=(2, 8, 8))
+    network, batches = seeded(Moving), Rows(inputs, labels, batch_size=32)
+    full, half = asked(network, batches), asked(network, batches, precision="bf16")
+    assert half.logits.dtype == torch.float32
+    assert not torch.equal(full.logits, half.logits)
+    torch.testing.assert_close(full.logits, half.logits, atol=0.05, rtol=0.05)
+
+
+def test_logits_that_are_not_finite_stop_an_evaluation():
+    class Breaks(nn.Module):
+        def forward(self, x):
+            return torch.where(x[:, :1] > 0.5, torch.inf, x)
+
+    inputs = torch.zeros(40, 3)
+    inputs[[4, 17]] = 1.0
+    rows = Rows(inputs, torch.zeros(40, dtype=torch.int64), batch_size=8)
+    with pytest.raises(NonFiniteError, match=r"^teacher: expected finite logits .* for 2 of 40 samples: 4, 17; look"):
+        asked(Breaks(), rows, who="teacher")
+    with pytest.raises(NonFiniteError, match=r"for 40 of 40 samples: 0, 1, .*, 15 and 24 more; look"):
+        asked(Breaks(), Rows(torch.ones(40, 3), rows.labels, batch_size=8))

@@ -1,0 +1,296 @@
+"""Lessons that are fitted together take the same steps, to the bit, as each alone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from tests._helpers.fit_cases import Moving, Rows, Says, mlp, same_bits, samples, seeded, settings, state, untimed
+from torch import nn
+
+from tutelage import objectives
+from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.objectives import Context
+from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.evaluate import HeldOut, NonFiniteError
+from tutelage.training.loop import Keep, Pupil, Together, accelerator_on, fit
+from tutelage.training.rng_state import Chance
+from tutelage.types import Outputs
+
+CPU = torch.device("cpu")
+IMAGES = {"count": 40, "shape": (2, 8, 8)}
+
+
+class Drawing(Moving):
+    """A student that draws from all three generators while it trains."""
+
+    def forward(self, x):
+        scale = 1 + 0.1 * (random.random() + np.random.rand()) if self.training else 1.0
+        return super().forward(x) * scale
+
+
+class Writing(nn.Module):
+    """A student that writes into its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(128)
+
+    def forward(self, x):
+        return self.body(x.mul_(0.5).flatten(1))
+
+
+class Counting(nn.Module):
+    """A teacher that counts how often it is asked."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.asked = network, 0
+
+    def __call__(self, batch):
+        self.asked += 1
+        return FrozenTeacher(self.network, ("deeper", "norm"))(batch)
+
+
+class Case:
+    """What one pupil is made of, anew each time."""
+
+    def __init__(self, make, objective, seed, **changes):
+        self.make, self.objective, self.seed, self.changes = make, objective, seed, changes
+
+    def lesson(self):
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
+        context = Context(
+            samples=40, classes=4, student_shapes={"deeper": (5, 3, 3)}, teacher_shapes={"deeper": (5, 3, 3)}
+        )
+        return Lesson(self.make(), self.objective, context)
+
+    def keep(self, folder):
+        return Keep(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
+
+    def settings(self, **shared):
+        return settings(**{**self.changes, **shared})
+
+    @property
+    def asks(self):
+        return self.objective.needs.teacher
+
+
+def hint():
+    return objectives.fitnet(weight=1.0, student_tap="deeper", teacher_tap="deeper") + objectives.kd(temperature=2.0)
+
+
+CASES = [
+    Case(Drawing, objectives.kd(temperature=2.0), 1),
+    Case(Moving, objectives.wttm(gamma=0.5, beta=1.0), 2, clip=0.5),
+    Case(Moving, hint(), 3),
+    Case(Moving, objectives.cross_entropy(), 4),
+]
+
+
+def batches(**changes):
+    return Rows(*samples(**IMAGES), batch_size=8, shuffle=True, **changes)
+
+
+def held_out():
+    inputs, labels = samples(**IMAGES | {"count": 20}, seed=7)
+    return [HeldOut("test", Rows(inputs, labels, batch_size=10))]
+
+
+def teacher():
+    return Counting(seeded(Moving, 9))
+
+
+def alone(case, *, folder=None, given=None, resume=False, **shared):
+    taught = FrozenTeacher(teacher().network, case.objective.needs.teacher_taps) if case.asks else None
+    lesson, keep = case.lesson(), case.keep(folder)  # last: the fit goes on with its generators
+    told = fit(
+        lesson,
+        taught,
+        given or batches(),
+        case.settings(**shared),
+        accelerator=accelerator_on("cpu"),
+        held_out=held_out(),
+        keep=keep,
+        resume=keep.checkpoints.load() if resume else None,
+    )
+    return lesson, told
+
+
+def together(cases, *, folders=None, resume=False, asked=None, **shared):
+    pupils = []
+    for case, folder in zip(cases, folders or [None] * len(cases), strict=True):
+        chance, keep = Chance(CPU), case.keep(folder)
+        with chance:
+            lesson = case.lesson()
+        saved = keep.checkpoints.load() if resume else None
+        pupils.append(Pupil(lesson, case.settings(**shared), case.asks, held_out(), keep, resume=saved, chance=chance))
+    told = [[] for _ in cases]
+    for k, one in Together(pupils, asked or teacher(), batches(), accelerator=accelerator_on("cpu")).run():
+        told[k].append(one)
+    return [pupil.lesson for pupil in pupils], told
+
+
+def assert_alike(lessons, told, cases, **shared):
+    for case, lesson, records in zip(cases, lessons, told, strict=True):
+        other, expected = alone(case, **shared)
+        assert untimed(records) == untimed(list(expected))
+        assert same_bits(state(lesson), state(other))
+
+
+@pytest.mark.parametrize("shared", [{}, {"accumulate": 2}, {"precision": "bf16"}], ids=str)
+def test_each_ends_in_the_bits_of_one_alone(shared):
+    lessons, told = together(CASES, **shared)
+    assert_alike(lessons, told, CASES, **shared)
+
+
+def test_without_generators_of_their_own_they_would_not(monkeypatch):
+    monkeypatch.setattr(Chance, "__enter__", lambda self: self)
+    lessons, _ = together(CASES)
+    other, told = alone(CASES[0])
+    list(told)
+    assert not same_bits(state(lessons[0]), state(other))
+
+
+def test_the_teacher_is_asked_once_about_a_batch():
+    asked = teacher()
+    together(CASES, asked=asked)
+    assert asked.asked == 2 * 5
+
+
+def test_where_no_one_asks_the_teacher_is_left_alone():
+    asked = teacher()
+    together(CASES[-1:] * 2, asked=asked)
+    assert asked.asked == 0
+
+
+def test_a_pupil_gets_its_own_features_alone():
+    heard = []
+
+    class Hears(Counting):
+        def __call__(self, batch):
+            said = super().__call__(batch)
+            heard.append(set(said.taps))
+            return said
+
+    pupils = [Pupil(case.lesson(), settings(), case.asks, chance=Chance(CPU)) for case in CASES[:3]]
+    seen = [set() for _ in pupils]
+    for pupil, mine in zip(pupils, seen, strict=True):
+        plain = pupil.lesson.forward
+        pupil.lesson.forward = lambda b, t, p, n, plain=plain, mine=mine: (mine.update(t.taps), plain(b, t, p, n))[1]
+    list(Together(pupils, Hears(seeded(Moving, 9)), batches(), accelerator=accelerator_on("cpu")).run())
+    assert heard[0] == {"deeper", "norm"}
+    assert seen == [set(), set(), {"deeper"}]
+
+
+STOPS = [(0, 3), (1, 2), (1, 4)]
+
+
+def test_those_that_stopped_at_different_steps_go_on_to_the_same_bits(tmp_path):
+    folders = [tmp_path / str(k) for k in range(len(CASES))]
+    for case, folder, stop in zip(CASES, folders, STOPS, strict=False):
+        with pytest.raises(KeyboardInterrupt):
+            list(alone(case, folder=folder, given=batches(stop_before=stop), checkpoint_steps=1)[1])
+    list(alone(CASES[3], folder=folders[3], checkpoint_steps=1)[1])  # this one is done
+    lessons, told = together(CASES, folders=folders, resume=True, checkpoint_steps=1)
+    assert [len(one) for one in told] == [2, 1, 1, 0]
+    for case, lesson, records, folder in zip(CASES, lessons, told, folders, strict=True):
+        other, expected = alone(case, checkpoint_steps=1)
+        whole = untimed(list(expected))
+        assert untimed(records) == whole[len(whole) - len(records) :]
+        assert same_bits(state(lesson), state(other))
+        assert untimed(case.keep(folder).checkpoints.load().state["history"]) == whole
+
+
+class Fails(nn.Module):
+    """A student that gives up in its n-th training step."""
+
+    def __init__(self, steps, error):
+        super().__init__()
+        self.body, self.left, self.error = mlp(128), steps, error
+
+    def forward(self, x):
+        if self.training:
+            self.left -= 1
+            if self.left < 0:
+                raise self.error
+        return self.body(x.flatten(1))
+
+
+def test_what_fails_fails_alone():
+    failing = [
+        Case(lambda: Fails(7, RuntimeError("no more")), objectives.kd(temperature=2.0), 5),
+        Case(lambda: Writing(), objectives.kd(temperature=2.0), 6, optimizer=settings().optimizer.__class__(lr=1e30)),
+    ]
+    cases = [failing[0], *CASES, failing[1]]
+    lessons, told = together(cases)
+    assert [type(one) for one in told[0]] == [dict, RuntimeError]
+    assert [type(one) for one in told[-1]] == [NonFiniteError]
+    assert_alike(lessons[1:-1], told[1:-1], CASES)
+
+
+def test_where_all_fail_it_ends():
+    cases = [Case(lambda: Fails(2, RuntimeError("no more")), objectives.cross_entropy(), k) for k in range(2)]
+    _, told = together(cases)
+    assert [[type(one) for one in each] for each in told] == [[RuntimeError]] * 2
+
+
+def test_those_ahead_of_the_ones_that_failed_go_on_from_where_they_are(tmp_path):
+    folder = tmp_path / "ahead"
+    with pytest.raises(KeyboardInterrupt):
+        list(alone(CASES[0], folder=folder, given=batches(stop_before=(0, 4)), checkpoint_steps=1)[1])
+    fails = Case(lambda: Fails(1, RuntimeError("no more")), objectives.cross_entropy(), 5)
+    chance, keep = Chance(CPU), CASES[0].keep(folder)
+    with chance:
+        lesson = CASES[0].lesson()
+    pupils = [
+        Pupil(lesson, settings(), True, held_out(), keep, resume=keep.checkpoints.load(), chance=chance),
+        Pupil(fails.lesson(), settings(), False, chance=Chance(CPU)),
+    ]
+    made = Together(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
+    told = list(made.run())
+    assert [(k, type(one)) for k, one in told] == [(1, RuntimeError), (0, dict), (0, dict)]
+    assert_alike([lesson], [[one for k, one in told if k == 0]], CASES[:1])
+
+
+def test_an_interrupt_ends_all():
+    cases = [Case(lambda: Fails(2, KeyboardInterrupt()), objectives.cross_entropy(), 0), CASES[0]]
+    with pytest.raises(KeyboardInterrupt):
+        together(cases)
+
+
+def test_one_that_is_dropped_takes_no_further_step():
+    pupils = [Pupil(case.lesson(), settings(epochs=3), case.asks, chance=Chance(CPU)) for case in CASES[:2]]
+    made = Together(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
+    told = []
+    for k, one in made.run():
+        told.append((k, one["epoch"]))
+        if k == 0:
+            made.drop(0)
+    assert told == [(0, 1), (1, 1), (1, 2), (1, 3)]
+
+
+def test_a_student_that_writes_into_its_inputs_does_so_for_itself():
+    cases = [Case(Writing, objectives.cross_entropy(), 1), CASES[1], Case(Writing, objectives.cross_entropy(), 2)]
+    lessons, told = together(cases)
+    assert_alike(lessons[1:2], told[1:2], CASES[1:2])
+
+
+def test_what_a_teacher_fails_with_is_everyones():
+    class Breaks(Says):
+        def __call__(self, batch):
+            raise OSError("torn")
+
+    with pytest.raises(OSError, match="torn"):
+        together(CASES, asked=Breaks(None))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 3), ("accumulate", 2), ("precision", "bf16"), ("channels_last", False)]
+)
+def test_settings_that_do_not_agree_are_refused(name, value):
+    pupils = [Pupil(CASES[0].lesson(), settings()), Pupil(CASES[1].lesson(), settings(**{name: value}))]
+    with pytest.raises(ValueError, match=f"{name}: expected one value for all that are fitted together"):
+        Together(pupils, lambda batch: Outputs(batch.inputs), batches(), accelerator=accelerator_on("cpu"))

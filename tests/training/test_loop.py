@@ -1,0 +1,696 @@
+import copy
+import itertools
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from scipy.special import log_softmax
+from scipy.stats import entropy
+from tests._helpers.fit_cases import (
+    Moving,
+    Rows,
+    Says,
+    fitted,
+    mlp,
+    same_bits,
+    samples,
+    seeded,
+    settings,
+    state,
+    untimed,
+)
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from tutelage import models, objectives, records
+from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.objectives import Apply, Objective, Part
+from tutelage.settings.fit import SGD, AdamW, Cosine, MultiStep
+from tutelage.training.checkpoints import CheckpointError, Checkpoints
+from tutelage.training.evaluate import HeldOut, NonFiniteError
+from tutelage.training.loop import Keep, accelerator_on, fit
+from tutelage.types import Batch
+
+STILL = SGD(lr=1e-30, momentum=0.0, weight_decay=0.0)
+"""Steps that change no float32 weight, so that an epoch's means are those of one network."""
+
+
+# Records
+
+
+def test_an_epochs_means_by_hand():
+    """Three steps of 20, 20 and 8 samples, some without a label; every number from NumPy in float64."""
+    inputs, labels = samples(48)
+    labels[[0, 1, 2, 3, 30, 31]] = -100
+    student, teacher_logits = mlp(), torch.randn(48, 4, generator=torch.Generator().manual_seed(9))
+    objective = objectives.ttm(gamma=0.5, beta=3.0, supervised=2.0)
+    (record,) = fitted(
+        student,
+        Rows(inputs, labels, batch_size=20),
+        teacher=Says(teacher_logits),
+        objective=objective,
+        epochs=1,
+        optimizer=STILL,
+    )
+    logq = log_softmax(student(inputs).detach().double().numpy(), axis=-1)
+    log_target = log_softmax(0.5 * teacher_logits.double().numpy(), axis=-1)
+    named, y = logq.argmax(-1), labels.numpy()
+    kl = (np.exp(log_target) * (log_target - logq)).sum(-1)
+    steps = [slice(0, 20), slice(20, 40), slice(40, 48)]
+    ce = [-np.mean([logq[i, y[i]] for i in range(s.start, s.stop) if y[i] != -100]) for s in steps]
+    train = record["train"]
+    over_labelled = -np.mean([logq[i, y[i]] for i in range(48) if y[i] != -100])
+    assert train["terms"] == pytest.approx({"ce": over_labelled, "ttm": kl.mean()}, rel=1e-5)
+    # The loss is what was differentiated: each step's own mean, weighted by its samples.
+    over_steps = (20 * ce[0] + 20 * ce[1] + 8 * ce[2]) / 48
+    assert train["loss"] == pytest.approx(2 * over_steps + 3 * kl.mean(), rel=1e-5)
+    assert train["accuracy"] == pytest.approx((named == y)[y != -100].mean())
+    assert train["entropy"] == pytest.approx(entropy(np.exp(logq), axis=-1).mean(), rel=1e-5)
+    assert train["kl_to_target"] == pytest.approx(kl.mean(), rel=1e-5)
+    assert train["agreement"] == pytest.approx((named == teacher_logits.numpy().argmax(-1)).mean())
+    assert train["samples"] == 48
+
+
+def test_a_record_has_the_schemas_keys_and_counts():
+    inputs, labels = samples(48)
+    rows = Rows(inputs, labels, batch_size=10)
+    lesson = Lesson(mlp(), objectives.cross_entropy())
+    held = [HeldOut("validation", rows), HeldOut("test", rows)]
+    found = list(fit(lesson, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=held, stage=3))
+    assert [(r["stage"], r["epoch"], r["step"], r["skipped_steps"]) for r in found] == [(3, 1, 5, 0), (3, 2, 10, 0)]
+    for record in found:
+        assert record.keys() == records.Epoch.__annotations__.keys()
+        assert record["train"].keys() == records.TrainMeans.__annotations__.keys()
+        for name in ("validation", "test"):
+            assert record[name].keys() == records.EvaluationMeans.__annotations__.keys()
+            assert record[name]["set"] == name
+        assert record["seconds"] > 0
+        assert record["images_per_second"] > 0
+        assert record["memory_mb"] is None or record["memory_mb"] > 1
+        assert record["train"]["kl_to_target"] is None
+        assert record["train"]["agreement"] is None
+    assert found[0]["test"]["samples"] == 48
+
+
+def test_a_held_out_set_is_evaluated_after_the_epoch():
+    inputs, labels = samples(48)
+    student, rows = mlp(), Rows(inputs, labels, batch_size=16)
+    lesson = Lesson(student, objectives.cross_entropy())
+    held = HeldOut("test", Rows(*samples(30, seed=5), batch_size=30))
+    for record in fit(lesson, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=[held]):
+        with torch.no_grad():
+            named = student(held.batches.inputs).argmax(-1)
+        assert record["test"]["accuracy"] == pytest.approx(float((named == held.batches.labels).double().mean()))
+        assert record["validation"] is None
+
+
+def test_soft_labels_are_learned_from():
+    inputs, labels = samples(48)
+    soft = nn.functional.one_hot(labels, 4).float() * 0.9 + 0.025
+    student = mlp()
+    (record,) = fitted(student, Rows(inputs, soft, batch_size=48), epochs=1, optimizer=STILL)
+    logq = log_softmax(student(inputs).detach().double().numpy(), axis=-1)
+    assert record["train"]["loss"] == pytest.approx(-(soft.numpy() * logq).sum(-1).mean(), rel=1e-5)
+    assert record["train"]["accuracy"] == pytest.approx((logq.argmax(-1) == labels.numpy()).mean())
+
+
+def test_without_labels_only_the_teacher_teaches():
+    inputs, labels = samples(48)
+    (record,) = fitted(
+        mlp(),
+        Rows(inputs, torch.full_like(labels, -100), batch_size=16),
+        teacher=Says(torch.randn(48, 4)),
+        objective=objectives.ttm(gamma=1.0, beta=1.0, supervised=0),
+        epochs=1,
+    )
+    assert record["train"]["accuracy"] is None
+    assert record["train"]["loss"] == pytest.approx(record["train"]["kl_to_target"], rel=1e-5)
+
+
+def test_it_learns():
+    inputs, labels = samples(200)
+    found = fitted(mlp(), Rows(inputs, labels, batch_size=20, shuffle=True), epochs=15)
+    assert found[0]["train"]["loss"] > 1.5 * found[-1]["train"]["loss"]
+    assert found[-1]["train"]["accuracy"] > 0.8
+
+
+# Rates, clipping, accumulation
+
+
+def test_the_first_epoch_after_a_milestone_is_the_first_at_the_lower_rate():
+    schedule = MultiStep(milestones=(2, 3), factor=0.1)
+    found = fitted(mlp(), Rows(*samples(), batch_size=16), epochs=4, schedule=schedule)
+    assert [(r["epoch"], round(r["learning_rate"], 9)) for r in found] == [(1, 0.1), (2, 0.1), (3, 0.01), (4, 0.001)]
+
+
+def test_every_group_gets_every_steps_rate():
+    rates = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: rates.append({g["lr"] for g in optimizer.param_groups})
+    )
+    try:
+        fitted(mlp(), Rows(*samples(), batch_size=16), optimizer=AdamW(lr=0.1), schedule=Cosine(warmup=1.0))
+    finally:
+        hook.remove()
+    assert all(len(each) == 1 for each in rates)
+    half = (1 + math.cos(math.pi / 3)) / 2
+    assert [each.pop() for each in rates] == pytest.approx(
+        [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1 * half, 0.1 * (1 - half)], abs=1e-15
+    )
+
+
+def test_clipping_scales_the_gradient_to_the_norm():
+    """One step of plain descent: ``w - lr * g * min(1, clip / |g|)``, the norm over all parameters together."""
+    inputs, labels = samples(16)
+    student = mlp()
+    start = state(student)
+    nn.functional.cross_entropy(student(inputs), labels).backward()
+    gradients = {name: p.grad.clone() for name, p in student.named_parameters()}
+    norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
+    student.zero_grad()
+    plain = SGD(lr=0.5, momentum=0.0, weight_decay=0.0)
+    for clip, factor in ((float(norm) / 4, 0.25), (float(norm) * 4, 1.0)):
+        student.load_state_dict(start)
+        fitted(student, Rows(inputs, labels, batch_size=16), epochs=1, optimizer=plain, clip=clip)
+        moved = {name: start[name] - value for name, value in student.state_dict().items()}
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(moved[name], 0.5 * factor * gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 5, 100])
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1), AdamW(lr=0.01)])
+def test_accumulation_changes_nothing(accumulate, optimizer):
+    """Labels are spread so unevenly that some micro-batches have none, and means of means would be wrong."""
+    inputs, labels = samples(44)
+    labels[0:9], labels[25:31] = -100, -100
+    rows, teacher = Rows(inputs, labels, batch_size=20), Says(torch.randn(44, 4))
+    how = {"teacher": teacher, "objective": objectives.wttm(gamma=0.3, beta=2.0), "optimizer": optimizer, "clip": 0.5}
+    whole, cut = mlp(), mlp()
+    one, many = fitted(whole, rows, **how), fitted(cut, rows, accumulate=accumulate, **how)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(cut.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    for a, b in zip(one, many, strict=True):
+        assert a["train"].pop("terms") == pytest.approx(b["train"].pop("terms"), rel=1e-5)
+        assert a["train"] == pytest.approx(b["train"], rel=1e-5)
+        assert a["step"] == b["step"]
+
+
+def coupled_objective():
+    def spread(student_logits):
+        return -student_logits.var(0).mean()
+
+    return Objective.of(Part("spread", 1.0, Apply(spread, coupled=True)))
+
+
+def test_a_coupled_objective_is_not_accumulated():
+    rows = Rows(*samples(), batch_size=16)
+    with pytest.raises(
+        ValueError, match=r"^accumulate: expected 1 for an objective that couples .*, got 2; .*accumulate=1$"
+    ):
+        fitted(mlp(), rows, objective=coupled_objective(), accumulate=2)
+    assert len(fitted(mlp(), rows, objective=coupled_objective())) == 2
+
+
+# Steps that are not finite
+
+
+def poisoned(where, count=48):
+    logits = torch.randn(count, 4, generator=torch.Generator().manual_seed(2))
+    logits[where, 1] = torch.nan
+    return logits
+
+
+MATCH = objectives.ttm(gamma=0.5, beta=1.0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_is_named_and_not_applied(accumulate):
+    """Steps of 8 samples; samples 17 and 20 poison the third, which must leave everything as the second did."""
+    inputs, labels = samples(48, shape=(2, 8, 8))
+    how = {"objective": MATCH, "epochs": 1, "accumulate": accumulate, "optimizer": SGD(lr=0.05)}
+    stopped, control = seeded(Moving), seeded(Moving)
+    torch.manual_seed(1)
+    fitted(control, Rows(inputs[:16], labels[:16], batch_size=8), teacher=Says(poisoned([])), **how)
+    torch.manual_seed(1)
+    with pytest.raises(NonFiniteError) as caught:
+        fitted(stopped, Rows(inputs, labels, batch_size=8), teacher=Says(poisoned([20, 17])), log_steps=1, **how)
+    assert str(caught.value) == (
+        "step 3 of stage 1: expected a finite loss and gradient, got NaN or infinity; "
+        "samples with non-finite student or teacher logits: 17, 20; the step was not applied: "
+        "look at these samples or lower optimizer.lr, or type nonfinite=skip to go on without such steps"
+    )
+    assert same_bits(state(stopped), state(control))
+
+
+def test_the_first_of_several_is_named_at_the_next_look():
+    rows = Rows(*samples(48), batch_size=8)
+    with pytest.raises(NonFiniteError, match=r"^step 2 of stage 1: .*: 9; the step"):
+        fitted(mlp(), rows, teacher=Says(poisoned([9, 33])), objective=MATCH, log_steps=50)
+
+
+def test_many_samples_are_named_in_part():
+    rows = Rows(*samples(48), batch_size=24)
+    with pytest.raises(NonFiniteError, match=r": (\d+, ){15}\d+ and 8 more; the step"):
+        fitted(mlp(), rows, teacher=Says(poisoned(range(48))), objective=MATCH)
+
+
+def test_a_loss_that_breaks_with_finite_logits_names_no_sample():
+    def breaks(student_logits):
+        return student_logits.sum(-1) * torch.inf
+
+    objective = Objective.of(Part("breaks", 1.0, Apply(breaks)))
+    with pytest.raises(
+        NonFiniteError, match=r"^step 1 of stage 1: .*: none alone \(the loss or a gradient was\); the step"
+    ):
+        fitted(mlp(), Rows(*samples(48), batch_size=8), objective=objective)
+
+
+def test_a_gradient_that_breaks_under_a_finite_loss_is_not_applied():
+    """``sqrt`` at 0: the value is 0, the slope infinite."""
+
+    def breaks(student_logits):
+        return (student_logits - student_logits.detach()).square().sum(-1).sqrt()
+
+    student = mlp()
+    start = state(student)
+    with pytest.raises(NonFiniteError, match="step 1 of stage 1"):
+        fitted(student, Rows(*samples(48), batch_size=8), objective=Objective.of(Part("breaks", 1.0, Apply(breaks))))
+    assert same_bits(state(student), start)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_skipping_is_as_if_the_batch_had_not_been_there(clip):
+    """Momentum and batch norm included: the bits are those of a run without the third batch of each epoch."""
+    inputs, labels = samples(48, shape=(2, 8, 8))
+    without = torch.cat([torch.arange(16), torch.arange(24, 48)])
+    how = {"objective": MATCH, "nonfinite": "skip", "clip": clip, "optimizer": SGD(lr=0.05)}
+    quiet = [seeded(Moving), seeded(Moving)]
+    for each in quiet:
+        each.drop.p = 0.0
+    found = fitted(quiet[0], Rows(inputs, labels, batch_size=8), teacher=Says(poisoned([17])), **how)
+    control = fitted(
+        quiet[1], Rows(inputs[without], labels[without], batch_size=8), teacher=Says(poisoned([])[without]), **how
+    )
+    assert same_bits(state(quiet[0]), state(quiet[1]))
+    assert all(torch.isfinite(value).all() for value in quiet[0].state_dict().values())
+    assert [r["skipped_steps"] for r in found] == [1, 1]
+    assert [r["skipped_steps"] for r in control] == [0, 0]
+    assert [r["train"] for r in found] == [r["train"] for r in control]
+    assert [r["train"]["samples"] for r in found] == [40, 40]
+    assert [r["step"] for r in found] == [6, 12]
+
+
+def test_an_epoch_of_skipped_steps_only_still_has_a_record():
+    student = mlp()
+    start = state(student)
+    found = fitted(
+        student, Rows(*samples(48), batch_size=24), teacher=Says(poisoned(range(48))), objective=MATCH, nonfinite="skip"
+    )
+    assert [r["skipped_steps"] for r in found] == [2, 2]
+    assert found[0]["train"]["samples"] == 0
+    assert same_bits(state(student), start)
+
+
+def test_nothing_is_checkpointed_after_a_step_that_is_not_finite(tmp_path):
+    rows = Rows(*samples(48), batch_size=8)
+    with pytest.raises(NonFiniteError):
+        fitted(
+            mlp(),
+            rows,
+            teacher=Says(poisoned([17])),
+            objective=MATCH,
+            folder=tmp_path,
+            checkpoint_steps=2,
+            log_steps=1000,
+        )
+    assert Checkpoints(tmp_path / "checkpoints").load().state["step"] == 2
+
+
+# The teacher
+
+
+def test_the_teacher_stays_as_it_is(tmp_path):
+    inputs, labels = samples(48, shape=(2, 8, 8))
+    network = seeded(Moving, seed=7).train()
+    with torch.no_grad():
+        network(inputs)
+    teacher, before, flags = FrozenTeacher(network), state(network), []
+    network.norm.register_forward_hook(lambda module, *_: flags.append((module.training, torch.is_grad_enabled())))
+    student = seeded(Moving)
+    fitted(student, Rows(inputs, labels, batch_size=16), teacher=teacher, objective=MATCH, folder=tmp_path)
+    assert same_bits(state(network), before)
+    assert set(flags) == {(False, False)}
+    assert not any(module.training for module in network.modules())
+    assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+    own = sum(t.numel() for t in student.state_dict().values())
+    saved = Checkpoints(tmp_path / "checkpoints").load()
+    lesson = {name: t for name, t in saved.tensors.items() if name.startswith("lesson.")}
+    assert {name.removeprefix("lesson.student.") for name in lesson} == set(student.state_dict())
+    assert sum(t.numel() for t in lesson.values()) == own
+    flat = torch.cat([t.flatten().float() for t in saved.tensors.values()])
+    assert not torch.isin(network.head.weight.flatten(), flat).any()
+
+
+def test_training_mode_does_not_reach_a_frozen_teacher():
+    teacher = FrozenTeacher(seeded(Moving).train())
+    teacher.train()
+    assert not any(module.training for module in teacher.modules())
+    teacher.train(True)
+    assert not any(module.training for module in teacher.modules())
+    out = teacher(Batch(torch.arange(2), torch.rand(2, 2, 8, 8), torch.zeros(2)))
+    assert not out.logits.requires_grad
+
+
+def test_the_teacher_is_asked_only_where_it_is_needed():
+    def never(batch):
+        raise AssertionError
+
+    fitted(mlp(), Rows(*samples(), batch_size=16), teacher=None, objective=objectives.cross_entropy())
+    with pytest.raises(AssertionError):
+        fitted(mlp(), Rows(*samples(), batch_size=16), teacher=never, objective=MATCH)
+
+
+# Stopping, resuming, keeping
+
+
+def test_a_caller_may_stop_after_an_epoch_and_go_on_later(tmp_path):
+    inputs, labels = samples(48)
+    rows = Rows(inputs, labels, batch_size=16, shuffle=True)
+    whole, student = mlp(), mlp()
+    expected = fitted(whole, rows, epochs=4, folder=tmp_path / "whole")
+    keep = Keep(Checkpoints(tmp_path / "stopped"), tmp_path / "best.safetensors", {})
+    lesson, first = Lesson(student, objectives.cross_entropy()), []
+    for record in fit(lesson, None, rows, settings(epochs=4), accelerator=accelerator_on("cpu"), keep=keep):
+        first.append(record)
+        if record["epoch"] == 2:
+            break
+    saved = keep.checkpoints.load()
+    assert (saved.state["epoch"], saved.state["step"], saved.state["step_in_epoch"]) == (2, 6, 0)
+    assert same_bits(
+        {n.removeprefix("lesson.student."): t for n, t in saved.tensors.items() if "lesson" in n}, state(student)
+    )
+    fresh = mlp(seed=99)
+    rest = fit(
+        Lesson(fresh, objectives.cross_entropy()),
+        None,
+        rows,
+        settings(epochs=4),
+        accelerator=accelerator_on("cpu"),
+        keep=keep,
+        resume=saved,
+    )
+    assert untimed([*first, *rest]) == untimed(expected)
+    assert same_bits(state(fresh), state(whole))
+
+
+CHANGES = {
+    "sgd": {},
+    "nesterov, clipped": {"optimizer": SGD(lr=0.1, nesterov=True), "clip": 0.5},
+    "adamw": {"optimizer": AdamW(lr=0.01)},
+    "accumulated": {"accumulate": 3},
+    "half precision": {"precision": "bf16"},
+    "half precision, adamw": {"precision": "bf16", "optimizer": AdamW(lr=0.01), "accumulate": 2},
+    "plain layout": {"channels_last": False},
+    "cosine": {"schedule": Cosine(warmup=0.7)},
+    "skipping": {"nonfinite": "skip"},
+}
+
+
+@pytest.mark.parametrize("stop", [(0, 1), (0, 5), (1, 0), (1, 4)])
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_interrupted_in_an_epoch_and_resumed_has_the_same_bits(tmp_path, changes, stop):
+    """Batch norm, dropout, either layout of convolutions; a checkpoint every second step, so work is done again."""
+    inputs, labels = samples(48, shape=(2, 8, 8))
+    bad = [inputs.shape[0] - 3] if changes.get("nonfinite") == "skip" else []
+    how = {"teacher": Says(poisoned(bad)), "objective": MATCH, "epochs": 2, "checkpoint_steps": 2} | changes
+    whole, stopped, resumed = seeded(Moving), seeded(Moving), seeded(Moving)
+    runs = {}
+    for name, student, stop_before in (("whole", whole, None), ("stopped", stopped, stop)):
+        torch.manual_seed(4)
+        rows = Rows(inputs, labels, batch_size=8, shuffle=True, stop_before=stop_before)
+        try:
+            runs[name] = fitted(student, rows, folder=tmp_path / name, **how)
+        except KeyboardInterrupt:
+            runs[name] = None
+    assert runs["stopped"] is None
+    torch.manual_seed(4)
+    rest = fitted(
+        resumed, Rows(inputs, labels, batch_size=8, shuffle=True), folder=tmp_path / "stopped", resume=True, **how
+    )
+    assert same_bits(state(resumed), state(whole))
+    assert not same_bits(state(stopped), state(whole))
+    assert untimed(rest) == untimed(runs["whole"])[-len(rest) :]
+    a, b = (Checkpoints(tmp_path / name / "checkpoints").load() for name in ("whole", "stopped"))
+    assert same_bits(a.tensors, b.tensors)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_residual_network_resumes_in_its_memory_layout(tmp_path, channels_last):
+    """Fused optimizers refuse moments whose strides are not their parameters'."""
+    inputs, labels = samples(24, shape=(1, 8, 8))
+    how = {"epochs": 1, "checkpoint_steps": 1, "channels_last": channels_last, "optimizer": SGD(lr=0.1)}
+    whole, resumed = (models.create("cifar:resnet8", classes=4, channels=1) for _ in range(2))
+    fitted(whole, Rows(inputs, labels, batch_size=8), **how)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(resumed, Rows(inputs, labels, batch_size=8, stop_before=(0, 1)), folder=tmp_path, **how)
+    resumed = models.create("cifar:resnet8", classes=4, channels=1, seed=1)
+    strides = []
+
+    def look(optimizer, *_):
+        strides.extend((p.stride(), s["momentum_buffer"].stride()) for p, s in optimizer.state.items())
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        fitted(resumed, Rows(inputs, labels, batch_size=8), folder=tmp_path, resume=True, **how)
+    finally:
+        hook.remove()
+    assert strides
+    assert all(parameter == moment for parameter, moment in strides)
+    assert same_bits(state(resumed), state(whole))
+
+
+class Drawing(nn.Module):
+    """A student that draws from Python's and NumPy's generators, as some published layer-dropping networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        if self.training:
+            x = x * random.random() + np.random.rand()
+        return self.head(x)
+
+
+def test_the_other_generators_are_put_back_too(tmp_path):
+    rows = samples(48)
+    whole, resumed = seeded(Drawing), seeded(Drawing)
+    for student, name, stop in ((whole, "whole", None), (seeded(Drawing), "stopped", (1, 1))):
+        random.seed(1)
+        np.random.seed(2)
+        if stop is None:
+            fitted(student, Rows(*rows, batch_size=8), folder=tmp_path / name)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                fitted(student, Rows(*rows, batch_size=8, stop_before=stop), folder=tmp_path / name)
+    random.seed(77)
+    np.random.seed(78)
+    fitted(resumed, Rows(*rows, batch_size=8), folder=tmp_path / "stopped", resume=True)
+    assert same_bits(state(resumed), state(whole))
+
+
+def test_checkpoints_come_when_they_are_due(tmp_path):
+    names = []
+
+    class Watched(Checkpoints):
+        def save(self, name, tensors, state):
+            names.append((name, state["epoch"], state["step_in_epoch"]))
+            super().save(name, tensors, state)
+
+    def run(**changes):
+        names.clear()
+        keep = Keep(Watched(tmp_path / str(changes)), tmp_path / "best", {})
+        lesson, rows = Lesson(mlp(), objectives.cross_entropy()), Rows(*samples(), batch_size=8)
+        list(fit(lesson, None, rows, settings(**changes), accelerator=accelerator_on("cpu"), keep=keep, stage=1))
+        return list(names)
+
+    assert run() == [("01-000000006", 1, 0), ("01-000000012", 2, 0)]
+    assert [name for name, *_ in run(checkpoint_steps=4)] == [f"01-{n:09d}" for n in (4, 6, 10, 12)]
+    assert [name for name, *_ in run(checkpoint_steps=3)] == [f"01-{n:09d}" for n in (3, 6, 9, 12)]
+    assert len(run(checkpoint_seconds=0.0)) == 12
+
+
+def test_the_best_weights_are_the_first_with_the_highest_accuracy(tmp_path):
+    """Held-out labels are what the student said after epoch 2, so that it cannot do better than then."""
+    inputs, labels = samples(200)
+    rows, how = Rows(inputs, labels, batch_size=16), {"optimizer": SGD(lr=0.3), "epochs": 5}
+    probe = mlp()
+    lesson, seen = Lesson(probe, objectives.cross_entropy()), []
+    for _ in fit(lesson, None, rows, settings(**how), accelerator=accelerator_on("cpu")):
+        seen.append(state(probe))
+    probe.load_state_dict(seen[1])
+    said = probe(inputs).argmax(-1)
+    keep = Keep(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
+    student = mlp()
+    found = list(
+        fit(
+            Lesson(student, objectives.cross_entropy()),
+            None,
+            rows,
+            settings(**how),
+            accelerator=accelerator_on("cpu"),
+            keep=keep,
+            held_out=[HeldOut("validation", Rows(inputs, said, batch_size=64)), HeldOut("test", rows)],
+        )
+    )
+    scores = [r["validation"]["accuracy"] for r in found]
+    assert scores[1] == 1.0
+    assert records.best_epoch(found, "validation") == {"set": "validation", "accuracy": 1.0, "epoch": 2, "stage": 0}
+    best = safetensors.torch.load_file(keep.best)
+    assert same_bits(best, seen[1])
+    assert not same_bits(best, state(student))
+
+
+def test_of_equally_good_epochs_the_first_is_kept(tmp_path):
+    """Steps so small that no answer changes, while the weights do."""
+    rows, student, seen = Rows(*samples(), batch_size=16), mlp(), []
+    keep = Keep(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
+    fitting = fit(
+        Lesson(student, objectives.cross_entropy()),
+        None,
+        rows,
+        settings(epochs=3, optimizer=SGD(lr=1e-5)),
+        accelerator=accelerator_on("cpu"),
+        keep=keep,
+        held_out=[HeldOut("test", rows)],
+    )
+    accuracies = [(record["test"]["accuracy"], seen.append(state(student)))[0] for record in fitting]
+    assert len(set(accuracies)) == 1
+    assert not same_bits(seen[0], seen[1])
+    assert same_bits(safetensors.torch.load_file(keep.best), seen[0])
+
+
+def test_a_disk_that_refuses_the_best_weights_is_told_of_like_one_that_refuses_a_checkpoint(tmp_path):
+    rows = Rows(*samples(), batch_size=16)
+    keep = Keep(Checkpoints(tmp_path / "checkpoints"), tmp_path / "gone" / "best.safetensors", {})
+    lesson, held = Lesson(mlp(), objectives.cross_entropy()), [HeldOut("test", rows)]
+    with pytest.raises(
+        CheckpointError, match=r"^best\.safetensors: expected room to write it, .*: free some space and type"
+    ):
+        list(fit(lesson, None, rows, settings(), accelerator=accelerator_on("cpu"), keep=keep, held_out=held))
+
+
+def test_a_later_stage_must_beat_the_earlier_ones(tmp_path):
+    rows = Rows(*samples(), batch_size=16)
+    for to_beat, written in ((1.0, False), (None, True), (0.0, True)):
+        keep = Keep(Checkpoints(tmp_path / str(to_beat)), tmp_path / f"{to_beat}.safetensors", {})
+        lesson = Lesson(mlp(), objectives.cross_entropy())
+        held = [HeldOut("test", rows)]
+        list(
+            fit(
+                lesson,
+                None,
+                rows,
+                settings(),
+                accelerator=accelerator_on("cpu"),
+                keep=keep,
+                held_out=held,
+                to_beat=to_beat,
+            )
+        )
+        assert keep.best.exists() is written
+
+
+# Precision and progress
+
+
+def test_half_precision_runs_are_finite_and_keep_full_weights():
+    inputs, labels = samples(48, shape=(2, 8, 8))
+    rows, teacher = Rows(inputs, labels, batch_size=16), FrozenTeacher(seeded(Moving, seed=7))
+    full, half = seeded(Moving), seeded(Moving)
+    dtypes = set()
+    half.conv.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    for student, precision in ((full, "fp32"), (half, "bf16")):
+        torch.manual_seed(0)
+        found = fitted(student, rows, teacher=teacher, objective=MATCH, precision=precision)
+        assert all(math.isfinite(r["train"]["loss"]) and r["skipped_steps"] == 0 for r in found)
+    assert dtypes == {torch.bfloat16}
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    assert not same_bits(state(full), state(half))
+
+
+def test_progress_counts_epochs_steps_and_the_whole():
+    seen = []
+
+    class Watching(nn.Module):
+        def __init__(self, needs):
+            super().__init__()
+            self.needs = needs
+
+        def forward(self, student, teacher, batch, progress):
+            seen.append(tuple(progress))
+            return student.logits.square().mean(-1)
+
+    class Described:
+        needs = Apply(lambda student_logits: student_logits).needs
+        target_gamma = None
+
+        def bind(self, context):
+            return Watching(self.needs)
+
+    fitted(
+        mlp(), Rows(*samples(), batch_size=16), objective=Objective.of(Part("watch", 1.0, Described())), accumulate=2
+    )
+    steps = seen[::2]
+    assert seen[1::2] == steps
+    assert steps == [(epoch, 3 * epoch + k, (3 * epoch + k) / 6) for epoch, k in itertools.product(range(2), range(3))]
+
+
+def test_a_module_of_the_callers_own_loop_gives_the_same_bits():
+    """The loop adds nothing to plain PyTorch: a hand-written one of ten lines ends in the same weights."""
+    inputs, labels = samples(48)
+    ours, theirs = mlp(), mlp()
+    fitted(ours, Rows(inputs, labels, batch_size=16), optimizer=SGD(lr=0.1, weight_decay=5e-4), channels_last=False)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for _ in range(2):
+        for index in torch.arange(48).split(16):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(theirs(inputs[index]), labels[index]).backward()
+            optimizer.step()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_runs_in_one_process_do_not_touch_each_other():
+    rows = Rows(*samples(), batch_size=16)
+    alone, second = mlp(), mlp()
+    fitted(alone, rows)
+    fitted(copy.deepcopy(mlp(seed=3)), rows, precision="bf16", optimizer=AdamW())
+    fitted(second, rows)
+    assert same_bits(state(alone), state(second))
+
+
+def test_a_device_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(
+        ValueError, match=r"^device: expected a CUDA device, got none .*; type device=cpu or device=auto$"
+    ):
+        accelerator_on("cuda")
+    assert accelerator_on("auto").device.type == "cpu"
+
+
+def test_a_fit_warns_of_nothing_and_steps_once_a_batch():
+    steps = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fitted(mlp(), Rows(*samples(), batch_size=16))
+    finally:
+        hook.remove()
+    assert len(steps) == 6

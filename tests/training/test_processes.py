@@ -1,0 +1,67 @@
+"""A run of several processes is the run of one: where its objective gathers, and where it reads features alone."""
+
+import os
+import socket
+
+import pytest
+import torch
+from tests._helpers.fit_cases import Rows, mlp, samples, settings, state
+from torch import multiprocessing
+
+from tutelage import losses, objectives
+from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.objectives import Apply, Objective, Part
+from tutelage.training.loop import accelerator_on, fit
+from tutelage.types import Batch
+
+
+class Shares(Rows):
+    """A global batch of which each process takes every second sample: 7 samples are 4 and 3."""
+
+    def epoch(self, epoch, *, start=0, rank=0, world=1):
+        for batch in super().epoch(epoch, start=start):
+            yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
+
+
+def spread(student_logits, teacher_logits):
+    return (torch.cdist(student_logits, student_logits) - torch.cdist(teacher_logits, teacher_logits)).square().mean()
+
+
+OBJECTIVES = {
+    "gathered": (Objective.of(Part("spread", 0.5, Apply(spread, coupled=True))) + objectives.kd()).gathered(),
+    # The student's last layer gets no gradient.
+    "of features alone": Objective.of(Part("hint", 1.0, Apply(losses.hint, student_tap="0", teacher_tap="0"))),
+}
+
+
+def taught(name):
+    """Fit four steps; the student, and the mean of each term."""
+    torch.set_num_threads(1)
+    inputs, labels = samples(28)
+    objective = OBJECTIVES[name]
+    lesson, teacher = Lesson(mlp(seed=0), objective), FrozenTeacher(mlp(seed=7), objective.needs.teacher_taps)
+    rows = Shares(inputs, labels, batch_size=7)
+    (record,) = fit(lesson, teacher, rows, settings(epochs=1), accelerator=accelerator_on("cpu"))
+    return state(lesson), record["train"]["terms"], record["train"]["loss"]
+
+
+def one_of_two(rank, port, folder, name):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    torch.save(taught(name), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_train_and_record_what_one_does(name, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (port, tmp_path, name), nprocs=2)
+    wanted, means, loss = taught(name)
+    for rank in range(2):
+        found, terms, total = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(terms, means, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(total, loss, rtol=1e-5, atol=1e-7)

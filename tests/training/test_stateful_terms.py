@@ -1,0 +1,164 @@
+"""Terms that keep buffers of their own: exact resume, steps that are not applied, several processes."""
+
+import os
+import socket
+
+import pytest
+import torch
+from tests._helpers.fit_cases import Rows, mlp, same_bits, samples, settings, state, untimed
+from torch import multiprocessing, nn
+
+import tutelage
+from tutelage import objectives
+from tutelage.modules import FrozenTeacher, Lesson, survey
+from tutelage.objectives import Objective, Part
+from tutelage.objectives.contrast import Contrast
+from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.evaluate import NonFiniteError
+from tutelage.training.loop import Keep, accelerator_on, fit
+from tutelage.types import Batch
+
+CONTRAST = Contrast(negatives=8, temperature=0.07, momentum=0.5, dimension=6, student_tap="1", teacher_tap="1")
+OBJECTIVE = objectives.cross_entropy() + Objective.of(Part("contrast", 0.8, CONTRAST))
+
+
+def lesson_of(labels, seed=0):
+    student, teacher = mlp(seed=seed), mlp(seed=7)
+    context = survey(OBJECTIVE, student, teacher, torch.rand(2, 6), samples=len(labels), labels=labels)
+    torch.manual_seed(seed)
+    return Lesson(student, OBJECTIVE, context), FrozenTeacher(teacher, OBJECTIVE.needs.teacher_taps)
+
+
+def fitted(lesson, teacher, rows, *, folder=None, resume=False, **changes):
+    keep = Keep(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
+    return list(
+        fit(
+            lesson,
+            teacher,
+            rows,
+            settings(**changes),
+            accelerator=accelerator_on("cpu"),
+            keep=keep,
+            resume=keep.checkpoints.load() if keep and resume else None,
+        )
+    )
+
+
+@pytest.mark.parametrize("stop", [(0, 2), (1, 1)])
+def test_interrupted_and_resumed_has_the_same_bits(tmp_path, stop):
+    """Banks, constants, maps, and the draws of negatives: all of it is in the checkpoint."""
+    inputs, labels = samples(48)
+
+    def run(folder, **more):
+        torch.manual_seed(11)
+        lesson, teacher = lesson_of(labels)
+        rows = Rows(inputs, labels, batch_size=10, shuffle=True, stop_before=more.pop("stop_before", None))
+        found = fitted(lesson, teacher, rows, folder=folder, checkpoint_steps=1, **more)
+        return untimed(found), state(lesson)
+
+    records, whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_before=stop)
+    _, resumed = run(tmp_path / "cut", resume=True)
+    assert {"objective.terms.contrast.student_bank", "objective.terms.contrast.log_normalisers"} <= whole.keys()
+    assert same_bits(whole, resumed)
+    assert len(records) == 2
+
+
+def test_a_step_that_is_not_applied_leaves_the_banks_alone():
+    inputs, labels = samples(40)
+    inputs[13] = torch.nan
+    lesson, teacher = lesson_of(labels)
+    term = lesson.objective.terms["contrast"]
+    before = term.student_bank.clone()
+    (record,) = fitted(lesson, teacher, Rows(inputs, labels, batch_size=10), epochs=1, nonfinite="skip")
+    assert record["skipped_steps"] == 1
+    moved = (term.student_bank != before).any(1)
+    assert moved[:10].all()
+    assert not moved[10:20].any()
+    assert moved[20:].all()
+    assert torch.isfinite(term.student_bank).all()
+
+
+def test_a_first_step_that_is_not_applied_does_not_fix_the_constants():
+    inputs, labels = samples(20)
+    inputs[3] = torch.nan
+    lesson, teacher = lesson_of(labels)
+    with pytest.raises(NonFiniteError):
+        fitted(lesson, teacher, Rows(inputs[:10], labels[:10], batch_size=10), epochs=1)
+    assert lesson.objective.terms["contrast"].log_normalisers.isnan().all()
+
+
+def test_it_is_not_accumulated():
+    inputs, labels = samples(20)
+    lesson, teacher = lesson_of(labels)
+    with pytest.raises(ValueError, match="accumulate: expected 1 for an objective that couples"):
+        fitted(lesson, teacher, Rows(inputs, labels, batch_size=10), accumulate=2)
+
+
+# Several processes
+
+
+class Shares(Rows):
+    """A global batch of which each process takes every second sample: 7 samples are 4 and 3."""
+
+    def epoch(self, epoch, *, start=0, rank=0, world=1):
+        for batch in super().epoch(epoch, start=start):
+            yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
+
+
+class Table(nn.Module):
+    """The same negatives in every process."""
+
+    def forward(self, index):
+        return torch.randint(28, (28, 8), generator=torch.Generator().manual_seed(0))[index]
+
+
+def taught_state(*, spoil=False):
+    """Fit four steps; the state of the lesson, and what DDP leaves alone."""
+    torch.set_num_threads(1)
+    inputs, labels = samples(28)
+    lesson, teacher = lesson_of(labels)
+    term = lesson.objective.terms["contrast"]
+    term.draw = Table()
+    if spoil:
+        term.student_bank.neg_()
+        term.teacher_bank.zero_()
+    fitted(lesson, teacher, Shares(inputs, labels, batch_size=7), epochs=1)
+    return state(lesson), lesson._ddp_params_and_buffers_to_ignore
+
+
+def one_of_two(rank, port, folder):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    # The second starts from other banks, as where processes do not share their seed.
+    torch.save(taught_state(spoil=rank == 1), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_banks_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (port, tmp_path), nprocs=2)
+    (first, left_alone), (second, _) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone, _ = taught_state()
+    names = [f"objective.terms.contrast.{name}" for name in ("student_bank", "teacher_bank", "log_normalisers")]
+    assert set(names) <= set(left_alone)
+    for name in names:
+        assert torch.equal(first[name], second[name])
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(alone[names[2]]).all()
+
+
+# A whole run
+
+
+def test_a_run_of_wttm_and_crd_reports_every_term(tmp_path):
+    fast = {"data": "digits", "epochs": 1, "batch_size": 256, "device": "cpu", "runs": tmp_path}
+    teacher = tutelage.train(model="mlp:16", name="teacher", optimizer={"name": "sgd", "lr": 0.2}, **fast)
+    objective = objectives.wttm(gamma=0.5, beta=1.0) + 0.8 * objectives.crd(negatives=64, dimension=8)
+    run = tutelage.distill(student="mlp:8", teacher=str(teacher.folder), objective=objective, name="s", **fast)
+    assert set(run.epochs[0]["train"]["terms"]) == {"ce", "wttm", "crd"}
+    assert 0 < run.epochs[0]["train"]["terms"]["crd"] < 200
