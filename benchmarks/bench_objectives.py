@@ -21,8 +21,8 @@ from torch import nn
 
 from tutelage import config, data, objectives
 from tutelage.benchmark import turns
-from tutelage.modules import FrozenTeacher, Lesson
-from tutelage.runs.setup import context, gather
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.runs.setup import build_inputs, run_context
 from tutelage.studies import overview
 
 N, BATCH = 5, 64
@@ -38,21 +38,21 @@ PAIRS = {"vitkd": TOKENS}
 class Step(NamedTuple):
     """What one step is made of."""
 
-    lesson: Lesson
+    distiller: Distiller
     teacher: nn.Module | None
     batch: object
 
     def take(self):
         """Do one step without an optimizer; return its processor time in seconds."""
-        self.lesson.zero_grad(set_to_none=True)
+        self.distiller.zero_grad(set_to_none=True)
         began = time.process_time()
         answers = self.teacher(self.batch) if self.teacher is not None else None
-        self.lesson(self.batch, answers).loss.total.backward()
+        self.distiller(self.batch, answers).loss.total.backward()
         return time.process_time() - began
 
     def kept_mb(self):
         """Return what a forward pass keeps for the backward pass, 1e6 bytes."""
-        own = {tensor.untyped_storage().data_ptr() for tensor in self.lesson.parameters()}
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.distiller.parameters()}
         kept = {}
 
         def keep(tensor):
@@ -63,18 +63,18 @@ class Step(NamedTuple):
 
         answers = self.teacher(self.batch) if self.teacher is not None else None
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = self.lesson(self.batch, answers).loss.total
+            loss = self.distiller(self.batch, answers).loss.total
         assert loss.isfinite()
         return sum(kept.values()) / 1e6
 
 
 def step_of(objective, pair, overrides):
     recipe = config.parse(config.Recipe, config.override({**CIFAR, **pair, "name": "cost", "device": "cpu"}, overrides))
-    material = gather(recipe)
-    bound = context(objective, material)
-    batches = data.SplitBatches(material.splits.train, batch_size=BATCH if pair is CIFAR else 8, train=True)
-    taught = FrozenTeacher(material.teacher, objective.needs.teacher_taps) if objective.needs.teacher else None
-    return Step(Lesson(material.student, objective, bound).train(), taught, next(batches.epoch(0)))
+    run_inputs = build_inputs(recipe)
+    bound = run_context(objective, run_inputs)
+    batches = data.BatchLoader(run_inputs.splits.train, batch_size=BATCH if pair is CIFAR else 8, train=True)
+    taught = FrozenTeacher(run_inputs.teacher, objective.needs.teacher_taps) if objective.needs.teacher else None
+    return Step(Distiller(run_inputs.student, objective, bound).train(), taught, next(batches.epoch(0)))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import torch
 
 from tutelage.benchmark.recording import BATCH, RECORDING, REFERENCE, measure, recipe_of
 from tutelage.runs import record_teacher
-from tutelage.runs.setup import gather, outputs_of
-from tutelage.teacher_cache.cache import Recorded
-from tutelage.teacher_cache.top_k import Top
+from tutelage.runs.setup import build_inputs, outputs_of
+from tutelage.teacher_cache.cache import CachedTeacher
+from tutelage.teacher_cache.top_k import TopK
 from tutelage.types import Batch
 
 N, SAMPLES = 5, 2048
@@ -39,7 +39,7 @@ def recipe(source, precision, threads):
 
 def reading(store, index):
     """Time opening the recorded epoch, and reading all of it in batches of 64."""
-    teacher = Recorded(store)
+    teacher = CachedTeacher(store)
     began = time.perf_counter()
     teacher.open(0)
     opened = time.perf_counter()
@@ -52,7 +52,7 @@ def errors(logits):
     """Measure the top-k form of these logits, at three exponents."""
     rows = []
     for kept in (4, 8, 16, 32):
-        form = Top.of(kept, logits.shape[1])
+        form = TopK.of(kept, logits.shape[1])
         error = form.pack(logits)["error"]
         for gamma in (0.25, 0.5, 1.0):
             mean_tv, _, mean_sum, _ = (float(f"{e:.3g}") for e in error[form.at(gamma)].tolist())
@@ -60,12 +60,12 @@ def errors(logits):
     return rows
 
 
-def recorded(material, of):
+def recorded(run_inputs, of):
     """Record once more; return what reading takes and how far off the top-k form would be."""
     with tempfile.TemporaryDirectory() as folder:
         own = of.model_copy(update={"outputs": f"{folder}/outputs"})
-        record_teacher.record(own, material=material)
-        store = outputs_of(own, material)
+        record_teacher.record(own, run_inputs=run_inputs)
+        store = outputs_of(own, run_inputs)
         read = reading(store, torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0)))
         said = store.read(0, "logits")[0]
         return read, errors(said["values"].float() + said["mean"])
@@ -74,14 +74,14 @@ def recorded(material, of):
 def main(result, source):
     """Measure, print and record."""
     torch.set_num_threads(1)
-    material = gather(recipe(source, "fp32", 1))
-    whole = material.splits.train
+    run_inputs = build_inputs(recipe(source, "fp32", 1))
+    whole = run_inputs.splits.train
     train = replace(whole, positions=whole.positions[:SAMPLES], labels=whole.labels[:SAMPLES])
-    material = material._replace(splits=replace(material.splits, train=train))
+    run_inputs = run_inputs._replace(splits=replace(run_inputs.splits, train=train))
     found = []
     for precision, threads in (("bf16", 1), ("fp32", 1), ("bf16", 2), ("fp32", 2)):
         n = N if precision == "bf16" else N // 2 + 1
-        times = measure(material, recipe(source, precision, threads), rounds=n)
+        times = measure(run_inputs, recipe(source, precision, threads), rounds=n)
         taken = {RECORDING: times.recording[:, 0], REFERENCE: times.forward[:, 0]}
         medians = {name: float(np.median(values)) for name, values in taken.items()}
         wall, processor, least = times.ratios()
@@ -91,7 +91,7 @@ def main(result, source):
         print(f"{precision}, {threads} threads: " + ", ".join(f"{k} {v:.2f} s" for k, v in medians.items()), end="")
         print(f": {wall:.3f} times the reference, {processor:.3f} in processor time, ", end="")
         print(f"{least:.3f} of the fastest, n={n}", flush=True)
-    read, top = recorded(material, recipe(source, "bf16", 1))
+    read, top = recorded(run_inputs, recipe(source, "bf16", 1))
     print(f"reading: {read['open_s'] * 1e3:.1f} ms to open, {read['batch_s'] * 1e6:.0f} us a batch of 64")
     for entry in top:
         off = f"p_gamma off by {entry['mean_tv']:.2g}, U_gamma by {entry['mean_power_sum']:.2g}"

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from tutelage import Batch, FrozenTeacher, Lesson, Progress, objectives
+from tutelage import Batch, Distiller, FrozenTeacher, Progress, objectives
 
 EPOCHS, BATCH, TRAINING = 6, 64, 1400
 
@@ -21,16 +21,16 @@ def batches() -> Iterator[Batch]:
         yield Batch(index, images[index], labels[index])
 
 
-def fit(lesson: Lesson, teacher: FrozenTeacher | None = None) -> None:
+def fit(distiller: Distiller, teacher: FrozenTeacher | None = None) -> None:
     """Train a lesson: its parameters are the student's, and the objective's where it has any."""
-    optimizer = torch.optim.AdamW(lesson.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(distiller.parameters(), lr=3e-3)
     steps, step = EPOCHS * -(-TRAINING // BATCH), 0
     for epoch in range(EPOCHS):
-        lesson.train()
+        distiller.train()
         for batch in batches():
             # Only a scheduled weight reads the progress; with numbers alone it can be left out.
             progress = Progress(epoch, step, step / steps)
-            loss, _ = lesson(batch, teacher(batch) if teacher else None, progress)
+            loss, _ = distiller(batch, teacher(batch) if teacher else None, progress)
             optimizer.zero_grad()
             loss.total.backward()
             optimizer.step()
@@ -51,8 +51,8 @@ torch.manual_seed(0)
 large = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
 small = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
-fit(Lesson(large, objectives.cross_entropy()))
+fit(Distiller(large, objectives.cross_entropy()))
 # The last tenth of the run fades the teacher out; 1.0 alone would keep it.
 beta = objectives.Linear(start=1.0, end=0.0, begin=0.9)
-fit(Lesson(small, objectives.wttm(gamma=0.25, beta=beta)), FrozenTeacher(large))
+fit(Distiller(small, objectives.wttm(gamma=0.25, beta=beta)), FrozenTeacher(large))
 print(f"teacher {accuracy(large):.1%}, student {accuracy(small):.1%}")

@@ -35,6 +35,11 @@ RANK_OF = {
 }
 
 
+LOWEST = {name for row in LAYERS[-1] for name in row}
+ON_THE_LOWEST_ALONE = {"models", "data", "teacher_cache", "config", "report"}
+"""What stands beside the losses and not on them: a source of data or a table needs none of the mathematics."""
+
+
 class Import(NamedTuple):
     """A module that a file imports, dotted and absolute; ``top`` says whether importing the file does it."""
 
@@ -90,6 +95,8 @@ def offences(room: str, source: str, *, package: str = "tutelage") -> list[str]:
             continue
         if RANK_OF[other] <= RANK_OF[room]:
             found.append(f"line {line}: {room} imports {other}, which is not below it")
+        elif room in ON_THE_LOWEST_ALONE and other not in LOWEST:
+            found.append(f"line {line}: {room} imports {other}, which is not of the lowest layer")
     return found
 
 
@@ -125,8 +132,8 @@ def test_every_room_has_its_place():
 
 def test_the_rooms_that_were_promised_are_there():
     assert {room_at(path) for path in files()} >= {
-        *("recipes", "runs", "engine", "models", "data", "report", "lesson", "objectives", "losses", "targets"),
-        *("contracts", "records", "version"),
+        *("api", "checks", "cli", "config", "data", "kernels", "losses", "models", "modules", "objectives", "records"),
+        *("report", "runs", "settings", "studies", "taps", "targets", "teacher_cache", "training", "types", "version"),
     }
 
 
@@ -149,7 +156,7 @@ def test_rooms_import_down_only(path):
         # Inside functions, classes, branches, and for type checkers alone.
         (
             "losses",
-            "def f():\n    from tutelage.modules import Lesson",
+            "def f():\n    from tutelage.modules import Distiller",
             ["line 2: losses imports modules, which is not below it"],
         ),
         (
@@ -158,9 +165,9 @@ def test_rooms_import_down_only(path):
             ["line 3: losses imports runs, which is not below it"],
         ),
         (
-            "contracts",
+            "types",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tutelage.losses import kd",
-            ["line 3: contracts imports losses, which is not below it"],
+            ["line 3: types imports losses, which is not below it"],
         ),
         (
             "targets",
@@ -168,28 +175,28 @@ def test_rooms_import_down_only(path):
             ["line 2: targets imports losses, which is not below it"],
         ),
         # Siblings.
-        ("engine", "from tutelage import models", ["line 1: engine imports models, which is not below it"]),
+        ("training", "from tutelage import models", ["line 1: training imports models, which is not below it"]),
         ("data", "from tutelage.models import create", ["line 1: data imports models, which is not below it"]),
-        ("taps", "import tutelage.objectives.projectors", ["line 1: taps imports projectors, which is not below it"]),
-        ("records", "from tutelage import contracts", ["line 1: records imports contracts, which is not below it"]),
-        # Level zero alone.
-        ("data", "from tutelage import losses", ["line 1: data imports losses, which is not of level zero"]),
+        ("taps", "import tutelage.targets", ["line 1: taps imports targets, which is not below it"]),
+        ("records", "from tutelage import types", ["line 1: records imports types, which is not below it"]),
+        # The lowest layer alone.
+        ("data", "from tutelage import losses", ["line 1: data imports losses, which is not of the lowest layer"]),
         (
             "report",
             "from tutelage import targets, records",
-            ["line 1: report imports targets, which is not of level zero"],
+            ["line 1: report imports targets, which is not of the lowest layer"],
         ),
         (
             "models",
-            "def f():\n    from tutelage import checks",
-            ["line 2: models imports checks, which is not of level zero"],
+            "def f():\n    from tutelage import taps",
+            ["line 2: models imports taps, which is not of the lowest layer"],
         ),
         # What is allowed.
         ("losses", "import torch\nfrom tutelage import checks, targets\nfrom tutelage.types import Batch", []),
         ("losses", "from tutelage.losses.logits import kd\nfrom . import features\nfrom .relations import rkd", []),
-        ("data", "from tutelage import records, version\nfrom tutelage.data import images\nimport tutelage_other", []),
-        ("cli", "def f():\n    from tutelage import data, models, recipes, studies", []),
-        ("engine", "from tutelage import losses, records, targets\nfrom tutelage.modules import Lesson", []),
+        ("data", "from tutelage import records, version\nfrom tutelage.data import rng\nimport tutelage_other", []),
+        ("cli", "def f():\n    from tutelage import data, models, config, studies", []),
+        ("training", "from tutelage import losses, records, targets\nfrom tutelage.modules import Distiller", []),
     ],
 )
 def test_the_checker_sees_what_it_must(room, source, found):
@@ -221,10 +228,10 @@ def importers(library: str) -> set[str]:
 @pytest.mark.parametrize(
     ("library", "rooms"),
     [
-        ("accelerate", {"engine"}),
+        ("accelerate", {"training"}),
         ("timm", {"models"}),
         ("datasets", {"data"}),
-        ("matplotlib", {"report"}),
+        ("matplotlib", {"studies"}),
         ("plotly", {"report"}),
         ("typer", {"cli"}),
     ],
@@ -312,8 +319,8 @@ def named(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", files("engine"), ids=name_of)
-def test_the_engine_names_no_method_model_or_data_set(path):
+@pytest.mark.parametrize("path", files("training"), ids=name_of)
+def test_training_names_no_method_model_or_data_set(path):
     assert not named(path.read_text())
 
 
@@ -351,7 +358,7 @@ kl_to_target = distance = weighted = kind = losses.cross_entropy(z, y)
 # -------------------------------------------------------------------------------------------------------- what is light
 
 
-LIGHT = ("records", "report", "version", "cli", "contracts", "screen")
+LIGHT = ("records", "report", "version", "cli", "types", "settings", "images")
 
 
 @pytest.mark.parametrize("path", files(*LIGHT), ids=name_of)
@@ -382,8 +389,8 @@ def test_importing_what_is_light_imports_no_torch():
 
 
 PUBLIC = [
-    *("Batch", "FrozenTeacher", "Lesson", "Outputs", "Progress", "Run", "__version__", "distill", "load"),
-    *("losses", "models", "objectives", "survey", "targets", "train"),
+    *("Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Run", "__version__", "distill", "load"),
+    *("losses", "models", "network_context", "objectives", "targets", "train"),
 ]
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import tutelage
 from tutelage import losses, objectives
-from tutelage.modules import FrozenTeacher, Lesson, Taught
-from tutelage.objectives import Context, Linear, Objective, Part
+from tutelage.modules import Distiller, FrozenTeacher, StepOutput
+from tutelage.objectives import BindContext, Linear, Objective, WeightedTerm
 from tutelage.types import Batch, Outputs, Progress, Totals
 
 
@@ -34,12 +34,12 @@ def batches(digits, steps, size=128):
         yield Batch(rows, inputs[rows], labels[rows])
 
 
-def learn(lesson, teacher, digits, steps):
+def learn(distiller, teacher, digits, steps):
     """The loop that a user writes."""
-    optimizer = torch.optim.SGD(lesson.parameters(), lr=0.2, momentum=0.9)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.2, momentum=0.9)
     seen = []
     for step, batch in enumerate(batches(digits, steps)):
-        taught = lesson(batch, teacher(batch) if teacher else None, Progress(0, step, step / steps))
+        taught = distiller(batch, teacher(batch) if teacher else None, Progress(0, step, step / steps))
         taught.loss.total.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -50,7 +50,7 @@ def learn(lesson, teacher, digits, steps):
 @pytest.fixture(scope="module")
 def teacher(digits):
     wise = network(64, seed=1)
-    learn(Lesson(wise, objectives.cross_entropy()), None, digits, 60)
+    learn(Distiller(wise, objectives.cross_entropy()), None, digits, 60)
     return FrozenTeacher(wise)
 
 
@@ -72,29 +72,29 @@ def accuracy(module, digits):
 def test_a_users_own_loop_learns(objective, teacher, digits):
     student = network(16, seed=2)
     before = accuracy(copy.deepcopy(student), digits)
-    seen = learn(Lesson(student, objective), teacher, digits, 40)
+    seen = learn(Distiller(student, objective), teacher, digits, 40)
     assert sum(seen[-5:]) < 0.5 * sum(seen[:5])
     assert accuracy(student, digits) > max(0.8, before + 0.4)
 
 
 def test_a_lesson_returns_the_loss_and_the_outputs_it_came_from(teacher, digits):
-    lesson = Lesson(network(8, seed=0), objectives.ttm(gamma=0.5, beta=2.0)).eval()
+    distiller = Distiller(network(8, seed=0), objectives.ttm(gamma=0.5, beta=2.0)).eval()
     (batch,) = batches(digits, 1)
     answers = teacher(batch)
-    taught = lesson(batch, answers)
-    assert isinstance(taught, Taught)
-    assert torch.equal(taught.outputs.logits, lesson.student(batch.inputs))
+    taught = distiller(batch, answers)
+    assert isinstance(taught, StepOutput)
+    assert torch.equal(taught.outputs.logits, distiller.student(batch.inputs))
     expected = losses.cross_entropy(taught.outputs.logits, batch.labels).mean()
     expected = expected + 2 * losses.ttm(taught.outputs.logits, answers.logits, gamma=0.5).mean()
     torch.testing.assert_close(taught.loss.total, expected)
 
 
 def test_progress_and_totals_reach_the_objective(digits):
-    lesson = Lesson(network(8, seed=0), objectives.cross_entropy(weight=Linear(1.0, 0.0))).eval()
+    distiller = Distiller(network(8, seed=0), objectives.cross_entropy(weight=Linear(1.0, 0.0))).eval()
     (batch,) = batches(digits, 1, size=10)
-    first, later = lesson(batch), lesson(batch, progress=Progress(fraction=0.75))
+    first, later = distiller(batch), distiller(batch, progress=Progress(fraction=0.75))
     torch.testing.assert_close(later.loss.total, 0.25 * first.loss.total)
-    twice = lesson(batch, totals=Totals(torch.tensor(20.0), torch.tensor(20.0)))
+    twice = distiller(batch, totals=Totals(torch.tensor(20.0), torch.tensor(20.0)))
     torch.testing.assert_close(twice.loss.total, 0.5 * first.loss.total)
 
 
@@ -116,32 +116,32 @@ def test_student_and_objective_are_one_trainable_module():
             return Scale(context)
 
     student = network(8, seed=0)
-    lesson = Lesson(student, Objective.of(Part("scaled", 1.0, Described())), Context(classes=10))
-    names = [name for name, _ in lesson.named_parameters()]
+    distiller = Distiller(student, Objective.of(WeightedTerm("scaled", 1.0, Described())), BindContext(classes=10))
+    names = [name for name, _ in distiller.named_parameters()]
     assert "objective.terms.scaled.factor" in names
     assert len(names) == 1 + len(list(student.parameters()))
-    lesson(Batch(torch.arange(4), torch.rand(4, 64), torch.arange(4))).loss.total.backward()
-    assert all(p.grad is not None for p in lesson.parameters())
+    distiller(Batch(torch.arange(4), torch.rand(4, 64), torch.arange(4))).loss.total.backward()
+    assert all(p.grad is not None for p in distiller.parameters())
 
 
 def test_lessons_of_one_objective_share_nothing():
     objective = objectives.kd()
-    one, two = (Lesson(network(8, seed=0), objective) for _ in range(2))
+    one, two = (Distiller(network(8, seed=0), objective) for _ in range(2))
     assert one.objective is not two.objective
     assert one.objective.terms["kd"] is not two.objective.terms["kd"]
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(4, 10), (torch.zeros(4, 10),)])
 def test_answers_that_are_not_outputs_are_refused(wrong):
-    lesson = Lesson(network(8, seed=0), objectives.kd())
+    distiller = Distiller(network(8, seed=0), objectives.kd())
     batch = Batch(torch.arange(4), torch.rand(4, 64), torch.arange(4))
     with pytest.raises(TypeError, match=r"teacher: expected Outputs, got (Tensor|tuple); type Outputs\(logits\)"):
-        lesson(batch, wrong)
-    assert lesson(batch, Outputs(torch.zeros(4, 10))).loss.total.isfinite()
+        distiller(batch, wrong)
+    assert distiller(batch, Outputs(torch.zeros(4, 10))).loss.total.isfinite()
 
 
 @pytest.mark.parametrize(
-    ("make", "who"), [(lambda m: Lesson(m, objectives.cross_entropy()), "student"), (FrozenTeacher, "teacher")]
+    ("make", "who"), [(lambda m: Distiller(m, objectives.cross_entropy()), "student"), (FrozenTeacher, "teacher")]
 )
 def test_a_module_that_returns_no_logits_is_refused(make, who):
     class Pair(nn.Module):
@@ -179,20 +179,20 @@ def test_a_network_in_training_mode_is_frozen_as_it_is_given():
 
 
 def test_no_gradient_reaches_a_teacher(teacher, digits):
-    lesson = Lesson(network(8, seed=0), objectives.wttm(gamma=0.5, beta=1))
+    distiller = Distiller(network(8, seed=0), objectives.wttm(gamma=0.5, beta=1))
     (batch,) = batches(digits, 1)
     answers = teacher(batch)
     assert not answers.logits.requires_grad
     assert not teacher(batch._replace(inputs=batch.inputs.clone().requires_grad_())).logits.requires_grad
-    lesson(batch, answers).loss.total.backward()
+    distiller(batch, answers).loss.total.backward()
     assert all(p.grad is None for p in teacher.parameters())
-    assert all(p.grad is not None for p in lesson.parameters())
+    assert all(p.grad is not None for p in distiller.parameters())
 
 
 def test_a_teacher_s_buffers_and_answers_do_not_move(teacher, digits):
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     first = [teacher(batch).logits for batch in batches(digits, 3)]
-    learn(Lesson(network(8, seed=0), objectives.kd()).train(), teacher.train(), digits, 5)
+    learn(Distiller(network(8, seed=0), objectives.kd()).train(), teacher.train(), digits, 5)
     again = [teacher(batch).logits for batch in batches(digits, 3)]
     assert "network.1.running_mean" in before
     for name, tensor in teacher.state_dict().items():
@@ -209,5 +209,5 @@ def test_answers_can_be_saved_for_a_backward_pass(teacher, digits):
 
 
 def test_the_public_names_are_these():
-    assert tutelage.Lesson is Lesson
+    assert tutelage.Distiller is Distiller
     assert tutelage.FrozenTeacher is FrozenTeacher

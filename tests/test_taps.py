@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from tutelage.taps import Taps, find, survey
+from tutelage.taps import Taps, feature_shapes, find
 
 
 class Small(nn.Module):
@@ -168,7 +168,7 @@ def test_a_survey_gives_shapes_and_leaves_the_network_as_it_was():
     network = torchvision.models.resnet18(num_classes=5).train()
     network.layer1.eval()
     state = copy.deepcopy(network.state_dict())
-    shapes = survey(network, ["layer2", "fc:input"], torch.rand(2, 3, 64, 64))
+    shapes = feature_shapes(network, ["layer2", "fc:input"], torch.rand(2, 3, 64, 64))
     assert shapes == {"layer2": (128, 8, 8), "fc:input": (512,)}
     assert [m.training for m in (network, network.layer1, network.layer2)] == [True, False, True]
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
@@ -176,14 +176,14 @@ def test_a_survey_gives_shapes_and_leaves_the_network_as_it_was():
 
 def test_a_survey_refuses_a_feature_that_is_changed_in_place():
     with pytest.raises(ValueError, match="tap layer: expected a feature that stays as it is"):
-        survey(Overwriting(), ["layer"], torch.randn(2, 4))
+        feature_shapes(Overwriting(), ["layer"], torch.randn(2, 4))
     # torchvision's blocks add the shortcut in place
     with pytest.raises(ValueError, match=r"tap layer4\.1\.bn2: expected a feature that stays as it is"):
-        survey(torchvision.models.resnet18(num_classes=5), ["layer4.1.bn2"], torch.rand(2, 3, 64, 64))
+        feature_shapes(torchvision.models.resnet18(num_classes=5), ["layer4.1.bn2"], torch.rand(2, 3, 64, 64))
 
 
 def test_a_survey_of_nothing_does_not_call_the_network():
-    assert survey(nn.Linear(3, 3), [], torch.empty(0)) == {}
+    assert feature_shapes(nn.Linear(3, 3), [], torch.empty(0)) == {}
 
 
 def test_a_copy_of_a_network_and_its_listener_hears_for_itself():

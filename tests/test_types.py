@@ -15,7 +15,18 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from tutelage import data, modules, objectives, types
-from tutelage.types import UNLABELLED, Batch, Batches, Loss, Needs, Outputs, Progress, Projection, Teacher, Totals
+from tutelage.types import (
+    UNLABELLED,
+    Batch,
+    Batches,
+    Loss,
+    Outputs,
+    Progress,
+    Projection,
+    Requirements,
+    Teacher,
+    Totals,
+)
 
 
 def example():
@@ -34,7 +45,7 @@ TAPS = ("student_taps", "teacher_taps")
         (Totals, ("samples", "labelled")),
         (Loss, ("total", "parts")),
         (
-            Needs,
+            Requirements,
             (
                 *("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics", "places"),
                 *("teacher_head", "teacher_norms", "class_means", "least"),
@@ -87,10 +98,10 @@ def signature(function):
 
 
 def test_the_data_room_keeps_the_contract_of_batches():
-    assert signature(data.SplitBatches.epoch) == signature(Batches.epoch)
-    assert "__len__" in vars(data.SplitBatches)
+    assert signature(data.BatchLoader.epoch) == signature(Batches.epoch)
+    assert "__len__" in vars(data.BatchLoader)
     splits = data.open_data(data.DataSettings())
-    batches = data.SplitBatches(splits.train, batch_size=64, train=True)
+    batches = data.BatchLoader(splits.train, batch_size=64, train=True)
     assert batches.samples == len(splits.train)
     first = next(batches.epoch(0))
     assert type(first) is Batch
@@ -109,7 +120,7 @@ def test_a_frozen_teacher_keeps_the_contract_of_teachers():
 def test_bound_terms_keep_the_contract_of_terms():
     for term in objectives.wttm(gamma=0.1, beta=1).bind().terms.values():
         assert isinstance(term, nn.Module)
-        assert isinstance(term.needs, Needs)
+        assert isinstance(term.needs, Requirements)
         assert signature(type(term).forward) == signature(types.Term.__call__)
 
 
@@ -125,7 +136,7 @@ def test_there_is_no_logic_in_the_contracts():
 
 def test_the_annotations_are_real():
     names = {"Tensor": torch.Tensor}
-    for kind in (Batch, Outputs, Totals, Loss, Needs, Progress):
+    for kind in (Batch, Outputs, Totals, Loss, Requirements, Progress):
         assert set(get_type_hints(kind, localns=names)) == set(kind._fields)
 
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from . import targets as targets
     from .api import distill as distill
     from .api import train as train
-    from .contracts import Batch as Batch
-    from .contracts import Outputs as Outputs
-    from .contracts import Progress as Progress
-    from .lesson import FrozenTeacher as FrozenTeacher
-    from .lesson import Lesson as Lesson
-    from .lesson import survey as survey
+    from .types import Batch as Batch
+    from .types import Outputs as Outputs
+    from .types import Progress as Progress
+    from .modules import Distiller as Distiller
+    from .modules import FrozenTeacher as FrozenTeacher
+    from .modules import network_context as network_context
     from .runs.execute import Run as Run
     from .runs.execute import load as load
 
@@ -29,11 +29,11 @@ _PLACES = {
     "Outputs": "types",
     "Progress": "types",
     "FrozenTeacher": "modules",
-    "Lesson": "modules",
+    "Distiller": "modules",
     "Run": "runs.execute",
     "distill": "api",
     "load": "runs.execute",
-    "survey": "modules",
+    "network_context": "modules",
     "train": "api",
 }
 _MODULES = ("losses", "models", "objectives", "targets")

@@ -13,10 +13,10 @@ from tutelage import config, data, models, objectives, records
 from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.objectives import Objective
-from tutelage.runs.execute import Display, Run, finished, perform
-from tutelage.runs.setup import Material, fingerprints, held_out_sets
+from tutelage.runs.execute import Reporter, Run, execute, finished
+from tutelage.runs.setup import RunInputs, fingerprints, held_out_sets
 from tutelage.settings.data import DataSettings
-from tutelage.training.evaluate import answer, judge
+from tutelage.training.evaluate import collect_outputs, evaluate_outputs
 from tutelage.training.loop import accelerator_on
 from tutelage.types import UNLABELLED
 
@@ -36,7 +36,7 @@ def distill(
     objective: Objective | str | Mapping[str, Any],
     name: str | None = None,
     runs: str | Path = "runs",
-    display: Display | None = None,
+    reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
     **settings: Any,
 ) -> Run:
@@ -50,7 +50,7 @@ def distill(
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: where runs' folders are.
-        display: shows the run as it goes; by default nothing is shown.
+        reporter: shows the run as it goes; by default nothing is shown.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
@@ -81,14 +81,14 @@ def distill(
     else:
         value["data"] = {"source": "own"}
     recipe = config.parse(Recipe, value, where="distill")
-    material = _material(recipe, student, teacher, data, trust_code) if own or custom else None
-    return perform(
+    run_inputs = _material(recipe, student, teacher, data, trust_code) if own or custom else None
+    return execute(
         recipe,
         Path(runs) / recipe.name,
         verb="distill" if teacher is not None else "train",
         command="tutelage.distill(...)",
-        display=display,
-        material=material,
+        reporter=reporter,
+        run_inputs=run_inputs,
         trust_code=trust_code,
     )
 
@@ -106,7 +106,7 @@ def _material(
     teacher: str | nn.Module | None,
     source: Any,
     trust_code: bool | frozenset[str],
-) -> Material:
+) -> RunInputs:
     """Gather objects of which some are the caller's own."""
     if isinstance(source, str | Mapping | DataSettings):
         splits = data.open_data(recipe.data)
@@ -121,7 +121,7 @@ def _material(
             return models.adopt(network, f"object:{type(network).__name__}", **shape)
         return models.create(network, seed=recipe.seed, trust_code=trust_code, **shape)
 
-    return Material(splits, make(student), make(teacher) if teacher is not None else None, repeatable=False)
+    return RunInputs(splits, make(student), make(teacher) if teacher is not None else None, repeatable=False)
 
 
 def _own_splits(source: Any, *networks: Any) -> data.Splits:
@@ -234,7 +234,7 @@ def evaluate(
         )
     ((_, batches),) = [pair for pair in held_out_sets(splits, recipe) if pair[0] == "test"]
     accelerator = accelerator_on(recipe.device)
-    answers = answer(
+    answers = collect_outputs(
         network.to(accelerator.device),
         batches,
         device=accelerator.device,
@@ -243,4 +243,4 @@ def evaluate(
     )
     if not bool((answers.labels != UNLABELLED).any()):
         raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
-    return judge(answers), f"{model} on {len(answers.labels)} test samples of {splits.source}"
+    return evaluate_outputs(answers), f"{model} on {len(answers.labels)} test samples of {splits.source}"

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import taps
-from tutelage.objectives import Context, Objective
+from tutelage.objectives import BindContext, Objective
 from tutelage.taps import Taps
 from tutelage.types import Batch, Loss, Outputs, Progress, Totals
 
 
-class Taught(NamedTuple):
+class StepOutput(NamedTuple):
     """What a lesson returns: the loss, and the student's outputs that it was computed from."""
 
     loss: Loss
     outputs: Outputs
 
 
-class Lesson(nn.Module):
+class Distiller(nn.Module):
     """A student and an objective bound to it: one trainable module for one optimizer, one DDP, one compile.
 
     Args:
@@ -36,15 +36,15 @@ class Lesson(nn.Module):
         >>> import torch, tutelage
         >>> from tutelage import Batch, objectives
         >>> student, teacher = torch.nn.Linear(4, 3), tutelage.FrozenTeacher(torch.nn.Linear(4, 3))
-        >>> lesson = Lesson(student, objectives.wttm(gamma=0.5, beta=1.0))
+        >>> distiller = Distiller(student, objectives.wttm(gamma=0.5, beta=1.0))
         >>> batch = Batch(torch.arange(2), torch.rand(2, 4), torch.tensor([0, 2]))
-        >>> loss, outputs = lesson(batch, teacher(batch))
+        >>> loss, outputs = distiller(batch, teacher(batch))
         >>> loss.total.backward()
         >>> sorted(loss.parts)
         ['ce', 'wttm']
     """
 
-    def __init__(self, student: nn.Module, objective: Objective, context: Context = Context()) -> None:  # noqa: B008
+    def __init__(self, student: nn.Module, objective: Objective, context: BindContext = BindContext()) -> None:  # noqa: B008
         super().__init__()
         self.student = student
         self.objective = objective.bind(context)
@@ -57,7 +57,7 @@ class Lesson(nn.Module):
         teacher: Outputs | None = None,
         progress: Progress = Progress(),  # noqa: B008
         totals: Totals | None = None,
-    ) -> Taught:
+    ) -> StepOutput:
         """Run the student on a batch and hold it against the teacher's outputs and the labels.
 
         Args:
@@ -77,7 +77,7 @@ class Lesson(nn.Module):
         answer, features = self._taps(self.called or self.student, batch.inputs)
         outputs = Outputs(_logits(answer, "student"), features)
         # The features end here: whoever measures a step reads the logits.
-        return Taught(self.objective(outputs, teacher, batch, progress, totals), Outputs(outputs.logits))
+        return StepOutput(self.objective(outputs, teacher, batch, progress, totals), Outputs(outputs.logits))
 
 
 class FrozenTeacher(nn.Module):
@@ -105,7 +105,7 @@ class FrozenTeacher(nn.Module):
         return Outputs(_logits(answer, "teacher"), features)
 
 
-def survey(
+def network_context(
     objective: Objective,
     student: nn.Module,
     teacher: nn.Module | None,
@@ -116,7 +116,7 @@ def survey(
     labels: Tensor | None = None,
     teacher_logits: Tensor | None = None,
     class_means: Mapping[str, Tensor] = {},
-) -> Context:
+) -> BindContext:
     """Look at a student and a teacher with one forward pass each, and return the context that an objective binds to.
 
     A network is called only where the objective reads features of it.
@@ -126,7 +126,7 @@ def survey(
         student: the student.
         teacher: the teacher, or none.
         inputs: a few samples, as training will give them.
-        samples: as in `Context`, like those that follow.
+        samples: as in `BindContext`, like those that follow.
         classes: number of classes.
         labels: of the training samples.
         teacher_logits: the teacher's word on training samples.
@@ -140,19 +140,20 @@ def survey(
         >>> import torch, tutelage
         >>> from tutelage import objectives
         >>> student, teacher = tutelage.models.create("cifar:resnet8"), tutelage.models.create("cifar:resnet14")
-        >>> context = survey(objectives.kd(), student, teacher, torch.rand(2, 3, 32, 32), samples=50000, classes=100)
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> context = network_context(objectives.kd(), student, teacher, images, samples=50000, classes=100)
         >>> context.samples
         50000
     """
     needs = objective.needs
     if (needs.teacher_taps or needs.teacher_head or needs.teacher_norms) and teacher is None:
         raise ValueError(f"teacher: expected one for objective {objective.name}, got none; pass the network itself")
-    return Context(
+    return BindContext(
         samples,
         classes,
         labels,
-        taps.survey(student, needs.student_taps, inputs),
-        taps.survey(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
+        taps.feature_shapes(student, needs.student_taps, inputs),
+        taps.feature_shapes(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
         teacher_logits,
         taps.head(teacher) if needs.teacher_head and teacher is not None else None,
         {name: taps.batch_norm(teacher, name) for name in needs.teacher_norms} if teacher is not None else {},

@@ -248,7 +248,7 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def survey(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
+def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
     """Call a network once and return each feature's shape, without the batch axis; its mode is as before afterwards.
 
     Args:

@@ -95,7 +95,7 @@ class Projection(NamedTuple):
     always: bool = True
 
 
-class Needs(NamedTuple):
+class Requirements(NamedTuple):
     """What a term reads, so that a run fails before training instead of in its first epoch.
 
     Attributes:
@@ -133,14 +133,14 @@ class Term(Protocol):
     It returns ``(batch,)`` values, zero where a sample takes no part, or ``()`` where it couples the batch.
     """
 
-    needs: Needs
+    needs: Requirements
 
     def __call__(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         """Compute the term's values."""
 
 
 @runtime_checkable
-class Keeper(Protocol):
+class StatefulTerm(Protocol):
     """What a bound term may be besides: one that guards buffers of its own, such as a bank of embeddings.
 
     It changes none of its buffers while it is called. What it learned of a step it takes over when it is told whether

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from tutelage import objectives
-from tutelage.modules import Lesson
+from tutelage.modules import Distiller
 from tutelage.settings.fit import SGD, FitSettings
 from tutelage.training.checkpoints import Checkpoints
-from tutelage.training.loop import Keep, accelerator_on, fit
+from tutelage.training.loop import CheckpointSink, accelerator_on, fit
 from tutelage.types import Batch, Outputs
 
 
@@ -81,11 +81,11 @@ def settings(**changes):
 
 def fitted(student, batches, *, teacher=None, objective=None, folder=None, resume=False, **changes):
     """Fit a student to the end; return the records."""
-    lesson = Lesson(student, objective or objectives.cross_entropy())
-    keep = Keep(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
+    distiller = Distiller(student, objective or objectives.cross_entropy())
+    keep = CheckpointSink(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
     return list(
         fit(
-            lesson,
+            distiller,
             teacher,
             batches,
             settings(**changes),

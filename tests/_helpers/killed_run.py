@@ -125,10 +125,10 @@ def do_run(value, folder):
     if isinstance(value, list):
         planned = [(recipe_of(one), folder / one["name"]) for one in value]
         left = [(recipe, place) for recipe, place in planned if not execute.finished(place)]
-        done = execute.perform_together(left, command="killed_run", trust_code=True)
+        done = execute.execute_group(left, command="killed_run", trust_code=True)
         assert all(isinstance(run, execute.Run) for run in done), done
         return
-    execute.perform(recipe_of(value), folder, verb="distill", command="killed_run", trust_code=True)
+    execute.execute(recipe_of(value), folder, verb="distill", command="killed_run", trust_code=True)
 
 
 def kill():

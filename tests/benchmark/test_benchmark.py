@@ -120,7 +120,7 @@ def test_threads_are_put_back():
 
 
 def test_some_batches_are_an_epochs_first_whether_made_before_or_not():
-    real = batches.data.SplitBatches(batches.random_images(64).train, batch_size=8, train=True)
+    real = batches.data.BatchLoader(batches.random_images(64).train, batch_size=8, train=True)
     some, made, whole = batches.Some(real, 2), batches.Some(real, 2, made=True), batches.Some(real, 2, whole=True)
     assert (len(some), some.samples, len(whole), whole.samples) == (3, 24, 8, 64)
     first = [batch.index.tolist() for batch in real.epoch(0)][:3]

@@ -24,7 +24,7 @@ from tutelage.config.schema import (
 )
 from tutelage.data import DataSettings
 from tutelage.losses import confidence_penalty
-from tutelage.objectives import Apply, Objective, Part
+from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
 from tutelage.studies import schema
 
@@ -413,7 +413,7 @@ def test_texts_that_look_like_numbers_stay_texts(tmp_path):
 
 
 def test_terms_put_together_by_hand_are_written_but_not_read():
-    recipe = parsed(objective=Objective.of(Part("mine", 2.0, Apply(confidence_penalty))))
+    recipe = parsed(objective=Objective.of(WeightedTerm("mine", 2.0, Apply(confidence_penalty))))
     written = yaml.safe_load(dump(recipe))
     assert written["objective"] == {"mine": 2.0}
     with pytest.raises(RecipeError, match=r"objective: expected one of .*, got 'mine'"):

@@ -25,10 +25,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tutelage import FrozenTeacher, Lesson, objectives, survey, taps
+from tutelage import Distiller, FrozenTeacher, network_context, objectives, taps
 from tutelage.models import Card, Classifier
-from tutelage.objectives import PRESETS, BoundObjective, Context, Objective
-from tutelage.types import UNLABELLED, Batch, Keeper, Outputs
+from tutelage.objectives import PRESETS, BindContext, BoundObjective, Objective
+from tutelage.types import UNLABELLED, Batch, Outputs, StatefulTerm
 
 SAMPLES, CLASSES, BATCH, SIDE = 12, 4, 6, 8
 
@@ -203,7 +203,7 @@ class Case:
     objective: Objective
     student: Classifier
     teacher: Classifier
-    context: Context
+    context: BindContext
     classes: int
 
     def bind(self) -> BoundObjective:
@@ -216,7 +216,7 @@ class Case:
         bound = self.bind().double()
         _loss(bound, *self.outputs(11, dtype=torch.float64), self.batch())
         for term in bound.terms.values():
-            if isinstance(term, Keeper):
+            if isinstance(term, StatefulTerm):
                 term.settle(torch.tensor(True))
         return bound.eval()
 
@@ -249,8 +249,8 @@ def case_of(preset: str, *, classes: int = CLASSES, same: bool = False) -> Case:
     teacher = network(row.networks, "student" if same or row.same else "teacher", classes)
     generator = torch.Generator().manual_seed(2)
     inputs = torch.rand(2, 3, SIDE, SIDE, generator=generator)
-    shapes = taps.survey(teacher, objective.needs.class_means, inputs)
-    context = survey(
+    shapes = taps.feature_shapes(teacher, objective.needs.class_means, inputs)
+    context = network_context(
         objective,
         student,
         teacher,
@@ -315,14 +315,14 @@ def trains(row: Row) -> str:
     case = case_of(row.preset)
     torch.manual_seed(3)
     student = network(row.networks, "student", CLASSES)
-    lesson, batch = Lesson(student, case.objective, case.context), case.batch()
+    distiller, batch = Distiller(student, case.objective, case.context), case.batch()
     frozen = FrozenTeacher(case.teacher, case.objective.needs.teacher_taps)
-    optimizer = torch.optim.SGD(lesson.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
     for _ in range(3):
         teacher, leaves = _leaves(frozen(batch))
-        loss = lesson(batch, teacher).loss
+        loss = distiller(batch, teacher).loss
         loss.total.backward()
-        _finite(loss, [p.grad for p in lesson.parameters() if p.grad is not None])
+        _finite(loss, [p.grad for p in distiller.parameters() if p.grad is not None])
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters()), (
             "expected a gradient of the student, got none"
         )
@@ -353,12 +353,12 @@ def _narrow(row: Row, dtype: torch.dtype) -> str:
 def bfloat16(row: Row) -> str:
     """Outputs in bfloat16, and a whole step under autocast."""
     case = case_of(row.preset)
-    lesson = Lesson(network(row.networks, "student", CLASSES), case.objective, case.context)
+    distiller = Distiller(network(row.networks, "student", CLASSES), case.objective, case.context)
     frozen = FrozenTeacher(case.teacher, case.objective.needs.teacher_taps)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = lesson(case.batch(), frozen(case.batch())).loss
+        loss = distiller(case.batch(), frozen(case.batch())).loss
     loss.total.backward()
-    _finite(loss, [p.grad for p in lesson.parameters() if p.grad is not None])
+    _finite(loss, [p.grad for p in distiller.parameters() if p.grad is not None])
     return _narrow(row, torch.bfloat16)
 
 
@@ -436,14 +436,14 @@ def unlabelled(row: Row) -> str:
     _finite(loss, gradients)
     without, rest = _value_and_gradients(case.bind(), student, teacher, none)
     _finite(without, rest)
-    others, strangers = case.outputs(1)
+    others, foreign_runs = case.outputs(1)
 
     def exchanged(own: Tensor, other: Tensor) -> Tensor:
         return torch.where(gone.view(-1, *[1] * (own.ndim - 1)), other, own)
 
     changed = [
         Outputs(exchanged(a.logits, b.logits), {name: exchanged(a.taps[name], b.taps[name]) for name in a.taps})
-        for a, b in ((student, others), (teacher, strangers))
+        for a, b in ((student, others), (teacher, foreign_runs))
     ]
     bound = case.bind()
     again = _loss(bound, *changed, some)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tutelage import objectives
-from tutelage.objectives import PRESETS, Apply, Objective, Part, is_built_in
-from tutelage.types import Batch, Keeper, Progress, Totals
+from tutelage.objectives import PRESETS, Apply, Objective, WeightedTerm, is_built_in
+from tutelage.types import Batch, Progress, StatefulTerm, Totals
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,9 @@ def test_it_passes_compiled_by_inductor(row, check):
 def shared_rows():
     known = [row for row in battery.ROWS if row.known and row.objective().needs.coupled]
     bound = {row.preset: battery.case_of(row.preset).bind() for row in known}
-    return [row for row in known if not any(isinstance(term, Keeper) for term in bound[row.preset].terms.values())]
+    return [
+        row for row in known if not any(isinstance(term, StatefulTerm) for term in bound[row.preset].terms.values())
+    ]
 
 
 def gathered_step(row, rank=None):
@@ -150,7 +152,7 @@ def named(monkeypatch):
     def name(loss):
         @objectives.preset("none")
         def bad(*, weight: float = 1.0):
-            return Objective.of(Part("bad", weight, Apply(loss)))
+            return Objective.of(WeightedTerm("bad", weight, Apply(loss)))
 
         monkeypatch.setattr(battery, "ROWS", [battery.Row("bad", {}, battery.LOGITS)])
         battery.case_of.cache_clear()

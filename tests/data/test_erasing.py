@@ -4,11 +4,11 @@ import torch
 from scipy import stats
 
 from tutelage.data import DataSettings, open_data
-from tutelage.data.datasets import ViewAt
+from tutelage.data.datasets import View
 from tutelage.data.erasing import erase, rectangles
 from tutelage.images import MEAN, STD
 
-VIEW = ViewAt(seed=3, epoch=5)
+VIEW = View(seed=3, epoch=5)
 
 
 def test_rectangles_have_the_stated_areas_ratios_and_places():
@@ -55,7 +55,7 @@ def test_what_is_not_erased_stays_and_each_sample_is_by_itself():
             assert (erased[row][~outside] != 7).float().mean() > 0.9
         assert (erased[row][outside] == 7).all()
         assert torch.equal(erase(images[:1], index[row : row + 1], view=VIEW, probability=0.5)[0], erased[row])
-    assert not torch.equal(erase(images, index, view=ViewAt(3, 6), probability=0.5), erased)
+    assert not torch.equal(erase(images, index, view=View(3, 6), probability=0.5), erased)
 
 
 @pytest.mark.parametrize(("channels", "white"), [(3, 255.0), (1, 16.0)])
@@ -80,6 +80,6 @@ def test_noise_is_that_of_imagenets_pixels(channels, white):
 
 def test_settings_reach_the_training_views_alone():
     splits = open_data(DataSettings(random_erasing=1.0))
-    index, view = np.arange(40), ViewAt(0, 0)
+    index, view = np.arange(40), View(0, 0)
     assert (splits.train.fetch(index, view=view) != splits.train.fetch(index)).flatten(1).any(1).all()
     assert torch.equal(splits.test.fetch(index, view=view), splits.test.fetch(index))

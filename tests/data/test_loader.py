@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tutelage.data import DataSettings, SplitBatches, open_data
+from tutelage.data import BatchLoader, DataSettings, open_data
 from tutelage.types import Batch
 
 
@@ -18,7 +18,7 @@ def same(one, other):
 
 
 def test_an_epoch_has_every_sample_once(split):
-    batches = SplitBatches(split, batch_size=100, train=True)
+    batches = BatchLoader(split, batch_size=100, train=True)
     epoch = list(batches.epoch(0))
     assert len(epoch) == len(batches) == 15
     assert [len(batch.index) for batch in epoch] == [100] * 14 + [37]
@@ -31,7 +31,7 @@ def test_an_epoch_has_every_sample_once(split):
 
 def test_order_and_views_differ_by_epoch_and_seed(split):
     def epoch(number, seed=0):
-        return next(SplitBatches(split, batch_size=2000, data_seed=seed, train=True).epoch(number))
+        return next(BatchLoader(split, batch_size=2000, data_seed=seed, train=True).epoch(number))
 
     base = epoch(0)
     for other in (epoch(1), epoch(0, seed=1)):
@@ -43,13 +43,13 @@ def test_order_and_views_differ_by_epoch_and_seed(split):
 
 @pytest.mark.parametrize("start", [0, 1, 9, 14, 15])
 def test_resume_gives_the_same_batches(split, start):
-    batches = SplitBatches(split, batch_size=100, data_seed=4, train=True)
+    batches = BatchLoader(split, batch_size=100, data_seed=4, train=True)
     assert same(list(batches.epoch(3))[start:], list(batches.epoch(3, start=start)))
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_ranks_share_the_global_batch(split, world):
-    batches = SplitBatches(split, batch_size=100, train=True)
+    batches = BatchLoader(split, batch_size=100, train=True)
     whole = list(batches.epoch(2))
     shares = [list(batches.epoch(2, start=1, rank=rank, world=world)) for rank in range(world)]
     for step, expected in enumerate(whole[1:]):
@@ -61,8 +61,8 @@ def test_ranks_share_the_global_batch(split, world):
 
 def test_a_tail_smaller_than_the_world(split):
     # 1437 = 4 * 359 + 1: one sample is left for two processes.
-    train = SplitBatches(split, batch_size=359, train=True)
-    held = SplitBatches(split, batch_size=359, train=False)
+    train = BatchLoader(split, batch_size=359, train=True)
+    held = BatchLoader(split, batch_size=359, train=False)
     assert (len(train), train.steps(world=2), held.steps(world=2)) == (5, 4, 4)
     assert [sum(len(b.index) for r in range(2) for b in s.epoch(0, rank=r, world=2)) for s in (train, held)] == [
         1436,
@@ -71,7 +71,7 @@ def test_a_tail_smaller_than_the_world(split):
 
 
 def test_evaluation_is_in_order_and_not_varied(split):
-    batches = SplitBatches(split, batch_size=100, train=False, data_seed=9)
+    batches = BatchLoader(split, batch_size=100, train=False, data_seed=9)
     epoch = list(batches.epoch(7))
     assert torch.cat([b.index for b in epoch]).tolist() == list(range(1437))
     assert torch.equal(torch.cat([b.inputs for b in epoch]), split.fetch(np.arange(1437)))
@@ -80,8 +80,8 @@ def test_evaluation_is_in_order_and_not_varied(split):
 
 def test_faults(split):
     with pytest.raises(ValueError, match="batch_size: expected at least 1"):
-        SplitBatches(split, batch_size=0, train=True)
+        BatchLoader(split, batch_size=0, train=True)
     with pytest.raises(ValueError, match="at least one sample for each of 8 processes"):
-        SplitBatches(split, batch_size=4, train=True).steps(world=8)
+        BatchLoader(split, batch_size=4, train=True).steps(world=8)
     with pytest.raises(ValueError, match=r"rank: expected a number in \[0, 2\), got 2"):
-        next(SplitBatches(split, batch_size=4, train=True).epoch(0, rank=2, world=2))
+        next(BatchLoader(split, batch_size=4, train=True).epoch(0, rank=2, world=2))

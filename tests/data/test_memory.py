@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from tutelage.data import DataSettings, open_data
-from tutelage.data.datasets import ViewAt
+from tutelage.data.datasets import View
 
 
 def test_digits_are_exact_sixteenths():
@@ -53,7 +53,7 @@ def test_only_training_views_vary():
     splits = open_data(DataSettings(validation=0.2, crop_padding=1, flip=True))
     index = np.arange(50)
     for part, varies in ((splits.train, True), (splits.validation, False), (splits.test, False)):
-        changed = not torch.equal(part.fetch(index), part.fetch(index, view=ViewAt(0, 0)))
+        changed = not torch.equal(part.fetch(index), part.fetch(index, view=View(0, 0)))
         assert changed == varies
 
 

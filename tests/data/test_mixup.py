@@ -5,8 +5,8 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from tutelage.data import DataSettings, Mixing, RandAugment, SplitBatches, open_data, rng
-from tutelage.data.datasets import ViewAt
+from tutelage.data import BatchLoader, DataSettings, Mixing, RandAugment, open_data, rng
+from tutelage.data.datasets import View
 from tutelage.data.mixup import draw_mix
 
 # Python 3.12 warns of forks beside threads, of which numerical libraries keep some; torch of more workers than cores.
@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
 ]
 
-VIEW = ViewAt(seed=3, epoch=5)
+VIEW = View(seed=3, epoch=5)
 ALL = {"flip": True, "randaugment": RandAugment(), "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0}
 
 
@@ -119,7 +119,7 @@ def test_draws_are_each_samples_own_and_differ_by_epoch_and_seed():
     whole = draw_mix(np.arange(50), mixing=how, samples=50, view=VIEW)
     one = draw_mix(np.array([17]), mixing=how, samples=50, view=VIEW)
     assert all(np.array_equal(a[17:18], b) for a, b in zip(whole, one, strict=True))
-    for view in (ViewAt(3, 6), ViewAt(4, 5)):
+    for view in (View(3, 6), View(4, 5)):
         other = draw_mix(np.arange(50), mixing=how, samples=50, view=view)
         assert not np.array_equal(whole.partner, other.partner)
         assert not np.array_equal(whole.share, other.share)
@@ -132,8 +132,8 @@ def test_draws_are_each_samples_own_and_differ_by_epoch_and_seed():
 def test_a_mixed_batch_equals_a_plain_computation(mixup, cutmix):
     given = {"crop_padding": 1, "flip": True, "mix_probability": 0.8}
     split = open_data(DataSettings(mixup=mixup, cutmix=cutmix, **given)).train
-    batch = next(SplitBatches(split, batch_size=200, data_seed=7, train=True).epoch(4))
-    index, view = batch.index.numpy(), ViewAt(7, 4)
+    batch = next(BatchLoader(split, batch_size=200, data_seed=7, train=True).epoch(4))
+    index, view = batch.index.numpy(), View(7, 4)
     mix = draw_mix(index, mixing=split.mixing, samples=1437, view=view)
     assert (batch.inputs.shape, batch.labels.shape) == ((200, 1, 8, 8), (200, 10))
     assert (batch.inputs.dtype, batch.labels.dtype) == (torch.float32, torch.float32)
@@ -159,7 +159,7 @@ def test_evaluation_is_not_mixed_and_off_is_off():
     splits = open_data(DataSettings(mixup=0.8, cutmix=1.0, validation=0.1))
     for split in (splits.validation, splits.test):
         assert split.mixing is None
-    (batch,) = SplitBatches(splits.train, batch_size=2000, train=False).epoch(0)
+    (batch,) = BatchLoader(splits.train, batch_size=2000, train=False).epoch(0)
     assert torch.equal(batch.labels, splits.train.labels)
     assert torch.equal(batch.inputs, splits.train.fetch(np.arange(len(splits.train))))
     for off in ({}, {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.0}):
@@ -175,7 +175,7 @@ def test_each_augmentation_is_a_function_of_seed_epoch_and_sample(root, setting)
 
     def batches(batch_size=5, data_seed=1, **more):
         split = open_data(folder(root, **only, **more)).train
-        return SplitBatches(split, batch_size=batch_size, data_seed=data_seed, train=True)
+        return BatchLoader(split, batch_size=batch_size, data_seed=data_seed, train=True)
 
     whole = list(batches().epoch(2))
     assert same(whole, list(batches().epoch(2)))
@@ -185,14 +185,14 @@ def test_each_augmentation_is_a_function_of_seed_epoch_and_sample(root, setting)
     assert same_rows(rows(whole), rows(batches(batch_size=7).epoch(2)))
     for other in (batches().epoch(3), batches(data_seed=2).epoch(2)):
         assert not same_rows(rows(whole), rows(other))
-    plain = SplitBatches(open_data(folder(root, random_resized_crop=True)).train, batch_size=5, data_seed=1, train=True)
+    plain = BatchLoader(open_data(folder(root, random_resized_crop=True)).train, batch_size=5, data_seed=1, train=True)
     assert not same_rows(rows(whole), rows(plain.epoch(2)))
 
 
 def test_workers_processes_and_resume_do_not_change_anything(root):
     def batches(workers):
         split = open_data(folder(root, **ALL, random_resized_crop=True, workers=workers)).train
-        return SplitBatches(split, batch_size=5, train=True)
+        return BatchLoader(split, batch_size=5, train=True)
 
     whole = list(batches(0).epoch(1))
     assert same(whole[1:], list(batches(2).epoch(1, start=1)))
@@ -203,7 +203,7 @@ def test_workers_processes_and_resume_do_not_change_anything(root):
 def test_memory_and_stream_agree(root):
     memory, stream = (open_data(folder(root, **ALL, memory_limit_mb=limit)).train for limit in (2048, 0))
     assert type(memory) is not type(stream)
-    assert same(*(list(SplitBatches(split, batch_size=7, train=True).epoch(2)) for split in (memory, stream)))
+    assert same(*(list(BatchLoader(split, batch_size=7, train=True).epoch(2)) for split in (memory, stream)))
 
 
 # Images that cannot be read, samples without labels
@@ -211,14 +211,14 @@ def test_memory_and_stream_agree(root):
 
 def test_a_sample_whose_partner_cannot_be_read_is_not_mixed(root):
     whole = open_data(folder(root, mixup=0.8, cutmix=1.0, memory_limit_mb=0)).train
-    before = rows(SplitBatches(whole, batch_size=6, train=True).epoch(3))
+    before = rows(BatchLoader(whole, batch_size=6, train=True).epoch(3))
     (root / "train" / "bee" / "1.png").write_bytes(b"")
     split = open_data(folder(root, mixup=0.8, cutmix=1.0, memory_limit_mb=0, on_corrupt="skip")).train
-    gone, view = 9, ViewAt(0, 3)
+    gone, view = 9, View(0, 3)
     mix = draw_mix(np.arange(24), mixing=split.mixing, samples=24, view=view)
     lonely = [i for i in np.flatnonzero(mix.partner == gone).tolist() if i != gone]
     assert lonely
-    found = rows(SplitBatches(split, batch_size=6, train=True).epoch(3))
+    found = rows(BatchLoader(split, batch_size=6, train=True).epoch(3))
     assert sorted(found) == sorted(set(range(24)) - {gone})
     for i, (inputs, label) in found.items():
         if i in lonely:
@@ -229,21 +229,21 @@ def test_a_sample_whose_partner_cannot_be_read_is_not_mixed(root):
     assert split.corrupt == ["train/bee/1.png"]
     stopping = open_data(folder(root, mixup=0.8, memory_limit_mb=0)).train
     with pytest.raises(ValueError, match=r"got train/bee/1.png"):
-        list(SplitBatches(stopping, batch_size=6, train=True).epoch(0))
+        list(BatchLoader(stopping, batch_size=6, train=True).epoch(0))
 
 
 def test_a_batch_of_samples_that_cannot_be_read_is_an_error(root):
     (root / "train" / "bee" / "1.png").write_bytes(b"")
     split = open_data(folder(root, mixup=0.8, memory_limit_mb=0, on_corrupt="skip")).train
     with pytest.raises(ValueError, match="expected at least 1 readable image in every batch"):
-        list(SplitBatches(split, batch_size=1, train=True).epoch(0))
+        list(BatchLoader(split, batch_size=1, train=True).epoch(0))
 
 
 def test_samples_without_labels_stay_so_and_some_without_are_refused():
     split = open_data(DataSettings(mixup=0.8, labelled=0)).train
-    batch = next(SplitBatches(split, batch_size=64, train=True).epoch(0))
+    batch = next(BatchLoader(split, batch_size=64, train=True).epoch(0))
     assert batch.labels.tolist() == [-100] * 64
-    assert not torch.equal(batch.inputs, split.fetch(batch.index.numpy(), view=ViewAt(0, 0)))
+    assert not torch.equal(batch.inputs, split.fetch(batch.index.numpy(), view=View(0, 0)))
     with pytest.raises(ValueError, match=r"data.cutmix: .*got labels for 50 of 1437; type data.mixup=0 data.cutmix=0"):
         open_data(DataSettings(cutmix=1.0, labelled=5))
 

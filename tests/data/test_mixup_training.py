@@ -4,9 +4,9 @@ import tutelage
 from tutelage import losses, models, objectives
 from tutelage.config.schema import RecipeError
 from tutelage.data import DataSettings, open_data
-from tutelage.objectives.objective import Objective, Part
+from tutelage.objectives.objective import Objective, WeightedTerm
 from tutelage.objectives.term import Apply
-from tutelage.runs.setup import Material, check_fit
+from tutelage.runs.setup import RunInputs, check_compatible
 
 
 def index_only(student_logits, labels):
@@ -14,18 +14,18 @@ def index_only(student_logits, labels):
 
 
 def test_an_objective_for_indices_alone_is_refused_before_training():
-    needs_index = Objective.of(Part("mine", 1.0, Apply(index_only)))
+    needs_index = Objective.of(WeightedTerm("mine", 1.0, Apply(index_only)))
     for settings, refused in (({}, False), ({"cutmix": 1.0}, True)):
         splits = open_data(DataSettings(**settings))
-        material = Material(splits, models.create("mlp:4", classes=10, channels=1, image_size=(8, 8)), None)
-        check_fit(material, [objectives.cross_entropy(label_smoothing=0.1)])
+        run_inputs = RunInputs(splits, models.create("mlp:4", classes=10, channels=1, image_size=(8, 8)), None)
+        check_compatible(run_inputs, [objectives.cross_entropy(label_smoothing=0.1)])
         if refused:
             with pytest.raises(
                 RecipeError, match=r"got the soft labels of mixed samples; type data.mixup=0 data.cutmix=0"
             ):
-                check_fit(material, [needs_index])
+                check_compatible(run_inputs, [needs_index])
         else:
-            check_fit(material, [needs_index])
+            check_compatible(run_inputs, [needs_index])
 
 
 def test_a_student_learns_from_mixed_samples(tmp_path):

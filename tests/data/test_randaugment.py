@@ -9,11 +9,11 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 
 from tutelage.data import DataSettings, RandAugment, open_data
-from tutelage.data.datasets import ViewAt
+from tutelage.data.datasets import View
 from tutelage.data.randaugment import OPERATIONS, Strength, draw_operations, randaugment
 from tutelage.images import MEAN, RESAMPLING
 
-VIEW = ViewAt(seed=3, epoch=5)
+VIEW = View(seed=3, epoch=5)
 USUAL = RandAugment()
 TIMM = {
     "autocontrast": "AutoContrast",
@@ -108,7 +108,7 @@ def test_images_equal_the_drawn_operations_one_by_one(photographs):
             photographs[row : row + 1], index[row : row + 1], view=VIEW, settings=settings, interpolation="bicubic"
         )
         assert torch.equal(alone, varied[row])
-    for other in (ViewAt(3, 6), ViewAt(4, 5)):
+    for other in (View(3, 6), View(4, 5)):
         assert not torch.equal(randaugment(photographs, index, view=other, settings=settings), varied)
 
 
@@ -127,7 +127,7 @@ def test_grey_images_and_other_whites():
 def test_settings_reach_the_training_views_alone():
     plain, varied = open_data(DataSettings()), open_data(DataSettings(randaugment=USUAL, validation=0.1))
     index = np.arange(64)
-    view = ViewAt(0, 1)
+    view = View(0, 1)
     assert torch.equal(varied.test.fetch(index, view=view), plain.test.fetch(index))
     assert torch.equal(varied.validation.fetch(index, view=view), varied.validation.fetch(index))
     changed = (varied.train.fetch(index, view=view) != varied.train.fetch(index)).flatten(1).any(1).float().mean()

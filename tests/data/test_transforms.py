@@ -3,10 +3,10 @@ import pytest
 import torch
 from scipy import stats
 
-from tutelage.data.datasets import ViewAt
+from tutelage.data.datasets import View
 from tutelage.data.transforms import augment, boxes, crops, flips, to_float
 
-VIEW = ViewAt(seed=3, epoch=5)
+VIEW = View(seed=3, epoch=5)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
@@ -39,9 +39,7 @@ def test_offsets_and_flips_cover_their_range_evenly():
 def test_views_differ_by_epoch_and_seed():
     images = torch.randint(0, 256, (64, 8, 8, 1), dtype=torch.uint8)
     index = np.arange(64)
-    views = [
-        augment(images, index, view=view, padding=2, flip=True) for view in (VIEW, ViewAt(3, 6), ViewAt(4, 5), VIEW)
-    ]
+    views = [augment(images, index, view=view, padding=2, flip=True) for view in (VIEW, View(3, 6), View(4, 5), VIEW)]
     assert not torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
     assert torch.equal(views[0], views[3])

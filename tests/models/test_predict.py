@@ -41,7 +41,7 @@ def test_predictions_on_files_are_those_of_the_evaluation(folder, tmp_path):
     paths = sorted((folder / "test").rglob("*.png"))
     predicted = student.predict(paths)
     splits = data.open_data(DataSettings(**settings))
-    (batch,) = data.SplitBatches(splits.test, batch_size=64, train=False).epoch(0)
+    (batch,) = data.BatchLoader(splits.test, batch_size=64, train=False).epoch(0)
     with torch.no_grad():
         seen = student(batch.inputs).softmax(-1)
     assert [p.label for p in predicted] == seen.argmax(-1).tolist()
@@ -59,8 +59,8 @@ def test_predictions_on_raw_digits_are_those_of_the_evaluation(size):
     model.card = replace(model.card, image_size=splits.image_size, divisor=splits.divisor)
     bunch = load_digits()
     raw = [image.astype(np.uint8) for image, label in zip(bunch.images, bunch.target, strict=True) if label == 3]
-    (batch,) = data.SplitBatches(splits.train, batch_size=2000, train=False).epoch(0)
-    (other,) = data.SplitBatches(splits.test, batch_size=2000, train=False).epoch(0)
+    (batch,) = data.BatchLoader(splits.train, batch_size=2000, train=False).epoch(0)
+    (other,) = data.BatchLoader(splits.test, batch_size=2000, train=False).epoch(0)
     labels, inputs = torch.cat([batch.labels, other.labels]), torch.cat([batch.inputs, other.inputs])
     with torch.no_grad():
         seen = model(inputs[labels == 3]).softmax(-1).max(-1).values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tutelage import Batch, FrozenTeacher, Lesson, objectives, survey, taps
+from tutelage import Batch, Distiller, FrozenTeacher, network_context, objectives, taps
 from tutelage.models import create
 from tutelage.studies import overview
 
@@ -31,8 +31,8 @@ def step(objective, pair):
         pytest.importorskip("timm")
     teacher, student = create(teacher, classes=10), create(student, classes=10, seed=1)
     batch = Batch(torch.arange(4), torch.rand(4, 3, size, size), torch.arange(4))
-    shapes = taps.survey(teacher, objective.needs.class_means, batch.inputs)
-    context = survey(
+    shapes = taps.feature_shapes(teacher, objective.needs.class_means, batch.inputs)
+    context = network_context(
         objective,
         student,
         teacher,
@@ -42,8 +42,8 @@ def step(objective, pair):
         labels=torch.arange(40) % 10,
         class_means={name: torch.randn(10, *shape) for name, shape in shapes.items()},
     )
-    lesson = Lesson(student, objective, context)
-    loss = lesson(batch, FrozenTeacher(teacher, objective.needs.teacher_taps)(batch)).loss.total
+    distiller = Distiller(student, objective, context)
+    loss = distiller(batch, FrozenTeacher(teacher, objective.needs.teacher_taps)(batch)).loss.total
     loss.backward()
     return loss, student
 

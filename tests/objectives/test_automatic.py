@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tutelage import losses, objectives, targets
-from tutelage.modules import Lesson, survey
-from tutelage.objectives import AUTO, Automatic, Context, Linear, Objective, Part, from_recipe
+from tutelage.modules import Distiller, network_context
+from tutelage.objectives import AUTO, Automatic, BindContext, Linear, Objective, WeightedTerm, from_recipe
 from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, equally_flat, mean_weight
 from tutelage.objectives.matching import Matching
 from tutelage.objectives.schedules import scaled
-from tutelage.types import Batch, Needs, Outputs, Progress
+from tutelage.types import Batch, Outputs, Progress, Requirements
 
 CLASSES = 10
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -32,7 +32,7 @@ def drawn(seed=0, samples=200, scale=4.0, classes=CLASSES):
 
 
 def context(seed=0, **how):
-    return Context(teacher_logits=drawn(seed, **how))
+    return BindContext(teacher_logits=drawn(seed, **how))
 
 
 def step(seed=1, n=8):
@@ -69,7 +69,7 @@ every = pytest.mark.parametrize("name", EVERY)
 def test_an_automatic_beta_makes_the_first_gradient_a_fixed_share_of_cross_entropy_s(name, seed, scale):
     """Measured on an ignorant student by autograd: the parts' own gradients, sample by sample."""
     logits = drawn(seed, 50, scale)
-    bound = EVERY[name](beta="auto").bind(Context(teacher_logits=logits))
+    bound = EVERY[name](beta="auto").bind(BindContext(teacher_logits=logits))
     batch = Batch(torch.arange(50), torch.zeros(50, 1), torch.arange(50) % CLASSES)
     size = {}
     for part, module in bound.terms.items():
@@ -101,7 +101,7 @@ def test_a_shift_of_the_teacher_s_logits_changes_nothing(name, shift):
     objective = EVERY[name](beta="auto")
     shifts = shift * torch.rand(200, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     logits = drawn().double()
-    one, other = (objective.bind(Context(teacher_logits=v)).resolved for v in (logits, logits + shifts))
+    one, other = (objective.bind(BindContext(teacher_logits=v)).resolved for v in (logits, logits + shifts))
     for part, found in one.items():
         assert other[part] == pytest.approx(found, rel=2 * ROUNDED)
 
@@ -137,12 +137,12 @@ def test_the_share_counts_the_cross_entropy_as_one_and_scales_scale():
 
 def test_an_automatic_weight_inside_a_scaled_preset_is_scaled():
     half = 0.5 * objectives.ttm(gamma=0.3)
-    inner = Objective.of(*(Part(part.name, weight, part.term) for part, weight in composed(half)))
+    inner = Objective.of(*(WeightedTerm(part.name, weight, part.term) for part, weight in objective_of(half)))
     assert inner.weights() == {"ce": 0.5, "ttm": "0.5 * auto"}
     torch.testing.assert_close(values(inner), values(half))
 
 
-def composed(objective):
+def objective_of(objective):
     for part, scale in objective.parts:
         yield part, scaled(part.weight, scale)
 
@@ -164,7 +164,7 @@ def test_an_objective_that_leaves_nothing_open_finds_nothing_and_needs_nothing()
 def test_large_sets_are_worked_through_in_pieces(digits):
     """5000 rows are several pieces; a repeated set has the same means."""
     few = digits * drawn(samples=50)
-    one, many = (Context(teacher_logits=v) for v in (few, few.repeat(100, 1)))
+    one, many = (BindContext(teacher_logits=v) for v in (few, few.repeat(100, 1)))
     for objective in (
         objectives.ttm(gamma=0.3),
         objectives.wttm(normalise="training"),
@@ -207,7 +207,7 @@ def test_only_a_power_is_matched_at_a_target_gamma():
 
 
 def test_a_uniform_teacher_is_as_flat_as_can_be():
-    flat = Context(teacher_logits=torch.zeros(5, 4))
+    flat = BindContext(teacher_logits=torch.zeros(5, 4))
     assert 0 < equally_flat("rational", flat) <= 1
 
 
@@ -244,7 +244,9 @@ def test_weights_may_have_mean_one_over_the_training_set_or_the_batch():
         bound = objectives.wttm(gamma=0.25, beta=36, supervised=0, normalise=normalise).bind(context())
         torch.testing.assert_close(bound(student, teacher, batch).total, 36 * plain / mean, rtol=ROUNDED, atol=0)
         assert bound.resolved == found
-        assert bound.needs == Needs(True, "none", normalise == "batch", teacher_statistics=normalise == "training")
+        assert bound.needs == Requirements(
+            True, "none", normalise == "batch", teacher_statistics=normalise == "training"
+        )
 
 
 def test_a_general_matching_is_its_formula():
@@ -277,10 +279,10 @@ def test_a_lesson_surveys_what_an_automatic_objective_needs():
     arguments = {"gamma": 0.25, "beta": "auto", "supervised": 1.0, "normalise": "none", "logits": "raw"}
     assert objective.to_recipe() == [{"wttm": arguments}]
     inputs = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
-    known = survey(objective, student, teacher, inputs, teacher_logits=teacher(inputs))
-    lesson = Lesson(student, objective, known)
-    loss, _ = lesson(Batch(torch.arange(6), inputs, torch.arange(6)), Outputs(teacher(inputs)))
-    beta = lesson.objective.resolved["wttm"]["beta"]
+    known = network_context(objective, student, teacher, inputs, teacher_logits=teacher(inputs))
+    distiller = Distiller(student, objective, known)
+    loss, _ = distiller(Batch(torch.arange(6), inputs, torch.arange(6)), Outputs(teacher(inputs)))
+    beta = distiller.objective.resolved["wttm"]["beta"]
     torch.testing.assert_close(loss.total, loss.parts["ce"] + beta * loss.parts["wttm"])
 
 
@@ -306,24 +308,24 @@ def test_without_the_teacher_s_word_it_says_what_to_type(objective, wanted):
 @pytest.mark.parametrize("bad", [torch.full((4, 3), math.nan), torch.zeros(0, 3), torch.zeros(3)])
 def test_logits_that_are_none_are_refused(bad):
     with pytest.raises(ValueError, match=r"context: expected teacher_logits that are finite, .*; check the teacher"):
-        objectives.ttm().bind(Context(teacher_logits=bad))
+        objectives.ttm().bind(BindContext(teacher_logits=bad))
 
 
 def test_a_teacher_that_says_nothing_is_refused():
     with pytest.raises(
         ValueError, match=r"beta: expected a teacher that prefers a class .* all 5 samples; train it, or type"
     ):
-        objectives.ttm().bind(Context(teacher_logits=torch.zeros(5, 4)))
+        objectives.ttm().bind(BindContext(teacher_logits=torch.zeros(5, 4)))
 
 
 def test_a_teacher_that_is_sure_everywhere_has_no_doubt_to_weigh_by():
-    sure = Context(teacher_logits=1e4 * torch.eye(4))
+    sure = BindContext(teacher_logits=1e4 * torch.eye(4))
     with pytest.raises(
         ValueError, match=r"normalise: expected a weight above 0 .* all 4 training samples; type normalise="
     ):
         objectives.transformed_matching(beta=1, weight_by="one_minus_top", normalise="training").bind(sure)
     with pytest.raises(ValueError, match=r"gamma: expected a teacher that rational can make as flat .*; type a number"):
-        equally_flat("rational", Context(teacher_logits=100.0 * torch.eye(4)))
+        equally_flat("rational", BindContext(teacher_logits=100.0 * torch.eye(4)))
     assert mean_weight(targets.SampleWeight("power_sum", transform=targets.Pointwise("power", gamma=0.5)), sure) == 1.0
 
 
@@ -335,7 +337,7 @@ def test_a_term_of_labels_has_no_automatic_weight():
     with pytest.raises(
         ValueError, match=r"beta: expected a term that reads logits alone for auto, .*; type for example"
     ):
-        Objective.of(Part("mine", AUTO, objectives.Apply(labelled))).bind(context())
+        Objective.of(WeightedTerm("mine", AUTO, objectives.Apply(labelled))).bind(context())
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from tutelage import objectives
-from tutelage.objectives import Context
+from tutelage.objectives import BindContext
 from tutelage.objectives.contrast import Contrast
-from tutelage.types import Batch, Keeper, Outputs, Progress
+from tutelage.types import Batch, Outputs, Progress, StatefulTerm
 
 TAP = "card:embedding"
 LABELS = torch.arange(30) % 3
-CONTEXT = Context(samples=30, classes=3, labels=LABELS, student_shapes={TAP: (5,)}, teacher_shapes={TAP: (7,)})
+CONTEXT = BindContext(samples=30, classes=3, labels=LABELS, student_shapes={TAP: (5,)}, teacher_shapes={TAP: (7,)})
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
@@ -199,8 +199,8 @@ def test_a_state_has_what_was_seen_and_goes_on_alike():
 
 
 def test_it_guards_its_buffers():
-    assert isinstance(bound(), Keeper)
-    assert not isinstance(objectives.kd().bind().terms["kd"], Keeper)
+    assert isinstance(bound(), StatefulTerm)
+    assert not isinstance(objectives.kd().bind().terms["kd"], StatefulTerm)
 
 
 # The preset

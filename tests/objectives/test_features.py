@@ -6,8 +6,8 @@ from torch import nn
 
 import tutelage
 from tutelage import Batch
-from tutelage.modules import FrozenTeacher, Lesson, survey
-from tutelage.objectives import Apply, Context, Objective, Part, cross_entropy
+from tutelage.modules import Distiller, FrozenTeacher, network_context
+from tutelage.objectives import Apply, BindContext, Objective, WeightedTerm, cross_entropy
 from tutelage.types import Outputs
 
 
@@ -37,24 +37,24 @@ def batch(n=6):
 
 def lesson_of(objective, width=5, wide=7):
     student, teacher = network(width), network(wide)
-    context = survey(objective, student, teacher, batch().inputs, samples=6, classes=3)
-    return Lesson(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
+    context = network_context(objective, student, teacher, batch().inputs, samples=6, classes=3)
+    return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
 
 
 def test_a_term_reads_the_features_of_its_taps():
-    lesson, teacher = lesson_of(Objective.of(Part("d", 2.0, term())), 7, 7)
+    distiller, teacher = lesson_of(Objective.of(WeightedTerm("d", 2.0, term())), 7, 7)
     b = batch()
-    loss, outputs = lesson(b, teacher(b))
-    mine, theirs = (n[:3](b.inputs) for n in (lesson.student, teacher.network))
+    loss, outputs = distiller(b, teacher(b))
+    mine, theirs = (n[:3](b.inputs) for n in (distiller.student, teacher.network))
     torch.testing.assert_close(loss.total, 2 * distance(mine, theirs).mean())
     assert outputs.taps == {}
     loss.total.backward()
-    assert lesson.student[1].weight.grad.abs().sum() > 0
+    assert distiller.student[1].weight.grad.abs().sum() > 0
     assert teacher.network[1].weight.grad is None
 
 
 def test_needs_name_taps_and_projections():
-    needs = Objective.of(Part("d", 1.0, term(projection="linear"))).needs
+    needs = Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))).needs
     assert needs.teacher
     assert needs.labels == "none"
     assert needs.student_taps == needs.teacher_taps == ("2",)
@@ -63,17 +63,19 @@ def test_needs_name_taps_and_projections():
 
 
 def test_a_projection_maps_the_student_onto_the_teachers_width_and_is_trained():
-    lesson, teacher = lesson_of(Objective.of(Part("d", 1.0, term(projection="linear"))))
-    maps = [m for m in lesson.objective.projectors.modules() if isinstance(m, nn.Linear)]
+    distiller, teacher = lesson_of(Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))))
+    maps = [m for m in distiller.objective.projectors.modules() if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in maps] == [(5, 7)]
     b = batch()
-    lesson(b, teacher(b)).loss.total.backward()
+    distiller(b, teacher(b)).loss.total.backward()
     assert maps[0].weight.grad.abs().sum() > 0
-    assert maps[0].weight in set(lesson.parameters())
+    assert maps[0].weight in set(distiller.parameters())
 
 
 def parts(**second):
-    return Part("one", 1.0, term(projection="linear")), Part("two", 1.0, term(projection="linear", **second))
+    return WeightedTerm("one", 1.0, term(projection="linear")), WeightedTerm(
+        "two", 1.0, term(projection="linear", **second)
+    )
 
 
 def test_terms_of_one_call_share_a_map_and_terms_of_two_do_not():
@@ -87,10 +89,10 @@ def test_terms_of_one_call_share_a_map_and_terms_of_two_do_not():
 
 @pytest.mark.parametrize(("wide", "maps"), [(5, 1), (7, 1)])
 def test_a_map_that_is_made_only_where_shapes_differ_is_shared_too(wide, maps):
-    lesson, teacher = lesson_of(Objective.of(*parts(project_always=False)), 5, wide)
-    assert sum(isinstance(m, nn.Linear) for m in lesson.objective.projectors.modules()) == maps
+    distiller, teacher = lesson_of(Objective.of(*parts(project_always=False)), 5, wide)
+    assert sum(isinstance(m, nn.Linear) for m in distiller.objective.projectors.modules()) == maps
     b = batch()
-    found = lesson(b, teacher(b)).loss.parts
+    found = distiller(b, teacher(b)).loss.parts
     # where the widths agree the second term reads the feature itself, and the map changes only the first
     assert torch.equal(found["one"], found["two"]) == (wide != 5)
 
@@ -102,10 +104,10 @@ def test_two_bindings_share_no_map():
 
 
 def test_a_coupled_loss_of_features():
-    objective = Objective.of(Part("s", 1.0, term(spread, coupled=True, arguments={"power": 2.0})))
-    lesson, teacher = lesson_of(objective, 7, 7)
+    objective = Objective.of(WeightedTerm("s", 1.0, term(spread, coupled=True, arguments={"power": 2.0})))
+    distiller, teacher = lesson_of(objective, 7, 7)
     b = batch()
-    assert torch.isfinite(lesson(b, teacher(b)).loss.total)
+    assert torch.isfinite(distiller(b, teacher(b)).loss.total)
     assert objective.needs.coupled
 
 
@@ -116,7 +118,7 @@ def test_half_precision_features_are_computed_in_float32():
         seen["dtype"] = student_features.dtype, teacher_features.dtype
         return distance(student_features, teacher_features)
 
-    bound = Objective.of(Part("d", 1.0, term(look))).bind(Context())
+    bound = Objective.of(WeightedTerm("d", 1.0, term(look))).bind(BindContext())
     half = Outputs(torch.zeros(2, 3), {"2": torch.ones(2, 4, dtype=torch.bfloat16)})
     bound(half, half, Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)))
     assert seen["dtype"] == (torch.float32, torch.float32)
@@ -129,12 +131,12 @@ def test_a_loss_of_features_needs_taps():
 
 def test_binding_a_map_without_shapes_says_what_to_type():
     with pytest.raises(ValueError, match=r"context: expected the shape of the student's tap 2.*tutelage\.survey"):
-        Lesson(network(5), Objective.of(Part("d", 1.0, term(projection="linear"))))
+        Distiller(network(5), Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))))
 
 
 def test_a_survey_needs_the_teacher_whose_features_are_read():
     with pytest.raises(ValueError, match="teacher: expected one for objective custom, got none"):
-        survey(Objective.of(Part("d", 1.0, term())), network(5), None, batch().inputs)
+        network_context(Objective.of(WeightedTerm("d", 1.0, term())), network(5), None, batch().inputs)
 
 
 def test_a_run_with_features_trains_its_map_and_keeps_it_out_of_the_student(tmp_path):
@@ -143,7 +145,7 @@ def test_a_run_with_features_trains_its_map_and_keeps_it_out_of_the_student(tmp_
         student=network(5),
         teacher=network(7),
         data=(images(), images()),
-        objective=Objective.of(Part("d", 1.0, term(projection="linear"))) + cross_entropy(),
+        objective=Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))) + cross_entropy(),
         epochs=3,
         name="features",
         runs=tmp_path,
@@ -163,7 +165,7 @@ def test_a_run_refuses_a_tap_that_is_not_there_before_it_begins(tmp_path):
             student=network(5),
             teacher=network(7),
             data=(images(), images()),
-            objective=Objective.of(Part("d", 1.0, bad)),
+            objective=Objective.of(WeightedTerm("d", 1.0, bad)),
             name="bad",
             runs=tmp_path,
             weak_teacher=True,

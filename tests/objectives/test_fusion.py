@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tutelage import FrozenTeacher, Lesson, losses, models, objectives, survey
-from tutelage.objectives import Context, from_recipe
+from tutelage import Distiller, FrozenTeacher, losses, models, network_context, objectives
+from tutelage.objectives import BindContext, from_recipe
 from tutelage.objectives.fusion import Fusion, Remake
 from tutelage.types import Batch, Outputs, Progress
 
@@ -29,8 +29,8 @@ def batch_of(n=6, size=(8, 8)):
 
 
 def lesson_of(objective, student, teacher, batch):
-    context = survey(objective, student, teacher, batch.inputs[:2])
-    return Lesson(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
+    context = network_context(objective, student, teacher, batch.inputs[:2])
+    return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
 
 
 def review(**more):
@@ -53,13 +53,13 @@ PRESETS = {
 def test_one_step_trains_the_student_and_the_modules(name, size):
     batch = batch_of(size=size)
     student, teacher = network(4, 6, 8), network(5, 7, 9, seed=1)
-    lesson, frozen = lesson_of(PRESETS[name], student, teacher, batch)
-    modules = dict(lesson.objective.terms.named_parameters())
+    distiller, frozen = lesson_of(PRESETS[name], student, teacher, batch)
+    modules = dict(distiller.objective.terms.named_parameters())
     assert modules
     before = {k: v.detach().clone() for k, v in modules.items()}
     theirs = [p.clone() for p in teacher.parameters()]
-    optimizer = torch.optim.SGD(lesson.parameters(), lr=0.1)
-    loss, _ = lesson(batch, frozen(batch))
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+    loss, _ = distiller(batch, frozen(batch))
     loss.total.backward()
     assert student[0].weight.grad.norm() > 0
     # a convolution's bias or one side of a batch norm may stand still, a weight of a convolution does not
@@ -72,18 +72,18 @@ def test_one_step_trains_the_student_and_the_modules(name, size):
 @pytest.mark.parametrize("strides", [(2, 1, 2), (1, 1, 1)])
 def test_levels_of_other_sizes_than_the_teachers(strides):
     batch = batch_of()
-    lesson, frozen = lesson_of(review(), network(4, 6, 8, strides=strides), network(5, 7, 9), batch)
-    assert torch.isfinite(lesson(batch, frozen(batch)).loss.total)
+    distiller, frozen = lesson_of(review(), network(4, 6, 8, strides=strides), network(5, 7, 9), batch)
+    assert torch.isfinite(distiller(batch, frozen(batch)).loss.total)
 
 
 def test_review_lessens_as_it_is_learned():
     batch = batch_of()
-    lesson, frozen = lesson_of(review(), network(4, 6, 8), network(5, 7, 9, seed=1), batch)
-    optimizer = torch.optim.Adam(lesson.parameters(), lr=0.02)
+    distiller, frozen = lesson_of(review(), network(4, 6, 8), network(5, 7, 9, seed=1), batch)
+    optimizer = torch.optim.Adam(distiller.parameters(), lr=0.02)
     seen = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = lesson(batch, frozen(batch)).loss
+        loss = distiller(batch, frozen(batch)).loss
         loss.total.backward()
         optimizer.step()
         seen.append(loss.total.item())
@@ -138,15 +138,15 @@ def test_the_middle_is_as_wide_as_the_deepest_level_and_at_most_512(deepest, mid
 
 
 def bound(objective, student, teacher):
-    return objective.bind(Context(student_shapes=student, teacher_shapes=teacher))
+    return objective.bind(BindContext(student_shapes=student, teacher_shapes=teacher))
 
 
 def test_a_single_sample_with_a_level_of_one_pixel_is_refused_in_training_alone():
     batch = batch_of(1)
-    lesson, frozen = lesson_of(review(), network(4, 6, 8), network(5, 7, 9), batch)
+    distiller, frozen = lesson_of(review(), network(4, 6, 8), network(5, 7, 9), batch)
     with pytest.raises(ValueError, match="student_features: expected at least 2 samples in training where a level has"):
-        lesson(batch, frozen(batch))
-    assert torch.isfinite(lesson.eval()(batch, frozen(batch)).loss.total)
+        distiller(batch, frozen(batch))
+    assert torch.isfinite(distiller.eval()(batch, frozen(batch)).loss.total)
 
 
 def test_mgd_masks_channels_of_the_aligned_map_and_counts_every_position():
@@ -190,14 +190,14 @@ def test_they_work_on_the_models_cards_and_read_from_a_recipe():
     batch = batch_of(2, (32, 32))
     student = models.create("cifar:resnet8", classes=4, seed=0)
     teacher = models.create("cifar:ShuffleV2", classes=4, seed=1)
-    lesson, frozen = lesson_of(objectives.reviewkd(), student, teacher, batch)
-    assert torch.isfinite(lesson(batch, frozen(batch)).loss.total)
+    distiller, frozen = lesson_of(objectives.reviewkd(), student, teacher, batch)
+    assert torch.isfinite(distiller(batch, frozen(batch)).loss.total)
     teacher = models.create("cifar:resnet8x4", classes=4, seed=1)
     objective = from_recipe(
         [{"reviewkd": {"weight": {"schedule": "warm_up", "value": 5.0, "epochs": 20}}}, {"mgd": {}}]
     )
-    lesson, frozen = lesson_of(objective, student, teacher, batch)
-    first, last = (lesson(batch, frozen(batch), Progress(epoch=e)).loss for e in (0, 19))
+    distiller, frozen = lesson_of(objective, student, teacher, batch)
+    first, last = (distiller(batch, frozen(batch), Progress(epoch=e)).loss for e in (0, 19))
     assert sorted(first.parts) == ["mgd", "reviewkd"]
     assert last.total > first.total
 

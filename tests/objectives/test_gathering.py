@@ -8,9 +8,9 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tutelage import FrozenTeacher, Lesson, objectives, survey
+from tutelage import Distiller, FrozenTeacher, network_context, objectives
 from tutelage.models import Card, Classifier
-from tutelage.objectives import Apply, Objective, Part, gathering
+from tutelage.objectives import Apply, Objective, WeightedTerm, gathering
 from tutelage.types import Batch, Outputs, Progress, Totals
 
 WORLD, SAMPLES, CLASSES = 2, 7, 3
@@ -31,8 +31,8 @@ def centred(student_logits, teacher_logits):
 def by_hand():
     taps = {"student_tap": "card:embedding", "teacher_tap": "card:embedding", "projection": "linear"}
     return Objective.of(
-        Part("spread", 0.7, Apply(spread, coupled=True, **taps)),
-        Part("centred", 1.5, Apply(centred, coupled=True)),
+        WeightedTerm("spread", 0.7, Apply(spread, coupled=True, **taps)),
+        WeightedTerm("centred", 1.5, Apply(centred, coupled=True)),
     )
 
 
@@ -55,9 +55,9 @@ def network(width, seed):
 
 def lesson_of(objective):
     student, teacher = network(5, 0), network(6, 1)
-    context = survey(objective, student, teacher, torch.rand(2, 4))
+    context = network_context(objective, student, teacher, torch.rand(2, 4))
     torch.manual_seed(2)
-    return Lesson(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
+    return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
 
 
 def batch():
@@ -79,16 +79,16 @@ def share(whole, rank, parts):
 def step(name, gather, rank=None, parts=(), counted=False):
     """Value and gradient of a step, on the whole batch or on a share of it in a process of its own."""
     objective = OBJECTIVES[name]()
-    lesson, teacher = lesson_of(objective.gathered() if gather else objective)
+    distiller, teacher = lesson_of(objective.gathered() if gather else objective)
     whole = batch_of(name)
-    module, mine, totals = lesson, whole, None
+    module, mine, totals = distiller, whole, None
     if rank is not None:
-        module, mine = DistributedDataParallel(lesson), share(whole, rank, parts)
+        module, mine = DistributedDataParallel(distiller), share(whole, rank, parts)
         labelled = (whole.labels >= 0).sum()
         totals = None if counted else Totals(torch.tensor(SAMPLES / WORLD), labelled / WORLD)
     loss = module(mine, teacher(mine), Progress(), totals).loss
     loss.total.backward()
-    return loss.parts, {name: p.grad for name, p in lesson.named_parameters()}
+    return loss.parts, {name: p.grad for name, p in distiller.named_parameters()}
 
 
 CASES = [(name, gather, parts) for name in OBJECTIVES for gather in (True, False) for parts in ((4, 3), (6, 1))]

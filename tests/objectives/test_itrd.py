@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage import FrozenTeacher, Lesson, losses, models, objectives, survey
+from tutelage import Distiller, FrozenTeacher, losses, models, network_context, objectives
 from tutelage.types import Batch
 
 TAP = "card:embedding"
@@ -13,19 +13,19 @@ TAP = "card:embedding"
 def taught(student, teacher, **arguments):
     objective = objectives.itrd(**arguments)
     inputs = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    context = survey(objective, student, teacher, inputs[:2])
-    lesson = Lesson(student, objective, context)
+    context = network_context(objective, student, teacher, inputs[:2])
+    distiller = Distiller(student, objective, context)
     frozen = FrozenTeacher(teacher, objective.needs.teacher_taps)
     batch = Batch(torch.arange(6), inputs, torch.zeros(6, dtype=torch.int64))
-    return lesson, lesson(batch, frozen(batch)).loss, frozen(batch).taps[TAP], inputs
+    return distiller, distiller(batch, frozen(batch)).loss, frozen(batch).taps[TAP], inputs
 
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_student_is_mapped_always_in_one_term_and_where_widths_differ_in_the_other(wide):
     student = models.create("cifar:resnet8", seed=0).eval()
     teacher = models.create("cifar:resnet8x4" if wide else "cifar:resnet14", seed=1)
-    lesson, loss, theirs, inputs = taught(student, teacher, alpha=1.5)
-    maps = [m for m in lesson.objective.modules() if isinstance(m, nn.Linear)]
+    distiller, loss, theirs, inputs = taught(student, teacher, alpha=1.5)
+    maps = [m for m in distiller.objective.modules() if isinstance(m, nn.Linear)]
     assert len(maps) == 1
     features = survey_features(student, inputs)
     mapped = maps[0](features)

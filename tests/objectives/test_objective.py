@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tutelage import losses, objectives
-from tutelage.objectives import Apply, Context, Objective, Part
-from tutelage.types import Batch, Needs, Outputs, Progress, Totals
+from tutelage.objectives import Apply, BindContext, Objective, WeightedTerm
+from tutelage.types import Batch, Outputs, Progress, Requirements, Totals
 
 CLASSES = 5
 START = Progress()
@@ -124,7 +124,7 @@ def test_equal_calls_are_equal_and_survive_pickling():
 
 def test_names_are_unique():
     def part(name):
-        return Part(name, 1.0, Apply(losses.confidence_penalty))
+        return WeightedTerm(name, 1.0, Apply(losses.confidence_penalty))
 
     objective = Objective.of(part("a_2"), part("a"), part("a"), part("a")) + Objective.of(part("a"))
     names = [part.name for part, _ in objective.parts]
@@ -157,7 +157,7 @@ def test_the_same_preset_twice_keeps_both():
         ),
         (
             objectives.cross_entropy(),
-            Objective.of(Part("mine", 1.0, Apply(losses.cross_entropy))),
+            Objective.of(WeightedTerm("mine", 1.0, Apply(losses.cross_entropy))),
             "leave one of them out, for example the one put together by hand",
         ),
     ],
@@ -180,15 +180,15 @@ def test_what_the_error_says_to_type_works():
 @pytest.mark.parametrize(
     ("objective", "needs"),
     [
-        (objectives.cross_entropy(), Needs(teacher=False, labels="any")),
-        (objectives.confidence_penalty(), Needs(teacher=False, labels="none")),
-        (objectives.renyi_penalty(order=2, weight=1), Needs(teacher=False, labels="none")),
-        (objectives.kd(), Needs(teacher=True, labels="any")),
-        (objectives.kd(supervised=0), Needs(teacher=True, labels="none")),
-        (objectives.kd(weight=0, supervised=1), Needs(teacher=False, labels="any")),
-        (objectives.ttm(gamma=0.1, beta=1), Needs(teacher=True, labels="any")),
-        (objectives.wttm(gamma=0.1, beta=1, supervised=0), Needs(teacher=True, labels="none")),
-        (objectives.wttm(gamma=0.1, beta=1, supervised=0) + objectives.cross_entropy(), Needs(True, "any")),
+        (objectives.cross_entropy(), Requirements(teacher=False, labels="any")),
+        (objectives.confidence_penalty(), Requirements(teacher=False, labels="none")),
+        (objectives.renyi_penalty(order=2, weight=1), Requirements(teacher=False, labels="none")),
+        (objectives.kd(), Requirements(teacher=True, labels="any")),
+        (objectives.kd(supervised=0), Requirements(teacher=True, labels="none")),
+        (objectives.kd(weight=0, supervised=1), Requirements(teacher=False, labels="any")),
+        (objectives.ttm(gamma=0.1, beta=1), Requirements(teacher=True, labels="any")),
+        (objectives.wttm(gamma=0.1, beta=1, supervised=0), Requirements(teacher=True, labels="none")),
+        (objectives.wttm(gamma=0.1, beta=1, supervised=0) + objectives.cross_entropy(), Requirements(True, "any")),
     ],
 )
 def test_needs(objective, needs):
@@ -208,7 +208,7 @@ def indices(student_logits, teacher_logits, labels):
 
 
 def test_a_term_that_takes_class_indices_alone_narrows_the_whole():
-    objective = objectives.cross_entropy() + Objective.of(Part("mine", 1.0, Apply(indices)))
+    objective = objectives.cross_entropy() + Objective.of(WeightedTerm("mine", 1.0, Apply(indices)))
     assert objective.needs.labels == "index"
 
 
@@ -326,7 +326,7 @@ def coupled(student_logits, teacher_logits):
 
 
 def test_a_coupled_term_counts_by_its_share_of_the_samples():
-    objective = Objective.of(Part("mine", 2.0, Apply(coupled, coupled=True)))
+    objective = Objective.of(WeightedTerm("mine", 2.0, Apply(coupled, coupled=True)))
     assert objective.needs.coupled
     student, teacher, batch = draw()
     same(objective.bind()(student, teacher, batch).total, 2 * coupled(student.logits, teacher.logits))
@@ -345,7 +345,7 @@ def products(student_logits, teacher_logits):
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
 def test_narrow_logits_are_computed_in_float32(narrow):
     student, teacher, batch = draw(dtype=narrow)
-    objective = objectives.wttm(gamma=0.1, beta=3) + Objective.of(Part("mine", 1.0, Apply(products)))
+    objective = objectives.wttm(gamma=0.1, beta=3) + Objective.of(WeightedTerm("mine", 1.0, Apply(products)))
     loss = objective.bind()(student, teacher, batch)
     wide = objective.bind()(Outputs(student.logits.float()), Outputs(teacher.logits.float()), batch)
     assert loss.total.dtype == torch.float32
@@ -358,7 +358,7 @@ def test_taps_are_widened_too():
     seen = {}
 
     class Reads(nn.Module):
-        needs = Needs(teacher=False, labels="none")
+        needs = Requirements(teacher=False, labels="none")
 
         def forward(self, student, teacher, batch, progress):
             seen["tap"] = student.taps["layer"].dtype
@@ -372,13 +372,13 @@ def test_taps_are_widened_too():
 
     student, _, batch = draw(dtype=torch.bfloat16)
     student = student._replace(taps={"layer": torch.zeros(8, 2, dtype=torch.bfloat16)})
-    Objective.of(Part("reads", 1.0, Describes())).bind()(student, None, batch)
+    Objective.of(WeightedTerm("reads", 1.0, Describes())).bind()(student, None, batch)
     assert seen["tap"] == torch.float32
 
 
 def test_autocast_is_off_inside_and_on_again_outside():
     student, teacher, batch = draw(dtype=torch.float32)
-    objective = Objective.of(Part("mine", 1.0, Apply(products)))
+    objective = Objective.of(WeightedTerm("mine", 1.0, Apply(products)))
     expected = products(student.logits, teacher.logits).mean()
     with torch.autocast("cpu", torch.bfloat16):
         assert products(student.logits, teacher.logits).dtype == torch.bfloat16
@@ -398,7 +398,7 @@ def test_float64_stays():
 class Learned:
     """A description whose bound term learns."""
 
-    needs = Needs(teacher=True, labels="none")
+    needs = Requirements(teacher=True, labels="none")
     target_gamma = None
 
     def bind(self, context):
@@ -419,8 +419,8 @@ class _LearnedTerm(nn.Module):
 
 
 def test_two_runs_of_one_description_share_nothing():
-    objective = Objective.of(Part("learned", 1.0, Learned())) + objectives.cross_entropy()
-    one, two = (objective.bind(Context(samples=8, classes=CLASSES)) for _ in range(2))
+    objective = Objective.of(WeightedTerm("learned", 1.0, Learned())) + objectives.cross_entropy()
+    one, two = (objective.bind(BindContext(samples=8, classes=CLASSES)) for _ in range(2))
     assert one.terms["learned"] is not two.terms["learned"]
     pointers = [{t.data_ptr() for t in [*m.parameters(), *m.buffers()]} for m in (one, two)]
     assert len(pointers[0]) == 2
@@ -433,7 +433,7 @@ def test_two_runs_of_one_description_share_nothing():
 
 
 def test_a_bound_objective_is_one_trainable_module():
-    bound = Objective.of(Part("learned", 1.0, Learned())).bind(Context(samples=8, classes=CLASSES))
+    bound = Objective.of(WeightedTerm("learned", 1.0, Learned())).bind(BindContext(samples=8, classes=CLASSES))
     assert set(bound.state_dict()) == {"terms.learned.project.weight", "terms.learned.memory"}
     assert bound.names == ("learned",)
 
@@ -445,13 +445,13 @@ def test_presets_have_no_parameters_and_no_state():
 
 def test_a_description_must_bind_a_module():
     class Wrong:
-        needs, target_gamma = Needs(False, "none"), None
+        needs, target_gamma = Requirements(False, "none"), None
 
         def bind(self, context):
             return lambda *_: torch.zeros(8)
 
     with pytest.raises(TypeError, match=r"term: expected bind\(\) to return an nn.Module, got function"):
-        Objective.of(Part("wrong", 1.0, Wrong())).bind()
+        Objective.of(WeightedTerm("wrong", 1.0, Wrong())).bind()
 
 
 def mean_already(student_logits, labels):
@@ -464,7 +464,7 @@ def not_reduced(student_logits):
 
 @pytest.mark.parametrize(("loss", "got"), [(mean_already, r"\(\)"), (not_reduced, r"\(8, 5\)")])
 def test_a_term_of_another_shape_is_refused(loss, got):
-    objective = Objective.of(Part("mine", 1.0, Apply(loss)))
+    objective = Objective.of(WeightedTerm("mine", 1.0, Apply(loss)))
     with pytest.raises(
         ValueError, match=rf"term mine: expected one value a sample, shape \(8,\), got {got}; .*coupled=True"
     ):

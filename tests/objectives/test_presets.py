@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tutelage import losses, objectives
-from tutelage.objectives import PRESETS, Apply, Cosine, Linear, Objective, Part, WarmUp, from_recipe
+from tutelage.objectives import PRESETS, Apply, Cosine, Linear, Objective, WarmUp, WeightedTerm, from_recipe
 from tutelage.types import Batch, Outputs
 
 
@@ -262,7 +262,7 @@ def test_a_preset_of_ones_own_stands_in_a_recipe(own_names):
     @objectives.preset("none")
     def logit_distance(*, power: float = 2.0, weight: objectives.Weight = 1.0) -> Objective:
         """``weight * mean |z - v|**power``."""
-        return Objective.of(Part("distance", weight, Apply(squares, {"power": power})))
+        return Objective.of(WeightedTerm("distance", weight, Apply(squares, {"power": power})))
 
     written = {"logit_distance": {"power": 3, "weight": {"schedule": "linear", "start": 1, "end": 0}}}
     read = from_recipe(written)
@@ -298,7 +298,7 @@ def test_a_loss_that_is_made_for_other_shapes_is_not_tried_too_early(own_names):
         def weighted(student_logits):
             return (student_logits * weights).sum(-1)
 
-        return Objective.of(Part("ten", weight, Apply(weighted)))
+        return Objective.of(WeightedTerm("ten", weight, Apply(weighted)))
 
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     assert ten_classes().bind()(Outputs(torch.ones(2, 10)), None, batch).total == 10

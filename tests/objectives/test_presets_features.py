@@ -12,9 +12,9 @@ import yaml
 from torch import nn
 
 import tutelage
-from tutelage import Batch, FrozenTeacher, Lesson, config, losses, models, objectives, records, survey
+from tutelage import Batch, Distiller, FrozenTeacher, config, losses, models, network_context, objectives, records
 from tutelage.cli import app
-from tutelage.objectives import Context
+from tutelage.objectives import BindContext
 from tutelage.report import html
 from tutelage.taps import Taps
 from tutelage.types import Outputs
@@ -43,22 +43,22 @@ def batch_of(n=4):
 
 def lesson_of(objective, student, teacher):
     torch.manual_seed(0)
-    context = survey(objective, student, teacher, batch_of(2).inputs)
-    return Lesson(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
+    context = network_context(objective, student, teacher, batch_of(2).inputs)
+    return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_binds_and_learns_in_a_few_steps(name):
     objective = MADE[name](weight=1.0)
     student = network(seed=1)
-    lesson, teacher = lesson_of(objective, student, network("cifar:resnet14"))
-    assert list(lesson.objective.terms) == PRESETS[name]
+    distiller, teacher = lesson_of(objective, student, network("cifar:resnet14"))
+    assert list(distiller.objective.terms) == PRESETS[name]
     assert not objective.needs.coupled
     assert objective.needs.labels == "none"
-    optimizer = torch.optim.Adam(lesson.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(distiller.parameters(), lr=3e-3)
     batch, seen = batch_of(), []
     for _ in range(6):
-        loss = lesson(batch, teacher(batch)).loss.total
+        loss = distiller(batch, teacher(batch)).loss.total
         seen.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -67,7 +67,7 @@ def test_each_binds_and_learns_in_a_few_steps(name):
     assert min(seen[1:]) < seen[0]
     assert student.network.conv1.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in teacher.parameters())
-    bound = list(lesson.objective.parameters())
+    bound = list(distiller.objective.parameters())
     assert all(p.grad is not None for p in bound)
 
 
@@ -81,9 +81,9 @@ def test_each_reads_as_a_recipe_and_adds_to_another(name):
 @pytest.mark.parametrize("name", ["fitnet", "attention_transfer", "vid", "factor_transfer"])
 def test_widths_and_sizes_of_the_two_networks_may_differ(name):
     objective = MADE[name](weight=1.0)
-    lesson, teacher = lesson_of(objective, network(), network("cifar:wrn_16_2"))
+    distiller, teacher = lesson_of(objective, network(), network("cifar:wrn_16_2"))
     batch = batch_of()
-    loss = lesson(batch, teacher(batch)).loss.total
+    loss = distiller(batch, teacher(batch)).loss.total
     loss.backward()
     assert torch.isfinite(loss)
 
@@ -96,9 +96,9 @@ def features(net, taps, inputs):
 def test_the_value_is_the_sum_over_stages_as_published():
     student, teacher, batch = network(seed=1).eval(), network("cifar:resnet14").eval(), batch_of()
     ours, theirs = features(student, STAGES, batch.inputs), features(teacher, STAGES, batch.inputs)
-    lesson, frozen = lesson_of(objectives.attention_transfer(), student, teacher)
+    distiller, frozen = lesson_of(objectives.attention_transfer(), student, teacher)
     expected = sum(1000 * losses.attention_transfer(s, t).mean() for s, t in zip(ours, theirs, strict=True))
-    torch.testing.assert_close(lesson(batch, frozen(batch)).loss.total, expected)
+    torch.testing.assert_close(distiller(batch, frozen(batch)).loss.total, expected)
 
 
 def test_stages_of_activation_boundary_are_halved_from_the_last():
@@ -116,20 +116,20 @@ def test_activation_boundary_maps_only_where_shapes_differ():
 
 
 def test_the_hint_is_the_second_stage_of_blocks_behind_a_regressor():
-    lesson, _ = lesson_of(objectives.fitnet(), network(), network("cifar:resnet8x4"))
-    (regressor,) = lesson.objective.projectors[0]
+    distiller, _ = lesson_of(objectives.fitnet(), network(), network("cifar:resnet8x4"))
+    (regressor,) = distiller.objective.projectors[0]
     assert [type(layer) for layer in regressor] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
     assert regressor[0].weight.shape == (128, 32, 1, 1)
 
 
 def test_vid_starts_at_its_variance_and_trains_it():
     objective = objectives.vid(variance=3.0, epsilon=0.5)
-    lesson, teacher = lesson_of(objective, network(), network("cifar:resnet14"))
-    term = lesson.objective.terms["vid"]
+    distiller, teacher = lesson_of(objective, network(), network("cifar:resnet14"))
+    term = distiller.objective.terms["vid"]
     torch.testing.assert_close(term.variance, torch.full((16,), 3.0))
     assert [tuple(p.shape) for p in term.regressor.parameters()] == [(16, 16, 1, 1)] * 3
     batch = batch_of()
-    lesson(batch, teacher(batch)).loss.total.backward()
+    distiller(batch, teacher(batch)).loss.total.backward()
     assert term.log_scale.grad.abs().sum() > 0
     with torch.no_grad():
         term.log_scale.fill_(-200.0)
@@ -138,7 +138,7 @@ def test_vid_starts_at_its_variance_and_trains_it():
 
 def test_vid_pools_before_the_regressor():
     objective = objectives.vid(student_taps=("s",), teacher_taps=("t",))
-    term = objective.bind(Context(student_shapes={"s": (2, 8, 8)}, teacher_shapes={"t": (3, 4, 4)})).terms["vid"]
+    term = objective.bind(BindContext(student_shapes={"s": (2, 8, 8)}, teacher_shapes={"t": (3, 4, 4)})).terms["vid"]
     student, teacher = torch.randn(5, 2, 8, 8), torch.randn(5, 3, 4, 4)
     logits, batch = torch.zeros(5, 2), Batch(torch.arange(5), torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64))
     values = term(Outputs(logits, {"s": student}), Outputs(logits, {"t": teacher}), batch, None)
@@ -149,11 +149,11 @@ def test_vid_pools_before_the_regressor():
 
 def test_the_paraphraser_learns_from_its_own_error_alone():
     objective = objectives.factor_transfer(weight=1.0, reconstruction=1.0)
-    lesson, teacher = lesson_of(objective, network(seed=1), network("cifar:resnet14"))
-    term, batch = lesson.objective.terms["factor_transfer"], batch_of()
+    distiller, teacher = lesson_of(objective, network(seed=1), network("cifar:resnet14"))
+    term, batch = distiller.objective.terms["factor_transfer"], batch_of()
     answer = teacher(batch)
     (theirs,) = answer.taps.values()
-    total = lesson(batch, answer).loss.total
+    total = distiller(batch, answer).loss.total
     total.backward()
     learned = [p.grad.clone() for p in (*term.encoder.parameters(), *term.decoder.parameters())]
     term.zero_grad()
@@ -195,7 +195,7 @@ def test_bad_arguments_are_refused_at_the_call(make, says):
 def bound(objective, student, teacher):
     needs = objective.needs
     return objective.bind(
-        Context(
+        BindContext(
             student_shapes=dict.fromkeys(needs.student_taps, student),
             teacher_shapes=dict.fromkeys(needs.teacher_taps, teacher),
         )

@@ -11,10 +11,10 @@ from torch import nn
 import tutelage
 from tutelage import Batch, config, data, losses, models, objectives, taps
 from tutelage.config.schema import Recipe, RecipeError
-from tutelage.modules import FrozenTeacher, Lesson, survey
+from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.runs import record_teacher
-from tutelage.runs.execute import perform
-from tutelage.runs.setup import Material, check_fit, context
+from tutelage.runs.execute import execute
+from tutelage.runs.setup import RunInputs, check_compatible, run_context
 
 TAPS = {"student_taps": ("bn",), "teacher_taps": ("bn",)}
 MAPPED = {"student_tap": "relu", "teacher_tap": "relu"}
@@ -48,30 +48,30 @@ def batch(n=6):
 def lesson_of(objective, *, narrow=4, wide=6, stride=1):
     student, teacher = network(narrow, stride=stride), network(wide)
     means = {"fc:input": torch.randn(3, wide)}
-    bound = survey(objective, student, teacher, batch().inputs, samples=6, classes=3, class_means=means)
-    return Lesson(student, objective, bound), FrozenTeacher(teacher, objective.needs.teacher_taps), bound
+    bound = network_context(objective, student, teacher, batch().inputs, samples=6, classes=3, class_means=means)
+    return Distiller(student, objective, bound), FrozenTeacher(teacher, objective.needs.teacher_taps), bound
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_trains_the_student_and_freezes_the_teacher(name):
-    lesson, teacher, _ = lesson_of(PRESETS[name]())
+    distiller, teacher, _ = lesson_of(PRESETS[name]())
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     b = batch()
-    optimizer = torch.optim.SGD(lesson.parameters(), lr=0.1)
-    first = lesson(b, teacher(b)).loss.total
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+    first = distiller(b, teacher(b)).loss.total
     first.backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in lesson.objective.parameters())
-    assert lesson.student.conv.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in distiller.objective.parameters())
+    assert distiller.student.conv.weight.grad.abs().sum() > 0
     optimizer.step()
-    assert torch.isfinite(lesson(b, teacher(b)).loss.total)
+    assert torch.isfinite(distiller(b, teacher(b)).loss.total)
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_is_the_teachers_is_neither_trained_nor_saved(name):
-    lesson, _, _ = lesson_of(PRESETS[name]())
+    distiller, _, _ = lesson_of(PRESETS[name]())
     frozen = {"weight", "bias", "class_means", "margins_0"}
-    term = lesson.objective.terms[{"kd_plus_plus": "norm_direction"}.get(name, name)]
+    term = distiller.objective.terms[{"kd_plus_plus": "norm_direction"}.get(name, name)]
     kept = {key for key, _ in term.named_buffers(recurse=False)}
     assert kept
     assert kept <= frozen
@@ -80,36 +80,36 @@ def test_what_is_the_teachers_is_neither_trained_nor_saved(name):
 
 
 def test_srrl_is_the_two_losses_behind_its_connector():
-    lesson, teacher, bound = lesson_of(objectives.srrl(regression=3.0, **MAPPED))
+    distiller, teacher, bound = lesson_of(objectives.srrl(regression=3.0, **MAPPED))
     b = batch()
-    value = lesson(b, teacher(b)).loss.total
-    ours = lesson.objective.terms["srrl"].connector(lesson.student[:3](b.inputs))
+    value = distiller(b, teacher(b)).loss.total
+    ours = distiller.objective.terms["srrl"].connector(distiller.student[:3](b.inputs))
     theirs = teacher.network[:3](b.inputs)
     weight, bias = bound.teacher_head
     assert torch.equal(weight, teacher.network.fc.weight)
     expected = losses.srrl_statistics(ours, theirs) + 3 * losses.srrl_regression(ours, theirs, weight=weight, bias=bias)
     torch.testing.assert_close(value, expected.mean())
-    assert [type(m) for m in lesson.objective.terms["srrl"].connector] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert [type(m) for m in distiller.objective.terms["srrl"].connector] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
 
 
 def test_ofd_averages_a_larger_map_and_halves_earlier_taps():
     two = {"student_taps": ("bn", "relu"), "teacher_taps": ("bn", "relu"), "norms": ("bn", "bn")}
-    lesson, teacher, _ = lesson_of(objectives.ofd(weight=1.0, **two), stride=2)
+    distiller, teacher, _ = lesson_of(objectives.ofd(weight=1.0, **two), stride=2)
     b = batch()
-    value = lesson(b, teacher(b)).loss.total
+    value = distiller(b, teacher(b)).loss.total
     margins = losses.ofd_margins(teacher.network.bn.weight, teacher.network.bn.bias)
     expected = 0.0
-    for factor, end, connector in zip((0.5, 1.0), (2, 3), lesson.objective.terms["ofd"].connectors, strict=True):
+    for factor, end, connector in zip((0.5, 1.0), (2, 3), distiller.objective.terms["ofd"].connectors, strict=True):
         theirs = nn.functional.avg_pool2d(teacher.network[:end](b.inputs), 2)
-        ours = connector(lesson.student[:end](b.inputs))
+        ours = connector(distiller.student[:end](b.inputs))
         expected = expected + factor * losses.ofd(ours, theirs, margins=margins).mean()
     torch.testing.assert_close(value, expected)
 
 
 def test_kd_plus_plus_carries_cross_entropy_and_maps_only_where_widths_differ():
-    lesson, _, _ = lesson_of(PRESETS["kd_plus_plus"]())
-    assert lesson.objective.names == ("ce", "kd", "norm_direction")
-    assert len(list(lesson.objective.projectors.parameters())) == 2
+    distiller, _, _ = lesson_of(PRESETS["kd_plus_plus"]())
+    assert distiller.objective.names == ("ce", "kd", "norm_direction")
+    assert len(list(distiller.objective.projectors.parameters())) == 2
     same, _, _ = lesson_of(PRESETS["kd_plus_plus"](), wide=4)
     assert not list(same.objective.parameters())
 
@@ -120,7 +120,7 @@ def test_a_context_that_lacks_it_is_refused(name):
     with pytest.raises(ValueError, match="context: expected"):
         objective.bind()
     with pytest.raises(ValueError, match="teacher: expected one"):
-        survey(objective, network(4), None, batch().inputs)
+        network_context(objective, network(4), None, batch().inputs)
 
 
 def test_terms_refuse_what_does_not_fit():
@@ -137,7 +137,7 @@ def test_terms_refuse_what_does_not_fit():
     student, teacher = network(4), network(6, stride=2)
     objective = objectives.ofd(**TAPS)
     with pytest.raises(ValueError, match="no larger than"):
-        Lesson(student, objective, survey(objective, student, teacher, batch().inputs))
+        Distiller(student, objective, network_context(objective, student, teacher, batch().inputs))
 
 
 @pytest.mark.parametrize(
@@ -194,41 +194,41 @@ class Labelled(torch.utils.data.Dataset):
         return self.images[place], self.labels[place]
 
 
-def material(labels):
+def run_inputs(labels):
     train = Labelled(labels)
     splits = data.from_datasets(train, Labelled([0, 1, 2]), classes=4)
     student, teacher = (models.create("cifar:resnet8", classes=4, image_size=(8, 8), seed=k) for k in range(2))
-    return Material(splits, student, teacher, False), train
+    return RunInputs(splits, student, teacher, False), train
 
 
 def test_class_means_are_of_all_labelled_training_samples():
-    given, train = material([0, 2, 0, -100, 1, 2, 0])
-    found = context(objectives.kd_plus_plus(), given).class_means["card:embedding"]
+    given, train = run_inputs([0, 2, 0, -100, 1, 2, 0])
+    found = run_context(objectives.kd_plus_plus(), given).class_means["card:embedding"]
     with torch.no_grad():
         given.teacher.eval()
         _, seen = taps.Taps(given.teacher, ["card:embedding"])(given.teacher, train.images)
     embedding, labels = seen["card:embedding"], torch.tensor(train.labels)
     expected = torch.stack([embedding[labels == k].mean(0) if k < 3 else torch.zeros(64) for k in range(4)])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert context(objectives.kd(), given).class_means == {}
+    assert run_context(objectives.kd(), given).class_means == {}
 
 
 def test_class_means_without_labels_or_of_maps_are_refused():
-    given, _ = material([-100] * 4)
+    given, _ = run_inputs([-100] * 4)
     with pytest.raises(RecipeError, match="expected class indices of training samples"):
-        context(objectives.kd_plus_plus(), given)
-    given, _ = material([0, 1])
+        run_context(objectives.kd_plus_plus(), given)
+    given, _ = run_inputs([0, 1])
     with pytest.raises(RecipeError, match=r"expected a feature \(batch, width\)"):
-        context(objectives.kd_plus_plus(teacher_tap="card:stage.-1"), given)
+        run_context(objectives.kd_plus_plus(teacher_tap="card:stage.-1"), given)
     with pytest.raises(RecipeError, match="teacher: expected one"):
-        check_fit(given._replace(teacher=None), [objectives.kd_plus_plus()])
+        check_compatible(given._replace(teacher=None), [objectives.kd_plus_plus()])
 
 
 def test_a_teacher_without_batch_norms_is_refused_before_training():
-    given, _ = material([0, 1])
+    given, _ = run_inputs([0, 1])
     other = given._replace(teacher=models.create("cifar:MobileNetV2", classes=4, image_size=(8, 8)))
     with pytest.raises(RecipeError, match=r"objective ofd: tap card:before\.-3: expected one of the teacher's behind"):
-        check_fit(other, [objectives.ofd()])
+        check_compatible(other, [objectives.ofd()])
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "teacher"
     how = {"data": {"source": "digits"}, "epochs": 1, "device": "cpu"}
     recipe = config.parse(Recipe, {"name": "teacher", "student": "cifar:resnet8", **how}, where="test")
-    perform(recipe, folder, verb="train", command="")
+    execute(recipe, folder, verb="train", command="")
     return str(folder)
 
 
@@ -250,7 +250,7 @@ def test_a_run_learns_by_name_and_saves_the_student_alone(tmp_path, trained, nam
     recipe = config.parse(Recipe, value, where="test")
     if recorded:
         record_teacher.record(recipe)
-    run = perform(recipe, tmp_path / "run", verb="distill", command="")
+    run = execute(recipe, tmp_path / "run", verb="distill", command="")
     saved = tutelage.load(tmp_path / "run").network.state_dict()
     assert saved.keys() == tutelage.load(trained).network.state_dict().keys()
     assert run.epochs[-1]["train"]["loss"] > 0

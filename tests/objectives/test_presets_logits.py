@@ -10,8 +10,8 @@ from torch import nn
 
 import tutelage
 from tutelage import losses, objectives
-from tutelage.modules import FrozenTeacher, Lesson, survey
-from tutelage.objectives import Context, CosineWarmUp, WarmUp, from_recipe
+from tutelage.modules import Distiller, FrozenTeacher, network_context
+from tutelage.objectives import BindContext, CosineWarmUp, WarmUp, from_recipe
 from tutelage.types import Batch, Outputs, Progress
 
 PRESETS = {
@@ -60,15 +60,17 @@ def test_it_trains_a_step(objective):
     torch.manual_seed(0)
     student, teacher = network(3), network(5)
     batch = Batch(torch.arange(6), torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, -100, 0]))
-    lesson = Lesson(student, objective, survey(objective, student, teacher, batch.inputs, samples=6, classes=4))
+    distiller = Distiller(
+        student, objective, network_context(objective, student, teacher, batch.inputs, samples=6, classes=4)
+    )
     frozen = FrozenTeacher(teacher, objective.needs.teacher_taps)
-    optimizer = torch.optim.SGD(lesson.parameters(), lr=1e-3)
-    before = lesson(batch, frozen(batch)).loss.total
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
+    before = distiller(batch, frozen(batch)).loss.total
     before.backward()
-    assert all(p.grad.isfinite().all() for p in lesson.parameters())
+    assert all(p.grad.isfinite().all() for p in distiller.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     optimizer.step()
-    after = lesson(batch, frozen(batch)).loss.total
+    after = distiller(batch, frozen(batch)).loss.total
     # The weight of WSLD has no gradient, so a step down its gradient may lead up.
     assert after < before if "wsld" not in objective.name else after != before
 
@@ -175,7 +177,7 @@ def test_a_mean_over_the_training_set_is_that_of_the_standardised_teacher():
     objective = objectives.wttm(gamma=0.5, beta=2, normalise="training", logits="standardised")
     logits = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(2))
     weight = (0.5 * losses.standardise(logits).log_softmax(-1)).logsumexp(-1).exp()
-    resolved = objective.bind(Context(teacher_logits=logits)).resolved
+    resolved = objective.bind(BindContext(teacher_logits=logits)).resolved
     assert resolved["wttm"]["mean_weight"] == pytest.approx(weight.mean().item(), rel=1e-3)
 
 

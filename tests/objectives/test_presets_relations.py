@@ -10,8 +10,8 @@ import yaml
 from torch import nn
 
 import tutelage
-from tutelage import FrozenTeacher, Lesson, losses, objectives, survey
-from tutelage.objectives import Context
+from tutelage import Distiller, FrozenTeacher, losses, network_context, objectives
+from tutelage.objectives import BindContext
 from tutelage.objectives.embedded import Correlation
 from tutelage.types import Batch
 
@@ -50,24 +50,24 @@ def batch(n=6):
 def taught(objective, b):
     student, teacher = network(4, seed=0, stride=2), network(6, seed=1)
     torch.manual_seed(3)
-    lesson = Lesson(student, objective, survey(objective, student, teacher, b.inputs[:2]))
-    return lesson, FrozenTeacher(teacher, objective.needs.teacher_taps)
+    distiller = Distiller(student, objective, network_context(objective, student, teacher, b.inputs[:2]))
+    return distiller, FrozenTeacher(teacher, objective.needs.teacher_taps)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_lowers_the_loss(name):
     objective, b = of_networks(name), batch()
-    lesson, teacher = taught(objective, b)
+    distiller, teacher = taught(objective, b)
     # Weights of 0.02 to 30000 ask for other rates; a short step along the gradient must do.
     values = []
     for _ in range(3):
-        loss = lesson(b, teacher(b)).loss.total
+        loss = distiller(b, teacher(b)).loss.total
         values.append(loss.item())
-        lesson.zero_grad()
+        distiller.zero_grad()
         loss.backward()
-        size = torch.cat([p.grad.flatten() for p in lesson.parameters() if p.grad is not None]).norm()
+        size = torch.cat([p.grad.flatten() for p in distiller.parameters() if p.grad is not None]).norm()
         with torch.no_grad():
-            for p in lesson.parameters():
+            for p in distiller.parameters():
                 if p.grad is not None:
                     p -= 1e-3 * p.grad / size
     assert values[2] < values[1] < values[0]
@@ -104,17 +104,19 @@ def test_published_weights():
 
 def test_rkd_is_its_two_losses_on_the_embeddings():
     objective, b = of_networks("rkd"), batch()
-    lesson, teacher = taught(objective, b)
-    ours, theirs = (n[:6](b.inputs) for n in (lesson.student, teacher.network))
+    distiller, teacher = taught(objective, b)
+    ours, theirs = (n[:6](b.inputs) for n in (distiller.student, teacher.network))
     expected = 25 * losses.rkd_distance(ours, theirs) + 50 * losses.rkd_angle(ours, theirs)
-    torch.testing.assert_close(lesson(b, teacher(b)).loss.total, expected)
+    torch.testing.assert_close(distiller(b, teacher(b)).loss.total, expected)
 
 
 def test_nst_sums_over_its_taps():
     objective, b = of_networks("nst"), batch()
-    lesson, teacher = taught(objective, b)
-    expected = sum(50 * losses.nst(lesson.student[:n](b.inputs), teacher.network[:n](b.inputs)).mean() for n in (2, 4))
-    torch.testing.assert_close(lesson(b, teacher(b)).loss.total, expected)
+    distiller, teacher = taught(objective, b)
+    expected = sum(
+        50 * losses.nst(distiller.student[:n](b.inputs), teacher.network[:n](b.inputs)).mean() for n in (2, 4)
+    )
+    torch.testing.assert_close(distiller(b, teacher(b)).loss.total, expected)
 
 
 def test_nst_wants_a_tap_for_a_tap():
@@ -124,10 +126,10 @@ def test_nst_wants_a_tap_for_a_tap():
 
 def test_ickd_maps_the_students_channels():
     objective, b = of_networks("ickd"), batch()
-    lesson, teacher = taught(objective, b)
-    (convolution,) = (m for m in lesson.objective.modules() if isinstance(m, nn.Conv2d))
+    distiller, teacher = taught(objective, b)
+    (convolution,) = (m for m in distiller.objective.modules() if isinstance(m, nn.Conv2d))
     assert (convolution.in_channels, convolution.out_channels, convolution.bias) == (8, 12, None)
-    lesson(b, teacher(b)).loss.total.backward()
+    distiller(b, teacher(b)).loss.total.backward()
     assert convolution.weight.grad.norm() > 0
 
 
@@ -139,11 +141,11 @@ def test_a_convolution_refuses_embeddings():
 
 def test_correlation_maps_both_networks_and_both_maps_learn():
     objective, b = of_networks("correlation", dimension=7), batch()
-    lesson, teacher = taught(objective, b)
-    ours, theirs = (m for m in lesson.objective.modules() if isinstance(m, nn.Linear))
+    distiller, teacher = taught(objective, b)
+    ours, theirs = (m for m in distiller.objective.modules() if isinstance(m, nn.Linear))
     assert (ours.in_features, theirs.in_features, ours.out_features, theirs.out_features) == (8, 12, 7, 7)
-    loss = lesson(b, teacher(b)).loss.total
-    errors = (ours(lesson.student[:6](b.inputs)) - theirs(teacher.network[:6](b.inputs))).abs()
+    loss = distiller(b, teacher(b)).loss.total
+    errors = (ours(distiller.student[:6](b.inputs)) - theirs(teacher.network[:6](b.inputs))).abs()
     torch.testing.assert_close(loss, 0.02 * (errors[:-1] * errors[1:]).sum(1).mean())
     loss.backward()
     assert ours.weight.grad.norm() > 0
@@ -155,7 +157,7 @@ def test_correlation_refuses_maps_and_dimensions():
         objectives.correlation(dimension=0)
     shapes = {"card:embedding": (4, 2, 2)}
     with pytest.raises(ValueError, match=r"tap card:embedding: expected a feature \(batch, width\) of the student"):
-        Correlation(dimension=3).bind(Context(student_shapes=shapes, teacher_shapes=shapes))
+        Correlation(dimension=3).bind(BindContext(student_shapes=shapes, teacher_shapes=shapes))
 
 
 def test_a_run_holds_several_taps(tmp_path):

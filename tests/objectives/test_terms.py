@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tutelage import losses, objectives
-from tutelage.objectives import Apply, Context, Objective, Part
-from tutelage.types import Batch, Needs, Outputs, Progress
+from tutelage.objectives import Apply, BindContext, Objective, WeightedTerm
+from tutelage.types import Batch, Outputs, Progress, Requirements
 
 
 def draw():
@@ -31,8 +31,8 @@ def test_a_loss_of_ones_own_reads_what_its_parameters_name():
     student, teacher, batch = draw()
     term = Apply(margin, {"power": 2.0})
     assert term.reads == ("student_logits", "teacher_logits", "labels")
-    assert term.needs == Needs(teacher=True, labels="index", coupled=False)
-    values = term.bind(Context())(student, teacher, batch, Progress())
+    assert term.needs == Requirements(teacher=True, labels="index", coupled=False)
+    values = term.bind(BindContext())(student, teacher, batch, Progress())
     assert torch.equal(values, margin(student.logits, teacher.logits, batch.labels, power=2.0))
 
 
@@ -41,18 +41,18 @@ def test_the_order_of_the_parameters_is_free():
         return margin(student_logits, teacher_logits, labels)
 
     student, teacher, batch = draw()
-    one = Apply(reversed_order).bind(Context())(student, teacher, batch, Progress())
+    one = Apply(reversed_order).bind(BindContext())(student, teacher, batch, Progress())
     assert torch.equal(one, margin(student.logits, teacher.logits, batch.labels))
 
 
 @pytest.mark.parametrize(
     ("loss", "how", "needs"),
     [
-        (losses.cross_entropy, {"soft_labels": True}, Needs(False, "any")),
-        (losses.cross_entropy, {}, Needs(False, "index")),
-        (losses.confidence_penalty, {"soft_labels": True}, Needs(False, "none")),
-        (losses.kd, {"coupled": True}, Needs(True, "none", True)),
-        (partial(losses.kd, temperature=2.0), {}, Needs(True, "none")),
+        (losses.cross_entropy, {"soft_labels": True}, Requirements(False, "any")),
+        (losses.cross_entropy, {}, Requirements(False, "index")),
+        (losses.confidence_penalty, {"soft_labels": True}, Requirements(False, "none")),
+        (losses.kd, {"coupled": True}, Requirements(True, "none", True)),
+        (partial(losses.kd, temperature=2.0), {}, Requirements(True, "none")),
     ],
 )
 def test_needs_follow_from_the_signature(loss, how, needs):
@@ -61,7 +61,7 @@ def test_needs_follow_from_the_signature(loss, how, needs):
 
 def test_terms_of_ones_own_stand_beside_presets():
     student, teacher, batch = draw()
-    mine = Objective.of(Part("margin", 0.5, Apply(margin)))
+    mine = Objective.of(WeightedTerm("margin", 0.5, Apply(margin)))
     loss = (objectives.ttm(gamma=0.5, beta=1) + 2 * mine).bind()(student, teacher, batch)
     assert list(loss.parts) == ["ce", "ttm", "margin"]
     expected = margin(student.logits, teacher.logits, batch.labels).sum() / 5
@@ -72,7 +72,7 @@ def test_terms_of_ones_own_stand_beside_presets():
 
 def test_the_description_s_arguments_are_its_own():
     arguments = {"power": 2.0}
-    bound = Apply(margin, arguments).bind(Context())
+    bound = Apply(margin, arguments).bind(BindContext())
     student, teacher, batch = draw()
     before = bound(student, teacher, batch, Progress())
     arguments["power"] = 1.0
@@ -95,4 +95,4 @@ def test_a_hand_made_term_cannot_stand_in_a_recipe_and_says_why():
     with pytest.raises(
         ValueError, match=r"objective: expected presets, got terms put together by hand.*@objectives.preset"
     ):
-        (objectives.kd() + Objective.of(Part("margin", 0.5, Apply(margin)))).to_recipe()
+        (objectives.kd() + Objective.of(WeightedTerm("margin", 0.5, Apply(margin)))).to_recipe()

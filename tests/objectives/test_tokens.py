@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage import FrozenTeacher, Lesson, losses, models, objectives, survey
-from tutelage.objectives import Context
+from tutelage import Distiller, FrozenTeacher, losses, models, network_context, objectives
+from tutelage.objectives import BindContext
 from tutelage.taps import Taps
 from tutelage.types import Batch
 
@@ -23,8 +23,8 @@ def batch_of(n=3):
 
 
 def lesson_of(objective, student, teacher):
-    context = survey(objective, student, teacher, batch_of(2).inputs)
-    return Lesson(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
+    context = network_context(objective, student, teacher, batch_of(2).inputs)
+    return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
 
 
 def features(network, inputs):
@@ -35,13 +35,13 @@ def features(network, inputs):
 def test_blocks_are_mimicked_and_the_last_is_made_again():
     objective = objectives.vitkd(alpha=2.0, beta=3.0, masked=0.25)
     student, teacher, batch = vit(0).eval(), vit(1).eval(), batch_of()
-    lesson, frozen = lesson_of(objective, student, teacher)
+    distiller, frozen = lesson_of(objective, student, teacher)
     torch.manual_seed(5)
-    loss = lesson(batch, frozen(batch)).loss
+    loss = distiller(batch, frozen(batch)).loss
     ours, theirs = features(student, batch.inputs), features(teacher, batch.inputs)
     mimic = sum((ours[tap] - theirs[tap])[:, 1:].square().sum((1, 2)).mean() for tap in (FIRST, SECOND))
     torch.testing.assert_close(loss.parts["vitkd_mimic"], mimic)
-    generate = lesson.objective.terms["vitkd_generation"]
+    generate = distiller.objective.terms["vitkd_generation"]
     torch.manual_seed(5)
     count = ours[LAST].shape[1] - 1
     hidden = losses.hide(torch.rand(3, count), masked=0.25)
@@ -59,7 +59,7 @@ def test_blocks_are_mimicked_and_the_last_is_made_again():
 
 def context(student=(17, 6), teacher=(17, 8)):
     taps = (FIRST, SECOND, LAST)
-    return Context(student_shapes=dict.fromkeys(taps, student), teacher_shapes=dict.fromkeys(taps, teacher))
+    return BindContext(student_shapes=dict.fromkeys(taps, student), teacher_shapes=dict.fromkeys(taps, teacher))
 
 
 @pytest.mark.parametrize(("wide", "maps"), [(6, 0), (8, 3)])

@@ -8,12 +8,12 @@ import yaml
 
 from tutelage import api, config, records, studies
 from tutelage.runs import autotune, timing
-from tutelage.training.deadline import OutOfTimeError, Until
-from tutelage.runs.setup import gather
+from tutelage.training.deadline import DeadlineExceeded, Deadline
+from tutelage.runs.setup import build_inputs
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.runs.record_teacher import record
-from tutelage.runs.dry_run import rehearse
-from tutelage.runs.execute import perform, perform_together
+from tutelage.runs.dry_run import dry_run
+from tutelage.runs.execute import execute, execute_group
 
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
 TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}
@@ -31,7 +31,7 @@ def timed(monkeypatch):
     seen = []
 
     def install(seconds, few=1):
-        def step(recipe, material, stage=0):
+        def step(recipe, run_inputs, stage=0):
             seen.append(recipe)
             return timing.Timed(seconds[recipe.precision] + 0.5 * (len(seen) < 3), {})
 
@@ -43,8 +43,8 @@ def timed(monkeypatch):
 
 
 def settled(recipe):
-    material = gather(autotune.standing(recipe))
-    return autotune.settle(recipe, material)
+    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe))
+    return autotune.resolve_precision(recipe, run_inputs)
 
 
 def test_the_faster_one_is_taken_where_it_is_much_faster(timed):
@@ -81,12 +81,12 @@ def test_what_is_typed_is_taken(timed):
 def test_real_steps_are_timed_and_change_nothing(monkeypatch):
     monkeypatch.setattr(autotune, "FEW", 1)
     recipe = made(**TAUGHT)
-    material = gather(autotune.standing(recipe))
-    before = {name: value.clone() for name, value in material.student.state_dict().items()}
-    chosen, why = autotune.settle(recipe, material)
+    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe))
+    before = {name: value.clone() for name, value in run_inputs.student.state_dict().items()}
+    chosen, why = autotune.resolve_precision(recipe, run_inputs)
     assert chosen.precision in autotune.CHOICES
     assert why.startswith(f"precision {chosen.precision}: ")
-    assert all(torch.equal(before[name], value) for name, value in material.student.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in run_inputs.student.state_dict().items())
 
 
 def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
@@ -95,14 +95,14 @@ def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
     assert chosen.precision == "fp32"
     assert why.startswith("precision fp32: no step could be timed (")
     with pytest.raises(config.RecipeError, match="teacher: expected one for objective kd"):
-        perform(made(objective="kd"), tmp_path / "run", verb="distill", command="")
+        execute(made(objective="kd"), tmp_path / "run", verb="distill", command="")
 
 
 def test_a_run_records_its_choice_and_trains_in_it(tmp_path, timed):
     timed(BF16_WINS)
-    run = perform(made(**TAUGHT), tmp_path / "run", verb="distill", command="")
-    other = perform(made(**TAUGHT, precision="bf16"), tmp_path / "typed", verb="distill", command="")
-    plain = perform(made(**TAUGHT, precision="fp32"), tmp_path / "plain", verb="distill", command="")
+    run = execute(made(**TAUGHT), tmp_path / "run", verb="distill", command="")
+    other = execute(made(**TAUGHT, precision="bf16"), tmp_path / "typed", verb="distill", command="")
+    plain = execute(made(**TAUGHT, precision="fp32"), tmp_path / "plain", verb="distill", command="")
     assert yaml.safe_load((run.folder / records.RECIPE).read_text())["precision"] == "bf16"
     assert run.manifest["precision"] == {
         "value": "bf16",
@@ -125,9 +125,9 @@ def test_a_run_that_goes_on_keeps_its_precision_whatever_would_be_chosen_now(tmp
         now[0] += 0.01
         return now[0]
 
-    with pytest.raises(OutOfTimeError):
-        perform(first, tmp_path / "run", verb="train", command="", until=Until(0.3, clock=clock))
-    run = perform(made(epochs=3), tmp_path / "run", verb="train", command="")
+    with pytest.raises(DeadlineExceeded):
+        execute(first, tmp_path / "run", verb="train", command="", deadline=Deadline(0.3, clock=clock))
+    run = execute(made(epochs=3), tmp_path / "run", verb="train", command="")
     assert run.manifest["status"] == "finished"
     assert run.manifest["precision"]["value"] == "fp32"
     # A finished run is repeated in its precision.
@@ -153,35 +153,35 @@ def test_a_comparison_has_one_precision(tmp_path, timed):
 
 
 def test_recorded_outputs_have_a_precision_that_their_readers_take(tmp_path, timed):
-    teacher = perform(made(student="mlp:16", epochs=3), tmp_path / "teacher", verb="train", command="")
+    teacher = execute(made(student="mlp:16", epochs=3), tmp_path / "teacher", verb="train", command="")
     recipe = made(teacher=str(teacher.folder), objective="kd", outputs=str(tmp_path / "outputs"))
     timed(BF16_WINS)
     record(recipe)
     timed({"fp32": 1.0, "bf16": 2.0})
-    run = perform(recipe, tmp_path / "run", verb="distill", command="")
+    run = execute(recipe, tmp_path / "run", verb="distill", command="")
     assert run.manifest["precision"]["value"] == "bf16"
     assert run.manifest["teacher"]["answers"] == "recorded in float16"
 
 
 def test_a_rehearsal_says_what_it_would_take(timed):
     timed(BF16_WINS)
-    assert dict(rehearse(made()))["precision"] == "bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
-    assert dict(rehearse(made(precision="fp32")))["precision"] == "fp32"
+    assert dict(dry_run(made()))["precision"] == "bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
+    assert dict(dry_run(made(precision="fp32")))["precision"] == "fp32"
 
 
 def test_a_class_has_one_precision(tmp_path, timed):
     seen = timed(BF16_WINS)
-    runs = perform_together([(made(name=name), tmp_path / name) for name in "ab"], command="")
+    runs = execute_group([(made(name=name), tmp_path / name) for name in "ab"], command="")
     assert [run.manifest["precision"]["value"] for run in runs] == ["bf16", "bf16"]
     assert all("2000.0 ms in bf16" in run.manifest["precision"]["why"] for run in runs)
     assert len(seen) == 4
 
 
 def test_a_run_that_is_begun_decides_for_those_it_is_gone_on_with(tmp_path, timed):
-    with pytest.raises(OutOfTimeError):
-        perform(made(name="a", precision="fp32"), tmp_path / "a", verb="train", command="", until=Until(0.0))
+    with pytest.raises(DeadlineExceeded):
+        execute(made(name="a", precision="fp32"), tmp_path / "a", verb="train", command="", deadline=Deadline(0.0))
     seen = timed(BF16_WINS)
-    runs = perform_together([(made(name=name), tmp_path / name) for name in "ba"], command="")
+    runs = execute_group([(made(name=name), tmp_path / name) for name in "ba"], command="")
     assert [run.manifest["precision"]["value"] for run in runs] == ["fp32", "fp32"]
     assert not seen
 

@@ -26,7 +26,7 @@ from tutelage.types import UNLABELLED
 from tutelage.data import DataSettings
 from tutelage.training.checkpoints import CheckpointError
 from tutelage.training.evaluate import NonFiniteError
-from tutelage.runs.setup import Material, check_batches, check_fit
+from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.report import html
 from tests._helpers import KILLED_RUN
@@ -45,7 +45,7 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Stops(execute.Silent):
+class Stops(execute.NullReporter):
     """A display that raises when so many epochs are done, as a pressed key or a bug would."""
 
     def __init__(self, error, *, epochs=1, first=lambda: None):
@@ -66,11 +66,11 @@ def recipe_of(name, **changes):
     return config.parse(Recipe, value)
 
 
-def do(folder, *, display=None, command="tutelage", trust_code=False, material=None, **changes):
+def do(folder, *, reporter=None, command="tutelage", trust_code=False, run_inputs=None, **changes):
     recipe = recipe_of(folder.name, **changes)
     verb = "distill" if recipe.teacher is not None else "train"
-    return execute.perform(
-        recipe, folder, verb=verb, command=command, display=display, trust_code=trust_code, material=material
+    return execute.execute(
+        recipe, folder, verb=verb, command=command, reporter=reporter, trust_code=trust_code, run_inputs=run_inputs
     )
 
 
@@ -230,7 +230,7 @@ def test_the_manifest_speaks_of_no_ones_folders(distilled, tmp_path, teacher):
     with pytest.raises(OSError, match="No such"):
         do(
             tmp_path / "fails",
-            display=Stops(FileNotFoundError(2, "No such file or directory", f"{tmp_path}/a/b c.png")),
+            reporter=Stops(FileNotFoundError(2, "No such file or directory", f"{tmp_path}/a/b c.png")),
         )
     assert execute.Run(tmp_path / "fails").manifest["status"] == "failed"
     assert execute.Run(tmp_path / "fails").manifest["notes"]
@@ -339,7 +339,7 @@ def test_the_same_recipe_gives_the_same_bits_and_each_seed_others(tmp_path, teac
 
 def test_a_run_is_repeated_from_its_folder(distilled, tmp_path):
     recipe = config.parse(Recipe, config.read(distilled.folder / records.RECIPE))
-    again = execute.perform(recipe, tmp_path / "again", verb="distill", command="tutelage")
+    again = execute.execute(recipe, tmp_path / "again", verb="distill", command="tutelage")
     assert weights(again) == weights(distilled)
     assert untimed(again) == untimed(distilled)
     assert again.evaluation == distilled.evaluation
@@ -366,7 +366,7 @@ def never_stopped(teacher, tmp_path_factory):
 def test_a_stopped_run_says_so_and_is_gone_on_with(tmp_path, teacher, never_stopped, error, status, notes):
     how = {"teacher": teacher, "objective": WTTM, **STOPPED}
     with pytest.raises(type(error)):
-        do(tmp_path / "stopped", display=Stops(error, epochs=2), **how)
+        do(tmp_path / "stopped", reporter=Stops(error, epochs=2), **how)
     stopped = execute.Run(tmp_path / "stopped")
     assert (stopped.manifest["status"], stopped.manifest["notes"]) == (status, notes)
     assert [e["epoch"] for e in stopped.epochs] == [1, 2]
@@ -374,7 +374,7 @@ def test_a_stopped_run_says_so_and_is_gone_on_with(tmp_path, teacher, never_stop
     # As if a day had gone into it before it was stopped.
     records.write_json(stopped.folder / records.MANIFEST, {**stopped.manifest, "duration_s": 86400.0})
     shows = Stops(None, epochs=-1)
-    run = do(tmp_path / "stopped", display=shows, **how)
+    run = do(tmp_path / "stopped", reporter=shows, **how)
     assert "going on after epoch 2, step 12" in shows.said
     assert weights(run) == weights(never_stopped)
     assert weights(run, records.BEST) == weights(never_stopped, records.BEST)
@@ -391,14 +391,14 @@ def test_a_stopped_run_says_so_and_is_gone_on_with(tmp_path, teacher, never_stop
 def test_a_damaged_newest_checkpoint_costs_steps_but_no_bits(tmp_path, teacher, never_stopped, torn):
     how = {"teacher": teacher, "objective": WTTM, **STOPPED}
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path / "stopped", display=Stops(KeyboardInterrupt(), epochs=2), **how)
+        do(tmp_path / "stopped", reporter=Stops(KeyboardInterrupt(), epochs=2), **how)
     newest = sorted((tmp_path / "stopped" / records.CHECKPOINTS).iterdir())[-1] / torn
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     shows = Stops(None, epochs=-1)
     with pytest.warns(
         UserWarning, match=r"^checkpoint 00-000000012: expected its checksums to match.*the one before it"
     ):
-        run = do(tmp_path / "stopped", display=shows, **how)
+        run = do(tmp_path / "stopped", reporter=shows, **how)
     assert "going on after epoch 1, step 10" in shows.said
     assert weights(run) == weights(never_stopped)
     assert untimed(run) == untimed(never_stopped)
@@ -406,7 +406,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_no_bits(tmp_path, teacher, 
 
 def test_without_a_good_checkpoint_a_run_is_not_quietly_begun_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path / "run", display=Stops(KeyboardInterrupt(), epochs=2), epochs=3)
+        do(tmp_path / "run", reporter=Stops(KeyboardInterrupt(), epochs=2), epochs=3)
     for checkpoint in (tmp_path / "run" / records.CHECKPOINTS).iterdir():
         (checkpoint / "checksums").unlink()
     for _ in range(2):
@@ -424,13 +424,13 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_anew(tmp_path
             self.note("")
 
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path / "run", display=Early(KeyboardInterrupt(), epochs=3))
+        do(tmp_path / "run", reporter=Early(KeyboardInterrupt(), epochs=3))
     assert weights(do(tmp_path / "run")) == weights(do(tmp_path / "other"))
 
 
 def test_another_number_of_threads_is_warned_of(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path / "run", display=Stops(KeyboardInterrupt()))
+        do(tmp_path / "run", reporter=Stops(KeyboardInterrupt()))
     torch.set_num_threads(2)
     with pytest.warns(
         UserWarning, match=r"^resume: expected the same set-up for the same bits, got threads was 1, is 2$"
@@ -440,7 +440,7 @@ def test_another_number_of_threads_is_warned_of(tmp_path):
 
 def test_the_same_set_up_is_not_warned_of(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path / "run", display=Stops(KeyboardInterrupt()))
+        do(tmp_path / "run", reporter=Stops(KeyboardInterrupt()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         do(tmp_path / "run")
@@ -450,7 +450,7 @@ def test_half_precision_is_finite_and_resumes_exactly(tmp_path, teacher):
     how = {"teacher": teacher, "objective": WTTM, **STOPPED, "precision": "bf16"}
     whole = do(tmp_path / "whole", **how)
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path / "stopped", display=Stops(KeyboardInterrupt(), epochs=1), **how)
+        do(tmp_path / "stopped", reporter=Stops(KeyboardInterrupt(), epochs=1), **how)
     stopped = do(tmp_path / "stopped", **how)
     assert weights(stopped) == weights(whole)
     assert untimed(stopped) == untimed(whole)
@@ -478,12 +478,12 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path, small
             while True:
                 os.write(file.fileno(), bytes(4096))
 
-    class Fills(execute.Silent):
+    class Fills(execute.NullReporter):
         def note(self, text):
             fill()
 
     with pytest.raises(CheckpointError) as caught:
-        do(small_disk / "stopped", display=Fills(), **how)
+        do(small_disk / "stopped", reporter=Fills(), **how)
     assert re.fullmatch(
         r"checkpoint 00-0000000\d\d: expected room to write it, got No space left on device; the last good checkpoint "
         r"is 00-00000000\d: free some space and type the same command again to resume",
@@ -508,7 +508,7 @@ def test_a_finished_run_is_not_done_again(tmp_path):
 
 def test_an_unfinished_run_is_gone_on_with_by_its_own_recipe_only(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        do(tmp_path / "run", display=Stops(KeyboardInterrupt()))
+        do(tmp_path / "run", reporter=Stops(KeyboardInterrupt()))
     before = digest(tmp_path)
     with pytest.raises(
         RecipeError, match=r"^name: expected the recipe of the unfinished run .*, got another one; type name"
@@ -538,13 +538,13 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
 def test_the_lock_is_held_for_the_whole_run(tmp_path):
     seen = []
 
-    class Intrudes(execute.Silent):
+    class Intrudes(execute.NullReporter):
         def note(self, text):
             with pytest.raises(RecipeError, match="where a run is going on") as caught:
                 do(tmp_path / "run", epochs=1)
             seen.append(caught)
 
-    do(tmp_path / "run", epochs=1, display=Intrudes())
+    do(tmp_path / "run", epochs=1, reporter=Intrudes())
     assert len(seen) == 1
 
 
@@ -596,11 +596,11 @@ def test_supervision_without_labels_is_refused(tmp_path):
 def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
     splits = own_splits()
     how = {"data": splits, "student": net(), "runs": tmp_path, "epochs": 1, "device": "cpu", "objective": "kd"}
-    material = Material(splits, models.adopt(net(), classes=3), models.create(teacher), repeatable=False)
+    run_inputs = RunInputs(splits, models.adopt(net(), classes=3), models.create(teacher), repeatable=False)
     with pytest.raises(
         RecipeError, match=r"^teacher mlp:16: expected 3 classes, as the data and the student have, got 10; "
     ):
-        do(tmp_path / "run", teacher=teacher, objective="kd", material=material)
+        do(tmp_path / "run", teacher=teacher, objective="kd", run_inputs=run_inputs)
     with pytest.raises(RecipeError, match=r"^teacher object:Sequential: expected logits for the 3 classes .*, got 5; "):
         tutelage.distill(teacher=net(5), name="own", **how)
 
@@ -608,11 +608,11 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
 def test_a_teacher_with_a_fresh_head_is_refused(tmp_path, teacher):
     splits = own_splits()
     fresh = models.create(teacher, classes=3)
-    material = Material(splits, models.adopt(net(), classes=3), fresh, repeatable=False)
+    run_inputs = RunInputs(splits, models.adopt(net(), classes=3), fresh, repeatable=False)
     with pytest.raises(
         RecipeError, match=r"^teacher mlp:16: expected weights for 3 classes, .* another number; fine-tune it"
     ):
-        do(tmp_path / "run", teacher=teacher, objective="kd", material=material)
+        do(tmp_path / "run", teacher=teacher, objective="kd", run_inputs=run_inputs)
 
 
 def test_a_teacher_no_better_than_chance_stops_the_run_unless_it_is_wanted(tmp_path):
@@ -718,7 +718,7 @@ def test_a_callers_own_modules_and_data_sets(tmp_path):
 
 
 def test_a_callers_own_run_is_gone_on_with(tmp_path):
-    def go(display=None, runs=tmp_path / "stopped"):
+    def go(reporter=None, runs=tmp_path / "stopped"):
         return tutelage.distill(
             student=net(seed=2),
             teacher=net(seed=1),
@@ -729,7 +729,7 @@ def test_a_callers_own_run_is_gone_on_with(tmp_path):
             epochs=3,
             device="cpu",
             weak_teacher=True,
-            display=display,
+            reporter=reporter,
         )
 
     with pytest.raises(KeyboardInterrupt):
@@ -882,7 +882,7 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused():
     def taught_by(*names):
         teacher = models.create("mlp:8", classes=10, channels=1, image_size=(8, 8))
         teacher.card = replace(teacher.card, class_names=names or None)
-        check_fit(Material(splits, student, teacher), [objectives.kd()])
+        check_compatible(RunInputs(splits, student, teacher), [objectives.kd()])
 
     digits = [str(i) for i in range(10)]
     with pytest.raises(RecipeError, match=r"got '4' where they have '3' \(class 3\)"):
@@ -913,14 +913,14 @@ def test_a_run_and_a_comparison_do_not_share_a_folder(tmp_path):
 
 def test_a_later_stage_goes_on_with_the_order_of_samples(tmp_path, monkeypatch):
     seen = []
-    whole = data.SplitBatches.epoch
+    whole = data.BatchLoader.epoch
 
     def watched(self, epoch, **how):
         if self.train:
             seen.append(epoch)
         return whole(self, epoch, **how)
 
-    monkeypatch.setattr(data.SplitBatches, "epoch", watched)
+    monkeypatch.setattr(data.BatchLoader, "epoch", watched)
     stages = [{"epochs": 2}, {"epochs": 1}]
     tutelage.train(model="mlp:8", data="digits", runs=tmp_path, device="cpu", name="s", stages=stages)
     assert seen == [0, 1, 2]
@@ -962,7 +962,7 @@ def test_what_was_found_for_auto_is_recorded_and_is_the_same_after_a_resume(tmp_
     how |= {"objective": "wttm", "epochs": 2}
     straight = tutelage.distill(**how, name="straight")
     with pytest.raises(KeyboardInterrupt):
-        tutelage.distill(**how, name="stopped", display=Stops(KeyboardInterrupt()))
+        tutelage.distill(**how, name="stopped", reporter=Stops(KeyboardInterrupt()))
     resumed = tutelage.distill(**how, name="stopped")
     (found,) = straight.manifest["objective_resolved"]
     assert found["wttm"]["beta"] > 0
@@ -992,13 +992,13 @@ def test_what_was_found_for_auto_is_recorded_and_is_the_same_after_a_resume(tmp_
 def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, batch_size, world, got):
     settings = recipe_of("x").fits()[0][1]
     objective = objectives.kd() + objectives.rkd()
-    check_batches(samples, [(objectives.kd(), settings, batch_size)], world=world)
+    check_last_batch(samples, [(objectives.kd(), settings, batch_size)], world=world)
     if got is None:
-        check_batches(samples, [(objective, settings, batch_size)], world=world)
+        check_last_batch(samples, [(objective, settings, batch_size)], world=world)
         return
     told = rf"^batch_size: expected 2 samples or more in every batch for objective kd\+rkd, {re.escape(got)}$"
     with pytest.raises(RecipeError, match=told):
-        check_batches(samples, [(objective, settings, batch_size)], world=world)
+        check_last_batch(samples, [(objective, settings, batch_size)], world=world)
 
 
 @pytest.mark.parametrize("objective", ["rkd", "correlation", "itrd", "srd"])

@@ -61,7 +61,7 @@ def one_thread_and_no_report():
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     value = {"name": "teacher", "student": "mlp:16", "epochs": 2, "optimizer": {"lr": 0.2}, "device": "cpu"}
-    execute.perform(config.parse(Recipe, value), folder, verb="train", command="test")
+    execute.execute(config.parse(Recipe, value), folder, verb="train", command="test")
     return folder
 
 
@@ -73,13 +73,13 @@ def planned(folder, teacher, names=tuple(OBJECTIVES), **changes):
     return [(recipe_of(name, teacher, **changes), folder / name) for name in names]
 
 
-def together(todo, display=None):
-    return execute.perform_together(todo, command="test", display=display, trust_code=True)
+def together(todo, reporter=None):
+    return execute.execute_group(todo, command="test", reporter=reporter, trust_code=True)
 
 
 def alone(recipe, folder):
     verb = "distill" if recipe.teacher else "train"
-    return execute.perform(recipe, folder, verb=verb, command="test", trust_code=True)
+    return execute.execute(recipe, folder, verb=verb, command="test", trust_code=True)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def manifest(folder):
     return json.loads((folder / records.MANIFEST).read_text())
 
 
-class Watches(execute.Silent):
+class Watches(execute.NullReporter):
     """A display that keeps what it is told, and may raise after so many epochs."""
 
     def __init__(self, error=None, epochs=0):
@@ -127,8 +127,8 @@ class Watches(execute.Silent):
 
 
 def test_a_class_leaves_what_each_run_leaves_alone(teacher, each_alone, tmp_path):
-    display = Watches()
-    done = together(planned(tmp_path, teacher), display)
+    reporter = Watches()
+    done = together(planned(tmp_path, teacher), reporter)
     assert [run.folder.name for run in done] == list(OBJECTIVES)
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
@@ -138,13 +138,13 @@ def test_a_class_leaves_what_each_run_leaves_alone(teacher, each_alone, tmp_path
         assert {k: v for k, v in mine.items() if k not in OWN} == {k: v for k, v in other.items() if k not in OWN}
     # 7 steps an epoch of 1258 samples, one epoch and then two, four runs.
     steps = -(-manifest(tmp_path / "crd")["data"]["sizes"]["train"] // 256)
-    assert display.steps == [
+    assert reporter.steps == [
         ("dropout and 3 more stage 1 of 2", 4 * steps, 0),
         ("dropout and 3 more stage 2 of 2", 4 * 2 * steps, 0),
     ]
-    assert display.ticks == 4 * 3 * steps
-    assert sum(text.startswith("teacher ") for text in display.said) == 1
-    assert [note.partition(":")[0] for note in display.notes[:4]] == list(OBJECTIVES)
+    assert reporter.ticks == 4 * 3 * steps
+    assert sum(text.startswith("teacher ") for text in reporter.said) == 1
+    assert [note.partition(":")[0] for note in reporter.notes[:4]] == list(OBJECTIVES)
 
 
 def test_the_teacher_is_asked_once_for_all(teacher, tmp_path, monkeypatch):
@@ -174,14 +174,14 @@ def test_recorded_outputs_are_read_for_all(teacher, tmp_path):
 
 def test_one_that_fails_leaves_the_others_alone(teacher, each_alone, tmp_path):
     diverges = recipe_of("crd", teacher, name="diverges", optimizer={"lr": 1e30})
-    display = Watches()
+    reporter = Watches()
     others = reversed(planned(tmp_path, teacher))  # the one without a teacher comes first
-    done = together([(diverges, tmp_path / "diverges"), *others], display)
+    done = together([(diverges, tmp_path / "diverges"), *others], reporter)
     assert isinstance(done[0], NonFiniteError)
     told = manifest(tmp_path / "diverges")
     assert told["status"] == "failed"
     assert "expected a finite loss" in told["notes"][-1]
-    assert any(text.startswith("failed: diverges: ") for text in display.said)
+    assert any(text.startswith("failed: diverges: ") for text in reporter.said)
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
 
@@ -216,9 +216,9 @@ def test_an_interrupt_stops_all_and_they_are_gone_on_with(teacher, each_alone, t
         together(planned(tmp_path, teacher), Watches(KeyboardInterrupt(), epochs=6))
     assert {manifest(tmp_path / name)["status"] for name in OBJECTIVES} == {"interrupted"}
     assert [len(metrics(tmp_path / name)) for name in OBJECTIVES] == [2, 2, 1, 1]
-    display = Watches()
-    together(planned(tmp_path, teacher), display)
-    assert sum("going on after epoch" in text for text in display.said) == 4
+    reporter = Watches()
+    together(planned(tmp_path, teacher), reporter)
+    assert sum("going on after epoch" in text for text in reporter.said) == 4
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
         assert manifest(tmp_path / name)["resumed"] == 1
@@ -239,8 +239,8 @@ def test_an_interrupt_while_records_are_finished_spares_those_that_are(teacher, 
 def test_a_run_begun_alone_and_one_that_is_not_go_on_together(teacher, each_alone, tmp_path):
     (recipe, place), *others = planned(tmp_path, teacher)
     with pytest.raises(KeyboardInterrupt):
-        execute.perform(
-            recipe, place, verb="distill", command="test", trust_code=True, display=Watches(KeyboardInterrupt(), 2)
+        execute.execute(
+            recipe, place, verb="distill", command="test", trust_code=True, reporter=Watches(KeyboardInterrupt(), 2)
         )
     together([*others, (recipe, place)])
     for name in OBJECTIVES:
@@ -248,7 +248,7 @@ def test_a_run_begun_alone_and_one_that_is_not_go_on_together(teacher, each_alon
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(teacher, each_alone, tmp_path):
-    with execute.alone(tmp_path / "crd"):
+    with execute.folder_lock(tmp_path / "crd"):
         done = together(planned(tmp_path, teacher, ["labels", "crd"]))
     assert isinstance(done[1], execute.BusyError)
     assert not (tmp_path / "crd" / records.MANIFEST).exists()
@@ -275,7 +275,7 @@ def test_a_shared_failure_is_everyones(teacher, tmp_path, monkeypatch):
 
 def test_who_may_be_in_one_class(teacher):
     found = [recipe_of(name, teacher) for name in OBJECTIVES]
-    assert all(execute.alike(*pair) for pair in itertools.product(found, found))
+    assert all(execute.can_share_batches(*pair) for pair in itertools.product(found, found))
     other = {
         "data_seed": 6,
         "data": {"source": "digits"},
@@ -291,13 +291,13 @@ def test_who_may_be_in_one_class(teacher):
     }
     objective = {"objective": "kd", "accumulate": 1}
     for key, value in other.items():
-        assert not execute.alike(found[0], recipe_of("labels", teacher, **objective | {key: value})), key
+        assert not execute.can_share_batches(found[0], recipe_of("labels", teacher, **objective | {key: value})), key
     stages = [{"epochs": 1}, {"epochs": 2, "batch_size": 64}]
-    assert not execute.alike(found[0], recipe_of("labels", teacher, stages=stages))
-    assert not execute.alike(found[0], recipe_of("labels", teacher, teacher={"train": {"model": "mlp:8"}}))
+    assert not execute.can_share_batches(found[0], recipe_of("labels", teacher, stages=stages))
+    assert not execute.can_share_batches(found[0], recipe_of("labels", teacher, teacher={"train": {"model": "mlp:8"}}))
     # Those who ask no one may have any store, and no teacher.
-    assert execute.alike(found[0], recipe_of("labels", teacher, outputs="runs/outputs"))
-    assert execute.alike(found[0], recipe_of("labels", teacher, teacher=None))
+    assert execute.can_share_batches(found[0], recipe_of("labels", teacher, outputs="runs/outputs"))
+    assert execute.can_share_batches(found[0], recipe_of("labels", teacher, teacher=None))
 
 
 def test_others_are_refused(teacher, tmp_path):

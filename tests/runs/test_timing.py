@@ -5,43 +5,43 @@ import torch
 
 from tutelage import config
 from tutelage.runs import timing
-from tutelage.runs.setup import gather
+from tutelage.runs.setup import build_inputs
 
 
 def made(**given):
     value = {"name": "x", "student": "mlp:8", "objective": "cross_entropy", "batch_size": 64, "device": "cpu"}
     recipe = config.parse(config.Recipe, {**value, **given})
-    return recipe, gather(recipe)
+    return recipe, build_inputs(recipe)
 
 
 def test_steps_are_real_ones_on_copies():
-    recipe, material = made()
-    before = copy.deepcopy(material.student.network.state_dict())
-    seconds, terms = timing.step(recipe, material)
+    recipe, run_inputs = made()
+    before = copy.deepcopy(run_inputs.student.network.state_dict())
+    seconds, terms = timing.step(recipe, run_inputs)
     assert seconds > 0
     assert list(terms) == ["ce"]
-    assert all(torch.equal(before[name], value) for name, value in material.student.network.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in run_inputs.student.network.state_dict().items())
 
 
 @pytest.mark.parametrize(("limit", "taken"), [(1e9, 4), (0.0, 2)])
 def test_slow_steps_are_fewer(monkeypatch, limit, taken):
-    recipe, material = made()
+    recipe, run_inputs = made()
     seen = []
     plain = timing.fit
 
-    def counted(lesson, teacher, batches, settings, **given):
+    def counted(distiller, teacher, batches, settings, **given):
         seen.append(batches)
-        yield from plain(lesson, teacher, batches, settings, **given)
+        yield from plain(distiller, teacher, batches, settings, **given)
 
     monkeypatch.setattr(timing, "fit", counted)
-    timing.step(recipe, material, limit=limit)
+    timing.step(recipe, run_inputs, limit=limit)
     (few,) = seen
     assert 1 + few.steps == taken
 
 
 def test_a_network_is_asked_about_a_batch(monkeypatch):
-    recipe, material = made()
+    recipe, run_inputs = made()
     asked = []
     monkeypatch.setattr(timing, "answer", lambda network, few, **_: [asked.append(len(b.index)) for b in few.epoch(0)])
-    assert timing.ask(recipe, material.student, material.splits.train) > 0
+    assert timing.ask(recipe, run_inputs.student, run_inputs.splits.train) > 0
     assert asked == [timing.ASKED] * 2

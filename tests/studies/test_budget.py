@@ -19,7 +19,7 @@ from tutelage import config, records
 from tutelage.runs import execute, timing
 from tutelage.studies import budget, plan, run_study, schema
 from tutelage.studies.budget import Budget
-from tutelage.training.deadline import OutOfTimeError, Until
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 QUICK = {"data": "digits", "epochs": 2, "batch_size": 64, "optimizer": {"lr": 0.1}, "device": "cpu", "threads": 1}
 STUDY = {
@@ -48,7 +48,7 @@ class Clock:
         return self.now
 
 
-class Says(execute.Silent):
+class Says(execute.NullReporter):
     def __init__(self):
         self.said = []
 
@@ -61,9 +61,9 @@ def assign(folder, study=STUDY, **changes):
     return plan.assign(given, given, runs=folder, **changes)
 
 
-def conduct(assignment, given=None, **changes):
-    display = Says()
-    return run_study.conduct(assignment, command="test", display=display, budget=given, **changes), display.said
+def studied(assignment, given=None, **changes):
+    reporter = Says()
+    return run_study.run_study(assignment, command="test", reporter=reporter, budget=given, **changes), reporter.said
 
 
 def prepare(assignment, seconds=600.0, **changes):
@@ -93,7 +93,7 @@ def by_width(monkeypatch):
     """A step takes a millisecond for each hidden unit of the network that is trained; count what is timed."""
     timed = []
 
-    def step(recipe, material, stage=0, *, limit=0.0):
+    def step(recipe, run_inputs, stage=0, *, limit=0.0):
         timed.append(recipe.student.name)
         return timing.Timed(width(recipe.student.name) / 1000, {})
 
@@ -166,7 +166,7 @@ def test_what_was_timed_or_done_on_the_machine_is_not_timed_again(tmp_path, with
     prepare(assignment)
     assert len(by_width) == 6
     # What was done here tells more than what was timed.
-    conduct(assign(tmp_path, pairs=["slim/tiny"], methods=["kd"]))
+    studied(assign(tmp_path, pairs=["slim/tiny"], methods=["kd"]))
     planned = prepare(assign(tmp_path, seeds=2))
     sources = {name.removeprefix("grid/"): cost.source for name, cost in planned.costs.items()}
     assert sources["slim-tiny/kd-seed1"] == "records"
@@ -201,7 +201,7 @@ def test_timing_itself_is_short(tmp_path, by_width, monkeypatch):
 def test_a_pair_that_cannot_be_built_is_last_and_fails_as_without_a_budget(tmp_path, without_reports):
     pairs = {"lost/tiny": {"teacher": "mlp:zero", "student": "mlp:6"}, **ONE["pairs"]}
     assignment = assign(tmp_path, {**ONE, "pairs": pairs}, methods=["kd"])
-    failed, said = conduct(assignment, Budget(600.0, time.monotonic() + 600.0))
+    failed, said = studied(assignment, Budget(600.0, time.monotonic() + 600.0))
     assert list(failed) == ["grid/teachers/lost-seed100", "grid/lost-tiny/kd-seed0"]
     assert status(tmp_path / "grid/slim-tiny/kd-seed0") == "finished"
     assert any("not known" in line and "mlp:zero" in line for line in said)
@@ -222,7 +222,7 @@ def test_recorded_outputs_are_asked_once_and_the_step_without_the_teacher(tmp_pa
 def stopped(folder, seconds, study=ONE):
     """Do a study with a clock that gives it so many looks."""
     assignment, clock = assign(folder, study), Clock()
-    failed, said = conduct(assignment, Budget(seconds, seconds + budget.MARGIN, clock))
+    failed, said = studied(assignment, Budget(seconds, seconds + budget.MARGIN, clock))
     assert failed == {}
     return assignment, said, clock
 
@@ -244,10 +244,10 @@ def test_a_study_stops_inside_its_budget_and_goes_on_to_the_same_bits(tmp_path, 
     assert (assignment.folder / "table.md").exists()
     how_many = "1 of the 3 left is begun" if at == 0 else "2 of the 2 left are begun"
     assert f"{at} of 3 runs are finished, {how_many}" in budget.rest(prepare(assign(tmp_path / "parts", ONE)))
-    failed, _ = conduct(assignment)
+    failed, _ = studied(assignment)
     assert failed == {}
     whole = assign(tmp_path / "whole", ONE)
-    conduct(whole)
+    studied(whole)
     assert values(assignment) == values(whole)
     for job in plan.jobs(whole):
         for file in (records.STUDENT, records.BEST, records.EVALUATION):
@@ -269,33 +269,35 @@ def test_part_after_part_ends_the_study(tmp_path, without_reports):
         assert parts < 9
     assert parts > 2
     whole = assign(tmp_path / "whole", ONE)
-    conduct(whole)
+    studied(whole)
     assert values(assign(tmp_path, ONE)) == values(whole)
 
 
 def test_an_epoch_s_last_step_is_left_where_the_evaluation_does_not_fit(tmp_path, without_reports):
     recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
-    until = Until(1000.0, evaluation=5000.0, clock=lambda: 0.0)
-    with pytest.raises(OutOfTimeError):
-        execute.perform(recipe, tmp_path / "x", verb="train", command="test", until=until)
+    deadline = Deadline(1000.0, evaluation=5000.0, clock=lambda: 0.0)
+    with pytest.raises(DeadlineExceeded):
+        execute.execute(recipe, tmp_path / "x", verb="train", command="test", deadline=deadline)
     (name,) = (path.name for path in (tmp_path / "x" / records.CHECKPOINTS).iterdir())
     assert name == f"00-{STEPS - 1:09d}"
     assert status(tmp_path / "x") == "interrupted"
     # What an evaluation takes is measured: the second epoch's fits.
-    until = Until(1000.0, evaluation=500.0, clock=lambda: 0.0)
-    execute.perform(recipe, tmp_path / "x", verb="train", command="test", until=until)
-    assert until.evaluation < 500
+    deadline = Deadline(1000.0, evaluation=500.0, clock=lambda: 0.0)
+    execute.execute(recipe, tmp_path / "x", verb="train", command="test", deadline=deadline)
+    assert deadline.evaluation < 500
     assert status(tmp_path / "x") == "finished"
 
 
 def test_a_stop_before_the_last_evaluation_leaves_it_alone_to_do(tmp_path, without_reports):
     recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
     clock = Clock()
-    with pytest.raises(OutOfTimeError, match="x: the last evaluation"):
-        execute.perform(recipe, tmp_path / "x", verb="train", command="test", until=Until(2 * STEPS + 1, clock=clock))
+    with pytest.raises(DeadlineExceeded, match="x: the last evaluation"):
+        execute.execute(
+            recipe, tmp_path / "x", verb="train", command="test", deadline=Deadline(2 * STEPS + 1, clock=clock)
+        )
     before = len(list(records.read_epochs(tmp_path / "x")))
     assert (before, status(tmp_path / "x")) == (2, "interrupted")
-    execute.perform(recipe, tmp_path / "x", verb="train", command="test")
+    execute.execute(recipe, tmp_path / "x", verb="train", command="test")
     assert len(list(records.read_epochs(tmp_path / "x"))) == 2
     assert status(tmp_path / "x") == "finished"
 
@@ -390,7 +392,7 @@ def test_killed_and_copied_elsewhere_it_goes_on_to_the_same_table(invoke, tmp_pa
     assert "going on after epoch" in out
     assert done.stat().st_mtime_ns == written
     whole = assign(tmp_path / "whole", study)
-    conduct(whole)
+    studied(whole)
     assert values(assign(there / "runs", study)) == values(whole)
     for job in plan.jobs(whole):
         weights = (there / "runs" / job.name / records.STUDENT).read_bytes()
@@ -401,6 +403,6 @@ def test_other_threads_are_warned_of_and_the_run_goes_on(tmp_path, without_repor
     stopped(tmp_path, 30)
     given = {**ONE, "protocol": {**QUICK, "threads": 2}}
     with pytest.warns(UserWarning, match="threads was 1, is 2"):
-        failed, _ = conduct(assign(tmp_path, given))
+        failed, _ = studied(assign(tmp_path, given))
     assert failed == {}
     assert values(assign(tmp_path, given))["slim/tiny", "kd"][0] == 1

@@ -32,10 +32,10 @@ def collecting(monkeypatch):
     return module
 
 
-def conduct(folder, seeds=1):
+def studied(folder, seeds=1):
     study = schema.parse(STUDY)
     assignment = plan.assign(study, study, runs=folder, seeds=seeds)
-    return run_study.conduct(assignment, command="test"), assignment
+    return run_study.run_study(assignment, command="test"), assignment
 
 
 def read(folder):
@@ -43,7 +43,7 @@ def read(folder):
 
 
 def test_a_study_goes_on_from_its_records_and_a_teacher_in_half_precision(collecting, tmp_path):
-    conduct(tmp_path / "runs")
+    studied(tmp_path / "runs")
     kept = collecting.collect(tmp_path / "runs/grid", tmp_path / "results")
     weights = [path.relative_to(kept).as_posix() for path in kept.rglob("*.safetensors")]
     assert weights == ["teachers/wide-seed100/student.safetensors"]
@@ -53,7 +53,7 @@ def test_a_study_goes_on_from_its_records_and_a_teacher_in_half_precision(collec
     place = collecting.restore(kept, there)
     taught = read(place / "wide-narrow/kd-seed0")["teacher"]["fingerprint"]
     assert read(place / "teachers/wide-seed100")["rounded"]["from"] == taught
-    failed, assignment = conduct(there, seeds=2)
+    failed, assignment = studied(there, seeds=2)
     assert failed == {}
     rows = json.loads((assignment.folder / "table.json").read_text())
     assert [(row["method"], row["n"]) for row in rows["rows"]] == [("teacher", 1), ("cross_entropy", 2), ("kd", 2)]
@@ -68,20 +68,20 @@ def test_a_study_goes_on_from_its_records_and_a_teacher_in_half_precision(collec
 
 
 def test_another_teacher_in_the_copy_s_place_is_none_of_theirs(collecting, tmp_path):
-    conduct(tmp_path / "runs")
+    studied(tmp_path / "runs")
     kept = collecting.collect(tmp_path / "runs/grid", tmp_path / "results")
     place = collecting.restore(kept, tmp_path / "elsewhere")
     other = {**STUDY, "teacher_seed": 7}
     study = schema.parse(other)
-    run_study.conduct(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]), command="test")
+    run_study.run_study(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]), command="test")
     trained = tmp_path / "other/grid/teachers/wide-seed7" / records.STUDENT
     shutil.copy(trained, place / "teachers/wide-seed100" / records.STUDENT)
-    failed, _ = conduct(tmp_path / "elsewhere", seeds=2)
+    failed, _ = studied(tmp_path / "elsewhere", seeds=2)
     assert "the teacher's fingerprint was " in failed["grid/wide-narrow/kd-seed0"]
 
 
 def test_large_weights_and_unfinished_runs_stay_behind(collecting, tmp_path, capsys):
-    conduct(tmp_path / "runs", seeds=2)
+    studied(tmp_path / "runs", seeds=2)
     pool = tmp_path / "runs/grid"
     large = tmp_path / "copy"
     assert not collecting.carry(pool / "teachers/wide-seed100", large, limit=100)

@@ -35,7 +35,7 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Says(execute.Silent):
+class Says(execute.NullReporter):
     def __init__(self):
         self.said = []
 
@@ -48,9 +48,9 @@ def of(**changes):
 
 
 def do(folder, **changes):
-    display = Says()
-    compare(of(**changes), folder, command="test", display=display)
-    return display.said
+    reporter = Says()
+    compare(of(**changes), folder, command="test", reporter=reporter)
+    return reporter.said
 
 
 def manifest(folder):
@@ -112,7 +112,7 @@ def test_the_size_of_a_class_may_change_and_what_seeds_share_may_not(tmp_path):
 
 
 def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monkeypatch):
-    plain = execute.Lesson.forward
+    plain = execute.Distiller.forward
 
     def breaks(self, batch, teacher=None, *rest):
         taught = plain(self, batch, teacher, *rest)
@@ -120,7 +120,7 @@ def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monke
             taught = taught._replace(loss=taught.loss._replace(total=taught.loss.total * torch.nan))
         return taught
 
-    monkeypatch.setattr(execute.Lesson, "forward", breaks)
+    monkeypatch.setattr(execute.Distiller, "forward", breaks)
     with pytest.raises(NonFiniteError):
         do(tmp_path)
     status = {
@@ -134,7 +134,7 @@ def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monke
 
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path):
-    with execute.alone(tmp_path / "kd-seed0"):
+    with execute.folder_lock(tmp_path / "kd-seed0"):
         said = do(tmp_path, seeds=1)
     assert "few/kd-seed0 is going on in another process: left to it" in said
     assert set(weights(tmp_path)) == {"ce-seed0", "wttm-seed0"}

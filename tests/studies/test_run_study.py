@@ -34,7 +34,7 @@ STUDY = {
 }
 
 
-class Says(execute.Silent):
+class Says(execute.NullReporter):
     def __init__(self):
         self.said = []
 
@@ -45,8 +45,8 @@ class Says(execute.Silent):
 def do(tmp_path, *, pool=None, seeds=None, only=(), **changes):
     study = schema.parse({**STUDY, **changes})
     assignment = plan.assign(study, study, runs=tmp_path, pool=pool, seeds=seeds, methods=only)
-    display = Says()
-    return run_study.conduct(assignment, command="test", display=display), assignment, display.said
+    reporter = Says()
+    return run_study.run_study(assignment, command="test", reporter=reporter), assignment, reporter.said
 
 
 def table(assignment):
@@ -102,7 +102,7 @@ def test_students_of_one_data_seed_are_trained_together(tmp_path, without_report
     assert f"4 left: {ours}-seed0, {taught}-seed0, together" in said
     study = schema.parse({**STUDY, "name": "alone"})
     assignment = plan.assign(study, study, runs=tmp_path, seeds=2)
-    assert run_study.conduct(assignment, command="test", together=1) == {}
+    assert run_study.run_study(assignment, command="test", together=1) == {}
     for name in (f"{ours}-seed1", f"{taught}-seed1"):
         alone = name.replace("grid/", "alone/")
         assert class_of(tmp_path, alone) == []
@@ -115,7 +115,7 @@ def test_what_is_timed_is_trained_alone(tmp_path, without_reports):
     assert class_of(tmp_path, "grid/wide-narrow/kd-seed0") == []
     study = schema.parse({**STUDY, "name": "both", "costs": "kd"})
     assignment = plan.assign(study, study, runs=tmp_path)
-    run_study.conduct(assignment, command="test", together=2)
+    run_study.run_study(assignment, command="test", together=2)
     assert class_of(tmp_path, "both/wide-narrow/kd-seed0")
     for name, timed in (("grid", True), ("both", False)):
         folder = tmp_path / name / name
@@ -126,7 +126,7 @@ def test_what_is_timed_is_trained_alone(tmp_path, without_reports):
 def test_a_worker_takes_its_part_of_what_is_left(tmp_path, without_reports):
     study = schema.parse({**STUDY, "methods": ["cross_entropy", "kd", "dkd", "dist"]})
     assignment = plan.assign(study, study, runs=tmp_path)
-    run_study.conduct(assignment, command="test", workers=2)
+    run_study.run_study(assignment, command="test", workers=2)
     # The teacher is done, four are left: two, then one and one.
     assert len(class_of(tmp_path, "grid/students/narrow-cross_entropy-seed0")) == 1
     assert class_of(tmp_path, "grid/wide-narrow/kd-seed0") == ["grid/students/narrow-cross_entropy-seed0"]
@@ -276,7 +276,7 @@ def test_a_run_is_shown_only_under_pairs_that_plan_it(tmp_path, without_reports)
     }
     study = schema.parse({**STUDY, "pairs": pairs})
     assignment = plan.assign(study, study, runs=tmp_path, pairs=["wide/narrow"], methods=["cross_entropy"])
-    assert run_study.conduct(assignment, command="test") == {}
+    assert run_study.run_study(assignment, command="test") == {}
     rows = table(assignment)
     assert {pair: rows[pair, "cross_entropy"]["n"] for pair in pairs} == {
         "wide/narrow": 1,
@@ -422,7 +422,7 @@ def test_workers_end_with_their_parent_and_their_runs_are_gone_on_with(tmp_path,
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
-        assert run_study.conduct(assignment, command="test") == {}
+        assert run_study.run_study(assignment, command="test") == {}
     finally:
         os.chdir(before)
     for folder in both:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tutelage.teacher_cache.cache import Recorded, Store, size_of
-from tutelage.teacher_cache.top_k import StoreError, Top
+from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache, size_of
+from tutelage.teacher_cache.top_k import TeacherCacheError, TopK
 from tutelage.types import Batch
 
 KEY = {"teacher": "abc", "views": {"flip": True, "crop_padding": 4}, "data_seed": 0}
@@ -16,7 +16,7 @@ def written(folder, *, rows=4, samples=10, epochs=2, taps=("card:embedding",)):
     generator = torch.Generator().manual_seed(0)
     logits = 30 * torch.randn(epochs, samples, 5, generator=generator) + 100
     features = torch.randn(epochs, samples, 3, generator=generator)
-    store = Store(folder, KEY, samples=samples, rows=rows)
+    store = TeacherCache(folder, KEY, samples=samples, rows=rows)
     store.begin()
     for epoch in range(epochs):
         for chunk in list(store.missing(epoch, taps)):
@@ -27,7 +27,7 @@ def written(folder, *, rows=4, samples=10, epochs=2, taps=("card:embedding",)):
 
 def said(store, index, *, epoch=0, taps=()):
     """What a recorded teacher answers for a batch of these samples."""
-    teacher = Recorded(store, taps)
+    teacher = CachedTeacher(store, taps)
     teacher.open(epoch)
     return teacher(batch(index))
 
@@ -38,7 +38,7 @@ def batch(index):
 
 def test_what_was_written_is_answered_by_sample_and_epoch(tmp_path):
     _, logits, features = written(tmp_path)
-    teacher = Recorded(Store(tmp_path, KEY, samples=10), ("card:embedding",))
+    teacher = CachedTeacher(TeacherCache(tmp_path, KEY, samples=10), ("card:embedding",))
     for epoch in (0, 1, 0):
         teacher.open(epoch)
         answer = teacher(batch([9, 0, 4, 4]))
@@ -48,7 +48,7 @@ def test_what_was_written_is_answered_by_sample_and_epoch(tmp_path):
 
 
 def test_centring_keeps_what_a_large_offset_would_cost(tmp_path):
-    store = Store(tmp_path, KEY, samples=2)
+    store = TeacherCache(tmp_path, KEY, samples=2)
     store.begin()
     logits = torch.tensor([[1000.0, 1000.25, 1000.125], [0.0, 1e-4, -1e-4]])
     store.write(0, range(2), logits, {})
@@ -58,7 +58,7 @@ def test_centring_keeps_what_a_large_offset_would_cost(tmp_path):
 
 
 def test_the_tail_of_a_confident_teacher_survives(tmp_path):
-    store = Store(tmp_path, KEY, samples=1)
+    store = TeacherCache(tmp_path, KEY, samples=1)
     store.begin()
     logits = torch.tensor([[30.0, 0.0, -2.0, -4.0]])
     store.write(0, range(1), logits, {})
@@ -78,7 +78,7 @@ def test_missing_chunks_are_named_and_a_further_feature_is_missing(tmp_path):
 
 def test_a_store_keeps_its_own_chunks(tmp_path):
     written(tmp_path, rows=4)
-    assert Store(tmp_path, KEY, samples=10, rows=7).rows == 4
+    assert TeacherCache(tmp_path, KEY, samples=10, rows=7).rows == 4
 
 
 @pytest.mark.parametrize(
@@ -92,21 +92,21 @@ def test_a_store_keeps_its_own_chunks(tmp_path):
 )
 def test_another_key_is_refused_and_the_difference_named(tmp_path, key, samples, named):
     written(tmp_path)
-    with pytest.raises(StoreError, match=named):
-        Store(tmp_path, key, samples=samples)
+    with pytest.raises(TeacherCacheError, match=named):
+        TeacherCache(tmp_path, key, samples=samples)
 
 
 def test_another_schema_is_refused(tmp_path):
     written(tmp_path)
     path = tmp_path / "outputs.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
-    with pytest.raises(StoreError, match=r"schema \(expected 1, got 2\)"):
-        Store(tmp_path, KEY, samples=10)
+    with pytest.raises(TeacherCacheError, match=r"schema \(expected 1, got 2\)"):
+        TeacherCache(tmp_path, KEY, samples=10)
 
 
 def test_an_epoch_that_was_not_recorded_says_what_to_type(tmp_path):
     store, *_ = written(tmp_path)
-    with pytest.raises(StoreError, match=r"expected the logits of epoch 3, samples from 0.*tutelage record"):
+    with pytest.raises(TeacherCacheError, match=r"expected the logits of epoch 3, samples from 0.*tutelage record"):
         said(store, [0], epoch=2)
 
 
@@ -117,29 +117,29 @@ def test_a_damaged_chunk_is_refused_and_named(tmp_path, where):
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 255
     path.write_bytes(bytes(content))
-    with pytest.raises(StoreError, match=r"got another content in epoch-0000/000000004\.logits\.safetensors"):
+    with pytest.raises(TeacherCacheError, match=r"got another content in epoch-0000/000000004\.logits\.safetensors"):
         said(store, [0])
 
 
 def test_taps_of_like_names_lie_apart(tmp_path):
     names = ("a b", "a-b", "a_b", "logits.x", "epoch")
-    store = Store(tmp_path, KEY, samples=2)
+    store = TeacherCache(tmp_path, KEY, samples=2)
     store.begin()
     store.write(0, range(2), torch.zeros(2, 3), {name: torch.full((2, 1), float(k)) for k, name in enumerate(names)})
     answer = said(store, [1], taps=names)
     assert [float(answer.taps[name]) for name in names] == [0, 1, 2, 3, 4]
     first, second = sorted(tmp_path.glob("epoch-0000/*tap.a-b*"))[:2]
     second.write_bytes(first.read_bytes())
-    with pytest.raises(StoreError, match="got another content"):
+    with pytest.raises(TeacherCacheError, match="got another content"):
         said(store, [0], taps=names)
 
 
 def test_a_value_beyond_float16_is_refused_and_nan_is_kept(tmp_path):
-    store = Store(tmp_path, KEY, samples=2)
+    store = TeacherCache(tmp_path, KEY, samples=2)
     store.begin()
-    with pytest.raises(StoreError, match=r"expected logits below 65504 in size.*outputs=null"):
+    with pytest.raises(TeacherCacheError, match=r"expected logits below 65504 in size.*outputs=null"):
         store.write(0, range(2), torch.tensor([[2e5, -2e5], [0.0, 1.0]]), {})
-    with pytest.raises(StoreError, match="below 65504"):
+    with pytest.raises(TeacherCacheError, match="below 65504"):
         store.write(0, range(2), torch.tensor([[torch.inf, 0.0], [0.0, 1.0]]), {})
     store.write(0, range(2), torch.tensor([[torch.nan, torch.nan], [0.0, 1.0]]), {})
     answer = said(store, [0, 1]).logits
@@ -156,8 +156,8 @@ def test_the_size_is_what_lies_on_the_disk(tmp_path):
 
 def test_a_teacher_that_was_not_told_the_epoch_says_so(tmp_path):
     store, *_ = written(tmp_path)
-    with pytest.raises(StoreError, match=r"expected an epoch .*call open\(epoch\) first"):
-        Recorded(store)(batch([0]))
+    with pytest.raises(TeacherCacheError, match=r"expected an epoch .*call open\(epoch\) first"):
+        CachedTeacher(store)(batch([0]))
 
 
 def test_answers_of_several_chunks_are_those_of_one_bit_for_bit(tmp_path):
@@ -174,7 +174,7 @@ def test_answers_of_several_chunks_are_those_of_one_bit_for_bit(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which files are mapped in /proc")
 def test_an_epoch_is_mapped_not_copied(tmp_path):
     store, *_ = written(tmp_path)
-    teacher = Recorded(store)
+    teacher = CachedTeacher(store)
     teacher.open(0)
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     paths = sorted(tmp_path.glob("epoch-0000/*.logits.safetensors"))
@@ -188,7 +188,7 @@ def test_an_epoch_is_mapped_not_copied(tmp_path):
 def test_the_top_form_is_answered_and_described(tmp_path):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(10, 6, generator=generator)
-    store = Store(tmp_path, KEY, samples=10, rows=4, form=Top.of(4, 6, needed=(0.7,), bound=0.5))
+    store = TeacherCache(tmp_path, KEY, samples=10, rows=4, form=TopK.of(4, 6, needed=(0.7,), bound=0.5))
     for chunk in list(store.missing(0)):
         store.write(0, chunk, logits[chunk.start : chunk.stop], {}, gammas=(0.7,))
     errors = store.conclude(1)
@@ -198,16 +198,16 @@ def test_the_top_form_is_answered_and_described(tmp_path):
     whole = store.form.pack(logits)["error"]
     row = store.form.at(0.7)
     assert list(errors[0.7].values()) == pytest.approx(whole[row].tolist(), rel=5e-3)
-    again = Store(tmp_path, KEY, samples=10)
+    again = TeacherCache(tmp_path, KEY, samples=10)
     assert again.form == store.form
     again.require(0, gammas=(0.7,))
-    teacher = Recorded(again, gamma=0.7)
+    teacher = CachedTeacher(again, gamma=0.7)
     teacher.open(0)
     index = [9, 0, 4, 4]
     expected = store.form.unpack(store.form.pack(logits[index]), 0.7)
     torch.testing.assert_close(teacher(batch(index)).logits, expected, rtol=1e-6, atol=1e-6)
-    with pytest.raises(StoreError, match=r"got gamma 0\.9"):
-        Recorded(again, gamma=0.9)
+    with pytest.raises(TeacherCacheError, match=r"got gamma 0\.9"):
+        CachedTeacher(again, gamma=0.9)
     size = size_of(samples=10, classes=6, shapes={}, epochs=1, form=store.form)
     files = sum(path.stat().st_size for path in tmp_path.glob("epoch-*/*"))
     assert size <= files < size + 3000
@@ -215,26 +215,26 @@ def test_the_top_form_is_answered_and_described(tmp_path):
 
 def test_the_top_form_beyond_its_bound_is_neither_written_nor_read(tmp_path):
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    store = Store(tmp_path, KEY, samples=4, form=Top.of(3, 50))
-    with pytest.raises(StoreError, match=r"top 3 of 50 .* at gamma 0\.25"):
+    store = TeacherCache(tmp_path, KEY, samples=4, form=TopK.of(3, 50))
+    with pytest.raises(TeacherCacheError, match=r"top 3 of 50 .* at gamma 0\.25"):
         store.write(0, range(4), logits, {}, gammas=(0.25,))
     assert not list(tmp_path.iterdir())
     store.write(0, range(4), logits, {})
     store.require(0)
-    with pytest.raises(StoreError, match=r"top 3 of 50 .* at gamma 0\.25"):
+    with pytest.raises(TeacherCacheError, match=r"top 3 of 50 .* at gamma 0\.25"):
         store.require(0, gammas=(0.25,))
 
 
 @pytest.mark.parametrize("where", [0.3, 0.999, 0.001])
 def test_a_damaged_chunk_of_the_top_form_is_refused(tmp_path, where):
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    store = Store(tmp_path, KEY, samples=4, form=Top.of(3, 50))
+    store = TeacherCache(tmp_path, KEY, samples=4, form=TopK.of(3, 50))
     store.write(0, range(4), logits, {})
     path = next(tmp_path.glob("epoch-0000/*"))
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 255
     path.write_bytes(bytes(content))
-    with pytest.raises(StoreError, match=r"got another content in epoch-0000/000000000\.logits\.safetensors"):
+    with pytest.raises(TeacherCacheError, match=r"got another content in epoch-0000/000000000\.logits\.safetensors"):
         said(store, [0])
 
 
@@ -244,4 +244,4 @@ def test_a_store_of_before_the_top_form_is_dense(tmp_path):
     value = json.loads(path.read_text())
     del value["form"]
     path.write_text(json.dumps(value))
-    assert Store(tmp_path, KEY, samples=10).form is None
+    assert TeacherCache(tmp_path, KEY, samples=10).form is None

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tutelage import losses, targets
-from tutelage.teacher_cache.top_k import StoreError, Top
+from tutelage.teacher_cache.top_k import TeacherCacheError, TopK
 
 CLASSES = 1000
 
@@ -29,7 +29,7 @@ def transformed(logits, gamma):
 
 @pytest.mark.parametrize("gamma", [0.1, 0.25, 0.5, 1.0])
 def test_the_top_is_exact_and_the_tail_has_its_sum(gamma):
-    logits, form = drawn(), Top.of(64, CLASSES)
+    logits, form = drawn(), TopK.of(64, CLASSES)
     read = form.unpack(form.pack(logits), gamma)
     assert read.dtype == torch.float32
     index = logits.topk(64).indices.numpy()
@@ -41,14 +41,14 @@ def test_the_top_is_exact_and_the_tail_has_its_sum(gamma):
 
 
 def test_the_left_over_mass_is_kept():
-    logits, form = drawn(), Top.of(64, CLASSES)
+    logits, form = drawn(), TopK.of(64, CLASSES)
     left = 1 - logits.double().softmax(-1).topk(64).values.sum(-1)
     torch.testing.assert_close(form.pack(logits)["tail"][:, form.at(1.0)].double().exp(), left, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0])
 def test_the_errors_are_those_of_what_is_read(gamma):
-    logits, form = drawn(), Top.of(200, CLASSES)
+    logits, form = drawn(), TopK.of(200, CLASSES)
     kept = form.pack(logits)
     (p, u), (q, v) = transformed(logits, gamma), transformed(form.unpack(kept, gamma), gamma)
     apart, off = np.abs(p - q).sum(-1) / 2, np.abs(v / u - 1)
@@ -57,7 +57,7 @@ def test_the_errors_are_those_of_what_is_read(gamma):
 
 
 def test_the_power_sum_is_off_by_the_tails_mass_alone():
-    logits, form, gamma = drawn(lead=6.0), Top.of(64, CLASSES), 0.25
+    logits, form, gamma = drawn(lead=6.0), TopK.of(64, CLASSES), 0.25
     read = form.unpack(form.pack(logits), gamma)
     ratio = transformed(read, gamma)[1] / transformed(logits, gamma)[1]
     np.testing.assert_allclose(ratio, read.double().exp().sum(-1).numpy() ** -gamma, rtol=1e-3)
@@ -65,7 +65,7 @@ def test_the_power_sum_is_off_by_the_tails_mass_alone():
 
 
 def test_the_loss_is_off_by_no_more_than_the_errors_say():
-    logits, form, gamma = drawn(), Top.of(900, CLASSES), 0.25
+    logits, form, gamma = drawn(), TopK.of(900, CLASSES), 0.25
     student = drawn(seed=1)
     kept = form.pack(logits)
     _, max_tv, _, max_sum = kept["error"][form.at(gamma)].tolist()
@@ -77,13 +77,13 @@ def test_the_loss_is_off_by_no_more_than_the_errors_say():
 
 
 def test_of_1000_classes_the_top_64_miss_most_of_p_gamma_at_a_quarter():
-    logits, form = drawn(lead=15.0), Top.of(64, CLASSES, needed=(0.25,))
+    logits, form = drawn(lead=15.0), TopK.of(64, CLASSES, needed=(0.25,))
     p = (0.25 * logits).softmax(-1)
     assert float(p.topk(64).values.sum(-1).mean()) < 0.5
     assert float(logits.softmax(-1).topk(64).values.sum(-1).mean()) > 0.9
     error = form.pack(logits)["error"]
     with pytest.raises(
-        StoreError,
+        TeacherCacheError,
         match=r"top 64 of 1000 classes .* within 0\.01, got a mean total variation from p_gamma of 0\.\d+ "
         r"\(at most 0\.\d+\) at gamma 0\.25; type a larger outputs_top=.*, outputs_limit_mb=.* or outputs_max_error",
     ):
@@ -92,27 +92,29 @@ def test_of_1000_classes_the_top_64_miss_most_of_p_gamma_at_a_quarter():
 
 
 def test_a_power_sum_beyond_the_bound_is_refused():
-    form = Top.of(2, 10)
+    form = TopK.of(2, 10)
     error = torch.zeros(len(form.gammas), 4)
     error[form.at(0.5)] = torch.tensor([0.001, 0.001, 0.2, 0.3])
     form.check(error, (0.25,))
-    with pytest.raises(StoreError, match=r"mean relative error of U_gamma of 0\.2 \(at most 0\.3\) at gamma 0\.5"):
+    with pytest.raises(
+        TeacherCacheError, match=r"mean relative error of U_gamma of 0\.2 \(at most 0\.3\) at gamma 0\.5"
+    ):
         form.check(error, (0.25, 0.5))
     error[form.at(0.5), 2] = math.nan
-    with pytest.raises(StoreError, match="nan"):
+    with pytest.raises(TeacherCacheError, match="nan"):
         form.check(error, (0.5,))
 
 
 def test_exponents_are_on_the_grid_exactly_or_refused():
-    form = Top.of(2, 10, needed=(0.15, 1 / 3))
+    form = TopK.of(2, 10, needed=(0.15, 1 / 3))
     assert form.gammas == (0.1, 0.125, 0.15, 0.2, 0.25, 1 / 3, 0.5, 1.0)
     assert form.at(1 / 3.0000000000001) == 5
-    with pytest.raises(StoreError, match=r"among 0\.1, .*, 1, got gamma 0\.7; record them anew"):
+    with pytest.raises(TeacherCacheError, match=r"among 0\.1, .*, 1, got gamma 0\.7; record them anew"):
         form.unpack(form.pack(drawn(4, 10)), 0.7)
 
 
 def test_a_sample_that_was_not_read_stays_one_and_is_not_measured():
-    logits, form = drawn(4, 10), Top.of(3, 10)
+    logits, form = drawn(4, 10), TopK.of(3, 10)
     logits[1] = torch.nan
     kept = form.pack(logits)
     read = form.unpack(kept, 0.5)
@@ -123,7 +125,7 @@ def test_a_sample_that_was_not_read_stays_one_and_is_not_measured():
 
 
 def test_blocks_change_nothing(monkeypatch):
-    logits, form = drawn(20, 50), Top.of(5, 50)
+    logits, form = drawn(20, 50), TopK.of(5, 50)
     whole = form.pack(logits)
     monkeypatch.setattr("tutelage.teacher_cache.top_k.BLOCK", 7)
     for name, tensor in form.pack(logits).items():
@@ -134,7 +136,7 @@ def test_blocks_change_nothing(monkeypatch):
 def test_classes_are_numbered_as_short_as_they_can(classes, dtype):
     logits = torch.zeros(1, classes)
     logits[0, -1] = 30
-    form = Top.of(4, classes)
+    form = TopK.of(4, classes)
     kept = form.pack(logits)
     assert kept["index"].dtype == dtype
     assert int(form.unpack(kept, 1.0).argmax()) == classes - 1
@@ -143,14 +145,14 @@ def test_classes_are_numbered_as_short_as_they_can(classes, dtype):
 
 @pytest.mark.parametrize("kept", [0, 10, 11])
 def test_a_number_of_classes_that_is_none_is_refused(kept):
-    with pytest.raises(StoreError, match=rf"top: expected at least 1 and fewer than the 10 classes, got {kept}"):
-        Top.of(kept, 10)
+    with pytest.raises(TeacherCacheError, match=rf"top: expected at least 1 and fewer than the 10 classes, got {kept}"):
+        TopK.of(kept, 10)
 
 
 def test_faults_of_the_form():
-    with pytest.raises(StoreError, match="outputs_max_error: expected a number above 0, got 0"):
-        Top.of(2, 10, bound=0)
-    with pytest.raises(StoreError, match="gammas: expected exponents above 0"):
-        Top.of(2, 10, needed=(-1.0,))
-    form = Top.of(2, 10, needed=(0.15,), bound=0.3)
-    assert Top.from_json(form.to_json()) == form
+    with pytest.raises(TeacherCacheError, match="outputs_max_error: expected a number above 0, got 0"):
+        TopK.of(2, 10, bound=0)
+    with pytest.raises(TeacherCacheError, match="gammas: expected exponents above 0"):
+        TopK.of(2, 10, needed=(-1.0,))
+    form = TopK.of(2, 10, needed=(0.15,), bound=0.3)
+    assert TopK.from_json(form.to_json()) == form

@@ -9,10 +9,10 @@ from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, sampl
 
 from tutelage import objectives
 from tutelage.kernels.conv_weight_grad import Shape
-from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.training import compile as speed
 from tutelage.training.checkpoints import Checkpoints
-from tutelage.training.loop import Keep, accelerator_on, fit
+from tutelage.training.loop import CheckpointSink, accelerator_on, fit
 from tutelage.types import Batch, Progress
 
 MATCH = objectives.wttm(gamma=0.5, beta=1.0)
@@ -27,15 +27,15 @@ def taught(folder=None, *, told=None, resume=False, rows=None, student=None, **c
     """Fit a small network with batch norm and dropout to a teacher; return it and its records."""
     student = student or seeded(Moving)
     teacher = FrozenTeacher(seeded(Moving, 1))
-    lesson = Lesson(student, MATCH)
+    distiller = Distiller(student, MATCH)
     keep = None
     if folder is not None:
         announce = told.append if told is not None else None
-        keep = Keep(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}, announce)
+        keep = CheckpointSink(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}, announce)
     torch.manual_seed(3)
     found = list(
         fit(
-            lesson,
+            distiller,
             teacher,
             rows or Rows(*images(), batch_size=10),
             settings(**changes),
@@ -50,7 +50,7 @@ def taught(folder=None, *, told=None, resume=False, rows=None, student=None, **c
 def test_a_short_fit_measures_nothing_and_says_so(tmp_path):
     told = []
     taught(tmp_path, told=told)
-    assert told == [speed.Speed(why=dict.fromkeys(["teacher", "student"], "a short fit")).to_json()]
+    assert told == [speed.ComputePlan(why=dict.fromkeys(["teacher", "student"], "a short fit")).to_json()]
 
 
 def test_a_short_fit_does_not_wait_for_the_compiler(monkeypatch):
@@ -148,12 +148,12 @@ def test_a_checkpoint_without_a_choice_is_gone_on_with_plainly(tmp_path):
     content = json.loads((folder / "state.json").read_text())
     del content["speed"]
     saved = Checkpoints(tmp_path / "checkpoints").load()
-    lesson = Lesson(seeded(Moving), MATCH)
+    distiller = Distiller(seeded(Moving), MATCH)
     how = {"accelerator": accelerator_on("cpu"), "resume": saved._replace(state=content)}
     rows, teacher = Rows(*images(), batch_size=10), FrozenTeacher(seeded(Moving, 1))
-    (record,) = fit(lesson, teacher, rows, settings(epochs=2, **FAST), **how)
+    (record,) = fit(distiller, teacher, rows, settings(epochs=2, **FAST), **how)
     assert record["epoch"] == 2
-    assert lesson.called is None
+    assert distiller.called is None
 
 
 def test_products_and_a_compiled_student_do_not_meet(tmp_path, monkeypatch):
@@ -203,9 +203,9 @@ def test_a_recorded_teacher_is_not_compiled(tmp_path):
 def test_a_teacher_with_taps_says_the_same_compiled():
     teacher = FrozenTeacher(seeded(Moving, 1), ("norm", "conv"))
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
-    forms = speed.Forms(seeded(Moving), teacher)
+    forms = speed.CompiledForms(seeded(Moving), teacher)
     plain = forms.ask(batch)
-    forms.take(speed.Speed(teacher_compiled=True, samples=4))
+    forms.take(speed.ComputePlan(teacher_compiled=True, samples=4))
     quick = forms.ask(batch)
     assert plain.taps.keys() == quick.taps.keys() == {"norm", "conv"}
     for one, other in ((plain.logits, quick.logits), *((plain.taps[n], quick.taps[n]) for n in plain.taps)):
@@ -214,8 +214,8 @@ def test_a_teacher_with_taps_says_the_same_compiled():
 
 def test_other_sizes_of_batch_are_computed_plainly():
     teacher, student = FrozenTeacher(seeded(Moving, 1)), seeded(Moving)
-    forms = speed.Forms(student, teacher)
-    forms.take(speed.Speed(teacher_compiled=True, student_compiled=True, samples=4))
+    forms = speed.CompiledForms(student, teacher)
+    forms.take(speed.ComputePlan(teacher_compiled=True, student_compiled=True, samples=4))
     few = Batch(torch.arange(3), images(3)[0], torch.zeros(3, dtype=torch.long))
     assert torch.equal(forms.ask(few).logits, teacher(few).logits)
     assert forms.student(3) is None
@@ -224,19 +224,19 @@ def test_other_sizes_of_batch_are_computed_plainly():
 
 def test_a_choice_survives_json():
     shape = Shape(*range(1, 13))
-    chosen = speed.Speed(True, False, (shape,), 64, {"teacher": "2 ms plain, 1 ms so"})
-    assert speed.Speed.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+    chosen = speed.ComputePlan(True, False, (shape,), 64, {"teacher": "2 ms plain, 1 ms so"})
+    assert speed.ComputePlan.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
 
 
 def test_a_compiled_lesson_deep_copies_and_saves_under_its_own_names():
-    lesson = Lesson(seeded(Moving), MATCH)
-    names = lesson.state_dict().keys()
-    forms = speed.Forms(lesson.student, None)
-    forms.take(speed.Speed(student_compiled=True, samples=4))
-    lesson.called = forms.student(4)
+    distiller = Distiller(seeded(Moving), MATCH)
+    names = distiller.state_dict().keys()
+    forms = speed.CompiledForms(distiller.student, None)
+    forms.take(speed.ComputePlan(student_compiled=True, samples=4))
+    distiller.called = forms.student(4)
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
     teacher = FrozenTeacher(seeded(Moving, 1))
-    lesson(batch, teacher(batch), Progress()).loss.total.backward()
-    assert lesson.state_dict().keys() == names
-    lesson.called = None
-    assert copy.deepcopy(lesson).state_dict().keys() == names
+    distiller(batch, teacher(batch), Progress()).loss.total.backward()
+    assert distiller.state_dict().keys() == names
+    distiller.called = None
+    assert copy.deepcopy(distiller).state_dict().keys() == names

@@ -10,7 +10,14 @@ from tests._helpers.fit_cases import Moving, Rows, samples, seeded, state
 from torch import nn
 
 from tutelage import records
-from tutelage.training.evaluate import Answers, NonFiniteError, answer, better_than_chance, judge, means
+from tutelage.training.evaluate import (
+    EvalOutputs,
+    NonFiniteError,
+    better_than_chance,
+    collect_outputs,
+    evaluate_outputs,
+    summarize,
+)
 
 CLASSES = 5
 
@@ -24,7 +31,7 @@ def answers(count=400, *, seed=0, classes=CLASSES, unlabelled=0):
         torch.randint(classes, (count,), generator=generator),
     )
     labels[:unlabelled] = -100
-    return Answers(logits, labels)
+    return EvalOutputs(logits, labels)
 
 
 def numpy(given):
@@ -37,7 +44,7 @@ def numpy(given):
 def test_judgement_by_hand(unlabelled):
     given = answers(unlabelled=unlabelled)
     _, p, labels, known = numpy(given)
-    found = judge(given)
+    found = evaluate_outputs(given)
     named = p.argmax(-1)
     assert found["accuracy"] == pytest.approx(accuracy_score(labels[known], named[known]))
     assert found["loss"] == pytest.approx(log_loss(labels[known], p[known], labels=range(CLASSES)), rel=1e-5)
@@ -54,7 +61,7 @@ def test_calibration_by_hand(unlabelled):
     given = answers(unlabelled=unlabelled)
     _, p, labels, known = numpy(given)
     confidence, right = p.max(-1)[known], (p.argmax(-1) == labels)[known]
-    found, gaps = judge(given), 0.0
+    found, gaps = evaluate_outputs(given), 0.0
     assert len(found["reliability"]) == 15
     for k, each in enumerate(found["reliability"]):
         here = (confidence > k / 15) & (confidence <= (k + 1) / 15)
@@ -69,17 +76,17 @@ def test_calibration_by_hand(unlabelled):
 
 
 def test_calibration_at_the_ends():
-    sure = Answers(torch.tensor([[200.0, 0.0], [200.0, 0.0]]), torch.tensor([0, 1]))
-    assert judge(sure)["ece"] == pytest.approx(0.5)
-    assert judge(sure)["reliability"][-1]["count"] == 2
-    unsure = Answers(torch.zeros(4, 30), torch.tensor([0, 1, 2, 3]))
-    assert judge(unsure)["reliability"][0]["count"] == 4
+    sure = EvalOutputs(torch.tensor([[200.0, 0.0], [200.0, 0.0]]), torch.tensor([0, 1]))
+    assert evaluate_outputs(sure)["ece"] == pytest.approx(0.5)
+    assert evaluate_outputs(sure)["reliability"][-1]["count"] == 2
+    unsure = EvalOutputs(torch.zeros(4, 30), torch.tensor([0, 1, 2, 3]))
+    assert evaluate_outputs(unsure)["reliability"][0]["count"] == 4
 
 
 def test_entropy_histogram_by_hand():
     given = answers()
     _, p, _, _ = numpy(given)
-    found = judge(given)["entropy_histogram"]
+    found = evaluate_outputs(given)["entropy_histogram"]
     counts, edges = np.histogram(entropy(p, axis=-1), bins=30, range=(0, np.log(CLASSES)))
     assert found["counts"] == counts.tolist()
     assert found["edges"] == pytest.approx(edges.tolist(), rel=1e-6)
@@ -89,15 +96,15 @@ def test_entropy_histogram_holds_every_sample():
     """A uniform row's entropy may round above ``log(classes)``, a one-hot row's below 0."""
     for classes in (2, 3, 7, 10, 100, 1000):
         rows = torch.cat([torch.zeros(3, classes), torch.eye(classes)[:2] * 500])
-        counts = judge(Answers(rows, torch.zeros(5, dtype=torch.int64)))["entropy_histogram"]["counts"]
+        counts = evaluate_outputs(EvalOutputs(rows, torch.zeros(5, dtype=torch.int64)))["entropy_histogram"]["counts"]
         assert sum(counts) == 5
         assert counts[-1] == 3
         assert counts[0] == 2
 
 
 def test_a_class_without_samples_has_no_accuracy():
-    given = Answers(torch.eye(3)[[0, 0, 2]], torch.tensor([0, 2, 2]))
-    assert judge(given)["per_class"] == [1.0, None, 0.5]
+    given = EvalOutputs(torch.eye(3)[[0, 0, 2]], torch.tensor([0, 2, 2]))
+    assert evaluate_outputs(given)["per_class"] == [1.0, None, 0.5]
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.25, None])
@@ -105,7 +112,7 @@ def test_beside_a_teacher_by_hand(gamma):
     student, teacher = answers(seed=1), answers(seed=2)
     logq, q, _, _ = numpy(student)
     logp, p, _, _ = numpy(teacher)
-    found = judge(student, teacher, gamma=gamma)
+    found = evaluate_outputs(student, teacher, gamma=gamma)
     assert found["agreement"] == pytest.approx((q.argmax(-1) == p.argmax(-1)).mean())
     assert found["kl_to_teacher"] == pytest.approx((p * (logp - logq)).sum(-1).mean(), rel=1e-5)
     if gamma is None:
@@ -114,14 +121,14 @@ def test_beside_a_teacher_by_hand(gamma):
         log_target = log_softmax(gamma * teacher.logits.double().numpy(), axis=-1)
         by_hand = (np.exp(log_target) * (log_target - logq)).sum(-1).mean()
         assert found["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
-        epoch = means("test", student, teacher, gamma=gamma)
+        epoch = summarize("test", student, teacher, gamma=gamma)
         assert epoch["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
         assert epoch["agreement"] == found["agreement"]
 
 
 def test_an_epochs_means_are_the_judgements():
     given = answers(unlabelled=37)
-    found, detail = means("validation", given, None, gamma=None), judge(given)
+    found, detail = summarize("validation", given, None, gamma=None), evaluate_outputs(given)
     assert found.keys() == records.EvaluationMeans.__annotations__.keys()
     assert (found["set"], found["samples"]) == ("validation", 400)
     for key in ("accuracy", "loss", "entropy"):
@@ -132,7 +139,7 @@ def test_an_epochs_means_are_the_judgements():
 
 def test_without_labels_there_is_no_accuracy():
     given = answers(unlabelled=400)
-    found = means("test", given, given, gamma=0.5)
+    found = summarize("test", given, given, gamma=0.5)
     assert found["accuracy"] is None
     assert found["loss"] is None
     assert found["agreement"] == 1.0
@@ -151,12 +158,12 @@ def test_better_than_chance_is_a_binomial_test_at_one_per_cent(classes):
         logits[:, 0] = 1.0
         labels = torch.ones(count + 9, dtype=torch.int64)
         labels[:right], labels[count:] = 0, -100
-        assert better_than_chance(Answers(logits, labels)) is verdict
+        assert better_than_chance(EvalOutputs(logits, labels)) is verdict
 
 
 def asked(network, batches, **changes):
     how = {"device": torch.device("cpu"), "precision": "fp32", "channels_last": True}
-    return answer(network, batches, **how | changes)
+    return collect_outputs(network, batches, **how | changes)
 
 
 def test_a_network_is_asked_in_evaluation_mode_and_put_back():

@@ -9,12 +9,12 @@ from tests._helpers.fit_cases import Moving, Rows, Says, mlp, same_bits, samples
 from torch import nn
 
 from tutelage import objectives
-from tutelage.modules import FrozenTeacher, Lesson
-from tutelage.objectives import Context
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.objectives import BindContext
 from tutelage.training.checkpoints import Checkpoints
-from tutelage.training.evaluate import HeldOut, NonFiniteError
-from tutelage.training.loop import Keep, Pupil, Together, accelerator_on, fit
-from tutelage.training.rng_state import Chance
+from tutelage.training.evaluate import EvalSet, NonFiniteError
+from tutelage.training.loop import CheckpointSink, FitJob, Lockstep, accelerator_on, fit
+from tutelage.training.rng_state import RngState
 from tutelage.types import Outputs
 
 CPU = torch.device("cpu")
@@ -58,17 +58,17 @@ class Case:
     def __init__(self, make, objective, seed, **changes):
         self.make, self.objective, self.seed, self.changes = make, objective, seed, changes
 
-    def lesson(self):
+    def distiller(self):
         random.seed(self.seed)
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
-        context = Context(
+        context = BindContext(
             samples=40, classes=4, student_shapes={"deeper": (5, 3, 3)}, teacher_shapes={"deeper": (5, 3, 3)}
         )
-        return Lesson(self.make(), self.objective, context)
+        return Distiller(self.make(), self.objective, context)
 
     def keep(self, folder):
-        return Keep(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
+        return CheckpointSink(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
 
     def settings(self, **shared):
         return settings(**{**self.changes, **shared})
@@ -96,7 +96,7 @@ def batches(**changes):
 
 def held_out():
     inputs, labels = samples(**IMAGES | {"count": 20}, seed=7)
-    return [HeldOut("test", Rows(inputs, labels, batch_size=10))]
+    return [EvalSet("test", Rows(inputs, labels, batch_size=10))]
 
 
 def teacher():
@@ -105,9 +105,9 @@ def teacher():
 
 def alone(case, *, folder=None, given=None, resume=False, **shared):
     taught = FrozenTeacher(teacher().network, case.objective.needs.teacher_taps) if case.asks else None
-    lesson, keep = case.lesson(), case.keep(folder)  # last: the fit goes on with its generators
+    distiller, keep = case.distiller(), case.keep(folder)  # last: the fit goes on with its generators
     told = fit(
-        lesson,
+        distiller,
         taught,
         given or batches(),
         case.settings(**shared),
@@ -116,28 +116,30 @@ def alone(case, *, folder=None, given=None, resume=False, **shared):
         keep=keep,
         resume=keep.checkpoints.load() if resume else None,
     )
-    return lesson, told
+    return distiller, told
 
 
 def together(cases, *, folders=None, resume=False, asked=None, **shared):
     pupils = []
     for case, folder in zip(cases, folders or [None] * len(cases), strict=True):
-        chance, keep = Chance(CPU), case.keep(folder)
+        chance, keep = RngState(CPU), case.keep(folder)
         with chance:
-            lesson = case.lesson()
+            distiller = case.distiller()
         saved = keep.checkpoints.load() if resume else None
-        pupils.append(Pupil(lesson, case.settings(**shared), case.asks, held_out(), keep, resume=saved, chance=chance))
+        pupils.append(
+            FitJob(distiller, case.settings(**shared), case.asks, held_out(), keep, resume=saved, chance=chance)
+        )
     told = [[] for _ in cases]
-    for k, one in Together(pupils, asked or teacher(), batches(), accelerator=accelerator_on("cpu")).run():
+    for k, one in Lockstep(pupils, asked or teacher(), batches(), accelerator=accelerator_on("cpu")).run():
         told[k].append(one)
-    return [pupil.lesson for pupil in pupils], told
+    return [pupil.distiller for pupil in pupils], told
 
 
 def assert_alike(lessons, told, cases, **shared):
-    for case, lesson, records in zip(cases, lessons, told, strict=True):
+    for case, distiller, records in zip(cases, lessons, told, strict=True):
         other, expected = alone(case, **shared)
         assert untimed(records) == untimed(list(expected))
-        assert same_bits(state(lesson), state(other))
+        assert same_bits(state(distiller), state(other))
 
 
 @pytest.mark.parametrize("shared", [{}, {"accumulate": 2}, {"precision": "bf16"}], ids=str)
@@ -147,7 +149,7 @@ def test_each_ends_in_the_bits_of_one_alone(shared):
 
 
 def test_without_generators_of_their_own_they_would_not(monkeypatch):
-    monkeypatch.setattr(Chance, "__enter__", lambda self: self)
+    monkeypatch.setattr(RngState, "__enter__", lambda self: self)
     lessons, _ = together(CASES)
     other, told = alone(CASES[0])
     list(told)
@@ -175,12 +177,12 @@ def test_a_pupil_gets_its_own_features_alone():
             heard.append(set(said.taps))
             return said
 
-    pupils = [Pupil(case.lesson(), settings(), case.asks, chance=Chance(CPU)) for case in CASES[:3]]
+    pupils = [FitJob(case.distiller(), settings(), case.asks, chance=RngState(CPU)) for case in CASES[:3]]
     seen = [set() for _ in pupils]
     for pupil, mine in zip(pupils, seen, strict=True):
-        plain = pupil.lesson.forward
-        pupil.lesson.forward = lambda b, t, p, n, plain=plain, mine=mine: (mine.update(t.taps), plain(b, t, p, n))[1]
-    list(Together(pupils, Hears(seeded(Moving, 9)), batches(), accelerator=accelerator_on("cpu")).run())
+        plain = pupil.distiller.forward
+        pupil.distiller.forward = lambda b, t, p, n, plain=plain, mine=mine: (mine.update(t.taps), plain(b, t, p, n))[1]
+    list(Lockstep(pupils, Hears(seeded(Moving, 9)), batches(), accelerator=accelerator_on("cpu")).run())
     assert heard[0] == {"deeper", "norm"}
     assert seen == [set(), set(), {"deeper"}]
 
@@ -196,11 +198,11 @@ def test_those_that_stopped_at_different_steps_go_on_to_the_same_bits(tmp_path):
     list(alone(CASES[3], folder=folders[3], checkpoint_steps=1)[1])  # this one is done
     lessons, told = together(CASES, folders=folders, resume=True, checkpoint_steps=1)
     assert [len(one) for one in told] == [2, 1, 1, 0]
-    for case, lesson, records, folder in zip(CASES, lessons, told, folders, strict=True):
+    for case, distiller, records, folder in zip(CASES, lessons, told, folders, strict=True):
         other, expected = alone(case, checkpoint_steps=1)
         whole = untimed(list(expected))
         assert untimed(records) == whole[len(whole) - len(records) :]
-        assert same_bits(state(lesson), state(other))
+        assert same_bits(state(distiller), state(other))
         assert untimed(case.keep(folder).checkpoints.load().state["history"]) == whole
 
 
@@ -242,17 +244,17 @@ def test_those_ahead_of_the_ones_that_failed_go_on_from_where_they_are(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         list(alone(CASES[0], folder=folder, given=batches(stop_before=(0, 4)), checkpoint_steps=1)[1])
     fails = Case(lambda: Fails(1, RuntimeError("no more")), objectives.cross_entropy(), 5)
-    chance, keep = Chance(CPU), CASES[0].keep(folder)
+    chance, keep = RngState(CPU), CASES[0].keep(folder)
     with chance:
-        lesson = CASES[0].lesson()
+        distiller = CASES[0].distiller()
     pupils = [
-        Pupil(lesson, settings(), True, held_out(), keep, resume=keep.checkpoints.load(), chance=chance),
-        Pupil(fails.lesson(), settings(), False, chance=Chance(CPU)),
+        FitJob(distiller, settings(), True, held_out(), keep, resume=keep.checkpoints.load(), chance=chance),
+        FitJob(fails.distiller(), settings(), False, chance=RngState(CPU)),
     ]
-    made = Together(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
+    made = Lockstep(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
     told = list(made.run())
     assert [(k, type(one)) for k, one in told] == [(1, RuntimeError), (0, dict), (0, dict)]
-    assert_alike([lesson], [[one for k, one in told if k == 0]], CASES[:1])
+    assert_alike([distiller], [[one for k, one in told if k == 0]], CASES[:1])
 
 
 def test_an_interrupt_ends_all():
@@ -262,8 +264,8 @@ def test_an_interrupt_ends_all():
 
 
 def test_one_that_is_dropped_takes_no_further_step():
-    pupils = [Pupil(case.lesson(), settings(epochs=3), case.asks, chance=Chance(CPU)) for case in CASES[:2]]
-    made = Together(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
+    pupils = [FitJob(case.distiller(), settings(epochs=3), case.asks, chance=RngState(CPU)) for case in CASES[:2]]
+    made = Lockstep(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
     told = []
     for k, one in made.run():
         told.append((k, one["epoch"]))
@@ -291,6 +293,6 @@ def test_what_a_teacher_fails_with_is_everyones():
     ("name", "value"), [("epochs", 3), ("accumulate", 2), ("precision", "bf16"), ("channels_last", False)]
 )
 def test_settings_that_do_not_agree_are_refused(name, value):
-    pupils = [Pupil(CASES[0].lesson(), settings()), Pupil(CASES[1].lesson(), settings(**{name: value}))]
+    pupils = [FitJob(CASES[0].distiller(), settings()), FitJob(CASES[1].distiller(), settings(**{name: value}))]
     with pytest.raises(ValueError, match=f"{name}: expected one value for all that are fitted together"):
-        Together(pupils, lambda batch: Outputs(batch.inputs), batches(), accelerator=accelerator_on("cpu"))
+        Lockstep(pupils, lambda batch: Outputs(batch.inputs), batches(), accelerator=accelerator_on("cpu"))

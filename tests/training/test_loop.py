@@ -27,12 +27,12 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from tutelage import models, objectives, records
-from tutelage.modules import FrozenTeacher, Lesson
-from tutelage.objectives import Apply, Objective, Part
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Cosine, MultiStep
 from tutelage.training.checkpoints import CheckpointError, Checkpoints
-from tutelage.training.evaluate import HeldOut, NonFiniteError
-from tutelage.training.loop import Keep, accelerator_on, fit
+from tutelage.training.evaluate import EvalSet, NonFiniteError
+from tutelage.training.loop import CheckpointSink, accelerator_on, fit
 from tutelage.types import Batch
 
 STILL = SGD(lr=1e-30, momentum=0.0, weight_decay=0.0)
@@ -78,9 +78,9 @@ def test_an_epochs_means_by_hand():
 def test_a_record_has_the_schemas_keys_and_counts():
     inputs, labels = samples(48)
     rows = Rows(inputs, labels, batch_size=10)
-    lesson = Lesson(mlp(), objectives.cross_entropy())
-    held = [HeldOut("validation", rows), HeldOut("test", rows)]
-    found = list(fit(lesson, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=held, stage=3))
+    distiller = Distiller(mlp(), objectives.cross_entropy())
+    held = [EvalSet("validation", rows), EvalSet("test", rows)]
+    found = list(fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=held, stage=3))
     assert [(r["stage"], r["epoch"], r["step"], r["skipped_steps"]) for r in found] == [(3, 1, 5, 0), (3, 2, 10, 0)]
     for record in found:
         assert record.keys() == records.Epoch.__annotations__.keys()
@@ -99,9 +99,9 @@ def test_a_record_has_the_schemas_keys_and_counts():
 def test_a_held_out_set_is_evaluated_after_the_epoch():
     inputs, labels = samples(48)
     student, rows = mlp(), Rows(inputs, labels, batch_size=16)
-    lesson = Lesson(student, objectives.cross_entropy())
-    held = HeldOut("test", Rows(*samples(30, seed=5), batch_size=30))
-    for record in fit(lesson, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=[held]):
+    distiller = Distiller(student, objectives.cross_entropy())
+    held = EvalSet("test", Rows(*samples(30, seed=5), batch_size=30))
+    for record in fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=[held]):
         with torch.no_grad():
             named = student(held.batches.inputs).argmax(-1)
         assert record["test"]["accuracy"] == pytest.approx(float((named == held.batches.labels).double().mean()))
@@ -203,7 +203,7 @@ def coupled_objective():
     def spread(student_logits):
         return -student_logits.var(0).mean()
 
-    return Objective.of(Part("spread", 1.0, Apply(spread, coupled=True)))
+    return Objective.of(WeightedTerm("spread", 1.0, Apply(spread, coupled=True)))
 
 
 def test_a_coupled_objective_is_not_accumulated():
@@ -262,7 +262,7 @@ def test_a_loss_that_breaks_with_finite_logits_names_no_sample():
     def breaks(student_logits):
         return student_logits.sum(-1) * torch.inf
 
-    objective = Objective.of(Part("breaks", 1.0, Apply(breaks)))
+    objective = Objective.of(WeightedTerm("breaks", 1.0, Apply(breaks)))
     with pytest.raises(
         NonFiniteError, match=r"^step 1 of stage 1: .*: none alone \(the loss or a gradient was\); the step"
     ):
@@ -278,7 +278,11 @@ def test_a_gradient_that_breaks_under_a_finite_loss_is_not_applied():
     student = mlp()
     start = state(student)
     with pytest.raises(NonFiniteError, match="step 1 of stage 1"):
-        fitted(student, Rows(*samples(48), batch_size=8), objective=Objective.of(Part("breaks", 1.0, Apply(breaks))))
+        fitted(
+            student,
+            Rows(*samples(48), batch_size=8),
+            objective=Objective.of(WeightedTerm("breaks", 1.0, Apply(breaks))),
+        )
     assert same_bits(state(student), start)
 
 
@@ -348,9 +352,9 @@ def test_the_teacher_stays_as_it_is(tmp_path):
     assert all(p.grad is None and not p.requires_grad for p in network.parameters())
     own = sum(t.numel() for t in student.state_dict().values())
     saved = Checkpoints(tmp_path / "checkpoints").load()
-    lesson = {name: t for name, t in saved.tensors.items() if name.startswith("lesson.")}
-    assert {name.removeprefix("lesson.student.") for name in lesson} == set(student.state_dict())
-    assert sum(t.numel() for t in lesson.values()) == own
+    distiller = {name: t for name, t in saved.tensors.items() if name.startswith("lesson.")}
+    assert {name.removeprefix("lesson.student.") for name in distiller} == set(student.state_dict())
+    assert sum(t.numel() for t in distiller.values()) == own
     flat = torch.cat([t.flatten().float() for t in saved.tensors.values()])
     assert not torch.isin(network.head.weight.flatten(), flat).any()
 
@@ -382,9 +386,9 @@ def test_a_caller_may_stop_after_an_epoch_and_go_on_later(tmp_path):
     rows = Rows(inputs, labels, batch_size=16, shuffle=True)
     whole, student = mlp(), mlp()
     expected = fitted(whole, rows, epochs=4, folder=tmp_path / "whole")
-    keep = Keep(Checkpoints(tmp_path / "stopped"), tmp_path / "best.safetensors", {})
-    lesson, first = Lesson(student, objectives.cross_entropy()), []
-    for record in fit(lesson, None, rows, settings(epochs=4), accelerator=accelerator_on("cpu"), keep=keep):
+    keep = CheckpointSink(Checkpoints(tmp_path / "stopped"), tmp_path / "best.safetensors", {})
+    distiller, first = Distiller(student, objectives.cross_entropy()), []
+    for record in fit(distiller, None, rows, settings(epochs=4), accelerator=accelerator_on("cpu"), keep=keep):
         first.append(record)
         if record["epoch"] == 2:
             break
@@ -395,7 +399,7 @@ def test_a_caller_may_stop_after_an_epoch_and_go_on_later(tmp_path):
     )
     fresh = mlp(seed=99)
     rest = fit(
-        Lesson(fresh, objectives.cross_entropy()),
+        Distiller(fresh, objectives.cross_entropy()),
         None,
         rows,
         settings(epochs=4),
@@ -513,9 +517,9 @@ def test_checkpoints_come_when_they_are_due(tmp_path):
 
     def run(**changes):
         names.clear()
-        keep = Keep(Watched(tmp_path / str(changes)), tmp_path / "best", {})
-        lesson, rows = Lesson(mlp(), objectives.cross_entropy()), Rows(*samples(), batch_size=8)
-        list(fit(lesson, None, rows, settings(**changes), accelerator=accelerator_on("cpu"), keep=keep, stage=1))
+        keep = CheckpointSink(Watched(tmp_path / str(changes)), tmp_path / "best", {})
+        distiller, rows = Distiller(mlp(), objectives.cross_entropy()), Rows(*samples(), batch_size=8)
+        list(fit(distiller, None, rows, settings(**changes), accelerator=accelerator_on("cpu"), keep=keep, stage=1))
         return list(names)
 
     assert run() == [("01-000000006", 1, 0), ("01-000000012", 2, 0)]
@@ -529,22 +533,22 @@ def test_the_best_weights_are_the_first_with_the_highest_accuracy(tmp_path):
     inputs, labels = samples(200)
     rows, how = Rows(inputs, labels, batch_size=16), {"optimizer": SGD(lr=0.3), "epochs": 5}
     probe = mlp()
-    lesson, seen = Lesson(probe, objectives.cross_entropy()), []
-    for _ in fit(lesson, None, rows, settings(**how), accelerator=accelerator_on("cpu")):
+    distiller, seen = Distiller(probe, objectives.cross_entropy()), []
+    for _ in fit(distiller, None, rows, settings(**how), accelerator=accelerator_on("cpu")):
         seen.append(state(probe))
     probe.load_state_dict(seen[1])
     said = probe(inputs).argmax(-1)
-    keep = Keep(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
+    keep = CheckpointSink(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
     student = mlp()
     found = list(
         fit(
-            Lesson(student, objectives.cross_entropy()),
+            Distiller(student, objectives.cross_entropy()),
             None,
             rows,
             settings(**how),
             accelerator=accelerator_on("cpu"),
             keep=keep,
-            held_out=[HeldOut("validation", Rows(inputs, said, batch_size=64)), HeldOut("test", rows)],
+            held_out=[EvalSet("validation", Rows(inputs, said, batch_size=64)), EvalSet("test", rows)],
         )
     )
     scores = [r["validation"]["accuracy"] for r in found]
@@ -558,15 +562,15 @@ def test_the_best_weights_are_the_first_with_the_highest_accuracy(tmp_path):
 def test_of_equally_good_epochs_the_first_is_kept(tmp_path):
     """Steps so small that no answer changes, while the weights do."""
     rows, student, seen = Rows(*samples(), batch_size=16), mlp(), []
-    keep = Keep(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
+    keep = CheckpointSink(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
     fitting = fit(
-        Lesson(student, objectives.cross_entropy()),
+        Distiller(student, objectives.cross_entropy()),
         None,
         rows,
         settings(epochs=3, optimizer=SGD(lr=1e-5)),
         accelerator=accelerator_on("cpu"),
         keep=keep,
-        held_out=[HeldOut("test", rows)],
+        held_out=[EvalSet("test", rows)],
     )
     accuracies = [(record["test"]["accuracy"], seen.append(state(student)))[0] for record in fitting]
     assert len(set(accuracies)) == 1
@@ -576,23 +580,23 @@ def test_of_equally_good_epochs_the_first_is_kept(tmp_path):
 
 def test_a_disk_that_refuses_the_best_weights_is_told_of_like_one_that_refuses_a_checkpoint(tmp_path):
     rows = Rows(*samples(), batch_size=16)
-    keep = Keep(Checkpoints(tmp_path / "checkpoints"), tmp_path / "gone" / "best.safetensors", {})
-    lesson, held = Lesson(mlp(), objectives.cross_entropy()), [HeldOut("test", rows)]
+    keep = CheckpointSink(Checkpoints(tmp_path / "checkpoints"), tmp_path / "gone" / "best.safetensors", {})
+    distiller, held = Distiller(mlp(), objectives.cross_entropy()), [EvalSet("test", rows)]
     with pytest.raises(
         CheckpointError, match=r"^best\.safetensors: expected room to write it, .*: free some space and type"
     ):
-        list(fit(lesson, None, rows, settings(), accelerator=accelerator_on("cpu"), keep=keep, held_out=held))
+        list(fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), keep=keep, held_out=held))
 
 
 def test_a_later_stage_must_beat_the_earlier_ones(tmp_path):
     rows = Rows(*samples(), batch_size=16)
     for to_beat, written in ((1.0, False), (None, True), (0.0, True)):
-        keep = Keep(Checkpoints(tmp_path / str(to_beat)), tmp_path / f"{to_beat}.safetensors", {})
-        lesson = Lesson(mlp(), objectives.cross_entropy())
-        held = [HeldOut("test", rows)]
+        keep = CheckpointSink(Checkpoints(tmp_path / str(to_beat)), tmp_path / f"{to_beat}.safetensors", {})
+        distiller = Distiller(mlp(), objectives.cross_entropy())
+        held = [EvalSet("test", rows)]
         list(
             fit(
-                lesson,
+                distiller,
                 None,
                 rows,
                 settings(),
@@ -643,7 +647,10 @@ def test_progress_counts_epochs_steps_and_the_whole():
             return Watching(self.needs)
 
     fitted(
-        mlp(), Rows(*samples(), batch_size=16), objective=Objective.of(Part("watch", 1.0, Described())), accumulate=2
+        mlp(),
+        Rows(*samples(), batch_size=16),
+        objective=Objective.of(WeightedTerm("watch", 1.0, Described())),
+        accumulate=2,
     )
     steps = seen[::2]
     assert seen[1::2] == steps

@@ -9,8 +9,8 @@ from tests._helpers.fit_cases import Rows, mlp, samples, settings, state
 from torch import multiprocessing
 
 from tutelage import losses, objectives
-from tutelage.modules import FrozenTeacher, Lesson
-from tutelage.objectives import Apply, Objective, Part
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.training.loop import accelerator_on, fit
 from tutelage.types import Batch
 
@@ -28,9 +28,9 @@ def spread(student_logits, teacher_logits):
 
 
 OBJECTIVES = {
-    "gathered": (Objective.of(Part("spread", 0.5, Apply(spread, coupled=True))) + objectives.kd()).gathered(),
+    "gathered": (Objective.of(WeightedTerm("spread", 0.5, Apply(spread, coupled=True))) + objectives.kd()).gathered(),
     # The student's last layer gets no gradient.
-    "of features alone": Objective.of(Part("hint", 1.0, Apply(losses.hint, student_tap="0", teacher_tap="0"))),
+    "of features alone": Objective.of(WeightedTerm("hint", 1.0, Apply(losses.hint, student_tap="0", teacher_tap="0"))),
 }
 
 
@@ -39,10 +39,10 @@ def taught(name):
     torch.set_num_threads(1)
     inputs, labels = samples(28)
     objective = OBJECTIVES[name]
-    lesson, teacher = Lesson(mlp(seed=0), objective), FrozenTeacher(mlp(seed=7), objective.needs.teacher_taps)
+    distiller, teacher = Distiller(mlp(seed=0), objective), FrozenTeacher(mlp(seed=7), objective.needs.teacher_taps)
     rows = Shares(inputs, labels, batch_size=7)
-    (record,) = fit(lesson, teacher, rows, settings(epochs=1), accelerator=accelerator_on("cpu"))
-    return state(lesson), record["train"]["terms"], record["train"]["loss"]
+    (record,) = fit(distiller, teacher, rows, settings(epochs=1), accelerator=accelerator_on("cpu"))
+    return state(distiller), record["train"]["terms"], record["train"]["loss"]
 
 
 def one_of_two(rank, port, folder, name):

@@ -10,30 +10,30 @@ from torch import multiprocessing, nn
 
 import tutelage
 from tutelage import objectives
-from tutelage.modules import FrozenTeacher, Lesson, survey
-from tutelage.objectives import Objective, Part
+from tutelage.modules import Distiller, FrozenTeacher, network_context
+from tutelage.objectives import Objective, WeightedTerm
 from tutelage.objectives.contrast import Contrast
 from tutelage.training.checkpoints import Checkpoints
 from tutelage.training.evaluate import NonFiniteError
-from tutelage.training.loop import Keep, accelerator_on, fit
+from tutelage.training.loop import CheckpointSink, accelerator_on, fit
 from tutelage.types import Batch
 
 CONTRAST = Contrast(negatives=8, temperature=0.07, momentum=0.5, dimension=6, student_tap="1", teacher_tap="1")
-OBJECTIVE = objectives.cross_entropy() + Objective.of(Part("contrast", 0.8, CONTRAST))
+OBJECTIVE = objectives.cross_entropy() + Objective.of(WeightedTerm("contrast", 0.8, CONTRAST))
 
 
 def lesson_of(labels, seed=0):
     student, teacher = mlp(seed=seed), mlp(seed=7)
-    context = survey(OBJECTIVE, student, teacher, torch.rand(2, 6), samples=len(labels), labels=labels)
+    context = network_context(OBJECTIVE, student, teacher, torch.rand(2, 6), samples=len(labels), labels=labels)
     torch.manual_seed(seed)
-    return Lesson(student, OBJECTIVE, context), FrozenTeacher(teacher, OBJECTIVE.needs.teacher_taps)
+    return Distiller(student, OBJECTIVE, context), FrozenTeacher(teacher, OBJECTIVE.needs.teacher_taps)
 
 
-def fitted(lesson, teacher, rows, *, folder=None, resume=False, **changes):
-    keep = Keep(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
+def fitted(distiller, teacher, rows, *, folder=None, resume=False, **changes):
+    keep = CheckpointSink(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
     return list(
         fit(
-            lesson,
+            distiller,
             teacher,
             rows,
             settings(**changes),
@@ -51,10 +51,10 @@ def test_interrupted_and_resumed_has_the_same_bits(tmp_path, stop):
 
     def run(folder, **more):
         torch.manual_seed(11)
-        lesson, teacher = lesson_of(labels)
+        distiller, teacher = lesson_of(labels)
         rows = Rows(inputs, labels, batch_size=10, shuffle=True, stop_before=more.pop("stop_before", None))
-        found = fitted(lesson, teacher, rows, folder=folder, checkpoint_steps=1, **more)
-        return untimed(found), state(lesson)
+        found = fitted(distiller, teacher, rows, folder=folder, checkpoint_steps=1, **more)
+        return untimed(found), state(distiller)
 
     records, whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -68,10 +68,10 @@ def test_interrupted_and_resumed_has_the_same_bits(tmp_path, stop):
 def test_a_step_that_is_not_applied_leaves_the_banks_alone():
     inputs, labels = samples(40)
     inputs[13] = torch.nan
-    lesson, teacher = lesson_of(labels)
-    term = lesson.objective.terms["contrast"]
+    distiller, teacher = lesson_of(labels)
+    term = distiller.objective.terms["contrast"]
     before = term.student_bank.clone()
-    (record,) = fitted(lesson, teacher, Rows(inputs, labels, batch_size=10), epochs=1, nonfinite="skip")
+    (record,) = fitted(distiller, teacher, Rows(inputs, labels, batch_size=10), epochs=1, nonfinite="skip")
     assert record["skipped_steps"] == 1
     moved = (term.student_bank != before).any(1)
     assert moved[:10].all()
@@ -83,17 +83,17 @@ def test_a_step_that_is_not_applied_leaves_the_banks_alone():
 def test_a_first_step_that_is_not_applied_does_not_fix_the_constants():
     inputs, labels = samples(20)
     inputs[3] = torch.nan
-    lesson, teacher = lesson_of(labels)
+    distiller, teacher = lesson_of(labels)
     with pytest.raises(NonFiniteError):
-        fitted(lesson, teacher, Rows(inputs[:10], labels[:10], batch_size=10), epochs=1)
-    assert lesson.objective.terms["contrast"].log_normalisers.isnan().all()
+        fitted(distiller, teacher, Rows(inputs[:10], labels[:10], batch_size=10), epochs=1)
+    assert distiller.objective.terms["contrast"].log_normalisers.isnan().all()
 
 
 def test_it_is_not_accumulated():
     inputs, labels = samples(20)
-    lesson, teacher = lesson_of(labels)
+    distiller, teacher = lesson_of(labels)
     with pytest.raises(ValueError, match="accumulate: expected 1 for an objective that couples"):
-        fitted(lesson, teacher, Rows(inputs, labels, batch_size=10), accumulate=2)
+        fitted(distiller, teacher, Rows(inputs, labels, batch_size=10), accumulate=2)
 
 
 # Several processes
@@ -118,14 +118,14 @@ def taught_state(*, spoil=False):
     """Fit four steps; the state of the lesson, and what DDP leaves alone."""
     torch.set_num_threads(1)
     inputs, labels = samples(28)
-    lesson, teacher = lesson_of(labels)
-    term = lesson.objective.terms["contrast"]
+    distiller, teacher = lesson_of(labels)
+    term = distiller.objective.terms["contrast"]
     term.draw = Table()
     if spoil:
         term.student_bank.neg_()
         term.teacher_bank.zero_()
-    fitted(lesson, teacher, Shares(inputs, labels, batch_size=7), epochs=1)
-    return state(lesson), lesson._ddp_params_and_buffers_to_ignore
+    fitted(distiller, teacher, Shares(inputs, labels, batch_size=7), epochs=1)
+    return state(distiller), distiller._ddp_params_and_buffers_to_ignore
 
 
 def one_of_two(rank, port, folder):

@@ -63,7 +63,7 @@ class Some:
         made: make the batches before; else each is made when it is asked for.
     """
 
-    def __init__(self, batches: data.SplitBatches, steps: int, *, whole: bool = False, made: bool = False) -> None:
+    def __init__(self, batches: data.BatchLoader, steps: int, *, whole: bool = False, made: bool = False) -> None:
         self._batches, self._steps, self.seconds = batches, steps, 0.0
         self._length = len(batches) if whole else 1 + steps
         self.samples = batches.samples if whole else (1 + steps) * batches.batch_size

@@ -17,11 +17,11 @@ import torch
 from tutelage import data, objectives
 from tutelage.benchmark import turns
 from tutelage.benchmark.batches import Remembered, Some, network, random_images
-from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
-from tutelage.training.evaluate import place
-from tutelage.training.loop import Pupil, Together, accelerator_on
-from tutelage.training.rng_state import Chance
+from tutelage.training.evaluate import to_device
+from tutelage.training.loop import FitJob, Lockstep, accelerator_on
+from tutelage.training.rng_state import RngState
 from tutelage.types import Teacher
 
 PAIR = ("resnet56", "resnet20")
@@ -72,7 +72,7 @@ def measure(
         Seconds a step in every round, by form: the teacher alone, a student without it, and the classes.
     """
     where = accelerator_on(device).device
-    batches = data.SplitBatches(splits.train, batch_size=BATCH, train=True)
+    batches = data.BatchLoader(splits.train, batch_size=BATCH, train=True)
     asked, there = Some(batches, steps), Some(batches, steps, made=True)
     teacher, answers = FrozenTeacher(network(pair[0], where)), Remembered(where)
     taught = partial(_class, student=pair[1], device=device)
@@ -86,9 +86,9 @@ def _class(students: int, teacher: Teacher, batches: Some, *, student: str, devi
     accelerator = accelerator_on(device)
     pupils = []
     for seed in range(students):
-        lesson = Lesson(network(student, accelerator.device, seed), objectives.kd())
-        pupils.append(Pupil(lesson, SETTINGS, chance=Chance(accelerator.device) if students > 1 else None))
-    for _, told in Together(pupils, teacher, batches, accelerator=accelerator).run():
+        distiller = Distiller(network(student, accelerator.device, seed), objectives.kd())
+        pupils.append(FitJob(distiller, SETTINGS, chance=RngState(accelerator.device) if students > 1 else None))
+    for _, told in Lockstep(pupils, teacher, batches, accelerator=accelerator).run():
         if isinstance(told, Exception):
             raise told
     return batches.seconds
@@ -99,7 +99,7 @@ def _teacher(teacher: FrozenTeacher, batches: Some, device: torch.device) -> flo
     """Return the seconds of making and placing a batch and of asking the teacher about it."""
     teacher.to(memory_format=torch.channels_last)
     for batch in batches.epoch(0):
-        moved = batch._replace(inputs=place(batch.inputs, device, channels_last=True))
+        moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=True))
         with torch.autocast(device.type, torch.bfloat16):
             teacher(moved)
     return batches.seconds

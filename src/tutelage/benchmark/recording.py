@@ -21,8 +21,8 @@ from tutelage.benchmark.batches import network, random_images
 from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import record_teacher
-from tutelage.runs.setup import Material
-from tutelage.training.evaluate import place
+from tutelage.runs.setup import RunInputs
+from tutelage.training.evaluate import to_device
 from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch
 
@@ -72,31 +72,31 @@ def recipe_of(**given: Any) -> Recipe:
     return config.parse(Recipe, value | given)
 
 
-def measure(material: Material, recipe: Recipe, *, rounds: int) -> Times:
+def measure(run_inputs: RunInputs, recipe: Recipe, *, rounds: int) -> Times:
     """Time recording and the forward pass in turn, after a first round that warms up.
 
     Args:
-        material: teacher and data; its whole training set is recorded.
+        run_inputs: teacher and data; its whole training set is recorded.
         recipe: of `recipe_of`; each recording is written into a folder of its own, and ``outputs`` is not read.
         rounds: that count.
     """
-    assert material.teacher is not None
+    assert run_inputs.teacher is not None
     device = accelerator_on(recipe.device).device
-    split = material.splits.train
-    batches = data.SplitBatches(split, batch_size=BATCH, data_seed=recipe.data_seed, train=True)
+    split = run_inputs.splits.train
+    batches = data.BatchLoader(split, batch_size=BATCH, data_seed=recipe.data_seed, train=True)
     views = list(batches.at(0, np.array_split(np.arange(len(split)), -(-len(split) // BATCH))))
-    teacher = FrozenTeacher(material.teacher).to(device).to(memory_format=torch.channels_last)
+    teacher = FrozenTeacher(run_inputs.teacher).to(device).to(memory_format=torch.channels_last)
     with turns.threads(recipe.threads or torch.get_num_threads()):
-        forms = {RECORDING: partial(_record, material, recipe), REFERENCE: partial(_forward, teacher, views, recipe)}
+        forms = {RECORDING: partial(_record, run_inputs, recipe), REFERENCE: partial(_forward, teacher, views, recipe)}
         taken = turns.in_turn(forms, rounds)
     return Times(*(np.array(taken[name]) for name in forms))
 
 
-def _record(material: Material, recipe: Recipe) -> NDArray[np.float64]:
+def _record(run_inputs: RunInputs, recipe: Recipe) -> NDArray[np.float64]:
     with tempfile.TemporaryDirectory() as folder:
         own = recipe.model_copy(update={"outputs": f"{folder}/outputs"})
         began = _now()
-        record_teacher.record(own, material=material)
+        record_teacher.record(own, run_inputs=run_inputs)
         return _now() - began
 
 
@@ -106,7 +106,7 @@ def _forward(teacher: FrozenTeacher, views: list[Batch], recipe: Recipe) -> NDAr
     device = accelerator_on(recipe.device).device
     began = _now()
     for batch in views:
-        moved = batch._replace(inputs=place(batch.inputs, device, channels_last=True))
+        moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             teacher(moved)
     return _now() - began
@@ -121,8 +121,8 @@ def _now() -> NDArray[np.float64]:
 def lines(samples: int = 2048, *, rounds: int = 5, device: str = "auto", pair: tuple[str, str] = PAIR) -> Iterator[str]:
     """Time recording of random images' outputs in bfloat16, and yield lines to print."""
     cpu = torch.device("cpu")
-    material = Material(random_images(samples), network(pair[1], cpu), network(pair[0], cpu))
-    found = measure(material, recipe_of(precision="bf16", device=device), rounds=rounds)
+    run_inputs = RunInputs(random_images(samples), network(pair[1], cpu), network(pair[0], cpu))
+    found = measure(run_inputs, recipe_of(precision="bf16", device=device), rounds=rounds)
     (own, _), (reference, _) = np.median(found.recording, 0), np.median(found.forward, 0)
     yield (
         f"{samples} views  recording {own:.2f} s  reference {reference:.2f} s  {found.ratios().wall:.2f}x as long  "

@@ -20,7 +20,7 @@ from tutelage import data, objectives
 from tutelage.benchmark import turns
 from tutelage.benchmark.batches import Remembered, Some, network, random_images
 from tutelage.benchmark.losses import algorithm1
-from tutelage.modules import FrozenTeacher, Lesson
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.training.loop import accelerator_on, fit
 from tutelage.types import Teacher
@@ -96,10 +96,10 @@ class _Ours:
     def __init__(
         self, teacher: Teacher, student: nn.Module, splits: data.Splits, device: str, batch: int, n: int
     ) -> None:
-        lesson = Lesson(student, objectives.wttm(gamma=GAMMA, beta=BETA))
-        self._batches = Some(data.SplitBatches(splits.train, batch_size=batch, train=True), n, whole=True)
+        distiller = Distiller(student, objectives.wttm(gamma=GAMMA, beta=BETA))
+        self._batches = Some(data.BatchLoader(splits.train, batch_size=batch, train=True), n, whole=True)
         settings = FitSettings(epochs=240, precision="bf16")
-        self._fitted = fit(lesson, teacher, self._batches, settings, accelerator=accelerator_on(device))
+        self._fitted = fit(distiller, teacher, self._batches, settings, accelerator=accelerator_on(device))
 
     def seconds(self) -> float:
         """Time the steps after one that warms up."""

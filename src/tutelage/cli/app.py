@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
-    from tutelage.studies.plan import Assignment
+    from tutelage.studies.plan import StudyRequest
 
 app = typer.Typer(
     name="tutelage",
@@ -89,7 +89,7 @@ def compare(
             _print_rehearsal(given, trust)
         return
     with _screen() as screen:
-        report = compare_objectives(comparison, folder, command=_command(), display=screen, trust_code=trust)
+        report = compare_objectives(comparison, folder, command=_command(), reporter=screen, trust_code=trust)
     _print_table(folder)
     typer.echo(f"\nreport: {report}")
 
@@ -131,7 +131,7 @@ def study(
     trust_code: TrustCode = False,
     runs: Runs = Path("runs"),
     worker: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
-    until: Annotated[float | None, typer.Option("--until", hidden=True)] = None,
+    deadline: Annotated[float | None, typer.Option("--until", hidden=True)] = None,
 ) -> None:
     """Do a grid of runs, pairs by methods by seeds, and hold it against published values."""
     import time
@@ -159,7 +159,7 @@ def study(
     )
     trust = trust_code or _typed_code([name, *(overrides or [])])
     # The clock of a process counts from anywhere, so that a worker is told by the time of day.
-    ends = began + (seconds or 0.0) if until is None else time.monotonic() + until - time.time()
+    ends = began + (seconds or 0.0) if deadline is None else time.monotonic() + deadline - time.time()
     allowed = budgets.Budget(seconds, ends) if seconds else None
     if dry_run:
         if allowed is not None:
@@ -169,15 +169,15 @@ def study(
         return
     for departure in _departures(assignment) if worker is None else ():
         typer.echo(f"departs from the study: {departure}")
-    conduct = partial(
-        run_study.conduct, assignment, command=_command(), trust_code=trust, budget=allowed, together=together
+    do = partial(
+        run_study.run_study, assignment, command=_command(), trust_code=trust, budget=allowed, together=together
     )
     if worker is not None:
         from tutelage import records
 
         workers.end_with_parent()
         with _screen() as screen:
-            failed = conduct(display=screen, show_plan=False, workers=jobs)
+            failed = do(reporter=screen, show_plan=False, workers=jobs)
         records.write_json(worker, failed)
         return
     if jobs > 1:
@@ -194,7 +194,7 @@ def study(
         failed = workers.share(typed, jobs, say=typer.echo)
     else:
         with _screen() as screen:
-            failed = conduct(display=screen)
+            failed = do(reporter=screen)
     if (assignment.folder / "study.json").exists():
         _print_table(assignment.folder)
         typer.echo(f"\ntable: {assignment.folder / 'table.md'}\nreport: {assignment.folder / 'report.html'}")
@@ -237,7 +237,7 @@ def record(
     given = api.from_file(Path(recipe), typed)
     trust = trust_code or _typed_code(overrides or [])
     with _screen() as screen:
-        folder = record_teacher.record(given, display=screen, trust_code=trust)
+        folder = record_teacher.record(given, reporter=screen, trust_code=trust)
     typer.echo(f"\noutputs: {folder}")
 
 
@@ -371,7 +371,7 @@ def _one(
     runs: Path,
 ) -> None:
     from tutelage import api
-    from tutelage.runs.execute import perform
+    from tutelage.runs.execute import execute
 
     trust = trust_code or _typed_code([given, *(overrides or [])])
     if "=" in given and not Path(given).exists():
@@ -388,12 +388,12 @@ def _one(
         _print_rehearsal(recipe, trust)
         return
     with _screen() as screen:
-        run = perform(
+        run = execute(
             recipe,
             runs / recipe.name,
             verb=verb,
             command=_command(),
-            display=screen,
+            reporter=screen,
             trust_code=trust,
             expected=expected,
         )
@@ -409,10 +409,10 @@ def _typed_code(typed: list[str]) -> frozenset[str]:
 
 
 def _print_rehearsal(recipe: Recipe, trust: bool | frozenset[str]) -> None:
-    from tutelage.runs.dry_run import rehearse
+    from tutelage.runs.dry_run import dry_run
 
     typer.echo(f"{recipe.name} (dry run, nothing is written)")
-    for what, value in rehearse(recipe, trust_code=trust):
+    for what, value in dry_run(recipe, trust_code=trust):
         typer.echo(f"  {what:<20} {value}")
 
 
@@ -432,7 +432,7 @@ def _listed(typed: str) -> list[str]:
     return [name.strip() for name in typed.split(",") if name.strip()]
 
 
-def _rehearse_study(assignment: Assignment, trust: bool | frozenset[str]) -> None:
+def _rehearse_study(assignment: StudyRequest, trust: bool | frozenset[str]) -> None:
     """Try each method once on each pair; what is wrong with one does not hide what is wrong with another."""
     from tutelage.studies import plan
 
@@ -468,7 +468,7 @@ def _with_device(overrides: list[str], device: str | None) -> list[str]:
     return [*overrides, f"device={device}"]
 
 
-def _departures(assignment: Assignment) -> list[str]:
+def _departures(assignment: StudyRequest) -> list[str]:
     from tutelage.studies import plan
 
     return plan.departures(assignment, plan.cells(assignment))
@@ -485,9 +485,9 @@ def _command() -> str:
 
 
 def _screen() -> Any:
-    from tutelage.runs.terminal import Screen
+    from tutelage.runs.terminal import TerminalReporter
 
-    return Screen()
+    return TerminalReporter()
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from tutelage.objectives import Objective
 
 
-def lines(kind: type[BaseModel], detail: Any) -> list[str]:
+def explain(kind: type[BaseModel], detail: Any) -> list[str]:
     """Put one error of pydantic's into words.
 
     Args:
@@ -51,7 +51,7 @@ def lines(kind: type[BaseModel], detail: Any) -> list[str]:
     return [f"{spot.key}: expected {expected}, got {text}; for example {spot.key}={spot.example(got)}"]
 
 
-class _Spot(NamedTuple):
+class SchemaLocation(NamedTuple):
     """Where in the schema a fault is.
 
     Attributes:
@@ -88,7 +88,7 @@ class _Spot(NamedTuple):
         return _sample(core)
 
 
-def _find(kind: type[BaseModel], place: Sequence[str | int]) -> _Spot:
+def _find(kind: type[BaseModel], place: Sequence[str | int]) -> SchemaLocation:
     """Follow pydantic's path, which names a union's section as well as a mapping's keys, through the schema."""
     key, around, inside = [], [kind], [kind]
     annotation: Any = kind
@@ -104,7 +104,7 @@ def _find(kind: type[BaseModel], place: Sequence[str | int]) -> _Spot:
         field = next((found for section in inside if (found := _members(section).get(str(part)))), None)
         annotation = field.annotation if field else _item(annotation, part)
         inside = list(_sections(annotation))
-    return _Spot(".".join(key), around, annotation, field)
+    return SchemaLocation(".".join(key), around, annotation, field)
 
 
 def _prefixed(key: str, text: str) -> str:
@@ -115,7 +115,7 @@ def _prefixed(key: str, text: str) -> str:
     return f"{key}: {text}"
 
 
-def _nearest(kind: type[BaseModel], spot: _Spot, name: str) -> str:
+def _nearest(kind: type[BaseModel], spot: SchemaLocation, name: str) -> str:
     """Name the known key that an unknown one was probably meant to be, at its own depth or elsewhere."""
     above = spot.key.rpartition(".")[0]
     known = sorted({member for section in spot.around for member in _members(section)})
@@ -220,7 +220,8 @@ def _sample(core: Any) -> str:
     if section is None:
         return "null"
     examples = {
-        name: _Spot(name, [], field.annotation, field).example(None) for name, field in _members(section).items()
+        name: SchemaLocation(name, [], field.annotation, field).example(None)
+        for name, field in _members(section).items()
     }
     return next(f"{{{name}: {example}}}" for name, example in examples.items() if example != "null")
 

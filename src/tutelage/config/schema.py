@@ -192,7 +192,7 @@ class Recipe(_Section):
         teacher: the network to learn from; none for labels alone.
         outputs: the folder of the teacher's recorded outputs, which are read instead of asking it; none asks it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
-        outputs_top: where all logits are above that, it keeps so many of each sample (`store.Top`); none keeps all.
+        outputs_top: where all logits are above that, it keeps so many of each sample (`store.TopK`); none keeps all.
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
             error of ``U_gamma``, at an exponent of the recipe's, is larger.
         objective: a preset, or a list of them with scales.
@@ -443,7 +443,7 @@ def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> 
     try:
         return kind.model_validate(dict(value))
     except ValidationError as error:
-        lines = [line for detail in error.errors(include_url=False) for line in messages.lines(kind, detail)]
+        lines = [line for detail in error.errors(include_url=False) for line in messages.explain(kind, detail)]
         raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
 
 

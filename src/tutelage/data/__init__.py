@@ -1,7 +1,7 @@
 """Data: every source yields ``Batch(index, inputs, labels)``, seeded and replayable.
 
 >>> splits = open_data(DataSettings(source="digits"))
->>> batch = next(SplitBatches(splits.train, batch_size=4, train=True).epoch(0))
+>>> batch = next(BatchLoader(splits.train, batch_size=4, train=True).epoch(0))
 >>> batch.inputs.shape, splits.sizes()
 (torch.Size([4, 1, 8, 8]), {'train': 1437, 'test': 360, 'labelled': 1437, 'corrupt': 0})
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import difflib
 
-from tutelage.data.datasets import Split, Splits, ViewAt
-from tutelage.data.loader import SplitBatches
+from tutelage.data.datasets import Split, Splits, View
+from tutelage.data.loader import BatchLoader
 from tutelage.data.loader import smallest_share as smallest_share
 from tutelage.data.mixup import Mixing
 from tutelage.data.sources.digits import open_digits
@@ -22,13 +22,13 @@ from tutelage.data.sources.torchvision import open_vision
 from tutelage.settings.data import DataSettings, RandAugment, check
 
 __all__ = [
+    "BatchLoader",
     "DataSettings",
     "Mixing",
     "RandAugment",
     "Split",
-    "SplitBatches",
     "Splits",
-    "ViewAt",
+    "View",
     "available",
     "from_datasets",
     "open_data",

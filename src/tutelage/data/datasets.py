@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tutelage.data.mixup import Mixing
 
 
-class ViewAt(NamedTuple):
+class View(NamedTuple):
     """Which random views to take: with a sample's place they determine its augmentation.
 
     Attributes:
@@ -52,11 +52,11 @@ class Split(Protocol):
     def __len__(self) -> int:
         """Return the number of samples."""
 
-    def fetch(self, index: NDArray[np.int64], *, view: ViewAt | None = None) -> Tensor:
+    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1]; without a view, not augmented."""
 
     def stream(
-        self, requests: Iterable[NDArray[np.int64]], *, view: ViewAt | None = None
+        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order; each comes with the places that could be read."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.datasets import ViewAt
+    from tutelage.data.datasets import View
 
 ATTEMPTS = 10
 AREA = (0.02, 1 / 3)
@@ -27,7 +27,7 @@ Rectangle = tuple[int, int, int, int]
 
 
 def rectangles(
-    index: NDArray[np.int64], *, view: ViewAt, probability: float, height: int, width: int
+    index: NDArray[np.int64], *, view: View, probability: float, height: int, width: int
 ) -> list[Rectangle | None]:
     """Return what is erased of each sample; none where nothing is.
 
@@ -65,9 +65,7 @@ def rectangles(
     return found
 
 
-def erase(
-    images: Tensor, index: NDArray[np.int64], *, view: ViewAt, probability: float, white: float = 255.0
-) -> Tensor:
+def erase(images: Tensor, index: NDArray[np.int64], *, view: View, probability: float, white: float = 255.0) -> Tensor:
     """Fill a rectangle of some images with noise: each value normal, with the mean and deviation of ImageNet's pixels.
 
     Grey images have the mean of the three channels' figures. Values are rounded, and cut off at black and white.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tutelage.data.datasets import ViewAt
+from tutelage.data.datasets import View
 from tutelage.data.mixup import mixed_batches
 from tutelage.data.rng import permutation
 from tutelage.types import Batch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tutelage.data.datasets import Split
 
 
-class SplitBatches:
+class BatchLoader:
     """Batches of one split, on the CPU: implements `contracts.Batches`.
 
     A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; with several processes
@@ -81,7 +81,7 @@ class SplitBatches:
 
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
         """Yield a batch for each array of places, with the views that training has of them in an epoch."""
-        view = ViewAt(self.data_seed, epoch) if self.train else None
+        view = View(self.data_seed, epoch) if self.train else None
         if view is not None and self.split.mixing is not None:
             yield from mixed_batches(self.split, self.split.mixing, requests, view=view)
             return
@@ -98,6 +98,6 @@ class SplitBatches:
 
 
 def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
-    """Return how many samples a process has at least in a step of an epoch of training (`SplitBatches`)."""
+    """Return how many samples a process has at least in a step of an epoch of training (`BatchLoader`)."""
     rest = samples % batch_size
     return (rest if rest >= world else min(batch_size, samples)) // world

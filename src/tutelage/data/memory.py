@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.datasets import ViewAt
+    from tutelage.data.datasets import View
     from tutelage.data.mixup import Mixing
 
 
@@ -44,7 +44,7 @@ class MemorySplit:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def fetch(self, index: NDArray[np.int64], *, view: ViewAt | None = None) -> Tensor:
+    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], strided as channels-last."""
         images = self.pixels[self.positions[torch.from_numpy(index)]]
         if view is not None:
@@ -52,7 +52,7 @@ class MemorySplit:
         return to_float(images, divisor=self.divisor)
 
     def stream(
-        self, requests: Iterable[NDArray[np.int64]], *, view: ViewAt | None = None
+        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order; all samples can be read."""
         for index in requests:

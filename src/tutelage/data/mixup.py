@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.datasets import Split, ViewAt
+    from tutelage.data.datasets import Split, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Mix(NamedTuple):
     box: NDArray[np.int64]
 
 
-def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: ViewAt) -> Mix:
+def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: View) -> Mix:
     """Draw each sample's partner, share and rectangle from its own hash.
 
     The partner is uniform over the data set, the sample itself included. The share ``lam`` follows
@@ -109,7 +109,7 @@ def _boxes(
 
 
 def mixed_batches(
-    split: Split, mixing: Mixing, requests: Iterable[NDArray[np.int64]], *, view: ViewAt
+    split: Split, mixing: Mixing, requests: Iterable[NDArray[np.int64]], *, view: View
 ) -> Iterator[Batch]:
     """Fetch batches in order, mixed.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.datasets import ViewAt
+    from tutelage.data.datasets import View
     from tutelage.settings.data import RandAugment
 
 HIGHEST = 10.0
@@ -92,7 +92,7 @@ _NAMES = tuple(OPERATIONS)
 
 
 def draw_operations(
-    index: NDArray[np.int64], *, view: ViewAt, settings: RandAugment
+    index: NDArray[np.int64], *, view: View, settings: RandAugment
 ) -> list[list[tuple[str, float, int]]]:
     """Return what is done to each sample: names of operations with level and sign, in order.
 
@@ -123,7 +123,7 @@ def randaugment(
     images: Tensor,
     index: NDArray[np.int64],
     *,
-    view: ViewAt,
+    view: View,
     settings: RandAugment,
     interpolation: str = "bilinear",
     white: float = 255.0,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.datasets import ViewAt
+    from tutelage.data.datasets import View
     from tutelage.data.mixup import Mixing
 
 _SHOWN = 5
@@ -103,7 +103,7 @@ class StreamSplit:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def fetch(self, index: NDArray[np.int64], *, view: ViewAt | None = None) -> Tensor:
+    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1].
 
         Raises:
@@ -115,7 +115,7 @@ class StreamSplit:
         return to_float(decoded.images, divisor=255.0)
 
     def stream(
-        self, requests: Iterable[NDArray[np.int64]], *, view: ViewAt | None = None
+        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order; each comes with the places that could be read.
 
@@ -132,7 +132,7 @@ class StreamSplit:
                     self.corrupt.append(fault.name)
             yield decoded.places, to_float(decoded.images, divisor=255.0)
 
-    def _decode(self, index: NDArray[np.int64], view: ViewAt | None) -> Decoded:
+    def _decode(self, index: NDArray[np.int64], view: View | None) -> Decoded:
         places = [int(p) for p in self.positions[index]]
         images, kept, faults = [], [], []
         for row, (place, item) in enumerate(zip(places, self.reader.encoded(places), strict=True)):

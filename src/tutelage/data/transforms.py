@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.datasets import ViewAt
+    from tutelage.data.datasets import View
     from tutelage.settings.data import DataSettings, RandAugment
 
 ATTEMPTS = 10
@@ -25,7 +25,7 @@ AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 
 
-def crops(index: NDArray[np.int64], *, view: ViewAt, padding: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def crops(index: NDArray[np.int64], *, view: View, padding: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return each sample's crop offsets from the top and the left, in ``[0, 2 * padding]``."""
     span = 2 * padding + 1
     top = rng.integers(rng.draw(view.seed, view.epoch, index, rng.TOP), span)
@@ -33,12 +33,12 @@ def crops(index: NDArray[np.int64], *, view: ViewAt, padding: int) -> tuple[NDAr
     return top, left
 
 
-def flips(index: NDArray[np.int64], *, view: ViewAt) -> NDArray[np.bool_]:
+def flips(index: NDArray[np.int64], *, view: View) -> NDArray[np.bool_]:
     """Return whether each sample is flipped."""
     return rng.integers(rng.draw(view.seed, view.epoch, index, rng.FLIP), 2).astype(bool)
 
 
-def augment(images: Tensor, index: NDArray[np.int64], *, view: ViewAt, padding: int, flip: bool) -> Tensor:
+def augment(images: Tensor, index: NDArray[np.int64], *, view: View, padding: int, flip: bool) -> Tensor:
     """Crop out of a border of zeros, then flip left to right; each sample by its own hash.
 
     Args:
@@ -70,7 +70,7 @@ def augment(images: Tensor, index: NDArray[np.int64], *, view: ViewAt, padding: 
     return images.reshape(-1, channels).index_select(0, places.reshape(-1)).reshape(batch, height, width, channels)
 
 
-def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: ViewAt) -> list[tuple[int, int, int, int]]:
+def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> list[tuple[int, int, int, int]]:
     """Return a random box of each image: left, top, right, bottom, whole pixels.
 
     The area is uniform in 8 to 100 %, the aspect ratio log-uniform in 3/4 to 4/3; the first of ten draws that lies
@@ -138,7 +138,7 @@ class Augmentation:
             interpolation=settings.interpolation,
         )
 
-    def apply(self, images: Tensor, index: NDArray[np.int64], *, view: ViewAt, white: float = 255.0) -> Tensor:
+    def apply(self, images: Tensor, index: NDArray[np.int64], *, view: View, white: float = 255.0) -> Tensor:
         """Vary each image by its own hash.
 
         Args:

@@ -19,9 +19,9 @@ from tutelage.models.sources import cifar, mlp
 from tutelage.models.sources import file as door_file
 from tutelage.models.sources import timm as door_timm
 from tutelage.models.sources import torchvision as door_torchvision
-from tutelage.models.spec import Plan, Wish, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
-_Door = Callable[[str, Wish], Plan]
+_Door = Callable[[str, ModelRequest], ModelSpec]
 _DOORS: dict[str, _Door] = {door.PREFIX: door.plan for door in (cifar, mlp, door_timm, door_torchvision, door_file)}
 
 
@@ -68,14 +68,14 @@ def create(
     """
     if not isinstance(name, str):
         raise TypeError(f"model: expected a name, got {type(name).__name__}; type adopt(module) for one of your own")
-    wish = Wish(classes, channels, image_size, trust_code, tagged=weights is None)
+    request = ModelRequest(classes, channels, image_size, trust_code, tagged=weights is None)
     saved = Path(name)
     prefix, colon, rest = name.partition(":")
     with _seeded(seed):
         if colon and prefix in _DOORS:
-            found = _DOORS[prefix](rest, wish)
+            found = _DOORS[prefix](rest, request)
         elif name and io.is_saved(saved):
-            found = _rebuilt(saved, wish)
+            found = _rebuilt(saved, request)
             weights = saved / records.STUDENT if weights is None else weights
         elif name and saved.is_dir():
             raise ValueError(
@@ -93,14 +93,14 @@ def create(
         return _from_name(found, classes)
 
 
-def _from_name(found: Plan, classes: int | None) -> Classifier:
+def _from_name(found: ModelSpec, classes: int | None) -> Classifier:
     if found.fetch is None:
         return _described(found.build(found.card.classes), found.card)
     network = found.fetch()
     return _with_head(network, found.card, classes)
 
 
-def _from_file(found: Plan, path: Path, classes: int | None) -> Classifier:
+def _from_file(found: ModelSpec, path: Path, classes: int | None) -> Classifier:
     name = found.card.name
     network = found.build(found.card.classes)
     state = files.unprefixed(files.read(path), network.state_dict())
@@ -129,7 +129,7 @@ def _described(network: nn.Module, card: Card) -> Classifier:
     return Classifier(network, card)
 
 
-def _rebuilt(saved: Path, wish: Wish) -> Plan:
+def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     card = io.read_card(saved)
     prefix, _, rest = card.name.partition(":")
     if prefix not in _DOORS:
@@ -137,13 +137,13 @@ def _rebuilt(saved: Path, wish: Wish) -> Plan:
             f"model: expected a student that a name can rebuild in {saved}, got {card.name!r}, a module of the user's "
             f"own; build the module and type tutelage.models.load(module, read({str(saved / records.STUDENT)!r}))"
         )
-    size = wish.image_size or card.image_size
-    built = _DOORS[prefix](rest, Wish(card.classes, card.channels, size, wish.trust_code, tagged=False))
-    if not wish.tagged:
+    size = request.image_size or card.image_size
+    built = _DOORS[prefix](rest, ModelRequest(card.classes, card.channels, size, request.trust_code, tagged=False))
+    if not request.tagged:
         card = dataclasses.replace(card, weights=None)
     # Where features are read is a fact of the network, which an older card may not tell.
     known = {field: getattr(built.card, field) for field in structure.Places._fields}
-    return Plan(dataclasses.replace(card, image_size=size, **known), built.build)
+    return ModelSpec(dataclasses.replace(card, image_size=size, **known), built.build)
 
 
 def adopt(

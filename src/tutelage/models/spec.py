@@ -12,7 +12,7 @@ from torch import nn
 from tutelage.models.card import Card
 
 
-class Wish(NamedTuple):
+class ModelRequest(NamedTuple):
     """What the caller asks of a model besides its name.
 
     Attributes:
@@ -30,7 +30,7 @@ class Wish(NamedTuple):
     tagged: bool = True
 
 
-class Plan(NamedTuple):
+class ModelSpec(NamedTuple):
     """How to make the model that a name stands for.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from tutelage.objectives.objective import BoundObjective as BoundObjective
 from tutelage.objectives.objective import Objective as Objective
-from tutelage.objectives.objective import Part as Part
+from tutelage.objectives.objective import WeightedTerm as WeightedTerm
 from tutelage.objectives.objective import count as count
 from tutelage.objectives.presets import confidence_penalty as confidence_penalty
 from tutelage.objectives.presets import crd as crd
@@ -58,5 +58,5 @@ from tutelage.objectives.schedules import SignedWeight as SignedWeight
 from tutelage.objectives.schedules import WarmUp as WarmUp
 from tutelage.objectives.schedules import Weight as Weight
 from tutelage.objectives.term import Apply as Apply
-from tutelage.objectives.term import Context as Context
-from tutelage.objectives.term import Description as Description
+from tutelage.objectives.term import BindContext as BindContext
+from tutelage.objectives.term import TermSpec as TermSpec

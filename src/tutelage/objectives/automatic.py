@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tutelage import targets
-from tutelage.objectives.term import Context
+from tutelage.objectives.term import BindContext
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
 SHARE = 3.0
@@ -25,7 +25,7 @@ _ROWS = 1024
 _DIGITS = 4
 
 
-def balanced_weight(term: Term, context: Context) -> float:
+def balanced_weight(term: Term, context: BindContext) -> float:
     """Find the weight that makes a term's gradient `SHARE` times as large as cross-entropy's for an ignorant student.
 
     ``beta = SHARE * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
@@ -59,7 +59,7 @@ def balanced_weight(term: Term, context: Context) -> float:
     return _rounded(SHARE * math.sqrt((classes - 1) / classes) / size)
 
 
-def equally_flat(name: str, context: Context) -> float:
+def equally_flat(name: str, context: BindContext) -> float:
     """Find the dial of a mapping at which the transformed teacher is as flat as that of the power at `FLAT_GAMMA`.
 
     As flat means the same mean Shannon entropy; it falls as the dial rises, so the dial is found by bisection.
@@ -92,7 +92,7 @@ def equally_flat(name: str, context: Context) -> float:
     return _rounded(math.exp((low + high) / 2))
 
 
-def mean_weight(weigh: Callable[[Tensor], Tensor], context: Context) -> float:
+def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> float:
     """Find the mean of a sample weight over training samples.
 
     Args:
@@ -125,7 +125,7 @@ def _mean(of: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
     return torch.cat([of(rows) for rows in log_probs.split(_ROWS)]).mean().item()
 
 
-def _logits(context: Context, wanted: str) -> Tensor:
+def _logits(context: BindContext, wanted: str) -> Tensor:
     logits = context.teacher_logits
     if logits is None:
         raise ValueError(

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from tutelage import checks, losses
 from tutelage.objectives import gathering
 from tutelage.objectives.negatives import OtherClasses
-from tutelage.objectives.term import Context, present, shape_of
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present, shape_of
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,16 @@ class Contrast:
         checks.fraction(self.momentum, "momentum", example=0.5)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads. Labels are read when it is bound, from the context, and may be missing there."""
-        return Needs(True, "none", True, (self.student_tap,), (self.teacher_tap,), places=True)
+        return Requirements(True, "none", True, (self.student_tap,), (self.teacher_tap,), places=True)
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the maps and the banks.
 
         Raises:
@@ -73,14 +73,14 @@ class BoundContrast(nn.Module):
     stay equal without being sent.
     """
 
-    def __init__(self, description: Contrast, context: Context) -> None:
+    def __init__(self, description: Contrast, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._description = description
         if context.labels is None:
             raise ValueError(
                 "context: expected labels of the training samples, which negatives are drawn by, got none; "
-                "type context=tutelage.survey(objective, student, teacher, inputs, labels=labels)"
+                "type context=tutelage.network_context(objective, student, teacher, inputs, labels=labels)"
             )
         self.samples, dimension = len(context.labels), description.dimension
         self.embed_student = nn.Linear(embedding_width(context, "student", description.student_tap), dimension)
@@ -159,7 +159,7 @@ class _Seen:
     log_normalisers: Tensor
 
 
-def embedding_width(context: Context, who: str, tap: str) -> int:
+def embedding_width(context: BindContext, who: str, tap: str) -> int:
     """Return the width of a feature ``(batch, width)``; refuse any other."""
     shape = shape_of(context, "student" if who == "student" else "teacher", tap)
     if len(shape) != 1:

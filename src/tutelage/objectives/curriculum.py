@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tutelage import checks, losses
 from tutelage.objectives.schedules import Schedule, weight_at
-from tutelage.objectives.term import Context, present
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,16 @@ class Curriculum:
         checks.positive(self.span, "span", example=20.0)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """The teacher."""
-        return Needs(True, "none")
+        return Requirements(True, "none")
 
     @property
     def target_gamma(self) -> None:
         """None: the temperature changes."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the term, its ``theta`` at the start."""
         return BoundCurriculum(self)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tutelage import losses
 from tutelage.objectives.contrast import embedding_width
-from tutelage.objectives.term import Context, present
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,16 @@ class Correlation:
             )
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(True, "none", True, (self.student_tap,), (self.teacher_tap,), least=2)
+        return Requirements(True, "none", True, (self.student_tap,), (self.teacher_tap,), least=2)
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the maps.
 
         Raises:
@@ -55,7 +55,7 @@ class Correlation:
 class _BoundCorrelation(nn.Module):
     """A bound `Correlation`."""
 
-    def __init__(self, description: Correlation, context: Context) -> None:
+    def __init__(self, description: Correlation, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._taps = description.student_tap, description.teacher_tap

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tutelage import checks, losses
 from tutelage.objectives.stages import map_shapes
-from tutelage.objectives.term import Context, present
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 SLOPE = 0.1
 """Of the leaky ReLUs."""
@@ -48,16 +48,16 @@ class Factors:
         losses.factor_transfer(ones, ones, p=self.p, norm=self.norm)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(True, "none", False, (self.student_tap,), (self.teacher_tap,))
+        return Requirements(True, "none", False, (self.student_tap,), (self.teacher_tap,))
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the paraphraser and the translator.
 
         Raises:
@@ -67,7 +67,7 @@ class Factors:
 
 
 class _BoundFactors(nn.Module):
-    def __init__(self, description: Factors, context: Context) -> None:
+    def __init__(self, description: Factors, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._description = description

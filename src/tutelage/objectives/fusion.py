@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage import checks, losses
-from tutelage.objectives.term import Context, present, shape_of
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present, shape_of
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 WIDEST = 512
 """At most as many channels are handed on from level to level."""
@@ -42,16 +42,16 @@ class Review:
             )
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads. Its batch norm couples a batch no more than that of a network does."""
-        return Needs(True, "none", False, self.student_taps, self.teacher_taps, least=2)
+        return Requirements(True, "none", False, self.student_taps, self.teacher_taps, least=2)
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the modules.
 
         Raises:
@@ -61,7 +61,7 @@ class Review:
 
 
 class _BoundReview(nn.Module):
-    def __init__(self, description: Review, context: Context) -> None:
+    def __init__(self, description: Review, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._student, self._teacher = description.student_taps, description.teacher_taps
@@ -165,16 +165,16 @@ class Masked:
             raise ValueError(f"mask: expected {' or '.join(MASKS)}, got {self.mask!r}; type for example mask=channel")
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(True, "none", False, (self.student_tap,), (self.teacher_tap,))
+        return Requirements(True, "none", False, (self.student_tap,), (self.teacher_tap,))
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the convolutions.
 
         Raises:
@@ -184,7 +184,7 @@ class Masked:
 
 
 class _BoundMasked(nn.Module):
-    def __init__(self, description: Masked, context: Context) -> None:
+    def __init__(self, description: Masked, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._description = description
@@ -236,7 +236,7 @@ class Remake(nn.Module):
         return cast(Tensor, self.generation(self.align(features).masked_fill(hidden, 0.0)))
 
 
-def _map(context: Context, who: Literal["student", "teacher"], tap: str) -> tuple[int, int, int]:
+def _map(context: BindContext, who: Literal["student", "teacher"], tap: str) -> tuple[int, int, int]:
     """Return channels, height and width of a tap."""
     shape = shape_of(context, who, tap)
     if len(shape) not in (1, 3):

@@ -15,15 +15,15 @@ from torch.nn import functional as F
 
 from tutelage import losses
 from tutelage.objectives import projectors
-from tutelage.objectives.term import Context, present, shape_of
-from tutelage.types import Batch, Needs, Outputs, Progress, Projection, Term
+from tutelage.objectives.term import BindContext, present, shape_of
+from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Term
 
 MAP = 3
 """Axes of a map without the batch: channels, height, width."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regress:
+class SRRL:
     """Pooled features against the teacher's, before its head and behind it.
 
     ``losses.srrl_statistics + regression * losses.srrl_regression``. The student's map goes through a 1x1 convolution
@@ -44,16 +44,16 @@ class Regress:
             raise ValueError(f"regression: expected a finite number >= 0, got {self.regression}; type regression=1.0")
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(True, "none", False, (self.student_tap,), (self.teacher_tap,), teacher_head=True)
+        return Requirements(True, "none", False, (self.student_tap,), (self.teacher_tap,), teacher_head=True)
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the connector.
 
         Raises:
@@ -66,7 +66,7 @@ class _BoundRegress(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, description: Regress, context: Context) -> None:
+    def __init__(self, description: SRRL, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._description = description
@@ -94,7 +94,7 @@ class _BoundRegress(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overhaul:
+class OFD:
     """Maps before their activation against the teacher's, above a margin a channel (`losses.ofd`), summed over taps.
 
     The last tap counts in full, each one before it half as much as the next. A 1x1 convolution without a bias and a
@@ -121,17 +121,17 @@ class Overhaul:
                 )
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
         names = self.norms or self.teacher_taps
-        return Needs(True, "none", False, self.student_taps, self.teacher_taps, teacher_norms=names)
+        return Requirements(True, "none", False, self.student_taps, self.teacher_taps, teacher_norms=names)
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the connectors and find the margins.
 
         Raises:
@@ -141,7 +141,7 @@ class Overhaul:
 
 
 class _BoundOverhaul(nn.Module):
-    def __init__(self, description: Overhaul, context: Context) -> None:
+    def __init__(self, description: OFD, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._pairs = tuple(zip(description.student_taps, description.teacher_taps, strict=True))
@@ -192,9 +192,9 @@ class NormDirection:
     teacher_tap: str
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(
+        return Requirements(
             True,
             "index",
             False,
@@ -213,7 +213,7 @@ class NormDirection:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Keep the class means.
 
         Raises:
@@ -225,7 +225,7 @@ class NormDirection:
 class _BoundNormDirection(nn.Module):
     class_means: Tensor
 
-    def __init__(self, description: NormDirection, context: Context) -> None:
+    def __init__(self, description: NormDirection, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._student, self._teacher = projectors.name(self.needs.projections[0]), description.teacher_tap
@@ -249,7 +249,7 @@ def _connector(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
     return convolution, nn.BatchNorm2d(outputs)
 
 
-def _channels(context: Context, who: str, tap: str) -> int:
+def _channels(context: BindContext, who: str, tap: str) -> int:
     shape = shape_of(context, "student" if who == "student" else "teacher", tap)
     if len(shape) != MAP:
         raise ValueError(
@@ -262,5 +262,5 @@ def _channels(context: Context, who: str, tap: str) -> int:
 def _lacks(field: str, what: str, more: str = "") -> ValueError:
     return ValueError(
         f"context: expected {field}, {what}, got none; "
-        f"type context=tutelage.survey(objective, student, teacher, inputs{more})"
+        f"type context=tutelage.network_context(objective, student, teacher, inputs{more})"
     )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tutelage import losses, targets
 from tutelage.objectives import automatic
 from tutelage.objectives.schedules import Automatic
-from tutelage.objectives.term import Context, present
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 NORMALISE = ("none", "batch", "training")
 
@@ -49,11 +49,11 @@ class Matching:
         self._weight(targets.Pointwise(self.transform, gamma=1 if isinstance(self.gamma, Automatic) else self.gamma))
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """The teacher; the statistics of its logits where a number is found from them."""
         dial = isinstance(self.gamma, Automatic) and self.transform != "power"
         statistics = dial or self.normalise == "training"
-        return Needs(True, "none", self.normalise == "batch", teacher_statistics=statistics)
+        return Requirements(True, "none", self.normalise == "batch", teacher_statistics=statistics)
 
     @property
     def target_gamma(self) -> float | None:
@@ -67,7 +67,7 @@ class Matching:
         """The exponent through which alone it reads the teacher; none where a weight is of something else."""
         return self.target_gamma if self.weight_by in ("constant", "power_sum") else None
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the term, with the numbers found that are not given."""
         found = {}
         gamma = self.gamma

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.schedules import Automatic, Weight, scaled, weight_at, weight_to_recipe
-from tutelage.objectives.term import Apply, Context, Description, shape_of
-from tutelage.types import UNLABELLED, Batch, Loss, Needs, Outputs, Progress, Projection, Term, Totals
+from tutelage.objectives.term import Apply, BindContext, TermSpec, shape_of
+from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightedTerm:
     """One term with its name and weight."""
 
     name: str
     weight: Weight | Automatic
-    term: Description
+    term: TermSpec
 
 
 @dataclass(frozen=True)
-class Piece:
+class PresetCall:
     """What one preset call made, with the factor that the whole of it was scaled by.
 
     Attributes:
@@ -39,7 +39,7 @@ class Piece:
         gather: its terms read the samples of all processes at once instead of each process's share.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[WeightedTerm, ...]
     preset: str | None = None
     arguments: Mapping[str, Any] | None = None
     scale: float = 1.0
@@ -58,12 +58,12 @@ class Objective:
     optimizer step: all micro-batches and all processes.
     """
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PresetCall, ...]
 
     @classmethod
-    def of(cls, *parts: Part) -> Objective:
+    def of(cls, *parts: WeightedTerm) -> Objective:
         """Make an objective of terms put together by hand."""
-        return cls((Piece(parts),))
+        return cls((PresetCall(parts),))
 
     def __add__(self, other: Objective) -> Objective:
         if not isinstance(other, Objective):
@@ -118,7 +118,7 @@ class Objective:
         return "+".join(piece.preset or "custom" for piece in self.pieces)
 
     @property
-    def parts(self) -> Iterator[tuple[Part, float]]:
+    def parts(self) -> Iterator[tuple[WeightedTerm, float]]:
         """Each term with the factor on its weight; names are made unique by a number."""
         taken: set[str] = set()
         for piece in self.pieces:
@@ -134,12 +134,12 @@ class Objective:
         return any(_reads_labels_alone(part) for part, _ in self.parts)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What all the terms need together."""
         each = [part.term.needs for part, _ in self.parts]
         kinds = {needs.labels for needs in each}
         labels: Literal["none", "index", "any"] = "index" if "index" in kinds else "any" if "any" in kinds else "none"
-        return Needs(
+        return Requirements(
             any(n.teacher for n in each),
             labels,
             any(n.coupled for n in each),
@@ -194,7 +194,7 @@ class Objective:
             for piece in self.pieces
         ]
 
-    def bind(self, context: Context = Context()) -> BoundObjective:  # noqa: B008  a named tuple is immutable
+    def bind(self, context: BindContext = BindContext()) -> BoundObjective:  # noqa: B008  a named tuple is immutable
         """Build the objective's fresh module for one run; nothing is shared between two of them."""
         return BoundObjective(self, context)
 
@@ -213,7 +213,7 @@ class BoundObjective(nn.Module):
             nothing open are none. Typed in place of ``auto``, they make the same run.
     """
 
-    def __init__(self, objective: Objective, context: Context) -> None:
+    def __init__(self, objective: Objective, context: BindContext) -> None:
         super().__init__()
         self.needs = objective.needs
         self.target_gamma = objective.target_gamma
@@ -296,7 +296,7 @@ def count(batch: Batch, logits: Tensor) -> Totals:
     return Totals(samples, (batch.labels != UNLABELLED).sum().to(samples))
 
 
-def _check_shape(name: str, values: Tensor, needs: Needs, expected: torch.Size) -> None:
+def _check_shape(name: str, values: Tensor, needs: Requirements, expected: torch.Size) -> None:
     if needs.coupled and values.ndim == 0:
         return
     if values.shape != expected:
@@ -306,7 +306,7 @@ def _check_shape(name: str, values: Tensor, needs: Needs, expected: torch.Size) 
         )
 
 
-def _mean(values: Tensor, needs: Needs, batch: Batch, totals: Totals) -> Tensor:
+def _mean(values: Tensor, needs: Requirements, batch: Batch, totals: Totals) -> Tensor:
     if values.ndim == 0:
         return values * (len(batch.index) / totals.samples)
     if needs.labels == "none":
@@ -320,7 +320,7 @@ class _BoundPiece(NamedTuple):
 
     names: tuple[str, ...]
     routes: list[_Route]
-    gathers: Needs | None
+    gathers: Requirements | None
 
 
 class _Step(NamedTuple):
@@ -332,7 +332,7 @@ class _Step(NamedTuple):
     totals: Totals
 
 
-def _of_all_processes(step: _Step, needs: Needs, *, counted: bool) -> _Step:
+def _of_all_processes(step: _Step, needs: Requirements, *, counted: bool) -> _Step:
     """Gather a step's samples.
 
     Args:
@@ -357,7 +357,7 @@ class _Route(NamedTuple):
     map: int | None
 
 
-def _projectors(projections: Sequence[Projection], context: Context) -> tuple[nn.ModuleList, list[_Route]]:
+def _projectors(projections: Sequence[Projection], context: BindContext) -> tuple[nn.ModuleList, list[_Route]]:
     """Build the maps of one preset call: one for each pair of taps and kind, none where shapes agree and may."""
     maps, routes = nn.ModuleList(), []
     made: dict[tuple[str, str, str], int] = {}
@@ -402,21 +402,21 @@ def _detached(outputs: Outputs) -> Outputs:
     return Outputs(outputs.logits.detach(), {name: tap.detach() for name, tap in outputs.taps.items()})
 
 
-def _read_at(term: Description) -> tuple[float | None, ...]:
+def _read_at(term: TermSpec) -> tuple[float | None, ...]:
     gamma = getattr(term, "reads_at", term.target_gamma)
     reads = "teacher_logits" in term.reads if isinstance(term, Apply) else gamma is not None or not _features(term)
     return (gamma,) if term.needs.teacher and reads else ()
 
 
-def _features(term: Description) -> bool:
+def _features(term: TermSpec) -> bool:
     return bool(term.needs.teacher_taps or term.needs.projections)
 
 
-def _reads_labels_alone(part: Part) -> bool:
+def _reads_labels_alone(part: WeightedTerm) -> bool:
     return part.term.needs.labels != "none" and not part.term.needs.teacher
 
 
-def _one_to_zero(pieces: Sequence[Piece]) -> str:
+def _one_to_zero(pieces: Sequence[PresetCall]) -> str:
     """Name the preset whose supervised term can be zeroed."""
     supervised = [piece for piece in pieces if any(_reads_labels_alone(part) for part in piece.parts)]
     for piece in supervised:

@@ -7,11 +7,11 @@ import functools
 from tutelage import losses
 from tutelage.objectives.contrast import Contrast
 from tutelage.objectives.matching import Matching
-from tutelage.objectives.objective import Objective, Part
-from tutelage.objectives.registry import composed, preset, supervised_part
+from tutelage.objectives.objective import Objective, WeightedTerm
+from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.schedules import AUTO, AutomaticNumber, AutomaticWeight, SignedWeight, Weight
 from tutelage.objectives.standardised import on_logits
-from tutelage.objectives.term import Apply, Description
+from tutelage.objectives.term import Apply, TermSpec
 from tutelage.objectives.tokens import Generate, Mimic
 
 
@@ -23,7 +23,7 @@ def cross_entropy(*, label_smoothing: float = 0.0, weight: Weight = 1.0) -> Obje
         label_smoothing: in [0, 1): the share of each label that is spread evenly over all classes.
         weight: of the term.
     """
-    return composed(supervised_part(weight, label_smoothing=label_smoothing))
+    return objective_of(supervised_part(weight, label_smoothing=label_smoothing))
 
 
 @preset("Pereyra et al. 2017, arXiv:1701.06548")
@@ -33,7 +33,7 @@ def confidence_penalty(*, weight: Weight = 0.1) -> Objective:
     Args:
         weight: the paper's beta.
     """
-    return composed(Part("confidence_penalty", weight, Apply(losses.confidence_penalty)))
+    return objective_of(WeightedTerm("confidence_penalty", weight, Apply(losses.confidence_penalty)))
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
@@ -49,7 +49,7 @@ def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
             does.
         order: of the Rényi entropy, > 0; at 1 it is the Shannon entropy.
     """
-    return composed(Part("renyi_penalty", weight, Apply(losses.renyi_penalty, {"order": order})))
+    return objective_of(WeightedTerm("renyi_penalty", weight, Apply(losses.renyi_penalty, {"order": order})))
 
 
 @preset("Hinton et al. 2015, arXiv:1503.02531")
@@ -68,7 +68,7 @@ def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0
     Differs from: a public library that drops ``T**2`` where its alpha is 0, and codes that keep the cross-entropy at 1.
     """
     match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
-    return composed(supervised_part(supervised), Part("kd", weight, on_logits(logits, match, weight)))
+    return objective_of(supervised_part(supervised), WeightedTerm("kd", weight, on_logits(logits, match, weight)))
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
@@ -85,7 +85,7 @@ def ttm(
             published with; ``beta`` is a number then.
     """
     match = Apply(losses.ttm, {"gamma": gamma}, target_gamma=gamma)
-    return composed(supervised_part(supervised), Part("ttm", beta, on_logits(logits, match, beta)))
+    return objective_of(supervised_part(supervised), WeightedTerm("ttm", beta, on_logits(logits, match, beta)))
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
@@ -111,10 +111,10 @@ def wttm(
         logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427), which no WTTM is
             published with; ``beta`` is a number then, and the power sum is of the standardised teacher.
     """
-    match: Description = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
+    match: TermSpec = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
     if normalise != "none":
         match = Matching(gamma, weight_by="power_sum", normalise=normalise)
-    return composed(supervised_part(supervised), Part("wttm", beta, on_logits(logits, match, beta)))
+    return objective_of(supervised_part(supervised), WeightedTerm("wttm", beta, on_logits(logits, match, beta)))
 
 
 @preset("what Zheng and Yang 2024, arXiv:2402.11148, leave open")
@@ -146,7 +146,7 @@ def transformed_matching(
             ``training`` set, found once.
     """
     match = Matching(gamma, transform, weight_by, weight_of, order, normalise)
-    return composed(supervised_part(supervised), Part("transformed_matching", beta, match))
+    return objective_of(supervised_part(supervised), WeightedTerm("transformed_matching", beta, match))
 
 
 @preset("Tian et al. 2020, arXiv:1910.10699")
@@ -175,7 +175,7 @@ def crd(
     its own; and with several processes, where banks are shared here.
     """
     contrast = Contrast(negatives=negatives, temperature=temperature, momentum=momentum, dimension=dimension)
-    return composed(Part("crd", weight, contrast))
+    return objective_of(WeightedTerm("crd", weight, contrast))
 
 
 @preset("Miles et al. 2022, arXiv:2112.00459")
@@ -193,9 +193,9 @@ def itrd(*, alpha: float = 1.01, correlation: Weight = 2.0, mutual: Weight = 1.0
     linear = functools.partial(
         Apply, student_tap="card:embedding", teacher_tap="card:embedding", projection="linear", coupled=True
     )
-    return composed(
-        Part("itrd_correlation", correlation, linear(losses.itrd_correlation, {"alpha": alpha}, least=2)),
-        Part("itrd_mutual", mutual, linear(losses.itrd_mutual, project_always=False)),
+    return objective_of(
+        WeightedTerm("itrd_correlation", correlation, linear(losses.itrd_correlation, {"alpha": alpha}, least=2)),
+        WeightedTerm("itrd_mutual", mutual, linear(losses.itrd_mutual, project_always=False)),
     )
 
 
@@ -214,4 +214,4 @@ def vitkd(*, alpha: Weight = 3e-5, beta: Weight = 3e-6, masked: float = 0.5, pre
     """
     mimic = Mimic(taps=("card:stage.0", "card:stage.1"), prefix=prefix)
     generate = Generate(tap="card:stage.-1", masked=masked, prefix=prefix)
-    return composed(Part("vitkd_mimic", alpha, mimic), Part("vitkd_generation", beta, generate))
+    return objective_of(WeightedTerm("vitkd_mimic", alpha, mimic), WeightedTerm("vitkd_generation", beta, generate))

@@ -6,8 +6,8 @@ import functools
 
 from tutelage import losses
 from tutelage.objectives.factors import Factors
-from tutelage.objectives.objective import Objective, Part
-from tutelage.objectives.registry import Names, composed, preset
+from tutelage.objectives.objective import Objective, WeightedTerm
+from tutelage.objectives.registry import Names, objective_of, preset
 from tutelage.objectives.schedules import Weight, scaled
 from tutelage.objectives.stages import Stages, paired
 from tutelage.objectives.term import Apply
@@ -42,7 +42,7 @@ def fitnet(
     recipe, ``stages: [{objective: fitnet, epochs: 10}, {objective: kd}]``.
     """
     hint = Apply(losses.hint, student_tap=student_tap, teacher_tap=teacher_tap, projection=projection)
-    return composed(Part("fitnet", weight, hint))
+    return objective_of(WeightedTerm("fitnet", weight, hint))
 
 
 @preset("Zagoruyko and Komodakis 2017, arXiv:1612.03928")
@@ -69,7 +69,7 @@ def attention_transfer(
     """
     pairs, how = paired(student_taps, teacher_taps), {"p": p, "distance": distance}
     terms = [Apply(losses.attention_transfer, how, student_tap=ours, teacher_tap=theirs) for ours, theirs in pairs]
-    return composed(*(Part("attention_transfer", weight, term) for term in terms))
+    return objective_of(*(WeightedTerm("attention_transfer", weight, term) for term in terms))
 
 
 @preset("Ahn et al. 2019, arXiv:1904.05835")
@@ -98,7 +98,7 @@ def vid(
     pairs = paired(student_taps, teacher_taps)
     how = {"variance": variance, "epsilon": epsilon}
     terms = [Variational(student_tap=ours, teacher_tap=theirs, **how) for ours, theirs in pairs]
-    return composed(*(Part("vid", weight, term) for term in terms))
+    return objective_of(*(WeightedTerm("vid", weight, term) for term in terms))
 
 
 @preset("Kim et al. 2018, arXiv:1802.04977")
@@ -132,7 +132,9 @@ def factor_transfer(
     norms, without which it diverges at a student's learning rate.
     """
     how = {"rate": rate, "p": p, "norm": norm, "reconstruction": reconstruction}
-    return composed(Part("factor_transfer", weight, Factors(student_tap=student_tap, teacher_tap=teacher_tap, **how)))
+    return objective_of(
+        WeightedTerm("factor_transfer", weight, Factors(student_tap=student_tap, teacher_tap=teacher_tap, **how))
+    )
 
 
 @preset("Heo et al. 2019, arXiv:1811.03233")
@@ -155,10 +157,12 @@ def activation_boundary(
         Apply, losses.activation_boundary, {"margin": margin}, projection="connector", project_always=False
     )
     parts = [
-        Part("activation_boundary", scaled(weight, 3 / 1000 * 2.0**place), hinge(student_tap=ours, teacher_tap=theirs))
+        WeightedTerm(
+            "activation_boundary", scaled(weight, 3 / 1000 * 2.0**place), hinge(student_tap=ours, teacher_tap=theirs)
+        )
         for place, (ours, theirs) in enumerate(paired(student_taps, teacher_taps), 1 - len(student_taps))
     ]
-    return composed(*parts)
+    return objective_of(*parts)
 
 
 @preset("Yim et al. 2017, CVPR")
@@ -184,7 +188,7 @@ def fsp(
     """
     how = {"pool": pool, "distance": distance}
     flow = Stages(loss=losses.fsp, arguments=how, student_taps=student_taps, teacher_taps=teacher_taps)
-    return composed(Part("fsp", weight, flow))
+    return objective_of(WeightedTerm("fsp", weight, flow))
 
 
 @preset("Lee et al. 2018, ECCV")
@@ -204,4 +208,4 @@ def kd_svd(
     Differs from: public code, which leaves the vectors' signs as they come; here they are fixed.
     """
     vectors = Stages(loss=losses.kd_svd, arguments={"k": k}, student_taps=student_taps, teacher_taps=teacher_taps)
-    return composed(Part("kd_svd", weight, vectors))
+    return objective_of(WeightedTerm("kd_svd", weight, vectors))

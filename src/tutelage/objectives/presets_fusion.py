@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tutelage.objectives.fusion import Masked, Review
-from tutelage.objectives.objective import Objective, Part
-from tutelage.objectives.registry import Names, composed, preset
+from tutelage.objectives.objective import Objective, WeightedTerm
+from tutelage.objectives.registry import Names, objective_of, preset
 from tutelage.objectives.schedules import Weight
 
 LEVELS = ("card:before.-3", "card:before.-2", "card:before.-1", "card:embedding")
@@ -33,7 +33,7 @@ def reviewkd(*, weight: Weight = 1.0, student_taps: Names = LEVELS, teacher_taps
     Differs from: public code, where the shapes are written down by hand for each pair, and where the warm-up counts
     epochs from 0, so that the first has a weight of 0, and `WarmUp` from 1.
     """
-    return composed(Part("reviewkd", weight, Review(student_taps=student_taps, teacher_taps=teacher_taps)))
+    return objective_of(WeightedTerm("reviewkd", weight, Review(student_taps=student_taps, teacher_taps=teacher_taps)))
 
 
 @preset("Yang et al. 2022, arXiv:2205.01529")
@@ -60,4 +60,4 @@ def mgd(
         teacher_tap: a map of the same height and width.
     """
     term = Masked(student_tap=student_tap, teacher_tap=teacher_tap, masked=masked, mask=mask)
-    return composed(Part("mgd", weight, term))
+    return objective_of(WeightedTerm("mgd", weight, term))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tutelage import losses
-from tutelage.objectives.guided import NormDirection, Overhaul, Regress
-from tutelage.objectives.objective import Objective, Part
-from tutelage.objectives.registry import Names, composed, preset, supervised_part
+from tutelage.objectives.guided import OFD, SRRL, NormDirection
+from tutelage.objectives.objective import Objective, WeightedTerm
+from tutelage.objectives.registry import Names, objective_of, preset, supervised_part
 from tutelage.objectives.schedules import Weight
 from tutelage.objectives.term import Apply
 
@@ -32,8 +32,8 @@ def srrl(
         student_tap: a map.
         teacher_tap: what the teacher's head reads, or a map whose mean that is.
     """
-    return composed(
-        Part("srrl", weight, Regress(regression=regression, student_tap=student_tap, teacher_tap=teacher_tap))
+    return objective_of(
+        WeightedTerm("srrl", weight, SRRL(regression=regression, student_tap=student_tap, teacher_tap=teacher_tap))
     )
 
 
@@ -56,8 +56,8 @@ def ofd(
             teacher's taps.
     """
     found = () if norms == AS_TAPS else norms
-    term = Overhaul(student_taps=student_taps, teacher_taps=teacher_taps, norms=found)
-    return composed(Part("ofd", weight, term))
+    term = OFD(student_taps=student_taps, teacher_taps=teacher_taps, norms=found)
+    return objective_of(WeightedTerm("ofd", weight, term))
 
 
 @preset("Wang et al. 2023, arXiv:2305.17007")
@@ -89,5 +89,5 @@ def kd_plus_plus(
     """
     match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
     direction = NormDirection(student_tap=student_tap, teacher_tap=teacher_tap)
-    parts = (Part("kd", weight, match), Part("norm_direction", norm_direction, direction))
-    return composed(supervised_part(supervised), *parts)
+    parts = (WeightedTerm("kd", weight, match), WeightedTerm("norm_direction", norm_direction, direction))
+    return objective_of(supervised_part(supervised), *parts)

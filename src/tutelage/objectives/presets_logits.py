@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tutelage import losses
 from tutelage.objectives.curriculum import Curriculum
-from tutelage.objectives.objective import Objective, Part
-from tutelage.objectives.registry import composed, preset, supervised_part
+from tutelage.objectives.objective import Objective, WeightedTerm
+from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.schedules import CosineWarmUp, SignedWeight, WarmUp, Weight
 from tutelage.objectives.standardised import on_logits
 from tutelage.objectives.term import Apply
@@ -48,7 +48,7 @@ def dkd(
         logits: ``raw``, or ``standardised`` (Sun et al. 2024, arXiv:2403.01427; theirs is alpha 9, beta 72, T=2).
     """
     match = Apply(losses.dkd, {"alpha": alpha, "beta": beta, "temperature": temperature})
-    return composed(supervised_part(supervised), Part("dkd", weight, on_logits(logits, match, weight)))
+    return objective_of(supervised_part(supervised), WeightedTerm("dkd", weight, on_logits(logits, match, weight)))
 
 
 @preset("Yang et al. 2023, arXiv:2303.13005")
@@ -64,7 +64,7 @@ def nkd(*, gamma: float = 3.5, temperature: float = 3.0, weight: Weight = 1.0, s
         supervised: of the cross-entropy, which the method keeps whole.
     """
     match = Apply(losses.nkd, {"gamma": gamma, "temperature": temperature}, soft_labels=True)
-    return composed(supervised_part(supervised), Part("nkd", weight, match))
+    return objective_of(supervised_part(supervised), WeightedTerm("nkd", weight, match))
 
 
 @preset("Zhou et al. 2021, arXiv:2102.00650")
@@ -79,7 +79,7 @@ def wsld(*, temperature: float = 4.0, weight: Weight = 2.25, supervised: Weight 
         supervised: of the cross-entropy.
     """
     match = Apply(losses.wsld, {"temperature": temperature}, soft_labels=True)
-    return composed(supervised_part(supervised), Part("wsld", weight, match))
+    return objective_of(supervised_part(supervised), WeightedTerm("wsld", weight, match))
 
 
 @preset("Huang et al. 2022, arXiv:2205.10536")
@@ -103,7 +103,7 @@ def dist(
         supervised: of the cross-entropy.
     """
     match = Apply(losses.dist, {"beta": beta, "gamma": gamma, "temperature": temperature}, coupled=True)
-    return composed(supervised_part(supervised), Part("dist", weight, match))
+    return objective_of(supervised_part(supervised), WeightedTerm("dist", weight, match))
 
 
 @preset("Jin et al. 2023, CVPR, Multi-Level Logit Distillation")
@@ -130,11 +130,11 @@ def mlkd(
     other terms are on the weak view alone. On that, its masks of confident samples and classes multiply values that are
     reduced already, by about one half. Here there is one view, and no mask.
     """
-    return composed(
+    return objective_of(
         supervised_part(supervised),
-        Part("mlkd_instance", instance, Apply(_mean_over, {"loss": losses.kd})),
-        Part("mlkd_batch", batch, Apply(_mean_over, {"loss": losses.mlkd_batch}, coupled=True)),
-        Part("mlkd_class", classes, Apply(_mean_over, {"loss": losses.mlkd_class}, coupled=True)),
+        WeightedTerm("mlkd_instance", instance, Apply(_mean_over, {"loss": losses.kd})),
+        WeightedTerm("mlkd_batch", batch, Apply(_mean_over, {"loss": losses.mlkd_batch}, coupled=True)),
+        WeightedTerm("mlkd_class", classes, Apply(_mean_over, {"loss": losses.mlkd_class}, coupled=True)),
     )
 
 
@@ -172,7 +172,7 @@ def ctkd(
     temperature for each sample, is not built.
     """
     match = Curriculum(reversal=reversal, lowest=lowest, span=span, theta=theta)
-    return composed(supervised_part(supervised), Part("ctkd", weight, match))
+    return objective_of(supervised_part(supervised), WeightedTerm("ctkd", weight, match))
 
 
 @preset("Yuan et al. 2020, arXiv:1909.11723")
@@ -191,4 +191,4 @@ def teacher_free_kd(
         supervised: of the cross-entropy.
     """
     match = Apply(losses.teacher_free_kd, {"correct": correct, "temperature": temperature})
-    return composed(supervised_part(supervised), Part("teacher_free_kd", weight, match))
+    return objective_of(supervised_part(supervised), WeightedTerm("teacher_free_kd", weight, match))

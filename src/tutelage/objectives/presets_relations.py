@@ -6,8 +6,8 @@ import functools
 
 from tutelage import losses
 from tutelage.objectives.embedded import Correlation
-from tutelage.objectives.objective import Objective, Part
-from tutelage.objectives.registry import Names, composed, preset
+from tutelage.objectives.objective import Objective, WeightedTerm
+from tutelage.objectives.registry import Names, objective_of, preset
 from tutelage.objectives.schedules import Weight
 from tutelage.objectives.term import Apply
 
@@ -31,8 +31,9 @@ def rkd(
         teacher_tap: a feature ``(batch, width)``.
     """
     on = functools.partial(Apply, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True, least=2)
-    return composed(
-        Part("rkd_distance", distance, on(losses.rkd_distance)), Part("rkd_angle", angle, on(losses.rkd_angle))
+    return objective_of(
+        WeightedTerm("rkd_distance", distance, on(losses.rkd_distance)),
+        WeightedTerm("rkd_angle", angle, on(losses.rkd_angle)),
     )
 
 
@@ -51,7 +52,7 @@ def pkt(
         teacher_tap: a feature ``(batch, width)``.
     """
     term = Apply(losses.pkt, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
-    return composed(Part("pkt", weight, term))
+    return objective_of(WeightedTerm("pkt", weight, term))
 
 
 @preset("Tung and Mori 2019, arXiv:1907.09682")
@@ -68,7 +69,7 @@ def similarity(
         teacher_tap: a feature of any shape.
     """
     term = Apply(losses.similarity, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
-    return composed(Part("similarity", weight, term))
+    return objective_of(WeightedTerm("similarity", weight, term))
 
 
 @preset("Peng et al. 2019, arXiv:1904.01802")
@@ -92,7 +93,7 @@ def correlation(
         teacher_tap: a feature ``(batch, width)``.
     """
     term = Correlation(dimension=dimension, student_tap=student_tap, teacher_tap=teacher_tap)
-    return composed(Part("correlation", weight, term))
+    return objective_of(WeightedTerm("correlation", weight, term))
 
 
 @preset("Huang and Wang 2017, arXiv:1707.01219")
@@ -113,7 +114,9 @@ def nst(
         teacher_taps: as many maps.
     """
     pairs = _pairs(student_taps, teacher_taps)
-    return composed(*(Part("nst", weight, Apply(losses.nst, student_tap=s, teacher_tap=t)) for s, t in pairs))
+    return objective_of(
+        *(WeightedTerm("nst", weight, Apply(losses.nst, student_tap=s, teacher_tap=t)) for s, t in pairs)
+    )
 
 
 @preset("Liu et al. 2021, arXiv:2202.03680")
@@ -129,7 +132,7 @@ def ickd(*, weight: Weight = 2.5, student_tap: str = "card:stage.-1", teacher_ta
         teacher_tap: maps; they may differ in size.
     """
     term = Apply(losses.inter_channel, student_tap=student_tap, teacher_tap=teacher_tap, projection="conv1x1_bn")
-    return composed(Part("ickd", weight, term))
+    return objective_of(WeightedTerm("ickd", weight, term))
 
 
 def _pairs(student_taps: Names, teacher_taps: Names) -> list[tuple[str, str]]:
@@ -168,4 +171,4 @@ def srd(
         teacher_tap=teacher_tap,
         projection="linear",
     )
-    return composed(Part("srd", weight, term))
+    return objective_of(WeightedTerm("srd", weight, term))

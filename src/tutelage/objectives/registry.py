@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from tutelage import losses, records
-from tutelage.objectives.objective import Objective, Part, Piece
+from tutelage.objectives.objective import Objective, PresetCall, WeightedTerm
 from tutelage.objectives.schedules import (
     Automatic,
     AutomaticNumber,
@@ -26,7 +26,7 @@ from tutelage.objectives.schedules import (
     scaled,
     weight_from_recipe,
 )
-from tutelage.objectives.term import Apply, Context
+from tutelage.objectives.term import Apply, BindContext
 from tutelage.types import Batch, Outputs, Progress
 
 Names = tuple[str, ...]
@@ -76,7 +76,7 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
             read = _read(name, signature, arguments)
             parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in function(**read).parts)
             _probe(parts)
-            return Objective((Piece(parts, name, read),))
+            return Objective((PresetCall(parts, name, read),))
 
         if name in PRESETS:
             raise ValueError(f"preset: expected a new name, got {name!r}, which is taken; rename the function")
@@ -86,7 +86,7 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
     return name_it
 
 
-def composed(*parts: Part) -> Objective:
+def objective_of(*parts: WeightedTerm) -> Objective:
     """Make an objective of those parts whose weight is not the number zero."""
     kept = [part for part in parts if part.weight != 0]
     if not kept:
@@ -94,9 +94,11 @@ def composed(*parts: Part) -> Objective:
     return Objective.of(*kept)
 
 
-def supervised_part(weight: Weight, *, label_smoothing: float = 0.0) -> Part:
+def supervised_part(weight: Weight, *, label_smoothing: float = 0.0) -> WeightedTerm:
     """Make the cross-entropy with the labels, hard or soft."""
-    return Part("ce", weight, Apply(losses.cross_entropy, {"label_smoothing": label_smoothing}, soft_labels=True))
+    return WeightedTerm(
+        "ce", weight, Apply(losses.cross_entropy, {"label_smoothing": label_smoothing}, soft_labels=True)
+    )
 
 
 def is_built_in(name: str | None) -> bool:
@@ -168,7 +170,7 @@ def _entry(entry: Any) -> Objective:
     return scale * made
 
 
-def _probe(parts: Sequence[Part]) -> None:
+def _probe(parts: Sequence[WeightedTerm]) -> None:
     """Call each pure loss on two samples: it alone knows what its hyperparameters may be, and speaks late otherwise."""
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     for part in parts:
@@ -195,7 +197,7 @@ def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | Ty
     try:
         # A loss of the user's own may be made for other shapes; of those torch says so with a RuntimeError.
         with contextlib.suppress(RuntimeError):
-            term.bind(Context())(outputs, outputs, batch, Progress())
+            term.bind(BindContext())(outputs, outputs, batch, Progress())
     except (ValueError, TypeError) as error:
         return error
     return None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.objectives.term import Context, present, shape_of
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present, shape_of
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 LARGEST = 256
 """Channels and places of the maps that a loss is tried on, at most."""
@@ -46,16 +46,16 @@ class Stages:
         self.loss(ones, ones, **self.arguments)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(True, "none", False, self.student_taps, self.teacher_taps)
+        return Requirements(True, "none", False, self.student_taps, self.teacher_taps)
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the term.
 
         Raises:
@@ -106,7 +106,7 @@ def paired(student_taps: tuple[str, ...], teacher_taps: tuple[str, ...]) -> list
     return list(zip(student_taps, teacher_taps, strict=True))
 
 
-def map_shapes(context: Context, student: str, teacher: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def map_shapes(context: BindContext, student: str, teacher: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes ``(channels, height, width)`` of a student's map and a teacher's.
 
     Raises:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tutelage import losses
 from tutelage.objectives.schedules import Automatic, Weight
-from tutelage.objectives.term import Context, Description, present
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, TermSpec, present
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 LOGITS = ("raw", "standardised")
 """What a term of logits may be given: the networks' logits as they are, or standardised."""
@@ -24,10 +24,10 @@ class Standardised:
         inner: the term.
     """
 
-    inner: Description
+    inner: TermSpec
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What the inner term reads."""
         return self.inner.needs
 
@@ -36,7 +36,7 @@ class Standardised:
         """None: the teacher's exponent differs from sample to sample."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the inner term for one run, from a context in which the teacher's logits are standardised too."""
         if context.teacher_logits is not None:
             context = context._replace(teacher_logits=losses.standardise(context.teacher_logits))
@@ -59,7 +59,7 @@ def _standardised(network: Outputs) -> Outputs:
     return network._replace(logits=losses.standardise(network.logits))
 
 
-def on_logits(logits: str, term: Description, weight: Weight | Automatic) -> Description:
+def on_logits(logits: str, term: TermSpec, weight: Weight | Automatic) -> TermSpec:
     """Return a term on the logits that are named.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from tutelage.objectives import projectors
-from tutelage.types import Batch, Needs, Outputs, Progress, Projection, Term
+from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Term
 
 READERS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {
     "student_logits": lambda term, student, teacher, batch: student.logits,
@@ -22,7 +22,7 @@ READERS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = 
 """How a loss's positional arguments are found, by their names: a loss's signature says what it reads."""
 
 
-class Context(NamedTuple):
+class BindContext(NamedTuple):
     """What a bound objective may know of the run: the one door to it.
 
     `tutelage.modules.survey` makes one that has what an objective needs.
@@ -51,18 +51,18 @@ class Context(NamedTuple):
     class_means: Mapping[str, Tensor] = {}
 
 
-class Description(Protocol):
+class TermSpec(Protocol):
     """An immutable description of a term, from which each run binds its own."""
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What the bound term will read."""
 
     @property
     def target_gamma(self) -> float | None:
         """The exponent of the transformed teacher that it matches; none where it matches none."""
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the term for one run."""
 
 
@@ -119,13 +119,13 @@ class Apply:
         return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What the loss reads."""
         reads = self.reads
         labels: Literal["none", "index", "any"] = "any" if self.soft_labels else "index"
         if "labels" not in reads:
             labels = "none"
-        return Needs(
+        return Requirements(
             any(name.startswith("teacher_") for name in reads),
             labels,
             self.coupled,
@@ -146,7 +146,7 @@ class Apply:
         """The name of ``student_features`` among the student's taps."""
         return projectors.name(self._projection) if self._projection else self.student_tap
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the term; nothing of the context is needed."""
         return _Applied(self)
 
@@ -172,7 +172,7 @@ def present(teacher: Outputs | None) -> Outputs:
     return teacher
 
 
-def shape_of(context: Context, who: Literal["student", "teacher"], tap: str) -> tuple[int, ...]:
+def shape_of(context: BindContext, who: Literal["student", "teacher"], tap: str) -> tuple[int, ...]:
     """Return the shape of a feature without the batch.
 
     Raises:
@@ -182,6 +182,6 @@ def shape_of(context: Context, who: Literal["student", "teacher"], tap: str) -> 
     if tap not in shapes:
         raise ValueError(
             f"context: expected the shape of the {who}'s tap {tap}, got none; "
-            "type context=tutelage.survey(objective, student, teacher, inputs)"
+            "type context=tutelage.network_context(objective, student, teacher, inputs)"
         )
     return shapes[tap]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import losses
-from tutelage.objectives.term import Context, present, shape_of
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present, shape_of
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +32,22 @@ class Mimic:
         _check_prefix(self.prefix)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(True, "none", False, self.taps, self.taps)
+        return Requirements(True, "none", False, self.taps, self.taps)
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the maps."""
         return _BoundMimic(self, context)
 
 
 class _BoundMimic(nn.Module):
-    def __init__(self, description: Mimic, context: Context) -> None:
+    def __init__(self, description: Mimic, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._taps, self._prefix = description.taps, description.prefix
@@ -84,22 +84,22 @@ class Generate:
         losses.hide(torch.zeros(1, 1), masked=self.masked)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(True, "none", False, (self.tap,), (self.tap,))
+        return Requirements(True, "none", False, (self.tap,), (self.tap,))
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the map and the convolutions."""
         return _BoundGenerate(self, context)
 
 
 class _BoundGenerate(nn.Module):
-    def __init__(self, description: Generate, context: Context) -> None:
+    def __init__(self, description: Generate, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._tap, self._masked, self._prefix = description.tap, description.masked, description.prefix
@@ -137,7 +137,7 @@ class _Tokens:
     teacher: int
 
     @classmethod
-    def of(cls, context: Context, tap: str, prefix: int) -> _Tokens:
+    def of(cls, context: BindContext, tap: str, prefix: int) -> _Tokens:
         student, teacher = shape_of(context, "student", tap), shape_of(context, "teacher", tap)
         if len(student) != 2 or len(teacher) != 2 or student[0] != teacher[0] or student[0] <= prefix:
             raise ValueError(

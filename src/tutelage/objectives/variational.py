@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tutelage import checks, losses
 from tutelage.objectives.stages import map_shapes
-from tutelage.objectives.term import Context, present
-from tutelage.types import Batch, Needs, Outputs, Progress, Term
+from tutelage.objectives.term import BindContext, present
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,16 @@ class Variational:
             )
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """What it reads."""
-        return Needs(True, "none", False, (self.student_tap,), (self.teacher_tap,))
+        return Requirements(True, "none", False, (self.student_tap,), (self.teacher_tap,))
 
     @property
     def target_gamma(self) -> None:
         """None: it matches no distribution."""
         return
 
-    def bind(self, context: Context) -> Term:
+    def bind(self, context: BindContext) -> Term:
         """Build the regressor.
 
         Raises:
@@ -63,7 +63,7 @@ class Variational:
 
 
 class _BoundVariational(nn.Module):
-    def __init__(self, description: Variational, context: Context) -> None:
+    def __init__(self, description: Variational, context: BindContext) -> None:
         super().__init__()
         self.needs = description.needs
         self._student_tap, self._teacher_tap = description.student_tap, description.teacher_tap

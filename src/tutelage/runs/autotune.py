@@ -8,7 +8,7 @@ from typing import TypeVar
 from tutelage import config, records
 from tutelage.runs import timing
 from tutelage.training.loop import accelerator_on
-from tutelage.runs.setup import Material
+from tutelage.runs.setup import RunInputs
 from tutelage.config.schema import Recipe, TrainedTeacher
 
 GAIN = 1.2
@@ -22,7 +22,7 @@ PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products"
 R = TypeVar("R", bound=Recipe)
 
 
-def kept(recipe: R, folder: Path | None = None) -> R:
+def recorded_precision(recipe: R, folder: Path | None = None) -> R:
     """Return a recipe with the precision that was chosen before, where it leaves it open and one was.
 
     Args:
@@ -39,15 +39,15 @@ def kept(recipe: R, folder: Path | None = None) -> R:
     if folder is not None and (folder / records.RECIPE).exists():
         found.append(config.read(folder / records.RECIPE))
     chosen = next((value["precision"] for value in found if value.get("precision") in CHOICES), None)
-    return given(recipe, chosen)
+    return with_precision(recipe, chosen)
 
 
-def given(recipe: R, chosen: str | None) -> R:
+def with_precision(recipe: R, chosen: str | None) -> R:
     """Return a recipe with a precision that was chosen, where it leaves it open."""
     return recipe if recipe.precision != "auto" or chosen is None else recipe.model_copy(update={"precision": chosen})
 
 
-def settle(recipe: R, material: Material, run: Recipe | None = None) -> tuple[R, str | None]:
+def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = None) -> tuple[R, str | None]:
     """Choose a recipe's precision where it leaves it open.
 
     Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is
@@ -56,7 +56,7 @@ def settle(recipe: R, material: Material, run: Recipe | None = None) -> tuple[R,
 
     Args:
         recipe: of a run or a comparison.
-        material: what ``run`` is made of; it stays as it is.
+        run_inputs: what ``run`` is made of; it stays as it is.
         run: the one that stands for a comparison's; by default the recipe itself. Its teacher may be a random one that
             stands for one that is still to be trained.
 
@@ -66,23 +66,23 @@ def settle(recipe: R, material: Material, run: Recipe | None = None) -> tuple[R,
     if recipe.precision != "auto":
         return recipe, None
     run = (run or recipe).model_copy(update=PLAIN)
-    samples = len(material.splits.train)
+    samples = len(run_inputs.splits.train)
     steps = sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in run.fits())
     if steps < FEW or accelerator_on(recipe.device).num_processes > 1:
-        return given(recipe, "fp32"), None
+        return with_precision(recipe, "fp32"), None
     forms = [run.model_copy(update={"precision": choice}) for choice in CHOICES]
     # In turn and the least, as whatever else the machine does only adds.
     try:
-        rounds = [[timing.step(form, material).seconds for form in forms] for _ in range(2)]
+        rounds = [[timing.step(form, run_inputs).seconds for form in forms] for _ in range(2)]
     except Exception as error:  # noqa: BLE001  whatever is wrong, the run finds it too, and says what to do
-        return given(recipe, "fp32"), f"precision fp32: no step could be timed ({type(error).__name__})"
+        return with_precision(recipe, "fp32"), f"precision fp32: no step could be timed ({type(error).__name__})"
     slow, fast = (min(taken) for taken in zip(*rounds, strict=True))
     chosen = "bf16" if slow >= GAIN * fast else "fp32"
     why = f"precision {chosen}: a step takes {slow * 1e3:.1f} ms in fp32, {fast * 1e3:.1f} ms in bf16"
-    return given(recipe, chosen), why
+    return with_precision(recipe, chosen), why
 
 
-def standing(recipe: Recipe) -> Recipe:
+def with_untrained_teacher(recipe: Recipe) -> Recipe:
     """Return a run's recipe with the untrained network in the place of a teacher that is still to be trained."""
     if not isinstance(recipe.teacher, TrainedTeacher):
         return recipe

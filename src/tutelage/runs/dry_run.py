@@ -12,16 +12,16 @@ from tutelage import data, models
 from tutelage.runs import autotune, timing
 from tutelage.types import Batch
 from tutelage.training.loop import accelerator_on
-from tutelage.training.evaluate import answer, judge
+from tutelage.training.evaluate import collect_outputs, evaluate_outputs
 from tutelage.modules import FrozenTeacher
-from tutelage.runs.setup import Material, check_batches, check_fit, gather
+from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible, build_inputs
 from tutelage.config.schema import Recipe
 
 SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""
 
 
-def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
+def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
     """Resolve a recipe and try one batch of it.
 
     Returns:
@@ -33,25 +33,25 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
-    material = gather(autotune.standing(recipe), trust_code=trust_code)
-    check_fit(material, [objective for objective, _, _ in recipe.fits()])
-    check_batches(len(material.splits.train), recipe.fits())
-    splits = material.splits
-    recipe, why = autotune.settle(autotune.kept(recipe), material)
+    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
+    check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
+    check_last_batch(len(run_inputs.splits.train), recipe.fits())
+    splits = run_inputs.splits
+    recipe, why = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
     found = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
         ("classes", str(splits.classes)),
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
-        ("student", _network(material.student)),
+        ("student", _network(run_inputs.student)),
     ]
-    if material.teacher is not None:
-        found.append(("teacher", _network(material.teacher)))
-        found.append(("teacher accuracy", _accuracy(recipe, material) if training is None else "it is trained first"))
+    if run_inputs.teacher is not None:
+        found.append(("teacher", _network(run_inputs.teacher)))
+        found.append(("teacher accuracy", _accuracy(recipe, run_inputs) if training is None else "it is trained first"))
     found.append(("precision", why.removeprefix("precision ") if why else recipe.precision))
     total = 0.0
     for i, (objective, settings, batch_size) in enumerate(recipe.fits()):
-        seconds, parts = timing.step(recipe, material, i)
+        seconds, parts = timing.step(recipe, run_inputs, i)
         shape = (batch_size, splits.classes)
         steps = -(-len(splits.train) // batch_size) * settings.epochs
         total += steps * seconds
@@ -62,7 +62,7 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
             (f"{stage}steps", f"{steps} of {batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
-        seconds, _ = timing.step(training, gather(training, trust_code=trust_code))
+        seconds, _ = timing.step(training, build_inputs(training, trust_code=trust_code))
         steps = -(-len(splits.train) // training.batch_size) * training.epochs
         total += steps * seconds
         found.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
@@ -71,17 +71,17 @@ def rehearse(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> li
     return found
 
 
-def _accuracy(recipe: Recipe, material: Material) -> str:
-    assert material.teacher is not None
-    test = material.splits.test
+def _accuracy(recipe: Recipe, run_inputs: RunInputs) -> str:
+    assert run_inputs.teacher is not None
+    test = run_inputs.splits.test
     index = np.linspace(0, len(test) - 1, min(SAMPLE, len(test))).astype(np.int64)
     device = accelerator_on(recipe.device).device
-    teacher = FrozenTeacher(material.teacher).to(device)
+    teacher = FrozenTeacher(run_inputs.teacher).to(device)
     sample = _Sample(test, index)
-    answers = answer(
+    answers = collect_outputs(
         teacher.network, sample, device=device, precision=recipe.precision, channels_last=recipe.channels_last
     )
-    return f"{judge(answers)['accuracy']:.2%} on a sample of {len(answers.labels)} test samples"
+    return f"{evaluate_outputs(answers)['accuracy']:.2%} on a sample of {len(answers.labels)} test samples"
 
 
 class _Sample:

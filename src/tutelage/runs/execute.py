@@ -24,17 +24,17 @@ from torch import nn
 from tutelage import data, models, config, records
 from tutelage.runs import manifest, autotune
 from tutelage.types import UNLABELLED, Batch, Batches, Teacher
-from tutelage.training.evaluate import Answers, HeldOut, answer, better_than_chance, judge
-from tutelage.training.rng_state import Chance
-from tutelage.training.checkpoints import CheckpointError, Checkpoints, Saved
-from tutelage.training.loop import Keep, Pupil, Together, accelerator_on
-from tutelage.training.deadline import OutOfTimeError, Until
-from tutelage.modules import FrozenTeacher, Lesson
-from tutelage.runs.setup import Material, check_batches, check_fit, context, describe_data, describe_network, fingerprints, gather, held_out_sets, outputs_of, read_at, same_fingerprints
+from tutelage.training.evaluate import EvalOutputs, EvalSet, collect_outputs, better_than_chance, evaluate_outputs
+from tutelage.training.rng_state import RngState
+from tutelage.training.checkpoints import CheckpointError, Checkpoints, Checkpoint
+from tutelage.training.loop import CheckpointSink, FitJob, Lockstep, accelerator_on
+from tutelage.training.deadline import DeadlineExceeded, Deadline
+from tutelage.modules import FrozenTeacher, Distiller
+from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible, run_context, describe_data, describe_network, fingerprints, build_inputs, held_out_sets, outputs_of, single_exponent, same_fingerprints
 from tutelage.models import Classifier
 from tutelage.objectives import Objective
 from tutelage.config.schema import Recipe, RecipeError, TrainedTeacher
-from tutelage.teacher_cache.cache import Recorded, Store
+from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 
 Verb = Literal["train", "distill"]
 
@@ -43,7 +43,7 @@ class BusyError(RecipeError):
     """Another process is doing the run."""
 
 
-class Display(Protocol):
+class Reporter(Protocol):
     """Whoever shows a job, which is one run or several, as it goes."""
 
     def expect(self, steps: int) -> None:
@@ -62,7 +62,7 @@ class Display(Protocol):
         """Something that the user should read."""
 
 
-class Silent:
+class NullReporter:
     """A display that shows nothing."""
 
     def expect(self, steps: int) -> None:
@@ -119,17 +119,17 @@ class Run:
         return load(self.folder)
 
 
-def perform(
+def execute(
     recipe: Recipe,
     folder: Path,
     *,
     verb: Verb,
     command: str,
-    display: Display | None = None,
-    material: Material | None = None,
+    reporter: Reporter | None = None,
+    run_inputs: RunInputs | None = None,
     trust_code: bool | frozenset[str] = False,
     expected: Mapping[str, str | None] | None = None,
-    until: Until | None = None,
+    deadline: Deadline | None = None,
 ) -> Run:
     """Do a run, or go on with it where it stopped.
 
@@ -138,57 +138,57 @@ def perform(
         folder: of the run; made where it is not there.
         verb: what the manifest says was done.
         command: how it was asked for.
-        display: shows it as it goes.
-        material: the objects, where they are the caller's own.
+        reporter: shows it as it goes.
+        run_inputs: the objects, where they are the caller's own.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         expected: fingerprints of the data and the teacher that a repeated run had; others are refused.
-        until: the moment to stop by, with a checkpoint; none to do the whole run.
+        deadline: the moment to stop by, with a checkpoint; none to do the whole run.
 
     Raises:
         RecipeError: the folder holds a finished run, or one of another recipe; or data, teacher and student do not fit.
         BusyError: another process is doing the run.
-        OutOfTimeError: the moment to stop has come; the same call goes on.
+        DeadlineExceeded: the moment to stop has come; the same call goes on.
     """
-    display = display or Silent()
-    with alone(folder), set_up(recipe):
-        recipe = autotune.kept(recipe, folder)
+    reporter = reporter or NullReporter()
+    with folder_lock(folder), torch_settings(recipe):
+        recipe = autotune.recorded_precision(recipe, folder)
         earlier = _earlier(folder, config.dump(recipe))
-        own = material is not None
-        material = material or gather(autotune.standing(recipe), trust_code=trust_code)
-        recipe, why = autotune.settle(recipe, material)
+        own = run_inputs is not None
+        run_inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
+        recipe, why = autotune.resolve_precision(recipe, run_inputs)
         if why:
-            display.say(f"{recipe.name}: {why}")
+            reporter.say(f"{recipe.name}: {why}")
         training = recipe.training(f"{recipe.name}/teacher")
         if training is not None and not own:
             teacher_folder = folder / "teacher"
             if not finished(teacher_folder):
-                perform(
+                execute(
                     training,
                     teacher_folder,
                     verb="train",
                     command=command,
-                    display=display,
+                    reporter=reporter,
                     trust_code=trust_code,
-                    until=until,
+                    deadline=deadline,
                 )
-            material = gather(recipe, teacher=str(teacher_folder), trust_code=trust_code, splits=material.splits)
-        same_fingerprints(material, expected or fingerprints(earlier))
-        run = _Performance(recipe, folder, verb, command, display, material, earlier, why=why)
-        (failure,) = _Class([run], display, until).go()
+            run_inputs = build_inputs(recipe, teacher=str(teacher_folder), trust_code=trust_code, splits=run_inputs.splits)
+        same_fingerprints(run_inputs, expected or fingerprints(earlier))
+        run = RunState(recipe, folder, verb, command, reporter, run_inputs, earlier, why=why)
+        (failure,) = RunGroup([run], reporter, deadline).go()
         if failure is not None:
             raise failure
     return Run(folder)
 
 
-def perform_together(
+def execute_group(
     planned: Sequence[tuple[Recipe, Path]],
     *,
     command: str,
-    display: Display | None = None,
+    reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
-    until: Until | None = None,
+    deadline: Deadline | None = None,
 ) -> list[Run | Exception]:
-    """Do several runs at once, each as `perform` does it alone and with the same bits: a class.
+    """Do several runs at once, each as `execute` does it alone and with the same bits: a class.
 
     The data are opened, a batch is made and the teacher is asked once for all of them. What fails one of them ends that
     run alone; what they share fails them all.
@@ -196,23 +196,23 @@ def perform_together(
     Args:
         planned: recipes that `alike` takes for a class, with their runs' folders.
         command: how they were asked for.
-        display: shows them as they go.
+        reporter: shows them as they go.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        until: the moment to stop by, with a checkpoint of each; none to do the whole runs.
+        deadline: the moment to stop by, with a checkpoint of each; none to do the whole runs.
 
     Returns:
         For each either the run, or why there is none: a `BusyError` where another process is doing it,
-        an `OutOfTimeError` where the moment to stop has come.
+        an `DeadlineExceeded` where the moment to stop has come.
 
     Raises:
         ValueError: the recipes are none of one class.
     """
-    display = display or Silent()
-    planned = [(autotune.kept(recipe, folder), folder) for recipe, folder in planned]
+    reporter = reporter or NullReporter()
+    planned = [(autotune.recorded_precision(recipe, folder), folder) for recipe, folder in planned]
     chosen: str | None = next((recipe.precision for recipe, _ in planned if recipe.precision != "auto"), None)
-    planned = [(autotune.given(recipe, chosen), folder) for recipe, folder in planned]
+    planned = [(autotune.with_precision(recipe, chosen), folder) for recipe, folder in planned]
     recipes_, told = [recipe for recipe, _ in planned], dict[int, Run | Exception]()
-    if any(not alike(one, other) for one, other in itertools.combinations(recipes_, 2)):
+    if any(not can_share_batches(one, other) for one, other in itertools.combinations(recipes_, 2)):
         raise ValueError("recipes: expected those of one class, got some that differ in more than a class's may")
 
     def attempt(k: int, do: Callable[[], Any]) -> Any:
@@ -221,39 +221,39 @@ def perform_together(
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
             told[k] = error
 
-    with contextlib.ExitStack() as stack, set_up(recipes_[0]):
+    with contextlib.ExitStack() as stack, torch_settings(recipes_[0]):
         for k, (_, folder) in enumerate(planned):
-            attempt(k, lambda folder=folder: stack.enter_context(alone(folder)))  # type: ignore[misc]
-        shared: Material | None = None
-        answers: dict[str, Answers] = {}
-        runs: dict[int, _Performance] = {}
+            attempt(k, lambda folder=folder: stack.enter_context(folder_lock(folder)))  # type: ignore[misc]
+        shared: RunInputs | None = None
+        answers: dict[str, EvalOutputs] = {}
+        runs: dict[int, RunState] = {}
         why: str | None = None
         for k, (recipe, folder) in enumerate(planned):
             if k in told:
                 continue
             try:
                 earlier = _earlier(folder, config.dump(recipe))
-                material = gather(recipe, beside=shared, trust_code=trust_code)
-                shared = shared._replace(teacher=shared.teacher or material.teacher) if shared else material
-                same_fingerprints(material, fingerprints(earlier))
+                run_inputs = build_inputs(recipe, beside=shared, trust_code=trust_code)
+                shared = shared._replace(teacher=shared.teacher or run_inputs.teacher) if shared else run_inputs
+                same_fingerprints(run_inputs, fingerprints(earlier))
                 if chosen is None:
-                    settled, why = autotune.settle(recipe, material)
+                    settled, why = autotune.resolve_precision(recipe, run_inputs)
                     chosen = settled.precision
-                recipe = autotune.given(recipe, chosen)
+                recipe = autotune.with_precision(recipe, chosen)
                 verb: Verb = "distill" if recipe.teacher is not None else "train"
-                runs[k] = _Performance(recipe, folder, verb, command, display, material, earlier, answers, why)
+                runs[k] = RunState(recipe, folder, verb, command, reporter, run_inputs, earlier, answers, why)
             except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
                 told[k] = error
             except BaseException as error:
                 for run in runs.values():
                     run.stop(error)
                 raise
-        failures = _Class(list(runs.values()), display, until).go()
+        failures = RunGroup(list(runs.values()), reporter, deadline).go()
     told |= {k: failure or Run(planned[k][1]) for k, failure in zip(runs, failures, strict=True)}
     return [told[k] for k in range(len(planned))]
 
 
-def alike(one: Recipe, other: Recipe) -> bool:
+def can_share_batches(one: Recipe, other: Recipe) -> bool:
     """Whether two runs may be in one class: they see the same batches, and ask the same teacher if both ask one.
 
     Seeds, students, objectives, optimizers and their schedules may differ.
@@ -279,11 +279,11 @@ def _exponents(recipe: Recipe) -> list[Any] | None:
     return [objective.read_at for objective, _, _ in recipe.fits()]
 
 
-def class_of(planned: Sequence[Recipe], most: int) -> list[int]:
+def group_of(planned: Sequence[Recipe], most: int) -> list[int]:
     """Return which runs may be done with the first, itself included: at most so many, in their order."""
     found: list[int] = []
     for k, recipe in enumerate(planned):
-        if len(found) < most and all(alike(recipe, planned[other]) for other in found):
+        if len(found) < most and all(can_share_batches(recipe, planned[other]) for other in found):
             found.append(k)
     return found
 
@@ -306,7 +306,7 @@ def finished(folder: Path) -> bool:
     return path.exists() and records.read_json(path).get("status") == "finished"
 
 
-class _Performance:
+class RunState:
     """One run while it goes."""
 
     def __init__(
@@ -315,21 +315,21 @@ class _Performance:
         folder: Path,
         verb: Verb,
         command: str,
-        display: Display,
-        material: Material,
+        reporter: Reporter,
+        run_inputs: RunInputs,
         earlier: records.Manifest | None,
-        told: dict[str, Answers] | None = None,
+        told: dict[str, EvalOutputs] | None = None,
         why: str | None = None,
     ) -> None:
         """Prepare a run; ``told`` holds what the teacher said about held-out sets, and is filled where it is empty.
 
         ``why`` says what its precision was chosen by, where it was measured now.
         """
-        self.recipe, self.folder, self.display, self.material = recipe, folder, display, material
+        self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, reporter, run_inputs
         self.told = {} if told is None else told
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
-        self.chance: Chance | None = None
+        self.chance: RngState | None = None
         self.how: dict[str, Any] = {
             "device": self.device,
             "precision": recipe.precision,
@@ -339,15 +339,15 @@ class _Performance:
         self.started = time.monotonic()
         self.before = (earlier or {}).get("duration_s", 0.0)
         self.fits = recipe.fits()
-        splits = material.splits
-        check_fit(material, [objective for objective, _, _ in self.fits])
-        check_batches(len(splits.train), self.fits, world=self.accelerator.num_processes)
-        self.outputs: Store | None = None
+        splits = run_inputs.splits
+        check_compatible(run_inputs, [objective for objective, _, _ in self.fits])
+        check_last_batch(len(splits.train), self.fits, world=self.accelerator.num_processes)
+        self.outputs: TeacherCache | None = None
         self.check_outputs()
-        self.teacher = FrozenTeacher(material.teacher).to(self.device) if material.teacher else None
+        self.teacher = FrozenTeacher(run_inputs.teacher).to(self.device) if run_inputs.teacher else None
         self.first = not self.told
         self.held_out = [
-            HeldOut(name, batches, self.ask_teacher(name, batches)) for name, batches in held_out_sets(splits, recipe)
+            EvalSet(name, batches, self.ask_teacher(name, batches)) for name, batches in held_out_sets(splits, recipe)
         ]
         self.check_student()
         self.manifest: records.Manifest = {
@@ -355,7 +355,7 @@ class _Performance:
             "name": recipe.name,
             "verb": verb,
             "status": "running",
-            "repeatable": material.repeatable,
+            "repeatable": run_inputs.repeatable,
             "started": (earlier or {}).get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
             "duration_s": self.before,
             "resumed": (earlier or {}).get("resumed", -1) + 1,
@@ -370,26 +370,26 @@ class _Performance:
             },
             "data": describe_data(splits),
             "teacher": self.describe_teacher(),
-            "student": describe_network(material.student),
-            "objective": [o.to_recipe() if material.repeatable else o.weights() for o, _, _ in self.fits],
+            "student": describe_network(run_inputs.student),
+            "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o, _, _ in self.fits],
             "objective_terms": [o.weights() for o, _, _ in self.fits],
             "precision": {"value": recipe.precision, "why": why or (earlier or {}).get("precision", {}).get("why")},
             "speed": (earlier or {}).get("speed") or [{} for _ in self.fits],
             "objective_resolved": (earlier or {}).get("objective_resolved") or [{} for _ in self.fits],
             "class": (earlier or {}).get("class") or [],
             "selection": {"set": self.held_out[0].name, "metric": "accuracy", "reported": "last epoch"},
-            "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if material.repeatable else None,
+            "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
             "notes": list(splits.notes),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         records.write_bytes(folder / records.RECIPE, config.dump(recipe).encode())
         records.write_json(folder / records.MANIFEST, self.manifest)
 
-    def ask(self, who: str, network: nn.Module, batches: Batches) -> Answers:
+    def ask(self, who: str, network: nn.Module, batches: Batches) -> EvalOutputs:
         """Ask a network about a held-out set."""
-        return answer(network, batches, who=who, **self.how)
+        return collect_outputs(network, batches, who=who, **self.how)
 
-    def ask_teacher(self, name: str, batches: Batches) -> Answers | None:
+    def ask_teacher(self, name: str, batches: Batches) -> EvalOutputs | None:
         """Ask the teacher about a held-out set, once for all runs of a class."""
         if self.teacher is None:
             return None
@@ -399,11 +399,11 @@ class _Performance:
 
     def check_outputs(self) -> None:
         """Refuse recorded outputs that lack what a later epoch or stage will read."""
-        if self.recipe.outputs is None or self.material.teacher is None:
+        if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
-        self.outputs, epoch = outputs_of(self.recipe, self.material), 0
+        self.outputs, epoch = outputs_of(self.recipe, self.run_inputs), 0
         for objective, settings, _ in self.fits:
-            gamma = read_at(objective) if self.outputs.form and objective.needs.teacher else None
+            gamma = single_exponent(objective) if self.outputs.form and objective.needs.teacher else None
             for _ in range(settings.epochs):
                 if objective.needs.teacher:
                     gammas = [] if gamma is None else [gamma]
@@ -417,7 +417,7 @@ class _Performance:
 
     def check_student(self) -> None:
         """Refuse a student, perhaps the caller's own module, whose logits are not for the data's classes."""
-        student, classes = self.material.student.to(self.device), self.material.splits.classes
+        student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
         mode = student.training
         with torch.no_grad():
             logits = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device))
@@ -430,20 +430,20 @@ class _Performance:
 
     def describe_teacher(self) -> dict[str, Any] | None:
         """Measure the teacher before the first step, say how good it is, and stop where it is no better than chance."""
-        if self.teacher is None or self.material.teacher is None:
+        if self.teacher is None or self.run_inputs.teacher is None:
             return None
         test = self.held_out[-1]
         assert test.teacher is not None
-        name, classes = self.material.teacher.card.name, self.material.splits.classes
+        name, classes = self.run_inputs.teacher.card.name, self.run_inputs.splits.classes
         if (given := test.teacher.logits.shape[-1]) != classes:
             raise RecipeError(
                 f"teacher {name}: expected logits for the {classes} classes of the data, got {given}; "
                 "name a teacher that was trained on these classes"
             )
         better = better_than_chance(test.teacher)
-        accuracy = judge(test.teacher)["accuracy"] if better is not None else None
+        accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
         if accuracy is not None and self.first:
-            self.display.say(
+            self.reporter.say(
                 f"teacher {name}: accuracy {accuracy:.2%} on {len(test.teacher.labels)} {test.name} samples"
             )
         if better is False and not self.recipe.weak_teacher:
@@ -452,7 +452,7 @@ class _Performance:
                 f"{accuracy:.2%}; check its weights and the order of its classes, or type weak_teacher=true to go on"
             )
         return {
-            **describe_network(self.material.teacher),
+            **describe_network(self.run_inputs.teacher),
             "accuracy": accuracy,
             "set": test.name,
             "mode": "eval",
@@ -470,7 +470,7 @@ class _Performance:
             "deterministic": self.recipe.deterministic,
             "teacher": self.answers(),
         }
-        self.keep = Keep(checkpoints, self.folder / records.BEST, choices)
+        self.keep = CheckpointSink(checkpoints, self.folder / records.BEST, choices)
         self.stage = 0
         self.epochs = list(records.read_epochs(self.folder)) if self.saved else []
         if self.saved:
@@ -484,16 +484,16 @@ class _Performance:
         random.seed(self.recipe.seed)
         np.random.seed(self.recipe.seed % 2**32)
 
-    def pupil(self, stage: int) -> Pupil:
+    def pupil(self, stage: int) -> FitJob:
         """Return what the engine needs to fit a stage, from the checkpoint on if it is of this one."""
         objective, settings, _ = self.fits[stage]
-        lesson = Lesson(self.material.student, objective, context(objective, self.material))
-        self.target_gamma = lesson.objective.target_gamma
-        self.manifest["objective_resolved"][stage] = lesson.objective.resolved
+        distiller = Distiller(self.run_inputs.student, objective, run_context(objective, self.run_inputs))
+        self.target_gamma = distiller.objective.target_gamma
+        self.manifest["objective_resolved"][stage] = distiller.objective.resolved
         best = records.best_epoch([e for e in self.epochs if e["stage"] < stage], self.selection)
         saved = self.saved if stage == self.stage else None
-        return Pupil(
-            lesson,
+        return FitJob(
+            distiller,
             settings,
             objective.needs.teacher,
             self.held_out,
@@ -508,11 +508,11 @@ class _Performance:
         self.epochs.append(epoch)
         records.append_epoch(self.folder, epoch)
         self.write_manifest("running")
-        self.display.note(self.named(_line(epoch, self.fits[stage][1].epochs, self.selection)))
+        self.reporter.note(self.named(_line(epoch, self.fits[stage][1].epochs, self.selection)))
 
     def say(self, text: str) -> None:
         """Say something of this run."""
-        self.display.say(self.named(text))
+        self.reporter.say(self.named(text))
 
     def named(self, text: str) -> str:
         """Say whose a line is, where there are several."""
@@ -520,7 +520,7 @@ class _Performance:
 
     def stop(self, error: BaseException) -> BaseException:
         """Record why the run ends here, and return what is to be told of it."""
-        interrupted = isinstance(error, KeyboardInterrupt | OutOfTimeError)
+        interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             full = CheckpointError(
@@ -542,11 +542,11 @@ class _Performance:
 
     def answering(self, objective: Objective, taps: tuple[str, ...]) -> Teacher:
         """Return whoever answers for the teacher while training: the network, or what was recorded of it."""
-        assert self.material.teacher is not None
+        assert self.run_inputs.teacher is not None
         if self.outputs is None:
-            return FrozenTeacher(self.material.teacher, taps)
-        gamma = read_at(objective) if self.outputs.form else None
-        return Recorded(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
+            return FrozenTeacher(self.run_inputs.teacher, taps)
+        gamma = single_exponent(objective) if self.outputs.form else None
+        return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
     @property
     def selection(self) -> Literal["validation", "test"]:
@@ -555,7 +555,7 @@ class _Performance:
 
     def finish(self) -> None:
         """Write the student, its judgement, the manifest and the report."""
-        splits, student = self.material.splits, self.material.student
+        splits, student = self.run_inputs.splits, self.run_inputs.student
         test = self.held_out[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
         models.save(student, self.folder)
@@ -566,14 +566,14 @@ class _Performance:
                 "set": test.name,
                 "samples": len(splits.test),
                 "class_names": list(splits.class_names),
-                "student": judge(answers, test.teacher, gamma=self.target_gamma),
-                "teacher": judge(test.teacher) if test.teacher else None,
+                "student": evaluate_outputs(answers, test.teacher, gamma=self.target_gamma),
+                "teacher": evaluate_outputs(test.teacher) if test.teacher else None,
                 "best": records.best_epoch(list(records.read_epochs(self.folder)), self.selection),
             }
             records.write_json(self.folder / records.EVALUATION, evaluation)
         self.write_manifest("finished")
         if evaluation is not None:
-            self.display.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
+            self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
         from tutelage.report.html import write_report  # plotly takes a while to import, and no step needs it
 
         write_report(self.folder)
@@ -582,23 +582,23 @@ class _Performance:
         """Write the manifest as it stands now."""
         self.manifest["status"] = status
         self.manifest["duration_s"] = round(self.before + time.monotonic() - self.started, 1)
-        self.manifest["data"]["sizes"] = self.material.splits.sizes()
+        self.manifest["data"]["sizes"] = self.run_inputs.splits.sizes()
         if note:
             self.manifest["notes"] = [*self.manifest["notes"], manifest.without_paths(note)]
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
             records.write_json(self.folder / records.MANIFEST, self.manifest)
 
 
-class _Class:
+class RunGroup:
     """Runs that go on in lockstep, stage by stage; one run is a class of one."""
 
-    def __init__(self, runs: Sequence[_Performance], display: Display, until: Until | None = None) -> None:
-        self.runs, self.display, self.until = runs, display, until
+    def __init__(self, runs: Sequence[RunState], reporter: Reporter, deadline: Deadline | None = None) -> None:
+        self.runs, self.reporter, self.deadline = runs, reporter, deadline
         self.failures: dict[int, Exception] = {}
         self.finished: set[int] = set()
         if len(runs) > 1:
             for run in runs:
-                run.chance = Chance(run.device)
+                run.chance = RngState(run.device)
                 run.beside([other.recipe.name for other in runs if other is not run])
 
     def go(self) -> list[Exception | None]:
@@ -609,8 +609,8 @@ class _Class:
             stages = max((len(run.fits) for run in self.runs), default=0)
             for stage in range(stages):
                 self.fit_stage(stage)
-            if self.until is not None and self.left():
-                self.until.check(f"{self.runs[0].recipe.name}: the last evaluation", self.until.evaluation)
+            if self.deadline is not None and self.left():
+                self.deadline.check(f"{self.runs[0].recipe.name}: the last evaluation", self.deadline.evaluation)
             for k in self.left():
                 self.attempt(k, self.runs[k].finish)
                 self.finished.add(k)
@@ -641,7 +641,7 @@ class _Class:
         assert isinstance(told, Exception)
         self.failures[k] = told
         if len(self.runs) > 1:
-            self.display.say(f"failed: {self.runs[k].recipe.name}: {told}")
+            self.reporter.say(f"failed: {self.runs[k].recipe.name}: {told}")
 
     def fit_stage(self, stage: int) -> None:
         """Fit one stage of every run that is not beyond it."""
@@ -650,23 +650,23 @@ class _Class:
         if not pupils:
             return
         places, one = list(pupils), self.runs[next(iter(pupils))]
-        batches = data.SplitBatches(
-            one.material.splits.train, batch_size=one.fits[stage][2], data_seed=one.recipe.data_seed, train=True
+        batches = data.BatchLoader(
+            one.run_inputs.splits.train, batch_size=one.fits[stage][2], data_seed=one.recipe.data_seed, train=True
         )
         teacher = self.answering(pupils, stage)
         steps = len(batches) * one.fits[stage][1].epochs
         starts = [pupil.resume.state["step"] if pupil.resume else 0 for pupil in pupils.values()]
         title = one.recipe.name + (f" and {len(pupils) - 1} more" if len(pupils) > 1 else "")
         title += f" stage {stage + 1} of {len(one.fits)}" if len(one.fits) > 1 else ""
-        self.display.begin(title, steps * len(pupils), sum(starts))
+        self.reporter.begin(title, steps * len(pupils), sum(starts))
         before = sum(settings.epochs for _, settings, _ in one.fits[:stage])
-        together = Together(
+        together = Lockstep(
             list(pupils.values()),
             teacher,
-            _Followed(batches, self.display, before, teacher, starts),
+            _Followed(batches, self.reporter, before, teacher, starts),
             accelerator=one.accelerator,
             stage=stage,
-            until=self.until,
+            deadline=self.deadline,
         )
         for place, told in together.run():
             k = places[place]
@@ -677,9 +677,9 @@ class _Class:
             if k in self.failures:
                 together.drop(place)
 
-    def answering(self, pupils: Mapping[int, Pupil], stage: int) -> Teacher | None:
+    def answering(self, pupils: Mapping[int, FitJob], stage: int) -> Teacher | None:
         """Return whoever answers for the teacher in a stage, with all features that are read."""
-        asking = {k: pupil.lesson.objective.needs.teacher_taps for k, pupil in pupils.items() if pupil.asks}
+        asking = {k: pupil.distiller.objective.needs.teacher_taps for k, pupil in pupils.items() if pupil.asks}
         if not asking:
             return None
         first = next(iter(asking))
@@ -695,16 +695,16 @@ class _Followed:
     """
 
     def __init__(
-        self, batches: Batches, display: Display, before: int, teacher: Teacher | None, starts: Sequence[int]
+        self, batches: Batches, reporter: Reporter, before: int, teacher: Teacher | None, starts: Sequence[int]
     ) -> None:
-        self.samples, self._batches, self._display, self._before = batches.samples, batches, display, before
+        self.samples, self._batches, self._display, self._before = batches.samples, batches, reporter, before
         self._teacher, self._starts = teacher, starts
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        if isinstance(self._teacher, Recorded):
+        if isinstance(self._teacher, CachedTeacher):
             self._teacher.open(epoch + self._before)
         stream = self._batches.epoch(epoch + self._before, start=start, rank=rank, world=world)
         for step, batch in enumerate(stream, epoch * len(self) + start):
@@ -760,7 +760,7 @@ WHERE = {"data.source", "data.image", "data.label", "outputs"}
 
 
 @contextlib.contextmanager
-def set_up(recipe: Recipe) -> Iterator[None]:
+def torch_settings(recipe: Recipe) -> Iterator[None]:
     """Set threads and determinism as the recipe says, and put them back: the process may be a notebook's."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
@@ -787,7 +787,7 @@ def _essence(resolved: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of a folder; the lock goes with the process, however it ends.
 
     Raises:
@@ -807,7 +807,7 @@ def alone(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def _same_choices(saved: Saved, choices: Mapping[str, Any]) -> None:
+def _same_choices(saved: Checkpoint, choices: Mapping[str, Any]) -> None:
     """Warn where a resumed run cannot have the bits of one that was never stopped."""
     then = saved.state["choices"]
     differs = [f"{key} was {then.get(key)}, is {now}" for key, now in choices.items() if then.get(key) != now]

@@ -13,20 +13,20 @@ import numpy as np
 import torch
 
 from tutelage import data
-from tutelage.teacher_cache.cache import Store, size_of
-from tutelage.teacher_cache.top_k import Top
+from tutelage.teacher_cache.cache import TeacherCache, size_of
+from tutelage.teacher_cache.top_k import TopK
 from tutelage.runs import autotune
 from tutelage.types import Batch, Outputs
-from tutelage.training.deadline import Until
+from tutelage.training.deadline import Deadline
 from tutelage.training import compile as speed
-from tutelage.training.evaluate import place
+from tutelage.training.evaluate import to_device
 from tutelage.training.loop import accelerator_on
-from tutelage.training.compile import Forms, Speed
+from tutelage.training.compile import CompiledForms, ComputePlan
 from tutelage.modules import FrozenTeacher
-from tutelage.runs.setup import LOOK, Material, check_fit, gather, outputs_folder, outputs_of, read_at
+from tutelage.runs.setup import PROBE_SAMPLES, RunInputs, check_compatible, build_inputs, outputs_folder, outputs_of, single_exponent
 from tutelage.config.schema import Recipe, RecipeError
-from tutelage.runs.execute import Display, Silent, alone, set_up
-from tutelage.taps import survey
+from tutelage.runs.execute import Reporter, NullReporter, folder_lock, torch_settings
+from tutelage.taps import feature_shapes
 
 INNER = 256
 """Samples that the teacher is asked about at a time."""
@@ -43,7 +43,7 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     Raises:
         RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
     """
-    found = [read_at(objective) for objective, _, _ in recipe.fits() if objective.needs.teacher]
+    found = [single_exponent(objective) for objective, _, _ in recipe.fits() if objective.needs.teacher]
     return tuple(dict.fromkeys(gamma for gamma in found if gamma is not None))
 
 
@@ -51,23 +51,23 @@ def record(
     recipe: Recipe,
     *,
     taps: Sequence[str] = (),
-    display: Display | None = None,
+    reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
-    until: Until | None = None,
-    material: Material | None = None,
+    deadline: Deadline | None = None,
+    run_inputs: RunInputs | None = None,
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or go on with it.
 
     Logits of all classes are kept as long as they are within ``outputs_limit_mb``; above it the ``outputs_top`` largest
-    of each sample where that is given (`Top`). Outputs that were begun keep their form.
+    of each sample where that is given (`TopK`). Outputs that were begun keep their form.
 
     Args:
         recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder.
         taps: features to record besides those that the recipe's objectives read.
-        display: shows it as it goes.
+        reporter: shows it as it goes.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        until: the moment to stop by, after a whole chunk.
-        material: the objects, where they are the caller's own.
+        deadline: the moment to stop by, after a whole chunk.
+        run_inputs: the objects, where they are the caller's own.
 
     Returns:
         The folder.
@@ -75,59 +75,59 @@ def record(
     Raises:
         RecipeError: the outputs would be larger than the limit, or teacher and data do not fit, or an objective reads
             logits in a way that the top-k form cannot answer.
-        StoreError: the top-k form is too far off.
-        OutOfTimeError: the moment to stop has come; the same call goes on.
+        TeacherCacheError: the top-k form is too far off.
+        DeadlineExceeded: the moment to stop has come; the same call goes on.
     """
-    display = display or Silent()
-    material = material or gather(recipe, trust_code=trust_code)
-    check_fit(material, [objective for objective, _, _ in recipe.fits()])
+    reporter = reporter or NullReporter()
+    run_inputs = run_inputs or build_inputs(recipe, trust_code=trust_code)
+    check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
-    split, classes = material.splits.train, material.splits.classes
-    batches = data.SplitBatches(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
+    split, classes = run_inputs.splits.train, run_inputs.splits.classes
+    batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
     # The store is opened by whoever has the folder: another process may just have begun it.
-    with alone(outputs_folder(recipe, material), wait=True), set_up(recipe):
-        assert material.teacher is not None
-        recipe, why = autotune.settle(autotune.kept(recipe), material)
+    with folder_lock(outputs_folder(recipe, run_inputs), wait=True), torch_settings(recipe):
+        assert run_inputs.teacher is not None
+        recipe, why = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
         if why:
-            display.say(why)
-        outputs = outputs_of(recipe, material)
+            reporter.say(why)
+        outputs = outputs_of(recipe, run_inputs)
         accelerator = accelerator_on(recipe.device)
         device = accelerator.device
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         if not todo:
             outputs.conclude(epochs)
             return outputs.folder
-        look = next(batches.at(0, [np.arange(min(LOOK, len(split)))])).inputs
-        shapes = survey(material.teacher, names, look)
+        look = next(batches.at(0, [np.arange(min(PROBE_SAMPLES, len(split)))])).inputs
+        shapes = feature_shapes(run_inputs.teacher, names, look)
         size = _settle(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
-        teacher = FrozenTeacher(material.teacher, names).to(device)
+        teacher = FrozenTeacher(run_inputs.teacher, names).to(device)
         if recipe.channels_last:
             teacher.to(memory_format=torch.channels_last)
-        forms = Forms(None, teacher)
+        forms = CompiledForms(None, teacher)
         if outputs.speed is not None:
-            forms.take(Speed.from_json(outputs.speed))
+            forms.take(ComputePlan.from_json(outputs.speed))
 
         def ask(batch: Batch) -> Outputs:
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 return cast(Outputs, forms.ask(batch))
 
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
-        display.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
-        display.begin(outputs.folder.name, len(todo), 0)
+        reporter.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
+        reporter.begin(outputs.folder.name, len(todo), 0)
         took = 0.0
         for epoch, chunk in todo:
-            if until is not None:
-                until.check(f"{outputs.folder.name}: the next chunk", took)
+            if deadline is not None:
+                deadline.check(f"{outputs.folder.name}: the next chunk", took)
             began = time.monotonic()
             logits = torch.full((len(chunk), classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
             requests = np.array_split(np.arange(chunk.start, chunk.stop), -(-len(chunk) // INNER))
             for batch in batches.at(epoch, requests):
-                moved = batch._replace(inputs=place(batch.inputs, device, channels_last=recipe.channels_last))
+                moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:
-                    outputs.speed = speed.choose_asking(
+                    outputs.speed = speed.choose_teacher_plan(
                         recipe.fits()[0][1],
                         forms,
                         partial(ask, moved),
@@ -136,7 +136,7 @@ def record(
                         samples=len(moved.index),
                         device=device,
                     ).to_json()
-                    forms.take(Speed.from_json(outputs.speed))
+                    forms.take(ComputePlan.from_json(outputs.speed))
                 said = ask(moved)
                 rows = batch.index - chunk.start
                 logits[rows] = said.logits.float().cpu()
@@ -144,12 +144,12 @@ def record(
                     features[name][rows] = said.taps[name].float().cpu()
             outputs.write(epoch, chunk, logits, features, gammas=gammas)
             took = time.monotonic() - began
-            display.tick()
+            reporter.tick()
         errors = outputs.conclude(epochs)
         for gamma in gammas:
             assert outputs.form is not None
             found = errors[outputs.form.gammas[outputs.form.at(gamma)]]
-            display.say(
+            reporter.say(
                 f"{outputs.folder.name}: gamma {gamma:.4g}: p_gamma off by {found['mean_tv']:.2g} in total variation "
                 f"(at most {found['max_tv']:.2g}), U_gamma by {found['mean_power_sum']:.2g} of it (at most "
                 f"{found['max_power_sum']:.2g})"
@@ -158,7 +158,7 @@ def record(
 
 
 def _settle(
-    outputs: Store,
+    outputs: TeacherCache,
     recipe: Recipe,
     shapes: Mapping[str, tuple[int, ...]],
     epochs: int,
@@ -171,7 +171,7 @@ def _settle(
     classes, samples = outputs.key["classes"], outputs.samples
     limit_mb, top = recipe.outputs_limit_mb, recipe.outputs_top
 
-    def size(form: Top | None) -> float:
+    def size(form: TopK | None) -> float:
         return size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
 
     if outputs.begun:
@@ -181,7 +181,7 @@ def _settle(
                 "type outputs=... for another folder, or remove this one"
             )
     elif top is not None and size(None) > limit_mb:
-        outputs.form = Top.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error)
+        outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error)
         if size(outputs.form) >= size(None):
             raise RecipeError(
                 f"outputs_top: expected fewer than take as much as all {classes} classes, {size(None):.3g} MB, "
@@ -190,7 +190,7 @@ def _settle(
             )
     if (found := size(outputs.form)) <= limit_mb:
         return found
-    fits = [k for k in (2**n for n in range(16)) if k < classes and size(Top.of(k, classes)) <= limit_mb]
+    fits = [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
     fewer = (
         f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, " if fits and top is None else ""
     )

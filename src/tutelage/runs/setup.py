@@ -15,14 +15,14 @@ from tutelage import data, models, records, taps
 from tutelage.runs import manifest
 from tutelage.types import UNLABELLED, Batch, Batches
 from tutelage.settings.fit import FitSettings
-from tutelage.modules import FrozenTeacher, survey
+from tutelage.modules import FrozenTeacher, network_context
 from tutelage.models import Classifier
-from tutelage.objectives import Context, Objective
+from tutelage.objectives import BindContext, Objective
 from tutelage.config.schema import Network, Recipe, RecipeError
-from tutelage.teacher_cache.cache import Store
+from tutelage.teacher_cache.cache import TeacherCache
 
 
-class Material(NamedTuple):
+class RunInputs(NamedTuple):
     """A run's objects.
 
     Attributes:
@@ -38,14 +38,14 @@ class Material(NamedTuple):
     repeatable: bool = True
 
 
-def gather(
+def build_inputs(
     recipe: Recipe,
     *,
     teacher: str | None = None,
-    beside: Material | None = None,
+    beside: RunInputs | None = None,
     trust_code: bool | frozenset[str] = False,
     splits: data.Splits | None = None,
-) -> Material:
+) -> RunInputs:
     """Turn a recipe's names into objects.
 
     Args:
@@ -76,20 +76,20 @@ def gather(
     )
     named = Network(name=teacher) if teacher else recipe.teacher
     if not isinstance(named, Network):
-        return Material(splits, student, None)
+        return RunInputs(splits, student, None)
     if beside and beside.teacher is not None:
-        return Material(splits, student, beside.teacher)
+        return RunInputs(splits, student, beside.teacher)
     made = models.create(named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape)
-    return Material(splits, student, made)
+    return RunInputs(splits, student, made)
 
 
-def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
+def check_compatible(run_inputs: RunInputs, wanted: Sequence[Objective]) -> None:
     """Refuse data, teacher, student and objectives that do not fit each other.
 
     Raises:
         RecipeError: naming what does not fit.
     """
-    splits, teacher = material.splits, material.teacher
+    splits, teacher = run_inputs.splits, run_inputs.teacher
     labels = splits.train.labels
     for objective in wanted:
         if objective.needs.teacher and teacher is None:
@@ -112,7 +112,7 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
                 f"data: expected class indices for objective {objective.name}, got the soft labels of mixed samples; "
                 "type data.mixup=0 data.cutmix=0, or use an objective that takes them"
             )
-        _has_taps(material, objective)
+        _has_taps(run_inputs, objective)
     if teacher is not None and teacher.card.classes != splits.classes:
         raise RecipeError(
             f"teacher {teacher.card.name}: expected {splits.classes} classes, as the data and the student have, got "
@@ -127,7 +127,7 @@ def check_fit(material: Material, wanted: Sequence[Objective]) -> None:
         _same_classes(teacher, splits)
 
 
-def check_batches(samples: int, fits: Sequence[tuple[Objective, FitSettings, int]], *, world: int = 1) -> None:
+def check_last_batch(samples: int, fits: Sequence[tuple[Objective, FitSettings, int]], *, world: int = 1) -> None:
     """Refuse an epoch whose last batch is too small for an objective, before it is reached.
 
     Args:
@@ -152,21 +152,21 @@ def check_batches(samples: int, fits: Sequence[tuple[Objective, FitSettings, int
             )
 
 
-def _has_taps(material: Material, objective: Objective) -> None:
+def _has_taps(run_inputs: RunInputs, objective: Objective) -> None:
     """Refuse an objective that reads features which a network does not have, before any stage begins."""
     needs = objective.needs
-    for network, names in ((material.student, needs.student_taps), (material.teacher, needs.teacher_taps)):
+    for network, names in ((run_inputs.student, needs.student_taps), (run_inputs.teacher, needs.teacher_taps)):
         for name in names:
             try:
                 taps.find(cast(Classifier, network), name)
             except ValueError as error:
                 raise RecipeError(f"objective {objective.name}: {error}") from None
-    if material.teacher is not None:
+    if run_inputs.teacher is not None:
         try:
             if needs.teacher_head:
-                taps.head(material.teacher)
+                taps.head(run_inputs.teacher)
             for name in needs.teacher_norms:
-                taps.batch_norm(material.teacher, name)
+                taps.batch_norm(run_inputs.teacher, name)
         except ValueError as error:
             raise RecipeError(f"objective {objective.name}: {error}") from None
 
@@ -185,37 +185,37 @@ def _same_classes(teacher: Classifier, splits: data.Splits) -> None:
         )
 
 
-def context(objective: Objective, material: Material) -> Context:
+def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
     """Look at the networks and the data as far as an objective needs it; binding it reads what is found."""
-    splits, needs = material.splits, objective.needs
+    splits, needs = run_inputs.splits, objective.needs
     teacher_logits = None
-    if needs.teacher_statistics and material.teacher is not None:
-        teacher_logits = _word(material.teacher, splits.train)
+    if needs.teacher_statistics and run_inputs.teacher is not None:
+        teacher_logits = _teacher_logits(run_inputs.teacher, splits.train)
     inputs = torch.empty(0)
     if needs.student_taps or needs.teacher_taps:
-        few = data.SplitBatches(splits.train, batch_size=min(LOOK, len(splits.train)), train=True)
-        inputs = next(few.epoch(0)).inputs.to(_device(material.student))
-    return survey(
+        few = data.BatchLoader(splits.train, batch_size=min(PROBE_SAMPLES, len(splits.train)), train=True)
+        inputs = next(few.epoch(0)).inputs.to(_device(run_inputs.student))
+    return network_context(
         objective,
-        material.student,
-        material.teacher,
+        run_inputs.student,
+        run_inputs.teacher,
         inputs,
         samples=len(splits.train),
         classes=splits.classes,
         labels=splits.train.labels,
         teacher_logits=teacher_logits,
-        class_means=_class_means(material, needs.class_means),
+        class_means=_class_means(run_inputs, needs.class_means),
     )
 
 
-LOOK = 2
+PROBE_SAMPLES = 2
 """Samples of the dry forward pass that features are sized by."""
 STATISTICS = 10_000
 """Training samples, evenly spaced, that the teacher is asked about where an objective is set by its distribution."""
 
 
 @torch.no_grad()
-def _word(teacher: Classifier, split: data.Split) -> torch.Tensor:
+def _teacher_logits(teacher: Classifier, split: data.Split) -> torch.Tensor:
     """Return the teacher's logits on training samples that are not augmented, float32 on the CPU."""
     places = np.unique(np.linspace(0, len(split) - 1, min(STATISTICS, len(split))).astype(np.int64))
     requests = np.array_split(places, -(-len(places) // 256))
@@ -230,14 +230,14 @@ def _word(teacher: Classifier, split: data.Split) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _class_means(material: Material, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return each class's mean of the teacher's features, over all labelled training samples, not augmented.
 
     Float32 ``(classes, width)`` on the CPU, 0 for a class that no sample has.
     """
     if not names:
         return {}
-    splits, teacher = material.splits, material.teacher
+    splits, teacher = run_inputs.splits, run_inputs.teacher
     split, labels = splits.train, splits.train.labels
     if teacher is None:
         raise RecipeError("teacher: expected one whose class means are read, got none; add teacher=...")
@@ -264,39 +264,39 @@ def _class_means(material: Material, names: Sequence[str]) -> dict[str, torch.Te
     return {name: (total / counts.clamp(min=1)[:, None]).float() for name, total in sums.items()}
 
 
-HOW = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}
+VIEW_IRRELEVANT = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}
 """Settings of data that do not change a view; which data they are, their fingerprint says."""
 
 
-def outputs_folder(recipe: Recipe, material: Material) -> Path:
+def outputs_folder(recipe: Recipe, run_inputs: RunInputs) -> Path:
     """Return the folder of the teacher's outputs.
 
     Raises:
         RecipeError: the recipe names none, or has no teacher to record.
     """
-    if material.teacher is None:
+    if run_inputs.teacher is None:
         raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
     if recipe.outputs is None:
         raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
     return Path(recipe.outputs)
 
 
-def outputs_of(recipe: Recipe, material: Material) -> Store:
+def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     """Return the store that a recipe's ``outputs`` names, keyed by everything that a teacher's word depends on.
 
     Raises:
         RecipeError: the recipe names none, or has no teacher to record.
-        StoreError: the folder holds the outputs of another teacher, of other data or other views.
+        TeacherCacheError: the folder holds the outputs of another teacher, of other data or other views.
     """
-    folder, splits = outputs_folder(recipe, material), material.splits
-    assert material.teacher is not None
-    settings = {name: value for name, value in asdict(recipe.data).items() if name not in HOW}
+    folder, splits = outputs_folder(recipe, run_inputs), run_inputs.splits
+    assert run_inputs.teacher is not None
+    settings = {name: value for name, value in asdict(recipe.data).items() if name not in VIEW_IRRELEVANT}
     key: dict[str, Any] = {
         "teacher": {
-            "name": manifest.without_paths(material.teacher.card.name),
-            "fingerprint": models.fingerprint(material.teacher.network),
-            "mean": list(material.teacher.card.mean or ()),
-            "std": list(material.teacher.card.std or ()),
+            "name": manifest.without_paths(run_inputs.teacher.card.name),
+            "fingerprint": models.fingerprint(run_inputs.teacher.network),
+            "mean": list(run_inputs.teacher.card.mean or ()),
+            "std": list(run_inputs.teacher.card.std or ()),
         },
         "data": splits.fingerprint,
         "views": settings,
@@ -309,10 +309,10 @@ def outputs_of(recipe: Recipe, material: Material) -> Store:
             "data: expected a source whose content is known, got one without a fingerprint; "
             "outputs recorded of it could not be told from another's: type outputs=null"
         )
-    return Store(folder, key, samples=len(splits.train))
+    return TeacherCache(folder, key, samples=len(splits.train))
 
 
-def read_at(objective: Objective) -> float | None:
+def single_exponent(objective: Objective) -> float | None:
     """Return the exponent at which an objective reads the teacher's logits; none where it does not read them.
 
     Raises:
@@ -368,7 +368,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
             # Evaluation keeps no gradients, so larger batches than training's fit.
-            yield name, data.SplitBatches(split, batch_size=max(recipe.batch_size, 256), train=False)
+            yield name, data.BatchLoader(split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
 def fingerprints(then: records.Manifest | None) -> dict[str, str | None]:
@@ -376,15 +376,15 @@ def fingerprints(then: records.Manifest | None) -> dict[str, str | None]:
     return {"data": then["data"]["fingerprint"], "teacher": (then["teacher"] or {}).get("fingerprint")} if then else {}
 
 
-def same_fingerprints(material: Material, expected: Mapping[str, str | None]) -> None:
+def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None]) -> None:
     """Refuse data or a teacher other than a run had.
 
     Raises:
         RecipeError: a fingerprint is another.
     """
-    teacher = material.teacher
+    teacher = run_inputs.teacher
     got = {
-        "data": material.splits.fingerprint,
+        "data": run_inputs.splits.fingerprint,
         "teacher": models.fingerprint(teacher.network) if teacher is not None else None,
     }
     for what, then in expected.items():

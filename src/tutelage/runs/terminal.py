@@ -20,8 +20,8 @@ QUIET = 10.0
 """Without a terminal: seconds between two lines about epochs."""
 
 
-class Screen:
-    """A `runs.Display` that draws two bars, the whole job and the run at hand; without a terminal it prints lines."""
+class TerminalReporter:
+    """A `runs.Reporter` that draws two bars, the whole job and the run at hand; without a terminal it prints lines."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
@@ -41,7 +41,7 @@ class Screen:
         self.title = ""
         self.printed = float("-inf")
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> TerminalReporter:
         self.progress.start()
         return self
 

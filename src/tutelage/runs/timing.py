@@ -14,9 +14,9 @@ import torch
 from tutelage import data
 from tutelage.types import Batch
 from tutelage.training.loop import accelerator_on, fit
-from tutelage.training.evaluate import answer
-from tutelage.modules import FrozenTeacher, Lesson
-from tutelage.runs.setup import Material, context
+from tutelage.training.evaluate import collect_outputs
+from tutelage.modules import FrozenTeacher, Distiller
+from tutelage.runs.setup import RunInputs, run_context
 from tutelage.models import Classifier
 from tutelage.config.schema import Recipe
 
@@ -38,39 +38,39 @@ class Timed(NamedTuple):
     terms: dict[str, float]
 
 
-def step(recipe: Recipe, material: Material, stage: int = 0, *, limit: float = math.inf) -> Timed:
+def step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: float = math.inf) -> Timed:
     """Take a few real training steps of a stage on copies of student and teacher, and time them.
 
     Args:
         recipe: the run's; its teacher is asked live, recorded outputs or not.
-        material: what the run is made of; it stays as it is.
+        run_inputs: what the run is made of; it stays as it is.
         stage: of the recipe's.
         limit: seconds after which no further step is taken; the first to warm up and one more always are.
     """
     accelerator = accelerator_on(recipe.device)
     objective, settings, batch_size = recipe.fits()[stage]
-    teacher_copy = copy.deepcopy(material.teacher)
-    material = material._replace(
-        student=copy.deepcopy(material.student).to(accelerator.device),
+    teacher_copy = copy.deepcopy(run_inputs.teacher)
+    run_inputs = run_inputs._replace(
+        student=copy.deepcopy(run_inputs.student).to(accelerator.device),
         teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
     )
-    lesson = Lesson(material.student, objective, context(objective, material))
-    taught = material.teacher if objective.needs.teacher else None
+    distiller = Distiller(run_inputs.student, objective, run_context(objective, run_inputs))
+    taught = run_inputs.teacher if objective.needs.teacher else None
     teacher = FrozenTeacher(taught, objective.needs.teacher_taps) if taught is not None else None
-    train = material.splits.train
-    few = _Few(data.SplitBatches(train, batch_size=batch_size, data_seed=recipe.data_seed, train=True), TIMED, limit)
-    (record,) = fit(lesson, teacher, few, replace(settings, epochs=1), accelerator=accelerator)
+    train = run_inputs.splits.train
+    few = _Few(data.BatchLoader(train, batch_size=batch_size, data_seed=recipe.data_seed, train=True), TIMED, limit)
+    (record,) = fit(distiller, teacher, few, replace(settings, epochs=1), accelerator=accelerator)
     return Timed(few.seconds, record["train"]["terms"])
 
 
 def ask(recipe: Recipe, network: Classifier, split: data.Split) -> float:
     """Return the seconds a sample that a network takes for its answers in evaluation, from one batch of a split."""
     device = accelerator_on(recipe.device).device
-    few = _Few(data.SplitBatches(split, batch_size=ASKED, train=False), 1, math.inf)
+    few = _Few(data.BatchLoader(split, batch_size=ASKED, train=False), 1, math.inf)
     asked = copy.deepcopy(network).to(device)
     if recipe.channels_last:
         asked.to(memory_format=torch.channels_last)
-    answer(asked, few, device=device, precision=recipe.precision, channels_last=recipe.channels_last)
+    collect_outputs(asked, few, device=device, precision=recipe.precision, channels_last=recipe.channels_last)
     return few.seconds * few.steps / max(few.asked, 1)
 
 
@@ -80,7 +80,7 @@ class _Few:
     ``seconds`` is of a step, ``steps`` and ``asked`` count the steps and the samples that it is taken from.
     """
 
-    def __init__(self, batches: data.SplitBatches, timed: int, limit: float) -> None:
+    def __init__(self, batches: data.BatchLoader, timed: int, limit: float) -> None:
         self.batches, self.samples, self.seconds = batches, batches.samples, 0.0
         self.timed, self.limit, self.steps, self.asked = timed, limit, 0, 0
 

@@ -18,12 +18,12 @@ import torch
 from tutelage import data, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.runs import manifest, timing
-from tutelage.runs.execute import finished, set_up, steps_of
-from tutelage.runs.setup import gather, held_out_sets
-from tutelage.studies.plan import Assignment, Job, jobs, rehearsed
+from tutelage.runs.execute import finished, steps_of, torch_settings
+from tutelage.runs.setup import build_inputs, held_out_sets
+from tutelage.studies.plan import Job, StudyRequest, jobs, rehearsed
 from tutelage.studies.schema import TEACHER
 from tutelage.training.checkpoints import NAME
-from tutelage.training.deadline import Until
+from tutelage.training.deadline import Deadline
 from tutelage.training.loop import accelerator_on
 
 TIMES = "times.json"
@@ -155,7 +155,7 @@ class Plan(NamedTuple):
         untimed: why a pair was not timed.
     """
 
-    assignment: Assignment
+    assignment: StudyRequest
     left: tuple[Job, ...]
     costs: Mapping[str, Cost]
     budget: Budget
@@ -211,7 +211,7 @@ class Plan(NamedTuple):
 
 
 def prepare(
-    assignment: Assignment,
+    assignment: StudyRequest,
     budget: Budget,
     *,
     workers: int = 1,
@@ -233,7 +233,7 @@ def prepare(
         keep: write down what was timed.
     """
     recipe = assignment.study.recipe
-    with _threads(workers), set_up(recipe):
+    with _threads(workers), torch_settings(recipe):
         machine = {
             **manifest.hardware(accelerator_on(recipe.device).device),
             "torch": torch.__version__,
@@ -289,12 +289,12 @@ def _read(path: Path, machine: Mapping[str, Any]) -> dict[str, Times]:
     return {}
 
 
-def _networks(assignment: Assignment, pair: str) -> str:
+def _networks(assignment: StudyRequest, pair: str) -> str:
     given = assignment.study.pairs[pair].model_dump(mode="json", exclude={"published", "settings"})
     return json.dumps(manifest.without_paths(given), sort_keys=True)
 
 
-def _left(assignment: Assignment, planned: Sequence[Job]) -> list[Job]:
+def _left(assignment: StudyRequest, planned: Sequence[Job]) -> list[Job]:
     """The runs that are not finished; a teacher with no one left to teach is none of them."""
     found = [job for job in planned if not finished(assignment.runs / job.name)]
     wanted = {job.needs for job in found}
@@ -317,7 +317,7 @@ class _Opened:
 
 
 def _time(
-    assignment: Assignment,
+    assignment: StudyRequest,
     left: Sequence[Job],
     opened: _Opened,
     trust_code: bool | frozenset[str],
@@ -333,20 +333,20 @@ def _time(
     if training is not None:
         # Its weights do not matter to what a step costs.
         recipe = recipe.model_copy(update={"teacher": training.student})
-    material = gather(recipe, trust_code=trust_code, splits=splits)
-    student = timing.step(recipe, material, limit=limit).seconds
+    run_inputs = build_inputs(recipe, trust_code=trust_code, splits=splits)
+    student = timing.step(recipe, run_inputs, limit=limit).seconds
     teacher = None
     for one in left:
         if one.method == TEACHER:
-            made = gather(one.recipe, trust_code=trust_code, splits=opened(one.recipe))
+            made = build_inputs(one.recipe, trust_code=trust_code, splits=opened(one.recipe))
             teacher = timing.step(one.recipe, made, limit=limit).seconds
     return Times(
         teacher=teacher,
         student=student,
         batch=recipe.fits()[0][2],
         asked=recipe.fits()[0][0].needs.teacher,
-        word=timing.ask(recipe, material.teacher, splits.test) if material.teacher else None,
-        eyes=timing.ask(recipe, material.student, splits.test),
+        word=timing.ask(recipe, run_inputs.teacher, splits.test) if run_inputs.teacher else None,
+        eyes=timing.ask(recipe, run_inputs.student, splits.test),
         samples=len(splits.train),
         held=sum(batches.samples for _, batches in held_out_sets(splits, recipe)),
         opened=opened.took,
@@ -363,7 +363,7 @@ def _rank(recipe: Recipe) -> int:
 class _Rates:
     """Seconds a step from the records of runs that were done on this machine; of those of a class, a run's part."""
 
-    def __init__(self, assignment: Assignment, machine: Mapping[str, Any]) -> None:
+    def __init__(self, assignment: StudyRequest, machine: Mapping[str, Any]) -> None:
         self.folder, self.machine = assignment.runs, machine
         self.found: dict[str, float | None] = {}
 
@@ -389,7 +389,7 @@ class _Rates:
 
 
 def _order(
-    assignment: Assignment,
+    assignment: StudyRequest,
     budget: Budget,
     workers: int,
     timed: Mapping[str, Times],
@@ -429,7 +429,7 @@ def _order(
     return Plan(ordered, tuple(_left(ordered, jobs(ordered))), chosen, budget, workers, untimed)
 
 
-def _cost(assignment: Assignment, job: Job, times: Times, rate: float | None, stores: set[str]) -> Cost:
+def _cost(assignment: StudyRequest, job: Job, times: Times, rate: float | None, stores: set[str]) -> Cost:
     """Return what is left of a run; ``stores`` gets the recorded outputs that it is the first to need."""
     recipe = job.recipe
     samples, held = times.samples, times.held
@@ -471,7 +471,7 @@ def _done(folder: Path, recipe: Recipe, samples: int) -> int:
     return step + sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in before)
 
 
-def until(plan: Plan, together: Sequence[Job], writing: float) -> Until:
+def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
     """Return the moment by which a run of the plan stops, and refuse one that could do nothing worth keeping.
 
     Kept back are `MARGIN`, a step, and for every process the time that the study's records, table and report take.
@@ -482,12 +482,12 @@ def until(plan: Plan, together: Sequence[Job], writing: float) -> Until:
         writing: seconds that the study's records, table and report took last.
 
     Raises:
-        OutOfTimeError: less is left than the run needs to start and to do a few steps.
+        DeadlineExceeded: less is left than the run needs to start and to do a few steps.
     """
     costs = [plan.costs.get(job.name, Cost(0, 0.0, 0.0, 0.0, 0.0, 0, "")) for job in together]
     back = MARGIN + (1 + plan.workers) * writing + sum(cost.step for cost in costs)
     evaluation = sum(cost.evaluation for cost in costs)
-    stop = Until(plan.budget.ends - back, evaluation=evaluation, clock=plan.budget.clock)
+    stop = Deadline(plan.budget.ends - back, evaluation=evaluation, clock=plan.budget.clock)
     stop.check(together[0].name, sum(cost.stretch for cost in costs))
     return stop
 

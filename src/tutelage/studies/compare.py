@@ -11,18 +11,18 @@ from tutelage.runs import autotune
 from tutelage.runs.execute import (
     FREE,
     BusyError,
-    Display,
-    Silent,
-    alone,
-    class_of,
+    NullReporter,
+    Reporter,
+    execute,
+    execute_group,
     finished,
-    perform,
-    perform_together,
-    set_up,
+    folder_lock,
+    group_of,
     steps_of,
+    torch_settings,
 )
 from tutelage.runs.record_teacher import record
-from tutelage.runs.setup import gather
+from tutelage.runs.setup import build_inputs
 
 
 def compare(
@@ -30,7 +30,7 @@ def compare(
     folder: Path,
     *,
     command: str,
-    display: Display | None = None,
+    reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
 ) -> Path:
     """Do a comparison, or go on with it: finished runs are not done again.
@@ -47,7 +47,7 @@ def compare(
         comparison: what to compare.
         folder: of the comparison; its runs' folders lie in it.
         command: how it was asked for.
-        display: shows it as it goes.
+        reporter: shows it as it goes.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
 
     Returns:
@@ -59,12 +59,12 @@ def compare(
     """
     from tutelage.report.html import write_report
 
-    display = display or Silent()
+    reporter = reporter or NullReporter()
     folder.mkdir(parents=True, exist_ok=True)
     baseline = comparison.baseline or next(iter(comparison.objectives))
     splits = data.open_data(comparison.data)
-    with alone(folder, wait=True):
-        comparison = _settled(comparison, folder, splits, display, trust_code)
+    with folder_lock(folder, wait=True):
+        comparison = _settled(comparison, folder, splits, reporter, trust_code)
         training = comparison.training(f"{comparison.name}/teacher")
         planned = list(plan(comparison, folder))
         _same(comparison, folder)
@@ -82,48 +82,50 @@ def compare(
     taught = training is None or finished(folder / "teacher")
     samples = len(splits.train)
     ahead = [recipe for _, recipe in todo] + ([] if taught or training is None else [training])
-    display.expect(sum(steps_of(recipe, samples) for recipe in ahead))
+    reporter.expect(sum(steps_of(recipe, samples) for recipe in ahead))
     if training is not None and not taught:
-        display.say(f"{comparison.name}: the teacher, then {len(todo)} students")
-        perform(training, folder / "teacher", verb="train", command=command, display=display, trust_code=trust_code)
+        reporter.say(f"{comparison.name}: the teacher, then {len(todo)} students")
+        execute(training, folder / "teacher", verb="train", command=command, reporter=reporter, trust_code=trust_code)
     taps = [tap for objective in comparison.objectives.values() for tap in objective.needs.teacher_taps]
     count = len(todo)
     while todo := [(place, recipe) for place, recipe in todo if not finished(place)]:
-        chosen = class_of([recipe for _, recipe in todo], comparison.together)
+        chosen = group_of([recipe for _, recipe in todo], comparison.together)
         together = [todo[k] for k in chosen]
-        display.say(_announced([recipe for _, recipe in together], left=len(todo), count=count))
+        reporter.say(_announced([recipe for _, recipe in together], left=len(todo), count=count))
         todo = [one for k, one in enumerate(todo) if k not in chosen]
         recorded = [recipe for _, recipe in together if recipe.outputs is not None]
         if recorded:
-            record(recorded[0], taps=taps, display=display, trust_code=trust_code)
-        done = perform_together(
-            [(recipe, place) for place, recipe in together], command=command, display=display, trust_code=trust_code
+            record(recorded[0], taps=taps, reporter=reporter, trust_code=trust_code)
+        done = execute_group(
+            [(recipe, place) for place, recipe in together], command=command, reporter=reporter, trust_code=trust_code
         )
-        with alone(folder, wait=True):
+        with folder_lock(folder, wait=True):
             write_report(folder)
         for (place, recipe), run in zip(together, done, strict=True):
             if isinstance(run, BusyError):
-                display.say(f"{recipe.name} is going on in another process: left to it")
+                reporter.say(f"{recipe.name} is going on in another process: left to it")
             elif isinstance(run, Exception) and not finished(place):  # another process may have finished it
                 raise run
-    with alone(folder, wait=True):
+    with folder_lock(folder, wait=True):
         return write_report(folder)
 
 
 def _settled(
-    comparison: Comparison, folder: Path, splits: data.Splits, display: Display, trust_code: bool | frozenset[str]
+    comparison: Comparison, folder: Path, splits: data.Splits, reporter: Reporter, trust_code: bool | frozenset[str]
 ) -> Comparison:
     """Choose the precision that all runs have, by the first of them that asks a teacher, where it is left open."""
-    comparison = autotune.kept(comparison, folder)
+    comparison = autotune.recorded_precision(comparison, folder)
     if comparison.precision != "auto":
         return comparison
     planned = [recipe for _, recipe in plan(comparison, folder)]
     run = next((one for one in planned if any(o.needs.teacher for o, _, _ in one.fits())), planned[0])
-    run = autotune.standing(run.model_copy(update={"teacher": comparison.teacher}))
-    with set_up(run):
-        comparison, why = autotune.settle(comparison, gather(run, trust_code=trust_code, splits=splits), run)
+    run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
+    with torch_settings(run):
+        comparison, why = autotune.resolve_precision(
+            comparison, build_inputs(run, trust_code=trust_code, splits=splits), run
+        )
     if why:
-        display.say(f"{comparison.name}: {why}")
+        reporter.say(f"{comparison.name}: {why}")
     return comparison
 
 

@@ -141,7 +141,7 @@ class Method:
         return self.kind == "kd" and self.level is not None and math.isclose(self.level, temperature)
 
 
-class Taught(NamedTuple):
+class StepOutput(NamedTuple):
     """A run with its place in the study."""
 
     pair: str
@@ -166,7 +166,7 @@ class Readings:
     kinds: tuple[str, ...]
     pairs: tuple[str, ...]
     methods: Mapping[str, Method]
-    taught: tuple[Taught, ...]
+    taught: tuple[StepOutput, ...]
     departures: tuple[str, ...] = ()
 
     def of(self, pair: str, method: str, *, finished: bool = True) -> tuple[Run, ...]:
@@ -254,7 +254,7 @@ def read_study(folder: Path) -> Readings:
         seed = cell.get("seed")
         pair, name = printable(cell.get("pair", "")), printable(cell.get("method", ""))
         run = read_run(folder / str(cell.get("folder", "")), entry=name, seed=seed if isinstance(seed, int) else None)
-        taught.append(Taught(pair, name, run))
+        taught.append(StepOutput(pair, name, run))
     pairs = dict.fromkeys([*map(printable, study.get("pairs") or ()), *(pair for pair, _, _ in taught)])
     named = dict.fromkeys([*map(printable, study.get("methods") or ()), *(name for _, name, _ in taught)])
     present = {name for _, name, _ in taught}

@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Assignment:
+class StudyRequest:
     """What of a study is to be done, and how.
 
     Attributes:
@@ -105,7 +105,7 @@ def assign(
     seeds: int | None = None,
     epochs: int | None = None,
     pool: str | None = None,
-) -> Assignment:
+) -> StudyRequest:
     """Say what is to be done.
 
     Args:
@@ -141,7 +141,7 @@ def assign(
         raise RecipeError("\n".join(found))
     changed = _changed(identity(plain), identity(given))
     scaled = epochs if epochs != given.recipe.epochs else None
-    assignment = Assignment(
+    assignment = StudyRequest(
         study=given,
         plain=plain,
         runs=runs,
@@ -215,7 +215,7 @@ SCALED = {
 """What ``--epochs`` changes of a protocol."""
 
 
-def _otherwise(assignment: Assignment) -> Iterator[str]:
+def _otherwise(assignment: StudyRequest) -> Iterator[str]:
     """Say how the runs differ from those of the study as it is written, each key once."""
     before, now = identity(assignment.plain), identity(assignment.study)
     told: dict[str, tuple[Any, Any]] = {}
@@ -231,7 +231,7 @@ def _otherwise(assignment: Assignment) -> Iterator[str]:
             yield f"{key.removeprefix('protocol.')}: {_shown(new)} instead of {_shown(old)}"
 
 
-def departures(assignment: Assignment, shown: Sequence[Job]) -> list[str]:
+def departures(assignment: StudyRequest, shown: Sequence[Job]) -> list[str]:
     """Say how a table departs from the study as it is written, a line each.
 
     Args:
@@ -276,7 +276,7 @@ def _shown(value: Any) -> str:
 # Recipes
 
 
-def jobs(assignment: Assignment) -> list[Job]:
+def jobs(assignment: StudyRequest) -> list[Job]:
     """Return the runs that are asked for, each once, in the order they are done in: pair by pair, the teacher first.
 
     Raises:
@@ -297,7 +297,7 @@ def jobs(assignment: Assignment) -> list[Job]:
     return list(found.values())
 
 
-def teacher_of(assignment: Assignment, pair: str) -> Job | None:
+def teacher_of(assignment: StudyRequest, pair: str) -> Job | None:
     """Return the run of a pair's teacher; none where the teacher is there already."""
     study = assignment.study
     trained = study.pairs[pair].training(study.teacher_seed)
@@ -311,7 +311,7 @@ def teacher_of(assignment: Assignment, pair: str) -> Job | None:
     return Job(recipe, pair, TEACHER, teacher=name)
 
 
-def cells(assignment: Assignment) -> list[Job]:
+def cells(assignment: StudyRequest) -> list[Job]:
     """Return the runs of students that the table is of: those that are asked for, and those that are there already.
 
     A run that several pairs share is named for each of them.
@@ -319,7 +319,7 @@ def cells(assignment: Assignment) -> list[Job]:
     return [job for pair in assignment.study.pairs for job in students_of(assignment, pair, there=True)]
 
 
-def students_of(assignment: Assignment, pair: str, *, there: bool = False) -> list[Job]:
+def students_of(assignment: StudyRequest, pair: str, *, there: bool = False) -> list[Job]:
     """Return the runs of a pair's students that are asked for, seed by seed; and those that are there already."""
     study = assignment.study
     teacher = teacher_of(assignment, pair)
@@ -351,7 +351,7 @@ def _there(stem: Path) -> set[int]:
 
 
 def _recipe(
-    assignment: Assignment, pair: str, networks: Pair, name: str, method: Method, teacher: Job | None
+    assignment: StudyRequest, pair: str, networks: Pair, name: str, method: Method, teacher: Job | None
 ) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
     value = {
@@ -372,7 +372,7 @@ def _recipe(
     return scaled(recipe, assignment.factor).model_copy(update=changes)
 
 
-def rehearsals(assignment: Assignment) -> list[Recipe]:
+def rehearsals(assignment: StudyRequest) -> list[Recipe]:
     """Return a recipe for each method on each pair, the first run's, to try in a dry run."""
     first: dict[tuple[str, str], Job] = {}
     for pair in assignment.pairs:
@@ -381,7 +381,7 @@ def rehearsals(assignment: Assignment) -> list[Recipe]:
     return [rehearsed(assignment, job) for job in first.values()]
 
 
-def rehearsed(assignment: Assignment, job: Job) -> Recipe:
+def rehearsed(assignment: StudyRequest, job: Job) -> Recipe:
     """Return a run's recipe for a dry run, in which a teacher that is not trained yet is one to train."""
     if job.needs is None or execute.finished(assignment.runs / job.needs):
         return job.recipe
@@ -461,7 +461,7 @@ def _scaled_weights(objective: Any, factor: float) -> Any:
 # What is there already
 
 
-def differences(assignment: Assignment, job: Job, *, fingerprint: str | None = None) -> list[str]:
+def differences(assignment: StudyRequest, job: Job, *, fingerprint: str | None = None) -> list[str]:
     """Say how the run in a job's folder differs from the one that is planned; nothing where there is none.
 
     Args:
@@ -525,7 +525,7 @@ def _essence(recipe: Recipe, *, taught: bool) -> dict[str, Any]:
     return value
 
 
-def _carried(assignment: Assignment, shown: Sequence[Job]) -> Iterator[str]:
+def _carried(assignment: StudyRequest, shown: Sequence[Job]) -> Iterator[str]:
     """Say which teachers are rounded copies of those that were trained."""
     for name in dict.fromkeys(job.teacher for job in shown if job.teacher):
         path = assignment.runs / name / records.MANIFEST
@@ -537,7 +537,7 @@ def _carried(assignment: Assignment, shown: Sequence[Job]) -> Iterator[str]:
             )
 
 
-def record(assignment: Assignment, shown: Sequence[Job]) -> records.Study:
+def record(assignment: StudyRequest, shown: Sequence[Job]) -> records.Study:
     """Return what ``study.json`` says; the runs shown are those that its table is of."""
     study = assignment.study
 

@@ -10,22 +10,32 @@ from tutelage import data, records
 from tutelage.config.schema import TOGETHER
 from tutelage.data import DataSettings
 from tutelage.runs import record_teacher
-from tutelage.runs.execute import BusyError, Display, Run, Silent, alone, class_of, finished, perform_together, steps_of
+from tutelage.runs.execute import (
+    BusyError,
+    NullReporter,
+    Reporter,
+    Run,
+    execute_group,
+    finished,
+    folder_lock,
+    group_of,
+    steps_of,
+)
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Budget, Plan
-from tutelage.studies.plan import Assignment, Job, cells, differences, jobs, record
+from tutelage.studies.plan import Job, StudyRequest, cells, differences, jobs, record
 from tutelage.studies.schema import TEACHER
-from tutelage.training.deadline import OutOfTimeError, Until
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 PATIENCE = 2.0
 """Seconds between two looks at a teacher that another process trains."""
 
 
-def conduct(
-    assignment: Assignment,
+def run_study(
+    assignment: StudyRequest,
     *,
     command: str,
-    display: Display | None = None,
+    reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
     together: int | None = None,
     workers: int = 1,
@@ -47,7 +57,7 @@ def conduct(
     Args:
         assignment: what is asked for.
         command: how it was asked for.
-        display: shows it as it goes.
+        reporter: shows it as it goes.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         together: how many students at most are trained in lockstep; by default one where the study holds the methods'
             time a step and memory against each other, which are measured alone, and else `recipes.TOGETHER`.
@@ -62,14 +72,14 @@ def conduct(
         RecipeError: the data cannot be read, or two runs that differ would share a folder.
     """
     most = together or (1 if assignment.study.costs else TOGETHER)
-    display = display or Silent()
+    reporter = reporter or NullReporter()
     plan = None
     if budget is not None:
         plan = budgets.prepare(assignment, budget, workers=workers, trust_code=trust_code)
         assignment = plan.assignment
         for line in plan.lines() if show_plan else ():
-            display.say(line)
-    return _Conduct(assignment, command, display, trust_code, most, workers, plan).go()
+            reporter.say(line)
+    return _Conduct(assignment, command, reporter, trust_code, most, workers, plan).go()
 
 
 class _Conduct:
@@ -77,15 +87,15 @@ class _Conduct:
 
     def __init__(
         self,
-        assignment: Assignment,
+        assignment: StudyRequest,
         command: str,
-        display: Display,
+        reporter: Reporter,
         trust_code: bool | frozenset[str],
         most: int = TOGETHER,
         workers: int = 1,
         plan: Plan | None = None,
     ) -> None:
-        self.assignment, self.command, self.display, self.trust_code = assignment, command, display, trust_code
+        self.assignment, self.command, self.reporter, self.trust_code = assignment, command, reporter, trust_code
         self.most, self.workers = most, workers
         self.plan, self.stopped, self.writing = plan, False, 0.0
         self.began = time.time()
@@ -95,7 +105,7 @@ class _Conduct:
         own = assignment.study.recipe.data
         self.splits = data.open_data(own)
         self.fingerprint = _Fingerprints({own: self.splits.fingerprint})
-        self.others = strangers(assignment, self.asked, self.fingerprint)
+        self.others = foreign_runs(assignment, self.asked, self.fingerprint)
 
     def go(self) -> dict[str, str]:
         """Do every run that is left, then return what failed."""
@@ -103,11 +113,11 @@ class _Conduct:
         # A teacher whose students are all done has no one to teach.
         wanted = {job.needs for job in self.left}
         self.left = [job for job in self.left if job.method != TEACHER or job.name in wanted]
-        self.display.say(
+        self.reporter.say(
             f"{self.assignment.study.name}: {len(self.left)} of {len(self.asked)} runs to do, "
             f"in {self.assignment.runs / self.assignment.pool}"
         )
-        self.display.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
+        self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
         self._write()
         busy: set[str] = set()
         while self.left and not self.stopped:
@@ -124,12 +134,12 @@ class _Conduct:
                     together = self._class(job, elsewhere)
                     try:
                         now = self._do(together)
-                    except OutOfTimeError as error:
-                        self.display.say(f"the budget is used up: {error}")
+                    except DeadlineExceeded as error:
+                        self.reporter.say(f"the budget is used up: {error}")
                         self.stopped = True
                         break
                     for name in sorted(now - busy):
-                        self.display.say(f"{name} is going on in another process: left to it")
+                        self.reporter.say(f"{name} is going on in another process: left to it")
                     busy |= now
                     elsewhere |= now
                     self.left = [one for one in self.left if one not in together or one.name in now]
@@ -149,7 +159,7 @@ class _Conduct:
 
     def _write(self) -> None:
         """Write the records anew; whose runs the folders hold is looked at anew too, as a teacher may be another."""
-        self.others = strangers(self.assignment, [*self.asked, *cells(self.assignment)], self.fingerprint)
+        self.others = foreign_runs(self.assignment, [*self.asked, *cells(self.assignment)], self.fingerprint)
         clock = self.plan.budget.clock if self.plan is not None else time.monotonic
         began = clock()
         write(self.assignment, self.others)
@@ -162,11 +172,11 @@ class _Conduct:
         if not self.assignment.study.figures:
             return
         try:
-            with alone(self.assignment.folder, wait=True):
+            with folder_lock(self.assignment.folder, wait=True):
                 for path in draw(self.assignment.folder):
-                    self.display.say(f"figure: {path}")
+                    self.reporter.say(f"figure: {path}")
         except ImportError as error:
-            self.display.say(f"the figures are not drawn: {error}")
+            self.reporter.say(f"the figures are not drawn: {error}")
 
     def _folder(self, name: str) -> Path:
         return self.assignment.runs / name
@@ -192,7 +202,7 @@ class _Conduct:
             and not self._settled(other)
         ]
         ready = [job, *others]
-        return [ready[k] for k in class_of([one.recipe for one in ready], min(self.most, part))]
+        return [ready[k] for k in group_of([one.recipe for one in ready], min(self.most, part))]
 
     def _settled(self, job: Job) -> bool:
         """Whether nothing is to be done for a job: it is finished, or cannot be done."""
@@ -212,8 +222,8 @@ class _Conduct:
         manifest = records.read_json(path)
         return str((manifest["notes"] or ["failed"])[-1]) if manifest["status"] == "failed" else None
 
-    def _until(self, together: list[Job]) -> Until | None:
-        return budgets.until(self.plan, together, self.writing) if self.plan else None
+    def _until(self, together: list[Job]) -> Deadline | None:
+        return budgets.deadline(self.plan, together, self.writing) if self.plan else None
 
     def _over(self) -> bool:
         """Whether the budget ends before there could be another look at a teacher."""
@@ -225,35 +235,35 @@ class _Conduct:
         """Do some jobs in lockstep; return the names of those that another process is at.
 
         Raises:
-            OutOfTimeError: the budget is used up.
+            DeadlineExceeded: the budget is used up.
         """
-        until = self._until(together)
+        deadline = self._until(together)
         names = ", ".join(job.name for job in together)
-        self.display.say(f"{len(self.left)} left: {names}{', together' if len(together) > 1 else ''}")
+        self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(together) > 1 else ''}")
         recorded = next((job for job in together if job.recipe.outputs is not None), None)
         try:
             if recorded is not None:
                 taps = self._taps(recorded)
                 record_teacher.record(
-                    recorded.recipe, taps=taps, display=self.display, trust_code=self.trust_code, until=until
+                    recorded.recipe, taps=taps, reporter=self.reporter, trust_code=self.trust_code, deadline=deadline
                 )
-            done: list[Run | Exception] = perform_together(
+            done: list[Run | Exception] = execute_group(
                 [(job.recipe, self._folder(job.name)) for job in together],
                 command=self.command,
-                display=self.display,
+                reporter=self.reporter,
                 trust_code=self.trust_code,
-                until=until,
+                deadline=deadline,
             )
-        except OutOfTimeError:
+        except DeadlineExceeded:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
             done = [error] * len(together)
         for job, run in zip(together, done, strict=True):
             # Another process may have finished it since it was looked at.
-            failed = isinstance(run, Exception) and not isinstance(run, BusyError | OutOfTimeError)
+            failed = isinstance(run, Exception) and not isinstance(run, BusyError | DeadlineExceeded)
             if failed and not finished(self._folder(job.name)):
                 self._fail(job, str(run) or type(run).__name__)
-        if stopped := next((run for run in done if isinstance(run, OutOfTimeError)), None):
+        if stopped := next((run for run in done if isinstance(run, DeadlineExceeded)), None):
             raise stopped
         busy = {job.name for job, run in zip(together, done, strict=True) if isinstance(run, BusyError)}
         if len(busy) < len(together):
@@ -268,7 +278,7 @@ class _Conduct:
     def _fail(self, job: Job, why: str) -> None:
         if job.name not in self.failed:
             self.failed[job.name] = why
-            self.display.say(f"failed: {job.name}: {why}")
+            self.reporter.say(f"failed: {job.name}: {why}")
 
 
 Strangers = Mapping[tuple[str, str], str]
@@ -287,8 +297,8 @@ class _Fingerprints:
         return self._known[settings]
 
 
-def strangers(
-    assignment: Assignment, planned: list[Job], fingerprint: Callable[[DataSettings], str | None]
+def foreign_runs(
+    assignment: StudyRequest, planned: list[Job], fingerprint: Callable[[DataSettings], str | None]
 ) -> dict[tuple[str, str], str]:
     """Return the runs whose folders hold others than are planned, and what to do about it.
 
@@ -314,7 +324,7 @@ def strangers(
     return found
 
 
-def write(assignment: Assignment, others: Strangers) -> Path:
+def write(assignment: StudyRequest, others: Strangers) -> Path:
     """Write a study's records, table and report from the runs as they are now.
 
     Args:
@@ -330,7 +340,7 @@ def write(assignment: Assignment, others: Strangers) -> Path:
     folder = assignment.folder
     folder.mkdir(parents=True, exist_ok=True)
     shown = [job for job in cells(assignment) if (job.pair, job.name) not in others]
-    with alone(folder, wait=True):
+    with folder_lock(folder, wait=True):
         records.write_json(folder / records.STUDY, record(assignment, shown))
         write_tables(folder)
         return write_report(folder)

@@ -440,7 +440,7 @@ def faults_of(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = 
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, own)})
     except ValidationError as error:
-        lines += [line for detail in error.errors(include_url=False) for line in messages.lines(Recipe, detail)]
+        lines += [line for detail in error.errors(include_url=False) for line in messages.explain(Recipe, detail)]
     return lines
 
 
@@ -454,7 +454,7 @@ def parse(value: Mapping[str, Any], *, where: str = "study") -> Study:
     try:
         return kind.model_validate(dict(value))
     except ValidationError as error:
-        lines = [line for detail in error.errors(include_url=False) for line in messages.lines(kind, detail)]
+        lines = [line for detail in error.errors(include_url=False) for line in messages.explain(kind, detail)]
         raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
 
 

@@ -4,7 +4,7 @@ A store is a folder: ``outputs.json`` says whose outputs they are and of what vi
 of samples 16384 and up to ``rows`` more lies in ``epoch-0003/000016384.logits.safetensors``, epochs and samples counted
 from 0, and each feature in a file of its own beside it. Logits are float16 less their row's mean, which stands with
 them in float32: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small gamma). Where all of
-them are too many, the file holds the largest of each sample and the others' power sums (`top.Top`), and
+them are too many, the file holds the largest of each sample and the others' power sums (`top.TopK`), and
 ``outputs.json`` says so. A file carries a digest of its tensors, is written whole or not at all, and is checked once
 when it is opened; what is read of it then is mapped from the file, not copied.
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tutelage import records
-from tutelage.teacher_cache.top_k import MEASURES, StoreError, Top
+from tutelage.teacher_cache.top_k import MEASURES, TeacherCacheError, TopK
 from tutelage.types import Batch, Outputs
 
 ROWS = 16384
@@ -34,14 +34,14 @@ LOGITS = "logits"
 
 
 def size_of(
-    *, samples: int, classes: int, shapes: Mapping[str, tuple[int, ...]], epochs: int, form: Top | None = None
+    *, samples: int, classes: int, shapes: Mapping[str, tuple[int, ...]], epochs: int, form: TopK | None = None
 ) -> int:
-    """Return how many bytes the outputs take: 2 a logit and a feature's entry, and 4 a sample; or `Top.bytes`."""
+    """Return how many bytes the outputs take: 2 a logit and a feature's entry, and 4 a sample; or `TopK.bytes`."""
     features = sum(torch.Size(shape).numel() for shape in shapes.values())
     return epochs * samples * ((2 * classes + 4 if form is None else form.bytes) + 2 * features)
 
 
-class Store:
+class TeacherCache:
     """Recorded outputs in a folder.
 
     Args:
@@ -56,11 +56,11 @@ class Store:
         speed: how the teacher is computed that is recorded, as JSON holds it; none until it is chosen.
 
     Raises:
-        StoreError: the folder holds outputs of another key; every difference is named.
+        TeacherCacheError: the folder holds outputs of another key; every difference is named.
     """
 
     def __init__(
-        self, folder: Path, key: Mapping[str, Any], *, samples: int, rows: int = ROWS, form: Top | None = None
+        self, folder: Path, key: Mapping[str, Any], *, samples: int, rows: int = ROWS, form: TopK | None = None
     ) -> None:
         self.folder, self.key, self.samples, self.rows, self.form = folder, dict(key), samples, rows, form
         path = folder / records.OUTPUTS
@@ -71,7 +71,7 @@ class Store:
             self._same(found)
             self.speed = found.get("speed")
             self.rows = found["rows"]
-            self.form = Top.from_json(found["form"]) if found.get("form") else None
+            self.form = TopK.from_json(found["form"]) if found.get("form") else None
 
     def _same(self, found: Mapping[str, Any]) -> None:
         then, now = _flat(found["key"]), _flat(self.key)
@@ -85,7 +85,7 @@ class Store:
         if found.get("samples") != self.samples:
             differs.append(f"samples (expected {self.samples}, got {found.get('samples')})")
         if differs:
-            raise StoreError(
+            raise TeacherCacheError(
                 f"outputs: expected those of this run in {self.folder.name}, got others that differ in "
                 f"{'; '.join(differs)}; type outputs=... for another folder and record them with `tutelage record`"
             )
@@ -138,7 +138,7 @@ class Store:
             gammas: exponents that the logits will be read at.
 
         Raises:
-            StoreError: naming what is missing, or how far off it is.
+            TeacherCacheError: naming what is missing, or how far off it is.
         """
         for what in (LOGITS, *taps):
             for start in range(0, self.samples, self.rows):
@@ -168,8 +168,8 @@ class Store:
             gammas: exponents that the logits will be read at.
 
         Raises:
-            StoreError: a value is too large for float16, or the top-k form is too far off; NaN is kept, as it is the
-                mark of a sample that was not read.
+            TeacherCacheError: a value is too large for float16, or the top-k form is too far off; NaN is kept: it
+                marks a sample that was not read.
         """
         said = self._packed(logits.float(), gammas)
         if not self.begun:
@@ -200,10 +200,10 @@ class Store:
             what: ``logits``, or a tap.
 
         Returns:
-            Tensors that lie in the files: ``values``, and of logits ``mean``, or what `Top.pack` returns.
+            Tensors that lie in the files: ``values``, and of logits ``mean``, or what `TopK.pack` returns.
 
         Raises:
-            StoreError: some of it is not there, or is not what was written.
+            TeacherCacheError: some of it is not there, or is not what was written.
         """
         return [self._read(epoch, start, what) for start in range(0, self.samples, self.rows)]
 
@@ -221,14 +221,14 @@ class Store:
             raise self._torn(path)
         return tensors
 
-    def _missing(self, epoch: int, start: int, what: str) -> StoreError:
-        return StoreError(
+    def _missing(self, epoch: int, start: int, what: str) -> TeacherCacheError:
+        return TeacherCacheError(
             f"outputs: expected the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}, got "
             "none; record them with `tutelage record` and the run's recipe"
         )
 
-    def _torn(self, path: Path) -> StoreError:
-        return StoreError(
+    def _torn(self, path: Path) -> TeacherCacheError:
+        return TeacherCacheError(
             f"outputs: expected the chunk that was written, got another content in {path.parent.name}/{path.name}; "
             "remove that file and record it again with `tutelage record`"
         )
@@ -242,7 +242,7 @@ class Store:
         return self.folder / f"epoch-{epoch:04d}" / f"{start:09d}.{name}.safetensors"
 
 
-class Recorded:
+class CachedTeacher:
     """A teacher that answers from a store: `contracts.Teacher`. It must be told which epoch's views it is asked about.
 
     On the CPU a batch's rows are read from the mapped files. Elsewhere an epoch's outputs are moved to the device as a
@@ -256,12 +256,12 @@ class Recorded:
         device: where its answers go.
 
     Raises:
-        StoreError: the tail was not summed at the exponent.
+        TeacherCacheError: the tail was not summed at the exponent.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: TeacherCache,
         taps: tuple[str, ...] = (),
         *,
         gamma: float = 1.0,
@@ -276,7 +276,7 @@ class Recorded:
         """Answer for the views of this epoch, from 0, from now on.
 
         Raises:
-            StoreError: they were not recorded, or what lies there is damaged.
+            TeacherCacheError: they were not recorded, or what lies there is damaged.
         """
         self._said = {}  # before the next epoch's is there, so that the two never lie in memory together
         said = {what: self._store.read(epoch, what) for what in (LOGITS, *self._taps)}
@@ -294,10 +294,10 @@ class Recorded:
         """Return what was recorded of the batch's views.
 
         Raises:
-            StoreError: no epoch was opened.
+            TeacherCacheError: no epoch was opened.
         """
         if not self._said:
-            raise StoreError(
+            raise TeacherCacheError(
                 "outputs: expected an epoch whose views are answered for, got none; call open(epoch) first"
             )
         index = batch.index.to(self._device)
@@ -334,7 +334,7 @@ def _rows(
 def _half(what: str, values: Tensor) -> Tensor:
     half = values.half().cpu().contiguous()
     if bool((torch.isinf(half) & torch.isfinite(values.cpu())).any()) or bool(torch.isinf(values).any()):
-        raise StoreError(
+        raise TeacherCacheError(
             f"outputs: expected {what} below 65504 in size, as float16 holds, got {float(values.abs().max()):.3g}; "
             "distil from the live teacher: type outputs=null"
         )

@@ -30,12 +30,12 @@ MEASURES = ("mean_tv", "max_tv", "mean_power_sum", "max_power_sum")
 """Columns of a chunk's ``error``: mean and maximum of the total variation, and of the power sum's relative error."""
 
 
-class StoreError(ValueError):
+class TeacherCacheError(ValueError):
     """Recorded outputs are not those of this teacher, these data or these views; or not there, torn, or too far off."""
 
 
 @dataclass(frozen=True)
-class Top:
+class TopK:
     """What is kept of logits.
 
     Attributes:
@@ -45,7 +45,7 @@ class Top:
         bound: on both mean errors of a chunk, at the exponents that are needed.
 
     Raises:
-        StoreError: a number is out of range.
+        TeacherCacheError: a number is out of range.
     """
 
     kept: int
@@ -55,24 +55,26 @@ class Top:
 
     def __post_init__(self) -> None:
         if not 1 <= self.kept < self.classes:
-            raise StoreError(
+            raise TeacherCacheError(
                 f"top: expected at least 1 and fewer than the {self.classes} classes, got {self.kept}; "
                 "type a larger outputs_limit_mb=... to keep them all"
             )
         if not (math.isfinite(self.bound) and self.bound > 0):
-            raise StoreError(
+            raise TeacherCacheError(
                 f"outputs_max_error: expected a number above 0, got {self.bound}; type outputs_max_error={BOUND}"
             )
         if not self.gammas or not all(math.isfinite(gamma) and gamma > 0 for gamma in self.gammas):
-            raise StoreError(f"gammas: expected exponents above 0, got {self.gammas}; type for example (0.25, 1.0)")
+            raise TeacherCacheError(
+                f"gammas: expected exponents above 0, got {self.gammas}; type for example (0.25, 1.0)"
+            )
 
     @classmethod
-    def of(cls, kept: int, classes: int, *, needed: Collection[float] = (), bound: float = BOUND) -> Top:
+    def of(cls, kept: int, classes: int, *, needed: Collection[float] = (), bound: float = BOUND) -> TopK:
         """Return the form whose grid has the exponents that are needed besides `GAMMAS`."""
         return cls(kept, classes, tuple(sorted({*GAMMAS, *needed})), bound)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Top:
+    def from_json(cls, value: Mapping[str, Any]) -> TopK:
         """Return the form that `to_json` described."""
         return cls(value["top"], value["classes"], tuple(value["gammas"]), value["max_error"])
 
@@ -141,7 +143,7 @@ class Top:
             gamma: one of the grid's.
 
         Raises:
-            StoreError: it is none of the grid's.
+            TeacherCacheError: it is none of the grid's.
         """
         at, others = self.at(gamma), self.classes - self.kept
         level = (kept["tail"][:, at : at + 1] - math.log(others)) / self.gammas[at]
@@ -152,12 +154,12 @@ class Top:
         """Return an exponent's place in the grid.
 
         Raises:
-            StoreError: it has none.
+            TeacherCacheError: it has none.
         """
         for place, known in enumerate(self.gammas):
             if math.isclose(known, gamma, rel_tol=1e-9):
                 return place
-        raise StoreError(
+        raise TeacherCacheError(
             f"outputs: expected an exponent that the tail was summed at, among "
             f"{', '.join(f'{known:.4g}' for known in self.gammas)}, got gamma {gamma:.6g}; record them anew with this "
             "recipe, in another folder, with `tutelage record`"
@@ -171,7 +173,7 @@ class Top:
             needed: exponents that count.
 
         Raises:
-            StoreError: naming error, exponent and what was kept.
+            TeacherCacheError: naming error, exponent and what was kept.
         """
         for gamma in needed:
             mean_tv, max_tv, mean_sum, max_sum = error[self.at(gamma)].tolist()
@@ -180,7 +182,7 @@ class Top:
                 ("relative error of U_gamma", mean_sum, max_sum),
             ):
                 if not mean <= self.bound:
-                    raise StoreError(
+                    raise TeacherCacheError(
                         f"outputs: expected the top {self.kept} of {self.classes} classes to say what all of them do "
                         f"to within {self.bound:g}, got a mean {what} of {mean:.2g} (at most {largest:.2g}) at gamma "
                         f"{gamma:.4g}; type a larger outputs_top=..., outputs_limit_mb=... with "

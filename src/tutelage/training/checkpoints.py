@@ -31,7 +31,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or none could be read."""
 
 
-class Saved(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint that was read.
 
     Attributes:
@@ -95,7 +95,7 @@ class Checkpoints:
         except OSError as error:
             raise self._refused(path.name, error) from error
 
-    def load(self) -> Saved | None:
+    def load(self) -> Checkpoint | None:
         """Read the newest good checkpoint; warn of every newer one that is damaged, and drop it.
 
         Raises:
@@ -137,7 +137,7 @@ class Checkpoints:
         return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
 
 
-def _read(folder: Path) -> Saved:
+def _read(folder: Path) -> Checkpoint:
     contents = {}
     for line in (folder / CHECKSUMS).read_text().splitlines():
         digest, file = line.split("  ")
@@ -146,4 +146,4 @@ def _read(folder: Path) -> Saved:
             raise ValueError(f"another content of {file}")
     if set(contents) != {TENSORS, STATE}:
         raise ValueError("an incomplete list")
-    return Saved(safetensors.torch.load(contents[TENSORS]), json.loads(contents[STATE]))
+    return Checkpoint(safetensors.torch.load(contents[TENSORS]), json.loads(contents[STATE]))

@@ -21,7 +21,7 @@ from tutelage.kernels.conv_weight_grad import Products, Shape, faster
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.training import clock
-from tutelage.training.rng_state import Chance
+from tutelage.training.rng_state import RngState
 from tutelage.types import Batch, Outputs, Teacher
 
 SHARE = 0.05
@@ -36,7 +36,7 @@ FEW = 200
 Setting = Literal["auto"] | bool
 
 
-class Speed(NamedTuple):
+class ComputePlan(NamedTuple):
     """How a fit is computed.
 
     Attributes:
@@ -64,7 +64,7 @@ class Speed(NamedTuple):
             "why": dict(self.why),
         }
 
-    def after(self, teacher: Speed) -> Speed:
+    def after(self, teacher: ComputePlan) -> ComputePlan:
         """Return this choice of a student with another's of the teacher."""
         return self._replace(
             teacher_compiled=teacher.teacher_compiled,
@@ -73,7 +73,7 @@ class Speed(NamedTuple):
         )
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Speed:
+    def from_json(cls, value: Mapping[str, Any]) -> ComputePlan:
         """Read a choice back."""
         return cls(**{**value, "products": tuple(Shape(*shape) for shape in value["products"])})
 
@@ -85,7 +85,7 @@ def unmeasured(steps: int, processes: int, wanted: Collection[Setting]) -> str |
     return "a short fit" if steps < FEW and True not in wanted else None
 
 
-class Forms:
+class CompiledForms:
     """The forms that a fit's networks can be called in: plain, and once chosen, faster.
 
     Args:
@@ -101,9 +101,9 @@ class Forms:
             # Its weights become constants, batch norms are folded into convolutions whose outputs nothing else reads.
             _Compiled("teacher", teacher, {"freezing": True}) if isinstance(teacher, FrozenTeacher) else None
         )
-        self.take(Speed())
+        self.take(ComputePlan())
 
-    def take(self, speed: Speed) -> None:
+    def take(self, speed: ComputePlan) -> None:
         """Compute as was chosen from now on; what was compiled once is not compiled again."""
         self._speed = speed
         self._products = Products(speed.products)
@@ -175,34 +175,34 @@ class _Compiled:
         return answer
 
 
-def choose_asking(
+def choose_teacher_plan(
     wanted: FitSettings,
-    forms: Forms,
+    forms: CompiledForms,
     ask: Callable[[], Any],
     *,
     steps: int,
     processes: int,
     samples: int,
     device: torch.device,
-) -> Speed:
+) -> ComputePlan:
     """Choose how a teacher is asked: as `choose`, and plainly where nothing is to be measured."""
     if not forms.network:
-        return Speed()
+        return ComputePlan()
     if why := unmeasured(steps, processes, [wanted.compile_teacher]):
-        return Speed(why={"teacher": why})
-    return choose(wanted, forms, ask=ask, steps=steps, samples=samples, device=device)
+        return ComputePlan(why={"teacher": why})
+    return choose_plan(wanted, forms, ask=ask, steps=steps, samples=samples, device=device)
 
 
-def choose(
+def choose_plan(
     wanted: FitSettings,
-    forms: Forms,
+    forms: CompiledForms,
     *,
     step: Callable[[], Any] | None = None,
     ask: Callable[[], Any] | None = None,
     steps: int,
     samples: int,
     device: torch.device,
-) -> Speed:
+) -> ComputePlan:
     """Try what the settings leave open, and choose.
 
     Args:
@@ -216,7 +216,7 @@ def choose(
         device: where.
     """
     why: dict[str, str] = {}
-    speed = Speed(samples=samples)
+    speed = ComputePlan(samples=samples)
     runs = [run for run in (step, ask) if run is not None]
     for run in runs:  # warms up
         run()
@@ -230,10 +230,10 @@ def choose(
             why[what] = f"not tried: {ahead:.0f} s of it are ahead"
         return what not in why
 
-    def tried(what: str, setting: Setting, candidate: Speed, run: Callable[[], Any]) -> None:
+    def tried(what: str, setting: Setting, candidate: ComputePlan, run: Callable[[], Any]) -> None:
         nonlocal speed
 
-        def taken(form: Speed) -> None:
+        def taken(form: ComputePlan) -> None:
             forms.take(form)
             run()
 
@@ -262,7 +262,7 @@ def choose(
 def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a module's buffers, its gradients and the generators back where they were."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    generators = Chance(device)
+    generators = RngState(device)
     with generators:  # remembers where they are
         pass
     try:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 
-class OutOfTimeError(RuntimeError):
+class DeadlineExceeded(RuntimeError):
     """No time is left for the next piece of work; what was done is saved, and the same command goes on."""
 
 
-class Until:
+class Deadline:
     """A moment after which no further piece of work is begun.
 
     Only whole pieces are done: a step, an evaluation, a chunk of recorded outputs. What the last one and its checkpoint
@@ -41,7 +41,7 @@ class Until:
         """Refuse to begin work that there is no time for.
 
         Raises:
-            OutOfTimeError: less than ``work`` seconds are left.
+            DeadlineExceeded: less than ``work`` seconds are left.
         """
         if self.over(work):
-            raise OutOfTimeError(f"{what}: no time is left for it; type the same command again to go on")
+            raise DeadlineExceeded(f"{what}: no time is left for it; type the same command again to go on")

@@ -26,14 +26,14 @@ class NonFiniteError(RuntimeError):
     """A loss, a gradient or logits were not finite. A step that was not is not applied."""
 
 
-class Answers(NamedTuple):
+class EvalOutputs(NamedTuple):
     """A network's logits ``(samples, classes)`` in float32 and the labels ``(samples,)``, on the CPU."""
 
     logits: Tensor
     labels: Tensor
 
 
-class HeldOut(NamedTuple):
+class EvalSet(NamedTuple):
     """A set that nothing is learned from.
 
     Attributes:
@@ -44,11 +44,11 @@ class HeldOut(NamedTuple):
 
     name: str
     batches: Batches
-    teacher: Answers | None = None
+    teacher: EvalOutputs | None = None
 
 
 @torch.no_grad()
-def answer(
+def collect_outputs(
     network: nn.Module,
     batches: Batches,
     *,
@@ -56,7 +56,7 @@ def answer(
     precision: str,
     channels_last: bool,
     who: str = "network",
-) -> Answers:
+) -> EvalOutputs:
     """Ask a network about every sample, in evaluation mode; its mode is as before afterwards.
 
     Raises:
@@ -67,13 +67,13 @@ def answer(
     logits, labels = [], []
     try:
         for batch in batches.epoch(0):
-            inputs = place(batch.inputs, device, channels_last=channels_last)
+            inputs = to_device(batch.inputs, device, channels_last=channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits.append(network(inputs).float().cpu())
             labels.append(batch.labels.cpu())
     finally:
         network.train(mode)
-    answers = Answers(torch.cat(logits), torch.cat(labels))
+    answers = EvalOutputs(torch.cat(logits), torch.cat(labels))
     bad = (~torch.isfinite(answers.logits).all(-1)).nonzero()[:, 0].tolist()
     if bad:
         named = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
@@ -84,14 +84,14 @@ def answer(
     return answers
 
 
-def place(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
+def to_device(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
     """Move a batch's inputs to the device, images in the layout that convolutions are fast in."""
     if channels_last and inputs.ndim == 4:
         return inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
     return inputs.to(device, non_blocking=True)
 
 
-def means(name: str, student: Answers, teacher: Answers | None, *, gamma: float | None) -> EvaluationMeans:
+def summarize(name: str, student: EvalOutputs, teacher: EvalOutputs | None, *, gamma: float | None) -> EvaluationMeans:
     """Return a student's means over a set; ``gamma`` is the exponent of the transformed teacher that it matched."""
     log_q = student.logits.log_softmax(-1)
     correct, labelled = _correct(student)
@@ -106,7 +106,9 @@ def means(name: str, student: Answers, teacher: Answers | None, *, gamma: float 
     }
 
 
-def judge(network: Answers, teacher: Answers | None = None, *, gamma: float | None = None) -> Judgement:
+def evaluate_outputs(
+    network: EvalOutputs, teacher: EvalOutputs | None = None, *, gamma: float | None = None
+) -> Judgement:
     """Return a network's judgement in detail over a labelled set."""
     log_q = network.logits.log_softmax(-1)
     known = network.labels != UNLABELLED
@@ -131,7 +133,7 @@ def judge(network: Answers, teacher: Answers | None = None, *, gamma: float | No
     return judgement
 
 
-def better_than_chance(answers: Answers) -> bool | None:
+def better_than_chance(answers: EvalOutputs) -> bool | None:
     """Test whether a network beats guessing, by a one-sided binomial test; none where no sample has a label."""
     correct, labelled = _correct(answers)
     if not labelled:
@@ -139,18 +141,18 @@ def better_than_chance(answers: Answers) -> bool | None:
     return bool(binomtest(correct, labelled, 1 / answers.logits.shape[-1], alternative="greater").pvalue < CHANCE)
 
 
-def _correct(answers: Answers) -> tuple[int, int]:
+def _correct(answers: EvalOutputs) -> tuple[int, int]:
     known = answers.labels != UNLABELLED
     return int((answers.logits.argmax(-1) == answers.labels)[known].sum()), int(known.sum())
 
 
-def _agreement(student: Answers, teacher: Answers | None) -> float | None:
+def _agreement(student: EvalOutputs, teacher: EvalOutputs | None) -> float | None:
     if teacher is None:
         return None
     return float((student.logits.argmax(-1) == teacher.logits.argmax(-1)).double().mean())
 
 
-def _kl(log_q: Tensor, teacher: Answers | None, gamma: float | None) -> float | None:
+def _kl(log_q: Tensor, teacher: EvalOutputs | None, gamma: float | None) -> float | None:
     if teacher is None or gamma is None:
         return None
     return float(losses.kl_divergence(log_q, (gamma * teacher.logits).log_softmax(-1)).mean())

@@ -22,25 +22,25 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from tutelage import losses, records, targets
-from tutelage.modules import Lesson, Taught
+from tutelage.modules import Distiller, StepOutput
 from tutelage.settings.fit import FitSettings
 from tutelage.training import compile as speed
 from tutelage.training import memory, optim
-from tutelage.training.checkpoints import Checkpoints, Saved
-from tutelage.training.deadline import OutOfTimeError, Until
-from tutelage.training.evaluate import NAMED, HeldOut, NonFiniteError, answer, means, place
-from tutelage.training.rng_state import Chance
-from tutelage.types import UNLABELLED, Batch, Batches, Keeper, Outputs, Progress, Teacher, Totals
+from tutelage.training.checkpoints import Checkpoint, Checkpoints
+from tutelage.training.deadline import Deadline, DeadlineExceeded
+from tutelage.training.evaluate import NAMED, EvalSet, NonFiniteError, collect_outputs, summarize, to_device
+from tutelage.training.rng_state import RngState
+from tutelage.types import UNLABELLED, Batch, Batches, Outputs, Progress, StatefulTerm, Teacher, Totals
 
 
-class Keep(NamedTuple):
+class CheckpointSink(NamedTuple):
     """Where a run's state goes.
 
     Attributes:
         checkpoints: of the run.
         best: the file for the weights that did best on the selection set.
         choices: facts that exact resume depends on; a resumed run warns where they differ.
-        announce: is told how the fit is computed (`speed.Speed`, as JSON holds it) once that is settled.
+        announce: is told how the fit is computed (`speed.ComputePlan`, as JSON holds it) once that is settled.
     """
 
     checkpoints: Checkpoints
@@ -70,11 +70,11 @@ def _on_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
 
 
-class Pupil(NamedTuple):
+class FitJob(NamedTuple):
     """One lesson of several that are fitted together, and what is its own.
 
     Attributes:
-        lesson: the student with its objective.
+        distiller: the student with its objective.
         settings: how to train it.
         asks: it gets the teacher's answers; an objective that needs none may go without.
         held_out: as for `fit`, and so are the next three.
@@ -84,34 +84,34 @@ class Pupil(NamedTuple):
         chance: its random generators; none where it is the only one and draws from the process's.
     """
 
-    lesson: Lesson
+    distiller: Distiller
     settings: FitSettings
     asks: bool = True
-    held_out: Sequence[HeldOut] = ()
-    keep: Keep | None = None
+    held_out: Sequence[EvalSet] = ()
+    keep: CheckpointSink | None = None
     to_beat: float | None = None
-    resume: Saved | None = None
-    chance: Chance | None = None
+    resume: Checkpoint | None = None
+    chance: RngState | None = None
 
 
 def fit(
-    lesson: Lesson,
+    distiller: Distiller,
     teacher: Teacher | None,
     batches: Batches,
     settings: FitSettings,
     *,
     accelerator: Accelerator,
-    held_out: Sequence[HeldOut] = (),
-    keep: Keep | None = None,
+    held_out: Sequence[EvalSet] = (),
+    keep: CheckpointSink | None = None,
     stage: int = 0,
     to_beat: float | None = None,
-    resume: Saved | None = None,
-    until: Until | None = None,
+    resume: Checkpoint | None = None,
+    deadline: Deadline | None = None,
 ) -> Iterator[records.Epoch]:
     """Train a lesson, yielding a record after every epoch.
 
     Args:
-        lesson: the student with its objective.
+        distiller: the student with its objective.
         teacher: asked about every batch; none where the objective needs none.
         batches: the training set.
         settings: how to train.
@@ -121,34 +121,34 @@ def fit(
         stage: a number that orders the fits of one run.
         to_beat: the best accuracy of earlier stages, a fraction.
         resume: a checkpoint of this stage to go on from.
-        until: the moment to stop by; none to train to the end.
+        deadline: the moment to stop by; none to train to the end.
 
     Raises:
         NonFiniteError: a loss or gradient was not finite and ``settings.nonfinite`` is ``stop``.
         CheckpointError: a checkpoint could not be written.
-        OutOfTimeError: the moment to stop has come; a checkpoint is written.
+        DeadlineExceeded: the moment to stop has come; a checkpoint is written.
     """
-    pupil = Pupil(lesson, settings, True, held_out, keep, to_beat, resume)
-    for _, told in Together([pupil], teacher, batches, accelerator=accelerator, stage=stage, until=until).run():
+    pupil = FitJob(distiller, settings, True, held_out, keep, to_beat, resume)
+    for _, told in Lockstep([pupil], teacher, batches, accelerator=accelerator, stage=stage, deadline=deadline).run():
         if isinstance(told, Exception):
             raise told
         yield told
 
 
-class Together:
+class Lockstep:
     """Several lessons fitted in lockstep: a batch is made, placed and put to the teacher once for all of them.
 
     Each lesson takes the same steps, to the bit, as alone. Those that go on from a checkpoint take none until the class
     has come to where they were, so the class begins where the least advanced one was.
 
     Args:
-        pupils: the lessons; with more than one, each with a `Chance` of its own. Their settings agree in ``epochs``,
+        pupils: the lessons; with more than one, each with a `RngState` of its own. Their settings agree in ``epochs``,
             ``accumulate``, ``precision``, ``channels_last`` and ``compile_teacher``.
         teacher: asked about every batch; its answers carry the features that any of the pupils reads.
         batches: the training set.
         accelerator: where.
         stage: as for `fit`.
-        until: as for `fit`; all of them stop.
+        deadline: as for `fit`; all of them stop.
 
     Raises:
         ValueError: the pupils' settings do not agree.
@@ -156,15 +156,15 @@ class Together:
 
     def __init__(
         self,
-        pupils: Sequence[Pupil],
+        pupils: Sequence[FitJob],
         teacher: Teacher | None,
         batches: Batches,
         *,
         accelerator: Accelerator,
         stage: int = 0,
-        until: Until | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
-        if until is not None and accelerator.num_processes > 1:
+        if deadline is not None and accelerator.num_processes > 1:
             raise ValueError(
                 f"until: expected none where several processes train together, got one for "
                 f"{accelerator.num_processes}: each would stop at a step of its own; leave it out"
@@ -177,10 +177,10 @@ class Together:
                     f"{', '.join(sorted(map(str, found)))}; fit them one after the other"
                 )
         self.pupils, self.teacher, self.batches = pupils, teacher, batches
-        self.accelerator, self.stage, self.until = accelerator, stage, until
-        self.forms = speed.Forms(None, teacher)
-        self.speed: speed.Speed | None = None
-        self._fits: dict[int, _Fit] = {}
+        self.accelerator, self.stage, self.deadline = accelerator, stage, deadline
+        self.forms = speed.CompiledForms(None, teacher)
+        self.speed: speed.ComputePlan | None = None
+        self._fits: dict[int, FitState] = {}
         self._failed: list[tuple[int, Exception]] = []
 
     def drop(self, k: int) -> None:
@@ -205,10 +205,10 @@ class Together:
             # The one accelerator of the process would keep the lessons and their optimizers.
             self.accelerator.free_memory()
 
-    def _begin(self, k: int) -> _Fit:
+    def _begin(self, k: int) -> FitState:
         own = self.pupils[k]
-        fitting = _Fit(
-            own.lesson,
+        fitting = FitState(
+            own.distiller,
             self.teacher if own.asks else None,
             self.batches,
             own.settings,
@@ -234,14 +234,14 @@ class Together:
             one.begin_epoch(began)
         memory.restart(device)
         for step, given in enumerate(stream, start):
-            if self.until is not None and self.until.over(self.until.evaluation if step == steps - 1 else 0.0):
+            if self.deadline is not None and self.deadline.over(self.deadline.evaluation if step == steps - 1 else 0.0):
                 yield from self._stop(steps * epoch + step)
             present = self._at(epoch, step)
             if not present:  # Those that were at this step have failed: go on from where the others are.
                 return
             batch = Batch(
                 given.index.to(device, non_blocking=True),
-                place(given.inputs, device, channels_last=settings.channels_last),
+                to_device(given.inputs, device, channels_last=settings.channels_last),
                 given.labels.to(device, non_blocking=True),
             )
             pieces = _cut(batch, settings.accumulate)
@@ -254,7 +254,7 @@ class Together:
                     (heard_first,) = self._ask(pieces[:1])
                 for k, one in new.items():
                     (said,) = self._own(k, [heard_first])
-                    teacher = self.speed if self.pupils[k].asks else speed.Speed()
+                    teacher = self.speed if self.pupils[k].asks else speed.ComputePlan()
                     self._try(k, partial(one.choose_speed, pieces[0], said, ahead, teacher))
                 present = self._at(epoch, step)
             answers: Iterable[Outputs | None] = [None] * len(pieces)
@@ -280,8 +280,8 @@ class Together:
             if record := self._try(k, partial(done[k].end_epoch, found, ended, taken)):
                 yield k, record
             yield from self._told()
-        if self.until is not None:
-            self.until.evaluation = time.monotonic() - ended
+        if self.deadline is not None:
+            self.deadline.evaluation = time.monotonic() - ended
 
     def _stop(self, step: int) -> Iterator[tuple[int, Exception]]:
         """Save, and stop before a step that there is no time for; an epoch's last one has the evaluations after it."""
@@ -290,13 +290,13 @@ class Together:
                 self._try(k, one.look)
                 self._try(k, one.save)
         yield from self._told()
-        raise OutOfTimeError(f"stopped in time before step {step + 1} of stage {self.stage + 1}")
+        raise DeadlineExceeded(f"stopped in time before step {step + 1} of stage {self.stage + 1}")
 
-    def _choose(self, piece: Batch, steps: int) -> speed.Speed:
+    def _choose(self, piece: Batch, steps: int) -> speed.ComputePlan:
         """Choose how the teacher is asked: as by those that go on from a checkpoint, or by measurement."""
         chosen = next((one.speed for one in self._fits.values() if one.speed is not None), None)
         if chosen is None:
-            chosen = speed.choose_asking(
+            chosen = speed.choose_teacher_plan(
                 self.pupils[0].settings,
                 self.forms,
                 lambda: list(self._ask([piece])),
@@ -308,7 +308,7 @@ class Together:
         self.forms.take(chosen)
         return chosen
 
-    def _at(self, epoch: int, step: int) -> dict[int, _Fit]:
+    def _at(self, epoch: int, step: int) -> dict[int, FitState]:
         """The fits whose next step this is."""
         return {k: one for k, one in self._fits.items() if (one.epoch, one.step_in_epoch) == (epoch, step)}
 
@@ -325,7 +325,7 @@ class Together:
         """The answers as a pupil would have them alone: its own features, or none at all."""
         if not self.pupils[k].asks:
             return [None for _ in answers]
-        names = self.pupils[k].lesson.objective.needs.teacher_taps
+        names = self.pupils[k].distiller.objective.needs.teacher_taps
         return [said and Outputs(said.logits, {name: said.taps[name] for name in names}) for said in answers]
 
     def _try(self, k: int, do: Callable[[], Any]) -> Any:
@@ -347,22 +347,22 @@ class Together:
             yield self._failed.pop(0)
 
 
-class _Fit:
+class FitState:
     """The state of one fit, and the steps that change it."""
 
     def __init__(
         self,
-        lesson: Lesson,
+        distiller: Distiller,
         teacher: Teacher | None,
         batches: Batches,
         settings: FitSettings,
         accelerator: Accelerator,
-        held_out: Sequence[HeldOut],
-        keep: Keep | None,
+        held_out: Sequence[EvalSet],
+        keep: CheckpointSink | None,
         stage: int,
         to_beat: float | None,
     ) -> None:
-        if settings.accumulate > 1 and lesson.objective.needs.coupled:
+        if settings.accumulate > 1 and distiller.objective.needs.coupled:
             raise ValueError(
                 f"accumulate: expected 1 for an objective that couples a batch's samples, got {settings.accumulate}; "
                 "its value would change with the micro-batches: type accumulate=1"
@@ -371,36 +371,36 @@ class _Fit:
         self.accelerator, self.settings, self.batches = accelerator, settings, batches
         self.held_out, self.keep, self.stage = held_out, keep, stage
         self.teacher = teacher.to(self.device) if isinstance(teacher, nn.Module) else teacher
-        lesson.to(self.device)
+        distiller.to(self.device)
         if settings.channels_last:
-            _convolutions_last(lesson)
+            _convolutions_last(distiller)
             if isinstance(self.teacher, nn.Module):
                 _convolutions_last(self.teacher)
-        self.bare = lesson
-        self.optimizer = optim.build(settings.optimizer, lesson, self.device)
-        self.keepers = [term for term in lesson.objective.terms.values() if isinstance(term, Keeper)]
-        guarded = {id(buffer) for keeper in self.keepers for buffer in cast(nn.Module, keeper).buffers()}
+        self.bare = distiller
+        self.optimizer = optim.build(settings.optimizer, distiller, self.device)
+        self.stateful_terms = [term for term in distiller.objective.terms.values() if isinstance(term, StatefulTerm)]
+        guarded = {id(buffer) for keeper in self.stateful_terms for buffer in cast(nn.Module, keeper).buffers()}
         # DDP would send these from the first process to the others before every step.
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            lesson, [name for name, buffer in lesson.named_buffers() if id(buffer) in guarded]
+            distiller, [name for name, buffer in distiller.named_buffers() if id(buffer) in guarded]
         )
-        self.module, self.prepared = accelerator.prepare(lesson, self.optimizer)
-        self.buffers = [buffer for buffer in lesson.buffers() if id(buffer) not in guarded]
-        self.gamma = lesson.objective.target_gamma
+        self.module, self.prepared = accelerator.prepare(distiller, self.optimizer)
+        self.buffers = [buffer for buffer in distiller.buffers() if id(buffer) not in guarded]
+        self.gamma = distiller.objective.target_gamma
         counted = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped")
-        self.names = ("loss", *lesson.objective.names, *counted)
+        self.names = ("loss", *distiller.objective.names, *counted)
         self.epoch = self.step = self.step_in_epoch = self.trained = 0
         self.rate, self.begun_at, self.saved_at = 0.0, -1.0, 0.0
         self.history: list[records.Epoch] = []
         self.to_beat = to_beat
-        self.forms = speed.Forms(lesson.student, None)
-        self.speed: speed.Speed | None = None
+        self.forms = speed.CompiledForms(distiller.student, None)
+        self.speed: speed.ComputePlan | None = None
         self.clear()
 
     def clear(self) -> None:
         """Start an epoch's sums; they stay on the device until the epoch ends."""
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
-        self.blame = torch.full((2 + NAMED,), -1, dtype=torch.int64, device=self.device)
+        self.nonfinite_log = torch.full((2 + NAMED,), -1, dtype=torch.int64, device=self.device)
 
     def begin_epoch(self, now: float) -> None:
         """Begin an epoch, or what is left of it, at a time of the monotonic clock."""
@@ -495,15 +495,15 @@ class _Fit:
         sums = torch.where(finite, sums, 0.0)
         sums[-1] = (~finite).double()
         self.sums += sums
-        self.accuse(finite, torch.cat(suspects), batch.index)
+        self.record_nonfinite(finite, torch.cat(suspects), batch.index)
 
-    def learn(self, piece: Batch, said: Outputs | None, progress: Progress, totals: Totals) -> Taught:
+    def learn(self, piece: Batch, said: Outputs | None, progress: Progress, totals: Totals) -> StepOutput:
         """Run the student on a micro-batch, forward and backward."""
         samples = len(piece.index)
         self.bare.called = self.forms.student(samples)
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), self.forms.gradients(samples):
-            taught: Taught = self.module(piece, said, progress, totals)
+            taught: StepOutput = self.module(piece, said, progress, totals)
         self.accelerator.backward(taught.loss.total)
         return taught
 
@@ -512,25 +512,27 @@ class _Fit:
         wanted = self.settings.compile_student, self.settings.gradient_products
         return speed.unmeasured(steps, self.accelerator.num_processes, wanted)
 
-    def choose_speed(self, piece: Batch, said: Outputs | None, steps: int, teacher: speed.Speed) -> None:
+    def choose_speed(self, piece: Batch, said: Outputs | None, steps: int, teacher: speed.ComputePlan) -> None:
         """Choose once how the student is computed, on its first micro-batch; state and generators stay as they are."""
         settings = self.settings
         if why := self.unmeasured(steps):
-            chosen = speed.Speed(why={"student": why})
+            chosen = speed.ComputePlan(why={"student": why})
         else:
             totals = self.count(piece)
 
             def step() -> None:
                 self.learn(piece, said, Progress(), totals)
-                for keeper in self.keepers:
+                for keeper in self.stateful_terms:
                     keeper.settle(torch.zeros((), dtype=torch.bool, device=self.device))
 
             samples = len(piece.index)
             with speed.unchanged(self.bare, self.device):
-                chosen = speed.choose(settings, self.forms, step=step, steps=steps, samples=samples, device=self.device)
+                chosen = speed.choose_plan(
+                    settings, self.forms, step=step, steps=steps, samples=samples, device=self.device
+                )
         self.settle(chosen.after(teacher))
 
-    def settle(self, chosen: speed.Speed) -> None:
+    def settle(self, chosen: speed.ComputePlan) -> None:
         """Compute as was chosen, and say so."""
         self.speed = chosen
         self.forms.take(chosen)
@@ -551,7 +553,7 @@ class _Fit:
             self.prepared.step()
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
-        for keeper in self.keepers:
+        for keeper in self.stateful_terms:
             keeper.settle(finite)
         self.prepared.zero_grad()
 
@@ -565,7 +567,9 @@ class _Fit:
         return Totals(both[0], both[1])
 
     @torch.no_grad()
-    def measure(self, batch: Batch, teacher: Outputs | None, taught: Taught, totals: Totals) -> tuple[Tensor, Tensor]:
+    def measure(
+        self, batch: Batch, teacher: Outputs | None, taught: StepOutput, totals: Totals
+    ) -> tuple[Tensor, Tensor]:
         """Return a micro-batch's share of the epoch's sums, and which of its samples are not finite."""
         logits = taught.outputs.logits.float()
         log_q = logits.log_softmax(-1)
@@ -590,20 +594,20 @@ class _Fit:
         seen += [(named == labels).sum(), (labels != UNLABELLED).sum(), targets.shannon_entropy(log_q).sum(), kl, agree]
         return torch.stack([s.detach().double() for s in (*seen, zero + n, zero)]), suspect
 
-    def accuse(self, finite: Tensor, suspect: Tensor, index: Tensor) -> None:
+    def record_nonfinite(self, finite: Tensor, suspect: Tensor, index: Tensor) -> None:
         """Remember the first non-finite step of the epoch, and its samples, on the device."""
         which = torch.where(suspect, index, -1).sort(descending=True).values[:NAMED]
-        fresh = torch.full_like(self.blame, -1)
+        fresh = torch.full_like(self.nonfinite_log, -1)
         fresh[0] = self.step
         fresh[1] = suspect.sum()
         fresh[2 : 2 + len(which)] = which
-        self.blame = torch.where(~finite & (self.blame[0] < 0), fresh, self.blame)
+        self.nonfinite_log = torch.where(~finite & (self.nonfinite_log[0] < 0), fresh, self.nonfinite_log)
 
     def look(self) -> None:
         """Read what the device has kept of non-finite steps; stop the run if that is what was asked for."""
         if self.settings.nonfinite == "skip":
             return
-        step, count, *which = self.blame.tolist()
+        step, count, *which = self.nonfinite_log.tolist()
         if step < 0:
             return
         bad = sorted(i for i in which if i >= 0)
@@ -632,9 +636,9 @@ class _Fit:
             "samples": int(sums["samples"]),
         }
 
-    def evaluate(self, held: HeldOut) -> records.EvaluationMeans:
+    def evaluate(self, held: EvalSet) -> records.EvaluationMeans:
         """Evaluate the student on a held-out set."""
-        answers = answer(
+        answers = collect_outputs(
             self.bare.student,
             held.batches,
             device=self.device,
@@ -642,7 +646,7 @@ class _Fit:
             channels_last=self.settings.channels_last,
             who="student",
         )
-        return means(held.name, answers, held.teacher, gamma=self.gamma)
+        return summarize(held.name, answers, held.teacher, gamma=self.gamma)
 
     def keep_best(self, record: records.Epoch) -> None:
         """Keep the student's weights if they are the best so far on the first held-out set."""
@@ -670,7 +674,7 @@ class _Fit:
                     tensors[f"optimizer.{i}.{name}"] = value
                 else:
                     plain.setdefault(str(i), {})[name] = value
-        tensors["sums"], tensors["blame"] = self.sums, self.blame
+        tensors["sums"], tensors["blame"] = self.sums, self.nonfinite_log
         tensors["rng.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -688,7 +692,7 @@ class _Fit:
         }
         self.keep.checkpoints.save(f"{self.stage:02d}-{self.step:09d}", tensors, state)
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint of this stage."""
         tensors, state = saved
         self.bare.load_state_dict(_under("lesson.", tensors))
@@ -709,13 +713,13 @@ class _Fit:
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self.epoch, self.step, self.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         self.history, self.to_beat = state["history"], state["to_beat"]
-        self.sums, self.blame = tensors["sums"].to(self.device), tensors["blame"].to(self.device)
+        self.sums, self.nonfinite_log = tensors["sums"].to(self.device), tensors["blame"].to(self.device)
         # Checkpoints of older versions were computed plainly.
-        self.settle(speed.Speed.from_json(state["speed"]) if state.get("speed") else speed.Speed())
+        self.settle(speed.ComputePlan.from_json(state["speed"]) if state.get("speed") else speed.ComputePlan())
         restore_random(saved, self.device)
 
 
-def restore_random(saved: Saved, device: torch.device) -> None:
+def restore_random(saved: Checkpoint, device: torch.device) -> None:
     """Put every random generator where it was when a checkpoint was written."""
     torch.set_rng_state(saved.tensors["rng.cpu"])
     if device.type == "cuda" and "rng.cuda" in saved.tensors:

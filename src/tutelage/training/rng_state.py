@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 
-class Chance:
+class RngState:
     """One run's generators: those of torch (CPU, and the device's where it is CUDA), Python's ``random``, NumPy's.
 
     A block ``with chance:`` draws where the block before of the same object left off, whatever was drawn in between by
@@ -20,7 +20,7 @@ class Chance:
         device: of the run.
 
     Example:
-        >>> one, other = Chance(torch.device("cpu")), Chance(torch.device("cpu"))
+        >>> one, other = RngState(torch.device("cpu")), RngState(torch.device("cpu"))
         >>> with one:
         ...     generator = torch.manual_seed(1)
         >>> with other:
@@ -35,7 +35,7 @@ class Chance:
         self._device = device
         self._state: tuple[Any, ...] | None = None
 
-    def __enter__(self) -> Chance:
+    def __enter__(self) -> RngState:
         if self._state is not None:
             cpu, cuda, python, numpy = self._state
             torch.set_rng_state(cpu)

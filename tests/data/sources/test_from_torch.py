@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
-from tutelage.data import SplitBatches, available, from_datasets
+from tutelage.data import BatchLoader, available, from_datasets
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning"),
@@ -34,7 +34,7 @@ def test_tensors_pass_unchanged():
     splits = from_datasets(plain(10), plain(4), classes=2, validation=plain(3))
     assert splits.sizes() == {"train": 10, "validation": 3, "test": 4, "labelled": 10, "corrupt": 0}
     assert (splits.fingerprint, splits.class_names, splits.image_size) == (None, ("0", "1"), (4, 4))
-    (batch,) = SplitBatches(splits.train, batch_size=20, train=False).epoch(0)
+    (batch,) = BatchLoader(splits.train, batch_size=20, train=False).epoch(0)
     assert torch.equal(batch.inputs, plain(10).tensors[0])
     assert batch.labels.tolist() == [0, 1] * 5
 
@@ -47,7 +47,7 @@ def test_pillow_images_are_scaled():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_random_transforms_are_replayed_and_global_generators_untouched(workers):
-    batches = SplitBatches(from_datasets(Noisy(), Noisy(), classes=3, workers=workers).train, batch_size=4, train=True)
+    batches = BatchLoader(from_datasets(Noisy(), Noisy(), classes=3, workers=workers).train, batch_size=4, train=True)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     first, again, late = list(batches.epoch(1)), list(batches.epoch(1)), list(batches.epoch(1, start=2))
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(first, again, strict=True))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tests._helpers import SHARED
 
-from tutelage.data import DataSettings, SplitBatches, cache, open_data
+from tutelage.data import BatchLoader, DataSettings, cache, open_data
 
 datasets = pytest.importorskip("datasets")
 CIFAR = SHARED / "data" / "cifar100"
@@ -118,7 +118,7 @@ def test_splits(tmp_path):
 def test_streamed_rows_equal_those_in_memory(folder):
     memory, stream = open_data(settings(folder, flip=True)), open_data(settings(folder, flip=True, memory_limit_mb=0))
     assert type(memory.train) is not type(stream.train)
-    pairs = zip(*(SplitBatches(s.train, batch_size=7, train=True).epoch(2) for s in (memory, stream)), strict=True)
+    pairs = zip(*(BatchLoader(s.train, batch_size=7, train=True).epoch(2) for s in (memory, stream)), strict=True)
     assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one[:3], other[:3], strict=True))
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tests._helpers import SHARED
 
-from tutelage.data import DataSettings, RandAugment, SplitBatches, file_hashes, open_data
-from tutelage.data.datasets import ViewAt
+from tutelage.data import BatchLoader, DataSettings, RandAugment, file_hashes, open_data
+from tutelage.data.datasets import View
 from tutelage.data.transforms import boxes
 
 # Python 3.12 warns of forks beside threads, of which numerical libraries keep some; torch of more workers than cores.
@@ -115,7 +115,7 @@ def test_one_image_a_class_cannot_be_held_out_but_may_be_judged_on(tmp_path):
         assert splits.sizes() == {"train": 3, "test": 3, "labelled": 3, "corrupt": 0}
         assert splits.test.labels.tolist() == splits.train.labels.tolist() == [0, 1, 2]
         assert "the test set is the 3 training images, not augmented" in splits.notes[0]
-        index, view = np.arange(3), ViewAt(0, 0)
+        index, view = np.arange(3), View(0, 0)
         assert torch.equal(splits.test.fetch(index, view=view), splits.train.fetch(index))
         assert not torch.equal(splits.train.fetch(index, view=view), splits.train.fetch(index))
     some = open_data(settings(folder, size=8, test="train", labelled=0))
@@ -128,7 +128,7 @@ def test_training_images_that_are_the_test_set_are_kept_and_counted_once(tmp_pat
     for limit in (2048, 0):
         splits = open_data(settings(folder, size=8, test="train", on_corrupt="skip", memory_limit_mb=limit))
         for split in (splits.train, splits.test):
-            assert sum(len(b.index) for b in SplitBatches(split, batch_size=9, train=False).epoch(0)) == 5
+            assert sum(len(b.index) for b in BatchLoader(split, batch_size=9, train=False).epoch(0)) == 5
         assert splits.sizes()["corrupt"] == 1
     memory = open_data(settings(folder, size=8, test="train", on_corrupt="skip"))
     assert memory.train.pixels is memory.test.pixels
@@ -149,7 +149,7 @@ def test_bicubic_views(root):
     assert not torch.equal(one.test.fetch(np.arange(6)), other.test.fetch(np.arange(6)))
     splits = open_data(settings(root, size=14, interpolation="bicubic", random_resized_crop=True))
     assert torch.equal(splits.test.fetch(np.arange(6)), other.test.fetch(np.arange(6)))
-    path, view = sorted((root / "train").rglob("*.png"))[7], ViewAt(2, 3)
+    path, view = sorted((root / "train").rglob("*.png"))[7], View(2, 3)
     original = Image.open(path)
     box = boxes(np.array([7]), np.array([original.size]), view=view)[0]
     expected = np.asarray(original.resize((14, 14), Image.Resampling.BICUBIC, box=box))
@@ -181,9 +181,9 @@ def test_photographs_one_a_class():
     given = {"test": "train", "random_resized_crop": True, "interpolation": "bicubic", "mixup": 0.8, "cutmix": 1.0}
     splits = open_data(settings(SAMPLE, **given, random_erasing=0.25, randaugment=RandAugment()))
     assert splits.sizes() == {"train": 1000, "test": 1000, "labelled": 1000, "corrupt": 0}
-    batch = next(SplitBatches(splits.train, batch_size=8, train=True).epoch(0))
+    batch = next(BatchLoader(splits.train, batch_size=8, train=True).epoch(0))
     assert (batch.inputs.shape, batch.labels.shape) == ((8, 3, 224, 224), (8, 1000))
-    assert next(SplitBatches(splits.test, batch_size=8, train=False).epoch(0)).labels.tolist() == list(range(8))
+    assert next(BatchLoader(splits.test, batch_size=8, train=False).epoch(0)).labels.tolist() == list(range(8))
 
 
 def test_val_is_used_for_test_and_said(tmp_path):
@@ -199,7 +199,7 @@ def test_memory_and_stream_agree(root):
     stream = open_data(settings(root, size=16, crop_padding=2, flip=True, memory_limit_mb=0))
     assert type(memory.train) is not type(stream.train)
     index = np.arange(15)
-    for view in (None, ViewAt(1, 2)):
+    for view in (None, View(1, 2)):
         assert torch.equal(memory.train.fetch(index, view=view), stream.train.fetch(index, view=view))
 
 
@@ -214,14 +214,14 @@ def test_evaluation_view_is_the_centre(root):
 
 def test_random_boxes_equal_a_plain_computation(root):
     splits = open_data(settings(root, size=14, random_resized_crop=True))
-    view = ViewAt(2, 3)
+    view = View(2, 3)
     found = splits.train.fetch(np.arange(15), view=view)
     for place, path in enumerate(sorted((root / "train").rglob("*.png"))):
         original = Image.open(path)
         box = boxes(np.array([place]), np.array([original.size]), view=view)[0]
         expected = np.asarray(original.resize((14, 14), Image.Resampling.BILINEAR, box=box))
         assert np.array_equal((found[place].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
-    assert not torch.equal(found, splits.train.fetch(np.arange(15), view=ViewAt(2, 4)))
+    assert not torch.equal(found, splits.train.fetch(np.arange(15), view=View(2, 4)))
     assert not torch.equal(found, splits.train.fetch(np.arange(15)))
 
 
@@ -229,7 +229,7 @@ def test_random_boxes_equal_a_plain_computation(root):
 def test_workers_do_not_change_anything(root, workers):
     def batches(count):
         splits = open_data(settings(root, size=14, random_resized_crop=True, flip=True, workers=count))
-        return SplitBatches(splits.train, batch_size=4, train=True)
+        return BatchLoader(splits.train, batch_size=4, train=True)
 
     before = torch.get_rng_state()
     expected, found = list(batches(0).epoch(1))[1:], list(batches(workers).epoch(1, start=1))
@@ -253,7 +253,7 @@ def test_a_corrupt_image_stops_with_its_name(root, workers):
     spoil(root)
     splits = open_data(settings(root, size=14, memory_limit_mb=0, workers=workers))
     with pytest.raises(ValueError, match=r"got train/bee/1.png .*; .*type data.on_corrupt=skip") as caught:
-        list(SplitBatches(splits.train, batch_size=4, train=False).epoch(0))
+        list(BatchLoader(splits.train, batch_size=4, train=False).epoch(0))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"train/bee/1.png"):
         open_data(settings(root, size=14))
@@ -263,7 +263,7 @@ def test_a_corrupt_image_stops_with_its_name(root, workers):
 def test_a_corrupt_image_is_skipped_and_counted(root, workers):
     spoil(root)
     splits = open_data(settings(root, size=14, memory_limit_mb=0, workers=workers, on_corrupt="skip"))
-    batches = SplitBatches(splits.train, batch_size=4, train=True)
+    batches = BatchLoader(splits.train, batch_size=4, train=True)
     for epoch in range(2):
         seen = list(batches.epoch(epoch))
         assert sorted(torch.cat([b.index for b in seen]).tolist()) == sorted(set(range(15)) - {6, 10})
@@ -285,13 +285,13 @@ def test_a_batch_without_a_readable_image_is_an_error(root):
     spoil(root)
     splits = open_data(settings(root, size=14, memory_limit_mb=0, on_corrupt="skip"))
     with pytest.raises(ValueError, match=r"1 unreadable and no other: train/bee/1.png .*; raise batch_size") as caught:
-        list(SplitBatches(splits.train, batch_size=1, train=False).epoch(0))
+        list(BatchLoader(splits.train, batch_size=1, train=False).epoch(0))
     assert "on_corrupt" not in str(caught.value)
     for i in range(5):
         for name in ("ant", "bee"):
             (root / "train" / name / f"{i}.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"ant/0.png, .*ant/4.png and 4 more \("):
-        list(SplitBatches(splits.train, batch_size=9, train=False).epoch(0))
+        list(BatchLoader(splits.train, batch_size=9, train=False).epoch(0))
 
 
 def test_sixteen_bit_images_are_not_clipped_in_silence(root):

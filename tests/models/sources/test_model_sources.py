@@ -6,7 +6,7 @@ import torchvision
 from tutelage.models import create, fingerprint, parameters
 from tutelage.models.sources import timm as door_timm
 from tutelage.models.sources import torchvision as door_torchvision
-from tutelage.models.spec import Wish
+from tutelage.models.spec import ModelRequest
 
 DOORS = {"timm": door_timm, "torchvision": door_torchvision}
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -110,9 +110,9 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 )
 def test_networks_of_the_papers_imagenet_tables(name, tag, size, statistics, crop):
     published = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
-    wish = Wish()
+    request = ModelRequest()
     plan = DOORS[name.partition(":")[0]].plan
-    plain, tagged = (plan(one.partition(":")[2], wish) for one in (name, f"{name}.{tag}"))
+    plain, tagged = (plan(one.partition(":")[2], request) for one in (name, f"{name}.{tag}"))
     assert plain.fetch is None
     assert plain.card.weights is None
     assert tagged.fetch is not None

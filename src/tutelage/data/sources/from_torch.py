@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tutelage.data.datasets import ViewAt
+    from tutelage.data.datasets import View
     from tutelage.data.mixup import Mixing
 
 SLACK = 0.1
@@ -58,18 +58,18 @@ class OwnSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fetch(self, index: NDArray[np.int64], *, view: ViewAt | None = None) -> Tensor:
+    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1]."""
         return self._take(index, view).images
 
     def stream(
-        self, requests: Iterable[NDArray[np.int64]], *, view: ViewAt | None = None
+        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order."""
         for taken in in_workers(partial(self._take, view=view), requests, workers=self.workers):
             yield taken.places, taken.images
 
-    def _take(self, index: NDArray[np.int64], view: ViewAt | None) -> Decoded:
+    def _take(self, index: NDArray[np.int64], view: View | None) -> Decoded:
         seed, epoch = view if view is not None else (0, 0)
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []

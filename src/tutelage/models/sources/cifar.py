@@ -7,7 +7,7 @@ from torch import nn
 from tutelage.models.card import Card
 from tutelage.models.networks import bottleneck, mobilenet, resnet, shuffle, vgg, wrn
 from tutelage.models.networks.entries import table
-from tutelage.models.spec import Plan, Wish, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
 PREFIX = "cifar"
 CLASSES = 100
@@ -24,13 +24,13 @@ NETWORKS = table(
 )
 
 
-def plan(rest: str, wish: Wish) -> Plan:
+def plan(rest: str, request: ModelRequest) -> ModelSpec:
     """Find a network of the table.
 
     Args:
         rest: the name behind the colon.
-        wish: 100 classes, 3 channels and 32x32 pixels where it says nothing. The statistics are those of CIFAR-100 for
-            3 channels, and 0.5 for any other number.
+        request: by default 100 classes, 3 channels and 32x32 pixels. The statistics are those of CIFAR-100 for 3
+            channels, and 0.5 for any other number.
 
     Raises:
         ValueError: if there is no such network.
@@ -39,25 +39,25 @@ def plan(rest: str, wish: Wish) -> Plan:
     if rest not in NETWORKS:
         raise unknown(name, (f"{PREFIX}:{known}" for known in NETWORKS))
     entry = NETWORKS[rest]
-    colour = wish.channels == len(MEAN)
+    colour = request.channels == len(MEAN)
 
     def build(classes: int) -> nn.Module:
-        return entry.build(classes=classes, channels=wish.channels)
+        return entry.build(classes=classes, channels=request.channels)
 
     card = Card(
         name=name,
-        classes=CLASSES if wish.classes is None else wish.classes,
-        channels=wish.channels,
-        image_size=wish.image_size or IMAGE_SIZE,
-        mean=MEAN if colour else (0.5,) * wish.channels,
-        std=STD if colour else (0.5,) * wish.channels,
+        classes=CLASSES if request.classes is None else request.classes,
+        channels=request.channels,
+        image_size=request.image_size or IMAGE_SIZE,
+        mean=MEAN if colour else (0.5,) * request.channels,
+        std=STD if colour else (0.5,) * request.channels,
         paper=entry.paper,
         taps=entry.taps,
         preactivations=entry.preactivations,
         embedding=entry.taps[-1],
         head=entry.head,
     )
-    return Plan(card, build)
+    return ModelSpec(card, build)
 
 
 def listing() -> list[tuple[str, str]]:

@@ -13,12 +13,12 @@ from torch import nn
 
 from tutelage.models import heads
 from tutelage.models.card import Card
-from tutelage.models.spec import Plan, Wish
+from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "file"
 
 
-def plan(rest: str, wish: Wish) -> Plan:
+def plan(rest: str, request: ModelRequest) -> ModelSpec:
     """Find a function in a file.
 
     The function is called with those of the keywords ``classes=``, ``channels=`` and ``image_size=`` that it takes, and
@@ -26,7 +26,7 @@ def plan(rest: str, wish: Wish) -> Plan:
 
     Args:
         rest: ``path.py:function``; the path as it is, relative to the working folder.
-        wish: without classes, those of the last linear layer that the function makes.
+        request: without classes, those of the last linear layer that the function makes.
 
     Raises:
         ValueError: if the code is not trusted, the name cannot be read, or the file has no such function.
@@ -37,7 +37,7 @@ def plan(rest: str, wish: Wish) -> Plan:
     path, _, function = rest.rpartition(":")
     if not path or not function.isidentifier():
         raise ValueError(f"model: expected file:path.py:function, got {name!r}; type file:my_models.py:student")
-    if not (wish.trust_code is True or (wish.trust_code and name in wish.trust_code)):
+    if not (request.trust_code is True or (request.trust_code and name in request.trust_code)):
         raise ValueError(
             f"model: expected consent to run the code of {name!r}, got none; read the file, then type --trust-code "
             "(trust_code=True in Python)"
@@ -47,8 +47,8 @@ def plan(rest: str, wish: Wish) -> Plan:
         raise FileNotFoundError(
             f"model: expected a Python file, got {path!r}, which is none; check the path of {name!r}"
         )
-    build = _Builder(file, function, wish, name)
-    classes = wish.classes
+    build = _Builder(file, function, request, name)
+    classes = request.classes
     if classes is None or not build.takes("classes"):
         own = _classes(build(classes))
         if own is None and classes is None:
@@ -64,21 +64,21 @@ def plan(rest: str, wish: Wish) -> Plan:
     card = Card(
         name=name,
         classes=classes,
-        channels=wish.channels,
-        image_size=wish.image_size,
+        channels=request.channels,
+        image_size=request.image_size,
         source=f"{file.name}, sha256 {digest}",
     )
-    return Plan(card, build)
+    return ModelSpec(card, build)
 
 
 class _Builder:
     """Calls the function with what it takes."""
 
-    def __init__(self, file: Path, function: str, wish: Wish, name: str) -> None:
+    def __init__(self, file: Path, function: str, request: ModelRequest, name: str) -> None:
         module = _execute(file)
         self.function = getattr(module, function, None)
         self.name = name
-        self.wish = wish
+        self.request = request
         if not callable(self.function):
             found = [
                 one for one, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
@@ -93,7 +93,11 @@ class _Builder:
         return every or keyword in self.parameters
 
     def __call__(self, classes: int | None) -> nn.Module:
-        given: dict[str, Any] = {"channels": self.wish.channels, "image_size": self.wish.image_size, "classes": classes}
+        given: dict[str, Any] = {
+            "channels": self.request.channels,
+            "image_size": self.request.image_size,
+            "classes": classes,
+        }
         keywords = {k: v for k, v in given.items() if v is not None and self.takes(k)}
         required = [
             one.name

@@ -8,7 +8,7 @@ import re
 from torch import Tensor, nn
 
 from tutelage.models.card import Card
-from tutelage.models.spec import Plan, Wish
+from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "mlp"
 EXAMPLE = "mlp:256x256"
@@ -37,12 +37,12 @@ class MLP(nn.Module):
         return self.head(self.hidden(self.flatten(x)))
 
 
-def plan(rest: str, wish: Wish) -> Plan:
+def plan(rest: str, request: ModelRequest) -> ModelSpec:
     """Read the hidden layers' widths.
 
     Args:
         rest: widths joined by ``x``.
-        wish: its classes and image size are needed. The statistics are 0.5 for every channel.
+        request: its classes and image size are needed. The statistics are 0.5 for every channel.
 
     Raises:
         ValueError: if the widths cannot be read, or the classes or the image size are not given.
@@ -50,32 +50,32 @@ def plan(rest: str, wish: Wish) -> Plan:
     name = f"{PREFIX}:{rest}"
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest):
         raise ValueError(f"model: expected mlp: and the hidden widths joined by x, got {name!r}; type {EXAMPLE}")
-    if wish.classes is None:
+    if request.classes is None:
         raise ValueError(f"classes: expected a number for {name}, which has none of its own, got none; type classes=10")
-    if wish.image_size is None:
+    if request.image_size is None:
         raise ValueError(
             f"image_size: expected (height, width) for {name}, whose first layer depends on it, got none; "
             "type image_size=(8, 8)"
         )
     hidden = tuple(int(width) for width in rest.split("x"))
-    inputs = wish.channels * math.prod(wish.image_size)
+    inputs = request.channels * math.prod(request.image_size)
 
     def build(classes: int) -> nn.Module:
         return MLP(inputs, hidden, classes=classes)
 
     card = Card(
         name=name,
-        classes=wish.classes,
-        channels=wish.channels,
-        image_size=wish.image_size,
-        mean=(0.5,) * wish.channels,
-        std=(0.5,) * wish.channels,
+        classes=request.classes,
+        channels=request.channels,
+        image_size=request.image_size,
+        mean=(0.5,) * request.channels,
+        std=(0.5,) * request.channels,
         taps=tuple(f"hidden.{i}" for i in range(len(hidden))),
         preactivations=tuple(f"hidden.{i}.0" for i in range(len(hidden))),
         embedding=f"hidden.{len(hidden) - 1}",
         head="head",
     )
-    return Plan(card, build)
+    return ModelSpec(card, build)
 
 
 def listing() -> list[tuple[str, str]]:

@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from tutelage.models.card import Card
-from tutelage.models.spec import Plan, Wish, resized, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, resized, unknown
 
 PREFIX = "timm"
 EXAMPLE = "timm:resnet18.a1_in1k"
 CLASSES = 1000
 
 
-def plan(rest: str, wish: Wish) -> Plan:
+def plan(rest: str, request: ModelRequest) -> ModelSpec:
     """Find one of timm's image classifiers.
 
     Statistics, image size, margin and licence are those of the tag's configuration, or of the architecture's default
@@ -25,7 +25,7 @@ def plan(rest: str, wish: Wish) -> Plan:
 
     Args:
         rest: ``arch`` or ``arch.tag``.
-        wish: 1000 classes for random weights where it says nothing.
+        request: 1000 classes for random weights where it says nothing.
 
     Raises:
         ImportError: if timm is not installed.
@@ -45,7 +45,7 @@ def plan(rest: str, wish: Wish) -> Plan:
             )
     config = timm.get_pretrained_cfg(rest)
     own = config.num_classes if tag else CLASSES
-    if not own and wish.classes is None:
+    if not own and request.classes is None:
         raise ValueError(
             f"classes: expected a number for {name}, whose weights have no head, got none; type classes=10"
         )
@@ -53,29 +53,29 @@ def plan(rest: str, wish: Wish) -> Plan:
         (config.mean, config.std) if config else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
     )
     size = tuple(config.input_size[1:]) if config else None
-    options: dict[str, Any] = {"in_chans": wish.channels}
-    if config and config.fixed_input_size and wish.image_size not in (None, size):
-        options["img_size"] = wish.image_size
-    classes = wish.classes if not tag or not own else own
+    options: dict[str, Any] = {"in_chans": request.channels}
+    if config and config.fixed_input_size and request.image_size not in (None, size):
+        options["img_size"] = request.image_size
+    classes = request.classes if not tag or not own else own
     card = Card(
         name=name,
         classes=CLASSES if classes is None else classes,
-        channels=wish.channels,
-        image_size=wish.image_size or size,
-        mean=resized(mean, wish.channels),
-        std=resized(std, wish.channels),
+        channels=request.channels,
+        image_size=request.image_size or size,
+        mean=resized(mean, request.channels),
+        std=resized(std, request.channels),
         margin=1 / config.crop_pct if config and config.crop_pct else 1.0,
-        weights=tag if tag and wish.tagged else None,
+        weights=tag if tag and request.tagged else None,
         source=_source(config) if tag else None,
         licence=config.license if tag else None,
         paper=config.paper_ids if config and isinstance(config.paper_ids, str) else None,
-        fresh_head=bool(tag) and wish.tagged and not own,
+        fresh_head=bool(tag) and request.tagged and not own,
     )
 
     def build(classes: int) -> nn.Module:
         return timm.create_model(rest, pretrained=False, num_classes=classes, **options)
 
-    return Plan(card, build, partial(_fetch, rest, card.classes, options) if tag and wish.tagged else None)
+    return ModelSpec(card, build, partial(_fetch, rest, card.classes, options) if tag and request.tagged else None)
 
 
 def _fetch(rest: str, classes: int, options: dict[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tutelage.models.card import Card
-from tutelage.models.spec import Plan, Wish, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
 PREFIX = "torchvision"
 EXAMPLE = "torchvision:resnet50.IMAGENET1K_V1"
@@ -17,7 +17,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def plan(rest: str, wish: Wish) -> Plan:
+def plan(rest: str, request: ModelRequest) -> ModelSpec:
     """Find one of torchvision's image classifiers.
 
     Statistics, image size and margin are those of the weights' own transforms; for random weights the ImageNet
@@ -26,7 +26,7 @@ def plan(rest: str, wish: Wish) -> Plan:
 
     Args:
         rest: ``arch`` or ``arch.WEIGHTS``, a member of that architecture's weights.
-        wish: 1000 classes for random weights where it says nothing; 3 channels.
+        request: 1000 classes for random weights where it says nothing; 3 channels.
 
     Raises:
         ValueError: if torchvision has no such architecture or weights, or other channels than 3 are asked for.
@@ -38,9 +38,9 @@ def plan(rest: str, wish: Wish) -> Plan:
     known = models.list_models(module=models)
     if arch not in known:
         raise unknown(name, (f"{PREFIX}:{one}" for one in known))
-    if wish.channels != 3:
+    if request.channels != 3:
         raise ValueError(
-            f"channels: expected 3 for {name}, as all of torchvision's networks have, got {wish.channels}; "
+            f"channels: expected 3 for {name}, as all of torchvision's networks have, got {request.channels}; "
             f"type a timm: or cifar: name, which take any number"
         )
     members = models.get_model_weights(arch).__members__
@@ -53,15 +53,15 @@ def plan(rest: str, wish: Wish) -> Plan:
     shown = (weights or next(iter(members.values()))).transforms()
     size = (shown.crop_size[0], shown.crop_size[-1])
     names = tuple(weights.meta["categories"]) if weights else None
-    classes = len(names) if names else wish.classes
+    classes = len(names) if names else request.classes
     card = Card(
         name=name,
         classes=CLASSES if classes is None else classes,
-        image_size=wish.image_size or size,
+        image_size=request.image_size or size,
         margin=shown.resize_size[0] / size[0],
         mean=tuple(shown.mean) if weights else MEAN,
         std=tuple(shown.std) if weights else STD,
-        weights=tag if tag and wish.tagged else None,
+        weights=tag if tag and request.tagged else None,
         source=weights.url if weights else None,
         licence=weights.meta.get("license") if weights else None,
         class_names=names,
@@ -71,12 +71,12 @@ def plan(rest: str, wish: Wish) -> Plan:
         options: dict[str, Any] = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
         network = models.get_model(arch, weights=None, num_classes=classes, **options)
         # Only a transformer's position embedding fixes the size; it says so by this attribute.
-        if wish.image_size and getattr(network, "image_size", wish.image_size[0]) != wish.image_size[0]:
-            options["image_size"] = wish.image_size[0]
+        if request.image_size and getattr(network, "image_size", request.image_size[0]) != request.image_size[0]:
+            options["image_size"] = request.image_size[0]
             network = models.get_model(arch, weights=None, num_classes=classes, **options)
         return _one_headed(network)
 
-    return Plan(card, build, partial(_fetch, arch, tag) if tag and wish.tagged else None)
+    return ModelSpec(card, build, partial(_fetch, arch, tag) if tag and request.tagged else None)
 
 
 def _fetch(arch: str, tag: str) -> nn.Module:
