@@ -13,8 +13,8 @@ from tutelage.benchmark import turns
 
 REFERENCE = "reference: python -c pass"
 COMMANDS = {
-    "help": [sys.executable, "-m", "tutelage.cli", "--help"],
-    "distill help": [sys.executable, "-m", "tutelage.cli", "distill", "--help"],
+    "help": [sys.executable, "-m", "tutelage", "--help"],
+    "distill help": [sys.executable, "-m", "tutelage", "distill", "--help"],
     REFERENCE: [sys.executable, "-c", "pass"],
 }
 

@@ -8,31 +8,16 @@ from pathlib import Path
 from tutelage import config, data, records
 from tutelage.config.schema import Comparison, Network, Recipe, RecipeError
 from tutelage.runs import autotune
-from tutelage.runs.execute import (
-    FREE,
-    BusyError,
-    NullReporter,
-    Reporter,
-    execute,
-    execute_group,
-    finished,
-    folder_lock,
-    group_of,
-    steps_of,
-    torch_settings,
-)
+from tutelage.runs.execute import execute
+from tutelage.runs.group import execute_group, group_of
+from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import record
-from tutelage.runs.setup import build_inputs
+from tutelage.runs.resume import FREE
+from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
+from tutelage.runs.setup import build_inputs, steps_of, torch_settings
 
 
-def compare(
-    comparison: Comparison,
-    folder: Path,
-    *,
-    command: str,
-    reporter: Reporter | None = None,
-    trust_code: bool | frozenset[str] = False,
-) -> Path:
+def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:
     """Do a comparison, or go on with it: finished runs are not done again.
 
     The students of one data seed are trained in lockstep, ``together`` at most: a batch is made and the teacher is
@@ -46,9 +31,7 @@ def compare(
     Args:
         comparison: what to compare.
         folder: of the comparison; its runs' folders lie in it.
-        command: how it was asked for.
-        reporter: shows it as it goes.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        options: how to do it.
 
     Returns:
         The path of the report.
@@ -59,12 +42,12 @@ def compare(
     """
     from tutelage.report.html import write_report
 
-    reporter = reporter or NullReporter()
+    reporter = options.reporter
     folder.mkdir(parents=True, exist_ok=True)
     baseline = comparison.baseline or next(iter(comparison.objectives))
     splits = data.open_data(comparison.data)
     with folder_lock(folder, wait=True):
-        comparison = _settled(comparison, folder, splits, reporter, trust_code)
+        comparison = _settled(comparison, folder, splits, options)
         training = comparison.training(f"{comparison.name}/teacher")
         planned = list(plan(comparison, folder))
         _same(comparison, folder)
@@ -85,7 +68,7 @@ def compare(
     reporter.expect(sum(steps_of(recipe, samples) for recipe in ahead))
     if training is not None and not taught:
         reporter.say(f"{comparison.name}: the teacher, then {len(todo)} students")
-        execute(training, folder / "teacher", verb="train", command=command, reporter=reporter, trust_code=trust_code)
+        write_report(execute(training, folder / "teacher", options=options).folder)
     taps = [tap for objective in comparison.objectives.values() for tap in objective.needs.teacher_taps]
     count = len(todo)
     while todo := [(place, recipe) for place, recipe in todo if not finished(place)]:
@@ -95,10 +78,11 @@ def compare(
         todo = [one for k, one in enumerate(todo) if k not in chosen]
         recorded = [recipe for _, recipe in together if recipe.outputs is not None]
         if recorded:
-            record(recorded[0], taps=taps, reporter=reporter, trust_code=trust_code)
-        done = execute_group(
-            [(recipe, place) for place, recipe in together], command=command, reporter=reporter, trust_code=trust_code
-        )
+            record(recorded[0], taps=taps, options=options)
+        done = execute_group([(recipe, place) for place, recipe in together], options=options)
+        for run in done:
+            if isinstance(run, Run):
+                write_report(run.folder)
         with folder_lock(folder, wait=True):
             write_report(folder)
         for (place, recipe), run in zip(together, done, strict=True):
@@ -110,9 +94,7 @@ def compare(
         return write_report(folder)
 
 
-def _settled(
-    comparison: Comparison, folder: Path, splits: data.Splits, reporter: Reporter, trust_code: bool | frozenset[str]
-) -> Comparison:
+def _settled(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:
     """Choose the precision that all runs have, by the first of them that asks a teacher, where it is left open."""
     comparison = autotune.recorded_precision(comparison, folder)
     if comparison.precision != "auto":
@@ -122,10 +104,10 @@ def _settled(
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
     with torch_settings(run):
         comparison, why = autotune.resolve_precision(
-            comparison, build_inputs(run, trust_code=trust_code, splits=splits), run
+            comparison, build_inputs(run, trust_code=options.trust_code, splits=splits), run
         )
     if why:
-        reporter.say(f"{comparison.name}: {why}")
+        options.reporter.say(f"{comparison.name}: {why}")
     return comparison
 
 
@@ -157,6 +139,13 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
                     update={"outputs": f"{recipe.outputs}/data{recipe.data_seed}" if asked else None}
                 )
             yield {"folder": place, "objective": name, "seed": comparison.seed + k}, recipe
+
+
+def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
+    """Yield one run of each objective, to try; a teacher that the comparison trains is one that is still to train."""
+    for _, recipe in list(plan(comparison, folder))[: len(comparison.objectives)]:
+        trained = isinstance(recipe.teacher, Network) and recipe.teacher.name == str(folder / "teacher")
+        yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe
 
 
 def _same(comparison: Comparison, folder: Path) -> None:

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 from tutelage import config, models, objectives, records
 from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.objectives import Objective
-from tutelage.runs import execute, manifest
+from tutelage.runs import manifest, resume
+from tutelage.runs.run import finished
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
 from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Pair, Study, merged, slug, unknown
 
 WHERE = {"protocol.data.source", "protocol.data.image", "protocol.data.label", "protocol.outputs"}
 """Keys that say where data and recorded outputs lie; what they are is checked by their fingerprints."""
-FREE = {f"protocol.{key}" for key in execute.FREE}
+FREE = {f"protocol.{key}" for key in resume.FREE}
 
 
 class Job(NamedTuple):
@@ -383,7 +384,7 @@ def rehearsals(assignment: StudyRequest) -> list[Recipe]:
 
 def rehearsed(assignment: StudyRequest, job: Job) -> Recipe:
     """Return a run's recipe for a dry run, in which a teacher that is not trained yet is one to train."""
-    if job.needs is None or execute.finished(assignment.runs / job.needs):
+    if job.needs is None or finished(assignment.runs / job.needs):
         return job.recipe
     trained = assignment.study.pairs[job.pair].training(assignment.study.teacher_seed)
     assert trained is not None

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER
 from tutelage.data import DataSettings
 from tutelage.runs import record_teacher
-from tutelage.runs.execute import (
-    BusyError,
-    NullReporter,
-    Reporter,
-    Run,
-    execute_group,
-    finished,
-    folder_lock,
-    group_of,
-    steps_of,
-)
+from tutelage.runs.group import execute_group, group_of
+from tutelage.runs.lock import BusyError, folder_lock
+from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
+from tutelage.runs.setup import steps_of
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Budget, Plan
 from tutelage.studies.plan import Job, StudyRequest, cells, differences, jobs, record
@@ -34,9 +28,7 @@ PATIENCE = 2.0
 def run_study(
     assignment: StudyRequest,
     *,
-    command: str,
-    reporter: Reporter | None = None,
-    trust_code: bool | frozenset[str] = False,
+    options: RunOptions = DEFAULTS,
     together: int | None = None,
     workers: int = 1,
     budget: Budget | None = None,
@@ -56,9 +48,7 @@ def run_study(
 
     Args:
         assignment: what is asked for.
-        command: how it was asked for.
-        reporter: shows it as it goes.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        options: how to do it; the deadline of each run follows from the budget.
         together: how many students at most are trained in lockstep; by default one where the study holds the methods'
             time a step and memory against each other, which are measured alone, and else `recipes.TOGETHER`.
         workers: processes that share the work; none takes more than its part of what is left at a time.
@@ -72,14 +62,13 @@ def run_study(
         RecipeError: the data cannot be read, or two runs that differ would share a folder.
     """
     most = together or (1 if assignment.study.costs else TOGETHER)
-    reporter = reporter or NullReporter()
     plan = None
     if budget is not None:
-        plan = budgets.prepare(assignment, budget, workers=workers, trust_code=trust_code)
+        plan = budgets.prepare(assignment, budget, workers=workers, trust_code=options.trust_code)
         assignment = plan.assignment
         for line in plan.lines() if show_plan else ():
-            reporter.say(line)
-    return _Conduct(assignment, command, reporter, trust_code, most, workers, plan).go()
+            options.reporter.say(line)
+    return _Conduct(assignment, options, most, workers, plan).go()
 
 
 class _Conduct:
@@ -88,14 +77,12 @@ class _Conduct:
     def __init__(
         self,
         assignment: StudyRequest,
-        command: str,
-        reporter: Reporter,
-        trust_code: bool | frozenset[str],
+        options: RunOptions,
         most: int = TOGETHER,
         workers: int = 1,
         plan: Plan | None = None,
     ) -> None:
-        self.assignment, self.command, self.reporter, self.trust_code = assignment, command, reporter, trust_code
+        self.assignment, self.options, self.reporter = assignment, options, options.reporter
         self.most, self.workers = most, workers
         self.plan, self.stopped, self.writing = plan, False, 0.0
         self.began = time.time()
@@ -237,23 +224,22 @@ class _Conduct:
         Raises:
             DeadlineExceeded: the budget is used up.
         """
-        deadline = self._until(together)
+        options = replace(self.options, deadline=self._until(together))
+        from tutelage.report.html import write_report
+
         names = ", ".join(job.name for job in together)
         self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(together) > 1 else ''}")
         recorded = next((job for job in together if job.recipe.outputs is not None), None)
         try:
             if recorded is not None:
                 taps = self._taps(recorded)
-                record_teacher.record(
-                    recorded.recipe, taps=taps, reporter=self.reporter, trust_code=self.trust_code, deadline=deadline
-                )
+                record_teacher.record(recorded.recipe, taps=taps, options=options)
             done: list[Run | Exception] = execute_group(
-                [(job.recipe, self._folder(job.name)) for job in together],
-                command=self.command,
-                reporter=self.reporter,
-                trust_code=self.trust_code,
-                deadline=deadline,
+                [(job.recipe, self._folder(job.name)) for job in together], options=options
             )
+            for run in done:
+                if isinstance(run, Run):
+                    write_report(run.folder)
         except DeadlineExceeded:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
