@@ -6,18 +6,18 @@ import pytest
 import torch
 import yaml
 
-from tutelage.runs.run import RunOptions
+from tutelage import api, config, records
+from tutelage.config.schema import Comparison, Recipe
+from tutelage.runs import autotune
+from tutelage.runs.dry_run import dry_run
 from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group
-from tutelage import api, config, records
+from tutelage.runs.record_teacher import record
+from tutelage.runs.run import RunOptions
+from tutelage.runs.setup import build_inputs
 from tutelage.studies import plan, schema
 from tutelage.studies.compare import compare
-from tutelage.runs import autotune
-from tutelage.training.deadline import DeadlineExceeded, Deadline
-from tutelage.runs.setup import build_inputs
-from tutelage.config.schema import Comparison, Recipe
-from tutelage.runs.record_teacher import record
-from tutelage.runs.dry_run import dry_run
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
 TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}

@@ -17,24 +17,21 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from tests._helpers import KILLED_RUN
 from torch import nn
 
 import tutelage
-from tutelage.runs.reporter import NullReporter
-from tutelage.runs.run import Run
-from tutelage.runs.run import RunOptions
-from tutelage.runs.execute import execute
-from tutelage.runs.run import finished
-from tutelage.runs.run import load
 from tutelage import api, config, data, models, objectives, records
-from tutelage.types import UNLABELLED
+from tutelage.config.schema import Recipe, RecipeError
 from tutelage.data import DataSettings
+from tutelage.report import html
+from tutelage.runs.execute import execute
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import Run, RunOptions, finished, load
+from tutelage.runs.setup import RunInputs, check_compatible, check_last_batch
 from tutelage.training.checkpoints import CheckpointError
 from tutelage.training.evaluate import NonFiniteError
-from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible
-from tutelage.config.schema import Recipe, RecipeError
-from tutelage.report import html
-from tests._helpers import KILLED_RUN
+from tutelage.types import UNLABELLED
 
 HERE = Path(__file__).parent
 TIMING = ("seconds", "images_per_second", "memory_mb")
@@ -73,7 +70,6 @@ def recipe_of(name, **changes):
 
 def do(folder, *, reporter=None, command="tutelage", trust_code=False, run_inputs=None, **changes):
     recipe = recipe_of(folder.name, **changes)
-    verb = "distill" if recipe.teacher is not None else "train"
     return execute(
         recipe,
         folder,

@@ -3,25 +3,21 @@
 import errno
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
-
-from tutelage.runs.lock import BusyError
-from tutelage.modules import FrozenTeacher
-from tutelage.runs.reporter import NullReporter
-from tutelage.runs.run import Run
-from tutelage.runs.run import RunOptions
-from tutelage.runs.group import can_share_batches
-from tutelage.runs.execute import execute
-from tutelage.runs.group import execute_group
-from tutelage.runs.lock import folder_lock
-from tutelage import config, models, records
-from tutelage.runs import record_teacher, resume
-from tutelage.training.evaluate import NonFiniteError
-from tutelage.config.schema import Recipe
 from tests._helpers import KILLED_RUN
+
+from tutelage import config, models, records
+from tutelage.config.schema import Recipe
+from tutelage.modules import FrozenTeacher
+from tutelage.runs import record_teacher, resume
+from tutelage.runs.execute import execute
+from tutelage.runs.group import can_share_batches, execute_group
+from tutelage.runs.lock import BusyError, folder_lock
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import Run, RunOptions
+from tutelage.training.evaluate import NonFiniteError
 
 STUDENT = f"file:{KILLED_RUN}:student"
 TIMING = ("seconds", "images_per_second", "memory_mb")
@@ -84,7 +80,6 @@ def together(todo, reporter=None):
 
 
 def alone(recipe, folder):
-    verb = "distill" if recipe.teacher else "train"
     return execute(recipe, folder, options=RunOptions(trust_code=True))
 
 

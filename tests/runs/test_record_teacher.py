@@ -2,29 +2,28 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tests._helpers import ROOT
 from typer.testing import CliRunner
 
+from tutelage import config
+from tutelage.cli.app import app
+from tutelage.config.schema import Comparison, Recipe, RecipeError
+from tutelage.runs import record_teacher
+from tutelage.runs.execute import execute
 from tutelage.runs.reporter import NullReporter
 from tutelage.runs.run import RunOptions
-from tutelage.runs.execute import execute
-from tutelage import config
-from tutelage.runs import record_teacher
-from tutelage.cli.app import app
-from tutelage.training.deadline import DeadlineExceeded, Deadline
-from tutelage.training import clock
 from tutelage.runs.setup import build_inputs, single_exponent
-from tutelage.config.schema import Comparison, Recipe, RecipeError
+from tutelage.studies.compare import compare
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.teacher_cache.top_k import TeacherCacheError
-from tutelage.studies.compare import compare
-from tests._helpers import ROOT
+from tutelage.training import clock
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
 

@@ -29,7 +29,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
 USER, OTHER = 2, 1
 
 
-def fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int = USER) -> NoReturn:
     """End the command with a message, each line of it marked as ours."""
     for line in message.splitlines() or [""]:
         typer.echo(f"tutelage: {line}", err=True)

@@ -6,25 +6,15 @@ from pathlib import Path
 
 import typer
 
-from tutelage.cli.common import (
-    DryRun,
-    Overrides,
-    RecipePath,
-    Runs,
-    TrustCode,
-    print_dry_run,
-    print_table,
-    run_options,
-    trusted,
-)
+from tutelage.cli import common
 
 
 def compare(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    trust_code: TrustCode = False,
-    runs: Runs = Path("runs"),
+    recipe: common.RecipePath,
+    overrides: common.Overrides = None,
+    dry_run: common.DryRun = False,
+    trust_code: common.TrustCode = False,
+    runs: common.Runs = Path("runs"),
 ) -> None:
     """Compare several objectives over several seeds on one task."""
     from tutelage import config
@@ -34,13 +24,13 @@ def compare(
 
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
     comparison = config.parse(Comparison, config.read(path, overrides or []), where=str(path))
-    trust = trusted(trust_code, overrides or [])
+    trust = common.trusted(trust_code, overrides or [])
     folder = runs / comparison.name
     if dry_run:
         for run in comparisons.dry_runs(comparison, folder):
-            print_dry_run(run, trust)
+            common.print_dry_run(run, trust)
         return
     with TerminalReporter() as reporter:
-        report = comparisons.compare(comparison, folder, options=run_options(reporter, trust))
-    print_table(folder)
+        report = comparisons.compare(comparison, folder, options=common.run_options(reporter, trust))
+    common.print_table(folder)
     typer.echo(f"\nreport: {report}")

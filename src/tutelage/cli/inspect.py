@@ -7,20 +7,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from tutelage.cli.common import OTHER, USER, Overrides, TrustCode, fail, print_table, trusted
+from tutelage.cli import common
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a model's name.")],
-    overrides: Overrides = None,
+    overrides: common.Overrides = None,
     best: Annotated[bool, typer.Option("--best", help="The run's best weights instead of its last.")] = False,
-    trust_code: TrustCode = False,
+    trust_code: common.TrustCode = False,
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
     from tutelage import api
 
     typed = overrides or []
-    evaluation, title = api.evaluate(model, typed, best=best, trust_code=trusted(trust_code, [model, *typed]))
+    evaluation, title = api.evaluate(model, typed, best=best, trust_code=common.trusted(trust_code, [model, *typed]))
     typer.echo(title)
     typer.echo(f"  accuracy  {evaluation['accuracy'] * 100:.2f} %")
     typer.echo(f"  loss      {evaluation['loss']:.4f} nats")
@@ -35,9 +35,9 @@ def report(
     from tutelage.report.html import write_report
 
     if not folder.is_dir():
-        fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME", USER)
+        common.fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME")
     path = write_report(folder)
-    print_table(folder)
+    common.print_table(folder)
     typer.echo(f"\nreport: {path}")
 
 
@@ -82,4 +82,4 @@ def doctor(
         typer.echo(finding.value)
         good &= finding.good
     if not good:
-        raise typer.Exit(OTHER)
+        raise typer.Exit(common.OTHER)

@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tutelage.cli.common import (
-    OTHER,
-    USER,
-    DryRun,
-    Runs,
-    TrustCode,
-    command,
-    fail,
-    print_dry_run,
-    print_table,
-    run_options,
-    trusted,
-)
+from tutelage.cli import common
 
 if TYPE_CHECKING:
     from tutelage.studies.plan import StudyRequest
@@ -59,9 +47,9 @@ def study(
         Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Short for the override device=...")
     ] = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the package.")] = False,
-    dry_run: DryRun = False,
-    trust_code: TrustCode = False,
-    runs: Runs = Path("runs"),
+    dry_run: common.DryRun = False,
+    trust_code: common.TrustCode = False,
+    runs: common.Runs = Path("runs"),
     worker: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
     until: Annotated[float | None, typer.Option("--until", hidden=True)] = None,
 ) -> None:
@@ -89,7 +77,7 @@ def study(
         epochs=epochs,
         pool=pool,
     )
-    trust = trusted(trust_code, [name, *(overrides or [])])
+    trust = common.trusted(trust_code, [name, *(overrides or [])])
     if dry_run:
         if time_limit is not None:
             for line in budgets.prepare(request, time_limit, workers=jobs, trust_code=trust, keep=False).lines():
@@ -104,7 +92,7 @@ def study(
         with TerminalReporter() as reporter:
             failed = run_study.run_study(
                 request,
-                options=run_options(reporter, trust),
+                options=common.run_options(reporter, trust),
                 budget=time_limit,
                 together=together,
                 show_plan=worker is None,
@@ -116,17 +104,17 @@ def study(
     else:
         failed = workers.share_study(sys.argv[1:], request, jobs, budget=time_limit, trust_code=trust, say=typer.echo)
     if (request.folder / "study.json").exists():
-        print_table(request.folder)
+        common.print_table(request.folder)
         typer.echo(f"\ntable: {request.folder / 'table.md'}\nreport: {request.folder / 'report.html'}")
     if time_limit is not None:
         left = budgets.prepare(request, time_limit, workers=jobs, measure=False)
         typer.echo(f"\n{budgets.rest(left)}")
         if left.left:
-            typer.echo(f"to go on, here or where the folder {runs} was copied to: {command()}")
+            typer.echo(f"to go on, here or where the folder {runs} was copied to: {common.command()}")
     for run, reason in failed.items():
         typer.echo(f"tutelage: {run}: {' '.join(reason.split())}", err=True)
     if failed:
-        raise typer.Exit(OTHER)
+        raise typer.Exit(common.OTHER)
 
 
 def _listed(typed: str) -> list[str]:
@@ -145,12 +133,12 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
     errors = []
     for recipe in plan.rehearsals(request):
         try:
-            print_dry_run(recipe, trust)
+            common.print_dry_run(recipe, trust)
         except (ValueError, TypeError, OSError, ImportError) as error:
             typer.echo(f"  does not fit: {error}")
             errors.append(f"{recipe.name}: {error}")
     if errors:
-        fail("\n".join(errors), USER)
+        common.fail("\n".join(errors))
 
 
 def _print_departures(request: StudyRequest) -> None:
@@ -166,10 +154,10 @@ def _with_device(overrides: list[str], device: str | None) -> list[str]:
     if device is None:
         return overrides
     if any(text.partition("=")[2] != device for text in typed):
-        fail(f"--device: expected one device, got --device {device} and {typed[-1]}; leave one of them out", USER)
+        common.fail(f"--device: expected one device, got --device {device} and {typed[-1]}; leave one of them out")
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            fail("--device: expected a CUDA device, got none that torch can see; type --device cpu", USER)
+            common.fail("--device: expected a CUDA device, got none that torch can see; type --device cpu")
     return [*overrides, f"device={device}"]

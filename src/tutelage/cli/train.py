@@ -7,46 +7,34 @@ from typing import Annotated
 
 import typer
 
-from tutelage.cli.common import (
-    USER,
-    DryRun,
-    Overrides,
-    RecipePath,
-    Runs,
-    TrustCode,
-    fail,
-    print_dry_run,
-    print_table,
-    run_options,
-    trusted,
-)
+from tutelage.cli import common
 
 
 def train(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    trust_code: TrustCode = False,
-    runs: Runs = Path("runs"),
+    recipe: common.RecipePath,
+    overrides: common.Overrides = None,
+    dry_run: common.DryRun = False,
+    trust_code: common.TrustCode = False,
+    runs: common.Runs = Path("runs"),
 ) -> None:
     """Train a network from labels: a teacher."""
     _run(recipe, overrides or [], dry_run, trust_code, runs, teacher=False)
 
 
 def distill(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-    trust_code: TrustCode = False,
-    runs: Runs = Path("runs"),
+    recipe: common.RecipePath,
+    overrides: common.Overrides = None,
+    dry_run: common.DryRun = False,
+    trust_code: common.TrustCode = False,
+    runs: common.Runs = Path("runs"),
 ) -> None:
     """Distil a teacher into a student."""
     _run(recipe, overrides or [], dry_run, trust_code, runs, teacher=True)
 
 
 def record(
-    recipe: RecipePath,
-    overrides: Overrides = None,
+    recipe: common.RecipePath,
+    overrides: common.Overrides = None,
     limit_mb: Annotated[
         float | None, typer.Option("--limit-mb", help="Refuse to write more: short for outputs_limit_mb=...")
     ] = None,
@@ -60,7 +48,7 @@ def record(
             "--max-error", help="Refuse --top where p_gamma or U_gamma is further off: short for outputs_max_error=..."
         ),
     ] = None,
-    trust_code: TrustCode = False,
+    trust_code: common.TrustCode = False,
 ) -> None:
     """Record a teacher's outputs for every view of a run; runs with the same outputs=... then ask it no more."""
     from tutelage import api
@@ -71,7 +59,7 @@ def record(
     short = {"outputs_limit_mb": limit_mb, "outputs_top": top, "outputs_max_error": max_error}
     parsed = api.from_file(Path(recipe), [*typed, *(f"{key}={v}" for key, v in short.items() if v is not None)])
     with TerminalReporter() as reporter:
-        folder = record_teacher.record(parsed, options=run_options(reporter, trusted(trust_code, typed)))
+        folder = record_teacher.record(parsed, options=common.run_options(reporter, common.trusted(trust_code, typed)))
     typer.echo(f"\noutputs: {folder}")
 
 
@@ -79,7 +67,7 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     from tutelage import api
     from tutelage.runs.terminal import TerminalReporter
 
-    trust, expected = trusted(trust_code, [source, *overrides]), None
+    trust, expected = common.trusted(trust_code, [source, *overrides]), None
     if "=" in source and not Path(source).exists():
         recipe = api.from_overrides([source, *overrides])
     elif Path(source).is_dir():
@@ -87,13 +75,13 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     else:
         recipe = api.from_file(Path(source), overrides)
     if teacher and recipe.teacher is None:
-        fail("teacher: expected one to distil, got none; add teacher=runs/NAME, or type tutelage train", USER)
+        common.fail("teacher: expected one to distil, got none; add teacher=runs/NAME, or type tutelage train")
     if not teacher and recipe.teacher is not None:
-        fail("teacher: expected none to train from labels, got one; type tutelage distill", USER)
+        common.fail("teacher: expected none to train from labels, got one; type tutelage distill")
     if dry_run:
-        print_dry_run(recipe, trust)
+        common.print_dry_run(recipe, trust)
         return
     with TerminalReporter() as reporter:
-        run = api.run(recipe, runs / recipe.name, options=run_options(reporter, trust), expected=expected)
-    print_table(run.folder)
+        run = api.run(recipe, runs / recipe.name, options=common.run_options(reporter, trust), expected=expected)
+    common.print_table(run.folder)
     typer.echo(f"\nreport: {run.folder / 'report.html'}")

@@ -13,7 +13,7 @@ from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
 from tutelage.runs.run import DEFAULTS, RunOptions
-from tutelage.runs.setup import RunInputs, build_inputs, check_compatible, check_last_batch, steps_of
+from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, steps_of
 from tutelage.training.evaluate import collect_outputs, evaluate_outputs
 from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch

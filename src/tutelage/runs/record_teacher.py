@@ -15,19 +15,10 @@ import torch
 from tutelage import data
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.modules import FrozenTeacher
-from tutelage.runs import autotune
+from tutelage.runs import autotune, setup
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.run import DEFAULTS, RunOptions
-from tutelage.runs.setup import (
-    PROBE_SAMPLES,
-    RunInputs,
-    build_inputs,
-    check_compatible,
-    outputs_folder,
-    outputs_of,
-    single_exponent,
-    torch_settings,
-)
+from tutelage.runs.setup import RunInputs
 from tutelage.taps import feature_shapes
 from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
@@ -51,7 +42,7 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     Raises:
         RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
     """
-    exponents = [single_exponent(objective) for objective, _, _ in recipe.fits() if objective.needs.teacher]
+    exponents = [setup.single_exponent(objective) for objective, _, _ in recipe.fits() if objective.needs.teacher]
     return tuple(dict.fromkeys(gamma for gamma in exponents if gamma is not None))
 
 
@@ -83,26 +74,26 @@ def record(
         DeadlineExceeded: the moment to stop has come; the same call resumes.
     """
     reporter = options.reporter
-    run_inputs = run_inputs or build_inputs(recipe, trust_code=options.trust_code)
-    check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
+    run_inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
+    setup.check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
     split, classes = run_inputs.splits.train, run_inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
     # The cache is opened by whoever has the folder: another process may just have begun it.
-    with folder_lock(outputs_folder(recipe, run_inputs), wait=True), torch_settings(recipe):
+    with folder_lock(setup.outputs_folder(recipe, run_inputs), wait=True), setup.torch_settings(recipe):
         assert run_inputs.teacher is not None
         recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
         if reason:
             reporter.say(reason)
-        outputs = outputs_of(recipe, run_inputs)
+        outputs = setup.outputs_of(recipe, run_inputs)
         accelerator = accelerator_on(recipe.device)
         device = accelerator.device
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         if not todo:
             outputs.conclude(epochs)
             return outputs.folder
-        probe = next(batches.at(0, [np.arange(min(PROBE_SAMPLES, len(split)))])).inputs
+        probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
         shapes = feature_shapes(run_inputs.teacher, names, probe)
         size = _choose_form(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()

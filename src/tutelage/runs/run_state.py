@@ -19,17 +19,9 @@ from tutelage import config, models, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Objective
-from tutelage.runs import manifest, resume
+from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
-from tutelage.runs.setup import (
-    RunInputs,
-    check_compatible,
-    check_last_batch,
-    held_out_sets,
-    outputs_of,
-    run_context,
-    single_exponent,
-)
+from tutelage.runs.setup import RunInputs
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import CheckpointError, Checkpoints
 from tutelage.training.deadline import DeadlineExceeded
@@ -74,14 +66,15 @@ class RunState:
         self.seconds_before = previous.get("duration_s", 0.0)
         self.fits = recipe.fits()
         splits = run_inputs.splits
-        check_compatible(run_inputs, [objective for objective, _, _ in self.fits])
-        check_last_batch(len(splits.train), self.fits, world=self.accelerator.num_processes)
+        setup.check_compatible(run_inputs, [objective for objective, _, _ in self.fits])
+        setup.check_last_batch(len(splits.train), self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
         self.teacher = FrozenTeacher(run_inputs.teacher).to(self.device) if run_inputs.teacher else None
         first_of_group = not self.teacher_outputs
         self.held_out = [
-            EvalSet(name, batches, self.ask_teacher(name, batches)) for name, batches in held_out_sets(splits, recipe)
+            EvalSet(name, batches, self.ask_teacher(name, batches))
+            for name, batches in setup.held_out_sets(splits, recipe)
         ]
         self.check_student()
         self.manifest: records.Manifest = {
@@ -141,9 +134,9 @@ class RunState:
         """Refuse recorded outputs that lack what a later epoch or stage will read."""
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
-        self.outputs, epoch = outputs_of(self.recipe, self.run_inputs), 0
+        self.outputs, epoch = setup.outputs_of(self.recipe, self.run_inputs), 0
         for objective, settings, _ in self.fits:
-            gamma = single_exponent(objective) if self.outputs.form and objective.needs.teacher else None
+            gamma = setup.single_exponent(objective) if self.outputs.form and objective.needs.teacher else None
             for _ in range(settings.epochs):
                 if objective.needs.teacher:
                     gammas = [] if gamma is None else [gamma]
@@ -227,7 +220,7 @@ class RunState:
     def fit_job(self, stage: int) -> FitJob:
         """Return what the training loop needs to fit a stage, from the checkpoint on if it is of this one."""
         objective, settings, _ = self.fits[stage]
-        distiller = Distiller(self.run_inputs.student, objective, run_context(objective, self.run_inputs))
+        distiller = Distiller(self.run_inputs.student, objective, setup.run_context(objective, self.run_inputs))
         self.target_gamma = distiller.objective.target_gamma
         self.manifest["objective_resolved"][stage] = distiller.objective.resolved
         best = records.best_epoch([e for e in self.epochs if e["stage"] < stage], self.selection)
@@ -285,7 +278,7 @@ class RunState:
         assert self.run_inputs.teacher is not None
         if self.outputs is None:
             return FrozenTeacher(self.run_inputs.teacher, taps)
-        gamma = single_exponent(objective) if self.outputs.form else None
+        gamma = setup.single_exponent(objective) if self.outputs.form else None
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from tutelage import data, models, taps
-from tutelage.runs.manifest import without_paths
-from tutelage.types import UNLABELLED, Batch, Batches
-from tutelage.settings.fit import FitSettings
-from tutelage.modules import FrozenTeacher, network_context
-from tutelage.models import Classifier
-from tutelage.objectives import BindContext, Objective
 from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.models import Classifier
+from tutelage.modules import FrozenTeacher, network_context
+from tutelage.objectives import BindContext, Objective
+from tutelage.runs.manifest import without_paths
+from tutelage.settings.fit import FitSettings
 from tutelage.teacher_cache.cache import TeacherCache
+from tutelage.types import UNLABELLED, Batch, Batches
 
 
 class RunInputs(NamedTuple):
