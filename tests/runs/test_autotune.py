@@ -7,13 +7,13 @@ import torch
 import yaml
 
 from tutelage import api, config, records, studies
-from tutelage.runs import autotune, timing
-from tutelage.training.deadline import DeadlineExceeded, Deadline
-from tutelage.runs.setup import build_inputs
 from tutelage.config.schema import Comparison, Recipe
-from tutelage.runs.record_teacher import record
+from tutelage.runs import autotune, timing
 from tutelage.runs.dry_run import dry_run
 from tutelage.runs.execute import execute, execute_group
+from tutelage.runs.record_teacher import record
+from tutelage.runs.setup import build_inputs
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
 TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}

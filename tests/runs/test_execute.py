@@ -17,19 +17,19 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from tests._helpers import KILLED_RUN
 from torch import nn
 
 import tutelage
-from tutelage import data, models, objectives, config, records
-from tutelage.runs import execute
-from tutelage.types import UNLABELLED
+from tutelage import config, data, models, objectives, records
+from tutelage.config.schema import Recipe, RecipeError
 from tutelage.data import DataSettings
+from tutelage.report import html
+from tutelage.runs import execute
+from tutelage.runs.setup import RunInputs, check_compatible, check_last_batch
 from tutelage.training.checkpoints import CheckpointError
 from tutelage.training.evaluate import NonFiniteError
-from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible
-from tutelage.config.schema import Recipe, RecipeError
-from tutelage.report import html
-from tests._helpers import KILLED_RUN
+from tutelage.types import UNLABELLED
 
 HERE = Path(__file__).parent
 TIMING = ("seconds", "images_per_second", "memory_mb")

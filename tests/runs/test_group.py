@@ -3,17 +3,16 @@
 import errno
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from tests._helpers import KILLED_RUN
 
 from tutelage import config, records
-from tutelage.runs import record_teacher, execute
-from tutelage.training.evaluate import NonFiniteError
 from tutelage.config.schema import Recipe
 from tutelage.report import html
-from tests._helpers import KILLED_RUN
+from tutelage.runs import execute, record_teacher
+from tutelage.training.evaluate import NonFiniteError
 
 STUDENT = f"file:{KILLED_RUN}:student"
 TIMING = ("seconds", "images_per_second", "memory_mb")

@@ -2,27 +2,26 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tests._helpers import ROOT
 from typer.testing import CliRunner
 
 from tutelage import config
-from tutelage.runs import record_teacher
 from tutelage.cli.app import app
-from tutelage.training.deadline import DeadlineExceeded, Deadline
-from tutelage.training import clock
-from tutelage.runs.setup import build_inputs, single_exponent
 from tutelage.config.schema import Comparison, Recipe, RecipeError
+from tutelage.runs import record_teacher
 from tutelage.runs.execute import NullReporter, execute
+from tutelage.runs.setup import build_inputs, single_exponent
+from tutelage.studies.compare import compare
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.teacher_cache.top_k import TeacherCacheError
-from tutelage.studies.compare import compare
-from tests._helpers import ROOT
+from tutelage.training import clock
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
 
@@ -228,7 +227,8 @@ def test_outputs_keep_the_form_that_they_were_begun_in(many, tmp_path):
 
 def test_a_top_that_says_too_little_is_refused_before_anything_is_written(many, tmp_path):
     given = wttm(**many, outputs=str(tmp_path / "outputs"))
-    with pytest.raises(TeacherCacheError, match=r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="):
+    message = r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="
+    with pytest.raises(TeacherCacheError, match=message):
         record(given, limit_mb=LIMIT, top=1)
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
     record(given, limit_mb=LIMIT, top=3, max_error=1)

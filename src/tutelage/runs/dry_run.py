@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from tutelage import data, models
-from tutelage.runs import autotune, timing
-from tutelage.types import Batch
-from tutelage.training.loop import accelerator_on
-from tutelage.training.evaluate import collect_outputs, evaluate_outputs
-from tutelage.modules import FrozenTeacher
-from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible, build_inputs
 from tutelage.config.schema import Recipe
+from tutelage.modules import FrozenTeacher
+from tutelage.runs import autotune, timing
+from tutelage.runs.setup import RunInputs, build_inputs, check_compatible, check_last_batch
+from tutelage.training.evaluate import collect_outputs, evaluate_outputs
+from tutelage.training.loop import accelerator_on
+from tutelage.types import Batch
 
 SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""

@@ -21,20 +21,33 @@ import torch
 import yaml
 from torch import nn
 
-from tutelage import data, models, config, records
-from tutelage.runs import manifest, autotune
-from tutelage.types import UNLABELLED, Batch, Batches, Teacher
-from tutelage.training.evaluate import EvalOutputs, EvalSet, collect_outputs, better_than_chance, evaluate_outputs
-from tutelage.training.rng_state import RngState
-from tutelage.training.checkpoints import CheckpointError, Checkpoints, Checkpoint
-from tutelage.training.loop import CheckpointSink, FitJob, Lockstep, accelerator_on
-from tutelage.training.deadline import DeadlineExceeded, Deadline
-from tutelage.modules import FrozenTeacher, Distiller
-from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible, run_context, describe_data, describe_network, fingerprints, build_inputs, held_out_sets, outputs_of, single_exponent, same_fingerprints
-from tutelage.models import Classifier
-from tutelage.objectives import Objective
+from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe, RecipeError, TrainedTeacher
+from tutelage.models import Classifier
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.objectives import Objective
+from tutelage.runs import autotune, manifest
+from tutelage.runs.setup import (
+    RunInputs,
+    build_inputs,
+    check_compatible,
+    check_last_batch,
+    describe_data,
+    describe_network,
+    fingerprints,
+    held_out_sets,
+    outputs_of,
+    run_context,
+    same_fingerprints,
+    single_exponent,
+)
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
+from tutelage.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from tutelage.training.deadline import Deadline, DeadlineExceeded
+from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, collect_outputs, evaluate_outputs
+from tutelage.training.loop import CheckpointSink, FitJob, Lockstep, accelerator_on
+from tutelage.training.rng_state import RngState
+from tutelage.types import UNLABELLED, Batch, Batches, Teacher
 
 Verb = Literal["train", "distill"]
 
@@ -171,7 +184,9 @@ def execute(
                     trust_code=trust_code,
                     deadline=deadline,
                 )
-            run_inputs = build_inputs(recipe, teacher=str(teacher_folder), trust_code=trust_code, splits=run_inputs.splits)
+            run_inputs = build_inputs(
+                recipe, teacher=str(teacher_folder), trust_code=trust_code, splits=run_inputs.splits
+            )
         same_fingerprints(run_inputs, expected or fingerprints(earlier))
         run = RunState(recipe, folder, verb, command, reporter, run_inputs, earlier, why=why)
         (failure,) = RunGroup([run], reporter, deadline).go()

@@ -13,20 +13,28 @@ import numpy as np
 import torch
 
 from tutelage import data
+from tutelage.config.schema import Recipe, RecipeError
+from tutelage.modules import FrozenTeacher
+from tutelage.runs import autotune
+from tutelage.runs.execute import NullReporter, Reporter, folder_lock, torch_settings
+from tutelage.runs.setup import (
+    PROBE_SAMPLES,
+    RunInputs,
+    build_inputs,
+    check_compatible,
+    outputs_folder,
+    outputs_of,
+    single_exponent,
+)
+from tutelage.taps import feature_shapes
 from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
-from tutelage.runs import autotune
-from tutelage.types import Batch, Outputs
-from tutelage.training.deadline import Deadline
 from tutelage.training import compile as speed
+from tutelage.training.compile import CompiledForms, ComputePlan
+from tutelage.training.deadline import Deadline
 from tutelage.training.evaluate import to_device
 from tutelage.training.loop import accelerator_on
-from tutelage.training.compile import CompiledForms, ComputePlan
-from tutelage.modules import FrozenTeacher
-from tutelage.runs.setup import PROBE_SAMPLES, RunInputs, check_compatible, build_inputs, outputs_folder, outputs_of, single_exponent
-from tutelage.config.schema import Recipe, RecipeError
-from tutelage.runs.execute import Reporter, NullReporter, folder_lock, torch_settings
-from tutelage.taps import feature_shapes
+from tutelage.types import Batch, Outputs
 
 INNER = 256
 """Samples that the teacher is asked about at a time."""
@@ -114,7 +122,9 @@ def record(
                 return cast(Outputs, forms.ask(batch))
 
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
-        reporter.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
+        reporter.say(
+            f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record"
+        )
         reporter.begin(outputs.folder.name, len(todo), 0)
         took = 0.0
         for epoch, chunk in todo:

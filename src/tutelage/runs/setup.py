@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from tutelage import data, models, records, taps
-from tutelage.runs import manifest
-from tutelage.types import UNLABELLED, Batch, Batches
-from tutelage.settings.fit import FitSettings
-from tutelage.modules import FrozenTeacher, network_context
-from tutelage.models import Classifier
-from tutelage.objectives import BindContext, Objective
 from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.models import Classifier
+from tutelage.modules import FrozenTeacher, network_context
+from tutelage.objectives import BindContext, Objective
+from tutelage.runs import manifest
+from tutelage.settings.fit import FitSettings
 from tutelage.teacher_cache.cache import TeacherCache
+from tutelage.types import UNLABELLED, Batch, Batches
 
 
 class RunInputs(NamedTuple):

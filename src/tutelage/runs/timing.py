@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 
 from tutelage import data
-from tutelage.types import Batch
-from tutelage.training.loop import accelerator_on, fit
-from tutelage.training.evaluate import collect_outputs
-from tutelage.modules import FrozenTeacher, Distiller
-from tutelage.runs.setup import RunInputs, run_context
-from tutelage.models import Classifier
 from tutelage.config.schema import Recipe
+from tutelage.models import Classifier
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.runs.setup import RunInputs, run_context
+from tutelage.training.evaluate import collect_outputs
+from tutelage.training.loop import accelerator_on, fit
+from tutelage.types import Batch
 
 TIMED = 3
 """Steps that an estimate is taken from, after one to warm up."""

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.settings.outputs import BOUND
+
 GAMMAS = (0.1, 0.125, 0.2, 0.25, 1 / 3, 0.5, 1.0)
 """Exponents that the tail's power sums are kept at whatever a recipe has: temperatures of 10, 8, 5, 4, 3, 2 and 1."""
-BOUND = 0.01
-"""How far off a chunk may be in the mean: total variation of ``p_gamma``, and relative error of ``U_gamma``."""
 BLOCK = 1024
 """Rows packed at a time, so that what lies between takes little memory."""
 SHORT = torch.iinfo(torch.int16).max
