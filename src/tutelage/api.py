@@ -12,9 +12,9 @@ from torch import nn
 from tutelage import config, data, models, objectives, records
 from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.models import Classifier
-from tutelage.objectives import Objective
+from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import Reporter, Run, execute, finished
-from tutelage.runs.setup import RunInputs, fingerprints, held_out_sets
+from tutelage.runs.setup import RunInputs, fingerprints, held_out_sets, parse
 from tutelage.settings.data import DataSettings
 from tutelage.training.evaluate import collect_outputs, evaluate_outputs
 from tutelage.training.loop import accelerator_on
@@ -80,8 +80,8 @@ def distill(
         value["data"] = data
     else:
         value["data"] = {"source": "own"}
-    recipe = config.parse(Recipe, value, where="distill")
-    run_inputs = _material(recipe, student, teacher, data, trust_code) if own or custom else None
+    recipe = parse(Recipe, value, where="distill")
+    run_inputs = _run_inputs(recipe, wanted, student, teacher, data, trust_code) if own or custom else None
     return execute(
         recipe,
         Path(runs) / recipe.name,
@@ -100,8 +100,9 @@ def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
     return str(network) if isinstance(network, Path) else network
 
 
-def _material(
+def _run_inputs(
     recipe: Recipe,
+    objective: Objective,
     student: str | nn.Module,
     teacher: str | nn.Module | None,
     source: Any,
@@ -121,7 +122,15 @@ def _material(
             return models.adopt(network, f"object:{type(network).__name__}", **shape)
         return models.create(network, seed=recipe.seed, trust_code=trust_code, **shape)
 
-    return RunInputs(splits, make(student), make(teacher) if teacher is not None else None, repeatable=False)
+    return RunInputs(
+        splits=splits,
+        student=make(student),
+        teacher=make(teacher) if teacher is not None else None,
+        objectives=tuple(
+            objective if fit.objective == objective.spec else from_spec(fit.objective) for fit in recipe.fits()
+        ),
+        repeatable=False,
+    )
 
 
 def _own_splits(source: Any, *networks: Any) -> data.Splits:
@@ -151,14 +160,14 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
             f"{path}: expected the recipe of one run, got one that compares several objectives; "
             f"type tutelage compare {path}"
         )
-    return config.parse(Recipe, value, where=str(path))
+    return parse(Recipe, value, where=str(path))
 
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from ``key=value`` alone."""
     value = config.override({}, overrides)
     value.setdefault("name", "run")
-    return config.parse(Recipe, value, where="recipe")
+    return parse(Recipe, value, where="recipe")
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
@@ -183,7 +192,7 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
         stem = value["name"]
         taken = [f"{stem}-again", *(f"{stem}-again-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in taken if not finished(runs / name))
-    recipe = config.parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
+    recipe = parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
     if overrides:
         return recipe, None
     expected = fingerprints(then)
@@ -210,9 +219,7 @@ def evaluate(
     value = config.read(own) if own.exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
     kept: dict[str, Any] = {key: value[key] for key in shared if key in value}
-    recipe = config.parse(
-        Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate"
-    )
+    recipe = parse(Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate")
     weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     if best and not (folder / records.BEST).is_file():
         raise RecipeError(

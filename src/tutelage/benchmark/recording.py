@@ -21,7 +21,7 @@ from tutelage.benchmark.batches import network, random_images
 from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import record_teacher
-from tutelage.runs.setup import RunInputs
+from tutelage.runs.setup import RunInputs, build_objectives
 from tutelage.training.evaluate import to_device
 from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch
@@ -121,8 +121,14 @@ def _now() -> NDArray[np.float64]:
 def lines(samples: int = 2048, *, rounds: int = 5, device: str = "auto", pair: tuple[str, str] = PAIR) -> Iterator[str]:
     """Time recording of random images' outputs in bfloat16, and yield lines to print."""
     cpu = torch.device("cpu")
-    run_inputs = RunInputs(random_images(samples), network(pair[1], cpu), network(pair[0], cpu))
-    found = measure(run_inputs, recipe_of(precision="bf16", device=device), rounds=rounds)
+    recipe = recipe_of(precision="bf16", device=device)
+    run_inputs = RunInputs(
+        splits=random_images(samples),
+        student=network(pair[1], cpu),
+        teacher=network(pair[0], cpu),
+        objectives=build_objectives(recipe),
+    )
+    found = measure(run_inputs, recipe, rounds=rounds)
     (own, _), (reference, _) = np.median(found.recording, 0), np.median(found.forward, 0)
     yield (
         f"{samples} views  recording {own:.2f} s  reference {reference:.2f} s  {found.ratios().wall:.2f}x as long  "

@@ -75,11 +75,12 @@ def compare(
     """Compare several objectives over several seeds on one task."""
     from tutelage import config
     from tutelage.config.schema import Comparison, Network
+    from tutelage.runs.setup import parse
     from tutelage.studies.compare import compare as compare_objectives
     from tutelage.studies.compare import plan
 
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
-    comparison = config.parse(Comparison, config.read(path, overrides or []), where=str(path))
+    comparison = parse(Comparison, config.read(path, overrides or []), where=str(path))
     trust = trust_code or _typed_code(overrides or [])
     folder = runs / comparison.name
     if dry_run:

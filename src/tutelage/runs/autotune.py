@@ -67,7 +67,7 @@ def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = Non
         return recipe, None
     run = (run or recipe).model_copy(update=PLAIN)
     samples = len(run_inputs.splits.train)
-    steps = sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in run.fits())
+    steps = sum(fit.steps(samples) for fit in run.fits())
     if steps < FEW or accelerator_on(recipe.device).num_processes > 1:
         return with_precision(recipe, "fp32"), None
     forms = [run.model_copy(update={"precision": choice}) for choice in CHOICES]

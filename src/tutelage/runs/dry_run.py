@@ -34,8 +34,8 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
         torch.set_num_threads(recipe.threads)
     # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
-    check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
-    check_last_batch(len(run_inputs.splits.train), recipe.fits())
+    check_compatible(run_inputs)
+    check_last_batch(len(run_inputs.splits.train), run_inputs.objectives, recipe.fits())
     splits = run_inputs.splits
     recipe, why = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
@@ -50,16 +50,16 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
         found.append(("teacher accuracy", _accuracy(recipe, run_inputs) if training is None else "it is trained first"))
     found.append(("precision", why.removeprefix("precision ") if why else recipe.precision))
     total = 0.0
-    for i, (objective, settings, batch_size) in enumerate(recipe.fits()):
+    for i, (objective, fit) in enumerate(zip(run_inputs.objectives, recipe.fits(), strict=True)):
         seconds, parts = timing.step(recipe, run_inputs, i)
-        shape = (batch_size, splits.classes)
-        steps = -(-len(splits.train) // batch_size) * settings.epochs
+        shape = (fit.batch_size, splits.classes)
+        steps = fit.steps(len(splits.train))
         total += steps * seconds
         stage = f"stage {i + 1} " if len(recipe.fits()) > 1 else ""
         found += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in parts.items())),
             (f"{stage}logits", str(shape)),
-            (f"{stage}steps", f"{steps} of {batch_size} samples, {seconds * 1000:.1f} ms each"),
+            (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
         seconds, _ = timing.step(training, build_inputs(training, trust_code=trust_code))

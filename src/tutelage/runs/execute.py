@@ -10,7 +10,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from tutelage.runs import autotune, manifest
 from tutelage.runs.setup import (
     RunInputs,
     build_inputs,
+    build_objectives,
     check_compatible,
     check_last_batch,
     describe_data,
@@ -249,7 +250,7 @@ def execute_group(
             try:
                 earlier = _earlier(folder, config.dump(recipe))
                 run_inputs = build_inputs(recipe, beside=shared, trust_code=trust_code)
-                shared = shared._replace(teacher=shared.teacher or run_inputs.teacher) if shared else run_inputs
+                shared = replace(shared, teacher=shared.teacher or run_inputs.teacher) if shared else run_inputs
                 same_fingerprints(run_inputs, fingerprints(earlier))
                 if chosen is None:
                     settled, why = autotune.resolve_precision(recipe, run_inputs)
@@ -277,10 +278,10 @@ def can_share_batches(one: Recipe, other: Recipe) -> bool:
         return False
     mine, others = (
         {name: getattr(recipe, name) for name in _SHARED}
-        | {"fits": [(settings.epochs, batch_size) for _, settings, batch_size in recipe.fits()]}
+        | {"fits": [(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()]}
         for recipe in (one, other)
     )
-    both_ask = all(any(objective.needs.teacher for objective, _, _ in recipe.fits()) for recipe in (one, other))
+    both_ask = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in (one, other))
     teachers = [recipe.teacher for recipe in (one, other) if recipe.teacher is not None]
     same_answers = one.outputs == other.outputs and _exponents(one) == _exponents(other)
     return mine == others and teachers[1:] in ([], teachers[:1]) and (not both_ask or same_answers)
@@ -291,7 +292,7 @@ def _exponents(recipe: Recipe) -> list[Any] | None:
     path = Path(recipe.outputs or "") / records.OUTPUTS
     if recipe.outputs is None or not path.exists() or not records.read_json(path).get("form"):
         return None
-    return [objective.read_at for objective, _, _ in recipe.fits()]
+    return [objective.read_at for objective in build_objectives(recipe)]
 
 
 def group_of(planned: Sequence[Recipe], most: int) -> list[int]:
@@ -312,7 +313,7 @@ _SHARED = (
 
 def steps_of(recipe: Recipe, samples: int) -> int:
     """Return how many steps a run takes over so many training samples."""
-    return sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in recipe.fits())
+    return sum(fit.steps(samples) for fit in recipe.fits())
 
 
 def finished(folder: Path) -> bool:
@@ -353,10 +354,10 @@ class RunState:
         self.target_gamma: float | None = None
         self.started = time.monotonic()
         self.before = (earlier or {}).get("duration_s", 0.0)
-        self.fits = recipe.fits()
+        self.fits, self.objectives = recipe.fits(), run_inputs.objectives
         splits = run_inputs.splits
-        check_compatible(run_inputs, [objective for objective, _, _ in self.fits])
-        check_last_batch(len(splits.train), self.fits, world=self.accelerator.num_processes)
+        check_compatible(run_inputs)
+        check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
         self.teacher = FrozenTeacher(run_inputs.teacher).to(self.device) if run_inputs.teacher else None
@@ -386,8 +387,8 @@ class RunState:
             "data": describe_data(splits),
             "teacher": self.describe_teacher(),
             "student": describe_network(run_inputs.student),
-            "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o, _, _ in self.fits],
-            "objective_terms": [o.weights() for o, _, _ in self.fits],
+            "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
+            "objective_terms": [o.weights() for o in self.objectives],
             "precision": {"value": recipe.precision, "why": why or (earlier or {}).get("precision", {}).get("why")},
             "speed": (earlier or {}).get("speed") or [{} for _ in self.fits],
             "objective_resolved": (earlier or {}).get("objective_resolved") or [{} for _ in self.fits],
@@ -417,9 +418,9 @@ class RunState:
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
         self.outputs, epoch = outputs_of(self.recipe, self.run_inputs), 0
-        for objective, settings, _ in self.fits:
+        for objective, fit in zip(self.objectives, self.fits, strict=True):
             gamma = single_exponent(objective) if self.outputs.form and objective.needs.teacher else None
-            for _ in range(settings.epochs):
+            for _ in range(fit.settings.epochs):
                 if objective.needs.teacher:
                     gammas = [] if gamma is None else [gamma]
                     self.outputs.require(epoch, objective.needs.teacher_taps, gammas=gammas)
@@ -501,7 +502,7 @@ class RunState:
 
     def pupil(self, stage: int) -> FitJob:
         """Return what the engine needs to fit a stage, from the checkpoint on if it is of this one."""
-        objective, settings, _ = self.fits[stage]
+        objective, settings = self.objectives[stage], self.fits[stage].settings
         distiller = Distiller(self.run_inputs.student, objective, run_context(objective, self.run_inputs))
         self.target_gamma = distiller.objective.target_gamma
         self.manifest["objective_resolved"][stage] = distiller.objective.resolved
@@ -523,7 +524,7 @@ class RunState:
         self.epochs.append(epoch)
         records.append_epoch(self.folder, epoch)
         self.write_manifest("running")
-        self.reporter.note(self.named(_line(epoch, self.fits[stage][1].epochs, self.selection)))
+        self.reporter.note(self.named(_line(epoch, self.fits[stage].settings.epochs, self.selection)))
 
     def say(self, text: str) -> None:
         """Say something of this run."""
@@ -548,7 +549,7 @@ class RunState:
 
     def answers(self) -> str:
         """Say how the teacher takes part in training."""
-        if not any(objective.needs.teacher for objective, _, _ in self.fits):
+        if not any(objective.needs.teacher for objective in self.objectives):
             return "not asked"
         if self.outputs is None:
             return "live"
@@ -666,15 +667,18 @@ class RunGroup:
             return
         places, one = list(pupils), self.runs[next(iter(pupils))]
         batches = data.BatchLoader(
-            one.run_inputs.splits.train, batch_size=one.fits[stage][2], data_seed=one.recipe.data_seed, train=True
+            one.run_inputs.splits.train,
+            batch_size=one.fits[stage].batch_size,
+            data_seed=one.recipe.data_seed,
+            train=True,
         )
         teacher = self.answering(pupils, stage)
-        steps = len(batches) * one.fits[stage][1].epochs
+        steps = len(batches) * one.fits[stage].settings.epochs
         starts = [pupil.resume.state["step"] if pupil.resume else 0 for pupil in pupils.values()]
         title = one.recipe.name + (f" and {len(pupils) - 1} more" if len(pupils) > 1 else "")
         title += f" stage {stage + 1} of {len(one.fits)}" if len(one.fits) > 1 else ""
         self.reporter.begin(title, steps * len(pupils), sum(starts))
-        before = sum(settings.epochs for _, settings, _ in one.fits[:stage])
+        before = sum(fit.settings.epochs for fit in one.fits[:stage])
         together = Lockstep(
             list(pupils.values()),
             teacher,
@@ -699,7 +703,7 @@ class RunGroup:
             return None
         first = next(iter(asking))
         taps = tuple(dict.fromkeys(itertools.chain(*asking.values())))
-        return self.runs[first].answering(self.runs[first].fits[stage][0], taps)
+        return self.runs[first].answering(self.runs[first].objectives[stage], taps)
 
 
 class _Followed:

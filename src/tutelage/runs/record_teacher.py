@@ -21,6 +21,7 @@ from tutelage.runs.setup import (
     PROBE_SAMPLES,
     RunInputs,
     build_inputs,
+    build_objectives,
     check_compatible,
     outputs_folder,
     outputs_of,
@@ -42,7 +43,7 @@ INNER = 256
 
 def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
     """Return the features of the teacher that any stage of a recipe reads."""
-    return tuple(dict.fromkeys(tap for objective, _, _ in recipe.fits() for tap in objective.needs.teacher_taps))
+    return tuple(dict.fromkeys(tap for objective in build_objectives(recipe) for tap in objective.needs.teacher_taps))
 
 
 def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
@@ -51,7 +52,7 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     Raises:
         RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
     """
-    found = [single_exponent(objective) for objective, _, _ in recipe.fits() if objective.needs.teacher]
+    found = [single_exponent(objective) for objective in build_objectives(recipe) if objective.needs.teacher]
     return tuple(dict.fromkeys(gamma for gamma in found if gamma is not None))
 
 
@@ -88,9 +89,9 @@ def record(
     """
     reporter = reporter or NullReporter()
     run_inputs = run_inputs or build_inputs(recipe, trust_code=trust_code)
-    check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
+    check_compatible(run_inputs)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
-    epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
+    epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = run_inputs.splits.train, run_inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
     # The store is opened by whoever has the folder: another process may just have begun it.
@@ -138,7 +139,7 @@ def record(
                 moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:
                     outputs.speed = speed.choose_teacher_plan(
-                        recipe.fits()[0][1],
+                        recipe.fits()[0].settings,
                         forms,
                         partial(ask, moved),
                         steps=len(todo) * len(requests),

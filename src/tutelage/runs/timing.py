@@ -48,9 +48,10 @@ def step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: float 
         limit: seconds after which no further step is taken; the first to warm up and one more always are.
     """
     accelerator = accelerator_on(recipe.device)
-    objective, settings, batch_size = recipe.fits()[stage]
+    objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]
     teacher_copy = copy.deepcopy(run_inputs.teacher)
-    run_inputs = run_inputs._replace(
+    run_inputs = replace(
+        run_inputs,
         student=copy.deepcopy(run_inputs.student).to(accelerator.device),
         teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
     )
@@ -58,8 +59,10 @@ def step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: float 
     taught = run_inputs.teacher if objective.needs.teacher else None
     teacher = FrozenTeacher(taught, objective.needs.teacher_taps) if taught is not None else None
     train = run_inputs.splits.train
-    few = _Few(data.BatchLoader(train, batch_size=batch_size, data_seed=recipe.data_seed, train=True), TIMED, limit)
-    (record,) = fit(distiller, teacher, few, replace(settings, epochs=1), accelerator=accelerator)
+    few = _Few(
+        data.BatchLoader(train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True), TIMED, limit
+    )
+    (record,) = fit(distiller, teacher, few, replace(planned.settings, epochs=1), accelerator=accelerator)
     return Timed(few.seconds, record["train"]["terms"])
 
 

@@ -19,7 +19,7 @@ from tutelage import data, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.runs import manifest, timing
 from tutelage.runs.execute import finished, steps_of, torch_settings
-from tutelage.runs.setup import build_inputs, held_out_sets
+from tutelage.runs.setup import build_inputs, build_objectives, held_out_sets
 from tutelage.studies.plan import Job, StudyRequest, jobs, rehearsed
 from tutelage.studies.schema import TEACHER
 from tutelage.training.checkpoints import NAME
@@ -343,8 +343,8 @@ def _time(
     return Times(
         teacher=teacher,
         student=student,
-        batch=recipe.fits()[0][2],
-        asked=recipe.fits()[0][0].needs.teacher,
+        batch=recipe.fits()[0].batch_size,
+        asked=build_objectives(recipe)[0].needs.teacher,
         word=timing.ask(recipe, run_inputs.teacher, splits.test) if run_inputs.teacher else None,
         eyes=timing.ask(recipe, run_inputs.student, splits.test),
         samples=len(splits.train),
@@ -356,7 +356,7 @@ def _time(
 
 def _rank(recipe: Recipe) -> int:
     """Students that ask a teacher come first to be timed, but for those whose binding reads the whole training set."""
-    needs = recipe.fits()[0][0].needs
+    needs = build_objectives(recipe)[0].needs
     return 2 if not needs.teacher else 1 if needs.class_means or needs.teacher_statistics else 0
 
 
@@ -435,8 +435,8 @@ def _cost(assignment: StudyRequest, job: Job, times: Times, rate: float | None, 
     samples, held = times.samples, times.held
     left = max(steps_of(recipe, samples) - _done(assignment.runs / job.name, recipe, samples), 0)
     fits = recipe.fits()
-    epochs = sum(settings.epochs for _, settings, _ in fits)
-    taught = any(objective.needs.teacher for objective, _, _ in fits)
+    epochs = sum(fit.settings.epochs for fit in fits)
+    taught = any(objective.needs.teacher for objective in build_objectives(recipe))
     word = times.word or 0.0
     record = 0.0
     if taught and recipe.outputs and recipe.outputs not in stores:
@@ -468,7 +468,7 @@ def _done(folder: Path, recipe: Recipe, samples: int) -> int:
         return 0
     stage, step = map(int, names[-1].split("-"))
     before = recipe.fits()[:stage]
-    return step + sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in before)
+    return step + sum(fit.steps(samples) for fit in before)
 
 
 def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:

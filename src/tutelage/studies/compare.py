@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tutelage import config, data, records
 from tutelage.config.schema import Comparison, Network, Recipe, RecipeError
+from tutelage.objectives import from_spec
 from tutelage.runs import autotune
 from tutelage.runs.execute import (
     FREE,
@@ -22,7 +23,7 @@ from tutelage.runs.execute import (
     torch_settings,
 )
 from tutelage.runs.record_teacher import record
-from tutelage.runs.setup import build_inputs
+from tutelage.runs.setup import build_inputs, build_objectives
 
 
 def compare(
@@ -86,7 +87,7 @@ def compare(
     if training is not None and not taught:
         reporter.say(f"{comparison.name}: the teacher, then {len(todo)} students")
         execute(training, folder / "teacher", verb="train", command=command, reporter=reporter, trust_code=trust_code)
-    taps = [tap for objective in comparison.objectives.values() for tap in objective.needs.teacher_taps]
+    taps = [tap for spec in comparison.objectives.values() for tap in from_spec(spec).needs.teacher_taps]
     count = len(todo)
     while todo := [(place, recipe) for place, recipe in todo if not finished(place)]:
         chosen = group_of([recipe for _, recipe in todo], comparison.together)
@@ -118,7 +119,9 @@ def _settled(
     if comparison.precision != "auto":
         return comparison
     planned = [recipe for _, recipe in plan(comparison, folder)]
-    run = next((one for one in planned if any(o.needs.teacher for o, _, _ in one.fits())), planned[0])
+    run = next(
+        (one for one in planned if any(objective.needs.teacher for objective in build_objectives(one))), planned[0]
+    )
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
     with torch_settings(run):
         comparison, why = autotune.resolve_precision(
@@ -152,7 +155,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
                 **{**own, "name": f"{comparison.name}/{place}", "objective": objective, **seeds}
             )
             if recipe.outputs is not None:
-                asked = any(one.needs.teacher for one, _, _ in recipe.fits())
+                asked = any(objective.needs.teacher for objective in build_objectives(recipe))
                 recipe = recipe.model_copy(
                     update={"outputs": f"{recipe.outputs}/data{recipe.data_seed}" if asked else None}
                 )

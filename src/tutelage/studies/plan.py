@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutelage import config, models, objectives, records
+from tutelage import config, models, records
 from tutelage.config.schema import Network, Recipe, RecipeError
-from tutelage.objectives import Objective
+from tutelage.objectives import from_recipe
 from tutelage.runs import execute, manifest
+from tutelage.runs.setup import build_objectives, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
+from tutelage.settings.objective import ObjectiveSpec
 from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Pair, Study, merged, slug, unknown
 
 WHERE = {"protocol.data.source", "protocol.data.image", "protocol.data.label", "protocol.outputs"}
@@ -360,8 +362,8 @@ def _recipe(
         "student": networks.student,
         "objective": method.entry(pair),
     }
-    recipe = config.parse(Recipe, value, where=f"{assignment.study.name}: {pair}, {name}")
-    taught = any(one.needs.teacher for one, _, _ in recipe.fits())
+    recipe = parse(Recipe, value, where=f"{assignment.study.name}: {pair}, {name}")
+    taught = any(objective.needs.teacher for objective in build_objectives(recipe))
     # What no teacher takes part in is the same for every teacher.
     folder = slug(pair) if taught else f"students/{slug(pair.partition('/')[2])}"
     changes: dict[str, Any] = {"name": f"{assignment.pool}/{folder}{'/' if taught else '-'}{slug(name)}"}
@@ -442,8 +444,8 @@ def _schedule(schedule: Constant | Step | MultiStep | Cosine, factor: float) -> 
     return replace(short, every=_epochs(short.every, factor)) if isinstance(short, Step) else short
 
 
-def _objective(objective: Objective, factor: float) -> Objective:
-    return objective if factor == 1 else objectives.from_recipe(_scaled_weights(objective.to_recipe(), factor))
+def _objective(spec: ObjectiveSpec, factor: float) -> ObjectiveSpec:
+    return spec if factor == 1 else from_recipe(_scaled_weights(spec.to_recipe(), factor)).spec
 
 
 def _scaled_weights(objective: Any, factor: float) -> Any:

@@ -21,6 +21,7 @@ from tutelage.runs.execute import (
     group_of,
     steps_of,
 )
+from tutelage.runs.setup import build_objectives
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Budget, Plan
 from tutelage.studies.plan import Job, StudyRequest, cells, differences, jobs, record
@@ -273,7 +274,9 @@ class _Conduct:
     def _taps(self, job: Job) -> list[str]:
         """The features that any run left reads of what is recorded in the same place: the teacher is asked once."""
         same = (other.recipe for other in self.left if other.recipe.outputs == job.recipe.outputs)
-        return [tap for recipe in same for objective, _, _ in recipe.fits() for tap in objective.needs.teacher_taps]
+        return [
+            tap for recipe in same for objective in build_objectives(recipe) for tap in objective.needs.teacher_taps
+        ]
 
     def _fail(self, job: Job, why: str) -> None:
         if job.name not in self.failed:
