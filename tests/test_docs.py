@@ -28,8 +28,9 @@ from tutelage import config, losses, objectives, records, targets
 from tutelage.cli.app import app
 from tutelage.losses import logits as logits_module
 from tutelage.models import Card
-from tutelage.objectives import presets, schedules
+from tutelage.objectives import presets
 from tutelage.runs import manifest
+from tutelage.settings import weights as schedules
 from tutelage.settings.data import DataSettings, RandAugment
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
 from tutelage.settings.objective import ObjectiveSpec
