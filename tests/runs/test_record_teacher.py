@@ -15,7 +15,7 @@ from tutelage import config
 from tutelage.runs import record_teacher
 from tutelage.cli.app import app
 from tutelage.training.deadline import DeadlineExceeded, Deadline
-from tutelage.training import clock
+from tutelage.training.compile import ROUNDS
 from tutelage.runs.setup import build_inputs, single_exponent
 from tutelage.config.schema import Comparison, Recipe, RecipeError
 from tutelage.runs.execute import NullReporter, execute
@@ -394,7 +394,7 @@ def test_interrupted_recording_goes_on_in_the_form_that_was_chosen(teacher, tmp_
     before = len(compiling)
     said = (folder / "outputs.json").read_text()
     record_teacher.record(recipe_.model_copy(update={"epochs": 2, "compile_teacher": False}))
-    epoch = before - (1 + clock.ROUNDS)  # what was not measuring
+    epoch = before - (1 + ROUNDS)  # what was not measuring
     assert len(compiling) == before + epoch > before
     assert (folder / "outputs.json").read_text() == said
 

@@ -18,10 +18,9 @@ from tutelage.teacher_cache.top_k import TopK
 from tutelage.runs import autotune
 from tutelage.types import Batch, Outputs
 from tutelage.training.deadline import Deadline
-from tutelage.training import compile as speed
 from tutelage.training.evaluate import to_device
 from tutelage.training.loop import accelerator_on
-from tutelage.training.compile import CompiledForms, ComputePlan
+from tutelage.training.compile import CompiledForms, ComputePlan, choose_teacher_plan
 from tutelage.modules import FrozenTeacher
 from tutelage.runs.setup import PROBE_SAMPLES, RunInputs, check_compatible, build_inputs, outputs_folder, outputs_of, single_exponent
 from tutelage.config.schema import Recipe, RecipeError
@@ -127,7 +126,7 @@ def record(
             for batch in batches.at(epoch, requests):
                 moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:
-                    outputs.speed = speed.choose_teacher_plan(
+                    outputs.speed = choose_teacher_plan(
                         recipe.fits()[0][1],
                         forms,
                         partial(ask, moved),
