@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.logits import _pair
 
 GUARDS = ("added", "clamped")
 """How `dist` keeps from dividing by 0."""
@@ -141,7 +140,7 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
 
 def _rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return both networks' probabilities at a temperature, ``(rows, classes)``."""
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=4.0)
     if not student_logits.numel():
         raise ValueError(

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.pooling import averaged
-
-MAPS = ("batch", "channels", "height", "width")
+from tutelage.losses.features import same_size
+from tutelage.losses.pairwise import unit_rows
 
 
 def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -47,9 +46,7 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> nst(student, 3 * student), nst(student, torch.tensor([[[[0.0, 1.0]]]]))
         (tensor([0.]), tensor([2.]))
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    size = [min(both) for both in zip(student_features.shape[2:], teacher_features.shape[2:], strict=True)]
-    ours, theirs = (F.normalize(averaged(f, size).flatten(2), dim=2) for f in (student_features, teacher_features))
+    ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in same_size(student_features, teacher_features))
     if ours.shape[2] <= max(ours.shape[1], theirs.shape[1]):
         # sum_{c, d} <a[c], b[d]>**2 = <A'A, B'B>, so all three terms are one squared norm.
         return (_gram(ours.mT) / ours.shape[1] - _gram(theirs.mT) / theirs.shape[1]).square().sum((1, 2))
@@ -86,9 +83,15 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> inter_channel(torch.eye(2).reshape(1, 2, 1, 2), torch.ones(1, 2, 1, 2))
         tensor([0.5858])
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    _same_channels(student_features, teacher_features)
-    ours, theirs = (_unit_rows(_gram(f.flatten(2))) for f in (student_features, teacher_features))
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.MAPS, same="batch"
+    )
+    if student_features.shape[1] != teacher_features.shape[1]:
+        raise ValueError(
+            f"student_features: expected the teacher's {teacher_features.shape[1]} channels, "
+            f"got {student_features.shape[1]}; map the student's features first, for example by Apply(projection=...)"
+        )
+    ours, theirs = (unit_rows(_gram(f.flatten(2))) for f in (student_features, teacher_features))
     return (ours - theirs).square().sum((1, 2)) / ours.shape[1]
 
 
@@ -121,7 +124,9 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> affinity(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]))
         tensor([0.7071])
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.MAPS, same="batch"
+    )
     checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
     ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in (student_features, teacher_features))
     apart = torch.linalg.vector_norm(ours - theirs, dim=2) * torch.linalg.vector_norm(ours + theirs, dim=2)
@@ -129,26 +134,5 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     return torch.where(one_fires, 1.0, apart / math.sqrt(2)).sum(1) / ours.shape[2]
 
 
-def _pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    student_features = checks.features(student_features, "student_features", axes=MAPS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
-    checks.same_batch(student_features, teacher_features, "student_features", "teacher_features")
-    return student_features, teacher_features
-
-
-def _same_channels(student_features: Tensor, teacher_features: Tensor) -> None:
-    if student_features.shape[1] != teacher_features.shape[1]:
-        raise ValueError(
-            f"student_features: expected the teacher's {teacher_features.shape[1]} channels, "
-            f"got {student_features.shape[1]}; map the student's features first, for example by Apply(projection=...)"
-        )
-
-
 def _gram(rows: Tensor) -> Tensor:
     return rows @ rows.mT
-
-
-def _unit_rows(matrices: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(matrices, dim=2, keepdim=True)
-    some = length > 0
-    return torch.where(some, matrices / torch.where(some, length, 1.0), 0.0)

@@ -10,10 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.pooling import averaged
-
-TOKENS = ("batch", "tokens", "width")
-MAPS = ("batch", "channels", "height", "width")
+from tutelage.losses.pooling import averaged, common_size
 
 
 def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -43,7 +40,7 @@ def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> hint(torch.full((1, 2, 3), 2.0), torch.zeros(1, 2, 3))
         tensor([4.])
     """
-    student_features, teacher_features = alike(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     return (student_features - teacher_features).square().flatten(1).mean(1)
 
 
@@ -89,7 +86,7 @@ def attention_transfer(
     if distance == "mean_square":
         return (ours - theirs).square().mean(1)
     if distance == "norm":
-        return length(ours - theirs)
+        return torch.linalg.vector_norm(ours - theirs, dim=-1)
     raise ValueError(f'distance: expected mean_square or norm, got {distance!r}; type distance="mean_square"')
 
 
@@ -163,8 +160,8 @@ def prime_aware(
         >>> prime_aware(torch.full((1, 2), 2.0), torch.zeros(1, 2), log_variance=torch.zeros(1, 2))
         tensor([4.0000])
     """
-    student_features, teacher_features = alike(student_features, teacher_features)
-    log_variance = batched(log_variance, "log_variance")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    log_variance = checks.features(log_variance, "log_variance", axes=checks.ANY)
     checks.same_shape(student_features, log_variance, "student_features", "log_variance")
     checks.positive(epsilon, "epsilon", example=1e-6)
     # exp(v) alone overflows, and takes the gradient with it.
@@ -197,16 +194,11 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
         >>> student.shape
         torch.Size([1, 2, 4, 4])
     """
-    student_features = checks.features(student_features, "student_features", axes=MAPS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
-    same_batch(student_features, teacher_features)
-    return pooled_like(student_features, teacher_features), pooled_like(teacher_features, student_features)
-
-
-def pooled_like(larger: Tensor, smaller: Tensor) -> Tensor:
-    """Average a map down to another one's height and width, where it is larger."""
-    size = (min(larger.shape[2], smaller.shape[2]), min(larger.shape[3], smaller.shape[3]))
-    return averaged(larger, size)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.MAPS, same="batch"
+    )
+    size = common_size(student_features, teacher_features)
+    return averaged(student_features, size), averaged(teacher_features, size)
 
 
 def attention(maps: Tensor, *, p: float) -> Tensor:
@@ -217,34 +209,6 @@ def attention(maps: Tensor, *, p: float) -> Tensor:
     # The scale cancels. Without it the norm of large powers overflows.
     scale = maps.detach().abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
     return F.normalize((maps / scale).pow(int(p)).mean(1).flatten(1), dim=1)
-
-
-def length(rows: Tensor) -> Tensor:
-    """Return each row's L2 norm, whose gradient at 0 is 0."""
-    return torch.linalg.vector_norm(rows, dim=-1)
-
-
-def alike(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features of one shape ``(batch, ...)`` in at least float32, the teacher's without a gradient."""
-    student_features = batched(student_features, "student_features")
-    teacher_features = batched(teacher_features, "teacher_features").detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    return student_features, teacher_features
-
-
-def batched(tensor: Tensor, name: str) -> Tensor:
-    """Return features ``(batch, ...)`` in at least float32."""
-    further = max(tensor.ndim - 1, 1) if isinstance(tensor, Tensor) else 1
-    return checks.features(tensor, name, axes=("batch", *["size"] * further))
-
-
-def same_batch(student_features: Tensor, teacher_features: Tensor) -> None:
-    """Refuse features of two batches."""
-    if len(student_features) != len(teacher_features):
-        raise ValueError(
-            f"teacher_features: expected those of {len(student_features)} samples, as student_features, "
-            f"got {len(teacher_features)}; feed both networks the same batch"
-        )
 
 
 def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -270,7 +234,7 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> vitkd_mimic(torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
         tensor([6.])
     """
-    return _squares(*_pair(student_features, teacher_features)).sum((1, 2))
+    return _token_errors(student_features, teacher_features).sum((1, 2))
 
 
 def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden: Tensor, *, masked: float) -> Tensor:
@@ -298,7 +262,7 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
         >>> vitkd_generation(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.tensor([[True, False]]), masked=0.5)
         tensor([6.])
     """
-    squares = _squares(*_pair(student_features, teacher_features)).sum(2)
+    squares = _token_errors(student_features, teacher_features).sum(2)
     _share(masked)
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
         raise TypeError(
@@ -341,14 +305,8 @@ def hide(noise: Tensor, *, masked: float) -> Tensor:
     return hidden.scatter(1, noise.argsort(dim=1, stable=True)[:, :kept], False)
 
 
-def _pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    student_features = checks.features(student_features, "student_features", axes=TOKENS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=TOKENS).detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    return student_features, teacher_features
-
-
-def _squares(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def _token_errors(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
     return (student_features - teacher_features).square()
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from tutelage import checks
 from tutelage.losses.pooling import averaging
 
-MAPS = ("batch", "channels", "height", "width")
 GRIDS = (4, 2, 1)
 
 
@@ -87,7 +86,5 @@ def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def _difference(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    student_features = checks.features(student_features, "student_features", axes=MAPS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
     return student_features - teacher_features

@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from tutelage import checks
 from tutelage.types import UNLABELLED
 
-BATCH = ("batch", "width")
-MAPS = ("batch", "channels", "height", "width")
 RARE = 0.001
 """Share of a channel's values below 0 at which its margin is no longer their mean."""
 
@@ -125,9 +123,7 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
         >>> ofd(s.view(1, 1, 1, 3), t.view(1, 1, 1, 3), margins=torch.tensor([-2.0]))
         tensor([5.])
     """
-    student_features = checks.features(student_features, "student_features", axes=MAPS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
     margins = checks.features(margins, "margins", axes=("channels",)).detach()
     if len(margins) != student_features.shape[1]:
         raise ValueError(
@@ -210,9 +206,7 @@ def norm_direction(
         >>> norm_direction(s, t, torch.tensor([1]), class_means=torch.eye(2).flip(0))
         tensor([0.5000])
     """
-    student_features = checks.features(student_features, "student_features", axes=BATCH)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
     class_means = checks.features(class_means, "class_means", axes=("classes", "width")).detach()
     if class_means.shape[1] != student_features.shape[1]:
         raise ValueError(
@@ -225,9 +219,9 @@ def norm_direction(
             "type labels.argmax(-1), or use an objective that takes soft labels"
         )
     checks.labels_for(student_features[:, :1].expand(-1, len(class_means)), labels)
-    own = F.normalize(class_means, dim=1).to(student_features.dtype)[labels.clamp(min=0)]
+    directions = F.normalize(class_means, dim=1).to(student_features.dtype)[labels.clamp(min=0)]
     longest = torch.maximum(student_features.norm(dim=1), teacher_features.norm(dim=1).to(student_features.dtype))
-    aligned = (student_features * own).sum(1) / torch.where(longest > 0, longest, 1.0)
+    aligned = (student_features * directions).sum(1) / torch.where(longest > 0, longest, 1.0)
     return torch.where(labels == UNLABELLED, 0.0, 1 - aligned)
 
 
@@ -239,6 +233,6 @@ def _pooled_pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Te
 
 
 def _pooled(features: Tensor, name: str) -> Tensor:
-    if isinstance(features, Tensor) and features.ndim == len(MAPS):
-        return checks.features(features, name, axes=MAPS).mean((2, 3))
-    return checks.features(features, name, axes=BATCH)
+    if isinstance(features, Tensor) and features.ndim == len(checks.MAPS):
+        return checks.features(features, name, axes=checks.MAPS).mean((2, 3))
+    return checks.features(features, name, axes=checks.EMBEDDINGS)

@@ -124,10 +124,9 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
         >>> kl_divergence(q.log(), p.log())
         tensor([0.3466])
     """
-    student_log_probs = checks.classwise(student_log_probs, "student_log_probs")
-    teacher_log_probs = checks.classwise(teacher_log_probs, "teacher_log_probs")
-    checks.same_shape(student_log_probs, teacher_log_probs, "student_log_probs", "teacher_log_probs")
-    return _divergence(student_log_probs, teacher_log_probs.detach())
+    return _divergence(
+        *checks.logit_pair(student_log_probs, teacher_log_probs, "student_log_probs", "teacher_log_probs")
+    )
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
@@ -158,7 +157,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) ->
         >>> kd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=2.0)
         tensor([1.8485])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=4.0)
     log_q = torch.log_softmax(student_logits / temperature, dim=-1)
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
@@ -194,7 +193,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tens
         >>> ttm(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), gamma=0.5)
         tensor([1.0068])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(gamma, "gamma", example=0.1)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
     return _divergence(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
@@ -229,7 +228,7 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Ten
         >>> wttm(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), gamma=0.5)
         tensor([1.2925])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(gamma, "gamma", example=0.1)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
     # log U = gamma * log p[i] - log p_gamma[i] for every class i. At the likeliest one both logarithms are small, so
@@ -282,7 +281,7 @@ def transformed_matching(
         >>> transformed_matching(student, teacher, transform=flat, sample_weight=doubt)
         tensor([0.1522])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p = torch.log_softmax(teacher_logits, dim=-1)
     values = _divergence(torch.log_softmax(student_logits, dim=-1), targets.transform(log_p, transform).detach())
     if sample_weight is None:
@@ -390,7 +389,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
         >>> ctkd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=torch.tensor(2.0))
         tensor([1.8485])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
         got = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
         raise TypeError(f"temperature: expected a floating tensor, got {got}; type losses.kd(...) for a number")
@@ -489,13 +488,6 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
     log_p = torch.log_softmax(virtual / temperature, dim=-1)
     values = _divergence(torch.log_softmax(student_logits, dim=-1), log_p)
     return values.masked_fill(labels == UNLABELLED, 0.0)
-
-
-def _pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    student_logits = checks.classwise(student_logits, "student_logits")
-    teacher_logits = checks.classwise(teacher_logits, "teacher_logits").detach()
-    checks.same_shape(student_logits, teacher_logits, "student_logits", "teacher_logits")
-    return student_logits, teacher_logits
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.features import MAPS, alike, attention, length, same_batch, same_size
-from tutelage.losses.pooling import averaged
+from tutelage.losses.features import attention, same_size
+from tutelage.losses.pooling import averaged, common_size
 
 FURTHER = 3
 """How many more singular vectors of the student than of the teacher `kd_svd` chooses among."""
@@ -90,12 +90,12 @@ def factor_difference(
         >>> factor_difference(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
         tensor([1.])
     """
-    student_features, teacher_features = alike(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     _at_least_one(length_by, "length_by")
     if p not in (1, 2):
         raise ValueError(f"p: expected 1 or 2, got {p!r}; type p=1")
     ours, theirs = (_unit(f, order=length_by) for f in (student_features, teacher_features))
-    return (ours - theirs).abs().mean(1) if p == 1 else length(ours - theirs)
+    return (ours - theirs).abs().mean(1) if p == 1 else torch.linalg.vector_norm(ours - theirs, dim=-1)
 
 
 def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, margin: float = 1.0) -> Tensor:
@@ -127,7 +127,7 @@ def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, m
         >>> activation_boundary(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, -1.0]]))
         tensor([10.])
     """
-    student_features, teacher_features = alike(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     checks.positive(margin, "margin", example=1.0)
     beyond = torch.where(teacher_features > 0, margin - student_features, student_features + margin)
     return beyond.clamp(min=0).square().flatten(1).sum(1)
@@ -181,7 +181,7 @@ def fsp(
     ]
     if distance == "mean_square":
         return torch.stack([flow.square().mean((1, 2)) for flow in flows]).sum(0)
-    return torch.stack([length(flow.mT).sum(1) for flow in flows]).sum(0)
+    return torch.stack([torch.linalg.vector_norm(flow.mT, dim=-1).sum(1) for flow in flows]).sum(0)
 
 
 def kd_svd(
@@ -285,9 +285,9 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
         )
     pairs = []
     for stage, (student, teacher) in enumerate(zip(student_features, teacher_features, strict=True)):
-        student = checks.features(student, f"student_features[{stage}]", axes=MAPS)
-        teacher = checks.features(teacher, f"teacher_features[{stage}]", axes=MAPS).detach()
-        same_batch(student, teacher)
+        student = checks.features(student, f"student_features[{stage}]", axes=checks.MAPS)
+        teacher = checks.features(teacher, f"teacher_features[{stage}]", axes=checks.MAPS).detach()
+        checks.same_batch(student, teacher, "student_features", "teacher_features")
         if student.shape[1] != teacher.shape[1]:
             raise ValueError(
                 f"teacher_features[{stage}]: expected {student.shape[1]} channels, as student_features[{stage}], "
@@ -299,9 +299,9 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
 
 def _flow(first: Tensor, second: Tensor, pool: str) -> Tensor:
     """Return ``(batch, channels of the first, channels of the second)``."""
-    size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
+    size = common_size(first, second)
     shrink = averaged if pool == "average" else F.adaptive_max_pool2d
-    first, second = (f if tuple(f.shape[2:]) == size else shrink(f, size) for f in (first, second))
+    first, second = (f if list(f.shape[2:]) == size else shrink(f, size) for f in (first, second))
     return first.flatten(2) @ second.flatten(2).mT / (size[0] * size[1])
 
 

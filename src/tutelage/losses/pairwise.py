@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tutelage import checks
 
-BATCH = ("batch", "width")
 KERNELS = ("gaussian", "bilinear")
 
 _NEAREST = 1e-6
@@ -59,7 +58,10 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
         >>> rkd_distance(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [3.0]]))
         tensor(0.0556)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
+    checks.min_samples(student_features, 2, "are related to each other")
     return F.smooth_l1_loss(_distances(student_features, squared), _distances(teacher_features, squared))
 
 
@@ -101,7 +103,10 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> rkd_angle(square, square).item(), round(rkd_angle(square, line).item(), 4)
         (0.0, 0.1296)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
+    checks.min_samples(student_features, 2, "are related to each other")
     batch = len(student_features)
     largest = max(batch, student_features.shape[1], teacher_features.shape[1])
     step = max(1, _ENTRIES // (batch * largest))
@@ -151,7 +156,9 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> pkt(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()  # log(3 / 2) / 2
         0.20273...
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
     ours, theirs = _neighbours(student_features), _neighbours(teacher_features)
     return (theirs * ((theirs + _PKT_EPS).log() - (ours + _PKT_EPS).log())).mean()
 
@@ -184,10 +191,13 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
         >>> similarity(torch.eye(2), torch.ones(2, 1))
         tensor(0.2929)
     """
-    student_features, teacher_features = _flat_pair(student_features, teacher_features)
+    axes = ("batch", "feature", "...")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, axes, same="batch")
     if row_norm not in (1, 2):
         raise ValueError(f"row_norm: expected 1 or 2, got {row_norm!r}; type row_norm=2 for the published form")
-    ours, theirs = (_unit_rows(f @ f.T, row_norm) for f in (student_features, teacher_features))
+    ours, theirs = (
+        unit_rows(rows @ rows.T, order=row_norm) for rows in (student_features.flatten(1), teacher_features.flatten(1))
+    )
     return (ours - theirs).square().mean()
 
 
@@ -218,7 +228,10 @@ def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> correlation(torch.tensor([[1.0], [-2.0], [3.0]]), torch.zeros(3, 1))
         tensor(4.)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
+    checks.min_samples(student_features, 2, "are related to each other")
     checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
     errors = (student_features - teacher_features).abs()
     return (errors[:-1] * errors[1:]).sum(1).mean()
@@ -265,7 +278,9 @@ def correlation_kernel(
         >>> correlation_kernel(torch.eye(2), torch.ones(2, 2), kernel="bilinear")
         tensor(0.5000)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
     if kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}; type kernel='gaussian'")
     checks.positive(gamma, "gamma", example=0.4)
@@ -279,26 +294,6 @@ def correlation_kernel(
     apart = grams[0] - grams[1]
     norm = apart.square().sum() if squared else torch.linalg.vector_norm(apart)
     return norm / len(apart) ** 2
-
-
-def _pair(student_features: Tensor, teacher_features: Tensor, *, least: int = 1) -> tuple[Tensor, Tensor]:
-    student_features = checks.features(student_features, "student_features", axes=BATCH)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
-    checks.same_batch(student_features, teacher_features, "student_features", "teacher_features")
-    if len(student_features) < least:
-        raise ValueError(
-            f"student_features: expected at least {least} samples, which are related to each other, "
-            f"got {len(student_features)}; use larger batches"
-        )
-    return student_features, teacher_features
-
-
-def _flat_pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    student_features, teacher_features = (
-        checks.features(f, name, axes=("batch", *("feature",) * max(1, getattr(f, "ndim", 2) - 1))).flatten(1)
-        for f, name in ((student_features, "student_features"), (teacher_features, "teacher_features"))
-    )
-    return _pair(student_features, teacher_features)
 
 
 def _distances(features: Tensor, squared: bool) -> Tensor:
@@ -327,10 +322,11 @@ def _neighbours(features: Tensor) -> Tensor:
     return likeness / likeness.sum(1, keepdim=True)
 
 
-def _unit_rows(matrix: Tensor, norm: int) -> Tensor:
-    length = torch.linalg.vector_norm(matrix, ord=norm, dim=1, keepdim=True)
-    some = length > 0
-    return torch.where(some, matrix / torch.where(some, length, 1.0), 0.0)
+def unit_rows(matrices: Tensor, *, order: int = 2) -> Tensor:
+    """Scale each row to length 1 in a norm; one of length 0 stays, and gets no gradient."""
+    length = torch.linalg.vector_norm(matrices, ord=order, dim=-1, keepdim=True)
+    nonzero = length > 0
+    return torch.where(nonzero, matrices / torch.where(nonzero, length, 1.0), 0.0)
 
 
 def _expansion(gram: Tensor, gamma: float, order: int) -> Tensor:

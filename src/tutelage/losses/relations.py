@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from tutelage import checks
 
-BATCH = ("batch", "width")
-
 
 def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alpha: float) -> Tensor:
     """Compute the correlation term of information-theoretic distillation: batch-coupled.
@@ -45,14 +43,9 @@ def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alph
         >>> itrd_correlation(torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [0.0]]), alpha=1.0)
         tensor(-2.)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
     checks.positive(alpha, "alpha", example=1.01)
-    if len(student_features) < 2:
-        raise ValueError(
-            "student_features: expected at least 2 samples, which a correlation is taken over, got 1; "
-            "use larger batches"
-        )
+    checks.min_samples(student_features, 2, "a correlation is taken over")
     correlation = (_standardised(student_features) * _standardised(teacher_features)).mean(0)
     return (correlation - 1).abs().pow(2 * alpha).sum().log2()
 
@@ -83,8 +76,9 @@ def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> itrd_mutual(torch.ones(2, 1), torch.eye(2))
         tensor(0.5000)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    checks.same_batch(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
     ours, theirs = (_gram(F.normalize(f, dim=1)) for f in (student_features, teacher_features))
     return _purity(ours) - _purity(ours * theirs)
 
@@ -119,13 +113,8 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
         >>> log_sum(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]]), exponent=4.0)
         tensor(3.4657)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    if len(student_features) < 2:
-        raise ValueError(
-            "student_features: expected at least 2 samples, which features are normalised over, got 1; "
-            "use larger batches"
-        )
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
+    checks.min_samples(student_features, 2, "features are normalised over")
     return log_power(_normalised(student_features) - _normalised(teacher_features), exponent=exponent)
 
 
@@ -160,11 +149,6 @@ def log_power(differences: Tensor, *, exponent: float) -> Tensor:
 def _normalised(features: Tensor) -> Tensor:
     centred = features - features.mean(0)
     return centred / (centred.square().mean(0) + 1e-5).sqrt()
-
-
-def _pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    student_features = checks.features(student_features, "student_features", axes=BATCH)
-    return student_features, checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
 
 
 def _standardised(features: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.logits import _pair, cross_entropy, kl_divergence
+from tutelage.losses.logits import cross_entropy, kl_divergence
 from tutelage.types import UNLABELLED
 
 
@@ -58,7 +58,7 @@ def dkd(
         >>> dkd(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=1.0)
         tensor([0.9069])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.weight(alpha, "alpha", example=1.0)
     checks.weight(beta, "beta", example=8.0)
     checks.positive(temperature, "temperature", example=4.0)
@@ -106,7 +106,7 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
         >>> nkd(student, teacher, torch.tensor([0]), gamma=1.5, temperature=1.0)
         tensor([0.7484])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.weight(gamma, "gamma", example=1.5)
     checks.positive(temperature, "temperature", example=1.0)
     if isinstance(labels, Tensor) and labels.is_floating_point():
@@ -155,7 +155,7 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
         >>> wsld(student, teacher, torch.tensor([0]), temperature=1.0)
         tensor([0.3150])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=4.0)
     ratio = cross_entropy(student_logits.detach(), labels) / (cross_entropy(teacher_logits, labels) + 1e-7)
     log_q = torch.log_softmax(student_logits / temperature, dim=-1)
@@ -180,9 +180,9 @@ def _target(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the margin of the target and the log-probabilities of the others, ``-inf`` at the target."""
-    rest = logits.scatter(-1, target, -torch.inf)
-    margin = logits.gather(-1, target).squeeze(-1) - rest.logsumexp(dim=-1)
-    return margin, torch.log_softmax(rest, dim=-1)
+    others = logits.scatter(-1, target, -torch.inf)
+    margin = logits.gather(-1, target).squeeze(-1) - others.logsumexp(dim=-1)
+    return margin, torch.log_softmax(others, dim=-1)
 
 
 def _binary(margin: Tensor) -> Tensor:
