@@ -1,4 +1,8 @@
-"""Losses: pure functions of tensors; student first, teacher second, labels third, hyperparameters by keyword."""
+"""Losses: pure functions of tensors; student first, teacher second, labels third, hyperparameters by keyword.
+
+Everything is computed in at least float32, whatever the inputs are and whether or not autocast is on; float64 stays
+float64. Gradients come back in the student's own dtype, and none reaches a teacher, detached or not.
+"""
 
 from tutelage.losses.batch_logits import dist as dist
 from tutelage.losses.batch_logits import mlkd_batch as mlkd_batch

@@ -1,7 +1,4 @@
-"""Losses on relations between the channels or the places of one sample's maps: one value a sample.
-
-Everything is computed in at least float32, outside autocast; no gradient reaches a teacher's features.
-"""
+"""Losses on relations between the channels or the positions of one sample's maps: one value per sample."""
 
 from __future__ import annotations
 
@@ -20,11 +17,10 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute neuron selectivity transfer: squared maximum mean discrepancy with the kernel ``<a, b>**2``.
 
     ``mean_{c, d} <t[c], t[d]>**2 + mean_{c, d} <s[c], s[d]>**2 - 2 * mean_{c, d} <s[c], t[d]>**2``, where ``s[c]`` and
-    ``t[d]`` are channels as vectors over places, scaled to length 1. Where the maps differ in size the larger one is
-    averaged down to the smaller first.
+    ``t[d]`` are channels as vectors over positions, scaled to length 1. A larger map is first averaged down to the
+    smaller.
 
-    Memory grows with ``batch * min(places, channels)**2``: the same value comes from matrices over places or over
-    channels, and the smaller is taken.
+    Memory grows with ``batch * min(positions, channels)**2``, that of the smaller of two equivalent Gram matrices.
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype.
@@ -34,14 +30,12 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, no unit, at least float32; at least 0, up to rounding.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, or differ in the batch.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv 1707.01219.
     The published weight of 50 belongs to this form, a mean over pairs of channels; the paper halves it.
 
     Example:
-        >>> import torch
         >>> student = torch.tensor([[[[1.0, 0.0]]]])
         >>> nst(student, 3 * student), nst(student, torch.tensor([[[[0.0, 1.0]]]]))
         (tensor([0.]), tensor([2.]))
@@ -58,8 +52,8 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute inter-channel correlation distillation.
 
     ``(1 / channels) * sum_{c, d} (G_s[c, d] - G_t[c, d])**2``, where ``G`` is the Gram matrix ``(channels, channels)``
-    of a sample's channels over its places, each row scaled to length 1. A row that is 0 everywhere, of a channel that
-    does not fire, stays so and gets no gradient.
+    of a sample's channels over its positions, each row scaled to length 1. A row of 0 alone stays so and gets no
+    gradient.
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels.
@@ -69,8 +63,7 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, no unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, or differ in the batch or in the channels.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation", arXiv
     2202.03680. The authors' results on CIFAR-100 are made with this form and a weight of 2.5.
@@ -79,7 +72,6 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     once more; the paper writes ``1 / channels**2`` and no scaling of rows.
 
     Example:
-        >>> import torch
         >>> inter_channel(torch.eye(2).reshape(1, 2, 1, 2), torch.ones(1, 2, 1, 2))
         tensor([0.5858])
     """
@@ -96,11 +88,11 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Compare channel by channel how places go together, whatever the channel's sign and size.
+    """Compare each channel's affinities between positions, whatever the channel's sign and size.
 
-    ``sum_c ||s[c] s[c]' - t[c] t[c]'||_F / places``, where ``s[c]`` and ``t[c]`` are channels as vectors over places,
-    scaled to length 1; it is computed as ``|s[c] - t[c]| * |s[c] + t[c]| / sqrt(2)``, without matrices over places. A
-    channel that is 0 everywhere in one network alone counts 1 / places, with no gradient.
+    ``sum_c ||s[c] s[c]' - t[c] t[c]'||_F / positions``, where ``s[c]`` and ``t[c]`` are channels as vectors over
+    positions, scaled to length 1; it is computed as ``|s[c] - t[c]| * |s[c] + t[c]| / sqrt(2)``, without matrices over
+    positions. A channel that is 0 everywhere in one network alone counts 1 / positions, with no gradient.
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's shape.
@@ -110,17 +102,14 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, no unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
-    Source: He et al., "Knowledge Adaptation for Efficient Semantic Segmentation", arXiv 1903.04688, as torchdistill
-    computes its affinity term.
+    Source: He et al., "Knowledge Adaptation for Efficient Semantic Segmentation", arXiv 1903.04688, as in torchdistill.
 
-    Differs from: the paper, whose affinity is between places, by the cosine over all channels at once; and from
+    Differs from: the paper, whose affinity is between positions, by the cosine over all channels at once; and from
     torchdistill where a channel is 0 everywhere: NaN there.
 
     Example:
-        >>> import torch
         >>> affinity(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]))
         tensor([0.7071])
     """

@@ -1,4 +1,4 @@
-"""Losses on features: one value a sample. In at least float32; no gradient reaches a teacher's features."""
+"""Losses on features: one value per sample."""
 
 from __future__ import annotations
 
@@ -12,31 +12,29 @@ from torch.nn import functional as F
 from tutelage import checks
 from tutelage.losses.pooling import averaged, common_size
 
+Distance = Literal["mean_square", "norm"]
+
 
 def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the mean squared error between two features: FitNet's hint.
 
-    ``(1 / D) * sum_d (s[d] - t[d])**2`` over all ``D`` entries of a sample: channels and places alike.
+    ``(1 / D) * sum_d (s[d] - t[d])**2`` over all ``D`` entries of a sample: channels and positions alike.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, mapped to the teacher's shape by a learned map where
-            they differ.
+        student_features: ``(batch, ...)``, any floating dtype, mapped to the teacher's shape where they differ.
         teacher_features: the same shape; gets no gradient.
 
     Returns:
         ``(batch,)``, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550.
 
-    Differs from: the paper, which has half the sum in place of the mean. Results on CIFAR-100 were published with the
-    mean.
+    Differs from: the paper, which has half the sum. Results on CIFAR-100 were published with the mean.
 
     Example:
-        >>> import torch
         >>> hint(torch.full((1, 2, 3), 2.0), torch.zeros(1, 2, 3))
         tensor([4.])
     """
@@ -45,38 +43,32 @@ def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def attention_transfer(
-    student_features: Tensor,
-    teacher_features: Tensor,
-    *,
-    p: float = 2,
-    distance: Literal["mean_square", "norm"] = "mean_square",
+    student_features: Tensor, teacher_features: Tensor, *, p: float = 2, distance: Distance = "mean_square"
 ) -> Tensor:
     """Compute the distance between two attention maps.
 
-    ``(1 / places) * sum_x (Q_s[x] - Q_t[x])**2`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``;
-    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``. The larger map is first averaged down to
-    the smaller one's size (`same_size`).
+    ``(1 / positions) * sum_x (Q_s[x] - Q_t[x])**2`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``;
+    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``. A larger map is averaged down first
+    (`same_size`).
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype.
         teacher_features: the same, with any number of channels and any size; gets no gradient.
         p: a whole number of at least 1. At an odd one the features keep their sign.
-        distance: ``mean_square``; or ``norm``, which is not squared and not divided by the number of places.
+        distance: ``mean_square``; or ``norm``, neither squared nor divided by the number of positions.
 
     Returns:
-        ``(batch,)``, no unit, at least float32; at most ``4 / places``, or 2 for the norm.
+        ``(batch,)``, no unit, at least float32; at most ``4 / positions``, or 2 for the norm.
 
     Raises:
-        TypeError: if features are not floating tensors or ``p`` no Python number.
-        ValueError: if features are no maps or differ in the batch, ``p`` is not whole, or ``distance`` is another.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928.
 
-    Differs from: the paper's equation, which has the norm, of ``sum_c |f|**p``, halved. The authors' code, and results
-    on CIFAR-100, have the mean square.
+    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. The authors' code and results have the mean
+    square.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
         >>> attention_transfer(student, teacher)
         tensor([1.])
@@ -94,21 +86,20 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     """Compute how badly a Gaussian around the student's features explains the teacher's.
 
     ``(1 / D) * sum_{c, x} 0.5 * ((m[c, x] - t[c, x])**2 / variance[c] + log variance[c])`` over all ``D`` entries of a
-    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``. A larger map is first averaged down
-    to the smaller one's size (`same_size`).
+    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``. A larger map is averaged down first
+    (`same_size`).
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, ``m``: what a learned regressor
-            makes of the student's features. Where that is not linear, pool what goes into it, not what comes out.
+        student_features: ``(batch, channels, height, width)``, any floating dtype, ``m``: a learned regressor's output.
+            Where the regressor is not linear, pool its input, not its output.
         teacher_features: the same number of channels, ``t``; gets no gradient.
         variance: ``(channels,)``, above 0, any floating dtype; gets a gradient.
 
     Returns:
-        ``(batch,)`` nats an entry, at least float32; of either sign.
+        ``(batch,)`` nats per entry, at least float32; of either sign.
 
     Raises:
-        TypeError: if features or variance are not floating tensors.
-        ValueError: if features are no maps, or the shapes do not fit.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", arXiv 1904.05835.
 
@@ -116,7 +107,6 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     where public code has ``log(1 + exp(x))``, which overflows.
 
     Example:
-        >>> import torch
         >>> vid(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2), variance=torch.ones(1))
         tensor([4.5000])
     """
@@ -150,13 +140,11 @@ def prime_aware(
         ``(batch,)``, at least float32; of either sign.
 
     Raises:
-        TypeError: if features or ``log_variance`` are not floating tensors, or ``epsilon`` no Python number.
-        ValueError: if the shapes differ, or ``epsilon`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zhang et al., "Prime-Aware Adaptive Distillation", arXiv 2008.01458.
 
     Example:
-        >>> import torch
         >>> prime_aware(torch.full((1, 2), 2.0), torch.zeros(1, 2), log_variance=torch.zeros(1, 2))
         tensor([4.0000])
     """
@@ -182,14 +170,11 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
         overlap, as those of adaptive pooling do.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they are no maps, or differ in the batch.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
-    Source: what public code of attention transfer, VID, FT and NST does where sizes differ, as Tian et al. compared
-    them, arXiv 1910.10699.
+    Source: public code of attention transfer, VID, FT and NST, as Tian et al. compared them, arXiv 1910.10699.
 
     Example:
-        >>> import torch
         >>> student, teacher = same_size(torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 4, 4))
         >>> student.shape
         torch.Size([1, 2, 4, 4])
@@ -202,7 +187,7 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
 
 
 def attention(maps: Tensor, *, p: float) -> Tensor:
-    """Return ``(batch, places)``: means over channels of ``f**p``, scaled to length 1."""
+    """Return ``(batch, positions)``: means over channels of ``f**p``, scaled to length 1."""
     checks.positive(p, "p", example=2)
     if int(p) != p:
         raise ValueError(f"p: expected a whole number, got {p}: features may be below 0; type for example p=2")
@@ -224,13 +209,11 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
-        >>> import torch
         >>> vitkd_mimic(torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
         tensor([6.])
     """
@@ -238,12 +221,12 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden: Tensor, *, masked: float) -> Tensor:
-    """Compute the generation term of ViTKD: squared distances between the tokens that were hidden, and made again.
+    """Compute the generation term of ViTKD: squared distances of the hidden tokens, generated again.
 
     ``(1 / masked) * sum_{n hidden, d} (s[n, d] - t[n, d])**2``: a sum over hidden tokens and width, scaled up to all.
 
     Args:
-        student_features: ``(batch, tokens, width)``, any floating dtype: tokens made from those that were not hidden.
+        student_features: ``(batch, tokens, width)``, any floating dtype: tokens generated from the visible ones.
         teacher_features: the same shape; gets no gradient.
         hidden: ``(batch, tokens)`` bool, of `hide`.
         masked: share of the tokens that were hidden, above 0 and below 1.
@@ -252,13 +235,11 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
         ``(batch,)``, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors, ``hidden`` is not bool or ``masked`` no Python number.
-        ValueError: if the shapes do not fit, or ``masked`` is not above 0 and below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
-        >>> import torch
         >>> vitkd_generation(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.tensor([[True, False]]), masked=0.5)
         tensor([6.])
     """
@@ -288,13 +269,11 @@ def hide(noise: Tensor, *, masked: float) -> Tensor:
         ``(batch, tokens)`` bool, true where hidden.
 
     Raises:
-        TypeError: if the noise is not a floating tensor or ``masked`` no Python number.
-        ValueError: if its shape is another, or ``masked`` is not above 0 and below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
-        >>> import torch
         >>> hide(torch.tensor([[0.3, 0.1, 0.9, 0.5]]), masked=0.5)
         tensor([[False, False,  True,  True]])
     """
