@@ -20,7 +20,7 @@ from tutelage.runs.setup import build_inputs, single_exponent
 from tutelage.studies.compare import compare
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.teacher_cache.top_k import TeacherCacheError
-from tutelage.training import clock
+from tutelage.training.compile import ROUNDS
 from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
@@ -394,7 +394,7 @@ def test_interrupted_recording_goes_on_in_the_form_that_was_chosen(teacher, tmp_
     before = len(compiling)
     said = (folder / "outputs.json").read_text()
     record_teacher.record(recipe_.model_copy(update={"epochs": 2, "compile_teacher": False}))
-    epoch = before - (1 + clock.ROUNDS)  # what was not measuring
+    epoch = before - (1 + ROUNDS)  # what was not measuring
     assert len(compiling) == before + epoch > before
     assert (folder / "outputs.json").read_text() == said
 

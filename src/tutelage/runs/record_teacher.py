@@ -30,8 +30,7 @@ from tutelage.runs.setup import (
 from tutelage.taps import feature_shapes
 from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
-from tutelage.training import compile as speed
-from tutelage.training.compile import CompiledForms, ComputePlan
+from tutelage.training.compile import CompiledForms, ComputePlan, choose_teacher_plan
 from tutelage.training.deadline import Deadline
 from tutelage.training.evaluate import to_device
 from tutelage.training.loop import accelerator_on
@@ -138,7 +137,7 @@ def record(
             for batch in batches.at(epoch, requests):
                 moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:
-                    outputs.speed = speed.choose_teacher_plan(
+                    outputs.speed = choose_teacher_plan(
                         recipe.fits()[0].settings,
                         forms,
                         partial(ask, moved),

@@ -24,9 +24,16 @@ from torch import Tensor, nn
 from tutelage import losses, records, targets
 from tutelage.modules import Distiller, StepOutput
 from tutelage.settings.fit import FitSettings
-from tutelage.training import compile as speed
 from tutelage.training import memory, optim
 from tutelage.training.checkpoints import Checkpoint, Checkpoints
+from tutelage.training.compile import (
+    CompiledForms,
+    ComputePlan,
+    choose_plan,
+    choose_teacher_plan,
+    reason_unmeasured,
+    unchanged,
+)
 from tutelage.training.deadline import Deadline, DeadlineExceeded
 from tutelage.training.evaluate import NAMED, EvalSet, NonFiniteError, collect_outputs, summarize, to_device
 from tutelage.training.rng_state import RngState
@@ -40,7 +47,7 @@ class CheckpointSink(NamedTuple):
         checkpoints: of the run.
         best: the file for the weights that did best on the selection set.
         choices: facts that exact resume depends on; a resumed run warns where they differ.
-        announce: is told how the fit is computed (`speed.ComputePlan`, as JSON holds it) once that is settled.
+        announce: is told how the fit is computed (`ComputePlan`, as JSON holds it) once that is settled.
     """
 
     checkpoints: Checkpoints
@@ -178,8 +185,8 @@ class Lockstep:
                 )
         self.pupils, self.teacher, self.batches = pupils, teacher, batches
         self.accelerator, self.stage, self.deadline = accelerator, stage, deadline
-        self.forms = speed.CompiledForms(None, teacher)
-        self.speed: speed.ComputePlan | None = None
+        self.forms = CompiledForms(None, teacher)
+        self.speed: ComputePlan | None = None
         self._fits: dict[int, FitState] = {}
         self._failed: list[tuple[int, Exception]] = []
 
@@ -254,7 +261,7 @@ class Lockstep:
                     (heard_first,) = self._ask(pieces[:1])
                 for k, one in new.items():
                     (said,) = self._own(k, [heard_first])
-                    teacher = self.speed if self.pupils[k].asks else speed.ComputePlan()
+                    teacher = self.speed if self.pupils[k].asks else ComputePlan()
                     self._try(k, partial(one.choose_speed, pieces[0], said, ahead, teacher))
                 present = self._at(epoch, step)
             answers: Iterable[Outputs | None] = [None] * len(pieces)
@@ -292,11 +299,11 @@ class Lockstep:
         yield from self._told()
         raise DeadlineExceeded(f"stopped in time before step {step + 1} of stage {self.stage + 1}")
 
-    def _choose(self, piece: Batch, steps: int) -> speed.ComputePlan:
+    def _choose(self, piece: Batch, steps: int) -> ComputePlan:
         """Choose how the teacher is asked: as by those that go on from a checkpoint, or by measurement."""
         chosen = next((one.speed for one in self._fits.values() if one.speed is not None), None)
         if chosen is None:
-            chosen = speed.choose_teacher_plan(
+            chosen = choose_teacher_plan(
                 self.pupils[0].settings,
                 self.forms,
                 lambda: list(self._ask([piece])),
@@ -393,8 +400,8 @@ class FitState:
         self.rate, self.begun_at, self.saved_at = 0.0, -1.0, 0.0
         self.history: list[records.Epoch] = []
         self.to_beat = to_beat
-        self.forms = speed.CompiledForms(distiller.student, None)
-        self.speed: speed.ComputePlan | None = None
+        self.forms = CompiledForms(distiller.student, None)
+        self.speed: ComputePlan | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -510,13 +517,13 @@ class FitState:
     def unmeasured(self, steps: int) -> str | None:
         """Return why nothing is to be measured of the student, if so."""
         wanted = self.settings.compile_student, self.settings.gradient_products
-        return speed.unmeasured(steps, self.accelerator.num_processes, wanted)
+        return reason_unmeasured(steps, self.accelerator.num_processes, wanted)
 
-    def choose_speed(self, piece: Batch, said: Outputs | None, steps: int, teacher: speed.ComputePlan) -> None:
+    def choose_speed(self, piece: Batch, said: Outputs | None, steps: int, teacher: ComputePlan) -> None:
         """Choose once how the student is computed, on its first micro-batch; state and generators stay as they are."""
         settings = self.settings
         if why := self.unmeasured(steps):
-            chosen = speed.ComputePlan(why={"student": why})
+            chosen = ComputePlan(reasons={"student": why})
         else:
             totals = self.count(piece)
 
@@ -526,13 +533,11 @@ class FitState:
                     keeper.settle(torch.zeros((), dtype=torch.bool, device=self.device))
 
             samples = len(piece.index)
-            with speed.unchanged(self.bare, self.device):
-                chosen = speed.choose_plan(
-                    settings, self.forms, step=step, steps=steps, samples=samples, device=self.device
-                )
+            with unchanged(self.bare, self.device):
+                chosen = choose_plan(settings, self.forms, step=step, steps=steps, samples=samples, device=self.device)
         self.settle(chosen.after(teacher))
 
-    def settle(self, chosen: speed.ComputePlan) -> None:
+    def settle(self, chosen: ComputePlan) -> None:
         """Compute as was chosen, and say so."""
         self.speed = chosen
         self.forms.take(chosen)
@@ -715,7 +720,7 @@ class FitState:
         self.history, self.to_beat = state["history"], state["to_beat"]
         self.sums, self.nonfinite_log = tensors["sums"].to(self.device), tensors["blame"].to(self.device)
         # Checkpoints of older versions were computed plainly.
-        self.settle(speed.ComputePlan.from_json(state["speed"]) if state.get("speed") else speed.ComputePlan())
+        self.settle(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
         restore_random(saved, self.device)
 
 
