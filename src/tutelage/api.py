@@ -16,8 +16,8 @@ from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import Reporter, Run, execute, finished
 from tutelage.runs.setup import RunInputs, fingerprints, held_out_sets, parse
 from tutelage.settings.data import DataSettings
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import collect_outputs, evaluate_outputs
-from tutelage.training.loop import accelerator_on
 from tutelage.types import UNLABELLED
 
 

@@ -10,9 +10,10 @@ from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, sampl
 from tutelage import objectives
 from tutelage.kernels.conv_weight_grad import Shape
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.compile import CompiledForms, ComputePlan, faster_products
-from tutelage.training.loop import CheckpointSink, accelerator_on, fit
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.loop import fit
 from tutelage.types import Batch, Progress
 
 COMPILE = "tutelage.training.compile"

@@ -19,9 +19,10 @@ from tutelage.benchmark import turns
 from tutelage.benchmark.batches import Remembered, Some, network, random_images
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import to_device
-from tutelage.training.loop import FitJob, Lockstep, accelerator_on
-from tutelage.training.rng_state import RngState
+from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.state import RngState
 from tutelage.types import Teacher
 
 PAIR = ("resnet56", "resnet20")
@@ -87,7 +88,9 @@ def _class(students: int, teacher: Teacher, batches: Some, *, student: str, devi
     pupils = []
     for seed in range(students):
         distiller = Distiller(network(student, accelerator.device, seed), objectives.kd())
-        pupils.append(FitJob(distiller, SETTINGS, chance=RngState(accelerator.device) if students > 1 else None))
+        pupils.append(
+            FitJob(distiller=distiller, settings=SETTINGS, rng=RngState(accelerator.device) if students > 1 else None)
+        )
     for _, told in Lockstep(pupils, teacher, batches, accelerator=accelerator).run():
         if isinstance(told, Exception):
             raise told

@@ -22,8 +22,8 @@ from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import record_teacher
 from tutelage.runs.setup import RunInputs, build_objectives
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import to_device
-from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch
 
 BATCH = 256

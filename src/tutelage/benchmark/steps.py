@@ -22,7 +22,8 @@ from tutelage.benchmark.batches import Remembered, Some, network, random_images
 from tutelage.benchmark.losses import algorithm1
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
-from tutelage.training.loop import accelerator_on, fit
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.loop import fit
 from tutelage.types import Teacher
 
 PAIRS = (

@@ -9,7 +9,7 @@ from tutelage import config, records
 from tutelage.config.schema import Recipe, TrainedTeacher
 from tutelage.runs import timing
 from tutelage.runs.setup import RunInputs
-from tutelage.training.loop import accelerator_on
+from tutelage.training.distributed import accelerator_on
 
 GAIN = 1.2
 """How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so a near tie is float32's."""

@@ -13,8 +13,8 @@ from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, timing
 from tutelage.runs.setup import RunInputs, build_inputs, check_compatible, check_last_batch
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import collect_outputs, evaluate_outputs
-from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch
 
 SAMPLE = 512

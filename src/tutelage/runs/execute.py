@@ -43,11 +43,12 @@ from tutelage.runs.setup import (
     single_exponent,
 )
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
-from tutelage.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from tutelage.training.checkpoints import Checkpoint, CheckpointError, Checkpoints, CheckpointSink
 from tutelage.training.deadline import Deadline, DeadlineExceeded
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, collect_outputs, evaluate_outputs
-from tutelage.training.loop import CheckpointSink, FitJob, Lockstep, accelerator_on
-from tutelage.training.rng_state import RngState
+from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.state import RngState
 from tutelage.types import UNLABELLED, Batch, Batches, Teacher
 
 Verb = Literal["train", "distill"]
@@ -509,14 +510,14 @@ class RunState:
         best = records.best_epoch([e for e in self.epochs if e["stage"] < stage], self.selection)
         saved = self.saved if stage == self.stage else None
         return FitJob(
-            distiller,
-            settings,
-            objective.needs.teacher,
-            self.held_out,
-            self.keep._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
-            best["accuracy"] if best else None,
-            saved,
-            self.chance,
+            distiller=distiller,
+            settings=settings,
+            asks=objective.needs.teacher,
+            held_out=self.held_out,
+            keep=self.keep._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
+            to_beat=best["accuracy"] if best else None,
+            resume=saved,
+            rng=self.chance,
         )
 
     def note(self, stage: int, epoch: records.Epoch) -> None:

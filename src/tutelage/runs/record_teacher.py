@@ -32,8 +32,8 @@ from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.compile import CompiledForms, ComputePlan, choose_teacher_plan
 from tutelage.training.deadline import Deadline
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import to_device
-from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch, Outputs
 
 INNER = 256

@@ -16,8 +16,9 @@ from tutelage.config.schema import Recipe
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs.setup import RunInputs, run_context
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import collect_outputs
-from tutelage.training.loop import accelerator_on, fit
+from tutelage.training.loop import fit
 from tutelage.types import Batch
 
 TIMED = 3

@@ -24,7 +24,7 @@ from tutelage.studies.plan import Job, StudyRequest, jobs, rehearsed
 from tutelage.studies.schema import TEACHER
 from tutelage.training.checkpoints import NAME
 from tutelage.training.deadline import Deadline
-from tutelage.training.loop import accelerator_on
+from tutelage.training.distributed import accelerator_on
 
 TIMES = "times.json"
 """What was timed for a study, on which machine: another part of it on the same machine does not time again."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradients, weight_gradient
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings
-from tutelage.training.rng_state import RngState
+from tutelage.training.state import RngState
 from tutelage.types import Batch, Outputs, Teacher
 
 SHARE = 0.05
