@@ -31,8 +31,7 @@ def power(log_probs: Tensor, *, gamma: float) -> Tensor:
     ``log p = log_softmax(v)`` and ``gamma = 1 / T``: temperature scaling is a power transform.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, log-probabilities or logits, whose shift cancels; ``-inf``
-            means probability 0.
+        log_probs: ``(..., classes)``, any floating dtype, or logits, whose shift cancels; ``-inf`` means probability 0.
         gamma: exponent, finite and above 0; below 1 it flattens, above 1 it sharpens, at 1 it changes nothing.
 
     Returns:
@@ -64,8 +63,7 @@ def log_power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
         gamma: exponent, finite and above 0.
 
     Returns:
-        ``(...)``, at least float32; from 0 (one-hot) to ``(1 - gamma) * log(classes)`` (uniform) for ``gamma < 1``, 0
-        at 1.
+        ``(...)``, at least float32; from 0 (one-hot) to ``(1 - gamma) * log(classes)`` (uniform) for ``gamma < 1``.
 
     Raises:
         TypeError, ValueError: if a dtype, a shape or a number is not as above.
@@ -111,7 +109,7 @@ def power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
 def shannon_entropy(log_probs: Tensor) -> Tensor:
     """Compute Shannon entropy.
 
-    ``H(p) = -sum_i p[i] * log p[i]``, where a class of probability 0 contributes 0 to the value and to the gradient.
+    ``H(p) = -sum_i p[i] * log p[i]``, where a class of probability 0 adds 0 to value and gradient.
 
     Args:
         log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
@@ -140,8 +138,7 @@ def renyi_entropy(log_probs: Tensor, *, order: float) -> Tensor:
     """Compute Rényi entropy.
 
     ``H_a(p) = log(sum_i p[i]**a) / (1 - a)``, with its limits: order 0 is the logarithm of the number of classes of
-    probability above 0, order 1 is Shannon entropy, order infinity is ``-max_i log p[i]``. It never increases with the
-    order.
+    probability above 0, order 1 is Shannon entropy, order infinity is ``-max_i log p[i]``. It never rises with it.
 
     Up to order 1.25 it is computed as ``log(1 + S) / (1 - a)`` with ``S = sum_i p[i]**a - p[i]``, each difference by
     ``expm1``, so the quotient keeps its precision as the order approaches 1.
@@ -212,8 +209,7 @@ def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
         f: a `Pointwise`, or any `Transform`.
 
     Returns:
-        ``(...)``, at least float32. Where ``f(0) = 0``, ``f(1) = 1`` and ``f(x) >= x`` it is at least 0 and at most
-        ``log(classes)``.
+        ``(...)``, at least float32. In ``[0, log(classes)]`` where ``f(0) = 0``, ``f(1) = 1``, ``f(x) >= x``.
 
     Raises:
         TypeError, ValueError: if a dtype, a shape or a number is not as above.
@@ -231,14 +227,6 @@ def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
 _TAIL = -20.0
 SMALLEST_GAMMA = 1e-12
 """Below it the mappings other than the power lose their precision in float32."""
-
-
-def _power(log_x: Tensor, gamma: float) -> Tensor:
-    return gamma * log_x
-
-
-def _rational(log_x: Tensor, gamma: float) -> Tensor:
-    return log_x - torch.log(gamma + (1 - gamma) * log_x.exp())
 
 
 def _logarithm(log_x: Tensor, gamma: float) -> Tensor:
@@ -268,8 +256,8 @@ def _log1mexp(log_x: Tensor) -> Tensor:
 
 
 TRANSFORMS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
-    "power": _power,
-    "rational": _rational,
+    "power": lambda log_x, gamma: gamma * log_x,
+    "rational": lambda log_x, gamma: log_x - torch.log(gamma + (1 - gamma) * log_x.exp()),
     "logarithm": _logarithm,
     "complement": _complement,
 }
@@ -288,8 +276,8 @@ class Pointwise:
     * ``logarithm``: ``log(1 + a * x) / log(1 + a)`` with ``a = 1 / gamma - 1``, of slope ``-a / log(gamma)`` at 0.
     * ``complement``: ``1 - (1 - x)**(1 / gamma)``, of slope ``1 / gamma`` at 0.
 
-    The slope of the last three is finite, so they flatten the top and keep the ratios of small probabilities, where the
-    power flattens all alike; they need a far smaller ``gamma`` for the same entropy.
+    The slope of the last three is finite: they flatten the top and keep the ratios of small probabilities, and need a
+    far smaller ``gamma`` than the power for the same entropy.
 
     Attributes:
         name: one of `TRANSFORMS`.
@@ -325,8 +313,8 @@ class Pointwise:
 def check_transform(f: Transform) -> None:
     """Refuse a mapping that is no transform of probabilities: f(0) = 0, f(1) = 1, never falling, never below x.
 
-    It is tried on a grid of ``log x`` from 0 down to -10000 and at ``-inf``, in float64 and in float32: a mapping that
-    leaves log space loses small probabilities there. Call it once on a mapping of your own; the losses do not.
+    It is tried on a grid of ``log x`` from 0 down to -10000 and at ``-inf``, in float64 and float32, where a mapping
+    that leaves log space loses small probabilities. Call it once on a mapping of your own; the losses do not.
 
     Args:
         f: from ``log x`` to ``log f(x)``, elementwise.
@@ -383,31 +371,8 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
     return values
 
 
-def _constant(log_probs: Tensor, weight: SampleWeight) -> Tensor:
-    return torch.ones_like(log_probs[..., 0])
-
-
-def _sum_of_transform(log_probs: Tensor, weight: SampleWeight) -> Tensor:
-    return log_sum(log_probs, weight.transform).exp()
-
-
-def _entropy(log_probs: Tensor, weight: SampleWeight) -> Tensor:
-    return renyi_entropy(weight.distribution(log_probs), order=weight.order)
-
-
-def _one_minus_top(log_probs: Tensor, weight: SampleWeight) -> Tensor:
-    log_probs = weight.distribution(log_probs)
-    # The sum of the others: 1 - max would lose a doubt smaller than the precision of 1.
-    return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)
-
-
-WEIGHTS: Mapping[str, Callable[[Tensor, SampleWeight], Tensor]] = {
-    "constant": _constant,
-    "power_sum": _sum_of_transform,
-    "entropy": _entropy,
-    "one_minus_top": _one_minus_top,
-}
-"""The weights of samples that have a name, as functions of the teacher's log-probabilities."""
+WEIGHTS = ("constant", "power_sum", "entropy", "one_minus_top")
+"""The weights of samples that have a name."""
 
 
 @dataclass(frozen=True)
@@ -419,7 +384,7 @@ class SampleWeight:
     * ``entropy``: the Rényi entropy of ``order``, nats; 1 is Shannon's, infinity is ``-log max_i p[i]``.
     * ``one_minus_top``: ``1 - max_i p[i]``.
 
-    A one-hot teacher has 1 by the first two and 0 by the last two: such a sample then counts for nothing.
+    A one-hot teacher has 1 by the first two and 0 by the last two.
 
     Attributes:
         name: one of `WEIGHTS`.
@@ -463,13 +428,18 @@ class SampleWeight:
                 "type weight_by=entropy"
             )
 
-    def distribution(self, log_probs: Tensor) -> Tensor:
-        """Return the log-probabilities that the weight is of."""
-        return log_probs if self.of == "teacher" else transform(log_probs, self.transform)
-
     def __call__(self, log_probs: Tensor) -> Tensor:
         """Return each sample's weight, ``(...)`` from ``(..., classes)`` normalised log-probabilities."""
-        return WEIGHTS[self.name](checks.classwise(log_probs, "log_probs"), self)
+        log_probs = checks.classwise(log_probs, "log_probs")
+        if self.name == "constant":
+            return torch.ones_like(log_probs[..., 0])
+        if self.name == "power_sum":
+            return log_sum(log_probs, self.transform).exp()
+        log_probs = log_probs if self.of == "teacher" else transform(log_probs, self.transform)
+        if self.name == "entropy":
+            return renyi_entropy(log_probs, order=self.order)
+        # The sum of the others: 1 - max would lose a doubt smaller than the precision of 1.
+        return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)
 
 
 def _known(name: str, names: Collection[str], argument: str) -> None:

@@ -138,16 +138,10 @@ def weight_gradient(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
     padded = F.pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, up, up))
     sample, row, column, channel = padded.stride()
     batch, _, high, wide = gradient.shape
+    (down, right), (dilation_down, dilation_right) = shape.stride, shape.dilation
     patches = padded.as_strided(
         (batch, high, wide, shape.kernel_height, shape.kernel_width, shape.inputs),
-        (
-            sample,
-            row * shape.stride_height,
-            column * shape.stride_width,
-            row * shape.dilation_height,
-            column * shape.dilation_width,
-            channel,
-        ),
+        (sample, row * down, column * right, row * dilation_down, column * dilation_right, channel),
     )
     pixels = gradient.permute(0, 2, 3, 1).reshape(-1, shape.outputs)
     flat = pixels.t() @ patches.reshape(len(pixels), -1)

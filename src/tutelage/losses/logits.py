@@ -363,7 +363,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
-        got = getattr(temperature, "dtype", type(temperature).__name__)
+        got = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
         raise TypeError(f"temperature: expected a floating tensor, got {got}; type losses.kd(...) for a number")
     if temperature.numel() != 1:
         raise ValueError(
