@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from tutelage import records
-from tutelage.models import heads, io, structure
-from tutelage.models import weights as files
+from tutelage.models import io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.sources import cifar, mlp
@@ -103,13 +102,13 @@ def _from_name(found: ModelSpec, classes: int | None) -> Classifier:
 def _from_file(found: ModelSpec, path: Path, classes: int | None) -> Classifier:
     name = found.card.name
     network = found.build(found.card.classes)
-    state = files.unprefixed(files.read(path), network.state_dict())
-    stored = heads.stored(state, network, classes=found.card.classes)
+    state = io.unprefixed(io.read(path), network.state_dict())
+    stored = structure.stored_classes(state, network, classes=found.card.classes)
     card = found.card
     if classes is not None and stored not in (None, card.classes):
         card = dataclasses.replace(card, classes=stored, class_names=None)
         network = found.build(card.classes)
-    files.load(network, state, name=name, path=path)
+    io.load(network, state, name=name, path=path)
     if card.weights is None:
         card = dataclasses.replace(card, weights=path.name)
     return _with_head(network, card, classes)
@@ -117,7 +116,7 @@ def _from_file(found: ModelSpec, path: Path, classes: int | None) -> Classifier:
 
 def _with_head(network: nn.Module, card: Card, classes: int | None) -> Classifier:
     if classes is not None and classes != card.classes:
-        heads.replace(network, old=card.classes, new=classes)
+        structure.replace_head(network, old=card.classes, new=classes)
         card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
     return _described(network, card)
 
@@ -142,7 +141,7 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     if not request.tagged:
         card = dataclasses.replace(card, weights=None)
     # Where features are read is a fact of the network, which an older card may not tell.
-    known = {field: getattr(built.card, field) for field in structure.Places._fields}
+    known = {field: getattr(built.card, field) for field in structure.Structure._fields}
     return ModelSpec(dataclasses.replace(card, image_size=size, **known), built.build)
 
 
@@ -172,8 +171,8 @@ def adopt(
     if not isinstance(module, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or a name, got {type(module).__name__}; give one of those")
     if classes is None:
-        head = heads.find(module)
-        classes = None if head is None else heads.size(module.get_submodule(head))
+        head = structure.find_head(module)
+        classes = None if head is None else structure.layer_outputs(module.get_submodule(head))
     if classes is None:
         raise ValueError(f"classes: expected a number for {name}, which has no linear layer, got none; type classes=10")
     return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))

@@ -94,8 +94,8 @@ ENTRIES = (
         name="ResNet50",
         build=ResNet50,
         parameters=23_705_252,
-        taps=("relu", "layer1", "layer2", "layer3", "layer4", "pool"),
-        preactivations=(
+        stages=("relu", "layer1", "layer2", "layer3", "layer4", "pool"),
+        stage_inputs=(
             "relu",
             "layer1.2.relu3:input",
             "layer2.3.relu3:input",

@@ -1,6 +1,6 @@
 """The half-width MobileNetV2 of the CIFAR-100 distillation benchmark, with the key names of its published checkpoints.
 
-Its stages end linearly, without an activation: at those taps the values before and after one are the same.
+Its stages end linearly, without an activation: at those stages the values before and after one are the same.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ ENTRIES = (
         name="MobileNetV2",
         build=MobileNetV2,
         parameters=812_836,
-        taps=TAPS,
-        preactivations=TAPS,
+        stages=TAPS,
+        stage_inputs=TAPS,
         head="classifier.0",
         paper=PAPER,
     ),

@@ -93,8 +93,8 @@ def _entry(name: str, depth: int, widths: tuple[int, int, int, int], parameters:
         name=name,
         build=partial(ResNet, depth, widths),
         parameters=parameters,
-        taps=("relu", "layer1", "layer2", "layer3", "pool"),
-        preactivations=("relu", *(f"layer{stage}.{(depth - 2) // 6 - 1}.relu2:input" for stage in (1, 2, 3)), "pool"),
+        stages=("relu", "layer1", "layer2", "layer3", "pool"),
+        stage_inputs=("relu", *(f"layer{stage}.{(depth - 2) // 6 - 1}.relu2:input" for stage in (1, 2, 3)), "pool"),
         head="fc",
         paper=PAPER,
     )

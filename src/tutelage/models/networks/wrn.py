@@ -1,7 +1,7 @@
 """The wide residual networks of the CIFAR-100 distillation benchmark, with the key names of its published checkpoints.
 
 Depth ``6 n + 4``: three stages of ``n`` blocks each at strides 1, 2, 2, whose convolutions come after their activation.
-The activation that follows a stage is therefore the next stage's: the taps, as the benchmark's features, are the sums
+The activation that follows a stage is therefore the next stage's: the stages, as the benchmark's features, are the sums
 that leave a stage, and their values normalised but not yet activated are the outputs of ``block2.layer.0.bn1``,
 ``block3.layer.0.bn1`` and ``bn1``, which are the inputs of the ``relu1``, ``relu1`` and ``relu`` behind them.
 """
@@ -104,8 +104,8 @@ def _entry(name: str, depth: int, widening: int, parameters: int) -> Entry:
         name=name,
         build=partial(WideResNet, depth, widening),
         parameters=parameters,
-        taps=("conv1", "block1", "block2", "block3", "pool"),
-        preactivations=("conv1", "block2.layer.0.bn1", "block3.layer.0.bn1", "bn1", "pool"),
+        stages=("conv1", "block1", "block2", "block3", "pool"),
+        stage_inputs=("conv1", "block2.layer.0.bn1", "block3.layer.0.bn1", "bn1", "pool"),
         head="fc",
         paper=PAPER,
     )

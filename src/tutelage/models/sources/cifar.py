@@ -52,9 +52,9 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
         mean=MEAN if colour else (0.5,) * request.channels,
         std=STD if colour else (0.5,) * request.channels,
         paper=entry.paper,
-        taps=entry.taps,
-        preactivations=entry.preactivations,
-        embedding=entry.taps[-1],
+        stages=entry.stages,
+        stage_inputs=entry.stage_inputs,
+        embedding=entry.stages[-1],
         head=entry.head,
     )
     return ModelSpec(card, build)

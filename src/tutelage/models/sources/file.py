@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.models import heads
+from tutelage.models import structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
@@ -117,8 +117,8 @@ class _Builder:
 
 
 def _classes(network: nn.Module) -> int | None:
-    head = heads.find(network)
-    return None if head is None else heads.size(network.get_submodule(head))
+    head = structure.find_head(network)
+    return None if head is None else structure.layer_outputs(network.get_submodule(head))
 
 
 def _execute(file: Path) -> Any:

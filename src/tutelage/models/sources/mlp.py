@@ -70,8 +70,8 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
         image_size=request.image_size,
         mean=(0.5,) * request.channels,
         std=(0.5,) * request.channels,
-        taps=tuple(f"hidden.{i}" for i in range(len(hidden))),
-        preactivations=tuple(f"hidden.{i}.0" for i in range(len(hidden))),
+        stages=tuple(f"hidden.{i}" for i in range(len(hidden))),
+        stage_inputs=tuple(f"hidden.{i}.0" for i in range(len(hidden))),
         embedding=f"hidden.{len(hidden) - 1}",
         head="head",
     )
