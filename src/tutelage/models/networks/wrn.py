@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from tutelage.models.networks.entries import Entry
-from tutelage.models.networks.layers import global_pool, he_normal_
+from tutelage.models.networks.layers import global_pool, he_normal_, stage
 
 PAPER = "Zagoruyko and Komodakis, Wide Residual Networks, arXiv 1605.07146"
 STEM = 16
@@ -77,9 +77,9 @@ class WideResNet(nn.Module):
             raise ValueError(f"depth: expected 6 n + 4 with n of at least 1, got {depth}; type depth=16")
         wide = STEM * widening
         self.conv1 = nn.Conv2d(channels, STEM, 3, padding=1, bias=False)
-        self.block1 = _stage(STEM, wide, blocks=blocks, stride=1)
-        self.block2 = _stage(wide, 2 * wide, blocks=blocks, stride=2)
-        self.block3 = _stage(2 * wide, 4 * wide, blocks=blocks, stride=2)
+        self.block1 = nn.Sequential(OrderedDict(layer=stage(WideBlock, STEM, wide, blocks=blocks, stride=1)))
+        self.block2 = nn.Sequential(OrderedDict(layer=stage(WideBlock, wide, 2 * wide, blocks=blocks, stride=2)))
+        self.block3 = nn.Sequential(OrderedDict(layer=stage(WideBlock, 2 * wide, 4 * wide, blocks=blocks, stride=2)))
         self.bn1 = nn.BatchNorm2d(4 * wide)
         self.relu = nn.ReLU()
         self.pool = global_pool()
@@ -91,12 +91,6 @@ class WideResNet(nn.Module):
         """Map normalised images ``(batch, channels, height, width)`` to logits ``(batch, classes)``."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         return self.fc(self.pool(self.relu(self.bn1(x))))
-
-
-def _stage(inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
-    first = WideBlock(inputs, outputs, stride=stride)
-    layer = nn.Sequential(first, *(WideBlock(outputs, outputs, stride=1) for _ in range(blocks - 1)))
-    return nn.Sequential(OrderedDict(layer=layer))
 
 
 def _entry(name: str, depth: int, widening: int, parameters: int) -> Entry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tutelage.models.card import Card
-from tutelage.models.networks import bottleneck, mobilenet, resnet, shuffle, vgg, wrn
+from tutelage.models.networks import mobilenet, resnet, shuffle, vgg, wrn
 from tutelage.models.networks.entries import table
 from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
@@ -14,14 +14,7 @@ CLASSES = 100
 IMAGE_SIZE = (32, 32)
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
-NETWORKS = table(
-    resnet.ENTRIES,
-    bottleneck.ENTRIES,
-    wrn.ENTRIES,
-    vgg.ENTRIES,
-    mobilenet.ENTRIES,
-    shuffle.ENTRIES,
-)
+NETWORKS = table(*(family.ENTRIES for family in (resnet, wrn, vgg, mobilenet, shuffle)))
 
 
 def plan(rest: str, request: ModelRequest) -> ModelSpec:
