@@ -28,7 +28,7 @@ class Card:
         margin: the view that it was evaluated on is the centre of a copy this much larger, >= 1.
         interpolation: how raw images are resized to that view, ``bilinear`` or ``bicubic``.
         divisor: the value of white in raw images, above 0: these are divided by it.
-        mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation at the model's door.
+        mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation.
         std: each channel's standard deviation, above 0; none exactly where ``mean`` is.
         weights: the tag or the file's name that the weights come from; none for random weights.
         source: where they were published.

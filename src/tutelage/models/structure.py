@@ -142,11 +142,13 @@ def find_head(network: nn.Module, *, classes: int | None = None) -> str | None:
     return names[-1] if names else None
 
 
-def layer_outputs(module: nn.Module) -> int | None:
-    """Return how many values a layer gives, or none if it is neither linear nor a convolution."""
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return module.out_channels if isinstance(module, nn.Conv2d) else None
+def head_classes(network: nn.Module) -> int | None:
+    """Return how many values a network's last linear layer gives, or none if it has no such layer."""
+    name = find_head(network)
+    head = None if name is None else network.get_submodule(name)
+    if isinstance(head, nn.Linear):
+        return head.out_features
+    return head.out_channels if isinstance(head, nn.Conv2d) else None
 
 
 def stored_classes(state: dict[str, Tensor], network: nn.Module, *, classes: int) -> int | None:

@@ -22,7 +22,7 @@ class Entry:
     """One network of a table.
 
     Attributes:
-        name: without the door's prefix.
+        name: without the source's prefix.
         build: makes it.
         parameters: their number at 100 classes and 3 channels.
         stages: places of its stages, after their activation, and last the pooled embedding; see `Card`.

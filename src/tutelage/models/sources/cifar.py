@@ -1,4 +1,4 @@
-"""The door ``cifar:name``: networks for small images, as the CIFAR-100 distillation benchmark has them."""
+"""The source ``cifar:name``: networks for small images, as the CIFAR-100 distillation benchmark has them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ STD = (0.2675, 0.2565, 0.2761)
 NETWORKS = table(*(family.ENTRIES for family in (resnet, wrn, vgg, mobilenet, shuffle)))
 
 
-def plan(rest: str, request: ModelRequest) -> ModelSpec:
+def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find a network of the table.
 
     Args:
-        rest: the name behind the colon.
+        path: the name behind the colon.
         request: by default 100 classes, 3 channels and 32x32 pixels. The statistics are those of CIFAR-100 for 3
             channels, and 0.5 for any other number.
 
     Raises:
         ValueError: if there is no such network.
     """
-    name = f"{PREFIX}:{rest}"
-    if rest not in NETWORKS:
+    name = f"{PREFIX}:{path}"
+    if path not in NETWORKS:
         raise unknown(name, (f"{PREFIX}:{known}" for known in NETWORKS))
-    entry = NETWORKS[rest]
+    entry = NETWORKS[path]
     colour = request.channels == len(MEAN)
 
     def build(classes: int) -> nn.Module:
