@@ -28,6 +28,7 @@ from tutelage import config, losses, objectives, records, targets
 from tutelage.cli.app import app
 from tutelage.losses import logits as logits_module
 from tutelage.models import Card
+from tutelage.models.card import JSON_NAMES
 from tutelage.objectives import presets
 from tutelage.runs import manifest
 from tutelage.settings import weights as schedules
@@ -281,7 +282,7 @@ def test_keys_of_a_card_are_documented():
     hints = typing.get_type_hints(Card)
     rows = table("docs/records.md", "student.json")
     assert [(row[0], row[1]) for row in rows] == [
-        (f"`{field.name}`", words(hints[field.name])) for field in dataclasses.fields(Card)
+        (f"`{JSON_NAMES.get(field.name, field.name)}`", words(hints[field.name])) for field in dataclasses.fields(Card)
     ]
 
 
