@@ -36,7 +36,7 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
         results = [Path(folder) / f"{k}.json" for k in range(workers)]
         children = [
             subprocess.Popen(  # noqa: S603  this program itself
-                [sys.executable, "-m", "tutelage.cli", *arguments, "--worker", str(path)],
+                [sys.executable, "-m", "tutelage", *arguments, "--worker", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
