@@ -1,10 +1,18 @@
-"""How the scripts here write what they measured, and draw it."""
+"""What the scripts here share: options, and how they write what they measured and draw it."""
 
+import argparse
 import json
 
 import torch
 
 from tutelage.runs import manifest
+
+
+def parser(description):
+    """Return a parser whose help is a script's docstring."""
+    return argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def machine():
@@ -18,9 +26,11 @@ def read(path):
     return json.loads(path.read_text()) if path and path.exists() else {}
 
 
-def write(path, found):
-    """Write a record: what was found, and by default the machine; what ``found`` says comes first."""
-    path.write_text(json.dumps({**found, **{k: v for k, v in machine().items() if k not in found}}, indent=2) + "\n")
+def write(path, record):
+    """Write a record where a path is given, and the machine, unless the record has it."""
+    if path:
+        content = {**record, **{k: v for k, v in machine().items() if k not in record}}
+        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def part(path, name, command):

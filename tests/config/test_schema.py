@@ -17,7 +17,7 @@ from tutelage.data import DataSettings
 from tutelage.losses import confidence_penalty
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, Fit, FitSettings, MultiStep, Step
-from tutelage.studies import schema
+from tutelage.studies import study_file
 
 BASE = {"name": "x", "student": "cifar:resnet20"}
 COMPARED = BASE | {"objectives": {"kd": "kd", "ttm": {"ttm": {"gamma": 0.25, "beta": 4}}}}
@@ -882,7 +882,7 @@ def committed():
 def test_committed_recipes_are_right_and_name_public_sources(path):
     value = read(path)
     if "methods" in value:
-        recipe = schema.read(str(path))[0].recipe
+        recipe = study_file.read(str(path))[0].recipe
     else:
         recipe = parse(Comparison if "objectives" in value else Recipe, value, where=path.name)
     assert parse(type(recipe), yaml.safe_load(dump(recipe))) == recipe

@@ -139,15 +139,15 @@ def study(
 
     began = time.monotonic()
     from tutelage.studies import budget as budgets
-    from tutelage.studies import plan, run_study, schema, workers
+    from tutelage.studies import plan, run_study, study_file, workers
 
     if name is None or list_studies:
-        width = max(map(len, schema.names()))
-        for known, title in schema.titles():
+        width = max(map(len, study_file.names()))
+        for known, title in study_file.titles():
             typer.echo(f"{known:<{width}}  {title}")
         return
     seconds = budgets.read(budget) if budget is not None else None
-    plain, given = schema.read(name, _with_device(overrides or [], device))
+    plain, given = study_file.read(name, _with_device(overrides or [], device))
     assignment = plan.assign(
         plain,
         given,
@@ -201,7 +201,7 @@ def study(
         typer.echo(f"\ntable: {assignment.folder / 'table.md'}\nreport: {assignment.folder / 'report.html'}")
     if allowed is not None:
         left = budgets.prepare(assignment, allowed, workers=jobs, measure=False)
-        typer.echo(f"\n{budgets.rest(left)}")
+        typer.echo(f"\n{budgets.progress(left)}")
         if left.left:
             typer.echo(f"to go on, here or where the folder {runs} was copied to: {_command()}")
     for run, why in failed.items():
@@ -444,7 +444,7 @@ def _rehearse_study(assignment: StudyRequest, trust: bool | frozenset[str]) -> N
         if method in assignment.methods:
             typer.echo(f"{method}: {why}")
     wrong = []
-    for recipe in plan.rehearsals(assignment):
+    for recipe in plan.dry_run_recipes(assignment):
         try:
             _print_rehearsal(recipe, trust)
         except (ValueError, TypeError, OSError, ImportError) as error:
@@ -472,7 +472,7 @@ def _with_device(overrides: list[str], device: str | None) -> list[str]:
 def _departures(assignment: StudyRequest) -> list[str]:
     from tutelage.studies import plan
 
-    return plan.departures(assignment, plan.cells(assignment))
+    return plan.deviations(assignment, plan.cells(assignment))
 
 
 def _command() -> str:
