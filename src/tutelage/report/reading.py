@@ -17,6 +17,9 @@ FINISHED = "finished"
 NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
 
+Points = dict[int, float]
+"""A recorded number by epoch."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -194,6 +197,20 @@ def deviation(values: Sequence[float | None]) -> float | None:
     if centre is None or len(values) < 2:
         return None
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values if value is not None) / (len(values) - 1))
+
+
+def points(run: Run, *keys: str) -> Points:
+    """Return one recorded number by epoch; the epochs of later stages follow those of earlier ones."""
+    found: Points = {}
+    before, stage, last = 0, None, 0
+    for epoch in run.epochs:
+        if epoch.get("stage") != stage:
+            before, stage = before + last, epoch.get("stage")
+        last = int(number(epoch.get("epoch")) or last + 1)
+        value = number(section(epoch, *keys[:-1]).get(keys[-1]))
+        if value is not None:
+            found[before + last] = value
+    return found
 
 
 def stages(objective: object) -> list[object]:

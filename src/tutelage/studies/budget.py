@@ -17,6 +17,7 @@ import torch
 
 from tutelage import data, records
 from tutelage.config.schema import Recipe, RecipeError
+from tutelage.report.table import aligned
 from tutelage.runs import manifest, timing
 from tutelage.runs.execute import finished, steps_of, torch_settings
 from tutelage.runs.setup import build_inputs, build_objectives, held_out_sets
@@ -200,9 +201,8 @@ class Plan(NamedTuple):
                     *(_minutes(total - before), fits),
                 )
             )
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        for row in rows:
-            yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for line in aligned(rows, left=range(len(rows[0]))):
+            yield f"  {line}"
         yield (
             f"estimated in all: {_minutes(total)}"
             + (f" with {self.workers} processes" if self.workers > 1 else "")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tutelage import objectives
 from tutelage.objectives import PRESETS, Apply, Objective
+from tutelage.report.table import markdown_lines
 from tutelage.studies import schema
 
 COSTS = Path(__file__).parent / "costs.json"
@@ -71,11 +72,8 @@ def rows() -> Iterator[Row]:
 
 def markdown() -> str:
     """Return the table as GitHub Markdown."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-    for row in rows():
-        cells = (f"`{row.name}`", f"`{row.formula}`".replace("|", r"\|"), *row[2:])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    lines = [(f"`{row.name}`", f"`{row.formula}`".replace("|", r"\|"), *row[2:]) for row in rows()]
+    return "\n".join(markdown_lines([HEADINGS, *lines], ["---"] * len(HEADINGS))) + "\n"
 
 
 def _needs(objective: Objective) -> list[str]:

@@ -68,11 +68,12 @@ def panels(folder: Path | str) -> list[Panel]:
         FileNotFoundError: the folder holds no study.
         ValueError: the study asks for a figure that does not exist, or a record is not JSON.
     """
-    return [
-        _panel(picture, plot, at)
-        for picture in pictures(read_study(Path(folder)))
-        for at, plot in enumerate(picture.plots)
-    ]
+    return panels_of(pictures(read_study(Path(folder))))
+
+
+def panels_of(drawn: Sequence[Picture]) -> list[Panel]:
+    """Return figures for the report, one for each of their panels."""
+    return [_panel(picture, plot, at) for picture in drawn for at, plot in enumerate(picture.plots)]
 
 
 def _words(readings: Readings, made: Sequence[Picture]) -> str:

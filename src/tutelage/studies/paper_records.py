@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tutelage import records
-from tutelage.report.figures import Points, Style, points, style
-from tutelage.report.reading import Run, deviation, mapping, mean, number, read_run, section
+from tutelage.report.figures import Style, style
+from tutelage.report.reading import Points, Run, deviation, mapping, mean, number, points, read_run, section
 from tutelage.report.reading import text as string
 
 GAMMAS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -141,7 +141,7 @@ class Method:
         return self.kind == "kd" and self.level is not None and math.isclose(self.level, temperature)
 
 
-class StepOutput(NamedTuple):
+class StudyRun(NamedTuple):
     """A run with its place in the study."""
 
     pair: str
@@ -158,7 +158,7 @@ class Readings:
         kinds: the figures that it asks for.
         pairs: in the study's order.
         methods: by name, those that have runs.
-        taught: every run.
+        runs: every run.
         departures: how it was run otherwise than published.
     """
 
@@ -166,12 +166,12 @@ class Readings:
     kinds: tuple[str, ...]
     pairs: tuple[str, ...]
     methods: Mapping[str, Method]
-    taught: tuple[StepOutput, ...]
+    runs: tuple[StudyRun, ...]
     departures: tuple[str, ...] = ()
 
     def of(self, pair: str, method: str, *, finished: bool = True) -> tuple[Run, ...]:
         """Return a method's finished runs on a pair, or those that are not."""
-        return tuple(r for p, m, r in self.taught if p == pair and m == method and r.finished == finished)
+        return tuple(r for p, m, r in self.runs if p == pair and m == method and r.finished == finished)
 
 
 @dataclass
@@ -249,21 +249,21 @@ def read_study(folder: Path) -> Readings:
             f"folder: expected a study's folder, with {records.STUDY} in it, got {str(folder)!r}; "
             "type the folder that `tutelage study` printed"
         )
-    taught = []
+    runs = []
     for cell in study.get("cells") or ():
         seed = cell.get("seed")
         pair, name = printable(cell.get("pair", "")), printable(cell.get("method", ""))
         run = read_run(folder / str(cell.get("folder", "")), entry=name, seed=seed if isinstance(seed, int) else None)
-        taught.append(StepOutput(pair, name, run))
-    pairs = dict.fromkeys([*map(printable, study.get("pairs") or ()), *(pair for pair, _, _ in taught)])
-    named = dict.fromkeys([*map(printable, study.get("methods") or ()), *(name for _, name, _ in taught)])
-    present = {name for _, name, _ in taught}
+        runs.append(StudyRun(pair, name, run))
+    pairs = dict.fromkeys([*map(printable, study.get("pairs") or ()), *(pair for pair, _, _ in runs)])
+    named = dict.fromkeys([*map(printable, study.get("methods") or ()), *(name for _, name, _ in runs)])
+    present = {name for _, name, _ in runs}
     return Readings(
         title=printable(string(study.get("title")) or string(study.get("name")) or folder.resolve().name),
         kinds=tuple(map(str, study.get("figures") or ())),
         pairs=tuple(pairs),
-        methods=_methods({n: [r for _, m, r in taught if m == n] for n in named if n in present}),
-        taught=tuple(taught),
+        methods=_methods({n: [r for _, m, r in runs if m == n] for n in named if n in present}),
+        runs=tuple(runs),
         departures=tuple(map(str, study.get("departures") or ())),
     )
 

@@ -337,7 +337,7 @@ def write(assignment: StudyRequest, others: Strangers) -> Path:
     Returns:
         The path of the report.
     """
-    from tutelage.report.html import write_report
+    from tutelage.studies.report import write_report
     from tutelage.studies.study_table import write_tables
 
     folder = assignment.folder
