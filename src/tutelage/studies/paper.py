@@ -12,8 +12,10 @@ import plotly.graph_objects as go
 
 from tutelage import records
 from tutelage.report.figures import Panel, empty, inert
+from tutelage.studies.paper_figures import pictures
 from tutelage.studies.paper_print import paint
-from tutelage.studies.paper_records import Line, Picture, Plot, Readings, pictures, read_study
+from tutelage.studies.paper_records import Readings, read_study
+from tutelage.studies.paper_values import Line, Picture, Plot
 
 WORDS = "figures.md"
 

@@ -10,6 +10,8 @@ from tutelage.report.html import Page, Section, Tile
 from tutelage.report.reading import Subject
 from tutelage.studies import paper
 from tutelage.studies import study_table as study
+from tutelage.studies.paper_figures import pictures
+from tutelage.studies.paper_records import read_study
 
 
 def write_report(folder: Path | str) -> Path:
@@ -41,9 +43,9 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
     if tested:
         within = f"{sum(abs(row.z or 0) <= 2 for row in tested)} of {len(tested)}"
         tiles.append(Tile("Within two standard errors", within, "", "means that can be tested"))
-    pictures = paper.pictures(paper.read_study(folder))
-    drawn = paper.panels_of(pictures)
-    said = " ".join(said for picture in pictures for said in picture.statements)
+    drawn = pictures(read_study(folder))
+    panels = paper.panels_of(drawn)
+    said = " ".join(said for picture in drawn for said in picture.statements)
     count = "1 pair" if len(subjects) == 1 else f"{len(subjects)} pairs"
     warned = study.warning(table)
     page = Page(
@@ -56,7 +58,7 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
         table=study.whole_table(table),
         selection=html.selection(whole) if runs else "No run yet.",
         sections=[
-            *([Section("Figures", said, drawn)] if drawn else []),
+            *([Section("Figures", said, panels)] if panels else []),
             *(Section(pair, curves_note(subject), by_epoch(subject)) for pair, subject in subjects.items()),
         ],
         list_runs=True,
