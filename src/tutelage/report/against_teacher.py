@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tutelage.report.figures import TEACHER, Panel, Style, empty, inert, style
+from tutelage.report.figures import TEACHER, Panel, Style, add_histogram, empty, inert, style
 from tutelage.report.reading import Subject, mean, number, section, teachers
 from tutelage.report.results import rows
 
@@ -165,17 +165,8 @@ def entropy_histogram(found: Sequence[Judged]) -> Panel | None:
     for one in found:
         total = sum(one.counts)
         shares = [100 * count / total for count in one.counts]
-        figure.add_scatter(
-            x=list(one.edges),
-            y=[*shares, shares[-1]],
-            mode="lines",
-            line={**one.look.line(), "shape": "hv"},
-            fill="tozeroy",
-            fillcolor=one.look.veil(0.08),
-            name=inert(one.name),
-            visible=_visible(one),
-            hovertemplate="%{y:.2f} %",
-        )
+        options = {"name": inert(one.name), "visible": _visible(one), "hovertemplate": "%{y:.2f} %"}
+        add_histogram(figure, one.edges, shares, one.look, **options)
     if not found:
         return None
     figure.update_xaxes(hoverformat=".3f", range=[min(one.edges[0] for one in found), _reach(found)])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from tutelage.report.figures import TEACHER, Panel, Style, empty, inert, style
+from tutelage.report.figures import TEACHER, Panel, Style, add_band, empty, inert, style
 from tutelage.report.reading import Points, Run, Subject, number, points, section, teachers
 
 SETS = ("train", "validation", "test")
@@ -14,13 +14,31 @@ SETS = ("train", "validation", "test")
 
 def by_epoch(subject: Subject) -> list[Panel]:
     """Return the curves: accuracy, agreement, entropy, KL to the target, every term, the learning rate."""
-    made: list[Panel | None] = [accuracy_by_epoch(subject, place) for place in SETS] if subject.comparison else []
-    if not subject.comparison:
-        made.append(accuracy_by_epoch(subject))
-    made += [agreement_by_epoch(subject), entropy_by_epoch(subject), kl_by_epoch(subject), loss_by_epoch(subject)]
-    made += [term_by_epoch(subject, name) for name in term_names(subject)]
-    made.append(learning_rate_by_epoch(subject))
-    return [panel for panel in made if panel]
+    sets = SETS if subject.comparison else (None,)
+    differ = (
+        (" Objectives may transform differently.", " Objectives differ in scale.") if subject.comparison else ("", "")
+    )
+    agreement = "Share of samples on which student and teacher name the same class."
+    kl = f"Mean KL between the transformed teacher and the student.{differ[0]}"
+    loss = f"Weighted sum of the terms, mean over the training samples.{differ[1]}"
+    drawn = [
+        *(accuracy_by_epoch(subject, name) for name in sets),
+        _curve(subject, "agreement", "Agreement with the teacher", "Agreement (%)", scale=100, caption=agreement),
+        entropy_by_epoch(subject),
+        _curve(subject, "kl_to_target", "KL to the transformed teacher", "KL (nats)", caption=kl),
+        _curve(subject, "loss", "Training loss", "Loss (nats)", place="train", caption=loss),
+        *(term_by_epoch(subject, name) for name in term_names(subject)),
+        _curve(
+            subject,
+            "learning_rate",
+            "Learning rate",
+            "Learning rate",
+            place="",
+            caption="Of the epoch's last step.",
+            digits=".3g",
+        ),
+    ]
+    return [panel for panel in drawn if panel]
 
 
 def curves_note(subject: Subject) -> str:
@@ -43,32 +61,12 @@ def accuracy_by_epoch(subject: Subject, place: str | None = None) -> Panel | Non
     return _curve(subject, "accuracy", "Student accuracy", "Accuracy (%)", scale=100, place=place, level=level)
 
 
-def agreement_by_epoch(subject: Subject) -> Panel | None:
-    """Agreement with the teacher by epoch."""
-    caption = "Share of samples on which student and teacher name the same class."
-    return _curve(subject, "agreement", "Agreement with the teacher", "Agreement (%)", scale=100, caption=caption)
-
-
 def entropy_by_epoch(subject: Subject) -> Panel | None:
     """Mean Shannon entropy of the student's distribution by epoch."""
     teacher, on = teacher_number(subject, "entropy")
     level = (teacher, on) if on == (held_out(subject, "entropy") if subject.comparison else on) else None
     caption = "Mean Shannon entropy H(q) of the student's distribution."
     return _curve(subject, "entropy", "Entropy of the student", "Entropy (nats)", level=level, caption=caption)
-
-
-def kl_by_epoch(subject: Subject) -> Panel | None:
-    """KL from the student to the transformed teacher that the objective matches, by epoch."""
-    caption = "Mean KL between the transformed teacher and the student."
-    caption += " Objectives may transform differently." if subject.comparison else ""
-    return _curve(subject, "kl_to_target", "KL to the transformed teacher", "KL (nats)", caption=caption)
-
-
-def loss_by_epoch(subject: Subject) -> Panel | None:
-    """The whole loss on the training samples, by epoch."""
-    caption = "Weighted sum of the terms, mean over the training samples."
-    caption += " Objectives differ in scale." if subject.comparison else ""
-    return _curve(subject, "loss", "Training loss", "Loss (nats)", place="train", caption=caption)
 
 
 def term_by_epoch(subject: Subject, name: str) -> Panel | None:
@@ -90,12 +88,6 @@ def _weights(run: Run) -> list[object]:
     """Return each stage's weights by term."""
     recorded = run.manifest.get("objective_terms")
     return recorded if isinstance(recorded, list) else [recorded]
-
-
-def learning_rate_by_epoch(subject: Subject) -> Panel | None:
-    """The learning rate of each epoch's last step."""
-    caption = "Of the epoch's last step."
-    return _curve(subject, "learning_rate", "Learning rate", "Learning rate", place="", caption=caption, digits=".3g")
 
 
 def term_names(subject: Subject) -> tuple[str, ...]:
@@ -188,17 +180,7 @@ def _draw_entries(figure: go.Figure, subject: Subject, keys: tuple[str, ...], sc
             if len(curves) > 1:
                 low = [scale * min(curve[x] for curve in curves) for x in shared]
                 high = [scale * max(curve[x] for curve in curves) for x in shared]
-                figure.add_scatter(
-                    x=shared + shared[::-1],
-                    y=high + low[::-1],
-                    fill="toself",
-                    fillcolor=style(at).veil(0.16),
-                    line={"width": 0},
-                    mode="lines",
-                    hoverinfo="skip",
-                    showlegend=False,
-                    legendgroup=f"entry-{at}",
-                )
+                add_band(figure, shared, low, high, style(at), f"entry-{at}")
             _line(figure, average, entry, style(at), scale, digits, group=f"entry-{at}")
         for run in subject.of(entry, finished=False):
             if found := points(run, *keys):

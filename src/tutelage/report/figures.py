@@ -6,6 +6,7 @@ Every colour goes with a dash and a marker of its own, so that a figure reads in
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,38 @@ def inert(name: object, width: int = 40) -> str:
     """Shorten and escape a name: plotly reads tags and links in its labels."""
     plain = " ".join(str(name).split())
     return html.escape(plain if len(plain) <= width else f"{plain[: width - 1].rstrip()}…")
+
+
+def add_band(
+    figure: go.Figure, x: Sequence[float], low: Sequence[float], high: Sequence[float], look: Style, group: str
+) -> None:
+    """Fill the space between two curves; the line of the same group switches it on and off."""
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*high, *low[::-1]],
+        fill="toself",
+        fillcolor=look.veil(0.16),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=group,
+    )
+
+
+def add_histogram(
+    figure: go.Figure, edges: Sequence[float], heights: Sequence[float], look: Style, **options: Any
+) -> None:
+    """Draw the outline of a histogram, lightly filled."""
+    figure.add_scatter(
+        x=list(edges),
+        y=[*heights, heights[-1]],
+        mode="lines",
+        line={**look.line(), "shape": "hv"},
+        fill="tozeroy",
+        fillcolor=look.veil(0.08),
+        **options,
+    )
 
 
 def empty(title: str, across: str, up: str) -> go.Figure:

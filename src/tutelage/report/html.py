@@ -51,16 +51,14 @@ class Tile(NamedTuple):
     aside: str
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """One part of the manifest as keys and values."""
 
     title: str
     items: list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A manifest's key with its different values and the runs that have them."""
 
     key: str

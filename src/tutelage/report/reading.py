@@ -219,7 +219,7 @@ def stages(objective: object) -> list[object]:
     return list(objective) if several and isinstance(objective, list) else [objective]
 
 
-def _parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
+def parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
     """Name and arguments of every preset of a recorded objective, and the entry that it stands in."""
     found: list[tuple[str, object, Mapping[str, object]]] = []
     for item in objective if isinstance(objective, list | tuple) else [objective]:
@@ -232,7 +232,7 @@ def _parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
 
 def presets(objective: object) -> str | None:
     """Name the presets of every stage: ``wttm + crd``, ``hint, then kd``."""
-    return ", then ".join(" + ".join(name for name, _, _ in _parts(stage)) for stage in stages(objective)) or None
+    return ", then ".join(" + ".join(name for name, _, _ in parts(stage)) for stage in stages(objective)) or None
 
 
 def formula(objective: object) -> str | None:
@@ -242,7 +242,7 @@ def formula(objective: object) -> str | None:
 
 def _formula(objective: object) -> str:
     written = []
-    for name, args, entry in _parts(objective):
+    for name, args, entry in parts(objective):
         scale = entry.get("scale")
         given = ", ".join(f"{key}={value!r}" for key, value in args.items()) if isinstance(args, Mapping) else ""
         factor = "" if scale is None or scale == 1 else f"{scale} * "

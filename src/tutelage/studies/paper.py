@@ -11,7 +11,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from tutelage import records
-from tutelage.report.figures import Panel, empty, inert
+from tutelage.report.figures import Panel, add_band, add_histogram, empty, inert
 from tutelage.studies.paper_figures import pictures
 from tutelage.studies.paper_print import paint
 from tutelage.studies.paper_records import Readings, read_study
@@ -103,8 +103,9 @@ def _plain(words: str) -> str:
 
 def _panel(picture: Picture, plot: Plot, at: int) -> Panel:
     figure = empty(f"{picture.title}: {inert(plot.name)}", picture.across, picture.up)
-    if plot.piles:
-        _add_piles(figure, plot)
+    for pile in plot.piles:
+        name = inert(f"{pile.label}: mean {pile.mean:.2f} (n = {pile.n})", 60)
+        add_histogram(figure, pile.edges, pile.density, pile.look, name=name, hovertemplate="%{y:.3f}")
     for line in plot.lines:
         _add_line(figure, line, points=picture.kind != "mappings")
     figure.update_layout(showlegend=True)
@@ -117,17 +118,7 @@ def _add_line(figure: go.Figure, line: Line, *, points: bool) -> None:
     if line.spread is not None:
         low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
         high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
-        figure.add_scatter(
-            x=[*line.x, *line.x[::-1]],
-            y=[*high, *low[::-1]],
-            fill="toself",
-            fillcolor=line.look.veil(0.16),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=group,
-        )
+        add_band(figure, line.x, low, high, line.look, group)
     if line.x:
         figure.add_scatter(
             x=list(line.x),
@@ -150,18 +141,4 @@ def _add_line(figure: go.Figure, line: Line, *, points: bool) -> None:
             legendgroup=group,
             showlegend=not line.x,
             hovertemplate="%{y:.4f}",
-        )
-
-
-def _add_piles(figure: go.Figure, plot: Plot) -> None:
-    for pile in plot.piles:
-        figure.add_scatter(
-            x=list(pile.edges),
-            y=[*pile.density, pile.density[-1]],
-            mode="lines",
-            line={**pile.look.line(), "shape": "hv"},
-            fill="tozeroy",
-            fillcolor=pile.look.veil(0.08),
-            name=inert(f"{pile.label}: mean {pile.mean:.2f} (n = {pile.n})", 60),
-            hovertemplate="%{y:.3f}",
         )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tutelage import records
 from tutelage.report.figures import Style, style
-from tutelage.report.reading import Run, mapping, number, read_run, section
+from tutelage.report.reading import Run, mapping, number, parts, read_run, section, stages
 from tutelage.report.reading import text as string
 
 
@@ -217,23 +217,10 @@ def _kind(named: Mapping[str, Mapping[str, Any]]) -> str | None:
     return matching[0] if matching in (["kd"], ["ttm"], ["wttm"]) else None
 
 
-def _last_stage(value: object) -> object:
-    """The manifest holds one entry a stage; the last one made the student."""
-    return value[-1] if isinstance(value, list) and value and isinstance(value[0], list) else value
-
-
 def presets(run: Run) -> dict[str, Mapping[str, Any]]:
     """Return the presets of a run's last stage with their arguments; without these where Python objects made it."""
-    last = _last_stage(run.manifest.get("objective"))
-    found: dict[str, Mapping[str, Any]] = {}
-    for item in last if isinstance(last, list) else [last]:
-        if isinstance(item, str):
-            found[item] = {}
-        elif isinstance(item, Mapping):
-            found |= {
-                str(k): args if isinstance(args, Mapping) else {} for k, args in item.items() if k not in records.BESIDE
-            }
-    return found
+    last = (stages(run.manifest.get("objective")) or [None])[-1]
+    return {name: args if isinstance(args, Mapping) else {} for name, args, _ in parts(last)}
 
 
 def terms(run: Run) -> Mapping[str, Any]:
