@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from tutelage.report.figures import TEACHER, Panel, Style, add_band, empty, inert, style
+from tutelage.report.figures import TEACHER, Panel, Style, add_band, add_line, empty, inert, style
 from tutelage.report.reading import Points, Run, Subject, number, points, section, teachers
 
 SETS = ("train", "validation", "test")
@@ -198,13 +198,5 @@ def _line(
     width: float = 2,
     group: str | None = None,
 ) -> None:
-    figure.add_scatter(
-        x=list(found),
-        y=[scale * value for value in found.values()],
-        mode="lines+markers",
-        name=inert(name),
-        line=look.line(width),
-        marker={**look.points(6 if width > 1 else 4), "maxdisplayed": 10},
-        legendgroup=group,
-        hovertemplate=f"%{{y:{digits}}}",
-    )
+    y = [scale * value for value in found.values()]
+    add_line(figure, list(found), y, inert(name), look, width=width, digits=digits, legendgroup=group)

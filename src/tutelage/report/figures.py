@@ -70,6 +70,23 @@ def inert(name: object, width: int = 40) -> str:
     return html.escape(plain if len(plain) <= width else f"{plain[: width - 1].rstrip()}…")
 
 
+def add_line(
+    figure: go.Figure,
+    x: Sequence[float],
+    y: Sequence[float],
+    name: str,
+    look: Style,
+    *,
+    width: float = 2,
+    digits: str = ".4f",
+    **options: Any,
+) -> None:
+    """Draw a curve; ``options`` are plotly's, instead of those here."""
+    marker = {**look.points(6 if width > 1 else 4), "maxdisplayed": 10}
+    standard = {"mode": "lines+markers", "name": name, "line": look.line(width), "marker": marker}
+    figure.add_scatter(x=list(x), y=list(y), hovertemplate=f"%{{y:{digits}}}", **{**standard, **options})
+
+
 def add_band(
     figure: go.Figure, x: Sequence[float], low: Sequence[float], high: Sequence[float], look: Style, group: str
 ) -> None:
