@@ -67,8 +67,9 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """Figures under a heading, with a note above them."""
+    """Figures under a heading, with a note above them; ``key`` is in the names of its figures."""
 
+    key: str
     title: str
     note: str
     panels: Sequence[Panel]
@@ -136,9 +137,9 @@ def render(subject: Subject, page: Page | None = None) -> str:
             {
                 "title": part.title,
                 "note": part.note,
-                "panels": [_panel(panel, f"{at}-{nth}") for nth, panel in enumerate(part.panels)],
+                "panels": [_panel(panel, f"{part.key}-{nth}") for nth, panel in enumerate(part.panels)],
             }
-            for at, part in enumerate(page.sections)
+            for part in page.sections
         ],
         "manifest_title": "Manifest of the first run" if subject.comparison else "Manifest",
         "manifest": groups(first),
@@ -166,8 +167,8 @@ def run_page(subject: Subject) -> Page:
         table=table(results),
         selection=selection(subject),
         sections=[
-            Section("By epoch", curves_note(subject), by_epoch(subject)),
-            Section(beside, last, against_teacher(subject)),
+            Section("0", "By epoch", curves_note(subject), by_epoch(subject)),
+            Section("1", beside, last, against_teacher(subject)),
         ],
         list_runs=subject.comparison,
         differences=differences(subject.runs),

@@ -58,8 +58,11 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
         table=study.whole_table(table),
         selection=html.selection(whole) if runs else "No run yet.",
         sections=[
-            *([Section("Figures", said, panels)] if panels else []),
-            *(Section(pair, curves_note(subject), by_epoch(subject)) for pair, subject in subjects.items()),
+            *([Section("paper", "Figures", said, panels)] if panels else []),
+            *(
+                Section(str(at), pair, curves_note(subject), by_epoch(subject))
+                for at, (pair, subject) in enumerate(subjects.items())
+            ),
         ],
         list_runs=True,
     )
