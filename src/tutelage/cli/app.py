@@ -266,7 +266,7 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
 ) -> None:
     """Write the report of a run, a comparison or a study anew, and print its table."""
-    from tutelage.report.html import write_report
+    from tutelage.studies.report import write_report
 
     if not folder.is_dir():
         _fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME", USER)
@@ -420,13 +420,13 @@ def _print_rehearsal(recipe: Recipe, trust: bool | frozenset[str]) -> None:
 def _print_table(folder: Path) -> None:
     from rich.console import Console
 
-    from tutelage.report import table
+    from tutelage.report import results
     from tutelage.studies import study_table as study
 
     if study.is_study(folder):
         study.print_study(folder, Console())
     else:
-        table.print_table(table.rows(folder), Console())
+        results.print_table(results.rows(folder), Console())
 
 
 def _listed(typed: str) -> list[str]:

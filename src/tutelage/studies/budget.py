@@ -18,6 +18,7 @@ import torch
 
 from tutelage import data, records
 from tutelage.config.schema import Recipe, RecipeError
+from tutelage.report.table import aligned
 from tutelage.runs import manifest, timing
 from tutelage.runs.execute import finished, steps_of, torch_settings
 from tutelage.runs.setup import build_inputs, build_objectives, held_out_sets
@@ -206,9 +207,8 @@ class Plan:
                 cells = (f"{steps:,}", _step_times(teachers), _step_times(students), _minutes(seconds), fits)
                 rows.append((pair, str(len(left)), *cells))
                 total += seconds
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for line in aligned(rows, left=range(len(rows[0]))):
+            yield f"  {line}"
         processes = f" with {self.workers} processes" if self.workers > 1 else ""
         yield f"estimated in all: {_minutes(total)}{processes}; left of the budget: {_minutes(available)}"
 

@@ -293,7 +293,7 @@ class _StudyRun:
 
 def write(request: StudyRequest, foreign: ForeignRuns) -> Path:
     """Write a study's records, table and report from its runs without the foreign ones; return the report's path."""
-    from tutelage.report.html import write_report
+    from tutelage.studies.report import write_report
     from tutelage.studies.study_table import write_tables
 
     folder = request.folder
