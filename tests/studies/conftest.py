@@ -16,7 +16,7 @@ def one_thread():
 
 @pytest.fixture
 def without_reports(monkeypatch):
-    """Reports are another room's, and take longer than these runs."""
+    """Reports are another package's, and take longer than these runs."""
     monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
 
 
