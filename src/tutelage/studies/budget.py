@@ -79,31 +79,18 @@ def read(typed: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """What was timed of a pair, in seconds.
+    """What was timed of a pair, in seconds."""
 
-    Attributes:
-        teacher: per step of the teacher's training; none where it is not trained.
-        student: per step of a student, with a live teacher where its method asks one.
-        batch: samples of the student's step.
-        asked: whether the teacher was asked in it.
-        teacher_eval_s: per sample of the teacher's evaluation; none where there is no teacher.
-        student_eval_s: per sample of the student's evaluation.
-        samples: of the training set.
-        held: samples of the held-out sets.
-        opened: for opening the data.
-        of: the two networks, as a pair of this name in another study file may have others.
-    """
-
-    teacher: float | None
-    student: float
-    batch: int
-    asked: bool
-    teacher_eval_s: float | None
-    student_eval_s: float
-    samples: int
-    held: int
-    opened: float
-    of: str
+    teacher: float | None  # per step of the teacher's training; none where it is not trained
+    student: float  # per step of a student, with a live teacher where its method asks one
+    batch: int  # samples of the student's step
+    asked: bool  # whether the teacher was asked in it
+    teacher_eval_s: float | None  # per sample; none where there is no teacher
+    student_eval_s: float  # per sample
+    samples: int  # of the training set
+    held: int  # samples of the held-out sets
+    opened: float  # for opening the data
+    of: str  # the two networks, as a pair of this name in another study file may have others
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Times:
@@ -122,25 +109,15 @@ FIELDS = {"word": "teacher_eval_s", "eyes": "student_eval_s"}
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What is left of a run, in seconds on this machine.
+    """What is left of a run, in seconds on this machine."""
 
-    Attributes:
-        steps: that are left.
-        step: per step.
-        evaluation: of the student on the held-out sets, after each epoch.
-        start: before the first step: opening the data, and the teacher's outputs for the held-out sets.
-        record: recording the teacher's outputs, where this run is the first to need them.
-        epochs: that are left, a begun one included.
-        source: of ``step``: ``timed`` on this machine, or ``records`` of a run there.
-    """
-
-    steps: int = 0
-    step: float = 0.0
-    evaluation: float = 0.0
-    start: float = 0.0
-    record: float = 0.0
-    epochs: int = 0
-    source: Literal["timed", "records"] = "timed"
+    steps: int = 0  # that are left
+    step: float = 0.0  # per step
+    evaluation: float = 0.0  # of the student on the held-out sets, after each epoch
+    start: float = 0.0  # before the first step: opening the data, and the teacher's outputs for the held-out sets
+    record: float = 0.0  # recording the teacher's outputs, where this run is the first to need them
+    epochs: int = 0  # that are left, a begun one included
+    source: Literal["timed", "records"] = "timed"  # of ``step``: timed on this machine, or a run's records there
 
     @property
     def seconds(self) -> float:
@@ -155,23 +132,14 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A study in the order that a budget asks for.
+    """A study in the order that a budget asks for."""
 
-    Attributes:
-        request: its pairs are in that order.
-        left: the unfinished runs, in order.
-        costs: of those whose pair was timed, by name.
-        budget: the time for it.
-        workers: processes that share it.
-        untimed: why a pair was not timed.
-    """
-
-    request: StudyRequest
-    left: tuple[Job, ...]
-    costs: Mapping[str, Cost]
+    request: StudyRequest  # its pairs are in that order
+    left: tuple[Job, ...]  # the unfinished runs, in order
+    costs: Mapping[str, Cost]  # by name, of those whose pair was timed
     budget: Budget
-    workers: int
-    untimed: Mapping[str, str]
+    workers: int  # processes that share it
+    untimed: Mapping[str, str]  # why a pair was not timed
 
     @property
     def seconds(self) -> float:
@@ -225,15 +193,9 @@ def prepare(
     """Time what is not known of each pair on this machine, and order the pairs by what is left of them.
 
     A step's time is taken from a run's own epochs, or from those of another seed of its method, where they were done on
-    the same machine; else from a few steps of the pair's teacher and of one of its students.
-
-    Args:
-        request: of the study.
-        budget: the time for it; timing takes at most a tenth of it.
-        workers: processes that share the work, and the machine's threads.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        measure: time what is not known; without it such pairs have no costs.
-        keep: write ``times.json``.
+    the same machine; else from a few steps of the pair's teacher and of one of its students. Timing takes at most a
+    tenth of the budget. Without ``measure`` pairs that were not timed before have no costs; ``keep`` writes
+    ``times.json``.
     """
     recipe = request.study.recipe
     with _threads(workers), torch_settings(recipe):
