@@ -15,6 +15,7 @@ import torch
 from tutelage.config.schema import Recipe, parse
 from tutelage.runs import manifest
 from tutelage.runs.execute import execute
+from tutelage.runs.run import RunOptions
 
 EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib"}
 """Each extra with the module that it brings."""
@@ -78,7 +79,7 @@ def _step(precision: str) -> Finding:
         settings = {"epochs": 1, "batch_size": 512, "precision": precision, "device": "auto"}
         recipe = parse(Recipe, {"name": "doctor", "student": "cifar:resnet8", **settings})
         try:
-            run = execute(recipe, Path(folder) / "doctor", verb="train", command="tutelage doctor")
+            run = execute(recipe, Path(folder) / "doctor", options=RunOptions(command="tutelage doctor"))
         except (RuntimeError, ValueError, OSError) as error:
             return Finding(f"training step, {precision}", f"failed: {error}", good=False)
         steps = run.epochs[-1]["step"]

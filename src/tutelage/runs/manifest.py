@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from tutelage import data, models
+from tutelage.models import Classifier
 from tutelage.version import __version__
 
 PACKAGES = (
@@ -64,6 +66,32 @@ def version() -> dict[str, str | None]:
     if commit and _git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here)):
         commit += "+changes"
     return {"version": __version__, "commit": commit}
+
+
+def describe_data(splits: data.Splits) -> dict[str, Any]:
+    """Describe the data for a manifest."""
+    return {
+        "source": splits.source,
+        "fingerprint": splits.fingerprint,
+        "classes": splits.classes,
+        "channels": splits.channels,
+        "image_size": list(splits.image_size),
+        "sizes": splits.sizes(),
+    }
+
+
+def describe_network(network: Classifier) -> dict[str, Any]:
+    """Describe a network for a manifest; the fingerprint is of the weights as they are now."""
+    card = network.card
+    return {
+        "name": without_paths(card.name),
+        "parameters": models.parameters(network),
+        "weights": card.weights or "random",
+        "fingerprint": models.fingerprint(network.network),
+        "normalisation": {"mean": list(card.mean), "std": list(card.std)} if card.mean and card.std else "none",
+        "source": card.source,
+        "licence": card.licence,
+    }
 
 
 def without_paths(value: Any) -> Any:

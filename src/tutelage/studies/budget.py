@@ -19,9 +19,9 @@ import torch
 from tutelage import data, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.report.table import aligned
-from tutelage.runs import manifest, timing
-from tutelage.runs.execute import finished, steps_of, torch_settings
-from tutelage.runs.setup import build_inputs, build_objectives, held_out_sets
+from tutelage.runs import autotune, manifest
+from tutelage.runs.run import finished
+from tutelage.runs.setup import build_inputs, build_objectives, held_out_sets, steps_of, torch_settings
 from tutelage.studies.plan import Job, StudyRequest, dry_run_recipe, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
 from tutelage.training.checkpoints import NAME
@@ -49,6 +49,19 @@ class Budget(NamedTuple):
     def left(self) -> float:
         """Seconds that are left."""
         return self.ends - self.clock()
+
+
+def begin(seconds: float | None, began: float, until: float | None = None) -> Budget | None:
+    """Return the budget of a command that began at a moment of the monotonic clock; none where it has no limit.
+
+    Args:
+        seconds: that it may take.
+        began: when.
+        until: a worker's end by the time of day, as monotonic clocks differ between processes.
+    """
+    if not seconds:
+        return None
+    return Budget(seconds, began + seconds if until is None else time.monotonic() + until - time.time())
 
 
 def read(typed: str) -> float:
@@ -287,18 +300,20 @@ def _time(
         # Its weights do not change the cost of a step.
         recipe = recipe.model_copy(update={"teacher": training.student})
     run_inputs = build_inputs(recipe, trust_code=trust_code, splits=splits)
-    student = timing.step(recipe, run_inputs, limit=limit).seconds
+    student = autotune.time_step(recipe, run_inputs, limit=limit).seconds
     teacher = None
     if trained := next((job.recipe for job in left if job.method == TEACHER), None):
         inputs = build_inputs(trained, trust_code=trust_code, splits=opened(trained))
-        teacher = timing.step(trained, inputs, limit=limit).seconds
+        teacher = autotune.time_step(trained, inputs, limit=limit).seconds
     return Times(
         teacher=teacher,
         student=student,
         batch=recipe.fits()[0].batch_size,
         asked=build_objectives(recipe)[0].needs.teacher,
-        teacher_eval_s=timing.ask(recipe, run_inputs.teacher, splits.test) if run_inputs.teacher else None,
-        student_eval_s=timing.ask(recipe, run_inputs.student, splits.test),
+        teacher_eval_s=autotune.time_evaluation(recipe, run_inputs.teacher, splits.test)
+        if run_inputs.teacher
+        else None,
+        student_eval_s=autotune.time_evaluation(recipe, run_inputs.student, splits.test),
         samples=len(splits.train),
         held=sum(batches.samples for _, batches in held_out_sets(splits, recipe)),
         opened=opened.seconds,

@@ -60,6 +60,13 @@ def rows() -> Iterator[Row]:
             )
 
 
+def signature(name: str) -> str:
+    """Return a preset's name with its arguments and their defaults."""
+    parameters = inspect.signature(PRESETS[name].build).parameters.values()
+    arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters)
+    return f"{name}({arguments})"
+
+
 def markdown() -> str:
     """Return the table as GitHub Markdown."""
     lines = []

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from tutelage import records
 from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.objectives import from_recipe
-from tutelage.runs import execute, manifest
+from tutelage.runs import manifest, resume
+from tutelage.runs.run import finished
 from tutelage.runs.setup import build_objectives, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
 from tutelage.settings.objective import ObjectiveSpec
@@ -25,7 +26,7 @@ from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method
 WHERE = {"protocol.data.source", "protocol.data.image", "protocol.data.label", "protocol.outputs"}
 """Keys that say where data and recorded outputs lie; their content is checked by fingerprints."""
 Section = TypeVar("Section", bound=BaseModel)
-FREE = {f"protocol.{key}" for key in execute.FREE}
+FREE = {f"protocol.{key}" for key in resume.FREE}
 
 
 class Job(NamedTuple):
@@ -355,7 +356,7 @@ def dry_run_recipes(request: StudyRequest) -> list[Recipe]:
 
 def dry_run_recipe(request: StudyRequest, job: Job) -> Recipe:
     """Return a run's recipe for a dry run, in which an untrained teacher is one to train."""
-    if job.needs is None or execute.finished(request.runs / job.needs):
+    if job.needs is None or finished(request.runs / job.needs):
         return job.recipe
     trained = request.study.pairs[job.pair].training(request.study.teacher_seed)
     assert trained is not None
