@@ -36,7 +36,7 @@ def collecting(monkeypatch):
 def studied(folder, seeds=1):
     study = schema.parse(STUDY)
     assignment = plan.assign(study, study, runs=folder, seeds=seeds)
-    return run_study.run_study(assignment, command="test"), assignment
+    return run_study.run_study(assignment), assignment
 
 
 def read(folder):
@@ -74,7 +74,7 @@ def test_another_teacher_in_the_copy_s_place_is_none_of_theirs(collecting, tmp_p
     place = collecting.restore(kept, tmp_path / "elsewhere")
     other = {**STUDY, "teacher_seed": 7}
     study = schema.parse(other)
-    run_study.run_study(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]), command="test")
+    run_study.run_study(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]))
     trained = tmp_path / "other/grid/teachers/wide-seed7" / records.STUDENT
     shutil.copy(trained, place / "teachers/wide-seed100" / records.STUDENT)
     failed, _ = studied(tmp_path / "elsewhere", seeds=2)
