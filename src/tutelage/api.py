@@ -12,15 +12,15 @@ from torch import nn
 from tutelage import config, data, models, objectives, records
 from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.models import Classifier
-from tutelage.objectives import Objective
+from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import NullReporter, Reporter
 from tutelage.runs.resume import fingerprints
 from tutelage.runs.run import Run, RunOptions, finished
-from tutelage.runs.setup import RunInputs, held_out_sets
+from tutelage.runs.setup import RunInputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import collect_outputs, evaluate_outputs
-from tutelage.training.loop import accelerator_on
 from tutelage.types import UNLABELLED
 
 
@@ -83,8 +83,8 @@ def distill(
         value["data"] = data
     else:
         value["data"] = {"source": "own"}
-    recipe = config.parse(Recipe, value, where="distill")
-    run_inputs = None if named and built_in else _inputs_of(recipe, student, teacher, data, trust_code)
+    recipe = parse(Recipe, value, where="distill")
+    run_inputs = None if named and built_in else _inputs_of(recipe, objective, student, teacher, data, trust_code)
     options = RunOptions(reporter=reporter or NullReporter(), trust_code=trust_code, command="tutelage.distill(...)")
     return run(recipe, Path(runs) / recipe.name, options=options, run_inputs=run_inputs)
 
@@ -102,11 +102,10 @@ def run(
     try:
         return execute(recipe, folder, options=options, run_inputs=run_inputs, expected=expected)
     finally:
-        from tutelage.report.html import write_report  # plotly takes a while to import
+        for path in filter(finished, unfinished):
+            from tutelage.report.html import write_report  # plotly takes a while to import
 
-        for path in unfinished:
-            if finished(path):
-                write_report(path)
+            write_report(path)
 
 
 def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
@@ -118,6 +117,7 @@ def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
 
 def _inputs_of(
     recipe: Recipe,
+    objective: Objective,
     student: str | nn.Module,
     teacher: str | nn.Module | None,
     source: Any,
@@ -137,7 +137,15 @@ def _inputs_of(
             return models.adopt(network, f"object:{type(network).__name__}", **shape)
         return models.create(network, seed=recipe.seed, trust_code=trust_code, **shape)
 
-    return RunInputs(splits, build(student), build(teacher) if teacher is not None else None, repeatable=False)
+    return RunInputs(
+        splits=splits,
+        student=build(student),
+        teacher=build(teacher) if teacher is not None else None,
+        objectives=tuple(
+            objective if fit.objective == objective.spec else from_spec(fit.objective) for fit in recipe.fits()
+        ),
+        repeatable=False,
+    )
 
 
 def _splits_of(source: Any, *networks: Any) -> data.Splits:
@@ -167,14 +175,14 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
             f"{path}: expected the recipe of one run, got one that compares several objectives; "
             f"type tutelage compare {path}"
         )
-    return config.parse(Recipe, value, where=str(path))
+    return parse(Recipe, value, where=str(path))
 
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from ``key=value`` alone."""
     value = config.override({}, overrides)
     value.setdefault("name", "run")
-    return config.parse(Recipe, value, where="recipe")
+    return parse(Recipe, value, where="recipe")
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
@@ -199,7 +207,7 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
         stem = f"{value['name']}-again"
         names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in names if not finished(runs / name))
-    recipe = config.parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
+    recipe = parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
     if overrides:
         return recipe, None
     expected = fingerprints(then)
@@ -225,9 +233,7 @@ def evaluate(
     value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
     kept: dict[str, Any] = {key: value[key] for key in shared if key in value}
-    recipe = config.parse(
-        Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate"
-    )
+    recipe = parse(Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate")
     weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     if best and not (folder / records.BEST).is_file():
         raise RecipeError(

@@ -148,7 +148,7 @@ class StatefulTerm(Protocol):
     them to each other: it sees to it that they are equal.
     """
 
-    def settle(self, applied: Tensor) -> None:
+    def commit(self, applied: Tensor) -> None:
         """Take over what the last step has shown if ``applied``, ``()`` bool on the step's device; else forget it."""
 
 

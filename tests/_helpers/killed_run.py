@@ -207,9 +207,9 @@ def arm(moment):
 
         RunState.finish = finished
     elif what == "forget":
-        from tutelage.training import loop
+        from tutelage.training import step
 
-        loop.restore_random = lambda saved, device: None
+        step.restore_random = lambda saved, device: None
     elif what == "outside":
         register_optimizer_step_post_hook(lambda *_: time.sleep(0.02))
     else:

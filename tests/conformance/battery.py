@@ -188,8 +188,8 @@ def network(kind: str, who: str, classes: int) -> Classifier:
         name=f"tiny {kind} {who}",
         classes=classes,
         image_size=(SIDE, SIDE),
-        taps=(*stages, "fc:input"),
-        preactivations=(*before, "fc:input"),
+        stages=(*stages, "fc:input"),
+        stage_inputs=(*before, "fc:input"),
         embedding="fc:input",
         head="fc",
     )
@@ -217,7 +217,7 @@ class Case:
         _loss(bound, *self.outputs(11, dtype=torch.float64), self.batch())
         for term in bound.terms.values():
             if isinstance(term, StatefulTerm):
-                term.settle(torch.tensor(True))
+                term.commit(torch.tensor(True))
         return bound.eval()
 
     def batch(self, n: int = BATCH, seed: int = 0) -> Batch:

@@ -91,7 +91,7 @@ def test_three_steps_are_those_of_the_published_algorithm(settled):
         values.sum().backward()
         np.testing.assert_allclose(values.detach().numpy(), reference(*given), rtol=1e-9)
         if settled:
-            term.settle(YES)
+            term.commit(YES)
     state = term.state_dict()
     for name in ("student_bank", "teacher_bank"):
         np.testing.assert_allclose(state[name].numpy(), reference.state[name], rtol=1e-9)
@@ -131,7 +131,7 @@ def test_nothing_moves_before_the_step_is_settled():
     before = banks(term)
     term(*step(0)).sum().backward()
     assert same(before, banks(term))
-    term.settle(YES)
+    term.commit(YES)
     moved = [name for name, value in banks(term).items() if not torch.equal(value, before[name])]
     assert moved == ["student_bank", "teacher_bank", "log_normalisers"]
     rest = [i for i in range(30) if i not in (4, 9, 11)]
@@ -142,7 +142,7 @@ def test_a_step_that_was_not_applied_leaves_no_trace():
     term = bound()
     before = banks(term)
     term(*step(0))
-    term.settle(NO)
+    term.commit(NO)
     assert same(before, banks(term))
     first = term(*step(1)).detach()
     assert torch.equal(bound()(*step(1)).detach(), first)
@@ -152,7 +152,7 @@ def test_evaluation_moves_nothing():
     term = bound().eval()
     before = banks(term)
     assert torch.isfinite(term(*step(0))).all()
-    term.settle(YES)
+    term.commit(YES)
     assert same(before, banks(term))
 
 
@@ -160,7 +160,7 @@ def test_a_row_that_is_not_finite_is_left_as_it_was():
     """In a loop of one's own that says nothing of a bad step."""
     term = bound()
     term(*step(0))
-    term.settle(YES)
+    term.commit(YES)
     before = banks(term)
     given = step(1, (4, 9, 11))
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_a_first_batch_that_is_not_finite_fixes_no_constants():
         given[0].taps[TAP][0] = torch.inf
     term(*given)
     term(*step(1))
-    term.settle(YES)
+    term.commit(YES)
     reference = bound()
     reference.load_state_dict(term.state_dict())
     assert torch.isfinite(term.log_normalisers).all()

@@ -601,10 +601,15 @@ def test_supervision_without_labels_is_refused(tmp_path):
     assert run.manifest["data"]["sizes"]["labelled"] == 0
 
 
+def own_inputs(splits, teacher):
+    student = models.adopt(net(), classes=3)
+    return RunInputs(splits=splits, student=student, teacher=teacher, objectives=(objectives.kd(),), repeatable=False)
+
+
 def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
     splits = own_splits()
     how = {"data": splits, "student": net(), "runs": tmp_path, "epochs": 1, "device": "cpu", "objective": "kd"}
-    run_inputs = RunInputs(splits, models.adopt(net(), classes=3), models.create(teacher), repeatable=False)
+    run_inputs = own_inputs(splits, models.create(teacher))
     with pytest.raises(
         RecipeError, match=r"^teacher mlp:16: expected 3 classes, as the data and the student have, got 10; "
     ):
@@ -616,7 +621,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
 def test_a_teacher_with_a_fresh_head_is_refused(tmp_path, teacher):
     splits = own_splits()
     fresh = models.create(teacher, classes=3)
-    run_inputs = RunInputs(splits, models.adopt(net(), classes=3), fresh, repeatable=False)
+    run_inputs = own_inputs(splits, fresh)
     with pytest.raises(
         RecipeError, match=r"^teacher mlp:16: expected weights for 3 classes, .* another number; fine-tune it"
     ):
@@ -890,7 +895,7 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused():
     def taught_by(*names):
         teacher = models.create("mlp:8", classes=10, channels=1, image_size=(8, 8))
         teacher.card = replace(teacher.card, class_names=names or None)
-        check_compatible(RunInputs(splits, student, teacher), [objectives.kd()])
+        check_compatible(RunInputs(splits=splits, student=student, teacher=teacher, objectives=(objectives.kd(),)))
 
     digits = [str(i) for i in range(10)]
     with pytest.raises(RecipeError, match=r"got '4' where they have '3' \(class 3\)"):
@@ -998,15 +1003,15 @@ def test_what_was_found_for_auto_is_recorded_and_is_the_same_after_a_resume(tmp_
     ],
 )
 def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, batch_size, world, got):
-    settings = recipe_of("x").fits()[0][1]
+    fits = [replace(recipe_of("x").fits()[0], batch_size=batch_size)]
     objective = objectives.kd() + objectives.rkd()
-    check_last_batch(samples, [(objectives.kd(), settings, batch_size)], world=world)
+    check_last_batch(samples, [objectives.kd()], fits, world=world)
     if got is None:
-        check_last_batch(samples, [(objective, settings, batch_size)], world=world)
+        check_last_batch(samples, [objective], fits, world=world)
         return
     told = rf"^batch_size: expected 2 samples or more in every batch for objective kd\+rkd, {re.escape(got)}$"
     with pytest.raises(RecipeError, match=told):
-        check_last_batch(samples, [(objective, settings, batch_size)], world=world)
+        check_last_batch(samples, [objective], fits, world=world)
 
 
 @pytest.mark.parametrize("objective", ["rkd", "correlation", "itrd", "srd"])

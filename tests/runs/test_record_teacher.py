@@ -22,7 +22,7 @@ from tutelage.runs.setup import build_inputs, single_exponent
 from tutelage.studies.compare import compare
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.teacher_cache.top_k import TeacherCacheError
-from tutelage.training import clock
+from tutelage.training.compile import ROUNDS
 from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
@@ -229,9 +229,8 @@ def test_outputs_keep_the_form_that_they_were_begun_in(many, tmp_path):
 
 def test_a_top_that_says_too_little_is_refused_before_anything_is_written(many, tmp_path):
     given = wttm(**many, outputs=str(tmp_path / "outputs"))
-    with pytest.raises(
-        TeacherCacheError, match=r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="
-    ):
+    message = r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="
+    with pytest.raises(TeacherCacheError, match=message):
         record(given, limit_mb=LIMIT, top=1)
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
     record(given, limit_mb=LIMIT, top=3, max_error=1)
@@ -393,7 +392,7 @@ def test_interrupted_recording_goes_on_in_the_form_that_was_chosen(teacher, tmp_
     before = len(compiling)
     said = (folder / "outputs.json").read_text()
     record_teacher.record(recipe_.model_copy(update={"epochs": 2, "compile_teacher": False}))
-    epoch = before - (1 + clock.ROUNDS)  # what was not measuring
+    epoch = before - (1 + ROUNDS)  # what was not measuring
     assert len(compiling) == before + epoch > before
     assert (folder / "outputs.json").read_text() == said
 

@@ -133,7 +133,7 @@ def test_what_is_no_budget_is_answered_with_what_to_type(typed, told):
 def test_the_pair_that_takes_least_comes_first_and_each_row_is_whole_before_the_next(tmp_path, by_width):
     planned = prepare(assign(tmp_path, seeds=2))
     # Beside the large teacher that large/small has paid for, large/middle takes its students alone.
-    assert planned.assignment.pairs == ("slim/tiny", "large/small", "large/middle")
+    assert planned.request.pairs == ("slim/tiny", "large/small", "large/middle")
     assert [job.name.removeprefix("grid/") for job in planned.left][:5] == [
         "teachers/slim-seed100",
         "students/tiny-cross_entropy-seed0",
@@ -198,7 +198,7 @@ def test_timing_itself_is_short(tmp_path, by_width, monkeypatch):
     monkeypatch.setattr(budget, "SHARE", 0.0)
     planned = prepare(assign(tmp_path))
     assert by_width == ["mlp:24", "mlp:48"]
-    assert planned.assignment.pairs[0] == "large/middle"
+    assert planned.request.pairs[0] == "large/middle"
     assert set(planned.untimed) == {"large/small", "slim/tiny"}
     assert sum("not known: timing would take more" in line for line in planned.lines()) == 2
 
@@ -248,7 +248,7 @@ def test_a_study_stops_inside_its_budget_and_goes_on_to_the_same_bits(tmp_path, 
     assert values(assignment)["slim/tiny", "kd"][0] == 0
     assert (assignment.folder / "table.md").exists()
     how_many = "1 of the 3 left is begun" if at == 0 else "2 of the 2 left are begun"
-    assert f"{at} of 3 runs are finished, {how_many}" in budget.rest(prepare(assign(tmp_path / "parts", ONE)))
+    assert f"{at} of 3 runs are finished, {how_many}" in budget.progress(prepare(assign(tmp_path / "parts", ONE)))
     failed, _ = studied(assignment)
     assert failed == {}
     whole = assign(tmp_path / "whole", ONE)

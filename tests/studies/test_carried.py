@@ -13,7 +13,7 @@ from tests._helpers import ROOT
 
 from tutelage import records
 from tutelage.report import html
-from tutelage.studies import plan, run_study, schema
+from tutelage.studies import plan, report, run_study, schema
 
 STUDY = {
     "name": "grid",
@@ -29,6 +29,7 @@ def collecting(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(report, "write_report", lambda folder: folder / "report.html")
     return module
 
 

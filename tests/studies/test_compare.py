@@ -8,7 +8,7 @@ import torch
 from tutelage import config, records
 from tutelage.config.schema import Comparison, RecipeError
 from tutelage.modules import Distiller
-from tutelage.report import html, table
+from tutelage.report import html, results
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.reporter import NullReporter
 from tutelage.runs.run import RunOptions
@@ -95,11 +95,11 @@ def test_seeds_that_share_the_data_seed_are_one_class_and_are_marked(tmp_path):
     assert len(manifest(tmp_path / "shared" / "kd-seed1")["class"]) == 5
     assert records.read_json(tmp_path / "shared" / records.COMPARISON)["share_data_seed"] is True
     mark = "Seeds share order and views"
-    rows = table.rows(tmp_path / "shared")
-    assert mark in table.text(rows)
-    assert mark in table.markdown(rows)
+    rows = results.rows(tmp_path / "shared")
+    assert mark in results.table(rows).text()
+    assert mark in results.table(rows).markdown()
     do(tmp_path / "own")
-    assert mark not in table.text(table.rows(tmp_path / "own"))
+    assert mark not in results.table(results.rows(tmp_path / "own")).text()
     # The first seed's runs have the data seed that they would have anyway, the second's another.
     shared, own = weights(tmp_path / "shared"), weights(tmp_path / "own")
     assert shared["kd-seed0"] == own["kd-seed0"]

@@ -22,7 +22,7 @@ from tests._helpers import ROOT
 from tutelage import records
 from tutelage.runs.reporter import NullReporter
 from tutelage.runs.run import Run, RunOptions
-from tutelage.studies import plan, run_study, schema
+from tutelage.studies import plan, run_study, schema, study_file
 from tutelage.studies import study_table as paper_table
 from tutelage.studies.workers import share
 
@@ -355,7 +355,7 @@ def test_studies_are_listed(invoke):
     for typed in (["study"], ["study", "--list"], ["study", "table1", "--list"]):
         code, out, _ = invoke(*typed)
         assert code == 0
-        assert [line.split()[0] for line in out.splitlines()] == schema.names()
+        assert [line.split()[0] for line in out.splitlines()] == study_file.names()
     assert "table1" in out
 
 

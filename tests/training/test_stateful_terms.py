@@ -13,9 +13,10 @@ from tutelage import objectives
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Objective, WeightedTerm
 from tutelage.objectives.contrast import Contrast
-from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import NonFiniteError
-from tutelage.training.loop import CheckpointSink, accelerator_on, fit
+from tutelage.training.loop import fit
 from tutelage.types import Batch
 
 CONTRAST = Contrast(negatives=8, temperature=0.07, momentum=0.5, dimension=6, student_tap="1", teacher_tap="1")

@@ -72,10 +72,10 @@ def print_table(folder: Path) -> None:
     """Print the table of a run, a comparison or a study."""
     from rich.console import Console
 
-    from tutelage.report import table
+    from tutelage.report import results
     from tutelage.studies import study_table
 
     if study_table.is_study(folder):
         study_table.print_study(folder, Console())
     else:
-        table.print_table(table.rows(folder), Console())
+        results.print_table(results.rows(folder), Console())

@@ -19,11 +19,12 @@ def compare(
     """Compare several objectives over several seeds on one task."""
     from tutelage import config
     from tutelage.config.schema import Comparison
+    from tutelage.runs.setup import parse
     from tutelage.runs.terminal import TerminalReporter
     from tutelage.studies import compare as comparisons
 
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
-    comparison = config.parse(Comparison, config.read(path, overrides or []), where=str(path))
+    comparison = parse(Comparison, config.read(path, overrides or []), where=str(path))
     trust = common.trusted(trust_code, overrides or [])
     folder = runs / comparison.name
     if dry_run:

@@ -32,7 +32,7 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
 ) -> None:
     """Write the report of a run, a comparison or a study anew, and print its table."""
-    from tutelage.report.html import write_report
+    from tutelage.studies.report import write_report
 
     if not folder.is_dir():
         common.fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME")

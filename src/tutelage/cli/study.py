@@ -58,15 +58,15 @@ def study(
     from tutelage import records
     from tutelage.runs.terminal import TerminalReporter
     from tutelage.studies import budget as budgets
-    from tutelage.studies import plan, run_study, schema, workers
+    from tutelage.studies import plan, run_study, study_file, workers
 
     if name is None or list_studies:
-        width = max(map(len, schema.names()))
-        for known, title in schema.titles():
+        width = max(map(len, study_file.names()))
+        for known, title in study_file.titles():
             typer.echo(f"{known:<{width}}  {title}")
         return
     time_limit = budgets.begin(budgets.read(budget) if budget is not None else None, began, until)
-    plain, changed = schema.read(name, _with_device(overrides or [], device))
+    plain, changed = study_file.read(name, _with_device(overrides or [], device))
     request = plan.assign(
         plain,
         changed,
@@ -108,7 +108,7 @@ def study(
         typer.echo(f"\ntable: {request.folder / 'table.md'}\nreport: {request.folder / 'report.html'}")
     if time_limit is not None:
         left = budgets.prepare(request, time_limit, workers=jobs, measure=False)
-        typer.echo(f"\n{budgets.rest(left)}")
+        typer.echo(f"\n{budgets.progress(left)}")
         if left.left:
             typer.echo(f"to go on, here or where the folder {runs} was copied to: {common.command()}")
     for run, reason in failed.items():
@@ -131,7 +131,7 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
         if method in request.methods:
             typer.echo(f"{method}: {reason}")
     errors = []
-    for recipe in plan.rehearsals(request):
+    for recipe in plan.dry_run_recipes(request):
         try:
             common.print_dry_run(recipe, trust)
         except (ValueError, TypeError, OSError, ImportError) as error:
@@ -144,7 +144,7 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
 def _print_departures(request: StudyRequest) -> None:
     from tutelage.studies import plan
 
-    for departure in plan.departures(request, plan.cells(request)):
+    for departure in plan.deviations(request, plan.cells(request)):
         typer.echo(f"departs from the study: {departure}")
 
 

@@ -122,7 +122,7 @@ class BoundContrast(nn.Module):
         return losses.crd(student_scores, teacher_scores, known, samples=self.samples)
 
     @torch.no_grad()
-    def settle(self, applied: Tensor) -> None:
+    def commit(self, applied: Tensor) -> None:
         """Take over what the last step has shown, where it was applied."""
         if (seen := self._seen) is None:
             return
@@ -138,7 +138,7 @@ class BoundContrast(nn.Module):
     def _settle_all(self) -> None:
         """Settle what nobody has spoken of, as applied."""
         if self._seen is not None:
-            self.settle(torch.ones((), dtype=torch.bool, device=self.student_bank.device))
+            self.commit(torch.ones((), dtype=torch.bool, device=self.student_bank.device))
 
     def _save_to_state_dict(self, *given: object) -> None:
         self._settle_all()

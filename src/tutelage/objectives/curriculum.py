@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import checks, losses
-from tutelage.objectives.schedules import Schedule, weight_at
 from tutelage.objectives.term import BindContext, present
+from tutelage.settings.weights import Schedule, weight_at
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 

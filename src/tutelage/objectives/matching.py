@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tutelage import losses, targets
 from tutelage.objectives import automatic
-from tutelage.objectives.schedules import Automatic
 from tutelage.objectives.term import BindContext, present
+from tutelage.settings.weights import Automatic
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 NORMALISE = ("none", "batch", "training")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
-from tutelage.objectives.schedules import Automatic, Weight, scaled, weight_at, weight_to_recipe
 from tutelage.objectives.term import Apply, BindContext, TermSpec, shape_of
+from tutelage.settings.objective import ObjectiveSpec, PresetSpec, written
+from tutelage.settings.weights import Automatic, Weight, scaled, weight_at, weight_to_recipe
 from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
 
@@ -174,6 +175,23 @@ class Objective:
         """Return each term's weight by name: a number, or a schedule as a recipe writes it."""
         return {part.name: weight_to_recipe(scaled(part.weight, scale)) for part, scale in self.parts}
 
+    @property
+    def spec(self) -> ObjectiveSpec:
+        """The objective as plain data: what a recipe holds of it."""
+        if any(piece.preset is None for piece in self.pieces):
+            return ObjectiveSpec(weights=self.weights())
+        return ObjectiveSpec(
+            presets=tuple(
+                PresetSpec(
+                    preset=str(piece.preset),
+                    arguments=written(piece.arguments or {}),
+                    scale=piece.scale,
+                    gather=piece.gather,
+                )
+                for piece in self.pieces
+            )
+        )
+
     def to_recipe(self) -> list[dict[str, Any]]:
         """Return the objective as a recipe writes it: ``[{preset: {argument: value}, scale: number}, ...]``.
 
@@ -182,17 +200,12 @@ class Objective:
         Raises:
             ValueError: a term was put together by hand, so no preset call makes it.
         """
-        if any(piece.preset is None for piece in self.pieces):
+        if self.spec.weights is not None:
             raise ValueError(
                 "objective: expected presets, got terms put together by hand, which no recipe can hold; "
                 "name the function that makes them as a preset, with @objectives.preset"
             )
-        return [
-            {str(piece.preset): _plain(piece.arguments or {})}
-            | ({"scale": piece.scale} if piece.scale != 1 else {})
-            | ({"gather": True} if piece.gather else {})
-            for piece in self.pieces
-        ]
+        return list(self.spec.to_recipe())
 
     def bind(self, context: BindContext = BindContext()) -> BoundObjective:  # noqa: B008  a named tuple is immutable
         """Build the objective's fresh module for one run; nothing is shared between two of them."""
@@ -429,7 +442,3 @@ def _module(term: Any) -> nn.Module:
     if not isinstance(term, nn.Module):
         raise TypeError(f"term: expected bind() to return an nn.Module, got {type(term).__name__}")
     return term
-
-
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, tuple) else weight_to_recipe(v) for name, v in arguments.items()}

@@ -9,10 +9,10 @@ from tutelage.objectives.contrast import Contrast
 from tutelage.objectives.matching import Matching
 from tutelage.objectives.objective import Objective, WeightedTerm
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.schedules import AUTO, AutomaticNumber, AutomaticWeight, SignedWeight, Weight
 from tutelage.objectives.standardised import on_logits
 from tutelage.objectives.term import Apply, TermSpec
 from tutelage.objectives.tokens import Generate, Mimic
+from tutelage.settings.weights import AUTO, AutomaticNumber, AutomaticWeight, SignedWeight, Weight
 
 
 @preset("labels alone; label smoothing: Szegedy et al. 2016, arXiv:1512.00567")

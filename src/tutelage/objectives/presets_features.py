@@ -7,11 +7,12 @@ import functools
 from tutelage import losses
 from tutelage.objectives.factors import Factors
 from tutelage.objectives.objective import Objective, WeightedTerm
-from tutelage.objectives.registry import Names, objective_of, preset
-from tutelage.objectives.schedules import Weight, scaled
+from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.stages import Stages, paired
 from tutelage.objectives.term import Apply
 from tutelage.objectives.variational import Variational
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight, scaled
 
 STAGES = ("card:stage.-3", "card:stage.-2", "card:stage.-1")
 WITH_STEM = ("card:stage.-4", *STAGES)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tutelage.objectives.fusion import Masked, Review
 from tutelage.objectives.objective import Objective, WeightedTerm
-from tutelage.objectives.registry import Names, objective_of, preset
-from tutelage.objectives.schedules import Weight
+from tutelage.objectives.registry import objective_of, preset
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
 
 LEVELS = ("card:before.-3", "card:before.-2", "card:before.-1", "card:embedding")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from tutelage import losses
 from tutelage.objectives.guided import OFD, SRRL, NormDirection
 from tutelage.objectives.objective import Objective, WeightedTerm
-from tutelage.objectives.registry import Names, objective_of, preset, supervised_part
-from tutelage.objectives.schedules import Weight
+from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.term import Apply
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
 
 BEFORE = ("card:before.-3", "card:before.-2", "card:before.-1")
 AS_TAPS = ("auto",)

@@ -11,9 +11,9 @@ from tutelage import losses
 from tutelage.objectives.curriculum import Curriculum
 from tutelage.objectives.objective import Objective, WeightedTerm
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.schedules import CosineWarmUp, SignedWeight, WarmUp, Weight
 from tutelage.objectives.standardised import on_logits
 from tutelage.objectives.term import Apply
+from tutelage.settings.weights import CosineWarmUp, SignedWeight, WarmUp, Weight
 
 DKD_WEIGHT = WarmUp(1.0, 20)
 """The factor of the DKD term over its authors' run."""

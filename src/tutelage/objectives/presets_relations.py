@@ -7,9 +7,10 @@ import functools
 from tutelage import losses
 from tutelage.objectives.embedded import Correlation
 from tutelage.objectives.objective import Objective, WeightedTerm
-from tutelage.objectives.registry import Names, objective_of, preset
-from tutelage.objectives.schedules import Weight
+from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import Apply
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
 
 
 @preset("Park et al. 2019, arXiv:1904.05068")

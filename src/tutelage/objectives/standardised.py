@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from torch import Tensor, nn
 
 from tutelage import losses
-from tutelage.objectives.schedules import Automatic, Weight
 from tutelage.objectives.term import BindContext, TermSpec, present
+from tutelage.settings.weights import Automatic, Weight
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 LOGITS = ("raw", "standardised")

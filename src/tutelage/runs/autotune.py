@@ -17,8 +17,9 @@ from tutelage.config.schema import Recipe, TrainedTeacher
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs.setup import RunInputs, run_context, steps_of
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import collect_outputs
-from tutelage.training.loop import accelerator_on, fit
+from tutelage.training.loop import fit
 from tutelage.types import Batch
 
 GAIN = 1.2
@@ -124,9 +125,10 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
         limit: seconds after which no further step is taken; the first to warm up and one more always are.
     """
     accelerator = accelerator_on(recipe.device)
-    objective, settings, batch_size = recipe.fits()[stage]
+    objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]
     teacher_copy = copy.deepcopy(run_inputs.teacher)
-    run_inputs = run_inputs._replace(
+    run_inputs = replace(
+        run_inputs,
         student=copy.deepcopy(run_inputs.student).to(accelerator.device),
         teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
     )
@@ -134,9 +136,9 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
     network = run_inputs.teacher if objective.needs.teacher else None
     teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network is not None else None
     train = run_inputs.splits.train
-    batches = data.BatchLoader(train, batch_size=batch_size, data_seed=recipe.data_seed, train=True)
+    batches = data.BatchLoader(train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True)
     timed = _TimedBatches(batches, TIMED, limit)
-    (record,) = fit(distiller, teacher, timed, replace(settings, epochs=1), accelerator=accelerator)
+    (record,) = fit(distiller, teacher, timed, replace(planned.settings, epochs=1), accelerator=accelerator)
     return StepTime(timed.seconds, record["train"]["terms"])
 
 

@@ -14,8 +14,8 @@ from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
 from tutelage.runs.run import DEFAULTS, RunOptions
 from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, steps_of
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import collect_outputs, evaluate_outputs
-from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch
 
 SAMPLE = 512
@@ -35,8 +35,8 @@ def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str
         torch.set_num_threads(recipe.threads)
     # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
-    check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
-    check_last_batch(len(run_inputs.splits.train), recipe.fits())
+    check_compatible(run_inputs)
+    check_last_batch(len(run_inputs.splits.train), run_inputs.objectives, recipe.fits())
     splits = run_inputs.splits
     recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
@@ -51,15 +51,15 @@ def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str
         summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
     summary.append(("precision", reason.removeprefix("precision ") if reason else recipe.precision))
     total = 0.0
-    for i, (objective, settings, batch_size) in enumerate(recipe.fits()):
+    for i, (objective, fit) in enumerate(zip(run_inputs.objectives, recipe.fits(), strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
-        steps = -(-len(splits.train) // batch_size) * settings.epochs
+        steps = fit.steps(len(splits.train))
         total += steps * seconds
         stage = f"stage {i + 1} " if len(recipe.fits()) > 1 else ""
         summary += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
-            (f"{stage}logits", str((batch_size, splits.classes))),
-            (f"{stage}steps", f"{steps} of {batch_size} samples, {seconds * 1000:.1f} ms each"),
+            (f"{stage}logits", str((fit.batch_size, splits.classes))),
+            (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
         seconds, _ = autotune.time_step(training, build_inputs(training, trust_code=options.trust_code))

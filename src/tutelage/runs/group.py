@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from tutelage.runs.lock import folder_lock
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import DEFAULTS, Run, RunOptions
 from tutelage.runs.run_state import RunState
-from tutelage.runs.setup import RunInputs, build_inputs, torch_settings
+from tutelage.runs.setup import RunInputs, build_inputs, build_objectives, torch_settings
 from tutelage.teacher_cache.cache import CachedTeacher
 from tutelage.training.evaluate import EvalOutputs
-from tutelage.training.loop import FitJob, Lockstep
-from tutelage.training.rng_state import RngState
+from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.state import RngState
 from tutelage.types import Batch, Batches, Teacher
 
 
@@ -88,15 +89,18 @@ class RunGroup:
             return
         members, first = list(jobs), self.runs[next(iter(jobs))]
         batches = data.BatchLoader(
-            first.run_inputs.splits.train, batch_size=first.fits[stage][2], data_seed=first.recipe.data_seed, train=True
+            first.run_inputs.splits.train,
+            batch_size=first.fits[stage].batch_size,
+            data_seed=first.recipe.data_seed,
+            train=True,
         )
         teacher = self.training_teacher(jobs, stage)
-        steps = len(batches) * first.fits[stage][1].epochs
+        steps = len(batches) * first.fits[stage].settings.epochs
         starts = [job.resume.state["step"] if job.resume else 0 for job in jobs.values()]
         title = first.recipe.name + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
         title += f" stage {stage + 1} of {len(first.fits)}" if len(first.fits) > 1 else ""
         self.reporter.begin(title, steps * len(jobs), sum(starts))
-        before = sum(settings.epochs for _, settings, _ in first.fits[:stage])
+        before = sum(fit.settings.epochs for fit in first.fits[:stage])
         lockstep = Lockstep(
             list(jobs.values()),
             teacher,
@@ -121,7 +125,7 @@ class RunGroup:
             return None
         first = self.runs[next(iter(asking))]
         taps = tuple(dict.fromkeys(itertools.chain(*asking.values())))
-        return first.training_teacher(first.fits[stage][0], taps)
+        return first.training_teacher(first.objectives[stage], taps)
 
 
 class _Followed:
@@ -191,7 +195,7 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
             try:
                 earlier = resume.earlier_manifest(folder, recipe)
                 run_inputs = build_inputs(recipe, beside=shared, trust_code=options.trust_code)
-                shared = shared._replace(teacher=shared.teacher or run_inputs.teacher) if shared else run_inputs
+                shared = replace(shared, teacher=shared.teacher or run_inputs.teacher) if shared else run_inputs
                 resume.same_fingerprints(run_inputs, resume.fingerprints(earlier))
                 if precision is None:
                     resolved, reason = autotune.resolve_precision(recipe, run_inputs)
@@ -233,10 +237,10 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
         return False
     keys, other_keys = (
         {name: getattr(recipe, name) for name in _SHARED}
-        | {"fits": [(settings.epochs, batch_size) for _, settings, batch_size in recipe.fits()]}
+        | {"fits": [(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()]}
         for recipe in pair
     )
-    both_ask = all(any(objective.needs.teacher for objective, _, _ in recipe.fits()) for recipe in pair)
+    both_ask = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in pair)
     teachers = [recipe.teacher for recipe in pair if recipe.teacher is not None]
     same_outputs = first.outputs == second.outputs and _exponents(first) == _exponents(second)
     return keys == other_keys and teachers[1:] in ([], teachers[:1]) and (not both_ask or same_outputs)
@@ -247,7 +251,7 @@ def _exponents(recipe: Recipe) -> list[Any] | None:
     path = Path(recipe.outputs or "") / records.OUTPUTS
     if recipe.outputs is None or not path.exists() or not records.read_json(path).get("form"):
         return None
-    return [objective.read_at for objective, _, _ in recipe.fits()]
+    return [objective.read_at for objective in build_objectives(recipe)]
 
 
 def group_of(planned: Sequence[Recipe], most: int) -> list[int]:

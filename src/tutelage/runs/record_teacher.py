@@ -23,8 +23,8 @@ from tutelage.taps import feature_shapes
 from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.compile import CompiledForms, ComputePlan, choose_teacher_plan
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import to_device
-from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch, Outputs
 
 INNER = 256
@@ -33,7 +33,9 @@ INNER = 256
 
 def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
     """Return the features of the teacher that any stage of a recipe reads."""
-    return tuple(dict.fromkeys(tap for objective, _, _ in recipe.fits() for tap in objective.needs.teacher_taps))
+    return tuple(
+        dict.fromkeys(tap for objective in setup.build_objectives(recipe) for tap in objective.needs.teacher_taps)
+    )
 
 
 def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
@@ -42,7 +44,9 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     Raises:
         RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
     """
-    exponents = [setup.single_exponent(objective) for objective, _, _ in recipe.fits() if objective.needs.teacher]
+    exponents = [
+        setup.single_exponent(objective) for objective in setup.build_objectives(recipe) if objective.needs.teacher
+    ]
     return tuple(dict.fromkeys(gamma for gamma in exponents if gamma is not None))
 
 
@@ -75,9 +79,9 @@ def record(
     """
     reporter = options.reporter
     run_inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
-    setup.check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
+    setup.check_compatible(run_inputs)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
-    epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
+    epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = run_inputs.splits.train, run_inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
     # The cache is opened by whoever has the folder: another process may just have begun it.
@@ -125,7 +129,7 @@ def record(
                 moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:
                     outputs.speed = choose_teacher_plan(
-                        recipe.fits()[0][1],
+                        recipe.fits()[0].settings,
                         forms,
                         partial(ask, moved),
                         steps=len(todo) * len(requests),

@@ -23,11 +23,12 @@ from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
 from tutelage.runs.setup import RunInputs
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
-from tutelage.training.checkpoints import CheckpointError, Checkpoints
+from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, collect_outputs, evaluate_outputs
-from tutelage.training.loop import CheckpointSink, FitJob, accelerator_on
-from tutelage.training.rng_state import RngState
+from tutelage.training.lockstep import FitJob
+from tutelage.training.state import RngState
 from tutelage.types import UNLABELLED, Batches, Teacher
 
 
@@ -64,10 +65,10 @@ class RunState:
         self.started = time.monotonic()
         previous: dict[str, Any] = {**earlier} if earlier else {}
         self.seconds_before = previous.get("duration_s", 0.0)
-        self.fits = recipe.fits()
+        self.fits, self.objectives = recipe.fits(), run_inputs.objectives
         splits = run_inputs.splits
-        setup.check_compatible(run_inputs, [objective for objective, _, _ in self.fits])
-        setup.check_last_batch(len(splits.train), self.fits, world=self.accelerator.num_processes)
+        setup.check_compatible(run_inputs)
+        setup.check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
         self.teacher = FrozenTeacher(run_inputs.teacher).to(self.device) if run_inputs.teacher else None
@@ -98,8 +99,8 @@ class RunState:
             "data": manifest.describe_data(splits),
             "teacher": self.describe_teacher(announce=first_of_group),
             "student": manifest.describe_network(run_inputs.student),
-            "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o, _, _ in self.fits],
-            "objective_terms": [o.weights() for o, _, _ in self.fits],
+            "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
+            "objective_terms": [o.weights() for o in self.objectives],
             "precision": {
                 "value": recipe.precision,
                 "why": precision_reason or previous.get("precision", {}).get("why"),
@@ -135,9 +136,9 @@ class RunState:
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
         self.outputs, epoch = setup.outputs_of(self.recipe, self.run_inputs), 0
-        for objective, settings, _ in self.fits:
+        for objective, fit in zip(self.objectives, self.fits, strict=True):
             gamma = setup.single_exponent(objective) if self.outputs.form and objective.needs.teacher else None
-            for _ in range(settings.epochs):
+            for _ in range(fit.settings.epochs):
                 if objective.needs.teacher:
                     gammas = [] if gamma is None else [gamma]
                     self.outputs.require(epoch, objective.needs.teacher_taps, gammas=gammas)
@@ -219,7 +220,7 @@ class RunState:
 
     def fit_job(self, stage: int) -> FitJob:
         """Return what the training loop needs to fit a stage, from the checkpoint on if it is of this one."""
-        objective, settings, _ = self.fits[stage]
+        objective, settings = self.objectives[stage], self.fits[stage].settings
         distiller = Distiller(self.run_inputs.student, objective, setup.run_context(objective, self.run_inputs))
         self.target_gamma = distiller.objective.target_gamma
         self.manifest["objective_resolved"][stage] = distiller.objective.resolved
@@ -233,7 +234,7 @@ class RunState:
             keep=self.sink._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
             to_beat=best["accuracy"] if best else None,
             resume=checkpoint,
-            chance=self.rng,
+            rng=self.rng,
         )
 
     def record_epoch(self, stage: int, epoch: records.Epoch) -> None:
@@ -241,7 +242,7 @@ class RunState:
         self.epochs.append(epoch)
         records.append_epoch(self.folder, epoch)
         self.write_manifest("running")
-        self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage][1].epochs, self.selection)))
+        self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
 
     def say(self, text: str) -> None:
         """Say something of this run."""
@@ -266,7 +267,7 @@ class RunState:
 
     def teacher_mode(self) -> str:
         """Say how the teacher takes part in training."""
-        if not any(objective.needs.teacher for objective, _, _ in self.fits):
+        if not any(objective.needs.teacher for objective in self.objectives):
             return "not asked"
         if self.outputs is None:
             return "live"

@@ -4,40 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from tutelage import data, models, taps
-from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage import config, data, models, taps
+from tutelage.config.schema import Network, R, Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
-from tutelage.objectives import BindContext, Objective
+from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs.manifest import without_paths
-from tutelage.settings.fit import FitSettings
+from tutelage.settings.fit import Fit
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.types import UNLABELLED, Batch, Batches
 
 
-class RunInputs(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
     """A run's objects.
 
     Attributes:
         splits: the data.
         student: to train.
         teacher: to learn from.
+        objectives: of each stage.
         repeatable: all of it came from names, so that the folder alone repeats the run.
     """
 
     splits: data.Splits
     student: Classifier
     teacher: Classifier | None
+    objectives: tuple[Objective, ...]
     repeatable: bool = True
+
+
+def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> R:
+    """Check a recipe as `config.parse` does, and that its objectives can be built."""
+    return config.parse(kind, value, where=where, check=from_spec)
+
+
+def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
+    """Build the objective of each stage."""
+    return tuple(from_spec(fit.objective) for fit in recipe.fits())
 
 
 def build_inputs(
@@ -57,6 +70,7 @@ def build_inputs(
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         splits: the recipe's data, where they are open already.
     """
+    wanted = build_objectives(recipe)
     if splits is None:
         splits = beside.splits if beside else data.open_data(recipe.data)
     shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
@@ -78,14 +92,14 @@ def build_inputs(
     )
     named = Network(name=teacher) if teacher else recipe.teacher
     if not isinstance(named, Network):
-        return RunInputs(splits, student, None)
+        return RunInputs(splits=splits, student=student, teacher=None, objectives=wanted)
     if beside and beside.teacher is not None:
-        return RunInputs(splits, student, beside.teacher)
+        return RunInputs(splits=splits, student=student, teacher=beside.teacher, objectives=wanted)
     made = models.create(named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape)
-    return RunInputs(splits, student, made)
+    return RunInputs(splits=splits, student=student, teacher=made, objectives=wanted)
 
 
-def check_compatible(run_inputs: RunInputs, wanted: Sequence[Objective]) -> None:
+def check_compatible(run_inputs: RunInputs) -> None:
     """Refuse data, teacher, student and objectives that do not fit each other.
 
     Raises:
@@ -93,7 +107,7 @@ def check_compatible(run_inputs: RunInputs, wanted: Sequence[Objective]) -> None
     """
     splits, teacher = run_inputs.splits, run_inputs.teacher
     labels = splits.train.labels
-    for objective in wanted:
+    for objective in run_inputs.objectives:
         if objective.needs.teacher and teacher is None:
             raise RecipeError(
                 f"teacher: expected one for objective {objective.name}, got none; "
@@ -129,20 +143,21 @@ def check_compatible(run_inputs: RunInputs, wanted: Sequence[Objective]) -> None
         _same_classes(teacher, splits)
 
 
-def check_last_batch(samples: int, fits: Sequence[tuple[Objective, FitSettings, int]], *, world: int = 1) -> None:
+def check_last_batch(samples: int, wanted: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
     """Refuse an epoch whose last batch is too small for an objective, before it is reached.
 
     Args:
         samples: for training.
-        fits: each stage's objective, settings and batch size.
+        wanted: each stage's objective.
+        fits: the stages.
         world: processes that share a batch.
 
     Raises:
         RecipeError: naming the batch size, and one that leaves enough.
     """
     smallest = partial(data.smallest_share, samples, world=world)
-    for objective, _, batch_size in fits:
-        least = objective.needs.least
+    for objective, fit in zip(wanted, fits, strict=True):
+        batch_size, least = fit.batch_size, objective.needs.least
         if (got := smallest(batch_size)) < least:
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
             fitting = next((size for size in sizes if smallest(size) >= least), None)
@@ -349,7 +364,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
 
 def steps_of(recipe: Recipe, samples: int) -> int:
     """Return how many steps a run takes over so many training samples."""
-    return sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in recipe.fits())
+    return sum(fit.steps(samples) for fit in recipe.fits())
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def test_a_bare_pickle_that_would_run_code_is_refused(tmp_path):
 def test_a_whole_pickled_module_is_refused(teacher, tmp_path):
     path = tmp_path / "x.pth"
     torch.save(teacher.network, path)
-    with pytest.raises(ValueError, match=r"tutelage\.models\.cifar_resnet\.ResNet and could run code"):
+    with pytest.raises(ValueError, match=r"tutelage\.models\.networks\.resnet\.ResNet and could run code"):
         read(path)
 
 

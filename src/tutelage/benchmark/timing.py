@@ -1,4 +1,4 @@
-"""How things are timed and weighed: in turn in one process, or each in a process of its own."""
+"""How time and memory are measured: in turn in one process, or each in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,28 +16,21 @@ T = TypeVar("T")
 
 
 def in_turn(forms: Mapping[str, Callable[[], T]], rounds: int, *, warm_up: bool = True) -> dict[str, list[T]]:
-    """Call each form once a round, so that a change of the machine's speed meets all; return what each said.
+    """Call each form once per round, so that a change of the machine's speed meets all; return the results by name.
 
-    Args:
-        forms: to call, by name.
-        rounds: that count.
-        warm_up: make a first round that does not count.
+    With ``warm_up`` a first round does not count.
     """
-    said: dict[str, list[T]] = {name: [] for name in forms}
+    results: dict[str, list[T]] = {name: [] for name in forms}
     for i in range(rounds + warm_up):
         for name, form in forms.items():
-            value = form()
+            result = form()
             if i >= warm_up:
-                said[name].append(value)
-    return said
+                results[name].append(result)
+    return results
 
 
-def fresh(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a process of its own, whose memory nothing else has used.
-
-    Args:
-        function: of a module, so that the process finds it.
-        arguments: what it is called with; they and what it returns are pickled.
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a module's function in a process of its own, whose memory nothing else has used.
 
     Raises:
         RuntimeError: the process ended before it answered.
@@ -51,7 +44,7 @@ def fresh(function: Callable[..., T], *arguments: Any) -> T:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute on so many threads, and put their number back."""
+    """Compute on so many threads, and restore their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -60,14 +53,14 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def wait() -> None:
-    """Wait until a GPU has done what it was given."""
+def synchronize() -> None:
+    """Wait until a GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def lacking(needed_mb: float) -> str | None:
-    """Say how much memory is lacking, MB of 10**6 bytes; none where what is needed is available."""
+def lacking_memory(needed_mb: float) -> str | None:
+    """Return a line to print where less memory is available, MB of 10**6 bytes; none where there is enough."""
     available = psutil.virtual_memory().available / 1e6
     if available >= needed_mb:
         return None

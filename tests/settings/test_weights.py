@@ -9,7 +9,7 @@ import torch
 
 from tutelage import objectives
 from tutelage.objectives import Cosine, CosineWarmUp, Linear, WarmUp
-from tutelage.objectives.schedules import scaled, weight_at, weight_from_recipe, weight_to_recipe
+from tutelage.settings.weights import scaled, weight_at, weight_from_recipe, weight_to_recipe
 from tutelage.types import Batch, Outputs, Progress
 
 
