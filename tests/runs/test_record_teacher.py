@@ -18,7 +18,7 @@ from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import NullReporter
 from tutelage.runs.run import RunOptions
-from tutelage.runs.setup import build_inputs, single_exponent
+from tutelage.runs.setup import build_inputs, build_objectives, single_exponent
 from tutelage.studies.compare import compare
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.teacher_cache.top_k import TeacherCacheError
@@ -250,7 +250,7 @@ def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step
             execute(recipe(**many, objective=objective, outputs=outputs), tmp_path / name)
         assert not (tmp_path / name / "metrics.jsonl").exists()
     for objective, gamma in (("crd", None), ([{"wttm": {"gamma": 0.25, "beta": 1}}, "crd"], 0.25)):
-        assert single_exponent(recipe(**many, objective=objective).fits()[0][0]) == gamma
+        assert single_exponent(*build_objectives(recipe(**many, objective=objective))) == gamma
     with pytest.raises(RecipeError, match=r"got dist \(another reading\)"):
         record(recipe(**many, objective="dist", outputs=str(tmp_path / "new")), limit_mb=LIMIT, top=3)
 
