@@ -15,6 +15,7 @@ from tutelage.runs.group import execute_group
 from tutelage.runs.record_teacher import record
 from tutelage.runs.run import RunOptions
 from tutelage.runs.setup import build_inputs
+from tutelage.studies import plan, schema
 from tutelage.studies.compare import compare
 from tutelage.training.deadline import Deadline, DeadlineExceeded
 
@@ -196,13 +197,13 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
         "pairs": {"a/b": {"teacher": {"train": {"model": "mlp:8"}}, "student": "mlp:8"}},
         "methods": {"kd": "kd"},
     }
-    parse = studies.schema.parse
+    parse = schema.parse
     assert parse(study).recipe.precision == "fp32"
     typed = parse({**study, "protocol": {**study["protocol"], "precision": "bf16"}})
     assert typed.recipe.precision == "bf16"
-    assignment = studies.assign(typed, typed, runs=tmp_path)
-    assert {job.recipe.precision for job in studies.jobs(assignment)} == {"bf16"}
-    plain = studies.assign(parse(study), parse(study), runs=tmp_path)
-    assert {job.recipe.precision for job in studies.jobs(plain)} == {"fp32"}
+    assignment = plan.assign(typed, typed, runs=tmp_path)
+    assert {job.recipe.precision for job in plan.jobs(assignment)} == {"bf16"}
+    plain = plan.assign(parse(study), parse(study), runs=tmp_path)
+    assert {job.recipe.precision for job in plan.jobs(plain)} == {"fp32"}
     with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or bf16"):
         parse({**study, "protocol": {"data": "digits", "precision": "auto"}})

@@ -25,7 +25,6 @@ from tutelage import api, config, data, models, objectives, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.data import DataSettings
 from tutelage.report import html
-from tutelage.runs import execute
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import NullReporter
 from tutelage.runs.run import Run, RunOptions, finished, load
@@ -71,7 +70,6 @@ def recipe_of(name, **changes):
 
 def do(folder, *, reporter=None, command="tutelage", trust_code=False, run_inputs=None, **changes):
     recipe = recipe_of(folder.name, **changes)
-    verb = "distill" if recipe.teacher is not None else "train"
     return execute(
         recipe,
         folder,

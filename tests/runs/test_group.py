@@ -80,7 +80,6 @@ def together(todo, reporter=None):
 
 
 def alone(recipe, folder):
-    verb = "distill" if recipe.teacher else "train"
     return execute(recipe, folder, options=RunOptions(trust_code=True))
 
 
