@@ -140,7 +140,7 @@ def check_last_batch(samples: int, fits: Sequence[tuple[Objective, FitSettings, 
     """
     smallest = partial(data.smallest_share, samples, world=world)
     for objective, _, batch_size in fits:
-        least = objective.needs.least
+        least = objective.needs.min_batch
         if (got := smallest(batch_size)) < least:
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
             fitting = next((size for size in sizes if smallest(size) >= least), None)

@@ -88,7 +88,7 @@ def _needs(objective: Objective) -> list[str]:
         found.append("teacher's logits")
     if needs.student_taps or needs.teacher_taps:
         found.append("features")
-    if needs.places:
+    if needs.indices:
         found.append("indices")
     if needs.coupled:
         found.append("the batch as a whole")

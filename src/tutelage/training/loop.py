@@ -523,7 +523,7 @@ class FitState:
             def step() -> None:
                 self.learn(piece, said, Progress(), totals)
                 for keeper in self.stateful_terms:
-                    keeper.settle(torch.zeros((), dtype=torch.bool, device=self.device))
+                    keeper.commit(torch.zeros((), dtype=torch.bool, device=self.device))
 
             samples = len(piece.index)
             with speed.unchanged(self.bare, self.device):
@@ -554,7 +554,7 @@ class FitState:
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
         for keeper in self.stateful_terms:
-            keeper.settle(finite)
+            keeper.commit(finite)
         self.prepared.zero_grad()
 
     def count(self, batch: Batch) -> Totals:
