@@ -1,7 +1,7 @@
 """Randomness as a pure function: a counter hash of (seed, epoch, sample, stream), vectorised over samples.
 
-There is no generator and so no state: the same arguments give the same bits whatever was asked before, on any
-number of workers and processes, which is what makes order and augmentation replayable.
+There is no generator and so no state: the same arguments give the same bits on any number of workers and processes,
+which is what makes order and augmentation replayable.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from tutelage.types import View
 
 ORDER = 0
 TOP = 1
@@ -34,12 +36,12 @@ SWITCH = 17
 CUT_TOP = 18
 CUT_LEFT = 19
 BOX_AREA = 64
-"""First of one stream for each attempt at a random box."""
+"""First of one stream per attempt at a random box."""
 BOX_RATIO = 128
 ERASE_AREA = 192
 ERASE_RATIO = 256
 RAND_NAME = 1 << 20
-"""First of one stream for each of RandAugment's operations on an image."""
+"""First of one stream per operation of RandAugment's on an image."""
 RAND_APPLY = 2 << 20
 RAND_MAGNITUDE = 3 << 20
 RAND_SIGN = 4 << 20
@@ -67,7 +69,7 @@ def draw(seed: int, epoch: int, index: NDArray[np.integer], stream: int) -> NDAr
         seed: any integer, taken modulo 2**64.
         epoch: any integer, taken modulo 2**64.
         index: integers of any shape, not negative.
-        stream: which of several independent draws of a sample; the module's constants name those in use.
+        stream: which of a sample's independent draws; the module's constants name those in use.
 
     Returns:
         uint64, the shape of ``index``.
@@ -96,6 +98,16 @@ def integers(bits: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:
 def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Map hashes to float64 in ``[0, 1)``, multiples of ``2**-53``."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def view_integers(view: View, index: NDArray[np.int64], stream: int, bound: int) -> NDArray[np.int64]:
+    """Draw an integer in ``[0, bound)`` per sample of a view."""
+    return integers(draw(view.seed, view.epoch, index, stream), bound)
+
+
+def view_uniform(view: View, index: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
+    """Draw a number in ``[0, 1)`` per sample of a view."""
+    return uniform(draw(view.seed, view.epoch, index, stream))
 
 
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.build import Raw, from_images, keep_test, make_test
-from tutelage.data.file_hashes import listing
+from tutelage.data.build import Description, Raw, from_images, keep_test, make_test
+from tutelage.data.cache import listing
 from tutelage.images import Encoded
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <pat
 class FolderReader:
     """Images of files below one folder.
 
-    Names lie in one array of bytes: a list of strings would be copied into every worker, page by page, as it is read.
+    Names are kept in one array of bytes: a list of strings would be copied into every worker, page by page, when read.
     """
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
         if test_root.name != "test":
             notes.append(f"The source has no test folder: {test_root.name} is used for test.")
     shown = f"imagefolder:{root.resolve().name}"
-    return from_images(train, test, class_names=names, settings=settings, source=shown, notes=notes)
+    return from_images(train, test, Description(class_names=names, settings=settings, source=shown, notes=notes))
 
 
 def _classes(root: Path, path: str) -> list[str]:
@@ -113,8 +113,7 @@ def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
             below.sort()
             for file in sorted(files):
                 if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                    place = Path(folder, file)
-                    names.append(str(place.relative_to(base)))
+                    names.append(str(Path(folder, file).relative_to(base)))
                     labels.append(label)
     return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))
 
