@@ -10,13 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on files that are truncated, mistyped or absurd."""
@@ -85,11 +83,9 @@ class ArrayReader:
 
 
 class Layout(NamedTuple):
-    """The one shape that all images of a data set are brought to.
+    """The one shape, in pixels, that all images of a data set are brought to.
 
     Attributes:
-        height: pixels.
-        width: pixels.
         channels: 1 where every image is grey, else 3.
         margin: the evaluation view is the centre of a copy this much larger.
     """
@@ -101,12 +97,7 @@ class Layout(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An image that could not be read.
-
-    Attributes:
-        name: of the image.
-        reason: one line.
-    """
+    """An image that could not be read: its name, and the reason in one line."""
 
     name: str
     reason: str

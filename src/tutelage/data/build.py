@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from tutelage import images
 from tutelage.data import cache, rng
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit
-from tutelage.data.transforms import PLAIN, Augmentation
-from tutelage.images import (
-    UNREADABLE,
-    Layout,
-    Reader,
-    Subset,
-    UnlikeError,
-    decode_all,
-    find_layout,
-    open_image,
-    stop_on,
-)
+from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.settings.data import DataSettings
 
 HELD_OUT = 0.2
 """The fraction that becomes the test set of a source that has none."""
@@ -40,14 +25,7 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is known of a source besides its images.
-
-    Attributes:
-        class_names: one per class.
-        settings: checked.
-        source: to show.
-        notes: to show.
-    """
+    """What is known of a source besides its images: its name and notes are to show, its settings checked."""
 
     class_names: Sequence[str]
     settings: DataSettings
@@ -57,66 +35,26 @@ class Description:
 
 @dataclass(frozen=True)
 class Raw:
-    """Images and labels of one half of a source.
+    """Images and ``(images,)`` int64 labels of one half of a source."""
 
-    Attributes:
-        reader: of the images.
-        labels: ``(images,)`` int64.
-        identity: returns bytes that change with the images; called only where they are not decoded as a whole.
-    """
-
-    reader: Reader
+    reader: images.Reader
     labels: NDArray[np.int64]
     identity: Callable[[], bytes]
+    """Returns bytes that change with the images; called only where they are not decoded as a whole."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded images of one half of a source.
-
-    Attributes:
-        values: ``(images, height, width, channels)`` uint8.
-        labels: ``(images,)`` int64.
-        corrupt: names of images that were left out.
-    """
+    """Decoded images of one half of a source, ``(images, height, width, channels)``, with their labels."""
 
     values: NDArray[np.uint8]
     labels: NDArray[np.int64]
     corrupt: tuple[str, ...] = ()
-
-
-def make_test(raw: Raw, settings: DataSettings, class_names: Sequence[str]) -> tuple[Raw, Raw, str]:
-    """Divide a source without a test set as the settings say; return both halves and the note that says so.
-
-    Raises:
-        ValueError: holding images out would leave a class without any to learn from.
-    """
-    count, seed = len(raw.labels), settings.split_seed
-    if settings.test == "train":
-        return raw, raw, f"There are no held-out images: the test set is the {count} training images, not augmented."
-    held_out = stratified(raw.labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
-    kept = np.setdiff1d(np.arange(count), held_out)
-    lost = np.setdiff1d(raw.labels, np.append(raw.labels[kept], UNLABELLED))
-    if lost.size:
-        raise ValueError(
-            "data.source: expected images enough of every class to hold a fifth out for test, got none to learn from "
-            f"of {class_names[lost[0]]} ({lost.size} such); give it a test set, or type data.test=train to judge on "
-            "the training images"
-        )
-    train, test = (Raw(Subset(raw.reader, p), raw.labels[p], raw.identity) for p in (kept, held_out))
-    return (
-        train,
-        test,
-        f"The source has no test set: {len(held_out)} of its {count} images were held out (split_seed {seed}).",
-    )
+    """Names of images that were left out."""
 
 
 def keep_test(settings: DataSettings, source: str) -> None:
-    """Refuse to evaluate on the training images of a source that has a test set.
-
-    Raises:
-        ValueError: that was asked for.
-    """
+    """Raise ValueError where a source with a test set is to be evaluated on its training images."""
     if settings.test == "train":
         raise ValueError(
             f"data.test: expected 'held_out' for {source}, which has a test set, got 'train'; type data.test=held_out"
@@ -124,11 +62,7 @@ def keep_test(settings: DataSettings, source: str) -> None:
 
 
 def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: str) -> None:
-    """Refuse labels outside the classes.
-
-    Raises:
-        ValueError: one is.
-    """
+    """Raise ValueError for labels outside the classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         raise ValueError(
@@ -137,15 +71,21 @@ def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: 
         )
 
 
-def from_images(train: Raw, test: Raw, description: Description, *, key: str | None = None) -> Splits:
+def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:
     """Build splits of encoded images: in memory where they fit, else streamed, as random boxes always are.
 
     Args:
         train: what is learned from, and what validation is held out of.
-        test: the other half, or the same.
+        test: the other half; None makes one of ``train`` as the settings say.
         description: of the source.
         key: of the decoded pixels' cache; None keeps none.
+
+    Raises:
+        ValueError: images cannot be read, or holding some out would leave a class without any to learn from.
     """
+    if test is None:
+        train, test, note = _make_test(train, description)
+        description = replace(description, notes=[*description.notes, note])
     settings = description.settings
     halves = {"train": train} if test is train else {"train": train, "test": test}
     saved = cache.load(key) if key is not None else None
@@ -155,7 +95,7 @@ def from_images(train: Raw, test: Raw, description: Description, *, key: str | N
     elif (guessed := _decode_alike(list(halves.values()), settings)) is not None:
         layout, pixels = guessed
     else:
-        layout = find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
+        layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
     if not _fits(halves.values(), layout, settings):
         return _streamed(train, test, description, layout)
     pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]
@@ -170,7 +110,7 @@ def from_pixels(
     """Build splits in memory; ``divisor`` is the value of white, ``margin`` that of the views they were cut from."""
     settings = description.settings
     _, height, width, channels = train.values.shape
-    layout = Layout(height, width, channels, margin)
+    layout = images.Layout(height, width, channels, margin)
     tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
 
     def make(part: str, positions: NDArray[np.int64], labels: Tensor) -> Split:
@@ -180,39 +120,46 @@ def from_pixels(
             pixels=tensors[id(half)],
             positions=torch.from_numpy(positions),
             labels=labels,
+            settings=settings if part == "train" else None,
             divisor=divisor,
-            augmentation=Augmentation.of(settings) if part == "train" else PLAIN,
             mixing=_mixing(description, layout, labels) if part == "train" else None,
             corrupt=list(half.corrupt) if named else [],
         )
 
     content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
-    return _divide(
-        train.labels,
-        test.labels,
-        description,
-        make,
-        layout=layout,
-        content=[*content, f"divisor {divisor}"],
-        divisor=divisor,
-    )
+    content.append(f"divisor {divisor}")
+    return _divide(train.labels, test.labels, description, make, layout=layout, content=content, divisor=divisor)
 
 
-def _streamed(train: Raw, test: Raw, description: Description, layout: Layout) -> Splits:
-    settings = description.settings
+def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
+    """Divide a source without a test set; return both halves and the note that says so."""
+    count, seed = len(raw.labels), description.settings.split_seed
+    if description.settings.test == "train":
+        return raw, raw, f"There are no held-out images: the test set is the {count} training images, not augmented."
+    held_out = stratified(raw.labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
+    kept = np.setdiff1d(np.arange(count), held_out)
+    lost = np.setdiff1d(raw.labels, np.append(raw.labels[kept], UNLABELLED))
+    if lost.size:
+        raise ValueError(
+            "data.source: expected images enough of every class to hold a fifth out for test, got none to learn from "
+            f"of {description.class_names[lost[0]]} ({lost.size} such); give it a test set, or type data.test=train to "
+            "judge on the training images"
+        )
+    train, test = (Raw(images.Subset(raw.reader, p), raw.labels[p], raw.identity) for p in (kept, held_out))
+    note = f"The source has no test set: {len(held_out)} of its {count} images were held out (split_seed {seed})."
+    return train, test, note
 
+
+def _streamed(train: Raw, test: Raw, description: Description, layout: images.Layout) -> Splits:
     def make(part: str, positions: NDArray[np.int64], labels: Tensor) -> Split:
         return StreamSplit(
             reader=test.reader if part == "test" else train.reader,
             positions=positions,
             labels=labels,
             layout=layout,
-            interpolation=settings.interpolation,
-            random_resized_crop=settings.random_resized_crop and part == "train",
-            augmentation=Augmentation.of(settings) if part == "train" else PLAIN,
+            settings=description.settings,
+            augmented=part == "train",
             mixing=_mixing(description, layout, labels) if part == "train" else None,
-            workers=settings.workers,
-            on_corrupt=settings.on_corrupt,
         )
 
     content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
@@ -220,7 +167,7 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: Layout) -
     return _divide(train.labels, test.labels, description, make, layout=layout, content=content)
 
 
-def _mixing(description: Description, layout: Layout, labels: Tensor) -> Mixing | None:
+def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> Mixing | None:
     """Return how training samples are mixed, or None.
 
     Raises:
@@ -246,34 +193,35 @@ def _mixing(description: Description, layout: Layout, labels: Tensor) -> Mixing 
     )
 
 
-def _fits(halves: Iterable[Raw], layout: Layout, settings: DataSettings) -> bool:
+def _fits(halves: Iterable[Raw], layout: images.Layout, settings: DataSettings) -> bool:
     """Return whether a data set is held in memory; views cut from originals never are."""
     size = sum(len(raw.labels) for raw in halves) * layout.height * layout.width * layout.channels
     return not settings.random_resized_crop and size <= settings.memory_limit_mb * 2**20
 
 
-def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[Layout, list[Pixels]] | None:
+def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images.Layout, list[Pixels]] | None:
     """Decode on the guess that every image is like the first: then none is opened twice. None where that is wrong."""
     reader = halves[0].reader
     try:
         (encoded,) = reader.encoded([0])
-        with open_image(encoded) as image:
+        with images.open_image(encoded) as image:
             size = image.size
-        layout = find_layout([Subset(reader, np.arange(1))], size=settings.size, test_crop=settings.test_crop)
-    except UNREADABLE:
+        first = images.Subset(reader, np.arange(1))
+        layout = images.find_layout([first], size=settings.size, test_crop=settings.test_crop)
+    except images.UNREADABLE:
         return None
     if not _fits(halves, layout, settings):
         return None
     try:
         return layout, [_decode(raw, layout, settings, alike=size) for raw in halves]
-    except UnlikeError:
+    except images.UnlikeError:
         return None
 
 
-def _decode(raw: Raw, layout: Layout, settings: DataSettings, *, alike: tuple[int, int] | None = None) -> Pixels:
-    values, kept, faults = decode_all(raw.reader, layout, alike=alike, interpolation=settings.interpolation)
+def _decode(raw: Raw, layout: images.Layout, settings: DataSettings, *, alike: tuple[int, int] | None = None) -> Pixels:
+    values, kept, faults = images.decode_all(raw.reader, layout, alike=alike, interpolation=settings.interpolation)
     if faults and (settings.on_corrupt == "stop" or not len(kept)):
-        stop_on(faults[0])
+        images.stop_on(faults[0])
     return Pixels(values, raw.labels[kept], tuple(fault.name for fault in faults))
 
 
@@ -283,7 +231,7 @@ def _divide(
     description: Description,
     make: Callable[[str, NDArray[np.int64], Tensor], Split],
     *,
-    layout: Layout,
+    layout: images.Layout,
     content: Sequence[str],
     divisor: float = 255.0,
 ) -> Splits:

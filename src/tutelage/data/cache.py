@@ -11,15 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.images import Layout
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _VERSION = 1
 _CHUNK = 256
@@ -86,35 +84,31 @@ def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool
 
 
 def listing(root: Path, names: Sequence[str]) -> bytes:
-    """Return a line per file below ``root``, in order: its name and its SHA-256, zeros where it cannot be read."""
-    return b"\n".join(
-        os.fsencode(Path(name).as_posix()) + b" " + file_hash.hex().encode()
-        for name, file_hash in zip(names, file_hashes(root, names), strict=True)
-    )
+    """Return a line per file below ``root``, in order: its name and its SHA-256, zeros where it cannot be read.
 
-
-def file_hashes(root: Path, names: Sequence[str]) -> list[bytes]:
-    """Return each file's SHA-256; a file of the size and times that it had before is not read again."""
+    A file of the size and times that it had before is not read again.
+    """
     path = folder() / "digests" / key_of(str(root.resolve()))
     known = _load_hashes(path)
     entries = [(os.fsencode(name), *_stat(root / name)) for name in names]
     missing = [i for i, entry in enumerate(entries) if entry not in known]
-    if not missing:
-        return [known[entry] for entry in entries]
 
     def work(start: int) -> list[bytes]:
         return [_hash(root / names[i]) for i in missing[start : start + _CHUNK]]
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        fresh = [file_hash for chunk in pool.map(work, range(0, len(missing), _CHUNK)) for file_hash in chunk]
-    # Files that were not asked for this time keep their entries.
-    asked = {name for name, *_ in entries}
-    others = {entry: file_hash for entry, file_hash in known.items() if entry[0] not in asked}
-    updated = {entry: known.get(entry, _UNREADABLE) for entry in entries}
-    updated |= {entries[i]: file_hash for i, file_hash in zip(missing, fresh, strict=True)}
-    with contextlib.suppress(OSError):
-        _save_hashes(path, updated | others)
-    return [updated[entry] for entry in entries]
+    if missing:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            fresh = list(chain.from_iterable(pool.map(work, range(0, len(missing), _CHUNK))))
+        # Files that were not asked for this time keep their entries; of the others, outdated ones are dropped.
+        asked, present = {name for name, *_ in entries}, set(entries)
+        known = {entry: file_hash for entry, file_hash in known.items() if entry in present or entry[0] not in asked}
+        known |= {entries[i]: file_hash for i, file_hash in zip(missing, fresh, strict=True)}
+        with contextlib.suppress(OSError):
+            _save_hashes(path, known)
+    return b"\n".join(
+        os.fsencode(Path(name).as_posix()) + b" " + known[entry].hex().encode()
+        for name, entry in zip(names, entries, strict=True)
+    )
 
 
 def _stat(path: Path) -> tuple[int, int, int]:

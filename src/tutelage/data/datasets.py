@@ -1,23 +1,19 @@
-"""What the rest of the project sees of a data set: its splits, and the split whose pixels lie in memory."""
+"""What other packages see of a data set: its splits. Also the split whose pixels are held in memory."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from tutelage.data.transforms import PLAIN, Augmentation, to_float
-from tutelage.types import UNLABELLED
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.types import View
+from tutelage.data.transforms import to_float, vary
+from tutelage.settings.data import DataSettings
+from tutelage.types import UNLABELLED, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +73,20 @@ class MemorySplit(Split):
     Attributes:
         pixels: ``(all, height, width, channels)`` uint8, CPU.
         positions: ``(len,)`` int64, this split's rows of ``pixels``.
+        settings: how views are augmented, or None.
         divisor: the value of white.
-        augmentation: of views.
     """
 
     pixels: Tensor
     positions: Tensor
+    settings: DataSettings | None = None
     divisor: float = 255.0
-    augmentation: Augmentation = PLAIN
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], strided as channels-last."""
         images = self.pixels[self.positions[torch.from_numpy(index)]]
-        if view is not None:
-            images = self.augmentation.apply(images, index, view=view, white=self.divisor)
+        if view is not None and self.settings is not None:
+            images = vary(images, index, view=view, settings=self.settings, white=self.divisor)
         return to_float(images, divisor=self.divisor)
 
 

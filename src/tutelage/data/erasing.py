@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import ndtri
+from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.images import MEAN, STD
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.types import View
+from tutelage.types import View
 
 ATTEMPTS = 10
 AREA = (0.02, 1 / 3)

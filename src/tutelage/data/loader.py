@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from tutelage.data.datasets import Split
 from tutelage.data.mixup import mixed_batches
 from tutelage.data.rng import permutation
 from tutelage.types import Batch, View
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from tutelage.data.datasets import Split
 
 
 class BatchLoader:

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import betaincinv
+from torch import Tensor
 
 from tutelage.data import rng
-from tutelage.types import UNLABELLED, Batch
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.data.datasets import Mixing, Split
-    from tutelage.types import View
+from tutelage.data.datasets import Mixing, Split
+from tutelage.types import UNLABELLED, Batch, View
 
 
 class Mix(NamedTuple):
@@ -111,16 +107,10 @@ def mixed_batches(
 def _mix_inputs(
     index: NDArray[np.int64], mix: Mix, readable: NDArray[np.int64], inputs: Tensor
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Mix in place the samples, which come first, with their partners, which follow; each row by itself.
+    """Mix samples ``index`` in place with their partners, which follow them; each row by itself.
 
-    Args:
-        index: the samples.
-        mix: how.
-        readable: of samples and partners together, in order, those that could be read.
-        inputs: of those.
-
-    Returns:
-        Which samples could be read, and the share that each has kept.
+    ``inputs`` are of the ``readable`` samples and partners, in order. Returned are which samples could be read, and the
+    share that each has kept.
     """
     count, mixed = len(index), np.flatnonzero(mix.share < 1)
     read = np.isin(np.concatenate([index, mix.partner[mixed]]), readable)

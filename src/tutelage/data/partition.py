@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.data.rng import draw
 from tutelage.types import UNLABELLED
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 def stratified(labels: NDArray[np.int64], *, count: int, seed: int, stream: int) -> NDArray[np.int64]:
-    """Choose ``count`` samples, in [0, samples], with each class in proportion.
+    """Choose ``count`` of the ``(samples,)`` int64 labels with each class in proportion; ``stream`` is one of `rng`'s.
 
     Each class gives the whole part of its share; what remains goes to the largest fractions. Inside a class the
     samples with the smallest hashes are taken.
-
-    Args:
-        labels: ``(samples,)`` int64.
-        count: of samples.
-        seed: of the choice.
-        stream: which choice this is, a constant of `rng`.
 
     Returns:
         ``(count,)`` int64 positions, ascending.

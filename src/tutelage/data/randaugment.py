@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.special import ndtri
+from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.images import MEAN, RESAMPLING, image_of, pixels_of, rescale
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.settings.data import RandAugment
-    from tutelage.types import View
+from tutelage.settings.data import RandAugment
+from tutelage.types import View
 
 HIGHEST = 10.0
 """Magnitude at which every operation is at the end of its range."""

@@ -5,32 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tutelage.data.datasets import Split
-from tutelage.data.transforms import PLAIN, Augmentation, boxes, to_float
+from tutelage.data.transforms import boxes, to_float, vary
 from tutelage.images import UNREADABLE, Fault, Layout, Reader, centre, cut, decode, one_line, stop_on
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.types import View
+from tutelage.settings.data import DataSettings
+from tutelage.types import View
 
 _SHOWN = 5
 
 
 class Decoded(NamedTuple):
-    """What a worker made of one request; faults travel as values, because an exception would arrive as a traceback.
+    """The indices of one request that could be read, their images, and the faults of the others.
 
-    Attributes:
-        readable: indices that could be read.
-        images: of those.
-        faults: the others.
+    Faults travel from a worker as values, because an exception would arrive as a traceback.
     """
 
     readable: NDArray[np.int64]
@@ -78,21 +73,15 @@ class StreamSplit(Split):
         reader: of a whole source.
         positions: ``(len,)`` int64, this split's images of the reader.
         layout: the shape of every image.
-        interpolation: of resizes, ``bilinear`` or ``bicubic``.
-        random_resized_crop: of views.
-        augmentation: of views, after that.
-        workers: processes that decode; 0 decodes in this one.
-        on_corrupt: ``"stop"`` or ``"skip"``.
+        settings: how images are resized, augmented and decoded, and what becomes of corrupt ones.
+        augmented: whether views are.
     """
 
     reader: Reader
     positions: NDArray[np.int64]
     layout: Layout
-    interpolation: str = "bilinear"
-    random_resized_crop: bool = False
-    augmentation: Augmentation = PLAIN
-    workers: int = 0
-    on_corrupt: Literal["stop", "skip"] = "stop"
+    settings: DataSettings
+    augmented: bool = False
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1].
@@ -113,8 +102,9 @@ class StreamSplit(Split):
         Raises:
             ValueError: an image cannot be read and ``on_corrupt`` is ``"stop"``, or none of a batch can be read.
         """
-        for index, images, faults in in_workers(partial(self._decode, view=view), requests, workers=self.workers):
-            if faults and self.on_corrupt == "stop":
+        work = partial(self._decode, view=view)
+        for index, images, faults in in_workers(work, requests, workers=self.settings.workers):
+            if faults and self.settings.on_corrupt == "stop":
                 stop_on(faults[0])
             if faults and not len(index):
                 # The number of steps is fixed, so an empty batch cannot be left out.
@@ -128,16 +118,16 @@ class StreamSplit(Split):
             yield index, to_float(images, divisor=255.0)
 
     def _decode(self, index: NDArray[np.int64], view: View | None) -> Decoded:
-        positions = self.positions[index].tolist()
+        positions, interpolation = self.positions[index].tolist(), self.settings.interpolation
         images, kept, faults = [], [], []
         for row, (position, encoded) in enumerate(zip(positions, self.reader.encoded(positions), strict=True)):
             try:
                 image = decode(encoded, channels=self.layout.channels)
-                if view is not None and self.random_resized_crop:
+                if view is not None and self.augmented and self.settings.random_resized_crop:
                     box = boxes(index[row : row + 1], np.array([image.size]), view=view)[0]
-                    images.append(cut(image, box, self.layout, interpolation=self.interpolation))
+                    images.append(cut(image, box, self.layout, interpolation=interpolation))
                 else:
-                    images.append(centre(image, self.layout, interpolation=self.interpolation))
+                    images.append(centre(image, self.layout, interpolation=interpolation))
                 kept.append(row)
             except UNREADABLE as error:
                 faults.append(Fault(self.reader.name(position), one_line(error)))
@@ -146,6 +136,6 @@ class StreamSplit(Split):
             shape = (0, self.layout.height, self.layout.width, self.layout.channels)
             return Decoded(readable, torch.empty(shape, dtype=torch.uint8), faults)
         batch = torch.from_numpy(np.stack(images))
-        if view is not None:
-            batch = self.augmentation.apply(batch, readable, view=view)
+        if view is not None and self.augmented:
+            batch = vary(batch, readable, view=view, settings=self.settings)
         return Decoded(readable, batch, faults)

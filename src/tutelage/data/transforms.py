@@ -7,24 +7,19 @@ returned in the shape and dtype in which they came.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.data.erasing import erase
 from tutelage.data.randaugment import randaugment
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.settings.data import DataSettings, RandAugment
-    from tutelage.types import View
+from tutelage.settings.data import DataSettings
+from tutelage.types import View
 
 ATTEMPTS = 10
 AREA = (0.08, 1.0)
@@ -94,49 +89,18 @@ def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> 
     return drawn
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """What is done, in this order, to training images that have their shape.
-
-    Attributes:
-        crop_padding: pixels on each side of which a crop is taken, at least 0.
-        flip: left to right, with probability 1/2.
-        randaugment: random operations; none where unset.
-        random_erasing: probability of a rectangle of noise, in [0, 1].
-        interpolation: of operations that move pixels, ``bilinear`` or ``bicubic``.
-    """
-
-    crop_padding: int = 0
-    flip: bool = False
-    randaugment: RandAugment | None = None
-    random_erasing: float = 0.0
-    interpolation: str = "bilinear"
-
-    @classmethod
-    def of(cls, settings: DataSettings) -> Augmentation:
-        """Return what a user's settings ask for."""
-        return cls(
-            crop_padding=settings.crop_padding,
-            flip=settings.flip,
-            randaugment=settings.randaugment,
-            random_erasing=settings.random_erasing,
-            interpolation=settings.interpolation,
+def vary(
+    images: Tensor, index: NDArray[np.int64], *, view: View, settings: DataSettings, white: float = 255.0
+) -> Tensor:
+    """Augment images that have their shape, each by its own hash: crop, flip, RandAugment, random erasing."""
+    images = augment(images, index, view=view, padding=settings.crop_padding, flip=settings.flip)
+    if settings.randaugment is not None:
+        images = randaugment(
+            images, index, view=view, settings=settings.randaugment, interpolation=settings.interpolation, white=white
         )
-
-    def apply(self, images: Tensor, index: NDArray[np.int64], *, view: View, white: float = 255.0) -> Tensor:
-        """Vary each image by its own hash."""
-        images = augment(images, index, view=view, padding=self.crop_padding, flip=self.flip)
-        if self.randaugment is not None:
-            images = randaugment(
-                images, index, view=view, settings=self.randaugment, interpolation=self.interpolation, white=white
-            )
-        if self.random_erasing:
-            images = erase(images, index, view=view, probability=self.random_erasing, white=white)
-        return images
-
-
-PLAIN = Augmentation()
-"""Nothing is done."""
+    if settings.random_erasing:
+        images = erase(images, index, view=view, probability=settings.random_erasing, white=white)
+    return images
 
 
 def to_float(images: Tensor, *, divisor: float) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from tutelage.data import rng
 from tutelage.data.build import Description, Pixels, Raw, from_images, from_pixels, keep_test
@@ -25,6 +24,8 @@ def open_digits(settings: DataSettings) -> Splits:
 
     Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998 (its test half).
     """
+    from sklearn.datasets import load_digits
+
     keep_test(settings, "digits")
     bunch = load_digits()
     values = bunch.images.astype(np.uint8)[..., None]

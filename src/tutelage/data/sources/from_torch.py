@@ -8,23 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.data.datasets import Split, Splits
 from tutelage.data.streamed import Decoded, in_workers
 from tutelage.images import pixels_of
-from tutelage.types import UNLABELLED
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.types import View
+from tutelage.types import UNLABELLED, View
 
 SLACK = 0.1
 """How far outside [0, 1] values may lie: a bicubic resize overshoots a little, normalised images lie far outside."""
@@ -59,8 +55,8 @@ class TorchSplit(Split):
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order."""
-        for index, images, _ in in_workers(partial(self._read, view=view), requests, workers=self.workers):
-            yield index, images
+        for readable, images, _ in in_workers(partial(self._read, view=view), requests, workers=self.workers):
+            yield readable, images
 
     def _read(self, index: NDArray[np.int64], view: View | None) -> Decoded:
         seed, epoch = view if view is not None else (0, 0)
@@ -104,7 +100,7 @@ def from_datasets(
         test: alike.
         classes: number of classes.
         validation: alike, or none.
-        class_names: one per class; their numbers where not given.
+        class_names: one per class; their numbers where unset.
         workers: processes that run the data sets, at least 0.
         source: to show.
 

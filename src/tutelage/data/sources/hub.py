@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from functools import cache as once
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tutelage.data import cache
-from tutelage.data.build import Description, Raw, check_labels, from_images, keep_test, make_test
-from tutelage.images import Encoded, Reader, one_line
+from tutelage.data.build import Description, Raw, check_labels, from_images, keep_test
+from tutelage.data.datasets import Splits
+from tutelage.images import Encoded, one_line
+from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
-
-if TYPE_CHECKING:
-    from tutelage.data.datasets import Splits
-    from tutelage.settings.data import DataSettings
 
 _TESTS = ("test", "validation", "valid")
 
@@ -37,7 +35,7 @@ class HubReader:
         return len(self.rows)
 
     def name(self, position: int) -> str:
-        """Return the image's row."""
+        """Return the image's split and row."""
         return f"{self.split} row {position}"
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
@@ -65,6 +63,8 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
         ValueError: no split to train on, no such column, or labels outside the classes.
     """
     splits, local = _load(name)
+    from datasets import Image
+
     shown = f"hf:{Path(name).expanduser().resolve().name}" if local else f"hf:{name}"
     if "train" not in splits:
         raise ValueError(
@@ -76,19 +76,16 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     halves = {n: splits[n] for n in ("train", test_name) if n is not None}
     names, labels = _labels(halves, label)
     files = once(partial(_files, Path(name).expanduser())) if local else bytes
-    raws = [Raw(_reader(rows, image, n), labels[n], partial(_identity, rows, n, files)) for n, rows in halves.items()]
-    notes = []
-    if test_name is None:
-        train, test, note = make_test(raws[0], settings, names)
-        notes.append(note)
-    else:
+    raws = []
+    for split, rows in halves.items():
+        undecoded = rows.select_columns([image]).cast_column(image, Image(decode=False))
+        raws.append(Raw(HubReader(undecoded, image, split), labels[split], partial(_identity, rows, split, files)))
+    if test_name is not None:
         keep_test(settings, shown)
-        train, test = raws
-        if test_name != "test":
-            notes.append(f"The source has no test split: its {test_name} split is used for test.")
-    key = _key(halves, image, settings)
+    other = test_name in _TESTS[1:]
+    notes = [f"The source has no test split: its {test_name} split is used for test."] if other else []
     description = Description(class_names=names, settings=settings, source=shown, notes=notes)
-    return from_images(train, test, description, key=key)
+    return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
 
 
 def _load(name: str) -> tuple[Mapping[str, Any], bool]:
@@ -180,12 +177,6 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
             remedy="choose another column (data.label=...) or a data set whose splits are labelled alike",
         )
     return list(names), values
-
-
-def _reader(rows: Any, column: str, split: str) -> Reader:
-    from datasets import Image
-
-    return HubReader(rows.select_columns([column]).cast_column(column, Image(decode=False)), column, split)
 
 
 def _identity(rows: Any, split: str, files: Callable[[], bytes]) -> bytes:

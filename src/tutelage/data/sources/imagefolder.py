@@ -6,17 +6,14 @@ import os
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.build import Description, Raw, from_images, keep_test, make_test
+from tutelage.data.build import Description, Raw, from_images, keep_test
 from tutelage.data.cache import listing
+from tutelage.data.datasets import Splits
 from tutelage.images import Encoded
-
-if TYPE_CHECKING:
-    from tutelage.data.datasets import Splits
-    from tutelage.settings.data import DataSettings
+from tutelage.settings.data import DataSettings
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _TESTS = ("test", "val", "validation", "valid")
@@ -74,11 +71,8 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
             "add images or remove the folder"
         )
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
-    notes = []
-    if test_root is None:
-        train, test, note = make_test(train, settings, names)
-        notes.append(note)
-    else:
+    test, notes = None, []
+    if test_root is not None:
         keep_test(settings, f"imagefolder:{path}")
         unknown = sorted(set(_classes(test_root, path)) - set(names))
         if unknown:

@@ -6,16 +6,14 @@ import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tutelage.data.build import Description, Raw, check_labels, from_images, keep_test
+from tutelage.data.datasets import Splits
 from tutelage.images import Encoded, one_line
-
-if TYPE_CHECKING:
-    from tutelage.data.datasets import Splits
-    from tutelage.settings.data import DataSettings
+from tutelage.settings.data import DataSettings
 
 
 @dataclass(frozen=True)
