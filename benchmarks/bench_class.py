@@ -35,14 +35,12 @@ def plot(result):
         "one class": [ms[groups.group_name(k)] for k in students],
         "teacher alone and students apart": [ms[groups.ALONE] + k * ms[groups.APART] for k in students],
     }
-    figure, axis = output.figure()
-    for (label, values), style in zip(lines.items(), ("o-", "o-", "o--"), strict=True):
-        axis.plot(students, values, style, label=label)
-    axis.set_xticks(students)
-    axis.set(xlabel="students", ylabel="a step, ms", title=output.read(result)["pair"], ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    output.save(figure, result)
+    with output.figure(result) as axis:
+        for (label, values), style in zip(lines.items(), ("o-", "o-", "o--"), strict=True):
+            axis.plot(students, values, style, label=label)
+        axis.set_xticks(students)
+        axis.set(xlabel="students", ylabel="a step, ms", title=output.read(result)["pair"], ylim=(0, None))
+        axis.legend()
 
 
 if __name__ == "__main__":

@@ -111,16 +111,16 @@ PARTS |= {"curves": lambda: timed(CURVES), "memory": added}
 def plot(result):
     found = output.part(result, "parts", f"python benchmarks/bench_losses.py {result}")
     rows = [row for part, rows in found.items() if part != "memory" for row in rows]
-    figure, axes = output.figure(2, sharey=True)
-    for axis, key, fixed, value in ((axes[0], "classes", "batch", 256), (axes[1], "batch", "classes", 1000)):
-        chosen = sorted((row for row in rows if row[fixed] == value), key=lambda row: row[key])
-        for name in (REFERENCE, "losses", KERNELS):
-            axis.loglog([row[key] for row in chosen], [row["median_s"][name] * 1e3 for row in chosen], "o-", label=name)
-        axis.set(xlabel=key, title=f"{fixed} {value}")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("forward and backward, ms")
-    axes[0].legend()
-    output.save(figure, result)
+    with output.figure(result, 2, sharey=True) as axes:
+        for axis, key, fixed, value in ((axes[0], "classes", "batch", 256), (axes[1], "batch", "classes", 1000)):
+            chosen = sorted((row for row in rows if row[fixed] == value), key=lambda row: row[key])
+            for name in (REFERENCE, "losses", KERNELS):
+                axis.loglog(
+                    [row[key] for row in chosen], [row["median_s"][name] * 1e3 for row in chosen], "o-", label=name
+                )
+            axis.set(xlabel=key, title=f"{fixed} {value}")
+        axes[0].set_ylabel("forward and backward, ms")
+        axes[0].legend()
 
 
 if __name__ == "__main__":

@@ -49,15 +49,13 @@ def pairs(splits, images, *, n, rounds):
 def plot(result):
     found = output.part(result, "batches", f"python benchmarks/bench_step.py --batches --write {result}")
     rows = found["seconds_a_step"]
-    figure, axis = output.figure()
-    for name, label in FORMS.items():
-        axis.plot([row["batch"] for row in rows], [row["batch"] / row[name] for row in rows], "o-", label=label)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks([row["batch"] for row in rows], labels=[str(row["batch"]) for row in rows])
-    axis.set(xlabel="batch", ylabel="images a second", title=found["pair"], ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    output.save(figure, result)
+    with output.figure(result) as axis:
+        for name, label in FORMS.items():
+            axis.plot([row["batch"] for row in rows], [row["batch"] / row[name] for row in rows], "o-", label=label)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([row["batch"] for row in rows], labels=[str(row["batch"]) for row in rows])
+        axis.set(xlabel="batch", ylabel="images a second", title=found["pair"], ylim=(0, None))
+        axis.legend()
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+from contextlib import contextmanager
 
 import torch
 
 from tutelage.runs import manifest
+from tutelage.studies import print_style
 
 
 def parser(description):
@@ -41,17 +43,11 @@ def part(path, name, command):
     return record[name]
 
 
-def figure(columns=1, **settings):
-    """Return a new figure and its axes, in the style of all."""
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": "tutelage", "svg.fonttype": "none"})
-    return plt.subplots(1, columns, figsize=(4.5 * columns, 3.4), layout="constrained", **settings)
-
-
-def save(drawn, result):
-    """Write a figure beside the record that it shows; the same bytes for the same record."""
-    from matplotlib import pyplot as plt
-
-    drawn.savefig(result.with_suffix(".svg"), metadata={"Date": None})
-    plt.close(drawn)
+@contextmanager
+def figure(result, columns=1, **settings):
+    """Yield new axes, in the style of all; then write the figure beside the record that it shows."""
+    # An axis of powers of ten has a formula at each mark.
+    with print_style.style(text__parse_math=True) as plt:
+        drawn = plt.figure.Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
+        yield drawn.subplots(1, columns, **settings)
+        result.with_suffix(".svg").write_bytes(print_style.encode(drawn, "svg"))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .modules import Distiller as Distiller
     from .modules import FrozenTeacher as FrozenTeacher
     from .modules import network_context as network_context
-    from .runs.execute import Run as Run
-    from .runs.execute import load as load
+    from .runs.run import Run as Run
+    from .runs.run import load as load
     from .types import Batch as Batch
     from .types import Outputs as Outputs
     from .types import Progress as Progress
@@ -30,9 +30,9 @@ _PLACES = {
     "Progress": "types",
     "FrozenTeacher": "modules",
     "Distiller": "modules",
-    "Run": "runs.execute",
+    "Run": "runs.run",
     "distill": "api",
-    "load": "runs.execute",
+    "load": "runs.run",
     "network_context": "modules",
     "train": "api",
 }

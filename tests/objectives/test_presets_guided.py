@@ -238,7 +238,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "teacher"
     how = {"data": {"source": "digits"}, "epochs": 1, "device": "cpu"}
     recipe = config.parse(Recipe, {"name": "teacher", "student": "cifar:resnet8", **how}, where="test")
-    execute(recipe, folder, verb="train", command="")
+    execute(recipe, folder)
     return str(folder)
 
 
@@ -252,7 +252,7 @@ def test_a_run_learns_by_name_and_saves_the_student_alone(tmp_path, trained, nam
     recipe = config.parse(Recipe, value, where="test")
     if recorded:
         record_teacher.record(recipe)
-    run = execute(recipe, tmp_path / "run", verb="distill", command="")
+    run = execute(recipe, tmp_path / "run")
     saved = tutelage.load(tmp_path / "run").network.state_dict()
     assert saved.keys() == tutelage.load(trained).network.state_dict().keys()
     assert run.epochs[-1]["train"]["loss"] > 0

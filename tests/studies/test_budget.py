@@ -16,7 +16,10 @@ import torch
 import yaml
 
 from tutelage import config, records
-from tutelage.runs import execute, timing
+from tutelage.runs import autotune
+from tutelage.runs.execute import execute
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import RunOptions
 from tutelage.studies import budget, plan, run_study, schema
 from tutelage.studies.budget import Budget
 from tutelage.training.deadline import Deadline, DeadlineExceeded
@@ -48,7 +51,7 @@ class Clock:
         return self.now
 
 
-class Says(execute.NullReporter):
+class Says(NullReporter):
     def __init__(self):
         self.said = []
 
@@ -63,7 +66,9 @@ def assign(folder, study=STUDY, **changes):
 
 def studied(assignment, given=None, **changes):
     reporter = Says()
-    return run_study.run_study(assignment, command="test", reporter=reporter, budget=given, **changes), reporter.said
+    return run_study.run_study(
+        assignment, options=RunOptions(reporter=reporter), budget=given, **changes
+    ), reporter.said
 
 
 def prepare(assignment, seconds=600.0, **changes):
@@ -95,9 +100,9 @@ def by_width(monkeypatch):
 
     def step(recipe, run_inputs, stage=0, *, limit=0.0):
         timed.append(recipe.student.name)
-        return timing.Timed(width(recipe.student.name) / 1000, {})
+        return autotune.StepTime(width(recipe.student.name) / 1000, {})
 
-    monkeypatch.setattr(timing, "step", step)
+    monkeypatch.setattr(autotune, "time_step", step)
     return timed
 
 
@@ -277,13 +282,13 @@ def test_an_epoch_s_last_step_is_left_where_the_evaluation_does_not_fit(tmp_path
     recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
     deadline = Deadline(1000.0, evaluation=5000.0, clock=lambda: 0.0)
     with pytest.raises(DeadlineExceeded):
-        execute.execute(recipe, tmp_path / "x", verb="train", command="test", deadline=deadline)
+        execute(recipe, tmp_path / "x", options=RunOptions(deadline=deadline))
     (name,) = (path.name for path in (tmp_path / "x" / records.CHECKPOINTS).iterdir())
     assert name == f"00-{STEPS - 1:09d}"
     assert status(tmp_path / "x") == "interrupted"
     # What an evaluation takes is measured: the second epoch's fits.
     deadline = Deadline(1000.0, evaluation=500.0, clock=lambda: 0.0)
-    execute.execute(recipe, tmp_path / "x", verb="train", command="test", deadline=deadline)
+    execute(recipe, tmp_path / "x", options=RunOptions(deadline=deadline))
     assert deadline.evaluation < 500
     assert status(tmp_path / "x") == "finished"
 
@@ -292,12 +297,10 @@ def test_a_stop_before_the_last_evaluation_leaves_it_alone_to_do(tmp_path, witho
     recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
     clock = Clock()
     with pytest.raises(DeadlineExceeded, match="x: the last evaluation"):
-        execute.execute(
-            recipe, tmp_path / "x", verb="train", command="test", deadline=Deadline(2 * STEPS + 1, clock=clock)
-        )
+        execute(recipe, tmp_path / "x", options=RunOptions(deadline=Deadline(2 * STEPS + 1, clock=clock)))
     before = len(list(records.read_epochs(tmp_path / "x")))
     assert (before, status(tmp_path / "x")) == (2, "interrupted")
-    execute.execute(recipe, tmp_path / "x", verb="train", command="test")
+    execute(recipe, tmp_path / "x")
     assert len(list(records.read_epochs(tmp_path / "x"))) == 2
     assert status(tmp_path / "x") == "finished"
 

@@ -1,4 +1,4 @@
-"""From a study to its runs: order, names, pools, fewer epochs, departures."""
+"""From a study to its runs: order, names, pools, fewer epochs, deviations."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_the_same_number_of_epochs_is_no_departure(tmp_path):
     assert assigned(tmp_path, epochs=240) == assigned(tmp_path)
 
 
-# Pools and departures
+# Pools and deviations
 
 
 def overridden(tmp_path, *typed, **options):
@@ -224,7 +224,7 @@ def test_the_pool_is_named_after_what_is_otherwise(tmp_path):
         overridden(tmp_path, pool="../x")
 
 
-def test_departures_are_told(tmp_path):
+def test_deviations_are_listed(tmp_path):
     assert overridden(tmp_path).deviations == ()
     assert overridden(tmp_path, "threads=1", pairs=["wide/slim"]).deviations == ()
     given = overridden(tmp_path, "data.source=hf:/home/someone/cifar", "optimizer.lr=0.2", seeds=3)
@@ -243,7 +243,7 @@ def test_stages_make_other_runs(tmp_path):
     assert overridden(tmp_path, "stages=[]").deviations == ()
 
 
-def test_the_departures_are_those_of_the_table_and_not_of_the_last_command(tmp_path):
+def test_the_deviations_are_those_of_the_table_and_not_of_the_last_command(tmp_path):
     many = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=5)
     for job in jobs(many)[1:]:
         there(many, job)

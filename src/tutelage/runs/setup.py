@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -11,12 +13,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from tutelage import config, data, models, records, taps
+from tutelage import config, data, models, taps
 from tutelage.config.schema import Network, R, Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
-from tutelage.runs import manifest
+from tutelage.runs.manifest import without_paths
 from tutelage.settings.fit import Fit
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.types import UNLABELLED, Batch, Batches
@@ -308,7 +310,7 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     settings = {name: value for name, value in asdict(recipe.data).items() if name not in VIEW_IRRELEVANT}
     key: dict[str, Any] = {
         "teacher": {
-            "name": manifest.without_paths(run_inputs.teacher.card.name),
+            "name": without_paths(run_inputs.teacher.card.name),
             "fingerprint": models.fingerprint(run_inputs.teacher.network),
             "mean": list(run_inputs.teacher.card.mean or ()),
             "std": list(run_inputs.teacher.card.std or ()),
@@ -352,32 +354,6 @@ def _device(network: torch.nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
-def describe_data(splits: data.Splits) -> dict[str, Any]:
-    """Describe the data for a manifest."""
-    return {
-        "source": splits.source,
-        "fingerprint": splits.fingerprint,
-        "classes": splits.classes,
-        "channels": splits.channels,
-        "image_size": list(splits.image_size),
-        "sizes": splits.sizes(),
-    }
-
-
-def describe_network(network: Classifier) -> dict[str, Any]:
-    """Describe a network for a manifest; the fingerprint is of the weights as they are now."""
-    card = network.card
-    return {
-        "name": manifest.without_paths(card.name),
-        "parameters": models.parameters(network),
-        "weights": card.weights or "random",
-        "fingerprint": models.fingerprint(network.network),
-        "normalisation": {"mean": list(card.mean), "std": list(card.std)} if card.mean and card.std else "none",
-        "source": card.source,
-        "licence": card.licence,
-    }
-
-
 def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
     """The sets to evaluate on, the one that selects first."""
     for name, split in (("validation", splits.validation), ("test", splits.test)):
@@ -386,25 +362,22 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
             yield name, data.BatchLoader(split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
-def fingerprints(then: records.Manifest | None) -> dict[str, str | None]:
-    """What an earlier manifest says of data and teacher."""
-    return {"data": then["data"]["fingerprint"], "teacher": (then["teacher"] or {}).get("fingerprint")} if then else {}
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """Return how many steps a run takes over so many training samples."""
+    return sum(fit.steps(samples) for fit in recipe.fits())
 
 
-def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None]) -> None:
-    """Refuse data or a teacher other than a run had.
-
-    Raises:
-        RecipeError: a fingerprint is another.
-    """
-    teacher = run_inputs.teacher
-    got = {
-        "data": run_inputs.splits.fingerprint,
-        "teacher": models.fingerprint(teacher.network) if teacher is not None else None,
-    }
-    for what, then in expected.items():
-        if then is not None and got[what] != then:
-            raise RecipeError(
-                f"{what}: expected the fingerprint {then} that the run had, got {got[what]}; "
-                f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
-            )
+@contextlib.contextmanager
+def torch_settings(recipe: Recipe) -> Iterator[None]:
+    """Set threads and determinism as the recipe says, and put them back: the process may be a notebook's."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.set_num_threads(recipe.threads or threads)
+        if recipe.deterministic:
+            # What torch asks of cuBLAS before its first matrix product.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(recipe.deterministic)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

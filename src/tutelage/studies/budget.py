@@ -18,9 +18,10 @@ import torch
 
 from tutelage import data, records
 from tutelage.config.schema import Recipe, RecipeError
-from tutelage.runs import manifest, timing
-from tutelage.runs.execute import finished, steps_of, torch_settings
-from tutelage.runs.setup import build_inputs, build_objectives, held_out_sets
+from tutelage.report.table import aligned
+from tutelage.runs import autotune, manifest
+from tutelage.runs.run import finished
+from tutelage.runs.setup import build_inputs, build_objectives, held_out_sets, steps_of, torch_settings
 from tutelage.studies.plan import Job, StudyRequest, dry_run_recipe, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
 from tutelage.training.checkpoints import NAME
@@ -48,6 +49,19 @@ class Budget(NamedTuple):
     def left(self) -> float:
         """Seconds that are left."""
         return self.ends - self.clock()
+
+
+def begin(seconds: float | None, began: float, until: float | None = None) -> Budget | None:
+    """Return the budget of a command that began at a moment of the monotonic clock; none where it has no limit.
+
+    Args:
+        seconds: that it may take.
+        began: when.
+        until: a worker's end by the time of day, as monotonic clocks differ between processes.
+    """
+    if not seconds:
+        return None
+    return Budget(seconds, began + seconds if until is None else time.monotonic() + until - time.time())
 
 
 def read(typed: str) -> float:
@@ -78,31 +92,18 @@ def read(typed: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """What was timed of a pair, in seconds.
+    """What was timed of a pair, in seconds."""
 
-    Attributes:
-        teacher: per step of the teacher's training; none where it is not trained.
-        student: per step of a student, with a live teacher where its method asks one.
-        batch: samples of the student's step.
-        asked: whether the teacher was asked in it.
-        teacher_eval_s: per sample of the teacher's evaluation; none where there is no teacher.
-        student_eval_s: per sample of the student's evaluation.
-        samples: of the training set.
-        held: samples of the held-out sets.
-        opened: for opening the data.
-        of: the two networks, as a pair of this name in another study file may have others.
-    """
-
-    teacher: float | None
-    student: float
-    batch: int
-    asked: bool
-    teacher_eval_s: float | None
-    student_eval_s: float
-    samples: int
-    held: int
-    opened: float
-    of: str
+    teacher: float | None  # per step of the teacher's training; none where it is not trained
+    student: float  # per step of a student, with a live teacher where its method asks one
+    batch: int  # samples of the student's step
+    asked: bool  # whether the teacher was asked in it
+    teacher_eval_s: float | None  # per sample; none where there is no teacher
+    student_eval_s: float  # per sample
+    samples: int  # of the training set
+    held: int  # samples of the held-out sets
+    opened: float  # for opening the data
+    of: str  # the two networks, as a pair of this name in another study file may have others
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Times:
@@ -121,25 +122,15 @@ FIELDS = {"word": "teacher_eval_s", "eyes": "student_eval_s"}
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What is left of a run, in seconds on this machine.
+    """What is left of a run, in seconds on this machine."""
 
-    Attributes:
-        steps: that are left.
-        step: per step.
-        evaluation: of the student on the held-out sets, after each epoch.
-        start: before the first step: opening the data, and the teacher's outputs for the held-out sets.
-        record: recording the teacher's outputs, where this run is the first to need them.
-        epochs: that are left, a begun one included.
-        source: of ``step``: ``timed`` on this machine, or ``records`` of a run there.
-    """
-
-    steps: int = 0
-    step: float = 0.0
-    evaluation: float = 0.0
-    start: float = 0.0
-    record: float = 0.0
-    epochs: int = 0
-    source: Literal["timed", "records"] = "timed"
+    steps: int = 0  # that are left
+    step: float = 0.0  # per step
+    evaluation: float = 0.0  # of the student on the held-out sets, after each epoch
+    start: float = 0.0  # before the first step: opening the data, and the teacher's outputs for the held-out sets
+    record: float = 0.0  # recording the teacher's outputs, where this run is the first to need them
+    epochs: int = 0  # that are left, a begun one included
+    source: Literal["timed", "records"] = "timed"  # of ``step``: timed on this machine, or a run's records there
 
     @property
     def seconds(self) -> float:
@@ -154,23 +145,14 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A study in the order that a budget asks for.
+    """A study in the order that a budget asks for."""
 
-    Attributes:
-        request: its pairs are in that order.
-        left: the unfinished runs, in order.
-        costs: of those whose pair was timed, by name.
-        budget: the time for it.
-        workers: processes that share it.
-        untimed: why a pair was not timed.
-    """
-
-    request: StudyRequest
-    left: tuple[Job, ...]
-    costs: Mapping[str, Cost]
+    request: StudyRequest  # its pairs are in that order
+    left: tuple[Job, ...]  # the unfinished runs, in order
+    costs: Mapping[str, Cost]  # by name, of those whose pair was timed
     budget: Budget
-    workers: int
-    untimed: Mapping[str, str]
+    workers: int  # processes that share it
+    untimed: Mapping[str, str]  # why a pair was not timed
 
     @property
     def seconds(self) -> float:
@@ -206,9 +188,8 @@ class Plan:
                 cells = (f"{steps:,}", _step_times(teachers), _step_times(students), _minutes(seconds), fits)
                 rows.append((pair, str(len(left)), *cells))
                 total += seconds
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for line in aligned(rows, left=range(len(rows[0]))):
+            yield f"  {line}"
         processes = f" with {self.workers} processes" if self.workers > 1 else ""
         yield f"estimated in all: {_minutes(total)}{processes}; left of the budget: {_minutes(available)}"
 
@@ -225,15 +206,9 @@ def prepare(
     """Time what is not known of each pair on this machine, and order the pairs by what is left of them.
 
     A step's time is taken from a run's own epochs, or from those of another seed of its method, where they were done on
-    the same machine; else from a few steps of the pair's teacher and of one of its students.
-
-    Args:
-        request: of the study.
-        budget: the time for it; timing takes at most a tenth of it.
-        workers: processes that share the work, and the machine's threads.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        measure: time what is not known; without it such pairs have no costs.
-        keep: write ``times.json``.
+    the same machine; else from a few steps of the pair's teacher and of one of its students. Timing takes at most a
+    tenth of the budget. Without ``measure`` pairs that were not timed before have no costs; ``keep`` writes
+    ``times.json``.
     """
     recipe = request.study.recipe
     with _threads(workers), torch_settings(recipe):
@@ -325,18 +300,20 @@ def _time(
         # Its weights do not change the cost of a step.
         recipe = recipe.model_copy(update={"teacher": training.student})
     run_inputs = build_inputs(recipe, trust_code=trust_code, splits=splits)
-    student = timing.step(recipe, run_inputs, limit=limit).seconds
+    student = autotune.time_step(recipe, run_inputs, limit=limit).seconds
     teacher = None
     if trained := next((job.recipe for job in left if job.method == TEACHER), None):
         inputs = build_inputs(trained, trust_code=trust_code, splits=opened(trained))
-        teacher = timing.step(trained, inputs, limit=limit).seconds
+        teacher = autotune.time_step(trained, inputs, limit=limit).seconds
     return Times(
         teacher=teacher,
         student=student,
         batch=recipe.fits()[0].batch_size,
         asked=build_objectives(recipe)[0].needs.teacher,
-        teacher_eval_s=timing.ask(recipe, run_inputs.teacher, splits.test) if run_inputs.teacher else None,
-        student_eval_s=timing.ask(recipe, run_inputs.student, splits.test),
+        teacher_eval_s=autotune.time_evaluation(recipe, run_inputs.teacher, splits.test)
+        if run_inputs.teacher
+        else None,
+        student_eval_s=autotune.time_evaluation(recipe, run_inputs.student, splits.test),
         samples=len(splits.train),
         held=sum(batches.samples for _, batches in held_out_sets(splits, recipe)),
         opened=opened.seconds,

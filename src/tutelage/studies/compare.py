@@ -9,31 +9,16 @@ from tutelage import config, data, records
 from tutelage.config.schema import Comparison, Network, Recipe, RecipeError
 from tutelage.objectives import from_spec
 from tutelage.runs import autotune
-from tutelage.runs.execute import (
-    FREE,
-    BusyError,
-    NullReporter,
-    Reporter,
-    execute,
-    execute_group,
-    finished,
-    folder_lock,
-    group_of,
-    steps_of,
-    torch_settings,
-)
+from tutelage.runs.execute import execute
+from tutelage.runs.group import execute_group, group_of
+from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import record
-from tutelage.runs.setup import build_inputs, build_objectives
+from tutelage.runs.resume import FREE
+from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
+from tutelage.runs.setup import build_inputs, build_objectives, steps_of, torch_settings
 
 
-def compare(
-    comparison: Comparison,
-    folder: Path,
-    *,
-    command: str,
-    reporter: Reporter | None = None,
-    trust_code: bool | frozenset[str] = False,
-) -> Path:
+def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:
     """Run a comparison in a folder, or resume it: finished runs are not repeated.
 
     The students of one data seed are trained in lockstep, ``together`` at most: a batch is made and the teacher is
@@ -53,11 +38,11 @@ def compare(
     """
     from tutelage.report.html import write_report
 
-    reporter = reporter or NullReporter()
+    reporter = options.reporter
     folder.mkdir(parents=True, exist_ok=True)
     splits = data.open_data(comparison.data)
     with folder_lock(folder, wait=True):
-        comparison = _with_precision(comparison, folder, splits, reporter, trust_code)
+        comparison = _with_precision(comparison, folder, splits, options)
         training = comparison.training(f"{comparison.name}/teacher")
         planned = list(plan(comparison, folder))
         _refuse_another(comparison, folder)
@@ -78,7 +63,7 @@ def compare(
     reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe in recipes))
     if training is not None:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
-        execute(training, folder / "teacher", verb="train", command=command, reporter=reporter, trust_code=trust_code)
+        write_report(execute(training, folder / "teacher", options=options).folder)
     taps = [tap for spec in comparison.objectives.values() for tap in from_spec(spec).needs.teacher_taps]
     count = len(left)
     while left := [(recipe, path) for recipe, path in left if not finished(path)]:
@@ -88,8 +73,11 @@ def compare(
         left = [run for k, run in enumerate(left) if k not in chosen]
         recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
         if recorded is not None:
-            record(recorded, taps=taps, reporter=reporter, trust_code=trust_code)
-        results = execute_group(group, command=command, reporter=reporter, trust_code=trust_code)
+            record(recorded, taps=taps, options=options)
+        results = execute_group(group, options=options)
+        for run in results:
+            if isinstance(run, Run):
+                write_report(run.folder)
         with folder_lock(folder, wait=True):
             write_report(folder)
         for (recipe, path), result in zip(group, results, strict=True):
@@ -101,9 +89,7 @@ def compare(
         return write_report(folder)
 
 
-def _with_precision(
-    comparison: Comparison, folder: Path, splits: data.Splits, reporter: Reporter, trust_code: bool | frozenset[str]
-) -> Comparison:
+def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:
     """Choose the precision of all runs, by the first that asks a teacher, where it is ``auto``."""
     comparison = autotune.recorded_precision(comparison, folder)
     if comparison.precision != "auto":
@@ -114,10 +100,10 @@ def _with_precision(
     )
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
     with torch_settings(run):
-        run_inputs = build_inputs(run, trust_code=trust_code, splits=splits)
+        run_inputs = build_inputs(run, trust_code=options.trust_code, splits=splits)
         comparison, why = autotune.resolve_precision(comparison, run_inputs, run)
     if why:
-        reporter.say(f"{comparison.name}: {why}")
+        options.reporter.say(f"{comparison.name}: {why}")
     return comparison
 
 
@@ -148,6 +134,13 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
                 asked = any(one.needs.teacher for one in build_objectives(recipe))
                 recipe = recipe.model_copy(update={"outputs": f"{recipe.outputs}/data{data_seed}" if asked else None})
             yield {"folder": path, "objective": name, "seed": seed}, recipe
+
+
+def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
+    """Yield one run of each objective, to try; a teacher that the comparison trains is one that is still to train."""
+    for _, recipe in list(plan(comparison, folder))[: len(comparison.objectives)]:
+        trained = isinstance(recipe.teacher, Network) and recipe.teacher.name == str(folder / "teacher")
+        yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe
 
 
 def _refuse_another(comparison: Comparison, folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tutelage import objectives
 from tutelage.objectives import PRESETS, Apply, Objective
+from tutelage.report.table import markdown_lines
 from tutelage.studies import study_file
 
 COSTS = Path(__file__).parent / "costs.json"
@@ -59,14 +60,20 @@ def rows() -> Iterator[Row]:
             )
 
 
+def signature(name: str) -> str:
+    """Return a preset's name with its arguments and their defaults."""
+    parameters = inspect.signature(PRESETS[name].build).parameters.values()
+    arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters)
+    return f"{name}({arguments})"
+
+
 def markdown() -> str:
     """Return the table as GitHub Markdown."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    lines = []
     for row in rows():
         name, formula, *cells = asdict(row).values()
-        formula = formula.replace("|", r"\|")
-        lines.append(f"| {' | '.join([f'`{name}`', f'`{formula}`', *cells])} |")
-    return "\n".join(lines) + "\n"
+        lines.append((f"`{name}`", f"`{formula}`".replace("|", r"\|"), *cells))
+    return "\n".join(markdown_lines([HEADINGS, *lines], ["---"] * len(HEADINGS))) + "\n"
 
 
 def _needs(objective: Objective) -> list[str]:

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from tutelage import records
 from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.objectives import from_recipe
-from tutelage.runs import execute, manifest
+from tutelage.runs import manifest, resume
+from tutelage.runs.run import finished
 from tutelage.runs.setup import build_objectives, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
 from tutelage.settings.objective import ObjectiveSpec
@@ -25,25 +26,17 @@ from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method
 WHERE = {"protocol.data.source", "protocol.data.image", "protocol.data.label", "protocol.outputs"}
 """Keys that say where data and recorded outputs lie; their content is checked by fingerprints."""
 Section = TypeVar("Section", bound=BaseModel)
-FREE = {f"protocol.{key}" for key in execute.FREE}
+FREE = {f"protocol.{key}" for key in resume.FREE}
 
 
 class Job(NamedTuple):
-    """One run of a study.
-
-    Attributes:
-        recipe: its name is the run's folder, relative to the folder of all runs.
-        pair: the first pair that it belongs to.
-        method: ``teacher`` where it trains the pair's teacher.
-        needs: the name of the teacher's run that has to be finished first.
-        teacher: the name of the run of the pair's teacher, whether or not this run asks it.
-    """
+    """One run of a study; its recipe's name is the run's folder, relative to the folder of all runs."""
 
     recipe: Recipe
-    pair: str
-    method: str
-    needs: str | None = None
-    teacher: str | None = None
+    pair: str  # the first one that it belongs to
+    method: str  # ``teacher`` where it trains the pair's teacher
+    needs: str | None = None  # the name of the teacher's run that has to be finished first
+    teacher: str | None = None  # the name of the run of the pair's teacher, whether or not this run asks it
 
     @property
     def name(self) -> str:
@@ -53,30 +46,17 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
-    """What of a study is to be run, and how.
+    """What of a study is to be run, and how."""
 
-    Attributes:
-        study: with its overrides.
-        plain: as it is written.
-        runs: the folder of all runs.
-        pool: the folder in it that this study's runs lie in.
-        pairs: to run.
-        methods: to run.
-        seeds: runs per method; none for the study's number.
-        epochs: of the protocol, where they are not the study's; schedules are scaled with them.
-        deviations: how its runs differ from those of the study as it is written, a line each; the function
-            `deviations` adds the number of seeds.
-    """
-
-    study: Study
-    plain: Study
-    runs: Path
-    pool: str
+    study: Study  # with its overrides
+    plain: Study  # as it is written
+    runs: Path  # the folder of all runs
+    pool: str  # the folder in it that this study's runs lie in
     pairs: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: int | None = None
-    epochs: int | None = None
-    deviations: tuple[str, ...] = ()
+    seeds: int | None = None  # runs per method; none for the study's number
+    epochs: int | None = None  # of the protocol, where they are not the study's; schedules are scaled with them
+    deviations: tuple[str, ...] = ()  # of its runs from the study as it is written; the number of seeds is not in it
 
     @property
     def folder(self) -> Path:
@@ -376,7 +356,7 @@ def dry_run_recipes(request: StudyRequest) -> list[Recipe]:
 
 def dry_run_recipe(request: StudyRequest, job: Job) -> Recipe:
     """Return a run's recipe for a dry run, in which an untrained teacher is one to train."""
-    if job.needs is None or execute.finished(request.runs / job.needs):
+    if job.needs is None or finished(request.runs / job.needs):
         return job.recipe
     trained = request.study.pairs[job.pair].training(request.study.teacher_seed)
     assert trained is not None

@@ -6,24 +6,16 @@ import functools
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER
 from tutelage.runs import record_teacher
-from tutelage.runs.execute import (
-    BusyError,
-    NullReporter,
-    Reporter,
-    Run,
-    execute_group,
-    finished,
-    folder_lock,
-    group_of,
-    steps_of,
-)
-from tutelage.runs.setup import build_objectives
+from tutelage.runs.group import execute_group, group_of
+from tutelage.runs.lock import BusyError, folder_lock
+from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
+from tutelage.runs.setup import build_objectives, steps_of
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Budget, Plan
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
@@ -38,9 +30,7 @@ PATIENCE = 2.0
 def run_study(
     request: StudyRequest,
     *,
-    command: str,
-    reporter: Reporter | None = None,
-    trust_code: bool | frozenset[str] = False,
+    options: RunOptions = DEFAULTS,
     together: int | None = None,
     workers: int = 1,
     budget: Budget | None = None,
@@ -60,9 +50,7 @@ def run_study(
 
     Args:
         request: what to run.
-        command: as it was typed.
-        reporter: shows progress.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        options: of the runs; the deadline of each follows from the budget.
         together: students at most that are trained in lockstep; by default one where the study compares the methods'
             time per step and memory, which are measured alone, and else `TOGETHER`.
         workers: processes that share the work; each takes at most its part of what is left at a time.
@@ -76,23 +64,13 @@ def run_study(
         RecipeError: the data cannot be read, or two runs that differ would share a folder.
     """
     most = together or (1 if request.study.costs else TOGETHER)
-    reporter = reporter or NullReporter()
     plan = None
     if budget is not None:
-        plan = budgets.prepare(request, budget, workers=workers, trust_code=trust_code)
+        plan = budgets.prepare(request, budget, workers=workers, trust_code=options.trust_code)
         request = plan.request
         for line in plan.lines() if show_plan else ():
-            reporter.say(line)
-    run = _StudyRun(
-        request=request,
-        command=command,
-        reporter=reporter,
-        trust_code=trust_code,
-        most=most,
-        workers=workers,
-        plan=plan,
-    )
-    return run.go()
+            options.reporter.say(line)
+    return _StudyRun(request=request, options=options, most=most, workers=workers, plan=plan).go()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,14 +78,13 @@ class _StudyRun:
     """A study while one process runs it."""
 
     request: StudyRequest
-    command: str
-    reporter: Reporter
-    trust_code: bool | frozenset[str]
+    options: RunOptions
     most: int
     workers: int
     plan: Plan | None
 
     def __post_init__(self) -> None:
+        self.reporter = self.options.reporter
         self.stopped, self.writing, self.began = False, 0.0, time.time()
         self.failed: dict[str, str] = {}
         self.requested = self.left = jobs(self.request)
@@ -242,23 +219,23 @@ class _StudyRun:
         Raises:
             DeadlineExceeded: the budget is used up.
         """
+        from tutelage.report.html import write_report
+
         deadline = budgets.deadline(self.plan, group, self.writing) if self.plan else None
+        options = replace(self.options, deadline=deadline)
         names = ", ".join(job.name for job in group)
         self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(group) > 1 else ''}")
         recorded = next((job for job in group if job.recipe.outputs is not None), None)
         try:
             if recorded is not None:
                 taps = self._taps(recorded)
-                record_teacher.record(
-                    recorded.recipe, taps=taps, reporter=self.reporter, trust_code=self.trust_code, deadline=deadline
-                )
+                record_teacher.record(recorded.recipe, taps=taps, options=options)
             results: list[Run | Exception] = execute_group(
-                [(job.recipe, self._folder(job.name)) for job in group],
-                command=self.command,
-                reporter=self.reporter,
-                trust_code=self.trust_code,
-                deadline=deadline,
+                [(job.recipe, self._folder(job.name)) for job in group], options=options
             )
+            for run in results:
+                if isinstance(run, Run):
+                    write_report(run.folder)
         except DeadlineExceeded:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
@@ -293,7 +270,7 @@ class _StudyRun:
 
 def write(request: StudyRequest, foreign: ForeignRuns) -> Path:
     """Write a study's records, table and report from its runs without the foreign ones; return the report's path."""
-    from tutelage.report.html import write_report
+    from tutelage.studies.report import write_report
     from tutelage.studies.study_table import write_tables
 
     folder = request.folder

@@ -14,10 +14,33 @@ from pathlib import Path
 
 import torch
 
-from tutelage import records
+from tutelage import data, records
+from tutelage.studies import budget as budgets
+from tutelage.studies import plan
+from tutelage.studies.budget import Budget
+from tutelage.studies.plan import StudyRequest
 
 GRACE = 60.0
 """Seconds for a worker to stop in an orderly way once its parent has ended."""
+
+
+def share_study(
+    arguments: Sequence[str],
+    request: StudyRequest,
+    workers: int,
+    *,
+    budget: Budget | None,
+    trust_code: bool | frozenset[str],
+    say: Callable[[str], None],
+) -> dict[str, str]:
+    """Do a study with several processes; what is wrong with all of its runs is raised before there are any."""
+    plan.jobs(request)
+    data.open_data(request.study.recipe.data)
+    if budget is not None:
+        for line in budgets.prepare(request, budget, workers=workers, trust_code=trust_code).lines():
+            say(line)
+        arguments = [*arguments, "--until", str(time.time() + budget.left)]
+    return share(arguments, workers, say=say)
 
 
 def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None]) -> dict[str, str]:

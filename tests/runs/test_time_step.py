@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tutelage import config
-from tutelage.runs import timing
+from tutelage.runs import autotune
 from tutelage.runs.setup import build_inputs
 
 
@@ -17,7 +17,7 @@ def made(**given):
 def test_steps_are_real_ones_on_copies():
     recipe, run_inputs = made()
     before = copy.deepcopy(run_inputs.student.network.state_dict())
-    seconds, terms = timing.step(recipe, run_inputs)
+    seconds, terms = autotune.time_step(recipe, run_inputs)
     assert seconds > 0
     assert list(terms) == ["ce"]
     assert all(torch.equal(before[name], value) for name, value in run_inputs.student.network.state_dict().items())
@@ -27,14 +27,14 @@ def test_steps_are_real_ones_on_copies():
 def test_slow_steps_are_fewer(monkeypatch, limit, taken):
     recipe, run_inputs = made()
     seen = []
-    plain = timing.fit
+    plain = autotune.fit
 
     def counted(distiller, teacher, batches, settings, **given):
         seen.append(batches)
         yield from plain(distiller, teacher, batches, settings, **given)
 
-    monkeypatch.setattr(timing, "fit", counted)
-    timing.step(recipe, run_inputs, limit=limit)
+    monkeypatch.setattr(autotune, "fit", counted)
+    autotune.time_step(recipe, run_inputs, limit=limit)
     (few,) = seen
     assert 1 + few.steps == taken
 
@@ -42,6 +42,8 @@ def test_slow_steps_are_fewer(monkeypatch, limit, taken):
 def test_a_network_is_asked_about_a_batch(monkeypatch):
     recipe, run_inputs = made()
     asked = []
-    monkeypatch.setattr(timing, "answer", lambda network, few, **_: [asked.append(len(b.index)) for b in few.epoch(0)])
-    assert timing.ask(recipe, run_inputs.student, run_inputs.splits.train) > 0
-    assert asked == [timing.ASKED] * 2
+    monkeypatch.setattr(
+        autotune, "collect_outputs", lambda network, few, **_: [asked.append(len(b.index)) for b in few.epoch(0)]
+    )
+    assert autotune.time_evaluation(recipe, run_inputs.student, run_inputs.splits.train) > 0
+    assert asked == [autotune.EVALUATED] * 2
