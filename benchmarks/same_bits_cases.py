@@ -93,7 +93,9 @@ def functions(place):
     numbers = {"temperature": 2.0, "gamma": 0.5, "alpha": 1.5, "beta": 2.0, "order": 0.25, "correct": 0.9}
     given = {"teacher_logits": v, "labels": torch.arange(32) % 40, **numbers}
     found = {}
-    for name in set(losses.__all__) - {"ctkd"}:  # its temperature is a parameter that is learned
+    for name in {name for name in dir(losses) if callable(getattr(losses, name))} - {
+        "ctkd"
+    }:  # its temperature is a parameter that is learned
         signature = inspect.signature(getattr(losses, name)).parameters.values()
         needed = {p.name for p in signature if p.default is p.empty} - {"student_logits"}
         if "student_logits" in [p.name for p in signature] and needed <= given.keys():

@@ -149,15 +149,15 @@ def network_context(
     if (needs.teacher_taps or needs.teacher_head or needs.teacher_norms) and teacher is None:
         raise ValueError(f"teacher: expected one for objective {objective.name}, got none; pass the network itself")
     return BindContext(
-        samples,
-        classes,
-        labels,
-        taps.feature_shapes(student, needs.student_taps, inputs),
-        taps.feature_shapes(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
-        teacher_logits,
-        taps.head(teacher) if needs.teacher_head and teacher is not None else None,
-        {name: taps.batch_norm(teacher, name) for name in needs.teacher_norms} if teacher is not None else {},
-        class_means,
+        samples=samples,
+        classes=classes,
+        labels=labels,
+        student_shapes=taps.feature_shapes(student, needs.student_taps, inputs),
+        teacher_shapes=taps.feature_shapes(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
+        teacher_logits=teacher_logits,
+        teacher_head=taps.head(teacher) if needs.teacher_head and teacher is not None else None,
+        teacher_norms={t: taps.batch_norm(teacher, t) for t in needs.teacher_norms} if teacher is not None else {},
+        class_means=class_means,
     )
 
 

@@ -1,11 +1,12 @@
-"""What the rooms say to each other: named tuples and protocols, no logic.
+"""Types shared by all modules: no logic.
 
-The tuples are named tuples because accelerate and DDP walk those; a dataclass of tensors would pass through untouched.
+Tuples of tensors are named tuples because accelerate and DDP walk those; a dataclass would pass through untouched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Batch(NamedTuple):
     """One batch of samples, on one device.
 
     Attributes:
-        index: ``(batch,)`` int64, each sample's place in its data set.
+        index: ``(batch,)`` int64, each sample's index in its data set.
         inputs: ``(batch, ...)``; images are ``(batch, channels, height, width)`` with values in [0, 1].
         labels: ``(batch,)`` int64 class indices, -100 where unlabelled; or soft labels, float ``(batch, classes)``.
     """
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a network says about a batch.
+    """A network's outputs for a batch.
 
     Attributes:
         logits: ``(batch, classes)``.
@@ -95,7 +96,8 @@ class Projection(NamedTuple):
     always: bool = True
 
 
-class Requirements(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Requirements:
     """What a term reads, so that a run fails before training instead of in its first epoch.
 
     Attributes:
@@ -106,11 +108,11 @@ class Requirements(NamedTuple):
         teacher_taps: features of the teacher that it reads.
         projections: student's features that it reads through a learned map.
         teacher_statistics: its binding reads the teacher's logits on training samples.
-        places: it reads the samples' places in the training set.
+        indices: it reads the samples' indices in the training set.
         teacher_head: its binding reads the weights of the teacher's last layer.
         teacher_norms: its binding reads the weights of the teacher's batch norm at these taps.
         class_means: its binding reads each class's mean of these features of the teacher, over the training samples.
-        least: samples of a batch that it can be computed of.
+        min_batch: samples that it needs at least in a batch.
     """
 
     teacher: bool
@@ -120,15 +122,15 @@ class Requirements(NamedTuple):
     teacher_taps: tuple[str, ...] = ()
     projections: tuple[Projection, ...] = ()
     teacher_statistics: bool = False
-    places: bool = False
+    indices: bool = False
     teacher_head: bool = False
     teacher_norms: tuple[str, ...] = ()
     class_means: tuple[str, ...] = ()
-    least: int = 1
+    min_batch: int = 1
 
 
 class Term(Protocol):
-    """One bound term of an objective: a module that keeps whatever it needs for one run.
+    """A bound term of an objective: a module that holds whatever it needs for one run.
 
     It returns ``(batch,)`` values, zero where a sample takes no part, or ``()`` where it couples the batch.
     """
@@ -141,29 +143,28 @@ class Term(Protocol):
 
 @runtime_checkable
 class StatefulTerm(Protocol):
-    """What a bound term may be besides: one that guards buffers of its own, such as a bank of embeddings.
+    """Optional interface for bound terms that own buffers, such as a bank of embeddings.
 
-    It changes none of its buffers while it is called. What it learned of a step it takes over when it is told whether
-    the step was applied. So no one keeps a copy of its buffers to undo a step by, and several processes do not send
-    them to each other: it sees to it that they are equal.
+    A call changes no buffer; `commit` does, once it is known whether the step was applied. So no copy of the buffers is
+    kept to undo a step, and several processes do not synchronise them: the term keeps them equal.
     """
 
     def commit(self, applied: Tensor) -> None:
-        """Take over what the last step has shown if ``applied``, ``()`` bool on the step's device; else forget it."""
+        """Write the last step's values to the buffers if ``applied``, ``()`` bool on its device; else drop them."""
 
 
 class Teacher(Protocol):
-    """Whoever answers for a batch: a frozen network, or a store of recorded outputs."""
+    """A source of the teacher's outputs: a frozen network, or a cache of recorded ones."""
 
     def __call__(self, batch: Batch) -> Outputs:
-        """Return what the teacher says about the batch; no gradient flows into it."""
+        """Return the teacher's outputs for the batch; no gradient flows into them."""
 
 
 class Batches(Protocol):
-    """A seeded, replayable stream: the same (epoch, step) is the same batch, however one came there.
+    """A seeded, replayable stream: the same (epoch, step) is always the same batch.
 
     Attributes:
-        samples: how many samples an epoch has.
+        samples: number of samples per epoch.
     """
 
     samples: int
@@ -173,3 +174,15 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield the batches of one epoch from step ``start`` on; with several processes, this one's share of each."""
+
+
+class View(NamedTuple):
+    """Which random views to take: with a sample's index they determine its augmentation.
+
+    Attributes:
+        seed: the data seed.
+        epoch: epochs done before this one.
+    """
+
+    seed: int
+    epoch: int

@@ -1,6 +1,7 @@
 """The contrast with banks as a term: what it computes, and when its banks move."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from tutelage import objectives
 from tutelage.objectives import BindContext
-from tutelage.objectives.contrast import Contrast
+from tutelage.objectives.methods.contrastive import CRD
 from tutelage.types import Batch, Outputs, Progress, StatefulTerm
 
 TAP = "card:embedding"
@@ -32,7 +33,7 @@ class Fixed(nn.Module):
 def bound(seed=0, **changes):
     torch.manual_seed(seed)
     chosen = {"negatives": 6, "temperature": 0.1, "momentum": 0.25, "dimension": 4} | changes
-    term = Contrast(**chosen).bind(CONTEXT)
+    term = CRD(**chosen).bind(CONTEXT)
     term.draw = Fixed(count=chosen["negatives"])
     return term.double()
 
@@ -110,7 +111,7 @@ def test_it_teaches_both_maps_and_the_student_alone():
 
 
 def test_banks_start_uniform_on_a_small_cube():
-    term = Contrast(negatives=2, temperature=0.1, momentum=0.5, dimension=48).bind(CONTEXT)
+    term = CRD(negatives=2, temperature=0.1, momentum=0.5, dimension=48).bind(CONTEXT)
     for bank in (term.student_bank, term.teacher_bank):
         assert bank.shape == (30, 48)
         assert 0.24 < bank.abs().max() <= 0.25
@@ -242,9 +243,9 @@ def test_bad_arguments_are_refused_at_the_call(arguments, says):
 @pytest.mark.parametrize(
     ("context", "says"),
     [
-        (CONTEXT._replace(labels=None), "context: expected labels of the training samples"),
-        (CONTEXT._replace(student_shapes={}), "context: expected the shape of the student's tap card:embedding"),
-        (CONTEXT._replace(teacher_shapes={TAP: (4, 8, 8)}), r"expected a feature \(batch, width\) of the teacher"),
+        (replace(CONTEXT, labels=None), "context: expected labels of the training samples"),
+        (replace(CONTEXT, student_shapes={}), "context: expected the shape of the student's tap card:embedding"),
+        (replace(CONTEXT, teacher_shapes={TAP: (4, 8, 8)}), r"expected a feature \(batch, width\) of the teacher"),
     ],
 )
 def test_a_context_that_lacks_something_is_refused(context, says):

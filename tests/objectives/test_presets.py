@@ -50,13 +50,13 @@ COMPOSED = {
 }
 
 
-OF_FEATURES = {"crd", "itrd", "vitkd"}
-"""Bound to more than logits, and tried in files of their own, as the presets of other files are."""
+ELSEWHERE = {"ctkd", "teacher_free_kd"}
+"""Tried in `test_presets_logits`."""
 
 
-def test_every_preset_of_this_file_is_tried_here():
-    own = {name for name, preset in PRESETS.items() if preset.build.__module__ == "tutelage.objectives.presets"}
-    assert set(EVERY) | OF_FEATURES == own
+def test_every_preset_of_this_family_is_tried():
+    family = "tutelage.objectives.methods.logits"
+    assert set(EVERY) | ELSEWHERE == {name for name, p in PRESETS.items() if p.build.__module__ == family}
 
 
 @pytest.mark.parametrize("objective", [*EVERY.values(), *COMPOSED.values()], ids=[*EVERY, *COMPOSED])

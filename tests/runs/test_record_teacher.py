@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from tutelage import config
 from tutelage.cli.app import app
 from tutelage.config.schema import Comparison, Recipe, RecipeError
+from tutelage.objectives import from_recipe
 from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import NullReporter
 from tutelage.runs.run import RunOptions
-from tutelage.runs.setup import build_inputs, build_objectives, single_exponent
+from tutelage.runs.setup import build_inputs, single_exponent
 from tutelage.studies.compare import compare
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.teacher_cache.top_k import TeacherCacheError
@@ -250,7 +251,7 @@ def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step
             execute(recipe(**many, objective=objective, outputs=outputs), tmp_path / name)
         assert not (tmp_path / name / "metrics.jsonl").exists()
     for objective, gamma in (("crd", None), ([{"wttm": {"gamma": 0.25, "beta": 1}}, "crd"], 0.25)):
-        assert single_exponent(*build_objectives(recipe(**many, objective=objective))) == gamma
+        assert single_exponent(from_recipe(objective)) == gamma
     with pytest.raises(RecipeError, match=r"got dist \(another reading\)"):
         record(recipe(**many, objective="dist", outputs=str(tmp_path / "new")), limit_mb=LIMIT, top=3)
 
@@ -337,6 +338,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests._helpers import killed_run
 from tutelage import api
+from tutelage.objectives import from_recipe
 from tutelage.runs import record_teacher
 given = api.from_file(Path(sys.argv[2]), [])
 killed_run.arm({"what": "write", "where": "epoch-0001", "count": 1})

@@ -12,7 +12,7 @@ import torch
 from tutelage import data, models
 from tutelage.benchmark import timing
 from tutelage.data import DataSettings
-from tutelage.data.build import Pixels, from_pixels
+from tutelage.data.build import Description, Pixels, from_pixels
 from tutelage.models import Classifier
 from tutelage.types import Batch, Outputs
 
@@ -28,7 +28,7 @@ def random_images(count: int = 10_000) -> data.Splits:
     )
     names = [f"class {k}" for k in range(CLASSES)]
     views = DataSettings(crop_padding=4, flip=True)
-    return from_pixels(train, test, class_names=names, settings=views, source="random")
+    return from_pixels(train, test, Description(class_names=names, settings=views, source="random"))
 
 
 def network(name: str, device: torch.device, seed: int = 0) -> Classifier:

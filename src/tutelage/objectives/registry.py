@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from tutelage import losses
-from tutelage.objectives.objective import Objective, PresetCall, WeightedTerm
-from tutelage.objectives.term import Apply, BindContext
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.term import Apply, BindContext, PresetCall, WeightedTerm
 from tutelage.settings.objective import (
     REQUIRED,
     SIGNATURES,

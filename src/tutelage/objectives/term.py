@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from tutelage.objectives import projectors
+from tutelage.settings.weights import Automatic, Weight
 from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Term
 
 READERS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {
@@ -19,13 +21,33 @@ READERS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = 
     "teacher_features": lambda term, student, teacher, batch: present(teacher).taps[term.teacher_tap],
     "labels": lambda term, student, teacher, batch: batch.labels,
 }
-"""How a loss's positional arguments are found, by their names: a loss's signature says what it reads."""
+"""How a loss's positional arguments are read, by their names: a loss's signature says what it reads."""
+
+EMBEDDING = "card:embedding"
+STAGES = ("card:stage.-3", "card:stage.-2", "card:stage.-1")
+WITH_STEM = ("card:stage.-4", *STAGES)
+BEFORE = ("card:before.-3", "card:before.-2", "card:before.-1")
+"""Taps that methods are published with."""
+
+KINDS: Mapping[str, tuple[tuple[int, ...], str, str]] = {
+    "embedding": ((1,), "a feature (batch, width)", "name one after the pooling, such as card:embedding"),
+    "map": (
+        (3,),
+        "a map (batch, channels, height, width)",
+        "name a stage of a convolutional network, such as card:stage.-1",
+    ),
+    "map or embedding": (
+        (1, 3),
+        "features (batch, channels, height, width) or (batch, width)",
+        "name a stage of a convolutional network, such as card:stage.-1",
+    ),
+}
+"""Kinds of features: possible numbers of axes without the batch, what a message calls them, and what it suggests."""
 
 
-class BindContext(NamedTuple):
-    """What a bound objective may know of the run: the one door to it.
-
-    `tutelage.modules.survey` makes one that has what an objective needs.
+@dataclass(frozen=True, kw_only=True)
+class BindContext:
+    """What a bound objective may know of the run; `tutelage.network_context` builds it.
 
     Attributes:
         samples: number of training samples.
@@ -33,7 +55,7 @@ class BindContext(NamedTuple):
         labels: of the training samples, ``(samples,)`` int64, -100 where unlabelled, or float ``(samples, classes)``.
         student_shapes: shapes of the student's features without the batch, by tap.
         teacher_shapes: the same of the teacher's.
-        teacher_logits: the teacher's word on training samples, not augmented, float32 ``(some, classes)``.
+        teacher_logits: the teacher's logits on training samples, not augmented, float32 ``(some, classes)``.
         teacher_head: weight ``(classes, width)`` of the teacher's last layer, and its bias or none.
         teacher_norms: weight and bias, ``(channels,)`` each, of the teacher's batch norms, by tap.
         class_means: each class's mean of a teacher's feature over the training samples, not augmented, float32
@@ -43,12 +65,12 @@ class BindContext(NamedTuple):
     samples: int | None = None
     classes: int | None = None
     labels: Tensor | None = None
-    student_shapes: Mapping[str, tuple[int, ...]] = {}
-    teacher_shapes: Mapping[str, tuple[int, ...]] = {}
+    student_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    teacher_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     teacher_logits: Tensor | None = None
     teacher_head: tuple[Tensor, Tensor | None] | None = None
-    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = {}
-    class_means: Mapping[str, Tensor] = {}
+    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    class_means: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class TermSpec(Protocol):
@@ -67,6 +89,67 @@ class TermSpec(Protocol):
 
 
 @dataclass(frozen=True)
+class WeightedTerm:
+    """One term with its name and weight."""
+
+    name: str
+    weight: Weight | Automatic
+    term: TermSpec
+
+
+@dataclass(frozen=True)
+class PresetCall:
+    """What one preset call made, with the factor that the whole of it was scaled by.
+
+    Attributes:
+        parts: its terms.
+        preset: the call's name; none for terms put together by hand, which cannot be written to a recipe.
+        arguments: the call's arguments.
+        scale: a factor on every weight.
+        gather: its terms read the samples of all processes at once instead of each process's share.
+    """
+
+    parts: tuple[WeightedTerm, ...]
+    preset: str | None = None
+    arguments: Mapping[str, Any] | None = None
+    scale: float = 1.0
+    gather: bool = False
+
+
+def named_parts(calls: Iterable[PresetCall]) -> Iterator[tuple[WeightedTerm, float]]:
+    """Yield each term with the factor on its weight; names are made unique by a number."""
+    taken: set[str] = set()
+    for call in calls:
+        for part in call.parts:
+            names = itertools.chain([part.name], (f"{part.name}_{k}" for k in itertools.count(2)))
+            name = next(name for name in names if name not in taken)
+            taken.add(name)
+            yield replace(part, name=name), call.scale
+
+
+def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
+    """Return what some terms need together."""
+    parts = tuple(parts)
+    needs = [part.term.needs for part in parts]
+    kinds = {n.labels for n in needs}
+    return Requirements(
+        teacher=any(n.teacher for n in needs),
+        labels="index" if "index" in kinds else "any" if "any" in kinds else "none",
+        coupled=any(n.coupled for n in needs),
+        student_taps=_unique(tap for n in needs for tap in (*n.student_taps, *(p.student for p in n.projections))),
+        teacher_taps=_unique(tap for n in needs for tap in (*n.teacher_taps, *(p.teacher for p in n.projections))),
+        projections=_unique(projection for n in needs for projection in n.projections),
+        teacher_statistics=any(n.teacher_statistics for n in needs)
+        or any(isinstance(p.weight, Automatic) for p in parts),
+        indices=any(n.indices for n in needs),
+        teacher_head=any(n.teacher_head for n in needs),
+        teacher_norms=_unique(tap for n in needs for tap in n.teacher_norms),
+        class_means=_unique(tap for n in needs for tap in n.class_means),
+        min_batch=max((n.min_batch for n in needs), default=1),
+    )
+
+
+@dataclass(frozen=True)
 class Apply:
     """A pure loss function with its hyperparameters.
 
@@ -76,7 +159,7 @@ class Apply:
         target_gamma: the exponent of the transformed teacher that it matches, if any.
         soft_labels: it takes soft labels too.
         coupled: it returns ``()``: its value depends on how a batch is split.
-        least: samples of a batch that it can be computed of.
+        min_batch: samples that it needs at least in a batch.
         student_tap: what ``student_features`` are.
         teacher_tap: what ``teacher_features`` are.
         projection: kind of a learned map that the student's features go through first (`projectors.KINDS`).
@@ -92,7 +175,7 @@ class Apply:
     target_gamma: float | None = None
     soft_labels: bool = False
     coupled: bool = False
-    least: int = 1
+    min_batch: int = 1
     student_tap: str = ""
     teacher_tap: str = ""
     projection: str | None = None
@@ -126,13 +209,13 @@ class Apply:
         if "labels" not in reads:
             labels = "none"
         return Requirements(
-            any(name.startswith("teacher_") for name in reads),
-            labels,
-            self.coupled,
-            (self.student_tap,) if "student_features" in reads else (),
-            (self.teacher_tap,) if "teacher_features" in reads or self.projection else (),
-            (self._projection,) if self._projection else (),
-            least=self.least,
+            teacher=any(name.startswith("teacher_") for name in reads),
+            labels=labels,
+            coupled=self.coupled,
+            student_taps=(self.student_tap,) if "student_features" in reads else (),
+            teacher_taps=(self.teacher_tap,) if "teacher_features" in reads or self.projection else (),
+            projections=(self._projection,) if self._projection else (),
+            min_batch=self.min_batch,
         )
 
     @property
@@ -154,15 +237,102 @@ class Apply:
 class _Applied(nn.Module):
     """A bound `Apply`: no parameters, no state."""
 
-    def __init__(self, description: Apply) -> None:
+    def __init__(self, spec: Apply) -> None:
         super().__init__()
-        self.needs = description.needs
-        self._description = replace(description, arguments=dict(description.arguments))
-        self._readers = [READERS[name] for name in description.reads]
+        self.needs = spec.needs
+        self._spec = replace(spec, arguments=dict(spec.arguments))
+        self._readers = [READERS[name] for name in spec.reads]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
-        term = self._description
-        return term.loss(*(read(term, student, teacher, batch) for read in self._readers), **term.arguments)
+        spec = self._spec
+        return spec.loss(*(read(spec, student, teacher, batch) for read in self._readers), **spec.arguments)
+
+
+class BoundFeatures(nn.Module):
+    """Base of bound `FeatureTerm` modules.
+
+    Attributes:
+        spec: the term's description.
+        needs: what it reads.
+        student_features: names of what it reads among the student's taps.
+    """
+
+    spec: Any
+
+    def __init__(self, spec: FeatureTerm, context: BindContext) -> None:
+        super().__init__()
+        self.spec, self.needs = spec, spec.needs
+        self.student_features = spec.student_taps
+        self.build(context)
+
+    def build(self, context: BindContext) -> None:
+        """Build the term's own modules and buffers; by default there are none."""
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return the term's values: ``(batch,)``, or ``()`` where it couples the batch.
+
+        Args:
+            student: features, in the order of the spec's ``student_taps``.
+            teacher: features, in the order of its ``teacher_taps``.
+            batch: the samples.
+        """
+        raise NotImplementedError
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        """Read the features and return the term's values."""
+        taps = present(teacher).taps
+        features = [student.taps[name] for name in self.student_features]
+        return self.values(features, [taps[tap] for tap in self.spec.teacher_taps], batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTerm:
+    """Base of terms that compare features of both networks, tap by tap, with modules of their own.
+
+    Attributes:
+        student_taps: features of the student.
+        teacher_taps: as many of the teacher.
+    """
+
+    module: ClassVar[type[BoundFeatures]]
+    """The class of the bound term."""
+    student_taps: tuple[str, ...]
+    teacher_taps: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        paired(self.student_taps, self.teacher_taps)
+
+    @property
+    def needs(self) -> Requirements:
+        """What the bound term reads."""
+        return Requirements(teacher=True, labels="none", student_taps=self.student_taps, teacher_taps=self.teacher_taps)
+
+    @property
+    def target_gamma(self) -> float | None:
+        """None: features are no distribution."""
+        return None
+
+    def shapes(self, context: BindContext, kind: str | None = None) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Return the shapes of each pair of taps, student first, without the batch; refuse those of another kind."""
+        return [
+            (shape_of(context, "student", student, kind), shape_of(context, "teacher", teacher, kind))
+            for student, teacher in zip(self.student_taps, self.teacher_taps, strict=True)
+        ]
+
+    def bind(self, context: BindContext) -> Term:
+        """Build the term for one run.
+
+        Raises:
+            ValueError: the context lacks something, or the features are not of the kind that the method compares.
+        """
+        return self.module(self, context)
+
+
+T = TypeVar("T")
+
+
+def _unique(values: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def present(teacher: Outputs | None) -> Outputs:
@@ -172,16 +342,44 @@ def present(teacher: Outputs | None) -> Outputs:
     return teacher
 
 
-def shape_of(context: BindContext, who: Literal["student", "teacher"], tap: str) -> tuple[int, ...]:
+def paired(student_taps: tuple[str, ...], teacher_taps: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return the taps of both networks in pairs.
+
+    Raises:
+        ValueError: there are more of one network than of the other.
+    """
+    if len(student_taps) != len(teacher_taps):
+        raise ValueError(
+            f"teacher_taps: expected {len(student_taps)}, as many as student_taps, got {len(teacher_taps)}; "
+            "name one tap of the teacher for each of the student"
+        )
+    return list(zip(student_taps, teacher_taps, strict=True))
+
+
+def shape_of(
+    context: BindContext, who: Literal["student", "teacher"], tap: str, kind: str | None = None
+) -> tuple[int, ...]:
     """Return the shape of a feature without the batch.
 
     Raises:
-        ValueError: the context does not know it.
+        ValueError: the context does not know it, or it is not of the kind, one of `KINDS`.
     """
     shapes = context.student_shapes if who == "student" else context.teacher_shapes
     if tap not in shapes:
-        raise ValueError(
-            f"context: expected the shape of the {who}'s tap {tap}, got none; "
-            "type context=tutelage.network_context(objective, student, teacher, inputs)"
-        )
+        raise missing(f"the shape of the {who}'s tap {tap}")
+    axes, expected, hint = KINDS[kind] if kind else ((len(shapes[tap]),), "", "")
+    if len(shapes[tap]) not in axes:
+        raise ValueError(f"tap {tap}: expected {expected} of the {who}, got {shapes[tap]} without the batch; {hint}")
     return shapes[tap]
+
+
+def missing(what: str, argument: str = "") -> ValueError:
+    """Return the error of a context that lacks something, and the argument of `network_context` that provides it."""
+    call = f"tutelage.network_context(objective, student, teacher, inputs{argument})"
+    return ValueError(f"context: expected {what}, got none; type context={call}")
+
+
+def whole_number(value: object, name: str, *, example: int, least: int = 1) -> None:
+    """Refuse a hyperparameter that is not a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}; for example {name}={example}")

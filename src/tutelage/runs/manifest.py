@@ -59,9 +59,9 @@ def software() -> dict[str, str]:
 
 def version() -> dict[str, str | None]:
     """Return this package's version and, in a checkout, the commit, marked where files differ from it."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     # An installed copy may lie inside someone else's checkout, whose commit says nothing about it.
-    ours = _git(here, "ls-files", "--", Path(__file__).name)
+    ours = _git(here, "ls-files", "--", __file__)
     commit = _git(here, "rev-parse", "HEAD") if ours else None
     if commit and _git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here)):
         commit += "+changes"

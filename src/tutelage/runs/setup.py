@@ -157,7 +157,7 @@ def check_last_batch(samples: int, wanted: Sequence[Objective], fits: Sequence[F
     """
     smallest = partial(data.smallest_share, samples, world=world)
     for objective, fit in zip(wanted, fits, strict=True):
-        batch_size, least = fit.batch_size, objective.needs.least
+        batch_size, least = fit.batch_size, objective.needs.min_batch
         if (got := smallest(batch_size)) < least:
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
             fitting = next((size for size in sizes if smallest(size) >= least), None)

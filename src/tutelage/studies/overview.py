@@ -83,7 +83,7 @@ def _needs(objective: Objective) -> list[str]:
         "labels" if needs.labels == "any" else "hard labels": needs.labels != "none",
         "teacher's logits": any(_reads_teacher_logits(part.term) for part, _ in objective.parts),
         "features": needs.student_taps or needs.teacher_taps,
-        "indices": needs.places,
+        "indices": needs.indices,
         "the batch as a whole": needs.coupled,
         "teacher's statistics": needs.teacher_statistics,
         "teacher's weights": needs.teacher_head or needs.teacher_norms,

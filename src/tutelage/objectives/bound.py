@@ -1,0 +1,210 @@
+"""A bound objective: the module that computes a run's loss."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.objectives import gathering, projectors
+from tutelage.objectives.automatic import balanced_weight
+from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, shape_of
+from tutelage.settings.weights import Automatic, Weight, weight_at
+from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
+
+
+class BoundObjective(nn.Module):
+    """An objective bound to one run.
+
+    Whatever precision the networks ran in, the terms are computed in float32 at least, with autocast switched off.
+    The teacher gets no gradient, nor do its features where a term maps them.
+
+    Attributes:
+        needs: what the terms read.
+        target_gamma: the exponent of the transformed teacher that is matched, if any.
+        supervised: names of the terms whose means are over labelled samples.
+        resolved: numbers that were found at binding, by term and argument; empty where the objective leaves nothing
+            open. Typed in place of ``auto``, they make the same run.
+    """
+
+    def __init__(
+        self, calls: Sequence[PresetCall], context: BindContext, *, needs: Requirements, target_gamma: float | None
+    ) -> None:
+        super().__init__()
+        self.needs, self.target_gamma = needs, target_gamma
+        parts = list(named_parts(calls))
+        self.supervised = frozenset(part.name for part, _ in parts if part.term.needs.labels != "none")
+        self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in parts})
+        self._weights: dict[str, tuple[Weight, float]] = {}
+        self.resolved: dict[str, dict[str, float]] = {}
+        for part, scale in parts:
+            term, weight = self.terms[part.name], part.weight
+            numbers = dict(cast(Mapping[str, float], getattr(term, "resolved", {})))
+            if isinstance(weight, Automatic):
+                numbers["beta"] = balanced_weight(cast(Term, term), context)
+                weight = numbers["beta"] * weight.factor
+            self._weights[part.name] = (weight, scale)
+            if numbers:
+                self.resolved[part.name] = numbers
+        # One list per preset call, in the order of the terms: terms of one call share a map, those of two calls do not.
+        self.projectors = nn.ModuleList()
+        self._calls: list[_BoundCall] = []
+        names = iter(self._weights)
+        for call in calls:
+            call_needs = joint_needs(call.parts)
+            maps, routes = _projectors(call_needs.projections, context)
+            self.projectors.append(maps)
+            call_names = tuple(itertools.islice(names, len(call.parts)))
+            self._calls.append(_BoundCall(call_names, routes, call_needs if call.gather else None))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The terms' names, in order."""
+        return tuple(self._weights)
+
+    def forward(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        progress: Progress = Progress(),  # noqa: B008
+        totals: Totals | None = None,
+    ) -> Loss:
+        """Compute the loss of one (micro-)batch.
+
+        Args:
+            student: its outputs.
+            teacher: its outputs; may be none where no term needs them.
+            batch: the samples.
+            progress: where in the run this is.
+            totals: what means divide by; by default the counts of this batch.
+
+        Returns:
+            The weighted sum, ``()``, and each term's mean.
+        """
+        with torch.autocast(student.logits.device.type, enabled=False):
+            student, teacher = _at_least_float32(student), teacher and _detached(_at_least_float32(teacher))
+            share = _Step(student, teacher, batch, totals or count(batch, student.logits))
+            parts, weighted = {}, []
+            for call, maps in zip(self._calls, self.projectors, strict=True):
+                step = share
+                if call.gathers is not None and gathering.processes() > 1:
+                    step = _of_all_processes(step, call.gathers, counted=totals is None)
+                projected = _projected(step.student, call.routes, cast(nn.ModuleList, maps))
+                for name in call.names:
+                    term = cast(Term, self.terms[name])
+                    values = term(projected, step.teacher, step.batch, progress)
+                    _check_shape(name, values, term.needs, projected.logits.shape[:-1])
+                    mean = _mean(values, term.needs, step.batch, step.totals)
+                    weight, scale = self._weights[name]
+                    parts[name] = mean.detach()
+                    weighted.append(mean * (weight_at(weight, progress) * scale))
+            return Loss(torch.stack(weighted).sum(), parts)
+
+
+def count(batch: Batch, logits: Tensor) -> Totals:
+    """Count a batch's samples, and those that have a label, without leaving the device."""
+    samples = logits.new_full((), logits.shape[:-1].numel(), dtype=torch.float32)
+    if batch.labels.is_floating_point():
+        return Totals(samples, samples)
+    return Totals(samples, (batch.labels != UNLABELLED).sum().to(samples))
+
+
+class _BoundCall(NamedTuple):
+    """What is known of one preset call: its terms' names, its projected features, and what it gathers, if it does."""
+
+    names: tuple[str, ...]
+    routes: list[_Route]
+    gathers: Requirements | None
+
+
+class _Step(NamedTuple):
+    """What the terms of a preset call are called with."""
+
+    student: Outputs
+    teacher: Outputs | None
+    batch: Batch
+    totals: Totals
+
+
+class _Route(NamedTuple):
+    """How a projected feature of the student is computed: its tap, and which of the call's maps is applied, if any."""
+
+    feature: str
+    tap: str
+    map: int | None
+
+
+def _check_shape(name: str, values: Tensor, needs: Requirements, expected: torch.Size) -> None:
+    if values.shape != expected and not (needs.coupled and values.ndim == 0):
+        raise ValueError(
+            f"term {name}: expected one value a sample, shape {tuple(expected)}, got {tuple(values.shape)}; "
+            "leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch"
+        )
+
+
+def _mean(values: Tensor, needs: Requirements, batch: Batch, totals: Totals) -> Tensor:
+    if values.ndim == 0:
+        return values * (len(batch.index) / totals.samples)
+    if needs.labels == "none":
+        return values.sum() / totals.samples
+    # Counts of several processes are divided by their number: of one label among two, the count is a half.
+    return values.sum() / torch.where(totals.labelled > 0, totals.labelled, 1.0)
+
+
+def _of_all_processes(step: _Step, needs: Requirements, *, counted: bool) -> _Step:
+    """Gather what ``needs`` names of all processes' shares; ``counted``: the totals are the counts of this share."""
+    student, teacher, batch = gathering.gathered(
+        step.student, step.teacher, step.batch, student_taps=needs.student_taps, teacher_taps=needs.teacher_taps
+    )
+    if counted:
+        return _Step(student, teacher, batch, count(batch, student.logits))
+    # Counts were divided by the number of processes for shares of the sum; here each process has the whole of it.
+    return _Step(student, teacher, batch, Totals(*(total * gathering.processes() for total in step.totals)))
+
+
+def _projectors(projections: Sequence[Projection], context: BindContext) -> tuple[nn.ModuleList, list[_Route]]:
+    """Build the maps of one preset call: one per pair of taps and kind, none where the shapes agree and may."""
+    maps, routes = nn.ModuleList(), []
+    built: dict[tuple[str, str, str], int] = {}
+    for projection in projections:
+        student = shape_of(context, "student", projection.student)
+        teacher = shape_of(context, "teacher", projection.teacher)
+        key = (projection.student, projection.teacher, projection.kind)
+        needed = projection.always or student != teacher
+        if needed and key not in built:
+            built[key] = len(maps)
+            maps.append(projectors.build(projection, student, teacher))
+        routes.append(_Route(projectors.name(projection), projection.student, built[key] if needed else None))
+    return maps, routes
+
+
+def _projected(student: Outputs, routes: Sequence[_Route], maps: nn.ModuleList) -> Outputs:
+    """Add the projected features to a student's taps."""
+    if not routes:
+        return student
+    features = {}
+    for route in routes:
+        tap = student.taps[route.tap]
+        features[route.feature] = tap if route.map is None else maps[route.map](tap)
+    return Outputs(student.logits, {**student.taps, **features})
+
+
+def _at_least_float32(outputs: Outputs) -> Outputs:
+    def widen(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+    return Outputs(widen(outputs.logits), {name: widen(tap) for name, tap in outputs.taps.items()})
+
+
+def _detached(outputs: Outputs) -> Outputs:
+    return Outputs(outputs.logits.detach(), {name: tap.detach() for name, tap in outputs.taps.items()})
+
+
+def _module(term: Any) -> nn.Module:
+    if not isinstance(term, nn.Module):
+        raise TypeError(f"term: expected bind() to return an nn.Module, got {type(term).__name__}")
+    return term

@@ -1,0 +1,278 @@
+"""Contrast between two networks' embeddings, with a bank of each network's embeddings of all training samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from tutelage import checks, losses
+from tutelage.objectives import gathering
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.registry import objective_of, preset
+from tutelage.objectives.term import (
+    EMBEDDING,
+    BindContext,
+    BoundFeatures,
+    FeatureTerm,
+    WeightedTerm,
+    missing,
+    whole_number,
+)
+from tutelage.settings.weights import Weight
+from tutelage.types import UNLABELLED, Batch, Requirements
+
+
+class OtherClasses(nn.Module):
+    """Draws, for each sample of a batch, samples of other classes, from torch's generator of the batch's device.
+
+    They are drawn without replacement, and each sample's apart from the others'; a sample that has fewer others than
+    are asked for gets them with replacement. An unlabelled sample is a class of its own. The order of a sample's
+    negatives is of no meaning.
+
+    Args:
+        labels: of all samples, ``(samples,)`` int64, -100 where unlabelled; or float ``(samples, classes)``, of which
+            the largest counts.
+        count: how many a sample gets.
+
+    Raises:
+        ValueError: all the samples are of one class.
+    """
+
+    def __init__(self, labels: Tensor, *, count: int) -> None:
+        super().__init__()
+        self.count = count
+        classes = labels.argmax(-1) if labels.is_floating_point() else labels
+        alone = classes.amax() + 1 + torch.arange(len(classes), device=classes.device)
+        classes = torch.where(classes == UNLABELLED, alone, classes)
+        _, place, sizes = classes.unique(return_inverse=True, return_counts=True)
+        fewest = len(classes) - int(sizes.max())
+        if not fewest:
+            raise ValueError(
+                f"labels: expected at least 2 classes among {len(classes)} training samples, whose samples are each "
+                "other's negatives, got 1; choose other data, or leave the contrast out"
+            )
+        self._some_with_replacement = fewest < count
+        self._all_with_replacement = len(classes) - int(sizes.min()) < count
+        # Sorted by class, a sample's others are all places but one stretch.
+        self.register_buffer("sorted", classes.argsort(stable=True), persistent=False)
+        self.register_buffer("start", (sizes.cumsum(0) - sizes)[place], persistent=False)
+        self.register_buffer("size", sizes[place], persistent=False)
+        self.sorted: Tensor
+        self.start: Tensor
+        self.size: Tensor
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Return ``(batch, count)`` int64 places for samples at ``index``, ``(batch,)``."""
+        start, size = self.start[index, None], self.size[index, None]
+        return self._one_by_one(start, size) if index.device.type == "cpu" else self._at_once(start, size)
+
+    def _one_by_one(self, start: Tensor, size: Tensor) -> Tensor:
+        """Shuffle a sample's others, a sample at a time: on a CPU this costs least."""
+        rows = torch.empty(len(start), self.count, dtype=torch.int64)
+        for row, begin, own in zip(rows, start.flatten().tolist(), size.flatten().tolist(), strict=True):
+            others = len(self.sorted) - own
+            enough = others >= self.count
+            picks = torch.randperm(others)[: self.count] if enough else torch.randint(others, (self.count,))
+            torch.index_select(self.sorted, 0, picks + (picks >= begin) * own, out=row)
+        return rows
+
+    def _at_once(self, start: Tensor, size: Tensor) -> Tensor:
+        """Give every sample a random key and take the smallest keys: on an accelerator nothing waits for the host."""
+        samples, device = len(self.sorted), start.device
+        picks = torch.empty(len(start), self.count, dtype=torch.int64, device=device)
+        if not self._all_with_replacement:
+            keys = torch.rand(len(start), samples, device=device)
+            places = torch.arange(samples, device=device)
+            keys.masked_fill_((places >= start) & (places < start + size), 2.0)
+            picks = keys.topk(self.count, largest=False, sorted=False).indices
+        if self._some_with_replacement:
+            others = samples - size
+            again = (torch.rand(len(start), self.count, dtype=torch.float64, device=device) * others).long()
+            again += (again >= start) * size
+            picks = torch.where(others < self.count, again, picks)
+        return self.sorted[picks]
+
+
+class BoundCRD(BoundFeatures):
+    """A bound `CRD`: what a step showed is written to the banks when the step is committed.
+
+    Rows of the banks are replaced at the first of these: `commit`, the next call in training mode, the saving of its
+    state. In a loop of one's own, a loss must have been through ``backward`` by then: its gradient needs the rows as
+    they were. Rows that are not finite are left as they were.
+
+    With several processes each has the whole of both banks, and writes what all of them have seen: the banks stay equal
+    without being sent.
+    """
+
+    spec: CRD
+    student_bank: Tensor
+    teacher_bank: Tensor
+    log_normalisers: Tensor
+
+    def build(self, context: BindContext) -> None:
+        """Build the maps and the banks."""
+        if context.labels is None:
+            raise missing("labels of the training samples, which negatives are drawn by", ", labels=labels")
+        self.samples, dimension = len(context.labels), self.spec.dimension
+        (((student,), (teacher,)),) = self.spec.shapes(context, "embedding")
+        self.embed_student, self.embed_teacher = nn.Linear(student, dimension), nn.Linear(teacher, dimension)
+        self.draw: nn.Module = OtherClasses(context.labels, count=self.spec.negatives)
+        bound = 1 / math.sqrt(dimension / 3)
+        for name in ("student_bank", "teacher_bank"):
+            self.register_buffer(name, torch.empty(self.samples, dimension).uniform_(-bound, bound))
+        # Not a number until the first batch has fixed them.
+        self.register_buffer("log_normalisers", torch.full((2,), torch.nan))
+        self._seen: _Seen | None = None
+        self._synchronised = False
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return the loss of each sample, ``(batch,)``."""
+        if self.training:
+            self._commit_pending()
+        temperature = self.spec.temperature
+        several = self.training and gathering.processes() > 1
+        if several and not self._synchronised:
+            for bank in (self.student_bank, self.teacher_bank):
+                distributed.broadcast(bank, 0)
+            self._synchronised = True
+        _check_index(batch.index, self.samples)
+        of_student = F.normalize(self.embed_student(student[0]), dim=1)
+        of_teacher = F.normalize(self.embed_teacher(teacher[0]), dim=1)
+        columns = torch.cat([batch.index[:, None], self.draw(batch.index)], dim=1)
+        scores = (
+            losses.bank_scores(of_student, self.teacher_bank, columns, temperature=temperature),
+            losses.bank_scores(of_teacher, self.student_bank, columns, temperature=temperature),
+        )
+        fresh = torch.stack([losses.log_normaliser(each, samples=self.samples) for each in scores])
+        fresh = _shared_mean(fresh, len(batch.index)) if several else fresh
+        known = torch.where(self.log_normalisers.isnan(), fresh, self.log_normalisers)
+        if self.training:
+            seen = _Seen(batch.index, of_student.detach(), of_teacher.detach(), known)
+            self._seen = _of_all_processes(seen) if several else seen
+        return losses.crd(*scores, known, samples=self.samples)
+
+    @torch.no_grad()
+    def commit(self, applied: Tensor) -> None:
+        """Write what the last step showed to the banks, where it was applied."""
+        if (seen := self._seen) is None:
+            return
+        self._seen = None
+        for bank, embeddings in ((self.student_bank, seen.student), (self.teacher_bank, seen.teacher)):
+            old = bank[seen.index]
+            new = losses.moved(old, embeddings, momentum=self.spec.momentum)
+            takes = applied & new.isfinite().all(dim=1, keepdim=True)
+            bank.index_copy_(0, seen.index, torch.where(takes, new, old))
+        takes = applied & seen.log_normalisers.isfinite()
+        self.log_normalisers.copy_(torch.where(takes, seen.log_normalisers, self.log_normalisers))
+
+    def _commit_pending(self) -> None:
+        """Commit a step that nobody has decided on, as applied."""
+        if self._seen is not None:
+            self.commit(torch.ones((), dtype=torch.bool, device=self.student_bank.device))
+
+    def _save_to_state_dict(self, *arguments: object) -> None:
+        self._commit_pending()
+        super()._save_to_state_dict(*arguments)
+
+    def _load_from_state_dict(self, *arguments: object) -> None:
+        self._seen = None
+        super()._load_from_state_dict(*arguments)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a step has shown: embeddings of some samples, and the constants that it used."""
+
+    index: Tensor
+    student: Tensor
+    teacher: Tensor
+    log_normalisers: Tensor
+
+
+def _check_index(index: Tensor, samples: int) -> None:
+    # On an accelerator the kernel that reads the bank asserts instead, so that the step never waits.
+    if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < samples:
+        raise ValueError(
+            f"batch.index: expected places among the {samples} training samples of the context, got "
+            f"{int(index.min())} to {int(index.max())}; bind the objective to the labels of these data"
+        )
+
+
+def _shared_mean(logarithms: Tensor, count: int) -> Tensor:
+    """Return the logarithm of the mean over all processes' samples."""
+    sums = torch.cat([logarithms.double().exp() * count, logarithms.new_full((1,), count, dtype=torch.float64)])
+    distributed.all_reduce(sums)
+    return (sums[:-1] / sums[-1]).log().to(logarithms.dtype)
+
+
+def _of_all_processes(seen: _Seen) -> _Seen:
+    """Return what all processes have seen, in the order of their ranks. The host waits for their sizes."""
+    lengths = gathering.shares(seen.index)
+    index, student, teacher = (gathering.constant(r, lengths) for r in (seen.index, seen.student, seen.teacher))
+    return _Seen(index, student, teacher, seen.log_normalisers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CRD(FeatureTerm):
+    """Contrastive representation distillation (`losses.crd`): two learned embeddings, two banks.
+
+    Attributes:
+        negatives: per sample, drawn among the samples of other classes (`OtherClasses`), at least 1.
+        temperature: of the scores, above 0.
+        momentum: share of a bank's row that is kept when its sample is seen, in [0, 1).
+        dimension: of the embeddings, at least 1.
+    """
+
+    module: ClassVar = BoundCRD
+    negatives: int
+    temperature: float
+    momentum: float
+    dimension: int
+    student_taps: tuple[str, ...] = (EMBEDDING,)
+    teacher_taps: tuple[str, ...] = (EMBEDDING,)
+
+    def __post_init__(self) -> None:
+        whole_number(self.negatives, "negatives", example=16384)
+        whole_number(self.dimension, "dimension", example=128)
+        checks.positive(self.temperature, "temperature", example=0.07)
+        checks.fraction(self.momentum, "momentum", example=0.5)
+
+    @property
+    def needs(self) -> Requirements:
+        """What it reads. Labels are read when it is bound, from the context, and may be missing in a batch."""
+        return replace(super().needs, coupled=True, indices=True)
+
+
+@preset("Tian et al. 2020, arXiv:1910.10699")
+def crd(
+    *,
+    weight: Weight = 1.0,
+    negatives: int = 16384,
+    temperature: float = 0.07,
+    momentum: float = 0.5,
+    dimension: int = 128,
+) -> Objective:
+    """``weight * (contrast(e_s(f_s), bank_t) + contrast(e_t(f_t), bank_s))``, on the networks' pooled embeddings.
+
+    Published settings: a weight of 0.8, beside cross-entropy, KD or WTTM: ``wttm(...) + 0.8 * crd()``. It carries no
+    cross-entropy. Both banks are in memory and in checkpoints: ``8 * samples * dimension`` bytes.
+
+    Args:
+        weight: of the term.
+        negatives: of each sample, drawn among the samples of other classes without replacement; with it for a sample
+            that has fewer of them.
+        temperature: of the scores, > 0.
+        momentum: share of a bank's row that is kept when its sample comes by, in [0, 1).
+        dimension: of the embeddings.
+
+    Differs from: public code where labels are missing, which there cannot be: an unlabelled sample is here a class of
+    its own; and with several processes, where banks are shared here.
+    """
+    contrast = CRD(negatives=negatives, temperature=temperature, momentum=momentum, dimension=dimension)
+    return objective_of(WeightedTerm("crd", weight, contrast))

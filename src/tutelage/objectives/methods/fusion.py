@@ -1,0 +1,246 @@
+"""Methods that generate the teacher's maps from the student's by learned modules. None carries a cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tutelage import checks, losses
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.registry import objective_of, preset
+from tutelage.objectives.term import BEFORE, EMBEDDING, BindContext, BoundFeatures, FeatureTerm, WeightedTerm
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
+from tutelage.types import Batch, Requirements
+
+LEVELS = (*BEFORE, EMBEDDING)
+WIDEST = 512
+"""At most as many channels are passed from level to level."""
+MASKS = ("channel", "position")
+
+
+class Fusion(nn.Module):
+    """Generates a map for each level, from the deepest to the shallowest, from that level and what was fused before.
+
+    A level's map is brought to ``mid = min(512, channels of the student's deepest level)`` channels, mixed with the
+    deeper levels' by two learned weights per pixel, brought to the teacher's size, and from there to its channels. What
+    is passed on is of the teacher's size already.
+
+    Args:
+        student: channels of the student's levels, from the shallowest to the deepest.
+        teacher: the same of the teacher's.
+    """
+
+    def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
+        super().__init__()
+        mid, deepest = min(WIDEST, student[-1]), len(student) - 1
+        self.levels = nn.ModuleList(
+            _Level(ours, mid, theirs, mixes=level < deepest)
+            for level, (ours, theirs) in enumerate(zip(student, teacher, strict=True))
+        )
+
+    def forward(self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Return a map of the teacher's shape for each level.
+
+        Args:
+            features: the student's maps, from the shallowest to the deepest.
+            sizes: ``(height, width)`` of the teacher's.
+
+        Raises:
+            ValueError: a single sample has a level of one pixel in training: batch norm has no variance there.
+        """
+        if self.training and min(maps.shape[0] * maps.shape[2] * maps.shape[3] for maps in features) < 2:
+            raise ValueError(
+                "student_features: expected at least 2 samples in training where a level has one pixel, for batch "
+                "norm's variance, got 1; type another batch_size, or leave card:embedding out of the taps"
+            )
+        fused: list[Tensor] = []
+        deeper: Tensor | None = None
+        for level, feature, size in zip(reversed(self.levels), reversed(features), reversed(sizes), strict=True):
+            result, deeper = level(feature, deeper, size)
+            fused.insert(0, result)
+        return fused
+
+
+class _Level(nn.Module):
+    def __init__(self, student: int, mid: int, teacher: int, *, mixes: bool) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Conv2d(student, mid, 1, bias=False), nn.BatchNorm2d(mid))
+        self.leave = nn.Sequential(nn.Conv2d(mid, teacher, 3, padding=1, bias=False), nn.BatchNorm2d(teacher))
+        self.mix = nn.Conv2d(2 * mid, 2, 1) if mixes else None
+        for convolution in (self.enter[0], self.leave[0]):
+            # The bound sqrt(3 / fan_in): a variance of 1 / fan_in.
+            nn.init.kaiming_uniform_(cast(Tensor, convolution.weight), a=1)
+
+    def forward(self, feature: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        level = self.enter(feature)
+        if self.mix is not None:
+            deeper = F.interpolate(cast(Tensor, deeper), level.shape[2:], mode="nearest")
+            shares = self.mix(torch.cat([level, deeper], dim=1)).sigmoid()
+            level = level * shares[:, :1] + deeper * shares[:, 1:]
+        if level.shape[2:] != size:
+            level = F.interpolate(level, size, mode="nearest")
+        return self.leave(level), level
+
+
+class _BoundReviewKD(BoundFeatures):
+    def build(self, context: BindContext) -> None:
+        student, teacher = zip(*self.spec.shapes(context, "map or embedding"), strict=True)
+        self.fusion = Fusion([shape[0] for shape in student], [shape[0] for shape in teacher])
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+        targets = [_as_map(features) for features in teacher]
+        fused = self.fusion([_as_map(features) for features in student], [tuple(t.shape[2:]) for t in targets])
+        return torch.stack([losses.review(*level) for level in zip(fused, targets, strict=True)]).sum(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewKD(FeatureTerm):
+    """The student's levels, each fused with the deeper ones, against the teacher's (`losses.review`), summed.
+
+    Taps are levels, from the shallowest to the deepest. Maps may have any sizes, and those of the networks may differ:
+    they are read when the term is called. Features ``(batch, width)`` are maps of one pixel.
+    """
+
+    module: ClassVar = _BoundReviewKD
+
+    @property
+    def needs(self) -> Requirements:
+        """What it reads. Its batch norm couples a batch no more than that of a network does."""
+        return replace(super().needs, min_batch=2)
+
+
+class Generation(nn.Module):
+    """Generates the teacher's map from a masked one of the student's: convolution, ReLU, convolution.
+
+    A 1x1 convolution brings the student's to the teacher's channels first, where they differ; its output is masked.
+
+    Args:
+        student: channels of the student's map.
+        teacher: channels of the teacher's.
+    """
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.align = nn.Conv2d(student, teacher, 1) if student != teacher else nn.Identity()
+        self.generation = nn.Sequential(
+            nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(), nn.Conv2d(teacher, teacher, 3, padding=1)
+        )
+
+    def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
+        """Return ``(batch, teacher, height, width)``.
+
+        Args:
+            features: ``(batch, student, height, width)``.
+            hidden: bool, broadcast to the returned shape: true where the map is set to 0.
+        """
+        return cast(Tensor, self.generation(self.align(features).masked_fill(hidden, 0.0)))
+
+
+class _BoundMGD(BoundFeatures):
+    spec: MGD
+
+    def build(self, context: BindContext) -> None:
+        (shapes,) = self.spec.shapes(context, "map or embedding")
+        (student, *student_size), (teacher, *teacher_size) = ((*shape, 1, 1)[:3] for shape in shapes)
+        if student_size != teacher_size:
+            raise ValueError(
+                f"tap {self.spec.student_taps[0]}: expected a map of the height and width of the teacher's "
+                f"{self.spec.teacher_taps[0]}, {tuple(teacher_size)}, got {tuple(student_size)}; "
+                "name taps where the two agree"
+            )
+        self.remake = Generation(student, teacher)
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+        target = _as_map(teacher[0])
+        samples, channels, height, width = target.shape
+        shape = (samples, channels, 1, 1) if self.spec.mask == "channel" else (samples, 1, height, width)
+        hidden = torch.rand(shape, device=student[0].device) < self.spec.masked
+        return losses.mgd(self.remake(_as_map(student[0]), hidden), target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MGD(FeatureTerm):
+    """The teacher's map, generated by two convolutions from the student's after a part was masked (`losses.mgd`).
+
+    The maps have one height and width. The mask is drawn anew for each sample and step from torch's generator of the
+    features' device.
+
+    Attributes:
+        masked: probability that a channel, or a position, of a sample is set to 0, in [0, 1).
+        mask: ``channel`` or ``position``: what is masked at once.
+    """
+
+    module: ClassVar = _BoundMGD
+    masked: float
+    mask: str = "channel"
+
+    def __post_init__(self) -> None:
+        checks.fraction(self.masked, "masked", example=0.15)
+        if self.mask not in MASKS:
+            raise ValueError(f"mask: expected {' or '.join(MASKS)}, got {self.mask!r}; type for example mask=channel")
+
+
+def _as_map(features: Tensor) -> Tensor:
+    """Return features ``(batch, width)`` as maps of one pixel, and maps as they are."""
+    return features[:, :, None, None] if features.ndim == 2 else features
+
+
+@preset("Chen et al. 2021, arXiv:2104.09044")
+def reviewkd(*, weight: Weight = 1.0, student_taps: Names = LEVELS, teacher_taps: Names = LEVELS) -> Objective:
+    """``weight * sum_l hcl(F_l(f_s[l], ..., f_s[L]), f_t[l])``: each level, fused with the deeper ones.
+
+    The fusing modules are found from the features' shapes, and are trained. It carries no cross-entropy; published
+    results add it with a weight of 1.
+
+    Published weights on CIFAR-100: 0.6 for resnet56/resnet20; 1 for resnet110/resnet32; 5 for resnet32x4 with
+    resnet8x4 and ShuffleNetV1, for WRN-40-2 with WRN-16-2, WRN-40-1 and ShuffleNetV1; 8 for resnet32x4 with
+    ShuffleNetV2. On ImageNet: 1 for ResNet34/ResNet18, 8 for ResNet50/MobileNetV1. On CIFAR-100 they were warmed up
+    over 20 epochs: ``weight=WarmUp(5.0, epochs=20)``.
+
+    Args:
+        weight: of the sum over levels.
+        student_taps: levels, from the shallowest to the deepest: maps, or a pooled embedding as one pixel.
+        teacher_taps: as many. Sizes and channels may differ.
+
+    Maps are taken before their activation, as published results took them; those of a ShuffleNet student were taken
+    after it: ``student_taps=("card:stage.-3", "card:stage.-2", "card:stage.-1", "card:embedding")``.
+
+    Differs from: public code, where the shapes are written down by hand for each pair, and where the warm-up counts
+    epochs from 0, so that the first has a weight of 0, and `WarmUp` from 1.
+    """
+    return objective_of(
+        WeightedTerm("reviewkd", weight, ReviewKD(student_taps=student_taps, teacher_taps=teacher_taps))
+    )
+
+
+@preset("Yang et al. 2022, arXiv:2205.01529")
+def mgd(
+    *,
+    weight: Weight = 7e-5,
+    masked: float = 0.15,
+    mask: str = "channel",
+    student_tap: str = "card:stage.-1",
+    teacher_tap: str = "card:stage.-1",
+) -> Objective:
+    """``weight * sum((G(M * A(f_s)) - f_t)**2)``: the teacher's last map, made again of a part of the student's.
+
+    The defaults are the paper's and its code's for classification on ImageNet, for both ResNet34/ResNet18 and
+    ResNet50/MobileNetV1; none were published for CIFAR-100. It carries no cross-entropy; published results add it with
+    a weight of 1.
+
+    Args:
+        weight: the paper's alpha, of a sum over channels and pixels: a larger map wants a smaller one.
+        masked: the paper's lambda: probability that a channel, or a position, of a sample is set to 0, in [0, 1).
+        mask: ``channel``, as the published code for classification does; or ``position``, the pixels of which the
+            paper speaks and that its code for detection and segmentation masks.
+        student_tap: a map.
+        teacher_tap: a map of the same height and width.
+    """
+    term = MGD(student_taps=(student_tap,), teacher_taps=(teacher_tap,), masked=masked, mask=mask)
+    return objective_of(WeightedTerm("mgd", weight, term))

@@ -1,0 +1,268 @@
+"""Methods that read more of the teacher than its features: its head, its batch norms, its class means.
+
+What is the teacher's is in buffers that no checkpoint holds: it is read anew whenever a term is bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tutelage import losses
+from tutelage.objectives import projectors
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.registry import objective_of, preset, supervised_part
+from tutelage.objectives.term import (
+    BEFORE,
+    EMBEDDING,
+    Apply,
+    BindContext,
+    BoundFeatures,
+    FeatureTerm,
+    WeightedTerm,
+    missing,
+    shape_of,
+)
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
+from tutelage.types import Batch, Projection, Requirements
+
+AS_TAPS = ("auto",)
+
+
+def _connector(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution, nn.BatchNorm2d(outputs)
+
+
+class _BoundSRRL(BoundFeatures):
+    spec: SRRL
+    weight: Tensor
+    bias: Tensor | None
+
+    def build(self, context: BindContext) -> None:
+        if context.teacher_head is None:
+            raise missing("teacher_head, the weights of the teacher's last layer")
+        weight, bias = context.teacher_head
+        (student_tap,), (teacher_tap,) = self.spec.student_taps, self.spec.teacher_taps
+        channels, *size = shape_of(context, "teacher", teacher_tap)
+        if len(size) not in (0, 2) or channels != weight.shape[1]:
+            raise ValueError(
+                f"tap {teacher_tap}: expected the {weight.shape[1]} channels that the teacher's head reads, got "
+                f"{(channels, *size)} without the batch; type teacher_tap=card:embedding"
+            )
+        self.connector = nn.Sequential(
+            *_connector(shape_of(context, "student", student_tap, "map")[0], channels), nn.ReLU()
+        )
+        self.register_buffer("weight", weight.detach().clone(), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone(), persistent=False)
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+        mapped = self.connector(student[0])
+        regression = losses.srrl_regression(mapped, teacher[0], weight=self.weight, bias=self.bias)
+        return losses.srrl_statistics(mapped, teacher[0]) + self.spec.regression * regression
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRRL(FeatureTerm):
+    """Pooled features against the teacher's, before its head and behind it.
+
+    ``losses.srrl_statistics + regression * losses.srrl_regression``. The student's map goes through a 1x1 convolution
+    without a bias, a batch norm and a ReLU onto the teacher's channels, then the pooling. The teacher's tap is what its
+    head reads, ``(batch, width)``, or a map whose mean that is.
+
+    Attributes:
+        regression: weight of the second term within the sum, finite and at least 0.
+    """
+
+    module: ClassVar = _BoundSRRL
+    regression: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.regression < math.inf:
+            raise ValueError(f"regression: expected a finite number >= 0, got {self.regression}; type regression=1.0")
+
+    @property
+    def needs(self) -> Requirements:
+        """What it reads."""
+        return replace(super().needs, teacher_head=True)
+
+
+class _BoundOFD(BoundFeatures):
+    def build(self, context: BindContext) -> None:
+        self.connectors = nn.ModuleList()
+        pairs = zip(self.spec.student_taps, self.spec.teacher_taps, self.needs.teacher_norms, strict=True)
+        for level, (tap, teacher_tap, norm) in enumerate(pairs):
+            if norm not in context.teacher_norms:
+                raise missing(f"teacher_norms, the teacher's batch norm at {norm}")
+            channels, *size = shape_of(context, "teacher", teacher_tap, "map")
+            margins = losses.ofd_margins(*context.teacher_norms[norm])
+            if len(margins) != channels:
+                raise ValueError(
+                    f"norms: expected a batch norm of the {channels} channels of the teacher's tap {teacher_tap}, got "
+                    f"one of {len(margins)} at {norm}; name another"
+                )
+            student_channels, *student_size = shape_of(context, "student", tap, "map")
+            if any(ours > theirs for ours, theirs in zip(student_size, size, strict=True)):
+                raise ValueError(
+                    f"tap {tap}: expected a map of the student no larger than {tuple(size)}, as the teacher's tap "
+                    f"{teacher_tap}, got {tuple(student_size)}; name a later tap of the student or an earlier one of "
+                    "the teacher"
+                )
+            self.connectors.append(nn.Sequential(*_connector(student_channels, channels)))
+            self.register_buffer(f"margins_{level}", margins, persistent=False)
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+        levels = []
+        for level, (connector, ours, target) in enumerate(zip(self.connectors, student, teacher, strict=True)):
+            mapped = connector(ours)
+            if target.shape != mapped.shape:
+                target = F.adaptive_avg_pool2d(target, (mapped.shape[-2], mapped.shape[-1]))
+            margins = cast(Tensor, getattr(self, f"margins_{level}"))
+            levels.append(losses.ofd(mapped, target, margins=margins) / 2 ** (len(student) - level - 1))
+        return torch.stack(levels).sum(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OFD(FeatureTerm):
+    """Maps before their activation against the teacher's, above a margin per channel (`losses.ofd`), summed over taps.
+
+    The last tap counts in full, each one before it half as much as the next. A 1x1 convolution without a bias and a
+    batch norm take each of the student's maps onto the teacher's channels; a larger map of the teacher is averaged down
+    to the student's size.
+
+    Attributes:
+        norms: the teacher's batch norms that the margins come from, one per tap; none to find them by ``teacher_taps``.
+    """
+
+    module: ClassVar = _BoundOFD
+    norms: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.norms) not in (0, len(self.student_taps)):
+            raise ValueError(
+                f"norms: expected {len(self.student_taps)}, as many as student_taps, got {len(self.norms)}; "
+                "name one of the teacher for each of the student"
+            )
+
+    @property
+    def needs(self) -> Requirements:
+        """What it reads."""
+        return replace(super().needs, teacher_norms=self.norms or self.teacher_taps)
+
+
+class _BoundNormDirection(BoundFeatures):
+    class_means: Tensor
+
+    def build(self, context: BindContext) -> None:
+        self.student_features = (projectors.name(self.needs.projections[0]),)
+        (tap,) = self.spec.teacher_taps
+        if tap not in context.class_means:
+            raise missing(f"class_means, the teacher's class means of tap {tap}", ", class_means={name: means}")
+        self.register_buffer("class_means", context.class_means[tap].detach().clone(), persistent=False)
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+        return losses.norm_direction(student[0], teacher[0], batch.labels, class_means=self.class_means)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormDirection(FeatureTerm):
+    """An embedding's norm and direction against the teacher's class means (`losses.norm_direction`).
+
+    Features are ``(batch, width)``; a linear map takes the student's to the teacher's width where the widths differ.
+    """
+
+    module: ClassVar = _BoundNormDirection
+
+    @property
+    def needs(self) -> Requirements:
+        """What it reads."""
+        projection = Projection(self.student_taps[0], self.teacher_taps[0], "linear", always=False)
+        return replace(super().needs, labels="index", projections=(projection,), class_means=self.teacher_taps)
+
+
+@preset("Yang et al. 2021, ICLR")
+def srrl(
+    *,
+    weight: Weight = 1.0,
+    regression: float = 1.0,
+    student_tap: str = "card:stage.-1",
+    teacher_tap: str = EMBEDDING,
+) -> Objective:
+    """``weight * (mean((s - t)**2) + regression * mean((h(s) - h(t))**2))``: h is the teacher's head, frozen.
+
+    Features are pooled; the student's map goes through a 1x1 convolution, a batch norm and a ReLU first, always. It
+    carries no cross-entropy: ``cross_entropy() + srrl()``. Published settings: 1 and 1, on ImageNet too.
+
+    Args:
+        weight: of the sum.
+        regression: of the second term within it.
+        student_tap: a map.
+        teacher_tap: what the teacher's head reads, or a map whose mean that is.
+    """
+    term = SRRL(student_taps=(student_tap,), teacher_taps=(teacher_tap,), regression=regression)
+    return objective_of(WeightedTerm("srrl", weight, term))
+
+
+@preset("Heo et al. 2019, arXiv:1904.01866")
+def ofd(
+    *, weight: Weight = 1e-3, student_taps: Names = BEFORE, teacher_taps: Names = BEFORE, norms: Names = AS_TAPS
+) -> Objective:
+    """``weight * sum_l 2**(l - L + 1) * sum(d(s_l, max(t_l, m_l)))``: maps before their activation, above a margin m.
+
+    ``d(s, u)`` is ``(s - u)**2`` where the teacher is above 0 or ``s > u``, else 0; a sum over channels and places. It
+    carries no cross-entropy; the taps count from 0 to L - 1. Published settings: 1e-3 on CIFAR-100; on ImageNet 1e-4 or
+    1e-5 by architecture.
+
+    Args:
+        weight: of the sum over taps.
+        student_taps: maps before their activation; published are all stages behind the stem, which a card of more than
+            three stages names beside these.
+        teacher_taps: as many of the teacher.
+        norms: the teacher's batch norms whose weights give the margins, one a tap; ``auto`` finds them by the
+            teacher's taps.
+    """
+    names = () if norms == AS_TAPS else norms
+    term = OFD(student_taps=student_taps, teacher_taps=teacher_taps, norms=names)
+    return objective_of(WeightedTerm("ofd", weight, term))
+
+
+@preset("Wang et al. 2023, arXiv:2305.17007")
+def kd_plus_plus(
+    *,
+    temperature: float = 4.0,
+    weight: Weight = 1.0,
+    norm_direction: Weight = 2.0,
+    supervised: Weight = 1.0,
+    student_tap: str = EMBEDDING,
+    teacher_tap: str = EMBEDDING,
+) -> Objective:
+    """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T) + norm_direction * (1 - <s, c/|c|> / max(|s|, |t|))``.
+
+    c is the teacher's mean embedding of the sample's class, over the training samples. A linear map takes the student's
+    embedding to the teacher's width where the widths differ.
+
+    Published settings: CIFAR-100 by pair, weight 1 to 4 and norm_direction 0.5 to 2, here those of ResNet56 to
+    ResNet20; ImageNet 2.5 and 1, or 4 and 1. The authors' code raises the weight over 20 epochs, for which type
+    ``weight={schedule: warm_up, value: 1.0, epochs: 20}``; there the first epoch has 0.
+
+    Args:
+        temperature: T > 0, on both sides.
+        weight: of the KL, whose ``T**2`` is unconditional.
+        norm_direction: of the term on the embedding's norm and direction.
+        supervised: of the cross-entropy.
+        student_tap: a feature ``(batch, width)``.
+        teacher_tap: a feature ``(batch, width)``.
+    """
+    match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
+    direction = NormDirection(student_taps=(student_tap,), teacher_taps=(teacher_tap,))
+    parts = (WeightedTerm("kd", weight, match), WeightedTerm("norm_direction", norm_direction, direction))
+    return objective_of(supervised_part(supervised), *parts)

@@ -1,0 +1,429 @@
+"""Methods on logits: cross-entropy, penalties, matching a transformed teacher, and logit standardisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from tutelage import checks, losses, targets
+from tutelage.objectives import automatic
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.registry import objective_of, preset, supervised_part
+from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, present
+from tutelage.settings.weights import (
+    AUTO,
+    Automatic,
+    AutomaticNumber,
+    AutomaticWeight,
+    CosineWarmUp,
+    Schedule,
+    SignedWeight,
+    Weight,
+    weight_at,
+)
+from tutelage.types import Batch, Outputs, Progress, Requirements, Term
+
+NORMALISE = ("none", "batch", "training")
+LOGITS = ("raw", "standardised")
+"""What a term of logits may be given: the networks' logits as they are, or standardised."""
+CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
+"""The factor of the temperature's gradient over CTKD's authors' run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """``w(p) / m * KL(p_f || q)``: any mapping and any weight of samples that have a name.
+
+    Attributes:
+        gamma: the mapping's parameter, or automatic: as flat as the power at `automatic.FLAT_GAMMA`.
+        transform: the mapping's name, `targets.Pointwise`.
+        weight_by: the weight's name, `targets.SampleWeight`.
+        weight_of: what an entropy or the top is of.
+        order: of an entropy.
+        normalise: what ``m`` is: 1, the weight's mean over the batch, or its mean over the training set.
+
+    Raises:
+        ValueError: a name is unknown or a number out of range.
+    """
+
+    gamma: float | Automatic
+    transform: str = "power"
+    weight_by: str = "constant"
+    weight_of: str = "teacher"
+    order: float = 1.0
+    normalise: str = "none"
+
+    def __post_init__(self) -> None:
+        _check_name("normalise", self.normalise, NORMALISE, example="batch")
+        self.weight(targets.Pointwise(self.transform, gamma=1 if isinstance(self.gamma, Automatic) else self.gamma))
+
+    @property
+    def needs(self) -> Requirements:
+        """The teacher; the statistics of its logits where a number is found from them."""
+        automatic_gamma = isinstance(self.gamma, Automatic) and self.transform != "power"
+        return Requirements(
+            teacher=True,
+            labels="none",
+            coupled=self.normalise == "batch",
+            teacher_statistics=automatic_gamma or self.normalise == "training",
+        )
+
+    @property
+    def target_gamma(self) -> float | None:
+        """The exponent; none where the mapping is no power."""
+        if self.transform != "power":
+            return None
+        return automatic.FLAT_GAMMA if isinstance(self.gamma, Automatic) else self.gamma
+
+    @property
+    def reads_at(self) -> float | None:
+        """The exponent through which alone it reads the teacher; none where a weight is of something else."""
+        return self.target_gamma if self.weight_by in ("constant", "power_sum") else None
+
+    def weight(self, transform: targets.Pointwise) -> targets.SampleWeight:
+        """Return the sample weight beside a mapping."""
+        return targets.SampleWeight(self.weight_by, transform=transform, of=self.weight_of, order=self.order)
+
+    def bind(self, context: BindContext) -> Term:
+        """Build the term, and find the numbers that are left open."""
+        return _BoundMatching(self, context)
+
+
+class _BoundMatching(nn.Module):
+    """A bound `Matching`: no parameters, no state; ``resolved`` has the numbers that were found at binding."""
+
+    def __init__(self, spec: Matching, context: BindContext) -> None:
+        super().__init__()
+        self.needs, self.resolved = spec.needs, {}
+        gamma = spec.gamma
+        if isinstance(gamma, Automatic):
+            gamma = self.resolved["gamma"] = automatic.equally_flat(spec.transform, context)
+        self._transform, self._mean = targets.Pointwise(spec.transform, gamma=gamma), 1.0
+        weight = spec.weight(self._transform)
+        if spec.normalise == "training":
+            self._mean = self.resolved["mean_weight"] = automatic.mean_weight(weight, context)
+        self._weight = weight if spec.weight_by != "constant" else None
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        values = losses.transformed_matching(
+            student.logits,
+            present(teacher).logits,
+            transform=self._transform,
+            sample_weight=self._weight,
+            normalise=self.needs.coupled,
+        )
+        return values / self._mean
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """A term on `losses.standardise` of both networks' logits; the rest of the objective sees them raw."""
+
+    inner: TermSpec
+
+    @property
+    def needs(self) -> Requirements:
+        """What the inner term reads."""
+        return self.inner.needs
+
+    @property
+    def target_gamma(self) -> None:
+        """None: the teacher's exponent differs from sample to sample."""
+        return
+
+    def bind(self, context: BindContext) -> Term:
+        """Build the inner term for one run, from a context in which the teacher's logits are standardised too."""
+        if context.teacher_logits is not None:
+            context = replace(context, teacher_logits=losses.standardise(context.teacher_logits))
+        return _BoundStandardised(self.inner.bind(context))
+
+
+class _BoundStandardised(nn.Module):
+    """A bound `Standardised`: no parameters or state but the inner term's."""
+
+    def __init__(self, inner: Term) -> None:
+        super().__init__()
+        self.inner, self.needs = inner, inner.needs
+        self.resolved = getattr(inner, "resolved", {})
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        return self.inner(_standardised(student), _standardised(present(teacher)), batch, progress)
+
+
+def _standardised(outputs: Outputs) -> Outputs:
+    return outputs._replace(logits=losses.standardise(outputs.logits))
+
+
+def on_logits(logits: str, term: TermSpec, weight: Weight | Automatic) -> TermSpec:
+    """Return a term of logits on ``raw`` or ``standardised`` ones.
+
+    Raises:
+        ValueError: an unknown name, or an automatic weight on standardised logits: it is found from the gradient of a
+            student that knows nothing, which standardisation makes arbitrarily large.
+    """
+    _check_name("logits", logits, LOGITS, example="standardised")
+    if logits == "raw":
+        return term
+    if isinstance(weight, Automatic):
+        raise ValueError(
+            f"beta: expected a number where logits are standardised, got {weight}, which is found from raw logits; "
+            "type for example beta=9.0"
+        )
+    return Standardised(term)
+
+
+def _check_name(argument: str, name: str, known: tuple[str, ...], *, example: str) -> None:
+    if name not in known:
+        near = get_close_matches(str(name), known, n=1, cutoff=0.5)
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(known)}, got {name!r}; "
+            f"{f'did you mean {near[0]}?' if near else f'type for example {argument}={example}'}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTKD:
+    """Curriculum temperature: `losses.ctkd` at ``T = lowest + span * sigmoid(theta)`` with a learned ``theta``.
+
+    ``theta`` gets its gradient multiplied by ``reversal``: below 0 it climbs where the student descends.
+
+    Attributes:
+        reversal: a number of either sign, or a schedule of them.
+        lowest: below every temperature, above 0.
+        span: of the temperatures, above 0.
+        theta: its value at the start.
+    """
+
+    reversal: float | Schedule
+    lowest: float = 1.0
+    span: float = 20.0
+    theta: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.positive(self.lowest, "lowest", example=1.0)
+        checks.positive(self.span, "span", example=20.0)
+
+    @property
+    def needs(self) -> Requirements:
+        """The teacher."""
+        return Requirements(teacher=True, labels="none")
+
+    @property
+    def target_gamma(self) -> None:
+        """None: the temperature changes."""
+        return
+
+    def bind(self, context: BindContext) -> Term:
+        """Build the term, its ``theta`` at the start."""
+        return _BoundCTKD(self)
+
+
+class _BoundCTKD(nn.Module):
+    """A bound `CTKD`; its parameter ``theta``, ``()``, is in checkpoints and in the optimizer, with weight decay."""
+
+    def __init__(self, spec: CTKD) -> None:
+        super().__init__()
+        self.needs, self._spec = spec.needs, spec
+        self.theta = nn.Parameter(torch.tensor(float(spec.theta)))
+
+    def temperature(self, theta: Tensor) -> Tensor:
+        """Return ``T`` of a ``theta``, ``()``."""
+        return self._spec.lowest + self._spec.span * theta.sigmoid()
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        theta = losses.scaled_gradient(self.theta, factor=weight_at(self._spec.reversal, progress))
+        return losses.ctkd(student.logits, present(teacher).logits, temperature=self.temperature(theta))
+
+
+@preset("labels alone; label smoothing: Szegedy et al. 2016, arXiv:1512.00567")
+def cross_entropy(*, label_smoothing: float = 0.0, weight: Weight = 1.0) -> Objective:
+    """``weight * CE(y, q)``: learning from labels, with no teacher.
+
+    Args:
+        label_smoothing: in [0, 1): the share of each label that is spread evenly over all classes.
+        weight: of the term.
+    """
+    return objective_of(supervised_part(weight, label_smoothing=label_smoothing))
+
+
+@preset("Pereyra et al. 2017, arXiv:1701.06548")
+def confidence_penalty(*, weight: Weight = 0.1) -> Objective:
+    """``-weight * H(q)``: a penalty on low entropy, in nats. It carries no cross-entropy; add one.
+
+    Args:
+        weight: the paper's beta.
+    """
+    return objective_of(WeightedTerm("confidence_penalty", weight, Apply(losses.confidence_penalty)))
+
+
+@preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
+def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
+    """``-weight * H_order(q)``: the regulariser that TTM has and KD lacks, with its weight and order free.
+
+    It carries no cross-entropy: ``kd(...) + renyi_penalty(...)``. With ``order = 1/T`` and ``weight = beta * (T - 1)``,
+    ``kd(temperature=T, weight=lam, supervised=1 - lam) * (1 / (1 - lam))`` plus it is TTM up to a constant, where
+    ``beta = lam / (1 - lam) * T``.
+
+    Args:
+        weight: of the penalty, in nats: any finite number. Below 0 the term rewards a low entropy, as TTM with T < 1
+            does.
+        order: of the Rényi entropy, > 0; at 1 it is the Shannon entropy.
+    """
+    return objective_of(WeightedTerm("renyi_penalty", weight, Apply(losses.renyi_penalty, {"order": order})))
+
+
+@preset("Hinton et al. 2015, arXiv:1503.02531")
+def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0.1, logits: str = "raw") -> Objective:
+    """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)``.
+
+    Published settings: CIFAR-100 T=4, 0.1 and 0.9; ImageNet T=1, 0.5 and 0.5.
+
+    Args:
+        temperature: T > 0, on both sides.
+        weight: lambda in the paper of TTM; of the KL, whose ``T**2`` is unconditional.
+        supervised: of the cross-entropy, always on raw logits.
+        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427; theirs is T=2, a
+            weight of 9 and 0.1 of the cross-entropy on CIFAR-100).
+
+    Differs from: a public library that drops ``T**2`` where its alpha is 0, and codes that keep the cross-entropy at 1.
+    """
+    match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
+    return objective_of(supervised_part(supervised), WeightedTerm("kd", weight, on_logits(logits, match, weight)))
+
+
+@preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
+def ttm(
+    *, gamma: float = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0, logits: str = "raw"
+) -> Objective:
+    """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
+
+    Args:
+        gamma: the exponent, > 0; 1/T of knowledge distillation.
+        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
+        supervised: of the cross-entropy, always on raw logits.
+        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427), which no TTM is
+            published with; ``beta`` is a number then.
+    """
+    match = Apply(losses.ttm, {"gamma": gamma}, target_gamma=gamma)
+    return objective_of(supervised_part(supervised), WeightedTerm("ttm", beta, on_logits(logits, match, beta)))
+
+
+@preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
+def wttm(
+    *,
+    gamma: float = 0.25,
+    beta: AutomaticWeight = AUTO,
+    supervised: Weight = 1.0,
+    normalise: str = "none",
+    logits: str = "raw",
+) -> Objective:
+    """``supervised * CE(y, q) + beta * U_gamma(p) * KL(p_gamma || q)``: TTM with each sample weighted by its power sum.
+
+    The paper's power sum is not normalised (it is between 1 and ``classes**(1 - gamma)``), so beta does not carry over
+    between gammas.
+
+    Args:
+        gamma: the exponent, > 0.
+        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
+        supervised: of the cross-entropy.
+        normalise: ``none``; or divide the power sum by its mean over the ``batch``, which couples a batch's samples, or
+            over the ``training`` set, found once.
+        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427), which no WTTM is
+            published with; ``beta`` is a number then, and the power sum is of the standardised teacher.
+    """
+    match: TermSpec = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
+    if normalise != "none":
+        match = Matching(gamma=gamma, weight_by="power_sum", normalise=normalise)
+    return objective_of(supervised_part(supervised), WeightedTerm("wttm", beta, on_logits(logits, match, beta)))
+
+
+@preset("what Zheng and Yang 2024, arXiv:2402.11148, leave open")
+def transformed_matching(
+    *,
+    transform: str = "power",
+    gamma: AutomaticNumber = AUTO,
+    beta: AutomaticWeight = AUTO,
+    supervised: Weight = 1.0,
+    weight_by: str = "constant",
+    weight_of: str = "teacher",
+    order: float = 1.0,
+    normalise: str = "none",
+) -> Objective:
+    """``supervised * CE(y, q) + beta * w(p) * KL(p_f || q)``: other transforms and weights in TTM's and WTTM's place.
+
+    ``transformed_matching(gamma=g, beta=b)`` is ``ttm``, and with ``weight_by=power_sum`` it is ``wttm``.
+
+    Args:
+        transform: f: ``power``, ``rational``, ``logarithm`` or ``complement``.
+        gamma: the transform's dial; at 1 it changes nothing, and the smaller the flatter. ``auto`` is as flat as the
+            power at 0.25, which is a temperature of 4: the same mean entropy over the training set.
+        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
+        supervised: of the cross-entropy.
+        weight_by: w: ``constant``, ``power_sum`` (of f), ``entropy`` or ``one_minus_top``.
+        weight_of: what the last two are of: the ``teacher``'s p or the ``target`` p_f.
+        order: of a Rényi entropy; 1 is Shannon's.
+        normalise: ``none``; or divide w by its mean over the ``batch``, which couples a batch's samples, or over the
+            ``training`` set, found once.
+    """
+    match = Matching(
+        gamma=gamma,
+        transform=transform,
+        weight_by=weight_by,
+        weight_of=weight_of,
+        order=order,
+        normalise=normalise,
+    )
+    return objective_of(supervised_part(supervised), WeightedTerm("transformed_matching", beta, match))
+
+
+@preset("Li et al. 2023, arXiv:2211.16231")
+def ctkd(
+    *,
+    reversal: SignedWeight = CTKD_REVERSAL,
+    lowest: float = 1.0,
+    span: float = 20.0,
+    theta: float = 1.0,
+    weight: Weight = 0.9,
+    supervised: Weight = 0.1,
+) -> Objective:
+    """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)`` with a learned ``T = lowest + span * sigmoid(theta)``.
+
+    The temperature, one for all samples, is trained with the student, its gradient multiplied by ``reversal``: below 0
+    it makes the term harder. Published settings: the reversal falls to -1 within 10 epochs; on ImageNet within 5, and
+    both weights are 1.
+
+    Args:
+        reversal: a number or schedule of either sign.
+        lowest: > 0, below every temperature.
+        span: > 0, of the temperatures.
+        theta: where theta starts; at 1 with the other defaults, T is 15.6.
+        weight: of the KL.
+        supervised: of the cross-entropy.
+
+    Differs from: the authors' code, whose theta has the shape ``(1,)``, in nothing; the other form of the paper, with a
+    temperature for each sample, is not built.
+    """
+    match = CTKD(reversal=reversal, lowest=lowest, span=span, theta=theta)
+    return objective_of(supervised_part(supervised), WeightedTerm("ctkd", weight, match))
+
+
+@preset("Yuan et al. 2020, arXiv:1909.11723")
+def teacher_free_kd(
+    *, correct: float = 0.99, temperature: float = 20.0, weight: Weight = 0.1, supervised: Weight = 0.9
+) -> Objective:
+    """``supervised * CE(y, q) + weight * KL(softmax(u / T) || q)`` with a virtual teacher ``u``: no teacher is needed.
+
+    Published settings on CIFAR-100: ResNet-18 T=20, 0.9 and 0.1; GoogLeNet T=40, 0.9 and 0.05; MobileNetV2 T=40, 0.05
+    and 0.0095. The code's alpha is 0.1, 0.1 and 0.95, its multiplier 100, 50 and 1, and it averages over the classes.
+
+    Args:
+        correct: u at the label, > 0 and < 1; the rest is spread evenly over the other classes.
+        temperature: T > 0, of the virtual teacher alone.
+        weight: of the KL: the code's ``alpha * multiplier / classes``.
+        supervised: of the cross-entropy.
+    """
+    match = Apply(losses.teacher_free_kd, {"correct": correct, "temperature": temperature})
+    return objective_of(supervised_part(supervised), WeightedTerm("teacher_free_kd", weight, match))

@@ -1,0 +1,60 @@
+"""Methods that match statistics of a batch's embeddings behind a learned linear map. None carries a cross-entropy."""
+
+from __future__ import annotations
+
+import functools
+
+from tutelage import losses
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.registry import objective_of, preset
+from tutelage.objectives.term import EMBEDDING, Apply, WeightedTerm
+from tutelage.settings.weights import Weight
+
+
+@preset("Miles et al. 2022, arXiv:2112.00459")
+def itrd(*, alpha: float = 1.01, correlation: Weight = 2.0, mutual: Weight = 1.0) -> Objective:
+    """``correlation * log2(sum_d |c[d] - 1|**(2 * alpha)) + mutual * (||G_s||**2 - ||G_st||**2)``, on embeddings.
+
+    One linear map takes the student's embeddings to the teacher's width: always for the correlation term, for the
+    mutual term only where the widths differ. It carries no cross-entropy.
+
+    Args:
+        alpha: > 0; published are 1.01 for teachers and students of one family and 1.5 for others.
+        correlation: of `losses.itrd_correlation`.
+        mutual: of `losses.itrd_mutual`; published are 1 and 0, the authors' code defaults to 0.05.
+    """
+    linear = functools.partial(Apply, student_tap=EMBEDDING, teacher_tap=EMBEDDING, projection="linear", coupled=True)
+    return objective_of(
+        WeightedTerm("itrd_correlation", correlation, linear(losses.itrd_correlation, {"alpha": alpha}, min_batch=2)),
+        WeightedTerm("itrd_mutual", mutual, linear(losses.itrd_mutual, project_always=False)),
+    )
+
+
+@preset("Miles and Mikolajczyk 2024, arXiv:2303.11098")
+def srd(
+    *,
+    weight: Weight = 2.0,
+    exponent: float = 4.0,
+    student_tap: str = EMBEDDING,
+    teacher_tap: str = EMBEDDING,
+) -> Objective:
+    """``weight * log(sum_{n,d} |s[n,d] - t[n,d]|**exponent)``: batch-normalised embeddings after a learned linear map.
+
+    It couples the samples of a batch and carries no cross-entropy. The map is always there, also where widths agree.
+
+    Args:
+        weight: of `losses.log_sum`; 2 is that of a public code, beside cross-entropy and a KL divergence.
+        exponent: > 0; published is 4.
+        student_tap: a feature ``(batch, width)``.
+        teacher_tap: a feature ``(batch, width)``.
+    """
+    term = Apply(
+        losses.log_sum,
+        {"exponent": exponent},
+        coupled=True,
+        min_batch=2,
+        student_tap=student_tap,
+        teacher_tap=teacher_tap,
+        projection="linear",
+    )
+    return objective_of(WeightedTerm("srd", weight, term))
