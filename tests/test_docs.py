@@ -28,7 +28,8 @@ from tutelage import config, losses, objectives, records, targets
 from tutelage.cli.app import app
 from tutelage.losses import logits as logits_module
 from tutelage.models import Card
-from tutelage.objectives import presets, schedules
+from tutelage.objectives import schedules
+from tutelage.objectives.methods import logits as logit_methods
 from tutelage.runs import manifest
 from tutelage.settings.data import DataSettings, RandAugment
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
@@ -485,7 +486,7 @@ def worked(monkeypatch):
     monkeypatch.setattr(losses, "standardised_kd", space["standardised_kd"], raising=False)
     known = dict(objectives.PRESETS)
     objectives.PRESETS.pop("standardised_kd", None)
-    exec(compile(preset, "objectives/presets.py", "exec"), dict(vars(presets)))
+    exec(compile(preset, "objectives/methods/logits.py", "exec"), dict(vars(logit_methods)))
     yield row, preset
     objectives.PRESETS.clear()
     objectives.PRESETS.update(known)

@@ -35,7 +35,7 @@ SAMPLES, CLASSES, BATCH, SIDE = 12, 4, 6, 8
 
 @dataclass(frozen=True)
 class Row:
-    """What is to be known of a preset.
+    """Test parameters of one preset.
 
     Attributes:
         preset: its name.
@@ -217,7 +217,7 @@ class Case:
         _loss(bound, *self.outputs(11, dtype=torch.float64), self.batch())
         for term in bound.terms.values():
             if isinstance(term, StatefulTerm):
-                term.settle(torch.tensor(True))
+                term.commit(torch.tensor(True))
         return bound.eval()
 
     def batch(self, n: int = BATCH, seed: int = 0) -> Batch:

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from tutelage import losses
 from tutelage.objectives import projectors
-from tutelage.objectives.fusion import Fusion, Remake
+from tutelage.objectives.methods.fusion import Fusion, Generation
 from tutelage.types import Projection
 
 Row = Mapping[str, Any]
@@ -255,7 +255,7 @@ def _reviewkd(case: Case) -> Tensor:
 
 
 def _mgd(case: Case) -> Tensor:
-    remake = Remake(case["f_s"].shape[1], case["f_t"].shape[1]).double()
+    remake = Generation(case["f_s"].shape[1], case["f_t"].shape[1]).double()
     parameters = {name: case[name] for name in case.inputs if name.startswith(("align.", "generation."))}
     made = functional_call(remake, parameters, (case["f_s"], case["noise"] < case.hyper["lambda_mgd"]))
     return case.hyper["alpha_mgd"] * losses.mgd(made, case["f_t"]).mean()

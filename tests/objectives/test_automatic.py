@@ -16,7 +16,7 @@ from tutelage import losses, objectives, targets
 from tutelage.modules import Distiller, network_context
 from tutelage.objectives import AUTO, Automatic, BindContext, Linear, Objective, WeightedTerm, from_recipe
 from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, equally_flat, mean_weight
-from tutelage.objectives.matching import Matching
+from tutelage.objectives.methods.logits import Matching
 from tutelage.objectives.schedules import scaled
 from tutelage.types import Batch, Outputs, Progress, Requirements
 
@@ -245,7 +245,10 @@ def test_weights_may_have_mean_one_over_the_training_set_or_the_batch():
         torch.testing.assert_close(bound(student, teacher, batch).total, 36 * plain / mean, rtol=ROUNDED, atol=0)
         assert bound.resolved == found
         assert bound.needs == Requirements(
-            True, "none", normalise == "batch", teacher_statistics=normalise == "training"
+            teacher=True,
+            labels="none",
+            coupled=normalise == "batch",
+            teacher_statistics=normalise == "training",
         )
 
 
@@ -267,7 +270,7 @@ def test_a_general_matching_is_its_formula():
 def test_descriptions_are_values_and_bind_no_state(name):
     objective = EVERY[name](beta="auto")
     assert objective == EVERY[name](beta=AUTO) == pickle.loads(pickle.dumps(objective))
-    assert hash(Matching(0.1)) == hash(Matching(0.1))
+    assert hash(Matching(gamma=0.1)) == hash(Matching(gamma=0.1))
     assert not objective.bind(context()).state_dict()
 
 

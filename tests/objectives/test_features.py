@@ -130,7 +130,9 @@ def test_a_loss_of_features_needs_taps():
 
 
 def test_binding_a_map_without_shapes_says_what_to_type():
-    with pytest.raises(ValueError, match=r"context: expected the shape of the student's tap 2.*tutelage\.survey"):
+    with pytest.raises(
+        ValueError, match=r"context: expected the shape of the student's tap 2.*tutelage\.network_context"
+    ):
         Distiller(network(5), Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))))
 
 

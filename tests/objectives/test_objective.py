@@ -188,7 +188,10 @@ def test_what_the_error_says_to_type_works():
         (objectives.kd(weight=0, supervised=1), Requirements(teacher=False, labels="any")),
         (objectives.ttm(gamma=0.1, beta=1), Requirements(teacher=True, labels="any")),
         (objectives.wttm(gamma=0.1, beta=1, supervised=0), Requirements(teacher=True, labels="none")),
-        (objectives.wttm(gamma=0.1, beta=1, supervised=0) + objectives.cross_entropy(), Requirements(True, "any")),
+        (
+            objectives.wttm(gamma=0.1, beta=1, supervised=0) + objectives.cross_entropy(),
+            Requirements(teacher=True, labels="any"),
+        ),
     ],
 )
 def test_needs(objective, needs):
@@ -199,8 +202,8 @@ def test_needs(objective, needs):
 
 @pytest.mark.parametrize("name", ["rkd", "correlation", "itrd", "srd", "reviewkd"])
 def test_what_relates_samples_needs_two(name):
-    assert (objectives.kd() + getattr(objectives, name)()).needs.least == 2
-    assert objectives.kd().needs.least == objectives.dist().needs.least == 1
+    assert (objectives.kd() + getattr(objectives, name)()).needs.min_batch == 2
+    assert objectives.kd().needs.min_batch == objectives.dist().needs.min_batch == 1
 
 
 def indices(student_logits, teacher_logits, labels):
@@ -445,7 +448,7 @@ def test_presets_have_no_parameters_and_no_state():
 
 def test_a_description_must_bind_a_module():
     class Wrong:
-        needs, target_gamma = Requirements(False, "none"), None
+        needs, target_gamma = Requirements(teacher=False, labels="none"), None
 
         def bind(self, context):
             return lambda *_: torch.zeros(8)

@@ -50,13 +50,13 @@ COMPOSED = {
 }
 
 
-OF_FEATURES = {"crd", "itrd", "vitkd"}
-"""Bound to more than logits, and tried in files of their own, as the presets of other files are."""
+TRIED_ELSEWHERE = {"ctkd", "teacher_free_kd"}
+"""In `methods/test_logit_methods.py`."""
 
 
-def test_every_preset_of_this_file_is_tried_here():
-    own = {name for name, preset in PRESETS.items() if preset.build.__module__ == "tutelage.objectives.presets"}
-    assert set(EVERY) | OF_FEATURES == own
+def test_every_preset_of_logits_is_tried():
+    own = {name for name, preset in PRESETS.items() if preset.build.__module__ == "tutelage.objectives.methods.logits"}
+    assert set(EVERY) | TRIED_ELSEWHERE == own
 
 
 @pytest.mark.parametrize("objective", [*EVERY.values(), *COMPOSED.values()], ids=[*EVERY, *COMPOSED])

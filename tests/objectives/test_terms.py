@@ -48,11 +48,11 @@ def test_the_order_of_the_parameters_is_free():
 @pytest.mark.parametrize(
     ("loss", "how", "needs"),
     [
-        (losses.cross_entropy, {"soft_labels": True}, Requirements(False, "any")),
-        (losses.cross_entropy, {}, Requirements(False, "index")),
-        (losses.confidence_penalty, {"soft_labels": True}, Requirements(False, "none")),
-        (losses.kd, {"coupled": True}, Requirements(True, "none", True)),
-        (partial(losses.kd, temperature=2.0), {}, Requirements(True, "none")),
+        (losses.cross_entropy, {"soft_labels": True}, Requirements(teacher=False, labels="any")),
+        (losses.cross_entropy, {}, Requirements(teacher=False, labels="index")),
+        (losses.confidence_penalty, {"soft_labels": True}, Requirements(teacher=False, labels="none")),
+        (losses.kd, {"coupled": True}, Requirements(teacher=True, labels="none", coupled=True)),
+        (partial(losses.kd, temperature=2.0), {}, Requirements(teacher=True, labels="none")),
     ],
 )
 def test_needs_follow_from_the_signature(loss, how, needs):

@@ -130,7 +130,7 @@ def _logits(context: BindContext, wanted: str) -> Tensor:
     if logits is None:
         raise ValueError(
             f"context: expected the teacher's logits on training samples for {wanted}, got none; "
-            "type context=Context(teacher_logits=...), or a number in place of auto"
+            "type context=BindContext(teacher_logits=...), or a number in place of auto"
         )
     if logits.ndim != 2 or not len(logits) or not logits.isfinite().all():
         raise ValueError(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tutelage.objectives.negatives import OtherClasses
+from tutelage.objectives.methods.contrastive import OtherClasses
 
 WAYS = pytest.mark.parametrize("way", ["_one_by_one", "_at_once"])
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tutelage import Distiller, FrozenTeacher, losses, models, network_context, objectives
 from tutelage.objectives import BindContext, from_recipe
-from tutelage.objectives.fusion import Fusion, Remake
+from tutelage.objectives.methods.fusion import Fusion, Generation
 from tutelage.types import Batch, Outputs, Progress
 
 TAPS = ("0", "2", "4", "6")
@@ -183,7 +183,7 @@ def test_what_is_masked_at_once(mask, alike):
 
 @pytest.mark.parametrize(("wide", "maps"), [(6, 0), (9, 1)])
 def test_mgd_aligns_where_widths_differ(wide, maps):
-    assert sum(m.kernel_size == (1, 1) for m in Remake(6, wide).modules() if isinstance(m, nn.Conv2d)) == maps
+    assert sum(m.kernel_size == (1, 1) for m in Generation(6, wide).modules() if isinstance(m, nn.Conv2d)) == maps
 
 
 def test_they_work_on_the_models_cards_and_read_from_a_recipe():

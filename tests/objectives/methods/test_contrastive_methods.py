@@ -1,6 +1,7 @@
 """The contrast with banks as a term: what it computes, and when its banks move."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from tutelage import objectives
 from tutelage.objectives import BindContext
-from tutelage.objectives.contrast import Contrast
+from tutelage.objectives.methods.contrastive import CRD
 from tutelage.types import Batch, Outputs, Progress, StatefulTerm
 
 TAP = "card:embedding"
@@ -32,7 +33,7 @@ class Fixed(nn.Module):
 def bound(seed=0, **changes):
     torch.manual_seed(seed)
     chosen = {"negatives": 6, "temperature": 0.1, "momentum": 0.25, "dimension": 4} | changes
-    term = Contrast(**chosen).bind(CONTEXT)
+    term = CRD(**chosen).bind(CONTEXT)
     term.draw = Fixed(count=chosen["negatives"])
     return term.double()
 
@@ -91,7 +92,7 @@ def test_three_steps_are_those_of_the_published_algorithm(settled):
         values.sum().backward()
         np.testing.assert_allclose(values.detach().numpy(), reference(*given), rtol=1e-9)
         if settled:
-            term.settle(YES)
+            term.commit(YES)
     state = term.state_dict()
     for name in ("student_bank", "teacher_bank"):
         np.testing.assert_allclose(state[name].numpy(), reference.state[name], rtol=1e-9)
@@ -110,7 +111,7 @@ def test_it_teaches_both_maps_and_the_student_alone():
 
 
 def test_banks_start_uniform_on_a_small_cube():
-    term = Contrast(negatives=2, temperature=0.1, momentum=0.5, dimension=48).bind(CONTEXT)
+    term = CRD(negatives=2, temperature=0.1, momentum=0.5, dimension=48).bind(CONTEXT)
     for bank in (term.student_bank, term.teacher_bank):
         assert bank.shape == (30, 48)
         assert 0.24 < bank.abs().max() <= 0.25
@@ -131,7 +132,7 @@ def test_nothing_moves_before_the_step_is_settled():
     before = banks(term)
     term(*step(0)).sum().backward()
     assert same(before, banks(term))
-    term.settle(YES)
+    term.commit(YES)
     moved = [name for name, value in banks(term).items() if not torch.equal(value, before[name])]
     assert moved == ["student_bank", "teacher_bank", "log_normalisers"]
     rest = [i for i in range(30) if i not in (4, 9, 11)]
@@ -142,7 +143,7 @@ def test_a_step_that_was_not_applied_leaves_no_trace():
     term = bound()
     before = banks(term)
     term(*step(0))
-    term.settle(NO)
+    term.commit(NO)
     assert same(before, banks(term))
     first = term(*step(1)).detach()
     assert torch.equal(bound()(*step(1)).detach(), first)
@@ -152,7 +153,7 @@ def test_evaluation_moves_nothing():
     term = bound().eval()
     before = banks(term)
     assert torch.isfinite(term(*step(0))).all()
-    term.settle(YES)
+    term.commit(YES)
     assert same(before, banks(term))
 
 
@@ -160,7 +161,7 @@ def test_a_row_that_is_not_finite_is_left_as_it_was():
     """In a loop of one's own that says nothing of a bad step."""
     term = bound()
     term(*step(0))
-    term.settle(YES)
+    term.commit(YES)
     before = banks(term)
     given = step(1, (4, 9, 11))
     with torch.no_grad():
@@ -181,7 +182,7 @@ def test_a_first_batch_that_is_not_finite_fixes_no_constants():
         given[0].taps[TAP][0] = torch.inf
     term(*given)
     term(*step(1))
-    term.settle(YES)
+    term.commit(YES)
     reference = bound()
     reference.load_state_dict(term.state_dict())
     assert torch.isfinite(term.log_normalisers).all()
@@ -242,9 +243,9 @@ def test_bad_arguments_are_refused_at_the_call(arguments, says):
 @pytest.mark.parametrize(
     ("context", "says"),
     [
-        (CONTEXT._replace(labels=None), "context: expected labels of the training samples"),
-        (CONTEXT._replace(student_shapes={}), "context: expected the shape of the student's tap card:embedding"),
-        (CONTEXT._replace(teacher_shapes={TAP: (4, 8, 8)}), r"expected a feature \(batch, width\) of the teacher"),
+        (replace(CONTEXT, labels=None), "context: expected labels of the training samples"),
+        (replace(CONTEXT, student_shapes={}), "context: expected the shape of the student's tap card:embedding"),
+        (replace(CONTEXT, teacher_shapes={TAP: (4, 8, 8)}), r"expected a feature \(batch, width\) of the teacher"),
     ],
 )
 def test_a_context_that_lacks_something_is_refused(context, says):

@@ -12,7 +12,7 @@ from torch import nn
 import tutelage
 from tutelage import Distiller, FrozenTeacher, losses, network_context, objectives
 from tutelage.objectives import BindContext
-from tutelage.objectives.embedded import Correlation
+from tutelage.objectives.methods.pairwise import Correlation
 from tutelage.types import Batch
 
 NAMES = ("rkd", "pkt", "similarity", "correlation", "nst", "ickd")

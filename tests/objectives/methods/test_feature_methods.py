@@ -168,22 +168,22 @@ def test_the_paraphraser_learns_from_its_own_error_alone():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: objectives.attention_transfer(student_taps=("a", "b")), "teacher_taps: expected 2 taps"),
+        (lambda: objectives.attention_transfer(student_taps=("a", "b")), "teacher_taps: expected 2, as many"),
         (lambda: objectives.attention_transfer(p=1.5), "p: expected a whole number"),
         (lambda: objectives.attention_transfer(distance="l2"), "distance: expected mean_square or norm"),
         (lambda: objectives.vid(variance=0), "variance: expected a finite number above 0"),
         (lambda: objectives.vid(variance=1e-6), "variance: expected a number above epsilon"),
-        (lambda: objectives.vid(teacher_taps="a"), "teacher_taps: expected 3 taps"),
+        (lambda: objectives.vid(teacher_taps="a"), "teacher_taps: expected 3, as many"),
         (lambda: objectives.factor_transfer(rate=0), "rate: expected a finite number above 0"),
         (lambda: objectives.factor_transfer(reconstruction=0), "reconstruction: expected a finite number above 0"),
         (lambda: objectives.factor_transfer(norm=0.5), "norm: expected a number of at least 1"),
         (lambda: objectives.activation_boundary(margin=0), "margin: expected a finite number above 0"),
-        (lambda: objectives.activation_boundary(teacher_taps=("a",)), "teacher_taps: expected 3 taps"),
+        (lambda: objectives.activation_boundary(teacher_taps=("a",)), "teacher_taps: expected 3, as many"),
         (lambda: objectives.fsp(student_taps="a", teacher_taps="b"), "student_taps: expected at least 2 stages"),
         (lambda: objectives.fsp(pool="max"), "pool: expected average or maximum"),
         (lambda: objectives.kd_svd(k=0), "k: expected at least 1 vector"),
         (lambda: objectives.kd_svd(k=1.5), "k: expected a whole number"),
-        (lambda: objectives.kd_svd(teacher_taps=("a", "b")), "teacher_taps: expected 3 taps"),
+        (lambda: objectives.kd_svd(teacher_taps=("a", "b")), "teacher_taps: expected 3, as many"),
         (lambda: objectives.fitnet(weight=0), "objective: expected a term with a weight other than 0"),
     ],
 )
@@ -207,8 +207,8 @@ def bound(objective, student, teacher):
     [
         (objectives.fsp(), (4, 8, 8), (5, 8, 8), "expected as many channels as the teacher's tap card:stage.-4, 5"),
         (objectives.kd_svd(k=4), (3, 8, 8), (3, 8, 8), "k: expected at least 1 vector, and at most 3"),
-        (objectives.kd_svd(), (8,), (8,), r"expected maps \(batch, channels, height, width\) of the student"),
-        (objectives.vid(), (3, 8, 8), (4, 16), r"expected maps \(batch, channels, height, width\) of the teacher"),
+        (objectives.kd_svd(), (8,), (8,), r"expected a map \(batch, channels, height, width\) of the student"),
+        (objectives.vid(), (3, 8, 8), (4, 16), r"expected a map \(batch, channels, height, width\) of the teacher"),
         (
             objectives.factor_transfer(rate=0.1),
             (3, 8, 8),
