@@ -1,10 +1,10 @@
-# make demo | test | test-slow | bench | check
+# make demo | test | test-slow | bench | check | generated
 # Each target sets up .venv by itself; PYTHON names the interpreter that the environment is made of.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow bench check clean
+.PHONY: demo test test-slow bench check generated clean
 
 demo: $(STAMP)
 	$(BIN)/tutelage compare recipes/digits.yaml
@@ -23,6 +23,13 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What is written from the presets: their signatures for recipes, and their page.
+generated: $(STAMP)
+	$(BIN)/python -c "from tutelage.objectives import registry; print(registry.signatures_json(), end='')" > objectives.json
+	mv objectives.json src/tutelage/config/objectives.json
+	$(BIN)/python -m tutelage.studies.overview > objectives.md
+	mv objectives.md docs/objectives.md
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; type make PYTHON=python3.12")'

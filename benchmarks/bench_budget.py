@@ -37,7 +37,7 @@ def part(typed: list[str], folder: Path, kill_after: float | None) -> tuple[floa
     began = time.monotonic()
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tutelage.cli", *typed], cwd=folder, stdout=said, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "tutelage", *typed], cwd=folder, stdout=said, stderr=subprocess.STDOUT
         )
         try:
             process.wait(timeout=kill_after)

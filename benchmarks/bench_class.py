@@ -1,34 +1,29 @@
-"""Time a class of students on one teacher pass against the teacher and the students apart.
+"""Time a group of students on one teacher pass against the teacher and the students apart.
 
-    python benchmarks/bench_class.py DATA [RESULT.json]
+    python benchmarks/bench_class.py DATA [RESULT.json] [--rounds N] [--steps N] [--students N ...]
     python benchmarks/bench_class.py RESULT.json --plot      draws RESULT.svg from it
 
 A resnet56 teaches resnet20s by KD on CIFAR-100 (``DATA`` is a source such as ``hf:uoft-cs/cifar100``), batches of 64,
-bfloat16, with the CIFAR augmentation. Timed are steps of the engine; data sets, networks and evaluation are not. For 1,
-2, 4 and 8 students in one class, against
+bfloat16, with the CIFAR augmentation. Timed are steps of the loop; data sets, networks and evaluation are not. For 1,
+2, 4 and 8 students in one group, against
 
 - the parts: the steps of the teacher alone, its batches made and placed, and as many times those of a student that is
   given a batch and the teacher's answers that are there already;
-- separate runs: as many times a class of one, which makes its own batches and asks the live teacher.
+- separate runs: as many times a group of one, which makes its own batches and asks the live teacher.
 
-Every round times each form once, in turn, so that a change of the machine's speed meets all; the first round warms up,
-and so does each form's first step, which fills caches and makes the optimizer's state. The clock stops with the last
-step: what follows it, such as a garbage collection, is once a fit. Prints medians and ratios; with a file's name it
-records them with the machine, the versions and n. Weights are random: no time depends on them.
+Every round times each form once, in turn, after a first one that warms up. Prints medians and ratios; with a file's
+name it records them with the machine, the versions and n. Weights are random: no time depends on them.
 """
 
 import statistics
-import sys
 from pathlib import Path
 
 import output
 import torch
 
 from tutelage import data
-from tutelage.benchmark import classes
+from tutelage.benchmark import groups
 from tutelage.data import DataSettings
-
-N, STEPS, CLASSES = 5, 8, (1, 2, 4, 8)
 
 
 def plot(result):
@@ -36,44 +31,49 @@ def plot(result):
     ms = {name: seconds * 1e3 for name, seconds in median.items()}
     students = sorted(int(name.removeprefix("class of ")) for name in ms if name.startswith("class of "))
     lines = {
-        "separate runs": [k * ms[classes.class_of(1)] for k in students],
-        "one class": [ms[classes.class_of(k)] for k in students],
-        "teacher alone and students apart": [ms[classes.ALONE] + k * ms[classes.APART] for k in students],
+        "separate runs": [k * ms[groups.group_name(1)] for k in students],
+        "one class": [ms[groups.group_name(k)] for k in students],
+        "teacher alone and students apart": [ms[groups.ALONE] + k * ms[groups.APART] for k in students],
     }
-    figure, axis = output.figure()
-    for (label, values), style in zip(lines.items(), ("o-", "o-", "o--"), strict=True):
-        axis.plot(students, values, style, label=label)
-    axis.set_xticks(students)
-    axis.set(xlabel="students", ylabel="a step, ms", title=output.read(result)["pair"], ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    output.save(figure, result)
+    with output.figure(result) as axis:
+        for (label, values), style in zip(lines.items(), ("o-", "o-", "o--"), strict=True):
+            axis.plot(students, values, style, label=label)
+        axis.set_xticks(students)
+        axis.set(xlabel="students", ylabel="a step, ms", title=output.read(result)["pair"], ylim=(0, None))
+        axis.legend()
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["--plot"]:
-        plot(Path(sys.argv[1]))
-        sys.exit()
+    parser = output.parser(__doc__)
+    parser.add_argument("source")
+    parser.add_argument("result", nargs="?", type=Path)
+    parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--students", type=int, nargs="+", default=[1, 2, 4, 8])
+    arguments = parser.parse_args()
+    if arguments.plot:
+        plot(Path(arguments.source))
+        parser.exit()
     torch.set_num_threads(1)
-    splits = data.open_data(DataSettings(source=sys.argv[1], label="fine_label", crop_padding=4, flip=True))
-    taken = classes.measure(splits, sizes=CLASSES, steps=STEPS, rounds=N)
-    median = {name: statistics.median(values) for name, values in taken.items()}
-    over = classes.ratios(taken, CLASSES)
-    for name, value in median.items():
-        print(f"{name:<26} {value * 1e3:8.1f} ms a step")
-    for k in CLASSES:
+    splits = data.open_data(DataSettings(source=arguments.source, label="fine_label", crop_padding=4, flip=True))
+    taken = groups.measure(splits, sizes=arguments.students, steps=arguments.steps, rounds=arguments.rounds)
+    median = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    over = groups.ratios(taken, arguments.students)
+    for name, seconds in median.items():
+        print(f"{name:<26} {seconds * 1e3:8.1f} ms a step")
+    for k in arguments.students:
         print(f"class of {k}: {over.parts[k]:.3f} times its parts, {over.runs[k]:.3f} times {k} separate live runs")
-    if sys.argv[2:]:
-        found = {
-            "n": N,
-            "steps": STEPS,
-            "batch_size": classes.BATCH,
-            "threads": 1,
-            "precision": classes.SETTINGS.precision,
-            "pair": "/".join(classes.PAIR),
-            "median_s_per_step": median,
-            "rounds_s_per_step": taken,
-            "over_teacher_alone_and_students_apart": over.parts,
-            "over_separate_runs_with_a_live_teacher": over.runs,
-        }
-        output.write(Path(sys.argv[2]), found)
+    record = {
+        "n": arguments.rounds,
+        "steps": arguments.steps,
+        "batch_size": groups.BATCH,
+        "threads": 1,
+        "precision": groups.SETTINGS.precision,
+        "pair": "/".join(groups.PAIR),
+        "median_s_per_step": median,
+        "rounds_s_per_step": taken,
+        "over_teacher_alone_and_students_apart": over.parts,
+        "over_separate_runs_with_a_live_teacher": over.runs,
+    }
+    output.write(arguments.result, record)

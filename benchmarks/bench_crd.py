@@ -1,13 +1,12 @@
 """Time CRD's scores by one dense product against gathering the bank's rows first, as public code does.
 
-    python benchmarks/bench_crd.py [RESULT.json]
+    python benchmarks/bench_crd.py [RESULT.json] [--columns N] [--rounds N]
 
-Scores of one side of the loss with their gradient: 64 samples, 1 + 16384 columns, a bank of 50000 rows of 128. Prints
-both medians and the ratio; with a file's name it records them with the machine, the versions and n.
+Scores of one side of the loss with their gradient: 64 samples, by default 1 + 16384 columns, a bank of 50000 rows of
+128. Prints both medians and the ratio; with a file's name it records them with the machine, the versions and n.
 """
 
 import statistics
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,9 @@ import output
 import torch
 
 from tutelage import losses
-from tutelage.benchmark import turns
+from tutelage.benchmark import timing
 
-N, BATCH, SAMPLES, COLUMNS, DIMENSION = 5, 64, 50_000, 16_385, 128
+BATCH, SAMPLES, DIMENSION = 64, 50_000, 128
 
 
 def dense(embeddings, bank, columns):
@@ -40,18 +39,21 @@ def seconds(form, inputs):
 
 
 if __name__ == "__main__":
+    parser = output.parser(__doc__)
+    parser.add_argument("result", nargs="?", type=Path)
+    parser.add_argument("--columns", type=int, default=16_385)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     embeddings = torch.nn.functional.normalize(torch.randn(BATCH, DIMENSION), dim=1).requires_grad_()
     bank = torch.nn.functional.normalize(torch.randn(SAMPLES, DIMENSION), dim=1)
-    inputs = embeddings, bank, torch.randint(0, SAMPLES, (BATCH, COLUMNS))
+    inputs = embeddings, bank, torch.randint(0, SAMPLES, (BATCH, arguments.columns))
     forms = {"dense product": dense, "reference: rows gathered first": gathered}
     torch.testing.assert_close(*(form(*inputs) for form in forms.values()))
-    taken = turns.in_turn({name: partial(seconds, form, inputs) for name, form in forms.items()}, N)
+    taken = timing.in_turn({name: partial(seconds, form, inputs) for name, form in forms.items()}, arguments.rounds)
     medians = {name: statistics.median(values) for name, values in taken.items()}
-    reference = list(medians.values())[-1]
+    ratio = {name: median / list(medians.values())[-1] for name, median in medians.items()}
     for name, median in medians.items():
-        print(f"{name:<32} {median * 1e3:.0f} ms, {median / reference:.3f} times the reference")
-    if sys.argv[1:]:
-        found = {"n": N, "median_s": medians, "ratio": {name: m / reference for name, m in medians.items()}}
-        output.write(Path(sys.argv[1]), found)
+        print(f"{name:<32} {median * 1e3:.0f} ms, {ratio[name]:.3f} times the reference")
+    output.write(arguments.result, {"n": arguments.rounds, "median_s": medians, "ratio": ratio})

@@ -1,23 +1,23 @@
 """Time ``tutelage --help`` against an interpreter that does nothing.
 
-    python benchmarks/bench_help.py [RESULT.json]
+    python benchmarks/bench_help.py [RESULT.json] [--rounds N]
 
 Prints both medians and their ratio; with a file's name it records them with the machine, the versions and n.
 """
 
-import sys
 from pathlib import Path
 
 import output
 
 from tutelage.benchmark import startup
 
-N = 15
-
 if __name__ == "__main__":
-    medians = startup.measure(N)
+    parser = output.parser(__doc__)
+    parser.add_argument("result", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    medians = startup.measure(arguments.rounds)
     ratio = {name: median / medians[startup.REFERENCE] for name, median in medians.items()}
     for name, median in medians.items():
         print(f"{name:<28} {median:.3f} s, {ratio[name]:.1f} times the reference")
-    if sys.argv[1:]:
-        output.write(Path(sys.argv[1]), {"n": N, "median_s": medians, "ratio": ratio})
+    output.write(arguments.result, {"n": arguments.rounds, "median_s": medians, "ratio": ratio})

@@ -1,38 +1,42 @@
 """Time the last linear layers with cross-entropy and WTTM, and their memory, against whole logits.
 
-    python benchmarks/bench_linear.py [RESULT.json [FORM ...]]
+    python benchmarks/bench_linear.py [RESULT.json [FORM ...]] [--tokens N] [--classes N]
 
-4096 tokens, width 1024 on both sides, 128256 classes, float32, one thread; forward and backward to hidden states and
-weights. Each form runs in a fresh process: its processor time, and its peak over what it began with, less gradients.
-Prints medians and ratios; with a file's name it records them with the machine, the versions and n. Forms that are named
-are measured anew and the others of the file kept.
+By default 4096 tokens and 128256 classes; width 1024 on both sides, float32, one thread; forward and backward to hidden
+states and weights. Each form runs in a fresh process: its processor time, and its peak over what it began with, less
+gradients. Prints medians and ratios; with a file's name it records them with the machine, the versions and n. Forms
+that are named are measured anew and the others of the file kept.
 """
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import output
 import torch
 
-from tutelage.benchmark import turns
-from tutelage.benchmark.linear import CLASSES, FORMS, GAMMA, REFERENCE, WIDTH, measure
+from tutelage.benchmark import timing
+from tutelage.benchmark.linear import CLASSES, FORMS, GAMMA, REFERENCE, TOKENS, WIDTH, measure
 
 if __name__ == "__main__":
+    parser = output.parser(__doc__)
+    parser.add_argument("result", nargs="?", type=Path)
+    parser.add_argument("forms", nargs="*", metavar="FORM")
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--classes", type=int, default=CLASSES)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    path = Path(sys.argv[1]) if sys.argv[1:] else None
-    forms = output.read(path).get("forms", {}) if sys.argv[2:] else {}
-    for name in sys.argv[2:] or FORMS:
-        forms[name] = turns.fresh(measure, name)
+    forms = output.read(arguments.result).get("forms", {}) if arguments.forms else {}
+    for name in arguments.forms or FORMS:
+        forms[name] = timing.in_fresh_process(partial(measure, name, arguments.tokens, classes=arguments.classes))
         print(name, forms[name], flush=True)
     reference = forms.get(REFERENCE)
-    for name, found in forms.items():
-        if reference and found["tokens"] == reference["tokens"]:
-            found["times_as_long"] = found["median_s"] / reference["median_s"]
-            found["times_the_memory"] = found["added_mb"] / reference["added_mb"]
+    for name, form in forms.items():
+        if reference and form["tokens"] == reference["tokens"]:
+            form["times_as_long"] = form["median_s"] / reference["median_s"]
+            form["times_the_memory"] = form["added_mb"] / reference["added_mb"]
             print(
-                f"{name:<24} {found['median_s']:6.2f} s, {found['times_as_long']:.3f} times as long; "
-                f"{found['added_mb']:8.1f} MB, {found['times_the_memory']:.4f} times as much (n = {found['n']})"
+                f"{name:<24} {form['median_s']:6.2f} s, {form['times_as_long']:.3f} times as long; "
+                f"{form['added_mb']:8.1f} MB, {form['times_the_memory']:.4f} times as much (n = {form['n']})"
             )
-    if path:
-        settings = {"width": WIDTH, "classes": CLASSES, "gamma": GAMMA, "threads": 1}
-        output.write(path, {**settings, "forms": forms})
+    settings = {"width": WIDTH, "classes": arguments.classes, "gamma": GAMMA, "threads": 1}
+    output.write(arguments.result, {**settings, "forms": forms})

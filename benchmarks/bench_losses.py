@@ -12,14 +12,13 @@ measured anew and the others of the file kept.
 
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
 import output
 import torch
 
-from tutelage.benchmark import turns
+from tutelage.benchmark import timing
 from tutelage.benchmark.losses import FORMS, GAMMA, KERNELS, REFERENCE, TARGET, memory_mb, plain, times
 
 CURVES = (256, 100), (256, 10_000), (256, 100_000), (64, 1000), (1024, 1000), (4096, 1000)
@@ -91,7 +90,7 @@ def added():
     rows = []
     for batch, classes in TARGET:
         logits_mb = batch * classes * 4 / 1e6
-        found = {name: turns.fresh(memory_of, name, batch, classes) for name in ALL}
+        found = {name: timing.in_fresh_process(memory_of, name, batch, classes) for name in ALL}
         rows.append({"batch": batch, "classes": classes, "n": 1, "logits_mb": logits_mb, "added_mb": found})
         print(f"{batch} x {classes}, logits {logits_mb:.1f} MB")
         for name, size in found.items():
@@ -112,34 +111,37 @@ PARTS |= {"curves": lambda: timed(CURVES), "memory": added}
 def plot(result):
     found = output.part(result, "parts", f"python benchmarks/bench_losses.py {result}")
     rows = [row for part, rows in found.items() if part != "memory" for row in rows]
-    figure, axes = output.figure(2, sharey=True)
-    for axis, key, fixed, value in ((axes[0], "classes", "batch", 256), (axes[1], "batch", "classes", 1000)):
-        chosen = sorted((row for row in rows if row[fixed] == value), key=lambda row: row[key])
-        for name in (REFERENCE, "losses", KERNELS):
-            axis.loglog([row[key] for row in chosen], [row["median_s"][name] * 1e3 for row in chosen], "o-", label=name)
-        axis.set(xlabel=key, title=f"{fixed} {value}")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("forward and backward, ms")
-    axes[0].legend()
-    output.save(figure, result)
+    with output.figure(result, 2, sharey=True) as axes:
+        for axis, key, fixed, value in ((axes[0], "classes", "batch", 256), (axes[1], "batch", "classes", 1000)):
+            chosen = sorted((row for row in rows if row[fixed] == value), key=lambda row: row[key])
+            for name in (REFERENCE, "losses", KERNELS):
+                axis.loglog(
+                    [row[key] for row in chosen], [row["median_s"][name] * 1e3 for row in chosen], "o-", label=name
+                )
+            axis.set(xlabel=key, title=f"{fixed} {value}")
+        axes[0].set_ylabel("forward and backward, ms")
+        axes[0].legend()
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["--plot"]:
-        plot(Path(sys.argv[1]))
-        sys.exit()
+    parser = output.parser(__doc__)
+    parser.add_argument("result", nargs="?", type=Path)
+    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("--plot", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.plot:
+        plot(arguments.result)
+        parser.exit()
     torch.set_num_threads(1)
-    path = Path(sys.argv[1]) if sys.argv[1:] else None
-    parts = output.read(path).get("parts", {}) if sys.argv[2:] else {}
+    parts = output.read(arguments.result).get("parts", {}) if arguments.parts else {}
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        for part in sys.argv[2:] or PARTS:
+        for part in arguments.parts or PARTS:
             parts[part] = PARTS[part]()
-    result = {"gamma": GAMMA, "threads": 1, "parts": parts}
+    record = {"gamma": GAMMA, "threads": 1, "parts": parts}
     target = [row for batch, classes in TARGET for row in parts.get(f"{batch}x{classes}", [])]
     if len(target) == len(TARGET):
-        result["geometric_mean_times_faster"] = means(target)
-        for name, mean in result["geometric_mean_times_faster"].items():
+        record["geometric_mean_times_faster"] = means(target)
+        for name, mean in record["geometric_mean_times_faster"].items():
             print(f"geometric mean of three: {name} {mean:.2f}")
-    if path:
-        output.write(path, result)
+    output.write(arguments.result, record)

@@ -1,16 +1,15 @@
 """Time recording a teacher's outputs against the teacher's forward pass alone, over the same views.
 
-    python benchmarks/bench_record.py [RESULT.json] [data.source=...]
+    python benchmarks/bench_record.py [RESULT.json] [data.source=...] [--samples N] [--rounds N]
 
-A resnet56 (benchmarks/results/cifar100-quick/teacher) on the first views of 2048 training images of CIFAR-100, batches
-of 256, channels-last, in float32 and in bfloat16, on one thread and on two. The reference is the forward pass on views
-that were made before. Recording makes the views, asks, and writes with a sync. Prints the ratio of the medians, of the
-clock on the wall and of this process's processor time, and of the fastest, which other processes disturb least; what
-opening and reading the epoch takes, and how far off the top-k form would be. With a file's name it records them with
-the machine, the versions and n.
+A resnet56 (benchmarks/results/cifar100-quick/teacher) on the first views of by default 2048 training images of
+CIFAR-100, batches of 256, channels-last, in float32 and in bfloat16, on one thread and on two. The reference is the
+forward pass on views that were made before. Recording makes the views, asks, and writes with a sync. Prints the ratio
+of the medians, of the clock on the wall and of this process's processor time, and of the fastest, which other processes
+disturb least; what opening and reading the epoch takes, and how far off the top-k form would be. With a file's name it
+records them with the machine, the versions and n.
 """
 
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -27,7 +26,6 @@ from tutelage.teacher_cache.cache import CachedTeacher
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.types import Batch
 
-N, SAMPLES = 5, 2048
 TEACHER = Path(__file__).parent / "results" / "cifar100-quick" / "teacher"
 
 
@@ -60,27 +58,27 @@ def errors(logits):
     return rows
 
 
-def recorded(run_inputs, of):
+def recorded(run_inputs, of, samples):
     """Record once more; return what reading takes and how far off the top-k form would be."""
     with tempfile.TemporaryDirectory() as folder:
         own = of.model_copy(update={"outputs": f"{folder}/outputs"})
         record_teacher.record(own, run_inputs=run_inputs)
         store = outputs_of(own, run_inputs)
-        read = reading(store, torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0)))
+        read = reading(store, torch.randperm(samples, generator=torch.Generator().manual_seed(0)))
         said = store.read(0, "logits")[0]
         return read, errors(said["values"].float() + said["mean"])
 
 
-def main(result, source):
+def main(result, source, samples, rounds):
     """Measure, print and record."""
     torch.set_num_threads(1)
     run_inputs = build_inputs(recipe(source, "fp32", 1))
     whole = run_inputs.splits.train
-    train = replace(whole, positions=whole.positions[:SAMPLES], labels=whole.labels[:SAMPLES])
+    train = replace(whole, positions=whole.positions[:samples], labels=whole.labels[:samples])
     run_inputs = run_inputs._replace(splits=replace(run_inputs.splits, train=train))
     found = []
     for precision, threads in (("bf16", 1), ("fp32", 1), ("bf16", 2), ("fp32", 2)):
-        n = N if precision == "bf16" else N // 2 + 1
+        n = rounds if precision == "bf16" else rounds // 2 + 1
         times = measure(run_inputs, recipe(source, precision, threads), rounds=n)
         taken = {RECORDING: times.recording[:, 0], REFERENCE: times.forward[:, 0]}
         medians = {name: float(np.median(values)) for name, values in taken.items()}
@@ -91,17 +89,21 @@ def main(result, source):
         print(f"{precision}, {threads} threads: " + ", ".join(f"{k} {v:.2f} s" for k, v in medians.items()), end="")
         print(f": {wall:.3f} times the reference, {processor:.3f} in processor time, ", end="")
         print(f"{least:.3f} of the fastest, n={n}", flush=True)
-    read, top = recorded(run_inputs, recipe(source, "bf16", 1))
+    read, top = recorded(run_inputs, recipe(source, "bf16", 1), samples)
     print(f"reading: {read['open_s'] * 1e3:.1f} ms to open, {read['batch_s'] * 1e6:.0f} us a batch of 64")
     for entry in top:
         off = f"p_gamma off by {entry['mean_tv']:.2g}, U_gamma by {entry['mean_power_sum']:.2g}"
         print(f"top {entry['top']} of 100, gamma {entry['gamma']}: {off}")
-    if result:
-        found = {"samples": SAMPLES, "batch": BATCH, "record": found, "read": read, "top_errors": top}
-        output.write(Path(result), found)
+    output.write(result, {"samples": samples, "batch": BATCH, "record": found, "read": read, "top_errors": top})
 
 
 if __name__ == "__main__":
-    sources = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("data.source=")]
-    results = [word for word in sys.argv[1:] if "=" not in word]
-    main(results[0] if results else None, sources[0] if sources else "hf:uoft-cs/cifar100")
+    parser = output.parser(__doc__)
+    parser.add_argument("typed", nargs="*")
+    parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    sources = [text.removeprefix("data.source=") for text in arguments.typed if text.startswith("data.source=")]
+    results = [Path(text) for text in arguments.typed if "=" not in text]
+    source = sources[0] if sources else "hf:uoft-cs/cifar100"
+    main(results[0] if results else None, source, arguments.samples, arguments.rounds)

@@ -21,8 +21,8 @@ import safetensors.torch
 import torch
 
 from tutelage import models, records
-from tutelage.report import table
-from tutelage.report.html import write_report
+from tutelage.report import results as tables
+from tutelage.studies.report import write_report
 
 KEPT = (records.RECIPE, records.MANIFEST, records.METRICS, records.EVALUATION, records.COMPARISON, records.STUDY)
 DRAWN = ("table.md", "table.json", "figures.md", "*.svg", "*.png")
@@ -46,7 +46,7 @@ def collect(folder: Path, results: Path = RESULTS) -> Path:
         if path.parent.name in TEACHERS or path.parent.parent.name in TEACHERS:
             carry(path.parent, place / path.parent.relative_to(folder))
     if (place / records.COMPARISON).exists():
-        (place / "table.md").write_text(table.markdown(table.rows(place)))
+        (place / "table.md").write_text(tables.table(tables.rows(place)).markdown())
     return place
 
 

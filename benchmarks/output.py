@@ -1,10 +1,20 @@
-"""How the scripts here write what they measured, and draw it."""
+"""What the scripts here share: options, and how they write what they measured and draw it."""
 
+import argparse
 import json
+from contextlib import contextmanager
 
 import torch
 
 from tutelage.runs import manifest
+from tutelage.studies import print_style
+
+
+def parser(description):
+    """Return a parser whose help is a script's docstring."""
+    return argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def machine():
@@ -18,9 +28,11 @@ def read(path):
     return json.loads(path.read_text()) if path and path.exists() else {}
 
 
-def write(path, found):
-    """Write a record: what was found, and by default the machine; what ``found`` says comes first."""
-    path.write_text(json.dumps({**found, **{k: v for k, v in machine().items() if k not in found}}, indent=2) + "\n")
+def write(path, record):
+    """Write a record where a path is given, and the machine, unless the record has it."""
+    if path:
+        content = {**record, **{k: v for k, v in machine().items() if k not in record}}
+        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def part(path, name, command):
@@ -31,17 +43,11 @@ def part(path, name, command):
     return record[name]
 
 
-def figure(columns=1, **settings):
-    """Return a new figure and its axes, in the style of all."""
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": "tutelage", "svg.fonttype": "none"})
-    return plt.subplots(1, columns, figsize=(4.5 * columns, 3.4), layout="constrained", **settings)
-
-
-def save(drawn, result):
-    """Write a figure beside the record that it shows; the same bytes for the same record."""
-    from matplotlib import pyplot as plt
-
-    drawn.savefig(result.with_suffix(".svg"), metadata={"Date": None})
-    plt.close(drawn)
+@contextmanager
+def figure(result, columns=1, **settings):
+    """Yield new axes, in the style of all; then write the figure beside the record that it shows."""
+    # An axis of powers of ten has a formula at each mark.
+    with print_style.style(text__parse_math=True) as plt:
+        drawn = plt.figure.Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
+        yield drawn.subplots(1, columns, **settings)
+        result.with_suffix(".svg").write_bytes(print_style.encode(drawn, "svg"))

@@ -28,11 +28,13 @@ from tutelage import config, losses, objectives, records, targets
 from tutelage.cli.app import app
 from tutelage.losses import logits as logits_module
 from tutelage.models import Card
-from tutelage.objectives import schedules
+from tutelage.models.card import JSON_NAMES
 from tutelage.objectives.methods import logits as logit_methods
 from tutelage.runs import manifest
+from tutelage.settings import weights as schedules
 from tutelage.settings.data import DataSettings, RandAugment
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
+from tutelage.settings.objective import ObjectiveSpec
 
 RECORDED = ROOT / ".." / "shared" / "conformance" / "losses.jsonl"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -81,7 +83,7 @@ NAMES = {
     ),
     DataSettings: "data",
     RandAugment: "randaugment",
-    objectives.Objective: "objective",
+    ObjectiveSpec: "objective",
     config.schema.Network: "model",
     config.schema.TrainedTeacher: "`{train: ...}`",
     config.schema.Stage: "stage",
@@ -123,7 +125,7 @@ def plural(text):
 
 
 def shown(value):
-    if isinstance(value, objectives.Objective):
+    if isinstance(value, ObjectiveSpec):
         return f"`{value.name}`"
     if isinstance(value, DataSettings):
         return f"`{value.source}`"
@@ -136,7 +138,8 @@ def shown(value):
 
 def bounds(field):
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    found = [(sign, getattr(m, name, None)) for m in field.metadata for name, sign in signs.items()]
+    inside = [m for each in typing.get_args(field.annotation) for m in getattr(each, "__metadata__", ())]
+    found = [(sign, getattr(m, name, None)) for m in (*field.metadata, *inside) for name, sign in signs.items()]
     return "".join(f" {sign} {bound}" for sign, bound in found if bound is not None)
 
 
@@ -279,7 +282,7 @@ def test_keys_of_a_card_are_documented():
     hints = typing.get_type_hints(Card)
     rows = table("docs/records.md", "student.json")
     assert [(row[0], row[1]) for row in rows] == [
-        (f"`{field.name}`", words(hints[field.name])) for field in dataclasses.fields(Card)
+        (f"`{JSON_NAMES.get(field.name, field.name)}`", words(hints[field.name])) for field in dataclasses.fields(Card)
     ]
 
 

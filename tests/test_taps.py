@@ -46,7 +46,7 @@ class Overwriting(nn.Module):
 
 
 def carded(network, **places):
-    card = {"taps": (), "preactivations": (), "embedding": None, "name": "toy:small", **places}
+    card = {"stages": (), "stage_inputs": (), "embedding": None, "name": "toy:small", **places}
     network.card = SimpleNamespace(**card)
     return network
 
@@ -128,7 +128,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_the_cards_places():
-    network = carded(Small(), taps=("first", "act", "head:input"), preactivations=("first", "second", "head:input"))
+    network = carded(Small(), stages=("first", "act", "head:input"), stage_inputs=("first", "second", "head:input"))
     network.card.embedding = "head:input"
     assert find(network, "card:embedding") == (network.head, True)
     assert find(network, "card:stage.0") == (network.first, False)
@@ -149,7 +149,7 @@ def test_the_cards_places():
 )
 def test_places_that_the_card_does_not_name(name, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
-        find(carded(Small(), taps=("first", "act", "head:input")), name)
+        find(carded(Small(), stages=("first", "act", "head:input")), name)
 
 
 def test_a_bare_module_has_no_card():

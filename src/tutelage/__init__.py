@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from . import targets as targets
     from .api import distill as distill
     from .api import train as train
-    from .types import Batch as Batch
-    from .types import Outputs as Outputs
-    from .types import Progress as Progress
     from .modules import Distiller as Distiller
     from .modules import FrozenTeacher as FrozenTeacher
     from .modules import network_context as network_context
-    from .runs.execute import Run as Run
-    from .runs.execute import load as load
+    from .runs.run import Run as Run
+    from .runs.run import load as load
+    from .types import Batch as Batch
+    from .types import Outputs as Outputs
+    from .types import Progress as Progress
 
 # Lazy, because `import tutelage` stands before every command, and `--help` shall not wait for torch.
 _PLACES = {
@@ -30,9 +30,9 @@ _PLACES = {
     "Progress": "types",
     "FrozenTeacher": "modules",
     "Distiller": "modules",
-    "Run": "runs.execute",
+    "Run": "runs.run",
     "distill": "api",
-    "load": "runs.execute",
+    "load": "runs.run",
     "network_context": "modules",
     "train": "api",
 }

@@ -1,4 +1,4 @@
-"""The commands as calls: train, distill, evaluate; and how a recipe is found in a file, a folder or typed words."""
+"""The commands as calls: train, distill, evaluate; and recipes from a file, a run's folder or overrides."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch import nn
 from tutelage import config, data, models, objectives, records
 from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.models import Classifier
-from tutelage.objectives import Objective
-from tutelage.runs.execute import Reporter, Run, execute, finished
-from tutelage.runs.setup import RunInputs, fingerprints, held_out_sets
+from tutelage.objectives import Objective, from_spec
+from tutelage.runs.execute import execute
+from tutelage.runs.reporter import NullReporter, Reporter
+from tutelage.runs.resume import fingerprints
+from tutelage.runs.run import Run, RunOptions, finished
+from tutelage.runs.setup import RunInputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import collect_outputs, evaluate_outputs
-from tutelage.training.loop import accelerator_on
 from tutelage.types import UNLABELLED
 
 
@@ -43,7 +46,7 @@ def distill(
     """Distil a teacher into a student and record the run in ``runs/name``.
 
     Args:
-        student: a model's name, a run or its folder, or a module of one's own, which is trained in place.
+        student: a model's name, a run or its folder, or a module, which is trained in place.
         teacher: a model's name, a run or its folder, or a module; none to learn from labels alone.
         data: a source's name, a mapping of `DataSettings`, or a pair (training set, test set) of map-style data sets
             that yield (image in [0, 1] or PIL image, class index).
@@ -55,21 +58,21 @@ def distill(
         settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
-        The run. One that was stopped is gone on with.
+        The run; an interrupted one is resumed.
 
     Raises:
         RecipeError: a setting is wrong (every fault is listed), or the name is that of a finished run.
     """
-    wanted = objectives.from_recipe(objective)
+    objective = objectives.from_recipe(objective)
     student, teacher = _named(student), _named(teacher) if teacher is not None else None
-    own = [value for value in (student, teacher, data) if not isinstance(value, str | Mapping | DataSettings | None)]
-    custom = not all(objectives.is_built_in(piece.preset) for piece in wanted.pieces)
+    named = all(isinstance(value, str | Mapping | DataSettings | None) for value in (student, teacher, data))
+    built_in = all(objectives.is_built_in(piece.preset) for piece in objective.pieces)
     label = student if isinstance(student, str) else type(student).__name__
     short = Path(label).name if Path(label).is_dir() else label
     value: dict[str, Any] = {
-        "name": name or re.sub(r"[^A-Za-z0-9._]+", "-", f"{short}-{wanted.name}"),
+        "name": name or re.sub(r"[^A-Za-z0-9._]+", "-", f"{short}-{objective.name}"),
         "student": label,
-        "objective": wanted,
+        "objective": objective,
         **settings,
     }
     if teacher is not None:
@@ -80,17 +83,29 @@ def distill(
         value["data"] = data
     else:
         value["data"] = {"source": "own"}
-    recipe = config.parse(Recipe, value, where="distill")
-    run_inputs = _material(recipe, student, teacher, data, trust_code) if own or custom else None
-    return execute(
-        recipe,
-        Path(runs) / recipe.name,
-        verb="distill" if teacher is not None else "train",
-        command="tutelage.distill(...)",
-        reporter=reporter,
-        run_inputs=run_inputs,
-        trust_code=trust_code,
-    )
+    recipe = parse(Recipe, value, where="distill")
+    run_inputs = None if named and built_in else _inputs_of(recipe, objective, student, teacher, data, trust_code)
+    options = RunOptions(reporter=reporter or NullReporter(), trust_code=trust_code, command="tutelage.distill(...)")
+    return run(recipe, Path(runs) / recipe.name, options=options, run_inputs=run_inputs)
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    options: RunOptions,
+    run_inputs: RunInputs | None = None,
+    expected: Mapping[str, str | None] | None = None,
+) -> Run:
+    """`execute` a run, then write its report, and that of a teacher that was trained for it."""
+    unfinished = [path for path in (folder / "teacher", folder) if not finished(path)]
+    try:
+        return execute(recipe, folder, options=options, run_inputs=run_inputs, expected=expected)
+    finally:
+        for path in filter(finished, unfinished):
+            from tutelage.report.html import write_report  # plotly takes a while to import
+
+            write_report(path)
 
 
 def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
@@ -100,32 +115,41 @@ def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
     return str(network) if isinstance(network, Path) else network
 
 
-def _material(
+def _inputs_of(
     recipe: Recipe,
+    objective: Objective,
     student: str | nn.Module,
     teacher: str | nn.Module | None,
     source: Any,
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
-    """Gather objects of which some are the caller's own."""
+    """Build a run's inputs from objects of which some are the caller's own."""
     if isinstance(source, str | Mapping | DataSettings):
         splits = data.open_data(recipe.data)
     elif isinstance(source, data.Splits):
         splits = source
     else:
-        splits = _own_splits(source, student, teacher)
+        splits = _splits_of(source, student, teacher)
     shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
 
-    def make(network: str | nn.Module) -> Classifier:
+    def build(network: str | nn.Module) -> Classifier:
         if isinstance(network, nn.Module):
             return models.adopt(network, f"object:{type(network).__name__}", **shape)
         return models.create(network, seed=recipe.seed, trust_code=trust_code, **shape)
 
-    return RunInputs(splits, make(student), make(teacher) if teacher is not None else None, repeatable=False)
+    return RunInputs(
+        splits=splits,
+        student=build(student),
+        teacher=build(teacher) if teacher is not None else None,
+        objectives=tuple(
+            objective if fit.objective == objective.spec else from_spec(fit.objective) for fit in recipe.fits()
+        ),
+        repeatable=False,
+    )
 
 
-def _own_splits(source: Any, *networks: Any) -> data.Splits:
-    """Wrap a pair of data sets; the first that tells the classes is believed: the training set, then a last layer."""
+def _splits_of(source: Any, *networks: Any) -> data.Splits:
+    """Wrap a pair of data sets; their classes are the training set's, or else as many as a network has outputs."""
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
             f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
@@ -151,18 +175,18 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
             f"{path}: expected the recipe of one run, got one that compares several objectives; "
             f"type tutelage compare {path}"
         )
-    return config.parse(Recipe, value, where=str(path))
+    return parse(Recipe, value, where=str(path))
 
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from ``key=value`` alone."""
     value = config.override({}, overrides)
     value.setdefault("name", "run")
-    return config.parse(Recipe, value, where="recipe")
+    return parse(Recipe, value, where="recipe")
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
-    """Read the recipe of a run's folder: to go on with the run or, where it is finished, to repeat it under a new name.
+    """Read the recipe of a run's folder: to resume the run or, where it is finished, to repeat it under a new name.
 
     Returns:
         The recipe and, for a repeated run without overrides, the fingerprints that data and teacher must have.
@@ -180,10 +204,10 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
         )
     value = config.read(folder / records.RECIPE)
     if then["status"] == "finished":
-        stem = value["name"]
-        taken = [f"{stem}-again", *(f"{stem}-again-{k}" for k in range(2, 1000))]
-        value["name"] = next(name for name in taken if not finished(runs / name))
-    recipe = config.parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
+        stem = f"{value['name']}-again"
+        names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
+        value["name"] = next(name for name in names if not finished(runs / name))
+    recipe = parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
     if overrides:
         return recipe, None
     expected = fingerprints(then)
@@ -194,7 +218,7 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
 def evaluate(
     model: str, overrides: Sequence[str], *, best: bool = False, trust_code: bool | frozenset[str] = False
 ) -> tuple[records.Judgement, str]:
-    """Judge a model on a test set, by default that of the run it comes from.
+    """Evaluate a model on a test set, by default that of the run it comes from.
 
     Args:
         model: a run's folder, or a model's name.
@@ -203,16 +227,13 @@ def evaluate(
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
 
     Returns:
-        The judgement, and a line that says what was judged on what.
+        The evaluation, and a line that says what was evaluated on what.
     """
     folder = Path(model)
-    own = folder / records.RECIPE
-    value = config.read(own) if own.exists() else {}
+    value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
     kept: dict[str, Any] = {key: value[key] for key in shared if key in value}
-    recipe = config.parse(
-        Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate"
-    )
+    recipe = parse(Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate")
     weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     if best and not (folder / records.BEST).is_file():
         raise RecipeError(
@@ -232,15 +253,15 @@ def evaluate(
             f"model {model}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
             "name the data that it was trained on, data.source=..."
         )
-    ((_, batches),) = [pair for pair in held_out_sets(splits, recipe) if pair[0] == "test"]
+    batches = dict(held_out_sets(splits, recipe))["test"]
     accelerator = accelerator_on(recipe.device)
-    answers = collect_outputs(
+    outputs = collect_outputs(
         network.to(accelerator.device),
         batches,
         device=accelerator.device,
         precision=recipe.precision,
         channels_last=recipe.channels_last,
     )
-    if not bool((answers.labels != UNLABELLED).any()):
+    if not bool((outputs.labels != UNLABELLED).any()):
         raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
-    return evaluate_outputs(answers), f"{model} on {len(answers.labels)} test samples of {splits.source}"
+    return evaluate_outputs(outputs), f"{model} on {len(outputs.labels)} test samples of {splits.source}"

@@ -1,66 +1,44 @@
-"""What the functions of tensors ask of their arguments; a failure says what was expected, what came and what to type.
+"""Argument checks of functions of tensors; a failure says what was expected, what came and what to type.
 
 Shapes, dtypes and hyperparameters are always checked: that costs no device work. Values inside a tensor are read in one
 case only, class indices that live on the CPU; anywhere else reading them would make the host wait for the device.
-Everything here can be traced by ``torch.compile``.
+Everything here can be traced by ``torch.compile``. Hyperparameters raise TypeError where they are no Python number and
+ValueError where they are out of range, NaN included; ``example`` is the value to suggest.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tutelage.types import UNLABELLED
 
+EMBEDDINGS = ("batch", "width")
+TOKENS = ("batch", "tokens", "width")
+MAPS = ("batch", "channels", "height", "width")
+ANY = ("batch", "size", "...")
+"""Axes of features; ``...`` stands for any number more of the axis before it."""
+
 
 def positive(value: float, name: str, *, example: float) -> None:
-    """Refuse a hyperparameter that is not a finite number above 0.
-
-    Args:
-        value: what was given.
-        name: the argument's name.
-        example: a value to suggest.
-
-    Raises:
-        TypeError: if it is no Python number.
-        ValueError: if it is 0, negative, infinite or NaN.
-    """
+    """Refuse a hyperparameter that is not a finite number above 0."""
     _number(value, name, example)
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, got {value}; type for example {name}={example}")
 
 
 def fraction(value: float, name: str, *, example: float) -> None:
-    """Refuse a hyperparameter outside [0, 1).
-
-    Args:
-        value: what was given.
-        name: the argument's name.
-        example: a value to suggest.
-
-    Raises:
-        TypeError: if it is no Python number.
-        ValueError: if it is not in [0, 1).
-    """
+    """Refuse a hyperparameter outside [0, 1)."""
     _number(value, name, example)
     if not 0 <= value < 1:
         raise ValueError(f"{name}: expected a number in [0, 1), got {value}; type for example {name}={example}")
 
 
 def weight(value: float, name: str, *, example: float) -> None:
-    """Refuse a hyperparameter that is not a finite number of at least 0.
-
-    Args:
-        value: what was given.
-        name: the argument's name.
-        example: a value to suggest.
-
-    Raises:
-        TypeError: if it is no Python number.
-        ValueError: if it is negative, infinite or NaN.
-    """
+    """Refuse a hyperparameter that is not a finite number of at least 0."""
     _number(value, name, example)
     if not 0 <= value < math.inf:
         raise ValueError(
@@ -69,16 +47,7 @@ def weight(value: float, name: str, *, example: float) -> None:
 
 
 def order(value: float, name: str = "order") -> None:
-    """Refuse an order that no Rényi entropy has.
-
-    Args:
-        value: what was given; infinity is a legal order.
-        name: the argument's name.
-
-    Raises:
-        TypeError: if it is no Python number.
-        ValueError: if it is negative or NaN.
-    """
+    """Refuse an order that no Rényi entropy has: a negative one; infinity is legal."""
     _number(value, name, 0.25)
     if not value >= 0:
         raise ValueError(
@@ -87,76 +56,80 @@ def order(value: float, name: str = "order") -> None:
 
 
 def classwise(tensor: Tensor, name: str) -> Tensor:
-    """Return logits or log-probabilities in at least float32, so that nothing after this line loses precision.
-
-    Args:
-        tensor: ``(..., classes)``, any floating dtype.
-        name: the argument's name.
-
-    Returns:
-        The tensor itself where it is float32 or float64, a float32 copy where it is narrower.
+    """Return logits or log-probabilities ``(..., classes)`` in at least float32: narrower ones are copied.
 
     Raises:
         TypeError: if it is not a floating tensor.
         ValueError: if it has no axis of classes, or an empty one.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
-            f"type torch.as_tensor({name}, dtype=torch.float32)"
-        )
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}; type {name}.float()")
+    _floating(tensor, name)
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
         raise ValueError(
             f"{name}: expected shape (..., classes) with at least one class, got {tuple(tensor.shape)}; "
             f"put the classes on the last axis"
         )
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return _widened(tensor)
 
 
 def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
-    """Return features in at least float32, so that nothing after this line loses precision.
+    """Return features in at least float32: narrower ones are copied.
 
     Args:
         tensor: one axis for each of ``axes``, none of them empty; any floating dtype.
         name: the argument's name.
-        axes: what the axes are, such as ``("batch", "width")``.
-
-    Returns:
-        The tensor itself where it is float32 or float64, a float32 copy where it is narrower.
+        axes: what the axes are, such as `MAPS`; may end in ``...``.
 
     Raises:
         TypeError: if it is not a floating tensor.
         ValueError: if it has another number of axes, or an empty one.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
-            f"type torch.as_tensor({name}, dtype=torch.float32)"
-        )
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}; type {name}.float()")
+    _floating(tensor, name)
+    if axes[-1] == "...":
+        axes = (*axes[:-1], *[axes[-2]] * (tensor.ndim - len(axes) + 1))
     if tensor.ndim != len(axes) or 0 in tensor.shape:
         raise ValueError(
             f"{name}: expected shape ({', '.join(axes)}), no axis empty, got {tuple(tensor.shape)}; "
             "name another tap, or reshape what it gives"
         )
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return _widened(tensor)
+
+
+def logit_pair(
+    student: Tensor, teacher: Tensor, student_name: str = "student_logits", teacher_name: str = "teacher_logits"
+) -> tuple[Tensor, Tensor]:
+    """Return both networks' logits of one shape, as `classwise` does; the teacher's without a gradient."""
+    student, teacher = classwise(student, student_name), classwise(teacher, teacher_name).detach()
+    same_shape(student, teacher, student_name, teacher_name)
+    return student, teacher
+
+
+def feature_pair(
+    student: Tensor, teacher: Tensor, axes: tuple[str, ...], *, same: Literal["shape", "batch"] = "shape"
+) -> tuple[Tensor, Tensor]:
+    """Return both networks' features of one shape or one batch, as `features` does; the teacher's without a gradient.
+
+    Raises:
+        TypeError: if they are not floating tensors.
+        ValueError: if they have other axes, or differ in what must be the same.
+    """
+    student = features(student, "student_features", axes=axes)
+    teacher = features(teacher, "teacher_features", axes=axes).detach()
+    check = same_shape if same == "shape" else same_batch
+    check(student, teacher, "student_features", "teacher_features")
+    return student, teacher
+
+
+def min_samples(student_features: Tensor, count: int, use: str) -> None:
+    """Refuse a batch of fewer samples; ``use`` says what is done to them."""
+    if len(student_features) < count:
+        raise ValueError(
+            f"student_features: expected at least {count} samples, which {use}, got {len(student_features)}; "
+            "use larger batches"
+        )
 
 
 def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
-    """Refuse a student and a teacher that differ in shape; nothing is broadcast.
-
-    Args:
-        student: any shape.
-        teacher: the same shape.
-        student_name: the first argument's name.
-        teacher_name: the second argument's name.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
+    """Refuse a student and a teacher that differ in shape; nothing is broadcast."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"{teacher_name}: expected the shape of {student_name}, {tuple(student.shape)}, "
@@ -166,17 +139,7 @@ def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name
 
 
 def same_batch(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
-    """Refuse a student and a teacher that differ in the number of samples.
-
-    Args:
-        student: ``(batch, ...)``.
-        teacher: ``(batch, ...)``.
-        student_name: the first argument's name.
-        teacher_name: the second argument's name.
-
-    Raises:
-        ValueError: if the numbers differ.
-    """
+    """Refuse a student and a teacher that differ in the number of samples."""
     if len(student) != len(teacher):
         raise ValueError(
             f"{teacher_name}: expected those of {len(student)} samples, as {student_name}, "
@@ -248,3 +211,17 @@ def _number(value: object, name: str, example: float) -> None:
             f"{name}: expected a Python number, got {type(value).__name__}; "
             f"type float({name}), for example {name}={example}"
         )
+
+
+def _floating(tensor: object, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
+            f"type torch.as_tensor({name}, dtype=torch.float32)"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}; type {name}.float()")
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -15,19 +15,14 @@ import torch
 from tutelage.config.schema import Recipe, parse
 from tutelage.runs import manifest
 from tutelage.runs.execute import execute
+from tutelage.runs.run import RunOptions
 
 EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib"}
 """Each extra with the module that it brings."""
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        what: it is.
-        value: what was seen.
-        good: false where it keeps tutelage from working.
-    """
+    """One property of the machine; ``good`` is false where it keeps tutelage from working."""
 
     what: str
     value: str
@@ -35,7 +30,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> Iterator[Finding]:
-    """Look at one thing after the other."""
+    """Yield versions, devices, extras, real training steps and free disk space."""
     for name, version in {**manifest.version(), **manifest.software()}.items():
         yield Finding(name, version or "unknown")
     machine = manifest.hardware(torch.device("cpu"))
@@ -49,17 +44,19 @@ def examine() -> Iterator[Finding]:
     capability = torch.backends.cpu.get_cpu_capability()
     yield Finding("vector instructions", capability)
     for extra, module in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        yield Finding(f"extra {extra}", "there" if there else f"not there; pip install 'tutelage[{extra}]'")
+        installed = importlib.util.find_spec(module) is not None
+        yield Finding(f"extra {extra}", "there" if installed else f"not there; pip install 'tutelage[{extra}]'")
     for precision in ("fp32", "bf16"):
         yield _step(precision)
-    yield _disk()
+    usage = os.statvfs(Path.cwd())
+    free = usage.f_bavail * usage.f_frsize / 1e9
+    yield Finding("disk", f"{free:.1f} GB free here", good=free > 0.1)
 
 
 def measure() -> Iterator[Finding]:
-    """Time what this package makes faster against its references, section by section; the values are lines to print.
+    """Time what this package makes faster against its references; the values are lines to print.
 
-    A section that fails does not keep the next from being timed.
+    A section that fails does not stop the next.
     """
     from tutelage.benchmark import sections  # what a reference needs takes a while to import
 
@@ -82,16 +79,10 @@ def _step(precision: str) -> Finding:
         settings = {"epochs": 1, "batch_size": 512, "precision": precision, "device": "auto"}
         recipe = parse(Recipe, {"name": "doctor", "student": "cifar:resnet8", **settings})
         try:
-            run = execute(recipe, Path(folder) / "doctor", verb="train", command="tutelage doctor")
+            run = execute(recipe, Path(folder) / "doctor", options=RunOptions(command="tutelage doctor"))
         except (RuntimeError, ValueError, OSError) as error:
             return Finding(f"training step, {precision}", f"failed: {error}", good=False)
         steps = run.epochs[-1]["step"]
     return Finding(
         f"training step, {precision}", f"{steps} steps, recorded and judged, in {time.monotonic() - began:.1f} s"
     )
-
-
-def _disk() -> Finding:
-    usage = os.statvfs(Path.cwd())
-    free = usage.f_bavail * usage.f_frsize / 1e9
-    return Finding("disk", f"{free:.1f} GB free here", good=free > 0.1)

@@ -1,4 +1,4 @@
-"""Encoded images to 8-bit pixels: readers, layout, decoding."""
+"""The one reader of pictures: encoded images to 8-bit pixels, their readers and the layout they are brought to."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on files that are truncated, mistyped or absurd."""
@@ -24,7 +23,7 @@ MEAN = (0.485, 0.456, 0.406)
 """Of ImageNet's pixels, by channel, where white is 1."""
 STD = (0.229, 0.224, 0.225)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-"""By the names that settings have for them."""
+"""By their names in settings."""
 DEFAULT_SIZE = 224
 _GREY = ("L", "1")
 _CHUNK = 256
@@ -34,7 +33,7 @@ Encoded = bytes | Path | Image.Image
 
 
 class Reader(Protocol):
-    """Images by place, not decoded yet."""
+    """Images by position, not decoded yet."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -75,21 +74,18 @@ class ArrayReader:
         return len(self.pixels)
 
     def name(self, position: int) -> str:
-        """Return the image's place."""
+        """Return the image's position."""
         return f"sample {position}"
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
         """Return the images."""
-        single = self.pixels.shape[-1] == 1
-        return [Image.fromarray(self.pixels[p, :, :, 0] if single else self.pixels[p]) for p in positions]
+        return [image_of(self.pixels[p]) for p in positions]
 
 
 class Layout(NamedTuple):
-    """The one shape that all images of a data set are brought to.
+    """The one shape, in pixels, that all images of a data set are brought to.
 
     Attributes:
-        height: pixels.
-        width: pixels.
         channels: 1 where every image is grey, else 3.
         margin: the evaluation view is the centre of a copy this much larger.
     """
@@ -101,15 +97,31 @@ class Layout(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An image that could not be read.
-
-    Attributes:
-        name: of the image.
-        reason: one line.
-    """
+    """An image that could not be read: its name, and the reason in one line."""
 
     name: str
     reason: str
+
+
+def as_image(image: Any) -> Image.Image:
+    """Return an image of a user's: a path, a Pillow image, or a uint8 array ``(height, width[, channels])``.
+
+    Raises:
+        TypeError: it is none of these.
+        FileNotFoundError: there is no file of that path.
+    """
+    if isinstance(image, str | Path):
+        with Image.open(image) as opened:
+            return opened.copy()
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        return image_of(image)
+    got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise TypeError(
+        f"images: expected paths, PIL images or uint8 arrays (height, width, channels), got {got}; "
+        "for a float tensor in [0, 1] call the classifier itself"
+    )
 
 
 def open_image(encoded: Encoded) -> Image.Image:
@@ -129,11 +141,16 @@ def open_image(encoded: Encoded) -> Image.Image:
 
 
 def decode(encoded: Encoded, *, channels: int) -> Image.Image:
-    """Decode an image to grey (1 channel) or RGB (3); transparency is dropped."""
+    """Decode an image to grey (1 channel) or RGB (3)."""
     with open_image(encoded) as image:
-        if image.mode == "P":
-            return image.convert("RGBA").convert("RGB" if channels == 3 else "L")
-        return image.convert("RGB" if channels == 3 else "L")
+        return convert(image, channels=channels)
+
+
+def convert(image: Image.Image, *, channels: int) -> Image.Image:
+    """Return a grey (1 channel) or RGB (3) image; transparency is dropped, that of a palette too."""
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    return image.convert("RGB" if channels == 3 else "L")
 
 
 def centre(image: Image.Image, layout: Layout, *, interpolation: str = "bilinear") -> NDArray[np.uint8]:
@@ -165,6 +182,16 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return the image of ``(height, width)`` or ``(height, width, channels)``: the inverse of `pixels_of`."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+
+def rescale(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Return the pixels times a factor, rounded."""
+    return pixels if factor == 1 else np.rint(pixels * factor).astype(np.uint8)
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's first line, or its type where it says nothing."""
     lines = str(error).strip().splitlines()
@@ -179,20 +206,21 @@ def find_layout(readers: Iterable[Reader], *, size: int | None, test_crop: float
     """
     first: tuple[int, int] | None = None
     mixed, colour = False, False
-    for reader in readers:
-        for start in range(0, len(reader), _CHUNK):
-            for item in reader.encoded(range(start, min(start + _CHUNK, len(reader)))):
-                try:
-                    image = open_image(item)
-                except UNREADABLE:
-                    continue
-                first = first or image.size
-                mixed |= image.size != first
-                colour |= image.mode not in _GREY
-                if not isinstance(item, Image.Image):
-                    image.close()
-            if mixed and colour:
-                break
+    chunks = (
+        reader.encoded(range(start, min(start + _CHUNK, len(reader))))
+        for reader in readers
+        for start in range(0, len(reader), _CHUNK)
+    )
+    for encoded in chain.from_iterable(chunks):
+        try:
+            image = open_image(encoded)
+        except UNREADABLE:
+            continue
+        first = first or image.size
+        mixed |= image.size != first
+        colour |= image.mode not in _GREY
+        if not isinstance(encoded, Image.Image):
+            image.close()
         if mixed and colour:
             break
     if first is None:
@@ -220,7 +248,7 @@ def decode_all(
         interpolation: of resizes, a key of `RESAMPLING`.
 
     Returns:
-        Pixels ``(kept, height, width, channels)``, the places kept, and the images that could not be read.
+        Pixels ``(kept, height, width, channels)``, the positions kept, and the images that could not be read.
 
     Raises:
         UnlikeError: the guess was wrong.
@@ -229,28 +257,28 @@ def decode_all(
     starts = range(0, len(reader), _CHUNK)
 
     def work(start: int) -> list[tuple[int, Fault]]:
-        places = range(start, min(start + _CHUNK, len(reader)))
+        positions = range(start, min(start + _CHUNK, len(reader)))
         faults = []
-        for place, item in zip(places, reader.encoded(places), strict=True):
+        for position, encoded in zip(positions, reader.encoded(positions), strict=True):
             try:
-                with open_image(item) as image:
+                with open_image(encoded) as image:
                     grey = image.mode in _GREY
                     if alike is not None and (image.size != alike or (layout.channels == 1 and not grey)):
                         raise UnlikeError
-                    whole = decode(image, channels=layout.channels)
-                    pixels[place] = centre(whole, layout, interpolation=interpolation)
+                    decoded = convert(image, channels=layout.channels)
+                    pixels[position] = centre(decoded, layout, interpolation=interpolation)
             except UNREADABLE as error:
-                faults.append((place, Fault(reader.name(place), one_line(error))))
+                faults.append((position, Fault(reader.name(position), one_line(error))))
         return faults
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = [pair for chunk in pool.map(work, starts) for pair in chunk]
-    kept = np.setdiff1d(np.arange(len(reader)), np.array([place for place, _ in found], np.int64))
-    return (pixels[kept] if found else pixels), kept, [fault for _, fault in found]
+        faults = dict(chain.from_iterable(pool.map(work, starts)))
+    kept = np.setdiff1d(np.arange(len(reader)), np.array(list(faults), np.int64))
+    return (pixels[kept] if faults else pixels), kept, list(faults.values())
 
 
-def stop_on(fault: Fault) -> None:
-    """Raise the one error that a corrupt image is."""
+def stop_on(fault: Fault) -> NoReturn:
+    """Raise the error of a corrupt image."""
     raise ValueError(
         f"data.source: expected a readable image, got {fault.name} ({fault.reason}); "
         "repair or remove the file, or type data.on_corrupt=skip"

@@ -169,7 +169,7 @@ def _on_card(card: Any, name: str) -> str:
                 "none; name a submodule, or NAME:input for what the classifier's last layer reads"
             )
         return str(card.embedding)
-    places = {"stage": card.taps[:-1], "before": card.preactivations[:-1]}.get(what)
+    places = {"stage": card.stages[:-1], "before": card.stage_inputs[:-1]}.get(what)
     if places is None or not number.removeprefix("-").isdecimal():
         raise ValueError(
             f"tap {name}: expected card:embedding, card:stage.N or card:before.N, got {name!r}; "

@@ -1,9 +1,8 @@
-"""What is done to a distribution over classes: the power and other transforms, their sums, the entropies, weights.
+"""Transforms of a distribution over classes, the power and others, their sums, entropies and sample weights.
 
-Everything takes and gives logarithms of probabilities, natural ones, with the classes on the last axis and any leading
-shape. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most algorithms, is wrong by a
-factor of several in float16 at a logit gap of 25 and in float32 beyond a gap of about 100. Results are at least float32
-and are differentiable.
+Everything takes and returns natural logarithms of probabilities, with the classes on the last axis, in at least
+float32. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most algorithms, is wrong by a
+factor of several in float16 at a logit gap of 25 and in float32 beyond a gap of about 100.
 """
 
 from __future__ import annotations
@@ -32,23 +31,20 @@ def power(log_probs: Tensor, *, gamma: float) -> Tensor:
     ``log p = log_softmax(v)`` and ``gamma = 1 / T``: temperature scaling is a power transform.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, log-probabilities; ``-inf`` is a class of probability 0.
-            Logits give the same result, because a common shift cancels.
+        log_probs: ``(..., classes)``, any floating dtype, or logits, whose shift cancels; ``-inf`` means probability 0.
         gamma: exponent, finite and above 0; below 1 it flattens, above 1 it sharpens, at 1 it changes nothing.
 
     Returns:
         ``(..., classes)`` log-probabilities (nats), at least float32.
 
     Raises:
-        TypeError: if ``log_probs`` is not a floating tensor or ``gamma`` no Python number.
-        ValueError: if ``log_probs`` has no classes or ``gamma`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3.
 
     Differs from: the authors' code, which computes ``softmax(v) ** gamma`` and divides by its sum; that underflows.
 
     Example:
-        >>> import torch
         >>> power(torch.tensor([0.64, 0.36]).log(), gamma=0.5).exp()
         tensor([0.5714, 0.4286])
     """
@@ -63,24 +59,20 @@ def log_power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
     ``log U_gamma(p) = log sum_j p[j]**gamma = (1 - gamma) * H_gamma(p)``, with the Rényi entropy ``H_gamma``.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised log-probabilities; ``-inf`` is a class of
-            probability 0.
+        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
         gamma: exponent, finite and above 0.
 
     Returns:
-        ``(...)``, at least float32; between 0 (one-hot) and ``(1 - gamma) * log(classes)`` (uniform) for ``gamma < 1``,
-        0 at 1.
+        ``(...)``, at least float32; from 0 (one-hot) to ``(1 - gamma) * log(classes)`` (uniform) for ``gamma < 1``.
 
     Raises:
-        TypeError: if ``log_probs`` is not a floating tensor or ``gamma`` no Python number.
-        ValueError: if ``log_probs`` has no classes or ``gamma`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: the sample weight of WTTM, arXiv 2402.11148, Section 4.
 
     Differs from: the authors' code, which sums ``softmax(v) ** gamma``; that underflows.
 
     Example:
-        >>> import torch
         >>> log_power_sum(torch.tensor([0.25, 0.25, 0.25, 0.25]).log(), gamma=0.5).exp()
         tensor(2.)
     """
@@ -96,22 +88,18 @@ def power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
     classes at ``gamma = 0.1``), so a weight that multiplies it does not carry over from one to another.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised log-probabilities; ``-inf`` is a class of
-            probability 0.
+        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
         gamma: exponent, finite and above 0.
 
     Returns:
-        ``(...)``, at least float32; between 1 (one-hot) and ``classes ** (1 - gamma)`` (uniform) for ``gamma < 1``, 1
-        at 1.
+        ``(...)``, at least float32; from 1 (one-hot) to ``classes ** (1 - gamma)`` (uniform) for ``gamma < 1``, 1 at 1.
 
     Raises:
-        TypeError: if ``log_probs`` is not a floating tensor or ``gamma`` no Python number.
-        ValueError: if ``log_probs`` has no classes or ``gamma`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: the sample weight of WTTM, arXiv 2402.11148, Section 4.
 
     Example:
-        >>> import torch
         >>> power_sum(torch.tensor([0.64, 0.36]).log(), gamma=0.5)
         tensor(1.4000)
     """
@@ -121,25 +109,22 @@ def power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
 def shannon_entropy(log_probs: Tensor) -> Tensor:
     """Compute Shannon entropy.
 
-    ``H(p) = -sum_i p[i] * log p[i]``, where a class of probability 0 contributes 0 to the value and to the gradient.
+    ``H(p) = -sum_i p[i] * log p[i]``, where a class of probability 0 adds 0 to value and gradient.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised log-probabilities; ``-inf`` is a class of
-            probability 0.
+        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
 
     Returns:
         ``(...)`` nats, at least float32; between 0 (one-hot) and ``log(classes)`` (uniform).
 
     Raises:
-        TypeError: if ``log_probs`` is not a floating tensor.
-        ValueError: if ``log_probs`` has no classes.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Shannon, "A Mathematical Theory of Communication", 1948.
 
     Differs from: `torch.distributions.Categorical.entropy`, which renormalises its logits and clamps ``-inf``.
 
     Example:
-        >>> import torch
         >>> shannon_entropy(torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).log())
         tensor([0.6931, 1.0297])
     """
@@ -153,29 +138,24 @@ def renyi_entropy(log_probs: Tensor, *, order: float) -> Tensor:
     """Compute Rényi entropy.
 
     ``H_a(p) = log(sum_i p[i]**a) / (1 - a)``, with its limits: order 0 is the logarithm of the number of classes of
-    probability above 0, order 1 is Shannon entropy, order infinity is ``-max_i log p[i]``. It never increases with the
-    order.
+    probability above 0, order 1 is Shannon entropy, order infinity is ``-max_i log p[i]``. It never rises with it.
 
     Up to order 1.25 it is computed as ``log(1 + S) / (1 - a)`` with ``S = sum_i p[i]**a - p[i]``, each difference by
     ``expm1``, so the quotient keeps its precision as the order approaches 1.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised log-probabilities; ``-inf`` is a class of
-            probability 0.
+        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
         order: at least 0; infinity is legal. Order 0 has no gradient.
 
     Returns:
         ``(...)`` nats, at least float32; between 0 (one-hot) and ``log(classes)`` (uniform).
 
     Raises:
-        TypeError: if ``log_probs`` is not a floating tensor or ``order`` no Python number.
-        ValueError: if ``log_probs`` has no classes or ``order`` is negative or NaN.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
-    Source: Rényi, "On Measures of Entropy and Information", 1961; its role in distillation: arXiv 2402.11148, Section
-    3.
+    Source: Rényi, "On Measures of Entropy and Information", 1961; in distillation: arXiv 2402.11148, Section 3.
 
     Example:
-        >>> import torch
         >>> log_probs = torch.tensor([0.64, 0.36]).log()
         >>> renyi_entropy(log_probs, order=0.5), renyi_entropy(log_probs, order=2)
         (tensor(0.6729), tensor(0.6177))
@@ -201,21 +181,18 @@ def transform(log_probs: Tensor, f: Transform) -> Tensor:
     ``log p_f[i] = log f(p[i]) - log sum_j f(p[j])``. With ``f(x) = x**gamma`` it is `power`.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised log-probabilities; ``-inf`` is a class of
-            probability 0. Other than for `power`, logits will not do.
+        log_probs: ``(..., classes)``, any floating dtype, normalised, unlike for `power`; ``-inf`` means probability 0.
         f: a `Pointwise`, or any `Transform`; what it must obey is tested by `check_transform`, not here.
 
     Returns:
         ``(..., classes)`` log-probabilities (nats), at least float32.
 
     Raises:
-        TypeError: if ``log_probs`` is not a floating tensor.
-        ValueError: if ``log_probs`` has no classes or ``f`` changes its shape.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zheng and Yang, arXiv 2402.11148, which uses the power and leaves other mappings open.
 
     Example:
-        >>> import torch
         >>> transform(torch.tensor([0.8, 0.2]).log(), Pointwise("rational", gamma=0.25)).exp()
         tensor([0.6531, 0.3469])
     """
@@ -228,22 +205,18 @@ def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
     ``log U_f(p) = log sum_j f(p[j])``. With ``f(x) = x**gamma`` it is `log_power_sum`.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised log-probabilities; ``-inf`` is a class of
-            probability 0.
+        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
         f: a `Pointwise`, or any `Transform`.
 
     Returns:
-        ``(...)``, at least float32. Where ``f(0) = 0``, ``f(1) = 1`` and ``f(x) >= x`` it is at least 0 and at most
-        ``log(classes)``.
+        ``(...)``, at least float32. In ``[0, log(classes)]`` where ``f(0) = 0``, ``f(1) = 1``, ``f(x) >= x``.
 
     Raises:
-        TypeError: if ``log_probs`` is not a floating tensor.
-        ValueError: if ``log_probs`` has no classes or ``f`` changes its shape.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: the sample weight of WTTM, arXiv 2402.11148, Section 4, for another mapping than the power.
 
     Example:
-        >>> import torch
         >>> log_sum(torch.tensor([0.25, 0.25, 0.25, 0.25]).log(), Pointwise("power", gamma=0.5)).exp()
         tensor(2.)
     """
@@ -254,14 +227,6 @@ def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
 _TAIL = -20.0
 SMALLEST_GAMMA = 1e-12
 """Below it the mappings other than the power lose their precision in float32."""
-
-
-def _power(log_x: Tensor, gamma: float) -> Tensor:
-    return gamma * log_x
-
-
-def _rational(log_x: Tensor, gamma: float) -> Tensor:
-    return log_x - torch.log(gamma + (1 - gamma) * log_x.exp())
 
 
 def _logarithm(log_x: Tensor, gamma: float) -> Tensor:
@@ -291,8 +256,8 @@ def _log1mexp(log_x: Tensor) -> Tensor:
 
 
 TRANSFORMS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
-    "power": _power,
-    "rational": _rational,
+    "power": lambda log_x, gamma: gamma * log_x,
+    "rational": lambda log_x, gamma: log_x - torch.log(gamma + (1 - gamma) * log_x.exp()),
     "logarithm": _logarithm,
     "complement": _complement,
 }
@@ -301,7 +266,7 @@ TRANSFORMS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A mapping of probabilities that has a name and one dial, which acts like the exponent of the power transform.
+    """A named mapping of probabilities with one parameter, which acts like the exponent of the power transform.
 
     At ``gamma = 1`` all of them change nothing; the smaller ``gamma``, the flatter the transformed distribution. They
     are concave, with ``f(0) = 0``, ``f(1) = 1`` and so ``f(x) >= x`` for ``gamma <= 1``:
@@ -311,19 +276,17 @@ class Pointwise:
     * ``logarithm``: ``log(1 + a * x) / log(1 + a)`` with ``a = 1 / gamma - 1``, of slope ``-a / log(gamma)`` at 0.
     * ``complement``: ``1 - (1 - x)**(1 / gamma)``, of slope ``1 / gamma`` at 0.
 
-    The slope of the last three is finite, so they flatten the top and keep the ratios of small probabilities, where the
-    power flattens all alike; they need a far smaller ``gamma`` for the same entropy.
+    The slope of the last three is finite: they flatten the top and keep the ratios of small probabilities, and need a
+    far smaller ``gamma`` than the power for the same entropy.
 
     Attributes:
         name: one of `TRANSFORMS`.
         gamma: finite and above 0; other than for ``power`` between 1e-12 and 1.
 
     Raises:
-        TypeError: if ``gamma`` is no Python number.
-        ValueError: if the name is unknown or ``gamma`` out of range.
+        TypeError, ValueError: if a name or a number is not as above.
 
     Example:
-        >>> import torch
         >>> Pointwise("complement", gamma=0.5)(torch.tensor([0.1, 1.0]).log()).exp()
         tensor([0.1900, 1.0000])
     """
@@ -350,8 +313,8 @@ class Pointwise:
 def check_transform(f: Transform) -> None:
     """Refuse a mapping that is no transform of probabilities: f(0) = 0, f(1) = 1, never falling, never below x.
 
-    It is tried on a grid of ``log x`` from 0 down to -10000 and at ``-inf``, in float64 and in float32: a mapping that
-    leaves log space loses small probabilities there. Call it once on a mapping of your own; the losses do not.
+    It is tried on a grid of ``log x`` from 0 down to -10000 and at ``-inf``, in float64 and float32, where a mapping
+    that leaves log space loses small probabilities. Call it once on a mapping of your own; the losses do not.
 
     Args:
         f: from ``log x`` to ``log f(x)``, elementwise.
@@ -408,31 +371,8 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
     return values
 
 
-def _constant(log_probs: Tensor, weight: SampleWeight) -> Tensor:
-    return torch.ones_like(log_probs[..., 0])
-
-
-def _sum_of_transform(log_probs: Tensor, weight: SampleWeight) -> Tensor:
-    return log_sum(log_probs, weight.transform).exp()
-
-
-def _entropy(log_probs: Tensor, weight: SampleWeight) -> Tensor:
-    return renyi_entropy(weight.distribution(log_probs), order=weight.order)
-
-
-def _one_minus_top(log_probs: Tensor, weight: SampleWeight) -> Tensor:
-    log_probs = weight.distribution(log_probs)
-    # The sum of the others: 1 - max would lose a doubt smaller than the precision of 1.
-    return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)
-
-
-WEIGHTS: Mapping[str, Callable[[Tensor, SampleWeight], Tensor]] = {
-    "constant": _constant,
-    "power_sum": _sum_of_transform,
-    "entropy": _entropy,
-    "one_minus_top": _one_minus_top,
-}
-"""The weights of samples that have a name, as functions of the teacher's log-probabilities."""
+WEIGHTS = ("constant", "power_sum", "entropy", "one_minus_top")
+"""The weights of samples that have a name."""
 
 
 @dataclass(frozen=True)
@@ -444,7 +384,7 @@ class SampleWeight:
     * ``entropy``: the Rényi entropy of ``order``, nats; 1 is Shannon's, infinity is ``-log max_i p[i]``.
     * ``one_minus_top``: ``1 - max_i p[i]``.
 
-    A one-hot teacher has 1 by the first two and 0 by the last two: such a sample then counts for nothing.
+    A one-hot teacher has 1 by the first two and 0 by the last two.
 
     Attributes:
         name: one of `WEIGHTS`.
@@ -459,7 +399,6 @@ class SampleWeight:
     Source: the power sum: Zheng and Yang, arXiv 2402.11148, which leaves other weights open.
 
     Example:
-        >>> import torch
         >>> log_probs = torch.tensor([[0.64, 0.36], [1.0, 0.0]]).log()
         >>> half = Pointwise("power", gamma=0.5)
         >>> SampleWeight("power_sum", transform=half)(log_probs)
@@ -489,13 +428,18 @@ class SampleWeight:
                 "type weight_by=entropy"
             )
 
-    def distribution(self, log_probs: Tensor) -> Tensor:
-        """Return the log-probabilities that the weight is of."""
-        return log_probs if self.of == "teacher" else transform(log_probs, self.transform)
-
     def __call__(self, log_probs: Tensor) -> Tensor:
         """Return each sample's weight, ``(...)`` from ``(..., classes)`` normalised log-probabilities."""
-        return WEIGHTS[self.name](checks.classwise(log_probs, "log_probs"), self)
+        log_probs = checks.classwise(log_probs, "log_probs")
+        if self.name == "constant":
+            return torch.ones_like(log_probs[..., 0])
+        if self.name == "power_sum":
+            return log_sum(log_probs, self.transform).exp()
+        log_probs = log_probs if self.of == "teacher" else transform(log_probs, self.transform)
+        if self.name == "entropy":
+            return renyi_entropy(log_probs, order=self.order)
+        # The sum of the others: 1 - max would lose a doubt smaller than the precision of 1.
+        return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)
 
 
 def _known(name: str, names: Collection[str], argument: str) -> None:

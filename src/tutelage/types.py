@@ -174,3 +174,15 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield the batches of one epoch from step ``start`` on; with several processes, this one's share of each."""
+
+
+class View(NamedTuple):
+    """Which random views to take: with a sample's index they determine its augmentation.
+
+    Attributes:
+        seed: the data seed.
+        epoch: epochs done before this one.
+    """
+
+    seed: int
+    epoch: int

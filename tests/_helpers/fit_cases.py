@@ -6,8 +6,9 @@ from torch import nn
 from tutelage import objectives
 from tutelage.modules import Distiller
 from tutelage.settings.fit import SGD, FitSettings
-from tutelage.training.checkpoints import Checkpoints
-from tutelage.training.loop import CheckpointSink, accelerator_on, fit
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.loop import fit
 from tutelage.types import Batch, Outputs
 
 

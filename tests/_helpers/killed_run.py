@@ -120,15 +120,18 @@ RECIPES = {"two-stages": two_stages, "teacher-first": teacher_first, "class": a_
 
 
 def do_run(value, folder):
-    from tutelage.runs import execute
+    from tutelage.runs.execute import execute
+    from tutelage.runs.group import execute_group
+    from tutelage.runs.run import Run, RunOptions, finished
 
+    options = RunOptions(trust_code=True)
     if isinstance(value, list):
         planned = [(recipe_of(one), folder / one["name"]) for one in value]
-        left = [(recipe, place) for recipe, place in planned if not execute.finished(place)]
-        done = execute.execute_group(left, command="killed_run", trust_code=True)
-        assert all(isinstance(run, execute.Run) for run in done), done
+        left = [(recipe, place) for recipe, place in planned if not finished(place)]
+        done = execute_group(left, options=options)
+        assert all(isinstance(run, Run) for run in done), done
         return
-    execute.execute(recipe_of(value), folder, verb="distill", command="killed_run", trust_code=True)
+    execute(recipe_of(value), folder, options=options)
 
 
 def kill():
@@ -193,14 +196,20 @@ def arm(moment):
             plain_remove(path, *arguments, **keywords)
 
         shutil.rmtree = removed
-    elif what == "report":
-        from tutelage.report import html
+    elif what == "finished":
+        from tutelage.runs.run_state import RunState
 
-        html.write_report = lambda folder: kill()
+        plain_finish = RunState.finish
+
+        def finished(self):
+            plain_finish(self)
+            kill()
+
+        RunState.finish = finished
     elif what == "forget":
-        from tutelage.training import loop
+        from tutelage.training import step
 
-        loop.restore_random = lambda saved, device: None
+        step.restore_random = lambda saved, device: None
     elif what == "outside":
         register_optimizer_step_post_hook(lambda *_: time.sleep(0.02))
     else:
@@ -255,12 +264,9 @@ def forked(value, folder, moment=None):
 def main():
     torch.set_num_threads(1)
     # Before the forks: the imports of a run, and those that an optimizer's first construction makes.
-    import tutelage.runs  # noqa: F401
-    from tutelage.report import html
+    import tutelage.runs.execute  # noqa: F401
 
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    # No bit depends on the report, and it is five megabytes.
-    html.write_report = lambda folder: (folder / "report.html").write_text("")
     folder = pathlib.Path(sys.argv[1])
     teacher = folder / "teacher"
     forked(TEACHER, teacher)

@@ -14,7 +14,7 @@ import torch
 from tests._helpers import ROOT
 
 from tutelage import doctor, losses
-from tutelage.benchmark import batches, classes, linear, recording, startup, steps, turns
+from tutelage.benchmark import batches, groups, linear, recording, startup, steps, timing
 from tutelage.benchmark import losses as timed
 from tutelage.benchmark.sections import SECTIONS
 
@@ -24,7 +24,7 @@ SMALL = ("resnet8", "resnet8")
 @pytest.fixture
 def here(monkeypatch):
     """What is measured in a process of its own is measured in this one, where memory is not told."""
-    monkeypatch.setattr(turns, "fresh", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(timing, "in_fresh_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(timed, "added_mb", lambda run: run() or 5.0)
 
 
@@ -82,7 +82,7 @@ def test_what_fails_is_said_and_the_next_section_is_timed(monkeypatch):
 
 
 def test_what_does_not_fit_into_memory_is_skipped_and_said(here, monkeypatch):
-    monkeypatch.setattr(turns, "lacking", lambda needed: f"needs {needed:.0f}" if needed > 1000 else None)
+    monkeypatch.setattr(timing, "lacking_memory", lambda needed: f"needs {needed:.0f}" if needed > 1000 else None)
     first, second, mean = timed.lines(((4, 7), (512, 128_256)))
     assert "as fast" in first
     assert second.split() == ["512", "x", "128256", "needs", "3415"]
@@ -91,8 +91,8 @@ def test_what_does_not_fit_into_memory_is_skipped_and_said(here, monkeypatch):
 
 
 def test_lacking_memory_is_measured():
-    assert turns.lacking(1.0) is None
-    assert re.fullmatch(r"skipped: expected 1000000000 MB of available memory, got \d+", turns.lacking(1e9))
+    assert timing.lacking_memory(1.0) is None
+    assert re.fullmatch(r"skipped: expected 1000000000 MB of available memory, got \d+", timing.lacking_memory(1e9))
 
 
 # How things are timed
@@ -101,30 +101,30 @@ def test_lacking_memory_is_measured():
 def test_forms_are_called_in_turn_and_the_first_round_warms_up():
     called = []
     forms = {name: partial(lambda name: called.append(name) or len(called), name) for name in "ab"}
-    assert turns.in_turn(forms, 2) == {"a": [3, 5], "b": [4, 6]}
+    assert timing.in_turn(forms, 2) == {"a": [3, 5], "b": [4, 6]}
     assert "".join(called) == "ababab"
-    assert turns.in_turn(forms, 1, warm_up=False) == {"a": [7], "b": [8]}
+    assert timing.in_turn(forms, 1, warm_up=False) == {"a": [7], "b": [8]}
 
 
 def test_a_process_of_its_own_answers_or_is_said_to_have_ended():
-    assert turns.fresh(os.getpid) != os.getpid()
+    assert timing.in_fresh_process(os.getpid) != os.getpid()
     with pytest.raises(RuntimeError, match="ended before it answered"):
-        turns.fresh(os._exit, 1)
+        timing.in_fresh_process(os._exit, 1)
 
 
 def test_threads_are_put_back():
     before = torch.get_num_threads()
-    with turns.threads(before + 1):
+    with timing.threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
 
-def test_some_batches_are_an_epochs_first_whether_made_before_or_not():
+def test_the_first_batches_are_an_epochs_first_whether_made_before_or_not():
     real = batches.data.BatchLoader(batches.random_images(64).train, batch_size=8, train=True)
-    some, made, whole = batches.Some(real, 2), batches.Some(real, 2, made=True), batches.Some(real, 2, whole=True)
-    assert (len(some), some.samples, len(whole), whole.samples) == (3, 24, 8, 64)
+    lazy, premade, whole = (batches.FirstBatches(real, 2, **how) for how in ({}, {"premade": True}, {"whole": True}))
+    assert (len(lazy), lazy.samples, len(whole), whole.samples) == (3, 24, 8, 64)
     first = [batch.index.tolist() for batch in real.epoch(0)][:3]
-    for each in (some, made, whole):
+    for each in (lazy, premade, whole):
         assert [batch.index.tolist() for batch in each.epoch(0)] == first
         assert each.seconds > 0
 
@@ -163,8 +163,8 @@ def test_ratios_are_geometric_means_of_times_faster():
 
 
 def test_a_class_is_held_against_its_parts_and_against_separate_runs():
-    taken = {classes.ALONE: [1.0, 2.0, 1.0], classes.APART: [2.0, 4.0, 2.0], "class of 1": [3.0, 6.0, 6.0]}
-    found = classes.ratios(taken | {"class of 2": [4.0, 8.0, 10.0]}, (1, 2))
+    taken = {groups.ALONE: [1.0, 2.0, 1.0], groups.APART: [2.0, 4.0, 2.0], "class of 1": [3.0, 6.0, 6.0]}
+    found = groups.ratios(taken | {"class of 2": [4.0, 8.0, 10.0]}, (1, 2))
     assert found.parts == {1: 1.0, 2: 4 / 5}
     assert found.runs == {1: 1.0, 2: 4 / 6}
 

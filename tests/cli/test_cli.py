@@ -58,7 +58,7 @@ def one_line(err: str, *parts: str) -> None:
 
 
 def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
-    code = "import sys, tutelage.cli as c\ntry:\n c.app(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys, tutelage.cli.app as c\ntry:\n c.app(['--help'])\nexcept SystemExit: pass\n"
     code += "heavy = {'torch', 'numpy', 'pydantic', 'yaml', 'plotly', 'accelerate', 'rich'} & set(sys.modules)\n"
     code += "assert not heavy, heavy"
     began = time.monotonic()

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 from tests._helpers import ROOT
 
 from tutelage import config, objectives
-from tutelage.config.schema import (
-    Comparison,
-    Network,
-    Recipe,
-    RecipeError,
-    Stage,
-    TrainedTeacher,
-    dump,
-    override,
-    parse,
-    read,
-)
+from tutelage.config.files import dump, override, read
+from tutelage.config.schema import Comparison, Network, Recipe, RecipeError, Stage, TrainedTeacher
 from tutelage.data import DataSettings
 from tutelage.losses import confidence_penalty
 from tutelage.objectives import Apply, Objective, WeightedTerm
-from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
-from tutelage.studies import schema
+from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, Fit, FitSettings, MultiStep, Step
+from tutelage.studies import study_file
 
 BASE = {"name": "x", "student": "cifar:resnet20"}
 COMPARED = BASE | {"objectives": {"kd": "kd", "ttm": {"ttm": {"gamma": 0.25, "beta": 4}}}}
@@ -41,6 +32,10 @@ def faults(value, kind=Recipe):
 def fault(changes, kind=Recipe):
     (line,) = faults((BASE if kind is Recipe else COMPARED) | changes, kind)
     return line
+
+
+def parse(kind, value, **how):
+    return config.parse(kind, value, check=objectives.from_spec, **how)
 
 
 def parsed(**changes):
@@ -190,7 +185,7 @@ def test_overrides_reach_a_resolved_recipe():
     resolved = yaml.safe_load(dump(parsed(objective="kd", stages=[{"epochs": 1}])))
     changed = override(resolved, ["objective.kd.temperature=2", "student.weights=w.pt", "stages.0.epochs=5"])
     recipe = parse(Recipe, changed)
-    assert recipe.objective == objectives.kd(temperature=2)
+    assert recipe.objective == objectives.kd(temperature=2).spec
     assert recipe.student == Network(name="cifar:resnet20", weights="w.pt")
     assert recipe.stages[0].epochs == 5
 
@@ -284,7 +279,7 @@ def test_the_defaults():
     assert recipe.data == DataSettings()
     assert recipe.student == Network(name="cifar:resnet20")
     assert recipe.teacher is None
-    assert recipe.objective == objectives.cross_entropy()
+    assert recipe.objective == objectives.cross_entropy().spec
     assert (recipe.optimizer, recipe.schedule) == (SGD(), Constant())
     assert (recipe.seed, recipe.data_seed, recipe.batch_size) == (0, 0, 64)
 
@@ -294,7 +289,7 @@ def test_the_loop_s_defaults_are_its_own():
     for name, value in vars(FitSettings()).items():
         # A loop is told its precision; a run's is found.
         assert getattr(recipe, name) == ("auto" if name == "precision" else value), name
-    assert recipe.fits()[0][1] == FitSettings()
+    assert recipe.fits()[0].settings == FitSettings()
 
 
 def test_model_is_another_word_for_student():
@@ -324,7 +319,7 @@ def test_sections_by_their_names(key, short, section):
 
 def test_objects_are_taken_as_they_are():
     objective = 0.5 * objectives.kd()
-    assert parsed(objective=objective).objective is objective
+    assert parsed(objective=objective).objective == objective.spec
 
 
 FULL = BASE | {
@@ -430,7 +425,8 @@ def test_a_recipe_does_not_change():
 
 def test_without_stages_there_is_one_fit():
     recipe = parsed(objective="kd", epochs=3, clip=1.5, accumulate=2, optimizer="adamw")
-    assert recipe.fits() == [(objectives.kd(), FitSettings(epochs=3, clip=1.5, accumulate=2, optimizer=AdamW()), 64)]
+    settings = FitSettings(epochs=3, clip=1.5, accumulate=2, optimizer=AdamW())
+    assert recipe.fits() == [Fit(objective=objectives.kd().spec, settings=settings, batch_size=64)]
 
 
 def test_a_stage_says_what_differs():
@@ -444,9 +440,11 @@ def test_a_stage_says_what_differs():
     )
     one, two, three = recipe.fits()
     common = FitSettings(epochs=9, clip=3.0, schedule=Cosine(), log_steps=5)
-    assert one == (objectives.kd(), common, 64)
-    assert two == (objectives.cross_entropy(), FitSettings(**vars(common) | {"epochs": 2}), 64)
-    assert three == (objectives.kd(), FitSettings(**vars(common) | {"optimizer": AdamW(), "clip": 1.0}), 8)
+    assert one == Fit(objective=objectives.kd().spec, settings=common, batch_size=64)
+    assert (two.objective, two.settings) == (objectives.cross_entropy().spec, replace(common, epochs=2))
+    assert three == Fit(
+        objective=objectives.kd().spec, settings=replace(common, optimizer=AdamW(), clip=1.0), batch_size=8
+    )
 
 
 def test_every_field_of_a_stage_reaches_the_fit():
@@ -466,7 +464,7 @@ def test_a_teacher_s_recipe_is_the_run_s():
         "name": "study/one/teacher",
         "student": Network(name="cifar:resnet56"),
         "teacher": None,
-        "objective": objectives.cross_entropy(),
+        "objective": objectives.cross_entropy().spec,
         "stages": (),
         "data": DataSettings(**vars(run.data) | {"labelled": None}),
     }
@@ -489,9 +487,9 @@ def test_a_teacher_s_recipe_overrides_the_run_s():
         "data_seed": 8,
     }
     teacher = parse(Recipe, FULL | {"teacher": {"train": said}}).training("t")
-    assert set(said) == set(config.Training.model_fields)
+    assert set(said) == set(config.schema.Training.model_fields)
     assert teacher.student == Network(name="cifar:resnet56", weights="w")
-    assert teacher.objective == objectives.cross_entropy(label_smoothing=0.1)
+    assert teacher.objective == objectives.cross_entropy(label_smoothing=0.1).spec
     assert (teacher.epochs, teacher.batch_size, teacher.clip, teacher.precision) == (3, 16, 2.0, "fp32")
     assert (teacher.optimizer, teacher.schedule, teacher.seed, teacher.data_seed) == (AdamW(), Cosine(), 7, 8)
     assert teacher.data == DataSettings(**vars(parse(Recipe, FULL).data) | {"labelled": 9})
@@ -884,7 +882,7 @@ def committed():
 def test_committed_recipes_are_right_and_name_public_sources(path):
     value = read(path)
     if "methods" in value:
-        recipe = schema.read(str(path))[0].recipe
+        recipe = study_file.read(str(path))[0].recipe
     else:
         recipe = parse(Comparison if "objectives" in value else Recipe, value, where=path.name)
     assert parse(type(recipe), yaml.safe_load(dump(recipe))) == recipe

@@ -188,8 +188,8 @@ def network(kind: str, who: str, classes: int) -> Classifier:
         name=f"tiny {kind} {who}",
         classes=classes,
         image_size=(SIDE, SIDE),
-        taps=(*stages, "fc:input"),
-        preactivations=(*before, "fc:input"),
+        stages=(*stages, "fc:input"),
+        stage_inputs=(*before, "fc:input"),
         embedding="fc:input",
         head="fc",
     )

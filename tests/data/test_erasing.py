@@ -4,9 +4,9 @@ import torch
 from scipy import stats
 
 from tutelage.data import DataSettings, open_data
-from tutelage.data.datasets import View
 from tutelage.data.erasing import erase, rectangles
 from tutelage.images import MEAN, STD
+from tutelage.types import View
 
 VIEW = View(seed=3, epoch=5)
 

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from tutelage.data import DataSettings, open_data
-from tutelage.data.datasets import View
+from tutelage.types import View
 
 
 def test_digits_are_exact_sixteenths():

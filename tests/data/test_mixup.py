@@ -6,8 +6,8 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 
 from tutelage.data import BatchLoader, DataSettings, Mixing, RandAugment, open_data, rng
-from tutelage.data.datasets import View
 from tutelage.data.mixup import draw_mix
+from tutelage.types import View
 
 # Python 3.12 warns of forks beside threads, of which numerical libraries keep some; torch of more workers than cores.
 pytestmark = [

@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
 import tutelage
 from tutelage import losses, models, objectives
 from tutelage.config.schema import RecipeError
 from tutelage.data import DataSettings, open_data
-from tutelage.objectives.objective import Objective, WeightedTerm
-from tutelage.objectives.term import Apply
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.term import Apply, WeightedTerm
 from tutelage.runs.setup import RunInputs, check_compatible
 
 
@@ -17,15 +19,17 @@ def test_an_objective_for_indices_alone_is_refused_before_training():
     needs_index = Objective.of(WeightedTerm("mine", 1.0, Apply(index_only)))
     for settings, refused in (({}, False), ({"cutmix": 1.0}, True)):
         splits = open_data(DataSettings(**settings))
-        run_inputs = RunInputs(splits, models.create("mlp:4", classes=10, channels=1, image_size=(8, 8)), None)
-        check_compatible(run_inputs, [objectives.cross_entropy(label_smoothing=0.1)])
+        student = models.create("mlp:4", classes=10, channels=1, image_size=(8, 8))
+        smoothed = (objectives.cross_entropy(label_smoothing=0.1),)
+        run_inputs = RunInputs(splits=splits, student=student, teacher=None, objectives=smoothed)
+        check_compatible(run_inputs)
         if refused:
             with pytest.raises(
                 RecipeError, match=r"got the soft labels of mixed samples; type data.mixup=0 data.cutmix=0"
             ):
-                check_compatible(run_inputs, [needs_index])
+                check_compatible(replace(run_inputs, objectives=(needs_index,)))
         else:
-            check_compatible(run_inputs, [needs_index])
+            check_compatible(replace(run_inputs, objectives=(needs_index,)))
 
 
 def test_a_student_learns_from_mixed_samples(tmp_path):

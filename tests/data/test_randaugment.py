@@ -9,9 +9,9 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 
 from tutelage.data import DataSettings, RandAugment, open_data
-from tutelage.data.datasets import View
 from tutelage.data.randaugment import OPERATIONS, Strength, draw_operations, randaugment
 from tutelage.images import MEAN, RESAMPLING
+from tutelage.types import View
 
 VIEW = View(seed=3, epoch=5)
 USUAL = RandAugment()

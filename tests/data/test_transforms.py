@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy import stats
 
-from tutelage.data.datasets import View
 from tutelage.data.transforms import augment, boxes, crops, flips, to_float
+from tutelage.types import View
 
 VIEW = View(seed=3, epoch=5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -702,7 +703,7 @@ def test_cuda_equals_cpu_and_never_makes_the_host_wait(name):
     torch.testing.assert_close(back.cpu(), gradient(expected, z), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize("name", [name for name, value in vars(losses).items() if inspect.isfunction(value)])
 def test_everything_public_is_exported_and_documented(name):
     documented = getattr(losses, name).__doc__
     for part in ("Args:", "Returns:", "Raises:", "Source:", "Example:"):

@@ -16,8 +16,8 @@ def test_a_card_survives_json():
         std=(0.3,),
         weights="x.pth",
         class_names=("a", "b"),
-        taps=("layer1", "pool"),
-        preactivations=("layer1.2.relu:input", "pool"),
+        stages=("layer1", "pool"),
+        stage_inputs=("layer1.2.relu:input", "pool"),
         embedding="pool",
         head="fc",
         fresh_head=True,
@@ -36,11 +36,11 @@ def test_a_card_written_without_a_divisor_means_8_bits():
 
 
 def test_a_card_written_before_there_were_places_is_read():
-    card = Card(name="mine", classes=7, taps=("layer1", "pool"))
+    card = Card(name="mine", classes=7, stages=("layer1", "pool"))
     older = {k: v for k, v in card.to_json().items() if k not in ("preactivations", "embedding", "head")}
     read = Card.from_json(older)
     assert (read.embedding, read.head) == (None, None)
-    assert read.preactivations == ("layer1", "pool")
+    assert read.stage_inputs == ("layer1", "pool")
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_a_card_written_before_there_were_places_is_read():
         ({"mean": (0.5,), "std": (0.5,)}, "mean: expected 3 values"),
         ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "std: expected values above 0"),
         ({"class_names": ("a",)}, "class_names: expected 10"),
-        ({"taps": ("a", "b"), "preactivations": ("a",)}, "preactivations: expected 2 places, as many as taps, got 1"),
-        ({"preactivations": ("a",)}, "preactivations: expected 0 places"),
-        ({"taps": ("fc:output",)}, "taps: expected places such as layer3 or fc:input, got 'fc:output'"),
-        ({"taps": ("",)}, "taps: expected places"),
-        ({"taps": ("fc:input",), "preactivations": (":input",)}, "taps: expected places.*got ':input'"),
-        ({"taps": ("pool", "layer1"), "embedding": "pool"}, "embedding: expected the last of the taps, got 'pool'"),
-        ({"embedding": "fc:input"}, "embedding: expected the last of the taps"),
+        ({"stages": ("a", "b"), "stage_inputs": ("a",)}, "stage_inputs: expected 2 places, as many as stages, got 1"),
+        ({"stage_inputs": ("a",)}, "stage_inputs: expected 0 places"),
+        ({"stages": ("fc:output",)}, "stages: expected places such as layer3 or fc:input, got 'fc:output'"),
+        ({"stages": ("",)}, "stages: expected places"),
+        ({"stages": ("fc:input",), "stage_inputs": (":input",)}, "stages: expected places.*got ':input'"),
+        ({"stages": ("pool", "layer1"), "embedding": "pool"}, "embedding: expected the last of the stages, got 'pool'"),
+        ({"embedding": "fc:input"}, "embedding: expected the last of the stages"),
     ],
 )
 def test_a_card_that_contradicts_itself_is_refused(fields, says):

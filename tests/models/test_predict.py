@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 import tutelage
 from tutelage import data, models
 from tutelage.data import DataSettings
-from tutelage.runs import execute
+from tutelage.runs.run import load
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_predictions_on_files_are_those_of_the_evaluation(folder, tmp_path):
     run = tutelage.train(
         model="cifar:resnet8", data=settings, epochs=1, batch_size=8, runs=tmp_path, name="p", device="cpu"
     )
-    student = execute.load(run.folder)
+    student = load(run.folder)
     assert student.card.margin > 1
     paths = sorted((folder / "test").rglob("*.png"))
     predicted = student.predict(paths)
@@ -73,7 +73,7 @@ def test_predictions_on_raw_digits_are_those_of_the_evaluation(size):
 
 def test_a_trained_student_reads_raw_digits(tmp_path):
     run = tutelage.train(model="mlp:64", data="digits", epochs=2, runs=tmp_path, name="d", device="cpu")
-    student = execute.load(run.folder)
+    student = load(run.folder)
     splits = data.open_data(DataSettings(source="digits"))
     predicted = student.predict(list(splits.test.pixels.numpy()))
     right = np.mean([p.label == label for p, label in zip(predicted, splits.test.labels.tolist(), strict=True)])

@@ -266,7 +266,7 @@ class TestAdopt:
         classifier = adopt(module, "mine", image_size=(2, 2))
         assert classifier.network is module
         assert classifier.card == Card(
-            name="mine", classes=3, image_size=(2, 2), taps=("1:input",), embedding="1:input", head="1"
+            name="mine", classes=3, image_size=(2, 2), stages=("1:input",), embedding="1:input", head="1"
         )
 
     def test_a_classifier_is_returned_as_it_is(self):

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import models as vision
 
 from tutelage.models import adopt, create
-from tutelage.models.structure import Places, read
+from tutelage.models.structure import Structure, read
 
 NETWORKS = {
     # name: (stages, those of them with another place before their activation)
@@ -66,17 +66,17 @@ def test_the_places_of_a_librarys_network(name, watch):
     stages, before = NETWORKS[name]
     places = read(network, classes=1000)
     assert places.embedding == f"{places.head}:input"
-    assert places.taps == (*stages, places.embedding)
-    assert len(places.preactivations) == len(places.taps)
-    assert places.preactivations[-1] == places.embedding
-    assert [b for a, b in zip(places.taps, places.preactivations, strict=True) if a != b] == before
+    assert places.stages == (*stages, places.embedding)
+    assert len(places.stage_inputs) == len(places.stages)
+    assert places.stage_inputs[-1] == places.embedding
+    assert [b for a, b in zip(places.stages, places.stage_inputs, strict=True) if a != b] == before
 
     head = []
     network.get_submodule(places.head).register_forward_hook(lambda _, __, out: head.append(out))
-    logits, seen = watch(network, (*places.taps, *places.preactivations), torch.empty(2, 3, 224, 224, device="meta"))
+    logits, seen = watch(network, (*places.stages, *places.stage_inputs), torch.empty(2, 3, 224, 224, device="meta"))
     assert len(head) == 1
     assert head[0] is logits
-    for after, first in zip(places.taps, places.preactivations, strict=True):
+    for after, first in zip(places.stages, places.stage_inputs, strict=True):
         assert seen[after].shape == seen[first].shape
     assert seen[places.embedding].shape == (2, network.get_submodule(places.head).in_features)
     axes = {seen[stage].dim() for stage in stages}
@@ -93,9 +93,9 @@ def test_the_head_reads_the_embedding_and_stages_are_activated_preactivations(na
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):  # the last of a block may start at 0
                 module.weight.normal_()
-        logits, seen = watch(network, (*card.taps, *card.preactivations), torch.randn(2, 3, 64, 64))
+        logits, seen = watch(network, (*card.stages, *card.stage_inputs), torch.randn(2, 3, 64, 64))
         assert torch.equal(network.get_submodule(card.head)(seen[card.embedding]), logits)
-    for after, before in zip(card.taps[:-1], card.preactivations[:-1], strict=True):
+    for after, before in zip(card.stages[:-1], card.stage_inputs[:-1], strict=True):
         assert torch.equal(seen[after], seen[before].relu())
         assert (seen[before] < 0).any()
 
@@ -105,7 +105,7 @@ def test_a_fresh_head_is_a_head_too(tmp_path):
     card = create("timm:mobilenetv3_small_050", classes=4, weights=tmp_path / "x.pth").card
     assert card.fresh_head
     assert card.head == "classifier"
-    assert card.taps[-1] == card.embedding == "classifier:input"
+    assert card.stages[-1] == card.embedding == "classifier:input"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_fresh_head_is_a_head_too(tmp_path):
     ["timm:deit_tiny_distilled_patch16_224", "timm:volo_d1_224", "timm:resnetv2_50", "torchvision:squeezenet1_1"],
 )
 def test_a_network_without_one_linear_head_has_no_places(name):
-    assert read(made(name), classes=1000) == Places()
+    assert read(made(name), classes=1000) == Structure()
 
 
 class TestOwn:
@@ -121,8 +121,8 @@ class TestOwn:
 
     def test_the_last_linear_layer_of_as_many_values_as_classes(self):
         network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 9))
-        assert read(network, classes=3) == Places(("3:input",), ("3:input",), "3:input", "3")
-        assert read(network, classes=5) == Places()
+        assert read(network, classes=3) == Structure(("3:input",), ("3:input",), "3:input", "3")
+        assert read(network, classes=5) == Structure()
 
     def test_stages_by_their_number(self):
         class Mine(nn.Module):
@@ -135,25 +135,25 @@ class TestOwn:
                 self.fc = nn.Linear(5, 2)
 
         places = read(Mine(), classes=2)
-        assert places.taps == ("relu", "layer1", "layer2", "fc:input")
-        assert places.preactivations == ("relu:input", "layer1", "layer2", "fc:input")
+        assert places.stages == ("relu", "layer1", "layer2", "fc:input")
+        assert places.stage_inputs == ("relu:input", "layer1", "layer2", "fc:input")
 
     def test_a_body_of_the_libraries_is_known_within_ones_own_head(self):
         network = vision.resnet18()
         network.fc = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 5))
         card = adopt(network, classes=5).card
-        assert card.taps == ("relu", "layer1", "layer2", "layer3", "layer4", "fc.2:input")
+        assert card.stages == ("relu", "layer1", "layer2", "layer3", "layer4", "fc.2:input")
         assert card.head == "fc.2"
 
     def test_one_resolution_is_no_stages(self):
         network = nn.Sequential()
         network.features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
         network.classifier = nn.Linear(4, 2)
-        assert read(network, classes=2).taps == ("classifier:input",)
+        assert read(network, classes=2).stages == ("classifier:input",)
 
     def test_a_transformer_of_another_number_of_blocks(self):
         network = VisionTransformer(img_size=32, embed_dim=8, depth=3, num_heads=2, num_classes=4)
-        assert read(network, classes=4).taps == ("blocks.0", "blocks.1", "blocks.2", "head:input")
+        assert read(network, classes=4).stages == ("blocks.0", "blocks.1", "blocks.2", "head:input")
 
 
 def test_nothing_is_called_or_changed():

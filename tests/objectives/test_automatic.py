@@ -17,7 +17,7 @@ from tutelage.modules import Distiller, network_context
 from tutelage.objectives import AUTO, Automatic, BindContext, Linear, Objective, WeightedTerm, from_recipe
 from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, equally_flat, mean_weight
 from tutelage.objectives.methods.logits import Matching
-from tutelage.objectives.schedules import scaled
+from tutelage.settings.weights import scaled
 from tutelage.types import Batch, Outputs, Progress, Requirements
 
 CLASSES = 10

@@ -50,7 +50,7 @@ def network(width, seed):
     bare = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, CLASSES))
     with torch.no_grad():
         bare[2].weight *= 1 + 5 * seed
-    return Classifier(bare, Card(name="tiny", classes=CLASSES, taps=("2:input",), embedding="2:input", head="2"))
+    return Classifier(bare, Card(name="tiny", classes=CLASSES, stages=("2:input",), embedding="2:input", head="2"))
 
 
 def lesson_of(objective):

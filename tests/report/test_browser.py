@@ -13,7 +13,9 @@ from tests._helpers import synthetic
 from tests.report.test_html import EVIL, Page
 
 from tutelage import records
-from tutelage.report import figures, html, table
+from tutelage.report import html, results
+from tutelage.report.against_teacher import against_teacher
+from tutelage.report.curves import by_epoch
 from tutelage.report.reading import read
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -53,12 +55,16 @@ def asked_for(log):
     return [url for url in found if not url.startswith(("file:", "data:", "blob:"))]
 
 
+def panels(folder):
+    return [*by_epoch(read(folder)), *against_teacher(read(folder))]
+
+
 def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
     synthetic.write_comparison(tmp_path, names=[EVIL, *map(str, range(9))])
     seen = visit(html.write_report(tmp_path), tmp_path / "browser")
     assert seen.console == []
     assert seen.requests == []
-    expected = sum(map(len, figures.panels(read(tmp_path))))
+    expected = len(panels(tmp_path))
     assert expected == 14
     assert len(re.findall(r'class="plot js-plotly-plot"', seen.dom)) == expected
     assert len(re.findall(r'<svg class="main-svg"', seen.dom)) >= expected
@@ -66,7 +72,7 @@ def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
     assert len(re.findall(r'<path class="js-line" d="M', seen.dom)) >= 3 * 3
     # The class name reached an axis as text.
     assert re.search(r"<text[^>]*>&lt;script&gt;alert", seen.dom.split('id="figure-per-class')[1])
-    page, expected_rows = Page(seen.dom), table.rows(tmp_path)
+    page, expected_rows = Page(seen.dom), results.rows(tmp_path)
     assert [float(row["data-accuracy"]) for row in page.rows] == [row.accuracy for row in expected_rows]
     # Nothing on the page offers to send the records away.
     assert 'data-title="Download' in seen.dom
@@ -77,7 +83,7 @@ def test_a_run_of_one_epoch_that_failed_draws_too(tmp_path):
     synthetic.write_run(tmp_path / "run", status="failed", length=1, test=False)
     seen = visit(html.write_report(tmp_path / "run"), tmp_path / "browser")
     assert (seen.console, seen.requests) == ([], [])
-    expected = sum(map(len, figures.panels(read(tmp_path / "run"))))
+    expected = len(panels(tmp_path / "run"))
     assert len(re.findall(r'class="plot js-plotly-plot"', seen.dom)) == expected > 0
 
 

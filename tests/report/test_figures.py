@@ -7,8 +7,8 @@ import pytest
 from tests._helpers import synthetic
 
 from tutelage import records
-from tutelage.report import figures
-from tutelage.report.reading import read
+from tutelage.report import against_teacher, curves, figures
+from tutelage.report.reading import points, read
 
 
 def panel(made, key):
@@ -22,7 +22,7 @@ def trace(one, name):
 def test_one_run_has_a_curve_for_every_set_and_every_quantity(tmp_path):
     synthetic.write_run(tmp_path / "run", length=6)
     epochs = list(records.read_epochs(tmp_path / "run"))
-    made = figures.by_epoch(read(tmp_path / "run"))
+    made = curves.by_epoch(read(tmp_path / "run"))
     assert [one.key for one in made] == [
         "accuracy",
         "agreement",
@@ -44,17 +44,17 @@ def test_one_run_has_a_curve_for_every_set_and_every_quantity(tmp_path):
 
 def test_every_axis_says_what_it_is_and_in_which_unit(tmp_path):
     synthetic.write_comparison(tmp_path)
-    for group in figures.panels(read(tmp_path)):
-        for one in group:
-            across, up = one.figure.layout.xaxis.title.text, one.figure.layout.yaxis.title.text
-            assert across in ("Epoch", "Class") or across.endswith(("(%)", "(nats)"))
-            assert up == "Learning rate" or up.endswith(("(%)", "(nats)"))
-            assert one.figure.layout.title.text
+    subject = read(tmp_path)
+    for one in (*curves.by_epoch(subject), *against_teacher.against_teacher(subject)):
+        across, up = one.figure.layout.xaxis.title.text, one.figure.layout.yaxis.title.text
+        assert across in ("Epoch", "Class") or across.endswith(("(%)", "(nats)"))
+        assert up == "Learning rate" or up.endswith(("(%)", "(nats)"))
+        assert one.figure.layout.title.text
 
 
 def test_a_comparison_has_the_mean_over_seeds_and_the_band_of_extremes(tmp_path):
     synthetic.write_comparison(tmp_path, length=5)
-    made = panel(figures.by_epoch(read(tmp_path)), "accuracy-test")
+    made = panel(curves.by_epoch(read(tmp_path)), "accuracy-test")
     runs = [list(records.read_epochs(tmp_path / f"kd-{seed}")) for seed in range(3)]
     values = 100 * np.array([[epoch["test"]["accuracy"] for epoch in run] for run in runs])
     drawn = trace(made, "kd")
@@ -66,16 +66,16 @@ def test_a_comparison_has_the_mean_over_seeds_and_the_band_of_extremes(tmp_path)
 
 def test_an_unfinished_run_is_drawn_alone_and_not_averaged(tmp_path):
     synthetic.write_comparison(tmp_path, length=5)
-    before = trace(panel(figures.by_epoch(read(tmp_path)), "accuracy-test"), "kd").y
+    before = trace(panel(curves.by_epoch(read(tmp_path)), "accuracy-test"), "kd").y
     synthetic.write_run(tmp_path / "kd-3", objective="kd", seed=3, status="running", length=3)
     said = json.loads((tmp_path / records.COMPARISON).read_text())
     said["entries"].append({"folder": "kd-3", "objective": "kd", "seed": 3})
     synthetic.write(tmp_path / records.COMPARISON, said)
     subject = read(tmp_path)
-    made = panel(figures.by_epoch(subject), "accuracy-test")
+    made = panel(curves.by_epoch(subject), "accuracy-test")
     assert trace(made, "kd").y == before
     assert len(trace(made, "kd, seed 3 (running)").x) == 3
-    assert "unfinished" in figures.curves_note(subject)
+    assert "unfinished" in curves.curves_note(subject)
 
 
 def test_later_stages_follow_earlier_ones(tmp_path):
@@ -83,12 +83,12 @@ def test_later_stages_follow_earlier_ones(tmp_path):
     for epoch in list(records.read_epochs(tmp_path / "run"))[:2]:
         records.append_epoch(tmp_path / "run", epoch | {"stage": 1})
     run = read(tmp_path / "run").runs[0]
-    assert list(figures.points(run, "learning_rate")) == [1, 2, 3, 4, 5]
+    assert list(points(run, "learning_rate")) == [1, 2, 3, 4, 5]
 
 
 def test_missing_and_null_values_leave_gaps_and_no_figure_is_empty(tmp_path):
     synthetic.write_run(tmp_path / "run", objective="ce", taught=False, test=False, validation=False, length=1)
-    made, _ = figures.panels(read(tmp_path / "run"))
+    made = curves.by_epoch(read(tmp_path / "run"))
     keys = [one.key for one in made]
     assert "agreement" not in keys
     assert "kl_to_target" not in keys
@@ -105,7 +105,7 @@ def test_traces_differ_in_dash_and_marker_and_not_only_in_colour():
 
 def test_runs_of_an_entry_are_pooled(tmp_path):
     evaluations = synthetic.write_comparison(tmp_path)
-    found = {one.name: one for one in figures.judged(read(tmp_path))}
+    found = {one.name: one for one in against_teacher.judged(read(tmp_path))}
     assert list(found) == ["teacher", "ce (baseline)", "kd", "wttm"]
     assert [one.shown for one in found.values()] == [True, True, False, True]
     students = [one["student"] for one in evaluations["wttm"]]
@@ -122,7 +122,7 @@ def test_runs_of_an_entry_are_pooled(tmp_path):
 
 def test_reliability_has_the_calibration_error_in_its_legend(tmp_path):
     evaluation = synthetic.write_run(tmp_path / "run")
-    made = figures.reliability(figures.judged(read(tmp_path / "run")))
+    made = against_teacher.reliability(against_teacher.judged(read(tmp_path / "run")))
     names = [trace.name for trace in made.figure.data if trace.name]
     assert names == [f"{who} (ECE {100 * evaluation[who]['ece']:.2f} %)" for who in ("teacher", "student")]
     assert all(0 not in trace.customdata for trace in made.figure.data[1:])
@@ -130,7 +130,7 @@ def test_reliability_has_the_calibration_error_in_its_legend(tmp_path):
 
 def test_the_entropy_histogram_is_a_share_of_the_samples(tmp_path):
     synthetic.write_run(tmp_path / "run")
-    made = figures.entropy_histogram(figures.judged(read(tmp_path / "run")))
+    made = against_teacher.entropy_histogram(against_teacher.judged(read(tmp_path / "run")))
     for drawn in made.figure.data:
         assert sum(drawn.y[:-1]) == pytest.approx(100)
         assert drawn.y[-1] == drawn.y[-2]
@@ -139,13 +139,13 @@ def test_the_entropy_histogram_is_a_share_of_the_samples(tmp_path):
 def test_few_classes_have_places_and_many_are_a_scatter(tmp_path):
     evaluation = synthetic.write_run(tmp_path / "few")
     subject = read(tmp_path / "few")
-    few = figures.per_class(subject, figures.judged(subject)).figure
+    few = against_teacher.per_class(subject, against_teacher.judged(subject)).figure
     best = int(np.argmax(evaluation["teacher"]["per_class"]))
     assert few.layout.xaxis.ticktext[0] == f"class {best}"
     assert list(few.data[0].y) == sorted(few.data[0].y, reverse=True)
     evaluation = synthetic.write_run(tmp_path / "many", classes=100)
     subject = read(tmp_path / "many")
-    many = figures.per_class(subject, figures.judged(subject)).figure.data[-1]
+    many = against_teacher.per_class(subject, against_teacher.judged(subject)).figure.data[-1]
     assert list(many.x) == pytest.approx([100 * value for value in evaluation["teacher"]["per_class"]])
     assert list(many.y) == pytest.approx([100 * value for value in evaluation["student"]["per_class"]])
 
@@ -155,7 +155,7 @@ def test_a_class_without_samples_leaves_a_gap(tmp_path):
     evaluation["student"]["per_class"][4] = None
     synthetic.write(tmp_path / "run" / records.EVALUATION, evaluation)
     subject = read(tmp_path / "run")
-    drawn = figures.per_class(subject, figures.judged(subject)).figure.data[0]
+    drawn = against_teacher.per_class(subject, against_teacher.judged(subject)).figure.data[0]
     assert drawn.text[-1] == "class 4"
     assert drawn.y[-1] is None
 

@@ -7,7 +7,7 @@ import pytest
 from tests._helpers import synthetic
 
 from tutelage import records
-from tutelage.report import html, table
+from tutelage.report import html, results
 from tutelage.report.reading import read
 
 EVIL = '<script>alert("x")</script>'
@@ -50,7 +50,7 @@ def written(folder):
 def test_the_tables_data_attributes_are_the_rows_numbers(tmp_path):
     synthetic.write_comparison(tmp_path)
     page = Page(written(tmp_path))
-    expected = table.rows(tmp_path)
+    expected = results.rows(tmp_path)
     assert len(page.rows) == len(expected) == 4
     for shown, row in zip(page.rows, expected, strict=True):
         assert (shown["data-entry"], shown["data-role"], shown["data-n"]) == (row.name, row.role, str(row.n))
@@ -83,7 +83,7 @@ def test_headline_says_what_was_run_and_what_came_out(tmp_path):
 def test_a_loss_against_the_baseline_is_said_to_be_one(tmp_path):
     synthetic.write_comparison(tmp_path, baseline="wttm")
     assert "kd has the highest mean, 73.81 ± 0.27 % on the test set (n = 3), 2.20 points below wttm" in html.result(
-        read(tmp_path), table.rows(tmp_path)
+        read(tmp_path), results.rows(tmp_path)
     ).replace("\u00a0", " ")
 
 

@@ -1,7 +1,7 @@
 import pytest
 from tests._helpers import synthetic
 
-from tutelage.report.figures import term_by_epoch
+from tutelage.report.curves import term_by_epoch
 from tutelage.report.reading import formula, presets, read
 
 

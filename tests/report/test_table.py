@@ -11,7 +11,7 @@ from rich.console import Console
 from tests._helpers import synthetic
 
 from tutelage import records
-from tutelage.report import table
+from tutelage.report import results
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def comparison(tmp_path):
 
 
 def by_name(folder):
-    return {row.name if row.role != "teacher" else "teacher": row for row in table.rows(folder)}
+    return {row.name if row.role != "teacher" else "teacher": row for row in results.rows(folder)}
 
 
 def test_means_deviations_and_gains_are_numpys(comparison):
@@ -42,7 +42,7 @@ def test_means_deviations_and_gains_are_numpys(comparison):
 
 def test_rows_are_teacher_then_baseline_then_the_records_order(tmp_path):
     synthetic.write_comparison(tmp_path, baseline="kd")
-    found = table.rows(tmp_path)
+    found = results.rows(tmp_path)
     assert [(row.name, row.role) for row in found] == [
         ("cifar:resnet32x4", "teacher"),
         ("kd", "baseline"),
@@ -79,16 +79,16 @@ def test_the_teachers_own_run_answers_where_no_student_recorded_it(tmp_path):
 
 def test_a_single_run_has_no_deviation_and_no_gain(tmp_path):
     evaluation = synthetic.write_run(tmp_path / "run")
-    teacher, row = table.rows(tmp_path / "run")
+    teacher, row = results.rows(tmp_path / "run")
     assert teacher.role == "teacher"
     assert (row.name, row.n, row.std, row.gain) == ("wttm", 1, None, None)
     assert row.accuracy == evaluation["student"]["accuracy"]
-    assert "±" not in table.text([row]).splitlines()[2]
+    assert "±" not in results.table([row]).text().splitlines()[2]
 
 
 def test_a_training_run_has_no_teacher(tmp_path):
     synthetic.write_run(tmp_path / "run", objective="ce", taught=False)
-    (row,) = table.rows(tmp_path / "run")
+    (row,) = results.rows(tmp_path / "run")
     assert (row.agreement, row.kl_to_teacher) == (None, None)
 
 
@@ -102,7 +102,7 @@ def test_unfinished_runs_are_listed_and_not_averaged(comparison, status):
     assert (row.n, row.accuracy) == (2, pytest.approx(np.mean(kept)))
     assert row.std == pytest.approx(np.std(kept, ddof=1))
     assert [(one.folder, one.seed, one.status, one.epochs) for one in row.unfinished] == [("wttm-1", 1, status, 20)]
-    shown = table.text(table.rows(folder))
+    shown = results.table(results.rows(folder)).text()
     assert "2 of 3" in shown
     assert f"Not averaged: wttm: wttm-1 (seed 1, {status}, 20 epochs done)." in shown
 
@@ -138,7 +138,7 @@ def test_runs_on_different_sets_are_not_averaged(comparison):
     synthetic.change(folder / "kd-1" / records.EVALUATION, set="validation")
     row = by_name(folder)["kd"]
     assert (row.accuracy, row.std, row.gain, row.set) == (None, None, None, "test and validation")
-    assert "so not averaged" in table.text(table.rows(folder))
+    assert "so not averaged" in results.table(results.rows(folder)).text()
 
 
 def test_a_gain_over_another_set_is_none(comparison):
@@ -148,14 +148,14 @@ def test_a_gain_over_another_set_is_none(comparison):
     found = by_name(folder)
     assert found["kd"].gain is None
     assert found["wttm"].gain is not None
-    line = next(line for line in table.text(table.rows(folder)).splitlines() if line.startswith("kd"))
+    line = next(line for line in results.table(results.rows(folder)).text().splitlines() if line.startswith("kd"))
     assert "[validation]" in line
 
 
 def test_selection_on_the_test_set_is_marked(tmp_path):
     for selected in ("validation", "test"):
         synthetic.write_run(tmp_path / selected, selected=selected)
-    honest, marked = (table.text(table.rows(tmp_path / name)) for name in ("validation", "test"))
+    honest, marked = (results.table(results.rows(tmp_path / name)).text() for name in ("validation", "test"))
     assert "75.30 [validation]" in honest
     assert "optimistic" not in honest
     assert "75.30 [selected on test]" in marked
@@ -163,7 +163,7 @@ def test_selection_on_the_test_set_is_marked(tmp_path):
 
 
 def test_text_is_aligned_and_rounded(comparison):
-    shown = table.text(table.rows(comparison[0])).splitlines()
+    shown = results.table(results.rows(comparison[0])).text().splitlines()
     assert shown[0].split("  ")[0] == "Network"
     assert len({len(line) for line in shown[:6]}) == 1
     mean, std = np.mean(synthetic.ACCURACIES["wttm"]), np.std(synthetic.ACCURACIES["wttm"], ddof=1)
@@ -177,7 +177,7 @@ def test_markdown_has_a_rule_and_escapes(tmp_path):
     said = json.loads((tmp_path / records.COMPARISON).read_text())
     said["entries"] = [entry | {"objective": "a|b<img>"} for entry in said["entries"] if entry["objective"] == "kd"]
     synthetic.write(tmp_path / records.COMPARISON, said)
-    shown = table.markdown(table.rows(tmp_path)).splitlines()
+    shown = results.table(results.rows(tmp_path)).markdown().splitlines()
     assert shown[1] == "|:---|" + "---:|" * 7
     assert "| a\\|b&lt;img&gt; | 73.81 ± 0.27 | 3 |" in shown[3]
 
@@ -186,7 +186,7 @@ def test_print_table_shows_names_with_brackets_as_they_are(tmp_path):
     synthetic.write_run(tmp_path / "run")
     synthetic.change(tmp_path / "run" / records.MANIFEST, objective=[{"[red]w": {}}])
     console = Console(file=io.StringIO(), width=160)
-    table.print_table(table.rows(tmp_path / "run"), console)
+    results.print_table(results.rows(tmp_path / "run"), console)
     shown = console.file.getvalue()
     assert "[red]w" in shown
     assert "75.00" in shown
@@ -194,16 +194,16 @@ def test_print_table_shows_names_with_brackets_as_they_are(tmp_path):
 
 def test_no_records_is_an_error_that_says_what_to_type(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"manifest\.json.*comparison\.json.*tutelage"):
-        table.rows(tmp_path)
+        results.rows(tmp_path)
 
 
 def test_a_record_that_is_not_json_is_named(tmp_path):
     synthetic.write_run(tmp_path / "run")
     (tmp_path / "run" / records.EVALUATION).write_text("{torn")
     with pytest.raises(ValueError, match=r"evaluation\.json"):
-        table.rows(tmp_path / "run")
+        results.rows(tmp_path / "run")
 
 
 def test_the_report_does_not_import_torch():
-    code = "import sys, tutelage.report.html, tutelage.report.table; sys.exit('torch' in sys.modules)"
+    code = "import sys, tutelage.report.html, tutelage.report.results; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,14 +6,18 @@ import pytest
 import torch
 import yaml
 
-from tutelage import api, config, records, studies
-from tutelage.runs import autotune, timing
-from tutelage.training.deadline import DeadlineExceeded, Deadline
-from tutelage.runs.setup import build_inputs
+from tutelage import api, config, records
 from tutelage.config.schema import Comparison, Recipe
-from tutelage.runs.record_teacher import record
+from tutelage.runs import autotune
 from tutelage.runs.dry_run import dry_run
-from tutelage.runs.execute import execute, execute_group
+from tutelage.runs.execute import execute
+from tutelage.runs.group import execute_group
+from tutelage.runs.record_teacher import record
+from tutelage.runs.run import RunOptions
+from tutelage.runs.setup import build_inputs
+from tutelage.studies import plan, schema
+from tutelage.studies.compare import compare
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
 TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}
@@ -33,10 +37,10 @@ def timed(monkeypatch):
     def install(seconds, few=1):
         def step(recipe, run_inputs, stage=0):
             seen.append(recipe)
-            return timing.Timed(seconds[recipe.precision] + 0.5 * (len(seen) < 3), {})
+            return autotune.StepTime(seconds[recipe.precision] + 0.5 * (len(seen) < 3), {})
 
         monkeypatch.setattr(autotune, "FEW", few)
-        monkeypatch.setattr(timing, "step", step)
+        monkeypatch.setattr(autotune, "time_step", step)
         return seen
 
     return install
@@ -95,14 +99,14 @@ def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
     assert chosen.precision == "fp32"
     assert why.startswith("precision fp32: no step could be timed (")
     with pytest.raises(config.RecipeError, match="teacher: expected one for objective kd"):
-        execute(made(objective="kd"), tmp_path / "run", verb="distill", command="")
+        execute(made(objective="kd"), tmp_path / "run")
 
 
 def test_a_run_records_its_choice_and_trains_in_it(tmp_path, timed):
     timed(BF16_WINS)
-    run = execute(made(**TAUGHT), tmp_path / "run", verb="distill", command="")
-    other = execute(made(**TAUGHT, precision="bf16"), tmp_path / "typed", verb="distill", command="")
-    plain = execute(made(**TAUGHT, precision="fp32"), tmp_path / "plain", verb="distill", command="")
+    run = execute(made(**TAUGHT), tmp_path / "run")
+    other = execute(made(**TAUGHT, precision="bf16"), tmp_path / "typed")
+    plain = execute(made(**TAUGHT, precision="fp32"), tmp_path / "plain")
     assert yaml.safe_load((run.folder / records.RECIPE).read_text())["precision"] == "bf16"
     assert run.manifest["precision"] == {
         "value": "bf16",
@@ -117,7 +121,7 @@ def test_a_run_records_its_choice_and_trains_in_it(tmp_path, timed):
 
 def test_a_run_that_goes_on_keeps_its_precision_whatever_would_be_chosen_now(tmp_path, timed, monkeypatch):
     timed(BF16_WINS)
-    monkeypatch.setattr(timing, "step", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr(autotune, "time_step", lambda *_, **__: pytest.fail("timed"))
     first = made(precision="fp32", epochs=3)
     now = [0.0]
 
@@ -126,8 +130,8 @@ def test_a_run_that_goes_on_keeps_its_precision_whatever_would_be_chosen_now(tmp
         return now[0]
 
     with pytest.raises(DeadlineExceeded):
-        execute(first, tmp_path / "run", verb="train", command="", deadline=Deadline(0.3, clock=clock))
-    run = execute(made(epochs=3), tmp_path / "run", verb="train", command="")
+        execute(first, tmp_path / "run", options=RunOptions(deadline=Deadline(0.3, clock=clock)))
+    run = execute(made(epochs=3), tmp_path / "run")
     assert run.manifest["status"] == "finished"
     assert run.manifest["precision"]["value"] == "fp32"
     # A finished run is repeated in its precision.
@@ -139,7 +143,7 @@ def test_a_comparison_has_one_precision(tmp_path, timed):
     seen = timed(BF16_WINS)
     given = {"name": "both", "objectives": {"ce": "cross_entropy", "kd": "kd"}, "teacher": TAUGHT["teacher"]}
     comparison = made(Comparison, **given)
-    studies.compare(comparison, tmp_path, command="")
+    compare(comparison, tmp_path)
     assert {one.objective.name for one in seen} == {"kd"}
     assert len(seen) == 4
     found = sorted(path for path in tmp_path.rglob(records.RECIPE))
@@ -147,18 +151,18 @@ def test_a_comparison_has_one_precision(tmp_path, timed):
     assert {yaml.safe_load(path.read_text())["precision"] for path in found} == {"bf16"}
     # More of it, on a machine that would choose otherwise.
     timed({"fp32": 1.0, "bf16": 2.0})
-    studies.compare(made(Comparison, **{**given, "seeds": 2}), tmp_path, command="")
+    compare(made(Comparison, **{**given, "seeds": 2}), tmp_path)
     assert json.loads((tmp_path / "kd-seed1" / records.MANIFEST).read_text())["precision"]["value"] == "bf16"
     assert len(seen) == 4
 
 
 def test_recorded_outputs_have_a_precision_that_their_readers_take(tmp_path, timed):
-    teacher = execute(made(student="mlp:16", epochs=3), tmp_path / "teacher", verb="train", command="")
+    teacher = execute(made(student="mlp:16", epochs=3), tmp_path / "teacher")
     recipe = made(teacher=str(teacher.folder), objective="kd", outputs=str(tmp_path / "outputs"))
     timed(BF16_WINS)
     record(recipe)
     timed({"fp32": 1.0, "bf16": 2.0})
-    run = execute(recipe, tmp_path / "run", verb="distill", command="")
+    run = execute(recipe, tmp_path / "run")
     assert run.manifest["precision"]["value"] == "bf16"
     assert run.manifest["teacher"]["answers"] == "recorded in float16"
 
@@ -171,7 +175,7 @@ def test_a_rehearsal_says_what_it_would_take(timed):
 
 def test_a_class_has_one_precision(tmp_path, timed):
     seen = timed(BF16_WINS)
-    runs = execute_group([(made(name=name), tmp_path / name) for name in "ab"], command="")
+    runs = execute_group([(made(name=name), tmp_path / name) for name in "ab"])
     assert [run.manifest["precision"]["value"] for run in runs] == ["bf16", "bf16"]
     assert all("2000.0 ms in bf16" in run.manifest["precision"]["why"] for run in runs)
     assert len(seen) == 4
@@ -179,9 +183,9 @@ def test_a_class_has_one_precision(tmp_path, timed):
 
 def test_a_run_that_is_begun_decides_for_those_it_is_gone_on_with(tmp_path, timed):
     with pytest.raises(DeadlineExceeded):
-        execute(made(name="a", precision="fp32"), tmp_path / "a", verb="train", command="", deadline=Deadline(0.0))
+        execute(made(name="a", precision="fp32"), tmp_path / "a", options=RunOptions(deadline=Deadline(0.0)))
     seen = timed(BF16_WINS)
-    runs = execute_group([(made(name=name), tmp_path / name) for name in "ba"], command="")
+    runs = execute_group([(made(name=name), tmp_path / name) for name in "ba"])
     assert [run.manifest["precision"]["value"] for run in runs] == ["fp32", "fp32"]
     assert not seen
 
@@ -193,13 +197,13 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
         "pairs": {"a/b": {"teacher": {"train": {"model": "mlp:8"}}, "student": "mlp:8"}},
         "methods": {"kd": "kd"},
     }
-    parse = studies.schema.parse
+    parse = schema.parse
     assert parse(study).recipe.precision == "fp32"
     typed = parse({**study, "protocol": {**study["protocol"], "precision": "bf16"}})
     assert typed.recipe.precision == "bf16"
-    assignment = studies.assign(typed, typed, runs=tmp_path)
-    assert {job.recipe.precision for job in studies.jobs(assignment)} == {"bf16"}
-    plain = studies.assign(parse(study), parse(study), runs=tmp_path)
-    assert {job.recipe.precision for job in studies.jobs(plain)} == {"fp32"}
+    assignment = plan.assign(typed, typed, runs=tmp_path)
+    assert {job.recipe.precision for job in plan.jobs(assignment)} == {"bf16"}
+    plain = plan.assign(parse(study), parse(study), runs=tmp_path)
+    assert {job.recipe.precision for job in plan.jobs(plain)} == {"fp32"}
     with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or bf16"):
         parse({**study, "protocol": {"data": "digits", "precision": "auto"}})

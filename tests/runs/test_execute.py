@@ -17,19 +17,21 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from tests._helpers import KILLED_RUN
 from torch import nn
 
 import tutelage
-from tutelage import data, models, objectives, config, records
-from tutelage.runs import execute
-from tutelage.types import UNLABELLED
+from tutelage import api, config, data, models, objectives, records
+from tutelage.config.schema import Recipe, RecipeError
 from tutelage.data import DataSettings
+from tutelage.report import html
+from tutelage.runs.execute import execute
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import Run, RunOptions, finished, load
+from tutelage.runs.setup import RunInputs, check_compatible, check_last_batch
 from tutelage.training.checkpoints import CheckpointError
 from tutelage.training.evaluate import NonFiniteError
-from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible
-from tutelage.config.schema import Recipe, RecipeError
-from tutelage.report import html
-from tests._helpers import KILLED_RUN
+from tutelage.types import UNLABELLED
 
 HERE = Path(__file__).parent
 TIMING = ("seconds", "images_per_second", "memory_mb")
@@ -37,7 +39,7 @@ TIMING = ("seconds", "images_per_second", "memory_mb")
 
 @pytest.fixture(autouse=True)
 def one_thread_and_no_report(monkeypatch):
-    """Reports are another room's, and take longer than these runs."""
+    """Reports are another package's, and take longer than these runs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(html, "write_report", lambda folder: None)
@@ -45,7 +47,7 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Stops(execute.NullReporter):
+class Stops(NullReporter):
     """A display that raises when so many epochs are done, as a pressed key or a bug would."""
 
     def __init__(self, error, *, epochs=1, first=lambda: None):
@@ -68,9 +70,11 @@ def recipe_of(name, **changes):
 
 def do(folder, *, reporter=None, command="tutelage", trust_code=False, run_inputs=None, **changes):
     recipe = recipe_of(folder.name, **changes)
-    verb = "distill" if recipe.teacher is not None else "train"
-    return execute.execute(
-        recipe, folder, verb=verb, command=command, reporter=reporter, trust_code=trust_code, run_inputs=run_inputs
+    return execute(
+        recipe,
+        folder,
+        options=RunOptions(command=command, reporter=reporter or NullReporter(), trust_code=trust_code),
+        run_inputs=run_inputs,
     )
 
 
@@ -136,11 +140,15 @@ def test_a_run_leaves_its_records(distilled):
     assert len(list((distilled.folder / records.CHECKPOINTS).iterdir())) == 2
 
 
-def test_a_run_ends_with_its_report(tmp_path, monkeypatch):
+def test_a_run_ends_with_its_report_and_that_of_its_teacher(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(html, "write_report", lambda folder: seen.append(execute.finished(folder)))
-    do(tmp_path / "run", epochs=1)
-    assert seen == [True]
+    monkeypatch.setattr(html, "write_report", lambda folder: seen.append((folder, finished(folder))))
+    recipe = recipe_of("run", teacher={"train": {"model": "mlp:16"}}, objective=WTTM, weak_teacher=True)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(recipe, tmp_path, options=RunOptions(reporter=Stops(KeyboardInterrupt(), epochs=3)))
+    assert seen == [(tmp_path / "teacher", True)]
+    api.run(recipe, tmp_path, options=RunOptions())
+    assert seen == [(tmp_path / "teacher", True), (tmp_path, True)]
 
 
 def test_the_manifest_tells_where_a_result_comes_from(distilled, teacher):
@@ -183,7 +191,7 @@ def test_the_manifest_tells_where_a_result_comes_from(distilled, teacher):
 def test_the_manifest_names_the_teacher_by_its_weights_and_its_accuracy(distilled, teacher):
     found = distilled.manifest["teacher"]
     assert found["fingerprint"] == models.fingerprint(models.create(teacher))
-    assert found["accuracy"] == execute.Run(Path(teacher)).accuracy
+    assert found["accuracy"] == Run(Path(teacher)).accuracy
     assert found["accuracy"] > 0.8
     assert (found["name"], found["set"], found["mode"], found["parameters"]) == ("mlp:16", "test", "eval", 1210)
     assert found["weights"] == "teacher/student.safetensors"
@@ -232,8 +240,8 @@ def test_the_manifest_speaks_of_no_ones_folders(distilled, tmp_path, teacher):
             tmp_path / "fails",
             reporter=Stops(FileNotFoundError(2, "No such file or directory", f"{tmp_path}/a/b c.png")),
         )
-    assert execute.Run(tmp_path / "fails").manifest["status"] == "failed"
-    assert execute.Run(tmp_path / "fails").manifest["notes"]
+    assert Run(tmp_path / "fails").manifest["status"] == "failed"
+    assert Run(tmp_path / "fails").manifest["notes"]
     assert_speaks_of_no_one(tmp_path / "fails", tmp_path)
 
 
@@ -273,7 +281,7 @@ def test_the_evaluation_is_the_saved_students(distilled, teacher):
     assert found["student"]["accuracy"] == distilled.epochs[-1]["test"]["accuracy"]
     assert found["student"]["loss"] == pytest.approx(float(nn.functional.cross_entropy(student, labels)), rel=1e-5)
     assert found["student"]["agreement"] == float((student.argmax(-1) == taught.argmax(-1)).double().mean())
-    assert found["teacher"]["accuracy"] == execute.Run(Path(teacher)).accuracy
+    assert found["teacher"]["accuracy"] == Run(Path(teacher)).accuracy
     # The last stage matches no teacher.
     assert found["student"]["kl_to_target"] is None
     assert found["student"]["kl_to_teacher"] > 0
@@ -289,8 +297,8 @@ def test_best_and_last_are_both_kept(distilled):
     splits = data.open_data(DataSettings(validation=0.2, labelled=20))
     inputs = splits.validation.fetch(np.arange(287))
     for network, expected in (
-        (execute.load(distilled.folder, best=True), max(scores)),
-        (execute.load(distilled.folder), scores[-1]),
+        (load(distilled.folder, best=True), max(scores)),
+        (load(distilled.folder), scores[-1]),
     ):
         with torch.no_grad():
             accuracy = float((network(inputs).argmax(-1) == splits.validation.labels).double().mean())
@@ -339,7 +347,7 @@ def test_the_same_recipe_gives_the_same_bits_and_each_seed_others(tmp_path, teac
 
 def test_a_run_is_repeated_from_its_folder(distilled, tmp_path):
     recipe = config.parse(Recipe, config.read(distilled.folder / records.RECIPE))
-    again = execute.execute(recipe, tmp_path / "again", verb="distill", command="tutelage")
+    again = execute(recipe, tmp_path / "again")
     assert weights(again) == weights(distilled)
     assert untimed(again) == untimed(distilled)
     assert again.evaluation == distilled.evaluation
@@ -367,7 +375,7 @@ def test_a_stopped_run_says_so_and_is_gone_on_with(tmp_path, teacher, never_stop
     how = {"teacher": teacher, "objective": WTTM, **STOPPED}
     with pytest.raises(type(error)):
         do(tmp_path / "stopped", reporter=Stops(error, epochs=2), **how)
-    stopped = execute.Run(tmp_path / "stopped")
+    stopped = Run(tmp_path / "stopped")
     assert (stopped.manifest["status"], stopped.manifest["notes"]) == (status, notes)
     assert [e["epoch"] for e in stopped.epochs] == [1, 2]
     assert not (stopped.folder / records.STUDENT).exists()
@@ -415,7 +423,7 @@ def test_without_a_good_checkpoint_a_run_is_not_quietly_begun_anew(tmp_path):
             pytest.raises(CheckpointError, match="to start anew, remove the run's folder"),
         ):
             do(tmp_path / "run", epochs=3)
-    assert len(execute.Run(tmp_path / "run").epochs) == 2
+    assert len(Run(tmp_path / "run").epochs) == 2
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_anew(tmp_path):
@@ -478,7 +486,7 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path, small
             while True:
                 os.write(file.fileno(), bytes(4096))
 
-    class Fills(execute.NullReporter):
+    class Fills(NullReporter):
         def note(self, text):
             fill()
 
@@ -538,7 +546,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
 def test_the_lock_is_held_for_the_whole_run(tmp_path):
     seen = []
 
-    class Intrudes(execute.NullReporter):
+    class Intrudes(NullReporter):
         def note(self, text):
             with pytest.raises(RecipeError, match="where a run is going on") as caught:
                 do(tmp_path / "run", epochs=1)
@@ -593,10 +601,15 @@ def test_supervision_without_labels_is_refused(tmp_path):
     assert run.manifest["data"]["sizes"]["labelled"] == 0
 
 
+def own_inputs(splits, teacher):
+    student = models.adopt(net(), classes=3)
+    return RunInputs(splits=splits, student=student, teacher=teacher, objectives=(objectives.kd(),), repeatable=False)
+
+
 def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
     splits = own_splits()
     how = {"data": splits, "student": net(), "runs": tmp_path, "epochs": 1, "device": "cpu", "objective": "kd"}
-    run_inputs = RunInputs(splits, models.adopt(net(), classes=3), models.create(teacher), repeatable=False)
+    run_inputs = own_inputs(splits, models.create(teacher))
     with pytest.raises(
         RecipeError, match=r"^teacher mlp:16: expected 3 classes, as the data and the student have, got 10; "
     ):
@@ -608,7 +621,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
 def test_a_teacher_with_a_fresh_head_is_refused(tmp_path, teacher):
     splits = own_splits()
     fresh = models.create(teacher, classes=3)
-    run_inputs = RunInputs(splits, models.adopt(net(), classes=3), fresh, repeatable=False)
+    run_inputs = own_inputs(splits, fresh)
     with pytest.raises(
         RecipeError, match=r"^teacher mlp:16: expected weights for 3 classes, .* another number; fine-tune it"
     ):
@@ -668,7 +681,7 @@ def test_a_teacher_that_is_not_finite_on_the_test_set_stops_the_run_before_it_be
 def test_a_step_that_is_not_finite_fails_a_run_with_a_note(tmp_path):
     with pytest.raises(NonFiniteError):
         do(tmp_path / "run", optimizer={"name": "sgd", "lr": 1e30}, epochs=5)
-    found = execute.Run(tmp_path / "run").manifest
+    found = Run(tmp_path / "run").manifest
     assert found["status"] == "failed"
     assert "got NaN or infinity" in found["notes"][0]
 
@@ -712,7 +725,7 @@ def test_a_callers_own_modules_and_data_sets(tmp_path):
     assert "source: own" in (run.folder / records.RECIPE).read_text()
     assert (run.folder / records.STUDENT).exists()
     with pytest.raises(ValueError, match="a module of the user's own; build the module"):
-        execute.load(run.folder)
+        load(run.folder)
     models.load(taught, models.read(run.folder / records.STUDENT))
     assert models.fingerprint(taught) == models.fingerprint(student)
 
@@ -778,7 +791,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):
 def test_a_teacher_that_the_run_trains_first(tmp_path):
     how = {"teacher": {"train": {"model": "mlp:16", "epochs": 4}}, "objective": WTTM, "epochs": 1, "batch_size": 64}
     run = do(tmp_path / "run", **how)
-    trained = execute.Run(run.folder / "teacher")
+    trained = Run(run.folder / "teacher")
     assert trained.manifest["name"] == "run/teacher"
     assert trained.manifest["status"] == "finished"
     assert len(trained.epochs) == 4
@@ -882,7 +895,7 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused():
     def taught_by(*names):
         teacher = models.create("mlp:8", classes=10, channels=1, image_size=(8, 8))
         teacher.card = replace(teacher.card, class_names=names or None)
-        check_compatible(RunInputs(splits, student, teacher), [objectives.kd()])
+        check_compatible(RunInputs(splits=splits, student=student, teacher=teacher, objectives=(objectives.kd(),)))
 
     digits = [str(i) for i in range(10)]
     with pytest.raises(RecipeError, match=r"got '4' where they have '3' \(class 3\)"):
@@ -901,14 +914,14 @@ def test_a_run_and_a_comparison_do_not_share_a_folder(tmp_path):
         Comparison,
         {"name": "c", "student": "mlp:8", "objectives": {"plain": "cross_entropy"}, "epochs": 1, "device": "cpu"},
     )
-    compare(comparison, tmp_path / "c", command="test")
+    compare(comparison, tmp_path / "c")
     before = (tmp_path / "c/recipe.yaml").read_bytes()
     with pytest.raises(RecipeError, match="holds a comparison"):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="c")
     assert (tmp_path / "c/recipe.yaml").read_bytes() == before
     tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="r")
     with pytest.raises(RecipeError, match="holds a run"):
-        compare(comparison, tmp_path / "r", command="test")
+        compare(comparison, tmp_path / "r")
 
 
 def test_a_later_stage_goes_on_with_the_order_of_samples(tmp_path, monkeypatch):
@@ -990,15 +1003,15 @@ def test_what_was_found_for_auto_is_recorded_and_is_the_same_after_a_resume(tmp_
     ],
 )
 def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, batch_size, world, got):
-    settings = recipe_of("x").fits()[0][1]
+    fits = [replace(recipe_of("x").fits()[0], batch_size=batch_size)]
     objective = objectives.kd() + objectives.rkd()
-    check_last_batch(samples, [(objectives.kd(), settings, batch_size)], world=world)
+    check_last_batch(samples, [objectives.kd()], fits, world=world)
     if got is None:
-        check_last_batch(samples, [(objective, settings, batch_size)], world=world)
+        check_last_batch(samples, [objective], fits, world=world)
         return
     told = rf"^batch_size: expected 2 samples or more in every batch for objective kd\+rkd, {re.escape(got)}$"
     with pytest.raises(RecipeError, match=told):
-        check_last_batch(samples, [(objective, settings, batch_size)], world=world)
+        check_last_batch(samples, [objective], fits, world=world)
 
 
 @pytest.mark.parametrize("objective", ["rkd", "correlation", "itrd", "srd"])

@@ -3,17 +3,21 @@
 import errno
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
-
-from tutelage import config, records
-from tutelage.runs import record_teacher, execute
-from tutelage.training.evaluate import NonFiniteError
-from tutelage.config.schema import Recipe
-from tutelage.report import html
 from tests._helpers import KILLED_RUN
+
+from tutelage import config, models, records
+from tutelage.config.schema import Recipe
+from tutelage.modules import FrozenTeacher
+from tutelage.runs import record_teacher, resume
+from tutelage.runs.execute import execute
+from tutelage.runs.group import can_share_batches, execute_group
+from tutelage.runs.lock import BusyError, folder_lock
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import Run, RunOptions
+from tutelage.training.evaluate import NonFiniteError
 
 STUDENT = f"file:{KILLED_RUN}:student"
 TIMING = ("seconds", "images_per_second", "memory_mb")
@@ -48,12 +52,10 @@ OBJECTIVES = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread_and_no_report():
-    threads, write_report = torch.get_num_threads(), html.write_report
+def one_thread():
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    html.write_report = lambda folder: None
     yield
-    html.write_report = write_report
     torch.set_num_threads(threads)
 
 
@@ -61,7 +63,7 @@ def one_thread_and_no_report():
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     value = {"name": "teacher", "student": "mlp:16", "epochs": 2, "optimizer": {"lr": 0.2}, "device": "cpu"}
-    execute.execute(config.parse(Recipe, value), folder, verb="train", command="test")
+    execute(config.parse(Recipe, value), folder)
     return folder
 
 
@@ -74,12 +76,11 @@ def planned(folder, teacher, names=tuple(OBJECTIVES), **changes):
 
 
 def together(todo, reporter=None):
-    return execute.execute_group(todo, command="test", reporter=reporter, trust_code=True)
+    return execute_group(todo, options=RunOptions(reporter=reporter or NullReporter(), trust_code=True))
 
 
 def alone(recipe, folder):
-    verb = "distill" if recipe.teacher else "train"
-    return execute.execute(recipe, folder, verb=verb, command="test", trust_code=True)
+    return execute(recipe, folder, options=RunOptions(trust_code=True))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def manifest(folder):
     return json.loads((folder / records.MANIFEST).read_text())
 
 
-class Watches(execute.NullReporter):
+class Watches(NullReporter):
     """A display that keeps what it is told, and may raise after so many epochs."""
 
     def __init__(self, error=None, epochs=0):
@@ -149,8 +150,8 @@ def test_a_class_leaves_what_each_run_leaves_alone(teacher, each_alone, tmp_path
 
 def test_the_teacher_is_asked_once_for_all(teacher, tmp_path, monkeypatch):
     asked = []
-    plain = execute.FrozenTeacher.forward
-    monkeypatch.setattr(execute.FrozenTeacher, "forward", lambda self, batch: asked.append(1) or plain(self, batch))
+    plain = FrozenTeacher.forward
+    monkeypatch.setattr(FrozenTeacher, "forward", lambda self, batch: asked.append(1) or plain(self, batch))
     alone(*planned(tmp_path / "one", teacher, ["crd"])[0])
     once, asked[:] = len(asked), []
     together(planned(tmp_path / "all", teacher, ["crd", "dropout", "labels"], weak_teacher=True))
@@ -163,7 +164,9 @@ def test_recorded_outputs_are_read_for_all(teacher, tmp_path):
     outputs = str(tmp_path / "outputs")
     names = ["dropout", "crd", "labels"]
     taps = record_teacher.wanted_taps(recipe_of("crd", teacher))
-    record_teacher.record(recipe_of("dropout", teacher, outputs=outputs), taps=taps, trust_code=True)
+    record_teacher.record(
+        recipe_of("dropout", teacher, outputs=outputs), options=RunOptions(trust_code=True), taps=taps
+    )
     for recipe, place in planned(tmp_path / "alone", teacher, names, outputs=outputs):
         alone(recipe, place)
     together(planned(tmp_path / "all", teacher, names, outputs=outputs))
@@ -200,12 +203,13 @@ def test_what_fails_outside_of_steps_fails_alone_too(teacher, each_alone, tmp_pa
     if where in names:
         monkeypatch.setattr(records, names[where], full(getattr(records, names[where]), where))
     elif where == "finish":
-        plain = full(lambda folder: None, where)
-        monkeypatch.setattr(html, "write_report", plain)
+        save = full(lambda folder, student: plain(student, folder), where)
+        plain = models.save
+        monkeypatch.setattr(models, "save", lambda student, folder: save(folder, student))
     else:
-        monkeypatch.setattr(execute, "_earlier", full(execute._earlier, where))
+        monkeypatch.setattr(resume, "earlier_manifest", full(resume.earlier_manifest, where))
     done = together(planned(tmp_path, teacher))
-    assert [isinstance(one, execute.Run) for one in done] == [True, False, True, True]
+    assert [isinstance(one, Run) for one in done] == [True, False, True, True]
     assert "no room" in str(done[1]) or "expected room on the disk" in str(done[1])
     for name in ("dropout", "labels", "without-teacher"):
         assert_same(tmp_path / name, each_alone / name)
@@ -225,11 +229,14 @@ def test_an_interrupt_stops_all_and_they_are_gone_on_with(teacher, each_alone, t
 
 
 def test_an_interrupt_while_records_are_finished_spares_those_that_are(teacher, tmp_path, monkeypatch):
-    def stop(folder):
+    plain = models.save
+
+    def stop(student, folder):
         if folder.name == "crd":
             raise KeyboardInterrupt
+        plain(student, folder)
 
-    monkeypatch.setattr(html, "write_report", stop)
+    monkeypatch.setattr(models, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         together(planned(tmp_path, teacher, ["labels", "crd", "dropout"]))
     status = [manifest(tmp_path / name)["status"] for name in ("labels", "crd", "dropout")]
@@ -239,18 +246,16 @@ def test_an_interrupt_while_records_are_finished_spares_those_that_are(teacher, 
 def test_a_run_begun_alone_and_one_that_is_not_go_on_together(teacher, each_alone, tmp_path):
     (recipe, place), *others = planned(tmp_path, teacher)
     with pytest.raises(KeyboardInterrupt):
-        execute.execute(
-            recipe, place, verb="distill", command="test", trust_code=True, reporter=Watches(KeyboardInterrupt(), 2)
-        )
+        execute(recipe, place, options=RunOptions(reporter=Watches(KeyboardInterrupt(), 2), trust_code=True))
     together([*others, (recipe, place)])
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(teacher, each_alone, tmp_path):
-    with execute.folder_lock(tmp_path / "crd"):
+    with folder_lock(tmp_path / "crd"):
         done = together(planned(tmp_path, teacher, ["labels", "crd"]))
-    assert isinstance(done[1], execute.BusyError)
+    assert isinstance(done[1], BusyError)
     assert not (tmp_path / "crd" / records.MANIFEST).exists()
     assert_same(tmp_path / "labels", each_alone / "labels")
 
@@ -267,7 +272,7 @@ def test_a_shared_failure_is_everyones(teacher, tmp_path, monkeypatch):
     def torn(self, batch):
         raise OSError("torn")
 
-    monkeypatch.setattr(execute.FrozenTeacher, "forward", torn)
+    monkeypatch.setattr(FrozenTeacher, "forward", torn)
     done = together(planned(tmp_path, teacher, ["crd", "labels"]))
     assert [str(one) for one in done] == ["torn", "torn"]
     assert {manifest(tmp_path / name)["status"] for name in ("crd", "labels")} == {"failed"}
@@ -275,7 +280,7 @@ def test_a_shared_failure_is_everyones(teacher, tmp_path, monkeypatch):
 
 def test_who_may_be_in_one_class(teacher):
     found = [recipe_of(name, teacher) for name in OBJECTIVES]
-    assert all(execute.can_share_batches(*pair) for pair in itertools.product(found, found))
+    assert all(can_share_batches(*pair) for pair in itertools.product(found, found))
     other = {
         "data_seed": 6,
         "data": {"source": "digits"},
@@ -291,13 +296,13 @@ def test_who_may_be_in_one_class(teacher):
     }
     objective = {"objective": "kd", "accumulate": 1}
     for key, value in other.items():
-        assert not execute.can_share_batches(found[0], recipe_of("labels", teacher, **objective | {key: value})), key
+        assert not can_share_batches(found[0], recipe_of("labels", teacher, **objective | {key: value})), key
     stages = [{"epochs": 1}, {"epochs": 2, "batch_size": 64}]
-    assert not execute.can_share_batches(found[0], recipe_of("labels", teacher, stages=stages))
-    assert not execute.can_share_batches(found[0], recipe_of("labels", teacher, teacher={"train": {"model": "mlp:8"}}))
+    assert not can_share_batches(found[0], recipe_of("labels", teacher, stages=stages))
+    assert not can_share_batches(found[0], recipe_of("labels", teacher, teacher={"train": {"model": "mlp:8"}}))
     # Those who ask no one may have any store, and no teacher.
-    assert execute.can_share_batches(found[0], recipe_of("labels", teacher, outputs="runs/outputs"))
-    assert execute.can_share_batches(found[0], recipe_of("labels", teacher, teacher=None))
+    assert can_share_batches(found[0], recipe_of("labels", teacher, outputs="runs/outputs"))
+    assert can_share_batches(found[0], recipe_of("labels", teacher, teacher=None))
 
 
 def test_others_are_refused(teacher, tmp_path):

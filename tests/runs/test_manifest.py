@@ -152,12 +152,12 @@ def checkout(tmp_path, monkeypatch):
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     package = tmp_path / "src" / "tutelage"
-    package.mkdir(parents=True)
-    source = pathlib.Path(manifest.__file__).parent
-    for name in ("version.py", "manifest.py"):
+    (package / "runs").mkdir(parents=True)
+    source = pathlib.Path(manifest.__file__).parents[1]
+    for name in ("version.py", "runs/manifest.py"):
         shutil.copy(source / name, package / name)
     git(tmp_path, "init", "-q")
-    monkeypatch.setattr(manifest, "__file__", str(package / "manifest.py"))
+    monkeypatch.setattr(manifest, "__file__", str(package / "runs" / "manifest.py"))
     return tmp_path, package
 
 
@@ -181,6 +181,6 @@ def test_a_copy_inside_someone_elses_checkout_has_no_commit(checkout):
 
 
 def test_outside_of_any_checkout_there_is_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "manifest.py"))
+    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "runs" / "manifest.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert manifest.version() == {"version": __version__, "commit": None}

@@ -2,27 +2,29 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tests._helpers import ROOT
 from typer.testing import CliRunner
 
 from tutelage import config
-from tutelage.runs import record_teacher
 from tutelage.cli.app import app
-from tutelage.training.deadline import DeadlineExceeded, Deadline
-from tutelage.training import clock
-from tutelage.runs.setup import build_inputs, single_exponent
 from tutelage.config.schema import Comparison, Recipe, RecipeError
-from tutelage.runs.execute import NullReporter, execute
+from tutelage.objectives import from_recipe
+from tutelage.runs import record_teacher
+from tutelage.runs.execute import execute
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import RunOptions
+from tutelage.runs.setup import build_inputs, single_exponent
+from tutelage.studies.compare import compare
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.teacher_cache.top_k import TeacherCacheError
-from tutelage.studies.compare import compare
-from tests._helpers import ROOT
+from tutelage.training.compile import ROUNDS
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
 
@@ -31,7 +33,7 @@ DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "run"
     training = recipe(name="teacher", student="mlp:32", data={"source": "digits"}, epochs=3, objective="cross_entropy")
-    execute(training, folder, verb="train", command="")
+    execute(training, folder)
     return str(folder)
 
 
@@ -56,7 +58,7 @@ def many(tmp_path_factory):
         patch.setenv("TUTELAGE_CACHE", str(folder / "cache"))
         data = {"source": f"imagefolder:{folder / 'colours'}", "size": 8}
         training = recipe(name="many", student="mlp:32", data=data, epochs=20, objective="cross_entropy", batch_size=32)
-        execute(training, folder / "run", verb="train", command="")
+        execute(training, folder / "run")
         yield {"teacher": str(folder / "run"), "data": {**data, "flip": True}}
 
 
@@ -76,9 +78,9 @@ def wttm(teacher, **given):
 def test_a_run_on_recorded_outputs_is_a_run_on_the_live_teacher_to_float16(teacher, tmp_path):
     outputs = str(tmp_path / "outputs")
     record_teacher.record(wttm(teacher, outputs=outputs))
-    live = execute(wttm(teacher), tmp_path / "live", verb="distill", command="")
-    read = execute(wttm(teacher, outputs=outputs), tmp_path / "read", verb="distill", command="")
-    again = execute(wttm(teacher, outputs=outputs), tmp_path / "again", verb="distill", command="")
+    live = execute(wttm(teacher), tmp_path / "live")
+    read = execute(wttm(teacher, outputs=outputs), tmp_path / "read")
+    again = execute(wttm(teacher, outputs=outputs), tmp_path / "again")
     for one, two in zip(live.epochs, read.epochs, strict=True):
         assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], rel=2e-3)
         assert one["train"]["agreement"] == pytest.approx(two["train"]["agreement"], abs=5e-3)
@@ -95,7 +97,7 @@ def test_stages_have_views_of_their_own(teacher, tmp_path):
     staged = wttm(teacher, outputs=str(tmp_path / "outputs"), stages=[{"epochs": 1}, {"epochs": 2}])
     folder = record_teacher.record(staged)
     assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-0000", "epoch-0001", "epoch-0002"]
-    run = execute(staged, tmp_path / "run", verb="distill", command="")
+    run = execute(staged, tmp_path / "run")
     assert len(run.epochs) == 3
 
 
@@ -116,7 +118,7 @@ def test_another_seed_of_the_views_is_refused(teacher, tmp_path):
     outputs = str(tmp_path / "outputs")
     record_teacher.record(wttm(teacher, outputs=outputs))
     with pytest.raises(TeacherCacheError, match=r"data_seed \(expected 1, got 0\)"):
-        execute(wttm(teacher, outputs=outputs, data_seed=1), tmp_path / "run", verb="distill", command="")
+        execute(wttm(teacher, outputs=outputs, data_seed=1), tmp_path / "run")
     with pytest.raises(TeacherCacheError, match=r"views\.crop_padding \(expected 2, got 1\)"):
         record_teacher.record(wttm(teacher, outputs=outputs, data={**DATA, "crop_padding": 2}))
 
@@ -125,7 +127,7 @@ def test_epochs_that_were_not_recorded_stop_the_run(teacher, tmp_path):
     outputs = str(tmp_path / "outputs")
     record_teacher.record(wttm(teacher, outputs=outputs, epochs=1))
     with pytest.raises(TeacherCacheError, match="expected the logits of epoch 2"):
-        execute(wttm(teacher, outputs=outputs), tmp_path / "run", verb="distill", command="")
+        execute(wttm(teacher, outputs=outputs), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists(), "it is known before the first step"
 
 
@@ -164,7 +166,7 @@ def test_a_comparison_asks_the_teacher_once_for_each_data_seed(teacher, tmp_path
         "outputs": str(tmp_path / "outputs"),
         "objectives": {"ce": "cross_entropy", "kd": "kd", "wttm": {"wttm": {"gamma": 0.25, "beta": 1}}},
     }
-    compare(config.parse(Comparison, value), tmp_path / "few", command="")
+    compare(config.parse(Comparison, value), tmp_path / "few")
     stores = sorted(path.name for path in (tmp_path / "outputs").iterdir())
     assert stores == ["data0", "data1"]
     answers = {}
@@ -179,7 +181,7 @@ def test_a_recording_stops_in_time_after_a_whole_chunk(teacher, tmp_path):
     given = wttm(teacher, outputs=str(tmp_path / "outputs"))
     looks = iter([1.0, 3.0])
     with pytest.raises(DeadlineExceeded, match="the next chunk: no time is left"):
-        record_teacher.record(given, deadline=Deadline(2.0, clock=lambda: next(looks)))
+        record_teacher.record(given, options=RunOptions(deadline=Deadline(2.0, clock=lambda: next(looks))))
     assert [path.parent.name for path in (tmp_path / "outputs").glob("epoch-*/*")] == ["epoch-0000"]
     record_teacher.record(given)
     assert len(list((tmp_path / "outputs").glob("epoch-*/*"))) == 2
@@ -193,7 +195,7 @@ def test_the_top_classes_where_all_are_too_many(many, tmp_path):
         outputs=outputs,
         stages=[{"epochs": 1}, {"epochs": 1, "objective": {"kd": {"temperature": 1.5}}}],
     )
-    folder = record(staged, limit_mb=LIMIT, top=5, max_error=0.5, reporter=said)
+    folder = record(staged, options=RunOptions(reporter=said), limit_mb=LIMIT, top=5, max_error=0.5)
     found = json.loads((folder / "outputs.json").read_text())
     assert {0.25, 1 / 1.5} < set(found["form"]["gammas"])
     assert found["form"]["top"] == 5
@@ -201,8 +203,8 @@ def test_the_top_classes_where_all_are_too_many(many, tmp_path):
     off = next(entry for entry in found["errors"] if entry["gamma"] == 0.25)
     assert 0 < off["mean_tv"] <= off["max_tv"] < 0.5
     assert any("gamma 0.25: p_gamma off by " in line for line in said.lines)
-    live = execute(staged.model_copy(update={"outputs": None}), tmp_path / "live", verb="distill", command="")
-    read = execute(staged, tmp_path / "read", verb="distill", command="")
+    live = execute(staged.model_copy(update={"outputs": None}), tmp_path / "live")
+    read = execute(staged, tmp_path / "read")
     assert read.manifest["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
     for one, two in zip(live.epochs, read.epochs, strict=True):
         assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], rel=0.1)
@@ -228,7 +230,8 @@ def test_outputs_keep_the_form_that_they_were_begun_in(many, tmp_path):
 
 def test_a_top_that_says_too_little_is_refused_before_anything_is_written(many, tmp_path):
     given = wttm(**many, outputs=str(tmp_path / "outputs"))
-    with pytest.raises(TeacherCacheError, match=r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="):
+    message = r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="
+    with pytest.raises(TeacherCacheError, match=message):
         record(given, limit_mb=LIMIT, top=1)
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
     record(given, limit_mb=LIMIT, top=3, max_error=1)
@@ -245,15 +248,10 @@ def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step
         ("standardised", {"kd": {"logits": "standardised"}}, "another reading"),
     ):
         with pytest.raises((TeacherCacheError, RecipeError), match=fault):
-            execute(
-                recipe(**many, objective=objective, outputs=outputs),
-                tmp_path / name,
-                verb="distill",
-                command="",
-            )
+            execute(recipe(**many, objective=objective, outputs=outputs), tmp_path / name)
         assert not (tmp_path / name / "metrics.jsonl").exists()
     for objective, gamma in (("crd", None), ([{"wttm": {"gamma": 0.25, "beta": 1}}, "crd"], 0.25)):
-        assert single_exponent(recipe(**many, objective=objective).fits()[0][0]) == gamma
+        assert single_exponent(from_recipe(objective)) == gamma
     with pytest.raises(RecipeError, match=r"got dist \(another reading\)"):
         record(recipe(**many, objective="dist", outputs=str(tmp_path / "new")), limit_mb=LIMIT, top=3)
 
@@ -286,12 +284,12 @@ def test_each_fingerprint_is_held_against_the_run_s(teacher, tmp_path, change, n
     record_teacher.record(wttm(teacher, outputs=outputs, **base))
     if change.get("teacher"):
         other = recipe(name="other", student="mlp:32", data={"source": "digits"}, epochs=1, seed=9)
-        execute(other, tmp_path / "other", verb="train", command="")
+        execute(other, tmp_path / "other")
         given = wttm(str(tmp_path / "other"), outputs=outputs, **base)
     else:
         given = wttm(teacher, outputs=outputs, **{**base, **change})
     with pytest.raises(TeacherCacheError, match=named):
-        execute(given, tmp_path / "run", verb="distill", command="")
+        execute(given, tmp_path / "run")
     with pytest.raises(TeacherCacheError, match=named):
         record_teacher.record(given)
 
@@ -339,10 +337,12 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests._helpers import killed_run
-from tutelage import api, recording
+from tutelage import api
+from tutelage.objectives import from_recipe
+from tutelage.runs import record_teacher
 given = api.from_file(Path(sys.argv[2]), [])
 killed_run.arm({"what": "write", "where": "epoch-0001", "count": 1})
-recording.record(given.model_copy(update=json.loads(sys.argv[3])))
+record_teacher.record(given.model_copy(update=json.loads(sys.argv[3])))
 """
 
 
@@ -394,7 +394,7 @@ def test_interrupted_recording_goes_on_in_the_form_that_was_chosen(teacher, tmp_
     before = len(compiling)
     said = (folder / "outputs.json").read_text()
     record_teacher.record(recipe_.model_copy(update={"epochs": 2, "compile_teacher": False}))
-    epoch = before - (1 + clock.ROUNDS)  # what was not measuring
+    epoch = before - (1 + ROUNDS)  # what was not measuring
     assert len(compiling) == before + epoch > before
     assert (folder / "outputs.json").read_text() == said
 
@@ -403,24 +403,24 @@ def test_a_comparison_keeps_the_top_where_it_is_told_to(many, tmp_path):
     given = {"name": "few", "data": many["data"], "student": "mlp:8", "teacher": many["teacher"], "epochs": 2}
     value = {**given, "objectives": {"kd": {"kd": {"temperature": 1.5}}}, "outputs": str(tmp_path / "outputs")}
     with pytest.raises(RecipeError, match=r"type outputs_limit_mb=1 to write them, outputs_top=4 to keep"):
-        compare(config.parse(Comparison, {**value, "outputs_limit_mb": 0.026}), tmp_path / "few", command="")
+        compare(config.parse(Comparison, {**value, "outputs_limit_mb": 0.026}), tmp_path / "few")
     kept = {"outputs_limit_mb": LIMIT, "outputs_top": 5, "outputs_max_error": 1.0}
-    compare(config.parse(Comparison, {**value, **kept}), tmp_path / "few", command="")
+    compare(config.parse(Comparison, {**value, **kept}), tmp_path / "few")
     run = json.loads((tmp_path / "few" / "kd-seed0" / "manifest.json").read_text())
     assert run["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
 
 
 def test_what_another_process_has_begun_while_one_waited_is_gone_on_with(teacher, tmp_path, monkeypatch):
     given = wttm(teacher, outputs=str(tmp_path / "outputs"))
-    alone = record_teacher.alone
+    alone = record_teacher.folder_lock
 
     def after_another(*arguments, **how):
-        monkeypatch.setattr(record_teacher, "alone", alone)
+        monkeypatch.setattr(record_teacher, "folder_lock", alone)
         record_teacher.record(given.model_copy(update={"precision": "bf16", "epochs": 1}))
         return alone(*arguments, **how)
 
-    monkeypatch.setattr(record_teacher, "alone", after_another)
+    monkeypatch.setattr(record_teacher, "folder_lock", after_another)
     folder = record_teacher.record(given)
     assert json.loads((folder / "outputs.json").read_text())["key"]["precision"] == "bf16"
-    run = execute(given, tmp_path / "run", verb="distill", command="")
+    run = execute(given, tmp_path / "run")
     assert run.manifest["precision"]["value"] == "bf16"

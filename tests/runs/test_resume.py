@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tests._helpers import KILLED_RUN
@@ -64,7 +63,7 @@ CASES = {
         at("step", 3),
     ),
     "teacher-in-training": teacher_first(at("step", 8)),
-    "teacher-just-finished": teacher_first(at("report")),
+    "teacher-just-finished": teacher_first(at("finished")),
     "student-of-trained-teacher": teacher_first(at("step", 16)),
 }
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tutelage.report import html
+from tutelage.studies import report
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,8 @@ def one_thread():
 
 @pytest.fixture
 def without_reports(monkeypatch):
-    """Reports are another room's, and take longer than these runs."""
+    """Reports take longer than these runs."""
+    monkeypatch.setattr(report, "write_report", lambda folder: folder / "report.html")
     monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
 
 

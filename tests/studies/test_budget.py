@@ -16,7 +16,10 @@ import torch
 import yaml
 
 from tutelage import config, records
-from tutelage.runs import execute, timing
+from tutelage.runs import autotune
+from tutelage.runs.execute import execute
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import RunOptions
 from tutelage.studies import budget, plan, run_study, schema
 from tutelage.studies.budget import Budget
 from tutelage.training.deadline import Deadline, DeadlineExceeded
@@ -48,7 +51,7 @@ class Clock:
         return self.now
 
 
-class Says(execute.NullReporter):
+class Says(NullReporter):
     def __init__(self):
         self.said = []
 
@@ -63,7 +66,9 @@ def assign(folder, study=STUDY, **changes):
 
 def studied(assignment, given=None, **changes):
     reporter = Says()
-    return run_study.run_study(assignment, command="test", reporter=reporter, budget=given, **changes), reporter.said
+    return run_study.run_study(
+        assignment, options=RunOptions(reporter=reporter), budget=given, **changes
+    ), reporter.said
 
 
 def prepare(assignment, seconds=600.0, **changes):
@@ -95,9 +100,9 @@ def by_width(monkeypatch):
 
     def step(recipe, run_inputs, stage=0, *, limit=0.0):
         timed.append(recipe.student.name)
-        return timing.Timed(width(recipe.student.name) / 1000, {})
+        return autotune.StepTime(width(recipe.student.name) / 1000, {})
 
-    monkeypatch.setattr(timing, "step", step)
+    monkeypatch.setattr(autotune, "time_step", step)
     return timed
 
 
@@ -128,7 +133,7 @@ def test_what_is_no_budget_is_answered_with_what_to_type(typed, told):
 def test_the_pair_that_takes_least_comes_first_and_each_row_is_whole_before_the_next(tmp_path, by_width):
     planned = prepare(assign(tmp_path, seeds=2))
     # Beside the large teacher that large/small has paid for, large/middle takes its students alone.
-    assert planned.assignment.pairs == ("slim/tiny", "large/small", "large/middle")
+    assert planned.request.pairs == ("slim/tiny", "large/small", "large/middle")
     assert [job.name.removeprefix("grid/") for job in planned.left][:5] == [
         "teachers/slim-seed100",
         "students/tiny-cross_entropy-seed0",
@@ -193,7 +198,7 @@ def test_timing_itself_is_short(tmp_path, by_width, monkeypatch):
     monkeypatch.setattr(budget, "SHARE", 0.0)
     planned = prepare(assign(tmp_path))
     assert by_width == ["mlp:24", "mlp:48"]
-    assert planned.assignment.pairs[0] == "large/middle"
+    assert planned.request.pairs[0] == "large/middle"
     assert set(planned.untimed) == {"large/small", "slim/tiny"}
     assert sum("not known: timing would take more" in line for line in planned.lines()) == 2
 
@@ -243,7 +248,7 @@ def test_a_study_stops_inside_its_budget_and_goes_on_to_the_same_bits(tmp_path, 
     assert values(assignment)["slim/tiny", "kd"][0] == 0
     assert (assignment.folder / "table.md").exists()
     how_many = "1 of the 3 left is begun" if at == 0 else "2 of the 2 left are begun"
-    assert f"{at} of 3 runs are finished, {how_many}" in budget.rest(prepare(assign(tmp_path / "parts", ONE)))
+    assert f"{at} of 3 runs are finished, {how_many}" in budget.progress(prepare(assign(tmp_path / "parts", ONE)))
     failed, _ = studied(assignment)
     assert failed == {}
     whole = assign(tmp_path / "whole", ONE)
@@ -277,13 +282,13 @@ def test_an_epoch_s_last_step_is_left_where_the_evaluation_does_not_fit(tmp_path
     recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
     deadline = Deadline(1000.0, evaluation=5000.0, clock=lambda: 0.0)
     with pytest.raises(DeadlineExceeded):
-        execute.execute(recipe, tmp_path / "x", verb="train", command="test", deadline=deadline)
+        execute(recipe, tmp_path / "x", options=RunOptions(deadline=deadline))
     (name,) = (path.name for path in (tmp_path / "x" / records.CHECKPOINTS).iterdir())
     assert name == f"00-{STEPS - 1:09d}"
     assert status(tmp_path / "x") == "interrupted"
     # What an evaluation takes is measured: the second epoch's fits.
     deadline = Deadline(1000.0, evaluation=500.0, clock=lambda: 0.0)
-    execute.execute(recipe, tmp_path / "x", verb="train", command="test", deadline=deadline)
+    execute(recipe, tmp_path / "x", options=RunOptions(deadline=deadline))
     assert deadline.evaluation < 500
     assert status(tmp_path / "x") == "finished"
 
@@ -292,12 +297,10 @@ def test_a_stop_before_the_last_evaluation_leaves_it_alone_to_do(tmp_path, witho
     recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:6", "objective": "cross_entropy", **QUICK})
     clock = Clock()
     with pytest.raises(DeadlineExceeded, match="x: the last evaluation"):
-        execute.execute(
-            recipe, tmp_path / "x", verb="train", command="test", deadline=Deadline(2 * STEPS + 1, clock=clock)
-        )
+        execute(recipe, tmp_path / "x", options=RunOptions(deadline=Deadline(2 * STEPS + 1, clock=clock)))
     before = len(list(records.read_epochs(tmp_path / "x")))
     assert (before, status(tmp_path / "x")) == (2, "interrupted")
-    execute.execute(recipe, tmp_path / "x", verb="train", command="test")
+    execute(recipe, tmp_path / "x")
     assert len(list(records.read_epochs(tmp_path / "x"))) == 2
     assert status(tmp_path / "x") == "finished"
 

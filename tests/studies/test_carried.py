@@ -13,7 +13,7 @@ from tests._helpers import ROOT
 
 from tutelage import records
 from tutelage.report import html
-from tutelage.studies import plan, run_study, schema
+from tutelage.studies import plan, report, run_study, schema
 
 STUDY = {
     "name": "grid",
@@ -29,13 +29,14 @@ def collecting(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(html, "write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(report, "write_report", lambda folder: folder / "report.html")
     return module
 
 
 def studied(folder, seeds=1):
     study = schema.parse(STUDY)
     assignment = plan.assign(study, study, runs=folder, seeds=seeds)
-    return run_study.run_study(assignment, command="test"), assignment
+    return run_study.run_study(assignment), assignment
 
 
 def read(folder):
@@ -73,7 +74,7 @@ def test_another_teacher_in_the_copy_s_place_is_none_of_theirs(collecting, tmp_p
     place = collecting.restore(kept, tmp_path / "elsewhere")
     other = {**STUDY, "teacher_seed": 7}
     study = schema.parse(other)
-    run_study.run_study(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]), command="test")
+    run_study.run_study(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]))
     trained = tmp_path / "other/grid/teachers/wide-seed7" / records.STUDENT
     shutil.copy(trained, place / "teachers/wide-seed100" / records.STUDENT)
     failed, _ = studied(tmp_path / "elsewhere", seeds=2)

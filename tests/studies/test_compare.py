@@ -7,8 +7,11 @@ import torch
 
 from tutelage import config, records
 from tutelage.config.schema import Comparison, RecipeError
-from tutelage.report import html, table
-from tutelage.runs import execute
+from tutelage.modules import Distiller
+from tutelage.report import html, results
+from tutelage.runs.lock import folder_lock
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import RunOptions
 from tutelage.studies.compare import compare, plan
 from tutelage.training.evaluate import NonFiniteError
 
@@ -35,7 +38,7 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Says(execute.NullReporter):
+class Says(NullReporter):
     def __init__(self):
         self.said = []
 
@@ -49,7 +52,7 @@ def of(**changes):
 
 def do(folder, **changes):
     reporter = Says()
-    compare(of(**changes), folder, command="test", reporter=reporter)
+    compare(of(**changes), folder, options=RunOptions(reporter=reporter))
     return reporter.said
 
 
@@ -92,11 +95,11 @@ def test_seeds_that_share_the_data_seed_are_one_class_and_are_marked(tmp_path):
     assert len(manifest(tmp_path / "shared" / "kd-seed1")["class"]) == 5
     assert records.read_json(tmp_path / "shared" / records.COMPARISON)["share_data_seed"] is True
     mark = "Seeds share order and views"
-    rows = table.rows(tmp_path / "shared")
-    assert mark in table.text(rows)
-    assert mark in table.markdown(rows)
+    rows = results.rows(tmp_path / "shared")
+    assert mark in results.table(rows).text()
+    assert mark in results.table(rows).markdown()
     do(tmp_path / "own")
-    assert mark not in table.text(table.rows(tmp_path / "own"))
+    assert mark not in results.table(results.rows(tmp_path / "own")).text()
     # The first seed's runs have the data seed that they would have anyway, the second's another.
     shared, own = weights(tmp_path / "shared"), weights(tmp_path / "own")
     assert shared["kd-seed0"] == own["kd-seed0"]
@@ -112,7 +115,7 @@ def test_the_size_of_a_class_may_change_and_what_seeds_share_may_not(tmp_path):
 
 
 def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monkeypatch):
-    plain = execute.Distiller.forward
+    plain = Distiller.forward
 
     def breaks(self, batch, teacher=None, *rest):
         taught = plain(self, batch, teacher, *rest)
@@ -120,7 +123,7 @@ def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monke
             taught = taught._replace(loss=taught.loss._replace(total=taught.loss.total * torch.nan))
         return taught
 
-    monkeypatch.setattr(execute.Distiller, "forward", breaks)
+    monkeypatch.setattr(Distiller, "forward", breaks)
     with pytest.raises(NonFiniteError):
         do(tmp_path)
     status = {
@@ -134,7 +137,7 @@ def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monke
 
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path):
-    with execute.folder_lock(tmp_path / "kd-seed0"):
+    with folder_lock(tmp_path / "kd-seed0"):
         said = do(tmp_path, seeds=1)
     assert "few/kd-seed0 is going on in another process: left to it" in said
     assert set(weights(tmp_path)) == {"ce-seed0", "wttm-seed0"}

@@ -13,7 +13,7 @@ from PIL import Image
 from tests._helpers import synthetic
 
 from tutelage import records
-from tutelage.studies import paper, paper_records
+from tutelage.studies import paper, paper_figures, paper_records
 
 PAIR, OTHER = "resnet56/resnet20", "vgg13/vgg8"
 EDGES = [round(math.log(100) * at / 30, 6) for at in range(31)]
@@ -98,7 +98,7 @@ def texts(path):
 
 
 def picture(folder, kind):
-    return next(one for one in paper_records.pictures(paper_records.read_study(folder)) if one.kind == kind)
+    return next(one for one in paper_figures.pictures(paper_records.read_study(folder)) if one.kind == kind)
 
 
 ALL = ("entropy", "divergence", "histogram", "mappings")
@@ -148,7 +148,7 @@ def written_texts(made):
     """Every text that matplotlib puts on the paper, with its box, and the box of the paper."""
     from matplotlib.backends.backend_agg import RendererAgg
 
-    from tutelage.studies import paper_print
+    from tutelage.studies import paper_print, print_style
 
     found = []
 
@@ -156,8 +156,7 @@ def written_texts(made):
         def draw_text(self, *args, mtext=None, **options):
             found.append((mtext.get_text(), mtext.get_window_extent(self).padded(-1)))
 
-    plt = paper_print._matplotlib()
-    with plt.style.context(["default", paper_print.RULES]):
+    with print_style.style() as plt:
         figure = paper_print._figure(plt, made)
         figure.draw(Watched(figure.bbox.width, figure.bbox.height, figure.dpi))
     return found, figure.bbox
@@ -282,7 +281,7 @@ def test_a_histogram_with_other_bins_is_left_out_and_said_to_be(tmp_path):
 
 
 def test_mappings_are_mappings_of_the_interval():
-    made = paper_records.mappings()
+    made = paper_figures.mappings()
     candidates, powers = made.plots
     for line in (*candidates.lines, *powers.lines):
         y = np.asarray(line.y)
@@ -292,10 +291,10 @@ def test_mappings_are_mappings_of_the_interval():
     # The words say that f(x)/x falls for every candidate and for exponents below 1, and that it rises above 1.
     for line in candidates.lines[:-1]:
         assert (np.diff(np.asarray(line.y)[1:] / x[1:]) <= 1e-12).all()
-    for line, gamma in zip(powers.lines, paper_records.GAMMAS, strict=True):
+    for line, gamma in zip(powers.lines, paper_figures.GAMMAS, strict=True):
         assert list(line.y) == pytest.approx(list(x**gamma))
-    assert min(paper_records.GAMMAS) == 0.1
-    assert max(paper_records.GAMMAS) > 1
+    assert min(paper_figures.GAMMAS) == 0.1
+    assert max(paper_figures.GAMMAS) > 1
     assert candidates.lines[-1].y == candidates.lines[-1].x
 
 

@@ -1,4 +1,4 @@
-"""From a study to its runs: order, names, pools, fewer epochs, departures."""
+"""From a study to its runs: order, names, pools, fewer epochs, deviations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from tutelage import config, records
 from tutelage.config.schema import Recipe, RecipeError
-from tutelage.studies import plan, schema
-from tutelage.studies.plan import assign, cells, identity, jobs, rehearsals
+from tutelage.studies import foreign_runs, plan, run_study, schema, study_file
+from tutelage.studies.plan import assign, cells, dry_run_recipes, identity, jobs
 
 MULTISTEP = {"name": "multistep", "milestones": [150, 180, 210]}
 STUDY = {
@@ -153,7 +153,7 @@ def test_decays_and_warm_ups_are_scaled_with_the_epochs(tmp_path):
         assert job.recipe.epochs == 8
         assert job.recipe.schedule.milestones == (5, 6, 7)
     assert short.pool == "grid-8epochs"
-    assert short.departures[0] == (
+    assert short.deviations[0] == (
         "epochs: 8 instead of 240; the learning rate decays after 5, 6, 7 instead of 150, 180, 210"
     )
 
@@ -184,7 +184,7 @@ def test_stages_and_weights_in_epochs_are_scaled(tmp_path):
     assignment = assign(given, given, runs=tmp_path, epochs=24)
     teacher, job, *_ = jobs(assignment)
     assert teacher.recipe.objective.to_recipe()[0]["cross_entropy"]["weight"]["epochs"] == 6
-    (tried,) = rehearsals(assignment)
+    (tried,) = dry_run_recipes(assignment)
     assert tried.training("x").objective == teacher.recipe.objective
     assert job.recipe.stages[1].objective.to_recipe()[0]["cross_entropy"]["weight"]["epochs"] == 6
     assert job.recipe.stages[0].epochs == 12
@@ -197,13 +197,13 @@ def test_the_same_number_of_epochs_is_no_departure(tmp_path):
     assert assigned(tmp_path, epochs=240) == assigned(tmp_path)
 
 
-# Pools and departures
+# Pools and deviations
 
 
 def overridden(tmp_path, *typed, **options):
     path = tmp_path / "grid.yaml"
     path.write_text(json.dumps(STUDY))
-    plain, given = schema.read(str(path), typed)
+    plain, given = study_file.read(str(path), typed)
     return assign(plain, given, runs=tmp_path, **options)
 
 
@@ -224,57 +224,57 @@ def test_the_pool_is_named_after_what_is_otherwise(tmp_path):
         overridden(tmp_path, pool="../x")
 
 
-def test_departures_are_told(tmp_path):
-    assert overridden(tmp_path).departures == ()
-    assert overridden(tmp_path, "threads=1", pairs=["wide/slim"]).departures == ()
+def test_deviations_are_listed(tmp_path):
+    assert overridden(tmp_path).deviations == ()
+    assert overridden(tmp_path, "threads=1", pairs=["wide/slim"]).deviations == ()
     given = overridden(tmp_path, "data.source=hf:/home/someone/cifar", "optimizer.lr=0.2", seeds=3)
-    assert given.departures == ("data.source: hf:cifar instead of digits", "optimizer.lr: 0.2 instead of 0.1")
-    assert plan.departures(given, cells(given)) == [
+    assert given.deviations == ("data.source: hf:cifar instead of digits", "optimizer.lr: 0.2 instead of 0.1")
+    assert plan.deviations(given, cells(given)) == [
         "seeds: 3 instead of 2 (cross_entropy, kd)",
         "seeds: 3 instead of 1 (ttm)",
-        *given.departures,
+        *given.deviations,
     ]
 
 
 def test_stages_make_other_runs(tmp_path):
     given = overridden(tmp_path, "stages=[{epochs: 3}, {objective: cross_entropy}]")
     assert given.pool != "grid"
-    assert given.departures == ('stages: [{"epochs": 3}, {"objective": "cross_entropy"}] instead of []',)
-    assert overridden(tmp_path, "stages=[]").departures == ()
+    assert given.deviations == ('stages: [{"epochs": 3}, {"objective": "cross_entropy"}] instead of []',)
+    assert overridden(tmp_path, "stages=[]").deviations == ()
 
 
-def test_the_departures_are_those_of_the_table_and_not_of_the_last_command(tmp_path):
+def test_the_deviations_are_those_of_the_table_and_not_of_the_last_command(tmp_path):
     many = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=5)
     for job in jobs(many)[1:]:
         there(many, job)
     # A study of two runs, done as the study says; but five are there of one pair.
     assignment = assigned(tmp_path, methods=["kd", "ttm"])
-    record = plan.record(assignment, cells(assignment))
+    record = run_study.record(assignment, cells(assignment))
     assert record["departures"] == ["seeds: 5 instead of 2 (kd of wide/slim)"]
     assignment = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
-    assert plan.record(assignment, cells(assignment))["departures"] == ["seeds: 5 instead of 2"]
+    assert run_study.record(assignment, cells(assignment))["departures"] == ["seeds: 5 instead of 2"]
 
 
 def test_epochs_are_told_once(tmp_path):
     twice = overridden(tmp_path, "epochs=120", epochs=8)
-    assert twice.departures == (
+    assert twice.deviations == (
         "epochs: 8 instead of 240; the learning rate decays after 10, 12, 14 instead of 150, 180, 210",
     )
     there_and_back = overridden(tmp_path, "epochs=120", epochs=240)
-    assert there_and_back.departures == ("the learning rate decays after 300, 360, 420 instead of 150, 180, 210",)
+    assert there_and_back.deviations == ("the learning rate decays after 300, 360, 420 instead of 150, 180, 210",)
     other = overridden(tmp_path, "schedule={name: cosine, warmup: 6}", epochs=120)
-    assert other.departures[0] == "epochs: 120 instead of 240; warm-up 3.0 instead of 0.0"
-    assert "schedule.milestones: none instead of [150, 180, 210]" in other.departures
+    assert other.deviations[0] == "epochs: 120 instead of 240; warm-up 3.0 instead of 0.0"
+    assert "schedule.milestones: none instead of [150, 180, 210]" in other.deviations
 
 
 def test_a_section_that_was_empty_is_no_departure_of_its_own(tmp_path):
     given = overridden(tmp_path, "pairs.wide/narrow.settings.optimizer.lr=0.01", "methods.kd.kd.temperature=2")
-    assert given.departures == (
+    assert given.deviations == (
         "pairs.wide/narrow.settings.optimizer.lr: 0.01 instead of none",
         "methods.kd.objective.kd.temperature: 2 instead of none",
     )
     # An objective without arguments is one all the same.
-    assert overridden(tmp_path, "methods.kd=ttm").departures == (
+    assert overridden(tmp_path, "methods.kd=ttm").deviations == (
         "methods.kd.objective.kd: none instead of {}",
         "methods.kd.objective.ttm: {} instead of none",
     )
@@ -307,12 +307,12 @@ def test_runs_that_are_there_are_cells_though_nobody_asks_for_them(tmp_path):
 def test_a_run_of_another_recipe_or_other_data_is_told(tmp_path):
     assignment = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=2)
     _, first, second = jobs(assignment)
-    assert plan.differences(assignment, first) == []
+    assert foreign_runs.differences(assignment, first) == []
     there(assignment, first)
-    assert plan.differences(assignment, first, fingerprint="f") == []
-    assert plan.differences(assignment, first, fingerprint="g") == ["the data's fingerprint was f, is g"]
+    assert foreign_runs.differences(assignment, first, fingerprint="f") == []
+    assert foreign_runs.differences(assignment, first, fingerprint="g") == ["the data's fingerprint was f, is g"]
     there(assignment, second, recipe=second.recipe.model_copy(update={"epochs": 3, "threads": 2}))
-    assert plan.differences(assignment, second, fingerprint="f") == ["epochs was 3, is 240"]
+    assert foreign_runs.differences(assignment, second, fingerprint="f") == ["epochs was 3, is 240"]
 
 
 def test_a_pool_may_be_moved(tmp_path):
@@ -320,12 +320,12 @@ def test_a_pool_may_be_moved(tmp_path):
     there(before, jobs(before)[1])
     (tmp_path / "here").rename(tmp_path / "there")
     after = assigned(tmp_path / "there", pairs=["wide/slim"], methods=["kd"], seeds=1)
-    assert plan.differences(after, jobs(after)[1], fingerprint="f") == []
+    assert foreign_runs.differences(after, jobs(after)[1], fingerprint="f") == []
 
 
 def test_a_dry_run_tries_each_method_once_on_each_pair(tmp_path):
     assignment = assigned(tmp_path, pairs=["wide/narrow", "wider/narrow"], epochs=24)
-    found = rehearsals(assignment)
+    found = dry_run_recipes(assignment)
     assert [recipe.name for recipe in found] == [
         "grid-24epochs/students/narrow-cross_entropy-seed0",
         "grid-24epochs/wide-narrow/kd-seed0",
@@ -350,7 +350,7 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
         notes=["a note"],
     )
     assignment = assign(given, given, runs=tmp_path, seeds=1)
-    assert plan.record(assignment, cells(assignment)) == {
+    assert run_study.record(assignment, cells(assignment)) == {
         "name": "grid",
         "title": "",
         "source": "",
@@ -376,7 +376,7 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
         "missing": {"new": "not built: not_built_yet"},
         "notes": ["a note"],
     }
-    assert set(plan.record(assignment, [])) == set(records.Study.__annotations__)
+    assert set(run_study.record(assignment, [])) == set(records.Study.__annotations__)
 
 
 def test_a_run_s_recipe_can_be_read_back(tmp_path):

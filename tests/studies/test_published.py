@@ -9,7 +9,7 @@ import pytest
 from tests._helpers import SHARED
 
 from tutelage.models.sources import cifar
-from tutelage.studies import plan, schema
+from tutelage.studies import plan, study_file
 
 FACTS = SHARED / "paper" / "tables.json"
 NAMES = {"kd with ce": "kd"}
@@ -25,7 +25,7 @@ def facts():
 
 @pytest.fixture(scope="module")
 def studies():
-    return {name: schema.read(name)[0] for name in schema.names()}
+    return {name: study_file.read(name)[0] for name in study_file.names()}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_tables_and_figures_are_there(studies):
 def test_each_study_becomes_runs_without_a_departure(studies, planned):
     for name, study in studies.items():
         assignment = assigned(study)
-        assert assignment.departures == ()
+        assert assignment.deviations == ()
         assert assignment.pool == study.pool
         assert bool(planned[name]) == (study.figures != ("mappings",))
         missing = [method for method in study.methods.values() if method.missing]

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from tests._helpers import ROOT
 
 from tutelage import records
-from tutelage.runs import execute
-from tutelage.studies import plan, run_study, schema
+from tutelage.runs.reporter import NullReporter
+from tutelage.runs.run import Run, RunOptions
+from tutelage.studies import plan, run_study, schema, study_file
 from tutelage.studies import study_table as paper_table
 from tutelage.studies.workers import share
 
@@ -34,7 +35,7 @@ STUDY = {
 }
 
 
-class Says(execute.NullReporter):
+class Says(NullReporter):
     def __init__(self):
         self.said = []
 
@@ -46,7 +47,7 @@ def do(tmp_path, *, pool=None, seeds=None, only=(), **changes):
     study = schema.parse({**STUDY, **changes})
     assignment = plan.assign(study, study, runs=tmp_path, pool=pool, seeds=seeds, methods=only)
     reporter = Says()
-    return run_study.run_study(assignment, command="test", reporter=reporter), assignment, reporter.said
+    return run_study.run_study(assignment, options=RunOptions(reporter=reporter)), assignment, reporter.said
 
 
 def table(assignment):
@@ -73,7 +74,7 @@ def test_a_study_of_one_s_own_from_the_page(invoke, tmp_path):
     rows = json.loads((folder / "table.json").read_text())["rows"]
     assert [(row["method"], row["n"]) for row in rows] == [("teacher", 1), ("cross_entropy", 1), ("kd", 1), ("wttm", 1)]
     for method, name in (("kd", "wide-narrow/kd-seed0"), ("cross_entropy", "students/narrow-cross_entropy-seed0")):
-        recorded = execute.Run(folder.parent / name)
+        recorded = Run(folder.parent / name)
         (value,) = next(row["values"] for row in rows if row["method"] == method)
         assert value == 100 * recorded.accuracy == 100 * recorded.epochs[-1]["test"]["accuracy"]
     assert "departs from the study: epochs: 2 instead of 20" in out
@@ -102,7 +103,7 @@ def test_students_of_one_data_seed_are_trained_together(tmp_path, without_report
     assert f"4 left: {ours}-seed0, {taught}-seed0, together" in said
     study = schema.parse({**STUDY, "name": "alone"})
     assignment = plan.assign(study, study, runs=tmp_path, seeds=2)
-    assert run_study.run_study(assignment, command="test", together=1) == {}
+    assert run_study.run_study(assignment, together=1) == {}
     for name in (f"{ours}-seed1", f"{taught}-seed1"):
         alone = name.replace("grid/", "alone/")
         assert class_of(tmp_path, alone) == []
@@ -115,7 +116,7 @@ def test_what_is_timed_is_trained_alone(tmp_path, without_reports):
     assert class_of(tmp_path, "grid/wide-narrow/kd-seed0") == []
     study = schema.parse({**STUDY, "name": "both", "costs": "kd"})
     assignment = plan.assign(study, study, runs=tmp_path)
-    run_study.run_study(assignment, command="test", together=2)
+    run_study.run_study(assignment, together=2)
     assert class_of(tmp_path, "both/wide-narrow/kd-seed0")
     for name, timed in (("grid", True), ("both", False)):
         folder = tmp_path / name / name
@@ -126,7 +127,7 @@ def test_what_is_timed_is_trained_alone(tmp_path, without_reports):
 def test_a_worker_takes_its_part_of_what_is_left(tmp_path, without_reports):
     study = schema.parse({**STUDY, "methods": ["cross_entropy", "kd", "dkd", "dist"]})
     assignment = plan.assign(study, study, runs=tmp_path)
-    run_study.run_study(assignment, command="test", workers=2)
+    run_study.run_study(assignment, workers=2)
     # The teacher is done, four are left: two, then one and one.
     assert len(class_of(tmp_path, "grid/students/narrow-cross_entropy-seed0")) == 1
     assert class_of(tmp_path, "grid/wide-narrow/kd-seed0") == ["grid/students/narrow-cross_entropy-seed0"]
@@ -151,7 +152,7 @@ def test_both_seeds_differ_and_the_teacher_has_its_own(tmp_path, without_reports
     failed, assignment, _ = do(tmp_path, seeds=2, only=["kd"])
     assert failed == {}
     recorded = {
-        name: execute.Run(tmp_path / "grid" / name).manifest
+        name: Run(tmp_path / "grid" / name).manifest
         for name in ("teachers/wide-seed100", "wide-narrow/kd-seed0", "wide-narrow/kd-seed1")
     }
     seeds = [(one["seeds"]["seed"], one["seeds"]["data_seed"]) for one in recorded.values()]
@@ -276,7 +277,7 @@ def test_a_run_is_shown_only_under_pairs_that_plan_it(tmp_path, without_reports)
     }
     study = schema.parse({**STUDY, "pairs": pairs})
     assignment = plan.assign(study, study, runs=tmp_path, pairs=["wide/narrow"], methods=["cross_entropy"])
-    assert run_study.run_study(assignment, command="test") == {}
+    assert run_study.run_study(assignment) == {}
     rows = table(assignment)
     assert {pair: rows[pair, "cross_entropy"]["n"] for pair in pairs} == {
         "wide/narrow": 1,
@@ -354,7 +355,7 @@ def test_studies_are_listed(invoke):
     for typed in (["study"], ["study", "--list"], ["study", "table1", "--list"]):
         code, out, _ = invoke(*typed)
         assert code == 0
-        assert [line.split()[0] for line in out.splitlines()] == schema.names()
+        assert [line.split()[0] for line in out.splitlines()] == study_file.names()
     assert "table1" in out
 
 
@@ -422,12 +423,12 @@ def test_workers_end_with_their_parent_and_their_runs_are_gone_on_with(tmp_path,
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
-        assert run_study.run_study(assignment, command="test") == {}
+        assert run_study.run_study(assignment) == {}
     finally:
         os.chdir(before)
     for folder in both:
         assert epochs_of(folder) == list(range(1, EPOCHS + 1))
-        assert execute.Run(folder).manifest["resumed"] == 1
+        assert Run(folder).manifest["resumed"] == 1
 
 
 def test_a_worker_tells_what_failed(tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ import yaml
 from tests._helpers import ROOT
 
 from tutelage.config.schema import RecipeError
-from tutelage.studies import schema
-from tutelage.studies.schema import Method, Pair, Study, parse, read
+from tutelage.studies import schema, study_file
+from tutelage.studies.schema import Method, Pair, Study, parse
+from tutelage.studies.study_file import read
 
 SMALL = {
     "name": "small",
@@ -288,16 +289,16 @@ def test_a_study_without_runs_has_nothing_to_override():
 
 def test_a_study_that_is_not_there_is_answered_with_the_nearest():
     with pytest.raises(RecipeError, match=r"got 'tabel1'; did you mean table1\?"):
-        schema.find("tabel1")
+        study_file.find("tabel1")
     with pytest.raises(RecipeError, match=r"got none\.yaml, which is not there"):
-        schema.find("none.yaml")
+        study_file.find("none.yaml")
 
 
 def test_the_package_s_studies_are_listed_in_order():
-    names = schema.names()
+    names = study_file.names()
     assert names.index("table2") < names.index("table13")
-    assert [name for name, _ in schema.titles()] == names
-    assert all(title for _, title in schema.titles())
+    assert [name for name, _ in study_file.titles()] == names
+    assert all(title for _, title in study_file.titles())
 
 
 # The page
@@ -327,4 +328,4 @@ def test_costs_name_a_method_of_the_study():
 def test_what_stands_beside_a_preset_is_none():
     study = parse({**SMALL, "methods": {"itrd": ["cross_entropy", {"itrd": {}, "gather": True, "scale": 0.5}]}})
     assert study.methods["itrd"].missing == []
-    assert schema.presets_of(study.methods["itrd"]) == ["cross_entropy", "itrd"]
+    assert study.methods["itrd"].presets == ["cross_entropy", "itrd"]

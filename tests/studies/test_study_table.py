@@ -11,8 +11,8 @@ from rich.console import Console
 from tests._helpers import synthetic
 
 from tutelage import records
-from tutelage.report import html
 from tutelage.studies import study_table as study
+from tutelage.studies.report import write_report
 from tutelage.studies.study_table import read_table, z_score
 
 EVIL = '<script>alert("x")</script>'
@@ -171,7 +171,7 @@ def test_without_published_values_there_are_no_columns_for_them(tmp_path):
 
 def test_the_report_has_the_table_and_every_run_s_curves(tmp_path):
     folder = write(tmp_path, published=PUBLISHED, departures=["epochs: 8 instead of 240"], title=EVIL)
-    page = html.write_report(folder).read_text()
+    page = write_report(folder).read_text()
     assert EVIL not in page
     table = read_table(folder)
     z = row(table, "big/small", "wttm").z
@@ -191,7 +191,7 @@ def test_a_study_without_runs_has_a_page(tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
     synthetic.write(folder / records.STUDY, {"name": "empty", "pairs": ["a/b"], "methods": ["kd"]})
-    assert "0 of 0 runs are finished" in html.write_report(folder).read_text()
+    assert "0 of 0 runs are finished" in write_report(folder).read_text()
     assert "not run" in printed(folder)
 
 

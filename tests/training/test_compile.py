@@ -10,11 +10,13 @@ from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, sampl
 from tutelage import objectives
 from tutelage.kernels.conv_weight_grad import Shape
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.training import compile as speed
-from tutelage.training.checkpoints import Checkpoints
-from tutelage.training.loop import CheckpointSink, accelerator_on, fit
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
+from tutelage.training.compile import CompiledForms, ComputePlan, faster_products
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.loop import fit
 from tutelage.types import Batch, Progress
 
+COMPILE = "tutelage.training.compile"
 MATCH = objectives.wttm(gamma=0.5, beta=1.0)
 FAST = {"compile_teacher": True, "compile_student": True, "gradient_products": False}
 
@@ -50,7 +52,7 @@ def taught(folder=None, *, told=None, resume=False, rows=None, student=None, **c
 def test_a_short_fit_measures_nothing_and_says_so(tmp_path):
     told = []
     taught(tmp_path, told=told)
-    assert told == [speed.ComputePlan(why=dict.fromkeys(["teacher", "student"], "a short fit")).to_json()]
+    assert told == [ComputePlan(reasons=dict.fromkeys(["teacher", "student"], "a short fit")).to_json()]
 
 
 def test_a_short_fit_does_not_wait_for_the_compiler(monkeypatch):
@@ -60,8 +62,8 @@ def test_a_short_fit_does_not_wait_for_the_compiler(monkeypatch):
 
 
 def test_what_is_switched_off_is_not_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "FEW", 0)
-    monkeypatch.setattr(speed, "SHARE", 1e9)
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
     monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *_: pytest.fail("compiled"))
     told = []
     taught(tmp_path, told=told, compile_teacher=False, compile_student=False, gradient_products=False)
@@ -69,7 +71,7 @@ def test_what_is_switched_off_is_not_tried(tmp_path, monkeypatch):
 
 
 def test_a_fit_too_short_to_repay_compiling_does_not_compile(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "FEW", 0)
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
     told = []
     taught(tmp_path, told=told)
     (chosen,) = told
@@ -82,12 +84,12 @@ def test_a_fit_too_short_to_repay_compiling_does_not_compile(tmp_path, monkeypat
 def test_choosing_leaves_no_trace(tmp_path, monkeypatch):
     """Whatever is tried and not taken: the student, the records and the generators are as if nothing had been."""
     plain, records = taught()
-    monkeypatch.setattr(speed, "FEW", 0)
-    monkeypatch.setattr(speed, "SHARE", 1e9)
-    monkeypatch.setattr(speed, "GAIN", 1e9)
-    monkeypatch.setattr("tutelage.kernels.conv_weight_grad.GAIN", 1e9)
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
+    monkeypatch.setattr(f"{COMPILE}.GAIN", 1e9)
+    monkeypatch.setattr(f"{COMPILE}.PRODUCT_GAIN", 1e9)
     tried = []
-    monkeypatch.setattr(speed.clock, "least", lambda calls, _: tried.append(1) or [1.0] * len(calls))
+    monkeypatch.setattr(f"{COMPILE}.least_seconds", lambda calls, _: tried.append(1) or [1.0] * len(calls))
     measured, found = taught()
     assert len(tried) == 4  # the teacher, two convolutions of which no product is fast enough, the student
     assert same_bits(state(plain), state(measured))
@@ -133,7 +135,7 @@ def test_a_resumed_fit_keeps_the_choice(tmp_path, monkeypatch):
             checkpoint_steps=2,
             **FAST,
         )
-    monkeypatch.setattr(speed, "choose", lambda *_, **__: pytest.fail("chosen again"))
+    monkeypatch.setattr(f"{COMPILE}.seconds", lambda *_: pytest.fail("measured again"))
     told = []
     resumed, found = taught(tmp_path / "cut", told=told, resume=True, epochs=2, checkpoint_steps=2, **FAST)
     assert told[0]["teacher_compiled"]
@@ -157,7 +159,7 @@ def test_a_checkpoint_without_a_choice_is_gone_on_with_plainly(tmp_path):
 
 
 def test_products_and_a_compiled_student_do_not_meet(tmp_path, monkeypatch):
-    monkeypatch.setattr("tutelage.kernels.conv_weight_grad.GAIN", 0.0)
+    monkeypatch.setattr(f"{COMPILE}.PRODUCT_GAIN", 0.0)
     plain, _ = taught()
     told = []
     quick, _ = taught(tmp_path, told=told, **{**FAST, "gradient_products": True})
@@ -203,9 +205,9 @@ def test_a_recorded_teacher_is_not_compiled(tmp_path):
 def test_a_teacher_with_taps_says_the_same_compiled():
     teacher = FrozenTeacher(seeded(Moving, 1), ("norm", "conv"))
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
-    forms = speed.CompiledForms(seeded(Moving), teacher)
+    forms = CompiledForms(seeded(Moving), teacher)
     plain = forms.ask(batch)
-    forms.take(speed.ComputePlan(teacher_compiled=True, samples=4))
+    forms.take(ComputePlan(teacher_compiled=True, samples=4))
     quick = forms.ask(batch)
     assert plain.taps.keys() == quick.taps.keys() == {"norm", "conv"}
     for one, other in ((plain.logits, quick.logits), *((plain.taps[n], quick.taps[n]) for n in plain.taps)):
@@ -214,25 +216,36 @@ def test_a_teacher_with_taps_says_the_same_compiled():
 
 def test_other_sizes_of_batch_are_computed_plainly():
     teacher, student = FrozenTeacher(seeded(Moving, 1)), seeded(Moving)
-    forms = speed.CompiledForms(student, teacher)
-    forms.take(speed.ComputePlan(teacher_compiled=True, student_compiled=True, samples=4))
+    forms = CompiledForms(student, teacher)
+    forms.take(ComputePlan(teacher_compiled=True, student_compiled=True, samples=4))
     few = Batch(torch.arange(3), images(3)[0], torch.zeros(3, dtype=torch.long))
     assert torch.equal(forms.ask(few).logits, teacher(few).logits)
     assert forms.student(3) is None
     assert forms.student(4) is not None
 
 
+def test_measuring_products_names_only_shapes_that_were_seen_and_draws_no_numbers():
+    shape = Shape(*(4, 4, 4, 4, 3, 3), *(1, 1), *(1, 1), *(1, 1))
+    before = torch.get_rng_state()
+    assert faster_products({}, torch.device("cpu")) == ()
+    assert set(faster_products({shape: (2, torch.float32)}, torch.device("cpu"))) <= {shape}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_choice_survives_json():
     shape = Shape(*range(1, 13))
-    chosen = speed.ComputePlan(True, False, (shape,), 64, {"teacher": "2 ms plain, 1 ms so"})
-    assert speed.ComputePlan.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+    chosen = ComputePlan(
+        teacher_compiled=True, products=(shape,), samples=64, reasons={"teacher": "2 ms plain, 1 ms so"}
+    )
+    assert chosen.to_json()["why"] == chosen.reasons
+    assert ComputePlan.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
 
 
 def test_a_compiled_lesson_deep_copies_and_saves_under_its_own_names():
     distiller = Distiller(seeded(Moving), MATCH)
     names = distiller.state_dict().keys()
-    forms = speed.CompiledForms(distiller.student, None)
-    forms.take(speed.ComputePlan(student_compiled=True, samples=4))
+    forms = CompiledForms(distiller.student, None)
+    forms.take(ComputePlan(student_compiled=True, samples=4))
     distiller.called = forms.student(4)
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
     teacher = FrozenTeacher(seeded(Moving, 1))

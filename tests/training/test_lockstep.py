@@ -11,10 +11,12 @@ from torch import nn
 from tutelage import objectives
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
-from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalSet, NonFiniteError
-from tutelage.training.loop import CheckpointSink, FitJob, Lockstep, accelerator_on, fit
-from tutelage.training.rng_state import RngState
+from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.loop import fit
+from tutelage.training.state import RngState
 from tutelage.types import Outputs
 
 CPU = torch.device("cpu")
@@ -127,7 +129,15 @@ def together(cases, *, folders=None, resume=False, asked=None, **shared):
             distiller = case.distiller()
         saved = keep.checkpoints.load() if resume else None
         pupils.append(
-            FitJob(distiller, case.settings(**shared), case.asks, held_out(), keep, resume=saved, chance=chance)
+            FitJob(
+                distiller=distiller,
+                settings=case.settings(**shared),
+                asks=case.asks,
+                held_out=held_out(),
+                keep=keep,
+                resume=saved,
+                rng=chance,
+            )
         )
     told = [[] for _ in cases]
     for k, one in Lockstep(pupils, asked or teacher(), batches(), accelerator=accelerator_on("cpu")).run():
@@ -177,7 +187,9 @@ def test_a_pupil_gets_its_own_features_alone():
             heard.append(set(said.taps))
             return said
 
-    pupils = [FitJob(case.distiller(), settings(), case.asks, chance=RngState(CPU)) for case in CASES[:3]]
+    pupils = [
+        FitJob(distiller=case.distiller(), settings=settings(), asks=case.asks, rng=RngState(CPU)) for case in CASES[:3]
+    ]
     seen = [set() for _ in pupils]
     for pupil, mine in zip(pupils, seen, strict=True):
         plain = pupil.distiller.forward
@@ -248,8 +260,15 @@ def test_those_ahead_of_the_ones_that_failed_go_on_from_where_they_are(tmp_path)
     with chance:
         distiller = CASES[0].distiller()
     pupils = [
-        FitJob(distiller, settings(), True, held_out(), keep, resume=keep.checkpoints.load(), chance=chance),
-        FitJob(fails.distiller(), settings(), False, chance=RngState(CPU)),
+        FitJob(
+            distiller=distiller,
+            settings=settings(),
+            held_out=held_out(),
+            keep=keep,
+            resume=keep.checkpoints.load(),
+            rng=chance,
+        ),
+        FitJob(distiller=fails.distiller(), settings=settings(), asks=False, rng=RngState(CPU)),
     ]
     made = Lockstep(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
     told = list(made.run())
@@ -264,7 +283,10 @@ def test_an_interrupt_ends_all():
 
 
 def test_one_that_is_dropped_takes_no_further_step():
-    pupils = [FitJob(case.distiller(), settings(epochs=3), case.asks, chance=RngState(CPU)) for case in CASES[:2]]
+    pupils = [
+        FitJob(distiller=case.distiller(), settings=settings(epochs=3), asks=case.asks, rng=RngState(CPU))
+        for case in CASES[:2]
+    ]
     made = Lockstep(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
     told = []
     for k, one in made.run():
@@ -293,6 +315,9 @@ def test_what_a_teacher_fails_with_is_everyones():
     ("name", "value"), [("epochs", 3), ("accumulate", 2), ("precision", "bf16"), ("channels_last", False)]
 )
 def test_settings_that_do_not_agree_are_refused(name, value):
-    pupils = [FitJob(CASES[0].distiller(), settings()), FitJob(CASES[1].distiller(), settings(**{name: value}))]
+    pupils = [
+        FitJob(distiller=CASES[0].distiller(), settings=settings()),
+        FitJob(distiller=CASES[1].distiller(), settings=settings(**{name: value})),
+    ]
     with pytest.raises(ValueError, match=f"{name}: expected one value for all that are fitted together"):
         Lockstep(pupils, lambda batch: Outputs(batch.inputs), batches(), accelerator=accelerator_on("cpu"))

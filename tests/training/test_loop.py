@@ -30,9 +30,10 @@ from tutelage import models, objectives, records
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Cosine, MultiStep
-from tutelage.training.checkpoints import CheckpointError, Checkpoints
+from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalSet, NonFiniteError
-from tutelage.training.loop import CheckpointSink, accelerator_on, fit
+from tutelage.training.loop import fit
 from tutelage.types import Batch
 
 STILL = SGD(lr=1e-30, momentum=0.0, weight_decay=0.0)

@@ -11,7 +11,8 @@ from torch import multiprocessing
 from tutelage import losses, objectives
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
-from tutelage.training.loop import accelerator_on, fit
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.loop import fit
 from tutelage.types import Batch
 
 

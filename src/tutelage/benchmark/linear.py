@@ -15,30 +15,24 @@ import torch
 from torch import Tensor
 
 from tutelage import kernels
-from tutelage.benchmark import losses, turns
+from tutelage.benchmark import losses, timing
 from tutelage.benchmark.losses import BETA, GAMMA, KERNELS, REFERENCE
 
 WIDTH, CLASSES, TOKENS = 1024, 128_256, 4096
 
 
 class Measured(TypedDict):
-    """What one form took.
-
-    Attributes:
-        tokens: in the batch.
-        n: steps that the median is of.
-        median_s: processor seconds of forward and backward.
-        loss: of the first step.
-        gradients_mb: the size of the gradients, MB of 10**6 bytes.
-        added_mb: peak memory beyond inputs, weights and gradients, MB; none where the system does not tell.
-    """
+    """What one form took; MB are 10**6 bytes."""
 
     tokens: int
     n: int
+    """Steps that the median is of."""
     median_s: float
+    """Processor seconds of forward and backward."""
     loss: float
     gradients_mb: float
     added_mb: float | None
+    """Peak memory beyond inputs, weights and gradients; none where the system does not tell."""
 
 
 Form = Callable[..., Tensor]
@@ -55,8 +49,8 @@ def _whole(loss: losses.Form) -> Form:
     return form
 
 
-def _chunked(*given: Tensor) -> Tensor:
-    return kernels.linear_cross_entropy_and_wttm(*given, gamma=GAMMA, beta=BETA).total
+def _chunked(*inputs: Tensor) -> Tensor:
+    return kernels.linear_cross_entropy_and_wttm(*inputs, gamma=GAMMA, beta=BETA).total
 
 
 FORMS: dict[str, Form] = {
@@ -66,43 +60,43 @@ FORMS: dict[str, Form] = {
 }
 
 
-def draw(tokens: int, width: int, classes: int) -> list[Tensor]:
+def _draw(tokens: int, width: int, classes: int) -> list[Tensor]:
     """Return what a form takes; the student's hidden states and weight take gradients."""
     drawn = torch.Generator().manual_seed(0)
     layers = [torch.randn(*shape, generator=drawn) for _ in range(2) for shape in ((tokens, width), (classes, width))]
     for weight in layers[1::2]:
         weight.mul_(3 / width**0.5)
-    for learned in layers[:2]:
-        learned.requires_grad_()
+    for trained in layers[:2]:
+        trained.requires_grad_()
     return [*layers, torch.randint(classes, (tokens,), generator=drawn)]
 
 
-def step(form: Form, inputs: list[Tensor]) -> tuple[float, float, float]:
+def _step(form: Form, inputs: list[Tensor]) -> tuple[float, float, float]:
     """Run forward and backward once; return the processor seconds, the loss and the size of the gradients in MB."""
     began = time.process_time()
     total = form(*inputs)
     total.backward()
     taken = time.process_time() - began
     size = 0.0
-    for learned in inputs[:2]:
-        assert learned.grad is not None
-        size += learned.grad.nbytes / 1e6
-        learned.grad = None
+    for trained in inputs[:2]:
+        assert trained.grad is not None
+        size += trained.grad.nbytes / 1e6
+        trained.grad = None
     return taken, total.item(), size
 
 
 def measure(
     name: str, tokens: int = TOKENS, *, width: int = WIDTH, classes: int = CLASSES, n: int = 3, threads: int = 1
 ) -> Measured:
-    """Measure one form; its memory is told right in a process where nothing ran before, as `turns.fresh` makes."""
+    """Measure one form; memory is only accurate in a fresh process, see `timing.in_fresh_process`."""
     form = FORMS[name]
-    with turns.threads(threads):
-        step(form, draw(8, width, min(512, classes)))
-        inputs = draw(tokens, width, classes)
-        found: list[tuple[float, float, float]] = []
-        added = losses.added_mb(lambda: found.append(step(form, inputs)))
-        found += [step(form, inputs) for _ in range(n - 1)]
-    seconds, values, sizes = zip(*found, strict=True)
+    with timing.threads(threads):
+        _step(form, _draw(8, width, min(512, classes)))
+        inputs = _draw(tokens, width, classes)
+        steps: list[tuple[float, float, float]] = []
+        added = losses.added_mb(lambda: steps.append(_step(form, inputs)))
+        steps += [_step(form, inputs) for _ in range(n - 1)]
+    seconds, values, sizes = zip(*steps, strict=True)
     return {
         "tokens": tokens,
         "n": n,
@@ -113,29 +107,24 @@ def measure(
     }
 
 
-def needed_mb(tokens: int, width: int, classes: int) -> float:
-    """Return the memory of the reference, MB: two weights and a gradient, and nine times the logits."""
-    return 4e-6 * (3 * classes * width + 9 * tokens * classes)
-
-
 def lines(tokens: int = 1024, *, width: int = WIDTH, classes: int = CLASSES, n: int = 2) -> Iterator[str]:
     """Measure the kernels, and yield lines to print."""
-    if lack := turns.lacking(needed_mb(tokens, width, classes)):
+    # The reference needs two weights and a gradient, and nine times the logits.
+    if lack := timing.lacking_memory(4e-6 * (3 * classes * width + 9 * tokens * classes)):
         yield lack
         return
-    found = {
-        name: turns.fresh(partial(measure, name, tokens, width=width, classes=classes, n=n))
+    ours, reference = (
+        timing.in_fresh_process(partial(measure, name, tokens, width=width, classes=classes, n=n))
         for name in (KERNELS, REFERENCE)
-    }
-    own, reference = found.values()
-    yield (
-        f"time    kernels {own['median_s']:6.2f} s  reference {reference['median_s']:6.2f} s  "
-        f"{own['median_s'] / reference['median_s']:.2f}x as long  ({tokens} tokens, median of {n})"
     )
-    if own["added_mb"] is None or reference["added_mb"] is None:
+    yield (
+        f"time    kernels {ours['median_s']:6.2f} s  reference {reference['median_s']:6.2f} s  "
+        f"{ours['median_s'] / reference['median_s']:.2f}x as long  ({tokens} tokens, median of {n})"
+    )
+    if ours["added_mb"] is None or reference["added_mb"] is None:
         yield "memory  this system does not tell"
         return
     yield (
-        f"memory  kernels {own['added_mb']:5.0f} MB  reference {reference['added_mb']:5.0f} MB  "
-        f"{own['added_mb'] / reference['added_mb']:.3f}x as much  (beyond inputs, weights and gradients)"
+        f"memory  kernels {ours['added_mb']:5.0f} MB  reference {reference['added_mb']:5.0f} MB  "
+        f"{ours['added_mb'] / reference['added_mb']:.3f}x as much  (beyond inputs, weights and gradients)"
     )

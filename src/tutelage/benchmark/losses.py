@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import kernels, losses
-from tutelage.benchmark import turns
+from tutelage.benchmark import timing
 from tutelage.training import memory
 
 GAMMA, BETA = 0.1, 3.0
@@ -24,7 +24,7 @@ TARGET = (256, 1000), (1024, 32_000), (512, 128_256)
 """Batches and classes: ImageNet's, and those of two vocabularies."""
 REFERENCE, KERNELS = "reference: Algorithm 1", "kernels"
 NEEDED = 13
-"""Times the memory of a batch's logits that both forms need together: inputs, what is kept, gradients compared."""
+"""Times the memory of a batch's logits that both forms need together: inputs, saved tensors, gradients compared."""
 
 Form = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes the student's and the teacher's logits and the labels; returns each sample's cross-entropy and WTTM."""
@@ -57,7 +57,7 @@ class Times(NamedTuple):
 
     Attributes:
         median_s: processor seconds of forward and backward, by form.
-        first_s: seconds of each form's first call, compiling included, on the wall's clock.
+        first_s: wall-clock seconds of each form's first call, compiling included.
         n: calls that the medians are of.
     """
 
@@ -72,11 +72,11 @@ class Times(NamedTuple):
 
 def draw(batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits of a student, which take a gradient, and of a teacher, and labels."""
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     return (
-        (3 * torch.randn(batch, classes, generator=drawn)).requires_grad_(),
-        5 * torch.randn(batch, classes, generator=drawn),
-        torch.randint(classes, (batch,), generator=drawn),
+        (3 * torch.randn(batch, classes, generator=generator)).requires_grad_(),
+        5 * torch.randn(batch, classes, generator=generator),
+        torch.randint(classes, (batch,), generator=generator),
     )
 
 
@@ -91,19 +91,13 @@ def step(form: Form, z: Tensor, v: Tensor, labels: Tensor) -> tuple[float, Tenso
     return taken, gradient
 
 
-def rounds(batch: int, classes: int) -> int:
-    """Return how often to time a shape: less often what takes long."""
-    sizes = {10**6: 51, 10**7: 7, 5 * 10**7: 5}
-    return next((n for below, n in sizes.items() if batch * classes < below), 3)
-
-
 def times(forms: Mapping[str, Form], batch: int, classes: int, *, threads: int = 1) -> Times:
     """Time forms in turn on one shape, after a first round that warms up and compares their gradients.
 
     Raises:
         AssertionError: a form's gradient is not the first form's.
     """
-    with turns.threads(threads):
+    with timing.threads(threads):
         inputs, first, expected = draw(batch, classes), {}, None
         for name, form in forms.items():
             began = time.perf_counter()
@@ -112,9 +106,10 @@ def times(forms: Mapping[str, Form], batch: int, classes: int, *, threads: int =
             expected = gradient if expected is None else expected
             torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-5 * expected.abs().max().item())
             del gradient
-        n = rounds(batch, classes)
-        taken = turns.in_turn({name: partial(_seconds, form, inputs) for name, form in forms.items()}, n, warm_up=False)
-    return Times({name: statistics.median(values) for name, values in taken.items()}, first, n)
+        n = next((n for below, n in {10**6: 51, 10**7: 7, 5 * 10**7: 5}.items() if batch * classes < below), 3)
+        steps = {name: partial(_seconds, form, inputs) for name, form in forms.items()}
+        taken = timing.in_turn(steps, n, warm_up=False)
+    return Times({name: statistics.median(seconds) for name, seconds in taken.items()}, first, n)
 
 
 def _seconds(form: Form, inputs: tuple[Tensor, Tensor, Tensor]) -> float:
@@ -122,7 +117,7 @@ def _seconds(form: Form, inputs: tuple[Tensor, Tensor, Tensor]) -> float:
 
 
 def added_mb(run: Callable[[], Any]) -> float | None:
-    """Return by how many MB the process's peak memory during a call is over what it had; none where no system tells."""
+    """Return by how many MB a call's peak memory exceeds what the process had; none where the system does not tell."""
     cpu = torch.device("cpu")
     memory.restart(cpu)
     before = memory.peak(cpu)
@@ -132,8 +127,8 @@ def added_mb(run: Callable[[], Any]) -> float | None:
 
 
 def memory_mb(form: Form, batch: int, classes: int, *, compiled: bool = False, threads: int = 1) -> float | None:
-    """Return the memory that forward and backward add in this process, MB; best called in a `turns.fresh` one."""
-    with turns.threads(threads):
+    """Return the MB that forward and backward add in this process, only accurate in a fresh one."""
+    with timing.threads(threads):
         inputs = draw(batch, classes)
         z, v, labels = (tensor.detach()[:2].clone() for tensor in inputs)
         step(form, z.requires_grad_(), v, labels)  # libraries and threads
@@ -147,14 +142,15 @@ def lines(shapes: Sequence[tuple[int, int]] = TARGET) -> Iterator[str]:
     compared, faster = {name: FORMS[name] for name in (KERNELS, REFERENCE)}, []
     for batch, classes in shapes:
         shape = f"{batch} x {classes}"
-        if lack := turns.lacking(NEEDED * batch * classes * 4e-6):
+        if lack := timing.lacking_memory(NEEDED * batch * classes * 4e-6):
             yield f"{shape:<14} {lack}"
             continue
-        found = turns.fresh(times, compared, batch, classes)
-        faster.append(found.faster(KERNELS))
+        taken = timing.in_fresh_process(times, compared, batch, classes)
+        faster.append(taken.faster(KERNELS))
+        ours, reference = (taken.median_s[name] * 1e3 for name in compared)
         yield (
-            f"{shape:<14} kernels {found.median_s[KERNELS] * 1e3:8.2f} ms  reference "
-            f"{found.median_s[REFERENCE] * 1e3:8.2f} ms  {faster[-1]:.2f}x as fast  (median of {found.n})"
+            f"{shape:<14} kernels {ours:8.2f} ms  reference {reference:8.2f} ms  {faster[-1]:.2f}x as fast  "
+            f"(median of {taken.n})"
         )
     if faster:
         yield f"geometric mean of {len(faster)} of {len(shapes)}: {statistics.geometric_mean(faster):.2f}x as fast"

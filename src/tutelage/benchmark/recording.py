@@ -1,6 +1,6 @@
 """Recording a teacher's outputs against the teacher's own forward pass over the same views.
 
-The reference's views are made before. Recording makes the views, asks, and writes with a sync.
+The reference's views are made before. Recording makes the views, runs the teacher, and writes with a sync.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from tutelage import config, data
-from tutelage.benchmark import turns
+from tutelage.benchmark import timing
 from tutelage.benchmark.batches import network, random_images
 from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import record_teacher
-from tutelage.runs.setup import RunInputs
+from tutelage.runs.setup import RunInputs, build_objectives
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import to_device
-from tutelage.training.loop import accelerator_on
 from tutelage.types import Batch
 
 BATCH = 256
@@ -32,12 +32,12 @@ PAIR = ("resnet56", "resnet20")
 
 
 class Ratios(NamedTuple):
-    """How long recording takes in forward passes.
+    """How long recording takes, in forward passes.
 
     Attributes:
-        wall: of the medians, by the clock on the wall.
-        processor: of the medians, by this process's processor time.
-        fastest: of the least on the wall, which other processes disturb least.
+        wall: of the medians, in wall-clock time.
+        processor: of the medians, in this process's processor time.
+        fastest: of the shortest wall-clock times, which other processes disturb least.
     """
 
     wall: float
@@ -46,20 +46,20 @@ class Ratios(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds on the wall and of this process in every round, ``(rounds, 2)``."""
+    """Wall-clock and processor seconds in every round, ``(rounds, 2)``."""
 
     recording: NDArray[np.float64]
     forward: NDArray[np.float64]
 
     def ratios(self) -> Ratios:
-        """Return how long recording takes in forward passes."""
+        """Return how long recording takes, in forward passes."""
         wall, processor = np.median(self.recording, 0) / np.median(self.forward, 0)
         return Ratios(float(wall), float(processor), float(self.recording[:, 0].min() / self.forward[:, 0].min()))
 
 
-def recipe_of(**given: Any) -> Recipe:
+def recipe_of(**settings: Any) -> Recipe:
     """Return the recipe of a run of one epoch that reads recorded outputs, with CIFAR's augmentation."""
-    value = {
+    defaults = {
         "name": "record",
         "data": {"crop_padding": 4, "flip": True},
         "student": f"cifar:{PAIR[1]}",
@@ -69,16 +69,13 @@ def recipe_of(**given: Any) -> Recipe:
         "channels_last": True,
         "outputs": "outputs",
     }
-    return config.parse(Recipe, value | given)
+    return config.parse(Recipe, defaults | settings)
 
 
 def measure(run_inputs: RunInputs, recipe: Recipe, *, rounds: int) -> Times:
-    """Time recording and the forward pass in turn, after a first round that warms up.
+    """Time recording the whole training set and the forward pass in turn, after a first round that warms up.
 
-    Args:
-        run_inputs: teacher and data; its whole training set is recorded.
-        recipe: of `recipe_of`; each recording is written into a folder of its own, and ``outputs`` is not read.
-        rounds: that count.
+    Each recording is written into a folder of its own; the recipe's ``outputs`` is not read.
     """
     assert run_inputs.teacher is not None
     device = accelerator_on(recipe.device).device
@@ -86,23 +83,22 @@ def measure(run_inputs: RunInputs, recipe: Recipe, *, rounds: int) -> Times:
     batches = data.BatchLoader(split, batch_size=BATCH, data_seed=recipe.data_seed, train=True)
     views = list(batches.at(0, np.array_split(np.arange(len(split)), -(-len(split) // BATCH))))
     teacher = FrozenTeacher(run_inputs.teacher).to(device).to(memory_format=torch.channels_last)
-    with turns.threads(recipe.threads or torch.get_num_threads()):
+    with timing.threads(recipe.threads or torch.get_num_threads()):
         forms = {RECORDING: partial(_record, run_inputs, recipe), REFERENCE: partial(_forward, teacher, views, recipe)}
-        taken = turns.in_turn(forms, rounds)
+        taken = timing.in_turn(forms, rounds)
     return Times(*(np.array(taken[name]) for name in forms))
 
 
 def _record(run_inputs: RunInputs, recipe: Recipe) -> NDArray[np.float64]:
     with tempfile.TemporaryDirectory() as folder:
-        own = recipe.model_copy(update={"outputs": f"{folder}/outputs"})
+        recipe = recipe.model_copy(update={"outputs": f"{folder}/outputs"})
         began = _now()
-        record_teacher.record(own, run_inputs=run_inputs)
+        record_teacher.record(recipe, run_inputs=run_inputs)
         return _now() - began
 
 
 @torch.no_grad()
 def _forward(teacher: FrozenTeacher, views: list[Batch], recipe: Recipe) -> NDArray[np.float64]:
-    """Time the teacher on views that are there."""
     device = accelerator_on(recipe.device).device
     began = _now()
     for batch in views:
@@ -113,18 +109,23 @@ def _forward(teacher: FrozenTeacher, views: list[Batch], recipe: Recipe) -> NDAr
 
 
 def _now() -> NDArray[np.float64]:
-    """Return the clock's seconds and the process's."""
-    turns.wait()
+    timing.synchronize()
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def lines(samples: int = 2048, *, rounds: int = 5, device: str = "auto", pair: tuple[str, str] = PAIR) -> Iterator[str]:
     """Time recording of random images' outputs in bfloat16, and yield lines to print."""
     cpu = torch.device("cpu")
-    run_inputs = RunInputs(random_images(samples), network(pair[1], cpu), network(pair[0], cpu))
-    found = measure(run_inputs, recipe_of(precision="bf16", device=device), rounds=rounds)
-    (own, _), (reference, _) = np.median(found.recording, 0), np.median(found.forward, 0)
+    recipe = recipe_of(precision="bf16", device=device)
+    run_inputs = RunInputs(
+        splits=random_images(samples),
+        student=network(pair[1], cpu),
+        teacher=network(pair[0], cpu),
+        objectives=build_objectives(recipe),
+    )
+    taken = measure(run_inputs, recipe, rounds=rounds)
+    recording, reference = (np.median(seconds[:, 0]) for seconds in taken)
     yield (
-        f"{samples} views  recording {own:.2f} s  reference {reference:.2f} s  {found.ratios().wall:.2f}x as long  "
-        f"(medians of {rounds})"
+        f"{samples} views  recording {recording:.2f} s  reference {reference:.2f} s  "
+        f"{taken.ratios().wall:.2f}x as long  (medians of {rounds})"
     )

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tutelage.benchmark import classes, linear, losses, recording, startup, steps
+from tutelage.benchmark import groups, linear, losses, recording, startup, steps
 
 
 class Section(NamedTuple):
-    """One subject.
-
-    Attributes:
-        name: in a word.
-        title: what is timed, and how.
-        reference: what the ratios are taken against.
-        lines: times it, and yields lines to print as they come.
-    """
+    """One subject: what is timed and how, what the ratios are taken against, and what yields lines to print."""
 
     name: str
     title: str
@@ -33,10 +26,10 @@ SECTIONS = (
     ),
     Section(
         "classes",
-        f"Students of one pair in one process: {'/'.join(classes.PAIR)}, a step of {classes.BATCH} images, bfloat16, "
+        f"Students of one pair in one process: {'/'.join(groups.PAIR)}, a step of {groups.BATCH} images, bfloat16, "
         "one thread",
         "the teacher alone and the students apart, added up",
-        classes.lines,
+        groups.lines,
     ),
     Section(
         "losses",

@@ -9,27 +9,26 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from tutelage.benchmark import turns
+from tutelage.benchmark import timing
 
 REFERENCE = "reference: python -c pass"
 COMMANDS = {
-    "help": [sys.executable, "-m", "tutelage.cli", "--help"],
-    "distill help": [sys.executable, "-m", "tutelage.cli", "distill", "--help"],
+    "help": [sys.executable, "-m", "tutelage", "--help"],
+    "distill help": [sys.executable, "-m", "tutelage", "distill", "--help"],
     REFERENCE: [sys.executable, "-c", "pass"],
 }
 
 
-def seconds(command: list[str]) -> float:
-    """Time one whole process."""
+def _seconds(command: list[str]) -> float:
     began = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603  the commands are those above
     return time.perf_counter() - began
 
 
 def measure(rounds: int) -> dict[str, float]:
-    """Return the median seconds of each command."""
-    taken = turns.in_turn({name: partial(seconds, command) for name, command in COMMANDS.items()}, rounds)
-    return {name: statistics.median(values) for name, values in taken.items()}
+    """Return the median seconds of each command's whole process."""
+    taken = timing.in_turn({name: partial(_seconds, command) for name, command in COMMANDS.items()}, rounds)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def lines(rounds: int = 5) -> Iterator[str]:
@@ -43,5 +42,5 @@ def lines(rounds: int = 5) -> Iterator[str]:
 
 def line(name: str, medians: dict[str, float]) -> str:
     """Show one command."""
-    shown = " ".join(["tutelage", *COMMANDS[name][3:]])
-    return f"{shown:<26} {medians[name]:.3f} s  {medians[name] / medians[REFERENCE]:.1f}x as long"
+    command = " ".join(["tutelage", *COMMANDS[name][3:]])
+    return f"{command:<26} {medians[name]:.3f} s  {medians[name] / medians[REFERENCE]:.1f}x as long"

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tutelage.objectives import Objective
+from tutelage.settings.objective import ObjectiveSpec
 
 
 def explain(kind: type[BaseModel], detail: Any) -> list[str]:
@@ -72,7 +72,7 @@ class SchemaLocation(NamedTuple):
         if self.field and self.field.description:
             return self.field.description
         core, nullable = _core(self.annotation)
-        return _phrase(core) + _bounds(self.field) + (" or null" if nullable else "")
+        return _phrase(core) + _bounds(self.annotation, self.field) + (" or null" if nullable else "")
 
     def example(self, got: Any) -> str:
         """A value to type instead."""
@@ -166,7 +166,7 @@ def _tag(section: type) -> str | None:
 def _sections(annotation: Any) -> Iterator[type]:
     """Every section of the schema that an annotation holds."""
     if isinstance(annotation, type) and typing.get_origin(annotation) is None:
-        if issubclass(annotation, BaseModel) or (is_dataclass(annotation) and annotation is not Objective):
+        if issubclass(annotation, BaseModel) or (is_dataclass(annotation) and annotation is not ObjectiveSpec):
             yield annotation
     elif typing.get_origin(annotation) is not Literal:
         for inner in typing.get_args(annotation):
@@ -207,10 +207,18 @@ def _phrase(core: Any) -> str:
     return _WORDS.get(core, "a mapping")
 
 
-def _bounds(field: FieldInfo | None) -> str:
+def _bounds(annotation: Any, field: FieldInfo | None) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    found = [(sign, getattr(m, name, None)) for m in (field.metadata if field else ()) for name, sign in signs.items()]
-    return "".join(f" {sign} {bound}" for sign, bound in found if bound is not None)
+    # pydantic lifts the metadata of a whole annotation into the field, and leaves that of a union's members.
+    metadata = [*(field.metadata if field else ()), *_metadata(annotation)]
+    bounds = [(sign, getattr(m, name, None)) for m in metadata for name, sign in signs.items()]
+    return "".join(f" {sign} {bound}" for sign, bound in bounds if bound is not None)
+
+
+def _metadata(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((found for each in typing.get_args(annotation) if (found := _metadata(each))), ())
+    return getattr(annotation, "__metadata__", ())
 
 
 def _sample(core: Any) -> str:

@@ -1,17 +1,16 @@
-"""The configuration schema, and the composition root that turns names into objects."""
+"""The schema of recipes: plain data, checked as a whole."""
 
 from __future__ import annotations
 
-import copy
 import difflib
-import re
+import functools
+import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,27 +26,48 @@ from pydantic import (
     field_validator,
 )
 
-from tutelage import objectives
 from tutelage.config import messages
-from tutelage.objectives import Objective
-from tutelage.settings.data import DataSettings, check
-from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
-from tutelage.teacher_cache.top_k import BOUND
+from tutelage.settings.data import DataSettings
+from tutelage.settings.data import check as check_data
+from tutelage.settings.fit import (
+    SGD,
+    AdamW,
+    Constant,
+    Cosine,
+    Count,
+    Fit,
+    FitSettings,
+    MultiStep,
+    Positive,
+    Step,
+    Switch,
+)
+from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
+from tutelage.settings.outputs import BOUND
 
 
 class RecipeError(ValueError):
     """A recipe is wrong; the message lists every fault, one a line."""
 
 
-def _objective(value: Any) -> Objective:
-    return objectives.from_recipe(value)
+@functools.cache
+def built_in_presets() -> Mapping[str, Signature]:
+    """Return the signatures of this package's presets, from ``objectives.json``, which is made of the presets."""
+    table = json.loads((Path(__file__).parent / "objectives.json").read_text(encoding="utf-8"))
+    return {
+        name: {
+            key: Argument(argument["kind"], argument.get("default", REQUIRED))
+            for key, argument in preset["arguments"].items()
+        }
+        for name, preset in table.items()
+    }
 
 
-def _write_objective(objective: Objective) -> Any:
-    if any(piece.preset is None for piece in objective.pieces):
-        # Terms of the user's own say what they are; reading them back is refused, as they cannot be made from a name.
-        return objective.weights()
-    return objective.to_recipe()
+def _objective(value: Any, info: ValidationInfo) -> ObjectiveSpec:
+    spec = read_objective(value, {**built_in_presets(), **SIGNATURES})
+    if info.context is not None and spec.presets:
+        info.context["check"](spec)
+    return spec
 
 
 def _short_for(key: str) -> BeforeValidator:
@@ -77,7 +97,7 @@ def _check_data(settings: DataSettings) -> DataSettings:
 
 def _wrong_with(settings: DataSettings) -> list[str]:
     try:
-        check(settings)
+        check_data(settings)
     except ValueError as error:
         return [str(error)]
     return []
@@ -99,9 +119,10 @@ def _check_optimizer(optimizer: SGD | AdamW) -> SGD | AdamW:
 
 
 SeedField = Annotated[int, Field(ge=0), AfterValidator(_check_seed)]
+_CROSS_ENTROPY = read_objective("cross_entropy", built_in_presets())
 OwnSeedField = Annotated[int | None, Field(ge=0), AfterValidator(_check_seed)]
 DataField = Annotated[DataSettings, AfterValidator(_check_data), _short_for("source")]
-ObjectiveField = Annotated[Objective, PlainValidator(_objective), PlainSerializer(_write_objective)]
+ObjectiveField = Annotated[ObjectiveSpec, PlainValidator(_objective), PlainSerializer(ObjectiveSpec.to_recipe)]
 OptimizerField = Annotated[
     SGD | AdamW,
     Field(discriminator="name"),
@@ -137,11 +158,11 @@ class Stage(_Section):
     """One of several fits of a run: what differs from the recipe it stands in."""
 
     objective: ObjectiveField | None = None
-    epochs: int | None = Field(default=None, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
+    epochs: Count | None = None
+    batch_size: Count | None = None
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
-    clip: float | None = Field(default=None, gt=0)
+    clip: Positive | None = None
 
 
 class Training(_Section):
@@ -153,11 +174,11 @@ class Training(_Section):
 
     model: NetworkField = Field(description="a model's name", examples=["cifar:resnet56"])
     objective: ObjectiveField | None = None
-    epochs: int | None = Field(default=None, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
+    epochs: Count | None = None
+    batch_size: Count | None = None
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
-    clip: float | None = Field(default=None, gt=0)
+    clip: Positive | None = None
     precision: Literal["fp32", "bf16"] | None = None
     labelled: int | None = Field(None, ge=0)
     seed: OwnSeedField = None
@@ -221,43 +242,44 @@ class Recipe(_Section):
         None, description="a model's name, a run's folder or {train: ...}", examples=["runs/teacher"]
     )
     outputs: str | None = None
-    outputs_limit_mb: float = Field(20_000.0, gt=0)
-    outputs_top: int | None = Field(None, ge=1)
-    outputs_max_error: float = Field(BOUND, gt=0)
-    objective: ObjectiveField = objectives.cross_entropy()
-    epochs: int = Field(240, ge=1)
-    batch_size: int = Field(64, ge=1)
+    outputs_limit_mb: Positive = 20_000.0
+    outputs_top: Count | None = None
+    outputs_max_error: Positive = BOUND
+    objective: ObjectiveField = _CROSS_ENTROPY
+    epochs: Count = FitSettings.epochs
+    batch_size: Count = Fit.batch_size
     optimizer: OptimizerField = SGD()
     schedule: ScheduleField = Constant()
-    accumulate: int = Field(1, ge=1)
-    clip: float | None = Field(default=None, gt=0)
+    accumulate: Count = FitSettings.accumulate
+    clip: Positive | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    channels_last: bool = True
-    nonfinite: Literal["stop", "skip"] = "stop"
-    checkpoint_steps: int | None = Field(None, ge=1)
-    checkpoint_seconds: float = Field(300.0, gt=0)
-    log_steps: int = Field(50, ge=1)
-    compile_teacher: Literal["auto"] | bool = "auto"
-    compile_student: Literal["auto"] | bool = "auto"
-    gradient_products: Literal["auto"] | bool = "auto"
+    channels_last: bool = FitSettings.channels_last
+    nonfinite: Literal["stop", "skip"] = FitSettings.nonfinite
+    checkpoint_steps: Count | None = FitSettings.checkpoint_steps
+    checkpoint_seconds: Positive = FitSettings.checkpoint_seconds
+    log_steps: Count = FitSettings.log_steps
+    compile_teacher: Switch = FitSettings.compile_teacher
+    compile_student: Switch = FitSettings.compile_student
+    gradient_products: Switch = FitSettings.gradient_products
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(None, ge=1)
+    threads: Count | None = None
     deterministic: bool = False
     weak_teacher: bool = False
     stages: tuple[Stage, ...] = Field((), examples=["[{epochs: 1}]"])
 
-    def fits(self) -> list[tuple[Objective, FitSettings, int]]:
+    def fits(self) -> list[Fit]:
         """Return each stage's objective, settings and batch size; one where no stages are named."""
         return [self._fit(stage) for stage in self.stages or (Stage(),)]
 
-    def _fit(self, stage: Stage) -> tuple[Objective, FitSettings, int]:
-        own = {name: value for name, value in stage if value is not None}
-        settings = {field.name: own.get(field.name, getattr(self, field.name)) for field in fields(FitSettings)}
-        if settings["precision"] == "auto":  # not settled yet
+    def _fit(self, stage: Stage) -> Fit:
+        keys = {name: getattr(self, name) for name in type(self).model_fields}
+        keys |= {name: value for name, value in stage if value is not None}
+        settings = {field.name: keys[field.name] for field in fields(FitSettings)}
+        if settings["precision"] == "auto":  # not resolved yet
             settings["precision"] = "fp32"
-        return own.get("objective", self.objective), FitSettings(**settings), own.get("batch_size", self.batch_size)
+        return Fit(objective=keys["objective"], settings=FitSettings(**settings), batch_size=keys["batch_size"])
 
     def training(self, name: str) -> Recipe | None:
         """Return the recipe of the teacher that is to be trained first; none where there is no such."""
@@ -271,7 +293,7 @@ class Recipe(_Section):
             "student": said.pop("model"),
             "teacher": None,
             "outputs": None,
-            "objective": objectives.cross_entropy(),
+            "objective": _CROSS_ENTROPY,
             "stages": (),
         }
         return Recipe.model_construct(**{**own, **changes, **said})
@@ -294,14 +316,14 @@ class Comparison(Recipe):
     """
 
     # A run's key, which a comparison refuses; written out, its default could not be read back.
-    objective: ObjectiveField = Field(objectives.cross_entropy(), exclude=True)
+    objective: ObjectiveField = Field(_CROSS_ENTROPY, exclude=True)
     objectives: dict[str, ObjectiveField] = Field(
         min_length=1, description="a mapping of names to objectives", examples=["{kd: kd}"]
     )
-    seeds: int = Field(1, ge=1)
+    seeds: Count = 1
     baseline: str | None = Field(None, description="one of the objectives' names or null", examples=["null"])
     share_data_seed: bool = False
-    together: int = Field(TOGETHER, ge=1)
+    together: Count = TOGETHER
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -334,106 +356,24 @@ class Comparison(Recipe):
         return value
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a recipe file and apply ``key=value`` overrides.
-
-    Raises:
-        RecipeError: the file is not there, is not YAML, or is not a mapping; an override is not ``key=value``.
-    """
-    try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a subclass of the safe loader
-    except OSError as error:
-        raise RecipeError(
-            f"recipe: expected a YAML file, got {path} ({error.strerror}); for example recipes/digits.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f"line {where.line + 1}: " if where else ""
-        what = getattr(error, "problem", None) or "not UTF-8"
-        raise RecipeError(
-            f"recipe: expected YAML, got {path} ({line}{what}); write `key: value`, indented by spaces"
-        ) from None
-    if not isinstance(value, dict):
-        got = "nothing" if value is None else "a list" if isinstance(value, list) else "a single value"
-        raise RecipeError(
-            f"recipe: expected a mapping of keys, got {path} with {got}; for example `student: cifar:resnet20`"
-        )
-    return override(value, overrides)
-
-
-def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply ``dotted.key=value`` overrides to a copy; values are read as YAML.
-
-    A number counts the entries of a list from 0, and a preset's name finds its entry in a list of them:
-    ``stages.0.epochs=5``, ``objective.kd.temperature=2``.
-
-    Raises:
-        RecipeError: one or more are not ``key=value``, or lead nowhere.
-    """
-    changed = copy.deepcopy(dict(value))
-    found = []
-    for text in overrides:
-        try:
-            _put(changed, text)
-        except RecipeError as error:
-            found.append(str(error))
-    if found:
-        raise RecipeError("\n".join(found))
-    return changed
-
-
-def _put(value: dict[str, Any], text: str) -> None:
-    key, equals, raw = text.partition("=")
-    names = key.split(".")
-    if not equals or not all(names):
-        raise RecipeError(f"override: expected key=value, got {text!r}; for example epochs=10")
-    try:
-        given = yaml.load(raw, Loader=_Loader)  # noqa: S506
-    except yaml.YAMLError:
-        raise RecipeError(f"override {key}: expected a YAML value, got {raw!r}; for example {key}=1") from None
-    place: Any = value
-    for depth, name in enumerate(names):
-        place, slot = _slot(place, name, key)
-        if depth == len(names) - 1:
-            place[slot] = given
-            return
-        inner = place.get(slot) if isinstance(place, dict) else place[slot]
-        if isinstance(inner, str):
-            inner = _long(inner, names[: depth + 1])
-        elif not isinstance(inner, dict | list):
-            inner = {}
-        place[slot] = inner
-        place = inner
-
-
-def _slot(place: Any, name: str, key: str) -> tuple[Any, Any]:
-    """Find what a name means inside a mapping or a list: a container and the key into it."""
-    if isinstance(place, dict):
-        return place, name
-    if name.isdecimal() and int(name) < len(place):
-        return place, int(name)
-    for i, entry in enumerate(place):
-        if entry == name:
-            place[i] = {name: {}}
-        if isinstance(place[i], dict) and name in place[i]:
-            return place[i], name
-    raise RecipeError(
-        f"override {key}: expected an entry of a list of {len(place)}, got {name!r}; type its number, from 0"
-    )
-
-
-def _long(text: str, path: Sequence[str]) -> dict[str, Any]:
-    """Write out a section that stands as a name alone."""
-    if "objective" in path[-2:] or path[0] == "objectives":
-        return {text: {}}
-    return {"source" if list(path) == ["data"] else "name": text}
-
-
 R = typing.TypeVar("R", bound=Recipe)
 
 
-def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> R:
+def parse(
+    kind: type[R],
+    value: Mapping[str, Any],
+    *,
+    where: str = "recipe",
+    check: Callable[[ObjectiveSpec], object] | None = None,
+) -> R:
     """Check a recipe as a whole.
+
+    Args:
+        kind: of recipe.
+        value: as YAML gives it.
+        where: what the messages begin with.
+        check: raises ValueError for an objective whose arguments have values that its losses refuse, such as
+            `tutelage.objectives.from_spec`; none leaves that to whoever builds it.
 
     Raises:
         RecipeError: with every fault at once, unknown keys with the nearest known one.
@@ -441,37 +381,7 @@ def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> 
     if "model" in value and "student" not in value:
         value = {("student" if key == "model" else key): inner for key, inner in value.items()}
     try:
-        return kind.model_validate(dict(value))
+        return kind.model_validate(dict(value), context={"check": check} if check else None)
     except ValidationError as error:
         lines = [line for detail in error.errors(include_url=False) for line in messages.explain(kind, detail)]
         raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
-
-
-def dump(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML: every key, defaults included. `parse` reads it back to an equal one."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 5e-4 for a string, everyone else for a number; and it takes the last of two equal keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for numbers."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+0123456789."),
-    )

@@ -1,73 +1,35 @@
-"""Data: every source yields ``Batch(index, inputs, labels)``, seeded and replayable.
-
->>> splits = open_data(DataSettings(source="digits"))
->>> batch = next(BatchLoader(splits.train, batch_size=4, train=True).epoch(0))
->>> batch.inputs.shape, splits.sizes()
-(torch.Size([4, 1, 8, 8]), {'train': 1437, 'test': 360, 'labelled': 1437, 'corrupt': 0})
-"""
+"""Data: every source yields ``Batch(index, inputs, labels)``, seeded and replayable."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from tutelage.data.datasets import Split, Splits, View
-from tutelage.data.loader import BatchLoader
-from tutelage.data.loader import smallest_share as smallest_share
-from tutelage.data.mixup import Mixing
-from tutelage.data.sources.digits import open_digits
-from tutelage.data.sources.from_torch import from_datasets
-from tutelage.data.sources.hub import open_hub
-from tutelage.data.sources.imagefolder import open_folder
-from tutelage.data.sources.torchvision import open_vision
-from tutelage.settings.data import DataSettings, RandAugment, check
+if TYPE_CHECKING:
+    from tutelage.data.datasets import Mixing as Mixing
+    from tutelage.data.datasets import Split as Split
+    from tutelage.data.datasets import Splits as Splits
+    from tutelage.data.loader import BatchLoader as BatchLoader
+    from tutelage.data.loader import smallest_share as smallest_share
+    from tutelage.data.registry import available as available
+    from tutelage.data.registry import open_data as open_data
+    from tutelage.data.sources.from_torch import from_datasets as from_datasets
+    from tutelage.settings.data import DataSettings as DataSettings
+    from tutelage.settings.data import RandAugment as RandAugment
+    from tutelage.types import View as View
 
-__all__ = [
-    "BatchLoader",
-    "DataSettings",
-    "Mixing",
-    "RandAugment",
-    "Split",
-    "Splits",
-    "View",
-    "available",
-    "from_datasets",
-    "open_data",
-]
-
-_SOURCES = {
-    "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
-    "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files or images",
-    "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
-    "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
+_MODULES = {
+    **dict.fromkeys(("Mixing", "Split", "Splits"), "data.datasets"),
+    **dict.fromkeys(("BatchLoader", "smallest_share"), "data.loader"),
+    **dict.fromkeys(("available", "open_data"), "data.registry"),
+    "from_datasets": "data.sources.from_torch",
+    **dict.fromkeys(("DataSettings", "RandAugment"), "settings.data"),
+    "View": "types",
 }
-_DOORS = {"hf": open_hub, "imagefolder": open_folder, "torchvision": open_vision}
+__all__ = list(_MODULES)
 
 
-def available() -> list[tuple[str, str]]:
-    """Return each kind of source: how it is typed, and what it is."""
-    return list(_SOURCES.items())
-
-
-def open_data(settings: DataSettings) -> Splits:
-    """Open a data set.
-
-    Args:
-        settings: what to open and how to divide it; checked here.
-
-    Raises:
-        ValueError: a setting is out of range, the source is unknown, or its content does not fit.
-        FileNotFoundError: there is nothing under that name.
-        ImportError: an optional library is missing.
-    """
-    check(settings)
-    if settings.source == "digits":
-        return open_digits(settings)
-    kind, _, name = settings.source.partition(":")
-    if kind in _DOORS and name:
-        return _DOORS[kind](name, settings)
-    patterns = list(_SOURCES)
-    typed = [pattern.partition(":")[0] for pattern in patterns]
-    near = patterns[typed.index(difflib.get_close_matches(kind, typed, n=1, cutoff=0.0)[0])]
-    raise ValueError(
-        f"data.source: expected one of {', '.join(patterns)}, got {settings.source!r}; type data.source={near}"
-    )
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tutelage.{_MODULES[name]}"), name)

@@ -3,102 +3,58 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from tutelage import images
 from tutelage.data import cache, rng
-from tutelage.data.datasets import Split, Splits
-from tutelage.data.memory import MemorySplit
-from tutelage.data.mixup import Mixing
+from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit
-from tutelage.data.transforms import PLAIN, Augmentation
-from tutelage.images import (
-    UNREADABLE,
-    Layout,
-    Reader,
-    Subset,
-    UnlikeError,
-    decode_all,
-    find_layout,
-    open_image,
-    stop_on,
-)
+from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.settings.data import DataSettings
 
 HELD_OUT = 0.2
 """The fraction that becomes the test set of a source that has none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of a source besides its images: its name and notes are to show, its settings checked."""
+
+    class_names: Sequence[str]
+    settings: DataSettings
+    source: str
+    notes: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Raw:
-    """Images and labels of one half of a source.
+    """Images and ``(images,)`` int64 labels of one half of a source."""
 
-    Attributes:
-        reader: of the images.
-        labels: ``(images,)`` int64.
-        identity: makes bytes that change with the images; asked for only where they are not decoded as a whole.
-    """
-
-    reader: Reader
+    reader: images.Reader
     labels: NDArray[np.int64]
     identity: Callable[[], bytes]
+    """Returns bytes that change with the images; called only where they are not decoded as a whole."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images of one half of a source, decoded.
-
-    Attributes:
-        values: ``(images, height, width, channels)`` uint8.
-        labels: ``(images,)`` int64.
-        corrupt: names of images that were left out.
-    """
+    """Decoded images of one half of a source, ``(images, height, width, channels)``, with their labels."""
 
     values: NDArray[np.uint8]
     labels: NDArray[np.int64]
     corrupt: tuple[str, ...] = ()
-
-
-def make_test(raw: Raw, settings: DataSettings, class_names: Sequence[str]) -> tuple[Raw, Raw, str]:
-    """Give a source without a test set one, as the settings say; return both halves and the note that says so.
-
-    Raises:
-        ValueError: holding images out would leave a class without any to learn from.
-    """
-    count, seed = len(raw.labels), settings.split_seed
-    if settings.test == "train":
-        return raw, raw, f"There are no held-out images: the test set is the {count} training images, not augmented."
-    held = stratified(raw.labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
-    rest = np.setdiff1d(np.arange(count), held)
-    lost = np.setdiff1d(raw.labels, np.append(raw.labels[rest], UNLABELLED))
-    if lost.size:
-        raise ValueError(
-            "data.source: expected images enough of every class to hold a fifth out for test, got none to learn from "
-            f"of {class_names[lost[0]]} ({lost.size} such); give it a test set, or type data.test=train to judge on "
-            "the training images"
-        )
-    halves = [Raw(Subset(raw.reader, p), raw.labels[p], raw.identity) for p in (rest, held)]
-    note = f"The source has no test set: {len(held)} of its {count} images were held out (split_seed {seed})."
-    return halves[0], halves[1], note
+    """Names of images that were left out."""
 
 
 def keep_test(settings: DataSettings, source: str) -> None:
-    """Refuse to judge on the training images of a source that has a test set.
-
-    Raises:
-        ValueError: that was asked for.
-    """
+    """Raise ValueError where a source with a test set is to be evaluated on its training images."""
     if settings.test == "train":
         raise ValueError(
             f"data.test: expected 'held_out' for {source}, which has a test set, got 'train'; type data.test=held_out"
@@ -106,11 +62,7 @@ def keep_test(settings: DataSettings, source: str) -> None:
 
 
 def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: str) -> None:
-    """Refuse labels outside the classes.
-
-    Raises:
-        ValueError: one is.
-    """
+    """Raise ValueError for labels outside the classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         raise ValueError(
@@ -119,109 +71,109 @@ def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: 
         )
 
 
-def from_images(
-    train: Raw,
-    test: Raw,
-    *,
-    class_names: Sequence[str],
-    settings: DataSettings,
-    source: str,
-    notes: Sequence[str] = (),
-    key: str | None = None,
-) -> Splits:
+def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:
     """Build splits of encoded images: in memory where they fit, else streamed, as random boxes always are.
 
     Args:
         train: what is learned from, and what validation is held out of.
-        test: the other half.
-        class_names: one for each class.
-        settings: checked.
-        source: to show.
-        notes: to show.
-        key: of the decoded pixels' cache; none keeps none.
+        test: the other half; None makes one of ``train`` as the settings say.
+        description: of the source.
+        key: of the decoded pixels' cache; None keeps none.
+
+    Raises:
+        ValueError: images cannot be read, or holding some out would leave a class without any to learn from.
     """
+    if test is None:
+        train, test, note = _make_test(train, description)
+        description = replace(description, notes=[*description.notes, note])
+    settings = description.settings
+    halves = {"train": train} if test is train else {"train": train, "test": test}
     saved = cache.load(key) if key is not None else None
-    guessed = None if saved else _all_alike(train, test, settings)
-    if saved:
-        layout = saved[0]
+    pixels: list[Pixels] = []
+    if saved is not None:
+        layout, pixels = saved[0], [Pixels(saved[1][name], raw.labels) for name, raw in halves.items()]
+    elif (guessed := _decode_alike(list(halves.values()), settings)) is not None:
+        layout, pixels = guessed
     else:
-        readers = (train.reader, test.reader)
-        layout = guessed[0] if guessed else find_layout(readers, size=settings.size, test_crop=settings.test_crop)
-    if not _fits(train, test, layout, settings):
-        return _streamed(train, test, layout, class_names=class_names, settings=settings, source=source, notes=notes)
-    parts = _parts(train, test)
-    if saved:
-        halves = [Pixels(saved[1][name], raw.labels) for name, raw in parts.items()]
-    else:
-        halves = guessed[1] if guessed else [_decoded(raw, layout, settings) for raw in parts.values()]
-        if key is not None and not any(half.corrupt for half in halves):
-            cache.save(key, layout, {name: half.values for name, half in zip(parts, halves, strict=True)})
-    return from_pixels(
-        halves[0],
-        halves[-1],
-        class_names=class_names,
-        settings=settings,
-        source=source,
-        notes=notes,
-        margin=layout.margin,
-    )
+        layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
+    if not _fits(halves.values(), layout, settings):
+        return _streamed(train, test, description, layout)
+    pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]
+    if key is not None and saved is None and not any(half.corrupt for half in pixels):
+        cache.save(key, layout, {name: half.values for name, half in zip(halves, pixels, strict=True)})
+    return from_pixels(pixels[0], pixels[-1], description, margin=layout.margin)
 
 
 def from_pixels(
-    train: Pixels,
-    test: Pixels,
-    *,
-    class_names: Sequence[str],
-    settings: DataSettings,
-    source: str,
-    notes: Sequence[str] = (),
-    divisor: float = 255.0,
-    margin: float = 1.0,
+    train: Pixels, test: Pixels, description: Description, *, divisor: float = 255.0, margin: float = 1.0
 ) -> Splits:
     """Build splits in memory; ``divisor`` is the value of white, ``margin`` that of the views they were cut from."""
+    settings = description.settings
+    _, height, width, channels = train.values.shape
+    layout = images.Layout(height, width, channels, margin)
+    tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
 
-    def make(half: Pixels, positions: NDArray[np.int64], labels: Tensor, *, corrupt: bool, vary: bool) -> Split:
+    def make(part: str, positions: NDArray[np.int64], labels: Tensor) -> Split:
+        half = test if part == "test" else train
+        named = part == "train" or half is not train
         return MemorySplit(
             pixels=tensors[id(half)],
             positions=torch.from_numpy(positions),
             labels=labels,
+            settings=settings if part == "train" else None,
             divisor=divisor,
-            augmentation=Augmentation.of(settings) if vary else PLAIN,
-            mixing=_mixing(settings, layout, labels, len(class_names)) if vary else None,
-            corrupt=list(half.corrupt) if corrupt else [],
+            mixing=_mixing(description, layout, labels) if part == "train" else None,
+            corrupt=list(half.corrupt) if named else [],
         )
 
-    tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
     content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
-    _, height, width, channels = train.values.shape
-    layout = Layout(height, width, channels, margin)
-    return _divided(
-        train.labels,
-        test.labels,
-        lambda p, y: make(train, p, y, corrupt=True, vary=True),
-        lambda p, y: make(train, p, y, corrupt=False, vary=False),
-        lambda p, y: make(test, p, y, corrupt=test is not train, vary=False),
-        layout=layout,
-        content=[*content, f"divisor {divisor}"],
-        class_names=class_names,
-        settings=settings,
-        source=source,
-        notes=notes,
-        divisor=divisor,
-    )
+    content.append(f"divisor {divisor}")
+    return _divide(train.labels, test.labels, description, make, layout=layout, content=content, divisor=divisor)
 
 
-def _parts(train: Raw, test: Raw) -> dict[str, Raw]:
-    """Return the halves by name; one where both are the same images."""
-    return {"train": train} if test is train else {"train": train, "test": test}
+def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
+    """Divide a source without a test set; return both halves and the note that says so."""
+    count, seed = len(raw.labels), description.settings.split_seed
+    if description.settings.test == "train":
+        return raw, raw, f"There are no held-out images: the test set is the {count} training images, not augmented."
+    held_out = stratified(raw.labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
+    kept = np.setdiff1d(np.arange(count), held_out)
+    lost = np.setdiff1d(raw.labels, np.append(raw.labels[kept], UNLABELLED))
+    if lost.size:
+        raise ValueError(
+            "data.source: expected images enough of every class to hold a fifth out for test, got none to learn from "
+            f"of {description.class_names[lost[0]]} ({lost.size} such); give it a test set, or type data.test=train to "
+            "judge on the training images"
+        )
+    train, test = (Raw(images.Subset(raw.reader, p), raw.labels[p], raw.identity) for p in (kept, held_out))
+    note = f"The source has no test set: {len(held_out)} of its {count} images were held out (split_seed {seed})."
+    return train, test, note
 
 
-def _mixing(settings: DataSettings, layout: Layout, labels: Tensor, classes: int) -> Mixing | None:
-    """Return how training samples are mixed; none where that is off.
+def _streamed(train: Raw, test: Raw, description: Description, layout: images.Layout) -> Splits:
+    def make(part: str, positions: NDArray[np.int64], labels: Tensor) -> Split:
+        return StreamSplit(
+            reader=test.reader if part == "test" else train.reader,
+            positions=positions,
+            labels=labels,
+            layout=layout,
+            settings=description.settings,
+            augmented=part == "train",
+            mixing=_mixing(description, layout, labels) if part == "train" else None,
+        )
+
+    content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
+    content.append(str(tuple(layout)))
+    return _divide(train.labels, test.labels, description, make, layout=layout, content=content)
+
+
+def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> Mixing | None:
+    """Return how training samples are mixed, or None.
 
     Raises:
         ValueError: some samples have a label and others have none: a soft label cannot say that it is unknown.
     """
+    settings = description.settings
     if not (settings.mix_probability and (settings.mixup or settings.cutmix)):
         return None
     known = int((labels != UNLABELLED).sum())
@@ -236,101 +188,55 @@ def _mixing(settings: DataSettings, layout: Layout, labels: Tensor, classes: int
         cutmix=settings.cutmix,
         probability=settings.mix_probability,
         switch=settings.switch_probability,
-        classes=classes,
+        classes=len(description.class_names),
         image_size=(layout.height, layout.width),
     )
 
 
-def _fits(train: Raw, test: Raw, layout: Layout, settings: DataSettings) -> bool:
+def _fits(halves: Iterable[Raw], layout: images.Layout, settings: DataSettings) -> bool:
     """Return whether a data set is held in memory; views cut from originals never are."""
-    count = sum(len(raw.labels) for raw in _parts(train, test).values())
-    size = count * layout.height * layout.width * layout.channels
+    size = sum(len(raw.labels) for raw in halves) * layout.height * layout.width * layout.channels
     return not settings.random_resized_crop and size <= settings.memory_limit_mb * 2**20
 
 
-def _all_alike(train: Raw, test: Raw, settings: DataSettings) -> tuple[Layout, list[Pixels]] | None:
+def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images.Layout, list[Pixels]] | None:
     """Decode on the guess that every image is like the first: then none is opened twice. None where that is wrong."""
+    reader = halves[0].reader
     try:
-        (first,) = train.reader.encoded([0])
-        with open_image(first) as image:
+        (encoded,) = reader.encoded([0])
+        with images.open_image(encoded) as image:
             size = image.size
-        first_alone = Subset(train.reader, np.arange(1))
-        layout = find_layout([first_alone], size=settings.size, test_crop=settings.test_crop)
-    except UNREADABLE:
+        first = images.Subset(reader, np.arange(1))
+        layout = images.find_layout([first], size=settings.size, test_crop=settings.test_crop)
+    except images.UNREADABLE:
         return None
-    if not _fits(train, test, layout, settings):
+    if not _fits(halves, layout, settings):
         return None
     try:
-        return layout, [_decoded(raw, layout, settings, alike=size) for raw in _parts(train, test).values()]
-    except UnlikeError:
+        return layout, [_decode(raw, layout, settings, alike=size) for raw in halves]
+    except images.UnlikeError:
         return None
 
 
-def _decoded(raw: Raw, layout: Layout, settings: DataSettings, *, alike: tuple[int, int] | None = None) -> Pixels:
-    values, kept, faults = decode_all(raw.reader, layout, alike=alike, interpolation=settings.interpolation)
+def _decode(raw: Raw, layout: images.Layout, settings: DataSettings, *, alike: tuple[int, int] | None = None) -> Pixels:
+    values, kept, faults = images.decode_all(raw.reader, layout, alike=alike, interpolation=settings.interpolation)
     if faults and (settings.on_corrupt == "stop" or not len(kept)):
-        stop_on(faults[0])
+        images.stop_on(faults[0])
     return Pixels(values, raw.labels[kept], tuple(fault.name for fault in faults))
 
 
-def _streamed(
-    train: Raw,
-    test: Raw,
-    layout: Layout,
-    *,
-    class_names: Sequence[str],
-    settings: DataSettings,
-    source: str,
-    notes: Sequence[str],
-) -> Splits:
-    def make(raw: Raw, positions: NDArray[np.int64], labels: Tensor, *, vary: bool) -> Split:
-        return StreamSplit(
-            reader=raw.reader,
-            positions=positions,
-            labels=labels,
-            layout=layout,
-            interpolation=settings.interpolation,
-            random_resized_crop=settings.random_resized_crop and vary,
-            augmentation=Augmentation.of(settings) if vary else PLAIN,
-            mixing=_mixing(settings, layout, labels, len(class_names)) if vary else None,
-            workers=settings.workers,
-            on_corrupt=settings.on_corrupt,
-        )
-
-    content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
-    return _divided(
-        train.labels,
-        test.labels,
-        lambda p, y: make(train, p, y, vary=True),
-        lambda p, y: make(train, p, y, vary=False),
-        lambda p, y: make(test, p, y, vary=False),
-        layout=layout,
-        content=[*content, str(tuple(layout))],
-        class_names=class_names,
-        settings=settings,
-        source=source,
-        notes=notes,
-    )
-
-
-_Make = Callable[["NDArray[np.int64]", "Tensor"], Split]
-
-
-def _divided(
+def _divide(
     train_labels: NDArray[np.int64],
     test_labels: NDArray[np.int64],
-    make_train: _Make,
-    make_validation: _Make,
-    make_test: _Make,
+    description: Description,
+    make: Callable[[str, NDArray[np.int64], Tensor], Split],
     *,
-    layout: Layout,
+    layout: images.Layout,
     content: Sequence[str],
-    class_names: Sequence[str],
-    settings: DataSettings,
-    source: str,
-    notes: Sequence[str],
     divisor: float = 255.0,
 ) -> Splits:
+    """Hold validation out and drop labels; ``make`` builds a split of its name, positions and labels."""
+    settings = description.settings
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)
     if settings.validation and not 0 < held_count < count:
@@ -338,26 +244,25 @@ def _divided(
             f"data.validation: expected a fraction that leaves samples on both sides of {count}, "
             f"got {settings.validation}; type data.validation=0"
         )
-    held = stratified(train_labels, count=held_count, seed=seed, stream=rng.VALIDATION)
-    rest = np.setdiff1d(np.arange(count), held)
-    labels = train_labels[rest]
+    held_out = stratified(train_labels, count=held_count, seed=seed, stream=rng.VALIDATION)
+    kept = np.setdiff1d(np.arange(count), held_out)
+    labels, classes = train_labels[kept], len(description.class_names)
     if settings.labelled is not None:
-        labels = keep_labels(
-            labels, per_class=settings.labelled, classes=len(class_names), seed=seed, stream=rng.LABELLED
-        )
-    division = cache.digest(rest) + cache.digest(held)
+        labels = keep_labels(labels, per_class=settings.labelled, classes=classes, seed=seed, stream=rng.LABELLED)
+    validation = make("validation", held_out, torch.from_numpy(train_labels[held_out])) if held_out.size else None
+    identity = "\n".join([*content, cache.digest(kept) + cache.digest(held_out)])
     return Splits(
-        train=make_train(rest, torch.from_numpy(labels)),
-        validation=make_validation(held, torch.from_numpy(train_labels[held])) if held.size else None,
-        test=make_test(np.arange(len(test_labels)), torch.from_numpy(test_labels)),
-        classes=len(class_names),
-        class_names=tuple(class_names),
+        train=make("train", kept, torch.from_numpy(labels)),
+        validation=validation,
+        test=make("test", np.arange(len(test_labels)), torch.from_numpy(test_labels)),
+        classes=classes,
+        class_names=tuple(description.class_names),
         channels=layout.channels,
         image_size=(layout.height, layout.width),
         margin=layout.margin,
         divisor=divisor,
         interpolation=settings.interpolation,
-        source=source,
-        fingerprint=hashlib.sha256("\n".join([*content, division]).encode()).hexdigest()[:16],
-        notes=tuple(notes),
+        source=description.source,
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        notes=tuple(description.notes),
     )

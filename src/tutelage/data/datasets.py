@@ -1,64 +1,93 @@
-"""What the rest of the project sees of a data set: its splits."""
+"""What other packages see of a data set: its splits. Also the split whose pixels are held in memory."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass, field
 
-from tutelage.types import UNLABELLED
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.data.mixup import Mixing
+from tutelage.data.transforms import to_float, vary
+from tutelage.settings.data import DataSettings
+from tutelage.types import UNLABELLED, View
 
 
-class View(NamedTuple):
-    """Which random views to take: with a sample's place they determine its augmentation.
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """How training samples are mixed.
 
     Attributes:
-        seed: the data seed.
-        epoch: epochs done before this one.
+        mixup: alpha of Mixup, at least 0; 0 is off.
+        cutmix: alpha of CutMix, at least 0; 0 is off.
+        probability: of a sample to be mixed at all.
+        switch: probability of CutMix where both are on.
+        classes: width of the labels.
+        image_size: height and width, pixels.
     """
 
-    seed: int
-    epoch: int
+    mixup: float
+    cutmix: float
+    probability: float
+    switch: float
+    classes: int
+    image_size: tuple[int, int]
 
 
-class Split(Protocol):
-    """Samples with fixed places ``0 .. len - 1``.
+@dataclass(frozen=True, kw_only=True)
+class Split(ABC):
+    """Samples with fixed indices ``0 .. len - 1``.
 
     Attributes:
         labels: ``(len,)`` int64 on the CPU, -100 where unlabelled.
+        mixing: how training batches mix samples, whose labels are soft then, or None; `fetch` and `stream` never mix.
         corrupt: names of images met that could not be read, each once.
-        mixing: how training batches mix samples, whose labels are soft then; none where they do not.
     """
 
-    @property
-    def labels(self) -> Tensor:
-        """Return the labels."""
-
-    @property
-    def corrupt(self) -> list[str]:
-        """Return the names."""
-
-    @property
-    def mixing(self) -> Mixing | None:
-        """Return how samples are mixed in training batches; `fetch` and `stream` leave them as they are."""
+    labels: Tensor
+    mixing: Mixing | None = None
+    corrupt: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Return the number of samples."""
+        return len(self.labels)
 
+    @abstractmethod
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1]; without a view, not augmented."""
 
     def stream(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Fetch batches in order; each comes with the places that could be read."""
+        """Fetch batches in order; each comes with the indices that could be read."""
+        for index in requests:
+            yield index, self.fetch(index, view=view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySplit(Split):
+    """Samples of an 8-bit tensor that several splits may share; batches are augmented as a whole.
+
+    Attributes:
+        pixels: ``(all, height, width, channels)`` uint8, CPU.
+        positions: ``(len,)`` int64, this split's rows of ``pixels``.
+        settings: how views are augmented, or None.
+        divisor: the value of white.
+    """
+
+    pixels: Tensor
+    positions: Tensor
+    settings: DataSettings | None = None
+    divisor: float = 255.0
+
+    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
+        """Return float32 ``(batch, channels, height, width)`` in [0, 1], strided as channels-last."""
+        images = self.pixels[self.positions[torch.from_numpy(index)]]
+        if view is not None and self.settings is not None:
+            images = vary(images, index, view=view, settings=self.settings, white=self.divisor)
+        return to_float(images, divisor=self.divisor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +95,19 @@ class Splits:
     """A data set, divided.
 
     Attributes:
-        train: what is learned from.
-        validation: held out of training, or none.
+        train: the training samples.
+        validation: held out of training, or None.
         test: held out by the source.
         classes: number of classes.
-        class_names: one for each class.
+        class_names: one per class.
         channels: of an image.
         image_size: height and width, pixels.
-        margin: the evaluation view is the centre of a copy this much larger.
-        divisor: the value of white in the source's own images.
         source: as typed, a local path reduced to its last component.
-        fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; none where
+        fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; None where
             the content is not known.
         notes: what was decided on the user's behalf, one sentence each.
+        margin: the evaluation view is the centre of a copy this much larger.
+        divisor: the value of white in the source's own images.
         interpolation: of resizes, ``bilinear`` or ``bicubic``.
     """
 
@@ -97,11 +126,11 @@ class Splits:
     interpolation: str = "bilinear"
 
     def sizes(self) -> dict[str, int]:
-        """Return counts: samples of each split, training samples with a label, and unreadable images met so far."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        present = {name: part for name, part in parts.items() if part is not None}
+        """Return counts: samples per split, training samples with a label, and unreadable images met so far."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        present = {name: split for name, split in splits.items() if split is not None}
         return {
-            **{name: len(part) for name, part in present.items()},
+            **{name: len(split) for name, split in present.items()},
             "labelled": int((self.train.labels != UNLABELLED).sum()),
-            "corrupt": len({name for part in present.values() for name in part.corrupt}),
+            "corrupt": len({name for split in present.values() for name in split.corrupt}),
         }

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import ndtri
+from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.images import MEAN, STD
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.data.datasets import View
+from tutelage.types import View
 
 ATTEMPTS = 10
 AREA = (0.02, 1 / 3)
@@ -29,40 +26,30 @@ Rectangle = tuple[int, int, int, int]
 def rectangles(
     index: NDArray[np.int64], *, view: View, probability: float, height: int, width: int
 ) -> list[Rectangle | None]:
-    """Return what is erased of each sample; none where nothing is.
+    """Return what is erased of each sample; None where nothing is.
 
     The area is uniform in 2 to 33.3 % of the image's, the ratio of height to width log-uniform in 0.3 to 3.33; the
-    first of ten draws that is smaller than the image on both sides is taken, its place uniform.
-
-    Args:
-        index: ``(batch,)`` places in the data set.
-        view: the data seed and the epoch.
-        probability: of a sample to be erased, in [0, 1].
-        height: of the images, pixels.
-        width: of the images, pixels.
+    first of ten draws that is smaller than the image on both sides is taken, its position uniform.
 
     Source: Zhong et al., "Random erasing data augmentation", arXiv 1708.04896, with the ranges of timm.
     """
-
-    def number(stream: int) -> NDArray[np.float64]:
-        return rng.uniform(rng.draw(view.seed, view.epoch, index, stream))
-
-    erased, down, across = number(rng.ERASE) < probability, number(rng.ERASE_TOP), number(rng.ERASE_LEFT)
-    found: list[Rectangle | None] = [None] * len(index)
+    uniform = partial(rng.view_uniform, view)
+    erased = uniform(index, rng.ERASE) < probability
+    down, across = uniform(index, rng.ERASE_TOP), uniform(index, rng.ERASE_LEFT)
+    drawn: list[Rectangle | None] = [None] * len(index)
     low, high = map(math.log, RATIO)
     for i in np.flatnonzero(erased).tolist():
+        sample = index[i : i + 1]
         for attempt in range(ATTEMPTS):
-            one = index[i : i + 1]
-            at = rng.uniform(rng.draw(view.seed, view.epoch, one, rng.ERASE_AREA + attempt))[0]
-            shape = rng.uniform(rng.draw(view.seed, view.epoch, one, rng.ERASE_RATIO + attempt))[0]
-            area = (AREA[0] + (AREA[1] - AREA[0]) * float(at)) * height * width
-            ratio = math.exp(low + (high - low) * float(shape))
+            share = AREA[0] + (AREA[1] - AREA[0]) * float(uniform(sample, rng.ERASE_AREA + attempt)[0])
+            ratio = math.exp(low + (high - low) * float(uniform(sample, rng.ERASE_RATIO + attempt)[0]))
+            area = share * height * width
             tall, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < tall < height and 0 < wide < width:
                 top, left = int(down[i] * (height - tall + 1)), int(across[i] * (width - wide + 1))
-                found[i] = (top, top + tall, left, left + wide)
+                drawn[i] = (top, top + tall, left, left + wide)
                 break
-    return found
+    return drawn
 
 
 def erase(images: Tensor, index: NDArray[np.int64], *, view: View, probability: float, white: float = 255.0) -> Tensor:
@@ -70,26 +57,16 @@ def erase(images: Tensor, index: NDArray[np.int64], *, view: View, probability: 
 
     Grey images have the mean of the three channels' figures. Values are rounded, and cut off at black and white.
 
-    Args:
-        images: ``(batch, height, width, channels)`` uint8.
-        index: ``(batch,)`` places in the data set.
-        view: the data seed and the epoch.
-        probability: of a sample to be erased, in [0, 1].
-        white: the value of white.
-
-    Returns:
-        The shape and dtype of ``images``; a copy where one is erased.
-
     Differs from: timm's mode ``pixel``, which draws the noise on normalised inputs and does not cut it off.
     """
     height, width, channels = images.shape[1:]
-    found = rectangles(index, view=view, probability=probability, height=height, width=width)
-    if not any(found):
+    drawn = rectangles(index, view=view, probability=probability, height=height, width=width)
+    if not any(drawn):
         return images
     images = images.clone()
     mean, std = (np.array(s) if channels == len(s) else np.mean(s) for s in (MEAN, STD))
     keys = rng.draw(view.seed, view.epoch, index, rng.ERASE_NOISE).tolist()
-    for row, rectangle in enumerate(found):
+    for row, rectangle in enumerate(drawn):
         if rectangle is not None:
             top, bottom, left, right = rectangle
             shape = (bottom - top, right - left, channels)

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from tutelage.data.datasets import View
+from tutelage.data.datasets import Split
 from tutelage.data.mixup import mixed_batches
 from tutelage.data.rng import permutation
-from tutelage.types import Batch
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from tutelage.data.datasets import Split
+from tutelage.types import Batch, View
 
 
 class BatchLoader:
-    """Batches of one split, on the CPU: implements `contracts.Batches`.
+    """Batches of one split, on the CPU: implements `types.Batches`.
 
     A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; with several processes
     each takes every ``world``-th sample of it. Training batches are shuffled by (data seed, epoch) and augmented by
-    (data seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and as they
-    are.
-
-    A last batch of fewer samples than there are processes would leave some of them without work: in training it is left
-    out, in evaluation its samples join the batch before, so that none is lost.
+    (data seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and not
+    augmented. A last batch of fewer samples than processes is left out in training; in evaluation its samples join the
+    batch before.
 
     Inputs held in memory are strided as channels-last.
 
@@ -65,29 +58,30 @@ class BatchLoader:
         Raises:
             ValueError: there are fewer samples, or a smaller batch, than processes.
         """
-        if min(self.samples, self.batch_size) < world:
+        most = min(self.samples, self.batch_size)
+        if most < world:
             raise ValueError(
                 f"batch_size: expected at least one sample for each of {world} processes, got {self.samples} samples "
-                f"in batches of {self.batch_size}; use at most {min(self.samples, self.batch_size)} processes"
+                f"in batches of {self.batch_size}; use at most {most} processes"
             )
-        whole, rest = divmod(self.samples, self.batch_size)
-        return whole + (rest >= world)
+        whole, remainder = divmod(self.samples, self.batch_size)
+        return whole + (remainder >= world)
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Yield the batches of one epoch from step ``start`` on; of each, this process's share."""
+        """Yield this process's share of the batches of one epoch, from step ``start`` on."""
         if not 0 <= rank < world:
             raise ValueError(f"rank: expected a number in [0, {world}), got {rank}; pass the process's own")
         yield from self.at(epoch, self._requests(epoch, start=start, rank=rank, world=world))
 
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
-        """Yield a batch for each array of places, with the views that training has of them in an epoch."""
+        """Yield a batch per array of indices, with the views that training has of them in an epoch."""
         view = View(self.data_seed, epoch) if self.train else None
         if view is not None and self.split.mixing is not None:
             yield from mixed_batches(self.split, self.split.mixing, requests, view=view)
             return
-        for index, inputs in self.split.stream(requests, view=view):
-            places = torch.from_numpy(index)
-            yield Batch(places, inputs, self.split.labels[places])
+        for positions, inputs in self.split.stream(requests, view=view):
+            index = torch.from_numpy(positions)
+            yield Batch(index, inputs, self.split.labels[index])
 
     def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
         order = permutation(self.data_seed, epoch, self.samples) if self.train else np.arange(self.samples)
@@ -98,6 +92,6 @@ class BatchLoader:
 
 
 def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
-    """Return how many samples a process has at least in a step of an epoch of training (`BatchLoader`)."""
-    rest = samples % batch_size
-    return (rest if rest >= world else min(batch_size, samples)) // world
+    """Return how few samples a process may have in a training step (`BatchLoader`)."""
+    remainder = samples % batch_size
+    return (remainder if remainder >= world else min(batch_size, samples)) // world

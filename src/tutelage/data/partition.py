@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.data.rng import draw
 from tutelage.types import UNLABELLED
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 def stratified(labels: NDArray[np.int64], *, count: int, seed: int, stream: int) -> NDArray[np.int64]:
-    """Choose ``count`` samples with each class in proportion.
+    """Choose ``count`` of the ``(samples,)`` int64 labels with each class in proportion; ``stream`` is one of `rng`'s.
 
-    Each class gives the whole part of its share; what is left goes to the largest fractions. Inside a class the
+    Each class gives the whole part of its share; what remains goes to the largest fractions. Inside a class the
     samples with the smallest hashes are taken.
 
-    Args:
-        labels: ``(samples,)`` int64.
-        count: in [0, samples].
-        seed: of the choice.
-        stream: which choice this is, a constant of `hashing`.
-
     Returns:
-        ``(count,)`` int64 places, ascending.
+        ``(count,)`` int64 positions, ascending.
     """
     classes, members = np.unique(labels, return_counts=True)
     shares = members * (count / max(len(labels), 1))
@@ -61,5 +51,5 @@ def keep_labels(
 
 
 def _smallest(hashes: NDArray[np.uint64], mask: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    places = np.flatnonzero(mask)
-    return places[np.argsort(hashes[places], kind="stable")[:count]]
+    members = np.flatnonzero(mask)
+    return members[np.argsort(hashes[members], kind="stable")[:count]]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.special import ndtri
+from torch import Tensor
 
 from tutelage.data import rng
-from tutelage.images import MEAN, RESAMPLING, pixels_of
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.data.datasets import View
-    from tutelage.settings.data import RandAugment
+from tutelage.images import MEAN, RESAMPLING, image_of, pixels_of, rescale
+from tutelage.settings.data import RandAugment
+from tutelage.types import View
 
 HIGHEST = 10.0
 """Magnitude at which every operation is at the end of its range."""
@@ -31,7 +28,7 @@ class Strength(NamedTuple):
         level: magnitude over the highest one, in [0, 1].
         sign: 1 or -1: the direction, where an operation has one.
         resample: of operations that move pixels.
-        fill: what they leave bare, a value for each channel.
+        fill: what they leave bare, a value per channel.
     """
 
     level: float
@@ -94,29 +91,19 @@ _NAMES = tuple(OPERATIONS)
 def draw_operations(
     index: NDArray[np.int64], *, view: View, settings: RandAugment
 ) -> list[list[tuple[str, float, int]]]:
-    """Return what is done to each sample: names of operations with level and sign, in order.
-
-    Args:
-        index: ``(batch,)`` places in the data set.
-        view: the data seed and the epoch.
-        settings: checked.
-    """
-
-    def number(stream: int) -> NDArray[np.float64]:
-        return rng.uniform(rng.draw(view.seed, view.epoch, index, stream))
-
-    found: list[list[tuple[str, float, int]]] = [[] for _ in index]
+    """Return what is done to each sample: names of operations with level and sign, in order."""
+    drawn: list[list[tuple[str, float, int]]] = [[] for _ in index]
     for k in range(settings.operations):
-        name = rng.integers(rng.draw(view.seed, view.epoch, index, rng.RAND_NAME + k), len(_NAMES))
-        applied = number(rng.RAND_APPLY + k) < 0.5
-        sign = np.where(number(rng.RAND_SIGN + k) < 0.5, -1, 1)
+        name = rng.view_integers(view, index, rng.RAND_NAME + k, len(_NAMES))
+        applied = rng.view_uniform(view, index, rng.RAND_APPLY + k) < 0.5
+        sign = np.where(rng.view_uniform(view, index, rng.RAND_SIGN + k) < 0.5, -1, 1)
         magnitude = np.full(len(index), float(settings.magnitude))
         if settings.magnitude_std:
-            magnitude += settings.magnitude_std * ndtri(number(rng.RAND_MAGNITUDE + k))
+            magnitude += settings.magnitude_std * ndtri(rng.view_uniform(view, index, rng.RAND_MAGNITUDE + k))
         level = magnitude.clip(0, HIGHEST) / HIGHEST
         for i in np.flatnonzero(applied).tolist():
-            found[i].append((_NAMES[name[i]], float(level[i]), int(sign[i])))
-    return found
+            drawn[i].append((_NAMES[name[i]], float(level[i]), int(sign[i])))
+    return drawn
 
 
 def randaugment(
@@ -132,26 +119,16 @@ def randaugment(
 
     The magnitude of each is normal about ``magnitude``, cut off to [0, 10]. At magnitude 10, and in proportion below:
 
-    - autocontrast, equalize, invert: as they are, whatever the magnitude;
+    - autocontrast, equalize, invert: the same at every magnitude;
     - rotate: 30 degrees; shear_x, shear_y: 0.3; translate_x, translate_y: 0.45 of the side; either way;
     - color, contrast, brightness, sharpness: blended by a factor 0.1 or 1.9 (1 changes nothing);
     - posterize: keeps 4 bits at magnitude 0, none at 10, whole bits;
     - solarize: inverts values from 256 (none) at magnitude 0, from 0 (all) at 10;
     - solarize_add: adds 110 to values below 128.
 
-    What is laid bare is filled with the mean of ImageNet's pixels. Images whose white is not 255 are brought to it,
-    and back to their own steps afterwards.
-
-    Args:
-        images: ``(batch, height, width, channels)`` uint8, 1 or 3 channels.
-        index: ``(batch,)`` places in the data set.
-        view: the data seed and the epoch.
-        settings: checked.
-        interpolation: of operations that move pixels, ``bilinear`` or ``bicubic``.
-        white: the value of white.
-
-    Returns:
-        The shape and dtype of ``images``.
+    What is laid bare is filled with the mean of ImageNet's pixels. Images, of 1 or 3 channels, whose white is not 255
+    are brought to it, and back to their own steps afterwards. Operations that move pixels resample by
+    ``interpolation``, ``bilinear`` or ``bicubic``.
 
     Source: Cubuk et al., "RandAugment", arXiv 1909.13719; operations, ranges and the probability of 1/2 are those of
     timm's ``rand-m9-mstd0.5-inc1``, with which DeiT (arXiv 2012.12877) was trained.
@@ -164,14 +141,8 @@ def randaugment(
     for row, operations in enumerate(draw_operations(index, view=view, settings=settings)):
         if not operations:
             continue
-        pixels = images[row].numpy()
-        if white != 255:
-            pixels = np.rint(pixels * (255 / white)).astype(np.uint8)
-        image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[:, :, 0])
+        image = image_of(rescale(images[row].numpy(), 255 / white))
         for name, level, sign in operations:
             image = OPERATIONS[name](image, Strength(level, sign, RESAMPLING[interpolation], fill))
-        pixels = pixels_of(image)
-        if white != 255:
-            pixels = np.rint(pixels * (white / 255)).astype(np.uint8)
-        varied[row] = torch.from_numpy(pixels.copy())
+        varied[row] = torch.from_numpy(rescale(pixels_of(image), white / 255).copy())
     return varied

@@ -1,48 +1,24 @@
 """Randomness as a pure function: a counter hash of (seed, epoch, sample, stream), vectorised over samples.
 
-There is no generator and so no state: the same arguments give the same bits whatever was asked before, on any
-number of workers and processes, which is what makes order and augmentation replayable.
+There is no generator and so no state: the same arguments give the same bits on any number of workers and processes,
+which is what makes order and augmentation replayable.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from tutelage.types import View
 
-ORDER = 0
-TOP = 1
-LEFT = 2
-FLIP = 3
-VALIDATION = 4
-LABELLED = 5
-TEST = 6
-OWN = 7
-BOX_TOP = 8
-BOX_LEFT = 9
-ERASE = 10
-ERASE_TOP = 11
-ERASE_LEFT = 12
-ERASE_NOISE = 13
-MIX = 14
-PARTNER = 15
-SHARE = 16
-SWITCH = 17
-CUT_TOP = 18
-CUT_LEFT = 19
-BOX_AREA = 64
-"""First of one stream for each attempt at a random box."""
-BOX_RATIO = 128
-ERASE_AREA = 192
-ERASE_RATIO = 256
-RAND_NAME = 1 << 20
-"""First of one stream for each of RandAugment's operations on an image."""
-RAND_APPLY = 2 << 20
-RAND_MAGNITUDE = 3 << 20
-RAND_SIGN = 4 << 20
+# Streams: each random decision about a sample draws from its own.
+ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
+ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
+MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
+# First of one stream per attempt at a random box or rectangle.
+BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
+# First of one stream per operation of RandAugment's on an image.
+RAND_NAME, RAND_APPLY, RAND_MAGNITUDE, RAND_SIGN = range(1 << 20, 5 << 20, 1 << 20)
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -65,9 +41,9 @@ def draw(seed: int, epoch: int, index: NDArray[np.integer], stream: int) -> NDAr
 
     Args:
         seed: any integer, taken modulo 2**64.
-        epoch: any integer, taken modulo 2**64.
+        epoch: alike.
         index: integers of any shape, not negative.
-        stream: which of several independent draws of a sample; the module's constants name those in use.
+        stream: which of a sample's independent draws: a constant of this module.
 
     Returns:
         uint64, the shape of ``index``.
@@ -96,6 +72,16 @@ def integers(bits: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:
 def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Map hashes to float64 in ``[0, 1)``, multiples of ``2**-53``."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def view_integers(view: View, index: NDArray[np.int64], stream: int, bound: int) -> NDArray[np.int64]:
+    """Draw an integer in ``[0, bound)`` per sample of a view."""
+    return integers(draw(view.seed, view.epoch, index, stream), bound)
+
+
+def view_uniform(view: View, index: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
+    """Draw a number in ``[0, 1)`` per sample of a view."""
+    return uniform(draw(view.seed, view.epoch, index, stream))
 
 
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:

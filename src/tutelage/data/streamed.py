@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tutelage.data.transforms import PLAIN, Augmentation, boxes, to_float
+from tutelage.data.datasets import Split
+from tutelage.data.transforms import boxes, to_float, vary
 from tutelage.images import UNREADABLE, Fault, Layout, Reader, centre, cut, decode, one_line, stop_on
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.data.datasets import View
-    from tutelage.data.mixup import Mixing
+from tutelage.settings.data import DataSettings
+from tutelage.types import View
 
 _SHOWN = 5
 
 
 class Decoded(NamedTuple):
-    """What a worker made of one request; faults travel as values, because an exception would arrive as a traceback.
+    """The indices of one request that could be read, their images, and the faults of the others.
 
-    Attributes:
-        places: those that could be read.
-        images: of those.
-        faults: the others.
+    Faults travel from a worker as values, because an exception would arrive as a traceback.
     """
 
-    places: NDArray[np.int64]
+    readable: NDArray[np.int64]
     images: Tensor
     faults: list[Fault]
 
 
-class _Work(Dataset[Decoded]):
+class _Requests(Dataset[Decoded]):
     """A function of a request, as the data set that `DataLoader` wants: a request is what its sampler yields."""
 
     def __init__(self, function: Callable[[NDArray[np.int64]], Decoded]) -> None:
@@ -61,7 +56,7 @@ def in_workers(
         return
     # Its own generator: the default one would be advanced by each loader, and with it dropout after a resume.
     yield from DataLoader(
-        _Work(function),
+        _Requests(function),
         batch_size=None,
         sampler=requests,
         num_workers=workers,
@@ -71,37 +66,22 @@ def in_workers(
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamSplit:
+class StreamSplit(Split):
     """Samples of a reader.
 
     Attributes:
         reader: of a whole source.
         positions: ``(len,)`` int64, this split's images of the reader.
-        labels: ``(len,)`` int64, -100 where unlabelled.
         layout: the shape of every image.
-        interpolation: of resizes, ``bilinear`` or ``bicubic``.
-        random_resized_crop: of views.
-        augmentation: of views, after that.
-        mixing: of samples in training batches, if any.
-        workers: processes that decode; 0 decodes in this one.
-        on_corrupt: ``"stop"`` or ``"skip"``.
-        corrupt: names of the images skipped so far, each once.
+        settings: how images are resized, augmented and decoded, and what becomes of corrupt ones.
+        augmented: whether views are.
     """
 
     reader: Reader
     positions: NDArray[np.int64]
-    labels: Tensor
     layout: Layout
-    interpolation: str = "bilinear"
-    random_resized_crop: bool = False
-    augmentation: Augmentation = PLAIN
-    mixing: Mixing | None = None
-    workers: int = 0
-    on_corrupt: Literal["stop", "skip"] = "stop"
-    corrupt: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.positions)
+    settings: DataSettings
+    augmented: bool = False
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1].
@@ -117,51 +97,45 @@ class StreamSplit:
     def stream(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Fetch batches in order; each comes with the places that could be read.
+        """Fetch batches in order; each comes with the indices that could be read.
 
         Raises:
             ValueError: an image cannot be read and ``on_corrupt`` is ``"stop"``, or none of a batch can be read.
         """
-        for decoded in in_workers(partial(self._decode, view=view), requests, workers=self.workers):
-            if self.on_corrupt == "skip" and decoded.faults and not len(decoded.places):
-                _none_readable(decoded.faults)
-            for fault in decoded.faults:
-                if self.on_corrupt == "stop":
-                    stop_on(fault)
-                if fault.name not in self.corrupt:
-                    self.corrupt.append(fault.name)
-            yield decoded.places, to_float(decoded.images, divisor=255.0)
+        work = partial(self._decode, view=view)
+        for index, images, faults in in_workers(work, requests, workers=self.settings.workers):
+            if faults and self.settings.on_corrupt == "stop":
+                stop_on(faults[0])
+            if faults and not len(index):
+                # The number of steps is fixed, so an empty batch cannot be left out.
+                shown = ", ".join(fault.name for fault in faults[:_SHOWN])
+                more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+                raise ValueError(
+                    f"data.source: expected at least 1 readable image in every batch, got {len(faults)} unreadable "
+                    f"and no other: {shown}{more} ({faults[0].reason}); raise batch_size or remove these files"
+                )
+            self.corrupt.extend(dict.fromkeys(fault.name for fault in faults if fault.name not in self.corrupt))
+            yield index, to_float(images, divisor=255.0)
 
     def _decode(self, index: NDArray[np.int64], view: View | None) -> Decoded:
-        places = [int(p) for p in self.positions[index]]
+        positions, interpolation = self.positions[index].tolist(), self.settings.interpolation
         images, kept, faults = [], [], []
-        for row, (place, item) in enumerate(zip(places, self.reader.encoded(places), strict=True)):
+        for row, (position, encoded) in enumerate(zip(positions, self.reader.encoded(positions), strict=True)):
             try:
-                image = decode(item, channels=self.layout.channels)
-                if view is not None and self.random_resized_crop:
+                image = decode(encoded, channels=self.layout.channels)
+                if view is not None and self.augmented and self.settings.random_resized_crop:
                     box = boxes(index[row : row + 1], np.array([image.size]), view=view)[0]
-                    images.append(cut(image, box, self.layout, interpolation=self.interpolation))
+                    images.append(cut(image, box, self.layout, interpolation=interpolation))
                 else:
-                    images.append(centre(image, self.layout, interpolation=self.interpolation))
-            except UNREADABLE as error:
-                faults.append(Fault(self.reader.name(place), one_line(error)))
-            else:
+                    images.append(centre(image, self.layout, interpolation=interpolation))
                 kept.append(row)
-        left = index[kept]
+            except UNREADABLE as error:
+                faults.append(Fault(self.reader.name(position), one_line(error)))
+        readable = index[kept]
         if not images:
             shape = (0, self.layout.height, self.layout.width, self.layout.channels)
-            return Decoded(left, torch.empty(shape, dtype=torch.uint8), faults)
+            return Decoded(readable, torch.empty(shape, dtype=torch.uint8), faults)
         batch = torch.from_numpy(np.stack(images))
-        if view is not None:
-            batch = self.augmentation.apply(batch, left, view=view)
-        return Decoded(left, batch, faults)
-
-
-def _none_readable(faults: Sequence[Fault]) -> None:
-    """Raise for a batch that skipping leaves nothing of: the number of steps is fixed, so it cannot be left out."""
-    shown = ", ".join(fault.name for fault in faults[:_SHOWN])
-    more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    raise ValueError(
-        f"data.source: expected at least 1 readable image in every batch, got {len(faults)} unreadable and no other: "
-        f"{shown}{more} ({faults[0].reason}); raise batch_size or remove these files"
-    )
+        if view is not None and self.augmented:
+            batch = vary(batch, readable, view=view, settings=self.settings)
+        return Decoded(readable, batch, faults)

@@ -1,24 +1,25 @@
-"""Training views: batches of 8-bit images in, batches of 8-bit images out, random only through `hashing`."""
+"""Training views: batches of 8-bit images in, batches of 8-bit images out, random only through `rng`.
+
+Here and in `erasing` and `randaugment`, ``images`` are ``(batch, height, width, channels)`` uint8, ``index`` is
+``(batch,)`` positions in the data set, ``view`` the data seed and epoch, and ``white`` the value of white; images are
+returned in the shape and dtype in which they came.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.data.erasing import erase
 from tutelage.data.randaugment import randaugment
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.data.datasets import View
-    from tutelage.settings.data import DataSettings, RandAugment
+from tutelage.settings.data import DataSettings
+from tutelage.types import View
 
 ATTEMPTS = 10
 AREA = (0.08, 1.0)
@@ -28,29 +29,16 @@ RATIO = (3 / 4, 4 / 3)
 def crops(index: NDArray[np.int64], *, view: View, padding: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return each sample's crop offsets from the top and the left, in ``[0, 2 * padding]``."""
     span = 2 * padding + 1
-    top = rng.integers(rng.draw(view.seed, view.epoch, index, rng.TOP), span)
-    left = rng.integers(rng.draw(view.seed, view.epoch, index, rng.LEFT), span)
-    return top, left
+    return rng.view_integers(view, index, rng.TOP, span), rng.view_integers(view, index, rng.LEFT, span)
 
 
 def flips(index: NDArray[np.int64], *, view: View) -> NDArray[np.bool_]:
     """Return whether each sample is flipped."""
-    return rng.integers(rng.draw(view.seed, view.epoch, index, rng.FLIP), 2).astype(bool)
+    return rng.view_integers(view, index, rng.FLIP, 2).astype(bool)
 
 
 def augment(images: Tensor, index: NDArray[np.int64], *, view: View, padding: int, flip: bool) -> Tensor:
-    """Crop out of a border of zeros, then flip left to right; each sample by its own hash.
-
-    Args:
-        images: ``(batch, height, width, channels)`` uint8.
-        index: ``(batch,)`` places in the data set.
-        view: the data seed and the epoch.
-        padding: pixels on each side, at least 0.
-        flip: with probability 1/2.
-
-    Returns:
-        The shape and dtype of ``images``.
-    """
+    """Crop out of a border of zeros, ``padding`` pixels on each side, then flip left to right with probability 1/2."""
     if not padding and not flip:
         return images
     batch, height, width, _ = images.shape
@@ -66,36 +54,28 @@ def augment(images: Tensor, index: NDArray[np.int64], *, view: View, padding: in
     # Pixels as rows of one table: three to four times faster than indexing with three tensors.
     _, tall, wide, channels = images.shape
     lines = torch.arange(batch)[:, None] * tall + rows
-    places = lines[:, :, None] * wide + columns[:, None, :]
-    return images.reshape(-1, channels).index_select(0, places.reshape(-1)).reshape(batch, height, width, channels)
+    entries = lines[:, :, None] * wide + columns[:, None, :]
+    return images.reshape(-1, channels).index_select(0, entries.reshape(-1)).reshape(batch, height, width, channels)
 
 
 def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> list[tuple[int, int, int, int]]:
-    """Return a random box of each image: left, top, right, bottom, whole pixels.
+    """Return a random box per image of width and height ``sizes``, ``(batch, 2)``: left, top, right, bottom, pixels.
 
     The area is uniform in 8 to 100 %, the aspect ratio log-uniform in 3/4 to 4/3; the first of ten draws that lies
     inside the image is taken, else the largest centred box within those ratios.
 
-    Args:
-        index: ``(batch,)`` places in the data set.
-        sizes: ``(batch, 2)`` widths and heights.
-        view: the data seed and the epoch.
-
     Source: "random-size crop" of Szegedy et al., "Going deeper with convolutions", 2015, as torchvision settled it.
     """
-
-    def number(stream: int) -> NDArray[np.float64]:
-        return rng.uniform(rng.draw(view.seed, view.epoch, index, stream))
-
-    area = AREA[0] + (AREA[1] - AREA[0]) * np.stack([number(rng.BOX_AREA + k) for k in range(ATTEMPTS)])
+    uniform = partial(rng.view_uniform, view, index)
+    area = AREA[0] + (AREA[1] - AREA[0]) * np.stack([uniform(rng.BOX_AREA + k) for k in range(ATTEMPTS)])
     low, high = np.log(RATIO)
-    ratio = np.exp(low + (high - low) * np.stack([number(rng.BOX_RATIO + k) for k in range(ATTEMPTS)]))
+    ratio = np.exp(low + (high - low) * np.stack([uniform(rng.BOX_RATIO + k) for k in range(ATTEMPTS)]))
     pixels = area * sizes.prod(axis=1)
     widths = np.rint(np.sqrt(pixels * ratio)).astype(np.int64)
     heights = np.rint(np.sqrt(pixels / ratio)).astype(np.int64)
     fits = (widths > 0) & (heights > 0) & (widths <= sizes[:, 0]) & (heights <= sizes[:, 1])
-    across, down = number(rng.BOX_LEFT), number(rng.BOX_TOP)
-    found = []
+    across, down = uniform(rng.BOX_LEFT), uniform(rng.BOX_TOP)
+    drawn = []
     for i, (full_width, full_height) in enumerate(sizes.tolist()):
         inside = np.flatnonzero(fits[:, i])
         if inside.size:
@@ -105,68 +85,24 @@ def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> 
             width = max(1, min(full_width, round(full_height * RATIO[1])))
             height = max(1, min(full_height, round(full_width / RATIO[0])))
             left, top = (full_width - width) // 2, (full_height - height) // 2
-        found.append((left, top, left + width, top + height))
-    return found
+        drawn.append((left, top, left + width, top + height))
+    return drawn
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """What is done, in this order, to training images that have their shape.
-
-    Attributes:
-        crop_padding: pixels on each side of which a crop is taken, at least 0.
-        flip: left to right, with probability 1/2.
-        randaugment: random operations; none where unset.
-        random_erasing: probability of a rectangle of noise, in [0, 1].
-        interpolation: of operations that move pixels, ``bilinear`` or ``bicubic``.
-    """
-
-    crop_padding: int = 0
-    flip: bool = False
-    randaugment: RandAugment | None = None
-    random_erasing: float = 0.0
-    interpolation: str = "bilinear"
-
-    @classmethod
-    def of(cls, settings: DataSettings) -> Augmentation:
-        """Return what a user's settings ask for."""
-        return cls(
-            crop_padding=settings.crop_padding,
-            flip=settings.flip,
-            randaugment=settings.randaugment,
-            random_erasing=settings.random_erasing,
-            interpolation=settings.interpolation,
+def vary(
+    images: Tensor, index: NDArray[np.int64], *, view: View, settings: DataSettings, white: float = 255.0
+) -> Tensor:
+    """Augment images that have their shape, each by its own hash: crop, flip, RandAugment, random erasing."""
+    images = augment(images, index, view=view, padding=settings.crop_padding, flip=settings.flip)
+    if settings.randaugment is not None:
+        images = randaugment(
+            images, index, view=view, settings=settings.randaugment, interpolation=settings.interpolation, white=white
         )
-
-    def apply(self, images: Tensor, index: NDArray[np.int64], *, view: View, white: float = 255.0) -> Tensor:
-        """Vary each image by its own hash.
-
-        Args:
-            images: ``(batch, height, width, channels)`` uint8.
-            index: ``(batch,)`` places in the data set.
-            view: the data seed and the epoch.
-            white: the value of white.
-
-        Returns:
-            The shape and dtype of ``images``.
-        """
-        images = augment(images, index, view=view, padding=self.crop_padding, flip=self.flip)
-        if self.randaugment is not None:
-            images = randaugment(
-                images, index, view=view, settings=self.randaugment, interpolation=self.interpolation, white=white
-            )
-        if self.random_erasing:
-            images = erase(images, index, view=view, probability=self.random_erasing, white=white)
-        return images
-
-
-PLAIN = Augmentation()
-"""Nothing is done."""
+    if settings.random_erasing:
+        images = erase(images, index, view=view, probability=settings.random_erasing, white=white)
+    return images
 
 
 def to_float(images: Tensor, *, divisor: float) -> Tensor:
-    """Return ``(batch, channels, height, width)`` float32 in [0, 1] from ``(batch, height, width, channels)`` uint8.
-
-    The result keeps its pixels' channels together: it is strided as channels-last.
-    """
+    """Return ``(batch, channels, height, width)`` float32 in [0, 1], strided as channels-last."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(divisor)

@@ -1,9 +1,9 @@
-"""Weight gradients of convolutions as one matrix product, where that is measured to be faster.
+"""Weight gradients of convolutions as one matrix product, for the shapes that are asked for.
 
-A convolution on small images gives a library few pixels to work on: in bfloat16, oneDNN's weight gradient of 512 to 512
-channels on 4x4 images runs at a fifth of the rate of the same sum as one product,
-``dW = dY^T X`` with the ``(pixels, kernel * channels)`` patches ``X``. Only this gradient is replaced; the convolution
-and the gradient by its input stay the library's.
+On small images a library has few pixels to work on: in bfloat16, oneDNN's weight gradient of 512 to 512 channels on 4x4
+images runs at a fifth of the rate of the same sum as one product, ``dW = dY^T X`` with the
+``(pixels, kernel * channels)`` patches ``X``. Only this gradient is replaced; the convolution and the gradient by its
+input stay the library's.
 """
 
 from __future__ import annotations
@@ -16,14 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tutelage.training import clock
-
-GAIN = 1.2
-"""How many times faster the product must be."""
-
 
 class Shape(NamedTuple):
-    """A convolution's sizes, without the batch; all whole numbers, so that a record can hold it."""
+    """A convolution's sizes, without the batch; all integers, so that a record can hold it."""
 
     inputs: int
     height: int
@@ -40,7 +35,7 @@ class Shape(NamedTuple):
 
     @property
     def stride(self) -> tuple[int, int]:
-        """The step from window to window."""
+        """Pixels from window to window."""
         return self.stride_height, self.stride_width
 
     @property
@@ -50,15 +45,15 @@ class Shape(NamedTuple):
 
     @property
     def dilation(self) -> tuple[int, int]:
-        """The step from one pixel of a window to the next."""
+        """Pixels from one entry of a window to the next."""
         return self.dilation_height, self.dilation_width
 
 
 class Products(TorchFunctionMode):
-    """While it is entered, convolutions of some shapes take their weight gradient by a product.
+    """While entered, convolutions of some shapes take their weight gradient as a product.
 
     Args:
-        shapes: of these convolutions; all others are as they were.
+        shapes: of these convolutions; all others are unchanged.
 
     Attributes:
         seen: every convolution that could be among them, with the batch and the dtype that it was called with.
@@ -124,15 +119,15 @@ class _Convolution(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         by_inputs, by_weight, by_bias, _ = ctx.needs_input_grad
         return (
-            library(gradient, inputs, weight, ctx.shape, by_inputs=True)[0] if by_inputs else None,
-            product(gradient, inputs, ctx.shape) if by_weight else None,
+            library_gradients(gradient, inputs, weight, ctx.shape, by_inputs=True)[0] if by_inputs else None,
+            weight_gradient(gradient, inputs, ctx.shape) if by_weight else None,
             gradient.sum((0, 2, 3)) if by_bias else None,
             None,
         )
 
 
-def product(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
-    """Return a convolution's gradient by its weight, ``(outputs, inputs, height, width)`` of the kernel.
+def weight_gradient(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
+    """Return a convolution's gradient by its weight as one product, ``(outputs, inputs, height, width)`` of the kernel.
 
     Args:
         gradient: by the convolution's result, ``(batch, outputs, height, width)``.
@@ -143,61 +138,20 @@ def product(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
     padded = F.pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, up, up))
     sample, row, column, channel = padded.stride()
     batch, _, high, wide = gradient.shape
+    (down, right), (dilation_down, dilation_right) = shape.stride, shape.dilation
     patches = padded.as_strided(
         (batch, high, wide, shape.kernel_height, shape.kernel_width, shape.inputs),
-        (
-            sample,
-            row * shape.stride_height,
-            column * shape.stride_width,
-            row * shape.dilation_height,
-            column * shape.dilation_width,
-            channel,
-        ),
+        (sample, row * down, column * right, row * dilation_down, column * dilation_right, channel),
     )
-    of_each_pixel = gradient.permute(0, 2, 3, 1).reshape(-1, shape.outputs)
-    found = of_each_pixel.t() @ patches.reshape(len(of_each_pixel), -1)
-    return found.view(shape.outputs, shape.kernel_height, shape.kernel_width, shape.inputs).permute(0, 3, 1, 2)
+    pixels = gradient.permute(0, 2, 3, 1).reshape(-1, shape.outputs)
+    flat = pixels.t() @ patches.reshape(len(pixels), -1)
+    return flat.view(shape.outputs, shape.kernel_height, shape.kernel_width, shape.inputs).permute(0, 3, 1, 2)
 
 
-def library(
+def library_gradients(
     gradient: Tensor, inputs: Tensor, weight: Tensor, shape: Shape, *, by_inputs: bool = False, by_weight: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the library's own gradients by inputs and by weight, those that are asked for."""
+    """Return the library's gradients by inputs and by weight, those that are asked for."""
     mask = [by_inputs, by_weight, False]
-    found = torch.ops.aten.convolution_backward(
-        gradient, inputs, weight, None, shape.stride, shape.padding, shape.dilation, False, [0, 0], 1, mask
-    )
-    return found[0], found[1]
-
-
-def faster(seen: dict[Shape, tuple[int, torch.dtype]], device: torch.device) -> list[Shape]:
-    """Measure which convolutions' weight gradients are faster as a product.
-
-    Args:
-        seen: convolutions, with batch and dtype.
-        device: where.
-    """
-    return [shape for shape, (batch, dtype) in seen.items() if _ratio(shape, batch, dtype, device) >= GAIN]
-
-
-def _ratio(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Time both forms in turn; return how many times faster the product is."""
-    # Numbers of its own: the run's generators stay where they are.
-    numbers = torch.Generator().manual_seed(0)
-
-    def some(*size: int) -> Tensor:
-        made = torch.randn(size, generator=numbers).to(device, dtype)
-        return made.contiguous(memory_format=torch.channels_last)
-
-    inputs = some(batch, shape.inputs, shape.height, shape.width)
-    weight = some(shape.outputs, shape.inputs, shape.kernel_height, shape.kernel_width)
-    with torch.no_grad():
-        gradient = torch.conv2d(inputs, weight, None, shape.stride, shape.padding, shape.dilation)
-        of_library, of_product = clock.least(
-            [
-                lambda: library(gradient, inputs, weight, shape, by_weight=True),
-                lambda: product(gradient, inputs, shape),
-            ],
-            device,
-        )
-    return of_library / of_product
+    sizes = (shape.stride, shape.padding, shape.dilation)
+    return torch.ops.aten.convolution_backward(gradient, inputs, weight, None, *sizes, False, [0, 0], 1, mask)[:2]

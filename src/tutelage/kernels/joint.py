@@ -1,7 +1,7 @@
 """Cross-entropy and weighted transformed teacher matching in two sweeps over the logits, one forward and one backward.
 
-A row of logits is read from memory once in each direction, in blocks of rows that stay in the processor's cache, and
-nothing of the size of the logits is kept or made but the gradient. What is kept is five numbers a row.
+Logits are read from memory once in each direction, in blocks of rows that stay in the processor's cache; five numbers
+per row are kept, and nothing of the size of the logits is made but the gradient.
 
 ``z`` is the student's row, ``v`` the teacher's, ``mz`` and ``mv`` are shifts: 0 where the sums below neither overflow
 nor vanish without any, which saves the sweep for the maximum, else the row's maximum.
@@ -45,9 +45,8 @@ def cross_entropy_and_wttm(
     ``a * CE + b * WTTM`` is ``(a + b * U) * q - a * onehot(y) - b * U * p_gamma``.
 
     Either value may be used alone. The logits are kept for the backward pass, not copied: changing them in place before
-    it is an error, as for every function of PyTorch that keeps its input. Soft labels, and devices other than the CPU,
-    are computed by the two losses themselves; inside ``torch.compile`` this is one operation of the graph in each
-    direction.
+    it is an error. Soft labels, and devices other than the CPU, are computed by the two losses themselves; inside
+    ``torch.compile`` this is one operation of the graph in each direction.
 
     Args:
         student_logits: ``(..., classes)``, any floating dtype, ``z``.
@@ -62,40 +61,31 @@ def cross_entropy_and_wttm(
         sum. The gradient comes in the student's dtype.
 
     Raises:
-        TypeError: if the logits are not floating tensors, the labels neither int64 nor floating, or ``gamma`` no Python
-            number.
-        ValueError: if shapes do not fit, there are no classes, ``gamma`` is not finite and above 0, or an index is
-            neither a class nor -100.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
         RuntimeError: from a second derivative, which is not defined; type `losses.cross_entropy` and `losses.wttm`.
 
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 4.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
         >>> cross_entropy_and_wttm(student, teacher, torch.tensor([0]), gamma=0.5)
         (tensor([0.1269]), tensor([1.2925]))
     """
-    _logits(student_logits, "student_logits")
-    _logits(teacher_logits, "teacher_logits")
+    check_classwise(student_logits, "student_logits")
+    check_classwise(teacher_logits, "teacher_logits")
     checks.same_shape(student_logits, teacher_logits, "student_logits", "teacher_logits")
     is_index = checks.labels_for(student_logits, labels)
     checks.positive(gamma, "gamma", example=0.1)
     teacher_logits = teacher_logits.detach()
     if not is_index or student_logits.device.type != "cpu":
-        return (
-            losses.cross_entropy(student_logits, labels),
-            losses.wttm(student_logits, teacher_logits, gamma=gamma),
-        )
-    classes = student_logits.shape[-1]
-    ce, wttm = _Joint.apply(
-        student_logits.reshape(-1, classes), teacher_logits.reshape(-1, classes), labels.reshape(-1), float(gamma)
-    )
+        return losses.cross_entropy(student_logits, labels), losses.wttm(student_logits, teacher_logits, gamma=gamma)
+    rows = [logits.reshape(-1, logits.shape[-1]) for logits in (student_logits, teacher_logits)]
+    ce, wttm = _Joint.apply(*rows, labels.reshape(-1), float(gamma))
     return ce.reshape(labels.shape), wttm.reshape(labels.shape)
 
 
-def _logits(tensor: Tensor, name: str) -> None:
-    # The check alone: its float32 copy of narrower logits would be a buffer of their size.
+def check_classwise(tensor: Tensor, name: str) -> None:
+    """Check as `checks.classwise` does, without its float32 copy of narrower logits."""
     checks.classwise(tensor[..., :1] if isinstance(tensor, Tensor) and tensor.ndim else tensor, name)
 
 
@@ -117,9 +107,9 @@ def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor,
         ``(rows,)`` cross-entropies, ``(rows,)`` matching terms, and ``(5, rows)`` of what `backward` needs: the
         student's shift and log-sum, the teacher's shift and log-sum at ``gamma``, and the power sum.
     """
-    rows, dtype = len(z), dtype_of(z, v)
-    shifts = z.new_zeros(2, rows, dtype=dtype)
-    sums = z.new_empty(4, rows, dtype=dtype)
+    dtype = dtype_of(z, v)
+    shifts = z.new_zeros(2, len(z), dtype=dtype)
+    sums = z.new_empty(4, len(z), dtype=dtype)
     size = _block(z)
     parts = _parts(size, z, v, sums.T, shifts.T)
     buffers = _buffers(4, z, dtype)
@@ -127,11 +117,11 @@ def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor,
     sweeps: tuple[Callable[..., None], ...] = (_sums, _shifted_sums, _masked_sums)
     for sweep in sweeps:
         for i in open_blocks:
-            z_block, v_block, found, shift = parts[i]
+            z_block, v_block, block_sums, shift = parts[i]
             a, b, wide_z, wide_v = _cut(buffers, len(z_block))
-            sweep(_ready(z_block, wide_z), _ready(v_block, wide_v), gamma, a, b, found.unbind(1), shift.T)
+            sweep(_ready(z_block, wide_z), _ready(v_block, wide_v), gamma, a, b, block_sums.unbind(1), shift.T)
             # What the first block needs the others will: a vocabulary padded with -inf has it in every row.
-            if i == open_blocks[0] and len(parts) > 1 and sweep is not _masked_sums and _unsound(found.T, sweep):
+            if i == open_blocks[0] and len(parts) > 1 and sweep is not _masked_sums and _unsound(block_sums.T, sweep):
                 break
         else:
             open_blocks = sorted({row // size for row in _unsound(sums, sweep)} & set(open_blocks))
@@ -174,8 +164,7 @@ def backward(
     """
     shift_z, log_s, shift_v, log_w, power_sum = statistics
     dtype = statistics.dtype
-    if out is None:
-        out = torch.empty_like(z, memory_format=torch.contiguous_format)
+    out = torch.empty_like(z, memory_format=torch.contiguous_format) if out is None else out
     of_q = torch.zeros_like(log_s)
     of_p = at_label = None
     if ce_gradient is not None:
@@ -270,9 +259,9 @@ def _signs(factors: Tensor) -> Tensor | None:
     return factors.sign() if (factors < 0).any() else None
 
 
-def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Rows, shift: Tensor) -> None:
+def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor) -> None:
     """Find the four sums without a shift; ``a`` and ``b`` are scratch of the block's shape."""
-    s, p, w, d = found
+    s, p, w, d = sums
     torch.sum(torch.exp(z, out=a), -1, out=s)
     torch.sum(torch.exp(v, out=a), -1, out=p)
     torch.mul(v, gamma, out=a)
@@ -282,18 +271,10 @@ def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Rows,
 
 
 def _shifted_sums(
-    z: Tensor,
-    v: Tensor,
-    gamma: float,
-    a: Tensor,
-    b: Tensor,
-    found: Rows,
-    shift: Tensor,
-    *,
-    masked: bool = False,
+    z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor, *, masked: bool = False
 ) -> None:
     """Find the sums shifted by the rows' maxima, and those."""
-    s, p, w, d = found
+    s, p, w, d = sums
     torch.amax(z, -1, out=shift[0])
     torch.amax(v, -1, out=shift[1])
     max_z, max_v = shift[:, :, None]
@@ -310,9 +291,9 @@ def _shifted_sums(
     torch.sum(b, -1, out=d)
 
 
-def _masked_sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, found: Rows, shift: Tensor) -> None:
+def _masked_sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor) -> None:
     """The same where a class without probability counts nothing, whatever its logits are: -inf times 0 is NaN."""
-    _shifted_sums(z, v, gamma, a, b, found, shift, masked=True)
+    _shifted_sums(z, v, gamma, a, b, sums, shift, masked=True)
 
 
 _forward = torch.library.custom_op(
@@ -337,16 +318,12 @@ def _(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tenso
 
 
 @_backward.register_fake
-def _(z: Tensor, v: Tensor, labels: Tensor, statistics: Tensor, *rest: Any) -> Tensor:
+def _(z: Tensor, v: Tensor, labels: Tensor, statistics: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
 class _Joint(torch.autograd.Function):
-    """The two values, with the gradient written by hand.
-
-    The graph of a compiler gets operations that it need not look into; plain execution calls the functions themselves,
-    which saves the overhead of those.
-    """
+    """The two values, with the gradient written by hand: opaque operations in a compiled graph, else plain calls."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

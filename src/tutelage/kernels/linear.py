@@ -1,8 +1,8 @@
-"""The last linear layers, cross-entropy and weighted transformed teacher matching, a chunk of tokens at a time.
+"""Last linear layers, cross-entropy and weighted transformed teacher matching, a chunk of tokens at a time.
 
-The logits of a large vocabulary take more memory than anything else in a step. Here those of one chunk exist at a time.
-The weights of the terms are known in the forward pass, so it makes the gradients there and then, chunk by chunk, in the
-place of the chunk's logits; the backward pass multiplies them by the gradient that comes in.
+The logits of a large vocabulary take more memory than anything else in a step; here those of one chunk exist at a time.
+The forward pass knows the weights of the terms, so it computes the gradients too, in the chunk's own memory; the
+backward pass multiplies them by the incoming gradient.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def linear_cross_entropy_and_wttm(
         and detached.
 
     Raises:
-        TypeError: if a tensor has another dtype than above, or a number is none.
-        ValueError: if shapes or numbers do not fit, or a label is neither a class nor ``ignore_index``.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
         RuntimeError: from a second derivative, and from a second backward pass through one call: the gradients are
             handed over, not copied. Call the function again.
 
@@ -80,7 +79,6 @@ def linear_cross_entropy_and_wttm(
     arXiv 2410.10989.
 
     Example:
-        >>> import torch
         >>> layer, labels = (torch.ones(2, 3), torch.eye(4, 3)), torch.tensor([0, -100])
         >>> loss = linear_cross_entropy_and_wttm(*layer, *layer, labels, gamma=1.0, beta=2.0)
         >>> loss.total, loss.parts["wttm"]
@@ -128,8 +126,8 @@ def linear_cross_entropy_and_wttm(
 
 
 def _check_layer(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    checks.classwise(hidden[..., :1] if isinstance(hidden, Tensor) and hidden.ndim else hidden, f"{name}_hidden")
-    checks.classwise(weight[..., :1] if isinstance(weight, Tensor) and weight.ndim else weight, f"{name}_weight")
+    joint.check_classwise(hidden, f"{name}_hidden")
+    joint.check_classwise(weight, f"{name}_weight")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
         raise ValueError(
             f"{name}_weight: expected shape (classes, {hidden.shape[-1]}), as {name}_hidden is wide, got "
@@ -223,11 +221,8 @@ class _Linear(torch.autograd.Function):
                 wttm += (of_wttm[part] * wttm_values).masked_fill(of_wttm[part] == 0, 0.0).sum()
                 if not any(needs):
                     continue
-                dz = joint.backward(
-                    *(z, v, labels[part], statistics),
-                    *(supervised * of_ce[part], beta * of_wttm[part]),
-                    *(gamma, z),
-                )
+                by_ce, by_wttm = supervised * of_ce[part], beta * of_wttm[part]
+                dz = joint.backward(z, v, labels[part], statistics, by_ce, by_wttm, gamma, out=z)
                 if d_hidden is not None:
                     torch.mm(dz, weight, out=d_hidden[part])
                 if d_weight is not None:
@@ -236,11 +231,8 @@ class _Linear(torch.autograd.Function):
                     d_bias += dz.sum(0, dtype=wide)
                 del z, v, dz  # Before the next chunk's are made.
         # The weights are leaves: what is narrower than its sum is made once, at the end.
-        ctx.gradients = [
-            d_hidden,
-            d_weight.to(weight.dtype) if d_weight is not None else None,
-            d_bias.to(weight.dtype) if d_bias is not None else None,
-        ]
+        d_weight, d_bias = (d.to(weight.dtype) if d is not None else None for d in (d_weight, d_bias))
+        ctx.gradients = [d_hidden, d_weight, d_bias]
         ctx.save_for_backward(hidden, weight, bias)  # For the error of a second derivative alone.
         ctx.mark_non_differentiable(ce, wttm)
         return supervised * ce + beta * wttm, ce, wttm
@@ -254,11 +246,11 @@ class _Linear(torch.autograd.Function):
                 "handed over, not copied: call the function again"
             )
         returned: list[Tensor | None] = []
-        for found, source in zip(gradients, ctx.saved_tensors, strict=True):
-            if found is not None:
+        for buffer, source in zip(gradients, ctx.saved_tensors, strict=True):
+            if buffer is not None:
                 with torch.no_grad():
-                    found.mul_(gradient)
-            returned.append(joint.once(found, source) if found is not None else None)
+                    buffer.mul_(gradient)
+            returned.append(joint.once(buffer, source) if buffer is not None else None)
         return *returned, None, None, None, None, None, None
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.logits import _pair
 
 GUARDS = ("added", "clamped")
 """How `dist` keeps from dividing by 0."""
@@ -41,16 +40,14 @@ def dist(
         beta: of the relation between classes, finite and at least 0.
         gamma: of the relation within a class, finite and at least 0.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
-        guard: where the ``1e-8`` is: ``"added"`` to the product of the lengths; or ``"clamped"``, each length is at
-            least ``1e-8``.
+        guard: ``"added"``: the ``1e-8`` is added to the product of lengths; ``"clamped"``: each length is at least
+            ``1e-8``.
 
     Returns:
         ``()``, a pure number times ``T**2``, at least float32; between 0 and ``2 * T**2 * (beta + gamma)``.
 
     Raises:
-        TypeError: if the logits are not floating tensors or a hyperparameter no Python number.
-        ValueError: if the shapes differ, there are no samples or classes, a hyperparameter is out of its range, or
-            ``guard`` is unknown.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are no samples.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", arXiv 2205.10536.
 
@@ -58,7 +55,6 @@ def dist(
     it. torchdistill's ``DISTLoss`` is the guard ``"clamped"``.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 2.0]]), torch.eye(3)[:2]
         >>> dist(student, teacher, beta=1.0, gamma=1.0, temperature=1.0)
         tensor(0.9794)
@@ -88,8 +84,7 @@ def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
         ``()``, a pure number of at least 0, at least float32; 0 where the two agree.
 
     Raises:
-        TypeError: if the logits are not floating tensors or ``temperature`` no Python number.
-        ValueError: if the shapes differ, there are no samples or classes, or ``temperature`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are no samples.
 
     Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
 
@@ -97,7 +92,6 @@ def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
     already reduced by a mask, and so by the share of the samples kept.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
         >>> mlkd_batch(student, teacher, temperature=1.0)
         tensor(0.1682)
@@ -110,8 +104,8 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
     """Compute how far the classes' likenesses to each other differ: the classes' part of multi-level distillation.
 
     ``||P' P - Q' Q||_F**2 / K`` with the rows ``q_T`` of the batch in ``Q`` and ``p_T`` in ``P``: a sum over the
-    ``K**2`` pairs of classes, divided by ``K`` once. Nothing divides by the batch, so the value grows with its square.
-    There is no ``T**2``. It couples the batch.
+    ``K**2`` pairs of classes, divided by ``K`` once. It grows with the square of the batch. There is no ``T**2``. It
+    couples the batch.
 
     Args:
         student_logits: ``(..., classes)``, any floating dtype; what stands before the classes is the batch.
@@ -122,15 +116,13 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
         ``()``, a pure number of at least 0, at least float32; 0 where the two agree.
 
     Raises:
-        TypeError: if the logits are not floating tensors or ``temperature`` no Python number.
-        ValueError: if the shapes differ, there are no samples or classes, or ``temperature`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are no samples.
 
     Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
 
     Differs from: the authors' trainer as `mlkd_batch` does.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
         >>> mlkd_class(student, teacher, temperature=1.0)
         tensor(0.1682)
@@ -141,7 +133,7 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
 
 def _rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return both networks' probabilities at a temperature, ``(rows, classes)``."""
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=4.0)
     if not student_logits.numel():
         raise ValueError(

@@ -1,7 +1,4 @@
-"""Losses on relations between the channels or the places of one sample's maps: one value a sample.
-
-Everything is computed in at least float32, outside autocast; no gradient reaches a teacher's features.
-"""
+"""Losses on relations between the channels or the positions of one sample's maps: one value per sample."""
 
 from __future__ import annotations
 
@@ -12,20 +9,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.pooling import averaged
-
-MAPS = ("batch", "channels", "height", "width")
+from tutelage.losses.features import same_size
+from tutelage.losses.pairwise import unit_rows
 
 
 def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute neuron selectivity transfer: squared maximum mean discrepancy with the kernel ``<a, b>**2``.
 
     ``mean_{c, d} <t[c], t[d]>**2 + mean_{c, d} <s[c], s[d]>**2 - 2 * mean_{c, d} <s[c], t[d]>**2``, where ``s[c]`` and
-    ``t[d]`` are channels as vectors over places, scaled to length 1. Where the maps differ in size the larger one is
-    averaged down to the smaller first.
+    ``t[d]`` are channels as vectors over positions, scaled to length 1. A larger map is first averaged down to the
+    smaller.
 
-    Memory grows with ``batch * min(places, channels)**2``: the same value comes from matrices over places or over
-    channels, and the smaller is taken.
+    Memory grows with ``batch * min(positions, channels)**2``, that of the smaller of two equivalent Gram matrices.
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype.
@@ -35,21 +30,17 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, no unit, at least float32; at least 0, up to rounding.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, or differ in the batch.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv 1707.01219.
     The published weight of 50 belongs to this form, a mean over pairs of channels; the paper halves it.
 
     Example:
-        >>> import torch
         >>> student = torch.tensor([[[[1.0, 0.0]]]])
         >>> nst(student, 3 * student), nst(student, torch.tensor([[[[0.0, 1.0]]]]))
         (tensor([0.]), tensor([2.]))
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    size = [min(both) for both in zip(student_features.shape[2:], teacher_features.shape[2:], strict=True)]
-    ours, theirs = (F.normalize(averaged(f, size).flatten(2), dim=2) for f in (student_features, teacher_features))
+    ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in same_size(student_features, teacher_features))
     if ours.shape[2] <= max(ours.shape[1], theirs.shape[1]):
         # sum_{c, d} <a[c], b[d]>**2 = <A'A, B'B>, so all three terms are one squared norm.
         return (_gram(ours.mT) / ours.shape[1] - _gram(theirs.mT) / theirs.shape[1]).square().sum((1, 2))
@@ -61,8 +52,8 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute inter-channel correlation distillation.
 
     ``(1 / channels) * sum_{c, d} (G_s[c, d] - G_t[c, d])**2``, where ``G`` is the Gram matrix ``(channels, channels)``
-    of a sample's channels over its places, each row scaled to length 1. A row that is 0 everywhere, of a channel that
-    does not fire, stays so and gets no gradient.
+    of a sample's channels over its positions, each row scaled to length 1. A row of 0 alone stays so and gets no
+    gradient.
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels.
@@ -72,8 +63,7 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, no unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, or differ in the batch or in the channels.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation", arXiv
     2202.03680. The authors' results on CIFAR-100 are made with this form and a weight of 2.5.
@@ -82,22 +72,27 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     once more; the paper writes ``1 / channels**2`` and no scaling of rows.
 
     Example:
-        >>> import torch
         >>> inter_channel(torch.eye(2).reshape(1, 2, 1, 2), torch.ones(1, 2, 1, 2))
         tensor([0.5858])
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    _same_channels(student_features, teacher_features)
-    ours, theirs = (_unit_rows(_gram(f.flatten(2))) for f in (student_features, teacher_features))
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.MAPS, same="batch"
+    )
+    if student_features.shape[1] != teacher_features.shape[1]:
+        raise ValueError(
+            f"student_features: expected the teacher's {teacher_features.shape[1]} channels, "
+            f"got {student_features.shape[1]}; map the student's features first, for example by Apply(projection=...)"
+        )
+    ours, theirs = (unit_rows(_gram(f.flatten(2))) for f in (student_features, teacher_features))
     return (ours - theirs).square().sum((1, 2)) / ours.shape[1]
 
 
 def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Compare channel by channel how places go together, whatever the channel's sign and size.
+    """Compare each channel's affinities between positions, whatever the channel's sign and size.
 
-    ``sum_c ||s[c] s[c]' - t[c] t[c]'||_F / places``, where ``s[c]`` and ``t[c]`` are channels as vectors over places,
-    scaled to length 1; it is computed as ``|s[c] - t[c]| * |s[c] + t[c]| / sqrt(2)``, without matrices over places. A
-    channel that is 0 everywhere in one network alone counts 1 / places, with no gradient.
+    ``sum_c ||s[c] s[c]' - t[c] t[c]'||_F / positions``, where ``s[c]`` and ``t[c]`` are channels as vectors over
+    positions, scaled to length 1; it is computed as ``|s[c] - t[c]| * |s[c] + t[c]| / sqrt(2)``, without matrices over
+    positions. A channel that is 0 everywhere in one network alone counts 1 / positions, with no gradient.
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's shape.
@@ -107,21 +102,20 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, no unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
-    Source: He et al., "Knowledge Adaptation for Efficient Semantic Segmentation", arXiv 1903.04688, as torchdistill
-    computes its affinity term.
+    Source: He et al., "Knowledge Adaptation for Efficient Semantic Segmentation", arXiv 1903.04688, as in torchdistill.
 
-    Differs from: the paper, whose affinity is between places, by the cosine over all channels at once; and from
+    Differs from: the paper, whose affinity is between positions, by the cosine over all channels at once; and from
     torchdistill where a channel is 0 everywhere: NaN there.
 
     Example:
-        >>> import torch
         >>> affinity(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]))
         tensor([0.7071])
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.MAPS, same="batch"
+    )
     checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
     ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in (student_features, teacher_features))
     apart = torch.linalg.vector_norm(ours - theirs, dim=2) * torch.linalg.vector_norm(ours + theirs, dim=2)
@@ -129,26 +123,5 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     return torch.where(one_fires, 1.0, apart / math.sqrt(2)).sum(1) / ours.shape[2]
 
 
-def _pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    student_features = checks.features(student_features, "student_features", axes=MAPS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
-    checks.same_batch(student_features, teacher_features, "student_features", "teacher_features")
-    return student_features, teacher_features
-
-
-def _same_channels(student_features: Tensor, teacher_features: Tensor) -> None:
-    if student_features.shape[1] != teacher_features.shape[1]:
-        raise ValueError(
-            f"student_features: expected the teacher's {teacher_features.shape[1]} channels, "
-            f"got {student_features.shape[1]}; map the student's features first, for example by Apply(projection=...)"
-        )
-
-
 def _gram(rows: Tensor) -> Tensor:
     return rows @ rows.mT
-
-
-def _unit_rows(matrices: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(matrices, dim=2, keepdim=True)
-    some = length > 0
-    return torch.where(some, matrices / torch.where(some, length, 1.0), 0.0)

@@ -1,7 +1,7 @@
 """Contrast with banks: a sample's embedding by one network against embeddings of many samples by the other.
 
-A bank holds one embedding a training sample; the scores of a batch are inner products with some of its rows. Everything
-is computed in log space and, outside autocast, in at least float32. No gradient reaches a bank.
+A bank holds one embedding per training sample; the scores of a batch are inner products with some of its rows.
+Everything is computed in log space. No gradient reaches a bank.
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ EPSILON = 1e-7
 def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperature: float) -> Tensor:
     """Compute the scores of a batch with chosen rows of a bank.
 
-    ``scores[i, j] = <embeddings[i], bank[columns[i, j]]> / temperature``. One dense product with the whole bank comes
-    first and the columns are taken out of that: to gather the rows first moves ``dimension`` times as much memory.
+    ``scores[i, j] = <embeddings[i], bank[columns[i, j]]> / temperature``. The columns are taken from one dense product
+    with the whole bank: gathering rows first moves ``dimension`` times as much memory.
 
     Args:
         embeddings: ``(batch, dimension)``, any floating dtype.
         bank: ``(samples, dimension)``, any floating dtype; gets no gradient.
-        columns: ``(batch, some)`` int64, places in the bank.
+        columns: ``(batch, some)`` int64, rows of the bank.
         temperature: finite and above 0.
 
     Returns:
         ``(batch, some)``, at least float32.
 
     Raises:
-        TypeError: if a tensor is of the wrong dtype or ``temperature`` no Python number.
-        ValueError: if shapes do not fit, or ``temperature`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:
-        >>> import torch
         >>> bank_scores(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([[1, 0, 0]]), temperature=0.5)
         tensor([[0., 2., 2.]])
     """
@@ -78,15 +76,13 @@ def log_normaliser(scores: Tensor, *, samples: int) -> Tensor:
         ``()``, at least float32, without gradient.
 
     Raises:
-        TypeError: if the scores are not a floating tensor or ``samples`` no whole number.
-        ValueError: if their shape is another, or ``samples`` is below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699; the estimate is that
     of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv 1805.01978. It is
     taken from the first batch and kept.
 
     Example:
-        >>> import torch
         >>> log_normaliser(torch.zeros(2, 3), samples=1000)
         tensor(6.9078)
     """
@@ -98,28 +94,26 @@ def log_normaliser(scores: Tensor, *, samples: int) -> Tensor:
 def contrast(log_ratios: Tensor, *, samples: int) -> Tensor:
     """Compute the noise-contrastive loss of one positive against many negatives.
 
-    ``-log(x[0] / (x[0] + c')) - sum_{j>0} log(c / (x[j] + c'))`` with ``x = exp(log_ratios)``, ``m`` negatives,
-    ``c = m / samples`` and ``c' = c + 1e-7``: summed over the negatives, one value a sample.
+    ``-log(x[0] / (x[0] + c')) - sum_{j>0} log(c / (x[j] + c'))`` with ``x = exp(log_ratios)``, ``m`` negatives, ``c = m
+    / samples`` and ``c' = c + 1e-7``: summed over the negatives, one value per sample.
 
     Args:
-        log_ratios: ``(batch, 1 + m)``, any floating dtype: the positive's first, then the negatives'. They are
-            ``scores - log Z``.
+        log_ratios: ``(batch, 1 + m)``, any floating dtype, ``scores - log Z``: the positive's first, then the
+            negatives'.
         samples: that a negative is drawn from, at least 1.
 
     Returns:
         ``(batch,)`` nats, at least float32.
 
     Raises:
-        TypeError: if the ratios are not a floating tensor or ``samples`` no whole number.
-        ValueError: if there is no negative, or ``samples`` is below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there is no negative.
 
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699, equation 18.
 
-    Differs from: the authors' code in form only: it takes the ratios and not their logarithms, divides the sum by the
-    batch, and so do the many copies of it.
+    Differs from: the authors' code and its copies in form only: ratios, not logarithms, and the sum divided by the
+    batch.
 
     Example:
-        >>> import torch
         >>> contrast(torch.tensor([[5.0, -5.0, -5.0]]), samples=2)
         tensor([0.0201])
     """
@@ -141,12 +135,12 @@ def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor,
     """Compute contrastive representation distillation: both networks' embeddings against the other's bank.
 
     ``contrast(student_scores - log Z_s) + contrast(teacher_scores - log Z_t)``, as `contrast` has it. The teacher's
-    side teaches the map that embeds the teacher, so here the teacher's scores do get a gradient.
+    scores do get a gradient: it trains the map that embeds the teacher.
 
     Args:
-        student_scores: ``(batch, 1 + negatives)``, any floating dtype: the student's embeddings with the teacher's bank
-            (`bank_scores`), each sample's own row first.
-        teacher_scores: the same shape: the teacher's embeddings with the student's bank.
+        student_scores: ``(batch, 1 + negatives)``, any floating dtype: `bank_scores` of the student with the teacher's
+            bank, the sample's row first.
+        teacher_scores: the same shape: the teacher with the student's bank.
         log_normalisers: ``(2,)``: ``log Z_s`` and ``log Z_t`` (`log_normaliser`).
         samples: of a bank, at least 1.
 
@@ -154,13 +148,11 @@ def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor,
         ``(batch,)`` nats, at least float32.
 
     Raises:
-        TypeError: if scores are not floating tensors or ``samples`` no whole number.
-        ValueError: if shapes do not fit, there is no negative, or ``samples`` is below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there is no negative.
 
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:
-        >>> import torch
         >>> scores = torch.tensor([[5.0, -5.0, -5.0]])
         >>> crd(scores, scores, torch.zeros(2), samples=2)
         tensor([0.0403])
@@ -193,13 +185,11 @@ def moved(rows: Tensor, embeddings: Tensor, *, momentum: float) -> Tensor:
         The same shape and dtype as ``rows``, without gradient.
 
     Raises:
-        TypeError: if ``momentum`` is no Python number.
-        ValueError: if the shapes differ or ``momentum`` is outside [0, 1).
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:
-        >>> import torch
         >>> moved(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), momentum=0.5)
         tensor([[0.7071, 0.7071]])
     """

@@ -1,4 +1,4 @@
-"""Losses on features: one value a sample. In at least float32; no gradient reaches a teacher's features."""
+"""Losses on features: one value per sample."""
 
 from __future__ import annotations
 
@@ -10,76 +10,65 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.pooling import averaged
+from tutelage.losses.pooling import averaged, common_size
 
-TOKENS = ("batch", "tokens", "width")
-MAPS = ("batch", "channels", "height", "width")
+Distance = Literal["mean_square", "norm"]
 
 
 def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the mean squared error between two features: FitNet's hint.
 
-    ``(1 / D) * sum_d (s[d] - t[d])**2`` over all ``D`` entries of a sample: channels and places alike.
+    ``(1 / D) * sum_d (s[d] - t[d])**2`` over all ``D`` entries of a sample: channels and positions alike.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, mapped to the teacher's shape by a learned map where
-            they differ.
+        student_features: ``(batch, ...)``, any floating dtype, mapped to the teacher's shape where they differ.
         teacher_features: the same shape; gets no gradient.
 
     Returns:
         ``(batch,)``, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550.
 
-    Differs from: the paper, which has half the sum in place of the mean. Results on CIFAR-100 were published with the
-    mean.
+    Differs from: the paper, which has half the sum. Results on CIFAR-100 were published with the mean.
 
     Example:
-        >>> import torch
         >>> hint(torch.full((1, 2, 3), 2.0), torch.zeros(1, 2, 3))
         tensor([4.])
     """
-    student_features, teacher_features = alike(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     return (student_features - teacher_features).square().flatten(1).mean(1)
 
 
 def attention_transfer(
-    student_features: Tensor,
-    teacher_features: Tensor,
-    *,
-    p: float = 2,
-    distance: Literal["mean_square", "norm"] = "mean_square",
+    student_features: Tensor, teacher_features: Tensor, *, p: float = 2, distance: Distance = "mean_square"
 ) -> Tensor:
     """Compute the distance between two attention maps.
 
-    ``(1 / places) * sum_x (Q_s[x] - Q_t[x])**2`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``;
-    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``. The larger map is first averaged down to
-    the smaller one's size (`same_size`).
+    ``(1 / positions) * sum_x (Q_s[x] - Q_t[x])**2`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``;
+    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``. A larger map is averaged down first
+    (`same_size`).
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype.
         teacher_features: the same, with any number of channels and any size; gets no gradient.
         p: a whole number of at least 1. At an odd one the features keep their sign.
-        distance: ``mean_square``; or ``norm``, which is not squared and not divided by the number of places.
+        distance: ``mean_square``; or ``norm``, neither squared nor divided by the number of positions.
 
     Returns:
-        ``(batch,)``, no unit, at least float32; at most ``4 / places``, or 2 for the norm.
+        ``(batch,)``, no unit, at least float32; at most ``4 / positions``, or 2 for the norm.
 
     Raises:
-        TypeError: if features are not floating tensors or ``p`` no Python number.
-        ValueError: if features are no maps or differ in the batch, ``p`` is not whole, or ``distance`` is another.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928.
 
-    Differs from: the paper's equation, which has the norm, of ``sum_c |f|**p``, halved. The authors' code, and results
-    on CIFAR-100, have the mean square.
+    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. The authors' code and results have the mean
+    square.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
         >>> attention_transfer(student, teacher)
         tensor([1.])
@@ -89,7 +78,7 @@ def attention_transfer(
     if distance == "mean_square":
         return (ours - theirs).square().mean(1)
     if distance == "norm":
-        return length(ours - theirs)
+        return torch.linalg.vector_norm(ours - theirs, dim=-1)
     raise ValueError(f'distance: expected mean_square or norm, got {distance!r}; type distance="mean_square"')
 
 
@@ -97,21 +86,20 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     """Compute how badly a Gaussian around the student's features explains the teacher's.
 
     ``(1 / D) * sum_{c, x} 0.5 * ((m[c, x] - t[c, x])**2 / variance[c] + log variance[c])`` over all ``D`` entries of a
-    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``. A larger map is first averaged down
-    to the smaller one's size (`same_size`).
+    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``. A larger map is averaged down first
+    (`same_size`).
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, ``m``: what a learned regressor
-            makes of the student's features. Where that is not linear, pool what goes into it, not what comes out.
+        student_features: ``(batch, channels, height, width)``, any floating dtype, ``m``: a learned regressor's output.
+            Where the regressor is not linear, pool its input, not its output.
         teacher_features: the same number of channels, ``t``; gets no gradient.
         variance: ``(channels,)``, above 0, any floating dtype; gets a gradient.
 
     Returns:
-        ``(batch,)`` nats an entry, at least float32; of either sign.
+        ``(batch,)`` nats per entry, at least float32; of either sign.
 
     Raises:
-        TypeError: if features or variance are not floating tensors.
-        ValueError: if features are no maps, or the shapes do not fit.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", arXiv 1904.05835.
 
@@ -119,7 +107,6 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     where public code has ``log(1 + exp(x))``, which overflows.
 
     Example:
-        >>> import torch
         >>> vid(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2), variance=torch.ones(1))
         tensor([4.5000])
     """
@@ -153,18 +140,16 @@ def prime_aware(
         ``(batch,)``, at least float32; of either sign.
 
     Raises:
-        TypeError: if features or ``log_variance`` are not floating tensors, or ``epsilon`` no Python number.
-        ValueError: if the shapes differ, or ``epsilon`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zhang et al., "Prime-Aware Adaptive Distillation", arXiv 2008.01458.
 
     Example:
-        >>> import torch
         >>> prime_aware(torch.full((1, 2), 2.0), torch.zeros(1, 2), log_variance=torch.zeros(1, 2))
         tensor([4.0000])
     """
-    student_features, teacher_features = alike(student_features, teacher_features)
-    log_variance = batched(log_variance, "log_variance")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    log_variance = checks.features(log_variance, "log_variance", axes=checks.ANY)
     checks.same_shape(student_features, log_variance, "student_features", "log_variance")
     checks.positive(epsilon, "epsilon", example=1e-6)
     # exp(v) alone overflows, and takes the gradient with it.
@@ -185,66 +170,30 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
         overlap, as those of adaptive pooling do.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they are no maps, or differ in the batch.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
-    Source: what public code of attention transfer, VID, FT and NST does where sizes differ, as Tian et al. compared
-    them, arXiv 1910.10699.
+    Source: public code of attention transfer, VID, FT and NST, as Tian et al. compared them, arXiv 1910.10699.
 
     Example:
-        >>> import torch
         >>> student, teacher = same_size(torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 4, 4))
         >>> student.shape
         torch.Size([1, 2, 4, 4])
     """
-    student_features = checks.features(student_features, "student_features", axes=MAPS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
-    same_batch(student_features, teacher_features)
-    return pooled_like(student_features, teacher_features), pooled_like(teacher_features, student_features)
-
-
-def pooled_like(larger: Tensor, smaller: Tensor) -> Tensor:
-    """Average a map down to another one's height and width, where it is larger."""
-    size = (min(larger.shape[2], smaller.shape[2]), min(larger.shape[3], smaller.shape[3]))
-    return averaged(larger, size)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.MAPS, same="batch"
+    )
+    size = common_size(student_features, teacher_features)
+    return averaged(student_features, size), averaged(teacher_features, size)
 
 
 def attention(maps: Tensor, *, p: float) -> Tensor:
-    """Return ``(batch, places)``: means over channels of ``f**p``, scaled to length 1."""
+    """Return ``(batch, positions)``: means over channels of ``f**p``, scaled to length 1."""
     checks.positive(p, "p", example=2)
     if int(p) != p:
         raise ValueError(f"p: expected a whole number, got {p}: features may be below 0; type for example p=2")
     # The scale cancels. Without it the norm of large powers overflows.
     scale = maps.detach().abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
     return F.normalize((maps / scale).pow(int(p)).mean(1).flatten(1), dim=1)
-
-
-def length(rows: Tensor) -> Tensor:
-    """Return each row's L2 norm, whose gradient at 0 is 0."""
-    return torch.linalg.vector_norm(rows, dim=-1)
-
-
-def alike(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features of one shape ``(batch, ...)`` in at least float32, the teacher's without a gradient."""
-    student_features = batched(student_features, "student_features")
-    teacher_features = batched(teacher_features, "teacher_features").detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    return student_features, teacher_features
-
-
-def batched(tensor: Tensor, name: str) -> Tensor:
-    """Return features ``(batch, ...)`` in at least float32."""
-    further = max(tensor.ndim - 1, 1) if isinstance(tensor, Tensor) else 1
-    return checks.features(tensor, name, axes=("batch", *["size"] * further))
-
-
-def same_batch(student_features: Tensor, teacher_features: Tensor) -> None:
-    """Refuse features of two batches."""
-    if len(student_features) != len(teacher_features):
-        raise ValueError(
-            f"teacher_features: expected those of {len(student_features)} samples, as student_features, "
-            f"got {len(teacher_features)}; feed both networks the same batch"
-        )
 
 
 def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -260,26 +209,24 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
-        >>> import torch
         >>> vitkd_mimic(torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
         tensor([6.])
     """
-    return _squares(*_pair(student_features, teacher_features)).sum((1, 2))
+    return _token_errors(student_features, teacher_features).sum((1, 2))
 
 
 def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden: Tensor, *, masked: float) -> Tensor:
-    """Compute the generation term of ViTKD: squared distances between the tokens that were hidden, and made again.
+    """Compute the generation term of ViTKD: squared distances of the hidden tokens, generated again.
 
     ``(1 / masked) * sum_{n hidden, d} (s[n, d] - t[n, d])**2``: a sum over hidden tokens and width, scaled up to all.
 
     Args:
-        student_features: ``(batch, tokens, width)``, any floating dtype: tokens made from those that were not hidden.
+        student_features: ``(batch, tokens, width)``, any floating dtype: tokens generated from the visible ones.
         teacher_features: the same shape; gets no gradient.
         hidden: ``(batch, tokens)`` bool, of `hide`.
         masked: share of the tokens that were hidden, above 0 and below 1.
@@ -288,17 +235,15 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
         ``(batch,)``, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors, ``hidden`` is not bool or ``masked`` no Python number.
-        ValueError: if the shapes do not fit, or ``masked`` is not above 0 and below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
-        >>> import torch
         >>> vitkd_generation(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.tensor([[True, False]]), masked=0.5)
         tensor([6.])
     """
-    squares = _squares(*_pair(student_features, teacher_features)).sum(2)
+    squares = _token_errors(student_features, teacher_features).sum(2)
     _share(masked)
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
         raise TypeError(
@@ -324,13 +269,11 @@ def hide(noise: Tensor, *, masked: float) -> Tensor:
         ``(batch, tokens)`` bool, true where hidden.
 
     Raises:
-        TypeError: if the noise is not a floating tensor or ``masked`` no Python number.
-        ValueError: if its shape is another, or ``masked`` is not above 0 and below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
-        >>> import torch
         >>> hide(torch.tensor([[0.3, 0.1, 0.9, 0.5]]), masked=0.5)
         tensor([[False, False,  True,  True]])
     """
@@ -341,14 +284,8 @@ def hide(noise: Tensor, *, masked: float) -> Tensor:
     return hidden.scatter(1, noise.argsort(dim=1, stable=True)[:, :kept], False)
 
 
-def _pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    student_features = checks.features(student_features, "student_features", axes=TOKENS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=TOKENS).detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    return student_features, teacher_features
-
-
-def _squares(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def _token_errors(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
     return (student_features - teacher_features).square()
 
 

@@ -1,7 +1,4 @@
-"""Losses on maps that a learned module made of the student's: one value a sample.
-
-Everything is computed in at least float32, outside autocast; no gradient reaches a teacher's features.
-"""
+"""Losses on maps that a learned module makes of the student's: one value per sample."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from torch import Tensor
 from tutelage import checks
 from tutelage.losses.pooling import averaging
 
-MAPS = ("batch", "channels", "height", "width")
 GRIDS = (4, 2, 1)
 
 
@@ -30,15 +26,13 @@ def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``(batch,)``, squares of the features' unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they are no maps, or the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044.
 
-    Differs from: public code, which takes the mean over the batch and adds up the levels in one function; published
-    results were made so. This is one level's, a value a sample. Fields are those of adaptive average pooling, which
-    overlap where the grid does not divide the map; for maps that are not square the public code compares the grid with
-    the height alone.
+    Differs from: public code, which adds up the levels in one function and takes the mean over the batch; this is one
+    level. Fields are those of adaptive average pooling, which may overlap; public code compares the grid with the
+    height alone.
 
     Example:
         >>> import torch
@@ -61,20 +55,18 @@ def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the squared error of masked generative distillation, summed over channels and pixels.
 
-    ``sum_{c, h, w} (s[c, h, w] - t[c, h, w])**2``: over all positions, masked or not, and a sum, so it grows with the
-    map; the published weight is 7e-5.
+    ``sum_{c, h, w} (s[c, h, w] - t[c, h, w])**2``: a sum over all positions, masked or not; the published weight is
+    7e-5.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype: a map made of the student's after a
-            part of it was masked.
+        student_features: ``(batch, channels, height, width)``, any floating dtype: generated from a masked map.
         teacher_features: the same shape; gets no gradient.
 
     Returns:
         ``(batch,)``, squares of the features' unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they are no maps, or the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "Masked Generative Distillation", arXiv 2205.01529.
 
@@ -87,7 +79,5 @@ def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def _difference(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    student_features = checks.features(student_features, "student_features", axes=MAPS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
     return student_features - teacher_features

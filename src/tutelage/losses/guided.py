@@ -1,7 +1,4 @@
-"""Losses that read more of the teacher than its features: its head, its batch norm, its class means.
-
-At least float32; no gradient reaches anything of the teacher's.
-"""
+"""Losses that read more of the teacher than its features: its head, its batch norm, its class means."""
 
 from __future__ import annotations
 
@@ -14,8 +11,6 @@ from torch.nn import functional as F
 from tutelage import checks
 from tutelage.types import UNLABELLED
 
-BATCH = ("batch", "width")
-MAPS = ("batch", "channels", "height", "width")
 RARE = 0.001
 """Share of a channel's values below 0 at which its margin is no longer their mean."""
 
@@ -23,24 +18,22 @@ RARE = 0.001
 def srrl_statistics(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the statistics term of softmax regression representation learning: the error of pooled features.
 
-    ``(1 / width) * sum_d (mean(s[d]) - mean(t[d]))**2``, the means over places: a factor 1/width.
+    ``(1 / width) * sum_d (mean(s[d]) - mean(t[d]))**2``, the means over positions: a factor 1/width.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels; or
-            pooled already, ``(batch, width)``.
-        teacher_features: one of both, with as many channels; the places need not agree. It gets no gradient.
+        student_features: ``(batch, channels, height, width)``, any floating dtype, with the teacher's channels; or
+            pooled, ``(batch, width)``.
+        teacher_features: one of both, with as many channels; the positions need not agree. It gets no gradient.
 
     Returns:
         ``(batch,)``, the square of the features' unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, or differ in batch or channels.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
 
     Example:
-        >>> import torch
         >>> srrl_statistics(torch.ones(1, 2, 4, 4), torch.zeros(1, 2))
         tensor([1.])
     """
@@ -54,7 +47,7 @@ def srrl_regression(
     """Compute the regression term of softmax regression representation learning: the error behind the teacher's head.
 
     ``(1 / classes) * sum_k (h(mean(s))[k] - h(mean(t))[k])**2`` with ``h(x) = weight @ x + bias``, the teacher's last
-    layer, and the means over places: a factor 1/classes.
+    layer, and the means over positions: a factor 1/classes.
 
     Args:
         student_features: as in `srrl_statistics`; the gradient goes through the head into them.
@@ -66,16 +59,13 @@ def srrl_regression(
         ``(batch,)``, the square of the logits' unit, at least float32.
 
     Raises:
-        TypeError: if features or the head are not floating tensors.
-        ValueError: if the shapes do not fit.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
 
-    Differs from: nothing in value; published results were made with this form, by squared errors. The paper also names
-    a cross-entropy with the teacher's softmax in its place.
+    Differs from: nothing; the paper also names a cross-entropy with the teacher's softmax in place of squared errors.
 
     Example:
-        >>> import torch
         >>> srrl_regression(torch.ones(1, 2), torch.zeros(1, 2), weight=torch.ones(3, 2))
         tensor([4.])
     """
@@ -102,8 +92,8 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
     """Compute the distance of "A Comprehensive Overhaul of Feature Distillation", on one map before its activation.
 
     ``sum_{c, h, w} d(s, max(t, m[c]))``, with ``d(s, u) = (s - u)**2`` where ``t > 0`` or ``s > u``, and 0 elsewhere: a
-    sum over channels and places, so it grows with both; the published weight is 1e-3. Where the teacher is below 0, the
-    student only has to be below it too: the activation hides the rest.
+    sum over channels and positions, so it grows with both; the published weight is 1e-3. Where the teacher is below 0,
+    the student only has to be below it too: the activation hides the rest.
 
     Args:
         student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels.
@@ -114,20 +104,16 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
         ``(batch,)``, the square of the features' unit, at least float32.
 
     Raises:
-        TypeError: if features or margins are not floating tensors.
-        ValueError: if the shapes do not fit.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
 
     Example:
-        >>> import torch
         >>> s, t = torch.tensor([2.0, 0.0, -3.0]), torch.tensor([1.0, -4.0, -4.0])
         >>> ofd(s.view(1, 1, 1, 3), t.view(1, 1, 1, 3), margins=torch.tensor([-2.0]))
         tensor([5.])
     """
-    student_features = checks.features(student_features, "student_features", axes=MAPS)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=MAPS).detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
     margins = checks.features(margins, "margins", axes=("channels",)).detach()
     if len(margins) != student_features.shape[1]:
         raise ValueError(
@@ -154,15 +140,13 @@ def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
         ``(channels,)``, at least float32, none above 0; without a gradient.
 
     Raises:
-        TypeError: if they are not floating tensors.
-        ValueError: if the shapes differ.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
 
     Differs from: public code where a weight is 0, which it divides by, and in its rounding to float32.
 
     Example:
-        >>> import torch
         >>> ofd_margins(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 5.0]))
         tensor([-0.7979, -3.0000])
     """
@@ -196,8 +180,7 @@ def norm_direction(
         ``(batch,)``, no unit, in [0, 2], at least float32.
 
     Raises:
-        TypeError: if features or means are not floating tensors, or labels not int64: soft labels have no one class.
-        ValueError: if the shapes do not fit, or a label is neither a class nor -100.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above; soft labels have no one class.
 
     Source: Wang et al., "Improving Knowledge Distillation via Regularizing Feature Norm and Direction", arXiv
     2305.17007.
@@ -205,14 +188,11 @@ def norm_direction(
     Differs from: the authors' code where both embeddings are 0: NaN there, 1 here.
 
     Example:
-        >>> import torch
         >>> s, t = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]])
         >>> norm_direction(s, t, torch.tensor([1]), class_means=torch.eye(2).flip(0))
         tensor([0.5000])
     """
-    student_features = checks.features(student_features, "student_features", axes=BATCH)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
     class_means = checks.features(class_means, "class_means", axes=("classes", "width")).detach()
     if class_means.shape[1] != student_features.shape[1]:
         raise ValueError(
@@ -225,9 +205,9 @@ def norm_direction(
             "type labels.argmax(-1), or use an objective that takes soft labels"
         )
     checks.labels_for(student_features[:, :1].expand(-1, len(class_means)), labels)
-    own = F.normalize(class_means, dim=1).to(student_features.dtype)[labels.clamp(min=0)]
+    directions = F.normalize(class_means, dim=1).to(student_features.dtype)[labels.clamp(min=0)]
     longest = torch.maximum(student_features.norm(dim=1), teacher_features.norm(dim=1).to(student_features.dtype))
-    aligned = (student_features * own).sum(1) / torch.where(longest > 0, longest, 1.0)
+    aligned = (student_features * directions).sum(1) / torch.where(longest > 0, longest, 1.0)
     return torch.where(labels == UNLABELLED, 0.0, 1 - aligned)
 
 
@@ -239,6 +219,6 @@ def _pooled_pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Te
 
 
 def _pooled(features: Tensor, name: str) -> Tensor:
-    if isinstance(features, Tensor) and features.ndim == len(MAPS):
-        return checks.features(features, name, axes=MAPS).mean((2, 3))
-    return checks.features(features, name, axes=BATCH)
+    if isinstance(features, Tensor) and features.ndim == len(checks.MAPS):
+        return checks.features(features, name, axes=checks.MAPS).mean((2, 3))
+    return checks.features(features, name, axes=checks.EMBEDDINGS)

@@ -1,12 +1,8 @@
-"""Losses on logits: one value a sample, in nats, not reduced over the batch.
+"""Losses on logits: one value per sample, in nats, not reduced over the batch.
 
-* Shapes: the classes are on the last axis; whatever stands before it, ``(batch,)`` or ``(batch, tokens)``, is the
-  shape of the result.
-* Precision: everything is computed in at least float32, whatever the inputs are and whether or not autocast is on;
-  float64 stays float64. Gradients come back in the student's own dtype.
-* Teachers: no gradient reaches a teacher, whether or not its logits were detached.
-* Notation: ``q = softmax(z)`` is the student, ``p = softmax(v)`` the teacher, ``p_gamma = softmax(gamma * v)`` the
-  teacher's power transform.
+The classes are on the last axis; whatever stands before it, ``(batch,)`` or ``(batch, tokens)``, is the shape of the
+result. ``q = softmax(z)`` is the student, ``p = softmax(v)`` the teacher and ``p_gamma = softmax(gamma * v)`` the
+teacher's power transform.
 """
 
 from __future__ import annotations
@@ -39,8 +35,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     Raises:
         TypeError: if the logits are not a floating tensor, or the labels neither int64 nor floating.
         ValueError: if shapes do not fit, ``label_smoothing`` is outside [0, 1), or an index is neither a class nor
-            -100. The last is seen on the CPU outside ``torch.compile``; on CUDA the kernel asserts, so that the step
-            never waits.
+            -100. The last is checked on the CPU outside ``torch.compile``; on CUDA the kernel asserts.
 
     Source: label smoothing: Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567.
 
@@ -48,7 +43,6 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     mean over labelled samples is the sum of these values over the number of labels that are not -100.
 
     Example:
-        >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
         >>> cross_entropy(logits, torch.tensor([0, -100]))
         tensor([0.2395, 0.0000])
@@ -80,14 +74,12 @@ def confidence_penalty(student_logits: Tensor) -> Tensor:
         ``(...)`` nats, at least float32; between ``-log(classes)`` (uniform) and 0 (one-hot).
 
     Raises:
-        TypeError: if the logits are not a floating tensor.
-        ValueError: if they have no classes.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", arXiv
     1701.06548.
 
     Example:
-        >>> import torch
         >>> confidence_penalty(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
         tensor([-0.6931, -0.0012])
     """
@@ -109,25 +101,21 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
         ``(...)`` nats, at least float32; 0 where the two are equal, otherwise above 0 up to rounding.
 
     Raises:
-        TypeError: if either is not a floating tensor.
-        ValueError: if the shapes differ or there are no classes.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Kullback and Leibler, "On Information and Sufficiency", 1951.
 
-    Differs from: `torch.nn.functional.kl_div`, which by default wants probabilities from the teacher and averages over
-    classes too. Some libraries call the cross-entropy ``-sum p * log q`` a KL divergence: the same gradient, not the
-    same value.
+    Differs from: `torch.nn.functional.kl_div`, which by default takes the teacher's probabilities and averages over
+    classes too; and code that calls the cross-entropy ``-sum p * log q``, of equal gradient, a KL divergence.
 
     Example:
-        >>> import torch
         >>> p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.5, 0.25, 0.25]])
         >>> kl_divergence(q.log(), p.log())
         tensor([0.3466])
     """
-    student_log_probs = checks.classwise(student_log_probs, "student_log_probs")
-    teacher_log_probs = checks.classwise(teacher_log_probs, "teacher_log_probs")
-    checks.same_shape(student_log_probs, teacher_log_probs, "student_log_probs", "teacher_log_probs")
-    return _divergence(student_log_probs, teacher_log_probs.detach())
+    return _divergence(
+        *checks.logit_pair(student_log_probs, teacher_log_probs, "student_log_probs", "teacher_log_probs")
+    )
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
@@ -145,8 +133,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) ->
         ``(...)`` nats times ``T**2``, at least float32.
 
     Raises:
-        TypeError: if the logits are not floating tensors or ``temperature`` no Python number.
-        ValueError: if the shapes differ, there are no classes, or ``temperature`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
 
@@ -154,11 +141,10 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) ->
     cross-entropy; and code that calls ``kl_div`` with ``reduction="mean"``, smaller by the number of classes.
 
     Example:
-        >>> import torch
         >>> kd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=2.0)
         tensor([1.8485])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=4.0)
     log_q = torch.log_softmax(student_logits / temperature, dim=-1)
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
@@ -181,8 +167,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tens
         ``(...)`` nats, at least float32.
 
     Raises:
-        TypeError: if the logits are not floating tensors or ``gamma`` no Python number.
-        ValueError: if the shapes differ, there are no classes, or ``gamma`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3.
 
@@ -190,11 +175,10 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tens
     and more in float16 from a logit scale of 5, by 0.4 % in float32 at a scale of 30 with 1000 classes).
 
     Example:
-        >>> import torch
         >>> ttm(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), gamma=0.5)
         tensor([1.0068])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(gamma, "gamma", example=0.1)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
     return _divergence(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
@@ -203,10 +187,9 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tens
 def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tensor:
     """Compute weighted transformed teacher matching: `ttm`, each sample weighted by its teacher's power sum.
 
-    ``U_gamma(p) * KL(p_gamma || q)`` with ``U_gamma(p) = sum_j p[j]**gamma``, so that a sample on which the teacher is
-    unsure counts more. Its gradient by the logits is ``U * (q - p_gamma)``. The weight is not normalised: it lies
-    between 1 and ``classes ** (1 - gamma)``, so a loss weight does not carry over to another ``gamma`` or number of
-    classes.
+    ``U_gamma(p) * KL(p_gamma || q)`` with ``U_gamma(p) = sum_j p[j]**gamma``, so a sample on which the teacher is
+    unsure counts more. Its gradient by the logits is ``U * (q - p_gamma)``. The weight lies between 1 and
+    ``classes ** (1 - gamma)``, so a loss weight does not carry over to another ``gamma`` or number of classes.
 
     Args:
         student_logits: ``(..., classes)``, any floating dtype, ``z``.
@@ -217,19 +200,17 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Ten
         ``(...)`` nats times the power sum, at least float32.
 
     Raises:
-        TypeError: if the logits are not floating tensors or ``gamma`` no Python number.
-        ValueError: if the shapes differ, there are no classes, or ``gamma`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 4.
 
     Differs from: the authors' code in precision only, as `ttm` does.
 
     Example:
-        >>> import torch
         >>> wttm(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), gamma=0.5)
         tensor([1.2925])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(gamma, "gamma", example=0.1)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
     # log U = gamma * log p[i] - log p_gamma[i] for every class i. At the likeliest one both logarithms are small, so
@@ -255,25 +236,22 @@ def transformed_matching(
     Args:
         student_logits: ``(..., classes)``, any floating dtype, ``z``.
         teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; ``-inf`` means probability 0.
-        transform: from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or your own, which
-            `targets.check_transform` tries.
+        transform: from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or yours (see
+            `targets.check_transform`).
         sample_weight: from the teacher's log-probabilities ``(..., classes)`` to weights ``(...)`` of at least 0: a
             `targets.SampleWeight`, or your own; none for 1.
-        normalise: divide the weights by their mean over all samples given. That couples them: the values depend on how
-            samples are put into batches. Where every weight is 0 they stay 0.
+        normalise: divide the weights by their mean over all samples, so values depend on the batch. Weights that are
+            all 0 stay 0.
 
     Returns:
         ``(...)`` nats times the weight, at least float32.
 
     Raises:
-        TypeError: if the logits or what ``transform`` returns are not floating tensors.
-        ValueError: if the shapes differ, there are no classes, or ``transform`` or ``sample_weight`` return another
-            shape than they should.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, returned ones included.
 
     Source: Zheng and Yang, arXiv 2402.11148, which leaves other transforms and weights open.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
         >>> flat = targets.Pointwise("complement", gamma=0.5)
         >>> transformed_matching(student, teacher, transform=flat)
@@ -282,7 +260,7 @@ def transformed_matching(
         >>> transformed_matching(student, teacher, transform=flat, sample_weight=doubt)
         tensor([0.1522])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p = torch.log_softmax(teacher_logits, dim=-1)
     values = _divergence(torch.log_softmax(student_logits, dim=-1), targets.transform(log_p, transform).detach())
     if sample_weight is None:
@@ -312,14 +290,12 @@ def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
         ``(...)`` nats, at least float32; between ``-log(classes)`` (uniform) and 0 (one-hot).
 
     Raises:
-        TypeError: if the logits are not a floating tensor or ``order`` no Python number.
-        ValueError: if there are no classes or ``order`` is not above 0: order 0 counts classes and has no gradient.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above; order 0 has no gradient.
 
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3:
     TTM is classic distillation with this term at ``order = 1 / T``, weighted by ``beta * (T - 1)``.
 
     Example:
-        >>> import torch
         >>> renyi_penalty(torch.tensor([[0.0, 0.0], [9.0, 0.0]]), order=0.5)
         tensor([-0.6931, -0.0220])
     """
@@ -345,15 +321,13 @@ def standardise(logits: Tensor) -> Tensor:
         large, up to ``1e7`` times what comes in: a student whose logits start out all equal needs another beginning.
 
     Raises:
-        TypeError: if the logits are not a floating tensor.
-        ValueError: if there are fewer than two classes.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427.
 
     Differs from: the paper, whose formula has no ``1e-7``; the authors' code has.
 
     Example:
-        >>> import torch
         >>> standardise(torch.tensor([[1.0, 2.0, 3.0]]))
         tensor([[-1.0000,  0.0000,  1.0000]])
     """
@@ -368,8 +342,7 @@ def standardise(logits: Tensor) -> Tensor:
 def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor) -> Tensor:
     """Compute `kd` at a temperature that is a tensor, and differentiable in it: what a learned temperature needs.
 
-    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient by ``T`` goes through all three places where it
-    stands, the teacher's softmax among them.
+    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient by ``T`` goes through all three.
 
     Args:
         student_logits: ``(..., classes)``, any floating dtype, ``z``.
@@ -380,17 +353,15 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
         ``(...)`` nats times ``T**2``, at least float32.
 
     Raises:
-        TypeError: if one of the three is not a floating tensor.
-        ValueError: if the shapes differ, there are no classes, or the temperature has more entries than one.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Li et al., "Curriculum Temperature for Knowledge Distillation", arXiv 2211.16231.
 
     Example:
-        >>> import torch
         >>> ctkd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=torch.tensor(2.0))
         tensor([1.8485])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
         got = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
         raise TypeError(f"temperature: expected a floating tensor, got {got}; type losses.kd(...) for a number")
@@ -423,7 +394,6 @@ def scaled_gradient(values: Tensor, *, factor: float) -> Tensor:
     Differs from: layers of that name that put the minus sign in themselves; here it is in the factor.
 
     Example:
-        >>> import torch
         >>> x = torch.tensor(3.0, requires_grad=True)
         >>> y = scaled_gradient(x, factor=-0.5)
         >>> y.backward()
@@ -454,20 +424,16 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
         ``(...)`` nats, at least float32.
 
     Raises:
-        TypeError: if the logits are not a floating tensor, the labels neither int64 nor floating, or a hyperparameter
-            no Python number.
-        ValueError: if shapes do not fit, there are fewer than two classes, the labels are soft (the virtual teacher is
-            not defined for them), or a hyperparameter is out of its range.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above; soft labels have no virtual teacher.
 
-    Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723, the
-    regularisation form, Tf-KD_reg.
+    Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723,
+    Tf-KD_reg.
 
     Differs from: the authors' code by a factor: it averages over the classes too, and multiplies by a number, 100 for
     100 classes. The softmax of probabilities is theirs, and published results were made with it. What the paper says, a
     teacher ``u**(1/T)``, is ``kd`` with ``u.log()`` for the teacher's logits.
 
     Example:
-        >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
         >>> teacher_free_kd(logits, torch.tensor([0, -100]), correct=0.9, temperature=1.0)
         tensor([0.1279, 0.0000])
@@ -489,13 +455,6 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
     log_p = torch.log_softmax(virtual / temperature, dim=-1)
     values = _divergence(torch.log_softmax(student_logits, dim=-1), log_p)
     return values.masked_fill(labels == UNLABELLED, 0.0)
-
-
-def _pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    student_logits = checks.classwise(student_logits, "student_logits")
-    teacher_logits = checks.classwise(teacher_logits, "teacher_logits").detach()
-    checks.same_shape(student_logits, teacher_logits, "student_logits", "teacher_logits")
-    return student_logits, teacher_logits
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""Losses on maps, of one stage or of several: one value a sample, in at least float32.
-
-No gradient reaches a teacher's features.
-"""
+"""Losses on maps, of one stage or of several: one value per sample."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.features import MAPS, alike, attention, length, same_batch, same_size
-from tutelage.losses.pooling import averaged
+from tutelage.losses.features import Distance, attention, same_size
+from tutelage.losses.pooling import averaged, common_size
 
 FURTHER = 3
 """How many more singular vectors of the student than of the teacher `kd_svd` chooses among."""
@@ -24,14 +21,14 @@ FURTHER = 3
 def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: float = 2, norm: float = 1) -> Tensor:
     """Compute the distance between two factors' maps of attention.
 
-    ``(1 / places) * sum_x |Q_s[x] - Q_t[x]|**norm`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``.
-    The larger map is first averaged down to the smaller one's size (`same_size`).
+    ``(1 / positions) * sum_x |Q_s[x] - Q_t[x]|**norm`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c,
+    x]**p``. A larger map is averaged down first (`same_size`).
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype: what a translator makes of the
-            student's features.
-        teacher_features: the same, with any number of channels and any size: what a paraphraser makes of the
-            teacher's; gets no gradient.
+        student_features: ``(batch, channels, height, width)``, any floating dtype: the output of the student's
+            translator.
+        teacher_features: the same, with any channels and size: the output of the teacher's paraphraser; gets no
+            gradient.
         p: a whole number of at least 1.
         norm: at least 1.
 
@@ -39,8 +36,7 @@ def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: fl
         ``(batch,)``, no unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors, or ``p`` or ``norm`` no Python numbers.
-        ValueError: if features are no maps or differ in the batch, ``p`` is not whole, or ``norm`` is below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
 
@@ -48,7 +44,6 @@ def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: fl
     with this form, which sees no channels: it is attention transfer (`attention_transfer`) on factors.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
         >>> factor_transfer(student, teacher)
         tensor([1.])
@@ -77,8 +72,7 @@ def factor_difference(
         ``(batch,)``, no unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors, or ``length_by`` is no Python number.
-        ValueError: if the shapes differ, ``p`` is neither 1 nor 2, or ``length_by`` is below 1.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
     Knowledge translation and adaptation (He et al., arXiv 1903.04688) has the same form on other features.
@@ -86,23 +80,22 @@ def factor_difference(
     Differs from: the paper at ``p=1``, where it has the sum.
 
     Example:
-        >>> import torch
         >>> factor_difference(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
         tensor([1.])
     """
-    student_features, teacher_features = alike(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     _at_least_one(length_by, "length_by")
     if p not in (1, 2):
         raise ValueError(f"p: expected 1 or 2, got {p!r}; type p=1")
     ours, theirs = (_unit(f, order=length_by) for f in (student_features, teacher_features))
-    return (ours - theirs).abs().mean(1) if p == 1 else length(ours - theirs)
+    return (ours - theirs).abs().mean(1) if p == 1 else torch.linalg.vector_norm(ours - theirs, dim=-1)
 
 
 def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, margin: float = 1.0) -> Tensor:
     """Compute how far a student's neurons are from being on where the teacher's are, and off where those are off.
 
-    ``sum_d max(0, m - s[d])**2`` over the entries where ``t[d] > 0``, plus ``max(0, s[d] + m)**2`` where it is not:
-    a sum over all channels and places, so it grows with the map.
+    ``sum_d max(0, m - s[d])**2`` over the entries where ``t[d] > 0``, plus ``max(0, s[d] + m)**2`` where it is not: a
+    sum over all channels and positions, so it grows with the map.
 
     Args:
         student_features: ``(batch, ...)``, any floating dtype, before the activation.
@@ -113,8 +106,7 @@ def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, m
         ``(batch,)``, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors or ``margin`` no Python number.
-        ValueError: if the shapes differ, or ``margin`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", arXiv
     1811.03233.
@@ -123,11 +115,10 @@ def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, m
     ``3 / 1000``; here that stands in the preset ``activation_boundary``.
 
     Example:
-        >>> import torch
         >>> activation_boundary(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, -1.0]]))
         tensor([10.])
     """
-    student_features, teacher_features = alike(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     checks.positive(margin, "margin", example=1.0)
     beyond = torch.where(teacher_features > 0, margin - student_features, student_features + margin)
     return beyond.clamp(min=0).square().flatten(1).sum(1)
@@ -138,17 +129,16 @@ def fsp(
     teacher_features: Sequence[Tensor],
     *,
     pool: Literal["average", "maximum"] = "average",
-    distance: Literal["mean_square", "norm"] = "mean_square",
+    distance: Distance = "mean_square",
 ) -> Tensor:
     """Compare the flow from each stage to the next: inner products of their channels.
 
-    ``sum_l (1 / (C * D)) * sum_{c, d} (M_s[c, d] - M_t[c, d])**2`` over consecutive stages ``a`` and ``b``, with
-    ``M[c, d] = (1 / places) * sum_x a[c, x] * b[d, x]``. The larger of the two is first pooled to the smaller one's
-    size. With ``distance="norm"`` each pair adds ``sum_d ||M_s[:, d] - M_t[:, d]||_2``.
+    ``sum_l (1 / (C * D)) * sum_{c, d} (M_s[c, d] - M_t[c, d])**2`` over consecutive stages ``a`` and ``b``, with ``M[c,
+    d] = (1 / positions) * sum_x a[c, x] * b[d, x]``. The larger of the two is first pooled to the smaller one's size.
+    With ``distance="norm"`` each pair adds ``sum_d ||M_s[:, d] - M_t[:, d]||_2``.
 
     Args:
-        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in the order of
-            the stages.
+        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in order.
         teacher_features: as many, each with the student's number of channels; sizes may differ; they get no gradient.
         pool: how the larger map is made smaller: ``average`` or ``maximum``.
         distance: ``mean_square``; or ``norm``, of the columns, neither squared nor divided by their number.
@@ -157,8 +147,7 @@ def fsp(
         ``(batch,)``, at least float32.
 
     Raises:
-        TypeError: if features are no sequences of floating tensors.
-        ValueError: if there are fewer than two, the shapes do not fit, or ``pool`` or ``distance`` is another.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
 
@@ -166,7 +155,6 @@ def fsp(
     and averages; one library has the norms of columns and the maximum.
 
     Example:
-        >>> import torch
         >>> maps = [torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2)]
         >>> fsp([3 * maps[0], maps[1]], maps)
         tensor([4.])
@@ -181,7 +169,7 @@ def fsp(
     ]
     if distance == "mean_square":
         return torch.stack([flow.square().mean((1, 2)) for flow in flows]).sum(0)
-    return torch.stack([length(flow.mT).sum(1) for flow in flows]).sum(0)
+    return torch.stack([torch.linalg.vector_norm(flow.mT, dim=-1).sum(1) for flow in flows]).sum(0)
 
 
 def kd_svd(
@@ -194,38 +182,33 @@ def kd_svd(
     """Compare how leading singular vectors change from each stage to the next.
 
     ``sum_l sum_{c, c', j} (exp(-(a[c, j] - b[c', j])**2 / 8)_s - (the same)_t)**2`` over consecutive stages ``a`` and
-    ``b``. In each, of the matrix ``(places, channels)`` of a sample's map: the teacher's are its first ``k`` right
+    ``b``. In each, of the matrix ``(positions, channels)`` of a sample's map: the teacher's are its first ``k`` right
     singular vectors; the student's are those among its first ``k + 3`` that have the largest absolute cosine with each
     of them, turned to its side. Both are multiplied by the teacher's singular values, scaled to length 1.
 
     The sign of a singular vector is arbitrary, and the value depends on how the teacher's stand to each other from
-    stage to stage. Here each of them is turned so that its entry of largest size is above 0, which no library or device
-    can choose otherwise.
+    stage to stage. Here each is turned so that its largest entry is above 0, whatever the library or device.
 
     Where singular values are equal the vectors have no derivative; that part of the gradient is 0.
 
     Args:
-        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in the order of
-            the stages.
+        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in order.
         teacher_features: as many, each with the student's number of channels; sizes may differ; they get no gradient.
-        k: how many vectors, at least 1 and at most the number of places and of channels.
-        first_signs: of each stage ``(batch, k)``: the teacher's vectors are turned so that their first entries have
-            these signs instead.
+        k: how many vectors, at least 1 and at most the number of positions and of channels.
+        first_signs: of each stage ``(batch, k)``: signs of the first entries of the teacher's vectors instead.
 
     Returns:
         ``(batch,)``, no unit, at least float32; not finite where a feature is not.
 
     Raises:
-        TypeError: if features are no sequences of floating tensors, or ``k`` is no whole number.
-        ValueError: if there are fewer than two, the shapes do not fit, or there are not ``k`` vectors.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are not ``k`` vectors.
 
     Source: Lee, Kim and Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018.
 
     Differs from: public code, which takes the signs as they come. One public copy takes the matrix
-    ``(channels * height, width)``: give it maps with those axes in place of places and channels.
+    ``(channels * height, width)``: give it maps with those axes in place of positions and channels.
 
     Example:
-        >>> import torch
         >>> maps = [torch.eye(2).reshape(1, 2, 2, 1) * torch.tensor([2.0, 1.0]).reshape(1, 2, 1, 1)] * 2
         >>> kd_svd(maps, maps)
         tensor([0.])
@@ -285,9 +268,9 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
         )
     pairs = []
     for stage, (student, teacher) in enumerate(zip(student_features, teacher_features, strict=True)):
-        student = checks.features(student, f"student_features[{stage}]", axes=MAPS)
-        teacher = checks.features(teacher, f"teacher_features[{stage}]", axes=MAPS).detach()
-        same_batch(student, teacher)
+        student = checks.features(student, f"student_features[{stage}]", axes=checks.MAPS)
+        teacher = checks.features(teacher, f"teacher_features[{stage}]", axes=checks.MAPS).detach()
+        checks.same_batch(student, teacher, "student_features", "teacher_features")
         if student.shape[1] != teacher.shape[1]:
             raise ValueError(
                 f"teacher_features[{stage}]: expected {student.shape[1]} channels, as student_features[{stage}], "
@@ -299,9 +282,9 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
 
 def _flow(first: Tensor, second: Tensor, pool: str) -> Tensor:
     """Return ``(batch, channels of the first, channels of the second)``."""
-    size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
+    size = common_size(first, second)
     shrink = averaged if pool == "average" else F.adaptive_max_pool2d
-    first, second = (f if tuple(f.shape[2:]) == size else shrink(f, size) for f in (first, second))
+    first, second = (f if list(f.shape[2:]) == size else shrink(f, size) for f in (first, second))
     return first.flatten(2) @ second.flatten(2).mT / (size[0] * size[1])
 
 
@@ -334,7 +317,7 @@ def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor |
 
 
 def _matrix(maps: Tensor) -> Tensor:
-    """Return ``(batch, places, channels)``, scaled so that no square overflows; the vectors stay as they are."""
+    """Return ``(batch, positions, channels)``, scaled so that no square overflows; the vectors stay as they are."""
     rows = maps.flatten(2).mT
     # A decomposition of what is not finite raises; the value of such a sample is made NaN in the end instead.
     rows = torch.where(rows.isfinite().all(2, keepdim=True).all(1, keepdim=True), rows, 0.0)

@@ -1,13 +1,13 @@
 """Losses on relations between the samples of a batch: distances, angles, similarities, correlations.
 
-Each returns one value ``()`` for the whole batch, which changes with how a batch is split. Everything is computed in at
-least float32, outside autocast; no gradient reaches a teacher's features. Student and teacher may differ in width where
+Each returns one value ``()``, which changes with how a batch is split. Student and teacher may differ in width where
 the text does not say otherwise.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tutelage import checks
 
-BATCH = ("batch", "width")
 KERNELS = ("gaussian", "bilinear")
 
 _NEAREST = 1e-6
@@ -34,8 +33,7 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
     The diagonal is 0 and counts in ``batch**2``. Distances are at least 1e-6, without a gradient below that. The
     student's mean is differentiated too, so the gradient does not change the scale of the features.
 
-    Distances come from differences, not from a Gram matrix, so a common offset costs no digits. Memory grows with
-    ``batch**2``.
+    Distances come from differences, so a common offset costs no digits. Memory grows with ``batch**2``.
 
     Args:
         student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
@@ -43,11 +41,10 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
         squared: use the squared distances, of at least 1e-12, in place of the distances.
 
     Returns:
-        ``()``, no unit, at least float32; 0 for two samples, and where one set is a scaled and moved copy of the other.
+        ``()``, no unit, at least float32; 0 for two samples, and for sets equal up to scale and shift.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, differ in the batch, or there are fewer than 2 samples.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
 
     Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068. Published results use the distances.
 
@@ -55,11 +52,13 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
     common offset of 100 standard deviations is off by 2e-3; and for one sample, which gives NaN there.
 
     Example:
-        >>> import torch
         >>> rkd_distance(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [3.0]]))
         tensor(0.0556)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
+    checks.min_samples(student_features, 2, "are related to each other")
     return F.smooth_l1_loss(_distances(student_features, squared), _distances(teacher_features, squared))
 
 
@@ -83,43 +82,33 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
 
     Returns:
-        ``()``, no unit, at least float32; 0 for two samples, and where one set is a scaled, moved and turned copy of
-        the other.
+        ``()``, no unit, at least float32; 0 for two samples, and for sets equal up to scale, shift and rotation.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, differ in the batch, or there are fewer than 2 samples.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
 
     Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068.
 
     Differs from: public code for one sample, whose value is 0 there beside a distance-wise term that is NaN.
 
     Example:
-        >>> import torch
         >>> square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
         >>> line = torch.tensor([[0.0], [1.0], [2.0]])
         >>> rkd_angle(square, square).item(), round(rkd_angle(square, line).item(), 4)
         (0.0, 0.1296)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
+    checks.min_samples(student_features, 2, "are related to each other")
     batch = len(student_features)
     largest = max(batch, student_features.shape[1], teacher_features.shape[1])
     step = max(1, _ENTRIES // (batch * largest))
     if step >= batch:
         return _angles_apart(student_features, teacher_features, 0, batch) / batch**3
-    pieces = [
-        # There is no random number in it; to look at the generator's state makes the host wait for the device.
-        checkpoint(
-            _angles_apart,
-            student_features,
-            teacher_features,
-            start,
-            start + step,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        for start in range(0, batch, step)
-    ]
+    # There is no random number in it; reading the generator's state makes the host wait for the device.
+    again = partial(checkpoint, _angles_apart, use_reentrant=False, preserve_rng_state=False)
+    pieces = [again(student_features, teacher_features, start, start + step) for start in range(0, batch, step)]
     return torch.stack(pieces).sum() / batch**3
 
 
@@ -139,19 +128,19 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         ``()`` nats divided by ``batch``, at least float32; 0 for one sample.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, or differ in the batch.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", arXiv 1803.10837.
 
     Differs from: public code where a sample is 0 everywhere, whose gradient is NaN there and 0 here.
 
     Example:
-        >>> import torch
         >>> pkt(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()  # log(3 / 2) / 2
         0.20273...
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
     ours, theirs = _neighbours(student_features), _neighbours(teacher_features)
     return (theirs * ((theirs + _PKT_EPS).log() - (ours + _PKT_EPS).log())).mean()
 
@@ -171,54 +160,55 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
         ``()``, no unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have fewer than 2 axes, differ in the batch, or ``row_norm`` is neither 1 nor 2.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682.
 
-    Differs from: torchdistill, which has ``row_norm=1``: values differ by a factor of about 3, and the published weight
-    of 3000 is for 2.
+    Differs from: torchdistill, which has ``row_norm=1``: values differ by a factor of about 3; the published weight,
+    3000, is for 2.
 
     Example:
-        >>> import torch
         >>> similarity(torch.eye(2), torch.ones(2, 1))
         tensor(0.2929)
     """
-    student_features, teacher_features = _flat_pair(student_features, teacher_features)
+    axes = ("batch", "feature", "...")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, axes, same="batch")
     if row_norm not in (1, 2):
         raise ValueError(f"row_norm: expected 1 or 2, got {row_norm!r}; type row_norm=2 for the published form")
-    ours, theirs = (_unit_rows(f @ f.T, row_norm) for f in (student_features, teacher_features))
+    ours, theirs = (
+        unit_rows(rows @ rows.T, order=row_norm) for rows in (student_features.flatten(1), teacher_features.flatten(1))
+    )
     return (ours - theirs).square().mean()
 
 
 def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute correlation congruence as benchmarks run it: batch-coupled, and dependent on the order of the samples.
 
-    ``(1 / (batch - 1)) * sum_{n < batch - 1} sum_d |e[n, d]| * |e[n + 1, d]|`` with ``e = student - teacher``: the
-    errors of neighbours in the batch are multiplied. It is not the paper's comparison of kernel matrices, which is
-    `correlation_kernel`.
+    ``(1 / (batch - 1)) * sum_{n < batch - 1} sum_d |e[n, d]| * |e[n + 1, d]|`` with ``e = student - teacher``: products
+    of neighbours' errors, not the paper's kernel matrices (`correlation_kernel`).
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype; the public code maps both networks' embeddings to a
-            width of 128 first, by learned linear maps.
+        student_features: ``(batch, width)``, any floating dtype; public code first maps both to width 128 by learned
+            linear maps.
         teacher_features: the same shape; gets no gradient.
 
     Returns:
         ``()``, the square of the features' unit, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if the shapes differ or there are fewer than 2 samples.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
 
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802, in the form of the
     benchmark of Tian et al., arXiv 1910.10699, whose published results are made with it.
 
     Example:
-        >>> import torch
         >>> correlation(torch.tensor([[1.0], [-2.0], [3.0]]), torch.zeros(3, 1))
         tensor(4.)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features, least=2)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
+    checks.min_samples(student_features, 2, "are related to each other")
     checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
     errors = (student_features - teacher_features).abs()
     return (errors[:-1] * errors[1:]).sum(1).mean()
@@ -252,20 +242,20 @@ def correlation_kernel(
         ``()``, no unit where normalised, at least float32.
 
     Raises:
-        TypeError: if features are not floating tensors or ``gamma`` no Python number.
-        ValueError: if they have another number of axes, differ in the batch, or an argument is out of range.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802.
 
-    Differs from: torchdistill, which has ``normalise=False, squared=False``. The benchmark of Tian et al. runs
-    `correlation` under the same name.
+    Differs from: torchdistill, which has ``normalise=False, squared=False``. Tian et al. run `correlation` under this
+    name.
 
     Example:
-        >>> import torch
         >>> correlation_kernel(torch.eye(2), torch.ones(2, 2), kernel="bilinear")
         tensor(0.5000)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
     if kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}; type kernel='gaussian'")
     checks.positive(gamma, "gamma", example=0.4)
@@ -279,26 +269,6 @@ def correlation_kernel(
     apart = grams[0] - grams[1]
     norm = apart.square().sum() if squared else torch.linalg.vector_norm(apart)
     return norm / len(apart) ** 2
-
-
-def _pair(student_features: Tensor, teacher_features: Tensor, *, least: int = 1) -> tuple[Tensor, Tensor]:
-    student_features = checks.features(student_features, "student_features", axes=BATCH)
-    teacher_features = checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
-    checks.same_batch(student_features, teacher_features, "student_features", "teacher_features")
-    if len(student_features) < least:
-        raise ValueError(
-            f"student_features: expected at least {least} samples, which are related to each other, "
-            f"got {len(student_features)}; use larger batches"
-        )
-    return student_features, teacher_features
-
-
-def _flat_pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    student_features, teacher_features = (
-        checks.features(f, name, axes=("batch", *("feature",) * max(1, getattr(f, "ndim", 2) - 1))).flatten(1)
-        for f, name in ((student_features, "student_features"), (teacher_features, "teacher_features"))
-    )
-    return _pair(student_features, teacher_features)
 
 
 def _distances(features: Tensor, squared: bool) -> Tensor:
@@ -327,10 +297,11 @@ def _neighbours(features: Tensor) -> Tensor:
     return likeness / likeness.sum(1, keepdim=True)
 
 
-def _unit_rows(matrix: Tensor, norm: int) -> Tensor:
-    length = torch.linalg.vector_norm(matrix, ord=norm, dim=1, keepdim=True)
-    some = length > 0
-    return torch.where(some, matrix / torch.where(some, length, 1.0), 0.0)
+def unit_rows(matrices: Tensor, *, order: int = 2) -> Tensor:
+    """Scale each row to length 1 in a norm; one of length 0 stays, and gets no gradient."""
+    length = torch.linalg.vector_norm(matrices, ord=order, dim=-1, keepdim=True)
+    nonzero = length > 0
+    return torch.where(nonzero, matrices / torch.where(nonzero, length, 1.0), 0.0)
 
 
 def _expansion(gram: Tensor, gamma: float, order: int) -> Tensor:

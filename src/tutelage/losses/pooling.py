@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def common_size(first: Tensor, second: Tensor) -> list[int]:
+    """Return the smaller height and the smaller width of two maps."""
+    return [min(sides) for sides in zip(first.shape[2:], second.shape[2:], strict=True)]
+
+
 def averaged(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Average maps ``(..., height, width)`` down to a size, over the cells of adaptive pooling."""
     height, width = maps.shape[-2:]
@@ -24,7 +29,7 @@ def averaging(cells: int, length: int, like: Tensor) -> Tensor:
 
     Cell i is from ``floor(i * length / cells)`` up to ``ceil((i + 1) * length / cells)``.
     """
-    place = torch.arange(length, device=like.device)
+    position = torch.arange(length, device=like.device)
     cell = torch.arange(cells, device=like.device)[:, None]
-    inside = (place >= cell * length // cells) & (place * cells < (cell + 1) * length)
+    inside = (position >= cell * length // cells) & (position * cells < (cell + 1) * length)
     return inside.to(like.dtype) / inside.sum(1, keepdim=True)

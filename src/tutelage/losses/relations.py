@@ -1,7 +1,4 @@
-"""Losses on relations within a batch: one value ``()`` for all of it, which changes with how a batch is split.
-
-Everything is computed in at least float32, outside autocast; no gradient reaches a teacher's features.
-"""
+"""Losses on relations within a batch: one value ``()`` for all of it, which changes with how a batch is split."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-
-BATCH = ("batch", "width")
 
 
 def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alpha: float) -> Tensor:
@@ -23,8 +18,7 @@ def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alph
     column that is constant over the batch has ``c[d] = 0``, and no gradient.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width by a learned linear map
-            (the public code maps even where the widths agree).
+        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width by a learned linear map.
         teacher_features: the same shape; gets no gradient.
         alpha: above 0; the published values are 1.01 and 1.5.
 
@@ -32,8 +26,7 @@ def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alph
         ``()`` bits, at least float32; of either sign.
 
     Raises:
-        TypeError: if features are not floating tensors or ``alpha`` no Python number.
-        ValueError: if the shapes differ, there are fewer than 2 samples, or ``alpha`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
 
     Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
     2112.00459.
@@ -41,18 +34,12 @@ def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alph
     Differs from: the authors' code where a column is constant, as that of a channel that never fires: NaN there.
 
     Example:
-        >>> import torch
         >>> itrd_correlation(torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [0.0]]), alpha=1.0)
         tensor(-2.)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
     checks.positive(alpha, "alpha", example=1.01)
-    if len(student_features) < 2:
-        raise ValueError(
-            "student_features: expected at least 2 samples, which a correlation is taken over, got 1; "
-            "use larger batches"
-        )
+    checks.min_samples(student_features, 2, "a correlation is taken over")
     correlation = (_standardised(student_features) * _standardised(teacher_features)).mean(0)
     return (correlation - 1).abs().pow(2 * alpha).sum().log2()
 
@@ -64,27 +51,25 @@ def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     scaled to length 1 and ``G_st = G_s * G_t`` entry by entry.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype. The widths may differ; the public code then maps the
-            student's to the teacher's.
+        student_features: ``(batch, width)``, any floating dtype. The widths may differ; public code then maps it.
         teacher_features: ``(batch, width)``; gets no gradient.
 
     Returns:
         ``()``, no unit, at least float32; in [0, 1].
 
     Raises:
-        TypeError: if features are not floating tensors.
-        ValueError: if they have another number of axes, or differ in the batch.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
     2112.00459: matrix-based Rényi entropies of order 2, without the logarithms.
 
     Example:
-        >>> import torch
         >>> itrd_mutual(torch.ones(2, 1), torch.eye(2))
         tensor(0.5000)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    checks.same_batch(student_features, teacher_features, "student_features", "teacher_features")
+    student_features, teacher_features = checks.feature_pair(
+        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
+    )
     ours, theirs = (_gram(F.normalize(f, dim=1)) for f in (student_features, teacher_features))
     return _purity(ours) - _purity(ours * theirs)
 
@@ -105,27 +90,20 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
         ``()`` nats, at least float32; of either sign.
 
     Raises:
-        TypeError: if features are not floating tensors or ``exponent`` no Python number.
-        ValueError: if the shapes differ, there are fewer than 2 samples, or ``exponent`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
 
     Source: Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", arXiv
     2303.11098.
 
-    Differs from: torchdistill's ``SRDLoss``, which leaves the normalisation to a module, multiplies by 2 and adds the
-    KL divergence of the logits without ``T**2``.
+    Differs from: torchdistill's ``SRDLoss``, which leaves normalisation to a module, doubles the value and adds KL of
+    logits without ``T**2``.
 
     Example:
-        >>> import torch
         >>> log_sum(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]]), exponent=4.0)
         tensor(3.4657)
     """
-    student_features, teacher_features = _pair(student_features, teacher_features)
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    if len(student_features) < 2:
-        raise ValueError(
-            "student_features: expected at least 2 samples, which features are normalised over, got 1; "
-            "use larger batches"
-        )
+    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
+    checks.min_samples(student_features, 2, "features are normalised over")
     return log_power(_normalised(student_features) - _normalised(teacher_features), exponent=exponent)
 
 
@@ -140,13 +118,11 @@ def log_power(differences: Tensor, *, exponent: float) -> Tensor:
         ``()``, at least float32. Where every entry is 0 it is that of the smallest number, and has no gradient.
 
     Raises:
-        TypeError: if ``exponent`` is no Python number.
-        ValueError: if ``exponent`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: as `log_sum`.
 
     Example:
-        >>> import torch
         >>> log_power(torch.tensor([1.0, -1.0]), exponent=4.0)
         tensor(0.6931)
     """
@@ -160,11 +136,6 @@ def log_power(differences: Tensor, *, exponent: float) -> Tensor:
 def _normalised(features: Tensor) -> Tensor:
     centred = features - features.mean(0)
     return centred / (centred.square().mean(0) + 1e-5).sqrt()
-
-
-def _pair(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-    student_features = checks.features(student_features, "student_features", axes=BATCH)
-    return student_features, checks.features(teacher_features, "teacher_features", axes=BATCH).detach()
 
 
 def _standardised(features: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
-"""Losses on logits that single out the labelled class: one value a sample, in nats, not reduced over the batch.
+"""Losses on logits that single out the labelled class: one value per sample, in nats, not reduced over the batch.
 
 Shapes, precision and notation are those of `tutelage.losses.logits`. ``y`` is the labelled class; the *others* are the
 ``classes - 1`` that are left, and ``a[i]`` and ``b[i]`` are what the student and the teacher say about them alone: a
 softmax that leaves ``y`` out. An unlabelled sample (-100) has value 0 and gradient 0.
 
 Everything is in log space and goes through the margin ``m = z[y] - logsumexp(z[others])``, of which
-``log q[y] = -softplus(-m)`` and ``log(1 - q[y]) = -softplus(m)``: neither can be the logarithm of a probability that
-has rounded to 0.
+``log q[y] = -softplus(-m)`` and ``log(1 - q[y]) = -softplus(m)``: no probability is rounded to 0.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.logits import _pair, cross_entropy, kl_divergence
+from tutelage.losses.logits import cross_entropy, kl_divergence
 from tutelage.types import UNLABELLED
 
 
 def dkd(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, alpha: float, beta: float, temperature: float
 ) -> Tensor:
-    """Compute decoupled knowledge distillation: how sure of the label, and what else, weighted apart.
+    """Compute decoupled knowledge distillation: the label's probability and the others', weighted apart.
 
     ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, with everything at
-    temperature ``T``. With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. With two classes there is one other
-    class, so the second divergence is exactly 0.
+    temperature ``T``. With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. With two classes the second
+    divergence is 0.
 
     Args:
         student_logits: ``(..., classes)``, any floating dtype, ``z``; at least two classes.
@@ -41,10 +40,7 @@ def dkd(
         ``(...)`` nats times ``T**2``, at least float32; 0 where the two networks agree.
 
     Raises:
-        TypeError: if the logits are not floating tensors, the labels neither int64 nor floating, or a hyperparameter no
-            Python number.
-        ValueError: if shapes do not fit, there are fewer than two classes, the labels are soft (there is no labelled
-            class then), or a hyperparameter is out of its range.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above; soft labels have no labelled class.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679.
 
@@ -53,12 +49,11 @@ def dkd(
     trainer multiplies the term by ``min(epoch / 20, 1)``: a weight's schedule here (`objectives.dkd`).
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
         >>> dkd(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=1.0)
         tensor([0.9069])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.weight(alpha, "alpha", example=1.0)
     checks.weight(beta, "beta", example=8.0)
     checks.positive(temperature, "temperature", example=4.0)
@@ -71,12 +66,11 @@ def dkd(
 
 
 def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float, temperature: float) -> Tensor:
-    """Compute normalised knowledge distillation: the teacher's word on the label, and on the others among themselves.
+    """Compute normalised knowledge distillation: the teacher's probability of the label, and those of the others.
 
     ``-p[y] * log q[y] - gamma * T**2 * sum_i b_T[i] * log a_T[i]``: the first term has no temperature, in the second
-    the others' softmaxes are at temperature ``T``. Both are cross-entropies, not divergences, so the value is not 0
-    where the networks agree. The cross-entropy with the labels is added to it, not replaced. With two classes the
-    second term is 0.
+    the others' softmaxes are at temperature ``T``. Both are cross-entropies: not 0 where the networks agree. The
+    labels' cross-entropy is added, not replaced. With two classes the second term is 0.
 
     Args:
         student_logits: ``(..., classes)``, any floating dtype, ``z``; at least two classes.
@@ -90,9 +84,7 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
         ``(...)`` nats, the second term times ``T**2``; at least float32.
 
     Raises:
-        TypeError: if the logits are not floating tensors, the labels neither int64 nor floating, or a hyperparameter no
-            Python number.
-        ValueError: if shapes do not fit, there are fewer than two classes, or a hyperparameter is out of its range.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
     Loss and Customized Soft Labels", arXiv 2303.13005.
@@ -101,12 +93,11 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     their results under Mixup and CutMix were made so.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
         >>> nkd(student, teacher, torch.tensor([0]), gamma=1.5, temperature=1.0)
         tensor([0.7484])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.weight(gamma, "gamma", example=1.5)
     checks.positive(temperature, "temperature", example=1.0)
     if isinstance(labels, Tensor) and labels.is_floating_point():
@@ -139,9 +130,7 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
         ``(...)`` nats times ``T**2`` and the weight, at least float32.
 
     Raises:
-        TypeError: if the logits are not floating tensors, the labels neither int64 nor floating, or ``temperature`` no
-            Python number.
-        ValueError: if shapes do not fit, there are no classes, or ``temperature`` is not finite and above 0.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
 
     Source: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
     arXiv 2102.00650.
@@ -150,12 +139,11 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
     cross-entropy's place, as the paper writes, has the same gradient: the weight has none.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
         >>> wsld(student, teacher, torch.tensor([0]), temperature=1.0)
         tensor([0.3150])
     """
-    student_logits, teacher_logits = _pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=4.0)
     ratio = cross_entropy(student_logits.detach(), labels) / (cross_entropy(teacher_logits, labels) + 1e-7)
     log_q = torch.log_softmax(student_logits / temperature, dim=-1)
@@ -180,9 +168,9 @@ def _target(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the margin of the target and the log-probabilities of the others, ``-inf`` at the target."""
-    rest = logits.scatter(-1, target, -torch.inf)
-    margin = logits.gather(-1, target).squeeze(-1) - rest.logsumexp(dim=-1)
-    return margin, torch.log_softmax(rest, dim=-1)
+    others = logits.scatter(-1, target, -torch.inf)
+    margin = logits.gather(-1, target).squeeze(-1) - others.logsumexp(dim=-1)
+    return margin, torch.log_softmax(others, dim=-1)
 
 
 def _binary(margin: Tensor) -> Tensor:

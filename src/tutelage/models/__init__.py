@@ -1,20 +1,32 @@
-"""Classifiers by name: ``create("cifar:resnet32x4")``, their cards, and doors to other libraries' networks."""
+"""Classifiers by name: ``create("cifar:resnet32x4")``, their cards, and sources of other libraries' networks."""
 
-from tutelage.models.card import Card
-from tutelage.models.classifier import Classifier
-from tutelage.models.io import save
-from tutelage.models.registry import adopt, available, create
-from tutelage.models.weights import fingerprint, load, parameters, read
+from __future__ import annotations
 
-__all__ = [
-    "Card",
-    "Classifier",
-    "adopt",
-    "available",
-    "create",
-    "fingerprint",
-    "load",
-    "parameters",
-    "read",
-    "save",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tutelage.models.card import Card as Card
+    from tutelage.models.classifier import Classifier as Classifier
+    from tutelage.models.io import fingerprint as fingerprint
+    from tutelage.models.io import load as load
+    from tutelage.models.io import parameters as parameters
+    from tutelage.models.io import read as read
+    from tutelage.models.io import save as save
+    from tutelage.models.registry import adopt as adopt
+    from tutelage.models.registry import available as available
+    from tutelage.models.registry import create as create
+
+_MODULES = {
+    "Card": "card",
+    "Classifier": "classifier",
+    **dict.fromkeys(("adopt", "available", "create"), "registry"),
+    **dict.fromkeys(("fingerprint", "load", "parameters", "read", "save"), "io"),
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

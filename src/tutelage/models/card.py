@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-PLACE = re.compile(r"[^\s:]+(:input)?")
-"""How a place is written."""
+_FEATURE = re.compile(r"[^\s:]+(:input)?")
+JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
+"""Fields with another name in files."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,18 +28,18 @@ class Card:
         margin: the view that it was evaluated on is the centre of a copy this much larger, >= 1.
         interpolation: how raw images are resized to that view, ``bilinear`` or ``bicubic``.
         divisor: the value of white in raw images, above 0: these are divided by it.
-        mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation at the model's door.
+        mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation.
         std: each channel's standard deviation, above 0; none exactly where ``mean`` is.
         weights: the tag or the file's name that the weights come from; none for random weights.
         source: where they were published.
         licence: what they may be used for.
         paper: what describes the network.
         class_names: one name for each class.
-        taps: places of the stages, after their activation, and last the embedding; empty where no embedding is known.
+        stages: places of the stages, after their activation, and last the embedding; empty where no embedding is known.
             A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)`` in a transformer.
-        preactivations: the same places before their activation, as many as ``taps``; equal to a tap where none comes
+        stage_inputs: the same places before their activation, as many as ``stages``; equal to a tap where none comes
             before it or none is known, and all of them where none are given.
-        embedding: the place of the pooled features ``(batch, width)`` that the head reads: the last of the taps.
+        embedding: the place of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
         head: name of the linear layer whose output is the logits; none where there is no such layer.
         fresh_head: the weights' own head was replaced by a random one for another number of classes: the model is to
             be fine-tuned, and cannot teach yet.
@@ -61,8 +62,8 @@ class Card:
     licence: str | None = None
     paper: str | None = None
     class_names: tuple[str, ...] | None = None
-    taps: tuple[str, ...] = ()
-    preactivations: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    stage_inputs: tuple[str, ...] = ()
     embedding: str | None = None
     head: str | None = None
     fresh_head: bool = False
@@ -102,28 +103,29 @@ class Card:
         self._check_places()
 
     def _check_places(self) -> None:
-        if not self.preactivations:
-            object.__setattr__(self, "preactivations", self.taps)
-        if len(self.preactivations) != len(self.taps):
+        if not self.stage_inputs:
+            object.__setattr__(self, "stage_inputs", self.stages)
+        if len(self.stage_inputs) != len(self.stages):
             raise ValueError(
-                f"preactivations: expected {len(self.taps)} places, as many as taps, got {len(self.preactivations)}; "
+                f"stage_inputs: expected {len(self.stages)} places, as many as stages, got {len(self.stage_inputs)}; "
                 "repeat a tap that has none before it, or give none"
             )
-        for place in (*self.taps, *self.preactivations, *([] if self.embedding is None else [self.embedding])):
-            if not PLACE.fullmatch(place):
+        for place in (*self.stages, *self.stage_inputs, *([] if self.embedding is None else [self.embedding])):
+            if not _FEATURE.fullmatch(place):
                 raise ValueError(
-                    f"taps: expected places such as layer3 or fc:input, got {place!r}; "
+                    f"stages: expected places such as layer3 or fc:input, got {place!r}; "
                     "type a submodule's name, with :input behind it for what it reads"
                 )
-        if self.embedding is not None and self.embedding != (self.taps or (None,))[-1]:
+        if self.embedding is not None and self.embedding != (self.stages or (None,))[-1]:
             raise ValueError(
-                f"embedding: expected the last of the taps, got {self.embedding!r} beside {self.taps!r}; "
+                f"embedding: expected the last of the stages, got {self.embedding!r} beside {self.stages!r}; "
                 "put it behind the stages"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as a value that JSON can hold; tuples become lists."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Return the card as a value that JSON can hold; tuples become lists, and two fields have older names there."""
+        values = ((JSON_NAMES.get(k, k), v) for k, v in dataclasses.asdict(self).items())
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Card:
@@ -135,13 +137,13 @@ class Card:
         Raises:
             ValueError: if a field is unknown or a required one is missing.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(value) - known)
+        fields = {JSON_NAMES.get(field.name, field.name): field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(value) - set(fields))
         missing = sorted({"name", "classes"} - set(value))
         if unknown or missing:
             raise ValueError(
-                f"card: expected the fields {', '.join(sorted(known))}, got unknown {unknown} and missing {missing}; "
+                f"card: expected the fields {', '.join(sorted(fields))}, got unknown {unknown} and missing {missing}; "
                 "write the card anew with this version"
             )
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-        return cls(**fields)
+        arguments: dict[str, Any] = {fields[k]: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(**arguments)

@@ -1,4 +1,4 @@
-"""A network behind its door: inputs in [0, 1] are normalised by the card's statistics, logits come out."""
+"""A network with its card, which normalises inputs in [0, 1] and returns logits."""
 
 from __future__ import annotations
 

@@ -1,15 +1,197 @@
-"""A run's folder as a model: the student's weights beside its card, written and read."""
+"""Weights as files and as values: state dicts read without running code, fingerprints, and a run's saved student."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import hashlib
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from tutelage import records
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
+
+SUFFIX = ".safetensors"
+WRAPPERS = ("model", "state_dict", "net")
+"""Keys under which training scripts keep the state dict of a network beside other things."""
+PREFIXES = ("module.", "_orig_mod.", "network.")
+"""What data parallelism, compilation and `Classifier` put before every name."""
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict; nothing in the file is executed.
+
+    Args:
+        path: a ``.safetensors`` file, or anything `torch.save` wrote: a state dict, or a mapping that holds one under
+            ``model``, ``state_dict`` or ``net``.
+
+    Returns:
+        Tensors on the CPU by name, as the file has them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, holds no state dict, or would have to run code to be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: expected a checkpoint's file, got {path}, which is none; check the path")
+    content = _safetensors_content(path) if path.suffix == SUFFIX else _torch_content(path)
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        got = f"the keys {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(
+            f"weights: expected a state dict in {path}, bare or under {', '.join(WRAPPERS)}, got {got}; "
+            "save it anew with torch.save(network.state_dict(), path)"
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+def _safetensors_content(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _torch_content(path: Path) -> Any:
+    try:
+        # Training scripts keep their arguments beside the weights; a Namespace only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\w[\w.]*)", str(error))
+        if refused is None:
+            raise _damaged(path, "no pickle of tensors alone") from error
+        raise ValueError(
+            f"weights: expected tensors alone, got {path}, which refers to {refused.group(1)} and could run code when "
+            "read; it was not read. If you trust it, load it in a process of its own and save its state dict anew"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, why: BaseException | str) -> ValueError:
+    reason = (str(why).strip().splitlines() or [type(why).__name__])[0][:120]
+    return ValueError(
+        f"weights: expected a whole checkpoint, got {path} of {path.stat().st_size} bytes, which is cut off, "
+        f"damaged or of another format ({reason}); fetch or save it again"
+    )
+
+
+def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the network", path: str | Path = "") -> None:
+    """Copy a state dict into a network; every name and shape must fit.
+
+    Prefixes that wrappers put before all names (``module.``, ``_orig_mod.``, ``network.``) are taken off, and a missing
+    ``num_batches_tracked``, which old checkpoints lack, stays what it is.
+
+    Args:
+        network: gets the weights in place.
+        state: tensors by name.
+        name: what the network is called in an error.
+        path: where the state was read, for an error.
+
+    Raises:
+        ValueError: if names are missing or unknown, or shapes differ.
+    """
+    if isinstance(network, Classifier):
+        network = network.network
+    own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    state = unprefixed(state, own)
+    optional = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state and key not in optional]
+    unexpected = [key for key in state if key not in own]
+    differing = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unexpected or differing:
+        raise ValueError(_misfit(own, state, missing, unexpected, differing, name=name, path=path))
+    network.load_state_dict({**{key: own[key] for key in optional}, **state})
+
+
+def unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what stands before every name of a state and before no name that is expected."""
+    state = dict(state)
+    while True:
+        prefix = next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None or any(key.startswith(prefix) for key in expected):
+            return state
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _misfit(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    differing: list[str],
+    *,
+    name: str,
+    path: str | Path,
+) -> str:
+    parts = [f"{len(missing)} of {len(own)} keys missing ({_some(missing)})"] if missing else []
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+    if differing:
+        shapes = (f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}" for key in differing)
+        parts.append(f"{len(differing)} of another shape ({_some(shapes)})")
+    hint = "name the architecture that it was trained as; `tutelage list models` lists them"
+    heads = {(state[key].shape[0], own[key].shape[0]) for key in differing if own[key].dim() > 0 < state[key].dim()}
+    last_layer = len({key.rpartition(".")[0] for key in differing}) == 1
+    if last_layer and not missing and not unexpected and len(heads) == 1:
+        theirs, ours = heads.pop()
+        if theirs != ours:
+            hint = (
+                f"the checkpoint has {theirs} classes and the model {ours}: type classes={theirs} to take it as it is"
+            )
+    return f"weights: expected a checkpoint of {name}, got {path or 'one'} with {', '.join(parts)}; {hint}"
+
+
+def _some(names: Any, most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def fingerprint(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
+    """Name a network's weights: the first 16 hex digits of a SHA-256.
+
+    Over names, in order, with each tensor's dtype, shape and bytes: the same on any device and in any memory format,
+    another for one flipped bit. Of a `Classifier`, its bare network counts.
+
+    Raises:
+        TypeError: if a state holds something else than tensors.
+    """
+    if isinstance(module_or_state, Classifier):
+        module_or_state = module_or_state.network
+    state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name]
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"state: expected tensors alone, got {type(value).__name__} under {name!r}; leave extra state out"
+            )
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        # reshape on a channels-last tensor would keep its order of bytes in memory, so contiguous comes first
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def parameters(module: nn.Module) -> int:
+    """Count a module's parameters, shared ones once, buffers not."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def save(classifier: Classifier, folder: str | Path) -> Path:

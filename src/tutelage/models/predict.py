@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
+
+from tutelage.images import Layout, as_image, centre, convert, image_of, pixels_of, rescale
 
 if TYPE_CHECKING:
     from tutelage.models.card import Card
@@ -64,11 +63,8 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
 
 def _view(image: Any, card: Card) -> Tensor:
     """The evaluation view: resized to cover the card's size times its margin, centre cut, values in [0, 1]."""
-    picture = _open(image)
-    if picture.mode == "P":  # a palette may hold transparency, which is dropped as everywhere
-        picture = picture.convert("RGBA")
-    picture = picture.convert("RGB" if card.channels == 3 else "L")
-    pixels, white = np.asarray(picture), card.divisor
+    picture = convert(as_image(image), channels=card.channels)
+    pixels, white = pixels_of(picture), card.divisor
     if pixels.max() > white:
         raise ValueError(
             f"images: expected values from 0 to {white:g}, as the images that {card.name} was trained on have, "
@@ -76,28 +72,8 @@ def _view(image: Any, card: Card) -> Tensor:
         )
     if card.image_size is not None:
         height, width = card.image_size
-        if card.margin != 1 or picture.size != (width, height):
-            if white != 255:  # in all 8 bits before the resize rounds, as the data room does
-                picture, white = Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8)), 255.0
-            scale = card.margin * max(width / picture.width, height / picture.height)
-            size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-            picture = picture.resize(size, Image.Resampling[card.interpolation.upper()])
-        left, top = (picture.width - width) // 2, (picture.height - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
-    pixels = np.asarray(picture)
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1).float() / white
-
-
-def _open(image: Any) -> Image.Image:
-    if isinstance(image, str | Path):
-        with Image.open(image) as opened:
-            return opened.copy()
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise TypeError(
-        f"images: expected paths, PIL images or uint8 arrays (height, width, channels), got {got}; "
-        "for a float tensor in [0, 1] call the classifier itself"
-    )
+        if card.margin != 1 or picture.size != (width, height):  # in all 8 bits before the resize rounds, as in data
+            picture, white = image_of(rescale(pixels, 255 / white)), 255.0
+        layout = Layout(height, width, card.channels, card.margin)
+        pixels = centre(picture, layout, interpolation=card.interpolation)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / white

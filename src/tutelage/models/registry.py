@@ -1,4 +1,4 @@
-"""From a name to a classifier: the doors, and what all of them share (seed, local weights, another head)."""
+"""From a name to a classifier: the sources, and what they share (seed, local weights, another head)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ import torch
 from torch import nn
 
 from tutelage import records
-from tutelage.models import heads, io, structure
-from tutelage.models import weights as files
+from tutelage.models import io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
-from tutelage.models.sources import cifar, mlp
-from tutelage.models.sources import file as door_file
-from tutelage.models.sources import timm as door_timm
-from tutelage.models.sources import torchvision as door_torchvision
+from tutelage.models.sources import cifar, file, mlp, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
-_Door = Callable[[str, ModelRequest], ModelSpec]
-_DOORS: dict[str, _Door] = {door.PREFIX: door.plan for door in (cifar, mlp, door_timm, door_torchvision, door_file)}
+_LISTED = (cifar, mlp, timm, torchvision, file)
+_SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {source.PREFIX: source.plan for source in _LISTED}
 
 
 def create(
@@ -70,12 +66,12 @@ def create(
         raise TypeError(f"model: expected a name, got {type(name).__name__}; type adopt(module) for one of your own")
     request = ModelRequest(classes, channels, image_size, trust_code, tagged=weights is None)
     saved = Path(name)
-    prefix, colon, rest = name.partition(":")
+    prefix, colon, path = name.partition(":")
     with _seeded(seed):
-        if colon and prefix in _DOORS:
-            found = _DOORS[prefix](rest, request)
+        if colon and prefix in _SOURCES:
+            spec = _SOURCES[prefix](path, request)
         elif name and io.is_saved(saved):
-            found = _rebuilt(saved, request)
+            spec = _rebuilt(saved, request)
             weights = saved / records.STUDENT if weights is None else weights
         elif name and saved.is_dir():
             raise ValueError(
@@ -87,29 +83,29 @@ def create(
                 f"model: expected a run's folder, got {name!r}, which is not there; train it first, or check the path"
             )
         else:
-            raise unknown(name, (one for one, _ in available()))
+            raise unknown(name, (known for known, _ in available()))
         if weights is not None:
-            return _from_file(found, Path(weights), classes)
-        return _from_name(found, classes)
+            return _from_file(spec, Path(weights), classes)
+        return _from_name(spec, classes)
 
 
-def _from_name(found: ModelSpec, classes: int | None) -> Classifier:
-    if found.fetch is None:
-        return _described(found.build(found.card.classes), found.card)
-    network = found.fetch()
-    return _with_head(network, found.card, classes)
+def _from_name(spec: ModelSpec, classes: int | None) -> Classifier:
+    if spec.fetch is None:
+        return _described(spec.build(spec.card.classes), spec.card)
+    network = spec.fetch()
+    return _with_head(network, spec.card, classes)
 
 
-def _from_file(found: ModelSpec, path: Path, classes: int | None) -> Classifier:
-    name = found.card.name
-    network = found.build(found.card.classes)
-    state = files.unprefixed(files.read(path), network.state_dict())
-    stored = heads.stored(state, network, classes=found.card.classes)
-    card = found.card
+def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> Classifier:
+    name = spec.card.name
+    network = spec.build(spec.card.classes)
+    state = io.unprefixed(io.read(path), network.state_dict())
+    stored = structure.stored_classes(state, network, classes=spec.card.classes)
+    card = spec.card
     if classes is not None and stored not in (None, card.classes):
         card = dataclasses.replace(card, classes=stored, class_names=None)
-        network = found.build(card.classes)
-    files.load(network, state, name=name, path=path)
+        network = spec.build(card.classes)
+    io.load(network, state, name=name, path=path)
     if card.weights is None:
         card = dataclasses.replace(card, weights=path.name)
     return _with_head(network, card, classes)
@@ -117,13 +113,13 @@ def _from_file(found: ModelSpec, path: Path, classes: int | None) -> Classifier:
 
 def _with_head(network: nn.Module, card: Card, classes: int | None) -> Classifier:
     if classes is not None and classes != card.classes:
-        heads.replace(network, old=card.classes, new=classes)
+        structure.replace_head(network, old=card.classes, new=classes)
         card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
     return _described(network, card)
 
 
 def _described(network: nn.Module, card: Card) -> Classifier:
-    """Fill in where features can be read, unless the door knows it."""
+    """Fill in where features can be read, unless the source knows it."""
     if card.head is None:
         card = dataclasses.replace(card, **structure.read(network, classes=card.classes)._asdict())
     return Classifier(network, card)
@@ -131,18 +127,18 @@ def _described(network: nn.Module, card: Card) -> Classifier:
 
 def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     card = io.read_card(saved)
-    prefix, _, rest = card.name.partition(":")
-    if prefix not in _DOORS:
+    prefix, _, path = card.name.partition(":")
+    if prefix not in _SOURCES:
         raise ValueError(
             f"model: expected a student that a name can rebuild in {saved}, got {card.name!r}, a module of the user's "
             f"own; build the module and type tutelage.models.load(module, read({str(saved / records.STUDENT)!r}))"
         )
     size = request.image_size or card.image_size
-    built = _DOORS[prefix](rest, ModelRequest(card.classes, card.channels, size, request.trust_code, tagged=False))
+    built = _SOURCES[prefix](path, ModelRequest(card.classes, card.channels, size, request.trust_code, tagged=False))
     if not request.tagged:
         card = dataclasses.replace(card, weights=None)
     # Where features are read is a fact of the network, which an older card may not tell.
-    known = {field: getattr(built.card, field) for field in structure.Places._fields}
+    known = {field: getattr(built.card, field) for field in structure.Structure._fields}
     return ModelSpec(dataclasses.replace(card, image_size=size, **known), built.build)
 
 
@@ -154,7 +150,7 @@ def adopt(
     channels: int = 3,
     image_size: tuple[int, int] | None = None,
 ) -> Classifier:
-    """Take in a module of the user's own; there is no normalisation at its door.
+    """Wrap a module of the user's own, whose inputs are not normalised.
 
     Args:
         module: returns logits; a `Classifier` is returned as it is.
@@ -172,8 +168,7 @@ def adopt(
     if not isinstance(module, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or a name, got {type(module).__name__}; give one of those")
     if classes is None:
-        head = heads.find(module)
-        classes = None if head is None else heads.size(module.get_submodule(head))
+        classes = structure.head_classes(module)
     if classes is None:
         raise ValueError(f"classes: expected a number for {name}, which has no linear layer, got none; type classes=10")
     return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
@@ -181,14 +176,8 @@ def adopt(
 
 def available() -> list[tuple[str, str]]:
     """Return what can be created: each name, or pattern of names, and a line about it."""
-    return [
-        *cifar.listing(),
-        *mlp.listing(),
-        *door_timm.listing(),
-        *door_torchvision.listing(),
-        *door_file.listing(),
-        ("PATH", "the folder of a run: its student"),
-    ]
+    listed = [row for source in _LISTED for row in source.listing()]
+    return [*listed, ("PATH", "the folder of a run: its student")]
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""What a door finds behind a name, before any weight is made: the card, and how to build the network."""
+"""What a source returns for a name before any weight is made: the card, and how to build the network."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import nn
@@ -45,16 +46,16 @@ class ModelSpec(NamedTuple):
 
 
 def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> ValueError:
-    """Make the error for a name that no door knows, with the nearest names it might have been.
+    """Make the error for a name that no source knows, with the nearest names it might have been.
 
     Args:
         name: what was typed.
         known: names as they would be typed.
         else_type: what shows them all.
     """
-    full = {one.casefold(): one for one in known}
-    shown = {one.partition(":")[2]: whole for one, whole in full.items()} | full
-    near = dict.fromkeys(shown[one] for one in difflib.get_close_matches(name.casefold(), shown, n=4, cutoff=0.6))
+    full = {name.casefold(): name for name in known}
+    shown = {folded.partition(":")[2]: name for folded, name in full.items()} | full
+    near = dict.fromkeys(shown[match] for match in difflib.get_close_matches(name.casefold(), shown, n=4, cutoff=0.6))
     hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
     return ValueError(f"model: expected a known name, got {name!r}; {hint}`{else_type}` lists the names")
 
@@ -68,3 +69,15 @@ def resized(statistics: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(statistics) == channels:
         return tuple(float(value) for value in statistics)
     return (math.fsum(statistics) / len(statistics),) * channels
+
+
+@contextmanager
+def fetching(name: str, *, where: str, arch: str) -> Iterator[None]:
+    """Turn an error of fetching a name's weights into a ConnectionError that says what to type instead."""
+    try:
+        yield
+    except OSError as error:
+        raise ConnectionError(
+            f"model: expected to fetch the weights of {name} from its {where}, got {type(error).__name__}; "
+            f"connect, or give a local copy with weights=path; {arch} has random weights"
+        ) from error

@@ -1,8 +1,8 @@
-"""Where a network's features can be read, told by its structure alone, without a forward pass.
+"""A network's head and stages, read from its modules alone, without a forward pass.
 
-A *place* is a submodule's name, for its output, or that name and ``:input``, for its first input. What is known:
+A submodule is named as in `Card`, with ``:input`` for its first input. What is known:
 
-- the head: timm's own answer (``get_classifier``), or else the last linear layer that gives as many values as there are
+- the head: timm's ``get_classifier``, or else the last linear layer that gives as many values as there are
   classes, in the order of the modules' registration;
 - the embedding: what the head reads;
 - the stages, by the first of these that the network has: timm's ``feature_info``; children ``layer1``, ``layer2``, ...
@@ -18,9 +18,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import nn
-
-from tutelage.models import heads
+from torch import Tensor, nn
 
 INPUT = ":input"
 STAGE = re.compile(r"(layer|stage)\d+")
@@ -35,16 +33,16 @@ LAST = {
 """Blocks whose output is that activation's; one that a block uses several times comes last there."""
 
 
-class Places(NamedTuple):
-    """A card's fields about places; see `Card`."""
+class Structure(NamedTuple):
+    """A card's fields that name submodules; see `Card`."""
 
-    taps: tuple[str, ...] = ()
-    preactivations: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    stage_inputs: tuple[str, ...] = ()
     embedding: str | None = None
     head: str | None = None
 
 
-def read(network: nn.Module, *, classes: int) -> Places:
+def read(network: nn.Module, *, classes: int) -> Structure:
     """Look at a network's structure.
 
     Args:
@@ -52,16 +50,16 @@ def read(network: nn.Module, *, classes: int) -> Places:
         classes: how many values its head gives.
 
     Returns:
-        The places; none at all where no head is found, as the last of the taps is then not known.
+        The submodules; none at all where no head is found, as the last of the stages is then not known.
     """
     head = _head(network, classes)
     if head is None:
-        return Places()
+        return Structure()
     modules = {name: module for name, module in network.named_modules() if name}  # some name the whole as a stage
     stages = [name for name in _stages(network) if name in modules and name != head]
     before = [_before(name, modules[name]) for name in stages]
     embedding = f"{head}{INPUT}"
-    return Places((*stages, embedding), (*before, embedding), embedding, head)
+    return Structure((*stages, embedding), (*before, embedding), embedding, head)
 
 
 def _head(network: nn.Module, classes: int) -> str | None:
@@ -70,7 +68,7 @@ def _head(network: nn.Module, classes: int) -> str | None:
     # the second of VOLO has this name.
     if callable(own) and (isinstance(own(), tuple | list) or getattr(network, "aux_head", None) is not None):
         return None
-    name = heads.find(network, classes=classes)
+    name = find_head(network, classes=classes)
     module = None if name is None else network.get_submodule(name)
     return name if isinstance(module, nn.Linear) and module.out_features == classes else None
 
@@ -123,3 +121,70 @@ def _before(name: str, module: nn.Module) -> str:
         if last := LAST.get(f"{kind.__module__}.{kind.__qualname__}"):
             return f"{name}.{child}.{last}{INPUT}"
     return name
+
+
+def find_head(network: nn.Module, *, classes: int | None = None) -> str | None:
+    """Name the head: the last linear layer, or 1x1 convolution, that gives ``classes`` values.
+
+    Args:
+        network: any module; for one of timm's, its own answer is taken.
+        classes: how many values the head gives; none for the last linear layer of any size.
+
+    Returns:
+        The submodule's name, or none if there is no such layer.
+    """
+    own = getattr(network, "get_classifier", None)
+    if callable(own):
+        head = own()
+        head = head[0] if isinstance(head, tuple | list) else head  # distilled transformers have two
+        return next((name for name, module in network.named_modules() if module is head and name), None)
+    names = [name for name, module in network.named_modules() if _gives(module, classes)]
+    return names[-1] if names else None
+
+
+def head_classes(network: nn.Module) -> int | None:
+    """Return how many values a network's last linear layer gives, or none if it has no such layer."""
+    name = find_head(network)
+    head = None if name is None else network.get_submodule(name)
+    if isinstance(head, nn.Linear):
+        return head.out_features
+    return head.out_channels if isinstance(head, nn.Conv2d) else None
+
+
+def stored_classes(state: dict[str, Tensor], network: nn.Module, *, classes: int) -> int | None:
+    """Return how many classes a checkpoint's head has, or none if it lacks the head that the network has."""
+    head = find_head(network, classes=classes)
+    weight = None if head is None else state.get(f"{head}.weight")
+    return None if weight is None or weight.dim() < 2 else weight.shape[0]
+
+
+def replace_head(network: nn.Module, *, old: int, new: int) -> None:
+    """Put a freshly initialised head for ``new`` classes in the place of one for ``old``.
+
+    Raises:
+        ValueError: if no head is found.
+    """
+    own = getattr(network, "reset_classifier", None)
+    if callable(own):
+        own(new)
+        return
+    name = find_head(network, classes=old)
+    if name is None:
+        raise ValueError(
+            f"classes: expected {old}, as the network has and as no linear head was found to replace, got {new}; "
+            f"type classes={old}, or change the head in a function of your own (file:path.py:function)"
+        )
+    parent, _, child = name.rpartition(".")
+    head = network.get_submodule(name)
+    if isinstance(head, nn.Linear):
+        fresh: nn.Module = nn.Linear(head.in_features, new, bias=head.bias is not None)
+    else:
+        assert isinstance(head, nn.Conv2d)
+        fresh = nn.Conv2d(head.in_channels, new, 1, bias=head.bias is not None)
+    setattr(network.get_submodule(parent), child, fresh)
+
+
+def _gives(module: nn.Module, classes: int | None) -> bool:
+    if isinstance(module, nn.Linear):
+        return classes is None or module.out_features == classes
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels == classes

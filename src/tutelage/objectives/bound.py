@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
-from tutelage.objectives.schedules import Automatic, Weight, weight_at
 from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, shape_of
+from tutelage.settings.weights import Automatic, Weight, weight_at
 from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
 

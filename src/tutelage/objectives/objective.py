@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.objectives.bound import BoundObjective
-from tutelage.objectives.schedules import scaled, weight_to_recipe
 from tutelage.objectives.term import (
     Apply,
     BindContext,
@@ -18,6 +17,8 @@ from tutelage.objectives.term import (
     joint_needs,
     named_parts,
 )
+from tutelage.settings.objective import ObjectiveSpec, PresetSpec, written
+from tutelage.settings.weights import scaled, weight_to_recipe
 from tutelage.types import Requirements
 
 
@@ -126,6 +127,23 @@ class Objective:
         """Return each term's weight by name: a number, or a schedule as a recipe writes it."""
         return {part.name: weight_to_recipe(scaled(part.weight, scale)) for part, scale in self.parts}
 
+    @property
+    def spec(self) -> ObjectiveSpec:
+        """The objective as plain data: what a recipe holds of it."""
+        if any(piece.preset is None for piece in self.pieces):
+            return ObjectiveSpec(weights=self.weights())
+        return ObjectiveSpec(
+            presets=tuple(
+                PresetSpec(
+                    preset=str(piece.preset),
+                    arguments=written(piece.arguments or {}),
+                    scale=piece.scale,
+                    gather=piece.gather,
+                )
+                for piece in self.pieces
+            )
+        )
+
     def to_recipe(self) -> list[dict[str, Any]]:
         """Return the objective as a recipe writes it: ``[{preset: {argument: value}, scale: number}, ...]``.
 
@@ -134,17 +152,12 @@ class Objective:
         Raises:
             ValueError: a term was put together by hand, so no preset call makes it.
         """
-        if any(piece.preset is None for piece in self.pieces):
+        if self.spec.weights is not None:
             raise ValueError(
                 "objective: expected presets, got terms put together by hand, which no recipe can hold; "
                 "name the function that makes them as a preset, with @objectives.preset"
             )
-        return [
-            {str(piece.preset): _plain(piece.arguments or {})}
-            | ({"scale": piece.scale} if piece.scale != 1 else {})
-            | ({"gather": True} if piece.gather else {})
-            for piece in self.pieces
-        ]
+        return list(self.spec.to_recipe())
 
     def bind(self, context: BindContext = BindContext()) -> BoundObjective:  # noqa: B008  it is immutable
         """Build the objective's fresh module for one run; nothing is shared between two of them."""
@@ -171,7 +184,3 @@ def _one_to_zero(pieces: Sequence[PresetCall]) -> str:
         if "supervised" in (piece.arguments or {}):
             return f"zero one of them, for example {piece.preset}(..., supervised=0)"
     return f"leave one of them out, for example {supervised[0].preset or 'the one put together by hand'}"
-
-
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, tuple) else weight_to_recipe(v) for name, v in arguments.items()}

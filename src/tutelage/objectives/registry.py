@@ -5,32 +5,40 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any, NamedTuple, cast
 
 import torch
 
-from tutelage import losses, records
-from tutelage.objectives.objective import Objective, PresetCall, WeightedTerm
-from tutelage.objectives.schedules import (
-    Automatic,
-    AutomaticNumber,
-    AutomaticWeight,
-    SignedWeight,
-    Weight,
-    automatic_from_recipe,
-    automatic_weight_from_recipe,
-    scaled,
-    weight_from_recipe,
+from tutelage import losses
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.term import Apply, BindContext, PresetCall, WeightedTerm
+from tutelage.settings.objective import (
+    REQUIRED,
+    SIGNATURES,
+    Argument,
+    Names,
+    ObjectiveSpec,
+    Signature,
+    placed,
+    read_arguments,
+    read_objective,
+    written,
 )
-from tutelage.objectives.term import Apply, BindContext
+from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, SignedWeight, Weight, scaled
 from tutelage.types import Batch, Outputs, Progress
 
-Names = tuple[str, ...]
-"""The annotation of an argument that is one name or several: a text, or a list of texts."""
+KINDS: dict[Any, str] = {
+    Weight: "weight",
+    SignedWeight: "signed_weight",
+    AutomaticWeight: "automatic_weight",
+    AutomaticNumber: "automatic_number",
+    str: "text",
+    Names: "names",
+}
+"""The kind of an argument, by its annotation; any other is a number."""
 
 
 class Preset(NamedTuple):
@@ -64,26 +72,34 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
 
     def name_it(function: Callable[..., Objective]) -> Callable[..., Objective]:
         name = function.__name__
-        signature = inspect.signature(function, eval_str=True)
+        signature = _signature(function)
 
         @functools.wraps(function)
         def build(*positional: Any, **arguments: Any) -> Objective:
             if positional:
-                named = ", ".join(f"{p}={value!r}" for p, value in zip(signature.parameters, positional, strict=False))
+                named = ", ".join(f"{p}={value!r}" for p, value in zip(signature, positional, strict=False))
                 raise TypeError(
                     f"{name}: expected arguments by name, got {positional[0]!r} alone; type {name}({named})"
                 )
-            read = _read(name, signature, arguments)
+            read = read_arguments(name, signature, arguments)
             parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in function(**read).parts)
             _probe(parts)
             return Objective((PresetCall(parts, name, read),))
 
         if name in PRESETS:
             raise ValueError(f"preset: expected a new name, got {name!r}, which is taken; rename the function")
-        PRESETS[name] = Preset(build, paper)
+        PRESETS[name], SIGNATURES[name] = Preset(build, paper), signature
         return build
 
     return name_it
+
+
+def _signature(function: Callable[..., Objective]) -> Signature:
+    parameters = inspect.signature(function, eval_str=True).parameters
+    return {
+        name: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
+        for name, p in parameters.items()
+    }
 
 
 def objective_of(*parts: WeightedTerm) -> Objective:
@@ -114,60 +130,63 @@ def from_recipe(value: Any) -> Objective:
     Raises:
         ValueError: an unknown preset or argument (the nearest known one is named), a missing or bad one.
     """
-    if isinstance(value, Objective):
-        return value
-    entries = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if not entries:
-        raise ValueError("objective: expected a preset or a list of them, got an empty list; for example kd")
-    made, found = [], []
-    for entry in entries:
+    return value if isinstance(value, Objective) else from_spec(read_objective(value, SIGNATURES))
+
+
+def from_spec(spec: ObjectiveSpec) -> Objective:
+    """Build the objective that a recipe holds.
+
+    Raises:
+        ValueError: with every value that an argument may not have; the presets do not add up; or the recipe holds the
+            weights of terms that were put together by hand.
+    """
+    if not spec.presets:
+        raise ValueError(
+            "objective: expected presets, got terms put together by hand, which no recipe can make; "
+            "name the function that makes them as a preset, with @objectives.preset"
+        )
+    built, errors = [], []
+    for call in spec.presets:
         try:
-            made.append(_entry(entry))
+            built.append(_build(json.dumps(call.to_recipe())))
         except ValueError as error:
-            found.append(str(error))
-    if found:
-        raise ValueError("\n".join(found))
-    return functools.reduce(lambda left, right: left + right, made)
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
+    return functools.reduce(lambda left, right: left + right, built)
 
 
-def _entry(entry: Any) -> Objective:
-    if isinstance(entry, str):
-        entry = {entry: {}}
-    names = [name for name in entry if name not in records.BESIDE] if isinstance(entry, Mapping) else []
-    if len(names) != 1:
-        raise ValueError(
-            f"objective: expected one preset with its arguments, got {entry!r}; for example {{kd: {{temperature: 4}}}}"
-        )
-    (name,) = names
-    arguments = {} if entry[name] is None else entry[name]
-    if name not in PRESETS:
-        near = get_close_matches(str(name), PRESETS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "type one of those"
-        raise ValueError(f"objective: expected one of {', '.join(PRESETS)}, got {name!r}; {hint}")
-    known = list(inspect.signature(PRESETS[name].build).parameters)
-    if not isinstance(arguments, Mapping):
-        raise ValueError(
-            f"objective.{name}: expected a mapping of its arguments, got {arguments!r}; "
-            f"for example {{{name}: {{{known[0]}: 1}}}}"
-        )
-    found = []
-    scale = entry.get("scale", 1)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
-        found.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
-    gather = entry.get("gather", False)
-    if not isinstance(gather, bool):
-        found.append(f"objective.{name}: expected gather, true or false, got {gather!r}; for example gather: true")
+@functools.lru_cache(maxsize=256)
+def _build(entry: str) -> Objective:
+    """Build one preset; objectives are immutable, and studies build the same one many times."""
+    (call,) = read_objective(json.loads(entry), SIGNATURES).presets
     try:
-        made = PRESETS[name].build(**{str(argument): value for argument, value in arguments.items()})
-        made = made.gathered() if gather is True else made
+        objective = PRESETS[call.preset].build(**call.arguments)
+        return call.scale * (objective.gathered() if call.gather else objective)
     except (TypeError, ValueError) as error:
-        for line in str(error).splitlines():
-            # Most say which argument is meant; the rest speak of the objective as a whole.
-            own = line.partition(":")[0] in (*known, *map(str, arguments))
-            found.append(f"objective.{name}{'.' if own else ': '}{line.removeprefix('objective: ')}")
-    if found:
-        raise ValueError("\n".join(found))
-    return scale * made
+        raise ValueError("\n".join(placed(error, call.preset, list(SIGNATURES[call.preset])))) from None
+
+
+def signatures_json() -> str:
+    """Return what is said of this package's presets without torch: ``config/objectives.json``.
+
+    Of each its paper, whether it reads a teacher and which labels with the arguments that it has by default, and each
+    argument's kind and default.
+    """
+    table = {}
+    for name in filter(is_built_in, PRESETS):
+        signature = SIGNATURES[name]
+        needs = PRESETS[name].build(**{key: 1 for key, a in signature.items() if a.default is REQUIRED}).needs
+        table[name] = {
+            "paper": PRESETS[name].paper,
+            "needs": {"teacher": needs.teacher, "labels": needs.labels},
+            "arguments": {
+                key: {"kind": argument.kind}
+                | ({} if argument.default is REQUIRED else {"default": written({key: argument.default})[key]})
+                for key, argument in signature.items()
+            },
+        }
+    return json.dumps(table, indent=1) + "\n"
 
 
 def _probe(parts: Sequence[WeightedTerm]) -> None:
@@ -201,70 +220,3 @@ def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | Ty
     except (ValueError, TypeError) as error:
         return error
     return None
-
-
-def _read(preset: str, signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a call's arguments, every fault at once, and fill in the defaults."""
-    known = list(signature.parameters)
-    found: list[TypeError | ValueError] = []
-    for name in given:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "type one of those"
-            found.append(
-                TypeError(f"{name}: expected an argument of {preset} ({', '.join(known)}), got {name!r}; {hint}")
-            )
-    read: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        value = given.get(name, parameter.default)
-        if value is parameter.empty:
-            found.append(TypeError(f"{name}: expected a value for {preset}, got none; for example {name}=1.0"))
-            continue
-        try:
-            read[name] = _READ.get(parameter.annotation, _number)(value, argument=name)
-        except (TypeError, ValueError) as error:
-            found.append(error)
-    if found:
-        kind = TypeError if any(isinstance(error, TypeError) for error in found) else ValueError
-        raise kind("\n".join(str(error) for error in found))
-    return read
-
-
-def _number(value: Any, *, argument: str) -> float:
-    # A recipe and its records are YAML and JSON, which have no infinity in common.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
-    return value if isinstance(value, int) else float(value)
-
-
-def _text(value: Any, *, argument: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
-    return value
-
-
-def _names(value: Any, *, argument: str) -> Names:
-    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(
-            f"{argument}: expected a name or a list of names, got {value!r}; for example {argument}=[layer1]"
-        )
-    return names
-
-
-def _number_or_auto(value: Any, *, argument: str) -> float | Automatic:
-    found = automatic_from_recipe(value)
-    if found is None and isinstance(value, str):
-        raise TypeError(f"{argument}: expected a finite number or auto, got {value!r}; for example {argument}=auto")
-    return found or _number(value, argument=argument)
-
-
-_READ: dict[Any, Callable[..., Any]] = {
-    Weight: weight_from_recipe,
-    SignedWeight: functools.partial(weight_from_recipe, signed=True),
-    AutomaticWeight: automatic_weight_from_recipe,
-    AutomaticNumber: _number_or_auto,
-    str: _text,
-    Names: _names,
-}
-"""How an argument is read, by its annotation; any other is a number."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from torch import Tensor, nn
 
 from tutelage.objectives import projectors
-from tutelage.objectives.schedules import Automatic, Weight
+from tutelage.settings.weights import Automatic, Weight
 from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Term
 
 READERS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {

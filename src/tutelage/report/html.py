@@ -17,12 +17,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tutelage import records
-from tutelage.report import table
-from tutelage.report.figures import Panel, against_teacher, by_epoch, curves_note
+from tutelage.report.against_teacher import against_teacher
+from tutelage.report.curves import by_epoch, curves_note
+from tutelage.report.figures import Panel
 from tutelage.report.reading import Run, Subject, formula, number, read, section, text
-from tutelage.report.table import Row, fixed, percent
-from tutelage.studies import paper
-from tutelage.studies import study_table as study
+from tutelage.report.results import Result, rows, selector, table
+from tutelage.report.table import MISSING, Row, Table, fixed, percent
 
 GROUPS = {
     "Run": ("name", "verb", "status", "repeatable", "started", "duration_s", "resumed", "command", "notes"),
@@ -51,24 +51,68 @@ class Tile(NamedTuple):
     aside: str
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """One part of the manifest as keys and values."""
 
     title: str
     items: list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A manifest's key with its different values and the runs that have them."""
 
     key: str
     cases: list[tuple[str, str]]
 
 
-def write_report(folder: Path | str) -> Path:
-    """Write ``report.html`` into a run's, a comparison's or a study's folder, whole or not at all.
+@dataclass(frozen=True)
+class Section:
+    """Figures under a heading, with a note above them; ``key`` is in the names of its figures."""
+
+    key: str
+    title: str
+    note: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What stands on a page, from the top.
+
+    Attributes:
+        kind: of the folder.
+        title: the headline.
+        what: was run, a sentence.
+        result: what came out, a sentence or two.
+        warnings: what is to be known first.
+        tiles: the figures on top.
+        table: the results.
+        selection: which set chose anything.
+        sections: the figures below.
+        list_runs: whether every run has a row of its own.
+        differences: what the runs' manifests do not agree on.
+    """
+
+    kind: str
+    title: str
+    what: str
+    result: str
+    warnings: Sequence[str]
+    tiles: Sequence[Tile]
+    table: Table
+    selection: str
+    sections: Sequence[Section]
+    list_runs: bool
+    differences: Sequence[Difference] = ()
+
+
+def write_report(folder: Path | str, *, subject: Subject | None = None, page: Page | None = None) -> Path:
+    """Write ``report.html`` into a run's or a comparison's folder, whole or not at all.
+
+    Args:
+        folder: where the report goes.
+        subject: the runs; by default those that the folder's records name.
+        page: what to show of them; by default what there is to say of a run or a comparison.
 
     Returns:
         The report's path.
@@ -78,112 +122,57 @@ def write_report(folder: Path | str) -> Path:
         ValueError: a record is not JSON.
     """
     path = Path(folder) / records.REPORT
-    page = render_study(Path(folder)) if study.is_study(folder) else render(read(folder))
-    records.write_bytes(path, page.encode())
+    records.write_bytes(path, render(subject or read(folder), page).encode())
     return path
 
 
-def render(subject: Subject) -> str:
+def render(subject: Subject, page: Page | None = None) -> str:
     """Return the report as HTML."""
-    found = table.rows(subject)
-    place = table.main_set(found)
+    page = page or run_page(subject)
+    first = subject.runs[0].manifest if subject.runs else {}
+    shown = {
+        "page": page,
+        "runs": _runs(subject) if page.list_runs and subject.runs else None,
+        "sections": [
+            {
+                "title": part.title,
+                "note": part.note,
+                "panels": [_panel(panel, f"{part.key}-{nth}") for nth, panel in enumerate(part.panels)],
+            }
+            for part in page.sections
+        ],
+        "manifest_title": "Manifest of the first run" if subject.comparison else "Manifest",
+        "manifest": groups(first),
+        "definitions": definitions(subject),
+        # Markup: plotly.js is code, and holds no closing script tag.
+        "plotly": Markup(get_plotlyjs()) if any(part.panels for part in page.sections) else "",  # noqa: S704
+    }
+    return _environment().get_template("page.html.j2").render(shown)
+
+
+def run_page(subject: Subject) -> Page:
+    """Return the page of a run or a comparison."""
+    results = rows(subject)
     first = subject.runs[0].manifest if subject.runs else {}
     beside = "The student against its teacher" if first.get("teacher") else "The student in detail"
     last = "Of the last epoch's student, on the set that it was evaluated on."
     last += " Finished runs are pooled. Names in grey are off: click them." if subject.comparison else ""
-    figures = [
-        {"title": title, "note": note, "panels": [_panel(panel, f"{at}-{nth}") for nth, panel in enumerate(panels)]}
-        for at, (title, note, panels) in enumerate(
-            (("By epoch", curves_note(subject), by_epoch(subject)), (beside, last, against_teacher(subject)))
-        )
-    ]
-    page = {
-        "title": subject.name,
-        "kind": _kind(subject),
-        "what": what(subject),
-        "result": result(subject, found),
-        "warnings": list(_warnings(subject)),
-        "tiles": tiles(subject, found),
-        "headings": table.HEADINGS,
-        "rows": [{"role": row.role, "cells": table.cells(row, place), "exact": exact(row)} for row in found],
-        "notes": table.notes(found),
-        "selection": selection(subject),
-        "runs": [_run(subject, run) for run in subject.runs] if subject.comparison else [],
-        "figures": figures,
-        "manifest_title": "Manifest of the first run" if subject.comparison else "Manifest",
-        "manifest": groups(first),
-        "differences": differences(subject.runs),
-        "definitions": definitions(subject),
-        # Markup: plotly.js is code, and holds no closing script tag.
-        "plotly": Markup(get_plotlyjs()) if any(group["panels"] for group in figures) else "",  # noqa: S704
-    }
-    return _environment().get_template("page.html.j2").render(page=page)
-
-
-def render_study(folder: Path) -> str:
-    """Return a study's report as HTML: its table, its runs, and the curves of each pair."""
-    subjects = study.subjects(folder)
-    found = study.read_table(folder, subjects)
-    # A run that several pairs share stands in the list once.
-    runs = tuple({run.folder.resolve(): run for subject in subjects.values() for run in subject.runs}.values())
-    whole = Subject(folder=folder, name=found.title, runs=runs, comparison=True)
-    done = sum(run.finished for run in runs)
-    tested = [row for row in found.rows if row.z is not None]
-    drawn = paper.panels(folder)
-    figures = [
-        {
-            "title": "Figures",
-            "note": " ".join(paper.statements(folder)),
-            "panels": [_panel(panel, f"paper-{nth}") for nth, panel in enumerate(drawn)],
-        }
-    ][: len(drawn)]
-    figures += [
-        {
-            "title": pair,
-            "note": curves_note(subject),
-            "panels": [_panel(panel, f"{at}-{nth}") for nth, panel in enumerate(by_epoch(subject))],
-        }
-        for at, (pair, subject) in enumerate(subjects.items())
-    ]
-    warned = study.warning(found)
-    count = "1 pair" if len(subjects) == 1 else f"{len(subjects)} pairs"
-    page = {
-        "title": found.title,
-        "kind": "Study",
-        "what": f"{count}; published values: {found.source}" if found.source else f"{count}.",
-        "result": f"{done} of {len(runs)} runs are finished; {len(tested)} means can be tested against published ones.",
-        "warnings": [*([warned, *found.departures] if warned else []), *_warnings(whole)],
-        "tiles": [
-            Tile("Runs finished", f"{done} of {len(runs)}", "", found.name),
-            *(
-                [
-                    Tile(
-                        "Within two standard errors",
-                        f"{sum(abs(row.z or 0) <= 2 for row in tested)} of {len(tested)}",
-                        "",
-                        "means that can be tested",
-                    )
-                ]
-                if tested
-                else []
-            ),
+    return Page(
+        kind=_kind(subject),
+        title=subject.name,
+        what=what(subject),
+        result=result(subject, results),
+        warnings=list(warnings(subject)),
+        tiles=tiles(subject, results),
+        table=table(results),
+        selection=selection(subject),
+        sections=[
+            Section("0", "By epoch", curves_note(subject), by_epoch(subject)),
+            Section("1", beside, last, against_teacher(subject)),
         ],
-        "headings": ("Pair", *study.chosen(found, study.HEADINGS)),
-        "rows": [
-            {"role": row.role, "cells": (row.pair, *study.chosen(found, study.cells(row))), "exact": study.exact(row)}
-            for row in found.rows
-        ],
-        "notes": study.notes(found),
-        "selection": selection(whole) if runs else "No run yet.",
-        "runs": [_run(whole, run) for run in runs],
-        "figures": figures,
-        "manifest_title": "Manifest of the first run",
-        "manifest": groups(runs[0].manifest if runs else {}),
-        "differences": [],
-        "definitions": definitions(whole),
-        "plotly": Markup(get_plotlyjs()) if any(group["panels"] for group in figures) else "",  # noqa: S704
-    }
-    return _environment().get_template("page.html.j2").render(page=page)
+        list_runs=subject.comparison,
+        differences=differences(subject.runs),
+    )
 
 
 @cache
@@ -242,7 +231,7 @@ def _epochs(run: Run) -> str:
     return f"{len(run.epochs)} {'epoch' if len(run.epochs) == 1 else 'epochs'}"
 
 
-def result(subject: Subject, found: Sequence[Row]) -> str:
+def result(subject: Subject, found: Sequence[Result]) -> str:
     """Say in one or two sentences what came out."""
     students = [row for row in found if row.role != "teacher"]
     known = [row for row in students if row.accuracy is not None]
@@ -276,7 +265,8 @@ def result(subject: Subject, found: Sequence[Row]) -> str:
     return f"{said}."
 
 
-def _warnings(subject: Subject) -> Iterator[str]:
+def warnings(subject: Subject) -> Iterator[str]:
+    """Yield what a reader of the results has to know first."""
     waiting = [run for run in subject.runs if not run.finished]
     if waiting:
         many = len(waiting) > 1
@@ -293,7 +283,7 @@ def _warnings(subject: Subject) -> Iterator[str]:
         yield "The test set was used for selection."
 
 
-def tiles(subject: Subject, found: Sequence[Row]) -> list[Tile]:
+def tiles(subject: Subject, found: Sequence[Result]) -> list[Tile]:
     """Return the figures that stand on top."""
     made = []
     by_role = {role: [row for row in found if row.role == role] for role in ("teacher", "baseline", "student")}
@@ -362,50 +352,33 @@ def selection(subject: Subject) -> str:
 # Tables
 
 
-def exact(row: Row) -> dict[str, str]:
-    """Return a row's numbers unrounded, as the names and values of data attributes."""
-    values = {
-        "entry": row.name,
-        "role": row.role,
-        "set": row.set,
-        "n": row.n,
-        "accuracy": row.accuracy,
-        "std": row.std,
-        "gain": row.gain,
-        "best": row.best,
-        "best-set": row.best_set,
-        "agreement": row.agreement,
-        "entropy": row.entropy,
-        "kl-to-teacher": row.kl_to_teacher,
-        "ece": row.ece,
-        "unfinished": len(row.unfinished),
-    }
-    return {key: "" if value is None else str(value) for key, value in values.items()}
+RUN_HEADINGS = (
+    *("Run", "Network", "Seed", "Status", "Epochs"),
+    *("Accuracy (%)", "Best epoch (%)", "Agreement (%)", "Time"),
+)
 
 
-def _run(subject: Subject, run: Run) -> dict[str, Any]:
+def _runs(subject: Subject) -> Table:
+    """Return the table of every run."""
+    return Table(headings=RUN_HEADINGS, rows=[_run(subject, run) for run in subject.runs])
+
+
+def _run(subject: Subject, run: Run) -> Row:
     student, best = section(run.evaluation, "student"), section(run.evaluation, "best")
     folder = Path(os.path.relpath(run.folder, subject.folder)).as_posix()
     accuracy, top = number(student.get("accuracy")), number(best.get("accuracy"))
     seconds = number(run.manifest.get("duration_s"))
-    chosen = "" if top is None else f" [{'selected on test' if best.get('set') == 'test' else best.get('set')}]"
-    return {
-        "folder": folder,
-        "link": quote(f"./{folder}/{records.REPORT}") if (run.folder / records.REPORT).exists() else "",
-        "status": run.status,
-        "finished": run.finished,
-        "exact": "" if accuracy is None else str(accuracy),
-        "cells": (
-            run.entry,
-            table.MISSING if run.seed is None else str(run.seed),
-            run.status,
-            str(len(run.epochs)),
-            percent(accuracy),
-            percent(top) + chosen,
-            percent(number(student.get("agreement"))),
-            table.MISSING if seconds is None else duration(seconds),
+    selected = "" if top is None else f" [{selector(best.get('set'))}]"
+    return Row(
+        cells=(
+            *(folder, run.entry, MISSING if run.seed is None else str(run.seed), run.status, str(len(run.epochs))),
+            *(percent(accuracy), percent(top) + selected, percent(number(student.get("agreement")))),
+            MISSING if seconds is None else duration(seconds),
         ),
-    }
+        kind="finished" if run.finished else "unfinished",
+        exact={"folder": folder, "status": run.status, "accuracy": "" if accuracy is None else str(accuracy)},
+        link=quote(f"./{folder}/{records.REPORT}") if (run.folder / records.REPORT).exists() else "",
+    )
 
 
 def flatten(value: object, key: str = "") -> Iterator[tuple[str, str]]:
@@ -469,7 +442,7 @@ def differences(runs: Iterable[Run]) -> list[Difference]:
     for key in keys:
         cases: dict[str, list[str]] = {}
         for name, one in flat.items():
-            cases.setdefault(one.get(key, table.MISSING), []).append(name)
+            cases.setdefault(one.get(key, MISSING), []).append(name)
         if len(cases) > 1:
             made.append(Difference(key, [(value, ", ".join(names)) for value, names in cases.items()]))
     return made

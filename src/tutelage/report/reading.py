@@ -17,6 +17,9 @@ FINISHED = "finished"
 NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
 
+Points = dict[int, float]
+"""A recorded number by epoch."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -196,13 +199,27 @@ def deviation(values: Sequence[float | None]) -> float | None:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values if value is not None) / (len(values) - 1))
 
 
+def points(run: Run, *keys: str) -> Points:
+    """Return one recorded number by epoch; the epochs of later stages follow those of earlier ones."""
+    found: Points = {}
+    before, stage, last = 0, None, 0
+    for epoch in run.epochs:
+        if epoch.get("stage") != stage:
+            before, stage = before + last, epoch.get("stage")
+        last = int(number(epoch.get("epoch")) or last + 1)
+        value = number(section(epoch, *keys[:-1]).get(keys[-1]))
+        if value is not None:
+            found[before + last] = value
+    return found
+
+
 def stages(objective: object) -> list[object]:
     """Return what a manifest says of each stage's objective; older ones know one stage and no list of stages."""
     several = isinstance(objective, list) and all(isinstance(stage, list) for stage in objective)
     return list(objective) if several and isinstance(objective, list) else [objective]
 
 
-def _parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
+def parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
     """Name and arguments of every preset of a recorded objective, and the entry that it stands in."""
     found: list[tuple[str, object, Mapping[str, object]]] = []
     for item in objective if isinstance(objective, list | tuple) else [objective]:
@@ -215,7 +232,7 @@ def _parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
 
 def presets(objective: object) -> str | None:
     """Name the presets of every stage: ``wttm + crd``, ``hint, then kd``."""
-    return ", then ".join(" + ".join(name for name, _, _ in _parts(stage)) for stage in stages(objective)) or None
+    return ", then ".join(" + ".join(name for name, _, _ in parts(stage)) for stage in stages(objective)) or None
 
 
 def formula(objective: object) -> str | None:
@@ -225,7 +242,7 @@ def formula(objective: object) -> str | None:
 
 def _formula(objective: object) -> str:
     written = []
-    for name, args, entry in _parts(objective):
+    for name, args, entry in parts(objective):
         scale = entry.get("scale")
         given = ", ".join(f"{key}={value!r}" for key, value in args.items()) if isinstance(args, Mapping) else ""
         factor = "" if scale is None or scale == 1 else f"{scale} * "

@@ -1,15 +1,26 @@
-"""The precision of a run whose recipe leaves it open: measured once, with its own networks, and then kept."""
+"""What a step and an evaluation take on this machine, and the precision that a recipe leaves open, chosen by it."""
 
 from __future__ import annotations
 
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from tutelage import config, records
-from tutelage.runs import timing
-from tutelage.training.loop import accelerator_on
-from tutelage.runs.setup import RunInputs
+import torch
+
+from tutelage import config, data, records
 from tutelage.config.schema import Recipe, TrainedTeacher
+from tutelage.models import Classifier
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.runs.setup import RunInputs, run_context, steps_of
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.evaluate import collect_outputs
+from tutelage.training.loop import fit
+from tutelage.types import Batch
 
 GAIN = 1.2
 """How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so a near tie is float32's."""
@@ -18,6 +29,10 @@ FEW = 400
 CHOICES = ("fp32", "bf16")
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
 """How the timed steps are computed: what else makes them faster is chosen later, in the precision that is taken."""
+TIMED = 3
+"""Steps that an estimate is taken from, after one to warm up."""
+EVALUATED = 256
+"""Samples of the batch that an evaluation is timed with."""
 
 R = TypeVar("R", bound=Recipe)
 
@@ -27,32 +42,33 @@ def recorded_precision(recipe: R, folder: Path | None = None) -> R:
 
     Args:
         recipe: of a run or a comparison.
-        folder: its own; an unfinished run or comparison goes on as it was begun. Outputs that a recipe reads come
-            first: they were recorded in one precision.
+        folder: of the run or comparison, which is resumed in the precision that it was begun in. Outputs that a recipe
+            reads come first: they were recorded in one precision.
     """
     if recipe.precision != "auto":
         return recipe
-    found = []
+    earlier = []
     # The outputs of a comparison have a folder for each data seed.
     for path in sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else ():
-        found.append(records.read_json(path).get("key") or {})
+        earlier.append(records.read_json(path).get("key") or {})
     if folder is not None and (folder / records.RECIPE).exists():
-        found.append(config.read(folder / records.RECIPE))
-    chosen = next((value["precision"] for value in found if value.get("precision") in CHOICES), None)
-    return with_precision(recipe, chosen)
+        earlier.append(config.read(folder / records.RECIPE))
+    return with_precision(recipe, next((v["precision"] for v in earlier if v.get("precision") in CHOICES), None))
 
 
-def with_precision(recipe: R, chosen: str | None) -> R:
+def with_precision(recipe: R, precision: str | None) -> R:
     """Return a recipe with a precision that was chosen, where it leaves it open."""
-    return recipe if recipe.precision != "auto" or chosen is None else recipe.model_copy(update={"precision": chosen})
+    if recipe.precision != "auto" or precision is None:
+        return recipe
+    return recipe.model_copy(update={"precision": precision})
 
 
 def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = None) -> tuple[R, str | None]:
     """Choose a recipe's precision where it leaves it open.
 
     Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is
-    `GAIN` times faster. Fits of less than `FEW` steps, and several processes, take float32, and nothing is timed; so
-    does a run of which no step can be taken.
+    `GAIN` times faster. Fits of less than `FEW` steps, several processes, and runs of which no step can be taken get
+    float32, untimed.
 
     Args:
         recipe: of a run or a comparison.
@@ -66,20 +82,18 @@ def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = Non
     if recipe.precision != "auto":
         return recipe, None
     run = (run or recipe).model_copy(update=PLAIN)
-    samples = len(run_inputs.splits.train)
-    steps = sum(-(-samples // batch_size) * settings.epochs for _, settings, batch_size in run.fits())
-    if steps < FEW or accelerator_on(recipe.device).num_processes > 1:
+    if steps_of(run, len(run_inputs.splits.train)) < FEW or accelerator_on(recipe.device).num_processes > 1:
         return with_precision(recipe, "fp32"), None
     forms = [run.model_copy(update={"precision": choice}) for choice in CHOICES]
     # In turn and the least, as whatever else the machine does only adds.
     try:
-        rounds = [[timing.step(form, run_inputs).seconds for form in forms] for _ in range(2)]
-    except Exception as error:  # noqa: BLE001  whatever is wrong, the run finds it too, and says what to do
+        rounds = [[time_step(form, run_inputs).seconds for form in forms] for _ in range(2)]
+    except Exception as error:  # noqa: BLE001  whatever is wrong, the run meets it too, and says what to do
         return with_precision(recipe, "fp32"), f"precision fp32: no step could be timed ({type(error).__name__})"
-    slow, fast = (min(taken) for taken in zip(*rounds, strict=True))
-    chosen = "bf16" if slow >= GAIN * fast else "fp32"
-    why = f"precision {chosen}: a step takes {slow * 1e3:.1f} ms in fp32, {fast * 1e3:.1f} ms in bf16"
-    return with_precision(recipe, chosen), why
+    slow, fast = (min(seconds) for seconds in zip(*rounds, strict=True))
+    precision = "bf16" if slow >= GAIN * fast else "fp32"
+    reason = f"precision {precision}: a step takes {slow * 1e3:.1f} ms in fp32, {fast * 1e3:.1f} ms in bf16"
+    return with_precision(recipe, precision), reason
 
 
 def with_untrained_teacher(recipe: Recipe) -> Recipe:
@@ -87,3 +101,84 @@ def with_untrained_teacher(recipe: Recipe) -> Recipe:
     if not isinstance(recipe.teacher, TrainedTeacher):
         return recipe
     return recipe.model_copy(update={"teacher": recipe.teacher.train.model})
+
+
+class StepTime(NamedTuple):
+    """Training steps that were timed.
+
+    Attributes:
+        seconds: per step.
+        terms: of the objective, means over the steps.
+    """
+
+    seconds: float
+    terms: dict[str, float]
+
+
+def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: float = math.inf) -> StepTime:
+    """Time a few real training steps of a stage on copies of student and teacher.
+
+    Args:
+        recipe: the run's; its teacher is asked live, recorded outputs or not.
+        run_inputs: what the run is made of; it stays as it is.
+        stage: of the recipe's.
+        limit: seconds after which no further step is taken; the first to warm up and one more always are.
+    """
+    accelerator = accelerator_on(recipe.device)
+    objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]
+    teacher_copy = copy.deepcopy(run_inputs.teacher)
+    run_inputs = replace(
+        run_inputs,
+        student=copy.deepcopy(run_inputs.student).to(accelerator.device),
+        teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
+    )
+    distiller = Distiller(run_inputs.student, objective, run_context(objective, run_inputs))
+    network = run_inputs.teacher if objective.needs.teacher else None
+    teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network is not None else None
+    train = run_inputs.splits.train
+    batches = data.BatchLoader(train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True)
+    timed = _TimedBatches(batches, TIMED, limit)
+    (record,) = fit(distiller, teacher, timed, replace(planned.settings, epochs=1), accelerator=accelerator)
+    return StepTime(timed.seconds, record["train"]["terms"])
+
+
+def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> float:
+    """Return the seconds per sample that a network takes in evaluation, from one batch of a split."""
+    device = accelerator_on(recipe.device).device
+    timed = _TimedBatches(data.BatchLoader(split, batch_size=EVALUATED, train=False), 1, math.inf)
+    network = copy.deepcopy(network).to(device)
+    if recipe.channels_last:
+        network.to(memory_format=torch.channels_last)
+    collect_outputs(network, timed, device=device, precision=recipe.precision, channels_last=recipe.channels_last)
+    return timed.seconds * timed.steps / max(timed.count, 1)
+
+
+class _TimedBatches:
+    """The first batches of an epoch, timed between the first and the last.
+
+    ``seconds`` is per step; ``steps`` and ``count`` are the steps and the samples that it is taken from.
+    """
+
+    def __init__(self, batches: data.BatchLoader, timed: int, limit: float) -> None:
+        self.batches, self.samples, self.seconds = batches, batches.samples, 0.0
+        self.timed, self.limit, self.steps, self.count = timed, limit, 0, 0
+
+    def __len__(self) -> int:
+        return min(len(self.batches), 1 + self.timed)
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        stream = self.batches.epoch(epoch, start=start, rank=rank, world=world)
+        first = began = time.monotonic()
+        for i in range(len(self)):
+            if i > 1 and time.monotonic() - first > self.limit:
+                break
+            batch = next(stream)
+            yield batch
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i == 0 and len(self) > 1:  # the first step warms up, unless it is the only one
+                began = time.monotonic()
+            else:
+                self.steps += 1
+                self.count += len(batch.index)
+        self.seconds = (time.monotonic() - began) / max(self.steps, 1)

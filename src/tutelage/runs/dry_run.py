@@ -9,23 +9,24 @@ import numpy as np
 import torch
 
 from tutelage import data, models
-from tutelage.runs import autotune, timing
-from tutelage.types import Batch
-from tutelage.training.loop import accelerator_on
-from tutelage.training.evaluate import collect_outputs, evaluate_outputs
-from tutelage.modules import FrozenTeacher
-from tutelage.runs.setup import RunInputs, check_last_batch, check_compatible, build_inputs
 from tutelage.config.schema import Recipe
+from tutelage.modules import FrozenTeacher
+from tutelage.runs import autotune
+from tutelage.runs.run import DEFAULTS, RunOptions
+from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, steps_of
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.evaluate import collect_outputs, evaluate_outputs
+from tutelage.types import Batch
 
 SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""
 
 
-def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
+def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str, str]]:
     """Resolve a recipe and try one batch of it.
 
     Returns:
-        What was found, as (what, value) pairs to print.
+        What the run would be, as (name, value) pairs to print.
 
     Raises:
         RecipeError: something does not fit, as in the run itself.
@@ -33,71 +34,66 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
-    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
-    check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
-    check_last_batch(len(run_inputs.splits.train), recipe.fits())
+    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
+    check_compatible(run_inputs)
+    check_last_batch(len(run_inputs.splits.train), run_inputs.objectives, recipe.fits())
     splits = run_inputs.splits
-    recipe, why = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
+    recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
-    found = [
+    summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
         ("classes", str(splits.classes)),
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
         ("student", _network(run_inputs.student)),
     ]
     if run_inputs.teacher is not None:
-        found.append(("teacher", _network(run_inputs.teacher)))
-        found.append(("teacher accuracy", _accuracy(recipe, run_inputs) if training is None else "it is trained first"))
-    found.append(("precision", why.removeprefix("precision ") if why else recipe.precision))
+        accuracy = "it is trained first" if training is not None else _accuracy(recipe, run_inputs.teacher, splits.test)
+        summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
+    summary.append(("precision", reason.removeprefix("precision ") if reason else recipe.precision))
     total = 0.0
-    for i, (objective, settings, batch_size) in enumerate(recipe.fits()):
-        seconds, parts = timing.step(recipe, run_inputs, i)
-        shape = (batch_size, splits.classes)
-        steps = -(-len(splits.train) // batch_size) * settings.epochs
+    for i, (objective, fit) in enumerate(zip(run_inputs.objectives, recipe.fits(), strict=True)):
+        seconds, terms = autotune.time_step(recipe, run_inputs, i)
+        steps = fit.steps(len(splits.train))
         total += steps * seconds
         stage = f"stage {i + 1} " if len(recipe.fits()) > 1 else ""
-        found += [
-            (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in parts.items())),
-            (f"{stage}logits", str(shape)),
-            (f"{stage}steps", f"{steps} of {batch_size} samples, {seconds * 1000:.1f} ms each"),
+        summary += [
+            (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
+            (f"{stage}logits", str((fit.batch_size, splits.classes))),
+            (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
-        seconds, _ = timing.step(training, build_inputs(training, trust_code=trust_code))
-        steps = -(-len(splits.train) // training.batch_size) * training.epochs
+        seconds, _ = autotune.time_step(training, build_inputs(training, trust_code=options.trust_code))
+        steps = steps_of(training, len(splits.train))
         total += steps * seconds
-        found.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
-    found.append(("estimated time", f"{_duration(total)}, evaluation not counted"))
-    found.append(("memory", _memory()))
-    return found
+        summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
+    return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", _memory())]
 
 
-def _accuracy(recipe: Recipe, run_inputs: RunInputs) -> str:
-    assert run_inputs.teacher is not None
-    test = run_inputs.splits.test
-    index = np.linspace(0, len(test) - 1, min(SAMPLE, len(test))).astype(np.int64)
+def _accuracy(recipe: Recipe, teacher: models.Classifier, test: data.Split) -> str:
     device = accelerator_on(recipe.device).device
-    teacher = FrozenTeacher(run_inputs.teacher).to(device)
-    sample = _Sample(test, index)
-    answers = collect_outputs(
-        teacher.network, sample, device=device, precision=recipe.precision, channels_last=recipe.channels_last
+    outputs = collect_outputs(
+        FrozenTeacher(teacher).to(device).network,
+        _Sample(test),
+        device=device,
+        precision=recipe.precision,
+        channels_last=recipe.channels_last,
     )
-    return f"{evaluate_outputs(answers)['accuracy']:.2%} on a sample of {len(answers.labels)} test samples"
+    return f"{evaluate_outputs(outputs)['accuracy']:.2%} on a sample of {len(outputs.labels)} test samples"
 
 
 class _Sample:
-    """Some places of a split, as batches."""
+    """Evenly spaced samples of a split, as batches."""
 
-    def __init__(self, split: data.Split, index: np.ndarray) -> None:
-        self.split, self.index, self.samples = split, index, len(index)
+    def __init__(self, split: data.Split) -> None:
+        self.samples = min(SAMPLE, len(split))
+        self.index = np.linspace(0, len(split) - 1, self.samples).astype(np.int64)
+        self.batches = data.BatchLoader(split, batch_size=64, train=False)
 
     def __len__(self) -> int:
-        return -(-len(self.index) // 64)
+        return -(-self.samples // 64)
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        requests = np.array_split(self.index, len(self))[start:]
-        for index, inputs in self.split.stream(requests):
-            places = torch.from_numpy(index)
-            yield Batch(places, inputs, self.split.labels[places])
+        return self.batches.at(epoch, np.array_split(self.index, len(self))[start:])
 
 
 def _network(network: models.Classifier) -> str:

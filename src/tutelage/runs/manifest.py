@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from tutelage import data, models
+from tutelage.models import Classifier
 from tutelage.version import __version__
 
 PACKAGES = (
@@ -57,13 +59,39 @@ def software() -> dict[str, str]:
 
 def version() -> dict[str, str | None]:
     """Return this package's version and, in a checkout, the commit, marked where files differ from it."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     # An installed copy may lie inside someone else's checkout, whose commit says nothing about it.
-    ours = _git(here, "ls-files", "--", Path(__file__).name)
+    ours = _git(here, "ls-files", "--", __file__)
     commit = _git(here, "rev-parse", "HEAD") if ours else None
     if commit and _git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here)):
         commit += "+changes"
     return {"version": __version__, "commit": commit}
+
+
+def describe_data(splits: data.Splits) -> dict[str, Any]:
+    """Describe the data for a manifest."""
+    return {
+        "source": splits.source,
+        "fingerprint": splits.fingerprint,
+        "classes": splits.classes,
+        "channels": splits.channels,
+        "image_size": list(splits.image_size),
+        "sizes": splits.sizes(),
+    }
+
+
+def describe_network(network: Classifier) -> dict[str, Any]:
+    """Describe a network for a manifest; the fingerprint is of the weights as they are now."""
+    card = network.card
+    return {
+        "name": without_paths(card.name),
+        "parameters": models.parameters(network),
+        "weights": card.weights or "random",
+        "fingerprint": models.fingerprint(network.network),
+        "normalisation": {"mean": list(card.mean), "std": list(card.std)} if card.mean and card.std else "none",
+        "source": card.source,
+        "licence": card.licence,
+    }
 
 
 def without_paths(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Recording: a teacher's outputs for every view that a run will take, so that many runs ask it once."""
+"""Recording a teacher's outputs for every view that a run will take, so that many runs share one pass."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ import numpy as np
 import torch
 
 from tutelage import data
+from tutelage.config.schema import Recipe, RecipeError
+from tutelage.modules import FrozenTeacher
+from tutelage.runs import autotune
+from tutelage.runs.lock import folder_lock
+from tutelage.runs.run import DEFAULTS, RunOptions
+from tutelage.runs.setup import (
+    PROBE_SAMPLES,
+    RunInputs,
+    build_inputs,
+    build_objectives,
+    check_compatible,
+    outputs_folder,
+    outputs_of,
+    single_exponent,
+    torch_settings,
+)
+from tutelage.taps import feature_shapes
 from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
-from tutelage.runs import autotune
-from tutelage.types import Batch, Outputs
-from tutelage.training.deadline import Deadline
-from tutelage.training import compile as speed
+from tutelage.training.compile import CompiledForms, ComputePlan, choose_teacher_plan
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import to_device
-from tutelage.training.loop import accelerator_on
-from tutelage.training.compile import CompiledForms, ComputePlan
-from tutelage.modules import FrozenTeacher
-from tutelage.runs.setup import PROBE_SAMPLES, RunInputs, check_compatible, build_inputs, outputs_folder, outputs_of, single_exponent
-from tutelage.config.schema import Recipe, RecipeError
-from tutelage.runs.execute import Reporter, NullReporter, folder_lock, torch_settings
-from tutelage.taps import feature_shapes
+from tutelage.types import Batch, Outputs
 
 INNER = 256
 """Samples that the teacher is asked about at a time."""
@@ -34,7 +43,7 @@ INNER = 256
 
 def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
     """Return the features of the teacher that any stage of a recipe reads."""
-    return tuple(dict.fromkeys(tap for objective, _, _ in recipe.fits() for tap in objective.needs.teacher_taps))
+    return tuple(dict.fromkeys(tap for objective in build_objectives(recipe) for tap in objective.needs.teacher_taps))
 
 
 def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
@@ -43,20 +52,18 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     Raises:
         RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
     """
-    found = [single_exponent(objective) for objective, _, _ in recipe.fits() if objective.needs.teacher]
-    return tuple(dict.fromkeys(gamma for gamma in found if gamma is not None))
+    exponents = [single_exponent(objective) for objective in build_objectives(recipe) if objective.needs.teacher]
+    return tuple(dict.fromkeys(gamma for gamma in exponents if gamma is not None))
 
 
 def record(
     recipe: Recipe,
     *,
     taps: Sequence[str] = (),
-    reporter: Reporter | None = None,
-    trust_code: bool | frozenset[str] = False,
-    deadline: Deadline | None = None,
+    options: RunOptions = DEFAULTS,
     run_inputs: RunInputs | None = None,
 ) -> Path:
-    """Record the teacher's outputs for every view of every epoch of a recipe, or go on with it.
+    """Record the teacher's outputs for every view of every epoch of a recipe, or resume the recording.
 
     Logits of all classes are kept as long as they are within ``outputs_limit_mb``; above it the ``outputs_top`` largest
     of each sample where that is given (`TopK`). Outputs that were begun keep their form.
@@ -64,9 +71,7 @@ def record(
     Args:
         recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder.
         taps: features to record besides those that the recipe's objectives read.
-        reporter: shows it as it goes.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        deadline: the moment to stop by, after a whole chunk.
+        options: how to do it; a deadline stops after a whole chunk.
         run_inputs: the objects, where they are the caller's own.
 
     Returns:
@@ -76,21 +81,21 @@ def record(
         RecipeError: the outputs would be larger than the limit, or teacher and data do not fit, or an objective reads
             logits in a way that the top-k form cannot answer.
         TeacherCacheError: the top-k form is too far off.
-        DeadlineExceeded: the moment to stop has come; the same call goes on.
+        DeadlineExceeded: the moment to stop has come; the same call resumes.
     """
-    reporter = reporter or NullReporter()
-    run_inputs = run_inputs or build_inputs(recipe, trust_code=trust_code)
-    check_compatible(run_inputs, [objective for objective, _, _ in recipe.fits()])
+    reporter = options.reporter
+    run_inputs = run_inputs or build_inputs(recipe, trust_code=options.trust_code)
+    check_compatible(run_inputs)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
-    epochs = sum(settings.epochs for _, settings, _ in recipe.fits())
+    epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = run_inputs.splits.train, run_inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
-    # The store is opened by whoever has the folder: another process may just have begun it.
+    # The cache is opened by whoever has the folder: another process may just have begun it.
     with folder_lock(outputs_folder(recipe, run_inputs), wait=True), torch_settings(recipe):
         assert run_inputs.teacher is not None
-        recipe, why = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
-        if why:
-            reporter.say(why)
+        recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
+        if reason:
+            reporter.say(reason)
         outputs = outputs_of(recipe, run_inputs)
         accelerator = accelerator_on(recipe.device)
         device = accelerator.device
@@ -98,9 +103,9 @@ def record(
         if not todo:
             outputs.conclude(epochs)
             return outputs.folder
-        look = next(batches.at(0, [np.arange(min(PROBE_SAMPLES, len(split)))])).inputs
-        shapes = feature_shapes(run_inputs.teacher, names, look)
-        size = _settle(outputs, recipe, shapes, epochs)
+        probe = next(batches.at(0, [np.arange(min(PROBE_SAMPLES, len(split)))])).inputs
+        shapes = feature_shapes(run_inputs.teacher, names, probe)
+        size = _choose_form(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         teacher = FrozenTeacher(run_inputs.teacher, names).to(device)
         if recipe.channels_last:
@@ -114,12 +119,14 @@ def record(
                 return cast(Outputs, forms.ask(batch))
 
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
-        reporter.say(f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
+        reporter.say(
+            f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record"
+        )
         reporter.begin(outputs.folder.name, len(todo), 0)
-        took = 0.0
+        seconds = 0.0
         for epoch, chunk in todo:
-            if deadline is not None:
-                deadline.check(f"{outputs.folder.name}: the next chunk", took)
+            if options.deadline is not None:
+                options.deadline.check(f"{outputs.folder.name}: the next chunk", seconds)
             began = time.monotonic()
             logits = torch.full((len(chunk), classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
@@ -127,8 +134,8 @@ def record(
             for batch in batches.at(epoch, requests):
                 moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:
-                    outputs.speed = speed.choose_teacher_plan(
-                        recipe.fits()[0][1],
+                    outputs.speed = choose_teacher_plan(
+                        recipe.fits()[0].settings,
                         forms,
                         partial(ask, moved),
                         steps=len(todo) * len(requests),
@@ -137,32 +144,27 @@ def record(
                         device=device,
                     ).to_json()
                     forms.take(ComputePlan.from_json(outputs.speed))
-                said = ask(moved)
+                answer = ask(moved)
                 rows = batch.index - chunk.start
-                logits[rows] = said.logits.float().cpu()
+                logits[rows] = answer.logits.float().cpu()
                 for name in names:
-                    features[name][rows] = said.taps[name].float().cpu()
+                    features[name][rows] = answer.taps[name].float().cpu()
             outputs.write(epoch, chunk, logits, features, gammas=gammas)
-            took = time.monotonic() - began
+            seconds = time.monotonic() - began
             reporter.tick()
         errors = outputs.conclude(epochs)
         for gamma in gammas:
             assert outputs.form is not None
-            found = errors[outputs.form.gammas[outputs.form.at(gamma)]]
+            error = errors[outputs.form.gammas[outputs.form.at(gamma)]]
             reporter.say(
-                f"{outputs.folder.name}: gamma {gamma:.4g}: p_gamma off by {found['mean_tv']:.2g} in total variation "
-                f"(at most {found['max_tv']:.2g}), U_gamma by {found['mean_power_sum']:.2g} of it (at most "
-                f"{found['max_power_sum']:.2g})"
+                f"{outputs.folder.name}: gamma {gamma:.4g}: p_gamma off by {error['mean_tv']:.2g} in total variation "
+                f"(at most {error['max_tv']:.2g}), U_gamma by {error['mean_power_sum']:.2g} of it (at most "
+                f"{error['max_power_sum']:.2g})"
             )
     return outputs.folder
 
 
-def _settle(
-    outputs: TeacherCache,
-    recipe: Recipe,
-    shapes: Mapping[str, tuple[int, ...]],
-    epochs: int,
-) -> float:
+def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int) -> float:
     """Choose the form of outputs that are not begun, and return their size in MB.
 
     Raises:
@@ -188,14 +190,14 @@ def _settle(
                 f"got {top}, which take {size(outputs.form):.3g}; type a smaller outputs_top=..., or a larger "
                 "outputs_limit_mb=..."
             )
-    if (found := size(outputs.form)) <= limit_mb:
-        return found
+    if (size_mb := size(outputs.form)) <= limit_mb:
+        return size_mb
     fits = [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
     fewer = (
         f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, " if fits and top is None else ""
     )
     raise RecipeError(
-        f"outputs: expected at most {limit_mb:.0f} MB, got {found:.0f} MB for {epochs} epochs of {samples} "
-        f"samples; type outputs_limit_mb={math.ceil(found)} to write them, {fewer}or "
+        f"outputs: expected at most {limit_mb:.0f} MB, got {size_mb:.0f} MB for {epochs} epochs of {samples} "
+        f"samples; type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or "
         "outputs=null to ask the live teacher"
     )

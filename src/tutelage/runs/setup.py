@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from tutelage import data, models, records, taps
-from tutelage.runs import manifest
-from tutelage.types import UNLABELLED, Batch, Batches
-from tutelage.settings.fit import FitSettings
-from tutelage.modules import FrozenTeacher, network_context
+from tutelage import config, data, models, taps
+from tutelage.config.schema import Network, R, Recipe, RecipeError
 from tutelage.models import Classifier
-from tutelage.objectives import BindContext, Objective
-from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.modules import FrozenTeacher, network_context
+from tutelage.objectives import BindContext, Objective, from_spec
+from tutelage.runs.manifest import without_paths
+from tutelage.settings.fit import Fit
 from tutelage.teacher_cache.cache import TeacherCache
+from tutelage.types import UNLABELLED, Batch, Batches
 
 
-class RunInputs(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
     """A run's objects.
 
     Attributes:
         splits: the data.
         student: to train.
         teacher: to learn from.
+        objectives: of each stage.
         repeatable: all of it came from names, so that the folder alone repeats the run.
     """
 
     splits: data.Splits
     student: Classifier
     teacher: Classifier | None
+    objectives: tuple[Objective, ...]
     repeatable: bool = True
+
+
+def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> R:
+    """Check a recipe as `config.parse` does, and that its objectives can be built."""
+    return config.parse(kind, value, where=where, check=from_spec)
+
+
+def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
+    """Build the objective of each stage."""
+    return tuple(from_spec(fit.objective) for fit in recipe.fits())
 
 
 def build_inputs(
@@ -55,6 +70,7 @@ def build_inputs(
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         splits: the recipe's data, where they are open already.
     """
+    wanted = build_objectives(recipe)
     if splits is None:
         splits = beside.splits if beside else data.open_data(recipe.data)
     shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
@@ -76,14 +92,14 @@ def build_inputs(
     )
     named = Network(name=teacher) if teacher else recipe.teacher
     if not isinstance(named, Network):
-        return RunInputs(splits, student, None)
+        return RunInputs(splits=splits, student=student, teacher=None, objectives=wanted)
     if beside and beside.teacher is not None:
-        return RunInputs(splits, student, beside.teacher)
+        return RunInputs(splits=splits, student=student, teacher=beside.teacher, objectives=wanted)
     made = models.create(named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape)
-    return RunInputs(splits, student, made)
+    return RunInputs(splits=splits, student=student, teacher=made, objectives=wanted)
 
 
-def check_compatible(run_inputs: RunInputs, wanted: Sequence[Objective]) -> None:
+def check_compatible(run_inputs: RunInputs) -> None:
     """Refuse data, teacher, student and objectives that do not fit each other.
 
     Raises:
@@ -91,7 +107,7 @@ def check_compatible(run_inputs: RunInputs, wanted: Sequence[Objective]) -> None
     """
     splits, teacher = run_inputs.splits, run_inputs.teacher
     labels = splits.train.labels
-    for objective in wanted:
+    for objective in run_inputs.objectives:
         if objective.needs.teacher and teacher is None:
             raise RecipeError(
                 f"teacher: expected one for objective {objective.name}, got none; "
@@ -127,20 +143,21 @@ def check_compatible(run_inputs: RunInputs, wanted: Sequence[Objective]) -> None
         _same_classes(teacher, splits)
 
 
-def check_last_batch(samples: int, fits: Sequence[tuple[Objective, FitSettings, int]], *, world: int = 1) -> None:
+def check_last_batch(samples: int, wanted: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
     """Refuse an epoch whose last batch is too small for an objective, before it is reached.
 
     Args:
         samples: for training.
-        fits: each stage's objective, settings and batch size.
+        wanted: each stage's objective.
+        fits: the stages.
         world: processes that share a batch.
 
     Raises:
         RecipeError: naming the batch size, and one that leaves enough.
     """
     smallest = partial(data.smallest_share, samples, world=world)
-    for objective, _, batch_size in fits:
-        least = objective.needs.min_batch
+    for objective, fit in zip(wanted, fits, strict=True):
+        batch_size, least = fit.batch_size, objective.needs.min_batch
         if (got := smallest(batch_size)) < least:
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
             fitting = next((size for size in sizes if smallest(size) >= least), None)
@@ -293,7 +310,7 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     settings = {name: value for name, value in asdict(recipe.data).items() if name not in VIEW_IRRELEVANT}
     key: dict[str, Any] = {
         "teacher": {
-            "name": manifest.without_paths(run_inputs.teacher.card.name),
+            "name": without_paths(run_inputs.teacher.card.name),
             "fingerprint": models.fingerprint(run_inputs.teacher.network),
             "mean": list(run_inputs.teacher.card.mean or ()),
             "std": list(run_inputs.teacher.card.std or ()),
@@ -337,32 +354,6 @@ def _device(network: torch.nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
-def describe_data(splits: data.Splits) -> dict[str, Any]:
-    """Describe the data for a manifest."""
-    return {
-        "source": splits.source,
-        "fingerprint": splits.fingerprint,
-        "classes": splits.classes,
-        "channels": splits.channels,
-        "image_size": list(splits.image_size),
-        "sizes": splits.sizes(),
-    }
-
-
-def describe_network(network: Classifier) -> dict[str, Any]:
-    """Describe a network for a manifest; the fingerprint is of the weights as they are now."""
-    card = network.card
-    return {
-        "name": manifest.without_paths(card.name),
-        "parameters": models.parameters(network),
-        "weights": card.weights or "random",
-        "fingerprint": models.fingerprint(network.network),
-        "normalisation": {"mean": list(card.mean), "std": list(card.std)} if card.mean and card.std else "none",
-        "source": card.source,
-        "licence": card.licence,
-    }
-
-
 def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
     """The sets to evaluate on, the one that selects first."""
     for name, split in (("validation", splits.validation), ("test", splits.test)):
@@ -371,25 +362,22 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
             yield name, data.BatchLoader(split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
-def fingerprints(then: records.Manifest | None) -> dict[str, str | None]:
-    """What an earlier manifest says of data and teacher."""
-    return {"data": then["data"]["fingerprint"], "teacher": (then["teacher"] or {}).get("fingerprint")} if then else {}
+def steps_of(recipe: Recipe, samples: int) -> int:
+    """Return how many steps a run takes over so many training samples."""
+    return sum(fit.steps(samples) for fit in recipe.fits())
 
 
-def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None]) -> None:
-    """Refuse data or a teacher other than a run had.
-
-    Raises:
-        RecipeError: a fingerprint is another.
-    """
-    teacher = run_inputs.teacher
-    got = {
-        "data": run_inputs.splits.fingerprint,
-        "teacher": models.fingerprint(teacher.network) if teacher is not None else None,
-    }
-    for what, then in expected.items():
-        if then is not None and got[what] != then:
-            raise RecipeError(
-                f"{what}: expected the fingerprint {then} that the run had, got {got[what]}; "
-                f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
-            )
+@contextlib.contextmanager
+def torch_settings(recipe: Recipe) -> Iterator[None]:
+    """Set threads and determinism as the recipe says, and put them back: the process may be a notebook's."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.set_num_threads(recipe.threads or threads)
+        if recipe.deterministic:
+            # What torch asks of cuBLAS before its first matrix product.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(recipe.deterministic)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

@@ -16,11 +16,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tutelage.runs.reporter import Reporter
+
 QUIET = 10.0
 """Without a terminal: seconds between two lines about epochs."""
 
 
-class TerminalReporter:
+class TerminalReporter(Reporter):
     """A `runs.Reporter` that draws two bars, the whole job and the run at hand; without a terminal it prints lines."""
 
     def __init__(self) -> None:

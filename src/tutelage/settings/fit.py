@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from tutelage.settings.objective import ObjectiveSpec
+
+Count = Annotated[int, Ge(1)]
+"""A whole number of at least one."""
+Positive = Annotated[float, Gt(0)]
+Switch = Literal["auto"] | bool
+"""``auto`` measures which is faster, where the fit is long enough to repay it; true and false decide it."""
 
 
 def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
@@ -163,28 +173,26 @@ class FitSettings:
         nonfinite: what a non-finite loss or gradient does: ``stop`` the run, or ``skip`` the step; it is never applied.
         checkpoint_steps: steps between checkpoints within an epoch; none for none. One is written after every epoch.
         checkpoint_seconds: time between checkpoints within an epoch, seconds.
-        log_steps: steps between looks at what the device has counted.
-        compile_teacher: compile the teacher's forward pass: ``auto`` measures whether that is faster, where the fit is
-            long enough to repay it; true and false settle it.
-        compile_student: compile the student, likewise.
-        gradient_products: compute the weight gradients of convolutions as matrix products, likewise, each shape for
-            itself.
+        log_steps: steps between reads of what the device has counted.
+        compile_teacher: compile the teacher's forward pass.
+        compile_student: compile the student.
+        gradient_products: compute the weight gradients of convolutions as matrix products, each shape for itself.
     """
 
-    epochs: int = 240
+    epochs: Count = 240
     optimizer: Optimizer = field(default_factory=SGD)
     schedule: Schedule = field(default_factory=Constant)
-    accumulate: int = 1
-    clip: float | None = None
+    accumulate: Count = 1
+    clip: Positive | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     nonfinite: Literal["stop", "skip"] = "stop"
-    checkpoint_steps: int | None = None
+    checkpoint_steps: Count | None = None
     checkpoint_seconds: float = 300.0
-    log_steps: int = 50
-    compile_teacher: Literal["auto"] | bool = "auto"
-    compile_student: Literal["auto"] | bool = "auto"
-    gradient_products: Literal["auto"] | bool = "auto"
+    log_steps: Count = 50
+    compile_teacher: Switch = "auto"
+    compile_student: Switch = "auto"
+    gradient_products: Switch = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):
@@ -194,3 +202,22 @@ class FitSettings:
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip: expected a gradient norm > 0, got {self.clip}; for no clipping type clip=null")
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One of a run's fits.
+
+    Attributes:
+        objective: what the student learns from.
+        settings: how it is trained.
+        batch_size: samples per optimizer step, over all micro-batches and processes.
+    """
+
+    objective: ObjectiveSpec
+    settings: FitSettings
+    batch_size: int = 64
+
+    def steps(self, samples: int) -> int:
+        """Return the number of optimizer steps over so many training samples."""
+        return -(-samples // self.batch_size) * self.settings.epochs

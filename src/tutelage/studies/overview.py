@@ -7,12 +7,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from tutelage import objectives
 from tutelage.objectives import PRESETS, Apply, Objective
-from tutelage.studies import schema
+from tutelage.report.table import markdown_lines
+from tutelage.studies import study_file
 
 COSTS = Path(__file__).parent / "costs.json"
 """What ``benchmarks/bench_objectives.py`` recorded."""
@@ -21,26 +22,17 @@ STAND_INS = {"order": 2.0}
 HEADINGS = ("Objective", "What it adds", "Source", "Needs", "Time x KD", "Memory x KD", "Tables")
 
 
-class Row(NamedTuple):
-    """What is known of one preset.
-
-    Attributes:
-        name: the preset's.
-        formula: the first line of its docstring.
-        paper: where it comes from.
-        needs: what its terms read.
-        time: of a training step, over that with KD; empty where it was not measured.
-        memory: kept for the backward pass, likewise.
-        tables: of the paper of TTM and WTTM that it stands in.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is known of one preset; cells are empty where nothing was measured."""
 
     name: str
-    formula: str
+    formula: str  # the first line of its docstring
     paper: str
-    needs: str
-    time: str
-    memory: str
-    tables: str
+    needs: str  # what its terms read
+    time: str  # of a training step, over that with KD
+    memory: str  # kept for the backward pass, over that with KD
+    tables: str  # of the paper of TTM and WTTM that it is in
 
 
 def default(name: str) -> Objective:
@@ -55,53 +47,52 @@ def rows() -> Iterator[Row]:
     costs = json.loads(COSTS.read_text())["costs"] if COSTS.exists() else {}
     tables = _tables()
     for name, preset in PRESETS.items():
-        if not objectives.is_built_in(name):
-            continue
-        cost = costs.get(name, {})
-        yield Row(
-            name,
-            (preset.build.__doc__ or "").split("``")[1],
-            preset.paper,
-            ", ".join(_needs(default(name))),
-            f"{cost['time']:.2f}" if cost else "",
-            f"{cost['memory']:.2f}" if cost else "",
-            ", ".join(tables.get(name, [])),
-        )
+        if objectives.is_built_in(name):
+            cost = costs.get(name)
+            yield Row(
+                name=name,
+                formula=(preset.build.__doc__ or "").split("``")[1],
+                paper=preset.paper,
+                needs=", ".join(_needs(default(name))),
+                time=f"{cost['time']:.2f}" if cost else "",
+                memory=f"{cost['memory']:.2f}" if cost else "",
+                tables=", ".join(tables.get(name, [])),
+            )
+
+
+def signature(name: str) -> str:
+    """Return a preset's name with its arguments and their defaults."""
+    parameters = inspect.signature(PRESETS[name].build).parameters.values()
+    arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters)
+    return f"{name}({arguments})"
 
 
 def markdown() -> str:
     """Return the table as GitHub Markdown."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    lines = []
     for row in rows():
-        cells = (f"`{row.name}`", f"`{row.formula}`".replace("|", r"\|"), *row[2:])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        name, formula, *cells = asdict(row).values()
+        lines.append((f"`{name}`", f"`{formula}`".replace("|", r"\|"), *cells))
+    return "\n".join(markdown_lines([HEADINGS, *lines], ["---"] * len(HEADINGS))) + "\n"
 
 
 def _needs(objective: Objective) -> list[str]:
-    """Say what an objective reads, besides the student's logits."""
+    """Name what an objective reads, besides the student's logits."""
     needs = objective.needs
-    found = []
-    if needs.labels != "none":
-        found.append("labels" if needs.labels == "any" else "hard labels")
-    if any(_reads_teachers_logits(part.term) for part, _ in objective.parts):
-        found.append("teacher's logits")
-    if needs.student_taps or needs.teacher_taps:
-        found.append("features")
-    if needs.indices:
-        found.append("indices")
-    if needs.coupled:
-        found.append("the batch as a whole")
-    if needs.teacher_statistics:
-        found.append("teacher's statistics")
-    if needs.teacher_head or needs.teacher_norms:
-        found.append("teacher's weights")
-    if needs.class_means:
-        found.append("teacher's class means")
-    return found
+    readings = {
+        "labels" if needs.labels == "any" else "hard labels": needs.labels != "none",
+        "teacher's logits": any(_reads_teacher_logits(part.term) for part, _ in objective.parts),
+        "features": needs.student_taps or needs.teacher_taps,
+        "indices": needs.indices,
+        "the batch as a whole": needs.coupled,
+        "teacher's statistics": needs.teacher_statistics,
+        "teacher's weights": needs.teacher_head or needs.teacher_norms,
+        "teacher's class means": needs.class_means,
+    }
+    return [name for name, read in readings.items() if read]
 
 
-def _reads_teachers_logits(term: object) -> bool:
+def _reads_teacher_logits(term: object) -> bool:
     if isinstance(term, Apply):
         return "teacher_logits" in term.reads
     needs = getattr(term, "needs")  # noqa: B009  a description has them
@@ -109,14 +100,14 @@ def _reads_teachers_logits(term: object) -> bool:
 
 
 def _tables() -> dict[str, list[str]]:
-    """Return the numbers of the paper's tables by the presets that stand in them."""
-    found: dict[str, list[str]] = {}
-    for name in schema.names():
+    """Return the numbers of the paper's tables by the presets in them."""
+    tables: dict[str, list[str]] = {}
+    for name in study_file.names():
         if number := re.fullmatch(r"table(\d+)", name):
-            study, _ = schema.read(name)
-            for preset in dict.fromkeys(p for method in study.methods.values() for p in schema.presets_of(method)):
-                found.setdefault(preset, []).append(number[1])
-    return found
+            study, _ = study_file.read(name)
+            for preset in dict.fromkeys(p for method in study.methods.values() for p in method.presets):
+                tables.setdefault(preset, []).append(number[1])
+    return tables
 
 
 PAGE = """# Objectives
@@ -134,10 +125,9 @@ Memory is what is kept for the backward pass. Tables are those of arXiv:2402.111
 def page() -> str:
     """Return the documentation's page."""
     record = json.loads(COSTS.read_text())
-    hardware, software = record["hardware"], record["software"]
     machine = (
-        f"`python benchmarks/bench_objectives.py --write` on one thread of {hardware['processor']}, torch "
-        f"{software['torch']}, float32, the median of {record['n']} steps"
+        f"`python benchmarks/bench_objectives.py --write` on one thread of {record['hardware']['processor']}, torch "
+        f"{record['software']['torch']}, float32, the median of {record['n']} steps"
     )
     return PAGE.format(machine=machine, table=markdown())
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import plotly.graph_objects as go
-
 from tutelage import records
-from tutelage.report.figures import Panel, empty, inert
+from tutelage.report.figures import Panel, add_band, add_histogram, add_line, empty, inert
+from tutelage.studies.paper_figures import pictures
 from tutelage.studies.paper_print import paint
-from tutelage.studies.paper_records import Line, Picture, Plot, Readings, pictures, read_study
+from tutelage.studies.paper_records import Readings, read_study
+from tutelage.studies.paper_values import Picture, Plot
 
 WORDS = "figures.md"
 
@@ -68,11 +68,12 @@ def panels(folder: Path | str) -> list[Panel]:
         FileNotFoundError: the folder holds no study.
         ValueError: the study asks for a figure that does not exist, or a record is not JSON.
     """
-    return [
-        _panel(picture, plot, at)
-        for picture in pictures(read_study(Path(folder)))
-        for at, plot in enumerate(picture.plots)
-    ]
+    return panels_of(pictures(read_study(Path(folder))))
+
+
+def panels_of(drawn: Sequence[Picture]) -> list[Panel]:
+    """Return figures for the report, one for each of their panels."""
+    return [_panel(picture, plot, at) for picture in drawn for at, plot in enumerate(picture.plots)]
 
 
 def _words(readings: Readings, made: Sequence[Picture]) -> str:
@@ -100,65 +101,32 @@ def _plain(words: str) -> str:
 
 def _panel(picture: Picture, plot: Plot, at: int) -> Panel:
     figure = empty(f"{picture.title}: {inert(plot.name)}", picture.across, picture.up)
-    if plot.piles:
-        _add_piles(figure, plot)
+    for pile in plot.piles:
+        name = inert(f"{pile.label}: mean {pile.mean:.2f} (n = {pile.n})", 60)
+        add_histogram(figure, pile.edges, pile.density, pile.look, name=name, hovertemplate="%{y:.3f}")
+    by_epoch = picture.kind != "mappings"
     for line in plot.lines:
-        _add_line(figure, line, points=picture.kind != "mappings")
+        look, group = line.look, line.label
+        if line.spread is not None:
+            low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
+            high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
+            add_band(figure, line.x, low, high, look, group)
+        if line.x:
+            name = inert(f"{line.label} (n = {line.n})" if by_epoch else line.label)
+            mode = "lines+markers" if by_epoch else "lines"
+            add_line(figure, line.x, line.y, name, look, mode=mode, legendgroup=group)
+        for curve in line.loose:
+            add_line(
+                figure,
+                list(curve),
+                list(curve.values()),
+                inert(f"{line.label} (not finished)"),
+                look,
+                width=1,
+                marker={"color": look.colour, "symbol": "x", "size": [0] * (len(curve) - 1) + [7]},
+                legendgroup=group,
+                showlegend=not line.x,
+            )
     figure.update_layout(showlegend=True)
     caption = picture.caption if plot.said in picture.caption else f"{plot.said} {picture.caption}"
     return Panel(f"paper-{picture.kind}-{at}", caption, figure)
-
-
-def _add_line(figure: go.Figure, line: Line, *, points: bool) -> None:
-    group = line.label
-    if line.spread is not None:
-        low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
-        high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
-        figure.add_scatter(
-            x=[*line.x, *line.x[::-1]],
-            y=[*high, *low[::-1]],
-            fill="toself",
-            fillcolor=line.look.veil(0.16),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=group,
-        )
-    if line.x:
-        figure.add_scatter(
-            x=list(line.x),
-            y=list(line.y),
-            mode="lines+markers" if points else "lines",
-            name=inert(f"{line.label} (n = {line.n})" if points else line.label),
-            line=line.look.line(),
-            marker={**line.look.points(6), "maxdisplayed": 10},
-            legendgroup=group,
-            hovertemplate="%{y:.4f}",
-        )
-    for found in line.loose:
-        figure.add_scatter(
-            x=list(found),
-            y=list(found.values()),
-            mode="lines+markers",
-            name=inert(f"{line.label} (not finished)"),
-            line=line.look.line(1),
-            marker={"color": line.look.colour, "symbol": "x", "size": [0] * (len(found) - 1) + [7]},
-            legendgroup=group,
-            showlegend=not line.x,
-            hovertemplate="%{y:.4f}",
-        )
-
-
-def _add_piles(figure: go.Figure, plot: Plot) -> None:
-    for pile in plot.piles:
-        figure.add_scatter(
-            x=list(pile.edges),
-            y=[*pile.density, pile.density[-1]],
-            mode="lines",
-            line={**pile.look.line(), "shape": "hv"},
-            fill="tozeroy",
-            fillcolor=pile.look.veil(0.08),
-            name=inert(f"{pile.label}: mean {pile.mean:.2f} (n = {pile.n})", 60),
-            hovertemplate="%{y:.3f}",
-        )

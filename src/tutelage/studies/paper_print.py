@@ -1,17 +1,15 @@
-"""The paper's figures for print: SVG and PNG, the same bytes for the same records. The door to matplotlib."""
+"""The paper's figures for print, drawn by matplotlib as SVG and PNG."""
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tutelage.report.figures import Style
-from tutelage.studies.paper_records import REFERENCE, Line, Picture, Pile, Plot
+from tutelage.studies.paper_values import REFERENCE, Line, Picture, Pile, Plot
+from tutelage.studies.print_style import GREY, INK, SIZES, encode, style
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,12 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#1d1d1f"
-GREY = "#777777"
-GRID = "#e8e8e8"
-DPI = 200
-SIZES = {"title": 11.0, "heading": 9.5, "axis": 9.0, "tick": 8.0, "legend": 8.5, "caption": 7.5}
-"""Of the letters, points."""
 COLUMNS = 3
 WIDTHS = {1: 5.2, 2: 3.4, 3: 2.75}
 """Of a panel by the number of columns, inches."""
@@ -42,49 +34,6 @@ DASHES: dict[str, Any] = {
 }
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "cross": "P", "star": "*"}
 """Plotly's names of `tutelage.report.figures` in matplotlib's words."""
-RULES: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tutelage",
-    # A name may hold a dollar sign; it is a name, not a formula.
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "axes.labelsize": SIZES["axis"],
-    "xtick.labelsize": SIZES["tick"],
-    "ytick.labelsize": SIZES["tick"],
-    "lines.linewidth": 1.7,
-}
-
-
-def _matplotlib() -> ModuleType:
-    try:
-        import matplotlib
-        import matplotlib.backends.backend_agg
-        import matplotlib.backends.backend_svg
-        import matplotlib.figure
-        import matplotlib.font_manager
-        import matplotlib.style
-        import matplotlib.textpath
-        import matplotlib.ticker
-    except ImportError as error:
-        raise ImportError(
-            f"figures: expected the library matplotlib to draw them, got none ({' '.join(str(error).split())}); "
-            "type: pip install 'tutelage[figures]'"
-        ) from error
-    return matplotlib
 
 
 @dataclass(frozen=True)
@@ -113,20 +62,9 @@ def paint(picture: Picture) -> tuple[bytes, bytes]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    plt = _matplotlib()
-    with ExitStack() as stack:
-        # From the defaults: what the user has set for other figures would change the bytes.
-        stack.enter_context(plt.style.context(["default", RULES]))
-        stack.enter_context(warnings.catch_warnings())
-        # A name in a script that the font lacks is boxes in the PNG and itself in the SVG.
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    with style() as plt:
         figure = _figure(plt, picture)
-        made = []
-        for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-            held = io.BytesIO()
-            figure.savefig(held, format=kind, metadata=metadata, dpi=DPI)
-            made.append(held.getvalue())
-    return made[0], made[1]
+        return encode(figure, "svg"), encode(figure, "png")
 
 
 def _figure(plt: ModuleType, picture: Picture) -> Figure:

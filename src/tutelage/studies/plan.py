@@ -1,79 +1,62 @@
-"""From a study to its runs: which there are, where they lie, what they share, how they depart from the study."""
+"""A study's runs: which there are, where they lie, what they share, and how they deviate from the study."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from tutelage import config, models, objectives, records
+from pydantic import BaseModel
+
+from tutelage import records
 from tutelage.config.schema import Network, Recipe, RecipeError
-from tutelage.objectives import Objective
-from tutelage.runs import execute, manifest
+from tutelage.objectives import from_recipe
+from tutelage.runs import manifest, resume
+from tutelage.runs.run import finished
+from tutelage.runs.setup import build_objectives, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
-from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Pair, Study, merged, slug, unknown
+from tutelage.settings.objective import ObjectiveSpec
+from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Study, merged, slug, unknown
 
 WHERE = {"protocol.data.source", "protocol.data.image", "protocol.data.label", "protocol.outputs"}
-"""Keys that say where data and recorded outputs lie; what they are is checked by their fingerprints."""
-FREE = {f"protocol.{key}" for key in execute.FREE}
+"""Keys that say where data and recorded outputs lie; their content is checked by fingerprints."""
+Section = TypeVar("Section", bound=BaseModel)
+FREE = {f"protocol.{key}" for key in resume.FREE}
 
 
 class Job(NamedTuple):
-    """One run of a study.
-
-    Attributes:
-        recipe: its name is the run's folder, relative to that of all runs.
-        pair: the first pair that it belongs to.
-        method: ``teacher`` where it trains the pair's teacher.
-        needs: the name of the teacher's run that has to be finished first.
-        teacher: the name of the run of the pair's teacher, whether or not this one asks it.
-    """
+    """One run of a study; its recipe's name is the run's folder, relative to the folder of all runs."""
 
     recipe: Recipe
-    pair: str
-    method: str
-    needs: str | None = None
-    teacher: str | None = None
+    pair: str  # the first one that it belongs to
+    method: str  # ``teacher`` where it trains the pair's teacher
+    needs: str | None = None  # the name of the teacher's run that has to be finished first
+    teacher: str | None = None  # the name of the run of the pair's teacher, whether or not this run asks it
 
     @property
     def name(self) -> str:
-        """The run's folder, relative to that of all runs."""
+        """The run's folder, relative to the folder of all runs."""
         return self.recipe.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyRequest:
-    """What of a study is to be done, and how.
+    """What of a study is to be run, and how."""
 
-    Attributes:
-        study: with what was overridden.
-        plain: as it is written.
-        runs: the folder of all runs.
-        pool: the folder in it that this study's runs lie in.
-        pairs: those to do.
-        methods: those to do.
-        seeds: runs of each method; none for as many as the study says.
-        epochs: of the protocol, where they are others than the study's; schedules are scaled with them.
-        departures: how its runs differ from those of the study as it is written, a line each; `departures` adds how
-            many there are.
-    """
-
-    study: Study
-    plain: Study
-    runs: Path
-    pool: str
+    study: Study  # with its overrides
+    plain: Study  # as it is written
+    runs: Path  # the folder of all runs
+    pool: str  # the folder in it that this study's runs lie in
     pairs: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: int | None = None
-    epochs: int | None = None
-    departures: tuple[str, ...] = ()
+    seeds: int | None = None  # runs per method; none for the study's number
+    epochs: int | None = None  # of the protocol, where they are not the study's; schedules are scaled with them
+    deviations: tuple[str, ...] = ()  # of its runs from the study as it is written; the number of seeds is not in it
 
     @property
     def folder(self) -> Path:
@@ -82,22 +65,19 @@ class StudyRequest:
 
     @property
     def factor(self) -> float:
-        """Epochs to do over the study's."""
+        """Requested epochs over the study's."""
         return self.epochs / self.study.recipe.epochs if self.epochs else 1.0
 
     @property
     def missing(self) -> dict[str, str]:
         """The study's methods that cannot be run, and why."""
-        return {
-            name: f"not built: {', '.join(method.missing)}"
-            for name, method in self.study.methods.items()
-            if method.missing
-        }
+        methods = self.study.methods.items()
+        return {name: f"not built: {', '.join(method.missing)}" for name, method in methods if method.missing}
 
 
 def assign(
     plain: Study,
-    given: Study,
+    study: Study,
     *,
     runs: Path,
     pairs: Sequence[str] = (),
@@ -106,73 +86,52 @@ def assign(
     epochs: int | None = None,
     pool: str | None = None,
 ) -> StudyRequest:
-    """Say what is to be done.
+    """Check a request and fill in what it leaves open.
 
-    Args:
-        plain: the study as it is written.
-        given: with what was overridden.
-        runs: the folder of all runs.
-        pairs: those to do; none given for all.
-        methods: those to do; none given for all.
-        seeds: runs of each method.
-        epochs: instead of the protocol's; decays of the learning rate and warm-ups are scaled with them.
-        pool: the folder of the runs; by default the study's with a suffix that says what is otherwise.
+    Empty ``pairs`` and ``methods`` stand for all; ``epochs`` scales decays of the learning rate and warm-ups too; the
+    pool is by default the study's with a suffix for what deviates from the study as it is written, ``plain``.
 
     Raises:
-        RecipeError: a name is unknown, a number is out of range, or two runs that differ would share a folder.
+        RecipeError: a name is unknown, or a number is out of range.
     """
-    found = [
+    errors = [
         f"--{key}: {unknown('a name of the study', name, tuple(known))}"
-        for key, names, known in (("pairs", pairs, given.pairs), ("methods", methods, given.methods))
+        for key, names, known in (("pairs", pairs, study.pairs), ("methods", methods, study.methods))
         for name in names
         if name not in known
     ]
-    found += [
+    errors += [
         f"--{key}: expected a whole number >= 1, got {value}; for example --{key} 2"
         for key, value in (("seeds", seeds), ("epochs", epochs))
         if value is not None and value < 1
     ]
     if pool is not None and not re.fullmatch(FOLDER, pool):
-        found.append(
+        errors.append(
             f"--pool: expected a folder's name of letters, digits, `.`, `_` and `-`, got {pool!r}; "
             "for example --pool mine"
         )
-    if found:
-        raise RecipeError("\n".join(found))
-    changed = _changed(identity(plain), identity(given))
-    scaled = epochs if epochs != given.recipe.epochs else None
-    assignment = StudyRequest(
-        study=given,
+    if errors:
+        raise RecipeError("\n".join(errors))
+    changed = {key: new for key, (_, new) in _changed(identity(plain), identity(study)).items()}
+    epochs = epochs if epochs != study.recipe.epochs else None
+    request = StudyRequest(
+        study=study,
         plain=plain,
         runs=runs,
-        pool=pool or (given.pool or given.name) + _suffix({k: v for k, (_, v) in changed.items()}, scaled),
-        pairs=tuple(name for name in given.pairs if name in pairs or not pairs),
-        methods=tuple(name for name in given.methods if name in methods or not methods),
+        pool=pool or (study.pool or study.name) + _suffix(changed, epochs),
+        pairs=tuple(name for name in study.pairs if name in pairs or not pairs),
+        methods=tuple(name for name in study.methods if name in methods or not methods),
         seeds=seeds,
-        epochs=scaled,
+        epochs=epochs,
     )
-    return replace(assignment, departures=tuple(_otherwise(assignment)))
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what two studies' runs are made of where it differs: each key's two values."""
-
-    def filled(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        """Whether an empty section of one has keys in the other, which say it all."""
-        return one.get(key) == {} and key not in other and any(inner.startswith(f"{key}.") for inner in other)
-
-    return {
-        key: (before.get(key), now.get(key))
-        for key in {**before, **now}
-        if before.get(key) != now.get(key) and not filled(key, before, now) and not filled(key, now, before)
-    }
+    return replace(request, deviations=tuple(_recipe_deviations(request)))
 
 
 def identity(study: Study) -> dict[str, Any]:
-    """Return all that a study's runs are made of, by dotted keys; what says how they are done is left out."""
+    """Return all that a study's runs consist of, by dotted keys, without the keys that change no result."""
     protocol = study.recipe.model_dump(mode="json", exclude={*STAND_IN, "teacher", "objective", "stages"})
     whole = {
-        # Stages as they are written: what they do not say is the protocol's.
+        # Stages as they are written: the protocol fills in what they leave open.
         "protocol": {**protocol, "stages": study.protocol.get("stages") or []},
         "teacher_seed": study.teacher_seed,
         "pairs": {name: pair.model_dump(mode="json", exclude={"published"}) for name, pair in study.pairs.items()},
@@ -184,7 +143,7 @@ def identity(study: Study) -> dict[str, Any]:
     return {key: value for key, value in flat(whole) if key not in FREE}
 
 
-def flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield a nested mapping's leaves with dotted keys.
 
     Example:
@@ -193,18 +152,12 @@ def flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from flat(inner, f"{above}.{key}" if above else str(key))
+            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield above, value
+        yield prefix, value
 
 
-def _suffix(changed: Mapping[str, Any], epochs: int | None) -> str:
-    """Name a pool after what is otherwise in it: epochs in words, the rest by six digits that follow from it."""
-    other = {key: value for key, value in changed.items() if key not in WHERE}
-    mark = hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:6] if other else ""
-    named = f"-{epochs}epoch{'' if epochs == 1 else 's'}" if epochs else ""
-    return named + (f"-{mark}" if mark else "")
-
+# Deviations from the study as it is written
 
 SCALED = {
     "protocol.epochs": "epochs:",
@@ -215,189 +168,203 @@ SCALED = {
 """What ``--epochs`` changes of a protocol."""
 
 
-def _otherwise(assignment: StudyRequest) -> Iterator[str]:
-    """Say how the runs differ from those of the study as it is written, each key once."""
-    before, now = identity(assignment.plain), identity(assignment.study)
-    told: dict[str, tuple[Any, Any]] = {}
-    if assignment.epochs:
-        recipe = scaled(assignment.study.recipe, assignment.factor).model_dump(mode="json")
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return both values of each key of `identity` that differs between two studies."""
+
+    def filled(key: str, empty: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether a section is empty in one study and has keys in the other, which are listed themselves."""
+        return empty.get(key) == {} and key not in other and any(inner.startswith(f"{key}.") for inner in other)
+
+    return {
+        key: (before.get(key), after.get(key))
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and not filled(key, before, after) and not filled(key, after, before)
+    }
+
+
+def _suffix(changed: Mapping[str, Any], epochs: int | None) -> str:
+    """Name a pool after what deviates in it: epochs in words, anything else by six digits of a hash."""
+    other = {key: value for key, value in changed.items() if key not in WHERE}
+    suffix = f"-{epochs}epoch{'' if epochs == 1 else 's'}" if epochs else ""
+    return f"{suffix}-{hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:6]}" if other else suffix
+
+
+def _recipe_deviations(request: StudyRequest) -> Iterator[str]:
+    """Describe how the runs differ from those of the study as it is written, each key once."""
+    before, after = identity(request.plain), identity(request.study)
+    by_epochs: dict[str, tuple[Any, Any]] = {}
+    if request.epochs:
+        recipe = scaled(request.study.recipe, request.factor).model_dump(mode="json")
         short = dict(flat({"protocol": {key: recipe[key] for key in ("epochs", "schedule")}}))
-        now |= {key: value for key, value in short.items() if key in now}
-        told = {key: pair for key, pair in _changed(before, now).items() if key in SCALED and None not in pair}
-    if told:
-        yield "; ".join(f"{SCALED[key]} {_listed(new)} instead of {_listed(old)}" for key, (old, new) in told.items())
-    for key, (old, new) in _changed(before, now).items():
-        if key not in told:
-            yield f"{key.removeprefix('protocol.')}: {_shown(new)} instead of {_shown(old)}"
+        after |= {key: value for key, value in short.items() if key in after}
+        changed = _changed(before, after).items()
+        by_epochs = {key: values for key, values in changed if key in SCALED and None not in values}
+    if by_epochs:
+        yield "; ".join(
+            f"{SCALED[key]} {_listed(new)} instead of {_listed(old)}" for key, (old, new) in by_epochs.items()
+        )
+    for key, (old, new) in _changed(before, after).items():
+        if key not in by_epochs:
+            yield f"{key.removeprefix('protocol.')}: {shown(new)} instead of {shown(old)}"
 
 
-def departures(assignment: StudyRequest, shown: Sequence[Job]) -> list[str]:
-    """Say how a table departs from the study as it is written, a line each.
-
-    Args:
-        assignment: what is asked for.
-        shown: the runs that the table is of, whichever command they were asked for by.
-    """
-    counts = Counter((job.method, job.pair) for job in shown)
-    other = {place: (number, runs_of(assignment.plain, place[0])) for place, number in counts.items()}
+def deviations(request: StudyRequest, jobs: Sequence[Job]) -> list[str]:
+    """Describe how a table of these runs, whoever asked for them, deviates from the study as it is written."""
+    counts = Counter((job.method, job.pair) for job in jobs)
+    both = {cell: (number, runs_of(request.plain, cell[0])) for cell, number in counts.items()}
     lines = []
-    for new, old in dict.fromkeys(both for both in other.values() if both[0] != both[1]):
-        concerned = [place for place, both in other.items() if both == (new, old)]
-        of = "" if len(concerned) == len(other) else f" ({', '.join(_places(concerned, list(other)))})"
+    for new, old in dict.fromkeys(numbers for numbers in both.values() if numbers[0] != numbers[1]):
+        cells = [cell for cell, numbers in both.items() if numbers == (new, old)]
+        of = "" if len(cells) == len(both) else f" ({', '.join(_cell_names(cells, list(both)))})"
         lines.append(f"seeds: {new} instead of {old}{of}")
-    return [*lines, *assignment.departures]
+    return [*lines, *request.deviations]
 
 
-def _places(concerned: Sequence[tuple[str, str]], every: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Name methods, and those of their pairs that are concerned where not all are."""
-    for method in dict.fromkeys(method for method, _ in concerned):
-        pairs, known = ([pair for one, pair in places if one == method] for places in (concerned, every))
+def _cell_names(cells: Sequence[tuple[str, str]], every: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Name the methods of some cells, and their pairs where not all pairs of a method are among them."""
+    for method in dict.fromkeys(method for method, _ in cells):
+        pairs, known = ([pair for name, pair in of if name == method] for of in (cells, every))
         yield method if pairs == known else f"{method} of {' and '.join(pairs)}"
 
 
-def runs_of(study: Study, method: str, asked: int | None = None) -> int:
-    """Return how many runs of a method there are to be."""
+def runs_of(study: Study, method: str, seeds: int | None = None) -> int:
+    """Return the number of runs of a method."""
     known = study.methods.get(method)
-    return asked or (known and known.seeds) or study.seeds
+    return seeds or (known and known.seeds) or study.seeds
 
 
 def _listed(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else _shown(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else shown(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Show a setting in a message, without paths."""
     if value is None:
         return "none"
-    if isinstance(value, str):
-        return str(manifest.without_paths(value))
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else json.dumps(manifest.without_paths(value))
+    return str(manifest.without_paths(value)) if isinstance(value, str) else json.dumps(manifest.without_paths(value))
 
 
-# Recipes
+# Runs
 
 
-def jobs(assignment: StudyRequest) -> list[Job]:
-    """Return the runs that are asked for, each once, in the order they are done in: pair by pair, the teacher first.
+def jobs(request: StudyRequest) -> list[Job]:
+    """Return the requested runs, each once, in the order of their execution: pair by pair, the teacher first.
 
     Raises:
         RecipeError: two runs that differ would share a folder.
     """
-    found: dict[str, Job] = {}
-    for pair in assignment.pairs:
-        students = students_of(assignment, pair)
-        wanted = {job.needs for job in students if job.needs}
-        trained = teacher_of(assignment, pair)
-        for job in ([trained] if trained and trained.name in wanted else []) + students:
-            other = found.setdefault(job.name, job)
+    planned: dict[str, Job] = {}
+    for pair in request.pairs:
+        teacher = teacher_of(request, pair)
+        for job in without_idle_teachers([*([teacher] if teacher else []), *students_of(request, pair)]):
+            other = planned.setdefault(job.name, job)
             if other.recipe != job.recipe:
                 raise RecipeError(
                     f"study: expected runs that differ to have names that do, got two for {job.name}, of "
                     f"{other.pair} and of {job.pair}; rename a pair or a method"
                 )
-    return list(found.values())
+    return list(planned.values())
 
 
-def teacher_of(assignment: StudyRequest, pair: str) -> Job | None:
-    """Return the run of a pair's teacher; none where the teacher is there already."""
-    study = assignment.study
+def without_idle_teachers(jobs: Iterable[Job]) -> list[Job]:
+    """Leave out the teachers that none of the other runs needs."""
+    jobs = list(jobs)
+    needed = {job.needs for job in jobs}
+    return [job for job in jobs if job.method != TEACHER or job.name in needed]
+
+
+def teacher_of(request: StudyRequest, pair: str) -> Job | None:
+    """Return the run of a pair's teacher; none where the teacher is trained already."""
+    study = request.study
     trained = study.pairs[pair].training(study.teacher_seed)
     if trained is None:
         return None
     recipe = study.recipe.model_copy(update={"teacher": trained}).training("teacher")
     assert recipe is not None
-    label = slug(pair.partition("/")[0])
-    name = f"{assignment.pool}/teachers/{label}-seed{recipe.seed}"
-    recipe = scaled(recipe, assignment.factor).model_copy(update={"name": name})
-    return Job(recipe, pair, TEACHER, teacher=name)
+    name = f"{request.pool}/teachers/{slug(pair.partition('/')[0])}-seed{recipe.seed}"
+    return Job(scaled(recipe, request.factor).model_copy(update={"name": name}), pair, TEACHER, teacher=name)
 
 
-def cells(assignment: StudyRequest) -> list[Job]:
-    """Return the runs of students that the table is of: those that are asked for, and those that are there already.
+def cells(request: StudyRequest) -> list[Job]:
+    """Return the students' runs in the table: the requested ones and those that exist already.
 
-    A run that several pairs share is named for each of them.
+    A run that several pairs share is listed for each of them.
     """
-    return [job for pair in assignment.study.pairs for job in students_of(assignment, pair, there=True)]
+    return [job for pair in request.study.pairs for job in students_of(request, pair, existing=True)]
 
 
-def students_of(assignment: StudyRequest, pair: str, *, there: bool = False) -> list[Job]:
-    """Return the runs of a pair's students that are asked for, seed by seed; and those that are there already."""
-    study = assignment.study
-    teacher = teacher_of(assignment, pair)
-    found: list[tuple[int, int, Job]] = []
-    for place, (name, method) in enumerate(study.methods.items()):
+def students_of(request: StudyRequest, pair: str, *, existing: bool = False) -> list[Job]:
+    """Return the requested runs of a pair's students, seed by seed, with ``existing`` also those that exist already."""
+    study = request.study
+    teacher = teacher_of(request, pair)
+    ordered: list[tuple[int, int, Job]] = []
+    for position, (name, method) in enumerate(study.methods.items()):
         if method.missing:
             continue
-        recipe = _recipe(assignment, pair, study.pairs[pair], name, method, teacher)
+        recipe = _recipe(request, pair, name, method, teacher)
         needs = teacher.name if teacher and recipe.teacher is not None else None
-        wanted = range(runs_of(study, name, assignment.seeds)) if pair in assignment.pairs else ()
-        asked = {study.recipe.seed + k for k in wanted if name in assignment.methods}
-        for seed in asked | (_there(assignment.runs / recipe.name) if there else set()):
-            own: dict[str, Any] = {"seed": seed, "data_seed": study.recipe.data_seed + seed - study.recipe.seed}
+        seeds: set[int] = set()
+        if pair in request.pairs and name in request.methods:
+            seeds |= {study.recipe.seed + k for k in range(runs_of(study, name, request.seeds))}
+        if existing:
+            seeds |= _existing_seeds(request.runs / recipe.name)
+        for seed in seeds:
+            data_seed = study.recipe.data_seed + seed - study.recipe.seed
+            changes: dict[str, Any] = {"seed": seed, "data_seed": data_seed, "name": f"{recipe.name}-seed{seed}"}
             if recipe.outputs is not None:
-                own["outputs"] = f"{recipe.outputs}/{slug(pair.partition('/')[0])}-data{own['data_seed']}"
-            one = recipe.model_copy(update={**own, "name": f"{recipe.name}-seed{seed}"})
-            found.append((seed, place, Job(one, pair, name, needs, teacher.name if teacher else None)))
-    return [job for _, _, job in sorted(found, key=lambda entry: entry[:2])]
+                changes["outputs"] = f"{recipe.outputs}/{slug(pair.partition('/')[0])}-data{data_seed}"
+            job = Job(recipe.model_copy(update=changes), pair, name, needs, teacher.name if teacher else None)
+            ordered.append((seed, position, job))
+    return [job for _, _, job in sorted(ordered, key=lambda entry: entry[:2])]
 
 
-def _there(stem: Path) -> set[int]:
-    """The seeds of the runs that are there, by the beginning of their folders' names."""
-    found = (re.fullmatch(r"(.+)-seed(\d+)", path.name) for path in stem.parent.glob(f"{stem.name}-seed*"))
-    return {
-        int(match[2])
-        for match in found
-        if match and match[1] == stem.name and (stem.parent / match[0] / records.MANIFEST).exists()
-    }
+def _existing_seeds(stem: Path) -> set[int]:
+    """Return the seeds of the existing runs whose folders' names begin with this path."""
+    matches = (re.fullmatch(r"(.+)-seed(\d+)", path.parent.name) for path in stem.parent.glob(f"*/{records.MANIFEST}"))
+    return {int(match[2]) for match in matches if match and match[1] == stem.name}
 
 
-def _recipe(
-    assignment: StudyRequest, pair: str, networks: Pair, name: str, method: Method, teacher: Job | None
-) -> Recipe:
+def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher: Job | None) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
+    networks = request.study.pairs[pair]
     value = {
-        **merged({**PRECISION, **assignment.study.protocol}, networks.settings, method.settings),
-        "name": f"{assignment.pool}/x",
+        **merged({**PRECISION, **request.study.protocol}, networks.settings, method.settings),
+        "name": f"{request.pool}/x",
         "student": networks.student,
         "objective": method.entry(pair),
     }
-    recipe = config.parse(Recipe, value, where=f"{assignment.study.name}: {pair}, {name}")
-    taught = any(one.needs.teacher for one, _, _ in recipe.fits())
-    # What no teacher takes part in is the same for every teacher.
-    folder = slug(pair) if taught else f"students/{slug(pair.partition('/')[2])}"
-    changes: dict[str, Any] = {"name": f"{assignment.pool}/{folder}{'/' if taught else '-'}{slug(name)}"}
-    if not taught:
-        changes["outputs"] = None
-    if taught:
-        changes["teacher"] = Network(name=str(assignment.runs / teacher.name)) if teacher else networks.teacher
-    return scaled(recipe, assignment.factor).model_copy(update=changes)
+    recipe = parse(Recipe, value, where=f"{request.study.name}: {pair}, {name}")
+    changes: dict[str, Any]
+    if any(one.needs.teacher for one in build_objectives(recipe)):
+        network = Network(name=str(request.runs / teacher.name)) if teacher else networks.teacher
+        changes = {"name": f"{request.pool}/{slug(pair)}/{slug(name)}", "teacher": network}
+    else:
+        # A run without a teacher is the same for all teachers.
+        student = slug(pair.partition("/")[2])
+        changes = {"name": f"{request.pool}/students/{student}-{slug(name)}", "outputs": None}
+    return scaled(recipe, request.factor).model_copy(update=changes)
 
 
-def rehearsals(assignment: StudyRequest) -> list[Recipe]:
-    """Return a recipe for each method on each pair, the first run's, to try in a dry run."""
+def dry_run_recipes(request: StudyRequest) -> list[Recipe]:
+    """Return the first run's recipe of each method on each pair, to try in a dry run."""
     first: dict[tuple[str, str], Job] = {}
-    for pair in assignment.pairs:
-        for job in students_of(assignment, pair):
+    for pair in request.pairs:
+        for job in students_of(request, pair):
             first.setdefault((pair, job.method), job)
-    return [rehearsed(assignment, job) for job in first.values()]
+    return [dry_run_recipe(request, job) for job in first.values()]
 
 
-def rehearsed(assignment: StudyRequest, job: Job) -> Recipe:
-    """Return a run's recipe for a dry run, in which a teacher that is not trained yet is one to train."""
-    if job.needs is None or execute.finished(assignment.runs / job.needs):
+def dry_run_recipe(request: StudyRequest, job: Job) -> Recipe:
+    """Return a run's recipe for a dry run, in which an untrained teacher is one to train."""
+    if job.needs is None or finished(request.runs / job.needs):
         return job.recipe
-    trained = assignment.study.pairs[job.pair].training(assignment.study.teacher_seed)
+    trained = request.study.pairs[job.pair].training(request.study.teacher_seed)
     assert trained is not None
-    train, factor = trained.train, assignment.factor
-    short = {
-        "epochs": train.epochs and _epochs(train.epochs, factor),
-        "objective": train.objective and _objective(train.objective, factor),
-    }
-    return job.recipe.model_copy(
-        update={"teacher": trained.model_copy(update={"train": train.model_copy(update=short)})}
-    )
+    train = _scaled(trained.train, request.factor, keys=("epochs", "objective"))
+    return job.recipe.model_copy(update={"teacher": trained.model_copy(update={"train": train})})
 
 
-# Fewer epochs, or more
+# Another number of epochs
 
 
 def scaled(recipe: Recipe, factor: float) -> Recipe:
@@ -412,22 +379,15 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
     """
     if factor == 1:
         return recipe
-    stages = tuple(
-        stage.model_copy(
-            update={
-                "epochs": stage.epochs and _epochs(stage.epochs, factor),
-                "schedule": stage.schedule and _schedule(stage.schedule, factor),
-                "objective": stage.objective and _objective(stage.objective, factor),
-            }
-        )
-        for stage in recipe.stages
-    )
-    changes = {
-        "epochs": _epochs(recipe.epochs, factor),
-        "schedule": _schedule(recipe.schedule, factor),
-        "objective": _objective(recipe.objective, factor),
-    }
-    return recipe.model_copy(update={**changes, "stages": stages})
+    stages = tuple(_scaled(stage, factor) for stage in recipe.stages)
+    return _scaled(recipe, factor).model_copy(update={"stages": stages})
+
+
+def _scaled(section: Section, factor: float, keys: Sequence[str] = ("epochs", "schedule", "objective")) -> Section:
+    """Scale some keys of a part of a recipe, where it has them."""
+    by_key: dict[str, Callable[..., Any]] = {"epochs": _epochs, "schedule": _schedule, "objective": _objective}
+    values = {key: getattr(section, key) for key in keys}
+    return section.model_copy(update={key: by_key[key](value, factor) for key, value in values.items() if value})
 
 
 def _epochs(epochs: int, factor: float) -> int:
@@ -442,139 +402,17 @@ def _schedule(schedule: Constant | Step | MultiStep | Cosine, factor: float) -> 
     return replace(short, every=_epochs(short.every, factor)) if isinstance(short, Step) else short
 
 
-def _objective(objective: Objective, factor: float) -> Objective:
-    return objective if factor == 1 else objectives.from_recipe(_scaled_weights(objective.to_recipe(), factor))
+def _objective(spec: ObjectiveSpec, factor: float) -> ObjectiveSpec:
+    return spec if factor == 1 else from_recipe(_scaled_weights(spec.to_recipe(), factor)).spec
 
 
 def _scaled_weights(objective: Any, factor: float) -> Any:
-    """Scale the warm-ups of an objective's weights, which are given in epochs."""
+    """Scale the warm-ups of an objective's weights, which are in epochs."""
     if isinstance(objective, list):
-        return [_scaled_weights(one, factor) for one in objective]
+        return [_scaled_weights(entry, factor) for entry in objective]
     if not isinstance(objective, dict):
         return objective
-    found = {key: _scaled_weights(value, factor) for key, value in objective.items()}
-    if found.get("schedule") == "warm_up" and isinstance(found.get("epochs"), int):
-        found["epochs"] = _epochs(found["epochs"], factor)
-    return found
-
-
-# What is there already
-
-
-def differences(assignment: StudyRequest, job: Job, *, fingerprint: str | None = None) -> list[str]:
-    """Say how the run in a job's folder differs from the one that is planned; nothing where there is none.
-
-    Args:
-        assignment: what the job is of.
-        job: what is planned.
-        fingerprint: of the job's data as they are now; none where it is not known.
-    """
-    folder = assignment.runs / job.name
-    if not (folder / records.RECIPE).exists():
-        return []
-    then = config.parse(Recipe, config.read(folder / records.RECIPE), where=str(folder / records.RECIPE))
-    was, planned = (dict(flat(_essence(recipe, taught=job.needs is not None))) for recipe in (then, job.recipe))
-    keys = [key for key in {**was, **planned} if was.get(key) != planned.get(key)]
-    left_out = {key.removeprefix("protocol.") for key in FREE | WHERE}
-    found = [f"{key} was {_shown(was.get(key))}, is {_shown(planned.get(key))}" for key in keys if key not in left_out]
-    recorded = records.read_json(folder / records.MANIFEST) if (folder / records.MANIFEST).exists() else {}
-    data = recorded.get("data", {}).get("fingerprint")
-    if fingerprint and data and data != fingerprint:
-        found.append(f"the data's fingerprint was {data}, is {fingerprint}")
-    taught = (recorded.get("teacher") or {}).get("fingerprint")
-    teacher = _teachers_weights(job.recipe)
-    if taught and teacher and taught not in (teacher, _rounded_from(job.recipe, teacher)):
-        found.append(f"the teacher's fingerprint was {taught}, is {teacher}")
-    return found
-
-
-def _teachers_weights(recipe: Recipe) -> str | None:
-    """Return the fingerprint of a recipe's teacher as it is now; none where it is no run's folder, or not there."""
-    if not isinstance(recipe.teacher, Network) or recipe.teacher.weights is not None:
-        return None
-    path = Path(recipe.teacher.name) / records.STUDENT
-    return _fingerprint(path.resolve(), path.stat().st_mtime_ns) if path.is_file() else None
-
-
-def _rounded_from(recipe: Recipe, fingerprint: str) -> str | None:
-    """Return the fingerprint that a recipe's teacher had before it was rounded to be carried; none where it was not."""
-    if not isinstance(recipe.teacher, Network):
-        return None
-    path = Path(recipe.teacher.name) / records.MANIFEST
-    rounded = (records.read_json(path).get("rounded") or {}) if path.is_file() else {}
-    return rounded.get("from") if rounded.get("fingerprint") == fingerprint else None
-
-
-@functools.lru_cache(maxsize=256)
-def _fingerprint(path: Path, written: int) -> str:
-    """Return the fingerprint of a network with a file's weights; a file is read once for as long as it is as it was.
-
-    A network holds in float32 what a file rounds to half precision.
-    """
-    state = models.read(path)
-    return models.fingerprint(
-        {k: v.float() if v.is_floating_point() and v.itemsize < 4 else v for k, v in state.items()}
-    )
-
-
-def _essence(recipe: Recipe, *, taught: bool) -> dict[str, Any]:
-    value = recipe.model_dump(mode="json", exclude={"name"})
-    if taught and value["teacher"]:
-        # The pool may have been moved, with its teachers.
-        value["teacher"] = Path(value["teacher"].get("name", "")).name
-    return value
-
-
-def _carried(assignment: StudyRequest, shown: Sequence[Job]) -> Iterator[str]:
-    """Say which teachers are rounded copies of those that were trained."""
-    for name in dict.fromkeys(job.teacher for job in shown if job.teacher):
-        path = assignment.runs / name / records.MANIFEST
-        rounded = records.read_json(path).get("rounded") if path.is_file() else None
-        if rounded:
-            yield (
-                f"{name}: a copy in {rounded['to']} of the teacher that was trained; runs from before that "
-                "were taught by the float32 weights."
-            )
-
-
-def record(assignment: StudyRequest, shown: Sequence[Job]) -> records.Study:
-    """Return what ``study.json`` says; the runs shown are those that its table is of."""
-    study = assignment.study
-
-    def place(name: str) -> str:
-        return Path(os.path.relpath(assignment.runs / name, assignment.folder)).as_posix()
-
-    published = [(pair, TEACHER, value.published) for pair, value in study.pairs.items()]
-    published += [
-        (pair, name, value)
-        for name, method in study.methods.items()
-        for pair in study.pairs
-        if (value := method.published.get(pair))
-    ]
-    return {
-        "name": study.name,
-        "title": study.title,
-        "source": study.source,
-        "pairs": list(study.pairs),
-        "methods": list(study.methods),
-        "cells": [
-            {
-                "folder": place(job.name),
-                "pair": job.pair,
-                "teacher": place(job.teacher) if job.teacher else None,
-                "method": job.method,
-                "seed": job.recipe.seed,
-            }
-            for job in shown
-        ],
-        "published": [
-            {"pair": pair, "method": name, "mean": value.mean, "std": value.std, "n": value.n}
-            for pair, name, value in published
-            if value
-        ],
-        "figures": list(study.figures),
-        "costs": study.costs,
-        "departures": departures(assignment, shown),
-        "missing": assignment.missing,
-        "notes": [*study.notes, *_carried(assignment, shown)],
-    }
+    result = {key: _scaled_weights(value, factor) for key, value in objective.items()}
+    if result.get("schedule") == "warm_up" and isinstance(result.get("epochs"), int):
+        result["epochs"] = _epochs(result["epochs"], factor)
+    return result

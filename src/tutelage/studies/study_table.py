@@ -10,9 +10,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage import records
+from tutelage.report import table as tables
 from tutelage.report.reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
 from tutelage.report.reading import text as string
-from tutelage.report.table import MISSING, Unfinished, fixed, plain, unfinished
+from tutelage.report.results import Unfinished, selector, unfinished
+from tutelage.report.table import MISSING, fixed, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +78,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class StudyTable:
     """A study's table.
 
     Attributes:
@@ -156,7 +158,7 @@ def _study(folder: Path) -> records.Study:
     return {**empty, **value}  # type: ignore[typeddict-item]
 
 
-def read_table(folder: Path | str, found: Mapping[str, Subject] | None = None) -> Table:
+def read_table(folder: Path | str, found: Mapping[str, Subject] | None = None) -> StudyTable:
     """Return a study's table.
 
     Args:
@@ -177,7 +179,7 @@ def read_table(folder: Path | str, found: Mapping[str, Subject] | None = None) -
         if study["costs"]:
             methods = _with_costs(methods, subject, of=study["costs"])
         rows += [_against(row, published.get((pair, row.method))) for row in methods]
-    return Table(
+    return StudyTable(
         name=study["name"],
         title=study["title"] or study["name"],
         source=study["source"],
@@ -317,7 +319,7 @@ HEADINGS = (
     *("Step (ms)", "Memory (MB)"),
 )
 """What `cells` gives, in order."""
-BEST, Z = HEADINGS.index("Best epoch (%)"), HEADINGS.index("z")
+Z = HEADINGS.index("z")
 ON_TEST = " [selected on test]"
 
 
@@ -325,7 +327,7 @@ def _spread(value: float | None, std: float | None) -> str:
     return fixed(value, 2) + ("" if value is None or std is None else f" ± {std:.2f}")
 
 
-def columns(table: Table) -> tuple[int, ...]:
+def columns(table: StudyTable) -> tuple[int, ...]:
     """Return the columns that the table needs: those about published values or costs only where there are any."""
     published, costs = HEADINGS.index("Published (%)"), HEADINGS.index("Step (ms)")
     shown = list(range(published))
@@ -336,15 +338,10 @@ def columns(table: Table) -> tuple[int, ...]:
     return tuple(shown)
 
 
-def chosen(table: Table, line: Sequence[str]) -> list[str]:
-    """Return the cells of a line, `HEADINGS` or a row's, that the table shows."""
-    return [line[column] for column in columns(table)]
-
-
 def cells(row: Row) -> tuple[str, ...]:
     """Write a row under `HEADINGS`."""
     total = row.n + len(row.unfinished)
-    selected = "" if row.best is None else ON_TEST if row.best_set == "test" else f" [{row.best_set}]"
+    selected = "" if row.best is None else f" [{selector(row.best_set)}]"
     published = _spread(row.published, row.published_std)
 
     def cost(value: float | None, ratio: float | None) -> str:
@@ -372,7 +369,7 @@ def exact(row: Row) -> dict[str, str]:
     return {key: "" if (value := getattr(row, key)) is None else str(value) for key in keys}
 
 
-def notes(table: Table) -> list[str]:
+def notes(table: StudyTable) -> list[str]:
     """Say what the table's figures are, and what is not in them."""
     said = ["Accuracy is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."]
     if any(row.best is not None for row in table.rows):
@@ -393,26 +390,49 @@ def notes(table: Table) -> list[str]:
     return [*said, *table.notes]
 
 
-def warning(table: Table) -> str | None:
+def warning(table: StudyTable) -> str | None:
     """Say above the table that it is not what was published; none where nothing is otherwise."""
     if not table.departures:
         return None
     return "This is not the protocol that the study states, so the published values are no target:"
 
 
-def markdown(table: Table) -> str:
+def pair_table(table: StudyTable, rows: Sequence[Row], *, pair: str | None = None) -> tables.Table:
+    """Return the table of some rows; with ``pair`` over its first column."""
+    shown = columns(table)
+    headings = [HEADINGS[at] for at in shown]
+    lines = []
+    for row in rows:
+        written = cells(row)
+        short = [cell.replace(ON_TEST, "*") for cell in written]
+        lines.append(
+            tables.Row(
+                cells=[written[at] for at in shown],
+                short=[short[at] for at in shown],
+                kind=row.role,
+                exact=exact(row),
+            )
+        )
+    wrapped = [at for at, column in enumerate(shown) if column in (0, 1, Z)]
+    return tables.Table(headings=[pair or headings[0], *headings[1:]], rows=lines, wrapped=wrapped)
+
+
+def whole_table(table: StudyTable) -> tables.Table:
+    """Return the table of all pairs, each row with its pair in front."""
+    shown = pair_table(table, table.rows)
+    lines = [replace(line, cells=(row.pair, *line.cells)) for row, line in zip(table.rows, shown.rows, strict=True)]
+    return replace(shown, headings=("Pair", *shown.headings), rows=lines, notes=notes(table))
+
+
+def markdown(table: StudyTable) -> str:
     """Return the table as GitHub Markdown."""
     lines = [f"# {plain(table.title)}", ""]
     if table.source:
         lines += [f"Published values: {plain(table.source)}", ""]
-    if said := warning(table):
-        lines += [said, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
-    headings = chosen(table, HEADINGS)
+    if warned := warning(table):
+        lines += [warned, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
     for pair, rows in table.pairs.items():
-        lines += [f"## {plain(pair)}", "", f"| {' | '.join(headings)} |", f"|:---|{'---:|' * (len(headings) - 1)}"]
-        for row in rows:
-            lines.append(f"| {' | '.join(plain(' '.join(cell.split())) for cell in chosen(table, cells(row)))} |")
-        lines.append("")
+        lines += [f"## {plain(pair)}", "", pair_table(table, rows).markdown()]
     return "\n".join([*lines, *(f"- {plain(note)}" for note in notes(table))]) + "\n"
 
 
@@ -426,32 +446,17 @@ def write_tables(folder: Path | str) -> None:
 
 def print_study(folder: Path | str, console: Console) -> None:
     """Print a study's table on a terminal: the pairs of which there is a run, or all where there is none."""
-    from rich import box
-    from rich import table as rich
     from rich.text import Text
 
     table = read_table(folder)
     console.print(Text(table.title, style="bold"))
-    if said := warning(table):
-        console.print(Text(said))
+    if warned := warning(table):
+        console.print(Text(warned))
         for departure in table.departures:
             console.print(Text(f"  {departure}"))
     for pair, rows in (table.begun or table.pairs).items():
-        shown = rich.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for at, heading in zip(columns(table), (pair, *chosen(table, HEADINGS)[1:]), strict=True):
-            # Text and not markup: a name may hold brackets.
-            shown.add_column(
-                Text(heading if at == 0 else heading.replace(" ", "\n")),
-                justify="right" if at else "left",
-                no_wrap=at not in (0, 1, Z),
-            )
-        for row in rows:
-            short = list(cells(row))
-            short[BEST] = short[BEST].replace(ON_TEST, "*")
-            shown.add_row(*map(Text, chosen(table, short)), style="dim" if row.role == "teacher" else "")
-        console.print(shown)
+        pair_table(table, rows, pair=pair).print(console)
     untouched = [pair for pair in table.pairs if pair not in table.begun]
     if untouched and table.begun:
         console.print(Text(f"No runs yet: {', '.join(untouched)}.", style="dim"))
-    for note in notes(table):
-        console.print(Text(note.replace("Selected on test:", "*"), style="dim"))
+    tables.print_notes(notes(table), console)

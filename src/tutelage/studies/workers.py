@@ -1,4 +1,4 @@
-"""Several processes at one study: they share its folder, and end with the process that started them."""
+"""Several processes that share one study, and end with the process that started them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,40 @@ from pathlib import Path
 
 import torch
 
-from tutelage import records
+from tutelage import data, records
+from tutelage.studies import budget as budgets
+from tutelage.studies import plan
+from tutelage.studies.budget import Budget
+from tutelage.studies.plan import StudyRequest
 
 GRACE = 60.0
-"""Seconds that a worker has for ending in order once whoever started it is gone."""
+"""Seconds for a worker to stop in an orderly way once its parent has ended."""
+
+
+def share_study(
+    arguments: Sequence[str],
+    request: StudyRequest,
+    workers: int,
+    *,
+    budget: Budget | None,
+    trust_code: bool | frozenset[str],
+    say: Callable[[str], None],
+) -> dict[str, str]:
+    """Do a study with several processes; what is wrong with all of its runs is raised before there are any."""
+    plan.jobs(request)
+    data.open_data(request.study.recipe.data)
+    if budget is not None:
+        for line in budgets.prepare(request, budget, workers=workers, trust_code=trust_code).lines():
+            say(line)
+        arguments = [*arguments, "--until", str(time.time() + budget.left)]
+    return share(arguments, workers, say=say)
 
 
 def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None]) -> dict[str, str]:
-    """Let several processes do one study, and wait for them.
+    """Run one study with several workers, which get the same command-line arguments, and wait for them.
 
     Each has its part of the threads. A worker's standard input is a pipe that nobody writes to: it closes with this
-    process, however this one ends, and then the worker ends too.
-
-    Args:
-        arguments: of the command line, without its name; every worker gets the same.
-        workers: how many, >= 1.
-        say: shows a line of a worker's.
+    process, however this one ends, and then the worker ends too. ``say`` shows a line of a worker's output.
 
     Returns:
         The runs that failed, and why; a worker that broke off is named as well.
@@ -38,20 +56,20 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        told = [Path(folder) / f"{k}.json" for k in range(workers)]
+        results = [Path(folder) / f"{k}.json" for k in range(workers)]
         children = [
             subprocess.Popen(  # noqa: S603  this program itself
-                [sys.executable, "-m", "tutelage.cli", *arguments, "--worker", str(path)],
+                [sys.executable, "-m", "tutelage", *arguments, "--worker", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 env=environment,
             )
-            for path in told
+            for path in results
         ]
         readers = [
-            threading.Thread(target=_forward, args=(child, k + 1, say), daemon=True) for k, child in enumerate(children)
+            threading.Thread(target=_forward, args=(child, k, say), daemon=True) for k, child in enumerate(children, 1)
         ]
         for reader in readers:
             reader.start()
@@ -65,11 +83,11 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
                 child.wait()
         for reader in readers:
             reader.join()
-        for k, (child, path) in enumerate(zip(children, told, strict=True)):
+        for k, (child, path) in enumerate(zip(children, results, strict=True), 1):
             if path.exists():
                 failed |= records.read_json(path)
             else:
-                failed[f"worker {k + 1}"] = f"it ended with status {child.returncode}; type the same command to go on"
+                failed[f"worker {k}"] = f"it ended with status {child.returncode}; type the same command to go on"
     return failed
 
 
@@ -81,14 +99,14 @@ def _forward(child: subprocess.Popen[str], number: int, say: Callable[[str], Non
 
 
 def end_with_parent() -> None:
-    """Let this process, a worker, be interrupted when its standard input closes."""
-    # A process that a shell started in the background ignores the signal unless it is told not to.
+    """Interrupt this process, a worker, when its standard input closes."""
+    # A process that a shell started in the background ignores the signal by default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
 def _wait_for_parent() -> None:
-    # The descriptor and not the stream, whose lock the interpreter wants when it ends.
+    # The descriptor and not the stream, whose lock the interpreter needs when it ends.
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGINT)

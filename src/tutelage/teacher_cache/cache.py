@@ -1,10 +1,10 @@
 """Recorded outputs: for every sample of every epoch the teacher's logits, and features where asked for.
 
-A store is a folder: ``outputs.json`` says whose outputs they are and of what views. What the teacher said in epoch 3
+A cache is a folder: ``outputs.json`` says whose outputs they are and of what views. The outputs in epoch 3
 of samples 16384 and up to ``rows`` more lies in ``epoch-0003/000016384.logits.safetensors``, epochs and samples counted
 from 0, and each feature in a file of its own beside it. Logits are float16 less their row's mean, which stands with
 them in float32: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small gamma). Where all of
-them are too many, the file holds the largest of each sample and the others' power sums (`top.TopK`), and
+them are too many, the file holds the largest of each sample and the others' power sums (`top_k.TopK`), and
 ``outputs.json`` says so. A file carries a digest of its tensors, is written whole or not at all, and is checked once
 when it is opened; what is read of it then is mapped from the file, not copied.
 """
@@ -27,7 +27,7 @@ from tutelage.teacher_cache.top_k import MEASURES, TeacherCacheError, TopK
 from tutelage.types import Batch, Outputs
 
 ROWS = 16384
-"""Samples a chunk: interrupted recording goes on at the chunk that it was at."""
+"""Samples per chunk: interrupted recording resumes at the chunk that it was at."""
 SCHEMA = 1
 DIGEST = "blake2b"
 LOGITS = "logits"
@@ -36,7 +36,7 @@ LOGITS = "logits"
 def size_of(
     *, samples: int, classes: int, shapes: Mapping[str, tuple[int, ...]], epochs: int, form: TopK | None = None
 ) -> int:
-    """Return how many bytes the outputs take: 2 a logit and a feature's entry, and 4 a sample; or `TopK.bytes`."""
+    """Return how many bytes the outputs take: 2 per logit and entry of a feature, and 4 per sample; or `TopK.bytes`."""
     features = sum(torch.Size(shape).numel() for shape in shapes.values())
     return epochs * samples * ((2 * classes + 4 if form is None else form.bytes) + 2 * features)
 
@@ -45,11 +45,11 @@ class TeacherCache:
     """Recorded outputs in a folder.
 
     Args:
-        folder: of the store.
+        folder: of the cache.
         key: what the outputs depend on: teacher, data, views, precision, taps; as JSON holds it.
         samples: training samples.
-        rows: samples a chunk; of a store that is there already, its own.
-        form: of the logits: none for all of them; of a store that is there already, its own.
+        rows: samples per chunk; of a cache that is there already, its own.
+        form: of the logits: none for all of them; of a cache that is there already, its own.
 
     Attributes:
         begun: it is there already.
@@ -67,23 +67,23 @@ class TeacherCache:
         self.speed: Mapping[str, Any] | None = None
         self.begun = path.exists()
         if self.begun:
-            found = records.read_json(path)
-            self._same(found)
-            self.speed = found.get("speed")
-            self.rows = found["rows"]
-            self.form = TopK.from_json(found["form"]) if found.get("form") else None
+            stored = records.read_json(path)
+            self._check_same(stored)
+            self.speed = stored.get("speed")
+            self.rows = stored["rows"]
+            self.form = TopK.from_json(stored["form"]) if stored.get("form") else None
 
-    def _same(self, found: Mapping[str, Any]) -> None:
-        then, now = _flat(found["key"]), _flat(self.key)
+    def _check_same(self, stored: Mapping[str, Any]) -> None:
+        then, now = _flat(stored["key"]), _flat(self.key)
         differs = [
             f"{name} (expected {now.get(name, 'none')}, got {then.get(name, 'none')})"
             for name in sorted(then.keys() | now.keys())
             if then.get(name) != now.get(name)
         ]
-        if found.get("schema") != SCHEMA:
-            differs.append(f"schema (expected {SCHEMA}, got {found.get('schema')})")
-        if found.get("samples") != self.samples:
-            differs.append(f"samples (expected {self.samples}, got {found.get('samples')})")
+        if stored.get("schema") != SCHEMA:
+            differs.append(f"schema (expected {SCHEMA}, got {stored.get('schema')})")
+        if stored.get("samples") != self.samples:
+            differs.append(f"samples (expected {self.samples}, got {stored.get('samples')})")
         if differs:
             raise TeacherCacheError(
                 f"outputs: expected those of this run in {self.folder.name}, got others that differ in "
@@ -113,15 +113,15 @@ class TeacherCache:
         each = torch.stack([self._error(epoch, start) for epoch, start in starts]).double()
         share = torch.tensor([min(self.rows, self.samples - start) for _, start in starts], dtype=torch.float64)
         mean, largest = (each * (share / share.sum())[:, None, None]).sum(0), each.amax(0)
-        found = {
+        errors = {
             gamma: {
                 name: float(f"{(mean if name.startswith('mean') else largest)[row, column].item():.3g}")
                 for column, name in enumerate(MEASURES)
             }
             for row, gamma in enumerate(self.form.gammas)
         }
-        self._describe(errors=[{"gamma": gamma, **errors} for gamma, errors in found.items()])
-        return found
+        self._describe(errors=[{"gamma": gamma, **measured} for gamma, measured in errors.items()])
+        return errors
 
     def missing(self, epoch: int, taps: Sequence[str] = ()) -> Iterator[range]:
         """Yield the chunks of an epoch of which the logits or a feature are not there."""
@@ -171,10 +171,10 @@ class TeacherCache:
             TeacherCacheError: a value is too large for float16, or the top-k form is too far off; NaN is kept: it
                 marks a sample that was not read.
         """
-        said = self._packed(logits.float(), gammas)
+        packed = self._packed(logits.float(), gammas)
         if not self.begun:
             self.begin()
-        self._write(epoch, chunk.start, LOGITS, said)
+        self._write(epoch, chunk.start, LOGITS, packed)
         for name, value in taps.items():
             self._write(epoch, chunk.start, name, {"values": _half(f"tap {name}", value.float())})
 
@@ -193,7 +193,7 @@ class TeacherCache:
         records.write_bytes(path, safetensors.torch.save(tensors, {"what": what, DIGEST: _digest(tensors)}))
 
     def read(self, epoch: int, what: str) -> list[dict[str, Tensor]]:
-        """Map what the teacher said in an epoch, chunk by chunk of ``rows`` samples, and check it.
+        """Map the teacher's outputs of an epoch, chunk by chunk of ``rows`` samples, and check it.
 
         Args:
             epoch: whose views, from 0.
@@ -243,7 +243,7 @@ class TeacherCache:
 
 
 class CachedTeacher:
-    """A teacher that answers from a store: `contracts.Teacher`. It must be told which epoch's views it is asked about.
+    """A teacher whose outputs are read from a cache: `types.Teacher`. `open` says of which epoch's views.
 
     On the CPU a batch's rows are read from the mapped files. Elsewhere an epoch's outputs are moved to the device as a
     whole, so that a step waits for nothing.
@@ -268,7 +268,7 @@ class CachedTeacher:
         device: torch.device | str = "cpu",
     ) -> None:
         self._store, self._taps, self._gamma, self._device = store, taps, gamma, torch.device(device)
-        self._said: dict[str, list[dict[str, Tensor]]] = {}
+        self._chunks: dict[str, list[dict[str, Tensor]]] = {}
         if store.form is not None:
             store.form.at(gamma)
 
@@ -278,17 +278,17 @@ class CachedTeacher:
         Raises:
             TeacherCacheError: they were not recorded, or what lies there is damaged.
         """
-        self._said = {}  # before the next epoch's is there, so that the two never lie in memory together
-        said = {what: self._store.read(epoch, what) for what in (LOGITS, *self._taps)}
-        for chunks in said.values():
+        self._chunks = {}  # before the next epoch's is there, so that the two never lie in memory together
+        outputs = {what: self._store.read(epoch, what) for what in (LOGITS, *self._taps)}
+        for chunks in outputs.values():
             for chunk in chunks:
                 chunk.pop("error", None)
         if self._device.type != "cpu":
-            said = {
+            outputs = {
                 what: [{n: torch.cat([c[n].to(self._device) for c in chunks]) for n in chunks[0]}]
-                for what, chunks in said.items()
+                for what, chunks in outputs.items()
             }
-        self._said = said
+        self._chunks = outputs
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return what was recorded of the batch's views.
@@ -296,16 +296,16 @@ class CachedTeacher:
         Raises:
             TeacherCacheError: no epoch was opened.
         """
-        if not self._said:
+        if not self._chunks:
             raise TeacherCacheError(
                 "outputs: expected an epoch whose views are answered for, got none; call open(epoch) first"
             )
         index = batch.index.to(self._device)
-        chunks = len(self._said[LOGITS])
+        chunks = len(self._chunks[LOGITS])
         order, parts = (None, [(0, index)]) if chunks == 1 else _parts(index, self._store.rows)
-        said = {what: _rows(tensors, order, parts) for what, tensors in self._said.items()}
-        logits = said.pop(LOGITS)
-        taps = {name: tensors["values"].float() for name, tensors in said.items()}
+        outputs = {what: _rows(tensors, order, parts) for what, tensors in self._chunks.items()}
+        logits = outputs.pop(LOGITS)
+        taps = {name: tensors["values"].float() for name, tensors in outputs.items()}
         if self._store.form is not None:
             return Outputs(self._store.form.unpack(logits, self._gamma), taps)
         return Outputs(logits["values"].float() + logits["mean"], taps)

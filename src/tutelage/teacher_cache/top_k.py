@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.settings.outputs import BOUND
+
 GAMMAS = (0.1, 0.125, 0.2, 0.25, 1 / 3, 0.5, 1.0)
 """Exponents that the tail's power sums are kept at whatever a recipe has: temperatures of 10, 8, 5, 4, 3, 2 and 1."""
-BOUND = 0.01
-"""How far off a chunk may be in the mean: total variation of ``p_gamma``, and relative error of ``U_gamma``."""
 BLOCK = 1024
 """Rows packed at a time, so that what lies between takes little memory."""
 SHORT = torch.iinfo(torch.int16).max
@@ -34,12 +34,12 @@ class TeacherCacheError(ValueError):
     """Recorded outputs are not those of this teacher, these data or these views; or not there, torn, or too far off."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TopK:
     """What is kept of logits.
 
     Attributes:
-        kept: classes a sample, k.
+        kept: classes kept per sample, k.
         classes: of the logits, K.
         gammas: exponents of the tail's power sums, rising.
         bound: on both mean errors of a chunk, at the exponents that are needed.
@@ -71,12 +71,13 @@ class TopK:
     @classmethod
     def of(cls, kept: int, classes: int, *, needed: Collection[float] = (), bound: float = BOUND) -> TopK:
         """Return the form whose grid has the exponents that are needed besides `GAMMAS`."""
-        return cls(kept, classes, tuple(sorted({*GAMMAS, *needed})), bound)
+        return cls(kept=kept, classes=classes, gammas=tuple(sorted({*GAMMAS, *needed})), bound=bound)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TopK:
         """Return the form that `to_json` described."""
-        return cls(value["top"], value["classes"], tuple(value["gammas"]), value["max_error"])
+        gammas = tuple(value["gammas"])
+        return cls(kept=value["top"], classes=value["classes"], gammas=gammas, bound=value["max_error"])
 
     def to_json(self) -> dict[str, Any]:
         """Describe the form."""
@@ -84,7 +85,7 @@ class TopK:
 
     @property
     def bytes(self) -> int:
-        """Bytes a sample: 2 a logit, 2 or 4 a class, 4 an exponent, and 4."""
+        """Bytes per sample: 2 per logit, 2 or 4 per class, 4 per exponent, and 4."""
         return self.kept * (2 + (2 if self.classes <= SHORT + 1 else 4)) + 4 * len(self.gammas) + 4
 
     def pack(self, logits: Tensor) -> dict[str, Tensor]:
@@ -151,14 +152,14 @@ class TopK:
         return logits.scatter_(-1, kept["index"].long(), kept["values"].float() + kept["top"])
 
     def at(self, gamma: float) -> int:
-        """Return an exponent's place in the grid.
+        """Return an exponent's position in the grid.
 
         Raises:
             TeacherCacheError: it has none.
         """
-        for place, known in enumerate(self.gammas):
+        for position, known in enumerate(self.gammas):
             if math.isclose(known, gamma, rel_tol=1e-9):
-                return place
+                return position
         raise TeacherCacheError(
             f"outputs: expected an exponent that the tail was summed at, among "
             f"{', '.join(f'{known:.4g}' for known in self.gammas)}, got gamma {gamma:.6g}; record them anew with this "

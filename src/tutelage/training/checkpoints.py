@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,3 +148,19 @@ def _read(folder: Path) -> Checkpoint:
     if set(contents) != {TENSORS, STATE}:
         raise ValueError("an incomplete list")
     return Checkpoint(safetensors.torch.load(contents[TENSORS]), json.loads(contents[STATE]))
+
+
+class CheckpointSink(NamedTuple):
+    """Where a run's state goes.
+
+    Attributes:
+        checkpoints: of the run.
+        best: the file for the weights that did best on the selection set.
+        choices: facts that exact resume depends on; a resumed run warns where they differ.
+        announce: is told how the fit is computed (`ComputePlan`, as JSON holds it) once that is settled.
+    """
+
+    checkpoints: Checkpoints
+    best: Path
+    choices: Mapping[str, Any]
+    announce: Callable[[dict[str, Any]], None] | None = None

@@ -1,95 +1,96 @@
 """How a fit is computed: compiled or not, which gradients as products. Chosen by measurement, and then kept.
 
-No choice changes what is computed by more than its rounding. A choice is made once, in a fit's first step, and only
-among what the settings leave open; compiling is tried only where the fit is long enough to repay it. It goes into the
-fit's records and checkpoints, and a resumed fit keeps it.
+A plan changes results by rounding alone. It is chosen once, in a fit's first step, among what the settings leave open;
+compiling is tried only where the fit is long enough to repay it. Records and checkpoints hold the plan, and a resumed
+fit keeps it.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FunctionType
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.kernels.conv_weight_grad import Products, Shape, faster
+from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradients, weight_gradient
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings
-from tutelage.training import clock
-from tutelage.training.rng_state import RngState
+from tutelage.training.state import RngState
 from tutelage.types import Batch, Outputs, Teacher
 
 SHARE = 0.05
-"""Of a fit's estimated time, what trying to compile may cost at most."""
+"""Share of a fit's estimated time that a trial compilation may cost at most."""
 COSTS = {"teacher": 20.0, "products": 2.0, "student": 60.0}
-"""Seconds that a trial is assumed to take: compiling took 3 to 60 for networks of 8 to 60 layers on two cores."""
+"""Assumed seconds of a trial: compiling took 3 to 60 for networks of 8 to 60 layers on two cores."""
 GAIN = 1.05
-"""How many times faster a form must be to be chosen over the plain one."""
+"""How many times faster a plan must be to replace the eager one."""
+PRODUCT_GAIN = 1.2
+"""How many times faster a weight gradient must be as a product."""
 FEW = 200
 """Steps below which nothing is measured: that alone takes some."""
+ROUNDS = 5
+"""How often each call is timed."""
 
 Setting = Literal["auto"] | bool
 
 
-class ComputePlan(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class ComputePlan:
     """How a fit is computed.
 
     Attributes:
         teacher_compiled: the teacher's forward pass is compiled, its weights taken as constants.
         student_compiled: the student's forward and backward pass are compiled.
         products: convolutions whose weight gradient is one product.
-        samples: of a micro-batch that compiled forms are for. Others, such as an epoch's last, are computed plainly:
-            each size would be compiled anew.
-        why: what was measured, or why nothing was, by form.
+        samples: of a micro-batch that compiled forms are for. Others, such as an epoch's last, run eagerly: each size
+            would be compiled anew.
+        reasons: what was measured, or why nothing was, by form; "why" on disk.
     """
 
     teacher_compiled: bool = False
     student_compiled: bool = False
     products: tuple[Shape, ...] = ()
     samples: int = 0
-    why: Mapping[str, str] = {}
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the choice as JSON holds it."""
+        """Return the plan as JSON holds it."""
         return {
             "teacher_compiled": self.teacher_compiled,
             "student_compiled": self.student_compiled,
             "products": [list(shape) for shape in self.products],
             "samples": self.samples,
-            "why": dict(self.why),
+            "why": dict(self.reasons),
         }
 
     def after(self, teacher: ComputePlan) -> ComputePlan:
-        """Return this choice of a student with another's of the teacher."""
-        return self._replace(
+        """Return this plan of a student with another's of the teacher."""
+        return replace(
+            self,
             teacher_compiled=teacher.teacher_compiled,
             samples=self.samples or teacher.samples,
-            why={**{who: why for who, why in teacher.why.items() if who == "teacher"}, **self.why},
+            reasons={**{form: reason for form, reason in teacher.reasons.items() if form == "teacher"}, **self.reasons},
         )
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ComputePlan:
-        """Read a choice back."""
-        return cls(**{**value, "products": tuple(Shape(*shape) for shape in value["products"])})
-
-
-def unmeasured(steps: int, processes: int, wanted: Collection[Setting]) -> str | None:
-    """Return why nothing is to be measured, if so."""
-    if processes > 1:  # Each would measure, and choose, for itself.
-        return "several processes"
-    return "a short fit" if steps < FEW and True not in wanted else None
+        """Read a plan back."""
+        fields = {"reasons" if name == "why" else name: x for name, x in value.items()}
+        return cls(**{**fields, "products": tuple(Shape(*shape) for shape in value["products"])})
 
 
 class CompiledForms:
-    """The forms that a fit's networks can be called in: plain, and once chosen, faster.
+    """The forms that a fit's networks can be called in: eager, and once chosen, faster.
 
     Args:
-        student: called by the lesson; compiled, it takes part in its gradients as before. None where it is not called.
+        student: called by the distiller; compiled, it takes part in its gradients as before. None where not called.
         teacher: only a frozen network can be compiled. None where it is not asked.
     """
 
@@ -103,10 +104,10 @@ class CompiledForms:
         )
         self.take(ComputePlan())
 
-    def take(self, speed: ComputePlan) -> None:
-        """Compute as was chosen from now on; what was compiled once is not compiled again."""
-        self._speed = speed
-        self._products = Products(speed.products)
+    def take(self, plan: ComputePlan) -> None:
+        """Compute by this plan from now on; what was compiled once is not compiled again."""
+        self._plan = plan
+        self._products = Products(plan.products)
 
     @property
     def network(self) -> bool:
@@ -117,14 +118,14 @@ class CompiledForms:
         """Ask the teacher; none where there is none."""
         if self._teacher is None:
             return None
-        if self._teacher_compiled and self._speed.teacher_compiled and len(batch.index) == self._speed.samples:
+        if self._teacher_compiled and self._plan.teacher_compiled and len(batch.index) == self._plan.samples:
             with torch.no_grad():  # without it the compiler does not take weights for constants
                 return cast(Outputs, self._teacher_compiled(batch))
         return self._teacher(batch)
 
     def student(self, samples: int) -> Callable[[Tensor], Any] | None:
         """Return what to call instead of the student for so many samples; none for itself."""
-        return self._student_compiled if self._speed.student_compiled and samples == self._speed.samples else None
+        return self._student_compiled if self._plan.student_compiled and samples == self._plan.samples else None
 
     def gradients(self, samples: int) -> AbstractContextManager[Any]:
         """Enter this while a graph of so many samples is made that gradients will flow through.
@@ -137,42 +138,49 @@ class CompiledForms:
 class _Compiled:
     """A module's call, compiled for one size of batch; the module itself and its names stay as they are.
 
-    Where compiling fails, as it does without a C++ compiler, the call is plain from then on, and a warning says so.
+    Where compiling fails, as it does without a C++ compiler, the call is eager from then on, and a warning says so.
     """
 
-    def __init__(self, who: str, module: nn.Module, options: dict[str, Any]) -> None:
-        self._who, self._module, self._options = who, module, options
+    def __init__(self, role: str, module: nn.Module, options: dict[str, Any]) -> None:
+        self._role, self._module, self._options = role, module, options
         self._call: Callable[..., Any] | None = None
 
     def __call__(self, *inputs: Any) -> Any:
         return self._call(*inputs) if self._call is not None else self._first(*inputs)
 
     def _first(self, *inputs: Any) -> Any:
-        """Compile, and answer; only now, as the compiler alone takes seconds to import."""
+        """Compile and call; only now, as the compiler alone takes seconds to import."""
         module = self._module
 
         def call(*inputs: Any) -> Any:
             return module(*inputs)
 
-        # What is compiled is kept with a function's code, and only so many forms of it: each module has its own.
-        own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+        # Compiled forms are cached, and limited in number, per code object: each module gets its own copy.
+        function = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
         try:
-            compiled = torch.compile(own, dynamic=False)
+            compiled = torch.compile(function, dynamic=False)
             from torch._inductor import config
 
             # As options of torch.compile they would come too late: the tracer reads them as well.
             with config.patch(self._options):
-                answer = compiled(*inputs)
-        except Exception as error:  # noqa: BLE001  whatever a compiler raises, the plain form works or tells why not
+                outputs = compiled(*inputs)
+        except Exception as error:  # noqa: BLE001  whatever a compiler raises, eager works or tells why not
             self._call = module
             warnings.warn(
-                f"{self._who}: expected to compile it, got {type(error).__name__}; it is computed uncompiled "
-                f"(compile_{self._who}=false says so beforehand)",
+                f"{self._role}: expected to compile it, got {type(error).__name__}; it is computed uncompiled "
+                f"(compile_{self._role}=false says so beforehand)",
                 stacklevel=2,
             )
             return module(*inputs)
         self._call = compiled
-        return answer
+        return outputs
+
+
+def reason_unmeasured(steps: int, processes: int, wanted: Collection[Setting]) -> str | None:
+    """Return why nothing is to be measured, if so."""
+    if processes > 1:  # Each would measure, and choose, for itself.
+        return "several processes"
+    return "a short fit" if steps < FEW and True not in wanted else None
 
 
 def choose_teacher_plan(
@@ -185,11 +193,11 @@ def choose_teacher_plan(
     samples: int,
     device: torch.device,
 ) -> ComputePlan:
-    """Choose how a teacher is asked: as `choose`, and plainly where nothing is to be measured."""
+    """Choose how a teacher is asked: as `choose_plan`, and eagerly where nothing is to be measured."""
     if not forms.network:
         return ComputePlan()
-    if why := unmeasured(steps, processes, [wanted.compile_teacher]):
-        return ComputePlan(why={"teacher": why})
+    if reason := reason_unmeasured(steps, processes, [wanted.compile_teacher]):
+        return ComputePlan(reasons={"teacher": reason})
     return choose_plan(wanted, forms, ask=ask, steps=steps, samples=samples, device=device)
 
 
@@ -215,47 +223,99 @@ def choose_plan(
         samples: of a micro-batch.
         device: where.
     """
-    why: dict[str, str] = {}
-    speed = ComputePlan(samples=samples)
+    reasons: dict[str, str] = {}
+    plan = ComputePlan(samples=samples)
     runs = [run for run in (step, ask) if run is not None]
     for run in runs:  # warms up
         run()
-    ahead = steps * sum(clock.seconds(run, device) for run in runs)
+    ahead = steps * sum(seconds(run, device) for run in runs)
 
-    def opens(what: str, setting: Setting) -> bool:
-        """Whether something is to be tried; else say why not."""
+    def is_open(form: str, setting: Setting) -> bool:
+        """Whether a form is to be tried; else note why not."""
         if setting is False:
-            why[what] = "switched off"
-        elif setting == "auto" and COSTS[what] > SHARE * ahead:
-            why[what] = f"not tried: {ahead:.0f} s of it are ahead"
-        return what not in why
+            reasons[form] = "switched off"
+        elif setting == "auto" and COSTS[form] > SHARE * ahead:
+            reasons[form] = f"not tried: {ahead:.0f} s of it are ahead"
+        return form not in reasons
 
-    def tried(what: str, setting: Setting, candidate: ComputePlan, run: Callable[[], Any]) -> None:
-        nonlocal speed
+    def try_plan(form: str, setting: Setting, candidate: ComputePlan, run: Callable[[], Any]) -> None:
+        nonlocal plan
 
-        def taken(form: ComputePlan) -> None:
-            forms.take(form)
+        def run_as(tried: ComputePlan) -> None:
+            forms.take(tried)
             run()
 
-        plain, quick = clock.least([partial(taken, speed), partial(taken, candidate)], device)
-        why[what] = f"{plain * 1e3:.1f} ms plain, {quick * 1e3:.1f} ms so"
-        if setting is True or plain >= GAIN * quick:
-            speed = candidate
-        forms.take(speed)
+        current, changed = least_seconds([partial(run_as, plan), partial(run_as, candidate)], device)
+        reasons[form] = f"{current * 1e3:.1f} ms plain, {changed * 1e3:.1f} ms so"
+        if setting is True or current >= GAIN * changed:
+            plan = candidate
+        forms.take(plan)
 
-    if ask is not None and opens("teacher", wanted.compile_teacher):
-        tried("teacher", wanted.compile_teacher, speed._replace(teacher_compiled=True), ask)
+    if ask is not None and is_open("teacher", wanted.compile_teacher):
+        try_plan("teacher", wanted.compile_teacher, replace(plan, teacher_compiled=True), ask)
     if step is not None:
-        if opens("products", wanted.gradient_products):
-            with Products() as look:
+        if is_open("products", wanted.gradient_products):
+            with Products() as probe:
                 step()
-            if shapes := tuple(faster(look.seen, device)):
-                tried("products", wanted.gradient_products, speed._replace(products=shapes), step)
+            if shapes := faster_products(probe.seen, device):
+                try_plan("products", wanted.gradient_products, replace(plan, products=shapes), step)
             else:
-                why["products"] = "none is faster"
-        if opens("student", wanted.compile_student):
-            tried("student", wanted.compile_student, speed._replace(student_compiled=True), step)
-    return speed._replace(why=why)
+                reasons["products"] = "none is faster"
+        if is_open("student", wanted.compile_student):
+            try_plan("student", wanted.compile_student, replace(plan, student_compiled=True), step)
+    return replace(plan, reasons=reasons)
+
+
+def faster_products(seen: Mapping[Shape, tuple[int, torch.dtype]], device: torch.device) -> tuple[Shape, ...]:
+    """Measure which convolutions' weight gradients are faster as a product, given the batch and dtype of each."""
+    return tuple(
+        shape for shape, (batch, dtype) in seen.items() if _speedup(shape, batch, dtype, device) >= PRODUCT_GAIN
+    )
+
+
+def _speedup(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Return how many times faster a weight gradient is as a product."""
+    generator = torch.Generator().manual_seed(0)  # the run's generators stay where they are
+
+    def random(*size: int) -> Tensor:
+        values = torch.randn(size, generator=generator).to(device, dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    inputs = random(batch, shape.inputs, shape.height, shape.width)
+    weight = random(shape.outputs, shape.inputs, shape.kernel_height, shape.kernel_width)
+    with torch.no_grad():
+        gradient = torch.conv2d(inputs, weight, None, shape.stride, shape.padding, shape.dilation)
+        by_library, by_product = least_seconds(
+            [
+                lambda: library_gradients(gradient, inputs, weight, shape, by_weight=True),
+                lambda: weight_gradient(gradient, inputs, shape),
+            ],
+            device,
+        )
+    return by_library / by_product
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Time one call."""
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def least_seconds(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+    """Time calls in turn, so that a change of the machine's speed meets all; return the least of each.
+
+    The first round warms up, or compiles, and does not count. The least: whatever else the machine does only adds.
+    """
+    rounds = [[seconds(call, device) for call in calls] for _ in range(1 + ROUNDS)]
+    return [min(times) for times in zip(*rounds[1:], strict=True)]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager

@@ -64,13 +64,13 @@ def test_the_benchmark(record, watch):
     card = classifier.card
     images = torch.from_numpy(np.random.default_rng(7).standard_normal((2, 3, 32, 32)))
     with torch.no_grad():
-        logits, seen = watch(network, (*card.taps, *card.preactivations, card.embedding), images)
+        logits, seen = watch(network, (*card.stages, *card.stage_inputs, card.embedding), images)
         again = network.get_submodule(card.head)(seen[card.embedding])
 
     np.testing.assert_allclose(logits[0, :5], record["logits_first5"], rtol=1e-9)
     np.testing.assert_allclose(logits.sum(), record["logits_sum"], rtol=1e-8)
     np.testing.assert_allclose(logits.norm(), record["logits_l2"], rtol=1e-9)
-    for places, recorded in ((card.taps, "feature_l2"), (card.preactivations, "preact_l2")):
+    for places, recorded in ((card.stages, "feature_l2"), (card.stage_inputs, "preact_l2")):
         assert [list(seen[place].shape[1:]) for place in places] == record["feature_shapes"]
         np.testing.assert_allclose([seen[place].norm() for place in places], record[recorded], rtol=1e-9)
     assert torch.equal(again, logits)

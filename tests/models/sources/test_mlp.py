@@ -10,8 +10,8 @@ def test_layers_and_card():
     classifier = create("mlp:256x128", classes=10, channels=1, image_size=(8, 8))
     widths = [(m.in_features, m.out_features) for m in classifier.network.modules() if isinstance(m, nn.Linear)]
     assert widths == [(64, 256), (256, 128), (128, 10)]
-    assert classifier.card.taps == ("hidden.0", "hidden.1")
-    assert classifier.card.preactivations == ("hidden.0.0", "hidden.1.0")
+    assert classifier.card.stages == ("hidden.0", "hidden.1")
+    assert classifier.card.stage_inputs == ("hidden.0.0", "hidden.1.0")
     assert (classifier.card.embedding, classifier.card.head) == ("hidden.1", "head")
     assert classifier.card.mean == classifier.card.std == (0.5,)
 
@@ -19,9 +19,9 @@ def test_layers_and_card():
 def test_the_taps_are_activated_hidden_layers(watch):
     classifier = create("mlp:16x4", classes=10, channels=1, image_size=(8, 8))
     card, network = classifier.card, classifier.network
-    logits, seen = watch(network, card.taps + card.preactivations, torch.randn(5, 1, 8, 8))
-    assert [tuple(seen[place].shape) for place in card.taps] == [(5, 16), (5, 4)]
-    for after, before in zip(card.taps, card.preactivations, strict=True):
+    logits, seen = watch(network, card.stages + card.stage_inputs, torch.randn(5, 1, 8, 8))
+    assert [tuple(seen[place].shape) for place in card.stages] == [(5, 16), (5, 4)]
+    for after, before in zip(card.stages, card.stage_inputs, strict=True):
         assert torch.equal(seen[after], seen[before].relu())
     assert torch.equal(network.head(seen[card.embedding]), logits)
 

@@ -251,7 +251,7 @@ def test_two_stages_of_a_recipe_feature_then_logits(first, teacher, tmp_path, mo
     assert [epoch["stage"] for epoch in run.epochs] == [0, 1]
     assert [set(epoch["train"]["terms"]) for epoch in run.epochs] == [set(PRESETS[first]), {"ce", "kd"}]
     again = config.parse(config.Recipe, config.read(run.folder / records.RECIPE))
-    assert [objective.name for objective, _, _ in again.fits()] == [first, "kd"]
+    assert [fit.objective.name for fit in again.fits()] == [first, "kd"]
 
 
 def test_a_recipe_of_stages_needs_no_objective_of_its_own(teacher, tmp_path, monkeypatch):

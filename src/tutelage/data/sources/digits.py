@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from tutelage.data import rng
-from tutelage.data.build import Pixels, Raw, from_images, from_pixels, keep_test
+from tutelage.data.build import Description, Pixels, Raw, from_images, from_pixels, keep_test
 from tutelage.data.datasets import Splits
 from tutelage.data.partition import stratified
-from tutelage.images import ArrayReader
+from tutelage.images import ArrayReader, rescale
 from tutelage.settings.data import DataSettings
 
 WHITE = 16
@@ -25,18 +24,20 @@ def open_digits(settings: DataSettings) -> Splits:
 
     Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998 (its test half).
     """
+    from sklearn.datasets import load_digits
+
     keep_test(settings, "digits")
     bunch = load_digits()
     values = bunch.images.astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
-    held = stratified(labels, count=TEST_COUNT, seed=TEST_SEED, stream=rng.TEST)
-    rest = np.setdiff1d(np.arange(len(labels)), held)
+    held_out = stratified(labels, count=TEST_COUNT, seed=TEST_SEED, stream=rng.TEST)
+    halves = np.setdiff1d(np.arange(len(labels)), held_out), held_out
     names = tuple(str(digit) for digit in range(10))
+    description = Description(class_names=names, settings=settings, source="digits")
     resized = settings.size not in (None, values.shape[1]) or settings.test_crop is not None
     if settings.random_resized_crop or resized:
-        scaled = np.rint(values * (255 / WHITE)).astype(np.uint8)
-        train, test = (Raw(ArrayReader(scaled[p]), labels[p], scaled[p].tobytes) for p in (rest, held))
-        splits = from_images(train, test, class_names=names, settings=settings, source="digits")
-        return replace(splits, divisor=WHITE)
-    halves = [Pixels(values[p], labels[p]) for p in (rest, held)]
-    return from_pixels(*halves, class_names=names, settings=settings, source="digits", divisor=WHITE)
+        scaled = rescale(values, 255 / WHITE)
+        train, test = (Raw(ArrayReader(scaled[p]), labels[p], scaled[p].tobytes) for p in halves)
+        return replace(from_images(train, test, description), divisor=WHITE)
+    train_pixels, test_pixels = (Pixels(values[p], labels[p]) for p in halves)
+    return from_pixels(train_pixels, test_pixels, description, divisor=WHITE)

@@ -6,26 +6,21 @@ import operator
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from tutelage.data import rng
-from tutelage.data.datasets import Splits
+from tutelage.data.datasets import Split, Splits
 from tutelage.data.streamed import Decoded, in_workers
 from tutelage.images import pixels_of
-from tutelage.types import UNLABELLED
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tutelage.data.datasets import View
-    from tutelage.data.mixup import Mixing
+from tutelage.types import UNLABELLED, View
 
 SLACK = 0.1
 """How far outside [0, 1] values may lie: a bicubic resize overshoots a little, normalised images lie far outside."""
@@ -42,44 +37,38 @@ class Mapped(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnSplit:
-    """Samples of a user's data set; its transforms are its own.
+class TorchSplit(Split):
+    """Samples of a user's data set, with its own transforms.
 
-    Python's, NumPy's and torch's global generators are seeded for each sample while its transforms run, and put back
+    Python's, NumPy's and torch's global generators are seeded per sample while its transforms run, and put back
     afterwards: random transforms become functions of (data seed, epoch, sample) too.
     """
 
     dataset: Mapped
-    labels: Tensor
     workers: int = 0
-    corrupt: list[str] = field(default_factory=list)
-    mixing: Mixing | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1]."""
-        return self._take(index, view).images
+        return self._read(index, view).images
 
     def stream(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order."""
-        for taken in in_workers(partial(self._take, view=view), requests, workers=self.workers):
-            yield taken.places, taken.images
+        for readable, images, _ in in_workers(partial(self._read, view=view), requests, workers=self.workers):
+            yield readable, images
 
-    def _take(self, index: NDArray[np.int64], view: View | None) -> Decoded:
+    def _read(self, index: NDArray[np.int64], view: View | None) -> Decoded:
         seed, epoch = view if view is not None else (0, 0)
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []
-        for place, bits in zip(index.tolist(), seeds.tolist(), strict=True):
+        for position, bits in zip(index.tolist(), seeds.tolist(), strict=True):
             with _seeded(bits):
-                image, label = _sample(self.dataset, place)
-            expected = int(self.labels[place])
+                image, label = _sample(self.dataset, position)
+            expected = int(self.labels[position])
             if label != expected:
                 raise ValueError(
-                    f"data: expected label {expected} for sample {place} as its targets say, got {label}; "
+                    f"data: expected label {expected} for sample {position} as its targets say, got {label}; "
                     "let __getitem__ and targets agree"
                 )
             images.append(image)
@@ -111,7 +100,7 @@ def from_datasets(
         test: alike.
         classes: number of classes.
         validation: alike, or none.
-        class_names: one for each class; their numbers where not given.
+        class_names: one per class; their numbers where unset.
         workers: processes that run the data sets, at least 0.
         source: to show.
 
@@ -128,10 +117,9 @@ def from_datasets(
         raise ValueError(f"class_names: expected {classes} names, got {len(names)}; give one for each class")
     if workers < 0:
         raise ValueError(f"workers: expected a whole number of at least 0, got {workers}; type workers=0")
-    given = {"train": train, "validation": validation, "test": test}
-    splits: dict[str, OwnSplit] = {}
+    splits: dict[str, Split] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for part, dataset in given.items():
+    for part, dataset in {"train": train, "validation": validation, "test": test}.items():
         if dataset is None:
             continue
         if not len(dataset):
@@ -149,7 +137,7 @@ def from_datasets(
                 f"{part}: expected labels in [0, {classes}) or -100, got {int(labels[wrong[0]])} for sample "
                 f"{int(wrong[0])}; raise classes or mend the labels"
             )
-        splits[part] = OwnSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers)
+        splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers)
     channels, height, width = shapes["train"]
     return Splits(
         train=splits["train"],
@@ -164,13 +152,15 @@ def from_datasets(
     )
 
 
-def _sample(dataset: Mapped, place: int) -> tuple[Tensor, int]:
-    sample = dataset[place]
+def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
+    sample = dataset[position]
     if isinstance(sample, (torch.Tensor, Image.Image)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)) or len(sample) not in (1, 2):
         got = f"{len(sample)} values" if isinstance(sample, (tuple, list)) else type(sample).__name__
-        raise TypeError(f"data: expected (image, label) of sample {place}, or an image alone, got {got}; return a pair")
+        raise TypeError(
+            f"data: expected (image, label) of sample {position}, or an image alone, got {got}; return a pair"
+        )
     image, label = sample[0], sample[1] if len(sample) == 2 else None
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
@@ -179,23 +169,23 @@ def _sample(dataset: Mapped, place: int) -> tuple[Tensor, int]:
     if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
         raise TypeError(
-            f"data: expected a float image (channels, height, width) in [0, 1] of sample {place}, got {got}; "
+            f"data: expected a float image (channels, height, width) in [0, 1] of sample {position}, got {got}; "
             "convert it in __getitem__, 8-bit values divided by 255"
         )
-    return image.to(torch.float32), _label(label, place)
+    return image.to(torch.float32), _label(label, position)
 
 
 def _targets(dataset: Mapped) -> NDArray[np.int64]:
     targets = getattr(dataset, "targets", None)
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
         with _seeded(0):
-            targets = [_sample(dataset, place)[1] for place in range(len(dataset))]
+            targets = [_sample(dataset, position)[1] for position in range(len(dataset))]
         return np.array(targets, np.int64)
-    return np.array([_label(target, place) for place, target in enumerate(targets)], np.int64)
+    return np.array([_label(target, position) for position, target in enumerate(targets)], np.int64)
 
 
-def _label(label: Any, place: int) -> int:
-    """Return a class index; none is none known."""
+def _label(label: Any, position: int) -> int:
+    """Return a class index, -100 for None."""
     if label is None:
         return UNLABELLED
     try:
@@ -204,7 +194,7 @@ def _label(label: Any, place: int) -> int:
         shape = f" of shape {tuple(label.shape)}" if isinstance(label, (torch.Tensor, np.ndarray)) else ""
         kind = f"{label.dtype} values" if shape else type(label).__name__
         raise TypeError(
-            f"data: expected a class index as the label of sample {place}, a whole number, got {kind}{shape}; "
+            f"data: expected a class index as the label of sample {position}, a whole number, got {kind}{shape}; "
             "return one whole number, or None where unlabelled (soft labels are the teacher's to give)"
         ) from error
 
@@ -213,13 +203,13 @@ def _label(label: Any, place: int) -> int:
 def _seeded(bits: int) -> Iterator[None]:
     """Seed the global generators of the CPU, and put them back."""
     # torch.manual_seed would reset the accelerators' generators as well, which belong to the training loop.
-    kept = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(bits)
     np.random.seed(bits & 0xFFFFFFFF)
     torch.default_generator.manual_seed(bits >> 1)
     try:
         yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        torch.default_generator.set_state(kept[2])
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.default_generator.set_state(torch_state)

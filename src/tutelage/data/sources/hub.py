@@ -1,4 +1,4 @@
-"""``hf:``: data sets of the Hugging Face Hub and local folders that its library reads; its only door."""
+"""``hf:``: data sets of the Hugging Face Hub and local folders that its library reads; its only importer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from functools import cache as once
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tutelage.data import cache
-from tutelage.data.build import Raw, check_labels, from_images, keep_test, make_test
-from tutelage.data.file_hashes import listing
-from tutelage.images import Encoded, Reader, one_line
+from tutelage.data.build import Description, Raw, check_labels, from_images, keep_test
+from tutelage.data.datasets import Splits
+from tutelage.images import Encoded, one_line
+from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
-
-if TYPE_CHECKING:
-    from tutelage.data.datasets import Splits
-    from tutelage.settings.data import DataSettings
 
 _TESTS = ("test", "validation", "valid")
 
@@ -38,14 +35,13 @@ class HubReader:
         return len(self.rows)
 
     def name(self, position: int) -> str:
-        """Return the image's row."""
+        """Return the image's split and row."""
         return f"{self.split} row {position}"
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
         """Return the images' files; one that is missing comes as no bytes, which cannot be decoded."""
         chosen = slice(positions.start, positions.stop) if isinstance(positions, range) else list(positions)
-        items = self.rows[chosen][self.column]
-        return [_file_of(item) for item in items]
+        return [_file_of(item) for item in self.rows[chosen][self.column]]
 
 
 def _file_of(item: Mapping[str, Any] | None) -> Encoded:
@@ -66,30 +62,30 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
         FileNotFoundError: neither a folder nor a data set that can be reached.
         ValueError: no split to train on, no such column, or labels outside the classes.
     """
-    found, local = _load(name)
+    splits, local = _load(name)
+    from datasets import Image
+
     shown = f"hf:{Path(name).expanduser().resolve().name}" if local else f"hf:{name}"
-    if "train" not in found:
+    if "train" not in splits:
         raise ValueError(
-            f"data.source: expected a split named train in {shown}, got {', '.join(found)}; choose another data set"
+            f"data.source: expected a split named train in {shown}, got {', '.join(splits)}; choose another data set"
         )
-    image = _image_column(found["train"], settings.image)
-    label = _label_column(found["train"], settings.label)
-    test_name = next((n for n in _TESTS if n in found), None)
-    names, labels = _labels(found, label, [n for n in ("train", test_name) if n is not None])
-    folder = Path(name).expanduser() if local else None
-    files = once(partial(_files, folder)) if folder is not None else bytes
-    halves = {n: Raw(_reader(found[n], image, n), y, partial(_identity, found[n], n, files)) for n, y in labels.items()}
-    notes = []
-    if test_name is None:
-        train, test, note = make_test(halves["train"], settings, names)
-        notes.append(note)
-    else:
+    image = _image_column(splits["train"], settings.image)
+    label = _label_column(splits["train"], settings.label)
+    test_name = next((n for n in _TESTS if n in splits), None)
+    halves = {n: splits[n] for n in ("train", test_name) if n is not None}
+    names, labels = _labels(halves, label)
+    files = once(partial(_files, Path(name).expanduser())) if local else bytes
+    raws = []
+    for split, rows in halves.items():
+        undecoded = rows.select_columns([image]).cast_column(image, Image(decode=False))
+        raws.append(Raw(HubReader(undecoded, image, split), labels[split], partial(_identity, rows, split, files)))
+    if test_name is not None:
         keep_test(settings, shown)
-        train, test = halves["train"], halves[test_name]
-        if test_name != "test":
-            notes.append(f"The source has no test split: its {test_name} split is used for test.")
-    key = _key(found, image, settings, test_name)
-    return from_images(train, test, class_names=names, settings=settings, source=shown, notes=notes, key=key)
+    other = test_name in _TESTS[1:]
+    notes = [f"The source has no test split: its {test_name} split is used for test."] if other else []
+    description = Description(class_names=names, settings=settings, source=shown, notes=notes)
+    return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
 
 
 def _load(name: str) -> tuple[Mapping[str, Any], bool]:
@@ -107,49 +103,48 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         raise FileNotFoundError(f"data.source: expected a folder, got hf:{name}, which is none; check the path")
     try:
         if local and (path / "dataset_dict.json").exists():
-            found = datasets.load_from_disk(str(path))
+            splits = datasets.load_from_disk(str(path))
         else:
-            found = datasets.load_dataset(str(path) if local else name)
+            splits = datasets.load_dataset(str(path) if local else name)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise FileNotFoundError(
             f"data.source: expected a data set that can be read, got hf:{name} ({one_line(error)}); "
             "check the name and the connection, or type the path of a local copy after hf:"
         ) from error
-    return found, local
+    return splits, local
 
 
 def _image_column(rows: Any, chosen: str | None) -> str:
     from datasets import Image
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    if chosen is not None:
-        if chosen in images:
-            return chosen
-        raise ValueError(_columns(rows, "image", f"an image column, got {chosen!r}", images))
-    if len(images) != 1:
-        raise ValueError(_columns(rows, "image", f"one image column, got {len(images)}", images))
-    return images[0]
+    if chosen is None and len(images) == 1:
+        return images[0]
+    if chosen in images:
+        return str(chosen)
+    got = f"one image column, got {len(images)}" if chosen is None else f"an image column, got {chosen!r}"
+    raise ValueError(_column_message(rows, "image", got, images))
 
 
 def _label_column(rows: Any, chosen: str | None) -> str:
     from datasets import ClassLabel
 
     labels = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
+    dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in rows.features.items()}
     if chosen is None:
         if len(labels) == 1:
             return labels[0]
-        whole = labels or [
-            name for name, feature in rows.features.items() if "int" in str(getattr(feature, "dtype", ""))
-        ]
-        raise ValueError(_columns(rows, "label", f"one class-label column, got {len(labels)}", whole))
-    dtype = str(getattr(rows.features.get(chosen), "dtype", None))
-    if chosen in labels or dtype.startswith(("int", "uint")):
+        integers = [name for name, dtype in dtypes.items() if "int" in dtype]
+        raise ValueError(
+            _column_message(rows, "label", f"one class-label column, got {len(labels)}", labels or integers)
+        )
+    if chosen in labels or dtypes.get(chosen, "").startswith(("int", "uint")):
         return chosen
-    got = f"{chosen!r} of type {dtype}" if chosen in rows.features else f"{chosen!r}"
-    raise ValueError(_columns(rows, "label", f"a column of class indices, got {got}", labels))
+    got = f"{chosen!r} of type {dtypes[chosen]}" if chosen in dtypes else f"{chosen!r}"
+    raise ValueError(_column_message(rows, "label", f"a column of class indices, got {got}", labels))
 
 
-def _columns(rows: Any, name: str, fault: str, suitable: Sequence[str]) -> str:
+def _column_message(rows: Any, name: str, fault: str, suitable: Sequence[str]) -> str:
     remedy = " or ".join(f"data.{name}={column}" for column in suitable)
     columns = ", ".join(rows.features)
     return f"data.{name}: expected {fault}; the columns are {columns}; " + (
@@ -157,12 +152,12 @@ def _columns(rows: Any, name: str, fault: str, suitable: Sequence[str]) -> str:
     )
 
 
-def _labels(found: Mapping[str, Any], column: str, splits: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str, Any]]:
     values: dict[str, Any] = {}
-    for split in splits:
-        if column not in found[split].features:
-            raise ValueError(_columns(found[split], "label", f"{column!r} in the split {split} too, got none", []))
-        entries = found[split].select_columns([column])[:][column]
+    for split, rows in halves.items():
+        if column not in rows.features:
+            raise ValueError(_column_message(rows, "label", f"{column!r} in the split {split} too, got none", []))
+        entries = rows.select_columns([column])[:][column]
         if split == "train":
             entries = [UNLABELLED if entry is None or entry == -1 else entry for entry in entries]
         if any(entry is None for entry in entries):
@@ -171,7 +166,7 @@ def _labels(found: Mapping[str, Any], column: str, splits: Sequence[str]) -> tup
                 "choose a data set whose rows are all labelled"
             )
         values[split] = np.array(entries, np.int64)
-    names = getattr(found["train"].features[column], "names", None)
+    names = getattr(halves["train"].features[column], "names", None)
     if names is None:
         names = [str(i) for i in range(int(values["train"].max(initial=0)) + 1)]
     for split, labels in values.items():
@@ -184,40 +179,31 @@ def _labels(found: Mapping[str, Any], column: str, splits: Sequence[str]) -> tup
     return list(names), values
 
 
-def _reader(rows: Any, column: str, split: str) -> Reader:
-    from datasets import Image
-
-    return HubReader(rows.select_columns([column]).cast_column(column, Image(decode=False)), column, split)
-
-
 def _identity(rows: Any, split: str, files: Callable[[], bytes]) -> bytes:
-    """Name a split by what the library says of it, and by the files of the folder that it lies in, if it does."""
+    """Name a split by what the library says of it, and by the files of its folder, if it has one."""
     known = (rows.info.splits or {}).get(split)
-    said = f"{split} {len(rows)} {known.num_bytes if known else 0} {sorted(rows.features)}"
-    return said.encode() + b"\n" + files()
+    description = f"{split} {len(rows)} {known.num_bytes if known else 0} {sorted(rows.features)}"
+    return description.encode() + b"\n" + files()
 
 
 def _files(root: Path) -> bytes:
     names: list[str] = []
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        # What the library leaves beside the rows when they are worked on is no part of them.
+        # The library's own caches beside the rows are no part of them.
         kept = sorted(name for name in files if not name.startswith((".", "cache-")))
         names.extend(str(Path(folder, name).relative_to(root)) for name in kept)
-    return listing(root, names)
+    return cache.listing(root, names)
 
 
-def _key(found: Mapping[str, Any], image: str, settings: DataSettings, test_name: str | None) -> str | None:
-    """Name the decoded pixels by the files that the rows lie in; none where they lie in no file."""
+def _key(halves: Mapping[str, Any], image: str, settings: DataSettings) -> str | None:
+    """Name the decoded pixels by the files that hold the rows; None where no file does."""
     files = []
-    for split in ("train", test_name):
-        if split is None:
-            continue
-        for entry in found[split].cache_files:
-            path = entry["filename"]
-            stat = os.stat(path)
-            files.append([split, path, stat.st_size, stat.st_mtime_ns])
+    for split, rows in halves.items():
+        for entry in rows.cache_files:
+            stat = os.stat(entry["filename"])
+            files.append([split, entry["filename"], stat.st_size, stat.st_mtime_ns])
     if not files:
         return None
-    division = [settings.test, settings.split_seed] if test_name is None else None
+    division = [settings.test, settings.split_seed] if len(halves) == 1 else None
     return cache.key_of([files, image, settings.size, settings.test_crop, settings.interpolation, division])

@@ -6,17 +6,14 @@ import os
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.build import Raw, from_images, keep_test, make_test
-from tutelage.data.file_hashes import listing
+from tutelage.data.build import Description, Raw, from_images, keep_test
+from tutelage.data.cache import listing
+from tutelage.data.datasets import Splits
 from tutelage.images import Encoded
-
-if TYPE_CHECKING:
-    from tutelage.data.datasets import Splits
-    from tutelage.settings.data import DataSettings
+from tutelage.settings.data import DataSettings
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _TESTS = ("test", "val", "validation", "valid")
@@ -26,7 +23,7 @@ _SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <pat
 class FolderReader:
     """Images of files below one folder.
 
-    Names lie in one array of bytes: a list of strings would be copied into every worker, page by page, as it is read.
+    Names are kept in one array of bytes: a list of strings would be copied into every worker, page by page, when read.
     """
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
@@ -74,11 +71,8 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
             "add images or remove the folder"
         )
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
-    notes = []
-    if test_root is None:
-        train, test, note = make_test(train, settings, names)
-        notes.append(note)
-    else:
+    test, notes = None, []
+    if test_root is not None:
         keep_test(settings, f"imagefolder:{path}")
         unknown = sorted(set(_classes(test_root, path)) - set(names))
         if unknown:
@@ -92,7 +86,7 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
         if test_root.name != "test":
             notes.append(f"The source has no test folder: {test_root.name} is used for test.")
     shown = f"imagefolder:{root.resolve().name}"
-    return from_images(train, test, class_names=names, settings=settings, source=shown, notes=notes)
+    return from_images(train, test, Description(class_names=names, settings=settings, source=shown, notes=notes))
 
 
 def _classes(root: Path, path: str) -> list[str]:
@@ -113,8 +107,7 @@ def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
             below.sort()
             for file in sorted(files):
                 if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                    place = Path(folder, file)
-                    names.append(str(place.relative_to(base)))
+                    names.append(str(Path(folder, file).relative_to(base)))
                     labels.append(label)
     return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))
 

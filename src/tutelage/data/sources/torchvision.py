@@ -6,16 +6,14 @@ import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from tutelage.data.build import Raw, check_labels, from_images, keep_test
+from tutelage.data.build import Description, Raw, check_labels, from_images, keep_test
+from tutelage.data.datasets import Splits
 from tutelage.images import Encoded, one_line
-
-if TYPE_CHECKING:
-    from tutelage.data.datasets import Splits
-    from tutelage.settings.data import DataSettings
+from tutelage.settings.data import DataSettings
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class VisionReader:
         return len(self.dataset)
 
     def name(self, position: int) -> str:
-        """Return the image's place."""
+        """Return the image's position."""
         return f"{self.split} sample {position}"
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
@@ -38,7 +36,7 @@ class VisionReader:
 
 
 def open_vision(name: str, settings: DataSettings) -> Splits:
-    """Open a classification data set of torchvision's by its class's name.
+    """Open a classification data set of torchvision's by the name of its class.
 
     Raises:
         ValueError: no such data set, or one without a training and a test half.
@@ -55,12 +53,10 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
         )
     keep_test(settings, f"torchvision:{name}")
     build: Callable[..., Any] = getattr(torchvision.datasets, name)
-    keywords = _halves(build)
-    assert keywords is not None
     halves = []
-    for keyword in keywords:
+    for keywords in _halves(build) or ():
         try:
-            halves.append(build(settings.root, download=True, **keyword))
+            halves.append(build(settings.root, download=True, **keywords))
         except (OSError, RuntimeError, ValueError) as error:
             raise FileNotFoundError(
                 f"data.source: expected torchvision:{name} in data.root={settings.root} or a connection to download "
@@ -74,11 +70,13 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
             values, classes=len(classes), what=f"torchvision:{name} ({split})", remedy="choose another data set"
         )
         raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode))
-    return from_images(*raws, class_names=classes, settings=settings, source=f"torchvision:{name}")
+    train, test = raws
+    description = Description(class_names=classes, settings=settings, source=f"torchvision:{name}")
+    return from_images(train, test, description)
 
 
 def _halves(build: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return the arguments that say training and test, or none where there are none."""
+    """Return the arguments that select training and test, or None where there are none."""
     if not inspect.isclass(build):
         return None
     parameters = inspect.signature(build).parameters

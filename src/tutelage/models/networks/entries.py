@@ -22,11 +22,11 @@ class Entry:
     """One network of a table.
 
     Attributes:
-        name: without the door's prefix.
+        name: without the source's prefix.
         build: makes it.
         parameters: their number at 100 classes and 3 channels.
-        taps: places of its stages, after their activation, and last the pooled embedding; see `Card`.
-        preactivations: the same before their activation. The benchmark's first feature is activated on both lists.
+        stages: places of its stages, after their activation, and last the pooled embedding; see `Card`.
+        stage_inputs: the same before their activation. The benchmark's first feature is activated on both lists.
         head: name of the linear layer that gives the logits.
         paper: what describes it.
     """
@@ -34,8 +34,8 @@ class Entry:
     name: str
     build: Builder
     parameters: int
-    taps: tuple[str, ...]
-    preactivations: tuple[str, ...]
+    stages: tuple[str, ...]
+    stage_inputs: tuple[str, ...]
     head: str
     paper: str
 

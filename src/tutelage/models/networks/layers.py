@@ -1,6 +1,9 @@
-"""What several of the benchmark's networks have in common: their first weights and their pooling."""
+"""What several of the benchmark's networks share: first weights, pooling, and stages of residual blocks."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -20,3 +23,11 @@ def he_normal_(network: nn.Module) -> None:
 def global_pool() -> nn.Sequential:
     """Return the mean over all pixels: ``(batch, channels, height, width)`` to ``(batch, channels)``."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+
+
+def stage(
+    block: Callable[..., nn.Module], inputs: int, outputs: int, *, blocks: int, stride: int, **options: Any
+) -> nn.Sequential:
+    """Return so many blocks in turn, of which the first changes the channels and has the stride."""
+    first = block(inputs, outputs, stride=stride, **options)
+    return nn.Sequential(first, *(block(outputs, outputs, stride=1, **options) for _ in range(blocks - 1)))

@@ -1,6 +1,6 @@
 """The half-width MobileNetV2 of the CIFAR-100 distillation benchmark, with the key names of its published checkpoints.
 
-Its stages end linearly, without an activation: at those taps the values before and after one are the same.
+Its stages end linearly, without an activation: there the values before and after one are the same.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tutelage.models.networks.entries import Entry
-from tutelage.models.networks.layers import global_pool, he_normal_
+from tutelage.models.networks.layers import global_pool, he_normal_, stage
 
 PAPER = "Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, arXiv 1801.04381"
 STEM = 16
 # expansion, output channels, blocks, stride of the first
-STAGES = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
+BLOCKS = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
 EMBEDDING = 1280
-TAPS = ("conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "pool")
+STAGES = ("conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "pool")
 
 
 class InvertedResidual(nn.Module):
@@ -70,8 +70,8 @@ class MobileNetV2(nn.Module):
         )
         stages: list[nn.Module] = []
         inputs = STEM
-        for expansion, outputs, blocks, stride in STAGES:
-            stages.append(_stage(inputs, outputs, blocks=blocks, stride=stride, expansion=expansion))
+        for expansion, outputs, blocks, stride in BLOCKS:
+            stages.append(stage(InvertedResidual, inputs, outputs, blocks=blocks, stride=stride, expansion=expansion))
             inputs = outputs
         self.blocks = nn.Sequential(*stages)
         self.conv2 = nn.Sequential(nn.Conv2d(inputs, EMBEDDING, 1, bias=False), nn.BatchNorm2d(EMBEDDING), nn.ReLU())
@@ -87,19 +87,13 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.pool(self.conv2(self.blocks(self.conv1(x)))))
 
 
-def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, expansion: int) -> nn.Sequential:
-    first = InvertedResidual(inputs, outputs, stride=stride, expansion=expansion)
-    rest = (InvertedResidual(outputs, outputs, stride=1, expansion=expansion) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
-
-
 ENTRIES = (
     Entry(
         name="MobileNetV2",
         build=MobileNetV2,
         parameters=812_836,
-        taps=TAPS,
-        preactivations=TAPS,
+        stages=STAGES,
+        stage_inputs=STAGES,
         head="classifier.0",
         paper=PAPER,
     ),

@@ -213,8 +213,8 @@ def _entry(name: str, build: Builder, last: str, parameters: int, paper: str) ->
         name=name,
         build=build,
         parameters=parameters,
-        taps=("relu", "layer1", "layer2", "layer3", "pool"),
-        preactivations=("relu", f"layer1.3.{last}:input", f"layer2.7.{last}:input", f"layer3.3.{last}:input", "pool"),
+        stages=("relu", "layer1", "layer2", "layer3", "pool"),
+        stage_inputs=("relu", f"layer1.3.{last}:input", f"layer2.7.{last}:input", f"layer3.3.{last}:input", "pool"),
         head="linear",
         paper=paper,
     )

@@ -86,8 +86,8 @@ def _entry(name: str, depths: tuple[int, int, int, int, int], parameters: int) -
         name=name,
         build=partial(VGG, depths),
         parameters=parameters,
-        taps=("relu0", "relu1", "relu2", "relu3", "relu4", "pool"),
-        preactivations=("relu0", "block1", "block2", "block3", "block4", "pool"),
+        stages=("relu0", "relu1", "relu2", "relu3", "relu4", "pool"),
+        stage_inputs=("relu0", "block1", "block2", "block3", "block4", "pool"),
         head="classifier",
         paper=PAPER,
     )

@@ -1,7 +1,7 @@
 """The wide residual networks of the CIFAR-100 distillation benchmark, with the key names of its published checkpoints.
 
 Depth ``6 n + 4``: three stages of ``n`` blocks each at strides 1, 2, 2, whose convolutions come after their activation.
-The activation that follows a stage is therefore the next stage's: the taps, as the benchmark's features, are the sums
+The activation that follows a stage is therefore the next stage's: the stages, as the benchmark's features, are the sums
 that leave a stage, and their values normalised but not yet activated are the outputs of ``block2.layer.0.bn1``,
 ``block3.layer.0.bn1`` and ``bn1``, which are the inputs of the ``relu1``, ``relu1`` and ``relu`` behind them.
 """
@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from tutelage.models.networks.entries import Entry
-from tutelage.models.networks.layers import global_pool, he_normal_
+from tutelage.models.networks.layers import global_pool, he_normal_, stage
 
 PAPER = "Zagoruyko and Komodakis, Wide Residual Networks, arXiv 1605.07146"
 STEM = 16
@@ -77,9 +77,9 @@ class WideResNet(nn.Module):
             raise ValueError(f"depth: expected 6 n + 4 with n of at least 1, got {depth}; type depth=16")
         wide = STEM * widening
         self.conv1 = nn.Conv2d(channels, STEM, 3, padding=1, bias=False)
-        self.block1 = _stage(STEM, wide, blocks=blocks, stride=1)
-        self.block2 = _stage(wide, 2 * wide, blocks=blocks, stride=2)
-        self.block3 = _stage(2 * wide, 4 * wide, blocks=blocks, stride=2)
+        self.block1 = nn.Sequential(OrderedDict(layer=stage(WideBlock, STEM, wide, blocks=blocks, stride=1)))
+        self.block2 = nn.Sequential(OrderedDict(layer=stage(WideBlock, wide, 2 * wide, blocks=blocks, stride=2)))
+        self.block3 = nn.Sequential(OrderedDict(layer=stage(WideBlock, 2 * wide, 4 * wide, blocks=blocks, stride=2)))
         self.bn1 = nn.BatchNorm2d(4 * wide)
         self.relu = nn.ReLU()
         self.pool = global_pool()
@@ -93,19 +93,13 @@ class WideResNet(nn.Module):
         return self.fc(self.pool(self.relu(self.bn1(x))))
 
 
-def _stage(inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
-    first = WideBlock(inputs, outputs, stride=stride)
-    layer = nn.Sequential(first, *(WideBlock(outputs, outputs, stride=1) for _ in range(blocks - 1)))
-    return nn.Sequential(OrderedDict(layer=layer))
-
-
 def _entry(name: str, depth: int, widening: int, parameters: int) -> Entry:
     return Entry(
         name=name,
         build=partial(WideResNet, depth, widening),
         parameters=parameters,
-        taps=("conv1", "block1", "block2", "block3", "pool"),
-        preactivations=("conv1", "block2.layer.0.bn1", "block3.layer.0.bn1", "bn1", "pool"),
+        stages=("conv1", "block1", "block2", "block3", "pool"),
+        stage_inputs=("conv1", "block2.layer.0.bn1", "block3.layer.0.bn1", "bn1", "pool"),
         head="fc",
         paper=PAPER,
     )

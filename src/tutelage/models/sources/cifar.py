@@ -1,11 +1,11 @@
-"""The door ``cifar:name``: networks for small images, as the CIFAR-100 distillation benchmark has them."""
+"""The source ``cifar:name``: networks for small images, as the CIFAR-100 distillation benchmark has them."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from tutelage.models.card import Card
-from tutelage.models.networks import bottleneck, mobilenet, resnet, shuffle, vgg, wrn
+from tutelage.models.networks import mobilenet, resnet, shuffle, vgg, wrn
 from tutelage.models.networks.entries import table
 from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
@@ -14,31 +14,24 @@ CLASSES = 100
 IMAGE_SIZE = (32, 32)
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
-NETWORKS = table(
-    resnet.ENTRIES,
-    bottleneck.ENTRIES,
-    wrn.ENTRIES,
-    vgg.ENTRIES,
-    mobilenet.ENTRIES,
-    shuffle.ENTRIES,
-)
+NETWORKS = table(*(family.ENTRIES for family in (resnet, wrn, vgg, mobilenet, shuffle)))
 
 
-def plan(rest: str, request: ModelRequest) -> ModelSpec:
+def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find a network of the table.
 
     Args:
-        rest: the name behind the colon.
+        path: the name behind the colon.
         request: by default 100 classes, 3 channels and 32x32 pixels. The statistics are those of CIFAR-100 for 3
             channels, and 0.5 for any other number.
 
     Raises:
         ValueError: if there is no such network.
     """
-    name = f"{PREFIX}:{rest}"
-    if rest not in NETWORKS:
+    name = f"{PREFIX}:{path}"
+    if path not in NETWORKS:
         raise unknown(name, (f"{PREFIX}:{known}" for known in NETWORKS))
-    entry = NETWORKS[rest]
+    entry = NETWORKS[path]
     colour = request.channels == len(MEAN)
 
     def build(classes: int) -> nn.Module:
@@ -52,9 +45,9 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
         mean=MEAN if colour else (0.5,) * request.channels,
         std=STD if colour else (0.5,) * request.channels,
         paper=entry.paper,
-        taps=entry.taps,
-        preactivations=entry.preactivations,
-        embedding=entry.taps[-1],
+        stages=entry.stages,
+        stage_inputs=entry.stage_inputs,
+        embedding=entry.stages[-1],
         head=entry.head,
     )
     return ModelSpec(card, build)

@@ -1,4 +1,4 @@
-"""The door ``file:path.py:function``: a network that the user's own code makes. It runs that code."""
+"""The source ``file:path.py:function``: a network that the user's own code makes. It runs that code."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.models import heads
+from tutelage.models import structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "file"
 
 
-def plan(rest: str, request: ModelRequest) -> ModelSpec:
+def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find a function in a file.
 
     The function is called with those of the keywords ``classes=``, ``channels=`` and ``image_size=`` that it takes, and
-    returns the network. There is no normalisation at its door: inputs reach it as they are, in [0, 1].
+    returns the network. Its inputs are not normalised: they reach it as they are, in [0, 1].
 
     Args:
-        rest: ``path.py:function``; the path as it is, relative to the working folder.
+        path: ``path.py:function``; the path as it is, relative to the working folder.
         request: without classes, those of the last linear layer that the function makes.
 
     Raises:
@@ -33,32 +33,32 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
         FileNotFoundError: if there is no such file.
         TypeError: if the function returns no module.
     """
-    name = f"{PREFIX}:{rest}"
-    path, _, function = rest.rpartition(":")
-    if not path or not function.isidentifier():
+    name = f"{PREFIX}:{path}"
+    script, _, function = path.rpartition(":")
+    if not script or not function.isidentifier():
         raise ValueError(f"model: expected file:path.py:function, got {name!r}; type file:my_models.py:student")
     if not (request.trust_code is True or (request.trust_code and name in request.trust_code)):
         raise ValueError(
             f"model: expected consent to run the code of {name!r}, got none; read the file, then type --trust-code "
             "(trust_code=True in Python)"
         )
-    file = Path(path)
+    file = Path(script)
     if not file.is_file():
         raise FileNotFoundError(
-            f"model: expected a Python file, got {path!r}, which is none; check the path of {name!r}"
+            f"model: expected a Python file, got {script!r}, which is none; check the path of {name!r}"
         )
     build = _Builder(file, function, request, name)
     classes = request.classes
     if classes is None or not build.takes("classes"):
-        own = _classes(build(classes))
-        if own is None and classes is None:
+        actual = structure.head_classes(build(classes))
+        if actual is None and classes is None:
             raise ValueError(f"classes: expected a number for {name}, got none; type classes=10")
-        if own is not None and classes not in (None, own):
+        if actual is not None and classes not in (None, actual):
             raise ValueError(
-                f"classes: expected {own}, as {name} makes them and takes no classes=, got {classes}; "
-                f"give the function a parameter classes, or type classes={own}"
+                f"classes: expected {actual}, as {name} makes them and takes no classes=, got {classes}; "
+                f"give the function a parameter classes, or type classes={actual}"
             )
-        classes = own if classes is None else classes
+        classes = actual if classes is None else classes
     assert classes is not None
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     card = Card(
@@ -80,11 +80,11 @@ class _Builder:
         self.name = name
         self.request = request
         if not callable(self.function):
-            found = [
+            names = [
                 one for one, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
             ]
             raise ValueError(
-                f"model: expected a function of {file}, got {function!r}; it has {', '.join(found) or 'no function'}"
+                f"model: expected a function of {file}, got {function!r}; it has {', '.join(names) or 'no function'}"
             )
         self.parameters = inspect.signature(self.function).parameters
 
@@ -93,12 +93,12 @@ class _Builder:
         return every or keyword in self.parameters
 
     def __call__(self, classes: int | None) -> nn.Module:
-        given: dict[str, Any] = {
+        values: dict[str, Any] = {
             "channels": self.request.channels,
             "image_size": self.request.image_size,
             "classes": classes,
         }
-        keywords = {k: v for k, v in given.items() if v is not None and self.takes(k)}
+        keywords = {k: v for k, v in values.items() if v is not None and self.takes(k)}
         required = [
             one.name
             for one in self.parameters.values()
@@ -114,11 +114,6 @@ class _Builder:
         if not isinstance(network, nn.Module):
             raise TypeError(f"model: expected {self.name} to return a torch.nn.Module, got {type(network).__name__}")
         return network
-
-
-def _classes(network: nn.Module) -> int | None:
-    head = heads.find(network)
-    return None if head is None else heads.size(network.get_submodule(head))
 
 
 def _execute(file: Path) -> Any:

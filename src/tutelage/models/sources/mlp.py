@@ -1,4 +1,4 @@
-"""The door ``mlp:64`` or ``mlp:256x256``: fully connected networks for tiny images."""
+"""The source ``mlp:64`` or ``mlp:256x256``: fully connected networks for tiny images."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class MLP(nn.Module):
         return self.head(self.hidden(self.flatten(x)))
 
 
-def plan(rest: str, request: ModelRequest) -> ModelSpec:
+def plan(widths: str, request: ModelRequest) -> ModelSpec:
     """Read the hidden layers' widths.
 
     Args:
-        rest: widths joined by ``x``.
+        widths: widths joined by ``x``.
         request: its classes and image size are needed. The statistics are 0.5 for every channel.
 
     Raises:
         ValueError: if the widths cannot be read, or the classes or the image size are not given.
     """
-    name = f"{PREFIX}:{rest}"
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest):
+    name = f"{PREFIX}:{widths}"
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", widths):
         raise ValueError(f"model: expected mlp: and the hidden widths joined by x, got {name!r}; type {EXAMPLE}")
     if request.classes is None:
         raise ValueError(f"classes: expected a number for {name}, which has none of its own, got none; type classes=10")
@@ -57,7 +57,7 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
             f"image_size: expected (height, width) for {name}, whose first layer depends on it, got none; "
             "type image_size=(8, 8)"
         )
-    hidden = tuple(int(width) for width in rest.split("x"))
+    hidden = tuple(int(width) for width in widths.split("x"))
     inputs = request.channels * math.prod(request.image_size)
 
     def build(classes: int) -> nn.Module:
@@ -70,8 +70,8 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
         image_size=request.image_size,
         mean=(0.5,) * request.channels,
         std=(0.5,) * request.channels,
-        taps=tuple(f"hidden.{i}" for i in range(len(hidden))),
-        preactivations=tuple(f"hidden.{i}.0" for i in range(len(hidden))),
+        stages=tuple(f"hidden.{i}" for i in range(len(hidden))),
+        stage_inputs=tuple(f"hidden.{i}.0" for i in range(len(hidden))),
         embedding=f"hidden.{len(hidden) - 1}",
         head="head",
     )

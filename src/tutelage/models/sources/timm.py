@@ -1,4 +1,4 @@
-"""The door ``timm:arch`` (random weights) and ``timm:arch.tag`` (the weights of that tag)."""
+"""The source ``timm:arch`` (random weights) and ``timm:arch.tag`` (the weights of that tag)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from tutelage.models.card import Card
-from tutelage.models.spec import ModelRequest, ModelSpec, resized, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, fetching, resized, unknown
 
 PREFIX = "timm"
 EXAMPLE = "timm:resnet18.a1_in1k"
 CLASSES = 1000
 
 
-def plan(rest: str, request: ModelRequest) -> ModelSpec:
+def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find one of timm's image classifiers.
 
     Statistics, image size, margin and licence are those of the tag's configuration, or of the architecture's default
@@ -24,7 +24,7 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
     the mean of the statistics.
 
     Args:
-        rest: ``arch`` or ``arch.tag``.
+        path: ``arch`` or ``arch.tag``.
         request: 1000 classes for random weights where it says nothing.
 
     Raises:
@@ -32,8 +32,8 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
         ValueError: if timm has no such architecture or tag, or the tag's weights have no head and no classes are given.
     """
     timm = _timm()
-    name = f"{PREFIX}:{rest}"
-    arch, _, tag = rest.partition(".")
+    name = f"{PREFIX}:{path}"
+    arch, _, tag = path.partition(".")
     if not arch or not timm.is_model(arch):
         raise unknown(name, (f"{PREFIX}:{known}" for known in timm.list_models()), else_type="timm.list_models()")
     if tag:
@@ -43,9 +43,9 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
                 f"model: expected a tag of timm:{arch}, got {name!r}; type timm:{arch} for random weights, "
                 + (f"or one of {', '.join(f'timm:{arch}.{known}' for known in tags)}" if tags else "as it has no tag")
             )
-    config = timm.get_pretrained_cfg(rest)
-    own = config.num_classes if tag else CLASSES
-    if not own and request.classes is None:
+    config = timm.get_pretrained_cfg(path)
+    trained = config.num_classes if tag else CLASSES
+    if not trained and request.classes is None:
         raise ValueError(
             f"classes: expected a number for {name}, whose weights have no head, got none; type classes=10"
         )
@@ -56,7 +56,7 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
     options: dict[str, Any] = {"in_chans": request.channels}
     if config and config.fixed_input_size and request.image_size not in (None, size):
         options["img_size"] = request.image_size
-    classes = request.classes if not tag or not own else own
+    classes = request.classes if not tag or not trained else trained
     card = Card(
         name=name,
         classes=CLASSES if classes is None else classes,
@@ -69,23 +69,18 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
         source=_source(config) if tag else None,
         licence=config.license if tag else None,
         paper=config.paper_ids if config and isinstance(config.paper_ids, str) else None,
-        fresh_head=bool(tag) and request.tagged and not own,
+        fresh_head=bool(tag) and request.tagged and not trained,
     )
 
     def build(classes: int) -> nn.Module:
-        return timm.create_model(rest, pretrained=False, num_classes=classes, **options)
+        return timm.create_model(path, pretrained=False, num_classes=classes, **options)
 
-    return ModelSpec(card, build, partial(_fetch, rest, card.classes, options) if tag and request.tagged else None)
+    return ModelSpec(card, build, partial(_fetch, path, card.classes, options) if tag and request.tagged else None)
 
 
-def _fetch(rest: str, classes: int, options: dict[str, Any]) -> nn.Module:
-    try:
-        return _timm().create_model(rest, pretrained=True, num_classes=classes, **options)
-    except OSError as error:
-        raise ConnectionError(
-            f"model: expected to fetch the weights of {PREFIX}:{rest} from its hub, got {type(error).__name__}; "
-            f"connect, or give a local copy with weights=path; {PREFIX}:{rest.partition('.')[0]} has random weights"
-        ) from error
+def _fetch(path: str, classes: int, options: dict[str, Any]) -> nn.Module:
+    with fetching(f"{PREFIX}:{path}", where="hub", arch=f"{PREFIX}:{path.partition('.')[0]}"):
+        return _timm().create_model(path, pretrained=True, num_classes=classes, **options)
 
 
 def _source(config: Any) -> str | None:

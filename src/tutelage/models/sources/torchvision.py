@@ -1,4 +1,4 @@
-"""The door ``torchvision:arch`` (random weights) and ``torchvision:arch.WEIGHTS`` (the weights of that name)."""
+"""The source ``torchvision:arch`` (random weights) and ``torchvision:arch.WEIGHTS`` (the weights of that name)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tutelage.models.card import Card
-from tutelage.models.spec import ModelRequest, ModelSpec, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, fetching, unknown
 
 PREFIX = "torchvision"
 EXAMPLE = "torchvision:resnet50.IMAGENET1K_V1"
@@ -17,7 +17,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def plan(rest: str, request: ModelRequest) -> ModelSpec:
+def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find one of torchvision's image classifiers.
 
     Statistics, image size and margin are those of the weights' own transforms; for random weights the ImageNet
@@ -25,7 +25,7 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
     Heads that some networks have for training alone (Inception, GoogLeNet) are left out: a classifier returns logits.
 
     Args:
-        rest: ``arch`` or ``arch.WEIGHTS``, a member of that architecture's weights.
+        path: ``arch`` or ``arch.WEIGHTS``, a member of that architecture's weights.
         request: 1000 classes for random weights where it says nothing; 3 channels.
 
     Raises:
@@ -33,11 +33,11 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
     """
     from torchvision import models
 
-    name = f"{PREFIX}:{rest}"
-    arch, _, tag = rest.partition(".")
+    name = f"{PREFIX}:{path}"
+    arch, _, tag = path.partition(".")
     known = models.list_models(module=models)
     if arch not in known:
-        raise unknown(name, (f"{PREFIX}:{one}" for one in known))
+        raise unknown(name, (f"{PREFIX}:{name}" for name in known))
     if request.channels != 3:
         raise ValueError(
             f"channels: expected 3 for {name}, as all of torchvision's networks have, got {request.channels}; "
@@ -82,13 +82,8 @@ def plan(rest: str, request: ModelRequest) -> ModelSpec:
 def _fetch(arch: str, tag: str) -> nn.Module:
     from torchvision import models
 
-    try:
+    with fetching(f"{PREFIX}:{arch}.{tag}", where="site", arch=f"{PREFIX}:{arch}"):
         return _one_headed(models.get_model(arch, weights=tag))
-    except OSError as error:
-        raise ConnectionError(
-            f"model: expected to fetch the weights of {PREFIX}:{arch}.{tag} from its site, got {type(error).__name__}; "
-            f"connect, or give a local copy with weights=path; {PREFIX}:{arch} has random weights"
-        ) from error
 
 
 def _one_headed(network: Any) -> nn.Module:

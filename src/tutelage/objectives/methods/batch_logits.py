@@ -10,8 +10,8 @@ from torch import Tensor
 from tutelage import losses
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.schedules import Weight
 from tutelage.objectives.term import Apply, WeightedTerm
+from tutelage.settings.weights import Weight
 
 MLKD_TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 """The temperatures that each of MLKD's terms is a mean over."""

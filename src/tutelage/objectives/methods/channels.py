@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from tutelage import losses
 from tutelage.objectives.objective import Objective
-from tutelage.objectives.registry import Names, objective_of, preset
-from tutelage.objectives.schedules import Weight
+from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import STAGES, Apply, WeightedTerm, paired
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
 
 
 @preset("Huang and Wang 2017, arXiv:1707.01219")

@@ -15,7 +15,6 @@ from tutelage import checks, losses
 from tutelage.objectives import gathering
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.schedules import Weight
 from tutelage.objectives.term import (
     EMBEDDING,
     BindContext,
@@ -25,6 +24,7 @@ from tutelage.objectives.term import (
     missing,
     whole_number,
 )
+from tutelage.settings.weights import Weight
 from tutelage.types import UNLABELLED, Batch, Requirements
 
 

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from tutelage import checks, losses
 from tutelage.objectives.objective import Objective
-from tutelage.objectives.registry import Names, objective_of, preset
-from tutelage.objectives.schedules import Weight
+from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import (
     STAGES,
     Apply,
@@ -26,6 +25,8 @@ from tutelage.objectives.term import (
     paired,
     whole_number,
 )
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
 from tutelage.types import Batch
 
 MIMICKED, GENERATED = ("card:stage.0", "card:stage.1"), "card:stage.-1"

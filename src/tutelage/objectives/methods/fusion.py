@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from tutelage import checks, losses
 from tutelage.objectives.objective import Objective
-from tutelage.objectives.registry import Names, objective_of, preset
-from tutelage.objectives.schedules import Weight
+from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import BEFORE, EMBEDDING, BindContext, BoundFeatures, FeatureTerm, WeightedTerm
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
 from tutelage.types import Batch, Requirements
 
 LEVELS = (*BEFORE, EMBEDDING)

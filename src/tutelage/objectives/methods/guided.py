@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from tutelage import losses
 from tutelage.objectives import projectors
 from tutelage.objectives.objective import Objective
-from tutelage.objectives.registry import Names, objective_of, preset, supervised_part
-from tutelage.objectives.schedules import Weight
+from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.term import (
     BEFORE,
     EMBEDDING,
@@ -30,6 +29,8 @@ from tutelage.objectives.term import (
     missing,
     shape_of,
 )
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight
 from tutelage.types import Batch, Projection, Requirements
 
 AS_TAPS = ("auto",)

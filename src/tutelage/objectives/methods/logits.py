@@ -12,7 +12,8 @@ from tutelage import checks, losses, targets
 from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.schedules import (
+from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, present
+from tutelage.settings.weights import (
     AUTO,
     Automatic,
     AutomaticNumber,
@@ -23,7 +24,6 @@ from tutelage.objectives.schedules import (
     Weight,
     weight_at,
 )
-from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, present
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 NORMALISE = ("none", "batch", "training")

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from tutelage import checks, losses
 from tutelage.objectives.objective import Objective
-from tutelage.objectives.registry import Names, objective_of, preset
-from tutelage.objectives.schedules import Weight, scaled
+from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import (
     BEFORE,
     STAGES,
@@ -26,6 +25,8 @@ from tutelage.objectives.term import (
     WeightedTerm,
     paired,
 )
+from tutelage.settings.objective import Names
+from tutelage.settings.weights import Weight, scaled
 from tutelage.types import Batch
 
 SLOPE = 0.1

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tutelage import losses
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.schedules import Weight
 from tutelage.objectives.term import (
     EMBEDDING,
     Apply,
@@ -23,6 +22,7 @@ from tutelage.objectives.term import (
     WeightedTerm,
     whole_number,
 )
+from tutelage.settings.weights import Weight
 from tutelage.types import Batch, Requirements
 
 

@@ -7,8 +7,8 @@ import functools
 from tutelage import losses
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.schedules import Weight
 from tutelage.objectives.term import EMBEDDING, Apply, WeightedTerm
+from tutelage.settings.weights import Weight
 
 
 @preset("Miles et al. 2022, arXiv:2112.00459")

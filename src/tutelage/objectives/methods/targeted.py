@@ -6,8 +6,8 @@ from tutelage import losses
 from tutelage.objectives.methods.logits import on_logits
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.schedules import WarmUp, Weight
 from tutelage.objectives.term import Apply, WeightedTerm
+from tutelage.settings.weights import WarmUp, Weight
 
 DKD_WEIGHT = WarmUp(1.0, 20)
 """The factor of the DKD term over its authors' run."""

@@ -1,0 +1,67 @@
+"""How time and memory are measured: in turn in one process, or each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+T = TypeVar("T")
+
+
+def in_turn(forms: Mapping[str, Callable[[], T]], rounds: int, *, warm_up: bool = True) -> dict[str, list[T]]:
+    """Call each form once per round, so that a change of the machine's speed meets all; return the results by name.
+
+    With ``warm_up`` a first round does not count.
+    """
+    results: dict[str, list[T]] = {name: [] for name in forms}
+    for i in range(rounds + warm_up):
+        for name, form in forms.items():
+            result = form()
+            if i >= warm_up:
+                results[name].append(result)
+    return results
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a module's function in a process of its own, whose memory nothing else has used.
+
+    Raises:
+        RuntimeError: the process ended before it answered.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise RuntimeError("the process ended before it answered, as where memory runs out") from None
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute on so many threads, and restore their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def synchronize() -> None:
+    """Wait until a GPU has finished its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def lacking_memory(needed_mb: float) -> str | None:
+    """Return a line to print where less memory is available, MB of 10**6 bytes; none where there is enough."""
+    available = psutil.virtual_memory().available / 1e6
+    if available >= needed_mb:
+        return None
+    return f"skipped: expected {needed_mb:.0f} MB of available memory, got {available:.0f}"

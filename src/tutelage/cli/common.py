@@ -1,0 +1,81 @@
+"""What the commands share: their options, and how they print."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from tutelage.config.schema import Recipe
+    from tutelage.runs.reporter import Reporter
+    from tutelage.runs.run import RunOptions
+
+RecipePath = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat it or go on with it.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as epochs=10 data.validation=0.1."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+
+USER, OTHER = 2, 1
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the command with a message, each line of it marked as ours."""
+    for line in message.splitlines() or [""]:
+        typer.echo(f"tutelage: {line}", err=True)
+    raise SystemExit(code)
+
+
+def trusted(trust_code: bool, typed: list[str]) -> bool | frozenset[str]:
+    """Return all ``file:`` models, or those typed on the command line, not what a recipe or a folder names."""
+    return trust_code or frozenset(name for text in typed for name in re.findall(r"file:[^\s,}\]'\"]+", text))
+
+
+def command() -> str:
+    """Return the command as it was typed, without what a worker of several is told."""
+    typed = list(sys.argv[1:])
+    for hidden in ("--worker", "--until"):
+        if hidden in typed:
+            at = typed.index(hidden)
+            del typed[at : at + 2]
+    return shlex.join(["tutelage", *typed])
+
+
+def run_options(reporter: Reporter, trust: bool | frozenset[str]) -> RunOptions:
+    """Return the options of a command's runs."""
+    from tutelage.runs.run import RunOptions
+
+    return RunOptions(reporter=reporter, trust_code=trust, command=command())
+
+
+def print_dry_run(recipe: Recipe, trust: bool | frozenset[str]) -> None:
+    """Do a dry run, and print what it found."""
+    from tutelage.runs.dry_run import dry_run
+    from tutelage.runs.run import RunOptions
+
+    typer.echo(f"{recipe.name} (dry run, nothing is written)")
+    for name, value in dry_run(recipe, options=RunOptions(trust_code=trust)):
+        typer.echo(f"  {name:<20} {value}")
+
+
+def print_table(folder: Path) -> None:
+    """Print the table of a run, a comparison or a study."""
+    from rich.console import Console
+
+    from tutelage.report import results
+    from tutelage.studies import study_table
+
+    if study_table.is_study(folder):
+        study_table.print_study(folder, Console())
+    else:
+        results.print_table(results.rows(folder), Console())

@@ -1,0 +1,85 @@
+"""Commands that look at what is there: evaluate, report, list, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tutelage.cli.common import OTHER, USER, Overrides, TrustCode, fail, print_table, trusted
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a model's name.")],
+    overrides: Overrides = None,
+    best: Annotated[bool, typer.Option("--best", help="The run's best weights instead of its last.")] = False,
+    trust_code: TrustCode = False,
+) -> None:
+    """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
+    from tutelage import api
+
+    typed = overrides or []
+    evaluation, title = api.evaluate(model, typed, best=best, trust_code=trusted(trust_code, [model, *typed]))
+    typer.echo(title)
+    typer.echo(f"  accuracy  {evaluation['accuracy'] * 100:.2f} %")
+    typer.echo(f"  loss      {evaluation['loss']:.4f} nats")
+    typer.echo(f"  entropy   {evaluation['entropy']:.4f} nats")
+    typer.echo(f"  ece       {evaluation['ece'] * 100:.2f} %")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
+) -> None:
+    """Write the report of a run, a comparison or a study anew, and print its table."""
+    from tutelage.studies.report import write_report
+
+    if not folder.is_dir():
+        fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME", USER)
+    path = write_report(folder)
+    print_table(folder)
+    typer.echo(f"\nreport: {path}")
+
+
+def list_(
+    what: Annotated[Literal["models", "data", "objectives"], typer.Argument(help="What to list.")],
+) -> None:
+    """List models, data sources, or objectives with their parameters and papers."""
+    if what == "objectives":
+        from tutelage.studies import overview
+
+        for row in overview.rows():
+            typer.echo(overview.signature(row.name))
+            typer.echo(f"    {row.formula}")
+            typer.echo(f"    {row.paper}" + (f"; tables {row.tables} of arXiv:2402.11148" if row.tables else ""))
+            cost = f"; a step takes {row.time} times KD's time and keeps {row.memory} times its memory"
+            typer.echo(f"    needs {row.needs or 'nothing but the student'}{cost if row.time else ''}")
+        return
+    from tutelage import data, models
+
+    rows = models.available() if what == "models" else data.available()
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        typer.echo(f"{name:<{width}}  {summary}")
+
+
+def doctor(
+    bench: Annotated[
+        bool,
+        typer.Option(
+            "--bench", help="Time what is made faster here against its references: about 5 minutes on two cores."
+        ),
+    ] = False,
+) -> None:
+    """Look at versions, devices and extras, and take one real training step."""
+    from tutelage.doctor import examine, measure
+
+    good = True
+    for finding in examine():
+        typer.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what:<22} {finding.value}")
+        good &= finding.good
+    for finding in measure() if bench and good else ():
+        typer.echo(finding.value)
+        good &= finding.good
+    if not good:
+        raise typer.Exit(OTHER)

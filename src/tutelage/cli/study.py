@@ -1,0 +1,175 @@
+"""The command that does a study."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tutelage.cli.common import (
+    OTHER,
+    USER,
+    DryRun,
+    Runs,
+    TrustCode,
+    command,
+    fail,
+    print_dry_run,
+    print_table,
+    run_options,
+    trusted,
+)
+
+if TYPE_CHECKING:
+    from tutelage.studies.plan import StudyRequest
+
+
+def study(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study of the package, or a YAML file; none to list them.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the protocol, such as data.source=hf:path."),
+    ] = None,
+    pairs: Annotated[str, typer.Option("--pairs", help="Only these pairs, separated by commas.")] = "",
+    methods: Annotated[str, typer.Option("--methods", help="Only these methods, separated by commas.")] = "",
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Runs of each method.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Epochs of the protocol; decays and warm-up are scaled with them.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that share the work.")] = 1,
+    together: Annotated[
+        int | None,
+        typer.Option(
+            "--together", min=1, help="Students at most that share a batch and a teacher's pass; 8, or 1 to time them."
+        ),
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="The folder of the runs, shared by several studies.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Stop inside this time, such as 90s, 25m or 2h; the same command goes on."),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Short for the override device=...")
+    ] = None,
+    list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the package.")] = False,
+    dry_run: DryRun = False,
+    trust_code: TrustCode = False,
+    runs: Runs = Path("runs"),
+    worker: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
+    until: Annotated[float | None, typer.Option("--until", hidden=True)] = None,
+) -> None:
+    """Do a grid of runs, pairs by methods by seeds, and hold it against published values."""
+    began = time.monotonic()
+    from tutelage import records
+    from tutelage.runs.terminal import TerminalReporter
+    from tutelage.studies import budget as budgets
+    from tutelage.studies import plan, run_study, study_file, workers
+
+    if name is None or list_studies:
+        width = max(map(len, study_file.names()))
+        for known, title in study_file.titles():
+            typer.echo(f"{known:<{width}}  {title}")
+        return
+    time_limit = budgets.begin(budgets.read(budget) if budget is not None else None, began, until)
+    plain, changed = study_file.read(name, _with_device(overrides or [], device))
+    request = plan.assign(
+        plain,
+        changed,
+        runs=runs,
+        pairs=_listed(pairs),
+        methods=_listed(methods),
+        seeds=seeds,
+        epochs=epochs,
+        pool=pool,
+    )
+    trust = trusted(trust_code, [name, *(overrides or [])])
+    if dry_run:
+        if time_limit is not None:
+            for line in budgets.prepare(request, time_limit, workers=jobs, trust_code=trust, keep=False).lines():
+                typer.echo(line)
+        _dry_run(request, trust)
+        return
+    if worker is None:
+        _print_departures(request)
+    if jobs == 1 or worker is not None:
+        if worker is not None:
+            workers.end_with_parent()
+        with TerminalReporter() as reporter:
+            failed = run_study.run_study(
+                request,
+                options=run_options(reporter, trust),
+                budget=time_limit,
+                together=together,
+                show_plan=worker is None,
+                workers=jobs,
+            )
+        if worker is not None:
+            records.write_json(worker, failed)
+            return
+    else:
+        failed = workers.share_study(sys.argv[1:], request, jobs, budget=time_limit, trust_code=trust, say=typer.echo)
+    if (request.folder / "study.json").exists():
+        print_table(request.folder)
+        typer.echo(f"\ntable: {request.folder / 'table.md'}\nreport: {request.folder / 'report.html'}")
+    if time_limit is not None:
+        left = budgets.prepare(request, time_limit, workers=jobs, measure=False)
+        typer.echo(f"\n{budgets.progress(left)}")
+        if left.left:
+            typer.echo(f"to go on, here or where the folder {runs} was copied to: {command()}")
+    for run, reason in failed.items():
+        typer.echo(f"tutelage: {run}: {' '.join(reason.split())}", err=True)
+    if failed:
+        raise typer.Exit(OTHER)
+
+
+def _listed(typed: str) -> list[str]:
+    return [name.strip() for name in typed.split(",") if name.strip()]
+
+
+def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
+    """Try each method once on each pair; what is wrong with one does not hide what is wrong with another."""
+    from tutelage.studies import plan
+
+    typer.echo(f"{request.study.name}: {len(plan.jobs(request))} runs in {request.runs / request.pool}")
+    _print_departures(request)
+    for method, reason in request.missing.items():
+        if method in request.methods:
+            typer.echo(f"{method}: {reason}")
+    errors = []
+    for recipe in plan.dry_run_recipes(request):
+        try:
+            print_dry_run(recipe, trust)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            typer.echo(f"  does not fit: {error}")
+            errors.append(f"{recipe.name}: {error}")
+    if errors:
+        fail("\n".join(errors), USER)
+
+
+def _print_departures(request: StudyRequest) -> None:
+    from tutelage.studies import plan
+
+    for departure in plan.deviations(request, plan.cells(request)):
+        typer.echo(f"departs from the study: {departure}")
+
+
+def _with_device(overrides: list[str], device: str | None) -> list[str]:
+    """Overrides with ``--device`` among them."""
+    typed = [text for text in overrides if text.partition("=")[0] in ("device", "protocol.device")]
+    if device is None:
+        return overrides
+    if any(text.partition("=")[2] != device for text in typed):
+        fail(f"--device: expected one device, got --device {device} and {typed[-1]}; leave one of them out", USER)
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            fail("--device: expected a CUDA device, got none that torch can see; type --device cpu", USER)
+    return [*overrides, f"device={device}"]

@@ -1,0 +1,138 @@
+"""Recipes as YAML: reading, ``key=value`` overrides, writing."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tutelage.config.schema import Recipe, RecipeError
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a recipe file and apply ``key=value`` overrides.
+
+    Raises:
+        RecipeError: the file is not there, is not YAML, or is not a mapping; an override is not ``key=value``.
+    """
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a subclass of the safe loader
+    except OSError as error:
+        raise RecipeError(
+            f"recipe: expected a YAML file, got {path} ({error.strerror}); for example recipes/digits.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f"line {where.line + 1}: " if where else ""
+        what = getattr(error, "problem", None) or "not UTF-8"
+        raise RecipeError(
+            f"recipe: expected YAML, got {path} ({line}{what}); write `key: value`, indented by spaces"
+        ) from None
+    if not isinstance(value, dict):
+        got = "nothing" if value is None else "a list" if isinstance(value, list) else "a single value"
+        raise RecipeError(
+            f"recipe: expected a mapping of keys, got {path} with {got}; for example `student: cifar:resnet20`"
+        )
+    return override(value, overrides)
+
+
+def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply ``dotted.key=value`` overrides to a copy; values are read as YAML.
+
+    A number counts the entries of a list from 0, and a preset's name finds its entry in a list of them:
+    ``stages.0.epochs=5``, ``objective.kd.temperature=2``.
+
+    Raises:
+        RecipeError: one or more are not ``key=value``, or lead nowhere.
+    """
+    changed = copy.deepcopy(dict(value))
+    found = []
+    for text in overrides:
+        try:
+            _put(changed, text)
+        except RecipeError as error:
+            found.append(str(error))
+    if found:
+        raise RecipeError("\n".join(found))
+    return changed
+
+
+def _put(value: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    names = key.split(".")
+    if not equals or not all(names):
+        raise RecipeError(f"override: expected key=value, got {text!r}; for example epochs=10")
+    try:
+        given = yaml.load(raw, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError:
+        raise RecipeError(f"override {key}: expected a YAML value, got {raw!r}; for example {key}=1") from None
+    place: Any = value
+    for depth, name in enumerate(names):
+        place, slot = _slot(place, name, key)
+        if depth == len(names) - 1:
+            place[slot] = given
+            return
+        inner = place.get(slot) if isinstance(place, dict) else place[slot]
+        if isinstance(inner, str):
+            inner = _long(inner, names[: depth + 1])
+        elif not isinstance(inner, dict | list):
+            inner = {}
+        place[slot] = inner
+        place = inner
+
+
+def _slot(place: Any, name: str, key: str) -> tuple[Any, Any]:
+    """Find what a name means inside a mapping or a list: a container and the key into it."""
+    if isinstance(place, dict):
+        return place, name
+    if name.isdecimal() and int(name) < len(place):
+        return place, int(name)
+    for i, entry in enumerate(place):
+        if entry == name:
+            place[i] = {name: {}}
+        if isinstance(place[i], dict) and name in place[i]:
+            return place[i], name
+    raise RecipeError(
+        f"override {key}: expected an entry of a list of {len(place)}, got {name!r}; type its number, from 0"
+    )
+
+
+def _long(text: str, path: Sequence[str]) -> dict[str, Any]:
+    """Write out a section that stands as a name alone."""
+    if "objective" in path[-2:] or path[0] == "objectives":
+        return {text: {}}
+    return {"source" if list(path) == ["data"] else "name": text}
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML: every key, defaults included. `parse` reads it back to an equal one."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 5e-4 for a string, everyone else for a number; and it takes the last of two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would take for numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )

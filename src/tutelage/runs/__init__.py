@@ -1,0 +1,1 @@
+"""One run or several, from a recipe to their folders."""

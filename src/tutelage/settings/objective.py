@@ -1,0 +1,249 @@
+"""An objective as plain data: what a recipe says of it, read and checked without torch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from tutelage.records import BESIDE
+from tutelage.settings.weights import (
+    Automatic,
+    automatic_from_recipe,
+    automatic_weight_from_recipe,
+    weight_from_recipe,
+    weight_to_recipe,
+)
+
+Names = tuple[str, ...]
+"""The annotation of an argument that is one name or several: a text, or a list of texts."""
+
+REQUIRED: Any = object()
+"""The default of an argument that has none."""
+
+
+class Argument(NamedTuple):
+    """What a preset says of one of its arguments.
+
+    Attributes:
+        kind: how it is read, a key of `READERS`.
+        default: as a recipe writes it; `REQUIRED` where there is none.
+    """
+
+    kind: str
+    default: Any = REQUIRED
+
+
+Signature = Mapping[str, Argument]
+"""A preset's arguments by name, in their order: the schema of its section in a recipe."""
+
+SIGNATURES: dict[str, Signature] = {}
+"""Of the presets that were defined in this process; those of this package are also in ``config/objectives.json``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetSpec:
+    """A preset with its arguments.
+
+    Attributes:
+        preset: its name.
+        arguments: by name, all of them, as a recipe writes them.
+        scale: a factor on every weight, > 0.
+        gather: its terms read the samples of all processes at once instead of each process's share.
+    """
+
+    preset: str
+    arguments: Mapping[str, Any]
+    scale: float = 1.0
+    gather: bool = False
+
+    def to_recipe(self) -> dict[str, Any]:
+        """Return it as a recipe writes it: ``{preset: {argument: value}, scale: number, gather: true}``."""
+        return (
+            {self.preset: dict(self.arguments)}
+            | ({"scale": self.scale} if self.scale != 1 else {})
+            | ({"gather": True} if self.gather else {})
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec:
+    """An objective as a recipe holds it; `tutelage.objectives.from_spec` builds the objective.
+
+    Attributes:
+        presets: that add up to it; none where terms were put together by hand, which no recipe can make.
+        weights: of such terms, by name: what is written of them. Reading them back is refused.
+    """
+
+    presets: tuple[PresetSpec, ...] = ()
+    weights: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The presets' names, joined by ``+``."""
+        return "+".join(call.preset for call in self.presets) or "custom"
+
+    def to_recipe(self) -> Any:
+        """Return it as a recipe writes it: a list of presets with their arguments."""
+        return dict(self.weights) if self.weights is not None else [call.to_recipe() for call in self.presets]
+
+
+def read_objective(value: Any, signatures: Mapping[str, Signature]) -> ObjectiveSpec:
+    """Read an objective from a recipe: a preset's name, ``{preset: {argument: value}}``, or a list of those.
+
+    An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true``. What values an argument may
+    have besides being a number, a weight or a name is known to the losses alone, and checked when it is built.
+
+    Args:
+        value: as YAML gives it; an objective of `tutelage.objectives` stands for what would be written of it.
+        signatures: of the known presets.
+
+    Raises:
+        ValueError: with every fault: an unknown preset or argument (the nearest known one is named), a missing or bad
+            one.
+    """
+    if isinstance(value, ObjectiveSpec):
+        return value
+    if isinstance(spec := getattr(value, "spec", None), ObjectiveSpec):
+        return spec
+    entries = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not entries:
+        raise ValueError("objective: expected a preset or a list of them, got an empty list; for example kd")
+    presets, errors = [], []
+    for entry in entries:
+        try:
+            presets.append(_read_entry(entry, signatures))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
+    return ObjectiveSpec(presets=tuple(presets))
+
+
+def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    names = [name for name in entry if name not in BESIDE] if isinstance(entry, Mapping) else []
+    if len(names) != 1:
+        raise ValueError(
+            f"objective: expected one preset with its arguments, got {entry!r}; for example {{kd: {{temperature: 4}}}}"
+        )
+    (name,) = names
+    arguments = {} if entry[name] is None else entry[name]
+    if name not in signatures:
+        near = get_close_matches(str(name), signatures, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "type one of those"
+        raise ValueError(f"objective: expected one of {', '.join(signatures)}, got {name!r}; {hint}")
+    known = list(signatures[name])
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"objective.{name}: expected a mapping of its arguments, got {arguments!r}; "
+            f"for example {{{name}: {{{known[0]}: 1}}}}"
+        )
+    errors = []
+    scale = entry.get("scale", 1)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
+        errors.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
+    gather = entry.get("gather", False)
+    if not isinstance(gather, bool):
+        errors.append(f"objective.{name}: expected gather, true or false, got {gather!r}; for example gather: true")
+    values: dict[str, Any] = {}
+    try:
+        values = read_arguments(name, signatures[name], {str(key): value for key, value in arguments.items()})
+    except (TypeError, ValueError) as error:
+        errors += placed(error, name, [*known, *map(str, arguments)])
+    if errors:
+        raise ValueError("\n".join(errors))
+    return PresetSpec(preset=name, arguments=written(values), scale=float(scale), gather=gather)
+
+
+def placed(error: Exception, preset: str, arguments: Sequence[str]) -> Iterator[str]:
+    """Yield an error's lines, each beginning with its key in a recipe.
+
+    Most lines say which argument is meant; the rest speak of the objective as a whole.
+    """
+    for line in str(error).splitlines():
+        separator = "." if line.partition(":")[0] in arguments else ": "
+        yield f"objective.{preset}{separator}{line.removeprefix('objective: ')}"
+
+
+def written(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call's arguments as a recipe writes them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else weight_to_recipe(value) for name, value in arguments.items()
+    }
+
+
+def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a call's arguments, every fault at once, and fill in the defaults.
+
+    Raises:
+        TypeError: an argument is unknown, missing, or of another type.
+        ValueError: a value is out of range.
+    """
+    errors: list[TypeError | ValueError] = []
+    for name in values:
+        if name not in signature:
+            near = get_close_matches(name, signature, n=1)
+            hint = f"did you mean {near[0]}?" if near else "type one of those"
+            errors.append(
+                TypeError(f"{name}: expected an argument of {preset} ({', '.join(signature)}), got {name!r}; {hint}")
+            )
+    read: dict[str, Any] = {}
+    for name, argument in signature.items():
+        value = values.get(name, argument.default)
+        if value is REQUIRED:
+            errors.append(TypeError(f"{name}: expected a value for {preset}, got none; for example {name}=1.0"))
+            continue
+        try:
+            read[name] = READERS[argument.kind](value, argument=name)
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+    if errors:
+        kind = TypeError if any(isinstance(error, TypeError) for error in errors) else ValueError
+        raise kind("\n".join(str(error) for error in errors))
+    return read
+
+
+def _number(value: Any, *, argument: str) -> float:
+    # A recipe and its records are YAML and JSON, which have no infinity in common.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
+    return value if isinstance(value, int) else float(value)
+
+
+def _number_or_auto(value: Any, *, argument: str) -> float | Automatic:
+    automatic = automatic_from_recipe(value)
+    if automatic is None and isinstance(value, str):
+        raise TypeError(f"{argument}: expected a finite number or auto, got {value!r}; for example {argument}=auto")
+    return automatic or _number(value, argument=argument)
+
+
+def _text(value: Any, *, argument: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
+    return value
+
+
+def _names(value: Any, *, argument: str) -> Names:
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(
+            f"{argument}: expected a name or a list of names, got {value!r}; for example {argument}=[layer1]"
+        )
+    return names
+
+
+READERS: dict[str, Callable[..., Any]] = {
+    "number": _number,
+    "automatic_number": _number_or_auto,
+    "weight": weight_from_recipe,
+    "signed_weight": functools.partial(weight_from_recipe, signed=True),
+    "automatic_weight": automatic_weight_from_recipe,
+    "text": _text,
+    "names": _names,
+}
+"""How an argument is read, by its kind."""

@@ -1,0 +1,120 @@
+"""Reading a study from the package or from a file, with overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage import config
+from tutelage.config import messages
+from tutelage.config.schema import RecipeError
+from tutelage.studies.schema import (
+    Drawing,
+    Method,
+    Study,
+    method_written_out,
+    methods_by_name,
+    parse,
+    presets_written_out,
+    sections_written_out,
+    unknown,
+)
+
+PUBLISHED = Path(__file__).parent / "published"
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
+    """Read a study by the name of one of the package's, or from a file; return it as it is written and with overrides.
+
+    Of ``key=value``, a key that is not a study's own is one of its protocol: ``data.source=...``; and
+    ``methods.NAME.PRESET...`` is short for ``methods.NAME.objective.PRESET...``.
+
+    Raises:
+        RecipeError: there is no such study, something in it is wrong, or an override would change no run.
+    """
+    value = config.read(find(name))
+    plain = parse(value, where=name)
+    if not overrides:
+        return plain, plain
+    if isinstance(plain, Drawing):
+        raise RecipeError(
+            f"{name}: expected no override, got {overrides[0]}: it needs no runs, so there is nothing to override; "
+            f"type tutelage study {name}"
+        )
+    methods = {key: dict(method_written_out(method)) for key, method in methods_by_name(value["methods"]).items()}
+    long = {**value, "protocol": sections_written_out(value.get("protocol") or {}), "methods": methods}
+    changed = parse(config.override(long, [_full_key(text, methods) for text in overrides]), where=name)
+    _refuse_ineffective(plain, changed, name)
+    return plain, changed
+
+
+def _full_key(text: str, methods: Iterable[str]) -> str:
+    """Write an override with the whole path of its key."""
+    key, equals, value = text.partition("=")
+    first, *inner = key.split(".")
+    if first not in Study.model_fields:
+        return f"protocol.{text}"
+    if first == "methods" and len(inner) > 1 and inner[0] in methods and inner[1] not in Method.model_fields:
+        key = ".".join([first, inner[0], "objective", *inner[1:]])
+    return key + equals + value
+
+
+def _refuse_ineffective(plain: Study, changed: Study, where: str) -> None:
+    """Refuse overrides of a method's arguments for which a pair has its own values: they would change no run of it.
+
+    Raises:
+        RecipeError: there are such.
+    """
+    lines: dict[tuple[str, str, str], str] = {}
+    for name, method in changed.methods.items():
+        before, after = (_arguments(of.objective) for of in (plain.methods.get(name, method), method))
+        for pair, presets in method.pairs.items():
+            for preset, argument in ((preset, key) for preset, arguments in presets.items() for key in arguments):
+                old, new = (arguments.get(preset, {}).get(argument) for arguments in (before, after))
+                if old != new and (name, preset, argument) not in lines:
+                    lines[name, preset, argument] = (
+                        f"{where}: methods.{name}.objective.{preset}.{argument}: expected none where a pair has its "
+                        f"own, got {messages.shown(new)}, and {pair} has {messages.shown(presets[preset][argument])}; "
+                        f"type methods.{name}.pairs.{pair}.{preset}.{argument}={messages.shown(new)}, "
+                        "and the like for other pairs"
+                    )
+    if lines:
+        raise RecipeError("\n".join(lines.values()))
+
+
+def _arguments(objective: Any) -> dict[str, dict[str, Any]]:
+    """Return the arguments of each preset of an objective."""
+    mappings = [entry for entry in presets_written_out(objective) if isinstance(entry, Mapping)]
+    return {str(key): dict(value) for entry in mappings for key, value in entry.items() if isinstance(value, Mapping)}
+
+
+def find(name: str) -> Path:
+    """Return the path of a study's file.
+
+    Raises:
+        RecipeError: there is no such study.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml"):
+        raise RecipeError(
+            f"study: expected a YAML file, got {name}, which is not there; check the path, or type tutelage study for "
+            "the package's own"
+        )
+    if name in names():
+        return PUBLISHED / f"{name}.yaml"
+    raise RecipeError(f"study: {unknown('a YAML file, or one of the package', name, names())}")
+
+
+def names() -> list[str]:
+    """Return the names of the package's studies, numbers in their order."""
+    stems = [path.stem for path in PUBLISHED.glob("*.yaml")]
+    return sorted(stems, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def titles() -> list[tuple[str, str]]:
+    """Return the package's studies: each name and its title."""
+    return [(name, str(config.read(PUBLISHED / f"{name}.yaml").get("title", ""))) for name in names()]

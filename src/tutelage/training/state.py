@@ -1,0 +1,121 @@
+"""State that a checkpoint holds besides numbers: random generators, a module's tensors, an optimizer's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tutelage.training.checkpoints import Checkpoint
+
+
+class RngState:
+    """One run's generators: those of torch (CPU, and the device's where it is CUDA), Python's ``random``, NumPy's.
+
+    A block ``with chance:`` draws where the block before of the same object left off, whatever was drawn in between by
+    others. The first block begins where the process's generators are. Such a block does not enter itself again.
+
+    Args:
+        device: of the run.
+
+    Example:
+        >>> one, other = RngState(torch.device("cpu")), RngState(torch.device("cpu"))
+        >>> with one:
+        ...     generator = torch.manual_seed(1)
+        >>> with other:
+        ...     generator = torch.manual_seed(2)
+        >>> with one:
+        ...     drawn = torch.rand(1)
+        >>> bool(drawn == torch.rand(1, generator=torch.Generator().manual_seed(1)))
+        True
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._state: tuple[Any, ...] | None = None
+
+    def __enter__(self) -> RngState:
+        if self._state is not None:
+            cpu, cuda, python, numpy = self._state
+            torch.set_rng_state(cpu)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda, self._device)
+            random.setstate(python)
+            np.random.set_state(numpy)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+        self._state = torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
+
+
+def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state of every random generator, as a checkpoint holds it: tensors, and plain values."""
+    tensors = {"rng.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+    kind, keys, *position = np.random.get_state()  # the state of the user's own code
+    return tensors, {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *position]}
+
+
+def restore_random(checkpoint: Checkpoint, device: torch.device) -> None:
+    """Put every random generator where it was when a checkpoint was written."""
+    torch.set_rng_state(checkpoint.tensors["rng.cpu"])
+    if device.type == "cuda" and "rng.cuda" in checkpoint.tensors:
+        torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"], device)
+    version, words, gauss = checkpoint.state["rng"]["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *position = checkpoint.state["rng"]["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *position))  # the state of the user's own code
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's state on the CPU, contiguous, each tensor its own memory: what safetensors accepts."""
+    network = getattr(module, "network", module)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an optimizer's state, as a checkpoint holds it: tensors, and plain values."""
+    content = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for i, values in content["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{i}.{name}"] = value
+            else:
+                plain.setdefault(str(i), {})[name] = value
+    return tensors, {"plain": plain, "groups": content["param_groups"]}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Put an optimizer into the state that a checkpoint holds."""
+    content = checkpoint.state["optimizer"]
+    moments: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in content["plain"].items()}
+    for name, tensor in under("optimizer.", checkpoint.tensors).items():
+        i, key = name.split(".", 1)
+        moments.setdefault(int(i), {})[key] = tensor
+    # How the optimizer is computed belongs to the device, which may be another than the checkpoint's.
+    groups = [
+        {**saved, "fused": current.get("fused")}
+        for saved, current in zip(content["groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            # Fused optimizers want a moment in its parameter's memory layout; a checkpoint's are contiguous.
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

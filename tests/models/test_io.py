@@ -1,0 +1,234 @@
+import argparse
+import os
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from tutelage.models import create, fingerprint, load, parameters, read
+
+
+@pytest.fixture
+def teacher():
+    return create("cifar:resnet8", classes=10, seed=5)
+
+
+def same(one, other):
+    return fingerprint(one) == fingerprint(other)
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda sd: sd,
+        lambda sd: {"model": sd, "epoch": 3, "opt": argparse.Namespace(lr=0.1)},
+        lambda sd: {"state_dict": sd, "optimizer": {"lr": [0.1]}},
+        lambda sd: {"net": sd, "acc": 93.1},
+        lambda sd: {"model": {f"module.{k}": v for k, v in sd.items()}},
+        lambda sd: {f"_orig_mod.{k}": v for k, v in sd.items()},
+        lambda sd: {f"module._orig_mod.{k}": v for k, v in sd.items()},
+        lambda sd: {f"network.{k}": v for k, v in sd.items()},
+        lambda sd: {k: v for k, v in sd.items() if not k.endswith("num_batches_tracked")},
+    ],
+    ids=["bare", "model", "state_dict", "net", "parallel", "compiled", "both", "classifier", "old batch norm"],
+)
+def test_checkpoints_as_training_scripts_write_them(teacher, tmp_path, wrap):
+    path = tmp_path / "x.pth"
+    torch.save(wrap(dict(teacher.network.state_dict())), path)
+    read_back = create("cifar:resnet8", classes=10, weights=path)
+    assert same(read_back, teacher)
+    assert read_back.card.weights == "x.pth"
+    assert not read_back.card.fresh_head
+
+
+def test_safetensors(teacher, tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file(teacher.network.state_dict(), path)
+    assert same(create("cifar:resnet8", classes=10, weights=str(path)), teacher)
+
+
+def test_the_legacy_format(teacher, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(teacher.network.state_dict(), path, _use_new_zipfile_serialization=False)
+    assert same(create("cifar:resnet8", classes=10, weights=path), teacher)
+
+
+def test_a_network_whose_own_names_have_the_prefix(tmp_path):
+    network = nn.Sequential()
+    network.add_module("module", nn.Linear(2, 3))
+    load(network, {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)})
+    assert torch.all(network.module.weight == 1)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, protocol, zipped):
+    target, path = tmp_path / "ran", tmp_path / "x.pth"
+    content = {"model": {"conv1.weight": torch.ones(1)}, "extra": Bomb(target)}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="weights: expected") as caught:
+        create("cifar:resnet8", weights=path)
+    assert "\n" not in str(caught.value)
+    if protocol == 2:
+        assert f"{os.mkdir.__module__}.mkdir and could run code" in str(caught.value)
+    assert not target.exists()
+
+
+def test_a_bare_pickle_that_would_run_code_is_refused(tmp_path):
+    target, path = tmp_path / "ran", tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps(Bomb(target), protocol=2))
+    with pytest.raises(ValueError, match="could run code when read"):
+        read(path)
+    assert not target.exists()
+
+
+def test_a_whole_pickled_module_is_refused(teacher, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(teacher.network, path)
+    with pytest.raises(ValueError, match=r"tutelage\.models\.networks\.resnet\.ResNet and could run code"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("kept", [0, 9, 1000, 0.5, 0.99])
+def test_a_file_that_is_cut_off(teacher, tmp_path, suffix, kept):
+    path = tmp_path / f"x.{suffix}"
+    save = safetensors.torch.save_file if suffix == "safetensors" else torch.save
+    save(teacher.network.state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    with pytest.raises(ValueError, match="cut off, damaged or of another format") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "noise", [b"hello world, this is no checkpoint", b"\x80\x04\x95", b"{}", b"PK\x03\x04" + b"1" * 99]
+)
+def test_a_file_of_something_else(tmp_path, noise):
+    path = tmp_path / "x.bin"
+    path.write_bytes(noise)
+    with pytest.raises(ValueError, match="cut off, damaged or of another format"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.ones(1)], torch.ones(2), {"model": {}}])
+def test_a_file_without_a_state(tmp_path, content):
+    path = tmp_path / "x.pth"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="expected a state dict"):
+        read(path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"weights: expected a checkpoint's file.*nothing\.pth"):
+        create("cifar:resnet8", weights=tmp_path / "nothing.pth")
+    with pytest.raises(FileNotFoundError, match="which is none"):
+        read(tmp_path)
+
+
+def test_another_architecture(teacher, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(teacher.network.state_dict(), path)
+    with pytest.raises(ValueError, match="weights: expected a checkpoint of cifar:resnet14") as caught:
+        create("cifar:resnet14", weights=path)
+    assert "30 of 92 keys missing (layer1.1.conv1.weight, layer1.1.bn1.weight, layer1.1.bn1.bias, ...)" in str(
+        caught.value
+    )
+    with pytest.raises(ValueError, match="5 of 62 keys missing") as caught:
+        create("cifar:resnet8x4", classes=10, weights=path)
+    message = str(caught.value)
+    assert "47 of another shape" not in message
+    assert "of another shape (conv1.weight is [16, 3, 3, 3], not [32, 3, 3, 3]" in message
+    assert "tutelage list models" in message
+    assert "\n" not in message
+    torch.save(create("cifar:resnet14").network.state_dict(), path)
+    with pytest.raises(ValueError, match=r"with 36 unexpected \(layer1\.1\.conv1\.weight"):
+        create("cifar:resnet8", weights=path)
+
+
+def test_another_number_of_classes_says_what_to_type(teacher, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(teacher.network.state_dict(), path)
+    with pytest.raises(ValueError, match=r"fc.weight is \[10, 64\], not \[100, 64\].*10 classes.*100: type classes=10"):
+        create("cifar:resnet8", weights=path)
+
+
+def test_fine_tuning_keeps_the_body_and_replaces_the_head(teacher, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(teacher.network.state_dict(), path)
+    tuned = create("cifar:resnet8", classes=37, weights=path, seed=1)
+    assert tuned.card.classes == 37
+    assert tuned.card.fresh_head
+    body = {k: v for k, v in tuned.network.state_dict().items() if not k.startswith("fc.")}
+    assert same(body, {k: v for k, v in teacher.network.state_dict().items() if not k.startswith("fc.")})
+    assert tuned(torch.rand(2, 3, 32, 32)).shape == (2, 37)
+    tuned, again = (create("cifar:resnet8", classes=37, weights=path, seed=1) for _ in range(2))
+    other = create("cifar:resnet8", classes=37, weights=path, seed=2)
+    assert same(tuned, again)
+    assert not torch.equal(tuned.network.fc.weight, other.network.fc.weight)
+
+
+def test_fingerprint_sees_the_bits_and_nothing_else(teacher):
+    network = teacher.network
+    before = fingerprint(network)
+    assert len(before) == 16
+    assert before == fingerprint(teacher) == fingerprint(network.state_dict())
+    assert before == fingerprint(dict(reversed(network.state_dict().items())))
+    assert before == fingerprint(network.to(memory_format=torch.channels_last))
+    assert not network.layer1[0].conv1.weight.is_contiguous()
+    with torch.no_grad():
+        network.fc.bias[3] = torch.nextafter(network.fc.bias[3], torch.tensor(9.0))
+    assert fingerprint(network) != before
+
+
+def test_fingerprint_sees_names_dtypes_and_shapes():
+    value = torch.zeros(4)
+    states = [
+        {"a": value},
+        {"b": value},
+        {"a": value.reshape(2, 2)},
+        {"a": value.half()},
+        {"a": value.to(torch.bfloat16)},
+        {"a": torch.zeros(4, dtype=torch.int32)},
+        {"a": value[:2], "b": value[:2]},
+        {"a": torch.tensor(0.0)},
+        {"a": torch.zeros(0)},
+        {"a": torch.zeros(4, dtype=torch.bool)},
+    ]
+    assert len({fingerprint(state) for state in states}) == len(states)
+
+
+def test_fingerprint_is_written_down():
+    """A known value: fingerprints in manifests must mean the same in every version."""
+    state = {"b": torch.arange(6, dtype=torch.float32).reshape(2, 3), "a": torch.tensor(3)}
+    import hashlib
+
+    expected = hashlib.sha256(
+        b"a\0torch.int64\0()\0"
+        + np.int64(3).tobytes()
+        + b"b\0torch.float32\0(2, 3)\0"
+        + np.arange(6, dtype="<f4").tobytes()
+    )
+    assert fingerprint(state) == expected.hexdigest()[:16]
+
+
+def test_fingerprint_refuses_extra_state():
+    with pytest.raises(TypeError, match="got dict under 'x'"):
+        fingerprint({"x": {}})
+
+
+def test_parameters_are_counted_once_and_without_buffers():
+    shared = nn.Linear(3, 4)
+    assert parameters(nn.Sequential(shared, nn.BatchNorm1d(4), shared)) == 16 + 8
