@@ -22,7 +22,7 @@ def batches() -> Iterator[Batch]:
 
 
 def fit(distiller: Distiller, teacher: FrozenTeacher | None = None) -> None:
-    """Train a lesson: its parameters are the student's, and the objective's where it has any."""
+    """Train a distiller: its parameters are the student's, and the objective's where it has any."""
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=3e-3)
     steps, step = EPOCHS * -(-TRAINING // BATCH), 0
     for epoch in range(EPOCHS):

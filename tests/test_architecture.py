@@ -1,4 +1,4 @@
-"""The laws of the house, read from the source: who imports whom, and who may name what."""
+"""The rules of the architecture, read from the source: who imports whom, and who may name what."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests._helpers import ROOT
 
 import tutelage
 from tutelage import objectives
@@ -63,7 +64,7 @@ def imports(source: str, *, package: str) -> Iterator[Import]:
             elif isinstance(child, ast.ImportFrom):
                 above = package.split(".")[: len(package.split(".")) - child.level + 1] if child.level else []
                 module = ".".join([*above, *([child.module] if child.module else [])])
-                # `from tutelage import records` means the room, not the package alone.
+                # `from tutelage import records` means the package, not the package alone.
                 names = (f"{module}.{alias.name}" for alias in child.names) if module == "tutelage" else (module,)
                 yield from (Import(name, child.lineno, top) for name in names)
             elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
@@ -76,38 +77,38 @@ def imports(source: str, *, package: str) -> Iterator[Import]:
     yield from walk(ast.parse(source), True)
 
 
-def room_of(module: str) -> str | None:
-    """The room that an imported module lies in; none where it is not ours."""
+def package_of(module: str) -> str | None:
+    """The package that an imported module lies in; none where it is not ours."""
     first, _, rest = module.partition(".")
     if first != "tutelage":
         return None
-    room = rest.partition(".")[0]
-    # A name that is no room, such as `tutelage.distill`, comes from the front door.
-    return room if room in RANK_OF else "__init__"
+    package = rest.partition(".")[0]
+    # A name that is no package, such as `tutelage.distill`, comes from the front door.
+    return package if package in RANK_OF else "__init__"
 
 
-def offences(room: str, source: str, *, package: str = "tutelage") -> list[str]:
-    """What a file of a room imports against the laws."""
+def offences(name: str, source: str, *, package: str = "tutelage") -> list[str]:
+    """What a file of a package imports against the rules."""
     found = []
     for module, line, _ in imports(source, package=package):
-        other = room_of(module)
-        if other is None or other == room:
+        other = package_of(module)
+        if other is None or other == name:
             continue
-        if RANK_OF[other] <= RANK_OF[room]:
-            found.append(f"line {line}: {room} imports {other}, which is not below it")
-        elif room in ON_THE_LOWEST_ALONE and other not in LOWEST:
-            found.append(f"line {line}: {room} imports {other}, which is not of the lowest layer")
+        if RANK_OF[other] <= RANK_OF[name]:
+            found.append(f"line {line}: {name} imports {other}, which is not below it")
+        elif name in ON_THE_LOWEST_ALONE and other not in LOWEST:
+            found.append(f"line {line}: {name} imports {other}, which is not of the lowest layer")
     return found
 
 
-def files(*rooms: str) -> list[Path]:
-    """Every file of some rooms, or of all; a room is a file or a folder."""
-    found = [path for path in sorted(SOURCE.rglob("*.py")) if not rooms or room_at(path) in rooms]
-    assert found or rooms
+def files(*packages: str) -> list[Path]:
+    """Every file of some packages, or of all; a package is a file or a folder."""
+    found = [path for path in sorted(SOURCE.rglob("*.py")) if not packages or package_name(path) in packages]
+    assert found or packages
     return found
 
 
-def room_at(path: Path) -> str:
+def package_name(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
@@ -122,28 +123,97 @@ def name_of(path: Path) -> str:
 every_file = pytest.mark.parametrize("path", files(), ids=name_of)
 
 
-# -------------------------------------------------------------------------------------------------------- the first law
+# The first rule
 
 
-def test_every_room_has_its_place():
+def test_every_package_has_its_place():
     for path in files():
-        assert room_at(path) in RANK_OF, f"{name_of(path)} is a room without a layer: give it one in LAYERS"
+        assert package_name(path) in RANK_OF, f"{name_of(path)} is a package without a layer: give it one in LAYERS"
 
 
-def test_the_rooms_that_were_promised_are_there():
-    assert {room_at(path) for path in files()} >= {
+def test_the_packages_that_were_promised_are_there():
+    assert {package_name(path) for path in files()} >= {
         *("api", "checks", "cli", "config", "data", "kernels", "losses", "models", "modules", "objectives", "records"),
         *("report", "runs", "settings", "studies", "taps", "targets", "teacher_cache", "training", "types", "version"),
     }
 
 
+def printed() -> list[str]:
+    """The layers in five lines, from the top: those packages and files that are there."""
+
+    def shown(name: str) -> str:
+        return f"{name}/" if (SOURCE / name).is_dir() else f"{name}.py"
+
+    there = {package_name(path) for path in files()}
+    rows = [[", ".join(shown(name) for name in row if name in there) for row in layer] for layer in LAYERS]
+    return [f"{len(LAYERS) - k}  {' | '.join(filter(None, layer))}" for k, layer in enumerate(rows)]
+
+
+def test_the_layers_are_those_of_the_page():
+    lines = printed()
+    print(*lines, sep="\n")  # noqa: T201  shown by pytest -s
+    assert "\n".join(lines) in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def module_of(path: Path) -> str:
+    return ".".join(["tutelage", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def imported_modules(source: str, *, package: str, modules: set[str]) -> set[str]:
+    """The modules that a file imports, those that ``from package import module`` means included."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= names & modules or {base}
+    return found & modules
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of modules that import each other, wherever in a file; empty where there is none."""
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        found = next((ring for other in sorted(graph[module]) if (ring := walk(other, [*path, module]))), [])
+        done.add(module)
+        return found
+
+    return next((ring for module in sorted(graph) if (ring := walk(module, []))), [])
+
+
+def test_there_is_no_circle():
+    # A package's __init__ forwards names, and whoever imports one of them means the module that defines it.
+    paths = {module_of(path): path for path in files() if path.name != "__init__.py"}
+    graph = {
+        module: imported_modules(path.read_text(), package=package_at(path), modules=set(paths)) - {module}
+        for module, path in paths.items()
+    }
+    assert circle(graph) == []
+
+
+def test_the_checker_sees_circles():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    source = "def f():\n    from tutelage.data import mixup\nif TYPE_CHECKING:\n    from .loader import Batch"
+    modules = {"tutelage.data.mixup", "tutelage.data.loader"}
+    assert imported_modules(source, package="tutelage.data", modules=modules) == modules
+
+
 @every_file
-def test_rooms_import_down_only(path):
-    assert not offences(room_at(path), path.read_text(), package=package_at(path))
+def test_packages_import_down_only(path):
+    assert not offences(package_name(path), path.read_text(), package=package_at(path))
 
 
 @pytest.mark.parametrize(
-    ("room", "source", "found"),
+    ("package", "source", "found"),
     [
         ("losses", "from tutelage import objectives", ["line 1: losses imports objectives, which is not below it"]),
         ("losses", "import tutelage.objectives.term", ["line 1: losses imports objectives, which is not below it"]),
@@ -199,8 +269,8 @@ def test_rooms_import_down_only(path):
         ("training", "from tutelage import losses, records, targets\nfrom tutelage.modules import Distiller", []),
     ],
 )
-def test_the_checker_sees_what_it_must(room, source, found):
-    assert offences(room, source, package=f"tutelage.{room}") == found
+def test_the_checker_sees_what_it_must(package, source, found):
+    assert offences(package, source, package=f"tutelage.{package}") == found
 
 
 def test_the_checker_knows_what_runs_at_import():
@@ -212,7 +282,7 @@ def test_the_checker_knows_what_runs_at_import():
     assert {module for module, _, _ in imports(source, package="tutelage")} == set("abcdeg")
 
 
-# ---------------------------------------------------------------------------------------------- one door per dependency
+# One importer per dependency
 
 
 def importers(library: str) -> set[str]:
@@ -221,12 +291,12 @@ def importers(library: str) -> set[str]:
         if any(
             module.partition(".")[0] == library for module, _, _ in imports(path.read_text(), package=package_at(path))
         ):
-            found.add(room_at(path))
+            found.add(package_name(path))
     return found
 
 
 @pytest.mark.parametrize(
-    ("library", "rooms"),
+    ("library", "packages"),
     [
         ("accelerate", {"training"}),
         ("timm", {"models"}),
@@ -236,8 +306,8 @@ def importers(library: str) -> set[str]:
         ("typer", {"cli"}),
     ],
 )
-def test_a_library_has_one_door(library, rooms):
-    assert importers(library) == rooms
+def test_a_library_has_one_importer(library, packages):
+    assert importers(library) == packages
 
 
 @pytest.mark.parametrize("library", ["timm", "datasets", "matplotlib"])
@@ -281,7 +351,7 @@ def hooks(source: str) -> list[str]:
 
 @every_file
 def test_hooks_are_in_taps_alone(path):
-    assert room_at(path) == "taps" or not hooks(path.read_text())
+    assert package_name(path) == "taps" or not hooks(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -300,7 +370,7 @@ def test_the_checker_sees_hooks(source):
     assert not hooks("'''register_forward_hook'''\n# register_forward_hook\nregister_buffer('x')")
 
 
-# ------------------------------------------------------------------------------------------------------- the second law
+# The second rule
 
 METHODS = set(objectives.PRESETS) - {"cross_entropy"}
 """Cross-entropy is also what evaluation measures."""
@@ -355,7 +425,7 @@ kl_to_target = distance = weighted = kind = losses.cross_entropy(z, y)
     assert not named(source)
 
 
-# -------------------------------------------------------------------------------------------------------- what is light
+# What is light
 
 
 LIGHT = ("records", "report", "version", "cli", "types", "settings", "images")
@@ -385,7 +455,7 @@ def test_importing_what_is_light_imports_no_torch():
     assert done.stdout.strip() == "[]"
 
 
-# ------------------------------------------------------------------------------------------------------- what is public
+# What is public
 
 
 PUBLIC = [

@@ -29,7 +29,7 @@ from tutelage.cli.app import app
 from tutelage.losses import logits as logits_module
 from tutelage.models import Card
 from tutelage.models.card import JSON_NAMES
-from tutelage.objectives.methods import logits as logit_methods
+from tutelage.objectives.methods import logits as logits_methods
 from tutelage.runs import manifest
 from tutelage.settings import weights as schedules
 from tutelage.settings.data import DataSettings, RandAugment
@@ -489,7 +489,7 @@ def worked(monkeypatch):
     monkeypatch.setattr(losses, "standardised_kd", space["standardised_kd"], raising=False)
     known = dict(objectives.PRESETS)
     objectives.PRESETS.pop("standardised_kd", None)
-    exec(compile(preset, "objectives/methods/logits.py", "exec"), dict(vars(logit_methods)))
+    exec(compile(preset, "objectives/methods/logits.py", "exec"), dict(vars(logits_methods)))
     yield row, preset
     objectives.PRESETS.clear()
     objectives.PRESETS.update(known)
@@ -548,7 +548,7 @@ def test_the_readme_is_short_and_shows_the_report():
     assert "](docs/report.png)" in read("README.md")
 
 
-def test_every_room_is_on_the_page_of_the_house():
+def test_every_package_is_on_the_page_of_the_architecture():
     page = read("docs/architecture.md")
     rooms = {path.name for path in (ROOT / "src" / "tutelage").iterdir() if (path / "__init__.py").exists()}
     rooms |= {path.name for path in (ROOT / "src" / "tutelage").glob("*.py") if path.name != "__init__.py"}
