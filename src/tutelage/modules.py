@@ -1,4 +1,4 @@
-"""One step's forward pass as a module: a student, the bound objective, and a frozen teacher to call beside it."""
+"""One step's forward pass as a module: a student with its bound objective, and the frozen teacher beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tutelage.types import Batch, Loss, Outputs, Progress, Totals
 
 
 class StepOutput(NamedTuple):
-    """What a lesson returns: the loss, and the student's outputs that it was computed from."""
+    """What a distiller returns: the loss, and the student's outputs that it was computed from."""
 
     loss: Loss
     outputs: Outputs
@@ -26,11 +26,11 @@ class Distiller(nn.Module):
 
     Args:
         student: any module that turns ``batch.inputs`` into logits ``(batch, classes)``.
-        objective: what it learns from; bound here, so that nothing is shared between two lessons.
+        objective: what it learns from; bound here, so that nothing is shared between two distillers.
         context: what the objective may know of the run.
 
     Attributes:
-        called: what is called in the student's place: itself, compiled; none for itself.
+        called: the compiled form that is called in place of the student; none to call the student itself.
 
     Example:
         >>> import torch, tutelage
@@ -58,11 +58,11 @@ class Distiller(nn.Module):
         progress: Progress = Progress(),  # noqa: B008
         totals: Totals | None = None,
     ) -> StepOutput:
-        """Run the student on a batch and hold it against the teacher's outputs and the labels.
+        """Run the student on a batch and compute the loss.
 
         Args:
             batch: the samples.
-            teacher: what a teacher says about them; may be none where the objective needs none.
+            teacher: a teacher's outputs for them; may be none where the objective needs none.
             progress: where in the run this is, for scheduled weights.
             totals: what means divide by; by default the counts of this batch.
 
@@ -74,18 +74,18 @@ class Distiller(nn.Module):
             raise TypeError(
                 f"teacher: expected Outputs, got {type(teacher).__name__}; type Outputs(logits), or ask a FrozenTeacher"
             )
-        answer, features = self._taps(self.called or self.student, batch.inputs)
-        outputs = Outputs(_logits(answer, "student"), features)
-        # The features end here: whoever measures a step reads the logits.
+        logits, features = self._taps(self.called or self.student, batch.inputs)
+        outputs = Outputs(_logits(logits, "student"), features)
+        # The features end here: metrics read the logits.
         return StepOutput(self.objective(outputs, teacher, batch, progress, totals), Outputs(outputs.logits))
 
 
 class FrozenTeacher(nn.Module):
-    """A network that answers and never changes: no gradient, in evaluation mode whatever ``train()`` is called with.
+    """A network that never changes: no gradient, and in evaluation mode whatever ``train()`` is called with.
 
     Args:
         network: any module that turns ``batch.inputs`` into logits. Its parameters are frozen in place.
-        names: features that its answers carry (`tutelage.taps`): an objective's ``needs.teacher_taps``.
+        names: features in its outputs (`tutelage.taps`): an objective's ``needs.teacher_taps``.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
@@ -100,9 +100,9 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
-        """Return what the network says about a batch."""
-        answer, features = self._taps(self.network, batch.inputs)
-        return Outputs(_logits(answer, "teacher"), features)
+        """Return the network's outputs for a batch."""
+        logits, features = self._taps(self.network, batch.inputs)
+        return Outputs(_logits(logits, "teacher"), features)
 
 
 def network_context(
@@ -117,20 +117,10 @@ def network_context(
     teacher_logits: Tensor | None = None,
     class_means: Mapping[str, Tensor] = {},
 ) -> BindContext:
-    """Look at a student and a teacher with one forward pass each, and return the context that an objective binds to.
+    """Return the context that an objective binds to, after at most one forward pass of each network.
 
-    A network is called only where the objective reads features of it.
-
-    Args:
-        objective: says which taps.
-        student: the student.
-        teacher: the teacher, or none.
-        inputs: a few samples, as training will give them.
-        samples: as in `BindContext`, like those that follow.
-        classes: number of classes.
-        labels: of the training samples.
-        teacher_logits: the teacher's word on training samples.
-        class_means: of the teacher's features, by tap.
+    A network is called on ``inputs``, a few samples as in training, only where the objective reads features of it. The
+    keyword arguments are those of `BindContext`.
 
     Raises:
         ValueError: a network has no such tap, or changes it in place; the teacher has no head or batch norm where the
@@ -161,10 +151,10 @@ def network_context(
     )
 
 
-def _logits(answer: object, who: str) -> Tensor:
-    if not isinstance(answer, Tensor):
+def _logits(output: object, who: str) -> Tensor:
+    if not isinstance(output, Tensor):
         raise TypeError(
             f"{who}: expected a module that returns logits (batch, classes), got one that returns "
-            f"{type(answer).__name__}; wrap it in a module that takes the logits out"
+            f"{type(output).__name__}; wrap it in a module that takes the logits out"
         )
-    return answer
+    return output

@@ -4,7 +4,7 @@ A tap is written as
 
 - ``layer3.2.relu``: the output of that submodule,
 - ``layer3.2.relu:input``: its first input,
-- ``card:embedding``, ``card:stage.1``, ``card:before.1``: a place that the model's card names: the pooled embedding
+- ``card:embedding``, ``card:stage.1``, ``card:before.1``: a submodule that the model's card names: the pooled embedding
   that the classifier reads, a stage after its activation, a stage before it. Stages are counted from 0, from the last
   by negative numbers.
 """
@@ -23,29 +23,24 @@ from torch import Tensor, nn
 INPUT = ":input"
 CARD = "card:"
 SHOWN = 5
-"""How many near names a message gives."""
+"""Number of similar names in a message."""
 
 
 class Place(NamedTuple):
-    """Where a tap is.
-
-    Attributes:
-        module: the submodule.
-        input: its first input is taken instead of its output.
-    """
+    """Where a tap is: a submodule, and whether its first input is taken instead of its output."""
 
     module: nn.Module
     input: bool
 
 
-class _Heard:
-    """What hooks have heard during one call; none between calls."""
+class _Recorder:
+    """What hooks record during one call; nothing between calls."""
 
     def __init__(self) -> None:
         self.features: dict[str, Tensor] | None = None
         self.versions: dict[str, int] = {}
 
-    def keep(self, name: str, value: object) -> None:
+    def record(self, name: str, value: object) -> None:
         if self.features is None:
             return
         if not isinstance(value, Tensor):
@@ -60,46 +55,36 @@ class _Heard:
 
 @dataclass(frozen=True)
 class _Hook:
-    """A hook as a value: a copy of a network with its listener hears for the copied listener."""
+    """A hook as a value: a copy of a network with its taps records into the copied recorder."""
 
-    heard: _Heard
+    recorder: _Recorder
     name: str
+    input: bool
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
-        self.heard.keep(self.name, output)
-
-
-class _InputHook(_Hook):
-    """A hook on a submodule's first input."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
-        self.heard.keep(self.name, args[0] if args else None)
+        self.recorder.record(self.name, (args[0] if args else None) if self.input else output)
 
 
 class Taps:
     """A network's named features, recorded while it is called through this object.
 
-    A submodule that is called several times in one forward pass gives its last call's value. Activations that work in
-    place are switched to make a new tensor: they would overwrite what was taken. The hooks go when this object goes.
-
-    Args:
-        network: to listen to.
-        names: of taps.
+    A submodule that is called several times in one forward pass gives its last call's value. In-place activations are
+    switched to return a new tensor: they would overwrite a feature. The hooks are removed with this object.
 
     Raises:
-        ValueError: the network has no such place; the message names the nearest ones.
+        ValueError: the network has no such submodule; the message names the nearest ones.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self._names = tuple(dict.fromkeys(names))
-        self.heard = _Heard()
+        self.recorder = _Recorder()
         handles = []
         for name in self._names:
             place = find(network, name)
-            if place.input:
-                handles.append(place.module.register_forward_pre_hook(_InputHook(self.heard, name)))
-            else:
-                handles.append(place.module.register_forward_hook(_Hook(self.heard, name)))
+            module, hook = place.module, _Hook(self.recorder, name, place.input)
+            handles.append(
+                module.register_forward_pre_hook(hook) if place.input else module.register_forward_hook(hook)
+            )
         if self._names:
             for module in network.modules():
                 if getattr(module, "inplace", False) is True:
@@ -107,22 +92,22 @@ class Taps:
         weakref.finalize(self, _remove, handles)
 
     def __call__(self, network: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        """Call the network, or one that calls it in turn; return the answer and the features by tap."""
+        """Call the network, or a module that calls it; return its output and the features by tap."""
         if not self._names:
             return network(inputs), {}
-        self.heard.features = {}
+        self.recorder.features = {}
         try:
-            answer = network(inputs)
-            features = self.heard.features
+            output = network(inputs)
+            features = self.recorder.features
         finally:
-            self.heard.features = None
+            self.recorder.features = None
         for name in self._names:
             if name not in features:
                 raise ValueError(
                     f"tap {name}: expected a submodule that runs in the network's forward pass, got one that does not; "
                     "name another, such as the module that contains it"
                 )
-        return answer, features
+        return output, features
 
 
 def _remove(handles: Sequence[Any]) -> None:
@@ -131,11 +116,7 @@ def _remove(handles: Sequence[Any]) -> None:
 
 
 def find(network: nn.Module, name: str) -> Place:
-    """Find the submodule that a tap means.
-
-    Args:
-        network: a module; where it has a card, the names are those of the network behind its door.
-        name: as this module's first lines tell.
+    """Find the submodule of a tap; where a module has a card, among those of the network inside it.
 
     Raises:
         ValueError: there is none.
@@ -156,7 +137,7 @@ def find(network: nn.Module, name: str) -> Place:
 
 
 def _on_card(card: Any, name: str) -> str:
-    """Return the place that a card gives for ``card:...``."""
+    """Return the path that a card gives for ``card:...``."""
     if card is None:
         raise ValueError(
             f"tap {name}: expected a model with a card, got a bare module; name one of its submodules instead"
@@ -186,9 +167,6 @@ def _on_card(card: Any, name: str) -> str:
 def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Copy weight and bias of a network's last layer: the one that its card names, or else its only linear one.
 
-    Args:
-        network: a module, with a card or without.
-
     Raises:
         ValueError: there is none, it is not linear, or there are several and no card.
     """
@@ -196,7 +174,7 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
     if card is not None:
         modules = dict(getattr(network, "network", network).named_modules())
         # An embedding of fc:input is what the linear layer fc reads.
-        found = modules.get(card.head or (card.embedding or "").removesuffix(INPUT))
+        layer = modules.get(card.head or (card.embedding or "").removesuffix(INPUT))
     else:
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
         if len(linear) > 1:
@@ -204,60 +182,53 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
                 f"teacher: expected a module with one linear layer, or a card that names its head, got {len(linear)} "
                 "linear layers; type tutelage.models.adopt(network, Card(..., head=NAME))"
             )
-        found = next(iter(linear), None)
-    if not isinstance(found, nn.Linear):
+        layer = next(iter(linear), None)
+    if not isinstance(layer, nn.Linear):
         raise ValueError(
             f"teacher: expected a linear last layer of {getattr(card, 'name', type(network).__name__)}, whose weights "
-            f"the objective reads, got {'none' if found is None else type(found).__name__}; "
+            f"the objective reads, got {'none' if layer is None else type(layer).__name__}; "
             "take a teacher that ends in one, or an objective that reads none"
         )
-    return found.weight.detach().clone(), None if found.bias is None else found.bias.detach().clone()
+    return layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
 
 
 def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     """Copy weight and bias of the batch norm whose output is, or is added to, what a tap takes.
 
-    That is the submodule itself where it is a batch norm; the last child of a sequence. For an activation's input it is
-    the module before it in a sequence, and in a block of another kind the last batch norm among the block's own
-    children, so that the residual's counts, not the shortcut's.
-
-    Args:
-        network: a module.
-        name: a tap before an activation, such as ``card:before.1``, or of a batch norm itself.
+    That is the submodule itself where it is a batch norm; the last child of a sequence. For an activation's input, such
+    as ``card:before.1``, it is the module before it in a sequence, and in another block the last batch norm among the
+    block's own children, so that the residual's counts, not the shortcut's.
 
     Raises:
         ValueError: there is no such batch norm, or it has no weights.
     """
     place = find(network, name)
-    found: nn.Module | None = place.module
+    layer: nn.Module | None = place.module
     if place.input:
-        parent = next((one for one in network.modules() if place.module in one.children()), nn.Module())
+        parent = next((m for m in network.modules() if place.module in m.children()), nn.Module())
         siblings = list(parent.children())
         if isinstance(parent, nn.Sequential):
             siblings = siblings[: siblings.index(place.module)][-1:]
-        found = next((module for module in reversed(siblings) if isinstance(module, nn.BatchNorm2d)), None)
-    elif isinstance(found, nn.Sequential) and len(found):
-        found = found[-1]
-    if not isinstance(found, nn.BatchNorm2d) or found.weight is None:
+        layer = next((module for module in reversed(siblings) if isinstance(module, nn.BatchNorm2d)), None)
+    elif isinstance(layer, nn.Sequential) and len(layer):
+        layer = layer[-1]
+    if not isinstance(layer, nn.BatchNorm2d) or layer.weight is None:
         raise ValueError(
             f"tap {name}: expected one of the teacher's behind a BatchNorm2d with weights, before the activation, got "
-            f"{'none there' if found is None else type(found).__name__}; name batch norms of the teacher by "
+            f"{'none there' if layer is None else type(layer).__name__}; name batch norms of the teacher by "
             "norms=[...], one a tap"
         )
-    return found.weight.detach().clone(), found.bias.detach().clone()
+    return layer.weight.detach().clone(), layer.bias.detach().clone()
 
 
 @torch.no_grad()
 def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
     """Call a network once and return each feature's shape, without the batch axis; its mode is as before afterwards.
 
-    Args:
-        network: to look at.
-        names: of taps; with none the network is not called.
-        inputs: a small batch.
+    With no names the network is not called. ``inputs`` is a small batch.
 
     Raises:
-        ValueError: a feature was changed in place after it was taken, so that its values would be another place's.
+        ValueError: a feature was changed in place after it was recorded.
     """
     if not names:
         return {}
@@ -266,14 +237,14 @@ def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> 
     device = next((p.device for p in network.parameters()), inputs.device)
     try:
         taps = Taps(network, names)
-        _, seen = taps(network, inputs.to(device))
+        _, features = taps(network, inputs.to(device))
     finally:
         for module, mode in modes.items():
             module.training = mode
-    for name, value in seen.items():
-        if value._version != taps.heard.versions[name]:
+    for name, value in features.items():
+        if value._version != taps.recorder.versions[name]:
             raise ValueError(
                 f"tap {name}: expected a feature that stays as it is, got one that the network changes in place "
                 "afterwards; name the submodule that contains it, or the next one"
             )
-    return {name: tuple(value.shape[1:]) for name, value in seen.items()}
+    return {name: tuple(value.shape[1:]) for name, value in features.items()}

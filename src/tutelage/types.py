@@ -59,7 +59,7 @@ class Progress(NamedTuple):
 class Totals(NamedTuple):
     """What means divide by: counts over all micro-batches and processes of one optimizer step.
 
-    They are already divided by the number of processes, because gradients are averaged over processes afterwards.
+    They are divided by the number of processes, over which gradients are averaged afterwards.
     """
 
     samples: Tensor
@@ -67,27 +67,17 @@ class Totals(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A loss and where it came from.
-
-    Attributes:
-        total: ``()``, the weighted sum of the terms: what is differentiated.
-        parts: each term's own mean, not weighted, detached, by its name.
-    """
+    """A loss: the weighted sum of the terms, ``()``, and each term's mean by name, not weighted, detached."""
 
     total: Tensor
     parts: dict[str, Tensor]
 
 
 class Projection(NamedTuple):
-    """A student's feature on its way through a learned map onto the shape of a teacher's.
+    """A learned map from a student's tap onto the shape of a teacher's.
 
-    Terms of one preset call that name the same taps and kind share the map.
-
-    Attributes:
-        student: the student's tap.
-        teacher: the teacher's tap.
-        kind: of map, among `tutelage.objectives.projectors.KINDS`.
-        always: map even where the shapes agree.
+    Its ``kind`` is one of `tutelage.objectives.projectors.KINDS`; ``always``: map even where the shapes agree. Terms of
+    one preset call that name the same taps and kind share the map.
     """
 
     student: str

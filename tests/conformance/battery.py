@@ -35,7 +35,7 @@ SAMPLES, CLASSES, BATCH, SIDE = 12, 4, 6, 8
 
 @dataclass(frozen=True)
 class Row:
-    """What is to be known of a preset.
+    """Test parameters of one preset.
 
     Attributes:
         preset: its name.

@@ -51,7 +51,7 @@ COMPOSED = {
 
 
 ELSEWHERE = {"ctkd", "teacher_free_kd"}
-"""Tried in `test_presets_logits`."""
+"""Tried in `methods/test_logit_methods.py`."""
 
 
 def test_every_preset_of_this_family_is_tried():

@@ -12,14 +12,14 @@ import tutelage
 from tutelage import objectives
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Objective, WeightedTerm
-from tutelage.objectives.contrast import Contrast
+from tutelage.objectives.methods.contrastive import CRD
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import NonFiniteError
 from tutelage.training.loop import fit
 from tutelage.types import Batch
 
-CONTRAST = Contrast(negatives=8, temperature=0.07, momentum=0.5, dimension=6, student_tap="1", teacher_tap="1")
+CONTRAST = CRD(negatives=8, temperature=0.07, momentum=0.5, dimension=6, student_taps=("1",), teacher_taps=("1",))
 OBJECTIVE = objectives.cross_entropy() + Objective.of(WeightedTerm("contrast", 0.8, CONTRAST))
 
 

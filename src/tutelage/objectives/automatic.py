@@ -1,4 +1,4 @@
-"""Numbers that are found once, before training, from what the frozen teacher says about training samples.
+"""Numbers that are found once, before training, from the frozen teacher's logits on training samples.
 
 They are rounded to four significant digits: the rest is noise of the samples, and a number in a record is then short
 enough to be typed.
@@ -19,26 +19,22 @@ from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 SHARE = 3.0
 """How large an automatic weight makes a term's gradient at the start, as a multiple of cross-entropy's."""
 FLAT_GAMMA = 0.25
-"""The power whose mean entropy an automatic dial of another mapping has: that of a temperature of 4."""
+"""The power whose mean entropy an automatic gamma of another mapping has: that of a temperature of 4."""
 
 _ROWS = 1024
 _DIGITS = 4
 
 
 def balanced_weight(term: Term, context: BindContext) -> float:
-    """Find the weight that makes a term's gradient `SHARE` times as large as cross-entropy's for an ignorant student.
+    """Find the weight that makes a term's gradient `SHARE` times as large as cross-entropy's for a uniform student.
 
     ``beta = SHARE * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
     ``||q0 - onehot(y)|| = sqrt((K - 1) / K)`` whatever the label; ``g`` is the gradient of a sample's term by the
     student's logits, which for a matching term is ``w * (q0 - p_f)``.
 
-    Args:
-        term: reads the two networks' logits alone.
-        context: with the teacher's logits on training samples.
-
     Raises:
-        ValueError: the teacher's logits are missing or not finite, the term's gradient is 0 on all of them, or the term
-            reads something else.
+        ValueError: the context lacks the teacher's logits or they are not finite, the term's gradient is 0 on all of
+            them, or the term reads something besides logits.
     """
     needs = term.needs
     if needs.labels != "none" or needs.student_taps or needs.teacher_taps or needs.projections:
@@ -60,16 +56,16 @@ def balanced_weight(term: Term, context: BindContext) -> float:
 
 
 def equally_flat(name: str, context: BindContext) -> float:
-    """Find the dial of a mapping at which the transformed teacher is as flat as that of the power at `FLAT_GAMMA`.
+    """Find the gamma of a mapping at which the transformed teacher is as flat as that of the power at `FLAT_GAMMA`.
 
-    As flat means the same mean Shannon entropy; it falls as the dial rises, so the dial is found by bisection.
+    As flat means the same mean Shannon entropy on training samples, which falls as gamma rises: found by bisection.
 
     Args:
         name: of the mapping, one of `targets.TRANSFORMS`.
-        context: with the teacher's logits on training samples.
+        context: with the teacher's logits.
 
     Raises:
-        ValueError: the teacher's logits are missing or not finite, or no dial is flat enough.
+        ValueError: the teacher's logits are missing or not finite, or no gamma is flat enough.
     """
     if name == "power":
         return FLAT_GAMMA
@@ -93,11 +89,7 @@ def equally_flat(name: str, context: BindContext) -> float:
 
 
 def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> float:
-    """Find the mean of a sample weight over training samples.
-
-    Args:
-        weigh: from log-probabilities to weights.
-        context: with the teacher's logits on training samples.
+    """Find the mean over training samples of a sample weight, a function of the teacher's log-probabilities.
 
     Raises:
         ValueError: the teacher's logits are missing or not finite, or the weight is 0 on all of them.
@@ -116,9 +108,9 @@ def _gradient(term: Term, teacher_logits: Tensor) -> Tensor:
     samples = len(teacher_logits)
     batch = Batch(torch.arange(samples), teacher_logits.new_empty((samples, 0)), torch.full((samples,), UNLABELLED))
     with torch.enable_grad():
-        ignorant = torch.zeros_like(teacher_logits, requires_grad=True)
-        values = term(Outputs(ignorant), Outputs(teacher_logits), batch, Progress())
-        return torch.autograd.grad(values.sum(), ignorant)[0]
+        untrained = torch.zeros_like(teacher_logits, requires_grad=True)
+        values = term(Outputs(untrained), Outputs(teacher_logits), batch, Progress())
+        return torch.autograd.grad(values.sum(), untrained)[0]
 
 
 def _mean(of: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
@@ -130,7 +122,7 @@ def _logits(context: BindContext, wanted: str) -> Tensor:
     if logits is None:
         raise ValueError(
             f"context: expected the teacher's logits on training samples for {wanted}, got none; "
-            "type context=Context(teacher_logits=...), or a number in place of auto"
+            "type context=BindContext(teacher_logits=...), or a number in place of auto"
         )
     if logits.ndim != 2 or not len(logits) or not logits.isfinite().all():
         raise ValueError(

@@ -21,11 +21,7 @@ def processes() -> int:
 
 
 def shares(rows: Tensor) -> list[int]:
-    """Return how many rows each process has. The host waits for them.
-
-    Args:
-        rows: this process's, ``(batch, ...)``.
-    """
+    """Return how many rows each process has, given this process's, ``(batch, ...)``. The host waits for them."""
     if processes() == 1:
         return [len(rows)]
     sizes = [torch.empty(1, dtype=torch.int64, device=rows.device) for _ in range(processes())]
@@ -35,30 +31,21 @@ def shares(rows: Tensor) -> list[int]:
 
 @torch.no_grad()
 def constant(rows: Tensor, lengths: list[int]) -> Tensor:
-    """Return all processes' rows, without gradient.
-
-    Args:
-        rows: this process's, ``(batch, ...)``.
-        lengths: what `shares` says.
-    """
+    """Return all processes' rows, without gradient, given this process's and what `shares` returned."""
     if len(lengths) == 1:
         return rows.detach()
     padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
     padded[: len(rows)] = rows
-    everyone = [torch.empty_like(padded) for _ in lengths]
-    distributed.all_gather(everyone, padded)
-    return torch.cat([one[:length] for one, length in zip(everyone, lengths, strict=True)])
+    gathered_rows = [torch.empty_like(padded) for _ in lengths]
+    distributed.all_gather(gathered_rows, padded)
+    return torch.cat([share[:length] for share, length in zip(gathered_rows, lengths, strict=True)])
 
 
 def differentiable(rows: Tensor, lengths: list[int]) -> Tensor:
-    """Return all processes' rows; the gradient of this process's is the sum of what all processes ask of them.
+    """Return all processes' rows; the gradient of this process's is the sum of their gradients in all processes.
 
-    Where each process computes one and the same value of them, that is the number of processes times its gradient. So
-    once DDP has averaged the parameters' gradients over the processes, they are those of the value itself.
-
-    Args:
-        rows: this process's, ``(batch, ...)``.
-        lengths: what `shares` says.
+    Where each process computes the same value of them, that is the number of processes times its gradient. So once DDP
+    has averaged the parameters' gradients over the processes, they are those of the value itself.
     """
     return rows if len(lengths) == 1 else _Gather.apply(rows, lengths)
 
@@ -85,25 +72,20 @@ def gathered(
     student_taps: Collection[str],
     teacher_taps: Collection[str],
 ) -> tuple[Outputs, Outputs | None, Batch]:
-    """Return what the networks say about all processes' samples, and the samples without their inputs.
+    """Return both networks' outputs for all processes' samples, and the samples without their inputs.
 
-    Args:
-        student: its outputs; gradients flow back to each process's own.
-        teacher: its outputs, or none.
-        batch: this process's share.
-        student_taps: features that are sent; others are left out.
-        teacher_taps: likewise.
+    Features at other taps are left out. Gradients of the student's outputs flow back to each process's own.
     """
     lengths = shares(batch.index)
     if len(lengths) == 1:
         return student, teacher, batch
-    ours = Outputs(
+    all_student = Outputs(
         differentiable(student.logits, lengths),
         {tap: differentiable(student.taps[tap], lengths) for tap in student_taps},
     )
-    theirs = teacher and Outputs(
+    all_teacher = teacher and Outputs(
         constant(teacher.logits, lengths), {tap: constant(teacher.taps[tap], lengths) for tap in teacher_taps}
     )
     # Images are the bulk of a batch and no term reads them: in their place is a tensor that has nothing to read.
     empty = batch.inputs.new_empty((sum(lengths), 0))
-    return ours, theirs, Batch(constant(batch.index, lengths), empty, constant(batch.labels, lengths))
+    return all_student, all_teacher, Batch(constant(batch.index, lengths), empty, constant(batch.labels, lengths))

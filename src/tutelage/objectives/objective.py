@@ -8,15 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.objectives.bound import BoundObjective
-from tutelage.objectives.term import (
-    Apply,
-    BindContext,
-    PresetCall,
-    TermSpec,
-    WeightedTerm,
-    joint_needs,
-    named_parts,
-)
+from tutelage.objectives.term import Apply, BindContext, PresetCall, TermSpec, WeightedTerm, joint_needs, named_parts
 from tutelage.settings.objective import ObjectiveSpec, PresetSpec, written
 from tutelage.settings.weights import scaled, weight_to_recipe
 from tutelage.types import Requirements

@@ -1,4 +1,4 @@
-"""Projectors: learned maps from a student's features onto the shape of a teacher's, sized by one dry forward pass."""
+"""Projectors: learned maps from a student's features onto the shape of a teacher's."""
 
 from __future__ import annotations
 

@@ -19,12 +19,7 @@ MLKD_TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
 @preset("Huang et al. 2022, arXiv:2205.10536")
 def dist(
-    *,
-    beta: float = 2.0,
-    gamma: float = 2.0,
-    temperature: float = 4.0,
-    weight: Weight = 1.0,
-    supervised: Weight = 1.0,
+    *, beta: float = 2.0, gamma: float = 2.0, temperature: float = 4.0, weight: Weight = 1.0, supervised: Weight = 1.0
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * (beta * (1 - rho_classes) + gamma * (1 - rho_batch))``.
 
@@ -42,13 +37,7 @@ def dist(
 
 
 @preset("Jin et al. 2023, CVPR, Multi-Level Logit Distillation")
-def mlkd(
-    *,
-    instance: Weight = 4.5,
-    batch: Weight = 4.5,
-    classes: Weight = 4.5,
-    supervised: Weight = 0.1,
-) -> Objective:
+def mlkd(*, instance: Weight = 4.5, batch: Weight = 4.5, classes: Weight = 4.5, supervised: Weight = 0.1) -> Objective:
     """``supervised * CE(y, q) + mean_T(instance * T**2 * KL + batch * ||G_b||**2 / N + classes * ||G_c||**2 / K)``.
 
     The mean is over T = 2, 3, 4, 5 and 6; ``G_b`` and ``G_c`` are the differences of both networks' Gram matrices of

@@ -11,12 +11,7 @@ from tutelage.settings.weights import Weight
 
 
 @preset("Huang and Wang 2017, arXiv:1707.01219")
-def nst(
-    *,
-    weight: Weight = 50.0,
-    student_taps: Names = STAGES,
-    teacher_taps: Names = STAGES,
-) -> Objective:
+def nst(*, weight: Weight = 50.0, student_taps: Names = STAGES, teacher_taps: Names = STAGES) -> Objective:
     """``weight * sum_taps(mean(k(t, t)) + mean(k(s, s)) - 2 * mean(k(s, t)))``, k the squared cosine of two channels.
 
     It carries no cross-entropy. Published settings: CIFAR-100 50, on all stages behind

@@ -31,14 +31,13 @@ from tutelage.types import UNLABELLED, Batch, Requirements
 class OtherClasses(nn.Module):
     """Draws, for each sample of a batch, samples of other classes, from torch's generator of the batch's device.
 
-    They are drawn without replacement, and each sample's apart from the others'; a sample that has fewer others than
-    are asked for gets them with replacement. An unlabelled sample is a class of its own. The order of a sample's
-    negatives is of no meaning.
+    They are drawn without replacement, independently per sample; a sample with fewer than ``count`` others gets them
+    with replacement. An unlabelled sample is a class of its own. The order of a sample's negatives has no meaning.
 
     Args:
         labels: of all samples, ``(samples,)`` int64, -100 where unlabelled; or float ``(samples, classes)``, of which
             the largest counts.
-        count: how many a sample gets.
+        count: negatives per sample.
 
     Raises:
         ValueError: all the samples are of one class.
@@ -68,12 +67,12 @@ class OtherClasses(nn.Module):
         self.size: Tensor
 
     def forward(self, index: Tensor) -> Tensor:
-        """Return ``(batch, count)`` int64 places for samples at ``index``, ``(batch,)``."""
+        """Return ``(batch, count)`` int64 indices for samples at ``index``, ``(batch,)``."""
         start, size = self.start[index, None], self.size[index, None]
         return self._one_by_one(start, size) if index.device.type == "cpu" else self._at_once(start, size)
 
     def _one_by_one(self, start: Tensor, size: Tensor) -> Tensor:
-        """Shuffle a sample's others, a sample at a time: on a CPU this costs least."""
+        """Shuffle each sample's others in turn: the fastest way on a CPU."""
         rows = torch.empty(len(start), self.count, dtype=torch.int64)
         for row, begin, own in zip(rows, start.flatten().tolist(), size.flatten().tolist(), strict=True):
             others = len(self.sorted) - own

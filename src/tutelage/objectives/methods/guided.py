@@ -191,11 +191,7 @@ class NormDirection(FeatureTerm):
 
 @preset("Yang et al. 2021, ICLR")
 def srrl(
-    *,
-    weight: Weight = 1.0,
-    regression: float = 1.0,
-    student_tap: str = "card:stage.-1",
-    teacher_tap: str = EMBEDDING,
+    *, weight: Weight = 1.0, regression: float = 1.0, student_tap: str = "card:stage.-1", teacher_tap: str = EMBEDDING
 ) -> Objective:
     """``weight * (mean((s - t)**2) + regression * mean((h(s) - h(t))**2))``: h is the teacher's head, frozen.
 

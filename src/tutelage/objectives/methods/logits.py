@@ -369,12 +369,7 @@ def transformed_matching(
             ``training`` set, found once.
     """
     match = Matching(
-        gamma=gamma,
-        transform=transform,
-        weight_by=weight_by,
-        weight_of=weight_of,
-        order=order,
-        normalise=normalise,
+        gamma=gamma, transform=transform, weight_by=weight_by, weight_of=weight_of, order=order, normalise=normalise
     )
     return objective_of(supervised_part(supervised), WeightedTerm("transformed_matching", beta, match))
 

@@ -64,11 +64,7 @@ class Correlation(FeatureTerm):
 
 @preset("Park et al. 2019, arXiv:1904.05068")
 def rkd(
-    *,
-    distance: Weight = 25.0,
-    angle: Weight = 50.0,
-    student_tap: str = EMBEDDING,
-    teacher_tap: str = EMBEDDING,
+    *, distance: Weight = 25.0, angle: Weight = 50.0, student_tap: str = EMBEDDING, teacher_tap: str = EMBEDDING
 ) -> Objective:
     """``distance * mean(h(D_s - D_t)) + angle * mean(h(A_s - A_t))``: distances and angles within a batch, h Huber's.
 
@@ -122,11 +118,7 @@ def similarity(
 
 @preset("Peng et al. 2019, arXiv:1904.01802")
 def correlation(
-    *,
-    weight: Weight = 0.02,
-    dimension: int = 128,
-    student_tap: str = EMBEDDING,
-    teacher_tap: str = EMBEDDING,
+    *, weight: Weight = 0.02, dimension: int = 128, student_tap: str = EMBEDDING, teacher_tap: str = EMBEDDING
 ) -> Objective:
     """``weight / (batch - 1) * sum(|e[n]| * |e[n + 1]|)``, e the difference of the two networks' learned embeddings.
 

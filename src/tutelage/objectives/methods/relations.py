@@ -32,11 +32,7 @@ def itrd(*, alpha: float = 1.01, correlation: Weight = 2.0, mutual: Weight = 1.0
 
 @preset("Miles and Mikolajczyk 2024, arXiv:2303.11098")
 def srd(
-    *,
-    weight: Weight = 2.0,
-    exponent: float = 4.0,
-    student_tap: str = EMBEDDING,
-    teacher_tap: str = EMBEDDING,
+    *, weight: Weight = 2.0, exponent: float = 4.0, student_tap: str = EMBEDDING, teacher_tap: str = EMBEDDING
 ) -> Objective:
     """``weight * log(sum_{n,d} |s[n,d] - t[n,d]|**exponent)``: batch-normalised embeddings after a learned linear map.
 

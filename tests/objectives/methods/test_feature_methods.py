@@ -168,10 +168,7 @@ def test_the_paraphraser_learns_from_its_own_error_alone():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (
-            lambda: objectives.attention_transfer(student_taps=("a", "b")),
-            "teacher_taps: expected 2, as many",
-        ),
+        (lambda: objectives.attention_transfer(student_taps=("a", "b")), "teacher_taps: expected 2, as many"),
         (lambda: objectives.attention_transfer(p=1.5), "p: expected a whole number"),
         (lambda: objectives.attention_transfer(distance="l2"), "distance: expected mean_square or norm"),
         (lambda: objectives.vid(variance=0), "variance: expected a finite number above 0"),
@@ -181,10 +178,7 @@ def test_the_paraphraser_learns_from_its_own_error_alone():
         (lambda: objectives.factor_transfer(reconstruction=0), "reconstruction: expected a finite number above 0"),
         (lambda: objectives.factor_transfer(norm=0.5), "norm: expected a number of at least 1"),
         (lambda: objectives.activation_boundary(margin=0), "margin: expected a finite number above 0"),
-        (
-            lambda: objectives.activation_boundary(teacher_taps=("a",)),
-            "teacher_taps: expected 3, as many",
-        ),
+        (lambda: objectives.activation_boundary(teacher_taps=("a",)), "teacher_taps: expected 3, as many"),
         (lambda: objectives.fsp(student_taps="a", teacher_taps="b"), "student_taps: expected at least 2 stages"),
         (lambda: objectives.fsp(pool="max"), "pool: expected average or maximum"),
         (lambda: objectives.kd_svd(k=0), "k: expected at least 1 vector"),
