@@ -1,9 +1,9 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests._helpers import SHARED
 from torch import nn
 
 from tutelage.models import create, parameters
@@ -15,7 +15,8 @@ from tutelage.models.networks.vgg import VGG
 from tutelage.models.networks.wrn import WideResNet
 from tutelage.models.sources.cifar import NETWORKS
 
-VECTORS = SHARED / "conformance" / "cifar_zoo.json"
+VECTORS = Path(__file__).with_name("cifar_zoo.json")
+"""Of each network the parameter count, a published checkpoint's names and shapes, and outputs for drawn weights."""
 
 
 FAMILIES = ("resnet8", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2")
@@ -23,7 +24,7 @@ FAMILIES = ("resnet8", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1
 
 
 def records():
-    return json.loads(VECTORS.read_text()) if VECTORS.exists() else []
+    return json.loads(VECTORS.read_text())
 
 
 def drawn(record, state):
@@ -47,7 +48,6 @@ def drawn(record, state):
     return weights
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason="the shared conformance vectors are not beside the repository")
 def test_every_network_has_a_vector():
     assert {record["name"] for record in records()} == set(NETWORKS)
 
