@@ -33,7 +33,7 @@ def fit(
     resume: Checkpoint | None = None,
     deadline: Deadline | None = None,
 ) -> Iterator[records.Epoch]:
-    """Train a lesson, yielding a record after every epoch.
+    """Train a student, yielding a record after every epoch.
 
     Args:
         distiller: the student with its objective.
