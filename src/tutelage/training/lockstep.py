@@ -126,13 +126,12 @@ class Lockstep:
         state = FitState(
             job.distiller,
             self.teacher if job.asks else None,
-            self.batches,
             job.settings,
             self.accelerator,
-            job.held_out,
-            job.keep,
-            self.stage,
-            job.to_beat,
+            held_out=job.held_out,
+            keep=job.keep,
+            stage=self.stage,
+            to_beat=job.to_beat,
         )
         if job.resume is not None:
             state.restore(job.resume)

@@ -29,7 +29,7 @@ from tutelage.training.state import (
     restore_random,
     under,
 )
-from tutelage.types import Batch, Batches, Outputs, Progress, StatefulTerm, Teacher, Totals
+from tutelage.types import Batch, Outputs, Progress, StatefulTerm, Teacher, Totals
 
 
 class FitState:
@@ -39,9 +39,9 @@ class FitState:
         self,
         distiller: Distiller,
         teacher: Teacher | None,
-        batches: Batches,
         settings: FitSettings,
         accelerator: Accelerator,
+        *,
         held_out: Sequence[EvalSet],
         keep: CheckpointSink | None,
         stage: int,
@@ -53,7 +53,7 @@ class FitState:
                 "its value would change with the micro-batches: type accumulate=1"
             )
         self.device = accelerator.device
-        self.accelerator, self.settings, self.batches = accelerator, settings, batches
+        self.accelerator, self.settings = accelerator, settings
         self.held_out, self.keep, self.stage = held_out, keep, stage
         self.teacher = teacher.to(self.device) if isinstance(teacher, nn.Module) else teacher
         distiller.to(self.device)
