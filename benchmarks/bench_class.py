@@ -15,14 +15,13 @@ Every round times each form once, in turn, after a first one that warms up. Prin
 name it records them with the machine, the versions and n. Weights are random: no time depends on them.
 """
 
-import statistics
 from pathlib import Path
 
 import output
 import torch
 
 from tutelage import data
-from tutelage.benchmark import groups
+from tutelage.benchmark import groups, timing
 from tutelage.data import DataSettings
 
 
@@ -58,7 +57,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     splits = data.open_data(DataSettings(source=arguments.source, label="fine_label", crop_padding=4, flip=True))
     taken = groups.measure(splits, sizes=arguments.students, steps=arguments.steps, rounds=arguments.rounds)
-    median = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    median = timing.medians(taken)
     over = groups.ratios(taken, arguments.students)
     for name, seconds in median.items():
         print(f"{name:<26} {seconds * 1e3:8.1f} ms a step")

@@ -9,8 +9,6 @@ of N. Memory is what is kept for the backward pass, each tensor once, parameters
 ``tutelage list objectives``.
 """
 
-import statistics
-
 import output
 import torch
 
@@ -50,10 +48,10 @@ if __name__ == "__main__":
         (name, tokens): step(overview.default(name), arguments.overrides, tokens=tokens)
         for name, tokens in dict.fromkeys([*(("kd", tokens) for _, tokens in keys), *keys])
     }
-    taken = timing.in_turn({key: step.seconds for key, step in steps.items()}, arguments.rounds)
+    medians = timing.medians(timing.in_turn({key: step.seconds for key, step in steps.items()}, arguments.rounds))
     costs = {}
     for name, tokens in keys:
-        median, base = (statistics.median(taken[key]) for key in ((name, tokens), ("kd", tokens)))
+        median, base = (medians[key] for key in ((name, tokens), ("kd", tokens)))
         memory, least = (steps[key].saved_mb() for key in ((name, tokens), ("kd", tokens)))
         costs[name] = {
             "step_ms": round(1000 * median, 1),

@@ -34,9 +34,9 @@ def sizes(splits, images, pair=steps.PAIRS[0], of=SIZES, *, n, rounds):
 def pairs(splits, images, *, n, rounds):
     """Time the four pairs."""
     rows = []
-    for row in steps.measure(splits, n=n, rounds=rounds):
-        rows.append(row)
-        print(steps.line(row), flush=True)
+    for pair in steps.PAIRS:
+        rows.append(steps.measure_pair(pair, splits, n=n, rounds=rounds))
+        print(steps.line(rows[-1]), flush=True)
     print(steps.means(rows))
     return {
         "n": {"steps": n, "rounds": rounds},

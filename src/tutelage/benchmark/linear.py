@@ -6,7 +6,6 @@ float32, on the processor; forward and backward to hidden states and weights.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypedDict
@@ -26,13 +25,10 @@ class Measured(TypedDict):
 
     tokens: int
     n: int
-    """Steps that the median is of."""
-    median_s: float
-    """Processor seconds of forward and backward."""
+    median_s: float  # processor seconds of forward and backward, of n steps
     loss: float
     gradients_mb: float
-    added_mb: float | None
-    """Peak memory beyond inputs, weights and gradients; none where the system does not tell."""
+    added_mb: float | None  # peak memory beyond inputs, weights and gradients; none where the system does not tell
 
 
 Form = Callable[..., Tensor]
@@ -43,8 +39,7 @@ def _whole(loss: losses.Form) -> Form:
     def form(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             v = teacher_hidden @ teacher_weight.T
-        ce, wttm = loss(hidden @ weight.T, v, labels)
-        return ce.mean() + BETA * wttm.mean()
+        return losses.weighted(*loss(hidden @ weight.T, v, labels))
 
     return form
 
@@ -73,16 +68,11 @@ def _draw(tokens: int, width: int, classes: int) -> list[Tensor]:
 
 def _step(form: Form, inputs: list[Tensor]) -> tuple[float, float, float]:
     """Run forward and backward once; return the processor seconds, the loss and the size of the gradients in MB."""
-    began = time.process_time()
-    total = form(*inputs)
-    total.backward()
-    taken = time.process_time() - began
-    size = 0.0
+    seconds, loss = timing.backward(partial(form, *inputs))
+    size = sum(trained.grad.nbytes / 1e6 for trained in inputs[:2] if trained.grad is not None)
     for trained in inputs[:2]:
-        assert trained.grad is not None
-        size += trained.grad.nbytes / 1e6
         trained.grad = None
-    return taken, total.item(), size
+    return seconds, loss.item(), size
 
 
 def measure(

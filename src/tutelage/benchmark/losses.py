@@ -53,16 +53,10 @@ FORMS: dict[str, Form] = {
 
 
 class Times(NamedTuple):
-    """What the forms took for one shape.
+    """What the forms took for one shape."""
 
-    Attributes:
-        median_s: processor seconds of forward and backward, by form.
-        first_s: wall-clock seconds of each form's first call, compiling included.
-        n: calls that the medians are of.
-    """
-
-    median_s: dict[str, float]
-    first_s: dict[str, float]
+    median_s: dict[str, float]  # processor seconds of forward and backward, of n calls
+    first_s: dict[str, float]  # wall-clock seconds of each form's first call, compiling included
     n: int
 
     def faster(self, name: str) -> float:
@@ -80,15 +74,17 @@ def draw(batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def weighted(ce: Tensor, wttm: Tensor) -> Tensor:
+    """Return the loss that is trained on."""
+    return ce.mean() + BETA * wttm.mean()
+
+
 def step(form: Form, z: Tensor, v: Tensor, labels: Tensor) -> tuple[float, Tensor]:
     """Run forward and backward once; return the processor seconds and the gradient."""
-    began = time.process_time()
-    ce, wttm = form(z, v, labels)
-    (ce.mean() + BETA * wttm.mean()).backward()
-    taken = time.process_time() - began
+    seconds, _ = timing.backward(lambda: weighted(*form(z, v, labels)))
     assert z.grad is not None
     gradient, z.grad = z.grad, None
-    return taken, gradient
+    return seconds, gradient
 
 
 def times(forms: Mapping[str, Form], batch: int, classes: int, *, threads: int = 1) -> Times:
@@ -107,12 +103,11 @@ def times(forms: Mapping[str, Form], batch: int, classes: int, *, threads: int =
             torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-5 * expected.abs().max().item())
             del gradient
         n = next((n for below, n in {10**6: 51, 10**7: 7, 5 * 10**7: 5}.items() if batch * classes < below), 3)
-        steps = {name: partial(_seconds, form, inputs) for name, form in forms.items()}
-        taken = timing.in_turn(steps, n, warm_up=False)
-    return Times({name: statistics.median(seconds) for name, seconds in taken.items()}, first, n)
+        steps = {name: partial(_seconds, form, *inputs) for name, form in forms.items()}
+        return Times(timing.medians(timing.in_turn(steps, n, warm_up=False)), first, n)
 
 
-def _seconds(form: Form, inputs: tuple[Tensor, Tensor, Tensor]) -> float:
+def _seconds(form: Form, *inputs: Tensor) -> float:
     return step(form, *inputs)[0]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tutelage import data, objectives
 from tutelage.benchmark import timing
-from tutelage.benchmark.batches import CachedLogits, FirstBatches, network, random_images
+from tutelage.benchmark.batches import FirstBatches, cached_logits, network, random_images
 from tutelage.benchmark.losses import algorithm1
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
@@ -33,19 +33,12 @@ GAMMA, BETA = 0.25, 4.0
 
 
 class Row(NamedTuple):
-    """Seconds per step of one pair.
-
-    Attributes:
-        pair: teacher and student.
-        reference: of the published procedure.
-        live: of ours with the live teacher, choices by measurement included.
-        recorded: of ours with recorded outputs.
-    """
+    """Seconds per step of one pair."""
 
     pair: str
-    reference: float
-    live: float
-    recorded: float
+    reference: float  # of the published procedure
+    live: float  # of ours with the live teacher, choices by measurement included
+    recorded: float  # of ours with recorded outputs
 
 
 def measure_pair(
@@ -58,29 +51,18 @@ def measure_pair(
     where = accelerator_on(device).device
     teacher, student = pair
     batches = data.BatchLoader(splits.train, batch_size=batch, train=True)
-    live, recorded = FrozenTeacher(network(teacher, where)), CachedLogits(where)
     forms = {
         "reference": _reference(network(teacher, where), network(student, where), splits.train, where, batch, n),
-        "live": _ours(live, network(student, where), batches, device, n),
-        "recorded": _ours(recorded, network(student, where), batches, device, n),
+        "live": _ours(FrozenTeacher(network(teacher, where)), network(student, where), batches, device, n),
+        "recorded": _ours(cached_logits(where), network(student, where), batches, device, n),
     }
-    taken = timing.in_turn(forms, rounds, warm_up=False)
-    return Row("/".join(pair), **{name: statistics.median(seconds) for name, seconds in taken.items()})
-
-
-def measure(
-    splits: data.Splits, *, pairs: Sequence[tuple[str, str]] = PAIRS, device: str = "auto", n: int = 24, rounds: int = 3
-) -> Iterator[Row]:
-    """Time one pair after the other."""
-    for pair in pairs:
-        yield measure_pair(pair, splits, device=device, n=n, rounds=rounds)
+    return Row("/".join(pair), **timing.medians(timing.in_turn(forms, rounds, warm_up=False)))
 
 
 def _ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, device: str, n: int) -> Callable[[], float]:
     """Return what times our loop; what it compiles and measures in its first step does not count: it is done once."""
     distiller = Distiller(student, objectives.wttm(gamma=GAMMA, beta=BETA))
-    batches = FirstBatches(loader, n, whole=True)
-    settings = FitSettings(epochs=240, precision="bf16")
+    batches, settings = FirstBatches(loader, n, whole=True), FitSettings(epochs=240, precision="bf16")
     epochs = fit(distiller, teacher, batches, settings, accelerator=accelerator_on(device))
 
     def seconds() -> float:
@@ -146,10 +128,8 @@ class _Images:
 
 def ratios(rows: list[Row]) -> dict[str, float]:
     """Return geometric means over the pairs: how many times faster than the reference."""
-    return {
-        form: statistics.geometric_mean(row.reference / getattr(row, form) for row in rows)
-        for form in ("live", "recorded")
-    }
+    forms = ("live", "recorded")
+    return {form: statistics.geometric_mean(row.reference / getattr(row, form) for row in rows) for form in forms}
 
 
 def line(row: Row, batch: int = BATCH) -> str:
@@ -171,8 +151,8 @@ def lines(
     pairs: Sequence[tuple[str, str]] = PAIRS, *, device: str = "auto", n: int = 12, rounds: int = 1
 ) -> Iterator[str]:
     """Time the pairs on random images, and yield lines to print."""
-    rows = []
-    for row in measure(random_images(), pairs=pairs, device=device, n=n, rounds=rounds):
-        rows.append(row)
-        yield line(row)
+    rows, splits = [], random_images()
+    for pair in pairs:
+        rows.append(measure_pair(pair, splits, device=device, n=n, rounds=rounds))
+        yield line(rows[-1])
     yield means(rows)
