@@ -14,11 +14,10 @@ from tutelage.studies.schema import (
     Drawing,
     Method,
     Study,
-    method_written_out,
+    merged,
     methods_by_name,
     parse,
     presets_written_out,
-    sections_written_out,
     unknown,
 )
 
@@ -43,8 +42,8 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
             f"{name}: expected no override, got {overrides[0]}: it needs no runs, so there is nothing to override; "
             f"type tutelage study {name}"
         )
-    methods = {key: dict(method_written_out(method)) for key, method in methods_by_name(value["methods"]).items()}
-    long = {**value, "protocol": sections_written_out(value.get("protocol") or {}), "methods": methods}
+    methods = methods_by_name(value["methods"])
+    long = {**value, "protocol": merged(value.get("protocol") or {}), "methods": methods}
     changed = parse(config.override(long, [_full_key(text, methods) for text in overrides]), where=name)
     _refuse_ineffective(plain, changed, name)
     return plain, changed
