@@ -10,7 +10,8 @@ from typing import Any
 from tutelage import config, models, records
 from tutelage.config.schema import Network, Recipe
 from tutelage.data import DataSettings
-from tutelage.studies.plan import FREE, WHERE, Job, StudyRequest, flat, shown
+from tutelage.runs import resume
+from tutelage.studies.plan import Job, StudyRequest, flat, shown
 
 ForeignRuns = Mapping[tuple[str, str], str]
 """By pair and run, as pairs with settings of their own may share a folder: why a run is not the planned one."""
@@ -50,11 +51,10 @@ def differences(request: StudyRequest, job: Job, *, fingerprint: str | None = No
         return []
     recorded = config.parse(Recipe, config.read(folder / records.RECIPE), where=str(folder / records.RECIPE))
     before, now = (dict(flat(_compared(recipe, job.needs))) for recipe in (recorded, job.recipe))
-    ignored = {key.removeprefix("protocol.") for key in FREE | WHERE}
     lines = [
         f"{key} was {shown(before.get(key))}, is {shown(now.get(key))}"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and key not in ignored
+        if before.get(key) != now.get(key) and key not in resume.FREE | resume.WHERE
     ]
     manifest = _manifest(folder)
     data = manifest.get("data", {}).get("fingerprint")
