@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from tutelage import config, data, records
@@ -69,15 +70,11 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     while left := [(recipe, path) for recipe, path in left if not finished(path)]:
         chosen = group_of([recipe for recipe, _ in left], comparison.together)
         group = [left[k] for k in chosen]
-        reporter.say(_announcement([recipe.name for recipe, _ in group], first=count - len(left) + 1, count=count))
+        first, last = count - len(left) + 1, count - len(left) + len(group)
+        which = f"student {first} of {count}" if first == last else f"students {first} to {last} of {count}, together"
+        reporter.say(f"{which}: {', '.join(recipe.name for recipe, _ in group)}")
         left = [run for k, run in enumerate(left) if k not in chosen]
-        recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
-        if recorded is not None:
-            record(recorded, taps=taps, options=options)
-        results = execute_group(group, options=options)
-        for run in results:
-            if isinstance(run, Run):
-                write_report(run.folder)
+        results = train(group, taps, options)
         with folder_lock(folder, wait=True):
             write_report(folder)
         for (recipe, path), result in zip(group, results, strict=True):
@@ -87,6 +84,23 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
                 raise result
     with folder_lock(folder, wait=True):
         return write_report(folder)
+
+
+def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
+    """Train runs in lockstep and write their reports; return for each the run, or why there is none.
+
+    The teacher's outputs are recorded first where they are read; ``taps`` are features that other runs read of them.
+    """
+    from tutelage.report.html import write_report
+
+    recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
+    if recorded is not None:
+        record(recorded, taps=list(taps), options=options)
+    results = execute_group(group, options=options)
+    for run in results:
+        if isinstance(run, Run):
+            write_report(run.folder)
+    return results
 
 
 def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:
@@ -107,29 +121,19 @@ def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, o
     return comparison
 
 
-def _announcement(names: list[str], *, first: int, count: int) -> str:
-    if len(names) == 1:
-        return f"student {first} of {count}: {names[0]}"
-    return f"students {first} to {first + len(names) - 1} of {count}, together: {', '.join(names)}"
-
-
 def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, Recipe]]:
     """Yield each run's entry and recipe, in the order of their execution."""
-    shared = {name: getattr(comparison, name) for name in Recipe.model_fields}
+    settings = {name: getattr(comparison, name) for name in Recipe.model_fields}
     if comparison.training("teacher") is not None:
-        shared["teacher"] = Network(name=str(folder / "teacher"))
+        settings["teacher"] = Network(name=str(folder / "teacher"))
     for k in range(comparison.seeds):
         seed = comparison.seed + k
         data_seed = comparison.data_seed + (0 if comparison.share_data_seed else k)
+        settings |= {"seed": seed, "data_seed": data_seed}
         for name, objective in comparison.objectives.items():
             path = f"{name}-seed{k}"
-            changes = {
-                "name": f"{comparison.name}/{path}",
-                "objective": objective,
-                "seed": seed,
-                "data_seed": data_seed,
-            }
-            recipe = Recipe.model_construct(**{**shared, **changes})
+            settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
+            recipe = Recipe.model_construct(**settings)
             if recipe.outputs is not None:
                 asked = any(one.needs.teacher for one in build_objectives(recipe))
                 recipe = recipe.model_copy(update={"outputs": f"{recipe.outputs}/data{data_seed}" if asked else None})
@@ -138,7 +142,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
 
 def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
     """Yield one run of each objective, to try; a teacher that the comparison trains is one that is still to train."""
-    for _, recipe in list(plan(comparison, folder))[: len(comparison.objectives)]:
+    for _, recipe in islice(plan(comparison, folder), len(comparison.objectives)):
         trained = isinstance(recipe.teacher, Network) and recipe.teacher.name == str(folder / "teacher")
         yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe
 

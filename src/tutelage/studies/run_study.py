@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,14 @@ from pathlib import Path
 
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER
-from tutelage.runs import record_teacher
-from tutelage.runs.group import execute_group, group_of
+from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
-from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
-from tutelage.runs.setup import build_objectives, steps_of
+from tutelage.runs.record_teacher import wanted_taps
+from tutelage.runs.run import DEFAULTS, RunOptions, finished
+from tutelage.runs.setup import steps_of
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Budget, Plan
+from tutelage.studies.compare import train
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
 from tutelage.studies.plan import Job, StudyRequest, cells, deviations, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
@@ -129,7 +131,10 @@ class _StudyRun:
                     busy |= now_busy
                     self.left = [job for job in self.left if job not in group or job.name in now_busy]
             if len(self.left) == before and not self.stopped:
-                if not waiting or self._budget_ends():
+                # Not even another look at a teacher fits in what is left of the budget.
+                left = self.plan.budget.left if waiting and self.plan is not None else math.inf
+                self.stopped = left < budgets.MARGIN + PATIENCE
+                if not waiting or self.stopped:
                     break
                 time.sleep(PATIENCE)
         self._write()
@@ -174,7 +179,7 @@ class _StudyRun:
         """Return the jobs to train in lockstep with the next one, at most a worker's part; teachers are alone."""
         if job.method == TEACHER:
             return [job]
-        others = [
+        ready = [job] + [
             other
             for other in self.left
             if other is not job
@@ -185,7 +190,6 @@ class _StudyRun:
             and not self._waits(other)
             and not self._settled(other)
         ]
-        ready = [job, *others]
         most = min(self.most, -(-len(self.left) // self.workers))
         return [ready[k] for k in group_of([job.recipe for job in ready], most)]
 
@@ -207,60 +211,37 @@ class _StudyRun:
         manifest = records.read_json(path)
         return str((manifest["notes"] or ["failed"])[-1]) if manifest["status"] == "failed" else None
 
-    def _budget_ends(self) -> bool:
-        """Whether the budget ends before there could be another look at a teacher."""
-        if self.plan is not None and self.plan.budget.left < budgets.MARGIN + PATIENCE:
-            self.stopped = True
-        return self.stopped
-
     def _execute(self, group: list[Job]) -> set[str]:
         """Train a group in lockstep; return the names of those that another process is training.
 
         Raises:
             DeadlineExceeded: the budget is used up.
         """
-        from tutelage.report.html import write_report
-
         deadline = budgets.deadline(self.plan, group, self.writing) if self.plan else None
         options = replace(self.options, deadline=deadline)
         names = ", ".join(job.name for job in group)
         self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(group) > 1 else ''}")
-        recorded = next((job for job in group if job.recipe.outputs is not None), None)
+        # What any run left reads from the same recorded outputs, so that the teacher is asked once.
+        outputs = [job.recipe.outputs for job in group if job.recipe.outputs]
+        taps = (tap for job in self.left if job.recipe.outputs in outputs for tap in wanted_taps(job.recipe))
         try:
-            if recorded is not None:
-                taps = self._taps(recorded)
-                record_teacher.record(recorded.recipe, taps=taps, options=options)
-            results: list[Run | Exception] = execute_group(
-                [(job.recipe, self._folder(job.name)) for job in group], options=options
-            )
-            for run in results:
-                if isinstance(run, Run):
-                    write_report(run.folder)
-        except DeadlineExceeded:
-            raise
+            results = train([(job.recipe, self._folder(job.name)) for job in group], taps, options)
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
             results = [error] * len(group)
-        busy = set()
+        busy, stopped = set(), None
         for job, result in zip(group, results, strict=True):
             if isinstance(result, BusyError):
                 busy.add(job.name)
+            elif isinstance(result, DeadlineExceeded):
+                stopped = result
             # Another process may have finished it in the meantime.
-            elif isinstance(result, Exception) and not (
-                isinstance(result, DeadlineExceeded) or finished(self._folder(job.name))
-            ):
+            elif isinstance(result, Exception) and not finished(self._folder(job.name)):
                 self._fail(job, str(result) or type(result).__name__)
-        if stopped := next((result for result in results if isinstance(result, DeadlineExceeded)), None):
+        if stopped:
             raise stopped
         if len(busy) < len(group):
             self._write()
         return busy
-
-    def _taps(self, job: Job) -> list[str]:
-        """The features that any run left reads from the same recorded outputs: the teacher is asked once."""
-        same = (other.recipe for other in self.left if other.recipe.outputs == job.recipe.outputs)
-        return [
-            tap for recipe in same for objective in build_objectives(recipe) for tap in objective.needs.teacher_taps
-        ]
 
     def _fail(self, job: Job, why: str) -> None:
         if job.name not in self.failed:
