@@ -109,9 +109,7 @@ def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, o
     if comparison.precision != "auto":
         return comparison
     planned = [recipe for _, recipe in plan(comparison, folder)]
-    run = next(
-        (one for one in planned if any(objective.needs.teacher for objective in build_objectives(one))), planned[0]
-    )
+    run = max(planned, key=lambda recipe: any(objective.needs.teacher for objective in build_objectives(recipe)))
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
     with torch_settings(run):
         run_inputs = build_inputs(run, trust_code=options.trust_code, splits=splits)

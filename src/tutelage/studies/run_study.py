@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -106,43 +105,34 @@ class _StudyRun:
         )
         self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
         self._write()
-        known_busy: set[str] = set()
-        while self.left and not self.stopped:
-            before, waiting = len(self.left), False
-            busy: set[str] = set()
-            for job in list(self.left):
-                if job not in self.left or job.name in busy:
-                    continue
-                if self._settled(job):
-                    self.left.remove(job)
-                elif self._waits(job):
-                    waiting = True
-                else:
-                    group = self._group(job, busy)
-                    try:
-                        now_busy = self._execute(group)
-                    except DeadlineExceeded as error:
-                        self.reporter.say(f"the budget is used up: {error}")
-                        self.stopped = True
-                        break
-                    for name in sorted(now_busy - known_busy):
-                        self.reporter.say(f"{name} is going on in another process: left to it")
-                    known_busy |= now_busy
-                    busy |= now_busy
-                    self.left = [job for job in self.left if job not in group or job.name in now_busy]
-            if len(self.left) == before and not self.stopped:
-                # Not even another look at a teacher fits in what is left of the budget.
-                left = self.plan.budget.left if waiting and self.plan is not None else math.inf
-                self.stopped = left < budgets.MARGIN + PATIENCE
-                if not waiting or self.stopped:
+        busy, known_busy, before = set[str](), set[str](), len(self.left)
+        while not self.stopped:
+            self.left = [job for job in self.left if not self._settled(job)]
+            ready = [job for job in self.left if job.name not in busy and not self._waits(job)]
+            if ready:
+                try:
+                    busy |= self._execute(self._group(ready))
+                except DeadlineExceeded as error:
+                    self.reporter.say(f"the budget is used up: {error}")
+                    self.stopped = True
+                for name in sorted(busy - known_busy):
+                    self.reporter.say(f"{name} is going on in another process: left to it")
+                known_busy |= busy
+                continue
+            if len(self.left) == before:  # only other processes are at work
+                if all(job.name in busy for job in self.left):
+                    break
+                if self.plan is not None and self.plan.budget.left < budgets.MARGIN + PATIENCE:
+                    self.stopped = True
                     break
                 time.sleep(PATIENCE)
+            busy, before = set(), len(self.left)
         self._write()
         for job in self.requested:
             # A finished run may belong to another teacher by now; it is excluded, and reported.
             if why := self.foreign.get((job.pair, job.name)):
                 self._fail(job, why)
-        if not self.stopped:
+        if self.request.study.figures and not self.stopped:
             self._draw()
         # In the order of the plan, however the runs were grouped.
         return {job.name: self.failed[job.name] for job in self.requested if job.name in self.failed}
@@ -156,11 +146,9 @@ class _StudyRun:
         self.writing = clock() - began
 
     def _draw(self) -> None:
-        """Draw the study's figures from the records, where it has any."""
+        """Draw the study's figures from the records."""
         from tutelage.studies.paper import draw
 
-        if not self.request.study.figures:
-            return
         try:
             with folder_lock(self.request.folder, wait=True):
                 for path in draw(self.request.folder):
@@ -175,23 +163,15 @@ class _StudyRun:
         """Whether a job's teacher is still to be trained."""
         return job.needs is not None and not finished(self._folder(job.needs))
 
-    def _group(self, job: Job, busy: set[str]) -> list[Job]:
-        """Return the jobs to train in lockstep with the next one, at most a worker's part; teachers are alone."""
-        if job.method == TEACHER:
-            return [job]
-        ready = [job] + [
-            other
-            for other in self.left
-            if other is not job
-            and other.method != TEACHER
-            # Inside a budget a pair is finished before the next one begins.
-            and (self.plan is None or other.pair == job.pair)
-            and other.name not in busy
-            and not self._waits(other)
-            and not self._settled(other)
-        ]
+    def _group(self, ready: list[Job]) -> list[Job]:
+        """Return the jobs to train in lockstep with the first, at most a worker's part; teachers are alone."""
+        first = ready[0]
+        if first.method == TEACHER:
+            return [first]
+        # Inside a budget a pair is finished before the next one begins.
+        students = [job for job in ready if job.method != TEACHER and (self.plan is None or job.pair == first.pair)]
         most = min(self.most, -(-len(self.left) // self.workers))
-        return [ready[k] for k in group_of([job.recipe for job in ready], most)]
+        return [students[k] for k in group_of([job.recipe for job in students], most)]
 
     def _settled(self, job: Job) -> bool:
         """Whether a job needs no work: it is finished, or cannot be done."""
