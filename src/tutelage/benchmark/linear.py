@@ -75,12 +75,10 @@ def _step(form: Form, inputs: list[Tensor]) -> tuple[float, float, float]:
     return seconds, loss.item(), size
 
 
-def measure(
-    name: str, tokens: int = TOKENS, *, width: int = WIDTH, classes: int = CLASSES, n: int = 3, threads: int = 1
-) -> Measured:
-    """Measure one form; memory is only accurate in a fresh process, see `timing.in_fresh_process`."""
+def measure(name: str, tokens: int, *, width: int = WIDTH, classes: int = CLASSES, n: int = 3) -> Measured:
+    """Measure one form on one thread; memory is only accurate in a fresh process, see `timing.in_fresh_process`."""
     form = FORMS[name]
-    with timing.threads(threads):
+    with timing.threads(1):
         _step(form, _draw(8, width, min(512, classes)))
         inputs = _draw(tokens, width, classes)
         steps: list[tuple[float, float, float]] = []

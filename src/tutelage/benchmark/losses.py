@@ -87,13 +87,13 @@ def step(form: Form, z: Tensor, v: Tensor, labels: Tensor) -> tuple[float, Tenso
     return seconds, gradient
 
 
-def times(forms: Mapping[str, Form], batch: int, classes: int, *, threads: int = 1) -> Times:
-    """Time forms in turn on one shape, after a first round that warms up and compares their gradients.
+def times(forms: Mapping[str, Form], batch: int, classes: int) -> Times:
+    """Time forms in turn on one shape and one thread, after a first round that warms up and compares their gradients.
 
     Raises:
         AssertionError: a form's gradient is not the first form's.
     """
-    with timing.threads(threads):
+    with timing.threads(1):
         inputs, first, expected = draw(batch, classes), {}, None
         for name, form in forms.items():
             began = time.perf_counter()
@@ -121,9 +121,9 @@ def added_mb(run: Callable[[], Any]) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def memory_mb(form: Form, batch: int, classes: int, *, compiled: bool = False, threads: int = 1) -> float | None:
-    """Return the MB that forward and backward add in this process, only accurate in a fresh one."""
-    with timing.threads(threads):
+def memory_mb(form: Form, batch: int, classes: int, *, compiled: bool = False) -> float | None:
+    """Return the MB that forward and backward add on one thread, only accurate in a fresh process."""
+    with timing.threads(1):
         inputs = draw(batch, classes)
         z, v, labels = (tensor.detach()[:2].clone() for tensor in inputs)
         step(form, z.requires_grad_(), v, labels)  # libraries and threads

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,10 +79,9 @@ def _reference(
     teacher.eval()
     student.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    loader = torch.utils.data.DataLoader(cast(Any, _Images(split)), batch_size=batch, shuffle=True, num_workers=2)
+    loader = torch.utils.data.DataLoader(_Images(split), batch_size=batch, shuffle=True, num_workers=2)
 
     def seconds() -> float:
-        began = 0.0
         stream = iter(loader)
         for i in range(2 + n):
             if i == 2:
@@ -104,7 +103,7 @@ def _reference(
     return seconds
 
 
-class _Images:
+class _Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Images in memory, one at a time through PIL and torchvision's transforms."""
 
     def __init__(self, split: data.Split) -> None:
