@@ -21,7 +21,6 @@ from tutelage.runs import manifest, resume
 from tutelage.runs.run import finished
 from tutelage.runs.setup import build_objectives, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
-from tutelage.settings.objective import ObjectiveSpec
 from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Study, merged, slug, unknown
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -291,26 +290,24 @@ def cells(request: StudyRequest) -> list[Job]:
 def students_of(request: StudyRequest, pair: str, *, existing: bool = False) -> list[Job]:
     """Return the requested runs of a pair's students, seed by seed, with ``existing`` also those that exist already."""
     study = request.study
-    teacher = teacher_of(request, pair)
+    job = teacher_of(request, pair)
+    teacher = job.name if job else None
     students: list[Job] = []
     for name, method in study.methods.items():
         if method.missing:
             continue
         recipe = _recipe(request, pair, name, method, teacher)
-        needs = teacher.name if teacher and recipe.teacher is not None else None
-        seeds: set[int] = set()
+        needs = teacher if recipe.teacher is not None else None
+        seeds = _existing_seeds(request.runs / recipe.name) if existing else set()
         if pair in request.pairs and name in request.methods:
             seeds |= {study.recipe.seed + k for k in range(runs_of(study, name, request.seeds))}
-        if existing:
-            seeds |= _existing_seeds(request.runs / recipe.name)
         for seed in seeds:
             data_seed = study.recipe.data_seed + seed - study.recipe.seed
             changes: dict[str, Any] = {"seed": seed, "data_seed": data_seed, "name": f"{recipe.name}-seed{seed}"}
             if recipe.outputs is not None:
                 changes["outputs"] = f"{recipe.outputs}/{slug(pair.partition('/')[0])}-data{data_seed}"
-            taught_by = teacher.name if teacher else None
             run = recipe.model_copy(update=changes)
-            students.append(Job(recipe=run, pair=pair, method=name, needs=needs, teacher=taught_by))
+            students.append(Job(recipe=run, pair=pair, method=name, needs=needs, teacher=teacher))
     return sorted(students, key=lambda job: job.recipe.seed)
 
 
@@ -321,7 +318,7 @@ def _existing_seeds(stem: Path) -> set[int]:
     return {int(match[1]) for match in matches if match}
 
 
-def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher: Job | None) -> Recipe:
+def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher: str | None) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
     networks = request.study.pairs[pair]
     value = {
@@ -333,7 +330,7 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
     recipe = parse(Recipe, value, where=f"{request.study.name}: {pair}, {name}")
     changes: dict[str, Any]
     if any(one.needs.teacher for one in build_objectives(recipe)):
-        network = Network(name=str(request.runs / teacher.name)) if teacher else networks.teacher
+        network = Network(name=str(request.runs / teacher)) if teacher else networks.teacher
         changes = {"name": f"{request.pool}/{slug(pair)}/{slug(name)}", "teacher": network}
     else:
         # A run without a teacher is the same for all teachers.
@@ -379,7 +376,11 @@ def _scaled(section: Section, factor: float) -> Section:
     """Scale a part of a recipe, as far as it says something of epochs."""
     if factor == 1:
         return section
-    by_key: dict[str, Callable[..., Any]] = {"epochs": _epochs, "schedule": _schedule, "objective": _objective}
+    by_key: dict[str, Callable[..., Any]] = {
+        "epochs": _epochs,
+        "schedule": _schedule,
+        "objective": lambda spec, factor: from_recipe(_scaled_weights(spec.to_recipe(), factor)).spec,
+    }
     values = {key: getattr(section, key) for key in by_key}
     return section.model_copy(update={key: by_key[key](value, factor) for key, value in values.items() if value})
 
@@ -394,10 +395,6 @@ def _schedule(schedule: Constant | Step | MultiStep | Cosine, factor: float) -> 
         # Decays that come together multiply; a milestone is named once, so those that fall on one epoch are one.
         return replace(short, milestones=tuple(sorted({_epochs(m, factor) for m in short.milestones})))
     return replace(short, every=_epochs(short.every, factor)) if isinstance(short, Step) else short
-
-
-def _objective(spec: ObjectiveSpec, factor: float) -> ObjectiveSpec:
-    return from_recipe(_scaled_weights(spec.to_recipe(), factor)).spec
 
 
 def _scaled_weights(objective: Any, factor: float) -> Any:

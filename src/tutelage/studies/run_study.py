@@ -37,29 +37,19 @@ def run_study(
     budget: Budget | None = None,
     show_plan: bool = True,
 ) -> dict[str, str]:
-    """Run a study, or resume it: finished runs are not repeated.
+    """Run a study, or resume it: finished runs are not repeated. Return the runs that failed, and why.
 
-    Students that see the same batches and ask the same teacher, if they ask one, are trained in lockstep: a batch is
-    made and the teacher is asked once for all of them, and each ends in the bits of one trained alone.
+    Students that see the same batches, and ask the same teacher if they ask one, are trained in lockstep, ``together``
+    at most: each ends in the bits of one trained alone. By default it is one where the study compares the methods' time
+    per step and memory, which are measured alone, and else `TOGETHER`.
 
-    Several processes may run one study: each takes the next runs that no other process has, and waits for a teacher
-    that another trains. A run that fails does not stop the others. The study's records, table and report are rewritten
-    after every run or group.
+    Several processes may run one study: each takes the next runs that no other process has, at most its part of what
+    is left by the number of ``workers``, and waits for a teacher that another trains. A run that fails does not stop
+    the others. The study's records, table and report are rewritten after every run or group.
 
-    With a budget the pairs are run in the order of what they take on this machine, and the study stops inside it: the
-    current runs with a checkpoint within their epoch. The same call resumes, here or where the folder was copied to.
-
-    Args:
-        request: what to run.
-        options: of the runs; the deadline of each follows from the budget.
-        together: students at most that are trained in lockstep; by default one where the study compares the methods'
-            time per step and memory, which are measured alone, and else `TOGETHER`.
-        workers: processes that share the work; each takes at most its part of what is left at a time.
-        budget: the time for it; none for no limit.
-        show_plan: show what each pair takes and what fits in the budget.
-
-    Returns:
-        The runs that failed, and why.
+    With a budget the pairs are run in the order of what they take on this machine, which ``show_plan`` shows, and the
+    study stops inside it: the current runs with a checkpoint within their epoch. The same call resumes, here or where
+    the folder was copied to.
 
     Raises:
         RecipeError: the data cannot be read, or two runs that differ would share a folder.
@@ -229,8 +219,8 @@ class _StudyRun:
             self.reporter.say(f"failed: {job.name}: {why}")
 
 
-def write(request: StudyRequest, foreign: ForeignRuns) -> Path:
-    """Write a study's records, table and report from its runs without the foreign ones; return the report's path."""
+def write(request: StudyRequest, foreign: ForeignRuns) -> None:
+    """Write a study's records, table and report from its runs without the foreign ones."""
     from tutelage.studies.report import write_report
     from tutelage.studies.study_table import write_tables
 
@@ -240,7 +230,7 @@ def write(request: StudyRequest, foreign: ForeignRuns) -> Path:
     with folder_lock(folder, wait=True):
         records.write_json(folder / records.STUDY, record(request, shown))
         write_tables(folder)
-        return write_report(folder)
+        write_report(folder)
 
 
 def record(request: StudyRequest, shown: Sequence[Job]) -> records.Study:

@@ -103,6 +103,10 @@ def _without_weights(name: str) -> bool:
     return source in ("cifar", "mlp") or (source in ("timm", "torchvision") and "." not in model)
 
 
+def _preset_mapping(entry: Any) -> Any:
+    return {entry: {}} if isinstance(entry, str) else copy.deepcopy(entry)
+
+
 class Method(_Section):
     """One way to train the students."""
 
@@ -112,10 +116,7 @@ class Method(_Section):
     seeds: int | None = Field(None, ge=1)
     published: dict[str, ValueField] = {}
 
-    @field_validator("objective")
-    @classmethod
-    def _objective_is_written_out(cls, value: Any) -> Any:
-        return _preset_mapping(value)
+    _objective_is_written_out = field_validator("objective")(_preset_mapping)
 
     @property
     def presets(self) -> list[str]:
@@ -145,10 +146,6 @@ class Method(_Section):
         return objectives.from_recipe(self.entry(pair))
 
 
-def _preset_mapping(entry: Any) -> Any:
-    return {entry: {}} if isinstance(entry, str) else copy.deepcopy(entry)
-
-
 def presets_written_out(objective: Any) -> list[Any]:
     """Return copies of an objective's presets, each as a mapping."""
     return [_preset_mapping(entry) for entry in (objective if isinstance(objective, list | tuple) else [objective])]
@@ -157,6 +154,29 @@ def presets_written_out(objective: Any) -> list[Any]:
 def _presets(objective: Any) -> list[str]:
     mappings = [entry for entry in presets_written_out(objective) if isinstance(entry, Mapping)]
     return [str(name) for mapping in mappings for name in mapping if name not in records.BESIDE]
+
+
+def methods_by_name(value: Any) -> Any:
+    """Read a list of presets as a mapping, each under its own name, and write out every method.
+
+    Anything but a method's long form, which has an ``objective``, is an objective.
+    """
+    if isinstance(value, list | tuple):
+        names = [next(iter(_presets(entry)), "") for entry in value]
+        if len(set(names)) < len(names) or "" in names or any(isinstance(entry, list) for entry in value):
+            raise ValueError(
+                "expected a list of presets, each once, or a mapping of names to objectives, got "
+                f"{messages.shown(value)}; type methods: {{NAME: {{PRESET: {{...}}}}}}"
+            )
+        value = dict(zip(names, value, strict=True))
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: method
+        if isinstance(method, Mapping) and set(method) & set(Method.model_fields)
+        else {"objective": _preset_mapping(str(name) if method is None else method)}
+        for name, method in value.items()
+    }
 
 
 class Study(_Section):
@@ -212,10 +232,7 @@ class Study(_Section):
         _refuse([*lines, *_same_folder("pairs", value), *_wrong_settings("pairs", value, info)])
         return value
 
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _methods_are_named(cls, value: Any) -> Any:
-        return methods_by_name(value)
+    _methods_are_named = field_validator("methods", mode="before")(methods_by_name)
 
     @field_validator("methods")
     @classmethod
@@ -342,7 +359,7 @@ def unknown(expected: str, name: str, known: Sequence[str]) -> str:
     return f"expected {expected} ({', '.join(known)}), got {name!r}; {hint}"
 
 
-# Layers of settings, and short forms
+# Layers of settings
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,29 +384,6 @@ def _over(old: Any, new: Any, kind: str | None = None) -> Any:
     if kind is not None and new.get("name") not in (None, old.get("name", kind)):
         return new
     return {**old, **{key: _over(old.get(key), value) for key, value in new.items()}}
-
-
-def methods_by_name(value: Any) -> Any:
-    """Read a list of presets as a mapping, each under its own name, and write out every method.
-
-    Anything but a method's long form, which has an ``objective``, is an objective.
-    """
-    if isinstance(value, list | tuple):
-        names = [next(iter(_presets(entry)), "") for entry in value]
-        if len(set(names)) < len(names) or "" in names or any(isinstance(entry, list) for entry in value):
-            raise ValueError(
-                "expected a list of presets, each once, or a mapping of names to objectives, got "
-                f"{messages.shown(value)}; type methods: {{NAME: {{PRESET: {{...}}}}}}"
-            )
-        value = dict(zip(names, value, strict=True))
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        name: method
-        if isinstance(method, Mapping) and set(method) & set(Method.model_fields)
-        else {"objective": _preset_mapping(str(name) if method is None else method)}
-        for name, method in value.items()
-    }
 
 
 def parse(value: Mapping[str, Any], *, where: str = "study") -> Study:
