@@ -99,12 +99,10 @@ def ratios(taken: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> Ratios
     return Ratios(parts, runs)
 
 
-def lines(
-    sizes: Sequence[int] = (1, 8), *, steps: int = 4, rounds: int = 3, device: str = "auto", pair: Pair = PAIR
-) -> Iterator[str]:
+def lines(sizes: Sequence[int] = (1, 8), *, steps: int = 4, rounds: int = 3, pair: Pair = PAIR) -> Iterator[str]:
     """Time groups on one thread and random images, and yield lines to print."""
     with timing.threads(1):
-        taken = measure(random_images(), sizes=sizes, steps=steps, rounds=rounds, device=device, pair=pair)
+        taken = measure(random_images(), sizes=sizes, steps=steps, rounds=rounds, device="auto", pair=pair)
     median = timing.medians(taken)
     yield (
         f"teacher alone {median[ALONE] * 1e3:.1f} ms  a student apart {median[APART] * 1e3:.1f} ms  "

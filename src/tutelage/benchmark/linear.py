@@ -17,7 +17,7 @@ from tutelage import kernels
 from tutelage.benchmark import losses, timing
 from tutelage.benchmark.losses import BETA, GAMMA, KERNELS, REFERENCE
 
-WIDTH, CLASSES, TOKENS = 1024, 128_256, 4096
+WIDTH, CLASSES = 1024, 128_256
 
 
 class Measured(TypedDict):

@@ -98,10 +98,10 @@ def _now() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def lines(samples: int = 2048, *, rounds: int = 5, device: str = "auto", pair: tuple[str, str] = PAIR) -> Iterator[str]:
+def lines(samples: int = 2048, *, rounds: int = 5, pair: tuple[str, str] = PAIR) -> Iterator[str]:
     """Time recording of random images' outputs in bfloat16, and yield lines to print."""
     cpu = torch.device("cpu")
-    recipe = recipe_of(precision="bf16", device=device)
+    recipe = recipe_of(precision="bf16", device="auto")
     run_inputs = RunInputs(
         splits=random_images(samples),
         student=network(pair[1], cpu),

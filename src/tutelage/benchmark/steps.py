@@ -41,29 +41,27 @@ class Row(NamedTuple):
     recorded: float  # of ours with recorded outputs
 
 
-def measure_pair(
-    pair: tuple[str, str], splits: data.Splits, *, batch: int = BATCH, device: str = "auto", n: int, rounds: int
-) -> Row:
+def measure_pair(pair: tuple[str, str], splits: data.Splits, *, batch: int = BATCH, n: int, rounds: int) -> Row:
     """Time ``n`` steps of one pair by the published procedure and by ours, in turn; return the medians of the rounds.
 
     The images are 32x32, of 100 classes.
     """
-    where = accelerator_on(device).device
+    device = accelerator_on("auto").device
     teacher, student = pair
     batches = data.BatchLoader(splits.train, batch_size=batch, train=True)
     forms = {
-        "reference": _reference(network(teacher, where), network(student, where), splits.train, where, batch, n),
-        "live": _ours(FrozenTeacher(network(teacher, where)), network(student, where), batches, device, n),
-        "recorded": _ours(cached_logits(where), network(student, where), batches, device, n),
+        "reference": _reference(network(teacher, device), network(student, device), splits.train, device, batch, n),
+        "live": _ours(FrozenTeacher(network(teacher, device)), network(student, device), batches, n),
+        "recorded": _ours(cached_logits(device), network(student, device), batches, n),
     }
     return Row("/".join(pair), **timing.medians(timing.in_turn(forms, rounds, warm_up=False)))
 
 
-def _ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, device: str, n: int) -> Callable[[], float]:
+def _ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, n: int) -> Callable[[], float]:
     """Return what times our loop; what it compiles and measures in its first step does not count: it is done once."""
     distiller = Distiller(student, objectives.wttm(gamma=GAMMA, beta=BETA))
     batches, settings = FirstBatches(loader, n, whole=True), FitSettings(epochs=240, precision="bf16")
-    epochs = fit(distiller, teacher, batches, settings, accelerator=accelerator_on(device))
+    epochs = fit(distiller, teacher, batches, settings, accelerator=accelerator_on("auto"))
 
     def seconds() -> float:
         next(epochs)
@@ -146,12 +144,10 @@ def means(rows: list[Row]) -> str:
     return f"geometric means of {len(rows)}: live {mean['live']:.2f}x, recorded {mean['recorded']:.2f}x as fast"
 
 
-def lines(
-    pairs: Sequence[tuple[str, str]] = PAIRS, *, device: str = "auto", n: int = 12, rounds: int = 1
-) -> Iterator[str]:
+def lines(pairs: Sequence[tuple[str, str]] = PAIRS, *, n: int = 12, rounds: int = 1) -> Iterator[str]:
     """Time the pairs on random images, and yield lines to print."""
     rows, splits = [], random_images()
     for pair in pairs:
-        rows.append(measure_pair(pair, splits, device=device, n=n, rounds=rounds))
+        rows.append(measure_pair(pair, splits, n=n, rounds=rounds))
         yield line(rows[-1])
     yield means(rows)

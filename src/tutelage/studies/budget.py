@@ -52,13 +52,10 @@ class Budget(NamedTuple):
 
 
 def begin(typed: str | None, began: float, until: float | None = None) -> Budget | None:
-    """Return the budget that is typed for a command; none where it has no limit.
+    """Return the budget that is typed for a command, as `read` takes it; none where it has no limit.
 
     ``began`` is a moment of the monotonic clock; ``until`` a worker's end by the time of day, as monotonic clocks
     differ between processes.
-
-    Raises:
-        RecipeError: it is no time, has no unit, or is 0.
     """
     if typed is None:
         return None
@@ -128,11 +125,6 @@ class Cost:
     def seconds(self) -> float:
         """All of it; the student is evaluated once more at the end."""
         return self.start + self.record + self.steps * self.step + (self.epochs + 1) * self.evaluation
-
-    @property
-    def stretch(self) -> float:
-        """Seconds until the run has made progress that is worth saving."""
-        return self.start + min(self.steps, STRETCH) * self.step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,10 +347,10 @@ def _order(
 
 def _cost(request: StudyRequest, job: Job, times: Times, recorded: float | None, stores: set[str]) -> Cost:
     """Return what is left of a run; ``stores`` gets the recorded outputs that it is the first to need."""
-    recipe, fits = job.recipe, job.recipe.fits()
+    recipe = job.recipe
     steps = steps_of(recipe, times.samples)
     left = max(steps - _done(request.runs / job.name, recipe, times.samples), 0)
-    epochs = sum(fit.settings.epochs for fit in fits)
+    epochs = sum(fit.settings.epochs for fit in recipe.fits())
     asks = any(objective.needs.teacher for objective in build_objectives(recipe))
     teacher_eval = times.teacher_eval_s or 0.0
     record = 0.0
@@ -403,7 +395,7 @@ def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
     reserved = MARGIN + (1 + plan.workers) * writing + sum(cost.step for cost in costs)
     evaluation = sum(cost.evaluation for cost in costs)
     stop = Deadline(plan.budget.ends - reserved, evaluation=evaluation, clock=plan.budget.clock)
-    stop.check(together[0].name, sum(cost.stretch for cost in costs))
+    stop.check(together[0].name, sum(cost.start + min(cost.steps, STRETCH) * cost.step for cost in costs))
     return stop
 
 
