@@ -20,18 +20,14 @@ from tutelage.runs.setup import build_inputs, build_objectives, steps_of, torch_
 
 
 def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:
-    """Run a comparison in a folder, or resume it: finished runs are not repeated.
+    """Run a comparison in a folder, or resume it: finished runs are not repeated. Return the path of the report.
 
-    The students of one data seed are trained in lockstep, ``together`` at most: a batch is made and the teacher is
-    asked once for all of them, and each ends in the bits of one trained alone. Several processes may run one
-    comparison: each takes the next runs that no other process has. Where ``outputs`` names a folder, the teacher is
-    asked once for all the runs of a data seed.
+    The students of one data seed are trained in lockstep, ``together`` at most, and each ends in the bits of one
+    trained alone. Several processes may run one comparison: each takes the next runs that no other process has. Where
+    ``outputs`` names a folder, the teacher is asked once for all the runs of a data seed.
 
     Seeds are the outer loop, so that an interrupted comparison has whole rows. From one seed to the next both seeds
     differ: initialisation, and order and views; with ``share_data_seed`` the initialisation alone.
-
-    Returns:
-        The path of the report.
 
     Raises:
         RecipeError: the folder holds another comparison, or something in the recipe does not fit.

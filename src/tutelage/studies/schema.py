@@ -183,9 +183,7 @@ class Study(_Section):
     """A grid of runs."""
 
     name: str = Field(
-        pattern=f"^{_PART}$",
-        description="a folder's name of letters, digits, `.`, `_` and `-`",
-        examples=["my-study"],
+        pattern=f"^{_PART}$", description="a folder's name of letters, digits, `.`, `_` and `-`", examples=["my-study"]
     )
     title: str = ""
     source: str = ""

@@ -10,16 +10,7 @@ from typing import Any
 from tutelage import config
 from tutelage.config import messages
 from tutelage.config.schema import RecipeError
-from tutelage.studies.schema import (
-    Drawing,
-    Method,
-    Study,
-    merged,
-    methods_by_name,
-    parse,
-    presets_written_out,
-    unknown,
-)
+from tutelage.studies.schema import Drawing, Method, Study, merged, methods_by_name, parse, presets_written_out, unknown
 
 PUBLISHED = Path(__file__).parent / "published"
 
@@ -71,8 +62,9 @@ def _refuse_ineffective(plain: Study, changed: Study, where: str) -> None:
                 if old != new:
                     text = (
                         f"{where}: methods.{name}.objective.{preset}.{key}: expected none where a pair has its own, "
-                        f"got {messages.shown(new)}, and {pair} has {messages.shown(presets[preset][key])}; type "
-                        f"methods.{name}.pairs.{pair}.{preset}.{key}={messages.shown(new)}, and the like for other pairs"
+                        f"got {messages.shown(new)}, and {pair} has {messages.shown(presets[preset][key])}; "
+                        f"type methods.{name}.pairs.{pair}.{preset}.{key}={messages.shown(new)}, and the like for "
+                        "other pairs"
                     )
                     lines.setdefault((name, preset, key), text)
     if lines:
