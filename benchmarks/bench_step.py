@@ -47,14 +47,14 @@ def pairs(splits, images, *, n, rounds):
 
 
 def plot(result):
-    found = output.part(result, "batches", f"python benchmarks/bench_step.py --batches --write {result}")
-    rows = found["seconds_a_step"]
+    record = output.part(result, "batches", f"python benchmarks/bench_step.py --batches --write {result}")
+    rows = record["seconds_a_step"]
     with output.figure(result) as axis:
         for name, label in FORMS.items():
             axis.plot([row["batch"] for row in rows], [row["batch"] / row[name] for row in rows], "o-", label=label)
         axis.set_xscale("log", base=2)
         axis.set_xticks([row["batch"] for row in rows], labels=[str(row["batch"]) for row in rows])
-        axis.set(xlabel="batch", ylabel="images a second", title=found["pair"], ylim=(0, None))
+        axis.set(xlabel="batch", ylabel="images a second", title=record["pair"], ylim=(0, None))
         axis.legend()
 
 

@@ -139,7 +139,7 @@ def test_a_run_that_fails_is_reported_after_those_beside_it_are_done(tmp_path, m
 def test_a_run_of_another_process_is_left_to_it(tmp_path):
     with folder_lock(tmp_path / "kd-seed0"):
         lines = do(tmp_path, seeds=1)
-    assert "few/kd-seed0 is going on in another process: left to it" in lines
+    assert "few/kd-seed0 is running in another process: left to it" in lines
     assert set(weights(tmp_path)) == {"ce-seed0", "wttm-seed0"}
 
 

@@ -301,7 +301,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, without_report
         fcntl.flock(file, fcntl.LOCK_EX)
         failed, request, lines = do(tmp_path)
     assert failed == {}
-    assert "grid/students/narrow-cross_entropy-seed0 is going on in another process: left to it" in lines
+    assert "grid/students/narrow-cross_entropy-seed0 is running in another process: left to it" in lines
     assert table(request)["wide/narrow", "kd"]["n"] == 1
     assert not (folder / records.STUDENT).exists()
     do(tmp_path)

@@ -57,21 +57,22 @@ FORMS: dict[str, Form] = {
 
 def _draw(tokens: int, width: int, classes: int) -> list[Tensor]:
     """Return what a form takes; the student's hidden states and weight take gradients."""
-    drawn = torch.Generator().manual_seed(0)
-    layers = [torch.randn(*shape, generator=drawn) for _ in range(2) for shape in ((tokens, width), (classes, width))]
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((tokens, width), (classes, width)) * 2
+    layers = [torch.randn(*shape, generator=generator) for shape in shapes]
     for weight in layers[1::2]:
         weight.mul_(3 / width**0.5)
-    for trained in layers[:2]:
-        trained.requires_grad_()
-    return [*layers, torch.randint(classes, (tokens,), generator=drawn)]
+    for tensor in layers[:2]:
+        tensor.requires_grad_()
+    return [*layers, torch.randint(classes, (tokens,), generator=generator)]
 
 
 def _step(form: Form, inputs: list[Tensor]) -> tuple[float, float, float]:
     """Run forward and backward once; return the processor seconds, the loss and the size of the gradients in MB."""
     seconds, loss = timing.backward(partial(form, *inputs))
-    size = sum(trained.grad.nbytes / 1e6 for trained in inputs[:2] if trained.grad is not None)
-    for trained in inputs[:2]:
-        trained.grad = None
+    size = sum(tensor.grad.nbytes / 1e6 for tensor in inputs[:2] if tensor.grad is not None)
+    for tensor in inputs[:2]:
+        tensor.grad = None
     return seconds, loss.item(), size
 
 
@@ -98,8 +99,8 @@ def measure(name: str, tokens: int, *, width: int = WIDTH, classes: int = CLASSE
 def lines(tokens: int = 1024, *, width: int = WIDTH, classes: int = CLASSES, n: int = 2) -> Iterator[str]:
     """Measure the kernels, and yield lines to print."""
     # The reference needs two weights and a gradient, and nine times the logits.
-    if lack := timing.lacking_memory(4e-6 * (3 * classes * width + 9 * tokens * classes)):
-        yield lack
+    if shortage := timing.lacking_memory(4e-6 * (3 * classes * width + 9 * tokens * classes)):
+        yield shortage
         return
     ours, reference = (
         timing.in_fresh_process(partial(measure, name, tokens, width=width, classes=classes, n=n))

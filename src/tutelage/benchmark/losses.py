@@ -137,15 +137,15 @@ def lines(shapes: Sequence[tuple[int, int]] = TARGET) -> Iterator[str]:
     compared, faster = {name: FORMS[name] for name in (KERNELS, REFERENCE)}, []
     for batch, classes in shapes:
         shape = f"{batch} x {classes}"
-        if lack := timing.lacking_memory(NEEDED * batch * classes * 4e-6):
-            yield f"{shape:<14} {lack}"
+        if shortage := timing.lacking_memory(NEEDED * batch * classes * 4e-6):
+            yield f"{shape:<14} {shortage}"
             continue
-        taken = timing.in_fresh_process(times, compared, batch, classes)
-        faster.append(taken.faster(KERNELS))
-        ours, reference = (taken.median_s[name] * 1e3 for name in compared)
+        measured = timing.in_fresh_process(times, compared, batch, classes)
+        faster.append(measured.faster(KERNELS))
+        ours, reference = (measured.median_s[name] * 1e3 for name in compared)
         yield (
             f"{shape:<14} kernels {ours:8.2f} ms  reference {reference:8.2f} ms  {faster[-1]:.2f}x as fast  "
-            f"(median of {taken.n})"
+            f"(median of {measured.n})"
         )
     if faster:
         yield f"geometric mean of {len(faster)} of {len(shapes)}: {statistics.geometric_mean(faster):.2f}x as fast"

@@ -75,7 +75,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
             write_report(folder)
         for (recipe, path), result in zip(group, results, strict=True):
             if isinstance(result, BusyError):
-                reporter.say(f"{recipe.name} is going on in another process: left to it")
+                reporter.say(f"{recipe.name} is running in another process: left to it")
             elif isinstance(result, Exception) and not finished(path):  # another process may have finished it
                 raise result
     with folder_lock(folder, wait=True):
@@ -129,7 +129,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
             settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
             recipe = Recipe.model_construct(**settings)
             if recipe.outputs is not None:
-                asked = any(one.needs.teacher for one in build_objectives(recipe))
+                asked = any(objective.needs.teacher for objective in build_objectives(recipe))
                 recipe = recipe.model_copy(update={"outputs": f"{recipe.outputs}/data{data_seed}" if asked else None})
             yield {"folder": path, "objective": name, "seed": seed}, recipe
 
@@ -152,7 +152,9 @@ def _refuse_another(comparison: Comparison, folder: Path) -> None:
         fixed = [name for name in Comparison.model_fields if name not in free]
         differs = [name for name in fixed if getattr(then, name) != getattr(comparison, name)]
         differs += [
-            f"objectives.{name}" for name, o in then.objectives.items() if comparison.objectives.get(name, o) != o
+            f"objectives.{name}"
+            for name, spec in then.objectives.items()
+            if comparison.objectives.get(name, spec) != spec
         ]
         if differs:
             raise RecipeError(

@@ -329,7 +329,7 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
     }
     recipe = parse(Recipe, value, where=f"{request.study.name}: {pair}, {name}")
     changes: dict[str, Any]
-    if any(one.needs.teacher for one in build_objectives(recipe)):
+    if any(objective.needs.teacher for objective in build_objectives(recipe)):
         network = Network(name=str(request.runs / teacher)) if teacher else networks.teacher
         changes = {"name": f"{request.pool}/{slug(pair)}/{slug(name)}", "teacher": network}
     else:

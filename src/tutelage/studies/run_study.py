@@ -106,7 +106,7 @@ class _StudyRun:
                     self.reporter.say(f"the budget is used up: {error}")
                     self.stopped = True
                 for name in sorted(busy - known_busy):
-                    self.reporter.say(f"{name} is going on in another process: left to it")
+                    self.reporter.say(f"{name} is running in another process: left to it")
                 known_busy |= busy
                 continue
             if len(self.left) == before:  # only other processes are at work
