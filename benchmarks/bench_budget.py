@@ -1,4 +1,4 @@
-"""Prove `tutelage study --budget`: kill it once with SIGKILL, copy its folder, go on there, and stop inside the budget.
+"""Prove `tutelage study --budget`: kill it with SIGKILL, copy its folder, resume there, and stop inside the budget.
 
     python benchmarks/bench_budget.py --budget 20m --kill-after 6m --work WORK table1 --epochs 1 ...
 
@@ -93,7 +93,7 @@ def main() -> None:
             line
             for text in (before_kill, lines)
             for line in text
-            if " ms a step" in line or line.startswith("budget: ")
+            if " ms per step" in line or line.startswith("budget: ")
         ],
         "last_lines": lines[-2:],
         "table": records.read_json(folder / "table.json")["rows"],

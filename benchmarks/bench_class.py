@@ -38,7 +38,7 @@ def plot(result):
         for (label, values), style in zip(lines.items(), ("o-", "o-", "o--"), strict=True):
             axis.plot(students, values, style, label=label)
         axis.set_xticks(students)
-        axis.set(xlabel="students", ylabel="a step, ms", title=output.read(result)["pair"], ylim=(0, None))
+        axis.set(xlabel="students", ylabel="ms per step", title=output.read(result)["pair"], ylim=(0, None))
         axis.legend()
 
 
@@ -60,7 +60,7 @@ if __name__ == "__main__":
     median = timing.medians(taken)
     over = groups.ratios(taken, arguments.students)
     for name, seconds in median.items():
-        print(f"{name:<26} {seconds * 1e3:8.1f} ms a step")
+        print(f"{name:<26} {seconds * 1e3:8.1f} ms per step")
     for k in arguments.students:
         print(f"class of {k}: {over.parts[k]:.3f} times its parts, {over.runs[k]:.3f} times {k} separate live runs")
     record = {

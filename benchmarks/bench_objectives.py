@@ -4,7 +4,7 @@
 
 One step is the teacher's forward pass, the student's forward and backward pass with the objective, all in float32 on
 one thread, without the optimizer: 64 images of CIFAR-100, resnet56 teaching resnet20. ViTKD, which needs transformers,
-is held against KD on two small ones. Time is processor time of this process, steps of all presets in turn, the median
+is compared with KD on two small ones. Time is processor time of this process, steps of all presets in turn, the median
 of N. Memory is what is kept for the backward pass, each tensor once, parameters not counted. --write records it for
 ``tutelage list objectives``.
 """

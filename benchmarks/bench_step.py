@@ -3,7 +3,7 @@
     python benchmarks/bench_step.py [data.source=hf:FOLDER] [--batches] [--steps N] [--rounds N] [--write RESULT.json]
     python benchmarks/bench_step.py RESULT.json --plot      draws RESULT.svg from its batches
 
-Four pairs at batch 64; prints images a second, the ratios of each pair and their geometric means. With ``--batches``
+Four pairs at batch 64; prints images per second, the ratios of each pair and their geometric means. With ``--batches``
 one pair, resnet56/resnet20, at three batch sizes instead, which are written beside what the file has. Without a source
 the images are random ones of CIFAR-100's shape, which cost the same.
 """
@@ -54,7 +54,7 @@ def plot(result):
             axis.plot([row["batch"] for row in rows], [row["batch"] / row[name] for row in rows], "o-", label=label)
         axis.set_xscale("log", base=2)
         axis.set_xticks([row["batch"] for row in rows], labels=[str(row["batch"]) for row in rows])
-        axis.set(xlabel="batch", ylabel="images a second", title=record["pair"], ylim=(0, None))
+        axis.set(xlabel="batch", ylabel="images per second", title=record["pair"], ylim=(0, None))
         axis.legend()
 
 

@@ -153,15 +153,15 @@ def test_the_plan_says_what_fits(tmp_path, by_width):
     request = assign(tmp_path)
     whole = [prepare(assign(tmp_path, pairs=[pair])).seconds for pair in request.study.pairs]
     lines = list(prepare(request, seconds=whole[2] + 1.5).lines())
-    rows = [line.split() for line in lines if "/" in line and "ms a step" in line]
+    rows = [line.split() for line in lines if "/" in line and "ms per step" in line]
     assert [(row[0], row[1], row[2]) for row in rows] == [
         ("slim/tiny", "3", "138"),
         ("large/small", "3", "138"),
         ("large/middle", "2", "92"),
     ]
-    fits = [line.rpartition("  ")[2].strip() for line in lines if "ms a step" in line]
+    fits = [line.rpartition("  ")[2].strip() for line in lines if "ms per step" in line]
     assert fits == ["all", "in part", "no"]
-    assert "16.0 ms a step (timed)" in lines[2]
+    assert "16.0 ms per step (timed)" in lines[2]
 
 
 def test_what_was_timed_or_done_on_the_machine_is_not_timed_again(tmp_path, without_reports, by_width):
@@ -323,7 +323,7 @@ def test_the_command_says_what_is_done_what_is_left_and_how_to_resume(invoke, tm
     assert "to go on" not in out
     code, out, err = invoke("study", "grid.yaml", "--budget", "10m", "--dry-run")
     assert code == 0, err
-    assert "ms a step" in out
+    assert "ms per step" in out
 
 
 def test_mistakes_are_answered_in_a_line(invoke):

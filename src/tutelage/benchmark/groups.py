@@ -35,7 +35,7 @@ class Ratios(NamedTuple):
     """Relative times of groups by their number of students: medians of each round's ratio, as speed drifts less within.
 
     ``parts`` are over the teacher's steps alone and as many times a student's with premade batches and cached logits,
-    ``runs`` over as many times a group of one, which makes its own batches and asks the live teacher.
+    ``runs`` over as many times a group of one, which makes its own batches and runs the live teacher.
     """
 
     parts: dict[int, float]

@@ -94,9 +94,9 @@ class Times:
     """What was timed of a pair, in seconds."""
 
     teacher: float | None  # per step of the teacher's training; none where it is not trained
-    student: float  # per step of a student, with a live teacher where its method asks one
+    student: float  # per step of a student, with a live teacher where its method uses one
     batch: int  # samples of the student's step
-    asked: bool  # whether the teacher was asked in it
+    asked: bool  # whether the teacher ran in it
     teacher_eval_s: float | None  # per sample; none where there is no teacher
     student_eval_s: float  # per sample
     samples: int  # of the training set
@@ -260,7 +260,7 @@ def _time(
     *,
     limit: float,
 ) -> Times:
-    """Time a pair's teacher, where it is trained, and one of its students: the first that asks a teacher.
+    """Time a pair's teacher, where it is trained, and one of its students: the first that uses a teacher.
 
     ``opened`` holds data, each opened once, and the seconds that it took.
     """
@@ -351,17 +351,17 @@ def _cost(request: StudyRequest, job: Job, times: Times, recorded: float | None,
     steps = steps_of(recipe, times.samples)
     left = max(steps - _done(request.runs / job.name, recipe, times.samples), 0)
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
-    asks = any(objective.needs.teacher for objective in build_objectives(recipe))
+    uses_teacher = any(objective.needs.teacher for objective in build_objectives(recipe))
     teacher_eval = times.teacher_eval_s or 0.0
     record = 0.0
-    if asks and recipe.outputs and recipe.outputs not in stores:
+    if uses_teacher and recipe.outputs and recipe.outputs not in stores:
         stores.add(recipe.outputs)
         record = teacher_eval * times.samples * epochs if left == steps else 0.0
     if job.method == TEACHER:
         step, evaluation = times.teacher or 0.0, teacher_eval
     else:
-        # A teacher that is not asked, or whose outputs are recorded, takes no time in the step.
-        live = asks and recipe.outputs is None
+        # A teacher that is not used, or whose outputs are recorded, takes no time in the step.
+        live = uses_teacher and recipe.outputs is None
         step = times.student - (teacher_eval * times.batch if times.asked and not live else 0.0)
         step, evaluation = max(step, times.student_eval_s * times.batch), times.student_eval_s
     return Cost(
@@ -419,7 +419,7 @@ def _step_times(costs: Sequence[Cost]) -> str:
     steps = sorted(cost.step for cost in costs)
     low, high = (f"{1000 * step:.1f}" for step in (steps[0], steps[-1]))
     sources = "/".join(sorted({cost.source for cost in costs}, reverse=True))
-    return f"{low if low == high else f'{low} to {high}'} ms a step ({sources})"
+    return f"{low if low == high else f'{low} to {high}'} ms per step ({sources})"
 
 
 def _minutes(seconds: float) -> str:

@@ -24,7 +24,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
 
     The students of one data seed are trained in lockstep, ``together`` at most, and each ends in the bits of one
     trained alone. Several processes may run one comparison: each takes the next runs that no other process has. Where
-    ``outputs`` names a folder, the teacher is asked once for all the runs of a data seed.
+    ``outputs`` names a folder, the teacher runs once for all the runs of a data seed.
 
     Seeds are the outer loop, so that an interrupted comparison has whole rows. From one seed to the next both seeds
     differ: initialisation, and order and views; with ``share_data_seed`` the initialisation alone.
@@ -100,7 +100,7 @@ def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: Ru
 
 
 def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:
-    """Choose the precision of all runs, by the first that asks a teacher, where it is ``auto``."""
+    """Choose the precision of all runs, by the first that uses a teacher, where it is ``auto``."""
     comparison = autotune.recorded_precision(comparison, folder)
     if comparison.precision != "auto":
         return comparison
@@ -129,8 +129,9 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
             settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
             recipe = Recipe.model_construct(**settings)
             if recipe.outputs is not None:
-                asked = any(objective.needs.teacher for objective in build_objectives(recipe))
-                recipe = recipe.model_copy(update={"outputs": f"{recipe.outputs}/data{data_seed}" if asked else None})
+                uses_teacher = any(objective.needs.teacher for objective in build_objectives(recipe))
+                outputs = f"{recipe.outputs}/data{data_seed}" if uses_teacher else None
+                recipe = recipe.model_copy(update={"outputs": outputs})
             yield {"folder": path, "objective": name, "seed": seed}, recipe
 
 

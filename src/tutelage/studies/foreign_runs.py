@@ -60,13 +60,13 @@ def differences(request: StudyRequest, job: Job, *, fingerprint: str | None = No
     data = manifest.get("data", {}).get("fingerprint")
     if fingerprint and data and data != fingerprint:
         lines.append(f"the data's fingerprint was {data}, is {fingerprint}")
-    asked = (manifest.get("teacher") or {}).get("fingerprint")
-    if asked and isinstance(job.recipe.teacher, Network) and job.recipe.teacher.weights is None:
+    recorded_teacher = (manifest.get("teacher") or {}).get("fingerprint")
+    if recorded_teacher and isinstance(job.recipe.teacher, Network) and job.recipe.teacher.weights is None:
         teacher = Path(job.recipe.teacher.name)
         weights = teacher / records.STUDENT
         current = _fingerprint(weights.resolve(), weights.stat().st_mtime_ns) if weights.is_file() else None
-        if current and asked not in (current, _fingerprint_before_rounding(teacher, current)):
-            lines.append(f"the teacher's fingerprint was {asked}, is {current}")
+        if current and recorded_teacher not in (current, _fingerprint_before_rounding(teacher, current)):
+            lines.append(f"the teacher's fingerprint was {recorded_teacher}, is {current}")
     return lines
 
 

@@ -33,7 +33,7 @@ class Job(NamedTuple):
     pair: str  # the first one that it belongs to
     method: str  # ``teacher`` where it trains the pair's teacher
     needs: str | None = None  # the name of the teacher's run that has to be finished first
-    teacher: str | None = None  # the name of the run of the pair's teacher, whether or not this run asks it
+    teacher: str | None = None  # the name of the run of the pair's teacher, whether or not this run uses it
 
     @property
     def name(self) -> str:

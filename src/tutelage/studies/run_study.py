@@ -191,7 +191,7 @@ class _StudyRun:
         options = replace(self.options, deadline=deadline)
         names = ", ".join(job.name for job in group)
         self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(group) > 1 else ''}")
-        # What any run left reads from the same recorded outputs, so that the teacher is asked once.
+        # What any run left reads from the same recorded outputs, so that the teacher runs once.
         outputs = [job.recipe.outputs for job in group if job.recipe.outputs]
         taps = (tap for job in self.left if job.recipe.outputs in outputs for tap in wanted_taps(job.recipe))
         try:
