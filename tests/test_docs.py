@@ -272,7 +272,7 @@ def test_the_demo_is_as_the_readme_says():
     assert list(demo.objectives) == ["cross_entropy", "kd", "ttm", "wttm"]
     assert demo.seeds == 3
     said = " ".join(read("README.md").split())
-    assert "labels for 5 samples a class, by cross-entropy, KD, TTM and WTTM, with three seeds each" in said
+    assert "labels for 5 samples per class, by cross-entropy, KD, TTM and WTTM, with three seeds each" in said
 
 
 @pytest.fixture(scope="module")
