@@ -21,17 +21,11 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure with the words that go below it.
+    """One figure with the words that go below it."""
 
-    Attributes:
-        key: its name in the page.
-        caption: what is shown and how to read it.
-        figure: what plotly draws; its title is inside.
-    """
-
-    key: str
-    caption: str
-    figure: go.Figure
+    key: str  # its name in the page
+    caption: str  # what is shown and how to read it
+    figure: go.Figure  # what plotly draws; its title is inside
 
 
 @dataclass(frozen=True)

@@ -19,23 +19,14 @@ from tutelage.report.reading import text as string
 
 @dataclass(frozen=True)
 class Method:
-    """What the runs under one name of a study have in common.
+    """What the runs under one name of a study have in common."""
 
-    Attributes:
-        name: in the study.
-        kind: ``ce``, ``ls`` (label smoothing), ``kd``, ``ttm``, ``wttm``; none for anything else.
-        supervised: whether a cross-entropy term takes part; none where that is not recorded.
-        level: the share of label smoothing, KD's temperature, or gamma; none where the runs differ in it.
-        label: for people, different from every other method's.
-        look: the same in all figures.
-    """
-
-    name: str
-    kind: str | None
-    supervised: bool | None
-    level: float | None
-    label: str
-    look: Style
+    name: str  # in the study
+    kind: str | None  # ``ce``, ``ls`` (label smoothing), ``kd``, ``ttm``, ``wttm``; none for anything else
+    supervised: bool | None  # whether a cross-entropy term takes part; none where that is not recorded
+    level: float | None  # the share of label smoothing, KD's temperature, or gamma; none where the runs differ in it
+    label: str  # for people, different from every other method's
+    look: Style  # the same in all figures
 
     def is_kd_at(self, temperature: float) -> bool:
         """Whether it is KD at a temperature."""
@@ -52,23 +43,14 @@ class StudyRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Readings:
-    """A study's records.
+    """A study's records."""
 
-    Attributes:
-        title: of the study.
-        kinds: the figures that it asks for.
-        pairs: in the study's order.
-        methods: by name, those that have runs.
-        runs: every run.
-        departures: how it was run otherwise than published.
-    """
-
-    title: str
-    kinds: tuple[str, ...]
-    pairs: tuple[str, ...]
-    methods: Mapping[str, Method]
-    runs: tuple[StudyRun, ...]
-    departures: tuple[str, ...] = ()
+    title: str  # of the study
+    kinds: tuple[str, ...]  # the figures that it asks for
+    pairs: tuple[str, ...]  # in the study's order
+    methods: Mapping[str, Method]  # by name, those that have runs
+    runs: tuple[StudyRun, ...]  # every run
+    departures: tuple[str, ...] = ()  # how it was run otherwise than published
 
     def of(self, pair: str, method: str, *, finished: bool = True) -> tuple[Run, ...]:
         """Return a method's finished runs on a pair, or those that are not."""
