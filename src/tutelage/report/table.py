@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Headings, rows, and the notes below them; the first column names the row and is aligned left, the others right."""
+    """Headings, rows, and notes below them; the first column names the row and is aligned left, the others right."""
 
     headings: Sequence[str]  # of the columns
     rows: Sequence[Row]  # top to bottom
