@@ -181,5 +181,5 @@ def _piles(plt: ModuleType, panel: SubFigure, plot: Plot, width: float) -> None:
         axes.axvline(pile.mean, color=pile.look.colour, linewidth=1.6)
         axes.set_ylim(0, 1.08 * max(pile.density))
         axes.yaxis.set_major_locator(plt.ticker.MaxNLocator(3))
-    ends = [reach(pile.edges, np.multiply(pile.density, np.diff(pile.edges))) for pile in plot.piles]
+    ends = [reach(pile.edges, (np.array(pile.density) * np.diff(pile.edges)).tolist()) for pile in plot.piles]
     every[0].set_xlim(plot.piles[0].edges[0], max(ends))
