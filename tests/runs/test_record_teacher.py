@@ -294,7 +294,7 @@ def test_each_fingerprint_is_held_against_the_run_s(teacher, tmp_path, change, n
         record_teacher.record(given)
 
 
-@pytest.mark.parametrize("top", [None, 3])
+@pytest.mark.parametrize("top", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_recording_that_was_killed_goes_on_and_ends_in_the_same_bits(many, tmp_path, top):
     given = {name: wttm(**many, outputs=str(tmp_path / name), epochs=3) for name in ("killed", "whole")}
     how = {"limit_mb": 1.4 * LIMIT, "top": top, "max_error": 1.0} if top else {}
