@@ -78,18 +78,15 @@ class Taps:
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self._names = tuple(dict.fromkeys(names))
         self.recorder = _Recorder()
-        handles = []
         for name in self._names:
-            place = find(network, name)
-            module, hook = place.module, _Hook(self.recorder, name, place.input)
-            handles.append(
-                module.register_forward_pre_hook(hook) if place.input else module.register_forward_hook(hook)
-            )
+            module, is_input = find(network, name)
+            hook = _Hook(self.recorder, name, is_input)
+            handle = module.register_forward_pre_hook(hook) if is_input else module.register_forward_hook(hook)
+            weakref.finalize(self, handle.remove)
         if self._names:
             for module in network.modules():
                 if getattr(module, "inplace", False) is True:
                     setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
-        weakref.finalize(self, _remove, handles)
 
     def __call__(self, network: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         """Call the network, or a module that calls it; return its output and the features by tap."""
@@ -110,11 +107,6 @@ class Taps:
         return output, features
 
 
-def _remove(handles: Sequence[Any]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
 def find(network: nn.Module, name: str) -> Place:
     """Find the submodule of a tap; where a module has a card, among those of the network inside it.
 
@@ -123,17 +115,23 @@ def find(network: nn.Module, name: str) -> Place:
     """
     card = getattr(network, "card", None)
     path = _on_card(card, name) if name.startswith(CARD) else name
-    side = path.endswith(INPUT)
+    is_input = path.endswith(INPUT)
     path = path.removesuffix(INPUT)
-    modules = dict(getattr(network, "network", network).named_modules()) if card else dict(network.named_modules())
+    modules = _submodules(network)
     if not path or path not in modules:
-        near = get_close_matches(path, [n for n in modules if n], n=SHOWN, cutoff=0.4)
-        some = near or [n for n in modules if n][:SHOWN]
+        names = [n for n in modules if n]
+        some = get_close_matches(path, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
         raise ValueError(
             f"tap {name}: expected a submodule of {getattr(card, 'name', type(network).__name__)}, got {path!r}; "
             f"type for example {', '.join(some) if some else 'another network: it has no submodules'}"
         )
-    return Place(modules[path], side)
+    return Place(modules[path], is_input)
+
+
+def _submodules(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the submodules by path; where a module has a card, those of the network inside it."""
+    has_card = getattr(network, "card", None) is not None
+    return dict((getattr(network, "network", network) if has_card else network).named_modules())
 
 
 def _on_card(card: Any, name: str) -> str:
@@ -172,9 +170,8 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
     """
     card = getattr(network, "card", None)
     if card is not None:
-        modules = dict(getattr(network, "network", network).named_modules())
         # An embedding of fc:input is what the linear layer fc reads.
-        layer = modules.get(card.head or (card.embedding or "").removesuffix(INPUT))
+        layer = _submodules(network).get(card.head or (card.embedding or "").removesuffix(INPUT))
     else:
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
         if len(linear) > 1:
@@ -202,13 +199,13 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: there is no such batch norm, or it has no weights.
     """
-    place = find(network, name)
-    layer: nn.Module | None = place.module
-    if place.input:
-        parent = next((m for m in network.modules() if place.module in m.children()), nn.Module())
+    tapped, is_input = find(network, name)
+    layer: nn.Module | None = tapped
+    if is_input:
+        parent = next((m for m in network.modules() if tapped in m.children()), nn.Module())
         siblings = list(parent.children())
         if isinstance(parent, nn.Sequential):
-            siblings = siblings[: siblings.index(place.module)][-1:]
+            siblings = siblings[: siblings.index(tapped)][-1:]
         layer = next((module for module in reversed(siblings) if isinstance(module, nn.BatchNorm2d)), None)
     elif isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
