@@ -9,6 +9,7 @@ ValueError where they are out of range, NaN included; ``example`` is the value t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -25,34 +26,22 @@ ANY = ("batch", "size", "...")
 
 def positive(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter that is not a finite number above 0."""
-    _number(value, name, example)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number above 0, got {value}; type for example {name}={example}")
+    _number(value, name, example, lambda x: 0 < x < math.inf, "a finite number above 0")
 
 
 def fraction(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter outside [0, 1)."""
-    _number(value, name, example)
-    if not 0 <= value < 1:
-        raise ValueError(f"{name}: expected a number in [0, 1), got {value}; type for example {name}={example}")
+    _number(value, name, example, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 
 def weight(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter that is not a finite number of at least 0."""
-    _number(value, name, example)
-    if not 0 <= value < math.inf:
-        raise ValueError(
-            f"{name}: expected a finite number of at least 0, got {value}; type for example {name}={example}"
-        )
+    _number(value, name, example, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
 
 
-def order(value: float, name: str = "order") -> None:
+def order(value: float) -> None:
     """Refuse an order that no Rényi entropy has: a negative one; infinity is legal."""
-    _number(value, name, 0.25)
-    if not value >= 0:
-        raise ValueError(
-            f"{name}: expected a number of at least 0 (1 is Shannon), got {value}; type for example {name}=0.25"
-        )
+    _number(value, "order", 0.25, lambda x: x >= 0, "a number of at least 0 (1 is Shannon)")
 
 
 def classwise(tensor: Tensor, name: str) -> Tensor:
@@ -104,28 +93,32 @@ def logit_pair(
 
 
 def feature_pair(
-    student: Tensor, teacher: Tensor, axes: tuple[str, ...], *, same: Literal["shape", "batch"] = "shape"
+    student: Tensor,
+    teacher: Tensor,
+    axes: tuple[str, ...],
+    *,
+    same: Literal["shape", "batch"] = "shape",
+    min_batch: int = 1,
+    stage: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """Return both networks' features of one shape or one batch, as `features` does; the teacher's without a gradient.
+    """Return both networks' features, as `features` does; the teacher's without a gradient.
+
+    ``stage`` ends the arguments' names in messages.
 
     Raises:
         TypeError: if they are not floating tensors.
-        ValueError: if they have other axes, or differ in what must be the same.
+        ValueError: if they have other axes, differ in what must be the same, or are fewer samples than ``min_batch``.
     """
-    student = features(student, "student_features", axes=axes)
-    teacher = features(teacher, "teacher_features", axes=axes).detach()
+    student = features(student, f"student_features{stage}", axes=axes)
+    teacher = features(teacher, f"teacher_features{stage}", axes=axes).detach()
     check = same_shape if same == "shape" else same_batch
-    check(student, teacher, "student_features", "teacher_features")
-    return student, teacher
-
-
-def min_samples(student_features: Tensor, count: int, use: str) -> None:
-    """Refuse a batch of fewer samples; ``use`` says what is done to them."""
-    if len(student_features) < count:
+    check(student, teacher, f"student_features{stage}", f"teacher_features{stage}")
+    if len(student) < min_batch:
         raise ValueError(
-            f"student_features: expected at least {count} samples, which {use}, got {len(student_features)}; "
-            "use larger batches"
+            f"student_features: expected at least {min_batch} samples, which are related to each other, "
+            f"got {len(student)}; use larger batches"
         )
+    return student, teacher
 
 
 def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
@@ -185,14 +178,12 @@ def labels_for(logits: Tensor, labels: Tensor, name: str = "labels") -> bool:
             f"{name}: expected class indices (int64) of shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}; "
             f"type {name}.float() if these are one-hot rows"
         )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
         _in_range(labels, logits.shape[-1], name)
     return True
 
 
 def _in_range(labels: Tensor, classes: int, name: str) -> None:
-    if not labels.numel():
-        return
     low, high = (x.item() for x in torch.aminmax(labels))  # alone, this is a tenth of naming what is outside
     if low >= 0 and high < classes:
         return
@@ -205,12 +196,14 @@ def _in_range(labels: Tensor, classes: int, name: str) -> None:
         )
 
 
-def _number(value: object, name: str, example: float) -> None:
+def _number(value: object, name: str, example: float, legal: Callable[[float], bool], expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
             f"{name}: expected a Python number, got {type(value).__name__}; "
             f"type float({name}), for example {name}={example}"
         )
+    if not legal(value):
+        raise ValueError(f"{name}: expected {expected}, got {value}; type for example {name}={example}")
 
 
 def _floating(tensor: object, name: str) -> None:

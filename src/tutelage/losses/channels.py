@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tutelage import checks
 from tutelage.losses.features import same_size
-from tutelage.losses.pairwise import unit_rows
+from tutelage.losses.pairwise import gram, unit_rows
 
 
 def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in same_size(student_features, teacher_features))
     if ours.shape[2] <= max(ours.shape[1], theirs.shape[1]):
         # sum_{c, d} <a[c], b[d]>**2 = <A'A, B'B>, so all three terms are one squared norm.
-        return (_gram(ours.mT) / ours.shape[1] - _gram(theirs.mT) / theirs.shape[1]).square().sum((1, 2))
-    within = _gram(ours).square().mean((1, 2)) + _gram(theirs).square().mean((1, 2))
+        return (gram(ours.mT) / ours.shape[1] - gram(theirs.mT) / theirs.shape[1]).square().sum((1, 2))
+    within = gram(ours).square().mean((1, 2)) + gram(theirs).square().mean((1, 2))
     return within - 2 * (ours @ theirs.mT).square().mean((1, 2))
 
 
@@ -75,15 +75,13 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> inter_channel(torch.eye(2).reshape(1, 2, 1, 2), torch.ones(1, 2, 1, 2))
         tensor([0.5858])
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.MAPS, same="batch"
-    )
-    if student_features.shape[1] != teacher_features.shape[1]:
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS, same="batch")
+    if student.shape[1] != teacher.shape[1]:
         raise ValueError(
-            f"student_features: expected the teacher's {teacher_features.shape[1]} channels, "
-            f"got {student_features.shape[1]}; map the student's features first, for example by Apply(projection=...)"
+            f"student_features: expected the teacher's {teacher.shape[1]} channels, got {student.shape[1]}; "
+            "map the student's features first, for example by Apply(projection=...)"
         )
-    ours, theirs = (unit_rows(_gram(f.flatten(2))) for f in (student_features, teacher_features))
+    ours, theirs = (unit_rows(gram(f.flatten(2))) for f in (student, teacher))
     return (ours - theirs).square().sum((1, 2)) / ours.shape[1]
 
 
@@ -113,15 +111,8 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> affinity(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]))
         tensor([0.7071])
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.MAPS, same="batch"
-    )
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in (student_features, teacher_features))
+    features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
+    ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in features)
     apart = torch.linalg.vector_norm(ours - theirs, dim=2) * torch.linalg.vector_norm(ours + theirs, dim=2)
     one_fires = ours.detach().any(2) != theirs.any(2)
     return torch.where(one_fires, 1.0, apart / math.sqrt(2)).sum(1) / ours.shape[2]
-
-
-def _gram(rows: Tensor) -> Tensor:
-    return rows @ rows.mT

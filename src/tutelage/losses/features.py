@@ -38,8 +38,8 @@ def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> hint(torch.full((1, 2, 3), 2.0), torch.zeros(1, 2, 3))
         tensor([4.])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
-    return (student_features - teacher_features).square().flatten(1).mean(1)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    return (student - teacher).square().flatten(1).mean(1)
 
 
 def attention_transfer(
@@ -73,8 +73,7 @@ def attention_transfer(
         >>> attention_transfer(student, teacher)
         tensor([1.])
     """
-    student_features, teacher_features = same_size(student_features, teacher_features)
-    ours, theirs = attention(student_features, p=p), attention(teacher_features, p=p)
+    ours, theirs = (attention(maps, p=p) for maps in same_size(student_features, teacher_features))
     if distance == "mean_square":
         return (ours - theirs).square().mean(1)
     if distance == "norm":
@@ -110,16 +109,16 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
         >>> vid(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2), variance=torch.ones(1))
         tensor([4.5000])
     """
-    student_features, teacher_features = same_size(student_features, teacher_features)
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student, teacher = same_size(student_features, teacher_features)
+    checks.same_shape(student, teacher, "student_features", "teacher_features")
     variance = checks.features(variance, "variance", axes=("channels",))
-    channels = teacher_features.shape[1]
+    channels = teacher.shape[1]
     if len(variance) != channels:
         raise ValueError(
             f"variance: expected one value for each of the {channels} channels, got {len(variance)}; "
             f"type torch.full(({channels},), 5.0)"
         )
-    squares = (student_features - teacher_features).square().mean((2, 3))
+    squares = (student - teacher).square().mean((2, 3))
     return (0.5 * (squares / variance + variance.log())).mean(1)
 
 
@@ -148,14 +147,13 @@ def prime_aware(
         >>> prime_aware(torch.full((1, 2), 2.0), torch.zeros(1, 2), log_variance=torch.zeros(1, 2))
         tensor([4.0000])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.ANY)
     log_variance = checks.features(log_variance, "log_variance", axes=checks.ANY)
-    checks.same_shape(student_features, log_variance, "student_features", "log_variance")
+    checks.same_shape(student, log_variance, "student_features", "log_variance")
     checks.positive(epsilon, "epsilon", example=1e-6)
     # exp(v) alone overflows, and takes the gradient with it.
     precision = (-torch.logaddexp(log_variance, log_variance.new_tensor(math.log(epsilon)))).exp()
-    squares = (teacher_features - student_features).square()
-    return (squares * precision + log_variance).flatten(1).mean(1)
+    return ((teacher - student).square() * precision + log_variance).flatten(1).mean(1)
 
 
 def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,11 +177,9 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
         >>> student.shape
         torch.Size([1, 2, 4, 4])
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.MAPS, same="batch"
-    )
-    size = common_size(student_features, teacher_features)
-    return averaged(student_features, size), averaged(teacher_features, size)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS, same="batch")
+    size = common_size(student, teacher)
+    return averaged(student, size), averaged(teacher, size)
 
 
 def attention(maps: Tensor, *, p: float) -> Tensor:
@@ -191,9 +187,12 @@ def attention(maps: Tensor, *, p: float) -> Tensor:
     checks.positive(p, "p", example=2)
     if int(p) != p:
         raise ValueError(f"p: expected a whole number, got {p}: features may be below 0; type for example p=2")
-    # The scale cancels. Without it the norm of large powers overflows.
-    scale = maps.detach().abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
-    return F.normalize((maps / scale).pow(int(p)).mean(1).flatten(1), dim=1)
+    return F.normalize(bounded(maps).pow(int(p)).mean(1).flatten(1), dim=1)
+
+
+def bounded(features: Tensor) -> Tensor:
+    """Divide each sample by its largest entry, if above 1, so that no norm overflows; a direction stays the same."""
+    return features / features.detach().abs().amax(tuple(range(1, features.ndim)), keepdim=True).clamp(min=1)
 
 
 def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -217,7 +216,8 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> vitkd_mimic(torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
         tensor([6.])
     """
-    return _token_errors(student_features, teacher_features).sum((1, 2))
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
+    return (student - teacher).square().sum((1, 2))
 
 
 def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden: Tensor, *, masked: float) -> Tensor:
@@ -243,7 +243,8 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
         >>> vitkd_generation(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.tensor([[True, False]]), masked=0.5)
         tensor([6.])
     """
-    squares = _token_errors(student_features, teacher_features).sum(2)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
+    squares = (student - teacher).square().sum(2)
     _share(masked)
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
         raise TypeError(
@@ -282,11 +283,6 @@ def hide(noise: Tensor, *, masked: float) -> Tensor:
     kept = int(noise.shape[1] * (1 - masked))
     hidden = torch.ones_like(noise, dtype=torch.bool)
     return hidden.scatter(1, noise.argsort(dim=1, stable=True)[:, :kept], False)
-
-
-def _token_errors(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
-    return (student_features - teacher_features).square()
 
 
 def _share(masked: float) -> None:

@@ -39,7 +39,8 @@ def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> review(torch.ones(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
         tensor([1.])
     """
-    difference = _difference(student_features, teacher_features)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS)
+    difference = student - teacher
     total, weight, weights = difference.square().mean((1, 2, 3)), 1.0, 1.0
     height, width = difference.shape[2:]
     for grid in GRIDS:
@@ -75,9 +76,5 @@ def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> mgd(torch.ones(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
         tensor([18.])
     """
-    return _difference(student_features, teacher_features).square().sum((1, 2, 3))
-
-
-def _difference(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
-    return student_features - teacher_features
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS)
+    return (student - teacher).square().sum((1, 2, 3))

@@ -113,17 +113,17 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
         >>> ofd(s.view(1, 1, 1, 3), t.view(1, 1, 1, 3), margins=torch.tensor([-2.0]))
         tensor([5.])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS)
     margins = checks.features(margins, "margins", axes=("channels",)).detach()
-    if len(margins) != student_features.shape[1]:
+    if len(margins) != student.shape[1]:
         raise ValueError(
-            f"margins: expected {student_features.shape[1]} values, one a channel, got {len(margins)}; "
+            f"margins: expected {student.shape[1]} values, one a channel, got {len(margins)}; "
             "type margins=losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the teacher's activation"
         )
-    target = torch.maximum(teacher_features, margins[:, None, None].to(teacher_features.dtype))
-    counts = (teacher_features > 0) | (student_features > target)
+    target = torch.maximum(teacher, margins[:, None, None].to(teacher.dtype))
+    counts = (teacher > 0) | (student > target)
     # Left out before the square, so that an infinite difference that does not count leaves no NaN in the gradient.
-    return torch.where(counts, student_features - target, 0.0).square().sum((1, 2, 3))
+    return torch.where(counts, student - target, 0.0).square().sum((1, 2, 3))
 
 
 def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
@@ -192,11 +192,11 @@ def norm_direction(
         >>> norm_direction(s, t, torch.tensor([1]), class_means=torch.eye(2).flip(0))
         tensor([0.5000])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
     class_means = checks.features(class_means, "class_means", axes=("classes", "width")).detach()
-    if class_means.shape[1] != student_features.shape[1]:
+    if class_means.shape[1] != student.shape[1]:
         raise ValueError(
-            f"class_means: expected (classes, {student_features.shape[1]}), got {tuple(class_means.shape)}; "
+            f"class_means: expected (classes, {student.shape[1]}), got {tuple(class_means.shape)}; "
             "give means of teacher_features"
         )
     if isinstance(labels, Tensor) and labels.is_floating_point():
@@ -204,10 +204,10 @@ def norm_direction(
             f"labels: expected int64 class indices, got soft labels, {labels.dtype}; "
             "type labels.argmax(-1), or use an objective that takes soft labels"
         )
-    checks.labels_for(student_features[:, :1].expand(-1, len(class_means)), labels)
-    directions = F.normalize(class_means, dim=1).to(student_features.dtype)[labels.clamp(min=0)]
-    longest = torch.maximum(student_features.norm(dim=1), teacher_features.norm(dim=1).to(student_features.dtype))
-    aligned = (student_features * directions).sum(1) / torch.where(longest > 0, longest, 1.0)
+    checks.labels_for(student[:, :1].expand(-1, len(class_means)), labels)
+    directions = F.normalize(class_means, dim=1).to(student.dtype)[labels.clamp(min=0)]
+    longest = torch.maximum(student.norm(dim=1), teacher.norm(dim=1).to(student.dtype))
+    aligned = (student * directions).sum(1) / torch.where(longest > 0, longest, 1.0)
     return torch.where(labels == UNLABELLED, 0.0, 1 - aligned)
 
 

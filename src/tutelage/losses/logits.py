@@ -442,19 +442,27 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
     checks.fraction(correct, "correct", example=0.99)
     checks.positive(correct, "correct", example=0.99)
     checks.positive(temperature, "temperature", example=20.0)
-    if not checks.labels_for(student_logits, labels):
-        raise ValueError(
-            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, for which the virtual teacher is "
-            "not defined; leave out Mixup, CutMix and soft labels of the data"
-        )
-    classes = student_logits.shape[-1]
-    if classes < 2:
-        raise ValueError(f"student_logits: expected at least 2 classes, got {classes}; add the other class")
-    wrong = torch.full_like(student_logits, (1 - correct) / (classes - 1))
-    virtual = wrong.scatter(-1, labels.clamp(min=0).unsqueeze(-1), correct)
+    target = labelled_class(student_logits, labels)
+    wrong = torch.full_like(student_logits, (1 - correct) / (student_logits.shape[-1] - 1))
+    virtual = wrong.scatter(-1, target, correct)
     log_p = torch.log_softmax(virtual / temperature, dim=-1)
     values = _divergence(torch.log_softmax(student_logits, dim=-1), log_p)
     return values.masked_fill(labels == UNLABELLED, 0.0)
+
+
+def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the labelled class of each sample, ``(..., 1)``, class 0 for an unlabelled one; refuse soft labels."""
+    if not checks.labels_for(student_logits, labels):
+        raise ValueError(
+            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, of which none is the labelled "
+            "class; type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data"
+        )
+    if student_logits.shape[-1] < 2:
+        raise ValueError(
+            f"student_logits: expected at least 2 classes, got {student_logits.shape[-1]}; "
+            "type losses.kd for networks of one"
+        )
+    return labels.clamp(min=0).unsqueeze(-1)
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:

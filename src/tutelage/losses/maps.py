@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.features import Distance, attention, same_size
+from tutelage.losses.features import Distance, attention, bounded, same_size
 from tutelage.losses.pooling import averaged, common_size
 
 FURTHER = 3
@@ -48,9 +48,9 @@ def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: fl
         >>> factor_transfer(student, teacher)
         tensor([1.])
     """
-    student_features, teacher_features = same_size(student_features, teacher_features)
+    ours, theirs = (attention(maps, p=p) for maps in same_size(student_features, teacher_features))
     _at_least_one(norm, "norm")
-    difference = (attention(student_features, p=p) - attention(teacher_features, p=p)).abs()
+    difference = (ours - theirs).abs()
     return (difference if norm == 1 else difference.pow(norm)).mean(1)
 
 
@@ -83,11 +83,11 @@ def factor_difference(
         >>> factor_difference(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
         tensor([1.])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     _at_least_one(length_by, "length_by")
     if p not in (1, 2):
         raise ValueError(f"p: expected 1 or 2, got {p!r}; type p=1")
-    ours, theirs = (_unit(f, order=length_by) for f in (student_features, teacher_features))
+    ours, theirs = (F.normalize(bounded(f).flatten(1), p=length_by, dim=1) for f in features)
     return (ours - theirs).abs().mean(1) if p == 1 else torch.linalg.vector_norm(ours - theirs, dim=-1)
 
 
@@ -118,9 +118,9 @@ def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, m
         >>> activation_boundary(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, -1.0]]))
         tensor([10.])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.ANY)
     checks.positive(margin, "margin", example=1.0)
-    beyond = torch.where(teacher_features > 0, margin - student_features, student_features + margin)
+    beyond = torch.where(teacher > 0, margin - student, student + margin)
     return beyond.clamp(min=0).square().flatten(1).sum(1)
 
 
@@ -242,24 +242,17 @@ def _at_least_one(value: float, name: str) -> None:
         raise ValueError(f"{name}: expected a number of at least 1, got {value}; type for example {name}=1")
 
 
-def _unit(features: Tensor, *, order: float) -> Tensor:
-    flat = features.flatten(1)
-    # The scale cancels. Without it the norm of large features overflows.
-    scale = flat.detach().abs().amax(1, keepdim=True).clamp(min=1)
-    return F.normalize(flat / scale, p=order, dim=1)
-
-
 def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return pairs of maps, checked, in at least float32, the teacher's without a gradient."""
-    for name, value in (("student_features", student_features), ("teacher_features", teacher_features)):
-        if not isinstance(value, list | tuple):
+    for name, maps in (("student_features", student_features), ("teacher_features", teacher_features)):
+        if not isinstance(maps, list | tuple):
             raise TypeError(
-                f"{name}: expected a list of maps, one a stage, got {type(value).__name__}; type [first, second]"
+                f"{name}: expected a list of maps, one a stage, got {type(maps).__name__}; type [first, second]"
             )
-        if len(value) < 2:
+        if len(maps) < 2:
             raise ValueError(
-                f"{name}: expected at least 2 stages, as it is what happens between them that is compared, "
-                f"got {len(value)}; name more taps"
+                f"{name}: expected at least 2 stages, between which changes are compared, got {len(maps)}; "
+                "name more taps"
             )
     if len(student_features) != len(teacher_features):
         raise ValueError(
@@ -267,10 +260,8 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
             f"got {len(teacher_features)}; name as many taps of both networks"
         )
     pairs = []
-    for stage, (student, teacher) in enumerate(zip(student_features, teacher_features, strict=True)):
-        student = checks.features(student, f"student_features[{stage}]", axes=checks.MAPS)
-        teacher = checks.features(teacher, f"teacher_features[{stage}]", axes=checks.MAPS).detach()
-        checks.same_batch(student, teacher, "student_features", "teacher_features")
+    for stage, pair in enumerate(zip(student_features, teacher_features, strict=True)):
+        student, teacher = checks.feature_pair(*pair, checks.MAPS, same="batch", stage=f"[{stage}]")
         if student.shape[1] != teacher.shape[1]:
             raise ValueError(
                 f"teacher_features[{stage}]: expected {student.shape[1]} channels, as student_features[{stage}], "
@@ -297,7 +288,6 @@ def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor |
     """Return the student's and the teacher's vectors of one stage, ``(batch, channels, k)`` each."""
     values, theirs = _decomposed(_matrix(teacher))
     theirs = theirs[:, :, :k]
-    turn: Tensor
     if first_signs is None:
         turn = theirs.gather(1, theirs.abs().argmax(1, keepdim=True)).sign()
     else:

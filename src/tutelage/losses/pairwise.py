@@ -55,11 +55,8 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
         >>> rkd_distance(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [3.0]]))
         tensor(0.0556)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    checks.min_samples(student_features, 2, "are related to each other")
-    return F.smooth_l1_loss(_distances(student_features, squared), _distances(teacher_features, squared))
+    student, teacher = _embeddings(student_features, teacher_features, min_batch=2)
+    return F.smooth_l1_loss(_distances(student, squared), _distances(teacher, squared))
 
 
 def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -97,18 +94,14 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> rkd_angle(square, square).item(), round(rkd_angle(square, line).item(), 4)
         (0.0, 0.1296)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    checks.min_samples(student_features, 2, "are related to each other")
-    batch = len(student_features)
-    largest = max(batch, student_features.shape[1], teacher_features.shape[1])
-    step = max(1, _ENTRIES // (batch * largest))
+    student, teacher = _embeddings(student_features, teacher_features, min_batch=2)
+    batch = len(student)
+    step = max(1, _ENTRIES // (batch * max(batch, student.shape[1], teacher.shape[1])))
     if step >= batch:
-        return _angles_apart(student_features, teacher_features, 0, batch) / batch**3
+        return _angles_apart(student, teacher, 0, batch) / batch**3
     # There is no random number in it; reading the generator's state makes the host wait for the device.
     again = partial(checkpoint, _angles_apart, use_reentrant=False, preserve_rng_state=False)
-    pieces = [again(student_features, teacher_features, start, start + step) for start in range(0, batch, step)]
+    pieces = [again(student, teacher, start, start + step) for start in range(0, batch, step)]
     return torch.stack(pieces).sum() / batch**3
 
 
@@ -138,10 +131,7 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> pkt(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()  # log(3 / 2) / 2
         0.20273...
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    ours, theirs = _neighbours(student_features), _neighbours(teacher_features)
+    ours, theirs = (_neighbours(f) for f in _embeddings(student_features, teacher_features))
     return (theirs * ((theirs + _PKT_EPS).log() - (ours + _PKT_EPS).log())).mean()
 
 
@@ -172,12 +162,10 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
         tensor(0.2929)
     """
     axes = ("batch", "feature", "...")
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, axes, same="batch")
+    features = checks.feature_pair(student_features, teacher_features, axes, same="batch")
     if row_norm not in (1, 2):
         raise ValueError(f"row_norm: expected 1 or 2, got {row_norm!r}; type row_norm=2 for the published form")
-    ours, theirs = (
-        unit_rows(rows @ rows.T, order=row_norm) for rows in (student_features.flatten(1), teacher_features.flatten(1))
-    )
+    ours, theirs = (unit_rows(gram(f.flatten(1)), order=row_norm) for f in features)
     return (ours - theirs).square().mean()
 
 
@@ -205,12 +193,8 @@ def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> correlation(torch.tensor([[1.0], [-2.0], [3.0]]), torch.zeros(3, 1))
         tensor(4.)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    checks.min_samples(student_features, 2, "are related to each other")
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    errors = (student_features - teacher_features).abs()
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, min_batch=2)
+    errors = (student - teacher).abs()
     return (errors[:-1] * errors[1:]).sum(1).mean()
 
 
@@ -253,22 +237,27 @@ def correlation_kernel(
         >>> correlation_kernel(torch.eye(2), torch.ones(2, 2), kernel="bilinear")
         tensor(0.5000)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
+    features = _embeddings(student_features, teacher_features)
     if kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}; type kernel='gaussian'")
     checks.positive(gamma, "gamma", example=0.4)
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise ValueError(f"order: expected a whole number >= 1, got {order!r}; for example order=2")
-    grams = []
-    for features in (student_features, teacher_features):
-        rows = F.normalize(features, dim=1) if normalise else features
-        gram = rows @ rows.T
-        grams.append(gram if kernel == "bilinear" else _expansion(gram, gamma, order))
-    apart = grams[0] - grams[1]
+    ours, theirs = (gram(F.normalize(f, dim=1) if normalise else f) for f in features)
+    if kernel == "gaussian":
+        ours, theirs = _expansion(ours, gamma, order), _expansion(theirs, gamma, order)
+    apart = ours - theirs
     norm = apart.square().sum() if squared else torch.linalg.vector_norm(apart)
     return norm / len(apart) ** 2
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return the inner products of all pairs of rows."""
+    return rows @ rows.mT
+
+
+def _embeddings(student: Tensor, teacher: Tensor, *, min_batch: int = 1) -> tuple[Tensor, Tensor]:
+    return checks.feature_pair(student, teacher, checks.EMBEDDINGS, same="batch", min_batch=min_batch)
 
 
 def _distances(features: Tensor, squared: bool) -> Tensor:
@@ -293,7 +282,7 @@ def _cosines(features: Tensor, start: int, end: int) -> Tensor:
 
 def _neighbours(features: Tensor) -> Tensor:
     unit = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _PKT_EPS)
-    likeness = (unit @ unit.T + 1) / 2
+    likeness = (gram(unit) + 1) / 2
     return likeness / likeness.sum(1, keepdim=True)
 
 
@@ -304,9 +293,9 @@ def unit_rows(matrices: Tensor, *, order: int = 2) -> Tensor:
     return torch.where(nonzero, matrices / torch.where(nonzero, length, 1.0), 0.0)
 
 
-def _expansion(gram: Tensor, gamma: float, order: int) -> Tensor:
+def _expansion(products: Tensor, gamma: float, order: int) -> Tensor:
     # By Horner's rule: a power of 0 has no gradient of its own.
-    series = torch.ones_like(gram)
+    series = torch.ones_like(products)
     for p in range(order, 0, -1):
-        series = 1 + 2 * gamma / p * gram * series
+        series = 1 + 2 * gamma / p * products * series
     return math.exp(-2 * gamma) * series

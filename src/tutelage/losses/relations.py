@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.losses.pairwise import gram
 
 
 def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alpha: float) -> Tensor:
@@ -37,10 +38,9 @@ def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alph
         >>> itrd_correlation(torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [0.0]]), alpha=1.0)
         tensor(-2.)
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, min_batch=2)
     checks.positive(alpha, "alpha", example=1.01)
-    checks.min_samples(student_features, 2, "a correlation is taken over")
-    correlation = (_standardised(student_features) * _standardised(teacher_features)).mean(0)
+    correlation = (_standardised(student) * _standardised(teacher)).mean(0)
     return (correlation - 1).abs().pow(2 * alpha).sum().log2()
 
 
@@ -67,10 +67,8 @@ def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> itrd_mutual(torch.ones(2, 1), torch.eye(2))
         tensor(0.5000)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    ours, theirs = (_gram(F.normalize(f, dim=1)) for f in (student_features, teacher_features))
+    features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, same="batch")
+    ours, theirs = (gram(F.normalize(f, dim=1)) for f in features)
     return _purity(ours) - _purity(ours * theirs)
 
 
@@ -102,9 +100,8 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
         >>> log_sum(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]]), exponent=4.0)
         tensor(3.4657)
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
-    checks.min_samples(student_features, 2, "features are normalised over")
-    return log_power(_normalised(student_features) - _normalised(teacher_features), exponent=exponent)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, min_batch=2)
+    return log_power(_normalised(student) - _normalised(teacher), exponent=exponent)
 
 
 def log_power(differences: Tensor, *, exponent: float) -> Tensor:
@@ -146,9 +143,5 @@ def _standardised(features: Tensor) -> Tensor:
     return torch.where(moves, centred / torch.where(moves, variance, 1.0).sqrt(), 0.0)
 
 
-def _gram(features: Tensor) -> Tensor:
-    return features @ features.T
-
-
-def _purity(gram: Tensor) -> Tensor:
-    return (gram / gram.trace()).square().sum()
+def _purity(matrix: Tensor) -> Tensor:
+    return (matrix / matrix.trace()).square().sum()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.logits import cross_entropy, kl_divergence
+from tutelage.losses.logits import cross_entropy, kl_divergence, labelled_class
 from tutelage.types import UNLABELLED
 
 
@@ -57,7 +57,7 @@ def dkd(
     checks.weight(alpha, "alpha", example=1.0)
     checks.weight(beta, "beta", example=8.0)
     checks.positive(temperature, "temperature", example=4.0)
-    target = _target(student_logits, labels)
+    target = labelled_class(student_logits, labels)
     sure, others = _split(student_logits / temperature, target)
     teacher_sure, teacher_others = _split(teacher_logits / temperature, target)
     of_label, of_others = kl_divergence(_binary(sure), _binary(teacher_sure)), kl_divergence(others, teacher_others)
@@ -103,7 +103,7 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     if isinstance(labels, Tensor) and labels.is_floating_point():
         checks.labels_for(student_logits, labels)
         labels = labels.argmax(dim=-1)
-    target = _target(student_logits, labels)
+    target = labelled_class(student_logits, labels)
     sure, _ = _split(student_logits, target)
     teacher_sure, _ = _split(teacher_logits, target)
     _, others = _split(student_logits / temperature, target)
@@ -150,20 +150,6 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
     # An unlabelled sample's cross-entropies are 0, and with them the ratio and the weight.
     return temperature * temperature * -torch.expm1(-ratio) * _crossed(log_q, log_p)
-
-
-def _target(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the labelled class of each sample, class 0 for one that has none."""
-    if not checks.labels_for(logits, labels):
-        raise ValueError(
-            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, of which none is the labelled "
-            "class; type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data"
-        )
-    if logits.shape[-1] < 2:
-        raise ValueError(
-            f"student_logits: expected at least 2 classes, got {logits.shape[-1]}; type losses.kd for networks of one"
-        )
-    return labels.clamp(min=0).unsqueeze(-1)
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
