@@ -140,7 +140,7 @@ def same_batch(student: Tensor, teacher: Tensor, student_name: str, teacher_name
         )
 
 
-def labels_for(logits: Tensor, labels: Tensor, name: str = "labels") -> bool:
+def labels_for(logits: Tensor, labels: Tensor) -> bool:
     """Refuse labels that do not belong to the logits; tell class indices from soft labels by their dtype.
 
     Class indices are compared with the number of classes where that is free of a wait: eagerly on the CPU. On an
@@ -150,7 +150,6 @@ def labels_for(logits: Tensor, labels: Tensor, name: str = "labels") -> bool:
     Args:
         logits: ``(..., classes)``.
         labels: ``(...)`` int64, or soft labels ``(..., classes)``, any floating dtype.
-        name: the argument's name.
 
     Returns:
         True for class indices, False for soft labels.
@@ -160,37 +159,37 @@ def labels_for(logits: Tensor, labels: Tensor, name: str = "labels") -> bool:
         ValueError: if their shape is not the one above, or an index is neither a class nor -100.
     """
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(labels).__name__}; type torch.as_tensor({name})")
+        raise TypeError(f"labels: expected a torch.Tensor, got {type(labels).__name__}; type torch.as_tensor(labels)")
     if labels.is_floating_point():
         if labels.shape != logits.shape:
             raise ValueError(
-                f"{name}: expected soft labels (floating dtype) of shape {tuple(logits.shape)}, "
-                f"got {tuple(labels.shape)}; type {name}.long() if these are class indices"
+                f"labels: expected soft labels (floating dtype) of shape {tuple(logits.shape)}, "
+                f"got {tuple(labels.shape)}; type labels.long() if these are class indices"
             )
         return False
     if labels.dtype != torch.int64:
         raise TypeError(
-            f"{name}: expected int64 class indices or floating soft labels, got {labels.dtype}; "
-            f"type {name}.long() for class indices, {name}.float() for soft labels"
+            f"labels: expected int64 class indices or floating soft labels, got {labels.dtype}; "
+            "type labels.long() for class indices, labels.float() for soft labels"
         )
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"{name}: expected class indices (int64) of shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}; "
-            f"type {name}.float() if these are one-hot rows"
+            f"labels: expected class indices (int64) of shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}; "
+            "type labels.float() if these are one-hot rows"
         )
     if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
-        _in_range(labels, logits.shape[-1], name)
+        _in_range(labels, logits.shape[-1])
     return True
 
 
-def _in_range(labels: Tensor, classes: int, name: str) -> None:
+def _in_range(labels: Tensor, classes: int) -> None:
     low, high = (x.item() for x in torch.aminmax(labels))  # alone, this is a tenth of naming what is outside
     if low >= 0 and high < classes:
         return
     outside = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
     if outside.numel():
         raise ValueError(
-            f"{name}: expected class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled, "
+            f"labels: expected class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled, "
             f"got {int(outside[0])}; "
             f"number the classes from 0, type {UNLABELLED} where there is no label, or give the networks more classes"
         )
