@@ -144,8 +144,7 @@ def labels_for(logits: Tensor, labels: Tensor) -> bool:
     """Refuse labels that do not belong to the logits; tell class indices from soft labels by their dtype.
 
     Class indices are compared with the number of classes where that is free of a wait: eagerly on the CPU. On an
-    accelerator and inside ``torch.compile`` the kernel that reads them asserts instead (CUDA: "device-side assert",
-    on standard error with the failed comparison).
+    accelerator and inside ``torch.compile`` the kernel that reads them asserts instead (CUDA: "device-side assert").
 
     Args:
         logits: ``(..., classes)``.

@@ -119,12 +119,12 @@ def network_context(
 ) -> BindContext:
     """Return the context that an objective binds to, after at most one forward pass of each network.
 
-    A network is called on ``inputs``, a few samples as in training, only where the objective reads features of it. The
-    keyword arguments are those of `BindContext`.
+    A network is called on ``inputs``, a few samples as in training, only where the objective reads its features. The
+    keywords are `BindContext`'s.
 
     Raises:
-        ValueError: a network has no such tap, or changes it in place; the teacher has no head or batch norm where the
-            objective reads one.
+        ValueError: a network lacks a tap, or changes it in place; the teacher lacks the head or batch norm that is
+            read.
 
     Example:
         >>> import torch, tutelage

@@ -5,8 +5,8 @@ A tap is written as
 - ``layer3.2.relu``: the output of that submodule,
 - ``layer3.2.relu:input``: its first input,
 - ``card:embedding``, ``card:stage.1``, ``card:before.1``: a submodule that the model's card names: the pooled embedding
-  that the classifier reads, a stage after its activation, a stage before it. Stages are counted from 0, from the last
-  by negative numbers.
+  that the classifier reads, a stage after or before its activation. Stages count from 0, from the last by negative
+  numbers.
 """
 
 from __future__ import annotations

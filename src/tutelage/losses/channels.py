@@ -17,23 +17,20 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute neuron selectivity transfer: squared maximum mean discrepancy with the kernel ``<a, b>**2``.
 
     ``mean_{c, d} <t[c], t[d]>**2 + mean_{c, d} <s[c], s[d]>**2 - 2 * mean_{c, d} <s[c], t[d]>**2``, where ``s[c]`` and
-    ``t[d]`` are channels as vectors over positions, scaled to length 1. A larger map is first averaged down to the
-    smaller.
-
-    Memory grows with ``batch * min(positions, channels)**2``, that of the smaller of two equivalent Gram matrices.
+    ``t[d]`` are channels as vectors over positions, scaled to length 1; a larger map is averaged down first
+    (`same_size`). Memory grows with ``batch * min(positions, channels)**2``: the smaller of two equivalent Gram
+    matrices.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype.
-        teacher_features: the same axes; gets no gradient. Channels, height and width may differ.
+        student_features: ``(batch, channels, height, width)``.
+        teacher_features: the same, with any number of channels and any size.
 
     Returns:
-        ``(batch,)``, no unit, at least float32; at least 0, up to rounding.
+        ``(batch,)``, no unit; at least 0, up to rounding.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv 1707.01219.
-    The published weight of 50 belongs to this form, a mean over pairs of channels; the paper halves it.
+        The published weight of 50 belongs to this form, a mean over pairs of channels; the paper halves it.
 
     Example:
         >>> student = torch.tensor([[[[1.0, 0.0]]]])
@@ -52,24 +49,20 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute inter-channel correlation distillation.
 
     ``(1 / channels) * sum_{c, d} (G_s[c, d] - G_t[c, d])**2``, where ``G`` is the Gram matrix ``(channels, channels)``
-    of a sample's channels over its positions, each row scaled to length 1. A row of 0 alone stays so and gets no
-    gradient.
+    of a sample's channels over its positions, each row scaled to length 1. A row of 0 stays so, without gradient.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels.
-        teacher_features: ``(batch, channels, height, width)``; gets no gradient. Height and width may differ.
+        student_features: ``(batch, channels, height, width)``, mapped to the teacher's channels.
+        teacher_features: ``(batch, channels, height, width)``. Height and width may differ.
 
     Returns:
-        ``(batch,)``, no unit, at least float32.
+        ``(batch,)``, no unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation", arXiv
-    2202.03680. The authors' results on CIFAR-100 are made with this form and a weight of 2.5.
-
+        2202.03680. The authors' results on CIFAR-100 are made with this form and a weight of 2.5.
     Differs from: the authors' ImageNet code and torchdistill, where the mean over the batch is divided by the batch
-    once more; the paper writes ``1 / channels**2`` and no scaling of rows.
+        once more; the paper writes ``1 / channels**2`` and no scaling of rows.
 
     Example:
         >>> inter_channel(torch.eye(2).reshape(1, 2, 1, 2), torch.ones(1, 2, 1, 2))
@@ -93,19 +86,16 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     positions. A channel that is 0 everywhere in one network alone counts 1 / positions, with no gradient.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's shape.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, channels, height, width)``, mapped to the teacher's shape.
+        teacher_features: the same shape.
 
     Returns:
-        ``(batch,)``, no unit, at least float32.
+        ``(batch,)``, no unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: He et al., "Knowledge Adaptation for Efficient Semantic Segmentation", arXiv 1903.04688, as in torchdistill.
-
     Differs from: the paper, whose affinity is between positions, by the cosine over all channels at once; and from
-    torchdistill where a channel is 0 everywhere: NaN there.
+        torchdistill where a channel is 0 everywhere: NaN there.
 
     Example:
         >>> affinity(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]))

@@ -1,4 +1,4 @@
-"""Losses on features: one value per sample."""
+"""Losses on features: one value per sample. Where sizes may differ, the larger map is averaged down (`same_size`)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     ``(1 / D) * sum_d (s[d] - t[d])**2`` over all ``D`` entries of a sample: channels and positions alike.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, mapped to the teacher's shape where they differ.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, ...)``, mapped to the teacher's shape where they differ.
+        teacher_features: the same shape.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550.
-
     Differs from: the paper, which has half the sum. Results on CIFAR-100 were published with the mean.
 
     Example:
@@ -48,25 +45,21 @@ def attention_transfer(
     """Compute the distance between two attention maps.
 
     ``(1 / positions) * sum_x (Q_s[x] - Q_t[x])**2`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``;
-    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``. A larger map is averaged down first
-    (`same_size`).
+    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype.
-        teacher_features: the same, with any number of channels and any size; gets no gradient.
+        student_features: ``(batch, channels, height, width)``.
+        teacher_features: the same, with any number of channels and any size.
         p: a whole number of at least 1. At an odd one the features keep their sign.
         distance: ``mean_square``; or ``norm``, neither squared nor divided by the number of positions.
 
     Returns:
-        ``(batch,)``, no unit, at least float32; at most ``4 / positions``, or 2 for the norm.
+        ``(batch,)``, no unit; at most ``4 / positions``, or 2 for the norm.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928.
-
-    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. The authors' code and results have the mean
-    square.
+    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. The authors' code and results: the mean
+        square.
 
     Example:
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
@@ -85,25 +78,21 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     """Compute how badly a Gaussian around the student's features explains the teacher's.
 
     ``(1 / D) * sum_{c, x} 0.5 * ((m[c, x] - t[c, x])**2 / variance[c] + log variance[c])`` over all ``D`` entries of a
-    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``. A larger map is averaged down first
-    (`same_size`).
+    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, ``m``: a learned regressor's output.
-            Where the regressor is not linear, pool its input, not its output.
-        teacher_features: the same number of channels, ``t``; gets no gradient.
-        variance: ``(channels,)``, above 0, any floating dtype; gets a gradient.
+        student_features: ``(batch, channels, height, width)``, ``m``: a learned regressor's output; pool the input of
+            one that is not linear.
+        teacher_features: the same number of channels, ``t``; any size.
+        variance: ``(channels,)``, above 0; gets a gradient.
 
     Returns:
-        ``(batch,)`` nats per entry, at least float32; of either sign.
+        ``(batch,)`` nats per entry; of either sign.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", arXiv 1904.05835.
-
     Differs from: nothing in value. One public copy never trains the variance; a learned one is made by ``softplus``,
-    where public code has ``log(1 + exp(x))``, which overflows.
+        where public code has ``log(1 + exp(x))``, which overflows.
 
     Example:
         >>> vid(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2), variance=torch.ones(1))
@@ -130,17 +119,15 @@ def prime_aware(
     ``(1 / D) * sum_d ((t[d] - s[d])**2 / (epsilon + exp(v[d])) + v[d])`` over all ``D`` entries of a sample.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, of the teacher's shape.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, ...)``, of the teacher's shape.
+        teacher_features: the same shape.
         log_variance: the same shape, ``v``; gets a gradient.
         epsilon: above 0.
 
     Returns:
-        ``(batch,)``, at least float32; of either sign.
+        ``(batch,)``; of either sign.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zhang et al., "Prime-Aware Adaptive Distillation", arXiv 2008.01458.
 
     Example:
@@ -160,16 +147,13 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
     """Average the larger of two maps down to the smaller one's height and width.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype.
-        teacher_features: the same, with any number of channels and any size; gets no gradient.
+        student_features: ``(batch, channels, height, width)``.
+        teacher_features: the same, with any number of channels and any size.
 
     Returns:
-        Both, at least float32, of one height and one width. Where the one does not divide the other the windows
-        overlap, as those of adaptive pooling do.
+        Both, of one height and width. Where one does not divide the other, windows overlap, as in adaptive pooling.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: public code of attention transfer, VID, FT and NST, as Tian et al. compared them, arXiv 1910.10699.
 
     Example:
@@ -201,15 +185,13 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     ``sum_{n, d} (s[n, d] - t[n, d])**2``: a sum, so it grows with both; the published weight is 3e-5.
 
     Args:
-        student_features: ``(batch, tokens, width)``, any floating dtype, mapped to the teacher's width.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, tokens, width)``, mapped to the teacher's width.
+        teacher_features: the same shape.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
@@ -226,17 +208,15 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
     ``(1 / masked) * sum_{n hidden, d} (s[n, d] - t[n, d])**2``: a sum over hidden tokens and width, scaled up to all.
 
     Args:
-        student_features: ``(batch, tokens, width)``, any floating dtype: tokens generated from the visible ones.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, tokens, width)``: tokens generated from the visible ones.
+        teacher_features: the same shape.
         hidden: ``(batch, tokens)`` bool, of `hide`.
         masked: share of the tokens that were hidden, above 0 and below 1.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
@@ -263,15 +243,13 @@ def hide(noise: Tensor, *, masked: float) -> Tensor:
     """Choose the tokens to hide: of each sample, all but the ``int(tokens * (1 - masked))`` of smallest noise.
 
     Args:
-        noise: ``(batch, tokens)``, any floating dtype, such as ``torch.rand(batch, tokens)``.
+        noise: ``(batch, tokens)``, such as ``torch.rand(batch, tokens)``.
         masked: share to hide, above 0 and below 1.
 
     Returns:
         ``(batch, tokens)`` bool, true where hidden.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:

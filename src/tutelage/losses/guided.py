@@ -21,16 +21,13 @@ def srrl_statistics(student_features: Tensor, teacher_features: Tensor) -> Tenso
     ``(1 / width) * sum_d (mean(s[d]) - mean(t[d]))**2``, the means over positions: a factor 1/width.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, with the teacher's channels; or
-            pooled, ``(batch, width)``.
-        teacher_features: one of both, with as many channels; the positions need not agree. It gets no gradient.
+        student_features: ``(batch, channels, height, width)`` or pooled, ``(batch, width)``; the teacher's channels.
+        teacher_features: one of both; the positions need not agree.
 
     Returns:
-        ``(batch,)``, the square of the features' unit, at least float32.
+        ``(batch,)``, the square of the features' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
 
     Example:
@@ -56,13 +53,10 @@ def srrl_regression(
         bias: ``(classes,)`` of the teacher's head, or none; gets no gradient. It cancels.
 
     Returns:
-        ``(batch,)``, the square of the logits' unit, at least float32.
+        ``(batch,)``, the square of the logits' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
-
     Differs from: nothing; the paper also names a cross-entropy with the teacher's softmax in place of squared errors.
 
     Example:
@@ -96,16 +90,14 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
     the student only has to be below it too: the activation hides the rest.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, channels, height, width)``, mapped to the teacher's channels.
+        teacher_features: the same shape.
         margins: ``(channels,)``, ``m``, none above 0: of `ofd_margins`. They get no gradient.
 
     Returns:
-        ``(batch,)``, the square of the features' unit, at least float32.
+        ``(batch,)``, the square of the features' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
 
     Example:
@@ -133,17 +125,14 @@ def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
     ``phi`` and ``Phi`` the standard normal's density and distribution; ``-3 * |weight|`` where ``Phi(z) <= 0.001``.
 
     Args:
-        weight: ``(channels,)``, any floating dtype, of the batch norm. At 0 the output is the bias alone.
+        weight: ``(channels,)``, of the batch norm. At 0 the output is the bias alone.
         bias: the same shape.
 
     Returns:
-        ``(channels,)``, at least float32, none above 0; without a gradient.
+        ``(channels,)``, none above 0; without a gradient.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
-
     Differs from: public code where a weight is 0, which it divides by, and in its rounding to float32.
 
     Example:
@@ -171,20 +160,17 @@ def norm_direction(
     embedding that is at least as long as the teacher's is only turned towards ``c``; a shorter one is also lengthened.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, width)``, mapped to the teacher's width.
+        teacher_features: the same shape.
         labels: ``(batch,)`` int64; the value is 0 where it is -100.
         class_means: ``(classes, width)``, over the training samples; gets no gradient. One of 0 gives the value 1.
 
     Returns:
-        ``(batch,)``, no unit, in [0, 2], at least float32.
+        ``(batch,)``, no unit, in [0, 2].
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above; soft labels have no one class.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
     Source: Wang et al., "Improving Knowledge Distillation via Regularizing Feature Norm and Direction", arXiv
-    2305.17007.
-
+        2305.17007.
     Differs from: the authors' code where both embeddings are 0: NaN there, 1 here.
 
     Example:

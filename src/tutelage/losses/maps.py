@@ -21,27 +21,22 @@ FURTHER = 3
 def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: float = 2, norm: float = 1) -> Tensor:
     """Compute the distance between two factors' maps of attention.
 
-    ``(1 / positions) * sum_x |Q_s[x] - Q_t[x]|**norm`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c,
-    x]**p``. A larger map is averaged down first (`same_size`).
+    ``(1 / positions) * sum_x |Q_s[x] - Q_t[x]|**norm`` with ``Q = A / ||A||_2`` and
+    ``A[x] = (1 / C) * sum_c f[c, x]**p``. A larger map is averaged down first (`same_size`).
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype: the output of the student's
-            translator.
-        teacher_features: the same, with any channels and size: the output of the teacher's paraphraser; gets no
-            gradient.
+        student_features: ``(batch, channels, height, width)``: the output of the student's translator.
+        teacher_features: the same, with any channels and size: the output of the teacher's paraphraser.
         p: a whole number of at least 1.
         norm: at least 1.
 
     Returns:
-        ``(batch,)``, no unit, at least float32.
+        ``(batch,)``, no unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
-
     Differs from: the paper, which compares whole factors (`factor_difference`). Results on CIFAR-100 were published
-    with this form, which sees no channels: it is attention transfer (`attention_transfer`) on factors.
+        with this form, which sees no channels: it is attention transfer (`attention_transfer`) on factors.
 
     Example:
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
@@ -63,20 +58,17 @@ def factor_difference(
     ``S = s / ||s||`` and ``T = t / ||t||``, norms of order ``length_by`` over all entries of a sample.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, ...)``.
+        teacher_features: the same shape.
         p: 1, a mean, or 2, a norm that is neither squared nor divided by ``D``.
         length_by: order of the norm that the features are divided by, at least 1.
 
     Returns:
-        ``(batch,)``, no unit, at least float32.
+        ``(batch,)``, no unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
-    Knowledge translation and adaptation (He et al., arXiv 1903.04688) has the same form on other features.
-
+        Knowledge translation and adaptation (He et al., arXiv 1903.04688) has the same form on other features.
     Differs from: the paper at ``p=1``, where it has the sum.
 
     Example:
@@ -98,21 +90,18 @@ def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, m
     sum over all channels and positions, so it grows with the map.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, before the activation.
-        teacher_features: the same shape, before the activation; gets no gradient.
+        student_features: ``(batch, ...)``, before the activation.
+        teacher_features: the same shape, before the activation.
         margin: ``m``, finite and above 0.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", arXiv
-    1811.03233.
-
+        1811.03233.
     Differs from: the published objective, which weights stage ``l`` of ``L`` by ``2**(l - L + 1)`` and all by
-    ``3 / 1000``; here that stands in the preset ``activation_boundary``.
+        ``3 / 1000``; here that stands in the preset ``activation_boundary``.
 
     Example:
         >>> activation_boundary(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, -1.0]]))
@@ -133,26 +122,23 @@ def fsp(
 ) -> Tensor:
     """Compare the flow from each stage to the next: inner products of their channels.
 
-    ``sum_l (1 / (C * D)) * sum_{c, d} (M_s[c, d] - M_t[c, d])**2`` over consecutive stages ``a`` and ``b``, with ``M[c,
-    d] = (1 / positions) * sum_x a[c, x] * b[d, x]``. The larger of the two is first pooled to the smaller one's size.
-    With ``distance="norm"`` each pair adds ``sum_d ||M_s[:, d] - M_t[:, d]||_2``.
+    ``sum_l (1 / (C * D)) * sum_{c, d} (M_s[c, d] - M_t[c, d])**2`` over consecutive stages ``a`` and ``b``, with
+    ``M[c, d] = (1 / positions) * sum_x a[c, x] * b[d, x]``. The larger of the two is first pooled to the smaller one's
+    size. With ``distance="norm"`` each pair adds ``sum_d ||M_s[:, d] - M_t[:, d]||_2``.
 
     Args:
-        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in order.
-        teacher_features: as many, each with the student's number of channels; sizes may differ; they get no gradient.
+        student_features: at least two maps ``(batch, channels, height, width)``, in order.
+        teacher_features: as many, each with the student's number of channels; sizes may differ.
         pool: how the larger map is made smaller: ``average`` or ``maximum``.
         distance: ``mean_square``; or ``norm``, of the columns, neither squared nor divided by their number.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
-
     Differs from: the paper, which pools by the maximum and sums squares. Results on CIFAR-100 were published with means
-    and averages; one library has the norms of columns and the maximum.
+        and averages; one library has the norms of columns and the maximum.
 
     Example:
         >>> maps = [torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2)]
@@ -192,21 +178,18 @@ def kd_svd(
     Where singular values are equal the vectors have no derivative; that part of the gradient is 0.
 
     Args:
-        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in order.
-        teacher_features: as many, each with the student's number of channels; sizes may differ; they get no gradient.
+        student_features: at least two maps ``(batch, channels, height, width)``, in order.
+        teacher_features: as many, each with the student's number of channels; sizes may differ.
         k: how many vectors, at least 1 and at most the number of positions and of channels.
         first_signs: of each stage ``(batch, k)``: signs of the first entries of the teacher's vectors instead.
 
     Returns:
-        ``(batch,)``, no unit, at least float32; not finite where a feature is not.
+        ``(batch,)``, no unit; not finite where a feature is not.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are not ``k`` vectors.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are not ``k`` vectors.
     Source: Lee, Kim and Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018.
-
     Differs from: public code, which takes the signs as they come. One public copy takes the matrix
-    ``(channels * height, width)``: give it maps with those axes in place of positions and channels.
+        ``(channels * height, width)``: give it maps with those axes in place of positions and channels.
 
     Example:
         >>> maps = [torch.eye(2).reshape(1, 2, 2, 1) * torch.tensor([2.0, 1.0]).reshape(1, 2, 1, 1)] * 2

@@ -1,7 +1,7 @@
 """Losses on relations between the samples of a batch: distances, angles, similarities, correlations.
 
-Each returns one value ``()``, which changes with how a batch is split. Student and teacher may differ in width where
-the text does not say otherwise.
+Each returns one value ``()``, which changes with how a batch is split. The widths of student and teacher may differ
+where the text does not say otherwise. Distances and directions are of differences, so a common offset costs no digits.
 """
 
 from __future__ import annotations
@@ -31,25 +31,21 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
     ``(1 / batch**2) * sum_{i, j} h(D_s[i, j] - D_t[i, j])``, where ``D`` are the Euclidean distances between samples
     divided by their mean over all pairs ``i != j``, and ``h(x) = x**2 / 2`` up to ``|x| = 1``, ``|x| - 1/2`` beyond.
     The diagonal is 0 and counts in ``batch**2``. Distances are at least 1e-6, without a gradient below that. The
-    student's mean is differentiated too, so the gradient does not change the scale of the features.
-
-    Distances come from differences, so a common offset costs no digits. Memory grows with ``batch**2``.
+    student's mean is differentiated too, so the gradient does not change the scale of the features. Memory grows with
+    ``batch**2``.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
-        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        student_features: ``(batch, width)``, such as the pooled embedding.
+        teacher_features: ``(batch, width)``. The widths may differ.
         squared: use the squared distances, of at least 1e-12, in place of the distances.
 
     Returns:
-        ``()``, no unit, at least float32; 0 for two samples, and for sets equal up to scale and shift.
+        ``()``, no unit; 0 for two samples, and for sets equal up to scale and shift.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068. Published results use the distances.
-
     Differs from: public code in the last digits: there the distances come from a Gram matrix, which in float32 with a
-    common offset of 100 standard deviations is off by 2e-3; and for one sample, which gives NaN there.
+        common offset of 100 standard deviations is off by 2e-3; and for one sample, which gives NaN there.
 
     Example:
         >>> rkd_distance(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [3.0]]))
@@ -68,24 +64,20 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
     Time grows with ``batch**3 * width``, memory only up to a limit: where ``batch**2 * max(batch, width)`` is above
     2**25, as with more than 256 samples of width 512, the vertices ``i`` go through in pieces of that many numbers (a
-    few tensors of 128 MiB in float32), and the pieces are computed once more for the gradient. Directions come from
-    differences, so a common offset costs no digits.
+    few tensors of 128 MiB in float32), and the pieces are computed once more for the gradient.
 
     Where two of the student's samples are equal and the teacher's are not, a direction is 0 and its gradient of the
     order of 1e12, as in the public code: an unlucky step for a network that maps many samples to one point.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
-        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        student_features: ``(batch, width)``, such as the pooled embedding.
+        teacher_features: ``(batch, width)``. The widths may differ.
 
     Returns:
-        ``()``, no unit, at least float32; 0 for two samples, and for sets equal up to scale, shift and rotation.
+        ``()``, no unit; 0 for two samples, and for sets equal up to scale, shift and rotation.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068.
-
     Differs from: public code for one sample, whose value is 0 there beside a distance-wise term that is NaN.
 
     Example:
@@ -114,17 +106,14 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     published weight is 30000, and it holds for batches of 64.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
-        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        student_features: ``(batch, width)``, such as the pooled embedding.
+        teacher_features: ``(batch, width)``. The widths may differ.
 
     Returns:
-        ``()`` nats divided by ``batch``, at least float32; 0 for one sample.
+        ``()`` nats divided by ``batch``; 0 for one sample.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", arXiv 1803.10837.
-
     Differs from: public code where a sample is 0 everywhere, whose gradient is NaN there and 0 here.
 
     Example:
@@ -142,20 +131,16 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
     features, each row scaled to length 1. A row that is 0 everywhere stays so and gets no gradient.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, such as the last stage.
-        teacher_features: ``(batch, ...)``; gets no gradient. All but the batch may differ.
+        student_features: ``(batch, ...)``, such as the last stage.
+        teacher_features: ``(batch, ...)``. All but the batch may differ.
         row_norm: 2 for the Euclidean length of a row, 1 for the sum of its absolute values.
 
     Returns:
-        ``()``, no unit, at least float32.
+        ``()``, no unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682.
-
-    Differs from: torchdistill, which has ``row_norm=1``: values differ by a factor of about 3; the published weight,
-    3000, is for 2.
+    Differs from: torchdistill's ``row_norm=1``, by a factor of about 3; the published weight, 3000, is for 2.
 
     Example:
         >>> similarity(torch.eye(2), torch.ones(2, 1))
@@ -176,18 +161,15 @@ def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     of neighbours' errors, not the paper's kernel matrices (`correlation_kernel`).
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype; public code first maps both to width 128 by learned
-            linear maps.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, width)``; public code first maps both to width 128 by learned linear maps.
+        teacher_features: the same shape.
 
     Returns:
-        ``()``, the square of the features' unit, at least float32.
+        ``()``, the square of the features' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802, in the form of the
-    benchmark of Tian et al., arXiv 1910.10699, whose published results are made with it.
+        benchmark of Tian et al., arXiv 1910.10699, whose published results are made with it.
 
     Example:
         >>> correlation(torch.tensor([[1.0], [-2.0], [3.0]]), torch.zeros(3, 1))
@@ -214,8 +196,8 @@ def correlation_kernel(
     <f[i], f[j]>**p``: on features of length 1 the Taylor expansion of ``exp(-gamma * |f[i] - f[j]|**2)``.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype.
-        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        student_features: ``(batch, width)``.
+        teacher_features: ``(batch, width)``. The widths may differ.
         kernel: ``gaussian``; or ``bilinear``, which is ``<f[i], f[j]>`` and reads neither ``gamma`` nor ``order``.
         gamma: above 0.
         order: of the expansion, a whole number of at least 1.
@@ -223,15 +205,12 @@ def correlation_kernel(
         squared: the squared norm; without it ``(1 / batch**2) * ||K_s - K_t||_F``.
 
     Returns:
-        ``()``, no unit where normalised, at least float32.
+        ``()``, no unit where normalised.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802.
-
-    Differs from: torchdistill, which has ``normalise=False, squared=False``. Tian et al. run `correlation` under this
-    name.
+    Differs from: torchdistill: ``normalise=False, squared=False``; and Tian et al., who mean `correlation` by this
+        name.
 
     Example:
         >>> correlation_kernel(torch.eye(2), torch.ones(2, 2), kernel="bilinear")

@@ -19,19 +19,16 @@ def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alph
     column that is constant over the batch has ``c[d] = 0``, and no gradient.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width by a learned linear map.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, width)``, mapped to the teacher's width by a learned linear map.
+        teacher_features: the same shape.
         alpha: above 0; the published values are 1.01 and 1.5.
 
     Returns:
-        ``()`` bits, at least float32; of either sign.
+        ``()`` bits; of either sign.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
-    2112.00459.
-
+        2112.00459.
     Differs from: the authors' code where a column is constant, as that of a channel that never fires: NaN there.
 
     Example:
@@ -51,17 +48,15 @@ def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     scaled to length 1 and ``G_st = G_s * G_t`` entry by entry.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype. The widths may differ; public code then maps it.
-        teacher_features: ``(batch, width)``; gets no gradient.
+        student_features: ``(batch, width)``; public code maps it where the widths differ.
+        teacher_features: ``(batch, width)``.
 
     Returns:
-        ``()``, no unit, at least float32; in [0, 1].
+        ``()``, no unit; in [0, 1].
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
-    2112.00459: matrix-based Rényi entropies of order 2, without the logarithms.
+        2112.00459: matrix-based Rényi entropies of order 2, without the logarithms.
 
     Example:
         >>> itrd_mutual(torch.ones(2, 1), torch.eye(2))
@@ -80,21 +75,18 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
     and the width, so the value grows with both; it has no lower bound but that of the dtype.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width by a learned linear map.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, width)``, mapped to the teacher's width by a learned linear map.
+        teacher_features: the same shape.
         exponent: above 0; the published value is 4. The larger it is, the more the largest differences count.
 
     Returns:
-        ``()`` nats, at least float32; of either sign.
+        ``()`` nats; of either sign.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", arXiv
-    2303.11098.
-
-    Differs from: torchdistill's ``SRDLoss``, which leaves normalisation to a module, doubles the value and adds KL of
-    logits without ``T**2``.
+        2303.11098.
+    Differs from: torchdistill's ``SRDLoss``, which leaves out normalisation, doubles the value and adds KL without
+        ``T**2``.
 
     Example:
         >>> log_sum(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]]), exponent=4.0)
@@ -108,15 +100,13 @@ def log_power(differences: Tensor, *, exponent: float) -> Tensor:
     """Compute ``log(sum |x|**exponent)`` over all entries: what `log_sum` is of features as they are.
 
     Args:
-        differences: any shape, any floating dtype.
+        differences: any shape.
         exponent: above 0.
 
     Returns:
-        ``()``, at least float32. Where every entry is 0 it is that of the smallest number, and has no gradient.
+        ``()``. Where every entry is 0 it is that of the smallest number, and has no gradient.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: as `log_sum`.
 
     Example:

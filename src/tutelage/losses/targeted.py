@@ -24,29 +24,25 @@ def dkd(
 ) -> Tensor:
     """Compute decoupled knowledge distillation: the label's probability and the others', weighted apart.
 
-    ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, with everything at
-    temperature ``T``. With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. With two classes the second
-    divergence is 0.
+    ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, all at temperature ``T``.
+    With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. Of two classes, the second is 0.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``; at least two classes.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0.
+        student_logits: ``(..., classes)``, ``z``; at least two classes.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0.
         alpha: of the label's divergence, finite and at least 0.
         beta: of the others' divergence, finite and at least 0.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
-        ``(...)`` nats times ``T**2``, at least float32; 0 where the two networks agree.
+        ``(...)`` nats times ``T**2``; 0 where the two networks agree.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above; soft labels have no labelled class.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
     Source: Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679.
-
     Differs from: the authors' code in precision only. It takes logarithms of probabilities and subtracts 1000 from the
-    label's logit, which gives infinities and NaN once a network is sure (a gap of about 90 ``T`` in float32). Their
-    trainer multiplies the term by ``min(epoch / 20, 1)``: a weight's schedule here (`objectives.dkd`).
+        label's logit, which gives infinities and NaN once a network is sure (a gap of about 90 ``T`` in float32). Their
+        trainer multiplies the term by ``min(epoch / 20, 1)``: a weight's schedule here (`objectives.dkd`).
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
@@ -73,24 +69,21 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     labels' cross-entropy is added, not replaced. With two classes the second term is 0.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``; at least two classes.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0; or soft
-            labels ``(..., classes)``, any floating dtype, of which the likeliest class is ``y`` (the first of several).
+        student_logits: ``(..., classes)``, ``z``; at least two classes.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
+            ``(..., classes)``, of which the likeliest class is ``y`` (the first of several).
         gamma: of the second term, finite and at least 0.
         temperature: ``T`` of the second term, finite and above 0.
 
     Returns:
-        ``(...)`` nats, the second term times ``T**2``; at least float32.
+        ``(...)`` nats, the second term times ``T**2``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
-    Loss and Customized Soft Labels", arXiv 2303.13005.
-
+        Loss and Customized Soft Labels", arXiv 2303.13005.
     Differs from: the authors' code in precision only. That soft labels are read by their likeliest class is theirs too:
-    their results under Mixup and CutMix were made so.
+        their results under Mixup and CutMix were made so.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
@@ -120,23 +113,20 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
     temperature 1 and without a gradient. It is a cross-entropy, not a divergence: not 0 where the networks agree.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0; or soft
-            labels ``(..., classes)``, any floating dtype, that both cross-entropies of the weight are then against.
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
+            ``(..., classes)``, that both cross-entropies of the weight are then against.
         temperature: ``T``, finite and above 0; it divides both networks' logits, but not those of the weight.
 
     Returns:
-        ``(...)`` nats times ``T**2`` and the weight, at least float32.
+        ``(...)`` nats times ``T**2`` and the weight.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
-    arXiv 2102.00650.
-
+        arXiv 2102.00650.
     Differs from: the authors' code in nothing but the labels that it takes. A Kullback-Leibler divergence in the
-    cross-entropy's place, as the paper writes, has the same gradient: the weight has none.
+        cross-entropy's place, as the paper writes, has the same gradient: the weight has none.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
