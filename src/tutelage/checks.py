@@ -51,13 +51,13 @@ def classwise(tensor: Tensor, name: str) -> Tensor:
         TypeError: if it is not a floating tensor.
         ValueError: if it has no axis of classes, or an empty one.
     """
-    _floating(tensor, name)
+    tensor = _floating(tensor, name)
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
         raise ValueError(
             f"{name}: expected shape (..., classes) with at least one class, got {tuple(tensor.shape)}; "
-            f"put the classes on the last axis"
+            "put the classes on the last axis"
         )
-    return _widened(tensor)
+    return tensor
 
 
 def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
@@ -72,7 +72,7 @@ def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
         TypeError: if it is not a floating tensor.
         ValueError: if it has another number of axes, or an empty one.
     """
-    _floating(tensor, name)
+    tensor = _floating(tensor, name)
     if axes[-1] == "...":
         axes = (*axes[:-1], *[axes[-2]] * (tensor.ndim - len(axes) + 1))
     if tensor.ndim != len(axes) or 0 in tensor.shape:
@@ -80,15 +80,13 @@ def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
             f"{name}: expected shape ({', '.join(axes)}), no axis empty, got {tuple(tensor.shape)}; "
             "name another tap, or reshape what it gives"
         )
-    return _widened(tensor)
+    return tensor
 
 
-def logit_pair(
-    student: Tensor, teacher: Tensor, student_name: str = "student_logits", teacher_name: str = "teacher_logits"
-) -> tuple[Tensor, Tensor]:
+def logit_pair(student: Tensor, teacher: Tensor, kind: str = "logits") -> tuple[Tensor, Tensor]:
     """Return both networks' logits of one shape, as `classwise` does; the teacher's without a gradient."""
-    student, teacher = classwise(student, student_name), classwise(teacher, teacher_name).detach()
-    same_shape(student, teacher, student_name, teacher_name)
+    student, teacher = classwise(student, f"student_{kind}"), classwise(teacher, f"teacher_{kind}").detach()
+    same_shape(student, teacher, f"student_{kind}", f"teacher_{kind}")
     return student, teacher
 
 
@@ -109,10 +107,16 @@ def feature_pair(
         TypeError: if they are not floating tensors.
         ValueError: if they have other axes, differ in what must be the same, or are fewer samples than ``min_batch``.
     """
-    student = features(student, f"student_features{stage}", axes=axes)
-    teacher = features(teacher, f"teacher_features{stage}", axes=axes).detach()
-    check = same_shape if same == "shape" else same_batch
-    check(student, teacher, f"student_features{stage}", f"teacher_features{stage}")
+    student_name, teacher_name = f"student_features{stage}", f"teacher_features{stage}"
+    student = features(student, student_name, axes=axes)
+    teacher = features(teacher, teacher_name, axes=axes).detach()
+    if same == "shape":
+        same_shape(student, teacher, student_name, teacher_name)
+    elif len(student) != len(teacher):
+        raise ValueError(
+            f"{teacher_name}: expected those of {len(student)} samples, as {student_name}, got {len(teacher)}; "
+            "feed both networks the same batch"
+        )
     if len(student) < min_batch:
         raise ValueError(
             f"student_features: expected at least {min_batch} samples, which are related to each other, "
@@ -128,15 +132,6 @@ def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name
             f"{teacher_name}: expected the shape of {student_name}, {tuple(student.shape)}, "
             f"got {tuple(teacher.shape)}; "
             f"feed both networks the same batch and the same classes, or type {teacher_name}.expand_as({student_name})"
-        )
-
-
-def same_batch(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
-    """Refuse a student and a teacher that differ in the number of samples."""
-    if len(student) != len(teacher):
-        raise ValueError(
-            f"{teacher_name}: expected those of {len(student)} samples, as {student_name}, "
-            f"got {len(teacher)}; feed both networks the same batch"
         )
 
 
@@ -204,7 +199,8 @@ def _number(value: object, name: str, example: float, legal: Callable[[float], b
         raise ValueError(f"{name}: expected {expected}, got {value}; type for example {name}={example}")
 
 
-def _floating(tensor: object, name: str) -> None:
+def _floating(tensor: Tensor, name: str) -> Tensor:
+    """Return a tensor in at least float32."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
@@ -212,7 +208,4 @@ def _floating(tensor: object, name: str) -> None:
         )
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}; type {name}.float()")
-
-
-def _widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

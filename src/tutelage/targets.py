@@ -266,8 +266,7 @@ class Pointwise:
         name: one of `TRANSFORMS`.
         gamma: finite and above 0; other than for ``power`` between 1e-12 and 1.
 
-    Raises:
-        TypeError, ValueError: if a name or a number is not as above.
+    Raises: TypeError or ValueError where a name or a number is not as above.
 
     Example:
         >>> Pointwise("complement", gamma=0.5)(torch.tensor([0.1, 1.0]).log()).exp()
@@ -344,7 +343,7 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
     log_probs = checks.classwise(log_probs, "log_probs")
     values = f(log_probs)
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        got = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"transform: expected a floating tensor of log f(x), got {got}; return one from the mapping")
     if values.shape != log_probs.shape:
         raise ValueError(

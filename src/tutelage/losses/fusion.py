@@ -7,8 +7,6 @@ from torch import Tensor
 from tutelage import checks
 from tutelage.losses.pooling import averaging
 
-GRIDS = (4, 2, 1)
-
 
 def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the hierarchical context loss of ReviewKD: mean squared distances of two maps and of their poolings.
@@ -39,7 +37,7 @@ def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     difference = student - teacher
     total, weight, weights = difference.square().mean((1, 2, 3)), 1.0, 1.0
     height, width = difference.shape[2:]
-    for grid in GRIDS:
+    for grid in (4, 2, 1):
         if grid < min(height, width):
             weight /= 2
             weights += weight

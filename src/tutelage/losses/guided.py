@@ -11,9 +11,6 @@ from torch.nn import functional as F
 from tutelage import checks
 from tutelage.types import UNLABELLED
 
-RARE = 0.001
-"""Share of a channel's values below 0 at which its margin is no longer their mean."""
-
 
 def srrl_statistics(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the statistics term of softmax regression representation learning: the error of pooled features.
@@ -146,7 +143,7 @@ def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
     z = -mean / spread
     share = torch.special.log_ndtr(z)
     below = mean - spread * (-z.square() / 2 - share - math.log(2 * math.pi) / 2).exp()
-    margins = torch.where(share <= math.log(RARE), -3 * spread, below)
+    margins = torch.where(share <= math.log(0.001), -3 * spread, below)
     margins = torch.where(spread == 0, mean, margins).clamp(max=0)
     return margins.to(torch.promote_types(weight.dtype, bias.dtype))
 

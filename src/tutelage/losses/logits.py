@@ -107,9 +107,7 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
         >>> kl_divergence(q.log(), p.log())
         tensor([0.3466])
     """
-    return _divergence(
-        *checks.logit_pair(student_log_probs, teacher_log_probs, "student_log_probs", "teacher_log_probs")
-    )
+    return _divergence(*checks.logit_pair(student_log_probs, teacher_log_probs, "log_probs"))
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
@@ -338,7 +336,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
-        got = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
+        got = getattr(temperature, "dtype", type(temperature).__name__)
         raise TypeError(f"temperature: expected a floating tensor, got {got}; type losses.kd(...) for a number")
     if temperature.numel() != 1:
         raise ValueError(
@@ -373,7 +371,7 @@ def scaled_gradient(values: Tensor, *, factor: float) -> Tensor:
         (3.0, -0.5)
     """
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        got = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"values: expected a floating tensor, got {got}; type torch.as_tensor(values).float()")
     # The difference is exactly 0, and carries the gradient.
     return values.detach() + factor * (values - values.detach())

@@ -14,9 +14,6 @@ from tutelage import checks
 from tutelage.losses.features import Distance, attention, bounded, same_size
 from tutelage.losses.pooling import averaged, common_size
 
-FURTHER = 3
-"""How many more singular vectors of the student than of the teacher `kd_svd` chooses among."""
-
 
 def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: float = 2, norm: float = 1) -> Tensor:
     """Compute the distance between two factors' maps of attention.
@@ -281,7 +278,7 @@ def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor |
             )
         turn = theirs[:, :1].sign() * first_signs[:, None].to(theirs)
     theirs = theirs * turn
-    ours = _leading(_matrix(student), k + FURTHER)
+    ours = _leading(_matrix(student), k + 3)
     cosines = ours.detach().mT @ theirs
     nearest = cosines.abs().argmax(1, keepdim=True)
     ours = ours.gather(2, nearest.expand(-1, ours.shape[1], -1)) * cosines.gather(1, nearest).sign()
