@@ -119,12 +119,11 @@ def network_context(
 ) -> BindContext:
     """Return the context that an objective binds to, after at most one forward pass of each network.
 
-    A network is called on ``inputs``, a few samples as in training, only where the objective reads its features. The
-    keywords are `BindContext`'s.
+    A network is called on ``inputs``, a few samples as in training, only where its features are read. Keywords as in
+    `BindContext`.
 
     Raises:
-        ValueError: a network lacks a tap, or changes it in place; the teacher lacks the head or batch norm that is
-            read.
+        ValueError: a network lacks a tap, or changes it in place; the teacher lacks a head or a batch norm.
 
     Example:
         >>> import torch, tutelage

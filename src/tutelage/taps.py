@@ -5,8 +5,7 @@ A tap is written as
 - ``layer3.2.relu``: the output of that submodule,
 - ``layer3.2.relu:input``: its first input,
 - ``card:embedding``, ``card:stage.1``, ``card:before.1``: a submodule that the model's card names: the pooled embedding
-  that the classifier reads, a stage after or before its activation. Stages count from 0, from the last by negative
-  numbers.
+  that the classifier reads, a stage after or before its activation. Stages count from 0, negative ones from the last.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +23,6 @@ INPUT = ":input"
 CARD = "card:"
 SHOWN = 5
 """Number of similar names in a message."""
-
-
-class Place(NamedTuple):
-    """Where a tap is: a submodule, and whether its first input is taken instead of its output."""
-
-    module: nn.Module
-    input: bool
 
 
 class _Recorder:
@@ -107,8 +99,10 @@ class Taps:
         return output, features
 
 
-def find(network: nn.Module, name: str) -> Place:
-    """Find the submodule of a tap; where a module has a card, among those of the network inside it.
+def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
+    """Return the submodule of a tap, and whether its first input is taken instead of its output.
+
+    Where a module has a card, the submodules are those of the network inside it.
 
     Raises:
         ValueError: there is none.
@@ -125,11 +119,11 @@ def find(network: nn.Module, name: str) -> Place:
             f"tap {name}: expected a submodule of {getattr(card, 'name', type(network).__name__)}, got {path!r}; "
             f"type for example {', '.join(some) if some else 'another network: it has no submodules'}"
         )
-    return Place(modules[path], is_input)
+    return modules[path], is_input
 
 
 def _submodules(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the submodules by path; where a module has a card, those of the network inside it."""
+    """Return the submodules by path, of the network inside where there is a card."""
     has_card = getattr(network, "card", None) is not None
     return dict((getattr(network, "network", network) if has_card else network).named_modules())
 

@@ -1,8 +1,8 @@
 """Transforms of a distribution over classes, the power and others, their sums, entropies and sample weights.
 
-Everything takes and returns natural logarithms of probabilities, with the classes on the last axis, in at least
-float32. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most algorithms, is wrong by a
-factor of several in float16 at a logit gap of 25 and in float32 beyond a gap of about 100.
+Everything takes natural logarithms of probabilities of any floating dtype, with the classes on the last axis, and
+returns them in at least float32. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most
+algorithms, is wrong by a factor of several in float16 at a logit gap of 25 and in float32 beyond a gap of about 100.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
     ``mean_{c, d} <t[c], t[d]>**2 + mean_{c, d} <s[c], s[d]>**2 - 2 * mean_{c, d} <s[c], t[d]>**2``, where ``s[c]`` and
     ``t[d]`` are channels as vectors over positions, scaled to length 1; a larger map is averaged down first
-    (`same_size`). Memory grows with ``batch * min(positions, channels)**2``: the smaller of two equivalent Gram
-    matrices.
+    (`same_size`). Memory grows with ``batch * min(positions, channels)**2``: the smaller of two Gram matrices.
 
     Args:
         student_features: ``(batch, channels, height, width)``.

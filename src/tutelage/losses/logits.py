@@ -1,8 +1,7 @@
 """Losses on logits: one value per sample, in nats, not reduced over the batch.
 
-The classes are on the last axis; whatever stands before it, ``(batch,)`` or ``(batch, tokens)``, is the shape of the
-result. ``q = softmax(z)`` is the student, ``p = softmax(v)`` the teacher and ``p_gamma = softmax(gamma * v)`` its power
-transform.
+The classes are on the last axis; what stands before it, ``(batch,)`` or ``(batch, tokens)``, is the result's shape. ``q
+= softmax(z)`` is the student, ``p = softmax(v)`` the teacher and ``p_gamma = softmax(gamma * v)`` its power transform.
 """
 
 from __future__ import annotations
@@ -113,8 +112,7 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
     """Compute the matching term of classic knowledge distillation.
 
-    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. Its gradient by the logits is ``T * (q_T - p_T)``. It reads no
-    labels.
+    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. Its gradient by the logits is ``T * (q_T - p_T)``.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
@@ -221,8 +219,8 @@ def transformed_matching(
         teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
         transform: from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or yours
             (`targets.check_transform`).
-        sample_weight: from the teacher's log-probabilities to weights ``(...)`` of at least 0: a
-            `targets.SampleWeight`, or yours.
+        sample_weight: from the teacher's log-probabilities to weights ``(...)`` >= 0: a `targets.SampleWeight`, or
+            yours.
         normalise: divide the weights by their mean over all samples, so values depend on the batch; all 0 stay 0.
 
     Returns:
@@ -378,7 +376,7 @@ def scaled_gradient(values: Tensor, *, factor: float) -> Tensor:
 
 
 def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, temperature: float) -> Tensor:
-    """Compute the regularisation by a teacher that does not exist: nearly sure of the label, and then flattened.
+    """Compute the regularisation by a virtual teacher (Tf-KD_reg): nearly sure of the label, then flattened.
 
     ``KL(softmax(u / T) || q)`` with the virtual teacher's *probabilities* ``u``: ``correct`` at the label, and
     ``(1 - correct) / (classes - 1)`` elsewhere. The student has no temperature, there is no ``T**2``. As ``u`` lies in
@@ -394,8 +392,7 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
         ``(...)`` nats.
 
     Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
-    Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723,
-        Tf-KD_reg.
+    Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723.
     Differs from: the authors' code by a factor: it averages over the classes too, and multiplies by a number, 100 for
         100 classes. The softmax of probabilities is theirs, and published results were made with it. What the paper
         says, a teacher ``u**(1/T)``, is ``kd`` with ``u.log()`` for the teacher's logits.

@@ -29,7 +29,7 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
     ``(1 / batch**2) * sum_{i, j} h(D_s[i, j] - D_t[i, j])``, where ``D`` are the Euclidean distances between samples
     divided by their mean over all pairs ``i != j``, and ``h(x) = x**2 / 2`` up to ``|x| = 1``, ``|x| - 1/2`` beyond.
     The diagonal is 0 and counts in ``batch**2``. Distances are at least 1e-6, without a gradient below that. The
-    student's mean is differentiated too, so the gradient does not change the scale of the features. Memory grows with
+    student's mean is differentiated too, so the gradient keeps the scale of the features. Memory grows with
     ``batch**2``.
 
     Args:
@@ -207,8 +207,7 @@ def correlation_kernel(
 
     Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802.
-    Differs from: torchdistill: ``normalise=False, squared=False``; and Tian et al., who mean `correlation` by this
-        name.
+    Differs from: torchdistill: ``normalise=False, squared=False``; and Tian et al., who so call `correlation`.
 
     Example:
         >>> correlation_kernel(torch.eye(2), torch.ones(2, 2), kernel="bilinear")

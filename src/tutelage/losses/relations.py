@@ -85,8 +85,7 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
     Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", arXiv
         2303.11098.
-    Differs from: torchdistill's ``SRDLoss``, which leaves out normalisation, doubles the value and adds KL without
-        ``T**2``.
+    Differs from: torchdistill's ``SRDLoss``: no normalisation, twice the value, and KL without ``T**2`` added.
 
     Example:
         >>> log_sum(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]]), exponent=4.0)
