@@ -142,18 +142,18 @@ def _on_card(card: Any, name: str) -> str:
                 "none; name a submodule, or NAME:input for what the classifier's last layer reads"
             )
         return str(card.embedding)
-    places = {"stage": card.stages[:-1], "before": card.stage_inputs[:-1]}.get(what)
-    if places is None or not number.removeprefix("-").isdecimal():
+    paths = {"stage": card.stages[:-1], "before": card.stage_inputs[:-1]}.get(what)
+    if paths is None or not number.removeprefix("-").isdecimal():
         raise ValueError(
             f"tap {name}: expected card:embedding, card:stage.N or card:before.N, got {name!r}; "
             "for example card:stage.-1"
         )
-    if not -len(places) <= int(number) < len(places):
+    if not -len(paths) <= int(number) < len(paths):
         raise ValueError(
-            f"tap {name}: expected a stage among the {len(places)} that the card of {card.name} names, got {number}; "
-            + (f"type a number from {-len(places)} to {len(places) - 1}" if places else "name a submodule instead")
+            f"tap {name}: expected a stage among the {len(paths)} that the card of {card.name} names, got {number}; "
+            + (f"type a number from {-len(paths)} to {len(paths) - 1}" if paths else "name a submodule instead")
         )
-    return str(places[int(number)])
+    return str(paths[int(number)])
 
 
 def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -207,7 +207,7 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"tap {name}: expected one of the teacher's behind a BatchNorm2d with weights, before the activation, got "
             f"{'none there' if layer is None else type(layer).__name__}; name batch norms of the teacher by "
-            "norms=[...], one a tap"
+            "norms=[...], one per tap"
         )
     return layer.weight.detach().clone(), layer.bias.detach().clone()
 

@@ -420,7 +420,7 @@ class SampleWeight:
         log_probs = log_probs if self.of == "teacher" else transform(log_probs, self.transform)
         if self.name == "entropy":
             return renyi_entropy(log_probs, order=self.order)
-        # The sum of the others: 1 - max would lose a doubt smaller than the precision of 1.
+        # The sum of the others: 1 - max would lose an uncertainty smaller than the precision of 1.
         return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)
 
 

@@ -63,7 +63,7 @@ def dist(
 
 
 def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Compute how far the samples' likenesses to each other differ: the batch's part of multi-level distillation.
+    """Compute how far the samples' similarities differ: the batch's part of multi-level distillation.
 
     ``||P P' - Q Q'||_F**2 / N`` with the rows ``q_T`` of ``N`` samples in ``Q`` and ``p_T`` in ``P``: a sum over the
     ``N**2`` pairs, divided by ``N`` once. There is no ``T**2``.
@@ -91,7 +91,7 @@ def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
 
 
 def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Compute how far the classes' likenesses to each other differ: the classes' part of multi-level distillation.
+    """Compute how far the classes' similarities differ: the classes' part of multi-level distillation.
 
     ``||P' P - Q' Q||_F**2 / K`` with the rows ``q_T`` of the batch in ``Q`` and ``p_T`` in ``P``: a sum over the
     ``K**2`` pairs of classes, divided by ``K`` once. It grows with the square of the batch. There is no ``T**2``.

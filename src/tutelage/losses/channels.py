@@ -36,12 +36,12 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> nst(student, 3 * student), nst(student, torch.tensor([[[[0.0, 1.0]]]]))
         (tensor([0.]), tensor([2.]))
     """
-    ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in same_size(student_features, teacher_features))
-    if ours.shape[2] <= max(ours.shape[1], theirs.shape[1]):
+    student, teacher = (F.normalize(f.flatten(2), dim=2) for f in same_size(student_features, teacher_features))
+    if student.shape[2] <= max(student.shape[1], teacher.shape[1]):
         # sum_{c, d} <a[c], b[d]>**2 = <A'A, B'B>, so all three terms are one squared norm.
-        return (gram(ours.mT) / ours.shape[1] - gram(theirs.mT) / theirs.shape[1]).square().sum((1, 2))
-    within = gram(ours).square().mean((1, 2)) + gram(theirs).square().mean((1, 2))
-    return within - 2 * (ours @ theirs.mT).square().mean((1, 2))
+        return (gram(student.mT) / student.shape[1] - gram(teacher.mT) / teacher.shape[1]).square().sum((1, 2))
+    within = gram(student).square().mean((1, 2)) + gram(teacher).square().mean((1, 2))
+    return within - 2 * (student @ teacher.mT).square().mean((1, 2))
 
 
 def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
             f"student_features: expected the teacher's {teacher.shape[1]} channels, got {student.shape[1]}; "
             "map the student's features first, for example by Apply(projection=...)"
         )
-    ours, theirs = (unit_rows(gram(f.flatten(2))) for f in (student, teacher))
-    return (ours - theirs).square().sum((1, 2)) / ours.shape[1]
+    student_gram, teacher_gram = (unit_rows(gram(f.flatten(2))) for f in (student, teacher))
+    return (student_gram - teacher_gram).square().sum((1, 2)) / student_gram.shape[1]
 
 
 def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         tensor([0.7071])
     """
     features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
-    ours, theirs = (F.normalize(f.flatten(2), dim=2) for f in features)
-    apart = torch.linalg.vector_norm(ours - theirs, dim=2) * torch.linalg.vector_norm(ours + theirs, dim=2)
-    one_fires = ours.detach().any(2) != theirs.any(2)
-    return torch.where(one_fires, 1.0, apart / math.sqrt(2)).sum(1) / ours.shape[2]
+    student, teacher = (F.normalize(f.flatten(2), dim=2) for f in features)
+    distances = torch.linalg.vector_norm(student - teacher, dim=2) * torch.linalg.vector_norm(student + teacher, dim=2)
+    one_alone_is_zero = student.detach().any(2) != teacher.any(2)
+    return torch.where(one_alone_is_zero, 1.0, distances / math.sqrt(2)).sum(1) / student.shape[2]

@@ -55,7 +55,7 @@ def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperatur
         )
     if columns.ndim != 2 or len(columns) != len(embeddings):
         raise ValueError(
-            f"columns: expected shape ({len(embeddings)}, some), a row a sample, got {tuple(columns.shape)}; "
+            f"columns: expected shape ({len(embeddings)}, some), a row per sample, got {tuple(columns.shape)}; "
             "type torch.cat([index[:, None], negatives], dim=1)"
         )
     return (embeddings @ bank.T).gather(1, columns) / temperature
@@ -154,9 +154,8 @@ def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor,
             f"{tuple(log_normalisers.shape)}; type torch.stack([of_student, of_teacher])"
         )
     of_student, of_teacher = log_normalisers.detach()
-    return contrast(student_scores - of_student, samples=samples) + contrast(
-        teacher_scores - of_teacher, samples=samples
-    )
+    student_contrast = contrast(student_scores - of_student, samples=samples)
+    return student_contrast + contrast(teacher_scores - of_teacher, samples=samples)
 
 
 def moved(rows: Tensor, embeddings: Tensor, *, momentum: float) -> Tensor:

@@ -65,11 +65,11 @@ def attention_transfer(
         >>> attention_transfer(student, teacher)
         tensor([1.])
     """
-    ours, theirs = (attention(maps, p=p) for maps in same_size(student_features, teacher_features))
+    student, teacher = (attention(maps, p=p) for maps in same_size(student_features, teacher_features))
     if distance == "mean_square":
-        return (ours - theirs).square().mean(1)
+        return (student - teacher).square().mean(1)
     if distance == "norm":
-        return torch.linalg.vector_norm(ours - theirs, dim=-1)
+        return torch.linalg.vector_norm(student - teacher, dim=-1)
     raise ValueError(f'distance: expected mean_square or norm, got {distance!r}; type distance="mean_square"')
 
 
@@ -232,7 +232,7 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
         )
     if hidden.shape != squares.shape:
         raise ValueError(
-            f"hidden: expected shape {tuple(squares.shape)}, a value a token, got {tuple(hidden.shape)}; "
+            f"hidden: expected shape {tuple(squares.shape)}, a value per token, got {tuple(hidden.shape)}; "
             f"type losses.hide(torch.rand{tuple(squares.shape)}, masked={masked})"
         )
     return squares.masked_fill(~hidden, 0.0).sum(1) / masked

@@ -64,19 +64,19 @@ def srrl_regression(
     weight = checks.features(weight, "weight", axes=("classes", "width")).detach()
     if weight.shape[1] != student.shape[1]:
         raise ValueError(
-            f"weight: expected (classes, {student.shape[1]}), a column a channel, got {tuple(weight.shape)}; "
+            f"weight: expected (classes, {student.shape[1]}), a column per channel, got {tuple(weight.shape)}; "
             "map the student's features to the width that the teacher's head reads"
         )
     if bias is not None:
         bias = checks.features(bias, "bias", axes=("classes",)).detach()
         if len(bias) != len(weight):
             raise ValueError(
-                f"bias: expected {len(weight)} values, one a class, got {len(bias)}; give weight and bias of one layer"
+                f"bias: expected {len(weight)} values, one per class, got {len(bias)}; use weight and bias of one layer"
             )
     dtype = torch.promote_types(student.dtype, weight.dtype)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    ours, theirs = (F.linear(features.to(dtype), weight, bias) for features in (student, teacher))
-    return (ours - theirs).square().mean(1)
+    student_logits, teacher_logits = (F.linear(features.to(dtype), weight, bias) for features in (student, teacher))
+    return (student_logits - teacher_logits).square().mean(1)
 
 
 def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
     margins = checks.features(margins, "margins", axes=("channels",)).detach()
     if len(margins) != student.shape[1]:
         raise ValueError(
-            f"margins: expected {student.shape[1]} values, one a channel, got {len(margins)}; "
+            f"margins: expected {student.shape[1]} values, one per channel, got {len(margins)}; "
             "type margins=losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the teacher's activation"
         )
     target = torch.maximum(teacher, margins[:, None, None].to(teacher.dtype))

@@ -234,8 +234,8 @@ def transformed_matching(
         >>> flat = targets.Pointwise("complement", gamma=0.5)
         >>> transformed_matching(student, teacher, transform=flat)
         tensor([1.2770])
-        >>> doubt = targets.SampleWeight("one_minus_top", transform=flat)
-        >>> transformed_matching(student, teacher, transform=flat, sample_weight=doubt)
+        >>> uncertainty = targets.SampleWeight("one_minus_top", transform=flat)
+        >>> transformed_matching(student, teacher, transform=flat, sample_weight=uncertainty)
         tensor([0.1522])
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
@@ -246,7 +246,7 @@ def transformed_matching(
     weight = sample_weight(log_p).detach()
     if weight.shape != values.shape:
         raise ValueError(
-            f"sample_weight: expected one weight a sample, shape {tuple(values.shape)}, got {tuple(weight.shape)}; "
+            f"sample_weight: expected one weight per sample, shape {tuple(values.shape)}, got {tuple(weight.shape)}; "
             "sum over the classes, which are on the last axis"
         )
     if normalise:

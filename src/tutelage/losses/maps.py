@@ -40,9 +40,9 @@ def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: fl
         >>> factor_transfer(student, teacher)
         tensor([1.])
     """
-    ours, theirs = (attention(maps, p=p) for maps in same_size(student_features, teacher_features))
+    student, teacher = (attention(maps, p=p) for maps in same_size(student_features, teacher_features))
     _at_least_one(norm, "norm")
-    difference = (ours - theirs).abs()
+    difference = (student - teacher).abs()
     return (difference if norm == 1 else difference.pow(norm)).mean(1)
 
 
@@ -76,8 +76,8 @@ def factor_difference(
     _at_least_one(length_by, "length_by")
     if p not in (1, 2):
         raise ValueError(f"p: expected 1 or 2, got {p!r}; type p=1")
-    ours, theirs = (F.normalize(bounded(f).flatten(1), p=length_by, dim=1) for f in features)
-    return (ours - theirs).abs().mean(1) if p == 1 else torch.linalg.vector_norm(ours - theirs, dim=-1)
+    student, teacher = (F.normalize(bounded(f).flatten(1), p=length_by, dim=1) for f in features)
+    return (student - teacher).abs().mean(1) if p == 1 else torch.linalg.vector_norm(student - teacher, dim=-1)
 
 
 def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, margin: float = 1.0) -> Tensor:
@@ -199,17 +199,17 @@ def kd_svd(
     most = min(min(f.shape[1], f.shape[2:].numel()) for pair in stages for f in pair)
     if not 1 <= k <= most:
         raise ValueError(
-            f"k: expected at least 1 vector, and at most {most}, the fewest places or channels of a map, got {k}; "
+            f"k: expected at least 1 vector, and at most {most}, the fewest positions or channels of a map, got {k}; "
             "type k=1"
         )
     signs = [None] * len(stages) if first_signs is None else list(first_signs)
     if len(signs) != len(stages):
-        raise ValueError(f"first_signs: expected {len(stages)} tensors, one a stage, got {len(signs)}; leave it out")
+        raise ValueError(f"first_signs: expected {len(stages)} tensors, one per stage, got {len(signs)}; leave it out")
     vectors = [_singular(*pair, k=k, first_signs=sign) for pair, sign in zip(stages, signs, strict=True)]
     total = torch.stack(
         [
-            (_likeness(ours, our_next) - _likeness(theirs, their_next)).square().sum((1, 2, 3))
-            for (ours, theirs), (our_next, their_next) in itertools.pairwise(vectors)
+            (_kernel(student, next_student) - _kernel(teacher, next_teacher)).square().sum((1, 2, 3))
+            for (student, teacher), (next_student, next_teacher) in itertools.pairwise(vectors)
         ]
     ).sum(0)
     finite = torch.stack([f.isfinite().flatten(1).all(1) for pair in stages for f in pair]).all(0)
@@ -227,7 +227,7 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
     for name, maps in (("student_features", student_features), ("teacher_features", teacher_features)):
         if not isinstance(maps, list | tuple):
             raise TypeError(
-                f"{name}: expected a list of maps, one a stage, got {type(maps).__name__}; type [first, second]"
+                f"{name}: expected a list of maps, one per stage, got {type(maps).__name__}; type [first, second]"
             )
         if len(maps) < 2:
             raise ValueError(
@@ -259,31 +259,31 @@ def _flow(first: Tensor, second: Tensor, pool: str) -> Tensor:
     return first.flatten(2) @ second.flatten(2).mT / (size[0] * size[1])
 
 
-def _likeness(first: Tensor, second: Tensor) -> Tensor:
+def _kernel(first: Tensor, second: Tensor) -> Tensor:
     """Return ``(batch, channels, channels of the next stage, k)``."""
     return (-(first[:, :, None] - second[:, None]).square() / 8).exp()
 
 
 def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the student's and the teacher's vectors of one stage, ``(batch, channels, k)`` each."""
-    values, theirs = _decomposed(_matrix(teacher))
-    theirs = theirs[:, :, :k]
+    values, teacher_vectors = _decomposed(_matrix(teacher))
+    teacher_vectors = teacher_vectors[:, :, :k]
     if first_signs is None:
-        turn = theirs.gather(1, theirs.abs().argmax(1, keepdim=True)).sign()
+        signs = teacher_vectors.gather(1, teacher_vectors.abs().argmax(1, keepdim=True)).sign()
+    elif first_signs.shape == (len(teacher), k):
+        signs = teacher_vectors[:, :1].sign() * first_signs[:, None].to(teacher_vectors)
     else:
-        if first_signs.shape != (len(theirs), k):
-            raise ValueError(
-                f"first_signs: expected shape {(len(theirs), k)} in each stage, got {tuple(first_signs.shape)}; "
-                "leave it out"
-            )
-        turn = theirs[:, :1].sign() * first_signs[:, None].to(theirs)
-    theirs = theirs * turn
-    ours = _leading(_matrix(student), k + 3)
-    cosines = ours.detach().mT @ theirs
+        raise ValueError(
+            f"first_signs: expected shape {(len(teacher), k)} per stage, got {tuple(first_signs.shape)}; leave it out"
+        )
+    teacher_vectors = teacher_vectors * signs
+    candidates = _leading(_matrix(student), k + 3)
+    cosines = candidates.detach().mT @ teacher_vectors
     nearest = cosines.abs().argmax(1, keepdim=True)
-    ours = ours.gather(2, nearest.expand(-1, ours.shape[1], -1)) * cosines.gather(1, nearest).sign()
+    student_vectors = candidates.gather(2, nearest.expand(-1, candidates.shape[1], -1))
+    student_vectors = student_vectors * cosines.gather(1, nearest).sign()
     scale = F.normalize(values[:, :k], dim=1)[:, None]
-    return ours * scale, theirs * scale
+    return student_vectors * scale, teacher_vectors * scale
 
 
 def _matrix(maps: Tensor) -> Tensor:
@@ -321,5 +321,5 @@ def _leading(rows: Tensor, count: int) -> Tensor:
 
 
 def _reciprocal(values: Tensor, least: Tensor) -> Tensor:
-    apart = values.abs() > least
-    return torch.where(apart, 1 / torch.where(apart, values, 1.0), 0.0)
+    nonzero = values.abs() > least
+    return torch.where(nonzero, 1 / torch.where(nonzero, values, 1.0), 0.0)

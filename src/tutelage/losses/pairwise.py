@@ -88,10 +88,10 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     batch = len(student)
     step = max(1, _ENTRIES // (batch * max(batch, student.shape[1], teacher.shape[1])))
     if step >= batch:
-        return _angles_apart(student, teacher, 0, batch) / batch**3
+        return _angle_loss(student, teacher, 0, batch) / batch**3
     # There is no random number in it; reading the generator's state makes the host wait for the device.
-    again = partial(checkpoint, _angles_apart, use_reentrant=False, preserve_rng_state=False)
-    pieces = [again(student, teacher, start, start + step) for start in range(0, batch, step)]
+    recomputed = partial(checkpoint, _angle_loss, use_reentrant=False, preserve_rng_state=False)
+    pieces = [recomputed(student, teacher, start, start + step) for start in range(0, batch, step)]
     return torch.stack(pieces).sum() / batch**3
 
 
@@ -118,8 +118,8 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> pkt(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()  # log(3 / 2) / 2
         0.20273...
     """
-    ours, theirs = (_neighbours(f) for f in _embeddings(student_features, teacher_features))
-    return (theirs * ((theirs + _PKT_EPS).log() - (ours + _PKT_EPS).log())).mean()
+    student, teacher = (_neighbours(f) for f in _embeddings(student_features, teacher_features))
+    return (teacher * ((teacher + _PKT_EPS).log() - (student + _PKT_EPS).log())).mean()
 
 
 def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: int = 2) -> Tensor:
@@ -148,8 +148,8 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
     features = checks.feature_pair(student_features, teacher_features, axes, same="batch")
     if row_norm not in (1, 2):
         raise ValueError(f"row_norm: expected 1 or 2, got {row_norm!r}; type row_norm=2 for the published form")
-    ours, theirs = (unit_rows(gram(f.flatten(1)), order=row_norm) for f in features)
-    return (ours - theirs).square().mean()
+    student, teacher = (unit_rows(gram(f.flatten(1)), order=row_norm) for f in features)
+    return (student - teacher).square().mean()
 
 
 def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -219,12 +219,12 @@ def correlation_kernel(
     checks.positive(gamma, "gamma", example=0.4)
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise ValueError(f"order: expected a whole number >= 1, got {order!r}; for example order=2")
-    ours, theirs = (gram(F.normalize(f, dim=1) if normalise else f) for f in features)
+    student, teacher = (gram(F.normalize(f, dim=1) if normalise else f) for f in features)
     if kernel == "gaussian":
-        ours, theirs = _expansion(ours, gamma, order), _expansion(theirs, gamma, order)
-    apart = ours - theirs
-    norm = apart.square().sum() if squared else torch.linalg.vector_norm(apart)
-    return norm / len(apart) ** 2
+        student, teacher = _expansion(student, gamma, order), _expansion(teacher, gamma, order)
+    difference = student - teacher
+    norm = difference.square().sum() if squared else torch.linalg.vector_norm(difference)
+    return norm / len(difference) ** 2
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -245,10 +245,10 @@ def _distances(features: Tensor, squared: bool) -> Tensor:
     return distances / (distances.sum() / (batch * (batch - 1)))
 
 
-def _angles_apart(student_features: Tensor, teacher_features: Tensor, start: int, end: int) -> Tensor:
+def _angle_loss(student_features: Tensor, teacher_features: Tensor, start: int, end: int) -> Tensor:
     """Return the sum over all triples whose vertex is one of the samples from ``start`` to ``end``."""
-    ours, theirs = _cosines(student_features, start, end), _cosines(teacher_features, start, end)
-    return F.smooth_l1_loss(ours, theirs, reduction="sum")
+    student, teacher = _cosines(student_features, start, end), _cosines(teacher_features, start, end)
+    return F.smooth_l1_loss(student, teacher, reduction="sum")
 
 
 def _cosines(features: Tensor, start: int, end: int) -> Tensor:
@@ -258,8 +258,8 @@ def _cosines(features: Tensor, start: int, end: int) -> Tensor:
 
 def _neighbours(features: Tensor) -> Tensor:
     unit = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _PKT_EPS)
-    likeness = (gram(unit) + 1) / 2
-    return likeness / likeness.sum(1, keepdim=True)
+    similarities = (gram(unit) + 1) / 2
+    return similarities / similarities.sum(1, keepdim=True)
 
 
 def unit_rows(matrices: Tensor, *, order: int = 2) -> Tensor:

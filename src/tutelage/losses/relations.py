@@ -63,8 +63,8 @@ def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         tensor(0.5000)
     """
     features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, same="batch")
-    ours, theirs = (gram(F.normalize(f, dim=1)) for f in features)
-    return _purity(ours) - _purity(ours * theirs)
+    student, teacher = (gram(F.normalize(f, dim=1)) for f in features)
+    return _purity(student) - _purity(student * teacher)
 
 
 def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: float) -> Tensor:
@@ -127,9 +127,9 @@ def _normalised(features: Tensor) -> Tensor:
 def _standardised(features: Tensor) -> Tensor:
     centred = features - features.mean(0)
     variance = centred.square().sum(0) / (len(features) - 1)
-    moves = variance > 0
+    varies = variance > 0
     # The square root of 0 has no gradient: it is kept out of the graph, not only of the value.
-    return torch.where(moves, centred / torch.where(moves, variance, 1.0).sqrt(), 0.0)
+    return torch.where(varies, centred / torch.where(varies, variance, 1.0).sqrt(), 0.0)
 
 
 def _purity(matrix: Tensor) -> Tensor:
