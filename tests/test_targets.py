@@ -1,4 +1,4 @@
-"""Laws of the power transform, the power sum and the entropies."""
+"""Properties of the power transform, the power sum and the entropies."""
 
 from __future__ import annotations
 

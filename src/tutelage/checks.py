@@ -1,4 +1,4 @@
-"""Argument checks of functions of tensors; a failure says what was expected, what came and what to type.
+"""Argument checks of functions of tensors; an error says what was expected, what was got and what to type.
 
 Shapes, dtypes and hyperparameters are always checked: that costs no device work. Values inside a tensor are read in one
 case only, class indices that live on the CPU; anywhere else reading them would make the host wait for the device.
@@ -136,7 +136,7 @@ def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name
 
 
 def labels_for(logits: Tensor, labels: Tensor) -> bool:
-    """Refuse labels that do not belong to the logits; tell class indices from soft labels by their dtype.
+    """Refuse labels that do not belong to the logits; class indices and soft labels differ by their dtype.
 
     Class indices are compared with the number of classes where that is free of a wait: eagerly on the CPU. On an
     accelerator and inside ``torch.compile`` the kernel that reads them asserts instead (CUDA: "device-side assert").

@@ -27,7 +27,7 @@ class Distiller(nn.Module):
     Args:
         student: any module that turns ``batch.inputs`` into logits ``(batch, classes)``.
         objective: what it learns from; bound here, so that nothing is shared between two distillers.
-        context: what the objective may know of the run.
+        context: what the objective may read of the run.
 
     Attributes:
         called: the compiled form that is called in place of the student; none to call the student itself.

@@ -1,4 +1,4 @@
-"""Losses that read the teacher's head, batch norms or class means, held against NumPy and their own laws."""
+"""Losses that read the teacher's head, batch norms or class means, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 

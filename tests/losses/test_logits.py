@@ -1,4 +1,4 @@
-"""Laws of the losses on logits."""
+"""Properties of the losses on logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on maps of one stage or several, held against NumPy and their own laws."""
+"""Losses on maps of one stage or several, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 

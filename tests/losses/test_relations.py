@@ -1,4 +1,4 @@
-"""Losses on relations within a batch, held against NumPy and their own laws."""
+"""Losses on relations within a batch, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 What holds of all of them: tensors other than indices are of any floating dtype; everything is computed and returned in
 at least float32, whether or not autocast is on, and float64 stays float64. Gradients come back in the student's own
-dtype, and none reaches a teacher, detached or not, where the text does not say otherwise. A value is one per sample,
-``(batch,)``, not reduced over the batch, or ``()`` where it couples the batch.
+dtype, and none reaches a teacher, detached or not, unless stated otherwise. A value is one per sample, ``(batch,)``,
+not reduced over the batch, or ``()`` where it couples the batch.
 """
 
 from tutelage.losses.batch_logits import dist as dist

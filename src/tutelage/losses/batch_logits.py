@@ -1,7 +1,7 @@
 """Losses on logits that couple the samples of a batch: ``()``, so their value depends on how a batch is split.
 
-Precision and notation are those of `tutelage.losses.logits`. Where logits have more than two axes, whatever stands
-before the classes is one batch of rows: the pixels of a segmentation, the tokens of texts.
+Precision and notation are those of `tutelage.losses.logits`. Where logits have more than two axes, all axes before the
+classes are one batch of rows: the pixels of a segmentation, the tokens of texts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def dist(
     are nearly uniform: identical inputs are not exactly at 0.
 
     Args:
-        student_logits: ``(..., classes)``, ``z``; what stands before the classes is the batch.
+        student_logits: ``(..., classes)``, ``z``; all axes before the classes are the batch.
         teacher_logits: the same shape, ``v``.
         beta: of the relation between classes, finite and at least 0.
         gamma: of the relation within a class, finite and at least 0.
@@ -69,7 +69,7 @@ def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
     ``N**2`` pairs, divided by ``N`` once. There is no ``T**2``.
 
     Args:
-        student_logits: ``(..., classes)``; what stands before the classes is the batch.
+        student_logits: ``(..., classes)``; all axes before the classes are the batch.
         teacher_logits: the same shape.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
@@ -97,7 +97,7 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
     ``K**2`` pairs of classes, divided by ``K`` once. It grows with the square of the batch. There is no ``T**2``.
 
     Args:
-        student_logits: ``(..., classes)``; what stands before the classes is the batch.
+        student_logits: ``(..., classes)``; all axes before the classes are the batch.
         teacher_logits: the same shape.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 

@@ -125,8 +125,8 @@ def contrast(log_ratios: Tensor, *, samples: int) -> Tensor:
 def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor, *, samples: int) -> Tensor:
     """Compute contrastive representation distillation: both networks' embeddings against the other's bank.
 
-    ``contrast(student_scores - log Z_s) + contrast(teacher_scores - log Z_t)``, as `contrast` has it. The teacher's
-    scores do get a gradient: it trains the map that embeds the teacher.
+    ``contrast(student_scores - log Z_s) + contrast(teacher_scores - log Z_t)``, as in `contrast`. The teacher's scores
+    do get a gradient: it trains the map that embeds the teacher.
 
     Args:
         student_scores: ``(batch, 1 + negatives)``: `bank_scores` with the teacher's bank, the sample's row first.

@@ -1,7 +1,7 @@
 """Losses on logits: one value per sample, in nats, not reduced over the batch.
 
-The classes are on the last axis; what stands before it, ``(batch,)`` or ``(batch, tokens)``, is the result's shape. ``q
-= softmax(z)`` is the student, ``p = softmax(v)`` the teacher and ``p_gamma = softmax(gamma * v)`` its power transform.
+Classes are the last axis; the axes before it, ``(batch,)`` or ``(batch, tokens)``, are the result's shape.
+``q = softmax(z)`` is the student, ``p = softmax(v)`` the teacher, ``p_gamma = softmax(gamma * v)`` its power transform.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
             -100. The last is checked on the CPU outside ``torch.compile``; on CUDA the kernel asserts.
 
     Source: label smoothing: Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567.
-    Differs from: `torch.nn.functional.cross_entropy`, which wants classes on axis 1 and by default takes the mean. A
-        mean over labelled samples is the sum of these values over the number of labels that are not -100.
+    Differs from: `torch.nn.functional.cross_entropy`, which has classes on axis 1 and by default takes the mean. A mean
+        over labelled samples is the sum of these values over the number of labels that are not -100.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -294,7 +294,7 @@ def standardise(logits: Tensor) -> Tensor:
 
     Returns:
         The same shape, without unit; 0 where a row is constant. There the gradient is finite but large, up to ``1e7``
-        times what comes in: a student whose logits start out all equal needs another beginning.
+        times what comes in: a student whose logits start out all equal needs another initialisation.
 
     Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427.
@@ -394,8 +394,8 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
     Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
     Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723.
     Differs from: the authors' code by a factor: it averages over the classes too, and multiplies by a number, 100 for
-        100 classes. The softmax of probabilities is theirs, and published results were made with it. What the paper
-        says, a teacher ``u**(1/T)``, is ``kd`` with ``u.log()`` for the teacher's logits.
+        100 classes. The softmax of probabilities is theirs, and published results were made with it. The paper's text,
+        a teacher ``u**(1/T)``, is ``kd`` with ``u.log()`` for the teacher's logits.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])

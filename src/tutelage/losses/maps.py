@@ -98,7 +98,7 @@ def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, m
     Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", arXiv
         1811.03233.
     Differs from: the published objective, which weights stage ``l`` of ``L`` by ``2**(l - L + 1)`` and all by
-        ``3 / 1000``; here that stands in the preset ``activation_boundary``.
+        ``3 / 1000``; here the preset ``activation_boundary`` does.
 
     Example:
         >>> activation_boundary(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, -1.0]]))

@@ -1,7 +1,7 @@
 """Losses on relations between the samples of a batch: distances, angles, similarities, correlations.
 
 Each returns one value ``()``, which changes with how a batch is split. The widths of student and teacher may differ
-where the text does not say otherwise. Distances and directions are of differences, so a common offset costs no digits.
+unless stated otherwise. Distances and directions are of differences, so a common offset costs no digits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Losses on logits that single out the labelled class: one value per sample, in nats, not reduced over the batch.
 
 Shapes, precision and notation are those of `tutelage.losses.logits`. ``y`` is the labelled class; the *others* are the
-``classes - 1`` that are left, and ``a[i]`` and ``b[i]`` are what the student and the teacher say about them alone: a
-softmax that leaves ``y`` out. An unlabelled sample (-100) has value 0 and gradient 0.
+``classes - 1`` that are left, and ``a[i]`` and ``b[i]`` are the student's and the teacher's softmax over them alone. An
+unlabelled sample (-100) has value 0 and gradient 0.
 
 Everything is in log space and goes through the margin ``m = z[y] - logsumexp(z[others])``, of which
 ``log q[y] = -softplus(-m)`` and ``log(1 - q[y]) = -softplus(m)``: no probability is rounded to 0.
