@@ -58,7 +58,7 @@ def attention_transfer(
 
     Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928.
-    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. The authors' code: the mean square.
+    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. Code and published results: the mean square.
 
     Example:
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
