@@ -6,7 +6,7 @@ from torch import nn
 
 from tutelage.models.card import Card
 from tutelage.models.networks import mobilenet, resnet, shuffle, vgg, wrn
-from tutelage.models.networks.entries import table
+from tutelage.models.networks.layers import table
 from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
 PREFIX = "cifar"
