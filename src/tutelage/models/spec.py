@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from tutelage.models.card import Card
 
 
-class ModelRequest(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
     """What the caller asks of a model besides its name."""
 
     classes: int | None = None  # none for the model's own
@@ -24,12 +24,13 @@ class ModelRequest(NamedTuple):
     tagged: bool = True  # whether the name's tag may fetch weights; without, it fixes the card alone
 
 
-class ModelSpec(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
     """How to make the model that a name stands for."""
 
     card: Card  # with the number of classes that the name's own weights have, or that were asked for
-    build: Callable[[int], nn.Module]  # makes the network with random weights for a number of classes
-    # makes the network with the weights that the name's tag fixes; none without a tag
+    build: Callable[..., nn.Module]  # makes the network with random weights; called with ``classes=``
+    # makes the network with the weights that the name's tag fixes, raises OSError without connection; none without tag
     fetch: Callable[[], nn.Module] | None = None
 
 
@@ -57,15 +58,3 @@ def resized(statistics: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(statistics) == channels:
         return tuple(float(value) for value in statistics)
     return (math.fsum(statistics) / len(statistics),) * channels
-
-
-@contextmanager
-def fetching(name: str, *, where: str, arch: str) -> Iterator[None]:
-    """Turn an error of fetching a name's weights into a ConnectionError that says what to type instead."""
-    try:
-        yield
-    except OSError as error:
-        raise ConnectionError(
-            f"model: expected to fetch the weights of {name} from its {where}, got {type(error).__name__}; "
-            f"connect, or give a local copy with weights=path; {arch} has random weights"
-        ) from error

@@ -122,7 +122,7 @@ def test_networks_of_the_papers_imagenet_tables(name, tag, size, statistics, cro
         assert (card.mean, card.std) == statistics
     assert tagged.card.margin == pytest.approx(1 / crop)
     with torch.device("meta"):
-        network = plain.build(1000)
+        network = plain.build(classes=1000)
         assert parameters(network) == published.get(size, size)
         assert network.eval()(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
     dropped = [getattr(one, "drop_prob", None) or getattr(one, "p", None) for one in network.modules()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "mlp"
 EXAMPLE = "mlp:256x256"
+LISTED = [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {EXAMPLE}")]
 
 
 class MLP(nn.Module):
@@ -59,10 +61,6 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
         )
     hidden = tuple(int(width) for width in widths.split("x"))
     inputs = request.channels * math.prod(request.image_size)
-
-    def build(classes: int) -> nn.Module:
-        return MLP(inputs, hidden, classes=classes)
-
     card = Card(
         name=name,
         classes=request.classes,
@@ -75,9 +73,4 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
         embedding=f"hidden.{len(hidden) - 1}",
         head="head",
     )
-    return ModelSpec(card, build)
-
-
-def listing() -> list[tuple[str, str]]:
-    """Return the pattern of its names."""
-    return [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {EXAMPLE}")]
+    return ModelSpec(card=card, build=partial(MLP, inputs, hidden))

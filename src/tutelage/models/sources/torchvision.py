@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import nn
 
+from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.spec import ModelRequest, ModelSpec, fetching, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
 PREFIX = "torchvision"
 EXAMPLE = "torchvision:resnet50.IMAGENET1K_V1"
 CLASSES = 1000
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+LISTED = [
+    (
+        "torchvision:ARCH[.WEIGHTS]",
+        f"torchvision's classifiers; with a weights' name those, without random ones; such as {EXAMPLE}",
+    )
+]
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
@@ -67,7 +71,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         class_names=names,
     )
 
-    def build(classes: int) -> nn.Module:
+    def build(*, classes: int) -> nn.Module:
         options: dict[str, Any] = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
         network = models.get_model(arch, weights=None, num_classes=classes, **options)
         # Only a transformer's position embedding fixes the size; it says so by this attribute.
@@ -76,14 +80,10 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             network = models.get_model(arch, weights=None, num_classes=classes, **options)
         return _one_headed(network)
 
-    return ModelSpec(card, build, partial(_fetch, arch, tag) if tag and request.tagged else None)
-
-
-def _fetch(arch: str, tag: str) -> nn.Module:
-    from torchvision import models
-
-    with fetching(f"{PREFIX}:{arch}.{tag}", where="site", arch=f"{PREFIX}:{arch}"):
+    def fetch() -> nn.Module:
         return _one_headed(models.get_model(arch, weights=tag))
+
+    return ModelSpec(card=card, build=build, fetch=fetch if card.weights else None)
 
 
 def _one_headed(network: Any) -> nn.Module:
@@ -93,13 +93,3 @@ def _one_headed(network: Any) -> nn.Module:
             if hasattr(network, auxiliary):
                 setattr(network, auxiliary, None)
     return network
-
-
-def listing() -> list[tuple[str, str]]:
-    """Return the patterns of its names."""
-    return [
-        (
-            "torchvision:ARCH[.WEIGHTS]",
-            f"torchvision's classifiers; with a weights' name those, without random ones; such as {EXAMPLE}",
-        )
-    ]
