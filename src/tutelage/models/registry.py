@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -69,10 +68,12 @@ def create(
     )
     saved = Path(name)
     prefix, colon, path = name.partition(":")
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would move the generators of accelerators too, which are not forked
+        torch.default_generator.manual_seed(seed)
         if colon and prefix in _SOURCES:
             spec = _SOURCES[prefix](path, request)
-        elif name and io.is_saved(saved):
+        elif name and (saved / records.STUDENT).is_file() and (saved / records.CARD).is_file():
             spec = _rebuilt(saved, request)
             weights = saved / records.STUDENT if weights is None else weights
         elif name and saved.is_dir():
@@ -171,8 +172,7 @@ def adopt(
         return module
     if not isinstance(module, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or a name, got {type(module).__name__}; give one of those")
-    if classes is None:
-        classes = structure.head_classes(module)
+    classes = structure.head_classes(module) if classes is None else classes
     if classes is None:
         raise ValueError(f"classes: expected a number for {name}, which has no linear layer, got none; type classes=10")
     return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
@@ -180,13 +180,4 @@ def adopt(
 
 def available() -> list[tuple[str, str]]:
     """Return what can be created: each name, or pattern of names, and a line about it."""
-    listed = [row for module in _MODULES for row in module.LISTED]
-    return [*listed, ("PATH", "the folder of a run: its student")]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would move the generators of accelerators too, which are not forked
-        torch.default_generator.manual_seed(seed)
-        yield
+    return [*(row for module in _MODULES for row in module.LISTED), ("PATH", "the folder of a run: its student")]
