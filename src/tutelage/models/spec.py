@@ -35,13 +35,7 @@ class ModelSpec:
 
 
 def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> ValueError:
-    """Make the error for a name that no source knows, with the nearest names it might have been.
-
-    Args:
-        name: what was typed.
-        known: names as they would be typed.
-        else_type: what shows them all.
-    """
+    """Make the error for a name that no source knows, with the nearest of the known ones, and what lists them all."""
     full = {name.casefold(): name for name in known}
     shown = {folded.partition(":")[2]: name for folded, name in full.items()} | full
     near = dict.fromkeys(shown[match] for match in difflib.get_close_matches(name.casefold(), shown, n=4, cutoff=0.6))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 from torch import nn
@@ -28,13 +29,9 @@ class Entry:
 
 
 def table(*families: Iterable[Entry]) -> Mapping[str, Entry]:
-    """Merge families into one table, in their order.
-
-    Raises:
-        ValueError: if two entries have one name.
-    """
+    """Merge families into one table, in their order; two entries of one name are a ValueError."""
     merged: dict[str, Entry] = {}
-    for entry in (entry for family in families for entry in family):
+    for entry in chain.from_iterable(families):
         if entry.name in merged:
             raise ValueError(
                 f"entries: expected each name once, got {entry.name!r} twice "

@@ -21,12 +21,8 @@ WIDE = (32, 64, 128, 256)
 class BasicBlock(nn.Module):
     """``relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))``; the shortcut is a 1x1 convolution where the shape changes.
 
-    The activations are not in place: a recorded input of ``relu2`` is the block's value before its activation.
-
-    Args:
-        inputs: input channels.
-        outputs: output channels.
-        stride: of the first convolution and of the shortcut.
+    The stride is that of the first convolution and of the shortcut. The activations are not in place: a recorded input
+    of ``relu2`` is the block's value before its activation.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
@@ -46,12 +42,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """``relu(shortcut(x) + f(x))``, ``f`` being 1x1, 3x3 and 1x1 convolutions with batch normalisation.
 
-    The stride is that of the 3x3 convolution; the shortcut is a 1x1 convolution where the shape changes.
-
-    Args:
-        inputs: input channels.
-        outputs: output channels; the 3x3 convolution has a quarter of them.
-        stride: of the 3x3 convolution and of the shortcut.
+    The stride is that of the 3x3 convolution, whose channels are a quarter of the outputs, and of the shortcut, which
+    is a 1x1 convolution where the shape changes.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
@@ -111,11 +103,7 @@ class ResNet(nn.Sequential):
 
 
 def basic_blocks(depth: int) -> tuple[int, int, int]:
-    """Return how many basic blocks each of the three stages has; the depth counts layers with weights.
-
-    Raises:
-        ValueError: if the depth is not ``6 n + 2``.
-    """
+    """Return how many basic blocks each of the three stages has in a network of ``depth`` layers with weights."""
     blocks, remainder = divmod(depth - 2, 6)
     if remainder or blocks < 1:
         raise ValueError(f"depth: expected 6 n + 2 with n of at least 1, got {depth}; type depth=20")

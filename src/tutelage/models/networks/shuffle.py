@@ -34,12 +34,8 @@ def shuffled(x: Tensor, *, groups: int) -> Tensor:
 class GroupedBlock(nn.Module):
     """Grouped 1x1, shuffle, 3x3 per channel, grouped 1x1; at stride 1 the input is added, at 2 its mean is appended.
 
-    The 1x1 convolutions have 3 groups, but the one that reads the stem has 1.
-
-    Args:
-        inputs: input channels.
-        outputs: output channels; at stride 2 the inputs are among them.
-        stride: 1, where ``inputs`` and ``outputs`` are equal, or 2.
+    The 1x1 convolutions have 3 groups, the one that reads the stem has 1. At stride 1 ``inputs`` and ``outputs`` are
+    equal; at stride 2 the inputs are among the outputs.
 
     Differs from: the paper's block, as the benchmark's does: there is an activation after the 3x3 convolution, and the
         middle has a quarter of the channels that the convolutions add rather than of all outputs.
@@ -97,11 +93,7 @@ class Join(nn.Module):
 
 
 class SplitBlock(nn.Module):
-    """Half of the channels pass as they are; the others go through 1x1, 3x3 per channel, 1x1.
-
-    Args:
-        width: channels, of the input as of the output.
-    """
+    """Half of the channels pass as they are; the others go through 1x1, 3x3 per channel, 1x1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -120,12 +112,7 @@ class SplitBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Two branches of the whole input at stride 2: 3x3 per channel and 1x1; and 1x1, 3x3 per channel and 1x1.
-
-    Args:
-        inputs: input channels.
-        outputs: output channels, half from each branch.
-    """
+    """Two branches of the whole input at stride 2: 3x3 per channel and 1x1; and 1x1, 3x3 per channel and 1x1."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

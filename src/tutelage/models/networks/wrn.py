@@ -21,13 +21,8 @@ STEM = 16
 class WideBlock(nn.Module):
     """``shortcut + conv(relu(bn(conv(a))))`` with ``a = relu(bn(x))``.
 
-    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` where the number of channels changes; at one number of
-    channels there is none to change the resolution.
-
-    Args:
-        inputs: input channels.
-        outputs: output channels.
-        stride: of the first convolution and of the shortcut; 1 where ``inputs`` and ``outputs`` are equal.
+    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` where the number of channels changes. The stride is that
+    of the first convolution and of the shortcut; it is 1 where ``inputs`` and ``outputs`` are equal.
 
     Differs from: the paper's implementation may drop activations between the convolutions; the benchmark never does,
     so there is no dropout.

@@ -19,12 +19,9 @@ LISTED = [(f"{PREFIX}:{e.name}", f"{e.parameters:,} parameters at 100 classes") 
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find a network of the table.
+    """Find a network of the table, by default for 100 classes, 3 channels and 32x32 pixels.
 
-    Args:
-        path: the name behind the colon.
-        request: by default 100 classes, 3 channels and 32x32 pixels. The statistics are those of CIFAR-100 for 3
-            channels, and 0.5 for any other number.
+    The statistics are those of CIFAR-100 for 3 channels, and 0.5 for any other number.
 
     Raises:
         ValueError: if there is no such network.

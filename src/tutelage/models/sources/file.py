@@ -23,11 +23,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find a function in a file.
 
     The function is called with those of the keywords ``classes=``, ``channels=`` and ``image_size=`` that it takes, and
-    returns the network. Its inputs are not normalised: they reach it as they are, in [0, 1].
-
-    Args:
-        path: ``path.py:function``; the path as it is, relative to the working folder.
-        request: without classes, those of the last linear layer that the function makes.
+    returns the network; without classes, those of its last linear layer count. Its inputs are not normalised: they
+    reach it as they are, in [0, 1]. The path is relative to the working folder.
 
     Raises:
         ValueError: if the code is not trusted, the name cannot be read, or the file has no such function.
@@ -60,14 +57,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
                 f"classes: expected {actual}, as {name} makes them and takes no classes=, got {classes}; "
                 f"give the function a parameter classes, or type classes={actual}"
             )
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    card = Card(
-        name=name,
-        classes=classes,
-        channels=request.channels,
-        image_size=request.image_size,
-        source=f"{file.name}, sha256 {digest}",
-    )
+    source = f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    card = Card(name=name, classes=classes, channels=request.channels, image_size=request.image_size, source=source)
     return ModelSpec(card=card, build=build)
 
 
@@ -80,9 +71,7 @@ class _Builder:
         self.name = name
         self.request = request
         if not callable(self.function):
-            names = [
-                key for key, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
-            ]
+            names = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
             raise ValueError(
                 f"model: expected a function of {file}, got {function!r}; it has {', '.join(names) or 'no function'}"
             )

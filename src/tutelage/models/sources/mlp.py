@@ -17,13 +17,7 @@ LISTED = [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such
 
 
 class MLP(nn.Module):
-    """Flatten, then linear layers with ReLU between them.
-
-    Args:
-        inputs: values a sample.
-        hidden: widths of the hidden layers.
-        classes: size of the logits.
-    """
+    """Flatten ``inputs`` values per sample, then linear layers of widths ``hidden`` with ReLU, and a linear head."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], *, classes: int) -> None:
         super().__init__()
@@ -40,11 +34,7 @@ class MLP(nn.Module):
 
 
 def plan(widths: str, request: ModelRequest) -> ModelSpec:
-    """Read the hidden layers' widths.
-
-    Args:
-        widths: widths joined by ``x``.
-        request: its classes and image size are needed. The statistics are 0.5 for every channel.
+    """Read the hidden layers' widths, joined by ``x``; the statistics are 0.5 for every channel.
 
     Raises:
         ValueError: if the widths cannot be read, or the classes or the image size are not given.

@@ -11,26 +11,22 @@ from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
 PREFIX = "torchvision"
-EXAMPLE = "torchvision:resnet50.IMAGENET1K_V1"
 CLASSES = 1000
 LISTED = [
     (
         "torchvision:ARCH[.WEIGHTS]",
-        f"torchvision's classifiers; with a weights' name those, without random ones; such as {EXAMPLE}",
+        "torchvision's classifiers; with a weights' name those, without random ones; "
+        "such as torchvision:resnet50.IMAGENET1K_V1",
     )
 ]
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find one of torchvision's image classifiers.
+    """Find one of torchvision's image classifiers, random ones by default for 1000 classes.
 
     Statistics, image size and margin are those of the weights' own transforms; for random weights the ImageNet
     statistics, with the size and margin of the architecture's first weights.
     Heads that some networks have for training alone (Inception, GoogLeNet) are left out: a classifier returns logits.
-
-    Args:
-        path: ``arch`` or ``arch.WEIGHTS``, a member of that architecture's weights.
-        request: 1000 classes for random weights where it says nothing; 3 channels.
 
     Raises:
         ValueError: if torchvision has no such architecture or weights, or other channels than 3 are asked for.
