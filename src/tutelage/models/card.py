@@ -1,6 +1,6 @@
 """A model's card: what it is called, what it takes and gives, where its weights come from and its features are read.
 
-A *place* is the name of one of the network's submodules, such as ``layer3``, for its output, or that name and
+A *tap* is the name of one of the network's submodules, such as ``layer3``, for its output, or that name and
 ``:input``, such as ``fc:input``, for its first input.
 """
 
@@ -35,17 +35,17 @@ class Card:
         licence: what they may be used for.
         paper: what describes the network.
         class_names: one name for each class.
-        stages: places of the stages, after their activation, and last the embedding; empty where no embedding is known.
+        stages: taps of the stages, after their activation, and last the embedding; empty where no embedding is known.
             A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)`` in a transformer.
-        stage_inputs: the same places before their activation, as many as ``stages``; equal to a tap where none comes
+        stage_inputs: the same taps before their activation, as many as ``stages``; equal to a stage's where none comes
             before it or none is known, and all of them where none are given.
-        embedding: the place of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
+        embedding: the tap of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
         head: name of the linear layer whose output is the logits; none where there is no such layer.
         fresh_head: the weights' own head was replaced by a random one for another number of classes: the model is to
             be fine-tuned, and cannot teach yet.
 
     Raises:
-        ValueError: if a number of classes, of channels, of statistics, of names or of places contradicts another.
+        ValueError: if a number of classes, of channels, of statistics, of names or of taps contradicts another.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Card:
             values = getattr(self, argument)
             if values is not None and len(values) != self.channels:
                 raise ValueError(
-                    f"{argument}: expected {self.channels} values, one a channel, got {len(values)}; "
+                    f"{argument}: expected {self.channels} values, one per channel, got {len(values)}; "
                     f"give {self.channels} values or channels={len(values)}"
                 )
         if self.std is not None and min(self.std) <= 0:
@@ -93,19 +93,19 @@ class Card:
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError(
                 f"class_names: expected {self.classes} names, got {len(self.class_names)}; "
-                f"give one name a class, or none"
+                f"give one name per class, or none"
             )
         if not self.stage_inputs:
             object.__setattr__(self, "stage_inputs", self.stages)
         if len(self.stage_inputs) != len(self.stages):
             raise ValueError(
-                f"stage_inputs: expected {len(self.stages)} places, as many as stages, got {len(self.stage_inputs)}; "
-                "repeat a tap that has none before it, or give none"
+                f"stage_inputs: expected {len(self.stages)} taps, as many as stages, got {len(self.stage_inputs)}; "
+                "repeat a stage's tap where none comes before it, or give none"
             )
-        for place in (*self.stages, *self.stage_inputs):
-            if not _FEATURE.fullmatch(place):
+        for tap in (*self.stages, *self.stage_inputs):
+            if not _FEATURE.fullmatch(tap):
                 raise ValueError(
-                    f"stages: expected places such as layer3 or fc:input, got {place!r}; "
+                    f"stages: expected taps such as layer3 or fc:input, got {tap!r}; "
                     "type a submodule's name, with :input behind it for what it reads"
                 )
         if self.embedding is not None and self.embedding != (self.stages or (None,))[-1]:

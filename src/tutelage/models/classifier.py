@@ -45,10 +45,10 @@ class Classifier(nn.Module):
                 network takes where the card has no statistics.
 
         Returns:
-            ``(batch, classes)``; more axes in between for networks that classify more than one thing a sample.
+            ``(batch, classes)``; more axes in between for networks that classify more than one item per sample.
 
         Raises:
-            TypeError: if the inputs are whole numbers, or the network returns something else than one tensor.
+            TypeError: if the inputs are whole numbers, or the network does not return one tensor.
             ValueError: if the number of channels is not the card's.
         """
         logits = self.network(self.normalise(inputs))
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         return predict(self, self.card, images)
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Subtract the card's mean and divide by its standard deviation, each channel its own.
+        """Subtract the card's mean and divide by its standard deviation, per channel.
 
         Computed in at least float32 and returned in the dtype of the inputs.
         """

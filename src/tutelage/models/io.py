@@ -106,24 +106,28 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
     """
     if isinstance(network, Classifier):
         network = network.network
-    own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
-    state = unprefixed(state, own)
-    optional = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-    missing = [key for key in own if key not in state and key not in optional]
-    unexpected = [key for key in state if key not in own]
-    differing = [key for key in own if key in state and own[key].shape != state[key].shape]
+    expected = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    state = unprefixed(state, expected)
+    optional = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    missing = [key for key in expected if key not in state and key not in optional]
+    unexpected = [key for key in state if key not in expected]
+    differing = [key for key in expected if key in state and expected[key].shape != state[key].shape]
     if missing or unexpected or differing:
-        shapes = [f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}" for key in differing]
-        kinds = {f"of {len(own)} keys missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        shapes = [f"{key} is {list(state[key].shape)}, not {list(expected[key].shape)}" for key in differing]
+        kinds = {f"of {len(expected)} keys missing": missing, "unexpected": unexpected, "of another shape": shapes}
         problems = ", ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys)
         hint = "name the architecture that it was trained as; `tutelage list models` lists them"
-        heads = {(state[key].shape[0], own[key].shape[0]) for key in differing if own[key].dim() > 0 < state[key].dim()}
+        heads = {
+            (state[key].shape[0], expected[key].shape[0])
+            for key in differing
+            if state[key].dim() and expected[key].dim()
+        }
         layers = {key.rpartition(".")[0] for key in differing}
         if len(layers) == len(heads) == 1 and not missing and not unexpected:
-            [(theirs, ours)] = heads
-            if theirs != ours:
+            [(stored, classes)] = heads
+            if stored != classes:
                 hint = (
-                    f"the checkpoint has {theirs} classes and the model {ours}: type classes={theirs} "
+                    f"the checkpoint has {stored} classes and the model {classes}: type classes={stored} "
                     "to take it as it is"
                 )
         raise ValueError(f"weights: expected a checkpoint of {name}, got {path or 'one'} with {problems}; {hint}")

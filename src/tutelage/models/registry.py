@@ -42,7 +42,7 @@ def create(
         classes: size of the logits; none for the model's own.
         channels: input channels; of a saved student its own.
         image_size: ``(height, width)`` in pixels; none for the model's own.
-        weights: a local checkpoint, which stands in for the name's own weights: ``.safetensors``, or a file of
+        weights: a local checkpoint in place of the name's own weights: ``.safetensors``, or a file of
             `torch.save`; nothing in it is executed.
         seed: fixes random weights, alone; no global generator is read or moved.
         trust_code: allow ``file:`` names, which run code: all of them, or these.
@@ -52,7 +52,7 @@ def create(
 
     Raises:
         TypeError: if the name is no string.
-        ValueError: if a name is unknown, or something does not fit it; the message says what to type.
+        ValueError: if a name is unknown, or an argument does not fit it; the message says what to type.
         FileNotFoundError: if a path is none.
         ConnectionError: if the weights of a tag cannot be fetched.
 
@@ -109,7 +109,7 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
 
 
 def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Module, Card]:
-    """Make the network with a checkpoint's weights, and with its classes where ``classes`` get a head of their own."""
+    """Make the network with a checkpoint's weights, and with its own classes where ``classes`` need a new head."""
     card = spec.card
     network = spec.build(classes=card.classes)
     state = io.unprefixed(io.read(path), network.state_dict())
@@ -142,7 +142,7 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
         dataclasses.replace(request, classes=card.classes, channels=card.channels, image_size=size, tagged=False),
     )
     weights = card.weights if request.tagged else None
-    # Where features are read is a fact of the network, which an older card may not tell.
+    # Where features are read is a fact of the network, which an older card may lack.
     known = {field: getattr(built.card, field) for field in structure.Structure._fields}
     return ModelSpec(card=dataclasses.replace(card, image_size=size, weights=weights, **known), build=built.build)
 
@@ -166,7 +166,7 @@ def adopt(
 
     Raises:
         TypeError: if it is no module.
-        ValueError: if no classes are given and no linear layer tells them.
+        ValueError: if no classes are given and the module has no linear layer.
     """
     if isinstance(module, Classifier):
         return module

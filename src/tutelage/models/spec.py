@@ -37,14 +37,14 @@ class ModelSpec:
 def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> ValueError:
     """Make the error for a name that no source knows, with the nearest of the known ones, and what lists them all."""
     full = {name.casefold(): name for name in known}
-    shown = {folded.partition(":")[2]: name for folded, name in full.items()} | full
-    near = dict.fromkeys(shown[match] for match in difflib.get_close_matches(name.casefold(), shown, n=4, cutoff=0.6))
+    candidates = {folded.partition(":")[2]: name for folded, name in full.items()} | full
+    near = dict.fromkeys(candidates[m] for m in difflib.get_close_matches(name.casefold(), candidates, n=4, cutoff=0.6))
     hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
     return ValueError(f"model: expected a known name, got {name!r}; {hint}`{else_type}` lists the names")
 
 
 def resized(statistics: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Fit channel statistics to another number of channels: each gets the mean of the given ones.
+    """Fit channel statistics to another number of channels: each gets the mean of ``statistics``.
 
     >>> resized((0.25, 0.5, 0.75), 1)
     (0.5,)

@@ -1,6 +1,6 @@
 """A network's head and stages, read from its modules alone, without a forward pass.
 
-A submodule is named as in `Card`, with ``:input`` for its first input. What is known:
+A submodule is named as in `Card`, with ``:input`` for its first input. What is read:
 
 - the head: timm's ``get_classifier``, or else the last linear layer that gives as many values as there are
   classes, in the order of the modules' registration;
@@ -8,7 +8,7 @@ A submodule is named as in `Card`, with ``:input`` for its first input. What is 
 - the stages, by the first of these that the network has: timm's ``feature_info``; children ``layer1``, ``layer2``, ...
   or ``stage2``, ``stage3``, ... that are sequences, behind a stem's ``relu`` where there is one; a sequence
   ``features``, cut where the resolution changes; a sequence of blocks of tokens ``encoder.layers``. Any other network,
-  and one whose maps have their channels last, has none;
+  and one whose maps have their channels last, has no stages;
 - a stage's value before its activation: where its last module is an activation, or a block of `LAST`.
 """
 
@@ -57,9 +57,9 @@ def read(network: nn.Module, *, classes: int) -> Structure:
         return Structure()
     modules = {name: module for name, module in network.named_modules() if name}  # some name the whole as a stage
     stages = [name for name in _stages(network) if name in modules and name != head]
-    before = [_before(name, modules[name]) for name in stages]
+    stage_inputs = [_before(name, modules[name]) for name in stages]
     embedding = f"{head}{INPUT}"
-    return Structure((*stages, embedding), (*before, embedding), embedding, head)
+    return Structure((*stages, embedding), (*stage_inputs, embedding), embedding, head)
 
 
 def _head(network: nn.Module, classes: int) -> str | None:
@@ -128,7 +128,7 @@ def find_head(network: nn.Module, *, classes: int | None = None) -> tuple[str, n
     """Find the head: the last linear layer, or 1x1 convolution, that gives ``classes`` values.
 
     Args:
-        network: any module; for one of timm's, its own answer is taken.
+        network: any module; for timm's, what ``get_classifier`` returns.
         classes: how many values the head gives; none for the last linear layer of any size.
 
     Returns:
@@ -165,7 +165,7 @@ def stored_classes(state: dict[str, Tensor], network: nn.Module, *, classes: int
 
 
 def replace_head(network: nn.Module, *, old: int, new: int) -> None:
-    """Put a freshly initialised head for ``new`` classes in the place of one for ``old``.
+    """Replace the head for ``old`` classes by a freshly initialised one for ``new``.
 
     Raises:
         ValueError: if no head is found.

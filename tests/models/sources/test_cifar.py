@@ -70,9 +70,9 @@ def test_the_benchmark(record, watch):
     np.testing.assert_allclose(logits[0, :5], record["logits_first5"], rtol=1e-9)
     np.testing.assert_allclose(logits.sum(), record["logits_sum"], rtol=1e-8)
     np.testing.assert_allclose(logits.norm(), record["logits_l2"], rtol=1e-9)
-    for places, recorded in ((card.stages, "feature_l2"), (card.stage_inputs, "preact_l2")):
-        assert [list(seen[place].shape[1:]) for place in places] == record["feature_shapes"]
-        np.testing.assert_allclose([seen[place].norm() for place in places], record[recorded], rtol=1e-9)
+    for taps, recorded in ((card.stages, "feature_l2"), (card.stage_inputs, "preact_l2")):
+        assert [list(seen[tap].shape[1:]) for tap in taps] == record["feature_shapes"]
+        np.testing.assert_allclose([seen[tap].norm() for tap in taps], record[recorded], rtol=1e-9)
     assert torch.equal(again, logits)
 
 

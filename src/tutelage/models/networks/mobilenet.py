@@ -19,8 +19,8 @@ STAGES = ("conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "pool")
 class InvertedResidual(nn.Module):
     """Widen by a 1x1 convolution, filter each channel by a 3x3 one, narrow by a linear 1x1 one; add the input.
 
-    The input is added where the stride, of the 3x3 convolution, is 1 and the channels stay as many. The wide part has
-    ``expansion`` times the input's channels; at 1 its 1x1 convolution remains.
+    The input is added where the stride, of the 3x3 convolution, is 1 and the number of channels does not change. The
+    wide part has ``expansion`` times the input's channels; at 1 its 1x1 convolution remains.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, expansion: int) -> None:

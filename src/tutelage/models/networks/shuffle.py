@@ -3,7 +3,7 @@
 Their stem is one 1x1 convolution at stride 1 without pooling, so 32x32 images end as 4x4 maps. A stage's
 values before its activation are the inputs of its last block's ``relu3`` in the first version, such as
 ``layer1.3.relu3``, and of its ``join`` in the second: both branches one after the other, not yet shuffled, of which it
-activates the second alone.
+activates only the second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EMBEDDING = 1024
 
 
 def shuffled(x: Tensor, *, groups: int) -> Tensor:
-    """Interleave groups of ``n`` channels each: channel ``g * n + i`` moves to place ``i * groups + g``.
+    """Interleave groups of ``n`` channels each: channel ``g * n + i`` moves to index ``i * groups + g``.
 
     >>> shuffled(torch.arange(6).reshape(1, 6, 1, 1), groups=2).flatten().tolist()
     [0, 3, 1, 4, 2, 5]
@@ -87,13 +87,13 @@ class Join(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, branches: Tensor) -> Tensor:
-        """Map ``(batch, 2 c, h, w)``, one branch after the other, to the same shape, in turn from each."""
+        """Map ``(batch, 2 c, h, w)``, one branch after the other, to the same shape, interleaved."""
         first, second = branches.chunk(2, 1)
         return torch.stack([first, self.relu(second)], 2).flatten(1, 2)
 
 
 class SplitBlock(nn.Module):
-    """Half of the channels pass as they are; the others go through 1x1, 3x3 per channel, 1x1."""
+    """Half of the channels pass unchanged; the others go through 1x1, 3x3 per channel, 1x1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -106,9 +106,9 @@ class SplitBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, width, h, w)`` to the same shape."""
-        kept, branch = x.chunk(2, 1)
+        identity, branch = x.chunk(2, 1)
         branch = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(branch)))))
-        return self.join(torch.cat([kept, self.bn3(self.conv3(branch))], 1))
+        return self.join(torch.cat([identity, self.bn3(self.conv3(branch))], 1))
 
 
 class DownBlock(nn.Module):

@@ -50,17 +50,17 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             f"or one of {', '.join(f'torchvision:{arch}.{member}' for member in members)}"
         )
     weights = members[tag] if tag else None
-    shown = (weights or next(iter(members.values()))).transforms()
-    size = (shown.crop_size[0], shown.crop_size[-1])
+    transforms = (weights or next(iter(members.values()))).transforms()
+    size = (transforms.crop_size[0], transforms.crop_size[-1])
     names = tuple(weights.meta["categories"]) if weights else None
     classes = len(names) if names else request.classes
     card = Card(
         name=name,
         classes=CLASSES if classes is None else classes,
         image_size=request.image_size or size,
-        margin=shown.resize_size[0] / size[0],
-        mean=tuple(shown.mean) if weights else MEAN,
-        std=tuple(shown.std) if weights else STD,
+        margin=transforms.resize_size[0] / size[0],
+        mean=tuple(transforms.mean) if weights else MEAN,
+        std=tuple(transforms.std) if weights else STD,
         weights=tag if tag and request.tagged else None,
         source=weights.url if weights else None,
         licence=weights.meta.get("license") if weights else None,
