@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_FEATURE = re.compile(r"[^\s:]+(:input)?")
+_TAP = re.compile(r"[^\s:]+(:input)?")
 JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
 """Fields with another name in files."""
 
@@ -37,8 +37,8 @@ class Card:
         class_names: one name for each class.
         stages: taps of the stages, after their activation, and last the embedding; empty where no embedding is known.
             A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)`` in a transformer.
-        stage_inputs: the same taps before their activation, as many as ``stages``; equal to a stage's where none comes
-            before it or none is known, and all of them where none are given.
+        stage_inputs: the stages' taps before their activation, as many as ``stages``; a stage's tap itself where no
+            activation ends it or none is known, and so throughout where none are given.
         embedding: the tap of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
         head: name of the linear layer whose output is the logits; none where there is no such layer.
         fresh_head: the weights' own head was replaced by a random one for another number of classes: the model is to
@@ -103,7 +103,7 @@ class Card:
                 "repeat a stage's tap where none comes before it, or give none"
             )
         for tap in (*self.stages, *self.stage_inputs):
-            if not _FEATURE.fullmatch(tap):
+            if not _TAP.fullmatch(tap):
                 raise ValueError(
                     f"stages: expected taps such as layer3 or fc:input, got {tap!r}; "
                     "type a submodule's name, with :input behind it for what it reads"
