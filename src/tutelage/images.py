@@ -1,4 +1,4 @@
-"""The one reader of pictures: encoded images to 8-bit pixels, their readers and the layout they are brought to."""
+"""Reading images: encoded images to 8-bit pixels, their readers and the layout they are brought to."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Fault(NamedTuple):
 
 
 def as_image(image: Any) -> Image.Image:
-    """Return an image of a user's: a path, a Pillow image, or a uint8 array ``(height, width[, channels])``.
+    """Open a user's image: a path, a Pillow image, or a uint8 array ``(height, width[, channels])``.
 
     Raises:
         TypeError: it is none of these.
@@ -149,7 +149,7 @@ def convert(image: Image.Image, *, channels: int) -> Image.Image:
 
 
 def centre(image: Image.Image, layout: Layout, *, interpolation: str = "bilinear") -> NDArray[np.uint8]:
-    """Return the evaluation view: resized (antialiased) to cover the layout times its margin, centre cut.
+    """Return the evaluation view: resized (antialiased) to cover the layout times its margin, centre crop.
 
     Returns:
         ``(height, width, channels)`` uint8.
@@ -188,7 +188,7 @@ def rescale(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's first line, or its type where it says nothing."""
+    """Return an error's first line, or its type where it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -197,7 +197,7 @@ def find_layout(readers: Iterable[Reader], *, size: int | None, test_crop: float
     """Decide the shape of a data set from its images' headers, reading no further than the answer needs.
 
     Raises:
-        ValueError: not one image can be opened.
+        ValueError: no image can be opened.
     """
     first: tuple[int, int] | None = None
     mixed, colour = False, False

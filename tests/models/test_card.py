@@ -35,7 +35,7 @@ def test_a_card_written_without_a_divisor_means_8_bits():
     assert Card.from_json(older).divisor == 255
 
 
-def test_a_card_written_before_there_were_places_is_read():
+def test_a_card_written_before_there_were_taps_is_read():
     card = Card(name="mine", classes=7, stages=("layer1", "pool"))
     older = {k: v for k, v in card.to_json().items() if k not in ("preactivations", "embedding", "head")}
     read = Card.from_json(older)
@@ -56,11 +56,11 @@ def test_a_card_written_before_there_were_places_is_read():
         ({"mean": (0.5,), "std": (0.5,)}, "mean: expected 3 values"),
         ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "std: expected values above 0"),
         ({"class_names": ("a",)}, "class_names: expected 10"),
-        ({"stages": ("a", "b"), "stage_inputs": ("a",)}, "stage_inputs: expected 2 places, as many as stages, got 1"),
-        ({"stage_inputs": ("a",)}, "stage_inputs: expected 0 places"),
-        ({"stages": ("fc:output",)}, "stages: expected places such as layer3 or fc:input, got 'fc:output'"),
-        ({"stages": ("",)}, "stages: expected places"),
-        ({"stages": ("fc:input",), "stage_inputs": (":input",)}, "stages: expected places.*got ':input'"),
+        ({"stages": ("a", "b"), "stage_inputs": ("a",)}, "stage_inputs: expected 2 taps, as many as stages, got 1"),
+        ({"stage_inputs": ("a",)}, "stage_inputs: expected 0 taps"),
+        ({"stages": ("fc:output",)}, "stages: expected taps such as layer3 or fc:input, got 'fc:output'"),
+        ({"stages": ("",)}, "stages: expected taps"),
+        ({"stages": ("fc:input",), "stage_inputs": (":input",)}, "stages: expected taps.*got ':input'"),
         ({"stages": ("pool", "layer1"), "embedding": "pool"}, "embedding: expected the last of the stages, got 'pool'"),
         ({"embedding": "fc:input"}, "embedding: expected the last of the stages"),
     ],

@@ -11,7 +11,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 class Flat(nn.Module):
-    """Gives back what reaches it, so that a test sees the door's work."""
+    """Gives back what reaches it, so that a test sees the normalisation alone."""
 
     def forward(self, x):
         return x.flatten(1)
@@ -22,7 +22,7 @@ def images():
     return torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
 
 
-def door(mean=MEAN, std=STD):
+def flat(mean=MEAN, std=STD):
     return Classifier(Flat(), Card(name="flat", classes=105, mean=mean, std=std))
 
 
@@ -32,16 +32,16 @@ def truth(images):
 
 
 def test_inputs_are_normalised_by_the_card(images):
-    np.testing.assert_allclose(door()(images).reshape(2, 3, 5, 7), truth(images), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(flat()(images).reshape(2, 3, 5, 7), truth(images), rtol=1e-5, atol=1e-6)
 
 
 def test_double_keeps_nothing_that_float32_rounded(images):
-    got = door().double()(images.double()).reshape(2, 3, 5, 7)
+    got = flat().double()(images.double()).reshape(2, 3, 5, 7)
     np.testing.assert_allclose(got, truth(images), rtol=1e-13, atol=1e-14)
 
 
 def test_bfloat16_rounds_inputs_and_outputs_but_not_the_statistics(images):
-    classifier = door().to(torch.bfloat16)
+    classifier = flat().to(torch.bfloat16)
     rounded = images.bfloat16()
     got = classifier(rounded)
     assert got.dtype == torch.bfloat16
@@ -49,15 +49,15 @@ def test_bfloat16_rounds_inputs_and_outputs_but_not_the_statistics(images):
     torch.testing.assert_close(got.reshape(2, 3, 5, 7), expected, rtol=0, atol=0)
 
 
-def test_autocast_changes_nothing_at_the_door(images):
-    plain = door()(images)
+def test_autocast_does_not_change_the_normalisation(images):
+    plain = flat()(images)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(door()(images), plain)
+        assert torch.equal(flat()(images), plain)
 
 
 def test_channels_last_stays_channels_last(images):
     last = images.to(memory_format=torch.channels_last)
-    out = door().to(memory_format=torch.channels_last).normalise(last)
+    out = flat().to(memory_format=torch.channels_last).normalise(last)
     assert out.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(out, truth(images), rtol=1e-5, atol=1e-6)
 
@@ -72,7 +72,7 @@ def test_a_network_in_bfloat16_and_channels_last_agrees_with_float32():
 
 
 def test_no_statistics_no_change(images):
-    assert torch.equal(door(None, None)(images), images.flatten(1))
+    assert torch.equal(flat(None, None)(images), images.flatten(1))
 
 
 def test_the_statistics_are_no_part_of_the_state():
@@ -81,18 +81,18 @@ def test_the_statistics_are_no_part_of_the_state():
     assert next(iter(classifier.network.state_dict())) == "conv1.weight"
 
 
-def test_gradients_pass_the_door(images):
+def test_gradients_pass_the_normalisation(images):
     images.requires_grad_()
-    door()(images).sum().backward()
+    flat()(images).sum().backward()
     expected = torch.tensor(STD).reciprocal().reshape(1, 3, 1, 1).expand_as(images)
     torch.testing.assert_close(images.grad, expected)
 
 
 def test_whole_numbers_and_other_channels_are_refused(images):
     with pytest.raises(TypeError, match=r"inputs\.float\(\) / 255"):
-        door()((images * 255).to(torch.uint8))
+        flat()((images * 255).to(torch.uint8))
     with pytest.raises(ValueError, match=r"expected \(batch, 3, height, width\).*got \(2, 1, 5, 7\)"):
-        door()(images[:, :1])
+        flat()(images[:, :1])
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ def teacher():
     return create("cifar:resnet8", classes=10, seed=5)
 
 
-def same(one, other):
-    return fingerprint(one) == fingerprint(other)
+def same(first, second):
+    return fingerprint(first) == fingerprint(second)
 
 
 class Bomb:

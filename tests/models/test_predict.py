@@ -20,15 +20,15 @@ from tutelage.runs.run import load
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Images of mixed sizes, so that the evaluation view is cut from a larger copy."""
-    place = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for split, n in (("train", 8), ("test", 6)):
         for k, name in enumerate(("ant", "bee")):
-            (place / split / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for i in range(n):
                 pixels = rng.integers(0, 256, (20 + 3 * i, 40 - 2 * i, 3), dtype=np.uint8) // (k + 1)
-                Image.fromarray(pixels).save(place / split / name / f"{i}.png")
-    return place
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
 
 
 def test_predictions_on_files_are_those_of_the_evaluation(folder, tmp_path):
@@ -64,9 +64,9 @@ def test_predictions_on_raw_digits_are_those_of_the_evaluation(size):
     labels, inputs = torch.cat([batch.labels, other.labels]), torch.cat([batch.inputs, other.inputs])
     with torch.no_grad():
         seen = model(inputs[labels == 3]).softmax(-1).max(-1).values
-    for given in (raw, [Image.fromarray(image) for image in raw]):
-        found = sorted(p.probability for p in model.predict(given))
-        np.testing.assert_allclose(found, sorted(seen.tolist()), rtol=1e-5)
+    for images in (raw, [Image.fromarray(image) for image in raw]):
+        probabilities = sorted(p.probability for p in model.predict(images))
+        np.testing.assert_allclose(probabilities, sorted(seen.tolist()), rtol=1e-5)
     with pytest.raises(ValueError, match=r"expected values from 0 to 16, .* got 17"):
         model.predict(np.full((8, 8), 17, np.uint8))
 
@@ -81,15 +81,15 @@ def test_a_trained_student_reads_raw_digits(tmp_path):
     assert right == pytest.approx(run.accuracy)
 
 
-def test_what_may_be_given():
+def test_images_that_are_taken():
     model = models.create("cifar:resnet8", classes=3)
     image = Image.new("L", (50, 32), 90)
-    one = model.predict(image)
+    single = model.predict(image)
     several = model.predict([image, np.asarray(image), np.asarray(image.convert("RGB"))])
-    assert [p.label for p in several] == [one[0].label] * 3
+    assert [p.label for p in several] == [single[0].label] * 3
     assert model.training
     assert model.predict([]) == []
-    assert one[0].name is None
+    assert single[0].name is None
     with pytest.raises(TypeError, match=r"uint8 arrays .* got float32"):
         model.predict(np.zeros((32, 32, 3), np.float32))
     with pytest.raises(FileNotFoundError):
@@ -98,13 +98,13 @@ def test_what_may_be_given():
 
 def test_raw_images_are_resized_as_the_card_says():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    found = {}
-    for how in ("bilinear", "bicubic"):
+    probabilities = {}
+    for interpolation in ("bilinear", "bicubic"):
         model = models.create("cifar:resnet8", classes=3, seed=0).eval()
-        model.card = dataclasses.replace(model.card, image_size=(32, 32), interpolation=how)
-        found[how] = model.predict(noise)[0].probability
-        resized = noise.resize((32, 32), Image.Resampling[how.upper()])
-        assert model.predict(resized)[0].probability == pytest.approx(found[how], abs=1e-6)
-    assert found["bilinear"] != found["bicubic"]
+        model.card = dataclasses.replace(model.card, image_size=(32, 32), interpolation=interpolation)
+        probabilities[interpolation] = model.predict(noise)[0].probability
+        resized = noise.resize((32, 32), Image.Resampling[interpolation.upper()])
+        assert model.predict(resized)[0].probability == pytest.approx(probabilities[interpolation], abs=1e-6)
+    assert probabilities["bilinear"] != probabilities["bicubic"]
     with pytest.raises(ValueError, match="interpolation: expected bilinear or bicubic, got 'nearest'"):
         dataclasses.replace(model.card, interpolation="nearest")

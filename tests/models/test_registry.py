@@ -121,7 +121,7 @@ class TestNames:
 
 class TestFolder:
     @pytest.mark.parametrize(
-        ("name", "given"),
+        ("name", "options"),
         [
             ("cifar:resnet8", {"classes": 10}),
             ("cifar:resnet14", {"classes": 3, "channels": 1, "image_size": (28, 28)}),
@@ -130,8 +130,8 @@ class TestFolder:
             ("torchvision:mobilenet_v3_small", {"classes": 6}),
         ],
     )
-    def test_what_is_saved_comes_back(self, tmp_path, name, given):
-        student = create(name, seed=9, **given).eval()
+    def test_what_is_saved_comes_back(self, tmp_path, name, options):
+        student = create(name, seed=9, **options).eval()
         save(student, tmp_path / "run")
         again = create(str(tmp_path / "run")).eval()
         size = student.card.image_size if student.card.image_size[0] < 64 else (64, 64)
@@ -197,7 +197,7 @@ class TestFolder:
         assert again(torch.rand(2, 3, 4, 4)).shape == (2, 4)
 
     @pytest.mark.parametrize("name", ["cifar:resnet8", "timm:resnet18"])
-    def test_a_card_written_before_there_were_places_gets_them(self, tmp_path, name):
+    def test_a_card_written_before_there_were_taps_gets_them(self, tmp_path, name):
         student = create(name, classes=4)
         save(student, tmp_path)
         value = json.loads((tmp_path / records.CARD).read_text())
@@ -231,8 +231,8 @@ class TestFile:
         assert classifier(images).shape == (2, 4)
 
     def test_the_seed_holds_there_too(self, file):
-        made = [create("file:mine.py:student", classes=4, seed=s, trust_code=True) for s in (1, 1, 2)]
-        assert fingerprint(made[0]) == fingerprint(made[1]) != fingerprint(made[2])
+        students = [create("file:mine.py:student", classes=4, seed=s, trust_code=True) for s in (1, 1, 2)]
+        assert fingerprint(students[0]) == fingerprint(students[1]) != fingerprint(students[2])
 
     def test_classes_of_its_own(self, file):
         assert create("file:mine.py:student", trust_code=True).card.classes == 7
@@ -250,7 +250,7 @@ class TestFile:
             ("file:", ValueError, "type file:my_models.py:student"),
             ("file:mine.py:a-b", ValueError, "type file:my_models.py:student"),
             ("file:none.py:student", FileNotFoundError, "'none.py', which is none"),
-            ("file:mine.py:pupil", ValueError, "it has student, fixed, headless, needy, number"),
+            ("file:mine.py:other", ValueError, "it has student, fixed, headless, needy, number"),
             ("file:mine.py:needy", ValueError, "depth: expected a value"),
             ("file:mine.py:number", TypeError, "to return a torch.nn.Module, got int"),
         ],

@@ -9,7 +9,7 @@ from tutelage.models import adopt, create
 from tutelage.models.structure import Structure, read
 
 NETWORKS = {
-    # name: (stages, those of them with another place before their activation)
+    # name: (stages, those of them with another tap before their activation)
     "timm:resnet18": (
         ["act1", "layer1", "layer2", "layer3", "layer4"],
         ["act1:input", *(f"layer{k}.1.act2:input" for k in (1, 2, 3, 4))],
@@ -50,35 +50,36 @@ NETWORKS = {
 }
 
 
-def made(name):
+def library_network(name):
     """The library's network without weights, which has shapes alone and so costs no time."""
-    door, _, architecture = name.partition(":")
+    source, _, architecture = name.partition(":")
     with torch.device("meta"):
-        if door == "timm":
+        if source == "timm":
             return timm.create_model(architecture)
         options = {"aux_logits": False, "init_weights": False} if architecture == "googlenet" else {}
         return vision.get_model(architecture, **options)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_places_of_a_librarys_network(name, watch):
-    network = made(name).eval()
+def test_the_taps_of_a_librarys_network(name, watch):
+    network = library_network(name).eval()
     stages, before = NETWORKS[name]
-    places = read(network, classes=1000)
-    assert places.embedding == f"{places.head}:input"
-    assert places.stages == (*stages, places.embedding)
-    assert len(places.stage_inputs) == len(places.stages)
-    assert places.stage_inputs[-1] == places.embedding
-    assert [b for a, b in zip(places.stages, places.stage_inputs, strict=True) if a != b] == before
+    structure = read(network, classes=1000)
+    assert structure.embedding == f"{structure.head}:input"
+    assert structure.stages == (*stages, structure.embedding)
+    assert len(structure.stage_inputs) == len(structure.stages)
+    assert structure.stage_inputs[-1] == structure.embedding
+    assert [b for a, b in zip(structure.stages, structure.stage_inputs, strict=True) if a != b] == before
 
     head = []
-    network.get_submodule(places.head).register_forward_hook(lambda _, __, out: head.append(out))
-    logits, seen = watch(network, (*places.stages, *places.stage_inputs), torch.empty(2, 3, 224, 224, device="meta"))
+    network.get_submodule(structure.head).register_forward_hook(lambda _, __, out: head.append(out))
+    images = torch.empty(2, 3, 224, 224, device="meta")
+    logits, seen = watch(network, (*structure.stages, *structure.stage_inputs), images)
     assert len(head) == 1
     assert head[0] is logits
-    for after, first in zip(places.stages, places.stage_inputs, strict=True):
+    for after, first in zip(structure.stages, structure.stage_inputs, strict=True):
         assert seen[after].shape == seen[first].shape
-    assert seen[places.embedding].shape == (2, network.get_submodule(places.head).in_features)
+    assert seen[structure.embedding].shape == (2, network.get_submodule(structure.head).in_features)
     axes = {seen[stage].dim() for stage in stages}
     assert axes <= {4} or axes == {3}
     sides = [seen[stage].shape[-1] for stage in stages if seen[stage].dim() == 4]
@@ -112,8 +113,8 @@ def test_a_fresh_head_is_a_head_too(tmp_path):
     "name",
     ["timm:deit_tiny_distilled_patch16_224", "timm:volo_d1_224", "timm:resnetv2_50", "torchvision:squeezenet1_1"],
 )
-def test_a_network_without_one_linear_head_has_no_places(name):
-    assert read(made(name), classes=1000) == Structure()
+def test_a_network_without_one_linear_head_has_no_taps(name):
+    assert read(library_network(name), classes=1000) == Structure()
 
 
 class TestOwn:
@@ -134,9 +135,9 @@ class TestOwn:
                 self.layer3 = nn.Linear(4, 5)
                 self.fc = nn.Linear(5, 2)
 
-        places = read(Mine(), classes=2)
-        assert places.stages == ("relu", "layer1", "layer2", "fc:input")
-        assert places.stage_inputs == ("relu:input", "layer1", "layer2", "fc:input")
+        structure = read(Mine(), classes=2)
+        assert structure.stages == ("relu", "layer1", "layer2", "fc:input")
+        assert structure.stage_inputs == ("relu:input", "layer1", "layer2", "fc:input")
 
     def test_a_body_of_the_libraries_is_known_within_ones_own_head(self):
         network = vision.resnet18()

@@ -1,6 +1,6 @@
 """A model's card: what it is called, what it takes and gives, where its weights come from and its features are read.
 
-A *place* is the name of one of the network's submodules, such as ``layer3``, for its output, or that name and
+A *tap* is the name of one of the network's submodules, such as ``layer3``, for its output, or that name and
 ``:input``, such as ``fc:input``, for its first input.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_FEATURE = re.compile(r"[^\s:]+(:input)?")
+_TAP = re.compile(r"[^\s:]+(:input)?")
 JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
 """Fields with another name in files."""
 
@@ -35,17 +35,17 @@ class Card:
         licence: what they may be used for.
         paper: what describes the network.
         class_names: one name for each class.
-        stages: places of the stages, after their activation, and last the embedding; empty where no embedding is known.
+        stages: taps of the stages, after their activation, and last the embedding; empty where no embedding is known.
             A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)`` in a transformer.
-        stage_inputs: the same places before their activation, as many as ``stages``; equal to a tap where none comes
-            before it or none is known, and all of them where none are given.
-        embedding: the place of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
+        stage_inputs: the stages' taps before their activation, as many as ``stages``; a stage's tap itself where no
+            activation ends it or none is known, and so throughout where none are given.
+        embedding: the tap of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
         head: name of the linear layer whose output is the logits; none where there is no such layer.
         fresh_head: the weights' own head was replaced by a random one for another number of classes: the model is to
             be fine-tuned, and cannot teach yet.
 
     Raises:
-        ValueError: if a number of classes, of channels, of statistics, of names or of places contradicts another.
+        ValueError: if a number of classes, of channels, of statistics, of names or of taps contradicts another.
     """
 
     name: str
@@ -72,48 +72,40 @@ class Card:
         for argument in ("classes", "channels"):
             value = getattr(self, argument)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{argument}: expected a whole number of at least 1, got {value!r}; type {argument}=3")
+                raise self._error(argument, "a whole number of at least 1", f"type {argument}=3")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ValueError(
-                f"image_size: expected (height, width) in pixels, got {self.image_size!r}; type image_size=(32, 32)"
-            )
+            raise self._error("image_size", "(height, width) in pixels", "type image_size=(32, 32)")
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"interpolation: expected bilinear or bicubic, got {self.interpolation!r}; "
-                "type interpolation='bilinear'"
-            )
+            raise self._error("interpolation", "bilinear or bicubic", "type interpolation='bilinear'")
         if not 0 < self.divisor < float("inf"):
-            raise ValueError(f"divisor: expected a number above 0, got {self.divisor!r}; type divisor=255")
+            raise self._error("divisor", "a number above 0", "type divisor=255")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std: expected both or neither, got one of them; give the other too")
         for argument in ("mean", "std"):
             values = getattr(self, argument)
             if values is not None and len(values) != self.channels:
                 raise ValueError(
-                    f"{argument}: expected {self.channels} values, one a channel, got {len(values)}; "
+                    f"{argument}: expected {self.channels} values, one per channel, got {len(values)}; "
                     f"give {self.channels} values or channels={len(values)}"
                 )
         if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std: expected values above 0, got {self.std!r}; use 1.0 for a channel to leave as it is")
+            raise self._error("std", "values above 0", "use 1.0 for a channel to leave as it is")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError(
                 f"class_names: expected {self.classes} names, got {len(self.class_names)}; "
-                f"give one name a class, or none"
+                f"give one name per class, or none"
             )
-        self._check_places()
-
-    def _check_places(self) -> None:
         if not self.stage_inputs:
             object.__setattr__(self, "stage_inputs", self.stages)
         if len(self.stage_inputs) != len(self.stages):
             raise ValueError(
-                f"stage_inputs: expected {len(self.stages)} places, as many as stages, got {len(self.stage_inputs)}; "
-                "repeat a tap that has none before it, or give none"
+                f"stage_inputs: expected {len(self.stages)} taps, as many as stages, got {len(self.stage_inputs)}; "
+                "repeat a stage's tap where none comes before it, or give none"
             )
-        for place in (*self.stages, *self.stage_inputs, *([] if self.embedding is None else [self.embedding])):
-            if not _FEATURE.fullmatch(place):
+        for tap in (*self.stages, *self.stage_inputs):
+            if not _TAP.fullmatch(tap):
                 raise ValueError(
-                    f"stages: expected places such as layer3 or fc:input, got {place!r}; "
+                    f"stages: expected taps such as layer3 or fc:input, got {tap!r}; "
                     "type a submodule's name, with :input behind it for what it reads"
                 )
         if self.embedding is not None and self.embedding != (self.stages or (None,))[-1]:
@@ -122,10 +114,13 @@ class Card:
                 "put it behind the stages"
             )
 
+    def _error(self, field: str, expected: str, advice: str) -> ValueError:
+        return ValueError(f"{field}: expected {expected}, got {getattr(self, field)!r}; {advice}")
+
     def to_json(self) -> dict[str, Any]:
         """Return the card as a value that JSON can hold; tuples become lists, and two fields have older names there."""
-        values = ((JSON_NAMES.get(k, k), v) for k, v in dataclasses.asdict(self).items())
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values}
+        fields = dataclasses.asdict(self).items()
+        return {JSON_NAMES.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in fields}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Card:

@@ -35,7 +35,7 @@ class Classifier(nn.Module):
         self.network = network
         self.card = card
         for name, values in (("mean", card.mean), ("std", card.std)):
-            self.register_buffer(name, None if values is None else _column(values), persistent=False)
+            self.register_buffer(name, None if values is None else _column(values, torch.float32), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits.
@@ -45,10 +45,10 @@ class Classifier(nn.Module):
                 network takes where the card has no statistics.
 
         Returns:
-            ``(batch, classes)``; more axes in between for networks that classify more than one thing a sample.
+            ``(batch, classes)``; more axes in between for networks that classify more than one item per sample.
 
         Raises:
-            TypeError: if the inputs are whole numbers, or the network returns something else than one tensor.
+            TypeError: if the inputs are whole numbers, or the network does not return one tensor.
             ValueError: if the number of channels is not the card's.
         """
         logits = self.network(self.normalise(inputs))
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         return predict(self, self.card, images)
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """Subtract the card's mean and divide by its standard deviation, each channel its own.
+        """Subtract the card's mean and divide by its standard deviation, per channel.
 
         Computed in at least float32 and returned in the dtype of the inputs.
         """
@@ -90,7 +90,8 @@ class Classifier(nn.Module):
         for name, values in (("mean", self.card.mean), ("std", self.card.std)):
             moved = getattr(self, name)
             if values is not None and moved is not None:
-                setattr(self, name, _column(values, like=moved))
+                dtype = torch.promote_types(moved.dtype, torch.float32)
+                setattr(self, name, _column(values, dtype, moved.device))
         return self
 
     def extra_repr(self) -> str:
@@ -98,8 +99,5 @@ class Classifier(nn.Module):
         return f"{self.card.name}, classes={self.card.classes}"
 
 
-def _column(values: tuple[float, ...], *, like: Tensor | None = None) -> Tensor:
-    if like is None:
-        return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.tensor(values, dtype=dtype, device=like.device).reshape(-1, 1, 1)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1, 1)

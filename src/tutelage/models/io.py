@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tutelage import records
+from tutelage.images import one_line
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 
@@ -26,6 +27,11 @@ WRAPPERS = ("model", "state_dict", "net")
 """Keys under which training scripts keep the state dict of a network beside other things."""
 PREFIXES = ("module.", "_orig_mod.", "network.")
 """What data parallelism, compilation and `Classifier` put before every name."""
+UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError),
+    *(KeyError, ValueError, TypeError, IndexError, AttributeError),
+)
+"""What readers raise on damaged files."""
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -45,7 +51,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights: expected a checkpoint's file, got {path}, which is none; check the path")
-    content = _safetensors_content(path) if path.suffix == SUFFIX else _torch_content(path)
+    content = _content(path)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -59,37 +65,28 @@ def read(path: str | Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
-def _safetensors_content(path: Path) -> dict[str, Tensor]:
+def _content(path: Path) -> Any:
     try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _torch_content(path: Path) -> Any:
-    try:
+        if path.suffix == SUFFIX:
+            return safetensors.torch.load_file(path)
         # Training scripts keep their arguments beside the weights; a Namespace only holds values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\w[\w.]*)", str(error))
-        if refused is None:
-            raise _damaged(path, "no pickle of tensors alone") from error
+    except UNREADABLE as error:
+        reason = one_line(error)[:120]
+        if isinstance(error, pickle.UnpicklingError):
+            if refused := re.search(r"GLOBAL (\w[\w.]*)", str(error)):
+                raise ValueError(
+                    f"weights: expected tensors alone, got {path}, which refers to {refused.group(1)} and could run "
+                    "code when read; it was not read. If you trust it, load it in a process of its own and save its "
+                    "state dict anew"
+                ) from error
+            reason = "no pickle of tensors alone"
         raise ValueError(
-            f"weights: expected tensors alone, got {path}, which refers to {refused.group(1)} and could run code when "
-            "read; it was not read. If you trust it, load it in a process of its own and save its state dict anew"
+            f"weights: expected a whole checkpoint, got {path} of {path.stat().st_size} bytes, which is cut off, "
+            f"damaged or of another format ({reason}); fetch or save it again"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, why: BaseException | str) -> ValueError:
-    reason = (str(why).strip().splitlines() or [type(why).__name__])[0][:120]
-    return ValueError(
-        f"weights: expected a whole checkpoint, got {path} of {path.stat().st_size} bytes, which is cut off, "
-        f"damaged or of another format ({reason}); fetch or save it again"
-    )
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the network", path: str | Path = "") -> None:
@@ -109,15 +106,32 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
     """
     if isinstance(network, Classifier):
         network = network.network
-    own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
-    state = unprefixed(state, own)
-    optional = {key for key in own if key.endswith("num_batches_tracked")}
-    missing = [key for key in own if key not in state and key not in optional]
-    unexpected = [key for key in state if key not in own]
-    differing = [key for key in own if key in state and own[key].shape != state[key].shape]
+    expected = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    state = unprefixed(state, expected)
+    optional = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    missing = [key for key in expected if key not in state and key not in optional]
+    unexpected = [key for key in state if key not in expected]
+    differing = [key for key in expected if key in state and expected[key].shape != state[key].shape]
     if missing or unexpected or differing:
-        raise ValueError(_misfit(own, state, missing, unexpected, differing, name=name, path=path))
-    network.load_state_dict({**{key: own[key] for key in optional}, **state})
+        shapes = [f"{key} is {list(state[key].shape)}, not {list(expected[key].shape)}" for key in differing]
+        kinds = {f"of {len(expected)} keys missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        problems = ", ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys)
+        hint = "name the architecture that it was trained as; `tutelage list models` lists them"
+        heads = {
+            (state[key].shape[0], expected[key].shape[0])
+            for key in differing
+            if state[key].dim() and expected[key].dim()
+        }
+        layers = {key.rpartition(".")[0] for key in differing}
+        if len(layers) == len(heads) == 1 and not missing and not unexpected:
+            [(stored, classes)] = heads
+            if stored != classes:
+                hint = (
+                    f"the checkpoint has {stored} classes and the model {classes}: type classes={stored} "
+                    "to take it as it is"
+                )
+        raise ValueError(f"weights: expected a checkpoint of {name}, got {path or 'one'} with {problems}; {hint}")
+    network.load_state_dict(optional | state)
 
 
 def unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,34 +142,6 @@ def unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> d
         if prefix is None or any(key.startswith(prefix) for key in expected):
             return state
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-
-
-def _misfit(
-    own: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    differing: list[str],
-    *,
-    name: str,
-    path: str | Path,
-) -> str:
-    parts = [f"{len(missing)} of {len(own)} keys missing ({_some(missing)})"] if missing else []
-    if unexpected:
-        parts.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
-    if differing:
-        shapes = (f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}" for key in differing)
-        parts.append(f"{len(differing)} of another shape ({_some(shapes)})")
-    hint = "name the architecture that it was trained as; `tutelage list models` lists them"
-    heads = {(state[key].shape[0], own[key].shape[0]) for key in differing if own[key].dim() > 0 < state[key].dim()}
-    last_layer = len({key.rpartition(".")[0] for key in differing}) == 1
-    if last_layer and not missing and not unexpected and len(heads) == 1:
-        theirs, ours = heads.pop()
-        if theirs != ours:
-            hint = (
-                f"the checkpoint has {theirs} classes and the model {ours}: type classes={theirs} to take it as it is"
-            )
-    return f"weights: expected a checkpoint of {name}, got {path or 'one'} with {', '.join(parts)}; {hint}"
 
 
 def _some(names: Any, most: int = 3) -> str:
@@ -215,11 +201,6 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     records.write_bytes(path, safetensors.torch.save(state))
     records.write_json(folder / records.CARD, {"card": classifier.card.to_json(), "name": classifier.card.name})
     return path
-
-
-def is_saved(path: Path) -> bool:
-    """Say whether a path is a folder with a saved classifier in it."""
-    return (path / records.STUDENT).is_file() and (path / records.CARD).is_file()
 
 
 def read_card(folder: Path) -> Card:

@@ -38,20 +38,20 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
         images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``.
 
     Returns:
-        One prediction an image.
+        One prediction per image.
 
     Raises:
         TypeError: something is none of these.
         FileNotFoundError: a path is none.
         ValueError: an image is brighter than the card's white.
     """
-    given = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-    if not given:
+    sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if not sequence:
         return []
     device = next(classifier.parameters()).device
     mode = classifier.training
     try:
-        logits = classifier.eval()(torch.stack([_view(image, card) for image in given]).to(device))
+        logits = classifier.eval()(torch.stack([_view(image, card) for image in sequence]).to(device))
     finally:
         classifier.train(mode)
     probability, index = logits.float().softmax(-1).max(-1)
@@ -62,9 +62,9 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
 
 
 def _view(image: Any, card: Card) -> Tensor:
-    """The evaluation view: resized to cover the card's size times its margin, centre cut, values in [0, 1]."""
-    picture = convert(as_image(image), channels=card.channels)
-    pixels, white = pixels_of(picture), card.divisor
+    """The evaluation view: resized to cover the card's size times its margin, centre crop, values in [0, 1]."""
+    decoded = convert(as_image(image), channels=card.channels)
+    pixels, white = pixels_of(decoded), card.divisor
     if pixels.max() > white:
         raise ValueError(
             f"images: expected values from 0 to {white:g}, as the images that {card.name} was trained on have, "
@@ -72,8 +72,8 @@ def _view(image: Any, card: Card) -> Tensor:
         )
     if card.image_size is not None:
         height, width = card.image_size
-        if card.margin != 1 or picture.size != (width, height):  # in all 8 bits before the resize rounds, as in data
-            picture, white = image_of(rescale(pixels, 255 / white)), 255.0
+        if card.margin != 1 or decoded.size != (width, height):  # in all 8 bits before the resize rounds, as in data
+            decoded, white = image_of(rescale(pixels, 255 / white)), 255.0
         layout = Layout(height, width, card.channels, card.margin)
-        pixels = centre(picture, layout, interpolation=card.interpolation)
+        pixels = centre(decoded, layout, interpolation=card.interpolation)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / white

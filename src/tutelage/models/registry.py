@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,8 +16,8 @@ from tutelage.models.classifier import Classifier
 from tutelage.models.sources import cifar, file, mlp, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
-_LISTED = (cifar, mlp, timm, torchvision, file)
-_SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {source.PREFIX: source.plan for source in _LISTED}
+_MODULES = (cifar, mlp, timm, torchvision, file)
+_SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
 
 
 def create(
@@ -43,7 +42,7 @@ def create(
         classes: size of the logits; none for the model's own.
         channels: input channels; of a saved student its own.
         image_size: ``(height, width)`` in pixels; none for the model's own.
-        weights: a local checkpoint, which stands in for the name's own weights: ``.safetensors``, or a file of
+        weights: a local checkpoint in place of the name's own weights: ``.safetensors``, or a file of
             `torch.save`; nothing in it is executed.
         seed: fixes random weights, alone; no global generator is read or moved.
         trust_code: allow ``file:`` names, which run code: all of them, or these.
@@ -53,7 +52,7 @@ def create(
 
     Raises:
         TypeError: if the name is no string.
-        ValueError: if a name is unknown, or something does not fit it; the message says what to type.
+        ValueError: if a name is unknown, or an argument does not fit it; the message says what to type.
         FileNotFoundError: if a path is none.
         ConnectionError: if the weights of a tag cannot be fetched.
 
@@ -64,13 +63,17 @@ def create(
     """
     if not isinstance(name, str):
         raise TypeError(f"model: expected a name, got {type(name).__name__}; type adopt(module) for one of your own")
-    request = ModelRequest(classes, channels, image_size, trust_code, tagged=weights is None)
+    request = ModelRequest(
+        classes=classes, channels=channels, image_size=image_size, trust_code=trust_code, tagged=weights is None
+    )
     saved = Path(name)
     prefix, colon, path = name.partition(":")
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would move the generators of accelerators too, which are not forked
+        torch.default_generator.manual_seed(seed)
         if colon and prefix in _SOURCES:
             spec = _SOURCES[prefix](path, request)
-        elif name and io.is_saved(saved):
+        elif name and (saved / records.STUDENT).is_file() and (saved / records.CARD).is_file():
             spec = _rebuilt(saved, request)
             weights = saved / records.STUDENT if weights is None else weights
         elif name and saved.is_dir():
@@ -84,38 +87,38 @@ def create(
             )
         else:
             raise unknown(name, (known for known, _ in available()))
-        if weights is not None:
-            return _from_file(spec, Path(weights), classes)
-        return _from_name(spec, classes)
+        network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes)
+        if classes is not None and classes != card.classes:
+            structure.replace_head(network, old=card.classes, new=classes)
+            card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
+        return _described(network, card)
 
 
-def _from_name(spec: ModelSpec, classes: int | None) -> Classifier:
+def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
+    """Make the network with the weights that its name fixes: a tag's, or random ones."""
     if spec.fetch is None:
-        return _described(spec.build(spec.card.classes), spec.card)
-    network = spec.fetch()
-    return _with_head(network, spec.card, classes)
-
-
-def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> Classifier:
+        return spec.build(classes=spec.card.classes), spec.card
     name = spec.card.name
-    network = spec.build(spec.card.classes)
-    state = io.unprefixed(io.read(path), network.state_dict())
-    stored = structure.stored_classes(state, network, classes=spec.card.classes)
+    try:
+        return spec.fetch(), spec.card
+    except OSError as error:
+        raise ConnectionError(
+            f"model: expected to fetch the weights of {name} from its publisher, got {type(error).__name__}; "
+            f"connect, or give a local copy with weights=path; {name.partition('.')[0]} has random weights"
+        ) from error
+
+
+def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Module, Card]:
+    """Make the network with a checkpoint's weights, and with its own classes where ``classes`` need a new head."""
     card = spec.card
+    network = spec.build(classes=card.classes)
+    state = io.unprefixed(io.read(path), network.state_dict())
+    stored = structure.stored_classes(state, network, classes=card.classes)
     if classes is not None and stored not in (None, card.classes):
         card = dataclasses.replace(card, classes=stored, class_names=None)
-        network = spec.build(card.classes)
-    io.load(network, state, name=name, path=path)
-    if card.weights is None:
-        card = dataclasses.replace(card, weights=path.name)
-    return _with_head(network, card, classes)
-
-
-def _with_head(network: nn.Module, card: Card, classes: int | None) -> Classifier:
-    if classes is not None and classes != card.classes:
-        structure.replace_head(network, old=card.classes, new=classes)
-        card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
-    return _described(network, card)
+        network = spec.build(classes=card.classes)
+    io.load(network, state, name=card.name, path=path)
+    return network, dataclasses.replace(card, weights=card.weights or path.name)
 
 
 def _described(network: nn.Module, card: Card) -> Classifier:
@@ -134,12 +137,14 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
             f"own; build the module and type tutelage.models.load(module, read({str(saved / records.STUDENT)!r}))"
         )
     size = request.image_size or card.image_size
-    built = _SOURCES[prefix](path, ModelRequest(card.classes, card.channels, size, request.trust_code, tagged=False))
-    if not request.tagged:
-        card = dataclasses.replace(card, weights=None)
-    # Where features are read is a fact of the network, which an older card may not tell.
+    built = _SOURCES[prefix](
+        path,
+        dataclasses.replace(request, classes=card.classes, channels=card.channels, image_size=size, tagged=False),
+    )
+    weights = card.weights if request.tagged else None
+    # Where features are read is a fact of the network, which an older card may lack.
     known = {field: getattr(built.card, field) for field in structure.Structure._fields}
-    return ModelSpec(dataclasses.replace(card, image_size=size, **known), built.build)
+    return ModelSpec(card=dataclasses.replace(card, image_size=size, weights=weights, **known), build=built.build)
 
 
 def adopt(
@@ -161,14 +166,13 @@ def adopt(
 
     Raises:
         TypeError: if it is no module.
-        ValueError: if no classes are given and no linear layer tells them.
+        ValueError: if no classes are given and the module has no linear layer.
     """
     if isinstance(module, Classifier):
         return module
     if not isinstance(module, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or a name, got {type(module).__name__}; give one of those")
-    if classes is None:
-        classes = structure.head_classes(module)
+    classes = structure.head_classes(module) if classes is None else classes
     if classes is None:
         raise ValueError(f"classes: expected a number for {name}, which has no linear layer, got none; type classes=10")
     return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
@@ -176,13 +180,4 @@ def adopt(
 
 def available() -> list[tuple[str, str]]:
     """Return what can be created: each name, or pattern of names, and a line about it."""
-    listed = [row for source in _LISTED for row in source.listing()]
-    return [*listed, ("PATH", "the folder of a run: its student")]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would move the generators of accelerators too, which are not forked
-        torch.default_generator.manual_seed(seed)
-        yield
+    return [*(row for module in _MODULES for row in module.LISTED), ("PATH", "the folder of a run: its student")]

@@ -1,6 +1,6 @@
 """A network's head and stages, read from its modules alone, without a forward pass.
 
-A submodule is named as in `Card`, with ``:input`` for its first input. What is known:
+A submodule is named as in `Card`, with ``:input`` for its first input. What is read:
 
 - the head: timm's ``get_classifier``, or else the last linear layer that gives as many values as there are
   classes, in the order of the modules' registration;
@@ -8,7 +8,7 @@ A submodule is named as in `Card`, with ``:input`` for its first input. What is 
 - the stages, by the first of these that the network has: timm's ``feature_info``; children ``layer1``, ``layer2``, ...
   or ``stage2``, ``stage3``, ... that are sequences, behind a stem's ``relu`` where there is one; a sequence
   ``features``, cut where the resolution changes; a sequence of blocks of tokens ``encoder.layers``. Any other network,
-  and one whose maps have their channels last, has none;
+  and one whose maps have their channels last, has no stages;
 - a stage's value before its activation: where its last module is an activation, or a block of `LAST`.
 """
 
@@ -57,27 +57,28 @@ def read(network: nn.Module, *, classes: int) -> Structure:
         return Structure()
     modules = {name: module for name, module in network.named_modules() if name}  # some name the whole as a stage
     stages = [name for name in _stages(network) if name in modules and name != head]
-    before = [_before(name, modules[name]) for name in stages]
+    stage_inputs = [_before(name, modules[name]) for name in stages]
     embedding = f"{head}{INPUT}"
-    return Structure((*stages, embedding), (*before, embedding), embedding, head)
+    return Structure((*stages, embedding), (*stage_inputs, embedding), embedding, head)
 
 
 def _head(network: nn.Module, classes: int) -> str | None:
-    own = getattr(network, "get_classifier", None)
+    classifier = getattr(network, "get_classifier", None)
     # Where two heads are averaged or added, neither of them gives the logits: a tuple is a distilled transformer's, and
     # the second of VOLO has this name.
-    if callable(own) and (isinstance(own(), tuple | list) or getattr(network, "aux_head", None) is not None):
+    if callable(classifier) and (
+        isinstance(classifier(), tuple | list) or getattr(network, "aux_head", None) is not None
+    ):
         return None
-    name = find_head(network, classes=classes)
-    module = None if name is None else network.get_submodule(name)
-    return name if isinstance(module, nn.Linear) and module.out_features == classes else None
+    name, head = find_head(network, classes=classes)
+    return name if isinstance(head, nn.Linear) and head.out_features == classes else None
 
 
 def _stages(network: nn.Module) -> Iterator[str]:
     info = getattr(network, "feature_info", None)
     if info is not None:
         if getattr(network, "output_fmt", None) != "NHWC":
-            yield from dict.fromkeys(str(one["module"]) for one in info)
+            yield from dict.fromkeys(str(stage["module"]) for stage in info)
         return
     children = dict(network.named_children())
     numbered = [n for n, child in children.items() if STAGE.fullmatch(n) and isinstance(child, nn.Sequential)]
@@ -107,8 +108,8 @@ def _cut(sequence: nn.Sequential) -> list[str]:
 
 def _reduces(module: nn.Module) -> bool:
     return any(
-        isinstance(one, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and one.stride not in (1, (1, 1))
-        for one in module.modules()
+        isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and layer.stride not in (1, (1, 1))
+        for layer in module.modules()
     )
 
 
@@ -123,68 +124,65 @@ def _before(name: str, module: nn.Module) -> str:
     return name
 
 
-def find_head(network: nn.Module, *, classes: int | None = None) -> str | None:
-    """Name the head: the last linear layer, or 1x1 convolution, that gives ``classes`` values.
+def find_head(network: nn.Module, *, classes: int | None = None) -> tuple[str, nn.Module | None]:
+    """Find the head: the last linear layer, or 1x1 convolution, that gives ``classes`` values.
 
     Args:
-        network: any module; for one of timm's, its own answer is taken.
+        network: any module; for timm's, what ``get_classifier`` returns.
         classes: how many values the head gives; none for the last linear layer of any size.
 
     Returns:
-        The submodule's name, or none if there is no such layer.
+        The submodule's name and the submodule, which is none if there is no such layer.
     """
-    own = getattr(network, "get_classifier", None)
-    if callable(own):
-        head = own()
+    classifier = getattr(network, "get_classifier", None)
+    if callable(classifier):
+        head = classifier()
         head = head[0] if isinstance(head, tuple | list) else head  # distilled transformers have two
-        return next((name for name, module in network.named_modules() if module is head and name), None)
-    names = [name for name, module in network.named_modules() if _gives(module, classes)]
-    return names[-1] if names else None
+        heads = [(name, module) for name, module in network.named_modules() if module is head and name]
+    elif classes is None:
+        heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    else:
+        heads = [(name, module) for name, module in network.named_modules() if _outputs(module) == classes]
+    return heads[-1] if heads else ("", None)
+
+
+def _outputs(head: nn.Module | None) -> int | None:
+    if isinstance(head, nn.Linear):
+        return head.out_features
+    return head.out_channels if isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1) else None
 
 
 def head_classes(network: nn.Module) -> int | None:
     """Return how many values a network's last linear layer gives, or none if it has no such layer."""
-    name = find_head(network)
-    head = None if name is None else network.get_submodule(name)
-    if isinstance(head, nn.Linear):
-        return head.out_features
-    return head.out_channels if isinstance(head, nn.Conv2d) else None
+    return _outputs(find_head(network)[1])
 
 
 def stored_classes(state: dict[str, Tensor], network: nn.Module, *, classes: int) -> int | None:
     """Return how many classes a checkpoint's head has, or none if it lacks the head that the network has."""
-    head = find_head(network, classes=classes)
-    weight = None if head is None else state.get(f"{head}.weight")
+    name, head = find_head(network, classes=classes)
+    weight = None if head is None else state.get(f"{name}.weight")
     return None if weight is None or weight.dim() < 2 else weight.shape[0]
 
 
 def replace_head(network: nn.Module, *, old: int, new: int) -> None:
-    """Put a freshly initialised head for ``new`` classes in the place of one for ``old``.
+    """Replace the head for ``old`` classes by a freshly initialised one for ``new``.
 
     Raises:
         ValueError: if no head is found.
     """
-    own = getattr(network, "reset_classifier", None)
-    if callable(own):
-        own(new)
+    reset = getattr(network, "reset_classifier", None)
+    if callable(reset):
+        reset(new)
         return
-    name = find_head(network, classes=old)
-    if name is None:
+    name, head = find_head(network, classes=old)
+    if isinstance(head, nn.Linear):
+        fresh: nn.Module = nn.Linear(head.in_features, new, bias=head.bias is not None)
+    elif isinstance(head, nn.Conv2d):
+        fresh = nn.Conv2d(head.in_channels, new, 1, bias=head.bias is not None)
+    else:
         raise ValueError(
             f"classes: expected {old}, as the network has and as no linear head was found to replace, got {new}; "
             f"type classes={old}, or change the head in a function of your own (file:path.py:function)"
         )
     parent, _, child = name.rpartition(".")
-    head = network.get_submodule(name)
-    if isinstance(head, nn.Linear):
-        fresh: nn.Module = nn.Linear(head.in_features, new, bias=head.bias is not None)
-    else:
-        assert isinstance(head, nn.Conv2d)
-        fresh = nn.Conv2d(head.in_channels, new, 1, bias=head.bias is not None)
     setattr(network.get_submodule(parent), child, fresh)
-
-
-def _gives(module: nn.Module, classes: int | None) -> bool:
-    if isinstance(module, nn.Linear):
-        return classes is None or module.out_features == classes
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels == classes

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from tutelage.models import create, parameters
-from tutelage.models.networks.entries import table
+from tutelage.models.networks.layers import table
 from tutelage.models.networks.mobilenet import MobileNetV2
-from tutelage.models.networks.resnet import ENTRIES, ResNet
+from tutelage.models.networks.resnet import ENTRIES, basic_blocks
 from tutelage.models.networks.shuffle import Join
 from tutelage.models.networks.vgg import VGG
 from tutelage.models.networks.wrn import WideResNet
@@ -70,9 +70,9 @@ def test_the_benchmark(record, watch):
     np.testing.assert_allclose(logits[0, :5], record["logits_first5"], rtol=1e-9)
     np.testing.assert_allclose(logits.sum(), record["logits_sum"], rtol=1e-8)
     np.testing.assert_allclose(logits.norm(), record["logits_l2"], rtol=1e-9)
-    for places, recorded in ((card.stages, "feature_l2"), (card.stage_inputs, "preact_l2")):
-        assert [list(seen[place].shape[1:]) for place in places] == record["feature_shapes"]
-        np.testing.assert_allclose([seen[place].norm() for place in places], record[recorded], rtol=1e-9)
+    for taps, recorded in ((card.stages, "feature_l2"), (card.stage_inputs, "preact_l2")):
+        assert [list(seen[tap].shape[1:]) for tap in taps] == record["feature_shapes"]
+        np.testing.assert_allclose([seen[tap].norm() for tap in taps], record[recorded], rtol=1e-9)
     assert torch.equal(again, logits)
 
 
@@ -154,7 +154,7 @@ def test_a_shuffle_networks_join_activates_its_second_half_and_takes_turns():
 
 def test_a_depth_of_another_form_is_refused():
     with pytest.raises(ValueError, match="depth: expected 6 n"):
-        ResNet(21, classes=10, channels=3)
+        basic_blocks(21)
     with pytest.raises(ValueError, match="depth: expected 6 n \\+ 4 with n of at least 1, got 4; type depth=16"):
         WideResNet(4, 1, classes=10, channels=3)
 

@@ -20,7 +20,7 @@ def test_the_taps_are_activated_hidden_layers(watch):
     classifier = create("mlp:16x4", classes=10, channels=1, image_size=(8, 8))
     card, network = classifier.card, classifier.network
     logits, seen = watch(network, card.stages + card.stage_inputs, torch.randn(5, 1, 8, 8))
-    assert [tuple(seen[place].shape) for place in card.stages] == [(5, 16), (5, 4)]
+    assert [tuple(seen[tap].shape) for tap in card.stages] == [(5, 16), (5, 4)]
     for after, before in zip(card.stages, card.stage_inputs, strict=True):
         assert torch.equal(seen[after], seen[before].relu())
     assert torch.equal(network.head(seen[card.embedding]), logits)
@@ -40,10 +40,10 @@ def test_it_learns_the_digits():
     assert accuracy > 0.85
 
 
-@pytest.mark.parametrize("rest", ["", "x", "64x", "0", "64x0", "64,64", "-3", "six"])
-def test_widths_that_cannot_be_read(rest):
+@pytest.mark.parametrize("widths", ["", "x", "64x", "0", "64x0", "64,64", "-3", "six"])
+def test_widths_that_cannot_be_read(widths):
     with pytest.raises(ValueError, match="type mlp:256x256"):
-        create(f"mlp:{rest}", classes=10, image_size=(8, 8))
+        create(f"mlp:{widths}", classes=10, image_size=(8, 8))
 
 
 def test_what_it_needs_is_asked_for():

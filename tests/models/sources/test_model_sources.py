@@ -4,11 +4,11 @@ import torch
 import torchvision
 
 from tutelage.models import create, fingerprint, parameters
-from tutelage.models.sources import timm as door_timm
-from tutelage.models.sources import torchvision as door_torchvision
+from tutelage.models.sources import timm as timm_source
+from tutelage.models.sources import torchvision as torchvision_source
 from tutelage.models.spec import ModelRequest
 
-DOORS = {"timm": door_timm, "torchvision": door_torchvision}
+SOURCES = {"timm": timm_source, "torchvision": torchvision_source}
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -111,8 +111,8 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 def test_networks_of_the_papers_imagenet_tables(name, tag, size, statistics, crop):
     published = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
     request = ModelRequest()
-    plan = DOORS[name.partition(":")[0]].plan
-    plain, tagged = (plan(one.partition(":")[2], request) for one in (name, f"{name}.{tag}"))
+    plan = SOURCES[name.partition(":")[0]].plan
+    plain, tagged = (plan(full.partition(":")[2], request) for full in (name, f"{name}.{tag}"))
     assert plain.fetch is None
     assert plain.card.weights is None
     assert tagged.fetch is not None
@@ -122,10 +122,10 @@ def test_networks_of_the_papers_imagenet_tables(name, tag, size, statistics, cro
         assert (card.mean, card.std) == statistics
     assert tagged.card.margin == pytest.approx(1 / crop)
     with torch.device("meta"):
-        network = plain.build(1000)
+        network = plain.build(classes=1000)
         assert parameters(network) == published.get(size, size)
         assert network.eval()(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
-    dropped = [getattr(one, "drop_prob", None) or getattr(one, "p", None) for one in network.modules()]
+    dropped = [getattr(module, "drop_prob", None) or getattr(module, "p", None) for module in network.modules()]
     assert not any(isinstance(rate, float) and rate > 0 for rate in dropped)
 
 
@@ -136,7 +136,7 @@ def test_timms_mobilenetv1_is_the_plain_one():
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(
-                lambda one, _, out: seen.append((one.kernel_size[0], one.groups > 1, *out.shape[1:3]))
+                lambda conv, _, out: seen.append((conv.kernel_size[0], conv.groups > 1, *out.shape[1:3]))
             )
     network(torch.empty(1, 3, 224, 224, device="meta"))
     widths = [(64, 112), (128, 56), (128, 56), (256, 28), (256, 28), *[(512, 14)] * 6, (1024, 7), (1024, 7)]

@@ -1,11 +1,44 @@
-"""What several of the benchmark's networks share: first weights, pooling, and stages of residual blocks."""
+"""What the benchmark's networks share: their table's entries, first weights, pooling, and stages of blocks.
+
+A network is the sequence of its children and maps normalised images ``(batch, channels, height, width)`` to logits
+``(batch, classes)``; both numbers are arguments. The pooling is global, so images may have any size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
 
 from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One network of a table."""
+
+    name: str  # without the source's prefix
+    build: Callable[..., nn.Module]  # makes it with random weights; called with ``classes=`` and ``channels=``
+    parameters: int  # their number at 100 classes and 3 channels
+    stages: tuple[str, ...]  # the stages' names, after their activation, and last the pooled embedding; see `Card`
+    # the same before their activation. The benchmark's first feature is activated on both lists.
+    stage_inputs: tuple[str, ...]
+    head: str  # name of the linear layer that gives the logits
+    paper: str  # what describes it
+
+
+def table(*families: Iterable[Entry]) -> Mapping[str, Entry]:
+    """Merge families into one table, in their order; two entries of one name are a ValueError."""
+    merged: dict[str, Entry] = {}
+    for entry in chain.from_iterable(families):
+        if entry.name in merged:
+            raise ValueError(
+                f"entries: expected each name once, got {entry.name!r} twice "
+                f"({merged[entry.name].paper}; {entry.paper}); rename one of them"
+            )
+        merged[entry.name] = entry
+    return MappingProxyType(merged)
 
 
 def he_normal_(network: nn.Module) -> None:
@@ -20,13 +53,27 @@ def he_normal_(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def small_head_(head: nn.Linear) -> None:
+    """Draw a head's weights from ``N(0, 0.01**2)``; its bias becomes 0."""
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+
+
+def conv_bn(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """Return a convolution without bias, padded to keep the resolution at stride 1, and its batch normalisation."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+    return convolution, nn.BatchNorm2d(outputs)
+
+
 def global_pool() -> nn.Sequential:
     """Return the mean over all pixels: ``(batch, channels, height, width)`` to ``(batch, channels)``."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
 
 
 def stage(
-    block: Callable[..., nn.Module], inputs: int, outputs: int, *, blocks: int, stride: int, **options: Any
+    block: Callable[..., nn.Module], inputs: int, outputs: int, *, blocks: int, stride: int, **options: int
 ) -> nn.Sequential:
     """Return so many blocks in turn, of which the first changes the channels and has the stride."""
     first = block(inputs, outputs, stride=stride, **options)

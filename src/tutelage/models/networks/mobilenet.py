@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tutelage.models.networks.entries import Entry
-from tutelage.models.networks.layers import global_pool, he_normal_, stage
+from tutelage.models.networks.layers import Entry, conv_bn, global_pool, he_normal_, small_head_, stage
 
-PAPER = "Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, arXiv 1801.04381"
 STEM = 16
 # expansion, output channels, blocks, stride of the first
 BLOCKS = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
@@ -21,11 +19,8 @@ STAGES = ("conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "pool")
 class InvertedResidual(nn.Module):
     """Widen by a 1x1 convolution, filter each channel by a 3x3 one, narrow by a linear 1x1 one; add the input.
 
-    Args:
-        inputs: input channels.
-        outputs: output channels.
-        stride: of the 3x3 convolution. The input is added where this is 1 and ``outputs`` are as many as ``inputs``.
-        expansion: the wide part has this many times the input's channels; at 1 its 1x1 convolution remains.
+    The input is added where the stride, of the 3x3 convolution, is 1 and the number of channels does not change. The
+    wide part has ``expansion`` times the input's channels; at 1 its 1x1 convolution remains.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, expansion: int) -> None:
@@ -33,14 +28,11 @@ class InvertedResidual(nn.Module):
         wide = expansion * inputs
         self.adds = stride == 1 and inputs == outputs
         self.conv = nn.Sequential(
-            nn.Conv2d(inputs, wide, 1, bias=False),
-            nn.BatchNorm2d(wide),
+            *conv_bn(inputs, wide, 1),
             nn.ReLU(),
-            nn.Conv2d(wide, wide, 3, stride=stride, padding=1, groups=wide, bias=False),
-            nn.BatchNorm2d(wide),
+            *conv_bn(wide, wide, 3, stride=stride, groups=wide),
             nn.ReLU(),
-            nn.Conv2d(wide, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
+            *conv_bn(wide, outputs, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,14 +40,10 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.adds else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
-    """MobileNetV2 for small images; the pooling is global, so it takes images of any size.
+class MobileNetV2(nn.Sequential):
+    """MobileNetV2 for small images.
 
-    First weights: `he_normal_` for convolutions, ``N(0, 0.01**2)`` for the head, and 0 for its bias.
-
-    Args:
-        classes: size of the logits.
-        channels: input channels.
+    First weights: `he_normal_` for convolutions, `small_head_` for the head.
 
     Differs from: the paper's network, as the benchmark's does: ReLU is not cut off at 6, the stage of 12 channels has
         stride 1, half widths are not rounded to multiples of 8 (12 channels, not 16), the embedding keeps its full
@@ -65,26 +53,20 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, *, classes: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(channels, STEM, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU()
-        )
-        stages: list[nn.Module] = []
+        self.conv1 = nn.Sequential(*conv_bn(channels, STEM, 3, stride=2), nn.ReLU())
+        self.blocks = nn.Sequential()
         inputs = STEM
         for expansion, outputs, blocks, stride in BLOCKS:
-            stages.append(stage(InvertedResidual, inputs, outputs, blocks=blocks, stride=stride, expansion=expansion))
+            self.blocks.append(
+                stage(InvertedResidual, inputs, outputs, blocks=blocks, stride=stride, expansion=expansion)
+            )
             inputs = outputs
-        self.blocks = nn.Sequential(*stages)
-        self.conv2 = nn.Sequential(nn.Conv2d(inputs, EMBEDDING, 1, bias=False), nn.BatchNorm2d(EMBEDDING), nn.ReLU())
+        self.conv2 = nn.Sequential(*conv_bn(inputs, EMBEDDING, 1), nn.ReLU())
         self.pool = global_pool()
         head = nn.Linear(EMBEDDING, classes)
         self.classifier = nn.Sequential(head)
         he_normal_(self)
-        nn.init.normal_(head.weight, std=0.01)
-        nn.init.zeros_(head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images ``(batch, channels, height, width)`` to logits ``(batch, classes)``."""
-        return self.classifier(self.pool(self.conv2(self.blocks(self.conv1(x)))))
+        small_head_(head)
 
 
 ENTRIES = (
@@ -95,6 +77,6 @@ ENTRIES = (
         stages=STAGES,
         stage_inputs=STAGES,
         head="classifier.0",
-        paper=PAPER,
+        paper="Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, arXiv 1801.04381",
     ),
 )

@@ -3,7 +3,7 @@
 Their stem is one 1x1 convolution at stride 1 without pooling, so 32x32 images end as 4x4 maps. A stage's
 values before its activation are the inputs of its last block's ``relu3`` in the first version, such as
 ``layer1.3.relu3``, and of its ``join`` in the second: both branches one after the other, not yet shuffled, of which it
-activates the second alone.
+activates only the second.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tutelage.models.networks.entries import Builder, Entry
-from tutelage.models.networks.layers import global_pool
+from tutelage.models.networks.layers import Entry, conv_bn, global_pool, stage
 
 PAPER_V1 = (
     "Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, arXiv 1707.01083"
@@ -24,7 +23,7 @@ EMBEDDING = 1024
 
 
 def shuffled(x: Tensor, *, groups: int) -> Tensor:
-    """Interleave groups of ``n`` channels each: channel ``g * n + i`` moves to place ``i * groups + g``.
+    """Interleave groups of ``n`` channels each: channel ``g * n + i`` moves to index ``i * groups + g``.
 
     >>> shuffled(torch.arange(6).reshape(1, 6, 1, 1), groups=2).flatten().tolist()
     [0, 3, 1, 4, 2, 5]
@@ -33,73 +32,51 @@ def shuffled(x: Tensor, *, groups: int) -> Tensor:
 
 
 class GroupedBlock(nn.Module):
-    """Grouped 1x1, shuffle, 3x3 a channel, grouped 1x1; at stride 1 the input is added, at 2 its mean is appended.
+    """Grouped 1x1, shuffle, 3x3 per channel, grouped 1x1; at stride 1 the input is added, at 2 its mean is appended.
 
-    Args:
-        inputs: input channels.
-        outputs: output channels; at stride 2 the inputs are among them.
-        stride: 1, where ``inputs`` and ``outputs`` are equal, or 2.
-        groups: of the first convolution; the last has 3.
+    The 1x1 convolutions have 3 groups, the one that reads the stem has 1. At stride 1 ``inputs`` and ``outputs`` are
+    equal; at stride 2 the inputs are among the outputs.
 
     Differs from: the paper's block, as the benchmark's does: there is an activation after the 3x3 convolution, and the
         middle has a quarter of the channels that the convolutions add rather than of all outputs.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int, groups: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
-        self.groups = groups
-        made = outputs if stride == 1 else outputs - inputs
-        middle = made // 4
-        self.conv1 = nn.Conv2d(inputs, middle, 1, groups=groups, bias=False)
-        self.bn1 = nn.BatchNorm2d(middle)
+        self.groups = 1 if inputs == STEM else GROUPS
+        width = outputs if stride == 1 else outputs - inputs
+        middle = width // 4
+        self.conv1, self.bn1 = conv_bn(inputs, middle, 1, groups=self.groups)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(middle, middle, 3, stride=stride, padding=1, groups=middle, bias=False)
-        self.bn2 = nn.BatchNorm2d(middle)
+        self.conv2, self.bn2 = conv_bn(middle, middle, 3, stride=stride, groups=middle)
         self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(middle, made, 1, groups=GROUPS, bias=False)
-        self.bn3 = nn.BatchNorm2d(made)
+        self.conv3, self.bn3 = conv_bn(middle, width, 1, groups=GROUPS)
         self.pooled = None if stride == 1 else nn.AvgPool2d(3, stride=stride, padding=1)
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, inputs, h, w)`` to ``(batch, outputs, h / stride, w / stride)``."""
-        made = shuffled(self.relu1(self.bn1(self.conv1(x))), groups=self.groups)
-        made = self.relu2(self.bn2(self.conv2(made)))
-        made = self.bn3(self.conv3(made))
-        return self.relu3(made + x if self.pooled is None else torch.cat([made, self.pooled(x)], 1))
+        residual = shuffled(self.relu1(self.bn1(self.conv1(x))), groups=self.groups)
+        residual = self.relu2(self.bn2(self.conv2(residual)))
+        residual = self.bn3(self.conv3(residual))
+        return self.relu3(residual + x if self.pooled is None else torch.cat([residual, self.pooled(x)], 1))
 
 
-class ShuffleV1(nn.Module):
-    """ShuffleNet with three groups for small images; the pooling is global, so it takes images of any size.
+class ShuffleV1(nn.Sequential):
+    """ShuffleNet with three groups for small images.
 
     First weights: torch's own throughout, as the benchmark sets none.
-
-    Args:
-        classes: size of the logits.
-        channels: input channels.
     """
 
     def __init__(self, *, classes: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, STEM, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM)
+        self.conv1, self.bn1 = conv_bn(channels, STEM, 1)
         self.relu = nn.ReLU()
-        self.layer1 = _stage_v1(STEM, 240, blocks=4, groups=1)
-        self.layer2 = _stage_v1(240, 480, blocks=8, groups=GROUPS)
-        self.layer3 = _stage_v1(480, 960, blocks=4, groups=GROUPS)
+        self.layer1 = stage(GroupedBlock, STEM, 240, blocks=4, stride=2)
+        self.layer2 = stage(GroupedBlock, 240, 480, blocks=8, stride=2)
+        self.layer3 = stage(GroupedBlock, 480, 960, blocks=4, stride=2)
         self.pool = global_pool()
         self.linear = nn.Linear(960, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images ``(batch, channels, height, width)`` to logits ``(batch, classes)``."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.linear(self.pool(self.layer3(self.layer2(self.layer1(x)))))
-
-
-def _stage_v1(inputs: int, outputs: int, *, blocks: int, groups: int) -> nn.Sequential:
-    first = GroupedBlock(inputs, outputs, stride=2, groups=groups)
-    rest = (GroupedBlock(outputs, outputs, stride=1, groups=GROUPS) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
 
 
 class Join(nn.Module):
@@ -110,60 +87,43 @@ class Join(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, branches: Tensor) -> Tensor:
-        """Map ``(batch, 2 c, h, w)``, one branch after the other, to the same shape, in turn from each."""
+        """Map ``(batch, 2 c, h, w)``, one branch after the other, to the same shape, interleaved."""
         first, second = branches.chunk(2, 1)
         return torch.stack([first, self.relu(second)], 2).flatten(1, 2)
 
 
 class SplitBlock(nn.Module):
-    """Half of the channels pass as they are; the others go through 1x1, 3x3 a channel, 1x1.
-
-    Args:
-        width: channels, of the input as of the output.
-    """
+    """Half of the channels pass unchanged; the others go through 1x1, 3x3 per channel, 1x1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
-        self.conv1 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(half)
+        self.conv1, self.bn1 = conv_bn(half, half, 1)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
+        self.conv2, self.bn2 = conv_bn(half, half, 3, groups=half)
+        self.conv3, self.bn3 = conv_bn(half, half, 1)
         self.join = Join()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, width, h, w)`` to the same shape."""
-        kept, made = x.chunk(2, 1)
-        made = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(made)))))
-        return self.join(torch.cat([kept, self.bn3(self.conv3(made))], 1))
+        identity, branch = x.chunk(2, 1)
+        branch = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(branch)))))
+        return self.join(torch.cat([identity, self.bn3(self.conv3(branch))], 1))
 
 
 class DownBlock(nn.Module):
-    """Two branches of the whole input at stride 2: 3x3 a channel and 1x1; and 1x1, 3x3 a channel and 1x1.
-
-    Args:
-        inputs: input channels.
-        outputs: output channels, half from each branch.
-    """
+    """Two branches of the whole input at stride 2: 3x3 per channel and 1x1; and 1x1, 3x3 per channel and 1x1."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         half = outputs // 2
-        self.conv1 = nn.Conv2d(inputs, inputs, 3, stride=2, padding=1, groups=inputs, bias=False)
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv2 = nn.Conv2d(inputs, half, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
+        self.conv1, self.bn1 = conv_bn(inputs, inputs, 3, stride=2, groups=inputs)
+        self.conv2, self.bn2 = conv_bn(inputs, half, 1)
         self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(inputs, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
+        self.conv3, self.bn3 = conv_bn(inputs, half, 1)
         self.relu3 = nn.ReLU()
-        self.conv4 = nn.Conv2d(half, half, 3, stride=2, padding=1, groups=half, bias=False)
-        self.bn4 = nn.BatchNorm2d(half)
-        self.conv5 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn5 = nn.BatchNorm2d(half)
+        self.conv4, self.bn4 = conv_bn(half, half, 3, stride=2, groups=half)
+        self.conv5, self.bn5 = conv_bn(half, half, 1)
         self.join = Join()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,44 +133,32 @@ class DownBlock(nn.Module):
         return self.join(torch.cat([left, self.bn5(self.conv5(right))], 1))
 
 
-class ShuffleV2(nn.Module):
-    """ShuffleNet V2 at full width for small images; the pooling is global, so it takes images of any size.
+class ShuffleV2(nn.Sequential):
+    """ShuffleNet V2 at full width for small images.
 
     First weights: torch's own throughout, as the benchmark sets none.
-
-    Args:
-        classes: size of the logits.
-        channels: input channels.
     """
 
     def __init__(self, *, classes: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, STEM, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM)
+        self.conv1, self.bn1 = conv_bn(channels, STEM, 1)
         self.relu = nn.ReLU()
         self.layer1 = _stage_v2(STEM, 116, blocks=4)
         self.layer2 = _stage_v2(116, 232, blocks=8)
         self.layer3 = _stage_v2(232, 464, blocks=4)
-        self.conv2 = nn.Conv2d(464, EMBEDDING, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(EMBEDDING)
+        self.conv2, self.bn2 = conv_bn(464, EMBEDDING, 1)
         self.relu2 = nn.ReLU()
         self.pool = global_pool()
         self.linear = nn.Linear(EMBEDDING, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images ``(batch, channels, height, width)`` to logits ``(batch, classes)``."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(self.pool(self.relu2(self.bn2(self.conv2(x)))))
 
 
 def _stage_v2(inputs: int, outputs: int, *, blocks: int) -> nn.Sequential:
     return nn.Sequential(DownBlock(inputs, outputs), *(SplitBlock(outputs) for _ in range(blocks - 1)))
 
 
-def _entry(name: str, build: Builder, last: str, parameters: int, paper: str) -> Entry:
-    return Entry(
-        name=name,
+ENTRIES = tuple(
+    Entry(
+        name=build.__name__,
         build=build,
         parameters=parameters,
         stages=("relu", "layer1", "layer2", "layer3", "pool"),
@@ -218,9 +166,8 @@ def _entry(name: str, build: Builder, last: str, parameters: int, paper: str) ->
         head="linear",
         paper=paper,
     )
-
-
-ENTRIES = (
-    _entry("ShuffleV1", ShuffleV1, "relu3", 949_258, PAPER_V1),
-    _entry("ShuffleV2", ShuffleV2, "join", 1_355_528, PAPER_V2),
+    for build, parameters, last, paper in (
+        (ShuffleV1, 949_258, "relu3", PAPER_V1),
+        (ShuffleV2, 1_355_528, "join", PAPER_V2),
+    )
 )

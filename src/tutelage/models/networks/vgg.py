@@ -7,51 +7,42 @@ stage ends before its last activation: ``block3`` gives the values before it, th
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from tutelage.models.networks.entries import Entry
-from tutelage.models.networks.layers import global_pool, he_normal_
+from tutelage.models.networks.layers import Entry, global_pool, he_normal_, small_head_
 
-PAPER = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv 1409.1556"
 WIDTHS = (64, 128, 256, 512, 512)
-SMALLEST = 8
+HALVINGS = 3
+SMALLEST = 2**HALVINGS
 
 
-class VGG(nn.Module):
+class VGG(nn.Sequential):
     """A VGG network for small images, from 8x8 pixels on.
 
     The first three stages are each followed by 2x2 max pooling, the last two are not: 32x32 images end as 4x4 maps,
     whose mean is the embedding. The name's number counts VGG's three linear layers, of which one is here.
 
-    First weights: `he_normal_` for convolutions, ``N(0, 0.01**2)`` for the head, and 0 for every bias.
+    First weights: `he_normal_` for convolutions, whose biases are 0, and `small_head_` for the head.
 
     Args:
         depths: convolutions in each of the five stages, which have 64, 128, 256, 512 and 512 channels.
-        classes: size of the logits.
-        channels: input channels.
 
     Differs from: the benchmark's code, which pools after the fourth stage too where images are exactly 64 pixels high.
     """
 
-    def __init__(self, depths: tuple[int, int, int, int, int], *, classes: int, channels: int) -> None:
+    def __init__(self, depths: tuple[int, ...], *, classes: int, channels: int) -> None:
         super().__init__()
-        self.block0 = _stage(channels, WIDTHS[0], depth=depths[0])
-        self.relu0 = nn.ReLU()
-        self.block1 = _stage(WIDTHS[0], WIDTHS[1], depth=depths[1])
-        self.relu1 = nn.ReLU()
-        self.block2 = _stage(WIDTHS[1], WIDTHS[2], depth=depths[2])
-        self.relu2 = nn.ReLU()
-        self.block3 = _stage(WIDTHS[2], WIDTHS[3], depth=depths[3])
-        self.relu3 = nn.ReLU()
-        self.block4 = _stage(WIDTHS[3], WIDTHS[4], depth=depths[4])
-        self.relu4 = nn.ReLU()
+        for i, (inputs, outputs) in enumerate(pairwise((channels, *WIDTHS))):
+            self.add_module(f"block{i}", _stage(inputs, outputs, depth=depths[i]))
+            self.add_module(f"relu{i}", nn.ReLU())
+            if i < HALVINGS:
+                self.add_module(f"maxpool{i}", nn.MaxPool2d(2))
         self.pool = global_pool()
-        self.classifier = nn.Linear(WIDTHS[4], classes)
+        self.classifier = nn.Linear(WIDTHS[-1], classes)
         he_normal_(self)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        small_head_(self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images ``(batch, channels, height, width)`` to logits ``(batch, classes)``.
@@ -65,12 +56,7 @@ class VGG(nn.Module):
                 f"inputs: expected images of at least {SMALLEST}x{SMALLEST} pixels for a VGG network, which halves "
                 f"them three times, got {height}x{width}; enlarge them, or take a residual network"
             )
-        x = F.max_pool2d(self.relu0(self.block0(x)), 2)
-        x = F.max_pool2d(self.relu1(self.block1(x)), 2)
-        x = F.max_pool2d(self.relu2(self.block2(x)), 2)
-        x = self.relu3(self.block3(x))
-        x = self.relu4(self.block4(x))
-        return self.classifier(self.pool(x))
+        return super().forward(x)
 
 
 def _stage(inputs: int, outputs: int, *, depth: int) -> nn.Sequential:
@@ -81,22 +67,22 @@ def _stage(inputs: int, outputs: int, *, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _entry(name: str, depths: tuple[int, int, int, int, int], parameters: int) -> Entry:
-    return Entry(
+ENTRIES = tuple(
+    Entry(
         name=name,
         build=partial(VGG, depths),
         parameters=parameters,
         stages=("relu0", "relu1", "relu2", "relu3", "relu4", "pool"),
         stage_inputs=("relu0", "block1", "block2", "block3", "block4", "pool"),
         head="classifier",
-        paper=PAPER,
+        paper="Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, "
+        "arXiv 1409.1556",
     )
-
-
-ENTRIES = (
-    _entry("vgg8", (1, 1, 1, 1, 1), 3_965_028),
-    _entry("vgg11", (1, 1, 2, 2, 2), 9_277_284),
-    _entry("vgg13", (2, 2, 2, 2, 2), 9_462_180),
-    _entry("vgg16", (2, 2, 3, 3, 3), 14_774_436),
-    _entry("vgg19", (2, 2, 4, 4, 4), 20_086_692),
+    for name, depths, parameters in (
+        ("vgg8", (1, 1, 1, 1, 1), 3_965_028),
+        ("vgg11", (1, 1, 2, 2, 2), 9_277_284),
+        ("vgg13", (2, 2, 2, 2, 2), 9_462_180),
+        ("vgg16", (2, 2, 3, 3, 3), 14_774_436),
+        ("vgg19", (2, 2, 4, 4, 4), 20_086_692),
+    )
 )

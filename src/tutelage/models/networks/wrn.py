@@ -13,23 +13,16 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from tutelage.models.networks.entries import Entry
-from tutelage.models.networks.layers import global_pool, he_normal_, stage
+from tutelage.models.networks.layers import Entry, global_pool, he_normal_, stage
 
-PAPER = "Zagoruyko and Komodakis, Wide Residual Networks, arXiv 1605.07146"
 STEM = 16
 
 
 class WideBlock(nn.Module):
     """``shortcut + conv(relu(bn(conv(a))))`` with ``a = relu(bn(x))``.
 
-    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` where the number of channels changes; at one number of
-    channels there is none to change the resolution.
-
-    Args:
-        inputs: input channels.
-        outputs: output channels.
-        stride: of the first convolution and of the shortcut; 1 where ``inputs`` and ``outputs`` are equal.
+    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` where the number of channels changes. The stride is that
+    of the first convolution and of the shortcut; it is 1 where ``inputs`` and ``outputs`` are equal.
 
     Differs from: the paper's implementation may drop activations between the convolutions; the benchmark never does,
     so there is no dropout.
@@ -55,16 +48,14 @@ class WideBlock(nn.Module):
         return shortcut + residual
 
 
-class WideResNet(nn.Module):
-    """A wide residual network for small images; the pooling is global, so it takes images of any size.
+class WideResNet(nn.Sequential):
+    """A wide residual network for small images.
 
     First weights: `he_normal_` for convolutions, 0 for the head's bias, and torch's own for the head's weight.
 
     Args:
         depth: layers with weights, ``6 n + 4``.
         widening: the stages have 16, 32 and 64 channels times this.
-        classes: size of the logits.
-        channels: input channels.
 
     Raises:
         ValueError: if the depth is not of that form.
@@ -72,8 +63,8 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, widening: int, *, classes: int, channels: int) -> None:
         super().__init__()
-        blocks, rest = divmod(depth - 4, 6)
-        if rest or blocks < 1:
+        blocks, remainder = divmod(depth - 4, 6)
+        if remainder or blocks < 1:
             raise ValueError(f"depth: expected 6 n + 4 with n of at least 1, got {depth}; type depth=16")
         wide = STEM * widening
         self.conv1 = nn.Conv2d(channels, STEM, 3, padding=1, bias=False)
@@ -87,27 +78,16 @@ class WideResNet(nn.Module):
         he_normal_(self)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images ``(batch, channels, height, width)`` to logits ``(batch, classes)``."""
-        x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(self.pool(self.relu(self.bn1(x))))
 
-
-def _entry(name: str, depth: int, widening: int, parameters: int) -> Entry:
-    return Entry(
-        name=name,
+ENTRIES = tuple(
+    Entry(
+        name=f"wrn_{depth}_{widening}",
         build=partial(WideResNet, depth, widening),
         parameters=parameters,
         stages=("conv1", "block1", "block2", "block3", "pool"),
         stage_inputs=("conv1", "block2.layer.0.bn1", "block3.layer.0.bn1", "bn1", "pool"),
         head="fc",
-        paper=PAPER,
+        paper="Zagoruyko and Komodakis, Wide Residual Networks, arXiv 1605.07146",
     )
-
-
-ENTRIES = (
-    _entry("wrn_16_1", 16, 1, 180_916),
-    _entry("wrn_16_2", 16, 2, 703_284),
-    _entry("wrn_40_1", 40, 1, 569_780),
-    _entry("wrn_40_2", 40, 2, 2_255_156),
+    for depth, widening, parameters in ((16, 1, 180_916), (16, 2, 703_284), (40, 1, 569_780), (40, 2, 2_255_156))
 )

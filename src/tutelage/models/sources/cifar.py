@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from functools import partial
 
 from tutelage.models.card import Card
 from tutelage.models.networks import mobilenet, resnet, shuffle, vgg, wrn
-from tutelage.models.networks.entries import table
+from tutelage.models.networks.layers import table
 from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
 PREFIX = "cifar"
@@ -15,15 +15,13 @@ IMAGE_SIZE = (32, 32)
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 NETWORKS = table(*(family.ENTRIES for family in (resnet, wrn, vgg, mobilenet, shuffle)))
+LISTED = [(f"{PREFIX}:{e.name}", f"{e.parameters:,} parameters at 100 classes") for e in NETWORKS.values()]
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find a network of the table.
+    """Find a network of the table, by default for 100 classes, 3 channels and 32x32 pixels.
 
-    Args:
-        path: the name behind the colon.
-        request: by default 100 classes, 3 channels and 32x32 pixels. The statistics are those of CIFAR-100 for 3
-            channels, and 0.5 for any other number.
+    The statistics are those of CIFAR-100 for 3 channels, and 0.5 for any other number.
 
     Raises:
         ValueError: if there is no such network.
@@ -33,10 +31,6 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         raise unknown(name, (f"{PREFIX}:{known}" for known in NETWORKS))
     entry = NETWORKS[path]
     colour = request.channels == len(MEAN)
-
-    def build(classes: int) -> nn.Module:
-        return entry.build(classes=classes, channels=request.channels)
-
     card = Card(
         name=name,
         classes=CLASSES if request.classes is None else request.classes,
@@ -50,9 +44,4 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         embedding=entry.stages[-1],
         head=entry.head,
     )
-    return ModelSpec(card, build)
-
-
-def listing() -> list[tuple[str, str]]:
-    """Return each name and its size."""
-    return [(f"{PREFIX}:{e.name}", f"{e.parameters:,} parameters at 100 classes") for e in NETWORKS.values()]
+    return ModelSpec(card=card, build=partial(entry.build, channels=request.channels))

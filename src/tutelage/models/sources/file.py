@@ -16,17 +16,15 @@ from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "file"
+LISTED = [("file:PATH.py:FUNCTION", "a function of your own that returns a module; runs code, so needs --trust-code")]
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find a function in a file.
 
     The function is called with those of the keywords ``classes=``, ``channels=`` and ``image_size=`` that it takes, and
-    returns the network. Its inputs are not normalised: they reach it as they are, in [0, 1].
-
-    Args:
-        path: ``path.py:function``; the path as it is, relative to the working folder.
-        request: without classes, those of the last linear layer that the function makes.
+    returns the network; without classes, those of its last linear layer count. Its inputs are not normalised: they
+    reach it as they are, in [0, 1]. The path is relative to the working folder.
 
     Raises:
         ValueError: if the code is not trusted, the name cannot be read, or the file has no such function.
@@ -50,25 +48,18 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     build = _Builder(file, function, request, name)
     classes = request.classes
     if classes is None or not build.takes("classes"):
-        actual = structure.head_classes(build(classes))
-        if actual is None and classes is None:
+        actual = structure.head_classes(build(classes=classes))
+        classes = actual if classes is None else classes
+        if classes is None:
             raise ValueError(f"classes: expected a number for {name}, got none; type classes=10")
-        if actual is not None and classes not in (None, actual):
+        if actual not in (None, classes):
             raise ValueError(
                 f"classes: expected {actual}, as {name} makes them and takes no classes=, got {classes}; "
                 f"give the function a parameter classes, or type classes={actual}"
             )
-        classes = actual if classes is None else classes
-    assert classes is not None
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    card = Card(
-        name=name,
-        classes=classes,
-        channels=request.channels,
-        image_size=request.image_size,
-        source=f"{file.name}, sha256 {digest}",
-    )
-    return ModelSpec(card, build)
+    source = f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    card = Card(name=name, classes=classes, channels=request.channels, image_size=request.image_size, source=source)
+    return ModelSpec(card=card, build=build)
 
 
 class _Builder:
@@ -80,36 +71,26 @@ class _Builder:
         self.name = name
         self.request = request
         if not callable(self.function):
-            names = [
-                one for one, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
-            ]
+            names = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
             raise ValueError(
                 f"model: expected a function of {file}, got {function!r}; it has {', '.join(names) or 'no function'}"
             )
         self.parameters = inspect.signature(self.function).parameters
 
     def takes(self, keyword: str) -> bool:
-        every = any(one.kind is one.VAR_KEYWORD for one in self.parameters.values())
+        every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self.parameters.values())
         return every or keyword in self.parameters
 
-    def __call__(self, classes: int | None) -> nn.Module:
-        values: dict[str, Any] = {
-            "channels": self.request.channels,
-            "image_size": self.request.image_size,
-            "classes": classes,
-        }
-        keywords = {k: v for k, v in values.items() if v is not None and self.takes(k)}
-        required = [
-            one.name
-            for one in self.parameters.values()
-            if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
-        ]
-        lacking = [one for one in required if one not in keywords]
-        if lacking:
-            raise ValueError(
-                f"{lacking[0]}: expected a value, which {self.name} requires, got none; "
-                f"give the parameter a default, or the model {lacking[0]}="
-            )
+    def __call__(self, *, classes: int | None) -> nn.Module:
+        values = {"channels": self.request.channels, "image_size": self.request.image_size, "classes": classes}
+        keywords: dict[str, Any] = {k: v for k, v in values.items() if v is not None and self.takes(k)}
+        variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        for keyword, parameter in self.parameters.items():
+            if parameter.default is parameter.empty and parameter.kind not in variable and keyword not in keywords:
+                raise ValueError(
+                    f"{keyword}: expected a value, which {self.name} requires, got none; "
+                    f"give the parameter a default, or the model {keyword}="
+                )
         network = self.function(**keywords)  # type: ignore[misc]
         if not isinstance(network, nn.Module):
             raise TypeError(f"model: expected {self.name} to return a torch.nn.Module, got {type(network).__name__}")
@@ -126,8 +107,3 @@ def _execute(file: Path) -> Any:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def listing() -> list[tuple[str, str]]:
-    """Return the pattern of its names."""
-    return [("file:PATH.py:FUNCTION", "a function of your own that returns a module; runs code, so needs --trust-code")]

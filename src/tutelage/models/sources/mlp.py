@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -12,16 +13,11 @@ from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "mlp"
 EXAMPLE = "mlp:256x256"
+LISTED = [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {EXAMPLE}")]
 
 
 class MLP(nn.Module):
-    """Flatten, then linear layers with ReLU between them.
-
-    Args:
-        inputs: values a sample.
-        hidden: widths of the hidden layers.
-        classes: size of the logits.
-    """
+    """Flatten ``inputs`` values per sample, then linear layers of widths ``hidden`` with ReLU, and a linear head."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], *, classes: int) -> None:
         super().__init__()
@@ -38,11 +34,7 @@ class MLP(nn.Module):
 
 
 def plan(widths: str, request: ModelRequest) -> ModelSpec:
-    """Read the hidden layers' widths.
-
-    Args:
-        widths: widths joined by ``x``.
-        request: its classes and image size are needed. The statistics are 0.5 for every channel.
+    """Read the hidden layers' widths, joined by ``x``; the statistics are 0.5 for every channel.
 
     Raises:
         ValueError: if the widths cannot be read, or the classes or the image size are not given.
@@ -59,10 +51,6 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
         )
     hidden = tuple(int(width) for width in widths.split("x"))
     inputs = request.channels * math.prod(request.image_size)
-
-    def build(classes: int) -> nn.Module:
-        return MLP(inputs, hidden, classes=classes)
-
     card = Card(
         name=name,
         classes=request.classes,
@@ -75,9 +63,4 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
         embedding=f"hidden.{len(hidden) - 1}",
         head="head",
     )
-    return ModelSpec(card, build)
-
-
-def listing() -> list[tuple[str, str]]:
-    """Return the pattern of its names."""
-    return [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {EXAMPLE}")]
+    return ModelSpec(card=card, build=partial(MLP, inputs, hidden))

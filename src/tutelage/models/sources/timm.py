@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.spec import ModelRequest, ModelSpec, fetching, resized, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, resized, unknown
 
 PREFIX = "timm"
 EXAMPLE = "timm:resnet18.a1_in1k"
 CLASSES = 1000
+LISTED = [("timm:ARCH[.TAG]", f"timm's classifiers; with a tag its weights, without random ones; such as {EXAMPLE}")]
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find one of timm's image classifiers.
+    """Find one of timm's image classifiers, random ones by default for 1000 classes.
 
     Statistics, image size, margin and licence are those of the tag's configuration, or of the architecture's default
     one. For other numbers of channels than 3, timm folds or repeats the first layer's weights, and each channel gets
     the mean of the statistics.
 
-    Args:
-        path: ``arch`` or ``arch.tag``.
-        request: 1000 classes for random weights where it says nothing.
-
     Raises:
         ImportError: if timm is not installed.
         ValueError: if timm has no such architecture or tag, or the tag's weights have no head and no classes are given.
     """
-    timm = _timm()
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            "model: expected the timm package for a timm: name, got none; type pip install 'tutelage[timm]'"
+        ) from error
     name = f"{PREFIX}:{path}"
     arch, _, tag = path.partition(".")
     if not arch or not timm.is_model(arch):
@@ -43,15 +45,13 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
                 f"model: expected a tag of timm:{arch}, got {name!r}; type timm:{arch} for random weights, "
                 + (f"or one of {', '.join(f'timm:{arch}.{known}' for known in tags)}" if tags else "as it has no tag")
             )
-    config = timm.get_pretrained_cfg(path)
+    config: Any = timm.get_pretrained_cfg(path)
     trained = config.num_classes if tag else CLASSES
     if not trained and request.classes is None:
         raise ValueError(
             f"classes: expected a number for {name}, whose weights have no head, got none; type classes=10"
         )
-    mean, std = (
-        (config.mean, config.std) if config else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-    )
+    mean, std = (config.mean, config.std) if config else (MEAN, STD)
     size = tuple(config.input_size[1:]) if config else None
     options: dict[str, Any] = {"in_chans": request.channels}
     if config and config.fixed_input_size and request.image_size not in (None, size):
@@ -72,32 +72,12 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         fresh_head=bool(tag) and request.tagged and not trained,
     )
 
-    def build(classes: int) -> nn.Module:
-        return timm.create_model(path, pretrained=False, num_classes=classes, **options)
+    def build(*, classes: int, pretrained: bool = False) -> nn.Module:
+        return timm.create_model(path, pretrained=pretrained, num_classes=classes, **options)
 
-    return ModelSpec(card, build, partial(_fetch, path, card.classes, options) if tag and request.tagged else None)
-
-
-def _fetch(path: str, classes: int, options: dict[str, Any]) -> nn.Module:
-    with fetching(f"{PREFIX}:{path}", where="hub", arch=f"{PREFIX}:{path.partition('.')[0]}"):
-        return _timm().create_model(path, pretrained=True, num_classes=classes, **options)
+    fetch = partial(build, classes=card.classes, pretrained=True) if card.weights else None
+    return ModelSpec(card=card, build=build, fetch=fetch)
 
 
 def _source(config: Any) -> str | None:
     return f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or None
-
-
-def _timm() -> ModuleType:
-    try:
-        import timm
-        import timm.data
-    except ImportError as error:
-        raise ImportError(
-            "model: expected the timm package for a timm: name, got none; type pip install 'tutelage[timm]'"
-        ) from error
-    return timm
-
-
-def listing() -> list[tuple[str, str]]:
-    """Return the patterns of its names."""
-    return [("timm:ARCH[.TAG]", f"timm's classifiers; with a tag its weights, without random ones; such as {EXAMPLE}")]

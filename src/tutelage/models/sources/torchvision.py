@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import nn
 
+from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.spec import ModelRequest, ModelSpec, fetching, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, unknown
 
 PREFIX = "torchvision"
-EXAMPLE = "torchvision:resnet50.IMAGENET1K_V1"
 CLASSES = 1000
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+LISTED = [
+    (
+        "torchvision:ARCH[.WEIGHTS]",
+        "torchvision's classifiers; with a weights' name those, without random ones; "
+        "such as torchvision:resnet50.IMAGENET1K_V1",
+    )
+]
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find one of torchvision's image classifiers.
+    """Find one of torchvision's image classifiers, random ones by default for 1000 classes.
 
     Statistics, image size and margin are those of the weights' own transforms; for random weights the ImageNet
     statistics, with the size and margin of the architecture's first weights.
     Heads that some networks have for training alone (Inception, GoogLeNet) are left out: a classifier returns logits.
-
-    Args:
-        path: ``arch`` or ``arch.WEIGHTS``, a member of that architecture's weights.
-        request: 1000 classes for random weights where it says nothing; 3 channels.
 
     Raises:
         ValueError: if torchvision has no such architecture or weights, or other channels than 3 are asked for.
@@ -50,24 +50,24 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             f"or one of {', '.join(f'torchvision:{arch}.{member}' for member in members)}"
         )
     weights = members[tag] if tag else None
-    shown = (weights or next(iter(members.values()))).transforms()
-    size = (shown.crop_size[0], shown.crop_size[-1])
+    transforms = (weights or next(iter(members.values()))).transforms()
+    size = (transforms.crop_size[0], transforms.crop_size[-1])
     names = tuple(weights.meta["categories"]) if weights else None
     classes = len(names) if names else request.classes
     card = Card(
         name=name,
         classes=CLASSES if classes is None else classes,
         image_size=request.image_size or size,
-        margin=shown.resize_size[0] / size[0],
-        mean=tuple(shown.mean) if weights else MEAN,
-        std=tuple(shown.std) if weights else STD,
+        margin=transforms.resize_size[0] / size[0],
+        mean=tuple(transforms.mean) if weights else MEAN,
+        std=tuple(transforms.std) if weights else STD,
         weights=tag if tag and request.tagged else None,
         source=weights.url if weights else None,
         licence=weights.meta.get("license") if weights else None,
         class_names=names,
     )
 
-    def build(classes: int) -> nn.Module:
+    def build(*, classes: int) -> nn.Module:
         options: dict[str, Any] = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
         network = models.get_model(arch, weights=None, num_classes=classes, **options)
         # Only a transformer's position embedding fixes the size; it says so by this attribute.
@@ -76,14 +76,10 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             network = models.get_model(arch, weights=None, num_classes=classes, **options)
         return _one_headed(network)
 
-    return ModelSpec(card, build, partial(_fetch, arch, tag) if tag and request.tagged else None)
-
-
-def _fetch(arch: str, tag: str) -> nn.Module:
-    from torchvision import models
-
-    with fetching(f"{PREFIX}:{arch}.{tag}", where="site", arch=f"{PREFIX}:{arch}"):
+    def fetch() -> nn.Module:
         return _one_headed(models.get_model(arch, weights=tag))
+
+    return ModelSpec(card=card, build=build, fetch=fetch if card.weights else None)
 
 
 def _one_headed(network: Any) -> nn.Module:
@@ -93,13 +89,3 @@ def _one_headed(network: Any) -> nn.Module:
             if hasattr(network, auxiliary):
                 setattr(network, auxiliary, None)
     return network
-
-
-def listing() -> list[tuple[str, str]]:
-    """Return the patterns of its names."""
-    return [
-        (
-            "torchvision:ARCH[.WEIGHTS]",
-            f"torchvision's classifiers; with a weights' name those, without random ones; such as {EXAMPLE}",
-        )
-    ]
