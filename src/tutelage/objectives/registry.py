@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,7 +21,6 @@ from tutelage.settings.objective import (
     Argument,
     Names,
     ObjectiveSpec,
-    Signature,
     placed,
     read_arguments,
     read_objective,
@@ -42,15 +41,10 @@ KINDS: dict[Any, str] = {
 
 
 class Preset(NamedTuple):
-    """A named method.
+    """A named method."""
 
-    Attributes:
-        build: the function; keyword arguments only.
-        paper: where the method comes from.
-    """
-
-    build: Callable[..., Objective]
-    paper: str
+    build: Callable[..., Objective]  # the function; keyword arguments only
+    paper: str  # where the method comes from
 
 
 PRESETS: dict[str, Preset] = {}
@@ -72,7 +66,10 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
 
     def name_it(function: Callable[..., Objective]) -> Callable[..., Objective]:
         name = function.__name__
-        signature = _signature(function)
+        signature = {
+            key: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
+            for key, p in inspect.signature(function, eval_str=True).parameters.items()
+        }
 
         @functools.wraps(function)
         def build(*positional: Any, **arguments: Any) -> Objective:
@@ -92,14 +89,6 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
         return build
 
     return name_it
-
-
-def _signature(function: Callable[..., Objective]) -> Signature:
-    parameters = inspect.signature(function, eval_str=True).parameters
-    return {
-        name: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
-        for name, p in parameters.items()
-    }
 
 
 def objective_of(*parts: WeightedTerm) -> Objective:
@@ -195,19 +184,16 @@ def _probe(parts: Sequence[WeightedTerm]) -> None:
     for part in parts:
         term = getattr(part.term, "inner", part.term)  # what a description wraps
         if isinstance(term, Apply):
-            errors = [_error(term, shape, batch) for shape in _FEATURES]
+            errors = [error for shape in _FEATURES if (error := _error(term, shape, batch))]
             # A loss of features takes some of these shapes; a bad hyperparameter is one on all of them, and is what the
             # message is about where the shape fits.
-            if all(errors):
-                found = [cast(ValueError, error) for error in errors]
-                raise next((error for error in found if not str(error).startswith(_ABOUT_FEATURES)), found[0])
+            if len(errors) == len(_FEATURES):
+                of_shapes = ("student_features", "teacher_features")
+                raise next((error for error in errors if not str(error).startswith(of_shapes)), errors[0])
 
 
 _FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
 """Shapes of the features that a loss is tried on: embeddings, tokens, maps."""
-
-_ABOUT_FEATURES = ("student_features", "teacher_features")
-"""How a message begins that complains of the features themselves."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:
