@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -222,6 +222,8 @@ class CRD(FeatureTerm):
     """Contrastive representation distillation (`losses.crd`): two learned embeddings, two banks."""
 
     module: ClassVar = BoundCRD
+    # Labels are read when it is bound, from the context, and may be missing in a batch.
+    base_needs: ClassVar = Requirements(teacher=True, labels="none", coupled=True, indices=True)
     negatives: int  # per sample, drawn among the samples of other classes (`OtherClasses`), at least 1
     temperature: float  # of the scores, above 0
     momentum: float  # share of a bank's row that is kept when its sample is seen, in [0, 1)
@@ -234,11 +236,6 @@ class CRD(FeatureTerm):
         whole_number(self.dimension, "dimension", example=128)
         checks.positive(self.temperature, "temperature", example=0.07)
         checks.fraction(self.momentum, "momentum", example=0.5)
-
-    @property
-    def needs(self) -> Requirements:
-        """What it reads. Labels are read when it is bound, from the context, and may be missing in a batch."""
-        return replace(super().needs, coupled=True, indices=True)
 
 
 @preset("Tian et al. 2020, arXiv:1910.10699")

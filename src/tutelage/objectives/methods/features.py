@@ -38,13 +38,8 @@ class _BoundVID(BoundFeatures):
 
     def build(self, context: BindContext) -> None:
         (((student, *_), (teacher, *_)),) = self.spec.shapes(context, "map")
-        self.regressor = nn.Sequential(
-            nn.Conv2d(student, teacher, 1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(teacher, teacher, 1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(teacher, teacher, 1, bias=False),
-        )
+        first, second, third = (nn.Conv2d(width, teacher, 1, bias=False) for width in (student, teacher, teacher))
+        self.regressor = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
         # The inverse of softplus.
         above = self.spec.variance - self.spec.epsilon
         self.log_scale = nn.Parameter(torch.full((teacher,), above + math.log(-math.expm1(-above))))
@@ -242,15 +237,9 @@ def vid(
 ) -> Objective:
     """``weight * sum_l mean(0.5 * ((r(f_s) - f_t)**2 / v + log(v)))``, the variances v of channels learned.
 
-    Published settings: CIFAR-100 1; each stage is a term of its own, with a regressor of three 1x1 convolutions.
-    Published are all stages behind the stem, which are four of VGG, MobileNetV2 and ResNet50.
-
-    Args:
-        weight: of each stage.
-        variance: at the start, > epsilon.
-        epsilon: the least variance, > 0.
-        student_taps: of maps, one a stage.
-        teacher_taps: as many.
+    Each stage is a term of its own, with a regressor of three 1x1 convolutions. ``variance`` is that at the start,
+    ``epsilon``, > 0, the least. Published settings: CIFAR-100 1, on all stages behind the stem, which are four of VGG,
+    MobileNetV2 and ResNet50.
 
     Differs from: one public copy, which never trains the variance.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -108,11 +108,8 @@ class ReviewKD(FeatureTerm):
     """
 
     module: ClassVar = _BoundReviewKD
-
-    @property
-    def needs(self) -> Requirements:
-        """What it reads. Its batch norm couples a batch no more than that of a network does."""
-        return replace(super().needs, min_batch=2)
+    # Its batch norm couples a batch no more than that of a network does.
+    base_needs: ClassVar = Requirements(teacher=True, labels="none", min_batch=2)
 
 
 class Generation(nn.Module):

@@ -80,16 +80,12 @@ class SRRL(FeatureTerm):
     """
 
     module: ClassVar = _BoundSRRL
+    base_needs: ClassVar = Requirements(teacher=True, labels="none", teacher_head=True)
     regression: float  # weight of the second term within the sum, finite and at least 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.regression < math.inf:
             raise ValueError(f"regression: expected a finite number >= 0, got {self.regression}; type regression=1.0")
-
-    @property
-    def needs(self) -> Requirements:
-        """What it reads."""
-        return replace(super().needs, teacher_head=True)
 
 
 class _BoundOFD(BoundFeatures):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -115,16 +116,12 @@ class Standardised:
     """A term on `losses.standardise` of both networks' logits; the rest of the objective sees them raw."""
 
     inner: TermSpec
+    target_gamma: ClassVar[None] = None  # the teacher's exponent differs from sample to sample
 
     @property
     def needs(self) -> Requirements:
         """What the inner term reads."""
         return self.inner.needs
-
-    @property
-    def target_gamma(self) -> None:
-        """None: the teacher's exponent differs from sample to sample."""
-        return
 
     def bind(self, context: BindContext) -> Term:
         """Build the inner term for one run, from a context in which the teacher's logits are standardised too."""
@@ -183,6 +180,8 @@ class CTKD:
     ``theta`` gets its gradient multiplied by ``reversal``: below 0 it climbs where the student descends.
     """
 
+    needs: ClassVar = Requirements(teacher=True, labels="none")
+    target_gamma: ClassVar[None] = None  # the temperature changes
     reversal: float | Schedule  # a number of either sign, or a schedule of them
     lowest: float = 1.0  # below every temperature, above 0
     span: float = 20.0  # of the temperatures, above 0
@@ -191,16 +190,6 @@ class CTKD:
     def __post_init__(self) -> None:
         checks.positive(self.lowest, "lowest", example=1.0)
         checks.positive(self.span, "span", example=20.0)
-
-    @property
-    def needs(self) -> Requirements:
-        """The teacher."""
-        return Requirements(teacher=True, labels="none")
-
-    @property
-    def target_gamma(self) -> None:
-        """None: the temperature changes."""
-        return
 
     def bind(self, context: BindContext) -> Term:
         """Build the term, its ``theta`` at the start."""
@@ -228,20 +217,14 @@ class _BoundCTKD(nn.Module):
 def cross_entropy(*, label_smoothing: float = 0.0, weight: Weight = 1.0) -> Objective:
     """``weight * CE(y, q)``: learning from labels, with no teacher.
 
-    Args:
-        label_smoothing: in [0, 1): the share of each label that is spread evenly over all classes.
-        weight: of the term.
+    ``label_smoothing``, in [0, 1), is the share of each label that is spread evenly over all classes.
     """
     return objective_of(supervised_part(weight, label_smoothing=label_smoothing))
 
 
 @preset("Pereyra et al. 2017, arXiv:1701.06548")
 def confidence_penalty(*, weight: Weight = 0.1) -> Objective:
-    """``-weight * H(q)``: a penalty on low entropy, in nats. It carries no cross-entropy; add one.
-
-    Args:
-        weight: the paper's beta.
-    """
+    """``-weight * H(q)``: a penalty on low entropy, in nats, with the paper's beta. It carries no cross-entropy."""
     return objective_of(WeightedTerm("confidence_penalty", weight, Apply(losses.confidence_penalty)))
 
 

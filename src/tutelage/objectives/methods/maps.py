@@ -89,15 +89,12 @@ class FactorTransfer(FeatureTerm):
 
 
 class _BoundStages(BoundFeatures):
-    """A bound `Stages`: no parameters, no state."""
-
     spec: Stages
 
     def build(self, context: BindContext) -> None:
         shapes = self.spec.shapes(context, "map")
-        for tap, teacher_tap, (ours, theirs) in zip(
-            self.spec.student_taps, self.spec.teacher_taps, shapes, strict=True
-        ):
+        pairs = zip(self.spec.student_taps, self.spec.teacher_taps, shapes, strict=True)
+        for tap, teacher_tap, (ours, theirs) in pairs:
             if ours[0] != theirs[0]:
                 raise ValueError(
                     f"tap {tap}: expected as many channels as the teacher's tap {teacher_tap}, {theirs[0]}, got "
@@ -182,25 +179,16 @@ def activation_boundary(
     """``weight * 3 / 1000 * sum_l 2**(l - L + 1) * sum(hinge**2)``, with the stages ``l`` from 0 to ``L - 1``.
 
     The hinge is ``max(0, margin - c(f_s))`` where the teacher's neuron is on, ``max(0, margin + c(f_s))`` where it is
-    off. Published settings: 30 epochs of this alone, then cross-entropy alone: two stages of a recipe. Each stage is a
-    term of its own; ``c`` is a convolution with batch norm where the shapes differ (the ``connector``).
-
-    Args:
-        weight: of the whole.
-        margin: > 0.
-        student_taps: of maps before their activation, one a stage.
-        teacher_taps: as many.
+    off; the margin is > 0. Published settings: 30 epochs of this alone, then cross-entropy alone: two stages of a
+    recipe. Taps are of maps before their activation, one per stage, and each is a term of its own; ``c`` is a
+    convolution with batch norm where the shapes differ (the ``connector``).
     """
     hinge = functools.partial(
         Apply, losses.activation_boundary, {"margin": margin}, projection="connector", project_always=False
     )
     parts = [
-        WeightedTerm(
-            "activation_boundary",
-            scaled(weight, 3 / 1000 * 2.0**level),
-            hinge(student_tap=student, teacher_tap=teacher),
-        )
-        for level, (student, teacher) in enumerate(paired(student_taps, teacher_taps), 1 - len(student_taps))
+        WeightedTerm("activation_boundary", scaled(weight, 3 / 1000 * 2.0**level), hinge(student_tap=s, teacher_tap=t))
+        for level, (s, t) in enumerate(paired(student_taps, teacher_taps), 1 - len(student_taps))
     ]
     return objective_of(*parts)
 
@@ -237,13 +225,8 @@ def kd_svd(
 ) -> Objective:
     """``weight * sum_l sum((g_s - g_t)**2)`` with ``g = exp(-(a - b)**2 / 8)`` of leading singular vectors a and b.
 
-    Each stage with the next one. Published settings: CIFAR-100 1, k 1. It has no learned map: widths must agree.
-
-    Args:
-        weight: of the whole.
-        k: how many singular vectors, >= 1.
-        student_taps: of maps, at least 2.
-        teacher_taps: as many, each as wide as the student's.
+    Each stage with the next one, of at least 2; k vectors, >= 1. Published settings: CIFAR-100 1, k 1. It has no
+    learned map: widths must agree.
 
     Differs from: public code, which leaves the vectors' signs as they come; here they are fixed.
     """
