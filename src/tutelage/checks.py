@@ -55,6 +55,12 @@ def order(value: float, name: str = "order") -> None:
         )
 
 
+def whole_number(value: object, name: str, *, example: int, least: int = 1) -> None:
+    """Refuse a hyperparameter that is not a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}; for example {name}={example}")
+
+
 def classwise(tensor: Tensor, name: str) -> Tensor:
     """Return logits or log-probabilities ``(..., classes)`` in at least float32: narrower ones are copied.
 

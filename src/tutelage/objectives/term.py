@@ -305,9 +305,3 @@ def missing(what: str, argument: str = "") -> ValueError:
     """Return the error of a context that lacks something, and the argument of `network_context` that provides it."""
     call = f"tutelage.network_context(objective, student, teacher, inputs{argument})"
     return ValueError(f"context: expected {what}, got none; type context={call}")
-
-
-def whole_number(value: object, name: str, *, example: int, least: int = 1) -> None:
-    """Refuse a hyperparameter that is not a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}; for example {name}={example}")

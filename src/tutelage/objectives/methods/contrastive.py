@@ -15,15 +15,7 @@ from tutelage import checks, losses
 from tutelage.objectives import gathering
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.term import (
-    EMBEDDING,
-    BindContext,
-    BoundFeatures,
-    FeatureTerm,
-    WeightedTerm,
-    missing,
-    whole_number,
-)
+from tutelage.objectives.term import EMBEDDING, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, missing
 from tutelage.settings.weights import Weight
 from tutelage.types import UNLABELLED, Batch, Requirements
 
@@ -232,8 +224,8 @@ class CRD(FeatureTerm):
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 
     def __post_init__(self) -> None:
-        whole_number(self.negatives, "negatives", example=16384)
-        whole_number(self.dimension, "dimension", example=128)
+        checks.whole_number(self.negatives, "negatives", example=16384)
+        checks.whole_number(self.dimension, "dimension", example=128)
         checks.positive(self.temperature, "temperature", example=0.07)
         checks.fraction(self.momentum, "momentum", example=0.5)
 

@@ -15,16 +15,7 @@ from torch.nn import functional as F
 from tutelage import checks, losses
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.term import (
-    STAGES,
-    Apply,
-    BindContext,
-    BoundFeatures,
-    FeatureTerm,
-    WeightedTerm,
-    paired,
-    whole_number,
-)
+from tutelage.objectives.term import STAGES, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, paired
 from tutelage.settings.objective import Names
 from tutelage.settings.weights import Weight
 from tutelage.types import Batch
@@ -83,7 +74,7 @@ class _TokenTerm(FeatureTerm):
     prefix: int  # tokens in front that are no part of the image, such as the class token; they are left out
 
     def __post_init__(self) -> None:
-        whole_number(self.prefix, "prefix", example=1, least=0)
+        checks.whole_number(self.prefix, "prefix", example=1, least=0)
 
     def sizes(self, context: BindContext) -> list[tuple[int, int, int]]:
         """Return of each tap how many tokens it has behind the prefix, and the student's and the teacher's width."""

@@ -10,18 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tutelage import losses
+from tutelage import checks, losses
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.term import (
-    EMBEDDING,
-    Apply,
-    BindContext,
-    BoundFeatures,
-    FeatureTerm,
-    WeightedTerm,
-    whole_number,
-)
+from tutelage.objectives.term import EMBEDDING, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm
 from tutelage.settings.weights import Weight
 from tutelage.types import Batch, Requirements
 
@@ -51,7 +43,7 @@ class Correlation(FeatureTerm):
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 
     def __post_init__(self) -> None:
-        whole_number(self.dimension, "dimension", example=128)
+        checks.whole_number(self.dimension, "dimension", example=128)
 
 
 @preset("Park et al. 2019, arXiv:1904.05068")
