@@ -469,7 +469,7 @@ def not_reduced(student_logits):
 def test_a_term_of_another_shape_is_refused(loss, got):
     objective = Objective.of(WeightedTerm("mine", 1.0, Apply(loss)))
     with pytest.raises(
-        ValueError, match=rf"term mine: expected one value a sample, shape \(8,\), got {got}; .*coupled=True"
+        ValueError, match=rf"term mine: expected one value per sample, shape \(8,\), got {got}; .*coupled=True"
     ):
         objective.bind()(*draw())
 

@@ -26,8 +26,8 @@ class BoundObjective(nn.Module):
         needs: what the terms read.
         target_gamma: the exponent of the transformed teacher that is matched, if any.
         supervised: names of the terms whose means are over labelled samples.
-        resolved: numbers that were found at binding, by term and argument; empty where the objective leaves nothing
-            open. Typed in place of ``auto``, they make the same run.
+        resolved: numbers that were computed at binding, by term and argument; empty where nothing is ``auto``. Typed in
+            place of ``auto``, they give the same run.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def count(batch: Batch, logits: Tensor) -> Totals:
 
 
 class _BoundCall(NamedTuple):
-    """What is known of one preset call: its terms' names, its projected features, and what it gathers, if it does."""
+    """One preset call: its terms' names, its projected features, and what it gathers, if it does."""
 
     names: tuple[str, ...]
     routes: dict[str, tuple[str, int | None]]  # by projected feature: its tap, and which map is applied to it, if any
@@ -124,7 +124,7 @@ class _BoundCall(NamedTuple):
 def _check_shape(name: str, values: Tensor, needs: Requirements, expected: torch.Size) -> None:
     if values.shape != expected and not (needs.coupled and values.ndim == 0):
         raise ValueError(
-            f"term {name}: expected one value a sample, shape {tuple(expected)}, got {tuple(values.shape)}; "
+            f"term {name}: expected one value per sample, shape {tuple(expected)}, got {tuple(values.shape)}; "
             "leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch"
         )
 

@@ -93,10 +93,10 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
 
 def objective_of(*parts: WeightedTerm) -> Objective:
     """Make an objective of those parts whose weight is not the number zero."""
-    kept = [part for part in parts if part.weight != 0]
-    if not kept:
+    nonzero = [part for part in parts if part.weight != 0]
+    if not nonzero:
         raise ValueError("objective: expected a term with a weight other than 0, got none; for example supervised=1")
-    return Objective.of(*kept)
+    return Objective.of(*nonzero)
 
 
 def supervised_part(weight: Weight, *, label_smoothing: float = 0.0) -> WeightedTerm:
@@ -157,7 +157,7 @@ def _build(entry: str) -> Objective:
 
 
 def signatures_json() -> str:
-    """Return what is said of this package's presets without torch: ``config/objectives.json``.
+    """Return what can be read of this package's presets without torch: ``config/objectives.json``.
 
     Of each its paper, whether it reads a teacher and which labels with the arguments that it has by default, and each
     argument's kind and default.
@@ -179,13 +179,13 @@ def signatures_json() -> str:
 
 
 def _probe(parts: Sequence[WeightedTerm]) -> None:
-    """Call each pure loss on two samples: it alone knows what its hyperparameters may be, and speaks late otherwise."""
+    """Call each pure loss on two samples: it alone checks its hyperparameters, and would do so only in training."""
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     for part in parts:
         term = getattr(part.term, "inner", part.term)  # what a description wraps
         if isinstance(term, Apply):
             errors = [error for shape in _FEATURES if (error := _error(term, shape, batch))]
-            # A loss of features takes some of these shapes; a bad hyperparameter is one on all of them, and is what the
+            # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what the
             # message is about where the shape fits.
             if len(errors) == len(_FEATURES):
                 of_shapes = ("student_features", "teacher_features")
@@ -200,7 +200,7 @@ def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | Ty
     taps = dict.fromkeys((term.student_feature, term.teacher_tap), torch.ones(shape))
     outputs = Outputs(torch.zeros(2, 3), taps)
     try:
-        # A loss of the user's own may be made for other shapes; of those torch says so with a RuntimeError.
+        # A user's loss may be written for other shapes, where torch raises a RuntimeError.
         with contextlib.suppress(RuntimeError):
             term.bind(BindContext())(outputs, outputs, batch, Progress())
     except (ValueError, TypeError) as error:

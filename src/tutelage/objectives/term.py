@@ -42,7 +42,7 @@ KINDS: Mapping[str, tuple[tuple[int, ...], str, str]] = {
 class BindContext:
     """What a bound objective may know of the run; `tutelage.network_context` builds it.
 
-    What is said of training samples was computed without augmentation; features have shapes without the batch.
+    Values on training samples are computed without augmentation; shapes of features are without the batch.
     """
 
     samples: int | None = None  # in the training set
@@ -57,7 +57,7 @@ class BindContext:
 
 
 class TermSpec(Protocol):
-    """An immutable description of a term, from which each run binds its own."""
+    """An immutable description of a term, from which each run binds a term."""
 
     @property
     def needs(self) -> Requirements:
@@ -151,11 +151,11 @@ class Apply:
                     f"loss: expected positional parameters among {', '.join(READERS)}, got {name!r}; "
                     "rename it, or put it after a * where it is a hyperparameter"
                 )
-            who, _, what = name.partition("_")
-            if what == "features" and not getattr(self, f"{who}_tap"):
+            network, _, kind = name.partition("_")
+            if kind == "features" and not getattr(self, f"{network}_tap"):
                 raise TypeError(
-                    f"{who}_tap: expected the tap that {name} are read from, got none; "
-                    f'for example {who}_tap="card:embedding"'
+                    f"{network}_tap: expected the tap that {name} are read from, got none; "
+                    f'for example {network}_tap="card:embedding"'
                 )
 
     @property
@@ -220,7 +220,7 @@ class BoundFeatures(nn.Module):
         self.build(context)
 
     def build(self, context: BindContext) -> None:
-        """Build the term's own modules and buffers; by default there are none."""
+        """Build the term's modules and buffers; by default there are none."""
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the term's values, ``(batch,)``, or ``()`` where it couples the batch; features are in tap order."""
@@ -235,7 +235,7 @@ class BoundFeatures(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureTerm:
-    """Base of terms that compare features of both networks, tap by tap, with modules of their own."""
+    """Base of terms that compare features of both networks, tap by tap, with modules that are trained."""
 
     module: ClassVar[type[BoundFeatures]]  # the class of the bound term
     base_needs: ClassVar[Requirements] = Requirements(teacher=True, labels="none")  # what it reads besides its taps
@@ -289,16 +289,17 @@ def paired(student_taps: tuple[str, ...], teacher_taps: tuple[str, ...]) -> list
 
 
 def shape_of(
-    context: BindContext, who: Literal["student", "teacher"], tap: str, kind: str | None = None
+    context: BindContext, network: Literal["student", "teacher"], tap: str, kind: str | None = None
 ) -> tuple[int, ...]:
     """Return the shape of a feature without the batch; refuse one that is unknown or of another kind of `KINDS`."""
-    shapes = context.student_shapes if who == "student" else context.teacher_shapes
+    shapes = context.student_shapes if network == "student" else context.teacher_shapes
     if tap not in shapes:
-        raise missing(f"the shape of the {who}'s tap {tap}")
-    axes, expected, hint = KINDS[kind] if kind else ((len(shapes[tap]),), "", "")
-    if len(shapes[tap]) not in axes:
-        raise ValueError(f"tap {tap}: expected {expected} of the {who}, got {shapes[tap]} without the batch; {hint}")
-    return shapes[tap]
+        raise missing(f"the shape of the {network}'s tap {tap}")
+    shape = shapes[tap]
+    axes, expected, hint = KINDS[kind] if kind else ((len(shape),), "", "")
+    if len(shape) not in axes:
+        raise ValueError(f"tap {tap}: expected {expected} of the {network}, got {shape} without the batch; {hint}")
+    return shape
 
 
 def missing(what: str, argument: str = "") -> ValueError:

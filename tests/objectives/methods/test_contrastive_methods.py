@@ -254,7 +254,7 @@ def test_a_context_that_lacks_something_is_refused(context, says):
 
 
 def test_a_sample_of_other_data_is_refused():
-    with pytest.raises(ValueError, match=r"batch.index: expected places among the 30 training samples .* got 2 to 39"):
+    with pytest.raises(ValueError, match=r"batch.index: expected indices among the 30 training samples .* got 2 to 39"):
         bound()(*step(0, (2, 9))[:2], Batch(torch.tensor([2, 30 + 9]), torch.zeros(2, 1), LABELS[:2]), Progress())
 
 

@@ -5,7 +5,7 @@ import torch
 
 from tutelage.objectives.methods.contrastive import OtherClasses
 
-WAYS = pytest.mark.parametrize("way", ["_one_by_one", "_at_once"])
+WAYS = pytest.mark.parametrize("way", ["_per_sample", "_batched"])
 
 
 def draw(labels, index, *, count, way):

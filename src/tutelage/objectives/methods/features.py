@@ -103,8 +103,8 @@ class _BoundMimic(BoundFeatures):
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
         prefix = self.spec.prefix
         blocks = [
-            losses.vitkd_mimic(align(ours[:, prefix:]), theirs[:, prefix:])
-            for align, ours, theirs in zip(self.maps, student, teacher, strict=True)
+            losses.vitkd_mimic(align(student_tokens[:, prefix:]), teacher_tokens[:, prefix:])
+            for align, student_tokens, teacher_tokens in zip(self.maps, student, teacher, strict=True)
         ]
         return torch.stack(blocks).sum(0)
 
@@ -140,8 +140,8 @@ class _BoundGeneration(BoundFeatures):
         prefix, masked = self.spec.prefix, self.spec.masked
         tokens = self.align(student[0][:, prefix:])
         hidden = losses.hide(torch.rand(tokens.shape[:2], device=tokens.device), masked=masked)
-        shown = torch.where(hidden[..., None], self.mask_token, tokens)
-        grid = self.generation(shown.transpose(1, 2).unflatten(2, (self._side, self._side)))
+        tokens = torch.where(hidden[..., None], self.mask_token, tokens)
+        grid = self.generation(tokens.transpose(1, 2).unflatten(2, (self._side, self._side)))
         generated = cast(Tensor, grid).flatten(2).transpose(1, 2)
         return losses.vitkd_generation(generated, teacher[0][:, prefix:], hidden, masked=masked)
 
@@ -206,7 +206,7 @@ def attention_transfer(
         weight: of each stage.
         p: a whole number >= 1.
         distance: ``mean_square``, or ``norm``, the paper's; its beta is twice the weight.
-        student_taps: of maps, one a stage.
+        student_taps: of maps, one per stage.
         teacher_taps: as many.
 
     Differs from: the paper, which has norms that are not squared. The published stages are all behind the stem.
@@ -245,14 +245,14 @@ def vid(
 def vitkd(*, alpha: Weight = 3e-5, beta: Weight = 3e-6, masked: float = 0.5, prefix: int = 1) -> Objective:
     """``alpha * sum((A(s) - t)**2) + beta / masked * sum_hidden((G(s) - t)**2)``, on tokens of vision transformers.
 
-    The first two blocks are mimicked, the last is made again from the tokens that are not hidden. Blocks are the stages
+    The first two blocks are mimicked, the last is generated from the tokens that are not hidden. Blocks are the stages
     of the models' cards. It carries no cross-entropy.
 
     Args:
         alpha: of the mimicking term, a sum over tokens and width.
         beta: of the generation term, a sum over hidden tokens and width.
         masked: share of the tokens that is hidden, > 0 and < 1.
-        prefix: tokens in front that are no place of the image: the class token.
+        prefix: tokens in front that are no part of the image: the class token.
     """
     mimic = ViTKDMimic(student_taps=MIMICKED, teacher_taps=MIMICKED, prefix=prefix)
     generate = ViTKDGeneration(student_taps=(GENERATED,), teacher_taps=(GENERATED,), masked=masked, prefix=prefix)

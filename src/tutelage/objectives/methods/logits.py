@@ -29,7 +29,7 @@ from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 NORMALISE = ("none", "batch", "training")
 LOGITS = ("raw", "standardised")
-"""What a term of logits may be given: the networks' logits as they are, or standardised."""
+"""What a term of logits may read: the networks' logits as they are, or standardised."""
 CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
 """The factor of the temperature's gradient over CTKD's authors' run."""
 
@@ -113,7 +113,7 @@ class _BoundMatching(nn.Module):
 
 @dataclass(frozen=True)
 class Standardised:
-    """A term on `losses.standardise` of both networks' logits; the rest of the objective sees them raw."""
+    """A term on `losses.standardise` of both networks' logits; the other terms see them raw."""
 
     inner: TermSpec
     target_gamma: ClassVar[None] = None  # the teacher's exponent differs from sample to sample
@@ -150,8 +150,8 @@ def on_logits(logits: str, term: TermSpec, weight: Weight | Automatic) -> TermSp
     """Return a term of logits on ``raw`` or ``standardised`` ones.
 
     Raises:
-        ValueError: an unknown name, or an automatic weight on standardised logits: it is found from the gradient of a
-            student that knows nothing, which standardisation makes arbitrarily large.
+        ValueError: an unknown name, or an automatic weight on standardised logits: it is found from the gradient of an
+            untrained student, which standardisation makes arbitrarily large.
     """
     _check_name("logits", logits, LOGITS, example="standardised")
     if logits == "raw":
@@ -327,7 +327,7 @@ def transformed_matching(
 
     Args:
         transform: f: ``power``, ``rational``, ``logarithm`` or ``complement``.
-        gamma: the transform's dial; at 1 it changes nothing, and the smaller the flatter. ``auto`` is as flat as the
+        gamma: the transform's parameter; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the
             power at 0.25, which is a temperature of 4: the same mean entropy over the training set.
         beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: of the cross-entropy.
@@ -368,7 +368,7 @@ def ctkd(
         supervised: of the cross-entropy.
 
     Differs from: the authors' code, whose theta has the shape ``(1,)``, in nothing; the other form of the paper, with a
-    temperature for each sample, is not built.
+    temperature per sample, is not implemented.
     """
     match = CTKD(reversal=reversal, lowest=lowest, span=span, theta=theta)
     return objective_of(supervised_part(supervised), WeightedTerm("ctkd", weight, match))

@@ -27,9 +27,9 @@ class _BoundCorrelation(BoundFeatures):
         self.embed_teacher = nn.Linear(teacher, self.spec.dimension)
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
-        ours, theirs = self.embed_student(student[0]), self.embed_teacher(teacher[0])
+        student_embeddings, teacher_embeddings = self.embed_student(student[0]), self.embed_teacher(teacher[0])
         # The loss reads the difference alone. Passed so, the teacher's map learns too: a loss detaches its teacher.
-        return losses.correlation(ours - theirs, torch.zeros_like(theirs))
+        return losses.correlation(student_embeddings - teacher_embeddings, torch.zeros_like(teacher_embeddings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def rkd(
 
 @preset("Passalis and Tefas 2018, arXiv:1803.10837")
 def pkt(*, weight: Weight = 30000.0, student_tap: str = EMBEDDING, teacher_tap: str = EMBEDDING) -> Objective:
-    """``weight * mean(p * log(p / q))``, p and q the likeness of a batch's samples, in rows that sum to 1.
+    """``weight * mean(p * log(p / q))``, p and q the similarities of a batch's samples, in rows that sum to 1.
 
     It is `losses.pkt` on features ``(batch, width)``. The mean is over ``batch**2`` pairs: the published 30000 is for
     batches of 64, and ``weight / batch`` is what multiplies the mean KL divergence of the rows.
