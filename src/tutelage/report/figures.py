@@ -6,6 +6,7 @@ Every colour goes with a dash and a marker of its own, so that a figure reads in
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,13 @@ def add_histogram(
         fillcolor=look.veil(0.08),
         **options,
     )
+
+
+def reach(edges: Sequence[float], counts: Sequence[float]) -> float:
+    """Return the edge below which all but a thousandth of a histogram lies: the rest is empty paper."""
+    inside = itertools.accumulate(counts)
+    total = sum(counts)
+    return next((edge for edge, seen in zip(edges[1:], inside, strict=True) if seen >= 0.999 * total), edges[-1])
 
 
 def empty(title: str, across: str, up: str) -> go.Figure:

@@ -87,7 +87,7 @@ def is_study(folder: Path | str) -> bool:
 def subjects(folder: Path | str) -> dict[str, Subject]:
     """Read the runs of a study, a subject for each pair; its entries are methods."""
     folder = Path(folder)
-    study = _study(folder)
+    study = read_study(folder)
     found = {}
     for pair in study["pairs"]:
         own = [cell for cell in study["cells"] if cell["pair"] == pair]
@@ -102,11 +102,12 @@ def subjects(folder: Path | str) -> dict[str, Subject]:
     return found
 
 
-def _study(folder: Path) -> records.Study:
+def read_study(folder: Path) -> records.Study:
+    """Read a study's own record; keys that an older one lacks are empty."""
     value = mapping(folder / records.STUDY)
     if value is None:
         raise FileNotFoundError(
-            f"`folder` must be a study's, with {records.STUDY} in it, got {str(folder)!r}; "
+            f"folder: expected a study's folder, with {records.STUDY} in it, got {str(folder)!r}; "
             "type the folder that `tutelage study` printed"
         )
     empty = records.Study(
@@ -137,7 +138,7 @@ def read_table(folder: Path | str, found: Mapping[str, Subject] | None = None) -
         FileNotFoundError: the folder is no study's.
         ValueError: a record is not JSON.
     """
-    study = _study(Path(folder))
+    study = read_study(Path(folder))
     found = subjects(folder) if found is None else found
     published = {(value["pair"], value["method"]): value for value in study["published"]}
     rows = []
