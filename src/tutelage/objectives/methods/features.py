@@ -74,7 +74,7 @@ class _TokenTerm(FeatureTerm):
     prefix: int  # tokens in front that are no part of the image, such as the class token; they are left out
 
     def __post_init__(self) -> None:
-        checks.whole_number(self.prefix, "prefix", example=1, least=0)
+        checks.whole_number(self.prefix, "prefix", example=1, minimum=0)
 
     def sizes(self, context: BindContext) -> list[tuple[int, int, int]]:
         """Return of each tap how many tokens it has behind the prefix, and the student's and the teacher's width."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import ClassVar
 
 import torch
@@ -50,7 +49,7 @@ class Matching:
     normalise: str = "none"  # what ``m`` is: 1, the weight's mean over the batch, or its mean over the training set
 
     def __post_init__(self) -> None:
-        _check_name("normalise", self.normalise, NORMALISE, example="batch")
+        checks.known(self.normalise, "normalise", NORMALISE, example="batch")
         self.weight(targets.Pointwise(self.transform, gamma=1 if isinstance(self.gamma, Automatic) else self.gamma))
 
     @property
@@ -153,7 +152,7 @@ def on_logits(logits: str, term: TermSpec, weight: Weight | Automatic) -> TermSp
         ValueError: an unknown name, or an automatic weight on standardised logits: it is found from the gradient of an
             untrained student, which standardisation makes arbitrarily large.
     """
-    _check_name("logits", logits, LOGITS, example="standardised")
+    checks.known(logits, "logits", LOGITS, example="standardised")
     if logits == "raw":
         return term
     if isinstance(weight, Automatic):
@@ -162,15 +161,6 @@ def on_logits(logits: str, term: TermSpec, weight: Weight | Automatic) -> TermSp
             "type for example beta=9.0"
         )
     return Standardised(term)
-
-
-def _check_name(argument: str, name: str, known: tuple[str, ...], *, example: str) -> None:
-    if name not in known:
-        near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(known)}, got {name!r}; "
-            f"{f'did you mean {near[0]}?' if near else f'type for example {argument}={example}'}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
