@@ -9,7 +9,8 @@ ValueError where they are out of range, NaN included; ``example`` is the value t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from difflib import get_close_matches
 from typing import Literal
 
 import torch
@@ -42,6 +43,20 @@ def weight(value: float, name: str, *, example: float) -> None:
 def order(value: float) -> None:
     """Refuse an order that no Rényi entropy has: a negative one; infinity is legal."""
     _number(value, "order", 0.25, lambda x: x >= 0, "a number of at least 0 (1 is Shannon)")
+
+
+def whole_number(value: object, name: str, *, example: int, minimum: int = 1) -> None:
+    """Refuse a hyperparameter that is not a whole number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}: expected a whole number >= {minimum}, got {value!r}; for example {name}={example}")
+
+
+def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
+    """Refuse a hyperparameter that is none of some names; the nearest is suggested."""
+    if value not in names:
+        near = get_close_matches(str(value), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"type for example {name}={example}"
+        raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}; {hint}")
 
 
 def classwise(tensor: Tensor, name: str) -> Tensor:

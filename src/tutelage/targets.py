@@ -8,9 +8,8 @@ algorithms, is wrong by a factor of several in float16 at a logit gap of 25 and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -278,7 +277,7 @@ class Pointwise:
     gamma: float
 
     def __post_init__(self) -> None:
-        _known(self.name, TRANSFORMS, "transform")
+        checks.known(self.name, "transform", TRANSFORMS, example="power")
         checks.positive(self.gamma, "gamma", example=0.1)
         if self.name != "power" and not SMALLEST_GAMMA <= self.gamma <= 1:
             raise ValueError(
@@ -396,8 +395,8 @@ class SampleWeight:
     order: float = 1.0
 
     def __post_init__(self) -> None:
-        _known(self.name, WEIGHTS, "weight_by")
-        _known(self.of, ("teacher", "target"), "weight_of")
+        checks.known(self.name, "weight_by", WEIGHTS, example="constant")
+        checks.known(self.of, "weight_of", ("teacher", "target"), example="teacher")
         checks.order(self.order)
         if self.of != "teacher" and self.name in ("constant", "power_sum"):
             raise ValueError(
@@ -422,10 +421,3 @@ class SampleWeight:
             return renyi_entropy(log_probs, order=self.order)
         # The sum of the others: 1 - max would lose an uncertainty smaller than the precision of 1.
         return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)
-
-
-def _known(name: str, names: Collection[str], argument: str) -> None:
-    if name not in names:
-        near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"type for example {argument}={next(iter(names))}"
-        raise ValueError(f"{argument}: expected one of {', '.join(names)}, got {name!r}; {hint}")

@@ -1,4 +1,4 @@
-"""Numbers found from the teacher's word on training samples, and matching in general."""
+"""Numbers found from the teacher's logits on training samples, and matching in general."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def step(seed=1, n=8):
     return Outputs(z), Outputs(v), Batch(torch.arange(n), torch.zeros(n, 1), torch.arange(n) % CLASSES)
 
 
-def values(objective, where=None):
-    return objective.bind(where or context())(*step()).total
+def values(objective, bind_context=None):
+    return objective.bind(bind_context or context())(*step()).total
 
 
 EVERY = {
@@ -67,7 +67,7 @@ every = pytest.mark.parametrize("name", EVERY)
 @quick
 @given(seed=seeds, scale=st.floats(0.5, 20))
 def test_an_automatic_beta_makes_the_first_gradient_a_fixed_share_of_cross_entropy_s(name, seed, scale):
-    """Measured on an ignorant student by autograd: the parts' own gradients, sample by sample."""
+    """Measured on a uniform student by autograd: the parts' gradients per sample."""
     logits = drawn(seed, 50, scale)
     bound = EVERY[name](beta="auto").bind(BindContext(teacher_logits=logits))
     batch = Batch(torch.arange(50), torch.zeros(50, 1), torch.arange(50) % CLASSES)
@@ -101,31 +101,31 @@ def test_a_shift_of_the_teacher_s_logits_changes_nothing(name, shift):
     objective = EVERY[name](beta="auto")
     shifts = shift * torch.rand(200, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     logits = drawn().double()
-    one, other = (objective.bind(BindContext(teacher_logits=v)).resolved for v in (logits, logits + shifts))
-    for part, found in one.items():
-        assert other[part] == pytest.approx(found, rel=2 * ROUNDED)
+    original, shifted = (objective.bind(BindContext(teacher_logits=v)).resolved for v in (logits, logits + shifts))
+    for part, numbers in original.items():
+        assert shifted[part] == pytest.approx(numbers, rel=2 * ROUNDED)
 
 
 @every
 def test_what_was_found_typed_in_place_of_auto_is_the_same_objective(name):
     automatic = EVERY[name](beta="auto")
-    ((part, found),) = automatic.bind(context()).resolved.items()
-    assert float(f"{found['beta']:.4g}") == found["beta"]
-    typed = EVERY[name](beta=found["beta"])
+    ((part, numbers),) = automatic.bind(context()).resolved.items()
+    assert float(f"{numbers['beta']:.4g}") == numbers["beta"]
+    typed = EVERY[name](beta=numbers["beta"])
     assert torch.equal(values(typed), values(automatic))
-    if "gamma" in found:
-        arguments = dict(typed.pieces[0].arguments) | {"gamma": found["gamma"]}
+    if "gamma" in numbers:
+        arguments = dict(typed.pieces[0].arguments) | {"gamma": numbers["gamma"]}
         assert torch.equal(values(objectives.PRESETS[part].build(**arguments)), values(automatic))
 
 
 @every
 def test_binding_twice_finds_the_same_numbers_to_the_bit(name):
     objective = EVERY[name](beta="auto")
-    one, other = (objective.bind(context()).resolved for _ in range(2))
-    assert one == other
-    again = from_recipe(json.loads(json.dumps(objective.to_recipe())))
-    assert again == objective
-    assert again.bind(context()).resolved == one
+    first, second = (objective.bind(context()).resolved for _ in range(2))
+    assert first == second
+    read_back = from_recipe(json.loads(json.dumps(objective.to_recipe())))
+    assert read_back == objective
+    assert read_back.bind(context()).resolved == first
 
 
 def test_the_share_counts_the_cross_entropy_as_one_and_scales_scale():
@@ -164,14 +164,14 @@ def test_an_objective_that_leaves_nothing_open_finds_nothing_and_needs_nothing()
 def test_large_sets_are_worked_through_in_pieces(digits):
     """5000 rows are several pieces; a repeated set has the same means."""
     few = digits * drawn(samples=50)
-    one, many = (BindContext(teacher_logits=v) for v in (few, few.repeat(100, 1)))
+    once, many = (BindContext(teacher_logits=v) for v in (few, few.repeat(100, 1)))
     for objective in (
         objectives.ttm(gamma=0.3),
         objectives.wttm(normalise="training"),
         objectives.wttm(normalise="batch"),
     ):
-        found, again = (objective.bind(where).resolved for where in (one, many))
-        assert {k: pytest.approx(v, rel=2 * ROUNDED) for k, v in found.items()} == again
+        numbers, repeated = (objective.bind(bind_context).resolved for bind_context in (once, many))
+        assert {k: pytest.approx(v, rel=2 * ROUNDED) for k, v in numbers.items()} == repeated
 
 
 # ------------------------------------------------------------------------------------------------------------- the dial
@@ -181,9 +181,9 @@ def test_large_sets_are_worked_through_in_pieces(digits):
 @quick
 @given(seed=seeds, scale=st.floats(1.0, 8.0))
 def test_an_automatic_gamma_is_as_flat_as_a_temperature_of_four(name, seed, scale):
-    where = context(seed, scale=scale)
-    log_p = torch.log_softmax(where.teacher_logits.double(), -1)
-    gamma = equally_flat(name, where)
+    bind_context = context(seed, scale=scale)
+    log_p = torch.log_softmax(bind_context.teacher_logits.double(), -1)
+    gamma = equally_flat(name, bind_context)
     entropies = [
         targets.shannon_entropy(targets.transform(log_p, f)).mean().item()
         for f in (targets.Pointwise(name, gamma=gamma), targets.Pointwise("power", gamma=FLAT_GAMMA))
@@ -217,9 +217,9 @@ def test_a_uniform_teacher_is_as_flat_as_can_be():
 @quick
 @given(seeds, st.floats(0.05, 1.0))
 def test_ttm_and_wttm_are_cases(seed, gamma):
-    where = context(seed)
+    bind_context = context(seed)
     general = objectives.transformed_matching
-    for special, one in [
+    for special, same in [
         (objectives.ttm(gamma=gamma, beta=2), general(gamma=gamma, beta=2)),
         (objectives.wttm(gamma=gamma, beta=2), general(gamma=gamma, beta=2, weight_by="power_sum")),
         (objectives.wttm(gamma=gamma), general(gamma=gamma, weight_by="power_sum")),
@@ -228,7 +228,7 @@ def test_ttm_and_wttm_are_cases(seed, gamma):
             general(gamma=gamma, beta=2, weight_by="power_sum", normalise="training"),
         ),
     ]:
-        torch.testing.assert_close(values(special, where), values(one, where), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(values(special, bind_context), values(same, bind_context), rtol=1e-9, atol=1e-9)
 
 
 def test_weights_may_have_mean_one_over_the_training_set_or_the_batch():
@@ -236,14 +236,14 @@ def test_weights_may_have_mean_one_over_the_training_set_or_the_batch():
     u = targets.power_sum(torch.log_softmax(teacher.logits, -1), gamma=0.25)
     over_training = targets.power_sum(torch.log_softmax(drawn().double(), -1), gamma=0.25).mean()
     plain = losses.wttm(student.logits, teacher.logits, gamma=0.25).mean()
-    for normalise, mean, found in [
+    for normalise, mean, resolved in [
         ("none", 1.0, {}),
         ("batch", u.mean(), {}),
         ("training", over_training, {"wttm": {"mean_weight": pytest.approx(over_training.item(), rel=ROUNDED)}}),
     ]:
         bound = objectives.wttm(gamma=0.25, beta=36, supervised=0, normalise=normalise).bind(context())
         torch.testing.assert_close(bound(student, teacher, batch).total, 36 * plain / mean, rtol=ROUNDED, atol=0)
-        assert bound.resolved == found
+        assert bound.resolved == resolved
         assert bound.needs == Requirements(
             teacher=True,
             labels="none",
@@ -274,7 +274,7 @@ def test_descriptions_are_values_and_bind_no_state(name):
     assert not objective.bind(context()).state_dict()
 
 
-def test_a_lesson_surveys_what_an_automatic_objective_needs():
+def test_network_context_has_what_an_automatic_objective_needs():
     student, teacher = nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
     objective = objectives.wttm()
     assert objective.needs.teacher_statistics
@@ -293,17 +293,17 @@ def test_a_lesson_surveys_what_an_automatic_objective_needs():
 
 
 @pytest.mark.parametrize(
-    ("objective", "wanted"),
+    ("objective", "purpose"),
     [
         (objectives.ttm(), "an automatic beta"),
         (objectives.wttm(beta=1, normalise="training"), "a weight normalised over the training set"),
         (objectives.transformed_matching(transform="rational", beta=1), "an automatic gamma of rational"),
     ],
 )
-def test_without_the_teacher_s_word_it_says_what_to_type(objective, wanted):
+def test_without_the_teacher_s_logits_it_says_what_to_type(objective, purpose):
     assert objective.needs.teacher_statistics
     with pytest.raises(
-        ValueError, match=rf"context: expected the teacher's logits .* for {wanted}, got none; type .*auto"
+        ValueError, match=rf"context: expected the teacher's logits .* for {purpose}, got none; type .*auto"
     ):
         objective.bind()
 

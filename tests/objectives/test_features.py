@@ -35,18 +35,18 @@ def batch(n=6):
     return Batch(torch.arange(n), torch.randn(n, 4), torch.randint(0, 3, (n,)))
 
 
-def lesson_of(objective, width=5, wide=7):
+def distiller_of(objective, width=5, wide=7):
     student, teacher = network(width), network(wide)
     context = network_context(objective, student, teacher, batch().inputs, samples=6, classes=3)
     return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
 
 
 def test_a_term_reads_the_features_of_its_taps():
-    distiller, teacher = lesson_of(Objective.of(WeightedTerm("d", 2.0, term())), 7, 7)
+    distiller, teacher = distiller_of(Objective.of(WeightedTerm("d", 2.0, term())), 7, 7)
     b = batch()
     loss, outputs = distiller(b, teacher(b))
-    mine, theirs = (n[:3](b.inputs) for n in (distiller.student, teacher.network))
-    torch.testing.assert_close(loss.total, 2 * distance(mine, theirs).mean())
+    student_features, teacher_features = (n[:3](b.inputs) for n in (distiller.student, teacher.network))
+    torch.testing.assert_close(loss.total, 2 * distance(student_features, teacher_features).mean())
     assert outputs.taps == {}
     loss.total.backward()
     assert distiller.student[1].weight.grad.abs().sum() > 0
@@ -63,7 +63,7 @@ def test_needs_name_taps_and_projections():
 
 
 def test_a_projection_maps_the_student_onto_the_teachers_width_and_is_trained():
-    distiller, teacher = lesson_of(Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))))
+    distiller, teacher = distiller_of(Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))))
     maps = [m for m in distiller.objective.projectors.modules() if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in maps] == [(5, 7)]
     b = batch()
@@ -79,49 +79,49 @@ def parts(**second):
 
 
 def test_terms_of_one_call_share_a_map_and_terms_of_two_do_not():
-    shared, _ = lesson_of(Objective.of(*parts()))
-    apart, _ = lesson_of(Objective.of(parts()[0]) + Objective.of(parts()[1]))
+    shared, _ = distiller_of(Objective.of(*parts()))
+    apart, _ = distiller_of(Objective.of(parts()[0]) + Objective.of(parts()[1]))
     count = [sum(isinstance(m, nn.Linear) for m in x.objective.projectors.modules()) for x in (shared, apart)]
     assert count == [1, 2]
-    places = [p.data_ptr() for p in shared.state_dict().values()]
-    assert len(set(places)) == len(places)
+    pointers = [p.data_ptr() for p in shared.state_dict().values()]
+    assert len(set(pointers)) == len(pointers)
 
 
 @pytest.mark.parametrize(("wide", "maps"), [(5, 1), (7, 1)])
 def test_a_map_that_is_made_only_where_shapes_differ_is_shared_too(wide, maps):
-    distiller, teacher = lesson_of(Objective.of(*parts(project_always=False)), 5, wide)
+    distiller, teacher = distiller_of(Objective.of(*parts(project_always=False)), 5, wide)
     assert sum(isinstance(m, nn.Linear) for m in distiller.objective.projectors.modules()) == maps
     b = batch()
-    found = distiller(b, teacher(b)).loss.parts
+    values = distiller(b, teacher(b)).loss.parts
     # where the widths agree the second term reads the feature itself, and the map changes only the first
-    assert torch.equal(found["one"], found["two"]) == (wide != 5)
+    assert torch.equal(values["one"], values["two"]) == (wide != 5)
 
 
 def test_two_bindings_share_no_map():
     objective = Objective.of(parts()[0])
-    one, two = (lesson_of(objective)[0].objective.projectors[0][0] for _ in range(2))
-    assert one.weight.data_ptr() != two.weight.data_ptr()
+    first, second = (distiller_of(objective)[0].objective.projectors[0][0] for _ in range(2))
+    assert first.weight.data_ptr() != second.weight.data_ptr()
 
 
 def test_a_coupled_loss_of_features():
     objective = Objective.of(WeightedTerm("s", 1.0, term(spread, coupled=True, arguments={"power": 2.0})))
-    distiller, teacher = lesson_of(objective, 7, 7)
+    distiller, teacher = distiller_of(objective, 7, 7)
     b = batch()
     assert torch.isfinite(distiller(b, teacher(b)).loss.total)
     assert objective.needs.coupled
 
 
 def test_half_precision_features_are_computed_in_float32():
-    seen = {}
+    dtypes = {}
 
     def look(student_features, teacher_features):
-        seen["dtype"] = student_features.dtype, teacher_features.dtype
+        dtypes["dtype"] = student_features.dtype, teacher_features.dtype
         return distance(student_features, teacher_features)
 
     bound = Objective.of(WeightedTerm("d", 1.0, term(look))).bind(BindContext())
     half = Outputs(torch.zeros(2, 3), {"2": torch.ones(2, 4, dtype=torch.bfloat16)})
     bound(half, half, Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)))
-    assert seen["dtype"] == (torch.float32, torch.float32)
+    assert dtypes["dtype"] == (torch.float32, torch.float32)
 
 
 def test_a_loss_of_features_needs_taps():

@@ -24,7 +24,7 @@ def spread(student_features, teacher_features, labels):
 
 
 def centred(student_logits, teacher_logits):
-    """One value a sample, which knows the others."""
+    """One value per sample, which depends on the others."""
     return (student_logits - student_logits.mean(0) - teacher_logits).square().mean(-1)
 
 
@@ -53,7 +53,7 @@ def network(width, seed):
     return Classifier(bare, Card(name="tiny", classes=CLASSES, stages=("2:input",), embedding="2:input", head="2"))
 
 
-def lesson_of(objective):
+def distiller_of(objective):
     student, teacher = network(5, 0), network(6, 1)
     context = network_context(objective, student, teacher, torch.rand(2, 4))
     torch.manual_seed(2)
@@ -77,16 +77,16 @@ def share(whole, rank, parts):
 
 
 def step(name, gather, rank=None, parts=(), counted=False):
-    """Value and gradient of a step, on the whole batch or on a share of it in a process of its own."""
+    """Value and gradient of a step, on the whole batch or on a share of it in a separate process."""
     objective = OBJECTIVES[name]()
-    distiller, teacher = lesson_of(objective.gathered() if gather else objective)
+    distiller, teacher = distiller_of(objective.gathered() if gather else objective)
     whole = batch_of(name)
-    module, mine, totals = distiller, whole, None
+    module, samples, totals = distiller, whole, None
     if rank is not None:
-        module, mine = DistributedDataParallel(distiller), share(whole, rank, parts)
+        module, samples = DistributedDataParallel(distiller), share(whole, rank, parts)
         labelled = (whole.labels >= 0).sum()
         totals = None if counted else Totals(torch.tensor(SAMPLES / WORLD), labelled / WORLD)
-    loss = module(mine, teacher(mine), Progress(), totals).loss
+    loss = module(samples, teacher(samples), Progress(), totals).loss
     loss.total.backward()
     return loss.parts, {name: p.grad for name, p in distiller.named_parameters()}
 
@@ -98,15 +98,15 @@ def one_of_two(rank, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
-    found = {}
+    results = {}
     for case in CASES:
         name, gather, parts = case
         # One sample alone has no value of ITRD's, which is what gathering is for.
         if gather or name != "itrd" or 1 not in parts:
-            found[case] = step(name, gather, rank, parts)
-    found["counted"] = step("alone", True, rank, (4, 3), counted=True)
-    found["rows"] = gathering.constant(torch.arange(3 + rank), gathering.shares(torch.arange(3 + rank)))
-    torch.save(found, folder / f"{rank}.pt")
+            results[case] = step(name, gather, rank, parts)
+    results["counted"] = step("alone", True, rank, (4, 3), counted=True)
+    results["rows"] = gathering.constant(torch.arange(3 + rank), gathering.shares(torch.arange(3 + rank)))
+    torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -120,11 +120,11 @@ def both(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-def close(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+def close(values, expected):
+    assert values.keys() == expected.keys()
+    for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            values[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -134,9 +134,9 @@ def test_two_processes_have_value_and_gradient_of_one(both, name, parts):
     values, gradients = step(name, gather=False)
     gathers = {part.name for piece in OBJECTIVES[name]().gathered().pieces if piece.gather for part in piece.parts}
     for process in both:
-        seen, slopes = process[name, True, parts]
+        shared, slopes = process[name, True, parts]
         # Others are shares of a mean, which sum up to it.
-        close({n: seen[n] for n in gathers}, {n: values[n] for n in gathers})
+        close({n: shared[n] for n in gathers}, {n: values[n] for n in gathers})
         close(slopes, gradients)
     shared = {n: (both[0][name, True, parts][0][n] + both[1][name, True, parts][0][n]) / WORLD for n in values}
     close(shared, values)
@@ -166,16 +166,16 @@ def test_rows_of_unequal_shares_come_in_the_order_of_the_ranks(both):
 
 def test_alone_it_is_the_identity():
     for name in OBJECTIVES:
-        (values, gradients), (own, others) = step(name, gather=False), step(name, gather=True)
-        assert all(torch.equal(own[n], values[n]) for n in values)
-        assert all(torch.equal(others[n], gradients[n]) for n in gradients)
+        (values, gradients), (same_values, same_gradients) = step(name, gather=False), step(name, gather=True)
+        assert all(torch.equal(same_values[n], values[n]) for n in values)
+        assert all(torch.equal(same_gradients[n], gradients[n]) for n in gradients)
     rows = torch.rand(3, 2, requires_grad=True)
     assert gathering.processes() == 1
     assert gathering.shares(rows) == [3]
     assert gathering.differentiable(rows, [3]) is rows
     assert not gathering.constant(rows, [3]).requires_grad
-    student, mine = Outputs(rows), batch()
-    assert gathering.gathered(student, None, mine, student_taps=(), teacher_taps=()) == (student, None, mine)
+    student, samples = Outputs(rows), batch()
+    assert gathering.gathered(student, None, samples, student_taps=(), teacher_taps=()) == (student, None, samples)
 
 
 # The description

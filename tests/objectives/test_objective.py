@@ -1,4 +1,4 @@
-"""Objectives as values: they add, scale, bind, and compute one mean a term."""
+"""Objectives as values: they add, scale, bind, and compute one mean per term."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def gradient(objective, **how):
     return student.logits.grad
 
 
-def same(one, other, tolerance=1e-12):
-    torch.testing.assert_close(one, torch.as_tensor(other, dtype=one.dtype), rtol=tolerance, atol=tolerance)
+def same(value, expected, tolerance=1e-12):
+    torch.testing.assert_close(value, torch.as_tensor(expected, dtype=value.dtype), rtol=tolerance, atol=tolerance)
 
 
 # -------------------------------------------------------------------------------------------------------------- algebra
@@ -58,13 +58,13 @@ def test_an_objective_is_the_weighted_sum_of_its_terms():
 
 def test_parts_are_detached_and_not_weighted_or_scaled():
     student, teacher, batch = draw()
-    one = objectives.kd(temperature=4.0).bind()(student, teacher, batch)
-    two = (5 * objectives.kd(temperature=4.0)).bind()(student, teacher, batch)
-    assert not any(part.requires_grad for part in one.parts.values())
-    assert one.total.requires_grad
-    for name, part in one.parts.items():
-        same(two.parts[name], part)
-    same(two.total, 5 * one.total)
+    single = objectives.kd(temperature=4.0).bind()(student, teacher, batch)
+    scaled = (5 * objectives.kd(temperature=4.0)).bind()(student, teacher, batch)
+    assert not any(part.requires_grad for part in single.parts.values())
+    assert single.total.requires_grad
+    for name, part in single.parts.items():
+        same(scaled.parts[name], part)
+    same(scaled.total, 5 * single.total)
 
 
 def test_adding_adds_totals_and_keeps_every_term():
@@ -113,10 +113,10 @@ def test_an_objective_does_not_change():
 
 
 def test_equal_calls_are_equal_and_survive_pickling():
-    one = 0.5 * objectives.wttm(gamma=0.1, beta=3) + objectives.renyi_penalty(order=0.5, weight=1)
-    assert one == 0.5 * objectives.wttm(beta=3.0, gamma=0.1) + objectives.renyi_penalty(order=0.5, weight=1.0)
-    assert pickle.loads(pickle.dumps(one)) == one
-    assert one != objectives.wttm(gamma=0.1, beta=3)
+    objective = 0.5 * objectives.wttm(gamma=0.1, beta=3) + objectives.renyi_penalty(order=0.5, weight=1)
+    assert objective == 0.5 * objectives.wttm(beta=3.0, gamma=0.1) + objectives.renyi_penalty(order=0.5, weight=1.0)
+    assert pickle.loads(pickle.dumps(objective)) == objective
+    assert objective != objectives.wttm(gamma=0.1, beta=3)
 
 
 # -------------------------------------------------------------------------------------------------------- several terms
@@ -260,8 +260,8 @@ def test_target_gamma(objective, gamma):
 def test_a_supervised_mean_is_over_labelled_samples_and_the_others_over_all():
     student, teacher, batch = draw(unlabelled=(0, 3, 5))
     loss = objectives.ttm(gamma=0.5, beta=1).bind()(student, teacher, batch)
-    kept = batch.labels != -100
-    same(loss.parts["ce"], losses.cross_entropy(student.logits[kept], batch.labels[kept]).mean().detach())
+    labelled = batch.labels != -100
+    same(loss.parts["ce"], losses.cross_entropy(student.logits[labelled], batch.labels[labelled]).mean().detach())
     same(loss.parts["ttm"], losses.ttm(student.logits, teacher.logits, gamma=0.5).mean().detach())
 
 
@@ -319,8 +319,8 @@ def test_tokens_are_samples():
     labels = torch.randint(CLASSES, (3, 4), generator=generator)
     labels[0, 2] = -100
     loss = objectives.kd().bind()(Outputs(z), Outputs(v), Batch(torch.arange(3), torch.zeros(3), labels))
-    kept = labels != -100
-    same(loss.parts["ce"], losses.cross_entropy(z[kept], labels[kept]).mean(), 1e-6)
+    labelled = labels != -100
+    same(loss.parts["ce"], losses.cross_entropy(z[labelled], labels[labelled]).mean(), 1e-6)
     same(loss.parts["kd"], losses.kd(z, v, temperature=4).mean(), 1e-6)
 
 
@@ -358,13 +358,13 @@ def test_narrow_logits_are_computed_in_float32(narrow):
 
 
 def test_taps_are_widened_too():
-    seen = {}
+    dtypes = {}
 
     class Reads(nn.Module):
         needs = Requirements(teacher=False, labels="none")
 
         def forward(self, student, teacher, batch, progress):
-            seen["tap"] = student.taps["layer"].dtype
+            dtypes["tap"] = student.taps["layer"].dtype
             return student.logits.sum(-1)
 
     class Describes:
@@ -376,7 +376,7 @@ def test_taps_are_widened_too():
     student, _, batch = draw(dtype=torch.bfloat16)
     student = student._replace(taps={"layer": torch.zeros(8, 2, dtype=torch.bfloat16)})
     Objective.of(WeightedTerm("reads", 1.0, Describes())).bind()(student, None, batch)
-    assert seen["tap"] == torch.float32
+    assert dtypes["tap"] == torch.float32
 
 
 def test_autocast_is_off_inside_and_on_again_outside():
@@ -423,16 +423,16 @@ class _LearnedTerm(nn.Module):
 
 def test_two_runs_of_one_description_share_nothing():
     objective = Objective.of(WeightedTerm("learned", 1.0, Learned())) + objectives.cross_entropy()
-    one, two = (objective.bind(BindContext(samples=8, classes=CLASSES)) for _ in range(2))
-    assert one.terms["learned"] is not two.terms["learned"]
-    pointers = [{t.data_ptr() for t in [*m.parameters(), *m.buffers()]} for m in (one, two)]
+    first, second = (objective.bind(BindContext(samples=8, classes=CLASSES)) for _ in range(2))
+    assert first.terms["learned"] is not second.terms["learned"]
+    pointers = [{t.data_ptr() for t in [*m.parameters(), *m.buffers()]} for m in (first, second)]
     assert len(pointers[0]) == 2
     assert not pointers[0] & pointers[1]
     student, teacher, batch = draw(dtype=torch.float32)
-    one(student, teacher, batch).total.backward()
-    assert one.terms["learned"].memory.sum() == 8
-    assert two.terms["learned"].memory.sum() == 0
-    assert two.terms["learned"].project.weight.grad is None
+    first(student, teacher, batch).total.backward()
+    assert first.terms["learned"].memory.sum() == 8
+    assert second.terms["learned"].memory.sum() == 0
+    assert second.terms["learned"].project.weight.grad is None
 
 
 def test_a_bound_objective_is_one_trainable_module():
@@ -465,11 +465,11 @@ def not_reduced(student_logits):
     return student_logits.softmax(-1)
 
 
-@pytest.mark.parametrize(("loss", "got"), [(mean_already, r"\(\)"), (not_reduced, r"\(8, 5\)")])
-def test_a_term_of_another_shape_is_refused(loss, got):
+@pytest.mark.parametrize(("loss", "shape"), [(mean_already, r"\(\)"), (not_reduced, r"\(8, 5\)")])
+def test_a_term_of_another_shape_is_refused(loss, shape):
     objective = Objective.of(WeightedTerm("mine", 1.0, Apply(loss)))
     with pytest.raises(
-        ValueError, match=rf"term mine: expected one value a sample, shape \(8,\), got {got}; .*coupled=True"
+        ValueError, match=rf"term mine: expected one value per sample, shape \(8,\), got {shape}; .*coupled=True"
     ):
         objective.bind()(*draw())
 

@@ -17,7 +17,7 @@ from tutelage.types import Batch, Outputs
 
 @pytest.fixture
 def own_names():
-    """Lets a test name presets of its own."""
+    """Lets a test define presets."""
     known = set(PRESETS)
     yield
     for name in set(PRESETS) - known:
@@ -62,10 +62,10 @@ def test_every_preset_of_this_family_is_tried():
 @pytest.mark.parametrize("objective", [*EVERY.values(), *COMPOSED.values()], ids=[*EVERY, *COMPOSED])
 def test_a_recipe_holds_all_of_an_objective(objective):
     written = json.loads(json.dumps(objective.to_recipe(), allow_nan=False))
-    again = from_recipe(written)
-    assert again == objective
-    assert again.to_recipe() == objective.to_recipe()
-    assert again.bind()(*draw()).total == objective.bind()(*draw()).total
+    read_back = from_recipe(written)
+    assert read_back == objective
+    assert read_back.to_recipe() == objective.to_recipe()
+    assert read_back.bind()(*draw()).total == objective.bind()(*draw()).total
 
 
 def test_a_recipe_names_every_argument_and_the_scale():
@@ -146,14 +146,14 @@ def test_signatures_are_the_schema():
     [(name, argument) for name in EVERY for argument in ("weight", "beta", "supervised")],
 )
 def test_every_weight_but_the_free_one_is_at_least_zero(name, argument):
-    given = EVERY[name].pieces[0].arguments
-    if argument not in given:
+    arguments = EVERY[name].pieces[0].arguments
+    if argument not in arguments:
         return
     if name == "renyi_penalty":
-        assert PRESETS[name].build(**given | {argument: -1.0}).weights() == {"renyi_penalty": -1.0}
+        assert PRESETS[name].build(**arguments | {argument: -1.0}).weights() == {"renyi_penalty": -1.0}
         return
     with pytest.raises(ValueError, match=f"^{argument}: expected a weight >= 0, got -1.0; for example {argument}=0.9"):
-        PRESETS[name].build(**given | {argument: -1})
+        PRESETS[name].build(**arguments | {argument: -1})
 
 
 # ----------------------------------------------------------------------------------------------------------- the faults

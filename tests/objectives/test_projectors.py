@@ -7,14 +7,17 @@ from tutelage.types import Projection
 
 
 def test_a_linear_map_has_the_widths_of_both_sides():
-    made = build(Projection("a", "b", "linear"), (3,), (5,))
-    assert made(torch.randn(2, 3)).shape == (2, 5)
-    assert {key: tuple(value.shape) for key, value in made.state_dict().items()} == {"weight": (5, 3), "bias": (5,)}
+    projector = build(Projection("a", "b", "linear"), (3,), (5,))
+    assert projector(torch.randn(2, 3)).shape == (2, 5)
+    assert {key: tuple(value.shape) for key, value in projector.state_dict().items()} == {
+        "weight": (5, 3),
+        "bias": (5,),
+    }
 
 
 def test_two_builds_share_nothing():
-    one, two = (build(Projection("a", "b", "linear"), (3,), (5,)) for _ in range(2))
-    assert one.weight.data_ptr() != two.weight.data_ptr()
+    first, second = (build(Projection("a", "b", "linear"), (3,), (5,)) for _ in range(2))
+    assert first.weight.data_ptr() != second.weight.data_ptr()
 
 
 def test_faults():
@@ -52,9 +55,9 @@ def kinds(module):
     ],
 )
 def test_maps_have_the_shape_of_the_teachers(kind, student, layers):
-    made = build(Projection("a", "b", kind), student, (5, 8, 6))
-    assert made(torch.randn(2, *student)).shape == (2, 5, 8, 6)
-    assert kinds(made) == layers
+    projector = build(Projection("a", "b", kind), student, (5, 8, 6))
+    assert projector(torch.randn(2, *student)).shape == (2, 5, 8, 6)
+    assert kinds(projector) == layers
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_the_order_of_the_parameters_is_free():
         return margin(student_logits, teacher_logits, labels)
 
     student, teacher, batch = draw()
-    one = Apply(reversed_order).bind(BindContext())(student, teacher, batch, Progress())
-    assert torch.equal(one, margin(student.logits, teacher.logits, batch.labels))
+    values = Apply(reversed_order).bind(BindContext())(student, teacher, batch, Progress())
+    assert torch.equal(values, margin(student.logits, teacher.logits, batch.labels))
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_needs_follow_from_the_signature(loss, how, needs):
 
 def test_terms_of_ones_own_stand_beside_presets():
     student, teacher, batch = draw()
-    mine = Objective.of(WeightedTerm("margin", 0.5, Apply(margin)))
-    loss = (objectives.ttm(gamma=0.5, beta=1) + 2 * mine).bind()(student, teacher, batch)
+    objective = Objective.of(WeightedTerm("margin", 0.5, Apply(margin)))
+    loss = (objectives.ttm(gamma=0.5, beta=1) + 2 * objective).bind()(student, teacher, batch)
     assert list(loss.parts) == ["ce", "ttm", "margin"]
     expected = margin(student.logits, teacher.logits, batch.labels).sum() / 5
     torch.testing.assert_close(loss.parts["margin"], expected)
     torch.testing.assert_close(loss.total, loss.parts["ce"] + loss.parts["ttm"] + expected)
-    assert mine.name == "custom"
+    assert objective.name == "custom"
 
 
 def test_the_description_s_arguments_are_its_own():

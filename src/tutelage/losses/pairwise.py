@@ -217,8 +217,7 @@ def correlation_kernel(
     if kernel not in ("gaussian", "bilinear"):
         raise ValueError(f"kernel: expected one of gaussian, bilinear, got {kernel!r}; type kernel='gaussian'")
     checks.positive(gamma, "gamma", example=0.4)
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-        raise ValueError(f"order: expected a whole number >= 1, got {order!r}; for example order=2")
+    checks.whole_number(order, "order", example=2)
     student, teacher = (gram(F.normalize(f, dim=1) if normalise else f) for f in features)
     if kernel == "gaussian":
         student, teacher = _expansion(student, gamma, order), _expansion(teacher, gamma, order)

@@ -1,64 +1,31 @@
 """Objectives: what a student learns from, as immutable descriptions. Presets are listed in the order of these lines."""
 
 # ruff: noqa: I001
-from tutelage.objectives.methods.logits import cross_entropy as cross_entropy
-from tutelage.objectives.methods.logits import confidence_penalty as confidence_penalty
-from tutelage.objectives.methods.logits import renyi_penalty as renyi_penalty
-from tutelage.objectives.methods.logits import kd as kd
-from tutelage.objectives.methods.logits import ttm as ttm
-from tutelage.objectives.methods.logits import wttm as wttm
-from tutelage.objectives.methods.logits import transformed_matching as transformed_matching
-from tutelage.objectives.methods.logits import ctkd as ctkd
+from tutelage.objectives.methods.logits import cross_entropy as cross_entropy, confidence_penalty as confidence_penalty
+from tutelage.objectives.methods.logits import renyi_penalty as renyi_penalty, kd as kd, ttm as ttm, wttm as wttm
+from tutelage.objectives.methods.logits import transformed_matching as transformed_matching, ctkd as ctkd
 from tutelage.objectives.methods.logits import teacher_free_kd as teacher_free_kd
-from tutelage.objectives.methods.targeted import dkd as dkd
-from tutelage.objectives.methods.targeted import nkd as nkd
-from tutelage.objectives.methods.targeted import wsld as wsld
-from tutelage.objectives.methods.batch_logits import dist as dist
-from tutelage.objectives.methods.batch_logits import mlkd as mlkd
-from tutelage.objectives.methods.features import fitnet as fitnet
-from tutelage.objectives.methods.features import attention_transfer as attention_transfer
-from tutelage.objectives.methods.features import vid as vid
+from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, wsld as wsld
+from tutelage.objectives.methods.batch_logits import dist as dist, mlkd as mlkd
+from tutelage.objectives.methods.features import fitnet as fitnet, attention_transfer as attention_transfer, vid as vid
 from tutelage.objectives.methods.features import vitkd as vitkd
 from tutelage.objectives.methods.maps import factor_transfer as factor_transfer
-from tutelage.objectives.methods.maps import activation_boundary as activation_boundary
-from tutelage.objectives.methods.maps import fsp as fsp
-from tutelage.objectives.methods.maps import kd_svd as kd_svd
-from tutelage.objectives.methods.fusion import reviewkd as reviewkd
-from tutelage.objectives.methods.fusion import mgd as mgd
-from tutelage.objectives.methods.channels import nst as nst
-from tutelage.objectives.methods.channels import ickd as ickd
-from tutelage.objectives.methods.pairwise import rkd as rkd
-from tutelage.objectives.methods.pairwise import pkt as pkt
-from tutelage.objectives.methods.pairwise import similarity as similarity
+from tutelage.objectives.methods.maps import activation_boundary as activation_boundary, fsp as fsp, kd_svd as kd_svd
+from tutelage.objectives.methods.fusion import reviewkd as reviewkd, mgd as mgd
+from tutelage.objectives.methods.channels import nst as nst, ickd as ickd
+from tutelage.objectives.methods.pairwise import rkd as rkd, pkt as pkt, similarity as similarity
 from tutelage.objectives.methods.pairwise import correlation as correlation
-from tutelage.objectives.methods.relations import itrd as itrd
-from tutelage.objectives.methods.relations import srd as srd
+from tutelage.objectives.methods.relations import itrd as itrd, srd as srd
 from tutelage.objectives.methods.contrastive import crd as crd
-from tutelage.objectives.methods.guided import srrl as srrl
-from tutelage.objectives.methods.guided import ofd as ofd
-from tutelage.objectives.methods.guided import kd_plus_plus as kd_plus_plus
-from tutelage.objectives.bound import BoundObjective as BoundObjective
-from tutelage.objectives.bound import count as count
+from tutelage.objectives.methods.guided import srrl as srrl, ofd as ofd, kd_plus_plus as kd_plus_plus
+from tutelage.objectives.bound import BoundObjective as BoundObjective, count as count
 from tutelage.objectives.objective import Objective as Objective
-from tutelage.objectives.registry import PRESETS as PRESETS
-from tutelage.objectives.registry import Preset as Preset
-from tutelage.objectives.registry import from_recipe as from_recipe
-from tutelage.objectives.registry import from_spec as from_spec
-from tutelage.objectives.registry import is_built_in as is_built_in
-from tutelage.objectives.registry import preset as preset
-from tutelage.objectives.term import Apply as Apply
-from tutelage.objectives.term import BindContext as BindContext
-from tutelage.objectives.term import TermSpec as TermSpec
+from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, from_recipe as from_recipe
+from tutelage.objectives.registry import from_spec as from_spec, is_built_in as is_built_in, preset as preset
+from tutelage.objectives.term import Apply as Apply, BindContext as BindContext, TermSpec as TermSpec
 from tutelage.objectives.term import WeightedTerm as WeightedTerm
 from tutelage.settings.objective import Names as Names
-from tutelage.settings.weights import AUTO as AUTO
-from tutelage.settings.weights import Automatic as Automatic
-from tutelage.settings.weights import AutomaticNumber as AutomaticNumber
-from tutelage.settings.weights import AutomaticWeight as AutomaticWeight
-from tutelage.settings.weights import Cosine as Cosine
-from tutelage.settings.weights import CosineWarmUp as CosineWarmUp
-from tutelage.settings.weights import Linear as Linear
-from tutelage.settings.weights import Schedule as Schedule
-from tutelage.settings.weights import SignedWeight as SignedWeight
-from tutelage.settings.weights import WarmUp as WarmUp
-from tutelage.settings.weights import Weight as Weight
+from tutelage.settings.weights import AUTO as AUTO, Automatic as Automatic, AutomaticNumber as AutomaticNumber
+from tutelage.settings.weights import AutomaticWeight as AutomaticWeight, Cosine as Cosine, CosineWarmUp as CosineWarmUp
+from tutelage.settings.weights import Linear as Linear, Schedule as Schedule, SignedWeight as SignedWeight
+from tutelage.settings.weights import WarmUp as WarmUp, Weight as Weight

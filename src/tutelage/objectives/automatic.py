@@ -1,7 +1,7 @@
 """Numbers that are found once, before training, from the frozen teacher's logits on training samples.
 
-They are rounded to four significant digits: the rest is noise of the samples, and a number in a record is then short
-enough to be typed.
+They are rounded to four significant digits: further digits are sampling noise, and a rounded number is short enough to
+be typed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tutelage.objectives.term import BindContext
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
 SHARE = 3.0
-"""How large an automatic weight makes a term's gradient at the start, as a multiple of cross-entropy's."""
+"""The initial gradient of a term with an automatic weight, as a multiple of cross-entropy's."""
 FLAT_GAMMA = 0.25
 """The power whose mean entropy an automatic gamma of another mapping has: that of a temperature of 4."""
 
@@ -43,7 +43,7 @@ def balanced_weight(term: Term, context: BindContext) -> float:
             "type for example beta=3.0"
         )
     logits = _logits(context, "an automatic beta")
-    # A coupled term means something else on a part of the samples.
+    # A coupled term has another value on a part of the samples.
     chunks = [logits] if needs.coupled else logits.split(_ROWS)
     size = torch.cat([_gradient(term, chunk.double()).norm(dim=-1) for chunk in chunks]).mean().item()
     classes = logits.shape[-1]
@@ -71,20 +71,20 @@ def equally_flat(name: str, context: BindContext) -> float:
         return FLAT_GAMMA
     log_probs = _logits(context, f"an automatic gamma of {name}").double().log_softmax(dim=-1)
 
-    def entropy(of: str, gamma: float) -> float:
-        f = targets.Pointwise(of, gamma=gamma)
+    def entropy(mapping: str, gamma: float) -> float:
+        f = targets.Pointwise(mapping, gamma=gamma)
         return _mean(lambda rows: targets.shannon_entropy(targets.transform(rows, f)), log_probs)
 
-    wanted = entropy("power", FLAT_GAMMA)
+    target_entropy = entropy("power", FLAT_GAMMA)
     low, high = math.log(targets.SMALLEST_GAMMA), 0.0
-    if entropy(name, math.exp(low)) < wanted:
+    if entropy(name, math.exp(low)) < target_entropy:
         raise ValueError(
             f"gamma: expected a teacher that {name} can make as flat as a power of {FLAT_GAMMA}, got one that is too "
-            "sure of itself; type a number, for example gamma=1e-6"
+            "confident; type a number, for example gamma=1e-6"
         )
     while high - low > 10.0**-_DIGITS / 2:
         middle = (low + high) / 2
-        low, high = (middle, high) if entropy(name, math.exp(middle)) >= wanted else (low, middle)
+        low, high = (middle, high) if entropy(name, math.exp(middle)) >= target_entropy else (low, middle)
     return _rounded(math.exp((low + high) / 2))
 
 
@@ -113,15 +113,15 @@ def _gradient(term: Term, teacher_logits: Tensor) -> Tensor:
         return torch.autograd.grad(values.sum(), untrained)[0]
 
 
-def _mean(of: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
-    return torch.cat([of(rows) for rows in log_probs.split(_ROWS)]).mean().item()
+def _mean(function: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
+    return torch.cat([function(rows) for rows in log_probs.split(_ROWS)]).mean().item()
 
 
-def _logits(context: BindContext, wanted: str) -> Tensor:
+def _logits(context: BindContext, purpose: str) -> Tensor:
     logits = context.teacher_logits
     if logits is None:
         raise ValueError(
-            f"context: expected the teacher's logits on training samples for {wanted}, got none; "
+            f"context: expected the teacher's logits on training samples for {purpose}, got none; "
             "type context=BindContext(teacher_logits=...), or a number in place of auto"
         )
     if logits.ndim != 2 or not len(logits) or not logits.isfinite().all():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ class BoundObjective(nn.Module):
         needs: what the terms read.
         target_gamma: the exponent of the transformed teacher that is matched, if any.
         supervised: names of the terms whose means are over labelled samples.
-        resolved: numbers that were found at binding, by term and argument; empty where the objective leaves nothing
-            open. Typed in place of ``auto``, they make the same run.
+        resolved: numbers that were computed at binding, by term and argument; empty where nothing is ``auto``. Typed in
+            place of ``auto``, they give the same run.
     """
 
     def __init__(
@@ -86,19 +86,19 @@ class BoundObjective(nn.Module):
             The weighted sum, ``()``, and each term's mean.
         """
         with torch.autocast(student.logits.device.type, enabled=False):
-            student, teacher = _at_least_float32(student), teacher and _detached(_at_least_float32(teacher))
-            share = _Step(student, teacher, batch, totals or count(batch, student.logits))
+            student, teacher = _mapped(student, _widened), teacher and _mapped(teacher, lambda t: _widened(t).detach())
+            share = (student, teacher, batch, totals or count(batch, student.logits))
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
-                step = share
+                student, teacher, batch, counts = share
                 if call.gathers is not None and gathering.processes() > 1:
-                    step = _of_all_processes(step, call.gathers, counted=totals is None)
-                projected = _projected(step.student, call.routes, cast(nn.ModuleList, maps))
+                    student, teacher, batch, counts = _of_all_processes(*share, call.gathers, counted=totals is None)
+                student = _projected(student, call.routes, cast(nn.ModuleList, maps))
                 for name in call.names:
                     term = cast(Term, self.terms[name])
-                    values = term(projected, step.teacher, step.batch, progress)
-                    _check_shape(name, values, term.needs, projected.logits.shape[:-1])
-                    mean = _mean(values, term.needs, step.batch, step.totals)
+                    values = term(student, teacher, batch, progress)
+                    _check_shape(name, values, term.needs, student.logits.shape[:-1])
+                    mean = _mean(values, term.needs, batch, counts)
                     weight, scale = self._weights[name]
                     parts[name] = mean.detach()
                     weighted.append(mean * (weight_at(weight, progress) * scale))
@@ -114,34 +114,17 @@ def count(batch: Batch, logits: Tensor) -> Totals:
 
 
 class _BoundCall(NamedTuple):
-    """What is known of one preset call: its terms' names, its projected features, and what it gathers, if it does."""
+    """One preset call: its terms' names, its projected features, and what it gathers, if it does."""
 
     names: tuple[str, ...]
-    routes: list[_Route]
+    routes: dict[str, tuple[str, int | None]]  # by projected feature: its tap, and which map is applied to it, if any
     gathers: Requirements | None
-
-
-class _Step(NamedTuple):
-    """What the terms of a preset call are called with."""
-
-    student: Outputs
-    teacher: Outputs | None
-    batch: Batch
-    totals: Totals
-
-
-class _Route(NamedTuple):
-    """How a projected feature of the student is computed: its tap, and which of the call's maps is applied, if any."""
-
-    feature: str
-    tap: str
-    map: int | None
 
 
 def _check_shape(name: str, values: Tensor, needs: Requirements, expected: torch.Size) -> None:
     if values.shape != expected and not (needs.coupled and values.ndim == 0):
         raise ValueError(
-            f"term {name}: expected one value a sample, shape {tuple(expected)}, got {tuple(values.shape)}; "
+            f"term {name}: expected one value per sample, shape {tuple(expected)}, got {tuple(values.shape)}; "
             "leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch"
         )
 
@@ -155,20 +138,24 @@ def _mean(values: Tensor, needs: Requirements, batch: Batch, totals: Totals) -> 
     return values.sum() / torch.where(totals.labelled > 0, totals.labelled, 1.0)
 
 
-def _of_all_processes(step: _Step, needs: Requirements, *, counted: bool) -> _Step:
+def _of_all_processes(
+    student: Outputs, teacher: Outputs | None, batch: Batch, totals: Totals, needs: Requirements, *, counted: bool
+) -> tuple[Outputs, Outputs | None, Batch, Totals]:
     """Gather what ``needs`` names of all processes' shares; ``counted``: the totals are the counts of this share."""
     student, teacher, batch = gathering.gathered(
-        step.student, step.teacher, step.batch, student_taps=needs.student_taps, teacher_taps=needs.teacher_taps
+        student, teacher, batch, student_taps=needs.student_taps, teacher_taps=needs.teacher_taps
     )
     if counted:
-        return _Step(student, teacher, batch, count(batch, student.logits))
+        return student, teacher, batch, count(batch, student.logits)
     # Counts were divided by the number of processes for shares of the sum; here each process has the whole of it.
-    return _Step(student, teacher, batch, Totals(*(total * gathering.processes() for total in step.totals)))
+    return student, teacher, batch, Totals(*(total * gathering.processes() for total in totals))
 
 
-def _projectors(projections: Sequence[Projection], context: BindContext) -> tuple[nn.ModuleList, list[_Route]]:
+def _projectors(
+    projections: Sequence[Projection], context: BindContext
+) -> tuple[nn.ModuleList, dict[str, tuple[str, int | None]]]:
     """Build the maps of one preset call: one per pair of taps and kind, none where the shapes agree and may."""
-    maps, routes = nn.ModuleList(), []
+    maps, routes = nn.ModuleList(), {}
     built: dict[tuple[str, str, str], int] = {}
     for projection in projections:
         student = shape_of(context, "student", projection.student)
@@ -178,33 +165,28 @@ def _projectors(projections: Sequence[Projection], context: BindContext) -> tupl
         if needed and key not in built:
             built[key] = len(maps)
             maps.append(projectors.build(projection, student, teacher))
-        routes.append(_Route(projectors.name(projection), projection.student, built[key] if needed else None))
+        routes[projectors.name(projection)] = (projection.student, built[key] if needed else None)
     return maps, routes
 
 
-def _projected(student: Outputs, routes: Sequence[_Route], maps: nn.ModuleList) -> Outputs:
+def _projected(student: Outputs, routes: Mapping[str, tuple[str, int | None]], maps: nn.ModuleList) -> Outputs:
     """Add the projected features to a student's taps."""
-    if not routes:
-        return student
-    features = {}
-    for route in routes:
-        tap = student.taps[route.tap]
-        features[route.feature] = tap if route.map is None else maps[route.map](tap)
+    features = {
+        feature: student.taps[tap] if index is None else maps[index](student.taps[tap])
+        for feature, (tap, index) in routes.items()
+    }
     return Outputs(student.logits, {**student.taps, **features})
 
 
-def _at_least_float32(outputs: Outputs) -> Outputs:
-    def widen(tensor: Tensor) -> Tensor:
-        return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-    return Outputs(widen(outputs.logits), {name: widen(tap) for name, tap in outputs.taps.items()})
+def _mapped(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:
+    return Outputs(function(outputs.logits), {name: function(tap) for name, tap in outputs.taps.items()})
 
 
-def _detached(outputs: Outputs) -> Outputs:
-    return Outputs(outputs.logits.detach(), {name: tap.detach() for name, tap in outputs.taps.items()})
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _module(term: Any) -> nn.Module:
+def _module(term: object) -> nn.Module:
     if not isinstance(term, nn.Module):
         raise TypeError(f"term: expected bind() to return an nn.Module, got {type(term).__name__}")
     return term

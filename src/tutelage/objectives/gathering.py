@@ -21,7 +21,7 @@ def processes() -> int:
 
 
 def shares(rows: Tensor) -> list[int]:
-    """Return how many rows each process has, given this process's, ``(batch, ...)``. The host waits for them."""
+    """Return how many rows each process has, given this process's, ``(batch, ...)``. The host waits for the sizes."""
     if processes() == 1:
         return [len(rows)]
     sizes = [torch.empty(1, dtype=torch.int64, device=rows.device) for _ in range(processes())]
@@ -86,6 +86,6 @@ def gathered(
     all_teacher = teacher and Outputs(
         constant(teacher.logits, lengths), {tap: constant(teacher.taps[tap], lengths) for tap in teacher_taps}
     )
-    # Images are the bulk of a batch and no term reads them: in their place is a tensor that has nothing to read.
+    # Images are most of a batch's bytes and no term reads them: an empty tensor takes their place.
     empty = batch.inputs.new_empty((sum(lengths), 0))
     return all_student, all_teacher, Batch(constant(batch.index, lengths), empty, constant(batch.labels, lengths))

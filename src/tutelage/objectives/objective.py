@@ -56,12 +56,12 @@ class Objective:
         """Return the objective with every piece that couples a batch's samples computed on all processes' samples.
 
         By default each of several processes computes a batch-coupled term on its share of the batch, and the mean over
-        the shares counts: `losses.itrd_mutual`, for one, never sees a pair of samples of two shares. Gathered, value
-        and gradient are those of one process on the whole batch, at the price of sending logits and features, and of
-        every process computing the whole term. With one process nothing changes.
+        the shares counts: `losses.itrd_mutual`, for example, never sees two samples of different shares. Gathered,
+        value and gradient are those of one process on the whole batch, at the cost of sending logits and features, and
+        of every process computing the whole term. With one process nothing changes.
 
-        Samples come in the order of the processes' ranks, without their inputs. A term that draws numbers draws its own
-        in each process; the gradient is the mean over the draws.
+        Samples come in the order of the processes' ranks, without their inputs. A term that draws numbers draws
+        separately in each process; the gradient is the mean over the draws.
 
         Raises:
             ValueError: nothing in the objective couples samples, so that there is nothing to gather for.

@@ -58,14 +58,14 @@ def regressor(student: Shape, teacher: Shape) -> nn.Module:
 
 
 def _reaching(kind: str, student: Shape, teacher: Shape) -> nn.Module:
-    """Return a convolution from the one size to the other."""
+    """Return a convolution from the student's size to the teacher's."""
     _maps(kind, student, teacher)
     (channels, *size), (outputs, *target) = student, teacher
     if size == [2 * side for side in target]:
         return nn.Conv2d(channels, outputs, 3, stride=2, padding=1)
     if [2 * side for side in size] == target:
         return nn.ConvTranspose2d(channels, outputs, 4, stride=2, padding=1)
-    if all(side >= other for side, other in zip(size, target, strict=True)):
+    if all(side >= target_side for side, target_side in zip(size, target, strict=True)):
         return nn.Conv2d(channels, outputs, (1 + size[0] - target[0], 1 + size[1] - target[1]))
     raise ValueError(
         "projection: expected a student's map half as large as the teacher's, or at least as large, for a "
@@ -89,8 +89,8 @@ KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(
 
 def name(projection: Projection) -> str:
     """Return what the mapped feature is called among a student's taps."""
-    where = "" if projection.always else " where they differ"
-    return f"{projection.kind}({projection.student} onto {projection.teacher}{where})"
+    condition = "" if projection.always else " where they differ"
+    return f"{projection.kind}({projection.student} onto {projection.teacher}{condition})"
 
 
 def build(projection: Projection, student: Shape, teacher: Shape) -> nn.Module:

@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,7 +21,6 @@ from tutelage.settings.objective import (
     Argument,
     Names,
     ObjectiveSpec,
-    Signature,
     placed,
     read_arguments,
     read_objective,
@@ -42,15 +41,10 @@ KINDS: dict[Any, str] = {
 
 
 class Preset(NamedTuple):
-    """A named method.
+    """A named method."""
 
-    Attributes:
-        build: the function; keyword arguments only.
-        paper: where the method comes from.
-    """
-
-    build: Callable[..., Objective]
-    paper: str
+    build: Callable[..., Objective]  # the function; keyword arguments only
+    paper: str  # where the method comes from
 
 
 PRESETS: dict[str, Preset] = {}
@@ -72,7 +66,10 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
 
     def name_it(function: Callable[..., Objective]) -> Callable[..., Objective]:
         name = function.__name__
-        signature = _signature(function)
+        signature = {
+            key: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
+            for key, p in inspect.signature(function, eval_str=True).parameters.items()
+        }
 
         @functools.wraps(function)
         def build(*positional: Any, **arguments: Any) -> Objective:
@@ -94,20 +91,12 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
     return name_it
 
 
-def _signature(function: Callable[..., Objective]) -> Signature:
-    parameters = inspect.signature(function, eval_str=True).parameters
-    return {
-        name: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
-        for name, p in parameters.items()
-    }
-
-
 def objective_of(*parts: WeightedTerm) -> Objective:
     """Make an objective of those parts whose weight is not the number zero."""
-    kept = [part for part in parts if part.weight != 0]
-    if not kept:
+    nonzero = [part for part in parts if part.weight != 0]
+    if not nonzero:
         raise ValueError("objective: expected a term with a weight other than 0, got none; for example supervised=1")
-    return Objective.of(*kept)
+    return Objective.of(*nonzero)
 
 
 def supervised_part(weight: Weight, *, label_smoothing: float = 0.0) -> WeightedTerm:
@@ -168,7 +157,7 @@ def _build(entry: str) -> Objective:
 
 
 def signatures_json() -> str:
-    """Return what is said of this package's presets without torch: ``config/objectives.json``.
+    """Return what can be read of this package's presets without torch: ``config/objectives.json``.
 
     Of each its paper, whether it reads a teacher and which labels with the arguments that it has by default, and each
     argument's kind and default.
@@ -190,31 +179,28 @@ def signatures_json() -> str:
 
 
 def _probe(parts: Sequence[WeightedTerm]) -> None:
-    """Call each pure loss on two samples: it alone knows what its hyperparameters may be, and speaks late otherwise."""
+    """Call each pure loss on two samples: it alone checks its hyperparameters, and would do so only in training."""
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     for part in parts:
         term = getattr(part.term, "inner", part.term)  # what a description wraps
         if isinstance(term, Apply):
-            errors = [_error(term, shape, batch) for shape in _FEATURES]
-            # A loss of features takes some of these shapes; a bad hyperparameter is one on all of them, and is what the
+            errors = [error for shape in _FEATURES if (error := _error(term, shape, batch))]
+            # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what the
             # message is about where the shape fits.
-            if all(errors):
-                found = [cast(ValueError, error) for error in errors]
-                raise next((error for error in found if not str(error).startswith(_ABOUT_FEATURES)), found[0])
+            if len(errors) == len(_FEATURES):
+                of_shapes = ("student_features", "teacher_features")
+                raise next((error for error in errors if not str(error).startswith(of_shapes)), errors[0])
 
 
 _FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
 """Shapes of the features that a loss is tried on: embeddings, tokens, maps."""
-
-_ABOUT_FEATURES = ("student_features", "teacher_features")
-"""How a message begins that complains of the features themselves."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:
     taps = dict.fromkeys((term.student_feature, term.teacher_tap), torch.ones(shape))
     outputs = Outputs(torch.zeros(2, 3), taps)
     try:
-        # A loss of the user's own may be made for other shapes; of those torch says so with a RuntimeError.
+        # A user's loss may be written for other shapes, where torch raises a RuntimeError.
         with contextlib.suppress(RuntimeError):
             term.bind(BindContext())(outputs, outputs, batch, Progress())
     except (ValueError, TypeError) as error:

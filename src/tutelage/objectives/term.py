@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -29,18 +29,11 @@ WITH_STEM = ("card:stage.-4", *STAGES)
 BEFORE = ("card:before.-3", "card:before.-2", "card:before.-1")
 """Taps that methods are published with."""
 
+_NAME_A_STAGE = "name a stage of a convolutional network, such as card:stage.-1"
 KINDS: Mapping[str, tuple[tuple[int, ...], str, str]] = {
     "embedding": ((1,), "a feature (batch, width)", "name one after the pooling, such as card:embedding"),
-    "map": (
-        (3,),
-        "a map (batch, channels, height, width)",
-        "name a stage of a convolutional network, such as card:stage.-1",
-    ),
-    "map or embedding": (
-        (1, 3),
-        "features (batch, channels, height, width) or (batch, width)",
-        "name a stage of a convolutional network, such as card:stage.-1",
-    ),
+    "map": ((3,), "a map (batch, channels, height, width)", _NAME_A_STAGE),
+    "map or embedding": ((1, 3), "features (batch, channels, height, width) or (batch, width)", _NAME_A_STAGE),
 }
 """Kinds of features: possible numbers of axes without the batch, what a message calls them, and what it suggests."""
 
@@ -49,32 +42,22 @@ KINDS: Mapping[str, tuple[tuple[int, ...], str, str]] = {
 class BindContext:
     """What a bound objective may know of the run; `tutelage.network_context` builds it.
 
-    Attributes:
-        samples: number of training samples.
-        classes: number of classes.
-        labels: of the training samples, ``(samples,)`` int64, -100 where unlabelled, or float ``(samples, classes)``.
-        student_shapes: shapes of the student's features without the batch, by tap.
-        teacher_shapes: the same of the teacher's.
-        teacher_logits: the teacher's logits on training samples, not augmented, float32 ``(some, classes)``.
-        teacher_head: weight ``(classes, width)`` of the teacher's last layer, and its bias or none.
-        teacher_norms: weight and bias, ``(channels,)`` each, of the teacher's batch norms, by tap.
-        class_means: each class's mean of a teacher's feature over the training samples, not augmented, float32
-            ``(classes, width)``, by tap.
+    Values on training samples are computed without augmentation; shapes of features are without the batch.
     """
 
-    samples: int | None = None
+    samples: int | None = None  # in the training set
     classes: int | None = None
-    labels: Tensor | None = None
-    student_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    labels: Tensor | None = None  # (samples,) int64, -100 where unlabelled, or float (samples, classes)
+    student_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of features, by tap
     teacher_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    teacher_logits: Tensor | None = None
-    teacher_head: tuple[Tensor, Tensor | None] | None = None
-    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    class_means: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_logits: Tensor | None = None  # on some training samples, float32 (some, classes)
+    teacher_head: tuple[Tensor, Tensor | None] | None = None  # weight (classes, width) of the last layer; its bias
+    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # weight, bias (channels,) by tap
+    class_means: Mapping[str, Tensor] = field(default_factory=dict)  # of features, by tap, float32 (classes, width)
 
 
 class TermSpec(Protocol):
-    """An immutable description of a term, from which each run binds its own."""
+    """An immutable description of a term, from which each run binds a term."""
 
     @property
     def needs(self) -> Requirements:
@@ -99,21 +82,13 @@ class WeightedTerm:
 
 @dataclass(frozen=True)
 class PresetCall:
-    """What one preset call made, with the factor that the whole of it was scaled by.
-
-    Attributes:
-        parts: its terms.
-        preset: the call's name; none for terms put together by hand, which cannot be written to a recipe.
-        arguments: the call's arguments.
-        scale: a factor on every weight.
-        gather: its terms read the samples of all processes at once instead of each process's share.
-    """
+    """What one preset call made, with the factor that the whole of it was scaled by."""
 
     parts: tuple[WeightedTerm, ...]
-    preset: str | None = None
+    preset: str | None = None  # none for terms put together by hand, which cannot be written to a recipe
     arguments: Mapping[str, Any] | None = None
-    scale: float = 1.0
-    gather: bool = False
+    scale: float = 1.0  # a factor on every weight
+    gather: bool = False  # its terms read the samples of all processes at once instead of each process's share
 
 
 def named_parts(calls: Iterable[PresetCall]) -> Iterator[tuple[WeightedTerm, float]]:
@@ -153,33 +128,21 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
 class Apply:
     """A pure loss function with its hyperparameters.
 
-    Attributes:
-        loss: its positional parameters are named after what they read (`READERS`).
-        arguments: its keyword arguments.
-        target_gamma: the exponent of the transformed teacher that it matches, if any.
-        soft_labels: it takes soft labels too.
-        coupled: it returns ``()``: its value depends on how a batch is split.
-        min_batch: samples that it needs at least in a batch.
-        student_tap: what ``student_features`` are.
-        teacher_tap: what ``teacher_features`` are.
-        projection: kind of a learned map that the student's features go through first (`projectors.KINDS`).
-        project_always: map even where the shapes agree.
-
     Raises:
         TypeError: a positional parameter of the loss is named after nothing that a term can read, or the loss reads
             features and no tap is named.
     """
 
-    loss: Callable[..., Tensor]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    target_gamma: float | None = None
-    soft_labels: bool = False
-    coupled: bool = False
-    min_batch: int = 1
-    student_tap: str = ""
-    teacher_tap: str = ""
-    projection: str | None = None
-    project_always: bool = True
+    loss: Callable[..., Tensor]  # its positional parameters are named after what they read (`READERS`)
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments
+    target_gamma: float | None = None  # the exponent of the transformed teacher that it matches, if any
+    soft_labels: bool = False  # it takes soft labels too
+    coupled: bool = False  # it returns (): its value depends on how a batch is split
+    min_batch: int = 1  # samples that it needs at least in a batch
+    student_tap: str = ""  # what ``student_features`` are
+    teacher_tap: str = ""  # what ``teacher_features`` are
+    projection: str | None = None  # kind of a learned map of the student's features, one of `projectors.KINDS`
+    project_always: bool = True  # map even where the shapes agree
 
     def __post_init__(self) -> None:
         for name in self.reads:
@@ -188,11 +151,11 @@ class Apply:
                     f"loss: expected positional parameters among {', '.join(READERS)}, got {name!r}; "
                     "rename it, or put it after a * where it is a hyperparameter"
                 )
-            who, _, what = name.partition("_")
-            if what == "features" and not getattr(self, f"{who}_tap"):
+            network, _, kind = name.partition("_")
+            if kind == "features" and not getattr(self, f"{network}_tap"):
                 raise TypeError(
-                    f"{who}_tap: expected the tap that {name} are read from, got none; "
-                    f'for example {who}_tap="card:embedding"'
+                    f"{network}_tap: expected the tap that {name} are read from, got none; "
+                    f'for example {network}_tap="card:embedding"'
                 )
 
     @property
@@ -205,12 +168,9 @@ class Apply:
     def needs(self) -> Requirements:
         """What the loss reads."""
         reads = self.reads
-        labels: Literal["none", "index", "any"] = "any" if self.soft_labels else "index"
-        if "labels" not in reads:
-            labels = "none"
         return Requirements(
             teacher=any(name.startswith("teacher_") for name in reads),
-            labels=labels,
+            labels="none" if "labels" not in reads else "any" if self.soft_labels else "index",
             coupled=self.coupled,
             student_taps=(self.student_tap,) if "student_features" in reads else (),
             teacher_taps=(self.teacher_tap,) if "teacher_features" in reads or self.projection else (),
@@ -249,32 +209,21 @@ class _Applied(nn.Module):
 
 
 class BoundFeatures(nn.Module):
-    """Base of bound `FeatureTerm` modules.
-
-    Attributes:
-        needs: what it reads.
-        student_features: names of what it reads among the student's taps.
-    """
+    """Base of bound `FeatureTerm` modules."""
 
     spec: Any  # the term's description
 
     def __init__(self, spec: FeatureTerm, context: BindContext) -> None:
         super().__init__()
         self.spec, self.needs = spec, spec.needs
-        self.student_features = spec.student_taps
+        self.student_features = spec.student_taps  # names of what it reads among the student's taps
         self.build(context)
 
     def build(self, context: BindContext) -> None:
-        """Build the term's own modules and buffers; by default there are none."""
+        """Build the term's modules and buffers; by default there are none."""
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the term's values: ``(batch,)``, or ``()`` where it couples the batch.
-
-        Args:
-            student: features, in the order of the spec's ``student_taps``.
-            teacher: features, in the order of its ``teacher_taps``.
-            batch: the samples.
-        """
+        """Return the term's values, ``(batch,)``, or ``()`` where it couples the batch; features are in tap order."""
         raise NotImplementedError
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
@@ -286,10 +235,11 @@ class BoundFeatures(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureTerm:
-    """Base of terms that compare features of both networks, tap by tap, with modules of their own."""
+    """Base of terms that compare features of both networks, tap by tap, with modules that are trained."""
 
-    module: ClassVar[type[BoundFeatures]]
-    """The class of the bound term."""
+    module: ClassVar[type[BoundFeatures]]  # the class of the bound term
+    base_needs: ClassVar[Requirements] = Requirements(teacher=True, labels="none")  # what it reads besides its taps
+    target_gamma: ClassVar[None] = None  # features are no distribution
     student_taps: tuple[str, ...]  # features of the student
     teacher_taps: tuple[str, ...]  # as many of the teacher
 
@@ -299,12 +249,7 @@ class FeatureTerm:
     @property
     def needs(self) -> Requirements:
         """What the bound term reads."""
-        return Requirements(teacher=True, labels="none", student_taps=self.student_taps, teacher_taps=self.teacher_taps)
-
-    @property
-    def target_gamma(self) -> float | None:
-        """None: features are no distribution."""
-        return None
+        return replace(self.base_needs, student_taps=self.student_taps, teacher_taps=self.teacher_taps)
 
     def shapes(self, context: BindContext, kind: str | None = None) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Return the shapes of each pair of taps, student first, without the batch; refuse those of another kind."""
@@ -322,10 +267,7 @@ class FeatureTerm:
         return self.module(self, context)
 
 
-T = TypeVar("T")
-
-
-def _unique(values: Iterable[T]) -> tuple[T, ...]:
+def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
@@ -337,11 +279,7 @@ def present(teacher: Outputs | None) -> Outputs:
 
 
 def paired(student_taps: tuple[str, ...], teacher_taps: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return the taps of both networks in pairs.
-
-    Raises:
-        ValueError: there are more of one network than of the other.
-    """
+    """Return the taps of both networks in pairs; refuse more of one network than of the other."""
     if len(student_taps) != len(teacher_taps):
         raise ValueError(
             f"teacher_taps: expected {len(student_taps)}, as many as student_taps, got {len(teacher_taps)}; "
@@ -351,29 +289,20 @@ def paired(student_taps: tuple[str, ...], teacher_taps: tuple[str, ...]) -> list
 
 
 def shape_of(
-    context: BindContext, who: Literal["student", "teacher"], tap: str, kind: str | None = None
+    context: BindContext, network: Literal["student", "teacher"], tap: str, kind: str | None = None
 ) -> tuple[int, ...]:
-    """Return the shape of a feature without the batch.
-
-    Raises:
-        ValueError: the context does not know it, or it is not of the kind, one of `KINDS`.
-    """
-    shapes = context.student_shapes if who == "student" else context.teacher_shapes
+    """Return the shape of a feature without the batch; refuse one that is unknown or of another kind of `KINDS`."""
+    shapes = context.student_shapes if network == "student" else context.teacher_shapes
     if tap not in shapes:
-        raise missing(f"the shape of the {who}'s tap {tap}")
-    axes, expected, hint = KINDS[kind] if kind else ((len(shapes[tap]),), "", "")
-    if len(shapes[tap]) not in axes:
-        raise ValueError(f"tap {tap}: expected {expected} of the {who}, got {shapes[tap]} without the batch; {hint}")
-    return shapes[tap]
+        raise missing(f"the shape of the {network}'s tap {tap}")
+    shape = shapes[tap]
+    axes, expected, hint = KINDS[kind] if kind else ((len(shape),), "", "")
+    if len(shape) not in axes:
+        raise ValueError(f"tap {tap}: expected {expected} of the {network}, got {shape} without the batch; {hint}")
+    return shape
 
 
 def missing(what: str, argument: str = "") -> ValueError:
     """Return the error of a context that lacks something, and the argument of `network_context` that provides it."""
     call = f"tutelage.network_context(objective, student, teacher, inputs{argument})"
     return ValueError(f"context: expected {what}, got none; type context={call}")
-
-
-def whole_number(value: object, name: str, *, example: int, least: int = 1) -> None:
-    """Refuse a hyperparameter that is not a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}; for example {name}={example}")

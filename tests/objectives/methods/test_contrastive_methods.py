@@ -58,12 +58,12 @@ class Reference:
 
     def __call__(self, student, teacher, batch, progress):
         index = batch.index.numpy()
-        ours = self.embed(student, "student")
-        theirs = self.embed(teacher, "teacher")
+        of_student = self.embed(student, "student")
+        of_teacher = self.embed(teacher, "teacher")
         columns = np.concatenate([index[:, None], self.table[index]], axis=1)
         x = [
-            np.exp(np.einsum("bkd,bd->bk", self.state[f"{other}_bank"][columns], e) / 0.1)
-            for e, other in ((ours, "teacher"), (theirs, "student"))
+            np.exp(np.einsum("bkd,bd->bk", self.state[f"{bank}_bank"][columns], e) / 0.1)
+            for e, bank in ((of_student, "teacher"), (of_teacher, "student"))
         ]
         if self.constants is None:
             self.constants = [30 * each.mean() for each in x]
@@ -71,26 +71,29 @@ class Reference:
         for each, z in zip(x, self.constants, strict=True):
             p, c = each / z, 6 / 30
             total -= np.log(p[:, 0] / (p[:, 0] + c + 1e-7)) + np.log(c / (p[:, 1:] + c + 1e-7)).sum(1)
-        for name, e in (("student", ours), ("teacher", theirs)):
+        for name, e in (("student", of_student), ("teacher", of_teacher)):
             rows = 0.25 * self.state[f"{name}_bank"][index] + 0.75 * e
             self.state[f"{name}_bank"][index] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         return total
 
-    def embed(self, outputs, who):
-        e = outputs.taps[TAP].detach().numpy() @ self.state[f"embed_{who}.weight"].T + self.state[f"embed_{who}.bias"]
+    def embed(self, outputs, network):
+        e = (
+            outputs.taps[TAP].detach().numpy() @ self.state[f"embed_{network}.weight"].T
+            + self.state[f"embed_{network}.bias"]
+        )
         return e / np.linalg.norm(e, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("settled", [True, False])
 def test_three_steps_are_those_of_the_published_algorithm(settled):
-    """The third step comes back to samples of the first; a loop of one's own settles nothing."""
+    """The third step comes back to samples of the first; a custom loop commits nothing."""
     term = bound()
     reference = Reference(term)
     for seed, index in enumerate([(4, 9, 11), (0, 1), (9, 20, 4)]):
-        given = step(seed, index)
-        values = term(*given)
+        inputs = step(seed, index)
+        values = term(*inputs)
         values.sum().backward()
-        np.testing.assert_allclose(values.detach().numpy(), reference(*given), rtol=1e-9)
+        np.testing.assert_allclose(values.detach().numpy(), reference(*inputs), rtol=1e-9)
         if settled:
             term.commit(YES)
     state = term.state_dict()
@@ -106,7 +109,7 @@ def test_it_teaches_both_maps_and_the_student_alone():
     for parameter in (*term.embed_student.parameters(), *term.embed_teacher.parameters(), student.taps[TAP]):
         assert parameter.grad.norm() > 0
     assert {name for name, _ in term.named_parameters()} == {
-        f"embed_{who}.{what}" for who in ("student", "teacher") for what in ("weight", "bias")
+        f"embed_{network}.{kind}" for network in ("student", "teacher") for kind in ("weight", "bias")
     }
 
 
@@ -123,8 +126,8 @@ def banks(term):
     return {name: value.clone() for name, value in term.named_buffers() if "bank" in name or "log" in name}
 
 
-def same(one, other):
-    return all(torch.equal(one[name].nan_to_num(7.0), other[name].nan_to_num(7.0)) for name in one)
+def same(first, second):
+    return all(torch.equal(first[name].nan_to_num(7.0), second[name].nan_to_num(7.0)) for name in first)
 
 
 def test_nothing_moves_before_the_step_is_settled():
@@ -135,8 +138,8 @@ def test_nothing_moves_before_the_step_is_settled():
     term.commit(YES)
     moved = [name for name, value in banks(term).items() if not torch.equal(value, before[name])]
     assert moved == ["student_bank", "teacher_bank", "log_normalisers"]
-    rest = [i for i in range(30) if i not in (4, 9, 11)]
-    assert torch.equal(term.student_bank[rest], before["student_bank"][rest])
+    unseen = [i for i in range(30) if i not in (4, 9, 11)]
+    assert torch.equal(term.student_bank[unseen], before["student_bank"][unseen])
 
 
 def test_a_step_that_was_not_applied_leaves_no_trace():
@@ -158,15 +161,15 @@ def test_evaluation_moves_nothing():
 
 
 def test_a_row_that_is_not_finite_is_left_as_it_was():
-    """In a loop of one's own that says nothing of a bad step."""
+    """In a custom loop that does not report a bad step."""
     term = bound()
     term(*step(0))
     term.commit(YES)
     before = banks(term)
-    given = step(1, (4, 9, 11))
+    inputs = step(1, (4, 9, 11))
     with torch.no_grad():
-        given[0].taps[TAP][1] = torch.nan
-    assert torch.isnan(term(*given)).tolist() == [False, True, False]
+        inputs[0].taps[TAP][1] = torch.nan
+    assert torch.isnan(term(*inputs)).tolist() == [False, True, False]
     term(*step(2, (20, 21)))
     after = banks(term)
     assert torch.equal(after["student_bank"][9], before["student_bank"][9])
@@ -177,10 +180,10 @@ def test_a_row_that_is_not_finite_is_left_as_it_was():
 
 def test_a_first_batch_that_is_not_finite_fixes_no_constants():
     term = bound()
-    given = step(0)
+    inputs = step(0)
     with torch.no_grad():
-        given[0].taps[TAP][0] = torch.inf
-    term(*given)
+        inputs[0].taps[TAP][0] = torch.inf
+    term(*inputs)
     term(*step(1))
     term.commit(YES)
     reference = bound()
@@ -192,11 +195,11 @@ def test_a_state_has_what_was_seen_and_goes_on_alike():
     term = bound()
     term(*step(0)).sum().backward()
     state = copy.deepcopy(term.state_dict())
-    other = bound(seed=1)
-    other(*step(5))
-    other.load_state_dict(state)
-    torch.testing.assert_close(other(*step(1)), term(*step(1)), rtol=0, atol=0)
-    assert same(banks(other), banks(term))
+    loaded = bound(seed=1)
+    loaded(*step(5))
+    loaded.load_state_dict(state)
+    torch.testing.assert_close(loaded(*step(1)), term(*step(1)), rtol=0, atol=0)
+    assert same(banks(loaded), banks(term))
 
 
 def test_it_guards_its_buffers():
@@ -254,7 +257,7 @@ def test_a_context_that_lacks_something_is_refused(context, says):
 
 
 def test_a_sample_of_other_data_is_refused():
-    with pytest.raises(ValueError, match=r"batch.index: expected places among the 30 training samples .* got 2 to 39"):
+    with pytest.raises(ValueError, match=r"batch.index: expected indices among the 30 training samples .* got 2 to 39"):
         bound()(*step(0, (2, 9))[:2], Batch(torch.tensor([2, 30 + 9]), torch.zeros(2, 1), LABELS[:2]), Progress())
 
 

@@ -41,7 +41,7 @@ def batch_of(n=4):
     return Batch(torch.arange(n), inputs, torch.arange(n) % 4)
 
 
-def lesson_of(objective, student, teacher):
+def distiller_of(objective, student, teacher):
     torch.manual_seed(0)
     context = network_context(objective, student, teacher, batch_of(2).inputs)
     return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
@@ -51,20 +51,20 @@ def lesson_of(objective, student, teacher):
 def test_each_binds_and_learns_in_a_few_steps(name):
     objective = MADE[name](weight=1.0)
     student = network(seed=1)
-    distiller, teacher = lesson_of(objective, student, network("cifar:resnet14"))
+    distiller, teacher = distiller_of(objective, student, network("cifar:resnet14"))
     assert list(distiller.objective.terms) == PRESETS[name]
     assert not objective.needs.coupled
     assert objective.needs.labels == "none"
     optimizer = torch.optim.Adam(distiller.parameters(), lr=3e-3)
-    batch, seen = batch_of(), []
+    batch, values = batch_of(), []
     for _ in range(6):
         loss = distiller(batch, teacher(batch)).loss.total
-        seen.append(loss.item())
+        values.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert all(math.isfinite(value) for value in seen)
-    assert min(seen[1:]) < seen[0]
+    assert all(math.isfinite(value) for value in values)
+    assert min(values[1:]) < values[0]
     assert student.network.conv1.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in teacher.parameters())
     bound = list(distiller.objective.parameters())
@@ -81,7 +81,7 @@ def test_each_reads_as_a_recipe_and_adds_to_another(name):
 @pytest.mark.parametrize("name", ["fitnet", "attention_transfer", "vid", "factor_transfer"])
 def test_widths_and_sizes_of_the_two_networks_may_differ(name):
     objective = MADE[name](weight=1.0)
-    distiller, teacher = lesson_of(objective, network(), network("cifar:wrn_16_2"))
+    distiller, teacher = distiller_of(objective, network(), network("cifar:wrn_16_2"))
     batch = batch_of()
     loss = distiller(batch, teacher(batch)).loss.total
     loss.backward()
@@ -95,9 +95,11 @@ def features(net, taps, inputs):
 
 def test_the_value_is_the_sum_over_stages_as_published():
     student, teacher, batch = network(seed=1).eval(), network("cifar:resnet14").eval(), batch_of()
-    ours, theirs = features(student, STAGES, batch.inputs), features(teacher, STAGES, batch.inputs)
-    distiller, frozen = lesson_of(objectives.attention_transfer(), student, teacher)
-    expected = sum(1000 * losses.attention_transfer(s, t).mean() for s, t in zip(ours, theirs, strict=True))
+    student_maps, teacher_maps = features(student, STAGES, batch.inputs), features(teacher, STAGES, batch.inputs)
+    distiller, frozen = distiller_of(objectives.attention_transfer(), student, teacher)
+    expected = sum(
+        1000 * losses.attention_transfer(s, t).mean() for s, t in zip(student_maps, teacher_maps, strict=True)
+    )
     torch.testing.assert_close(distiller(batch, frozen(batch)).loss.total, expected)
 
 
@@ -108,15 +110,15 @@ def test_stages_of_activation_boundary_are_halved_from_the_last():
 
 
 def test_activation_boundary_maps_only_where_shapes_differ():
-    same, _ = lesson_of(objectives.activation_boundary(), network(), network("cifar:resnet14"))
+    same, _ = distiller_of(objectives.activation_boundary(), network(), network("cifar:resnet14"))
     assert list(same.objective.parameters()) == []
-    wide, _ = lesson_of(objectives.activation_boundary(), network(), network("cifar:resnet8x4"))
+    wide, _ = distiller_of(objectives.activation_boundary(), network(), network("cifar:resnet8x4"))
     shapes = [tuple(p.shape) for p in wide.objective.parameters() if p.ndim == 4]
     assert shapes == [(64, 16, 1, 1), (128, 32, 1, 1), (256, 64, 1, 1)]
 
 
 def test_the_hint_is_the_second_stage_of_blocks_behind_a_regressor():
-    distiller, _ = lesson_of(objectives.fitnet(), network(), network("cifar:resnet8x4"))
+    distiller, _ = distiller_of(objectives.fitnet(), network(), network("cifar:resnet8x4"))
     (regressor,) = distiller.objective.projectors[0]
     assert [type(layer) for layer in regressor] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
     assert regressor[0].weight.shape == (128, 32, 1, 1)
@@ -124,7 +126,7 @@ def test_the_hint_is_the_second_stage_of_blocks_behind_a_regressor():
 
 def test_vid_starts_at_its_variance_and_trains_it():
     objective = objectives.vid(variance=3.0, epsilon=0.5)
-    distiller, teacher = lesson_of(objective, network(), network("cifar:resnet14"))
+    distiller, teacher = distiller_of(objective, network(), network("cifar:resnet14"))
     term = distiller.objective.terms["vid"]
     torch.testing.assert_close(term.variance, torch.full((16,), 3.0))
     assert [tuple(p.shape) for p in term.regressor.parameters()] == [(16, 16, 1, 1)] * 3
@@ -149,19 +151,19 @@ def test_vid_pools_before_the_regressor():
 
 def test_the_paraphraser_learns_from_its_own_error_alone():
     objective = objectives.factor_transfer(weight=1.0, reconstruction=1.0)
-    distiller, teacher = lesson_of(objective, network(seed=1), network("cifar:resnet14"))
+    distiller, teacher = distiller_of(objective, network(seed=1), network("cifar:resnet14"))
     term, batch = distiller.objective.terms["factor_transfer"], batch_of()
     answer = teacher(batch)
-    (theirs,) = answer.taps.values()
+    (teacher_map,) = answer.taps.values()
     total = distiller(batch, answer).loss.total
     total.backward()
     learned = [p.grad.clone() for p in (*term.encoder.parameters(), *term.decoder.parameters())]
     term.zero_grad()
-    own = losses.hint(term.decoder(term.encoder(theirs)), theirs).mean()
-    own.backward()
-    for mine, p in zip(learned, (*term.encoder.parameters(), *term.decoder.parameters()), strict=True):
-        torch.testing.assert_close(mine, p.grad)
-    assert total.item() > own.item()
+    reconstruction = losses.hint(term.decoder(term.encoder(teacher_map)), teacher_map).mean()
+    reconstruction.backward()
+    for gradient, p in zip(learned, (*term.encoder.parameters(), *term.decoder.parameters()), strict=True):
+        torch.testing.assert_close(gradient, p.grad)
+    assert total.item() > reconstruction.item()
     assert [p.shape[:2] for p in term.encoder.parameters() if p.ndim == 4] == [(64, 64), (32, 64), (32, 32)]
 
 
@@ -250,8 +252,8 @@ def test_two_stages_of_a_recipe_feature_then_logits(first, teacher, tmp_path, mo
     run = distill(teacher, tmp_path, objective="kd", stages=stages, seed=3)
     assert [epoch["stage"] for epoch in run.epochs] == [0, 1]
     assert [set(epoch["train"]["terms"]) for epoch in run.epochs] == [set(PRESETS[first]), {"ce", "kd"}]
-    again = config.parse(config.Recipe, config.read(run.folder / records.RECIPE))
-    assert [fit.objective.name for fit in again.fits()] == [first, "kd"]
+    recipe = config.parse(config.Recipe, config.read(run.folder / records.RECIPE))
+    assert [fit.objective.name for fit in recipe.fits()] == [first, "kd"]
 
 
 def test_a_recipe_of_stages_needs_no_objective_of_its_own(teacher, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def batch_of(n=6, size=(8, 8)):
     return Batch(torch.arange(n), torch.rand(n, 3, *size, generator=generator), torch.arange(n) % 4)
 
 
-def lesson_of(objective, student, teacher, batch):
+def distiller_of(objective, student, teacher, batch):
     context = network_context(objective, student, teacher, batch.inputs[:2])
     return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
 
@@ -53,11 +53,11 @@ PRESETS = {
 def test_one_step_trains_the_student_and_the_modules(name, size):
     batch = batch_of(size=size)
     student, teacher = network(4, 6, 8), network(5, 7, 9, seed=1)
-    distiller, frozen = lesson_of(PRESETS[name], student, teacher, batch)
+    distiller, frozen = distiller_of(PRESETS[name], student, teacher, batch)
     modules = dict(distiller.objective.terms.named_parameters())
     assert modules
     before = {k: v.detach().clone() for k, v in modules.items()}
-    theirs = [p.clone() for p in teacher.parameters()]
+    teacher_weights = [p.clone() for p in teacher.parameters()]
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
     loss, _ = distiller(batch, frozen(batch))
     loss.total.backward()
@@ -66,28 +66,28 @@ def test_one_step_trains_the_student_and_the_modules(name, size):
     assert all(p.grad.norm() > 0 for k, p in modules.items() if p.ndim == 4), name
     optimizer.step()
     assert all(not torch.equal(v, before[k]) for k, v in modules.items() if v.ndim == 4)
-    assert all(p.grad is None and torch.equal(p, q) for p, q in zip(teacher.parameters(), theirs, strict=True))
+    assert all(p.grad is None and torch.equal(p, q) for p, q in zip(teacher.parameters(), teacher_weights, strict=True))
 
 
 @pytest.mark.parametrize("strides", [(2, 1, 2), (1, 1, 1)])
 def test_levels_of_other_sizes_than_the_teachers(strides):
     batch = batch_of()
-    distiller, frozen = lesson_of(review(), network(4, 6, 8, strides=strides), network(5, 7, 9), batch)
+    distiller, frozen = distiller_of(review(), network(4, 6, 8, strides=strides), network(5, 7, 9), batch)
     assert torch.isfinite(distiller(batch, frozen(batch)).loss.total)
 
 
 def test_review_lessens_as_it_is_learned():
     batch = batch_of()
-    distiller, frozen = lesson_of(review(), network(4, 6, 8), network(5, 7, 9, seed=1), batch)
+    distiller, frozen = distiller_of(review(), network(4, 6, 8), network(5, 7, 9, seed=1), batch)
     optimizer = torch.optim.Adam(distiller.parameters(), lr=0.02)
-    seen = []
+    values = []
     for _ in range(30):
         optimizer.zero_grad()
         loss = distiller(batch, frozen(batch)).loss
         loss.total.backward()
         optimizer.step()
-        seen.append(loss.total.item())
-    assert seen[-1] < 0.5 * seen[0]
+        values.append(loss.total.item())
+    assert values[-1] < 0.5 * values[0]
 
 
 def normalised(maps):
@@ -120,11 +120,11 @@ def test_fusion_matches_numpy():
     handed = nearest(normalised(convolved(maps[1].numpy(), weights["levels.1.enter.0.weight"])), (4, 2))
     expected = normalised(convolved(handed, weights["levels.1.leave.0.weight"]))
     np.testing.assert_allclose(deep.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
-    own = normalised(convolved(maps[0].numpy(), weights["levels.0.enter.0.weight"]))
-    theirs = nearest(handed, (4, 6))
-    both = convolved(np.concatenate([own, theirs], 1), weights["levels.0.mix.weight"])
+    level = normalised(convolved(maps[0].numpy(), weights["levels.0.enter.0.weight"]))
+    deeper = nearest(handed, (4, 6))
+    both = convolved(np.concatenate([level, deeper], 1), weights["levels.0.mix.weight"])
     shares = 1 / (1 + np.exp(-both - weights["levels.0.mix.bias"][None, :, None, None]))
-    mixed = nearest(own * shares[:, :1] + theirs * shares[:, 1:], (6, 6))
+    mixed = nearest(level * shares[:, :1] + deeper * shares[:, 1:], (6, 6))
     expected = normalised(convolved(mixed, weights["levels.0.leave.0.weight"]))
     np.testing.assert_allclose(shallow.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
 
@@ -143,7 +143,7 @@ def bound(objective, student, teacher):
 
 def test_a_single_sample_with_a_level_of_one_pixel_is_refused_in_training_alone():
     batch = batch_of(1)
-    distiller, frozen = lesson_of(review(), network(4, 6, 8), network(5, 7, 9), batch)
+    distiller, frozen = distiller_of(review(), network(4, 6, 8), network(5, 7, 9), batch)
     with pytest.raises(ValueError, match="student_features: expected at least 2 samples in training where a level has"):
         distiller(batch, frozen(batch))
     assert torch.isfinite(distiller.eval()(batch, frozen(batch)).loss.total)
@@ -152,33 +152,35 @@ def test_a_single_sample_with_a_level_of_one_pixel_is_refused_in_training_alone(
 def test_mgd_masks_channels_of_the_aligned_map_and_counts_every_position():
     objective = objectives.mgd(weight=2.0, masked=0.5, student_tap="s", teacher_tap="t")
     term = bound(objective, {"s": (3, 4, 4)}, {"t": (5, 4, 4)}).terms["mgd"]
-    ours, theirs = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
-    asked = Outputs(torch.zeros(2, 3), {"s": ours}), Outputs(torch.zeros(2, 3), {"t": theirs})
+    student_map, teacher_map = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
+    outputs = Outputs(torch.zeros(2, 3), {"s": student_map}), Outputs(torch.zeros(2, 3), {"t": teacher_map})
     torch.manual_seed(9)
-    values = term(*asked, batch_of(2), Progress())
+    values = term(*outputs, batch_of(2), Progress())
     torch.manual_seed(9)
-    kept = (torch.rand(2, 5, 1, 1) >= 0.5).float()
+    unmasked = (torch.rand(2, 5, 1, 1) >= 0.5).float()
     first, _, second = term.remake.generation
-    shown = F.conv2d(ours, term.remake.align.weight, term.remake.align.bias) * kept
-    made = F.conv2d(F.conv2d(shown, first.weight, first.bias, padding=1).relu(), second.weight, second.bias, padding=1)
-    torch.testing.assert_close(values, (made - theirs).square().flatten(1).sum(1))
-    torch.testing.assert_close(values, losses.mgd(made, theirs))
+    shown = F.conv2d(student_map, term.remake.align.weight, term.remake.align.bias) * unmasked
+    generated = F.conv2d(
+        F.conv2d(shown, first.weight, first.bias, padding=1).relu(), second.weight, second.bias, padding=1
+    )
+    torch.testing.assert_close(values, (generated - teacher_map).square().flatten(1).sum(1))
+    torch.testing.assert_close(values, losses.mgd(generated, teacher_map))
 
 
 @pytest.mark.parametrize(("mask", "alike"), [("channel", (2, 3)), ("position", (1,))])
 def test_what_is_masked_at_once(mask, alike):
     objective = objectives.mgd(masked=0.5, mask=mask, student_tap="s", teacher_tap="s")
     term = bound(objective, {"s": (6, 5, 5)}, {"s": (6, 5, 5)}).terms["mgd"]
-    seen = []
-    term.remake.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1].expand(4, 6, 5, 5)))
+    masks = []
+    term.remake.register_forward_pre_hook(lambda module, arguments: masks.append(arguments[1].expand(4, 6, 5, 5)))
     outputs = Outputs(torch.zeros(4, 3), {"s": torch.randn(4, 6, 5, 5)})
     for _ in range(2):
         term(outputs, outputs, batch_of(4), Progress())
-    hidden = seen[0].float()
+    hidden = masks[0].float()
     assert hidden.amax(alike).equal(hidden.amin(alike))
     assert 0 < hidden.mean() < 1
     assert not hidden[0].equal(hidden[1])
-    assert not seen[0].equal(seen[1])
+    assert not masks[0].equal(masks[1])
 
 
 @pytest.mark.parametrize(("wide", "maps"), [(6, 0), (9, 1)])
@@ -190,13 +192,13 @@ def test_they_work_on_the_models_cards_and_read_from_a_recipe():
     batch = batch_of(2, (32, 32))
     student = models.create("cifar:resnet8", classes=4, seed=0)
     teacher = models.create("cifar:ShuffleV2", classes=4, seed=1)
-    distiller, frozen = lesson_of(objectives.reviewkd(), student, teacher, batch)
+    distiller, frozen = distiller_of(objectives.reviewkd(), student, teacher, batch)
     assert torch.isfinite(distiller(batch, frozen(batch)).loss.total)
     teacher = models.create("cifar:resnet8x4", classes=4, seed=1)
     objective = from_recipe(
         [{"reviewkd": {"weight": {"schedule": "warm_up", "value": 5.0, "epochs": 20}}}, {"mgd": {}}]
     )
-    distiller, frozen = lesson_of(objective, student, teacher, batch)
+    distiller, frozen = distiller_of(objective, student, teacher, batch)
     first, last = (distiller(batch, frozen(batch), Progress(epoch=e)).loss for e in (0, 19))
     assert sorted(first.parts) == ["mgd", "reviewkd"]
     assert last.total > first.total

@@ -36,17 +36,17 @@ def network(width, *, stride=1):
         flat=nn.Flatten(),
         fc=nn.Linear(width, 3),
     )
-    made = nn.Sequential(layers)
-    nn.init.normal_(made.bn.weight)
-    nn.init.normal_(made.bn.bias)
-    return made
+    model = nn.Sequential(layers)
+    nn.init.normal_(model.bn.weight)
+    nn.init.normal_(model.bn.bias)
+    return model
 
 
 def batch(n=6):
     return Batch(torch.arange(n), torch.randn(n, 1, 8, 8), torch.randint(0, 3, (n,)))
 
 
-def lesson_of(objective, *, narrow=4, wide=6, stride=1):
+def distiller_of(objective, *, narrow=4, wide=6, stride=1):
     student, teacher = network(narrow, stride=stride), network(wide)
     means = {"fc:input": torch.randn(3, wide)}
     bound = network_context(objective, student, teacher, batch().inputs, samples=6, classes=3, class_means=means)
@@ -55,7 +55,7 @@ def lesson_of(objective, *, narrow=4, wide=6, stride=1):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_trains_the_student_and_freezes_the_teacher(name):
-    distiller, teacher, _ = lesson_of(PRESETS[name]())
+    distiller, teacher, _ = distiller_of(PRESETS[name]())
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     b = batch()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
@@ -70,48 +70,50 @@ def test_each_trains_the_student_and_freezes_the_teacher(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_is_the_teachers_is_neither_trained_nor_saved(name):
-    distiller, _, _ = lesson_of(PRESETS[name]())
+    distiller, _, _ = distiller_of(PRESETS[name]())
     frozen = {"weight", "bias", "class_means", "margins_0"}
     term = distiller.objective.terms[{"kd_plus_plus": "norm_direction"}.get(name, name)]
-    kept = {key for key, _ in term.named_buffers(recurse=False)}
-    assert kept
-    assert kept <= frozen
-    assert not kept & set(term.state_dict())
-    assert not kept & dict(term.named_parameters()).keys()
+    buffers = {key for key, _ in term.named_buffers(recurse=False)}
+    assert buffers
+    assert buffers <= frozen
+    assert not buffers & set(term.state_dict())
+    assert not buffers & dict(term.named_parameters()).keys()
 
 
 def test_srrl_is_the_two_losses_behind_its_connector():
-    distiller, teacher, bound = lesson_of(objectives.srrl(regression=3.0, **MAPPED))
+    distiller, teacher, bound = distiller_of(objectives.srrl(regression=3.0, **MAPPED))
     b = batch()
     value = distiller(b, teacher(b)).loss.total
-    ours = distiller.objective.terms["srrl"].connector(distiller.student[:3](b.inputs))
-    theirs = teacher.network[:3](b.inputs)
+    mapped = distiller.objective.terms["srrl"].connector(distiller.student[:3](b.inputs))
+    target = teacher.network[:3](b.inputs)
     weight, bias = bound.teacher_head
     assert torch.equal(weight, teacher.network.fc.weight)
-    expected = losses.srrl_statistics(ours, theirs) + 3 * losses.srrl_regression(ours, theirs, weight=weight, bias=bias)
+    expected = losses.srrl_statistics(mapped, target) + 3 * losses.srrl_regression(
+        mapped, target, weight=weight, bias=bias
+    )
     torch.testing.assert_close(value, expected.mean())
     assert [type(m) for m in distiller.objective.terms["srrl"].connector] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
 
 
 def test_ofd_averages_a_larger_map_and_halves_earlier_taps():
     two = {"student_taps": ("bn", "relu"), "teacher_taps": ("bn", "relu"), "norms": ("bn", "bn")}
-    distiller, teacher, _ = lesson_of(objectives.ofd(weight=1.0, **two), stride=2)
+    distiller, teacher, _ = distiller_of(objectives.ofd(weight=1.0, **two), stride=2)
     b = batch()
     value = distiller(b, teacher(b)).loss.total
     margins = losses.ofd_margins(teacher.network.bn.weight, teacher.network.bn.bias)
     expected = 0.0
     for factor, end, connector in zip((0.5, 1.0), (2, 3), distiller.objective.terms["ofd"].connectors, strict=True):
-        theirs = nn.functional.avg_pool2d(teacher.network[:end](b.inputs), 2)
-        ours = connector(distiller.student[:end](b.inputs))
-        expected = expected + factor * losses.ofd(ours, theirs, margins=margins).mean()
+        target = nn.functional.avg_pool2d(teacher.network[:end](b.inputs), 2)
+        mapped = connector(distiller.student[:end](b.inputs))
+        expected = expected + factor * losses.ofd(mapped, target, margins=margins).mean()
     torch.testing.assert_close(value, expected)
 
 
 def test_kd_plus_plus_carries_cross_entropy_and_maps_only_where_widths_differ():
-    distiller, _, _ = lesson_of(PRESETS["kd_plus_plus"]())
+    distiller, _, _ = distiller_of(PRESETS["kd_plus_plus"]())
     assert distiller.objective.names == ("ce", "kd", "norm_direction")
     assert len(list(distiller.objective.projectors.parameters())) == 2
-    same, _, _ = lesson_of(PRESETS["kd_plus_plus"](), wide=4)
+    same, _, _ = distiller_of(PRESETS["kd_plus_plus"](), wide=4)
     assert not list(same.objective.parameters())
 
 
@@ -132,9 +134,9 @@ def test_terms_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="regression: expected"):
         objectives.srrl(regression=-1.0)
     with pytest.raises(ValueError, match="expected a map"):
-        lesson_of(objectives.srrl(student_tap="fc:input", teacher_tap="relu"))
+        distiller_of(objectives.srrl(student_tap="fc:input", teacher_tap="relu"))
     with pytest.raises(ValueError, match="that the teacher's head reads"):
-        lesson_of(objectives.srrl(student_tap="relu", teacher_tap="fc"))
+        distiller_of(objectives.srrl(student_tap="relu", teacher_tap="fc"))
     student, teacher = network(4), network(6, stride=2)
     objective = objectives.ofd(**TAPS)
     with pytest.raises(ValueError, match="no larger than"):
@@ -154,21 +156,21 @@ def test_terms_refuse_what_does_not_fit():
     ],
 )
 def test_the_batch_norm_of_a_tap_is_found(name, tap, norm):
-    made = models.create(name, classes=5)
-    wanted = made.network.get_submodule(norm)
+    model = models.create(name, classes=5)
+    expected = model.network.get_submodule(norm)
     with torch.no_grad():
-        wanted.weight.uniform_()
-        wanted.bias.uniform_()
-    weight, bias = taps.batch_norm(made, tap)
-    assert torch.equal(weight, wanted.weight)
-    assert torch.equal(bias, wanted.bias)
+        expected.weight.uniform_()
+        expected.bias.uniform_()
+    weight, bias = taps.batch_norm(model, tap)
+    assert torch.equal(weight, expected.weight)
+    assert torch.equal(bias, expected.bias)
     assert not weight.requires_grad
 
 
 def test_a_teacher_without_the_batch_norm_or_the_head_is_refused():
-    made = models.create("cifar:MobileNetV2", classes=5)
+    model = models.create("cifar:MobileNetV2", classes=5)
     with pytest.raises(ValueError, match="BatchNorm2d"):
-        taps.batch_norm(made, "card:before.-1")
+        taps.batch_norm(model, "card:before.-1")
     with pytest.raises(ValueError, match="linear last layer"):
         taps.head(nn.Conv2d(1, 2, 3))
     with pytest.raises(ValueError, match=r"got 2 linear layers; type tutelage\.models\.adopt"):
@@ -178,10 +180,10 @@ def test_a_teacher_without_the_batch_norm_or_the_head_is_refused():
 
 
 def test_the_head_is_the_one_that_the_card_names():
-    made = models.create("cifar:MobileNetV2", classes=5)
-    weight, bias = taps.head(made)
-    assert torch.equal(weight, made.network.classifier[0].weight)
-    assert torch.equal(bias, made.network.classifier[0].bias)
+    model = models.create("cifar:MobileNetV2", classes=5)
+    weight, bias = taps.head(model)
+    assert torch.equal(weight, model.network.classifier[0].weight)
+    assert torch.equal(bias, model.network.classifier[0].bias)
 
 
 class Labelled(torch.utils.data.Dataset):
@@ -191,8 +193,8 @@ class Labelled(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.labels)
 
-    def __getitem__(self, place):
-        return self.images[place], self.labels[place]
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
 
 
 def run_inputs(labels):
@@ -203,34 +205,34 @@ def run_inputs(labels):
 
 
 def test_class_means_are_of_all_labelled_training_samples():
-    given, train = run_inputs([0, 2, 0, -100, 1, 2, 0])
-    found = run_context(objectives.kd_plus_plus(), given).class_means["card:embedding"]
+    inputs, train = run_inputs([0, 2, 0, -100, 1, 2, 0])
+    means = run_context(objectives.kd_plus_plus(), inputs).class_means["card:embedding"]
     with torch.no_grad():
-        given.teacher.eval()
-        _, seen = taps.Taps(given.teacher, ["card:embedding"])(given.teacher, train.images)
-    embedding, labels = seen["card:embedding"], torch.tensor(train.labels)
+        inputs.teacher.eval()
+        _, features = taps.Taps(inputs.teacher, ["card:embedding"])(inputs.teacher, train.images)
+    embedding, labels = features["card:embedding"], torch.tensor(train.labels)
     expected = torch.stack([embedding[labels == k].mean(0) if k < 3 else torch.zeros(64) for k in range(4)])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert run_context(objectives.kd(), given).class_means == {}
+    torch.testing.assert_close(means, expected, rtol=1e-5, atol=1e-6)
+    assert run_context(objectives.kd(), inputs).class_means == {}
 
 
 def test_class_means_without_labels_or_of_maps_are_refused():
-    given, _ = run_inputs([-100] * 4)
+    inputs, _ = run_inputs([-100] * 4)
     with pytest.raises(RecipeError, match="expected class indices of training samples"):
-        run_context(objectives.kd_plus_plus(), given)
-    given, _ = run_inputs([0, 1])
+        run_context(objectives.kd_plus_plus(), inputs)
+    inputs, _ = run_inputs([0, 1])
     with pytest.raises(RecipeError, match=r"expected a feature \(batch, width\)"):
-        run_context(objectives.kd_plus_plus(teacher_tap="card:stage.-1"), given)
+        run_context(objectives.kd_plus_plus(teacher_tap="card:stage.-1"), inputs)
     with pytest.raises(RecipeError, match="teacher: expected one"):
-        check_compatible(replace(given, teacher=None, objectives=(objectives.kd_plus_plus(),)))
+        check_compatible(replace(inputs, teacher=None, objectives=(objectives.kd_plus_plus(),)))
 
 
 def test_a_teacher_without_batch_norms_is_refused_before_training():
-    given, _ = run_inputs([0, 1])
+    inputs, _ = run_inputs([0, 1])
     mobilenet = models.create("cifar:MobileNetV2", classes=4, image_size=(8, 8))
-    other = replace(given, teacher=mobilenet, objectives=(objectives.ofd(),))
+    changed = replace(inputs, teacher=mobilenet, objectives=(objectives.ofd(),))
     with pytest.raises(RecipeError, match=r"objective ofd: tap card:before\.-3: expected one of the teacher's behind"):
-        check_compatible(other)
+        check_compatible(changed)
 
 
 @pytest.fixture(scope="module")

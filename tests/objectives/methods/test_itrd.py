@@ -10,7 +10,7 @@ from tutelage.types import Batch
 TAP = "card:embedding"
 
 
-def taught(student, teacher, **arguments):
+def step_of(student, teacher, **arguments):
     objective = objectives.itrd(**arguments)
     inputs = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     context = network_context(objective, student, teacher, inputs[:2])
@@ -24,15 +24,15 @@ def taught(student, teacher, **arguments):
 def test_the_student_is_mapped_always_in_one_term_and_where_widths_differ_in_the_other(wide):
     student = models.create("cifar:resnet8", seed=0).eval()
     teacher = models.create("cifar:resnet8x4" if wide else "cifar:resnet14", seed=1)
-    distiller, loss, theirs, inputs = taught(student, teacher, alpha=1.5)
+    distiller, loss, teacher_features, inputs = step_of(student, teacher, alpha=1.5)
     maps = [m for m in distiller.objective.modules() if isinstance(m, nn.Linear)]
     assert len(maps) == 1
     features = survey_features(student, inputs)
     mapped = maps[0](features)
     assert loss.parts["itrd_correlation"].item() == pytest.approx(
-        losses.itrd_correlation(mapped, theirs, alpha=1.5).item(), rel=1e-5
+        losses.itrd_correlation(mapped, teacher_features, alpha=1.5).item(), rel=1e-5
     )
-    mutual = losses.itrd_mutual(mapped if wide else features, theirs)
+    mutual = losses.itrd_mutual(mapped if wide else features, teacher_features)
     assert loss.parts["itrd_mutual"].item() == pytest.approx(mutual.item(), rel=1e-4, abs=1e-7)
     expected = 2 * loss.parts["itrd_correlation"] + loss.parts["itrd_mutual"]
     torch.testing.assert_close(loss.total, expected)

@@ -42,9 +42,9 @@ def network(width):
 
 @every
 def test_a_recipe_holds_all_of_it(objective):
-    again = from_recipe(json.loads(json.dumps(objective.to_recipe(), allow_nan=False)))
-    assert again == objective
-    assert again.bind()(*drawn()).total == objective.bind()(*drawn()).total
+    read_back = from_recipe(json.loads(json.dumps(objective.to_recipe(), allow_nan=False)))
+    assert read_back == objective
+    assert read_back.bind()(*drawn()).total == objective.bind()(*drawn()).total
 
 
 @pytest.mark.parametrize("name", ["ctkd", "dist", "dkd", "mlkd", "nkd", "teacher_free_kd", "wsld"])
@@ -162,8 +162,8 @@ def test_standardisation_leaves_the_cross_entropy_and_the_outputs_alone():
     assert raw.parts["ce"] == standardised.parts["ce"]
     assert raw.parts["kd"] != standardised.parts["kd"]
     larger = Outputs(10 * student.logits)
-    again = objectives.kd(logits="standardised", supervised=0).bind()(larger, teacher, batch)
-    torch.testing.assert_close(again.parts["kd"], standardised.parts["kd"], rtol=1e-5, atol=1e-8)
+    rescaled = objectives.kd(logits="standardised", supervised=0).bind()(larger, teacher, batch)
+    torch.testing.assert_close(rescaled.parts["kd"], standardised.parts["kd"], rtol=1e-5, atol=1e-8)
 
 
 def test_standardisation_hides_the_exponent_but_not_the_needs():
@@ -231,13 +231,13 @@ def test_the_temperature_works_against_the_student():
 
 def test_theta_is_of_one_run_and_in_its_state():
     objective = objectives.ctkd()
-    one, two = objective.bind(), objective.bind()
-    assert list(one.state_dict()) == ["terms.ctkd.theta"]
+    first, second = objective.bind(), objective.bind()
+    assert list(first.state_dict()) == ["terms.ctkd.theta"]
     with torch.no_grad():
-        one.terms["ctkd"].theta.add_(2)
-    assert two.terms["ctkd"].theta == 1
-    two.load_state_dict(one.state_dict())
-    assert two.terms["ctkd"].theta == 3
+        first.terms["ctkd"].theta.add_(2)
+    assert second.terms["ctkd"].theta == 1
+    second.load_state_dict(first.state_dict())
+    assert second.terms["ctkd"].theta == 3
 
 
 def test_a_run_learns_its_temperature_and_keeps_it_out_of_the_student(tmp_path):

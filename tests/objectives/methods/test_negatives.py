@@ -5,7 +5,7 @@ import torch
 
 from tutelage.objectives.methods.contrastive import OtherClasses
 
-WAYS = pytest.mark.parametrize("way", ["_one_by_one", "_at_once"])
+WAYS = pytest.mark.parametrize("way", ["_per_sample", "_batched"])
 
 
 def draw(labels, index, *, count, way):
@@ -54,11 +54,11 @@ def test_each_other_sample_is_as_likely(way, count):
     torch.manual_seed(0)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     drawn = draw(labels, torch.full((3000 if count == 3 else 90,), 4), count=count, way=way)
-    seen = drawn.flatten().bincount(minlength=8)
-    others = [0, 2, 3, 5, 6]
-    assert seen[[1, 4, 7]].sum() == 0
+    counts = drawn.flatten().bincount(minlength=8)
+    candidates = [0, 2, 3, 5, 6]
+    assert counts[[1, 4, 7]].sum() == 0
     share = drawn.numel() / 5
-    assert (seen[others] - share).abs().max() < 5 * (share * 0.8) ** 0.5
+    assert (counts[candidates] - share).abs().max() < 5 * (share * 0.8) ** 0.5
 
 
 def test_samples_of_a_batch_are_drawn_apart():

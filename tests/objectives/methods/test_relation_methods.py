@@ -47,7 +47,7 @@ def batch(n=6):
     return Batch(torch.arange(n), torch.rand(n, 3, 8, 8, generator=generator), torch.arange(n) % 3)
 
 
-def taught(objective, b):
+def distiller_of(objective, b):
     student, teacher = network(4, seed=0, stride=2), network(6, seed=1)
     torch.manual_seed(3)
     distiller = Distiller(student, objective, network_context(objective, student, teacher, b.inputs[:2]))
@@ -57,7 +57,7 @@ def taught(objective, b):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_lowers_the_loss(name):
     objective, b = of_networks(name), batch()
-    distiller, teacher = taught(objective, b)
+    distiller, teacher = distiller_of(objective, b)
     # Weights of 0.02 to 30000 ask for other rates; a short step along the gradient must do.
     values = []
     for _ in range(3):
@@ -86,8 +86,8 @@ def test_those_that_depend_on_the_batch_say_so_and_none_is_supervised(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_holds_them(name):
     objective = of_networks(name, **{"angle" if name == "rkd" else "weight": 0.25})
-    again = objectives.from_recipe(yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(objective.to_recipe())))))
-    assert again == objective
+    read_back = objectives.from_recipe(yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(objective.to_recipe())))))
+    assert read_back == objective
 
 
 def test_published_weights():
@@ -104,15 +104,17 @@ def test_published_weights():
 
 def test_rkd_is_its_two_losses_on_the_embeddings():
     objective, b = of_networks("rkd"), batch()
-    distiller, teacher = taught(objective, b)
-    ours, theirs = (n[:6](b.inputs) for n in (distiller.student, teacher.network))
-    expected = 25 * losses.rkd_distance(ours, theirs) + 50 * losses.rkd_angle(ours, theirs)
+    distiller, teacher = distiller_of(objective, b)
+    student_features, teacher_features = (n[:6](b.inputs) for n in (distiller.student, teacher.network))
+    expected = 25 * losses.rkd_distance(student_features, teacher_features) + 50 * losses.rkd_angle(
+        student_features, teacher_features
+    )
     torch.testing.assert_close(distiller(b, teacher(b)).loss.total, expected)
 
 
 def test_nst_sums_over_its_taps():
     objective, b = of_networks("nst"), batch()
-    distiller, teacher = taught(objective, b)
+    distiller, teacher = distiller_of(objective, b)
     expected = sum(
         50 * losses.nst(distiller.student[:n](b.inputs), teacher.network[:n](b.inputs)).mean() for n in (2, 4)
     )
@@ -126,7 +128,7 @@ def test_nst_wants_a_tap_for_a_tap():
 
 def test_ickd_maps_the_students_channels():
     objective, b = of_networks("ickd"), batch()
-    distiller, teacher = taught(objective, b)
+    distiller, teacher = distiller_of(objective, b)
     (convolution,) = (m for m in distiller.objective.modules() if isinstance(m, nn.Conv2d))
     assert (convolution.in_channels, convolution.out_channels, convolution.bias) == (8, 12, None)
     distiller(b, teacher(b)).loss.total.backward()
@@ -136,20 +138,25 @@ def test_ickd_maps_the_students_channels():
 def test_a_convolution_refuses_embeddings():
     objective = objectives.ickd(student_tap="5", teacher_tap="5")
     with pytest.raises(ValueError, match=r"expected maps \(batch, channels, height, width\) on both sides"):
-        taught(objective, batch())
+        distiller_of(objective, batch())
 
 
 def test_correlation_maps_both_networks_and_both_maps_learn():
     objective, b = of_networks("correlation", dimension=7), batch()
-    distiller, teacher = taught(objective, b)
-    ours, theirs = (m for m in distiller.objective.modules() if isinstance(m, nn.Linear))
-    assert (ours.in_features, theirs.in_features, ours.out_features, theirs.out_features) == (8, 12, 7, 7)
+    distiller, teacher = distiller_of(objective, b)
+    embed_student, embed_teacher = (m for m in distiller.objective.modules() if isinstance(m, nn.Linear))
+    assert (
+        embed_student.in_features,
+        embed_teacher.in_features,
+        embed_student.out_features,
+        embed_teacher.out_features,
+    ) == (8, 12, 7, 7)
     loss = distiller(b, teacher(b)).loss.total
-    errors = (ours(distiller.student[:6](b.inputs)) - theirs(teacher.network[:6](b.inputs))).abs()
+    errors = (embed_student(distiller.student[:6](b.inputs)) - embed_teacher(teacher.network[:6](b.inputs))).abs()
     torch.testing.assert_close(loss, 0.02 * (errors[:-1] * errors[1:]).sum(1).mean())
     loss.backward()
-    assert ours.weight.grad.norm() > 0
-    assert theirs.weight.grad.norm() > 0
+    assert embed_student.weight.grad.norm() > 0
+    assert embed_teacher.weight.grad.norm() > 0
 
 
 def test_correlation_refuses_maps_and_dimensions():

@@ -22,7 +22,7 @@ def batch_of(n=3):
     return Batch(torch.arange(n), inputs, torch.zeros(n, dtype=torch.int64))
 
 
-def lesson_of(objective, student, teacher):
+def distiller_of(objective, student, teacher):
     context = network_context(objective, student, teacher, batch_of(2).inputs)
     return Distiller(student, objective, context), FrozenTeacher(teacher, objective.needs.teacher_taps)
 
@@ -35,20 +35,22 @@ def features(network, inputs):
 def test_blocks_are_mimicked_and_the_last_is_made_again():
     objective = objectives.vitkd(alpha=2.0, beta=3.0, masked=0.25)
     student, teacher, batch = vit(0).eval(), vit(1).eval(), batch_of()
-    distiller, frozen = lesson_of(objective, student, teacher)
+    distiller, frozen = distiller_of(objective, student, teacher)
     torch.manual_seed(5)
     loss = distiller(batch, frozen(batch)).loss
-    ours, theirs = features(student, batch.inputs), features(teacher, batch.inputs)
-    mimic = sum((ours[tap] - theirs[tap])[:, 1:].square().sum((1, 2)).mean() for tap in (FIRST, SECOND))
+    student_tokens, teacher_tokens = features(student, batch.inputs), features(teacher, batch.inputs)
+    mimic = sum(
+        (student_tokens[tap] - teacher_tokens[tap])[:, 1:].square().sum((1, 2)).mean() for tap in (FIRST, SECOND)
+    )
     torch.testing.assert_close(loss.parts["vitkd_mimic"], mimic)
     generate = distiller.objective.terms["vitkd_generation"]
     torch.manual_seed(5)
-    count = ours[LAST].shape[1] - 1
+    count = student_tokens[LAST].shape[1] - 1
     hidden = losses.hide(torch.rand(3, count), masked=0.25)
-    shown = ours[LAST][:, 1:].masked_fill(hidden[..., None], 0.0)
+    shown = student_tokens[LAST][:, 1:].masked_fill(hidden[..., None], 0.0)
     side = round(count**0.5)
-    made = generate.generation(shown.transpose(1, 2).reshape(3, -1, side, side)).flatten(2).transpose(1, 2)
-    squares = (made - theirs[LAST][:, 1:]).square().sum(2)
+    generated = generate.generation(shown.transpose(1, 2).reshape(3, -1, side, side)).flatten(2).transpose(1, 2)
+    squares = (generated - teacher_tokens[LAST][:, 1:]).square().sum(2)
     torch.testing.assert_close(loss.parts["vitkd_generation"], (squares * hidden).sum(1).mean() / 0.25)
     torch.testing.assert_close(loss.total, 2 * loss.parts["vitkd_mimic"] + 3 * loss.parts["vitkd_generation"])
     loss.total.backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,15 +15,7 @@ from tutelage import checks, losses
 from tutelage.objectives import gathering
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.term import (
-    EMBEDDING,
-    BindContext,
-    BoundFeatures,
-    FeatureTerm,
-    WeightedTerm,
-    missing,
-    whole_number,
-)
+from tutelage.objectives.term import EMBEDDING, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, missing
 from tutelage.settings.weights import Weight
 from tutelage.types import UNLABELLED, Batch, Requirements
 
@@ -32,7 +24,7 @@ class OtherClasses(nn.Module):
     """Draws, for each sample of a batch, samples of other classes, from torch's generator of the batch's device.
 
     They are drawn without replacement, independently per sample; a sample with fewer than ``count`` others gets them
-    with replacement. An unlabelled sample is a class of its own. The order of a sample's negatives has no meaning.
+    with replacement. An unlabelled sample is a class by itself. The order of a sample's negatives has no meaning.
 
     Args:
         labels: of all samples, ``(samples,)`` int64, -100 where unlabelled; or float ``(samples, classes)``, of which
@@ -49,7 +41,7 @@ class OtherClasses(nn.Module):
         classes = labels.argmax(-1) if labels.is_floating_point() else labels
         alone = classes.amax() + 1 + torch.arange(len(classes), device=classes.device)
         classes = torch.where(classes == UNLABELLED, alone, classes)
-        _, place, sizes = classes.unique(return_inverse=True, return_counts=True)
+        _, class_index, sizes = classes.unique(return_inverse=True, return_counts=True)
         fewest = len(classes) - int(sizes.max())
         if not fewest:
             raise ValueError(
@@ -58,10 +50,10 @@ class OtherClasses(nn.Module):
             )
         self._some_with_replacement = fewest < count
         self._all_with_replacement = len(classes) - int(sizes.min()) < count
-        # Sorted by class, a sample's others are all places but one stretch.
+        # Sorted by class, a sample's negatives are at all positions but one range.
         self.register_buffer("sorted", classes.argsort(stable=True), persistent=False)
-        self.register_buffer("start", (sizes.cumsum(0) - sizes)[place], persistent=False)
-        self.register_buffer("size", sizes[place], persistent=False)
+        self.register_buffer("start", (sizes.cumsum(0) - sizes)[class_index], persistent=False)
+        self.register_buffer("size", sizes[class_index], persistent=False)
         self.sorted: Tensor
         self.start: Tensor
         self.size: Tensor
@@ -69,40 +61,40 @@ class OtherClasses(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         """Return ``(batch, count)`` int64 indices for samples at ``index``, ``(batch,)``."""
         start, size = self.start[index, None], self.size[index, None]
-        return self._one_by_one(start, size) if index.device.type == "cpu" else self._at_once(start, size)
+        return self._per_sample(start, size) if index.device.type == "cpu" else self._batched(start, size)
 
-    def _one_by_one(self, start: Tensor, size: Tensor) -> Tensor:
-        """Shuffle each sample's others in turn: the fastest way on a CPU."""
+    def _per_sample(self, start: Tensor, size: Tensor) -> Tensor:
+        """Shuffle each sample's candidates in turn: the fastest way on a CPU."""
         rows = torch.empty(len(start), self.count, dtype=torch.int64)
-        for row, begin, own in zip(rows, start.flatten().tolist(), size.flatten().tolist(), strict=True):
-            others = len(self.sorted) - own
+        for row, begin, class_size in zip(rows, start.flatten().tolist(), size.flatten().tolist(), strict=True):
+            others = len(self.sorted) - class_size
             enough = others >= self.count
             picks = torch.randperm(others)[: self.count] if enough else torch.randint(others, (self.count,))
-            torch.index_select(self.sorted, 0, picks + (picks >= begin) * own, out=row)
+            torch.index_select(self.sorted, 0, picks + (picks >= begin) * class_size, out=row)
         return rows
 
-    def _at_once(self, start: Tensor, size: Tensor) -> Tensor:
-        """Give every sample a random key and take the smallest keys: on an accelerator nothing waits for the host."""
+    def _batched(self, start: Tensor, size: Tensor) -> Tensor:
+        """Give every sample a random key and take the smallest keys: no synchronisation with the host."""
         samples, device = len(self.sorted), start.device
         picks = torch.empty(len(start), self.count, dtype=torch.int64, device=device)
         if not self._all_with_replacement:
             keys = torch.rand(len(start), samples, device=device)
-            places = torch.arange(samples, device=device)
-            keys.masked_fill_((places >= start) & (places < start + size), 2.0)
+            positions = torch.arange(samples, device=device)
+            keys.masked_fill_((positions >= start) & (positions < start + size), 2.0)
             picks = keys.topk(self.count, largest=False, sorted=False).indices
         if self._some_with_replacement:
             others = samples - size
-            again = (torch.rand(len(start), self.count, dtype=torch.float64, device=device) * others).long()
-            again += (again >= start) * size
-            picks = torch.where(others < self.count, again, picks)
+            repeated = (torch.rand(len(start), self.count, dtype=torch.float64, device=device) * others).long()
+            repeated += (repeated >= start) * size
+            picks = torch.where(others < self.count, repeated, picks)
         return self.sorted[picks]
 
 
 class BoundCRD(BoundFeatures):
-    """A bound `CRD`: what a step showed is written to the banks when the step is committed.
+    """A bound `CRD`: a step's embeddings are written to the banks when the step is committed.
 
     Rows of the banks are replaced at the first of these: `commit`, the next call in training mode, the saving of its
-    state. In a loop of one's own, a loss must have been through ``backward`` by then: its gradient needs the rows as
+    state. In a custom training loop, a loss must have been through ``backward`` by then: its gradient needs the rows as
     they were. Rows that are not finite are left as they were.
 
     With several processes each has the whole of both banks, and writes what all of them have seen: the banks stay equal
@@ -127,7 +119,7 @@ class BoundCRD(BoundFeatures):
             self.register_buffer(name, torch.empty(self.samples, dimension).uniform_(-bound, bound))
         # Not a number until the first batch has fixed them.
         self.register_buffer("log_normalisers", torch.full((2,), torch.nan))
-        self._seen: _Seen | None = None
+        self._pending: _StepEmbeddings | None = None
         self._synchronised = False
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -148,31 +140,31 @@ class BoundCRD(BoundFeatures):
             losses.bank_scores(of_student, self.teacher_bank, columns, temperature=temperature),
             losses.bank_scores(of_teacher, self.student_bank, columns, temperature=temperature),
         )
-        fresh = torch.stack([losses.log_normaliser(each, samples=self.samples) for each in scores])
+        fresh = torch.stack([losses.log_normaliser(score, samples=self.samples) for score in scores])
         fresh = _shared_mean(fresh, len(batch.index)) if several else fresh
         known = torch.where(self.log_normalisers.isnan(), fresh, self.log_normalisers)
         if self.training:
-            seen = _Seen(batch.index, of_student.detach(), of_teacher.detach(), known)
-            self._seen = _of_all_processes(seen) if several else seen
+            step = _StepEmbeddings(batch.index, of_student.detach(), of_teacher.detach(), known)
+            self._pending = _of_all_processes(step) if several else step
         return losses.crd(*scores, known, samples=self.samples)
 
     @torch.no_grad()
     def commit(self, applied: Tensor) -> None:
-        """Write what the last step showed to the banks, where it was applied."""
-        if (seen := self._seen) is None:
+        """Write the last step's embeddings to the banks, where it was applied."""
+        if (step := self._pending) is None:
             return
-        self._seen = None
-        for bank, embeddings in ((self.student_bank, seen.student), (self.teacher_bank, seen.teacher)):
-            old = bank[seen.index]
+        self._pending = None
+        for bank, embeddings in ((self.student_bank, step.student), (self.teacher_bank, step.teacher)):
+            old = bank[step.index]
             new = losses.moved(old, embeddings, momentum=self.spec.momentum)
             takes = applied & new.isfinite().all(dim=1, keepdim=True)
-            bank.index_copy_(0, seen.index, torch.where(takes, new, old))
-        takes = applied & seen.log_normalisers.isfinite()
-        self.log_normalisers.copy_(torch.where(takes, seen.log_normalisers, self.log_normalisers))
+            bank.index_copy_(0, step.index, torch.where(takes, new, old))
+        takes = applied & step.log_normalisers.isfinite()
+        self.log_normalisers.copy_(torch.where(takes, step.log_normalisers, self.log_normalisers))
 
     def _commit_pending(self) -> None:
-        """Commit a step that nobody has decided on, as applied."""
-        if self._seen is not None:
+        """Commit a pending step as applied."""
+        if self._pending is not None:
             self.commit(torch.ones((), dtype=torch.bool, device=self.student_bank.device))
 
     def _save_to_state_dict(self, *arguments: object) -> None:
@@ -180,13 +172,13 @@ class BoundCRD(BoundFeatures):
         super()._save_to_state_dict(*arguments)
 
     def _load_from_state_dict(self, *arguments: object) -> None:
-        self._seen = None
+        self._pending = None
         super()._load_from_state_dict(*arguments)
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a step has shown: embeddings of some samples, and the constants that it used."""
+class _StepEmbeddings:
+    """A step's embeddings, not written to the banks yet, and the normalisers that it used."""
 
     index: Tensor
     student: Tensor
@@ -198,7 +190,7 @@ def _check_index(index: Tensor, samples: int) -> None:
     # On an accelerator the kernel that reads the bank asserts instead, so that the step never waits.
     if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < samples:
         raise ValueError(
-            f"batch.index: expected places among the {samples} training samples of the context, got "
+            f"batch.index: expected indices among the {samples} training samples of the context, got "
             f"{int(index.min())} to {int(index.max())}; bind the objective to the labels of these data"
         )
 
@@ -210,11 +202,11 @@ def _shared_mean(logarithms: Tensor, count: int) -> Tensor:
     return (sums[:-1] / sums[-1]).log().to(logarithms.dtype)
 
 
-def _of_all_processes(seen: _Seen) -> _Seen:
-    """Return what all processes have seen, in the order of their ranks. The host waits for their sizes."""
-    lengths = gathering.shares(seen.index)
-    index, student, teacher = (gathering.constant(r, lengths) for r in (seen.index, seen.student, seen.teacher))
-    return _Seen(index, student, teacher, seen.log_normalisers)
+def _of_all_processes(step: _StepEmbeddings) -> _StepEmbeddings:
+    """Return the embeddings of all processes' steps, in the order of their ranks. The host waits for their sizes."""
+    lengths = gathering.shares(step.index)
+    index, student, teacher = (gathering.constant(r, lengths) for r in (step.index, step.student, step.teacher))
+    return _StepEmbeddings(index, student, teacher, step.log_normalisers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +214,8 @@ class CRD(FeatureTerm):
     """Contrastive representation distillation (`losses.crd`): two learned embeddings, two banks."""
 
     module: ClassVar = BoundCRD
+    # Labels are read when it is bound, from the context, and may be missing in a batch.
+    base_needs: ClassVar = Requirements(teacher=True, labels="none", coupled=True, indices=True)
     negatives: int  # per sample, drawn among the samples of other classes (`OtherClasses`), at least 1
     temperature: float  # of the scores, above 0
     momentum: float  # share of a bank's row that is kept when its sample is seen, in [0, 1)
@@ -230,15 +224,10 @@ class CRD(FeatureTerm):
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 
     def __post_init__(self) -> None:
-        whole_number(self.negatives, "negatives", example=16384)
-        whole_number(self.dimension, "dimension", example=128)
+        checks.whole_number(self.negatives, "negatives", example=16384)
+        checks.whole_number(self.dimension, "dimension", example=128)
         checks.positive(self.temperature, "temperature", example=0.07)
         checks.fraction(self.momentum, "momentum", example=0.5)
-
-    @property
-    def needs(self) -> Requirements:
-        """What it reads. Labels are read when it is bound, from the context, and may be missing in a batch."""
-        return replace(super().needs, coupled=True, indices=True)
 
 
 @preset("Tian et al. 2020, arXiv:1910.10699")

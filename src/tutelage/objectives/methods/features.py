@@ -15,16 +15,7 @@ from torch.nn import functional as F
 from tutelage import checks, losses
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.term import (
-    STAGES,
-    Apply,
-    BindContext,
-    BoundFeatures,
-    FeatureTerm,
-    WeightedTerm,
-    paired,
-    whole_number,
-)
+from tutelage.objectives.term import STAGES, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, paired
 from tutelage.settings.objective import Names
 from tutelage.settings.weights import Weight
 from tutelage.types import Batch
@@ -38,13 +29,8 @@ class _BoundVID(BoundFeatures):
 
     def build(self, context: BindContext) -> None:
         (((student, *_), (teacher, *_)),) = self.spec.shapes(context, "map")
-        self.regressor = nn.Sequential(
-            nn.Conv2d(student, teacher, 1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(teacher, teacher, 1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(teacher, teacher, 1, bias=False),
-        )
+        first, second, third = (nn.Conv2d(width, teacher, 1, bias=False) for width in (student, teacher, teacher))
+        self.regressor = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
         # The inverse of softplus.
         above = self.spec.variance - self.spec.epsilon
         self.log_scale = nn.Parameter(torch.full((teacher,), above + math.log(-math.expm1(-above))))
@@ -88,7 +74,7 @@ class _TokenTerm(FeatureTerm):
     prefix: int  # tokens in front that are no part of the image, such as the class token; they are left out
 
     def __post_init__(self) -> None:
-        whole_number(self.prefix, "prefix", example=1, least=0)
+        checks.whole_number(self.prefix, "prefix", example=1, minimum=0)
 
     def sizes(self, context: BindContext) -> list[tuple[int, int, int]]:
         """Return of each tap how many tokens it has behind the prefix, and the student's and the teacher's width."""
@@ -117,8 +103,8 @@ class _BoundMimic(BoundFeatures):
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
         prefix = self.spec.prefix
         blocks = [
-            losses.vitkd_mimic(align(ours[:, prefix:]), theirs[:, prefix:])
-            for align, ours, theirs in zip(self.maps, student, teacher, strict=True)
+            losses.vitkd_mimic(align(student_tokens[:, prefix:]), teacher_tokens[:, prefix:])
+            for align, student_tokens, teacher_tokens in zip(self.maps, student, teacher, strict=True)
         ]
         return torch.stack(blocks).sum(0)
 
@@ -154,8 +140,8 @@ class _BoundGeneration(BoundFeatures):
         prefix, masked = self.spec.prefix, self.spec.masked
         tokens = self.align(student[0][:, prefix:])
         hidden = losses.hide(torch.rand(tokens.shape[:2], device=tokens.device), masked=masked)
-        shown = torch.where(hidden[..., None], self.mask_token, tokens)
-        grid = self.generation(shown.transpose(1, 2).unflatten(2, (self._side, self._side)))
+        tokens = torch.where(hidden[..., None], self.mask_token, tokens)
+        grid = self.generation(tokens.transpose(1, 2).unflatten(2, (self._side, self._side)))
         generated = cast(Tensor, grid).flatten(2).transpose(1, 2)
         return losses.vitkd_generation(generated, teacher[0][:, prefix:], hidden, masked=masked)
 
@@ -220,7 +206,7 @@ def attention_transfer(
         weight: of each stage.
         p: a whole number >= 1.
         distance: ``mean_square``, or ``norm``, the paper's; its beta is twice the weight.
-        student_taps: of maps, one a stage.
+        student_taps: of maps, one per stage.
         teacher_taps: as many.
 
     Differs from: the paper, which has norms that are not squared. The published stages are all behind the stem.
@@ -242,15 +228,9 @@ def vid(
 ) -> Objective:
     """``weight * sum_l mean(0.5 * ((r(f_s) - f_t)**2 / v + log(v)))``, the variances v of channels learned.
 
-    Published settings: CIFAR-100 1; each stage is a term of its own, with a regressor of three 1x1 convolutions.
-    Published are all stages behind the stem, which are four of VGG, MobileNetV2 and ResNet50.
-
-    Args:
-        weight: of each stage.
-        variance: at the start, > epsilon.
-        epsilon: the least variance, > 0.
-        student_taps: of maps, one a stage.
-        teacher_taps: as many.
+    Each stage is a term of its own, with a regressor of three 1x1 convolutions. ``variance`` is that at the start,
+    ``epsilon``, > 0, the least. Published settings: CIFAR-100 1, on all stages behind the stem, which are four of VGG,
+    MobileNetV2 and ResNet50.
 
     Differs from: one public copy, which never trains the variance.
     """
@@ -265,14 +245,14 @@ def vid(
 def vitkd(*, alpha: Weight = 3e-5, beta: Weight = 3e-6, masked: float = 0.5, prefix: int = 1) -> Objective:
     """``alpha * sum((A(s) - t)**2) + beta / masked * sum_hidden((G(s) - t)**2)``, on tokens of vision transformers.
 
-    The first two blocks are mimicked, the last is made again from the tokens that are not hidden. Blocks are the stages
+    The first two blocks are mimicked, the last is generated from the tokens that are not hidden. Blocks are the stages
     of the models' cards. It carries no cross-entropy.
 
     Args:
         alpha: of the mimicking term, a sum over tokens and width.
         beta: of the generation term, a sum over hidden tokens and width.
         masked: share of the tokens that is hidden, > 0 and < 1.
-        prefix: tokens in front that are no place of the image: the class token.
+        prefix: tokens in front that are no part of the image: the class token.
     """
     mimic = ViTKDMimic(student_taps=MIMICKED, teacher_taps=MIMICKED, prefix=prefix)
     generate = ViTKDGeneration(student_taps=(GENERATED,), teacher_taps=(GENERATED,), masked=masked, prefix=prefix)

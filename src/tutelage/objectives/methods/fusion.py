@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -40,8 +40,8 @@ class Fusion(nn.Module):
         super().__init__()
         mid, deepest = min(WIDEST, student[-1]), len(student) - 1
         self.levels = nn.ModuleList(
-            _Level(ours, mid, theirs, mixes=level < deepest)
-            for level, (ours, theirs) in enumerate(zip(student, teacher, strict=True))
+            _Level(student_channels, mid, teacher_channels, mixes=level < deepest)
+            for level, (student_channels, teacher_channels) in enumerate(zip(student, teacher, strict=True))
         )
 
     def forward(self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -108,11 +108,8 @@ class ReviewKD(FeatureTerm):
     """
 
     module: ClassVar = _BoundReviewKD
-
-    @property
-    def needs(self) -> Requirements:
-        """What it reads. Its batch norm couples a batch no more than that of a network does."""
-        return replace(super().needs, min_batch=2)
+    # Its batch norm couples a batch no more than that of a network does.
+    base_needs: ClassVar = Requirements(teacher=True, labels="none", min_batch=2)
 
 
 class Generation(nn.Module):
@@ -224,17 +221,17 @@ def mgd(
     student_tap: str = "card:stage.-1",
     teacher_tap: str = "card:stage.-1",
 ) -> Objective:
-    """``weight * sum((G(M * A(f_s)) - f_t)**2)``: the teacher's last map, made again of a part of the student's.
+    """``weight * sum((G(M * A(f_s)) - f_t)**2)``: the teacher's last map, generated from a part of the student's.
 
     The defaults are the paper's and its code's for classification on ImageNet, for both ResNet34/ResNet18 and
     ResNet50/MobileNetV1; none were published for CIFAR-100. It carries no cross-entropy; published results add it with
     a weight of 1.
 
     Args:
-        weight: the paper's alpha, of a sum over channels and pixels: a larger map wants a smaller one.
+        weight: the paper's alpha, of a sum over channels and pixels: a larger map needs a smaller one.
         masked: the paper's lambda: probability that a channel, or a position, of a sample is set to 0, in [0, 1).
-        mask: ``channel``, as the published code for classification does; or ``position``, the pixels of which the
-            paper speaks and that its code for detection and segmentation masks.
+        mask: ``channel``, as the published code for classification does; or ``position``, the pixels, as the
+            paper describes and its code for detection and segmentation does.
         student_tap: a map.
         teacher_tap: a map of the same height and width.
     """

@@ -1,6 +1,6 @@
 """Methods that read more of the teacher than its features: its head, its batch norms, its class means.
 
-What is the teacher's is in buffers that no checkpoint holds: it is read anew whenever a term is bound.
+The teacher's values are in non-persistent buffers, read again whenever a term is bound.
 """
 
 from __future__ import annotations
@@ -80,16 +80,12 @@ class SRRL(FeatureTerm):
     """
 
     module: ClassVar = _BoundSRRL
+    base_needs: ClassVar = Requirements(teacher=True, labels="none", teacher_head=True)
     regression: float  # weight of the second term within the sum, finite and at least 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.regression < math.inf:
             raise ValueError(f"regression: expected a finite number >= 0, got {self.regression}; type regression=1.0")
-
-    @property
-    def needs(self) -> Requirements:
-        """What it reads."""
-        return replace(super().needs, teacher_head=True)
 
 
 class _BoundOFD(BoundFeatures):
@@ -107,7 +103,7 @@ class _BoundOFD(BoundFeatures):
                     f"one of {len(margins)} at {norm}; name another"
                 )
             student_channels, *student_size = shape_of(context, "student", tap, "map")
-            if any(ours > theirs for ours, theirs in zip(student_size, size, strict=True)):
+            if any(side > limit for side, limit in zip(student_size, size, strict=True)):
                 raise ValueError(
                     f"tap {tap}: expected a map of the student no larger than {tuple(size)}, as the teacher's tap "
                     f"{teacher_tap}, got {tuple(student_size)}; name a later tap of the student or an earlier one of "
@@ -118,8 +114,8 @@ class _BoundOFD(BoundFeatures):
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
         levels = []
-        for level, (connector, ours, target) in enumerate(zip(self.connectors, student, teacher, strict=True)):
-            mapped = connector(ours)
+        for level, (connector, features, target) in enumerate(zip(self.connectors, student, teacher, strict=True)):
+            mapped = connector(features)
             if target.shape != mapped.shape:
                 target = F.adaptive_avg_pool2d(target, (mapped.shape[-2], mapped.shape[-1]))
             margins = cast(Tensor, getattr(self, f"margins_{level}"))
@@ -209,16 +205,15 @@ def ofd(
 ) -> Objective:
     """``weight * sum_l 2**(l - L + 1) * sum(d(s_l, max(t_l, m_l)))``: maps before their activation, above a margin m.
 
-    ``d(s, u)`` is ``(s - u)**2`` where the teacher is above 0 or ``s > u``, else 0; a sum over channels and places. It
-    carries no cross-entropy; the taps count from 0 to L - 1. Published settings: 1e-3 on CIFAR-100; on ImageNet 1e-4 or
-    1e-5 by architecture.
+    ``d(s, u)`` is ``(s - u)**2`` where the teacher is above 0 or ``s > u``, else 0; summed over channels and pixels.
+    The taps count from 0 to L - 1. Published settings: 1e-3 on CIFAR-100; on ImageNet 1e-4 or 1e-5 by architecture.
 
     Args:
         weight: of the sum over taps.
         student_taps: maps before their activation; published are all stages behind the stem, which a card of more than
             three stages names beside these.
         teacher_taps: as many of the teacher.
-        norms: the teacher's batch norms whose weights give the margins, one a tap; ``auto`` finds them by the
+        norms: the teacher's batch norms whose weights give the margins, one per tap; ``auto`` finds them by the
             teacher's taps.
     """
     names = () if norms == AS_TAPS else norms

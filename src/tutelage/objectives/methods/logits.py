@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 NORMALISE = ("none", "batch", "training")
 LOGITS = ("raw", "standardised")
-"""What a term of logits may be given: the networks' logits as they are, or standardised."""
+"""What a term of logits may read: the networks' logits as they are, or standardised."""
 CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
 """The factor of the temperature's gradient over CTKD's authors' run."""
 
@@ -49,7 +49,7 @@ class Matching:
     normalise: str = "none"  # what ``m`` is: 1, the weight's mean over the batch, or its mean over the training set
 
     def __post_init__(self) -> None:
-        _check_name("normalise", self.normalise, NORMALISE, example="batch")
+        checks.known(self.normalise, "normalise", NORMALISE, example="batch")
         self.weight(targets.Pointwise(self.transform, gamma=1 if isinstance(self.gamma, Automatic) else self.gamma))
 
     @property
@@ -112,19 +112,15 @@ class _BoundMatching(nn.Module):
 
 @dataclass(frozen=True)
 class Standardised:
-    """A term on `losses.standardise` of both networks' logits; the rest of the objective sees them raw."""
+    """A term on `losses.standardise` of both networks' logits; the other terms see them raw."""
 
     inner: TermSpec
+    target_gamma: ClassVar[None] = None  # the teacher's exponent differs from sample to sample
 
     @property
     def needs(self) -> Requirements:
         """What the inner term reads."""
         return self.inner.needs
-
-    @property
-    def target_gamma(self) -> None:
-        """None: the teacher's exponent differs from sample to sample."""
-        return
 
     def bind(self, context: BindContext) -> Term:
         """Build the inner term for one run, from a context in which the teacher's logits are standardised too."""
@@ -153,10 +149,10 @@ def on_logits(logits: str, term: TermSpec, weight: Weight | Automatic) -> TermSp
     """Return a term of logits on ``raw`` or ``standardised`` ones.
 
     Raises:
-        ValueError: an unknown name, or an automatic weight on standardised logits: it is found from the gradient of a
-            student that knows nothing, which standardisation makes arbitrarily large.
+        ValueError: an unknown name, or an automatic weight on standardised logits: it is found from the gradient of an
+            untrained student, which standardisation makes arbitrarily large.
     """
-    _check_name("logits", logits, LOGITS, example="standardised")
+    checks.known(logits, "logits", LOGITS, example="standardised")
     if logits == "raw":
         return term
     if isinstance(weight, Automatic):
@@ -167,15 +163,6 @@ def on_logits(logits: str, term: TermSpec, weight: Weight | Automatic) -> TermSp
     return Standardised(term)
 
 
-def _check_name(argument: str, name: str, known: tuple[str, ...], *, example: str) -> None:
-    if name not in known:
-        near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(known)}, got {name!r}; "
-            f"{f'did you mean {near[0]}?' if near else f'type for example {argument}={example}'}"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class CTKD:
     """Curriculum temperature: `losses.ctkd` at ``T = lowest + span * sigmoid(theta)`` with a learned ``theta``.
@@ -183,6 +170,8 @@ class CTKD:
     ``theta`` gets its gradient multiplied by ``reversal``: below 0 it climbs where the student descends.
     """
 
+    needs: ClassVar = Requirements(teacher=True, labels="none")
+    target_gamma: ClassVar[None] = None  # the temperature changes
     reversal: float | Schedule  # a number of either sign, or a schedule of them
     lowest: float = 1.0  # below every temperature, above 0
     span: float = 20.0  # of the temperatures, above 0
@@ -191,16 +180,6 @@ class CTKD:
     def __post_init__(self) -> None:
         checks.positive(self.lowest, "lowest", example=1.0)
         checks.positive(self.span, "span", example=20.0)
-
-    @property
-    def needs(self) -> Requirements:
-        """The teacher."""
-        return Requirements(teacher=True, labels="none")
-
-    @property
-    def target_gamma(self) -> None:
-        """None: the temperature changes."""
-        return
 
     def bind(self, context: BindContext) -> Term:
         """Build the term, its ``theta`` at the start."""
@@ -228,20 +207,14 @@ class _BoundCTKD(nn.Module):
 def cross_entropy(*, label_smoothing: float = 0.0, weight: Weight = 1.0) -> Objective:
     """``weight * CE(y, q)``: learning from labels, with no teacher.
 
-    Args:
-        label_smoothing: in [0, 1): the share of each label that is spread evenly over all classes.
-        weight: of the term.
+    ``label_smoothing``, in [0, 1), is the share of each label that is spread evenly over all classes.
     """
     return objective_of(supervised_part(weight, label_smoothing=label_smoothing))
 
 
 @preset("Pereyra et al. 2017, arXiv:1701.06548")
 def confidence_penalty(*, weight: Weight = 0.1) -> Objective:
-    """``-weight * H(q)``: a penalty on low entropy, in nats. It carries no cross-entropy; add one.
-
-    Args:
-        weight: the paper's beta.
-    """
+    """``-weight * H(q)``: a penalty on low entropy, in nats, with the paper's beta. It carries no cross-entropy."""
     return objective_of(WeightedTerm("confidence_penalty", weight, Apply(losses.confidence_penalty)))
 
 
@@ -344,7 +317,7 @@ def transformed_matching(
 
     Args:
         transform: f: ``power``, ``rational``, ``logarithm`` or ``complement``.
-        gamma: the transform's dial; at 1 it changes nothing, and the smaller the flatter. ``auto`` is as flat as the
+        gamma: the transform's parameter; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the
             power at 0.25, which is a temperature of 4: the same mean entropy over the training set.
         beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: of the cross-entropy.
@@ -385,7 +358,7 @@ def ctkd(
         supervised: of the cross-entropy.
 
     Differs from: the authors' code, whose theta has the shape ``(1,)``, in nothing; the other form of the paper, with a
-    temperature for each sample, is not built.
+    temperature per sample, is not implemented.
     """
     match = CTKD(reversal=reversal, lowest=lowest, span=span, theta=theta)
     return objective_of(supervised_part(supervised), WeightedTerm("ctkd", weight, match))

@@ -59,7 +59,7 @@ class _BoundFactorTransfer(BoundFeatures):
 def _layers(layer: Callable[..., nn.Module], widths: tuple[int, ...]) -> nn.Sequential:
     """Build 3x3 convolutions that keep the size, each with a batch norm and a leaky ReLU behind it.
 
-    Without the batch norms a paraphraser that learns at a student's rate, 0.05, diverges within some forty steps.
+    Without the batch norms a paraphraser at a student's learning rate, 0.05, diverges within about 40 steps.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
@@ -79,7 +79,7 @@ class FactorTransfer(FeatureTerm):
     rate: float = 0.5  # channels of the factors, as a share of the teacher's; above 0
     p: float = 2  # power of the channels' mean
     norm: float = 1  # of the difference
-    reconstruction: float = 0.005  # share of the paraphraser's own error, above 0
+    reconstruction: float = 0.005  # share of the paraphraser's error, above 0
 
     def __post_init__(self) -> None:
         checks.positive(self.rate, "rate", example=0.5)
@@ -89,21 +89,19 @@ class FactorTransfer(FeatureTerm):
 
 
 class _BoundStages(BoundFeatures):
-    """A bound `Stages`: no parameters, no state."""
-
     spec: Stages
 
     def build(self, context: BindContext) -> None:
         shapes = self.spec.shapes(context, "map")
-        for tap, teacher_tap, (ours, theirs) in zip(
-            self.spec.student_taps, self.spec.teacher_taps, shapes, strict=True
-        ):
-            if ours[0] != theirs[0]:
+        pairs = zip(self.spec.student_taps, self.spec.teacher_taps, shapes, strict=True)
+        for tap, teacher_tap, (student_shape, teacher_shape) in pairs:
+            if student_shape[0] != teacher_shape[0]:
                 raise ValueError(
-                    f"tap {tap}: expected as many channels as the teacher's tap {teacher_tap}, {theirs[0]}, got "
-                    f"{ours[0]}; this method has no learned map: name stages of equal width, or take another objective"
+                    f"tap {tap}: expected as many channels as the teacher's tap {teacher_tap}, {teacher_shape[0]}, got "
+                    f"{student_shape[0]}; this method has no learned map: name stages of equal width, or take another "
+                    "objective"
                 )
-        # What these maps are too small for is known before training.
+        # Maps that are too small for the loss are refused before training.
         student, teacher = ([torch.zeros(1, *shape) for shape in network] for network in zip(*shapes, strict=True))
         self.spec.loss(student, teacher, **self.spec.arguments)
 
@@ -155,7 +153,7 @@ def factor_transfer(
         rate: channels of the factors, as a share of the teacher's, > 0.
         p: a whole number >= 1.
         norm: >= 1.
-        reconstruction: of the paraphraser's own error, > 0. It alone teaches the paraphraser, and nothing else; as
+        reconstruction: of the paraphraser's error, > 0. It alone trains the paraphraser, and nothing else; as
             published it has the weight 1, which is 0.005 times 200.
         student_tap: a map.
         teacher_tap: a map.
@@ -182,25 +180,16 @@ def activation_boundary(
     """``weight * 3 / 1000 * sum_l 2**(l - L + 1) * sum(hinge**2)``, with the stages ``l`` from 0 to ``L - 1``.
 
     The hinge is ``max(0, margin - c(f_s))`` where the teacher's neuron is on, ``max(0, margin + c(f_s))`` where it is
-    off. Published settings: 30 epochs of this alone, then cross-entropy alone: two stages of a recipe. Each stage is a
-    term of its own; ``c`` is a convolution with batch norm where the shapes differ (the ``connector``).
-
-    Args:
-        weight: of the whole.
-        margin: > 0.
-        student_taps: of maps before their activation, one a stage.
-        teacher_taps: as many.
+    off; the margin is > 0. Published settings: 30 epochs of this alone, then cross-entropy alone: two stages of a
+    recipe. Taps are of maps before their activation, one per stage, and each is a term of its own; ``c`` is a
+    convolution with batch norm where the shapes differ (the ``connector``).
     """
     hinge = functools.partial(
         Apply, losses.activation_boundary, {"margin": margin}, projection="connector", project_always=False
     )
     parts = [
-        WeightedTerm(
-            "activation_boundary",
-            scaled(weight, 3 / 1000 * 2.0**level),
-            hinge(student_tap=student, teacher_tap=teacher),
-        )
-        for level, (student, teacher) in enumerate(paired(student_taps, teacher_taps), 1 - len(student_taps))
+        WeightedTerm("activation_boundary", scaled(weight, 3 / 1000 * 2.0**level), hinge(student_tap=s, teacher_tap=t))
+        for level, (s, t) in enumerate(paired(student_taps, teacher_taps), 1 - len(student_taps))
     ]
     return objective_of(*parts)
 
@@ -214,14 +203,14 @@ def fsp(
     student_taps: Names = WITH_STEM,
     teacher_taps: Names = WITH_STEM,
 ) -> Objective:
-    """``weight * sum_l mean((M_s - M_t)**2)`` with ``M[c, d] = (1 / places) * sum_x a[c, x] * b[d, x]``.
+    """``weight * sum_l mean((M_s - M_t)**2)`` with ``M[c, d] = (1 / pixels) * sum_x a[c, x] * b[d, x]``.
 
     Each stage a with the next one, b, the stem being the first. Published settings: 30 epochs of this alone, then
     cross-entropy alone: two stages of a recipe. It has no learned map: widths must agree.
 
     Args:
         weight: of the whole.
-        pool: how the larger map is made smaller: ``average``, or the paper's ``maximum``.
+        pool: how the larger map is downsampled: ``average``, or the paper's ``maximum``.
         distance: ``mean_square``; or ``norm``, summed over columns.
         student_taps: of maps, at least 2.
         teacher_taps: as many, each as wide as the student's.
@@ -237,13 +226,8 @@ def kd_svd(
 ) -> Objective:
     """``weight * sum_l sum((g_s - g_t)**2)`` with ``g = exp(-(a - b)**2 / 8)`` of leading singular vectors a and b.
 
-    Each stage with the next one. Published settings: CIFAR-100 1, k 1. It has no learned map: widths must agree.
-
-    Args:
-        weight: of the whole.
-        k: how many singular vectors, >= 1.
-        student_taps: of maps, at least 2.
-        teacher_taps: as many, each as wide as the student's.
+    Each stage with the next one, of at least 2; k vectors, >= 1. Published settings: CIFAR-100 1, k 1. It has no
+    learned map: widths must agree.
 
     Differs from: public code, which leaves the vectors' signs as they come; here they are fixed.
     """

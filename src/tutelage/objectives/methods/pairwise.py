@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tutelage import losses
+from tutelage import checks, losses
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
-from tutelage.objectives.term import (
-    EMBEDDING,
-    Apply,
-    BindContext,
-    BoundFeatures,
-    FeatureTerm,
-    WeightedTerm,
-    whole_number,
-)
+from tutelage.objectives.term import EMBEDDING, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm
 from tutelage.settings.weights import Weight
 from tutelage.types import Batch, Requirements
 
@@ -35,9 +27,9 @@ class _BoundCorrelation(BoundFeatures):
         self.embed_teacher = nn.Linear(teacher, self.spec.dimension)
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
-        ours, theirs = self.embed_student(student[0]), self.embed_teacher(teacher[0])
+        student_embeddings, teacher_embeddings = self.embed_student(student[0]), self.embed_teacher(teacher[0])
         # The loss reads the difference alone. Passed so, the teacher's map learns too: a loss detaches its teacher.
-        return losses.correlation(ours - theirs, torch.zeros_like(theirs))
+        return losses.correlation(student_embeddings - teacher_embeddings, torch.zeros_like(teacher_embeddings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +37,13 @@ class Correlation(FeatureTerm):
     """Correlation congruence as benchmarks run it (`losses.correlation`): both networks' embeddings are mapped."""
 
     module: ClassVar = _BoundCorrelation
+    base_needs: ClassVar = Requirements(teacher=True, labels="none", coupled=True, min_batch=2)
     dimension: int  # of the embeddings, at least 1
     student_taps: tuple[str, ...] = (EMBEDDING,)
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 
     def __post_init__(self) -> None:
-        whole_number(self.dimension, "dimension", example=128)
-
-    @property
-    def needs(self) -> Requirements:
-        """What it reads; it couples the batch."""
-        return replace(super().needs, coupled=True, min_batch=2)
+        checks.whole_number(self.dimension, "dimension", example=128)
 
 
 @preset("Park et al. 2019, arXiv:1904.05068")
@@ -64,13 +52,8 @@ def rkd(
 ) -> Objective:
     """``distance * mean(h(D_s - D_t)) + angle * mean(h(A_s - A_t))``: distances and angles within a batch, h Huber's.
 
-    It carries no cross-entropy. Published settings: CIFAR-100 25 and 50, beside cross-entropy, on the pooled embedding.
-
-    Args:
-        distance: of `losses.rkd_distance`.
-        angle: of `losses.rkd_angle`, whose time grows with the third power of the batch.
-        student_tap: a feature ``(batch, width)``.
-        teacher_tap: a feature ``(batch, width)``.
+    The terms are `losses.rkd_distance` and `losses.rkd_angle`, whose time grows with the third power of the batch, on
+    features ``(batch, width)``. Published settings: CIFAR-100 25 and 50, beside cross-entropy, on the pooled embedding.
     """
     on = functools.partial(Apply, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True, min_batch=2)
     return objective_of(
@@ -81,15 +64,10 @@ def rkd(
 
 @preset("Passalis and Tefas 2018, arXiv:1803.10837")
 def pkt(*, weight: Weight = 30000.0, student_tap: str = EMBEDDING, teacher_tap: str = EMBEDDING) -> Objective:
-    """``weight * mean(p * log(p / q))``, p and q the likeness of a batch's samples, in rows that sum to 1.
+    """``weight * mean(p * log(p / q))``, p and q the similarities of a batch's samples, in rows that sum to 1.
 
-    It carries no cross-entropy. The mean is over ``batch**2`` pairs: the published 30000 is for batches of 64, and
-    ``weight / batch`` is what multiplies the mean KL divergence of the rows.
-
-    Args:
-        weight: of `losses.pkt`.
-        student_tap: a feature ``(batch, width)``.
-        teacher_tap: a feature ``(batch, width)``.
+    It is `losses.pkt` on features ``(batch, width)``. The mean is over ``batch**2`` pairs: the published 30000 is for
+    batches of 64, and ``weight / batch`` is what multiplies the mean KL divergence of the rows.
     """
     term = Apply(losses.pkt, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
     return objective_of(WeightedTerm("pkt", weight, term))
@@ -101,12 +79,7 @@ def similarity(
 ) -> Objective:
     """``weight / batch**2 * ||G_s - G_t||_F**2``, G the Gram matrix of a batch's features, its rows of length 1.
 
-    It carries no cross-entropy. Published settings: CIFAR-100 3000, on the last stage.
-
-    Args:
-        weight: of `losses.similarity`.
-        student_tap: a feature of any shape.
-        teacher_tap: a feature of any shape.
+    It is `losses.similarity` on features of any shape. Published settings: CIFAR-100 3000, on the last stage.
     """
     term = Apply(losses.similarity, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
     return objective_of(WeightedTerm("similarity", weight, term))
@@ -118,15 +91,9 @@ def correlation(
 ) -> Objective:
     """``weight / (batch - 1) * sum(|e[n]| * |e[n + 1]|)``, e the difference of the two networks' learned embeddings.
 
-    It carries no cross-entropy. This is the form that benchmarks publish under the name: one learned linear map on each
-    network, the teacher's too, so that two maps to 0 would be its least value, and a dependence on the order of the
-    batch. The paper's form is `losses.correlation_kernel`.
-
-    Args:
-        weight: of `losses.correlation`.
-        dimension: of the embeddings.
-        student_tap: a feature ``(batch, width)``.
-        teacher_tap: a feature ``(batch, width)``.
+    This is the form that benchmarks publish under the name, `losses.correlation`: one learned linear map from features
+    ``(batch, width)`` to ``dimension`` on each network, the teacher's too, so that two maps to 0 would be its least
+    value, and a dependence on the order of the batch. The paper's form is `losses.correlation_kernel`.
     """
     term = Correlation(student_taps=(student_tap,), teacher_taps=(teacher_tap,), dimension=dimension)
     return objective_of(WeightedTerm("correlation", weight, term))
