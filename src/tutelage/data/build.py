@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,26 +36,24 @@ class Description:
 
 @dataclass(frozen=True)
 class Raw:
-    """Images and ``(images,)`` int64 labels of one half of a source."""
+    """One half of a source, not decoded."""
 
     reader: images.Reader
-    labels: NDArray[np.int64]
-    identity: Callable[[], bytes]
-    """Returns bytes that change with the images; called only where they are not decoded as a whole."""
+    labels: NDArray[np.int64]  # ``(images,)``
+    identity: Callable[[], bytes]  # bytes that change with the images; called only where they are streamed
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded images of one half of a source, ``(images, height, width, channels)``, with their labels."""
+    """One half of a source, decoded."""
 
-    values: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    corrupt: tuple[str, ...] = ()
-    """Names of images that were left out."""
+    values: NDArray[np.uint8]  # ``(images, height, width, channels)``
+    labels: NDArray[np.int64]  # ``(images,)``
+    corrupt: tuple[str, ...] = ()  # names of images that were left out
 
 
 def keep_test(settings: DataSettings, source: str) -> None:
-    """Raise ValueError where a source with a test set is to be evaluated on its training images."""
+    """Refuse to evaluate a source that has a test set on its training images."""
     if settings.test == "train":
         raise ValueError(
             f"data.test: expected 'held_out' for {source}, which has a test set, got 'train'; type data.test=held_out"
@@ -81,9 +80,12 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         key: of the decoded pixels' cache; None keeps none.
 
     Raises:
-        ValueError: images cannot be read, or holding some out would leave a class without any to learn from.
+        ValueError: images cannot be read, holding some out would leave a class without any to learn from, or the
+            training images are to be the test set of a source that has one.
     """
-    if test is None:
+    if test is not None:
+        keep_test(description.settings, description.source)
+    else:
         train, test, note = _make_test(train, description)
         description = replace(description, notes=[*description.notes, note])
     settings = description.settings
@@ -113,22 +115,21 @@ def from_pixels(
     layout = images.Layout(height, width, channels, margin)
     tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
 
-    def make(part: str, positions: NDArray[np.int64], labels: Tensor) -> Split:
+    def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         half = test if part == "test" else train
-        named = part == "train" or half is not train
         return MemorySplit(
             pixels=tensors[id(half)],
             positions=torch.from_numpy(positions),
-            labels=labels,
             settings=settings if part == "train" else None,
             divisor=divisor,
-            mixing=_mixing(description, layout, labels) if part == "train" else None,
-            corrupt=list(half.corrupt) if named else [],
+            corrupt=list(half.corrupt) if part == "train" or half is not train else [],
+            **fields,
         )
 
     content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
     content.append(f"divisor {divisor}")
-    return _divide(train.labels, test.labels, description, make, layout=layout, content=content, divisor=divisor)
+    splits = _divide(train.labels, test.labels, description, make, layout=layout, content=content)
+    return replace(splits, divisor=divisor)
 
 
 def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
@@ -151,15 +152,15 @@ def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
 
 
 def _streamed(train: Raw, test: Raw, description: Description, layout: images.Layout) -> Splits:
-    def make(part: str, positions: NDArray[np.int64], labels: Tensor) -> Split:
+    def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         return StreamSplit(
             reader=test.reader if part == "test" else train.reader,
             positions=positions,
-            labels=labels,
             layout=layout,
             settings=description.settings,
             augmented=part == "train",
-            mixing=_mixing(description, layout, labels) if part == "train" else None,
+            workers=description.settings.workers,
+            **fields,
         )
 
     content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
@@ -229,13 +230,12 @@ def _divide(
     train_labels: NDArray[np.int64],
     test_labels: NDArray[np.int64],
     description: Description,
-    make: Callable[[str, NDArray[np.int64], Tensor], Split],
+    make: Callable[..., Split],
     *,
     layout: images.Layout,
     content: Sequence[str],
-    divisor: float = 255.0,
 ) -> Splits:
-    """Hold validation out and drop labels; ``make`` builds a split of its name, positions and labels."""
+    """Hold validation out and drop labels; ``make`` builds a split of its name, positions, labels and mixing."""
     settings = description.settings
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)
@@ -249,18 +249,17 @@ def _divide(
     labels, classes = train_labels[kept], len(description.class_names)
     if settings.labelled is not None:
         labels = keep_labels(labels, per_class=settings.labelled, classes=classes, seed=seed, stream=rng.LABELLED)
-    validation = make("validation", held_out, torch.from_numpy(train_labels[held_out])) if held_out.size else None
+    kept_labels, held_labels = torch.from_numpy(labels), torch.from_numpy(train_labels[held_out])
     identity = "\n".join([*content, cache.digest(kept) + cache.digest(held_out)])
     return Splits(
-        train=make("train", kept, torch.from_numpy(labels)),
-        validation=validation,
-        test=make("test", np.arange(len(test_labels)), torch.from_numpy(test_labels)),
+        train=make("train", kept, labels=kept_labels, mixing=_mixing(description, layout, kept_labels)),
+        validation=make("validation", held_out, labels=held_labels) if held_out.size else None,
+        test=make("test", np.arange(len(test_labels)), labels=torch.from_numpy(test_labels)),
         classes=classes,
         class_names=tuple(description.class_names),
         channels=layout.channels,
         image_size=(layout.height, layout.width),
         margin=layout.margin,
-        divisor=divisor,
         interpolation=settings.interpolation,
         source=description.source,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from tutelage.data.transforms import to_float, vary
 from tutelage.settings.data import DataSettings
@@ -28,6 +31,38 @@ class Mixing:
     image_size: tuple[int, int]  # height and width, pixels
 
 
+class _Requests(Dataset[Any]):
+    """A function of a request, as the data set that `DataLoader` wants: a request is what its sampler yields."""
+
+    def __init__(self, function: Callable[[NDArray[np.int64]], Any]) -> None:
+        self.function = function
+
+    def __getitem__(self, request: NDArray[np.int64]) -> Any:
+        return self.function(request)
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def in_workers(
+    function: Callable[[NDArray[np.int64]], Any], requests: Iterable[NDArray[np.int64]], *, workers: int
+) -> Iterator[Any]:
+    """Map a function over requests, in order, in this process (no workers) or in others."""
+    if workers == 0:
+        yield from map(function, requests)
+        return
+    yield from DataLoader(
+        _Requests(function),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        # Its own: the default one would be advanced by each loader, and with it dropout after a resume.
+        generator=torch.Generator(),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split(ABC):
     """Samples with fixed indices ``0 .. len - 1``.
@@ -36,11 +71,13 @@ class Split(ABC):
         labels: ``(len,)`` int64 on the CPU, -100 where unlabelled.
         mixing: how training batches mix samples, whose labels are soft then, or None; `fetch` and `stream` never mix.
         corrupt: names of images met that could not be read, each once.
+        workers: processes that fetch what is streamed, at least 0.
     """
 
     labels: Tensor
     mixing: Mixing | None = None
     corrupt: list[str] = field(default_factory=list)
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,8 +90,10 @@ class Split(ABC):
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order; each comes with the indices that could be read."""
-        for index in requests:
-            yield index, self.fetch(index, view=view)
+        return in_workers(partial(self._indexed, view=view), requests, workers=self.workers)
+
+    def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor]:
+        return index, self.fetch(index, view=view)
 
 
 @dataclass(frozen=True, kw_only=True)

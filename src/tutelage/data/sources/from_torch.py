@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.data.datasets import Split, Splits
-from tutelage.data.streamed import Decoded, in_workers
 from tutelage.images import pixels_of
 from tutelage.types import UNLABELLED, View
 
@@ -45,20 +43,9 @@ class TorchSplit(Split):
     """
 
     dataset: Mapped
-    workers: int = 0
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1]."""
-        return self._read(index, view).images
-
-    def stream(
-        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Fetch batches in order."""
-        for readable, images, _ in in_workers(partial(self._read, view=view), requests, workers=self.workers):
-            yield readable, images
-
-    def _read(self, index: NDArray[np.int64], view: View | None) -> Decoded:
         seed, epoch = view if view is not None else (0, 0)
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []
@@ -79,7 +66,7 @@ class TorchSplit(Split):
                 f"data: expected images with values in [0, 1], got {low:.3g} to {high:.3g}; "
                 "leave normalisation out of the transforms: each model's card normalises its own inputs"
             )
-        return Decoded(index, batch, [])
+        return batch
 
 
 def from_datasets(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data import cache
-from tutelage.data.build import Description, Raw, check_labels, from_images, keep_test
+from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
@@ -80,8 +80,6 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     for split, rows in halves.items():
         undecoded = rows.select_columns([image]).cast_column(image, Image(decode=False))
         raws.append(Raw(HubReader(undecoded, image, split), labels[split], partial(_identity, rows, split, files)))
-    if test_name is not None:
-        keep_test(settings, shown)
     other = test_name in _TESTS[1:]
     notes = [f"The source has no test split: its {test_name} split is used for test."] if other else []
     description = Description(class_names=names, settings=settings, source=shown, notes=notes)

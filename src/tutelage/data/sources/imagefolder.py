@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.build import Description, Raw, from_images, keep_test
+from tutelage.data.build import Description, Raw, from_images
 from tutelage.data.cache import listing
 from tutelage.data.datasets import Splits
 from tutelage.images import Encoded
@@ -73,7 +73,6 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
     test, notes = None, []
     if test_root is not None:
-        keep_test(settings, f"imagefolder:{path}")
         unknown = sorted(set(_classes(test_root, path)) - set(names))
         if unknown:
             raise ValueError(
