@@ -20,8 +20,7 @@ from tutelage.data.streamed import StreamSplit
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
-HELD_OUT = 0.2
-"""The fraction that becomes the test set of a source that has none."""
+HELD_OUT = 0.2  # the fraction that becomes the test set of a source that has none
 
 
 @dataclass(frozen=True, kw_only=True)

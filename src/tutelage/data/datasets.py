@@ -150,10 +150,8 @@ class Splits:
 
     def sizes(self) -> dict[str, int]:
         """Return counts: samples per split, training samples with a label, and unreadable images met so far."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        present = {name: split for name, split in splits.items() if split is not None}
-        return {
-            **{name: len(split) for name, split in present.items()},
-            "labelled": int((self.train.labels != UNLABELLED).sum()),
-            "corrupt": len({name for split in present.values() for name in split.corrupt}),
-        }
+        splits = [("train", self.train), ("validation", self.validation), ("test", self.test)]
+        present = {name: split for name, split in splits if split is not None}
+        sizes = {name: len(split) for name, split in present.items()}
+        sizes["labelled"] = int((self.train.labels != UNLABELLED).sum())
+        return sizes | {"corrupt": len({name for split in present.values() for name in split.corrupt})}

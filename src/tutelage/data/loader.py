@@ -17,13 +17,11 @@ from tutelage.types import Batch, View
 class BatchLoader:
     """Batches of one split, on the CPU: implements `types.Batches`.
 
-    A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; with several processes
-    each takes every ``world``-th sample of it. Training batches are shuffled by (data seed, epoch) and augmented by
-    (data seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and not
-    augmented. A last batch of fewer samples than processes is left out in training; in evaluation its samples join the
-    batch before.
-
-    Inputs held in memory are strided as channels-last.
+    A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; of ``world`` processes
+    each takes every ``world``-th sample. Training batches are shuffled by (data seed, epoch) and augmented by (data
+    seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and not augmented. A
+    last batch of fewer samples than processes is left out in training; in evaluation it joins the batch before. Inputs
+    held in memory are strided as channels-last.
 
     Attributes:
         split: where samples come from.

@@ -17,8 +17,7 @@ from tutelage.images import MEAN, RESAMPLING, image_of, pixels_of, rescale
 from tutelage.settings.data import RandAugment
 from tutelage.types import View
 
-HIGHEST = 10.0
-"""Magnitude at which every operation is at the end of its range."""
+HIGHEST = 10.0  # magnitude at which every operation is at the end of its range
 
 
 class Strength(NamedTuple):
@@ -46,29 +45,15 @@ def _factor(how: Strength) -> float:
     return max(0.1, 1 + _along(how, 0.9))
 
 
-def _by_value(image: Image.Image, table: list[int]) -> Image.Image:
-    return image.point(table * len(image.getbands()))
-
-
-def _posterize(image: Image.Image, how: Strength) -> Image.Image:
-    """Keep 4 bits to none; Pillow's own function refuses to keep none."""
-    kept = 0xFF << (4 + int(how.level * 4))
-    return _by_value(image, [v & kept for v in range(256)])
-
-
-def _solarize_add(image: Image.Image, how: Strength) -> Image.Image:
-    brighter = int(how.level * 110)
-    return _by_value(image, [min(255, v + brighter) if v < 128 else v for v in range(256)])
-
-
 OPERATIONS: dict[str, Operation] = {
     "autocontrast": lambda image, how: ImageOps.autocontrast(image),
     "equalize": lambda image, how: ImageOps.equalize(image),
     "invert": lambda image, how: ImageOps.invert(image),
     "rotate": lambda image, how: image.rotate(_along(how, 30), how.resample, fillcolor=how.fill),
-    "posterize": _posterize,
+    # Keeps 4 bits to none; Pillow's own function refuses to keep none.
+    "posterize": lambda image, how: image.point(lambda v: v & (0xFF << (4 + int(how.level * 4)))),
     "solarize": lambda image, how: ImageOps.solarize(image, 256 - int(how.level * 256)),
-    "solarize_add": _solarize_add,
+    "solarize_add": lambda image, how: image.point(lambda v: min(255, v + int(how.level * 110)) if v < 128 else v),
     "color": lambda image, how: ImageEnhance.Color(image).enhance(_factor(how)),
     "contrast": lambda image, how: ImageEnhance.Contrast(image).enhance(_factor(how)),
     "brightness": lambda image, how: ImageEnhance.Brightness(image).enhance(_factor(how)),

@@ -1,7 +1,6 @@
 """Randomness as a pure function: a counter hash of (seed, epoch, sample, stream), vectorised over samples.
 
-There is no generator and so no state: the same arguments give the same bits on any number of workers and processes,
-which is what makes order and augmentation replayable.
+Without a generator's state, order and augmentation are the same on any number of workers and processes.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ def draw(seed: int, epoch: int, index: NDArray[np.integer], stream: int) -> NDAr
     Returns:
         uint64, the shape of ``index``.
 
-    Source: the mixing function of SplitMix64, Steele, Lea and Flood, "Fast splittable pseudorandom number
-    generators", OOPSLA 2014.
+    Source: SplitMix64 of Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 
     >>> draw(0, 0, np.arange(3), ORDER).tolist() == [int(draw(0, 0, np.array([i]), ORDER)[0]) for i in range(3)]
     True

@@ -22,9 +22,8 @@ from torch import Tensor
 from tutelage.settings.outputs import BOUND
 
 GAMMAS = (0.1, 0.125, 0.2, 0.25, 1 / 3, 0.5, 1.0)
-"""Exponents that the tail's power sums are kept at whatever a recipe has: temperatures of 10, 8, 5, 4, 3, 2 and 1."""
-BLOCK = 1024
-"""Rows packed at a time, so that what lies between takes little memory."""
+"""Exponents of the tail's power sums in every cache: temperatures of 10, 8, 5, 4, 3, 2 and 1."""
+BLOCK = 1024  # rows packed at a time, to save memory
 SHORT = torch.iinfo(torch.int16).max
 MEASURES = ("mean_tv", "max_tv", "mean_power_sum", "max_power_sum")
 """Columns of a chunk's ``error``: mean and maximum of the total variation, and of the power sum's relative error."""
@@ -101,11 +100,9 @@ class TopK:
             errors.append(self._errors(rows[seen], {name: tensor[seen] for name, tensor in kept.items()}).cpu())
         whole = {name: torch.cat([part[name] for part in packed]).contiguous() for name in packed[0]}
         each = torch.cat(errors, 1)
-        if each.shape[1]:
-            mean, largest = each.mean(1), each.amax(1)
-            whole["error"] = torch.stack([mean[:, 0], largest[:, 0], mean[:, 1], largest[:, 1]], 1).float()
-        else:
-            whole["error"] = torch.zeros(len(self.gammas), len(MEASURES))
+        if not each.shape[1]:  # of no sample, of which there is no maximum
+            each = each.new_zeros(len(self.gammas), 1, 2)
+        whole["error"] = torch.stack([each.mean(1), each.amax(1)], -1).flatten(1).float()
         return whole
 
     def _pack(self, logits: Tensor) -> dict[str, Tensor]:
@@ -171,11 +168,9 @@ class TopK:
             TeacherCacheError: naming error, exponent and what was kept.
         """
         for gamma in needed:
-            mean_tv, max_tv, mean_sum, max_sum = error[self.at(gamma)].tolist()
-            for what, mean, largest in (
-                ("total variation from p_gamma", mean_tv, max_tv),
-                ("relative error of U_gamma", mean_sum, max_sum),
-            ):
+            measured = error[self.at(gamma)].view(2, 2).tolist()
+            names = ("total variation from p_gamma", "relative error of U_gamma")
+            for what, (mean, largest) in zip(names, measured, strict=True):
                 if not mean <= self.bound:
                     raise TeacherCacheError(
                         f"outputs: expected the top {self.kept} of {self.classes} classes to say what all of them do "

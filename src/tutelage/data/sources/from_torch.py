@@ -25,22 +25,15 @@ SLACK = 0.1
 
 
 class Mapped(Protocol):
-    """A map-style data set: what `torch.utils.data.Dataset` is in use."""
+    """A map-style data set of images with their class indices, or of images alone."""
 
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Return an image and its class index, or the image alone where it has none."""
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchSplit(Split):
-    """Samples of a user's data set, with its own transforms.
-
-    Python's, NumPy's and torch's global generators are seeded per sample while its transforms run, and put back
-    afterwards: random transforms become functions of (data seed, epoch, sample) too.
-    """
+    """Samples of a user's data set, with its own transforms, which become functions of (data seed, epoch, sample)."""
 
     dataset: Mapped
 
@@ -99,24 +92,23 @@ def from_datasets(
         TypeError: a sample is not an image and a class index.
         ValueError: no samples, a label outside the classes, or images of several shapes.
     """
-    names = tuple(str(name) for name in class_names) if class_names is not None else tuple(map(str, range(classes)))
+    names = tuple(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
         raise ValueError(f"class_names: expected {classes} names, got {len(names)}; give one for each class")
     if workers < 0:
         raise ValueError(f"workers: expected a whole number of at least 0, got {workers}; type workers=0")
     splits: dict[str, Split] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    expected = None
     for part, dataset in {"train": train, "validation": validation, "test": test}.items():
         if dataset is None:
             continue
         if not len(dataset):
             raise ValueError(f"{part}: expected at least 1 sample, got 0; pass a data set with samples")
         with _seeded(0):
-            shapes[part] = tuple(_sample(dataset, 0)[0].shape)
-        if shapes[part] != shapes["train"]:
-            raise ValueError(
-                f"{part}: expected images of shape {shapes['train']} as in train, got {shapes[part]}; resize them"
-            )
+            shape = tuple(_sample(dataset, 0)[0].shape)
+        expected = expected or shape
+        if shape != expected:
+            raise ValueError(f"{part}: expected images of shape {expected} as in train, got {shape}; resize them")
         labels = _targets(dataset)
         wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= classes)))
         if wrong.size:
@@ -125,7 +117,7 @@ def from_datasets(
                 f"{int(wrong[0])}; raise classes or mend the labels"
             )
         splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers)
-    channels, height, width = shapes["train"]
+    channels, height, width = shape
     return Splits(
         train=splits["train"],
         validation=splits.get("validation"),
@@ -172,7 +164,7 @@ def _targets(dataset: Mapped) -> NDArray[np.int64]:
 
 
 def _label(label: Any, position: int) -> int:
-    """Return a class index, -100 for None."""
+    """Return a class index; -100 for None."""
     if label is None:
         return UNLABELLED
     try:

@@ -21,13 +21,11 @@ _SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <pat
 
 
 class FolderReader:
-    """Images of files below one folder.
-
-    Names are kept in one array of bytes: a list of strings would be copied into every worker, page by page, when read.
-    """
+    """Images of files below one folder."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self._root = root
+        # An array of bytes: a list of strings would be copied into every worker, page by page, when read.
         self._names = np.array([os.fsencode(name) for name in names])
 
     def __len__(self) -> int:
@@ -46,8 +44,7 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     """Open a folder of images.
 
     ``path/train`` is learned from, with ``path/test`` (or ``val``, ``validation``, ``valid``) for test; without a test
-    folder, or with the classes directly in ``path``, a fifth of each class is held out, seeded by ``split_seed``, or
-    the training images are the test set, as ``settings.test`` says.
+    folder, or with the classes directly in ``path``, ``settings.test`` says what the test set is.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -104,10 +101,9 @@ def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
     for label, name in enumerate(classes):
         for folder, below, files in os.walk(root / name):
             below.sort()
-            for file in sorted(files):
-                if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                    names.append(str(Path(folder, file).relative_to(base)))
-                    labels.append(label)
+            kept = [f for f in sorted(files) if os.path.splitext(f)[1].lower() in EXTENSIONS and not f.startswith(".")]
+            names += [str(Path(folder, file).relative_to(base)) for file in kept]
+            labels += [label] * len(kept)
     return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))
 
 
