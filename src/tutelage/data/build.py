@@ -132,7 +132,7 @@ def from_pixels(
 
 
 def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
-    """Divide a source without a test set; return both halves and the note that says so."""
+    """Divide a source without a test set; return both halves and a note of how."""
     count, seed = len(raw.labels), description.settings.split_seed
     if description.settings.test == "train":
         return raw, raw, f"There are no held-out images: the test set is the {count} training images, not augmented."
@@ -171,7 +171,7 @@ def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> 
     """Return how training samples are mixed, or None.
 
     Raises:
-        ValueError: some samples have a label and others have none: a soft label cannot say that it is unknown.
+        ValueError: some samples have a label and others have none, which a soft label cannot say.
     """
     settings = description.settings
     if not (settings.mix_probability and (settings.mixup or settings.cutmix)):

@@ -34,7 +34,7 @@ class StreamSplit(Split):
         """Return float32 ``(batch, channels, height, width)`` in [0, 1].
 
         Raises:
-            ValueError: an image cannot be read; here always, since a result of another length would be a trap.
+            ValueError: an image cannot be read; never skipped here, where the caller relies on the length.
         """
         _, images, faults = self._decode(index, view)
         if faults:

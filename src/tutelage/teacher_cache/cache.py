@@ -72,13 +72,12 @@ class TeacherCache:
             self.form = TopK.from_json(stored["form"]) if stored.get("form") else None
 
     def _check_same(self, stored: Mapping[str, Any]) -> None:
-        then, now = _flat(stored["key"]), _flat(self.key)
-        pairs = [(name, now.get(name), then.get(name)) for name in sorted(then.keys() | now.keys())]
-        pairs += [("schema", SCHEMA, stored.get("schema")), ("samples", self.samples, stored.get("samples"))]
+        then = _flat(stored["key"]) | {name: stored.get(name) for name in ("schema", "samples")}
+        now = _flat(self.key) | {"schema": SCHEMA, "samples": self.samples}
         differs = [
-            f"{name} (expected {'none' if expected is None else expected}, got {'none' if got is None else got})"
-            for name, expected, got in pairs
-            if expected != got
+            f"{name} (expected {now.get(name, 'none')}, got {then.get(name, 'none')})"
+            for name in sorted(then.keys() | now.keys())
+            if then.get(name) != now.get(name)
         ]
         if differs:
             raise TeacherCacheError(
@@ -86,23 +85,16 @@ class TeacherCache:
                 f"{'; '.join(differs)}; type outputs=... for another folder and record them with `tutelage record`"
             )
 
-    def begin(self) -> None:
-        """Write ``outputs.json``: the key and the form."""
-        self._describe()
+    def begin(self, **more: Any) -> None:
+        """Write ``outputs.json``: the key, the form, and what more there is to keep."""
         self.begun = True
-
-    def _describe(self, **more: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         value = {"schema": SCHEMA, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
         value["form"], value["speed"] = self.form.to_json() if self.form else None, self.speed
         records.write_json(self.folder / records.OUTPUTS, value | more)
 
     def conclude(self, epochs: int) -> dict[float, dict[str, float]]:
-        """Write down what the top-k form cost over all chunks of so many epochs; nothing where there is none.
-
-        Returns:
-            By exponent: mean and maximum of the total variation of p_gamma and of U_gamma's relative error.
-        """
+        """Write down the top-k form's errors over all chunks of so many epochs; return `MEASURES` by exponent."""
         if self.form is None:
             return {}
         chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self._ranges()]
@@ -115,7 +107,7 @@ class TeacherCache:
             gamma: {name: float(f"{value:.3g}") for name, value in zip(MEASURES, row, strict=True)}
             for gamma, row in zip(self.form.gammas, whole, strict=True)
         }
-        self._describe(errors=[{"gamma": gamma, **measured} for gamma, measured in errors.items()])
+        self.begin(errors=[{"gamma": gamma, **measured} for gamma, measured in errors.items()])
         return errors
 
     def _ranges(self) -> Iterator[range]:
@@ -130,12 +122,7 @@ class TeacherCache:
                 yield chunk
 
     def require(self, epoch: int, taps: Sequence[str] = (), *, gammas: Collection[float] = ()) -> None:
-        """Refuse an epoch that is not there as a whole, or is too far off in its top-k form.
-
-        Args:
-            epoch: whose views, from 0.
-            taps: features that will be read.
-            gammas: exponents that the logits will be read at.
+        """Refuse an epoch, from 0, that lacks chunks of logits or taps, or is too far off at these exponents.
 
         Raises:
             TeacherCacheError: naming what is missing, or how far off it is.

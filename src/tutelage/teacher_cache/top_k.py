@@ -158,11 +158,7 @@ class TopK:
         )
 
     def check(self, error: Tensor, needed: Collection[float]) -> None:
-        """Refuse errors beyond the bound.
-
-        Args:
-            error: ``(gammas, 4)``, `MEASURES`.
-            needed: exponents that count.
+        """Refuse errors beyond the bound: ``error`` is ``(gammas, 4)``, `MEASURES`; the ``needed`` exponents count.
 
         Raises:
             TeacherCacheError: naming error, exponent and what was kept.

@@ -76,7 +76,8 @@ def from_datasets(
 
     Args:
         train: yields (image, label): a float tensor ``(channels, height, width)`` in [0, 1] or a Pillow image, and a
-            class index; where unlabelled -100, None, or the image alone. All images have one shape.
+            class index; where unlabelled -100, None, or the image alone. All images have one shape. Labels are read
+            from ``targets`` where that is there and not transformed, else in one pass over the samples.
         test: alike.
         classes: number of classes.
         validation: alike, or none.
@@ -85,8 +86,7 @@ def from_datasets(
         source: to show.
 
     Returns:
-        Splits without a fingerprint: what a user's code yields is not known from outside. Labels are read from
-        ``targets`` where a data set has it and does not transform it, else in one pass over its samples.
+        Splits without a fingerprint: what a user's code yields is not known from outside.
 
     Raises:
         TypeError: a sample is not an image and a class index.
@@ -140,7 +140,7 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
         raise TypeError(
             f"data: expected (image, label) of sample {position}, or an image alone, got {got}; return a pair"
         )
-    image, label = sample[0], sample[1] if len(sample) == 2 else None
+    image, label = sample if len(sample) == 2 else (*sample, None)
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
@@ -158,8 +158,7 @@ def _targets(dataset: Mapped) -> NDArray[np.int64]:
     targets = getattr(dataset, "targets", None)
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
         with _seeded(0):
-            targets = [_sample(dataset, position)[1] for position in range(len(dataset))]
-        return np.array(targets, np.int64)
+            return np.array([_sample(dataset, position)[1] for position in range(len(dataset))], np.int64)
     return np.array([_label(target, position) for position, target in enumerate(targets)], np.int64)
 
 

@@ -57,15 +57,12 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
         )
     train_root = root / "train" if (root / "train").is_dir() else root
     names = _classes(train_root, path)
-    train = _scan(train_root, names, root)
-    if not len(train.labels):
-        raise ValueError(_no_images(path))
+    train = _scan(train_root, names, root, path)
     counts = np.bincount(train.labels, minlength=len(names))
     if not counts.all():
-        empty = names[int(counts.argmin())]
         raise ValueError(
-            f"data.source: expected images in every class folder of imagefolder:{path}, got none in {empty}; "
-            "add images or remove the folder"
+            f"data.source: expected images in every class folder of imagefolder:{path}, got none in "
+            f"{names[int(counts.argmin())]}; add images or remove the folder"
         )
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
     test, notes = None, []
@@ -76,9 +73,7 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
                 f"data.source: expected in {test_root.name} the classes of train, got {unknown[0]}; "
                 f"add it to train or remove it from {test_root.name}"
             )
-        test = _scan(test_root, names, root)
-        if not len(test.labels):
-            raise ValueError(_no_images(f"{path} ({test_root.name})"))
+        test = _scan(test_root, names, root, f"{path} ({test_root.name})")
         if test_root.name != "test":
             notes.append(f"The source has no test folder: {test_root.name} is used for test.")
     shown = f"imagefolder:{root.resolve().name}"
@@ -94,7 +89,7 @@ def _classes(root: Path, path: str) -> list[str]:
     return names
 
 
-def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
+def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> Raw:
     """List the images of the classes, sorted by name."""
     names: list[str] = []
     labels: list[int] = []
@@ -104,9 +99,7 @@ def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
             kept = [f for f in sorted(files) if os.path.splitext(f)[1].lower() in EXTENSIONS and not f.startswith(".")]
             names += [str(Path(folder, file).relative_to(base)) for file in kept]
             labels += [label] * len(kept)
+    if not names:
+        kinds = " ".join(sorted(EXTENSIONS))
+        raise ValueError(f"data.source: expected images ({kinds}), got none in imagefolder:{path}; expected {_SHAPE}")
     return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))
-
-
-def _no_images(what: str) -> str:
-    kinds = " ".join(sorted(EXTENSIONS))
-    return f"data.source: expected images ({kinds}), got none in imagefolder:{what}; expected {_SHAPE}"
