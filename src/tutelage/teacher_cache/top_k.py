@@ -69,8 +69,7 @@ class TopK:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TopK:
         """Return the form that `to_json` described."""
-        gammas = tuple(value["gammas"])
-        return cls(kept=value["top"], classes=value["classes"], gammas=gammas, bound=value["max_error"])
+        return cls(kept=value["top"], classes=value["classes"], gammas=tuple(value["gammas"]), bound=value["max_error"])
 
     def to_json(self) -> dict[str, Any]:
         """Describe the form."""
