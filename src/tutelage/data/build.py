@@ -25,7 +25,7 @@ HELD_OUT = 0.2  # the fraction that becomes the test set of a source that has no
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is known of a source besides its images: its name and notes are to show, its settings checked."""
+    """A source without its images: its name and notes for display, its settings checked."""
 
     class_names: Sequence[str]
     settings: DataSettings
@@ -73,13 +73,13 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
     """Build splits of encoded images: in memory where they fit, else streamed, as random boxes always are.
 
     Args:
-        train: what is learned from, and what validation is held out of.
-        test: the other half; None makes one of ``train`` as the settings say.
+        train: training images, of which validation is held out.
+        test: test images; None takes them from ``train`` as the settings say.
         description: of the source.
         key: of the decoded pixels' cache; None keeps none.
 
     Raises:
-        ValueError: images cannot be read, holding some out would leave a class without any to learn from, or the
+        ValueError: images cannot be read, holding some out would leave a class without training images, or the
             training images are to be the test set of a source that has one.
     """
     if test is not None:
@@ -200,7 +200,7 @@ def _fits(halves: Iterable[Raw], layout: images.Layout, settings: DataSettings) 
 
 
 def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images.Layout, list[Pixels]] | None:
-    """Decode on the guess that every image is like the first: then none is opened twice. None where that is wrong."""
+    """Decode as if every image had the first one's size, so that none is opened twice; None where one does not."""
     reader = halves[0].reader
     try:
         (encoded,) = reader.encoded([0])

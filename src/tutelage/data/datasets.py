@@ -1,4 +1,4 @@
-"""What other packages see of a data set: its splits. Also the split whose pixels are held in memory."""
+"""A data set's splits, as other packages see them, and the split whose pixels are held in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Mixing:
 
     mixup: float  # alpha of Mixup, at least 0; 0 is off
     cutmix: float  # alpha of CutMix, at least 0; 0 is off
-    probability: float  # of a sample to be mixed at all
+    probability: float  # that a sample is mixed
     switch: float  # probability of CutMix where both are on
     classes: int  # width of the labels
     image_size: tuple[int, int]  # height and width, pixels
@@ -70,7 +70,7 @@ class Split(ABC):
     Attributes:
         labels: ``(len,)`` int64 on the CPU, -100 where unlabelled.
         mixing: how training batches mix samples, whose labels are soft then, or None; `fetch` and `stream` never mix.
-        corrupt: names of images met that could not be read, each once.
+        corrupt: names of the images so far that could not be read, each once.
         workers: processes that fetch what is streamed, at least 0.
     """
 
@@ -149,7 +149,7 @@ class Splits:
     interpolation: str = "bilinear"
 
     def sizes(self) -> dict[str, int]:
-        """Return counts: samples per split, training samples with a label, and unreadable images met so far."""
+        """Return counts: samples per split, training samples with a label, and unreadable images so far."""
         splits = [("train", self.train), ("validation", self.validation), ("test", self.test)]
         present = {name: split for name, split in splits if split is not None}
         sizes = {name: len(split) for name, split in present.items()}

@@ -25,7 +25,7 @@ Rectangle = tuple[int, int, int, int]  # top, bottom, left, right; pixels
 def rectangles(
     index: NDArray[np.int64], *, view: View, probability: float, height: int, width: int
 ) -> list[Rectangle | None]:
-    """Return what is erased of each sample; None where nothing is.
+    """Return the rectangle erased of each sample, or None.
 
     The area is uniform in 2 to 33.3 % of the image's, the ratio of height to width log-uniform in 0.3 to 3.33; the
     first of ten draws that is smaller than the image on both sides is taken, its position uniform.

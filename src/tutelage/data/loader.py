@@ -24,11 +24,11 @@ class BatchLoader:
     held in memory are strided as channels-last.
 
     Attributes:
-        split: where samples come from.
+        split: the samples.
         batch_size: of all processes together.
         data_seed: of order and views.
         train: shuffle and augment.
-        samples: how many samples an epoch has.
+        samples: samples per epoch.
     """
 
     def __init__(self, split: Split, *, batch_size: int, data_seed: int = 0, train: bool) -> None:
@@ -90,6 +90,6 @@ class BatchLoader:
 
 
 def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
-    """Return how few samples a process may have in a training step (`BatchLoader`)."""
+    """Return the fewest samples per process in a training step of `BatchLoader`."""
     remainder = samples % batch_size
     return (remainder if remainder >= world else min(batch_size, samples)) // world

@@ -33,7 +33,7 @@ def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: Vi
     The partner is uniform over the data set's ``samples``, the sample itself included. The share ``lam`` follows
     ``Beta(alpha, alpha)``. CutMix takes a rectangle of ``floor(height * sqrt(1 - lam))`` by
     ``floor(width * sqrt(1 - lam))`` pixels whose centre is uniform over the image and which is cut off at its borders;
-    the share is then one minus the part of the image that it really covers.
+    the share is then one minus the fraction of the image that it covers.
 
     Source: Zhang et al., "mixup", arXiv 1710.09412; Yun et al., "CutMix", arXiv 1905.04899.
 

@@ -26,7 +26,7 @@ class Strength(NamedTuple):
     level: float  # magnitude over the highest one, in [0, 1]
     sign: int  # 1 or -1: the direction, where an operation has one
     resample: Image.Resampling  # of operations that move pixels
-    fill: tuple[int, ...]  # what they leave bare, a value per channel
+    fill: tuple[int, ...]  # of the pixels that they expose, a value per channel
 
 
 Operation = Callable[[Image.Image, Strength], Image.Image]
@@ -69,7 +69,7 @@ _NAMES = tuple(OPERATIONS)
 def draw_operations(
     index: NDArray[np.int64], *, view: View, settings: RandAugment
 ) -> list[list[tuple[str, float, int]]]:
-    """Return what is done to each sample: names of operations with level and sign, in order."""
+    """Return each sample's operations, in order: name, level and sign."""
     drawn: list[list[tuple[str, float, int]]] = [[] for _ in index]
     for k in range(settings.operations):
         name = rng.view_integers(view, index, rng.RAND_NAME + k, len(_NAMES))
@@ -104,8 +104,8 @@ def randaugment(
     - solarize: inverts values from 256 (none) at magnitude 0, from 0 (all) at 10;
     - solarize_add: adds 110 to values below 128.
 
-    What is laid bare is filled with the mean of ImageNet's pixels. Images, of 1 or 3 channels, whose white is not 255
-    are brought to it, and back to their own steps afterwards. Operations that move pixels resample by
+    Exposed pixels get the mean of ImageNet's pixels. Images, of 1 or 3 channels, whose white is not 255 are rescaled
+    to it, and back afterwards. Operations that move pixels resample by
     ``interpolation``, ``bilinear`` or ``bicubic``.
 
     Source: Cubuk et al., "RandAugment", arXiv 1909.13719; operations, ranges and the probability of 1/2 are those of

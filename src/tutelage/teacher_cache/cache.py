@@ -46,11 +46,11 @@ class TeacherCache:
         folder: of the cache.
         key: what the outputs depend on (teacher, data, views, precision, taps), as JSON holds it.
         samples: training samples.
-        rows: samples per chunk; of a cache that is there already, its own.
-        form: of the logits: none for all of them; of a cache that is there already, its own.
+        rows: samples per chunk; an existing cache keeps its own.
+        form: of the logits; none stores all of them; an existing cache keeps its own.
 
     Attributes:
-        begun: it is there already.
+        begun: the cache exists.
         speed: how the recorded teacher is computed, as JSON holds it; none until it is chosen.
 
     Raises:
@@ -86,7 +86,7 @@ class TeacherCache:
             )
 
     def begin(self, **more: Any) -> None:
-        """Write ``outputs.json``: the key, the form, and what more there is to keep."""
+        """Write ``outputs.json``: the key, the form, and further entries."""
         self.begun = True
         self.folder.mkdir(parents=True, exist_ok=True)
         value = {"schema": SCHEMA, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
@@ -94,7 +94,7 @@ class TeacherCache:
         records.write_json(self.folder / records.OUTPUTS, value | more)
 
     def conclude(self, epochs: int) -> dict[float, dict[str, float]]:
-        """Write down the top-k form's errors over all chunks of so many epochs; return `MEASURES` by exponent."""
+        """Record the top-k form's errors over all chunks of so many epochs; return `MEASURES` by exponent."""
         if self.form is None:
             return {}
         chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self._ranges()]
@@ -136,11 +136,11 @@ class TeacherCache:
     def write(
         self, epoch: int, chunk: range, logits: Tensor, taps: Mapping[str, Tensor], *, gammas: Collection[float] = ()
     ) -> None:
-        """Write one chunk; before the first, whose outputs these are.
+        """Write one chunk, and before the first ``outputs.json``.
 
         Args:
-            epoch: whose views they are of, from 0.
-            chunk: the samples.
+            epoch: of the views, from 0.
+            chunk: its samples.
             logits: ``(samples, classes)``.
             taps: features by tap, ``(samples, ...)``.
             gammas: exponents that the logits will be read at.
@@ -167,14 +167,14 @@ class TeacherCache:
         """Map the teacher's outputs of an epoch, chunk by chunk of ``rows`` samples, and check it.
 
         Args:
-            epoch: whose views, from 0.
+            epoch: of the views, from 0.
             what: ``logits``, or a tap.
 
         Returns:
             Tensors that lie in the files: ``values``, and of logits ``mean``, or what `TopK.pack` returns.
 
         Raises:
-            TeacherCacheError: some of it is not there, or is not what was written.
+            TeacherCacheError: some of it is missing or damaged.
         """
         chunks = []
         for samples in self._ranges():
@@ -197,7 +197,7 @@ class TeacherCache:
     def _path(self, epoch: int, start: int, what: str) -> Path:
         name = LOGITS
         if what != LOGITS:
-            # Readable, and different for every tap.
+            # Readable, and unique to the tap.
             digest = hashlib.blake2b(what.encode(), digest_size=4).hexdigest()
             name = f"tap.{re.sub(r'[^A-Za-z0-9.-]+', '-', what)}-{digest}"
         return self.folder / f"epoch-{epoch:04d}" / f"{start:09d}.{name}.safetensors"
@@ -235,9 +235,9 @@ class CachedTeacher:
         """Read an epoch's outputs; epochs count from 0.
 
         Raises:
-            TeacherCacheError: they were not recorded, or what lies there is damaged.
+            TeacherCacheError: they are missing or damaged.
         """
-        self._chunks = {}  # before the next epoch's is there, so that the two never lie in memory together
+        self._chunks = {}  # so that two epochs are never in memory together
         outputs = {what: self._cache.read(epoch, what) for what in (LOGITS, *self._taps)}
         for chunks in outputs.values():
             for chunk in chunks:
@@ -250,15 +250,13 @@ class CachedTeacher:
         self._chunks = outputs
 
     def __call__(self, batch: Batch) -> Outputs:
-        """Return what was recorded of the batch's views.
+        """Return the recorded outputs of the batch's views.
 
         Raises:
             TeacherCacheError: no epoch was opened.
         """
         if not self._chunks:
-            raise TeacherCacheError(
-                "outputs: expected an epoch whose views are answered for, got none; call open(epoch) first"
-            )
+            raise TeacherCacheError("outputs: expected an epoch that is open, got none; call open(epoch) first")
         index = batch.index.to(self._device)
         order, parts = (None, [(0, index)]) if len(self._chunks[LOGITS]) == 1 else _parts(index, self._cache.rows)
         outputs = {what: _rows(tensors, order, parts) for what, tensors in self._chunks.items()}

@@ -1,12 +1,12 @@
-"""The top-k form of a teacher's logits: the largest, and of all others what their powers sum to.
+"""The top-k form of a teacher's logits: the largest, and the power sums of all others.
 
 Of a sample's probabilities ``p`` the ``k`` largest are kept with their classes, and of the ``m = K - k`` others
 ``log S(gamma) = log sum_{tail} p**gamma`` on a grid of exponents; at ``gamma = 1`` that is the left-over mass. They are
 read for one exponent of the grid: the tail's classes get one probability ``t``, the same for each, with
-``m * t**gamma = S(gamma)``. So ``p_gamma = softmax(gamma * v)`` is exact on the top classes to float16, and what is
-lost is how the tail is spread. For ``gamma < 1`` the tail's mass ``m * t`` is smaller than what was left over, or equal
+``m * t**gamma = S(gamma)``. So ``p_gamma = softmax(gamma * v)`` is exact on the top classes to float16; the
+spread of the tail is lost. For ``gamma < 1`` the tail's mass ``m * t`` is smaller than what was left over, or equal
 (means of powers grow with the power), so ``U_gamma`` is read too large, by the factor ``(top mass + m * t)**-gamma``.
-Both errors are measured of every sample when it is recorded.
+Both errors are measured per sample when it is recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TeacherCacheError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TopK:
-    """What is kept of logits.
+    """The form in which logits are stored.
 
     Raises:
         TeacherCacheError: a number is out of range.
@@ -134,7 +134,7 @@ class TopK:
             gamma: one of the grid's.
 
         Raises:
-            TeacherCacheError: it is none of the grid's.
+            TeacherCacheError: it is not in the grid.
         """
         at, others = self.at(gamma), self.classes - self.kept
         level = (kept["tail"][:, at : at + 1] - math.log(others)) / self.gammas[at]
@@ -145,7 +145,7 @@ class TopK:
         """Return an exponent's position in the grid.
 
         Raises:
-            TeacherCacheError: it has none.
+            TeacherCacheError: it is not in the grid.
         """
         for position, known in enumerate(self.gammas):
             if math.isclose(known, gamma, rel_tol=1e-9):
@@ -168,7 +168,7 @@ class TopK:
             for what, (mean, largest) in zip(names, measured, strict=True):
                 if not mean <= self.bound:
                     raise TeacherCacheError(
-                        f"outputs: expected the top {self.kept} of {self.classes} classes to say what all of them do "
+                        f"outputs: expected the top {self.kept} of {self.classes} classes to stand for all of them "
                         f"to within {self.bound:g}, got a mean {what} of {mean:.2g} (at most {largest:.2g}) at gamma "
                         f"{gamma:.4g}; type a larger outputs_top=..., outputs_limit_mb=... with "
                         "the size of all of them, or outputs_max_error=..."

@@ -83,10 +83,10 @@ def from_datasets(
         validation: alike, or none.
         class_names: one per class; their numbers where unset.
         workers: processes that run the data sets, at least 0.
-        source: to show.
+        source: name to show.
 
     Returns:
-        Splits without a fingerprint: what a user's code yields is not known from outside.
+        Splits without a fingerprint, as the content that a user's code yields is not known.
 
     Raises:
         TypeError: a sample is not an image and a class index.
@@ -179,7 +179,7 @@ def _label(label: Any, position: int) -> int:
 
 @contextmanager
 def _seeded(bits: int) -> Iterator[None]:
-    """Seed the global generators of the CPU, and put them back."""
+    """Seed the CPU's global generators (Python's, NumPy's, torch's), and restore them afterwards."""
     # torch.manual_seed would reset the accelerators' generators as well, which belong to the training loop.
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(bits)

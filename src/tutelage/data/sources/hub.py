@@ -38,7 +38,7 @@ class HubReader:
         return f"{self.split} row {position}"
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
-        """Return the images' files; one that is missing comes as no bytes, which cannot be decoded."""
+        """Return the images' files; a missing one as empty bytes, which cannot be decoded."""
         chosen = slice(positions.start, positions.stop) if isinstance(positions, range) else list(positions)
         return [_file_of(item) for item in self.rows[chosen][self.column]]
 
@@ -58,7 +58,7 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
 
     Raises:
         ImportError: the ``datasets`` library is missing.
-        FileNotFoundError: neither a folder nor a data set that can be reached.
+        FileNotFoundError: neither a folder nor a reachable data set.
         ValueError: no split to train on, no such column, or labels outside the classes.
     """
     splits, local = _load(name)
@@ -80,8 +80,8 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     for split, rows in halves.items():
         undecoded = rows.select_columns([image]).cast_column(image, Image(decode=False))
         raws.append(Raw(HubReader(undecoded, image, split), labels[split], partial(_identity, rows, split, files)))
-    other = test_name in _TESTS[1:]
-    notes = [f"The source has no test split: its {test_name} split is used for test."] if other else []
+    named_otherwise = test_name in _TESTS[1:]
+    notes = [f"The source has no test split: its {test_name} split is used for test."] if named_otherwise else []
     description = Description(class_names=names, settings=settings, source=shown, notes=notes)
     return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
 
@@ -174,7 +174,7 @@ def _files(root: Path) -> bytes:
     names: list[str] = []
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        # The library's own caches beside the rows are no part of them.
+        # Files named cache- are the library's, not the data set's.
         kept = sorted(name for name in files if not name.startswith((".", "cache-")))
         names.extend(str(Path(folder, name).relative_to(root)) for name in kept)
     return cache.listing(root, names)

@@ -43,12 +43,12 @@ class FolderReader:
 def open_folder(path: str, settings: DataSettings) -> Splits:
     """Open a folder of images.
 
-    ``path/train`` is learned from, with ``path/test`` (or ``val``, ``validation``, ``valid``) for test; without a test
-    folder, or with the classes directly in ``path``, ``settings.test`` says what the test set is.
+    Training images are in ``path/train``, test images in ``path/test`` (or ``val``, ``validation``, ``valid``); without
+    a test folder, or with the classes directly in ``path``, ``settings.test`` says what the test set is.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no class folders, no images, or a class in the test folder that training does not know.
+        ValueError: no class folders, no images, or a class in the test folder that is not in train.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
