@@ -11,11 +11,11 @@ from tutelage.types import View
 VIEW = View(seed=3, epoch=5)
 
 
-def test_rectangles_have_the_stated_areas_ratios_and_places():
-    found = rectangles(np.arange(4000), view=VIEW, probability=0.25, height=200, width=300)
-    there = np.array([r for r in found if r is not None])
-    assert 0.22 < len(there) / 4000 < 0.28
-    top, bottom, left, right = there.T
+def test_rectangles_have_the_stated_areas_ratios_and_positions():
+    drawn = rectangles(np.arange(4000), view=VIEW, probability=0.25, height=200, width=300)
+    erased = np.array([r for r in drawn if r is not None])
+    assert 0.22 < len(erased) / 4000 < 0.28
+    top, bottom, left, right = erased.T
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (bottom <= 200).all()
@@ -46,8 +46,8 @@ def test_what_is_not_erased_stays_and_each_sample_is_by_itself():
     images = torch.full((30, 24, 20, 3), 7, dtype=torch.uint8)
     index = np.arange(200, 230)
     erased = erase(images, index, view=VIEW, probability=0.5)
-    found = rectangles(index, view=VIEW, probability=0.5, height=24, width=20)
-    for row, rectangle in enumerate(found):
+    drawn = rectangles(index, view=VIEW, probability=0.5, height=24, width=20)
+    for row, rectangle in enumerate(drawn):
         outside = torch.ones(24, 20, dtype=torch.bool)
         if rectangle is not None:
             top, bottom, left, right = rectangle
@@ -64,8 +64,8 @@ def test_noise_is_that_of_imagenets_pixels(channels, white):
     index = np.arange(100)
     erased = erase(images, index, view=VIEW, probability=1.0, white=white).numpy() / white
     assert erased.max() == 1
-    found = rectangles(index, view=VIEW, probability=1.0, height=64, width=64)
-    values = np.concatenate([erased[i, r[0] : r[1], r[2] : r[3]].reshape(-1, channels) for i, r in enumerate(found)])
+    drawn = rectangles(index, view=VIEW, probability=1.0, height=64, width=64)
+    values = np.concatenate([erased[i, r[0] : r[1], r[2] : r[3]].reshape(-1, channels) for i, r in enumerate(drawn)])
     means, deviations = (MEAN, STD) if channels == 3 else ([np.mean(MEAN)], [np.mean(STD)])
     assert np.abs(values.mean(0) - means).max() < 0.01
     assert np.abs(values.std(0) - deviations).max() < 0.01

@@ -11,9 +11,9 @@ def split():
     return open_data(DataSettings(crop_padding=1, flip=True, labelled=20)).train
 
 
-def same(one, other):
-    return len(one) == len(other) and all(
-        all(torch.equal(a, b) for a, b in zip(x[:3], y[:3], strict=True)) for x, y in zip(one, other, strict=True)
+def same(first, second):
+    return len(first) == len(second) and all(
+        all(torch.equal(a, b) for a, b in zip(x[:3], y[:3], strict=True)) for x, y in zip(first, second, strict=True)
     )
 
 
@@ -36,8 +36,8 @@ def test_order_and_views_differ_by_epoch_and_seed(split):
     base = epoch(0)
     for other in (epoch(1), epoch(0, seed=1)):
         assert not torch.equal(base.index, other.index)
-        by_place = [b.inputs[b.index.argsort()] for b in (base, other)]
-        assert not torch.equal(*by_place)
+        by_index = [b.inputs[b.index.argsort()] for b in (base, other)]
+        assert not torch.equal(*by_index)
     assert same([base], [epoch(0)])
 
 

@@ -19,30 +19,30 @@ VIEW = View(seed=3, epoch=5)
 ALL = {"flip": True, "randaugment": RandAugment(), "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0}
 
 
-def mixing(**given):
+def mixing(**settings):
     usual = {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5, "classes": 10, "image_size": (200, 300)}
-    return Mixing(**usual | given)
+    return Mixing(**usual | settings)
 
 
-def drawn(count=20_000, samples=1000, **given):
-    return draw_mix(np.arange(count), mixing=mixing(**given), samples=samples, view=VIEW)
+def drawn(count=20_000, samples=1000, **settings):
+    return draw_mix(np.arange(count), mixing=mixing(**settings), samples=samples, view=VIEW)
 
 
-def same(one, other):
-    return len(one) == len(other) and all(
-        all(torch.equal(a, b) for a, b in zip(x[:3], y[:3], strict=True)) for x, y in zip(one, other, strict=True)
+def same(first, second):
+    return len(first) == len(second) and all(
+        all(torch.equal(a, b) for a, b in zip(x[:3], y[:3], strict=True)) for x, y in zip(first, second, strict=True)
     )
 
 
 def rows(batches):
-    """Every sample's input and label by its place."""
+    """Every sample's input and label by its index."""
     return {
         int(i): (x, y) for batch in batches for i, x, y in zip(batch.index, batch.inputs, batch.labels, strict=True)
     }
 
 
-def same_rows(one, other):
-    return one.keys() == other.keys() and all(torch.equal(a, b) for k in one for a, b in zip(one[k], other[k]))  # noqa: B905
+def same_rows(first, second):
+    return first.keys() == second.keys() and all(torch.equal(a, b) for k in first for a, b in zip(first[k], second[k]))  # noqa: B905
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +117,8 @@ def test_switch_and_probability():
 def test_draws_are_each_samples_own_and_differ_by_epoch_and_seed():
     how = mixing(mixup=0.8, cutmix=1.0)
     whole = draw_mix(np.arange(50), mixing=how, samples=50, view=VIEW)
-    one = draw_mix(np.array([17]), mixing=how, samples=50, view=VIEW)
-    assert all(np.array_equal(a[17:18], b) for a, b in zip(whole, one, strict=True))
+    single = draw_mix(np.array([17]), mixing=how, samples=50, view=VIEW)
+    assert all(np.array_equal(a[17:18], b) for a, b in zip(whole, single, strict=True))
     for view in (View(3, 6), View(4, 5)):
         other = draw_mix(np.arange(50), mixing=how, samples=50, view=view)
         assert not np.array_equal(whole.partner, other.partner)
@@ -130,21 +130,21 @@ def test_draws_are_each_samples_own_and_differ_by_epoch_and_seed():
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_a_mixed_batch_equals_a_plain_computation(mixup, cutmix):
-    given = {"crop_padding": 1, "flip": True, "mix_probability": 0.8}
-    split = open_data(DataSettings(mixup=mixup, cutmix=cutmix, **given)).train
+    settings = {"crop_padding": 1, "flip": True, "mix_probability": 0.8}
+    split = open_data(DataSettings(mixup=mixup, cutmix=cutmix, **settings)).train
     batch = next(BatchLoader(split, batch_size=200, data_seed=7, train=True).epoch(4))
     index, view = batch.index.numpy(), View(7, 4)
     mix = draw_mix(index, mixing=split.mixing, samples=1437, view=view)
     assert (batch.inputs.shape, batch.labels.shape) == ((200, 1, 8, 8), (200, 10))
     assert (batch.inputs.dtype, batch.labels.dtype) == (torch.float32, torch.float32)
-    own, other = split.fetch(index, view=view), split.fetch(mix.partner, view=view)
+    inputs, partners = split.fetch(index, view=view), split.fetch(mix.partner, view=view)
     for i, share in enumerate(mix.share):
-        expected = own[i].clone()
+        expected = inputs[i].clone()
         if mix.cut[i]:
             top, bottom, left, right = mix.box[i]
-            expected[:, top:bottom, left:right] = other[i][:, top:bottom, left:right]
+            expected[:, top:bottom, left:right] = partners[i][:, top:bottom, left:right]
         elif share < 1:
-            expected = (own[i].double() * share + other[i].double() * (1 - share)).float()
+            expected = (inputs[i].double() * share + partners[i].double() * (1 - share)).float()
         assert torch.allclose(batch.inputs[i], expected, rtol=0, atol=0 if mix.cut[i] or share == 1 else 1e-6)
         label = torch.zeros(10, dtype=torch.float64)
         label[split.labels[index[i]]] += share
@@ -218,9 +218,9 @@ def test_a_sample_whose_partner_cannot_be_read_is_not_mixed(root):
     mix = draw_mix(np.arange(24), mixing=split.mixing, samples=24, view=view)
     lonely = [i for i in np.flatnonzero(mix.partner == gone).tolist() if i != gone]
     assert lonely
-    found = rows(BatchLoader(split, batch_size=6, train=True).epoch(3))
-    assert sorted(found) == sorted(set(range(24)) - {gone})
-    for i, (inputs, label) in found.items():
+    mixed = rows(BatchLoader(split, batch_size=6, train=True).epoch(3))
+    assert sorted(mixed) == sorted(set(range(24)) - {gone})
+    for i, (inputs, label) in mixed.items():
         if i in lonely:
             assert torch.equal(inputs, split.fetch(np.array([i]), view=view)[0])
             assert label.tolist() == torch.eye(3)[split.labels[i]].tolist()
@@ -249,7 +249,7 @@ def test_samples_without_labels_stay_so_and_some_without_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("settings", "message"),
     [
         ({"mixup": -0.1}, "data.mixup: expected a finite number of at least 0, where 0 is off, got -0.1"),
         ({"cutmix": float("inf")}, "data.cutmix: expected a finite number"),
@@ -258,6 +258,6 @@ def test_samples_without_labels_stay_so_and_some_without_are_refused():
         ({"random_erasing": 2}, "data.random_erasing: .* type data.random_erasing=0.25"),
     ],
 )
-def test_settings_out_of_range_are_refused(given, message):
+def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        open_data(DataSettings(**given))
+        open_data(DataSettings(**settings))

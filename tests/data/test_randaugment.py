@@ -70,19 +70,19 @@ def test_operations_are_those_of_timm(photographs, magnitude, interpolation):
 
 
 def test_operations_are_drawn_evenly_and_applied_half_of_the_time():
-    found = draw_operations(np.arange(20_000), view=VIEW, settings=USUAL)
-    assert stats.chisquare(np.bincount([len(each) for each in found], minlength=3), [5000, 10_000, 5000]).pvalue > 1e-4
-    names = [name for each in found for name, _, _ in each]
+    drawn = draw_operations(np.arange(20_000), view=VIEW, settings=USUAL)
+    assert stats.chisquare(np.bincount([len(each) for each in drawn], minlength=3), [5000, 10_000, 5000]).pvalue > 1e-4
+    names = [name for each in drawn for name, _, _ in each]
     assert stats.chisquare([names.count(name) for name in OPERATIONS]).pvalue > 1e-4
-    pairs = [(each[0][0], each[1][0]) for each in found if len(each) == 2]
+    pairs = [(each[0][0], each[1][0]) for each in drawn if len(each) == 2]
     assert 0.05 < np.mean([a == b for a, b in pairs]) < 0.085  # with replacement: 1 in 15
-    assert abs(np.mean([sign for each in found for _, _, sign in each])) < 0.03
+    assert abs(np.mean([sign for each in drawn for _, _, sign in each])) < 0.03
 
 
 def test_magnitudes_are_normal_and_cut_off():
-    def levels(**given):
-        found = draw_operations(np.arange(10_000), view=VIEW, settings=RandAugment(**given))
-        return np.array([level for each in found for _, level, _ in each])
+    def levels(**settings):
+        drawn = draw_operations(np.arange(10_000), view=VIEW, settings=RandAugment(**settings))
+        return np.array([level for each in drawn for _, level, _ in each])
 
     usual = levels()
     assert usual.max() == 1  # two deviations above 9 lies beyond 10
@@ -136,7 +136,7 @@ def test_settings_reach_the_training_views_alone():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("settings", "message"),
     [
         (
             {"operations": 0},
@@ -147,6 +147,6 @@ def test_settings_reach_the_training_views_alone():
         ({"magnitude_std": math.nan}, "magnitude_std"),
     ],
 )
-def test_settings_out_of_range_are_refused(given, message):
+def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=rf"^data.randaugment.{message}"):
-        open_data(DataSettings(randaugment=RandAugment(**given)))
+        open_data(DataSettings(randaugment=RandAugment(**settings)))

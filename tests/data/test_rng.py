@@ -80,5 +80,5 @@ def test_permutation():
     assert np.array_equal(first, rng.permutation(0, 0, 1437))
     assert not np.array_equal(first, rng.permutation(0, 1, 1437))
     assert not np.array_equal(first, rng.permutation(1, 0, 1437))
-    places = [int(np.flatnonzero(rng.permutation(0, epoch, 10) == 0)[0]) for epoch in range(5000)]
-    assert stats.chisquare(np.bincount(places, minlength=10)).pvalue > 1e-4
+    positions = [int(np.flatnonzero(rng.permutation(0, epoch, 10) == 0)[0]) for epoch in range(5000)]
+    assert stats.chisquare(np.bincount(positions, minlength=10)).pvalue > 1e-4

@@ -18,12 +18,12 @@ def test_augment_equals_one_sample_at_a_time(padding, flip, channels):
     index = np.arange(100, 124)
     varied = augment(images, index, view=VIEW, padding=padding, flip=flip)
     assert varied.shape == images.shape
-    for row, place in enumerate(index):
-        top, left = (int(v[0]) for v in crops(np.array([place]), view=VIEW, padding=padding))
+    for row, sample in enumerate(index):
+        top, left = (int(v[0]) for v in crops(np.array([sample]), view=VIEW, padding=padding))
         bordered = np.zeros((7 + 2 * padding, 9 + 2 * padding, channels), np.uint8)
         bordered[padding : padding + 7, padding : padding + 9] = images[row].numpy()
         expected = bordered[top : top + 7, left : left + 9]
-        if flip and flips(np.array([place]), view=VIEW)[0]:
+        if flip and flips(np.array([sample]), view=VIEW)[0]:
             expected = expected[:, ::-1]
         assert np.array_equal(varied[row].numpy(), expected)
 
@@ -48,8 +48,8 @@ def test_views_differ_by_epoch_and_seed():
 def test_boxes_lie_inside_and_have_the_stated_areas_and_ratios():
     index = np.arange(3000)
     sizes = np.tile([[400, 300]], (3000, 1))
-    found = np.array(boxes(index, sizes, view=VIEW))
-    left, top, right, bottom = found.T
+    drawn = np.array(boxes(index, sizes, view=VIEW))
+    left, top, right, bottom = drawn.T
     assert (left >= 0).all()
     assert (top >= 0).all()
     assert (right <= 400).all()
@@ -60,7 +60,7 @@ def test_boxes_lie_inside_and_have_the_stated_areas_and_ratios():
     assert area.max() > 0.9
     assert 0.74 < ratio.min() < 0.78
     assert 1.28 < ratio.max() < 1.36
-    assert boxes(index[7:8], sizes[7:8], view=VIEW) == [tuple(found[7])]
+    assert boxes(index[7:8], sizes[7:8], view=VIEW) == [tuple(drawn[7])]
 
 
 def test_boxes_of_extreme_images_fall_back_to_the_centre():

@@ -12,22 +12,22 @@ KEY = {"teacher": "abc", "views": {"flip": True, "crop_padding": 4}, "data_seed"
 
 
 def written(folder, *, rows=4, samples=10, epochs=2, taps=("card:embedding",)):
-    """A store of drawn logits; returns it with what was written."""
+    """A cache of random logits; returns it with what was written."""
     generator = torch.Generator().manual_seed(0)
     logits = 30 * torch.randn(epochs, samples, 5, generator=generator) + 100
     features = torch.randn(epochs, samples, 3, generator=generator)
-    store = TeacherCache(folder, KEY, samples=samples, rows=rows)
-    store.begin()
+    cache = TeacherCache(folder, KEY, samples=samples, rows=rows)
+    cache.begin()
     for epoch in range(epochs):
-        for chunk in list(store.missing(epoch, taps)):
+        for chunk in list(cache.missing(epoch, taps)):
             part = slice(chunk.start, chunk.stop)
-            store.write(epoch, chunk, logits[epoch, part], dict.fromkeys(taps, features[epoch, part]))
-    return store, logits, features
+            cache.write(epoch, chunk, logits[epoch, part], dict.fromkeys(taps, features[epoch, part]))
+    return cache, logits, features
 
 
-def said(store, index, *, epoch=0, taps=()):
-    """What a recorded teacher answers for a batch of these samples."""
-    teacher = CachedTeacher(store, taps)
+def read_outputs(cache, index, *, epoch=0, taps=()):
+    """A cached teacher's outputs for a batch of these samples."""
+    teacher = CachedTeacher(cache, taps)
     teacher.open(epoch)
     return teacher(batch(index))
 
@@ -48,35 +48,35 @@ def test_what_was_written_is_answered_by_sample_and_epoch(tmp_path):
 
 
 def test_centring_keeps_what_a_large_offset_would_cost(tmp_path):
-    store = TeacherCache(tmp_path, KEY, samples=2)
-    store.begin()
+    cache = TeacherCache(tmp_path, KEY, samples=2)
+    cache.begin()
     logits = torch.tensor([[1000.0, 1000.25, 1000.125], [0.0, 1e-4, -1e-4]])
-    store.write(0, range(2), logits, {})
-    answer = said(store, [0, 1]).logits
+    cache.write(0, range(2), logits, {})
+    answer = read_outputs(cache, [0, 1]).logits
     torch.testing.assert_close(answer.log_softmax(-1), logits.log_softmax(-1), rtol=0, atol=1e-4)
     assert not torch.equal(logits.half().float()[0], logits[0])
 
 
 def test_the_tail_of_a_confident_teacher_survives(tmp_path):
-    store = TeacherCache(tmp_path, KEY, samples=1)
-    store.begin()
+    cache = TeacherCache(tmp_path, KEY, samples=1)
+    cache.begin()
     logits = torch.tensor([[30.0, 0.0, -2.0, -4.0]])
-    store.write(0, range(1), logits, {})
-    answer = said(store, [0]).logits
+    cache.write(0, range(1), logits, {})
+    answer = read_outputs(cache, [0]).logits
     assert float(logits.softmax(-1).half()[0, 1]) == 0
     torch.testing.assert_close((0.1 * answer).softmax(-1), (0.1 * logits).softmax(-1), rtol=1e-3, atol=0)
 
 
 def test_missing_chunks_are_named_and_a_further_feature_is_missing(tmp_path):
-    store, *_ = written(tmp_path)
-    assert list(store.missing(0, ("card:embedding",))) == []
-    assert list(store.missing(0, ("layer3",))) == [range(4), range(4, 8), range(8, 10)]
-    assert list(store.missing(2)) == [range(4), range(4, 8), range(8, 10)]
+    cache, *_ = written(tmp_path)
+    assert list(cache.missing(0, ("card:embedding",))) == []
+    assert list(cache.missing(0, ("layer3",))) == [range(4), range(4, 8), range(8, 10)]
+    assert list(cache.missing(2)) == [range(4), range(4, 8), range(8, 10)]
     next(iter(tmp_path.glob("epoch-0001/000000004.logits*"))).unlink()
-    assert list(store.missing(1)) == [range(4, 8)]
+    assert list(cache.missing(1)) == [range(4, 8)]
 
 
-def test_a_store_keeps_its_own_chunks(tmp_path):
+def test_a_cache_keeps_its_own_chunks(tmp_path):
     written(tmp_path, rows=4)
     assert TeacherCache(tmp_path, KEY, samples=10, rows=7).rows == 4
 
@@ -105,44 +105,44 @@ def test_another_schema_is_refused(tmp_path):
 
 
 def test_an_epoch_that_was_not_recorded_says_what_to_type(tmp_path):
-    store, *_ = written(tmp_path)
+    cache, *_ = written(tmp_path)
     with pytest.raises(TeacherCacheError, match=r"expected the logits of epoch 3, samples from 0.*tutelage record"):
-        said(store, [0], epoch=2)
+        read_outputs(cache, [0], epoch=2)
 
 
 @pytest.mark.parametrize("where", [0.5, 0.999, 0.01])
 def test_a_damaged_chunk_is_refused_and_named(tmp_path, where):
-    store, *_ = written(tmp_path)
+    cache, *_ = written(tmp_path)
     path = tmp_path / "epoch-0000" / "000000004.logits.safetensors"
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 255
     path.write_bytes(bytes(content))
     with pytest.raises(TeacherCacheError, match=r"got another content in epoch-0000/000000004\.logits\.safetensors"):
-        said(store, [0])
+        read_outputs(cache, [0])
 
 
 def test_taps_of_like_names_lie_apart(tmp_path):
     names = ("a b", "a-b", "a_b", "logits.x", "epoch")
-    store = TeacherCache(tmp_path, KEY, samples=2)
-    store.begin()
-    store.write(0, range(2), torch.zeros(2, 3), {name: torch.full((2, 1), float(k)) for k, name in enumerate(names)})
-    answer = said(store, [1], taps=names)
+    cache = TeacherCache(tmp_path, KEY, samples=2)
+    cache.begin()
+    cache.write(0, range(2), torch.zeros(2, 3), {name: torch.full((2, 1), float(k)) for k, name in enumerate(names)})
+    answer = read_outputs(cache, [1], taps=names)
     assert [float(answer.taps[name]) for name in names] == [0, 1, 2, 3, 4]
     first, second = sorted(tmp_path.glob("epoch-0000/*tap.a-b*"))[:2]
     second.write_bytes(first.read_bytes())
     with pytest.raises(TeacherCacheError, match="got another content"):
-        said(store, [0], taps=names)
+        read_outputs(cache, [0], taps=names)
 
 
 def test_a_value_beyond_float16_is_refused_and_nan_is_kept(tmp_path):
-    store = TeacherCache(tmp_path, KEY, samples=2)
-    store.begin()
+    cache = TeacherCache(tmp_path, KEY, samples=2)
+    cache.begin()
     with pytest.raises(TeacherCacheError, match=r"expected logits below 65504 in size.*outputs=null"):
-        store.write(0, range(2), torch.tensor([[2e5, -2e5], [0.0, 1.0]]), {})
+        cache.write(0, range(2), torch.tensor([[2e5, -2e5], [0.0, 1.0]]), {})
     with pytest.raises(TeacherCacheError, match="below 65504"):
-        store.write(0, range(2), torch.tensor([[torch.inf, 0.0], [0.0, 1.0]]), {})
-    store.write(0, range(2), torch.tensor([[torch.nan, torch.nan], [0.0, 1.0]]), {})
-    answer = said(store, [0, 1]).logits
+        cache.write(0, range(2), torch.tensor([[torch.inf, 0.0], [0.0, 1.0]]), {})
+    cache.write(0, range(2), torch.tensor([[torch.nan, torch.nan], [0.0, 1.0]]), {})
+    answer = read_outputs(cache, [0, 1]).logits
     assert torch.isnan(answer[0]).all()
     assert torch.isfinite(answer[1]).all()
 
@@ -154,18 +154,18 @@ def test_the_size_is_what_lies_on_the_disk(tmp_path):
     assert tensors <= files < tensors + 2000
 
 
-def test_a_teacher_that_was_not_told_the_epoch_says_so(tmp_path):
-    store, *_ = written(tmp_path)
+def test_a_teacher_without_an_open_epoch_is_refused(tmp_path):
+    cache, *_ = written(tmp_path)
     with pytest.raises(TeacherCacheError, match=r"expected an epoch .*call open\(epoch\) first"):
-        CachedTeacher(store)(batch([0]))
+        CachedTeacher(cache)(batch([0]))
 
 
 def test_answers_of_several_chunks_are_those_of_one_bit_for_bit(tmp_path):
-    few, logits, features = written(tmp_path / "few", rows=4, samples=11)
-    one, *_ = written(tmp_path / "one", rows=20, samples=11)
+    several, logits, features = written(tmp_path / "several", rows=4, samples=11)
+    single, *_ = written(tmp_path / "single", rows=20, samples=11)
     mean = logits[0].mean(-1, keepdim=True)
     for index in ([9, 0, 4, 4, 10, 3, 8], [5], list(range(11)), list(range(10, -1, -1))):
-        answers = [said(store, index, taps=("card:embedding",)) for store in (few, one)]
+        answers = [read_outputs(cache, index, taps=("card:embedding",)) for cache in (several, single)]
         for answer in answers:
             assert torch.equal(answer.logits, ((logits[0] - mean).half().float() + mean)[index])
             assert torch.equal(answer.taps["card:embedding"], features[0, index].half().float())
@@ -173,8 +173,8 @@ def test_answers_of_several_chunks_are_those_of_one_bit_for_bit(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which files are mapped in /proc")
 def test_an_epoch_is_mapped_not_copied(tmp_path):
-    store, *_ = written(tmp_path)
-    teacher = CachedTeacher(store)
+    cache, *_ = written(tmp_path)
+    teacher = CachedTeacher(cache)
     teacher.open(0)
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     paths = sorted(tmp_path.glob("epoch-0000/*.logits.safetensors"))
@@ -188,57 +188,57 @@ def test_an_epoch_is_mapped_not_copied(tmp_path):
 def test_the_top_form_is_answered_and_described(tmp_path):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(10, 6, generator=generator)
-    store = TeacherCache(tmp_path, KEY, samples=10, rows=4, form=TopK.of(4, 6, needed=(0.7,), bound=0.5))
-    for chunk in list(store.missing(0)):
-        store.write(0, chunk, logits[chunk.start : chunk.stop], {}, gammas=(0.7,))
-    errors = store.conclude(1)
-    found = json.loads((tmp_path / "outputs.json").read_text())
-    assert found["form"] == store.form.to_json()
-    assert [entry["gamma"] for entry in found["errors"]] == list(store.form.gammas)
-    whole = store.form.pack(logits)["error"]
-    row = store.form.at(0.7)
+    cache = TeacherCache(tmp_path, KEY, samples=10, rows=4, form=TopK.of(4, 6, needed=(0.7,), bound=0.5))
+    for chunk in list(cache.missing(0)):
+        cache.write(0, chunk, logits[chunk.start : chunk.stop], {}, gammas=(0.7,))
+    errors = cache.conclude(1)
+    described = json.loads((tmp_path / "outputs.json").read_text())
+    assert described["form"] == cache.form.to_json()
+    assert [entry["gamma"] for entry in described["errors"]] == list(cache.form.gammas)
+    whole = cache.form.pack(logits)["error"]
+    row = cache.form.at(0.7)
     assert list(errors[0.7].values()) == pytest.approx(whole[row].tolist(), rel=5e-3)
     again = TeacherCache(tmp_path, KEY, samples=10)
-    assert again.form == store.form
+    assert again.form == cache.form
     again.require(0, gammas=(0.7,))
     teacher = CachedTeacher(again, gamma=0.7)
     teacher.open(0)
     index = [9, 0, 4, 4]
-    expected = store.form.unpack(store.form.pack(logits[index]), 0.7)
+    expected = cache.form.unpack(cache.form.pack(logits[index]), 0.7)
     torch.testing.assert_close(teacher(batch(index)).logits, expected, rtol=1e-6, atol=1e-6)
     with pytest.raises(TeacherCacheError, match=r"got gamma 0\.9"):
         CachedTeacher(again, gamma=0.9)
-    size = size_of(samples=10, classes=6, shapes={}, epochs=1, form=store.form)
+    size = size_of(samples=10, classes=6, shapes={}, epochs=1, form=cache.form)
     files = sum(path.stat().st_size for path in tmp_path.glob("epoch-*/*"))
     assert size <= files < size + 3000
 
 
 def test_the_top_form_beyond_its_bound_is_neither_written_nor_read(tmp_path):
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    store = TeacherCache(tmp_path, KEY, samples=4, form=TopK.of(3, 50))
+    cache = TeacherCache(tmp_path, KEY, samples=4, form=TopK.of(3, 50))
     with pytest.raises(TeacherCacheError, match=r"top 3 of 50 .* at gamma 0\.25"):
-        store.write(0, range(4), logits, {}, gammas=(0.25,))
+        cache.write(0, range(4), logits, {}, gammas=(0.25,))
     assert not list(tmp_path.iterdir())
-    store.write(0, range(4), logits, {})
-    store.require(0)
+    cache.write(0, range(4), logits, {})
+    cache.require(0)
     with pytest.raises(TeacherCacheError, match=r"top 3 of 50 .* at gamma 0\.25"):
-        store.require(0, gammas=(0.25,))
+        cache.require(0, gammas=(0.25,))
 
 
 @pytest.mark.parametrize("where", [0.3, 0.999, 0.001])
 def test_a_damaged_chunk_of_the_top_form_is_refused(tmp_path, where):
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
-    store = TeacherCache(tmp_path, KEY, samples=4, form=TopK.of(3, 50))
-    store.write(0, range(4), logits, {})
+    cache = TeacherCache(tmp_path, KEY, samples=4, form=TopK.of(3, 50))
+    cache.write(0, range(4), logits, {})
     path = next(tmp_path.glob("epoch-0000/*"))
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 255
     path.write_bytes(bytes(content))
     with pytest.raises(TeacherCacheError, match=r"got another content in epoch-0000/000000000\.logits\.safetensors"):
-        said(store, [0])
+        read_outputs(cache, [0])
 
 
-def test_a_store_of_before_the_top_form_is_dense(tmp_path):
+def test_a_cache_of_before_the_top_form_is_dense(tmp_path):
     written(tmp_path)
     path = tmp_path / "outputs.json"
     value = json.loads(path.read_text())

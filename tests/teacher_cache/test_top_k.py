@@ -34,9 +34,9 @@ def test_the_top_is_exact_and_the_tail_has_its_sum(gamma):
     assert read.dtype == torch.float32
     index = logits.topk(64).indices.numpy()
     expected, got = transformed(logits, gamma)[0], transformed(read, gamma)[0]
-    top, said = (np.take_along_axis(p, index, -1) for p in (expected, got))
-    np.testing.assert_allclose(said, top, rtol=5e-3 * gamma)
-    np.testing.assert_allclose(1 - said.sum(-1), 1 - top.sum(-1), rtol=5e-3)
+    top, read_top = (np.take_along_axis(p, index, -1) for p in (expected, got))
+    np.testing.assert_allclose(read_top, top, rtol=5e-3 * gamma)
+    np.testing.assert_allclose(1 - read_top.sum(-1), 1 - top.sum(-1), rtol=5e-3)
     assert torch.equal(read.argmax(-1), logits.argmax(-1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,12 @@ from tutelage.data.streamed import StreamSplit
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
-HELD_OUT = 0.2
-"""The fraction that becomes the test set of a source that has none."""
+HELD_OUT = 0.2  # the fraction that becomes the test set of a source that has none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is known of a source besides its images: its name and notes are to show, its settings checked."""
+    """A source without its images: its name and notes for display, its settings checked."""
 
     class_names: Sequence[str]
     settings: DataSettings
@@ -35,26 +35,24 @@ class Description:
 
 @dataclass(frozen=True)
 class Raw:
-    """Images and ``(images,)`` int64 labels of one half of a source."""
+    """One half of a source, not decoded."""
 
     reader: images.Reader
-    labels: NDArray[np.int64]
-    identity: Callable[[], bytes]
-    """Returns bytes that change with the images; called only where they are not decoded as a whole."""
+    labels: NDArray[np.int64]  # ``(images,)``
+    identity: Callable[[], bytes]  # bytes that change with the images; called only where they are streamed
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded images of one half of a source, ``(images, height, width, channels)``, with their labels."""
+    """One half of a source, decoded."""
 
-    values: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    corrupt: tuple[str, ...] = ()
-    """Names of images that were left out."""
+    values: NDArray[np.uint8]  # ``(images, height, width, channels)``
+    labels: NDArray[np.int64]  # ``(images,)``
+    corrupt: tuple[str, ...] = ()  # names of images that were left out
 
 
 def keep_test(settings: DataSettings, source: str) -> None:
-    """Raise ValueError where a source with a test set is to be evaluated on its training images."""
+    """Refuse to evaluate a source that has a test set on its training images."""
     if settings.test == "train":
         raise ValueError(
             f"data.test: expected 'held_out' for {source}, which has a test set, got 'train'; type data.test=held_out"
@@ -75,15 +73,18 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
     """Build splits of encoded images: in memory where they fit, else streamed, as random boxes always are.
 
     Args:
-        train: what is learned from, and what validation is held out of.
-        test: the other half; None makes one of ``train`` as the settings say.
+        train: training images, of which validation is held out.
+        test: test images; None takes them from ``train`` as the settings say.
         description: of the source.
         key: of the decoded pixels' cache; None keeps none.
 
     Raises:
-        ValueError: images cannot be read, or holding some out would leave a class without any to learn from.
+        ValueError: images cannot be read, holding some out would leave a class without training images, or the
+            training images are to be the test set of a source that has one.
     """
-    if test is None:
+    if test is not None:
+        keep_test(description.settings, description.source)
+    else:
         train, test, note = _make_test(train, description)
         description = replace(description, notes=[*description.notes, note])
     settings = description.settings
@@ -113,26 +114,25 @@ def from_pixels(
     layout = images.Layout(height, width, channels, margin)
     tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
 
-    def make(part: str, positions: NDArray[np.int64], labels: Tensor) -> Split:
+    def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         half = test if part == "test" else train
-        named = part == "train" or half is not train
         return MemorySplit(
             pixels=tensors[id(half)],
             positions=torch.from_numpy(positions),
-            labels=labels,
             settings=settings if part == "train" else None,
             divisor=divisor,
-            mixing=_mixing(description, layout, labels) if part == "train" else None,
-            corrupt=list(half.corrupt) if named else [],
+            corrupt=list(half.corrupt) if part == "train" or half is not train else [],
+            **fields,
         )
 
     content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
     content.append(f"divisor {divisor}")
-    return _divide(train.labels, test.labels, description, make, layout=layout, content=content, divisor=divisor)
+    splits = _divide(train.labels, test.labels, description, make, layout=layout, content=content)
+    return replace(splits, divisor=divisor)
 
 
 def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
-    """Divide a source without a test set; return both halves and the note that says so."""
+    """Divide a source without a test set; return both halves and a note of how."""
     count, seed = len(raw.labels), description.settings.split_seed
     if description.settings.test == "train":
         return raw, raw, f"There are no held-out images: the test set is the {count} training images, not augmented."
@@ -151,15 +151,15 @@ def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
 
 
 def _streamed(train: Raw, test: Raw, description: Description, layout: images.Layout) -> Splits:
-    def make(part: str, positions: NDArray[np.int64], labels: Tensor) -> Split:
+    def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         return StreamSplit(
             reader=test.reader if part == "test" else train.reader,
             positions=positions,
-            labels=labels,
             layout=layout,
             settings=description.settings,
             augmented=part == "train",
-            mixing=_mixing(description, layout, labels) if part == "train" else None,
+            workers=description.settings.workers,
+            **fields,
         )
 
     content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
@@ -171,7 +171,7 @@ def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> 
     """Return how training samples are mixed, or None.
 
     Raises:
-        ValueError: some samples have a label and others have none: a soft label cannot say that it is unknown.
+        ValueError: some samples have a label and others have none, which a soft label cannot say.
     """
     settings = description.settings
     if not (settings.mix_probability and (settings.mixup or settings.cutmix)):
@@ -200,7 +200,7 @@ def _fits(halves: Iterable[Raw], layout: images.Layout, settings: DataSettings) 
 
 
 def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images.Layout, list[Pixels]] | None:
-    """Decode on the guess that every image is like the first: then none is opened twice. None where that is wrong."""
+    """Decode as if every image had the first one's size, so that none is opened twice; None where one does not."""
     reader = halves[0].reader
     try:
         (encoded,) = reader.encoded([0])
@@ -229,13 +229,12 @@ def _divide(
     train_labels: NDArray[np.int64],
     test_labels: NDArray[np.int64],
     description: Description,
-    make: Callable[[str, NDArray[np.int64], Tensor], Split],
+    make: Callable[..., Split],
     *,
     layout: images.Layout,
     content: Sequence[str],
-    divisor: float = 255.0,
 ) -> Splits:
-    """Hold validation out and drop labels; ``make`` builds a split of its name, positions and labels."""
+    """Hold validation out and drop labels; ``make`` builds a split of its name, positions, labels and mixing."""
     settings = description.settings
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)
@@ -249,18 +248,17 @@ def _divide(
     labels, classes = train_labels[kept], len(description.class_names)
     if settings.labelled is not None:
         labels = keep_labels(labels, per_class=settings.labelled, classes=classes, seed=seed, stream=rng.LABELLED)
-    validation = make("validation", held_out, torch.from_numpy(train_labels[held_out])) if held_out.size else None
+    kept_labels, held_labels = torch.from_numpy(labels), torch.from_numpy(train_labels[held_out])
     identity = "\n".join([*content, cache.digest(kept) + cache.digest(held_out)])
     return Splits(
-        train=make("train", kept, torch.from_numpy(labels)),
-        validation=validation,
-        test=make("test", np.arange(len(test_labels)), torch.from_numpy(test_labels)),
+        train=make("train", kept, labels=kept_labels, mixing=_mixing(description, layout, kept_labels)),
+        validation=make("validation", held_out, labels=held_labels) if held_out.size else None,
+        test=make("test", np.arange(len(test_labels)), labels=torch.from_numpy(test_labels)),
         classes=classes,
         class_names=tuple(description.class_names),
         channels=layout.channels,
         image_size=(layout.height, layout.width),
         margin=layout.margin,
-        divisor=divisor,
         interpolation=settings.interpolation,
         source=description.source,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],

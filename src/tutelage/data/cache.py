@@ -23,19 +23,15 @@ _VERSION = 1
 _CHUNK = 256
 _THREADS = 8
 _LENGTH = 32
-_UNREADABLE = bytes(_LENGTH)
-"""Stands for the SHA-256 of a file that cannot be read."""
-_Known = dict[tuple[bytes, int, int, int], bytes]
-"""SHA-256 by a file's name, size, and times of its last change and of its entry's."""
+_UNREADABLE = bytes(_LENGTH)  # stands for the SHA-256 of a file that cannot be read
+_Known = dict[tuple[bytes, int, int, int], bytes]  # SHA-256 by name, size, and times of file and entry
 
 
 def folder() -> Path:
     """Return where caches lie: ``TUTELAGE_CACHE``, else ``XDG_CACHE_HOME/tutelage``, else ``~/.cache/tutelage``."""
-    chosen = os.environ.get("TUTELAGE_CACHE")
-    if chosen:
+    if chosen := os.environ.get("TUTELAGE_CACHE"):
         return Path(chosen)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "tutelage"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tutelage"
 
 
 def key_of(description: object) -> str:
@@ -98,11 +94,12 @@ def listing(root: Path, names: Sequence[str]) -> bytes:
 
     if missing:
         with ThreadPoolExecutor(_THREADS) as pool:
-            fresh = list(chain.from_iterable(pool.map(work, range(0, len(missing), _CHUNK))))
+            fresh = chain.from_iterable(pool.map(work, range(0, len(missing), _CHUNK)))
+            hashes = {entries[i]: file_hash for i, file_hash in zip(missing, fresh, strict=True)}
         # Files that were not asked for this time keep their entries; of the others, outdated ones are dropped.
         asked, present = {name for name, *_ in entries}, set(entries)
         known = {entry: file_hash for entry, file_hash in known.items() if entry in present or entry[0] not in asked}
-        known |= {entries[i]: file_hash for i, file_hash in zip(missing, fresh, strict=True)}
+        known |= hashes
         with contextlib.suppress(OSError):
             _save_hashes(path, known)
     return b"\n".join(
@@ -116,8 +113,7 @@ def _stat(path: Path) -> tuple[int, int, int]:
         stat = path.stat()
     except OSError:
         return -1, 0, 0
-    # The entry's own time is kept as well: tools that copy times cannot set it.
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # tools that copy times cannot set the last
 
 
 def _hash(path: Path) -> bytes:

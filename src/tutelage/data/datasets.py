@@ -1,15 +1,18 @@
-"""What other packages see of a data set: its splits. Also the split whose pixels are held in memory."""
+"""A data set's splits, as other packages see them, and the split whose pixels are held in memory."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from tutelage.data.transforms import to_float, vary
 from tutelage.settings.data import DataSettings
@@ -22,10 +25,42 @@ class Mixing:
 
     mixup: float  # alpha of Mixup, at least 0; 0 is off
     cutmix: float  # alpha of CutMix, at least 0; 0 is off
-    probability: float  # of a sample to be mixed at all
+    probability: float  # that a sample is mixed
     switch: float  # probability of CutMix where both are on
     classes: int  # width of the labels
     image_size: tuple[int, int]  # height and width, pixels
+
+
+class _Requests(Dataset[Any]):
+    """A function of a request, as the data set that `DataLoader` wants: a request is what its sampler yields."""
+
+    def __init__(self, function: Callable[[NDArray[np.int64]], Any]) -> None:
+        self.function = function
+
+    def __getitem__(self, request: NDArray[np.int64]) -> Any:
+        return self.function(request)
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def in_workers(
+    function: Callable[[NDArray[np.int64]], Any], requests: Iterable[NDArray[np.int64]], *, workers: int
+) -> Iterator[Any]:
+    """Map a function over requests, in order, in this process (no workers) or in others."""
+    if workers == 0:
+        yield from map(function, requests)
+        return
+    yield from DataLoader(
+        _Requests(function),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        # Its own: the default one would be advanced by each loader, and with it dropout after a resume.
+        generator=torch.Generator(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +70,14 @@ class Split(ABC):
     Attributes:
         labels: ``(len,)`` int64 on the CPU, -100 where unlabelled.
         mixing: how training batches mix samples, whose labels are soft then, or None; `fetch` and `stream` never mix.
-        corrupt: names of images met that could not be read, each once.
+        corrupt: names of the images so far that could not be read, each once.
+        workers: processes that fetch what is streamed, at least 0.
     """
 
     labels: Tensor
     mixing: Mixing | None = None
     corrupt: list[str] = field(default_factory=list)
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,8 +90,10 @@ class Split(ABC):
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order; each comes with the indices that could be read."""
-        for index in requests:
-            yield index, self.fetch(index, view=view)
+        return in_workers(partial(self._indexed, view=view), requests, workers=self.workers)
+
+    def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor]:
+        return index, self.fetch(index, view=view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +149,9 @@ class Splits:
     interpolation: str = "bilinear"
 
     def sizes(self) -> dict[str, int]:
-        """Return counts: samples per split, training samples with a label, and unreadable images met so far."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        present = {name: split for name, split in splits.items() if split is not None}
-        return {
-            **{name: len(split) for name, split in present.items()},
-            "labelled": int((self.train.labels != UNLABELLED).sum()),
-            "corrupt": len({name for split in present.values() for name in split.corrupt}),
-        }
+        """Return counts: samples per split, training samples with a label, and unreadable images so far."""
+        splits = [("train", self.train), ("validation", self.validation), ("test", self.test)]
+        present = {name: split for name, split in splits if split is not None}
+        sizes = {name: len(split) for name, split in present.items()}
+        sizes["labelled"] = int((self.train.labels != UNLABELLED).sum())
+        return sizes | {"corrupt": len({name for split in present.values() for name in split.corrupt})}

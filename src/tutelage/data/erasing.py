@@ -19,14 +19,13 @@ ATTEMPTS = 10
 AREA = (0.02, 1 / 3)
 RATIO = (0.3, 1 / 0.3)
 
-Rectangle = tuple[int, int, int, int]
-"""Top, bottom, left, right; pixels."""
+Rectangle = tuple[int, int, int, int]  # top, bottom, left, right; pixels
 
 
 def rectangles(
     index: NDArray[np.int64], *, view: View, probability: float, height: int, width: int
 ) -> list[Rectangle | None]:
-    """Return what is erased of each sample; None where nothing is.
+    """Return the rectangle erased of each sample, or None.
 
     The area is uniform in 2 to 33.3 % of the image's, the ratio of height to width log-uniform in 0.3 to 3.33; the
     first of ten draws that is smaller than the image on both sides is taken, its position uniform.
@@ -34,15 +33,13 @@ def rectangles(
     Source: Zhong et al., "Random erasing data augmentation", arXiv 1708.04896, with the ranges of timm.
     """
     uniform = partial(rng.view_uniform, view)
-    erased = uniform(index, rng.ERASE) < probability
     down, across = uniform(index, rng.ERASE_TOP), uniform(index, rng.ERASE_LEFT)
     drawn: list[Rectangle | None] = [None] * len(index)
     low, high = map(math.log, RATIO)
-    for i in np.flatnonzero(erased).tolist():
-        sample = index[i : i + 1]
+    for i in np.flatnonzero(uniform(index, rng.ERASE) < probability).tolist():
         for attempt in range(ATTEMPTS):
-            share = AREA[0] + (AREA[1] - AREA[0]) * float(uniform(sample, rng.ERASE_AREA + attempt)[0])
-            ratio = math.exp(low + (high - low) * float(uniform(sample, rng.ERASE_RATIO + attempt)[0]))
+            share = AREA[0] + (AREA[1] - AREA[0]) * uniform(index[i], rng.ERASE_AREA + attempt).item()
+            ratio = math.exp(low + (high - low) * uniform(index[i], rng.ERASE_RATIO + attempt).item())
             area = share * height * width
             tall, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < tall < height and 0 < wide < width:

@@ -17,20 +17,18 @@ from tutelage.types import Batch, View
 class BatchLoader:
     """Batches of one split, on the CPU: implements `types.Batches`.
 
-    A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; with several processes
-    each takes every ``world``-th sample of it. Training batches are shuffled by (data seed, epoch) and augmented by
-    (data seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and not
-    augmented. A last batch of fewer samples than processes is left out in training; in evaluation its samples join the
-    batch before.
-
-    Inputs held in memory are strided as channels-last.
+    A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; of ``world`` processes
+    each takes every ``world``-th sample. Training batches are shuffled by (data seed, epoch) and augmented by (data
+    seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and not augmented. A
+    last batch of fewer samples than processes is left out in training; in evaluation it joins the batch before. Inputs
+    held in memory are strided as channels-last.
 
     Attributes:
-        split: where samples come from.
+        split: the samples.
         batch_size: of all processes together.
         data_seed: of order and views.
         train: shuffle and augment.
-        samples: how many samples an epoch has.
+        samples: samples per epoch.
     """
 
     def __init__(self, split: Split, *, batch_size: int, data_seed: int = 0, train: bool) -> None:
@@ -92,6 +90,6 @@ class BatchLoader:
 
 
 def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
-    """Return how few samples a process may have in a training step (`BatchLoader`)."""
+    """Return the fewest samples per process in a training step of `BatchLoader`."""
     remainder = samples % batch_size
     return (remainder if remainder >= world else min(batch_size, samples)) // world

@@ -21,11 +21,10 @@ from tutelage.types import UNLABELLED, Batch, View
 class Mix(NamedTuple):
     """How each sample of a batch is mixed."""
 
-    partner: NDArray[np.int64]  # ``(batch,)`` int64, indices of the data set
-    # ``(batch,)`` float64 in [0, 1], the sample's own share of its label; 1 where it is not mixed
-    share: NDArray[np.float64]
+    partner: NDArray[np.int64]  # ``(batch,)``, indices of the data set
+    share: NDArray[np.float64]  # ``(batch,)`` in [0, 1], the sample's own share of its label; 1 where it is not mixed
     cut: NDArray[np.bool_]  # ``(batch,)``, whether by CutMix
-    box: NDArray[np.int64]  # ``(batch, 4)`` int64, top, bottom, left and right of what CutMix takes from the partner
+    box: NDArray[np.int64]  # ``(batch, 4)``, top, bottom, left and right of what CutMix takes from the partner
 
 
 def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: View) -> Mix:
@@ -34,7 +33,7 @@ def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: Vi
     The partner is uniform over the data set's ``samples``, the sample itself included. The share ``lam`` follows
     ``Beta(alpha, alpha)``. CutMix takes a rectangle of ``floor(height * sqrt(1 - lam))`` by
     ``floor(width * sqrt(1 - lam))`` pixels whose centre is uniform over the image and which is cut off at its borders;
-    the share is then one minus the part of the image that it really covers.
+    the share is then one minus the fraction of the image that it covers.
 
     Source: Zhang et al., "mixup", arXiv 1710.09412; Yun et al., "CutMix", arXiv 1905.04899.
 
@@ -85,15 +84,14 @@ def mixed_batches(
 
     labelled = bool((split.labels != UNLABELLED).any())
     for readable, inputs in split.stream(with_partners(), view=view):
-        positions, mix = drawn.popleft()
-        kept, share = _mix_inputs(positions, mix, readable, inputs)
-        index = torch.from_numpy(positions[kept])
+        indices, mix = drawn.popleft()
+        kept, shares = _mix_inputs(indices, mix, readable, inputs)
+        index, partner, share = (torch.from_numpy(array[kept]) for array in (indices, mix.partner, shares))
         labels = split.labels[index]
         if labelled:
-            kept_share, rows = torch.from_numpy(share[kept]), torch.arange(len(index))
-            soft = torch.zeros(len(index), mixing.classes, dtype=torch.float64)
-            soft[rows, labels] = kept_share
-            soft[rows, split.labels[torch.from_numpy(mix.partner[kept])]] += 1 - kept_share
+            soft, rows = torch.zeros(len(index), mixing.classes, dtype=torch.float64), torch.arange(len(index))
+            soft[rows, labels] = share
+            soft[rows, split.labels[partner]] += 1 - share
             labels = soft.float()
         yield Batch(index, inputs[: len(index)], labels)
 
@@ -101,10 +99,9 @@ def mixed_batches(
 def _mix_inputs(
     index: NDArray[np.int64], mix: Mix, readable: NDArray[np.int64], inputs: Tensor
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Mix samples ``index`` in place with their partners, which follow them; each row by itself.
+    """Mix ``inputs`` in place: of the ``readable`` among samples and partners, in order.
 
-    ``inputs`` are of the ``readable`` samples and partners, in order. Returned are which samples could be read, and the
-    share that each has kept.
+    Returns which samples could be read, and the share that each has kept.
     """
     count, mixed = len(index), np.flatnonzero(mix.share < 1)
     read = np.isin(np.concatenate([index, mix.partner[mixed]]), readable)

@@ -12,8 +12,8 @@ from tutelage.types import UNLABELLED
 def stratified(labels: NDArray[np.int64], *, count: int, seed: int, stream: int) -> NDArray[np.int64]:
     """Choose ``count`` of the ``(samples,)`` int64 labels with each class in proportion; ``stream`` is one of `rng`'s.
 
-    Each class gives the whole part of its share; what remains goes to the largest fractions. Inside a class the
-    samples with the smallest hashes are taken.
+    Each class gives the integer part of its share; the remainder goes to the largest fractions. Within a class
+    the samples with the smallest hashes are taken.
 
     Returns:
         ``(count,)`` int64 positions, ascending.

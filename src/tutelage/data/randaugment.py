@@ -17,8 +17,7 @@ from tutelage.images import MEAN, RESAMPLING, image_of, pixels_of, rescale
 from tutelage.settings.data import RandAugment
 from tutelage.types import View
 
-HIGHEST = 10.0
-"""Magnitude at which every operation is at the end of its range."""
+HIGHEST = 10.0  # magnitude at which every operation is at the end of its range
 
 
 class Strength(NamedTuple):
@@ -27,7 +26,7 @@ class Strength(NamedTuple):
     level: float  # magnitude over the highest one, in [0, 1]
     sign: int  # 1 or -1: the direction, where an operation has one
     resample: Image.Resampling  # of operations that move pixels
-    fill: tuple[int, ...]  # what they leave bare, a value per channel
+    fill: tuple[int, ...]  # of the pixels that they expose, a value per channel
 
 
 Operation = Callable[[Image.Image, Strength], Image.Image]
@@ -46,29 +45,15 @@ def _factor(how: Strength) -> float:
     return max(0.1, 1 + _along(how, 0.9))
 
 
-def _by_value(image: Image.Image, table: list[int]) -> Image.Image:
-    return image.point(table * len(image.getbands()))
-
-
-def _posterize(image: Image.Image, how: Strength) -> Image.Image:
-    """Keep 4 bits to none; Pillow's own function refuses to keep none."""
-    kept = 0xFF << (4 + int(how.level * 4))
-    return _by_value(image, [v & kept for v in range(256)])
-
-
-def _solarize_add(image: Image.Image, how: Strength) -> Image.Image:
-    brighter = int(how.level * 110)
-    return _by_value(image, [min(255, v + brighter) if v < 128 else v for v in range(256)])
-
-
 OPERATIONS: dict[str, Operation] = {
     "autocontrast": lambda image, how: ImageOps.autocontrast(image),
     "equalize": lambda image, how: ImageOps.equalize(image),
     "invert": lambda image, how: ImageOps.invert(image),
     "rotate": lambda image, how: image.rotate(_along(how, 30), how.resample, fillcolor=how.fill),
-    "posterize": _posterize,
+    # Keeps 4 bits to none; Pillow's own function refuses to keep none.
+    "posterize": lambda image, how: image.point(lambda v: v & (0xFF << (4 + int(how.level * 4)))),
     "solarize": lambda image, how: ImageOps.solarize(image, 256 - int(how.level * 256)),
-    "solarize_add": _solarize_add,
+    "solarize_add": lambda image, how: image.point(lambda v: min(255, v + int(how.level * 110)) if v < 128 else v),
     "color": lambda image, how: ImageEnhance.Color(image).enhance(_factor(how)),
     "contrast": lambda image, how: ImageEnhance.Contrast(image).enhance(_factor(how)),
     "brightness": lambda image, how: ImageEnhance.Brightness(image).enhance(_factor(how)),
@@ -84,7 +69,7 @@ _NAMES = tuple(OPERATIONS)
 def draw_operations(
     index: NDArray[np.int64], *, view: View, settings: RandAugment
 ) -> list[list[tuple[str, float, int]]]:
-    """Return what is done to each sample: names of operations with level and sign, in order."""
+    """Return each sample's operations, in order: name, level and sign."""
     drawn: list[list[tuple[str, float, int]]] = [[] for _ in index]
     for k in range(settings.operations):
         name = rng.view_integers(view, index, rng.RAND_NAME + k, len(_NAMES))
@@ -119,8 +104,8 @@ def randaugment(
     - solarize: inverts values from 256 (none) at magnitude 0, from 0 (all) at 10;
     - solarize_add: adds 110 to values below 128.
 
-    What is laid bare is filled with the mean of ImageNet's pixels. Images, of 1 or 3 channels, whose white is not 255
-    are brought to it, and back to their own steps afterwards. Operations that move pixels resample by
+    Exposed pixels get the mean of ImageNet's pixels. Images, of 1 or 3 channels, whose white is not 255 are rescaled
+    to it, and back afterwards. Operations that move pixels resample by
     ``interpolation``, ``bilinear`` or ``bicubic``.
 
     Source: Cubuk et al., "RandAugment", arXiv 1909.13719; operations, ranges and the probability of 1/2 are those of

@@ -28,16 +28,16 @@ _OPENERS = {"hf": open_hub, "imagefolder": open_folder, "torchvision": open_visi
 
 
 def available() -> list[tuple[str, str]]:
-    """Return each kind of source: how it is typed, and what it is."""
+    """Return each kind of source: its pattern, and a description."""
     return list(_SOURCES.items())
 
 
 def open_data(settings: DataSettings) -> Splits:
-    """Open a data set, as settings that are checked here say.
+    """Check the settings and open their data set.
 
     Raises:
         ValueError: a setting is out of range, the source is unknown, or its content does not fit.
-        FileNotFoundError: there is nothing under that name.
+        FileNotFoundError: there is no data set of that name.
         ImportError: an optional library is missing.
     """
     check(settings)

@@ -1,10 +1,11 @@
 """Randomness as a pure function: a counter hash of (seed, epoch, sample, stream), vectorised over samples.
 
-There is no generator and so no state: the same arguments give the same bits on any number of workers and processes,
-which is what makes order and augmentation replayable.
+Without a generator's state, order and augmentation are the same on any number of workers and processes.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,9 @@ _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 
 
-def _mix(value: int) -> int:
-    value &= _MASK
+def _mix(value: Any) -> Any:
+    """Mix an integer, or an array of uint64."""
+    value = value & _MASK
     value = ((value ^ (value >> 30)) * _FIRST) & _MASK
     value = ((value ^ (value >> 27)) * _SECOND) & _MASK
     return value ^ (value >> 31)
@@ -48,8 +50,7 @@ def draw(seed: int, epoch: int, index: NDArray[np.integer], stream: int) -> NDAr
     Returns:
         uint64, the shape of ``index``.
 
-    Source: the mixing function of SplitMix64, Steele, Lea and Flood, "Fast splittable pseudorandom number
-    generators", OOPSLA 2014.
+    Source: SplitMix64 of Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 
     >>> draw(0, 0, np.arange(3), ORDER).tolist() == [int(draw(0, 0, np.array([i]), ORDER)[0]) for i in range(3)]
     True
@@ -57,11 +58,9 @@ def draw(seed: int, epoch: int, index: NDArray[np.integer], stream: int) -> NDAr
     key = 0
     for part in (seed, epoch, stream):
         key = _mix(key + part + _GOLDEN)
-    value = np.atleast_1d(np.asarray(index)).astype(np.uint64)
-    value = np.uint64(key) + (value + np.uint64(1)) * np.uint64(_GOLDEN)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(_FIRST)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(_SECOND)
-    return (value ^ (value >> np.uint64(31))).reshape(np.shape(index))
+    counter = np.atleast_1d(np.asarray(index)).astype(np.uint64) + np.uint64(1)
+    bits: NDArray[np.uint64] = _mix(np.uint64(key) + counter * np.uint64(_GOLDEN))
+    return bits.reshape(np.shape(index))
 
 
 def integers(bits: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:

@@ -64,7 +64,7 @@ def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> 
     The area is uniform in 8 to 100 %, the aspect ratio log-uniform in 3/4 to 4/3; the first of ten draws that lies
     inside the image is taken, else the largest centred box within those ratios.
 
-    Source: "random-size crop" of Szegedy et al., "Going deeper with convolutions", 2015, as torchvision settled it.
+    Source: "random-size crop" of Szegedy et al., "Going deeper with convolutions", 2015, with torchvision's details.
     """
     uniform = partial(rng.view_uniform, view, index)
     area = AREA[0] + (AREA[1] - AREA[0]) * np.stack([uniform(rng.BOX_AREA + k) for k in range(ATTEMPTS)])
@@ -92,7 +92,7 @@ def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> 
 def vary(
     images: Tensor, index: NDArray[np.int64], *, view: View, settings: DataSettings, white: float = 255.0
 ) -> Tensor:
-    """Augment images that have their shape, each by its own hash: crop, flip, RandAugment, random erasing."""
+    """Augment images of the final shape, each by its own hash: crop, flip, RandAugment, random erasing."""
     images = augment(images, index, view=view, padding=settings.crop_padding, flip=settings.flip)
     if settings.randaugment is not None:
         images = randaugment(

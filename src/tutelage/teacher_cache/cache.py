@@ -1,12 +1,10 @@
 """Recorded outputs: for every sample of every epoch the teacher's logits, and features where asked for.
 
-A cache is a folder: ``outputs.json`` says whose outputs they are and of what views. The outputs in epoch 3
-of samples 16384 and up to ``rows`` more lies in ``epoch-0003/000016384.logits.safetensors``, epochs and samples counted
-from 0, and each feature in a file of its own beside it. Logits are float16 less their row's mean, which stands with
-them in float32: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small gamma). Where all of
-them are too many, the file holds the largest of each sample and the others' power sums (`top_k.TopK`), and
-``outputs.json`` says so. A file carries a digest of its tensors, is written whole or not at all, and is checked once
-when it is opened; what is read of it then is mapped from the file, not copied.
+``outputs.json`` describes a folder's teacher, views and form. ``epoch-0003/000016384.logits.safetensors`` holds the
+logits of epoch 3, samples 16384 and up (both counted from 0), and a file beside it each feature. Logits are float16
+less their row's float32 mean: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small gamma).
+Where they are too many, the file holds the form of `top_k.TopK`. A file carries a digest of its tensors, is written
+whole or not at all, and is checked once when it is opened; its tensors are mapped, not copied.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from tutelage import records
 from tutelage.teacher_cache.top_k import MEASURES, TeacherCacheError, TopK
 from tutelage.types import Batch, Outputs
 
-ROWS = 16384
-"""Samples per chunk: interrupted recording resumes at the chunk that it was at."""
+ROWS = 16384  # samples per chunk, at which interrupted recording resumes
 SCHEMA = 1
 DIGEST = "blake2b"
 LOGITS = "logits"
@@ -46,14 +44,14 @@ class TeacherCache:
 
     Args:
         folder: of the cache.
-        key: what the outputs depend on: teacher, data, views, precision, taps; as JSON holds it.
+        key: what the outputs depend on (teacher, data, views, precision, taps), as JSON holds it.
         samples: training samples.
-        rows: samples per chunk; of a cache that is there already, its own.
-        form: of the logits: none for all of them; of a cache that is there already, its own.
+        rows: samples per chunk; an existing cache keeps its own.
+        form: of the logits; none stores all of them; an existing cache keeps its own.
 
     Attributes:
-        begun: it is there already.
-        speed: how the teacher is computed that is recorded, as JSON holds it; none until it is chosen.
+        begun: the cache exists.
+        speed: how the recorded teacher is computed, as JSON holds it; none until it is chosen.
 
     Raises:
         TeacherCacheError: the folder holds outputs of another key; every difference is named.
@@ -74,95 +72,75 @@ class TeacherCache:
             self.form = TopK.from_json(stored["form"]) if stored.get("form") else None
 
     def _check_same(self, stored: Mapping[str, Any]) -> None:
-        then, now = _flat(stored["key"]), _flat(self.key)
+        then = _flat(stored["key"]) | {name: stored.get(name) for name in ("schema", "samples")}
+        now = _flat(self.key) | {"schema": SCHEMA, "samples": self.samples}
         differs = [
             f"{name} (expected {now.get(name, 'none')}, got {then.get(name, 'none')})"
             for name in sorted(then.keys() | now.keys())
             if then.get(name) != now.get(name)
         ]
-        if stored.get("schema") != SCHEMA:
-            differs.append(f"schema (expected {SCHEMA}, got {stored.get('schema')})")
-        if stored.get("samples") != self.samples:
-            differs.append(f"samples (expected {self.samples}, got {stored.get('samples')})")
         if differs:
             raise TeacherCacheError(
                 f"outputs: expected those of this run in {self.folder.name}, got others that differ in "
                 f"{'; '.join(differs)}; type outputs=... for another folder and record them with `tutelage record`"
             )
 
-    def begin(self) -> None:
-        """Write down whose outputs these are to be, and in which form."""
-        self._describe()
+    def begin(self, **more: Any) -> None:
+        """Write ``outputs.json``: the key, the form, and further entries."""
         self.begun = True
-
-    def _describe(self, **more: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         value = {"schema": SCHEMA, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
         value["form"], value["speed"] = self.form.to_json() if self.form else None, self.speed
         records.write_json(self.folder / records.OUTPUTS, value | more)
 
     def conclude(self, epochs: int) -> dict[float, dict[str, float]]:
-        """Write down what the top-k form cost over all chunks of so many epochs; nothing where there is none.
-
-        Returns:
-            By exponent: mean and maximum of the total variation of p_gamma and of U_gamma's relative error.
-        """
+        """Record the top-k form's errors over all chunks of so many epochs; return `MEASURES` by exponent."""
         if self.form is None:
             return {}
-        starts = [(epoch, start) for epoch in range(epochs) for start in range(0, self.samples, self.rows)]
-        each = torch.stack([self._error(epoch, start) for epoch, start in starts]).double()
-        share = torch.tensor([min(self.rows, self.samples - start) for _, start in starts], dtype=torch.float64)
+        chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self._ranges()]
+        paths = [self._existing(epoch, chunk.start, LOGITS) for epoch, chunk in chunks]
+        each = torch.stack([_load(path, ("error",))[0]["error"] for path in paths]).double()
+        share = torch.tensor([len(chunk) for _, chunk in chunks], dtype=torch.float64)
         mean, largest = (each * (share / share.sum())[:, None, None]).sum(0), each.amax(0)
+        whole = torch.where(torch.tensor([name.startswith("mean") for name in MEASURES]), mean, largest).tolist()
         errors = {
-            gamma: {
-                name: float(f"{(mean if name.startswith('mean') else largest)[row, column].item():.3g}")
-                for column, name in enumerate(MEASURES)
-            }
-            for row, gamma in enumerate(self.form.gammas)
+            gamma: {name: float(f"{value:.3g}") for name, value in zip(MEASURES, row, strict=True)}
+            for gamma, row in zip(self.form.gammas, whole, strict=True)
         }
-        self._describe(errors=[{"gamma": gamma, **measured} for gamma, measured in errors.items()])
+        self.begin(errors=[{"gamma": gamma, **measured} for gamma, measured in errors.items()])
         return errors
+
+    def _ranges(self) -> Iterator[range]:
+        """Yield each chunk's samples."""
+        for start in range(0, self.samples, self.rows):
+            yield range(start, min(start + self.rows, self.samples))
 
     def missing(self, epoch: int, taps: Sequence[str] = ()) -> Iterator[range]:
         """Yield the chunks of an epoch of which the logits or a feature are not there."""
-        for start in range(0, self.samples, self.rows):
-            if not all(self._path(epoch, start, what).exists() for what in (LOGITS, *taps)):
-                yield range(start, min(start + self.rows, self.samples))
+        for chunk in self._ranges():
+            if not all(self._path(epoch, chunk.start, what).exists() for what in (LOGITS, *taps)):
+                yield chunk
 
     def require(self, epoch: int, taps: Sequence[str] = (), *, gammas: Collection[float] = ()) -> None:
-        """Refuse an epoch that is not there as a whole, or is too far off in its top-k form.
-
-        Args:
-            epoch: whose views, from 0.
-            taps: features that will be read.
-            gammas: exponents that the logits will be read at.
+        """Refuse an epoch, from 0, that lacks chunks of logits or taps, or is too far off at these exponents.
 
         Raises:
             TeacherCacheError: naming what is missing, or how far off it is.
         """
         for what in (LOGITS, *taps):
-            for start in range(0, self.samples, self.rows):
-                if not self._path(epoch, start, what).exists():
-                    raise self._missing(epoch, start, what)
+            for chunk in self._ranges():
+                path = self._existing(epoch, chunk.start, what)
                 if what == LOGITS and self.form is not None:
-                    self.form.check(self._error(epoch, start), gammas)
-
-    def _error(self, epoch: int, start: int) -> Tensor:
-        path = self._path(epoch, start, LOGITS)
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                return file.get_tensor("error")
-        except safetensors.SafetensorError as error:
-            raise self._torn(path) from error
+                    self.form.check(_load(path, ("error",))[0]["error"], gammas)
 
     def write(
         self, epoch: int, chunk: range, logits: Tensor, taps: Mapping[str, Tensor], *, gammas: Collection[float] = ()
     ) -> None:
-        """Write one chunk; before the first, whose outputs these are.
+        """Write one chunk, and before the first ``outputs.json``.
 
         Args:
-            epoch: whose views they are of, from 0.
-            chunk: the samples.
+            epoch: of the views, from 0.
+            chunk: its samples.
             logits: ``(samples, classes)``.
             taps: features by tap, ``(samples, ...)``.
             gammas: exponents that the logits will be read at.
@@ -171,101 +149,77 @@ class TeacherCache:
             TeacherCacheError: a value is too large for float16, or the top-k form is too far off; NaN is kept: it
                 marks a sample that was not read.
         """
-        packed = self._packed(logits.float(), gammas)
+        logits = logits.float()
+        mean = logits.mean(-1, keepdim=True)
+        packed = {"values": _half(LOGITS, logits - mean), "mean": mean.cpu()}
+        if self.form is not None:
+            packed = self.form.pack(logits)
+            self.form.check(packed["error"], gammas)
         if not self.begun:
             self.begin()
-        self._write(epoch, chunk.start, LOGITS, packed)
-        for name, value in taps.items():
-            self._write(epoch, chunk.start, name, {"values": _half(f"tap {name}", value.float())})
-
-    def _packed(self, logits: Tensor, gammas: Collection[float]) -> dict[str, Tensor]:
-        mean = logits.mean(-1, keepdim=True)
-        centred = _half(LOGITS, logits - mean)
-        if self.form is None:
-            return {"values": centred, "mean": mean.cpu()}
-        packed = self.form.pack(logits)
-        self.form.check(packed["error"], gammas)
-        return packed
-
-    def _write(self, epoch: int, start: int, what: str, tensors: dict[str, Tensor]) -> None:
-        path = self._path(epoch, start, what)
-        path.parent.mkdir(exist_ok=True)
-        records.write_bytes(path, safetensors.torch.save(tensors, {"what": what, DIGEST: _digest(tensors)}))
+        features = ((name, {"values": _half(f"tap {name}", value.float())}) for name, value in taps.items())
+        for what, tensors in chain([(LOGITS, packed)], features):
+            path = self._path(epoch, chunk.start, what)
+            path.parent.mkdir(exist_ok=True)
+            records.write_bytes(path, safetensors.torch.save(tensors, {"what": what, DIGEST: _digest(tensors)}))
 
     def read(self, epoch: int, what: str) -> list[dict[str, Tensor]]:
         """Map the teacher's outputs of an epoch, chunk by chunk of ``rows`` samples, and check it.
 
         Args:
-            epoch: whose views, from 0.
+            epoch: of the views, from 0.
             what: ``logits``, or a tap.
 
         Returns:
             Tensors that lie in the files: ``values``, and of logits ``mean``, or what `TopK.pack` returns.
 
         Raises:
-            TeacherCacheError: some of it is not there, or is not what was written.
+            TeacherCacheError: some of it is missing or damaged.
         """
-        return [self._read(epoch, start, what) for start in range(0, self.samples, self.rows)]
+        chunks = []
+        for samples in self._ranges():
+            path = self._existing(epoch, samples.start, what)
+            tensors, written = _load(path)
+            if written.get("what") != what or written.get(DIGEST) != _digest(tensors):
+                raise _torn(path)
+            chunks.append(tensors)
+        return chunks
 
-    def _read(self, epoch: int, start: int, what: str) -> dict[str, Tensor]:
+    def _existing(self, epoch: int, start: int, what: str) -> Path:
         path = self._path(epoch, start, what)
         if not path.exists():
-            raise self._missing(epoch, start, what)
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-                written = file.metadata() or {}
-        except safetensors.SafetensorError as error:
-            raise self._torn(path) from error
-        if written.get("what") != what or written.get(DIGEST) != _digest(tensors):
-            raise self._torn(path)
-        return tensors
-
-    def _missing(self, epoch: int, start: int, what: str) -> TeacherCacheError:
-        return TeacherCacheError(
-            f"outputs: expected the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}, got "
-            "none; record them with `tutelage record` and the run's recipe"
-        )
-
-    def _torn(self, path: Path) -> TeacherCacheError:
-        return TeacherCacheError(
-            f"outputs: expected the chunk that was written, got another content in {path.parent.name}/{path.name}; "
-            "remove that file and record it again with `tutelage record`"
-        )
+            raise TeacherCacheError(
+                f"outputs: expected the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}, got "
+                "none; record them with `tutelage record` and the run's recipe"
+            )
+        return path
 
     def _path(self, epoch: int, start: int, what: str) -> Path:
         name = LOGITS
         if what != LOGITS:
-            # Readable, and different for every tap.
+            # Readable, and unique to the tap.
             digest = hashlib.blake2b(what.encode(), digest_size=4).hexdigest()
             name = f"tap.{re.sub(r'[^A-Za-z0-9.-]+', '-', what)}-{digest}"
         return self.folder / f"epoch-{epoch:04d}" / f"{start:09d}.{name}.safetensors"
 
 
 class CachedTeacher:
-    """A teacher whose outputs are read from a cache: `types.Teacher`. `open` says of which epoch's views.
+    """A teacher whose outputs are read from a cache: `types.Teacher`; `open` chooses the epoch.
 
-    On the CPU a batch's rows are read from the mapped files. Elsewhere an epoch's outputs are moved to the device as a
-    whole, so that a step waits for nothing.
+    On the CPU a batch's rows are read from the mapped files; elsewhere `open` moves the whole epoch to the device.
 
     Args:
         cache: of its outputs.
-        taps: features that its answers carry.
-        gamma: the exponent that its logits are read at; of a top-k form alone. Where no term reads the logits it is 1,
-            at which the left-over mass is exact.
-        device: where its answers go.
+        taps: features to return.
+        gamma: the exponent at which logits of a top-k form are read; at 1 the left-over mass is exact.
+        device: of what is returned.
 
     Raises:
         TeacherCacheError: the tail was not summed at the exponent.
     """
 
     def __init__(
-        self,
-        cache: TeacherCache,
-        taps: tuple[str, ...] = (),
-        *,
-        gamma: float = 1.0,
-        device: torch.device | str = "cpu",
+        self, cache: TeacherCache, taps: tuple[str, ...] = (), *, gamma: float = 1.0, device: torch.device | str = "cpu"
     ) -> None:
         self._cache, self._taps, self._gamma, self._device = cache, taps, gamma, torch.device(device)
         self._chunks: dict[str, list[dict[str, Tensor]]] = {}
@@ -273,16 +227,15 @@ class CachedTeacher:
             cache.form.at(gamma)
 
     def open(self, epoch: int) -> None:
-        """Answer for the views of this epoch, from 0, from now on.
+        """Read an epoch's outputs; epochs count from 0.
 
         Raises:
-            TeacherCacheError: they were not recorded, or what lies there is damaged.
+            TeacherCacheError: they are missing or damaged.
         """
-        self._chunks = {}  # before the next epoch's is there, so that the two never lie in memory together
+        self._chunks = {}  # so that two epochs are never in memory together
         outputs = {what: self._cache.read(epoch, what) for what in (LOGITS, *self._taps)}
-        for chunks in outputs.values():
-            for chunk in chunks:
-                chunk.pop("error", None)
+        for chunk in outputs[LOGITS]:
+            chunk.pop("error", None)
         if self._device.type != "cpu":
             outputs = {
                 what: [{n: torch.cat([c[n].to(self._device) for c in chunks]) for n in chunks[0]}]
@@ -291,18 +244,15 @@ class CachedTeacher:
         self._chunks = outputs
 
     def __call__(self, batch: Batch) -> Outputs:
-        """Return what was recorded of the batch's views.
+        """Return the recorded outputs of the batch's views.
 
         Raises:
             TeacherCacheError: no epoch was opened.
         """
         if not self._chunks:
-            raise TeacherCacheError(
-                "outputs: expected an epoch whose views are answered for, got none; call open(epoch) first"
-            )
+            raise TeacherCacheError("outputs: expected an epoch that is open, got none; call open(epoch) first")
         index = batch.index.to(self._device)
-        chunks = len(self._chunks[LOGITS])
-        order, parts = (None, [(0, index)]) if chunks == 1 else _parts(index, self._cache.rows)
+        order, parts = (None, [(0, index)]) if len(self._chunks[LOGITS]) == 1 else _parts(index, self._cache.rows)
         outputs = {what: _rows(tensors, order, parts) for what, tensors in self._chunks.items()}
         logits = outputs.pop(LOGITS)
         taps = {name: tensors["values"].float() for name, tensors in outputs.items()}
@@ -312,7 +262,7 @@ class CachedTeacher:
 
 
 def _parts(index: Tensor, rows: int) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-    """Return each sample's position among the samples in the order of their chunks, and of each chunk its rows."""
+    """Return each sample's rank in the order of chunks, and the rows to read of each chunk."""
     chunk = index.div(rows, rounding_mode="floor")
     by_chunk = chunk.argsort()
     touched, counts = chunk[by_chunk].unique_consecutive(return_counts=True)
@@ -331,9 +281,25 @@ def _rows(
     return {name: torch.cat([chunks[k][name][rows] for k, rows in parts])[order] for name in chunks[0]}
 
 
+def _load(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Return a file's tensors, all or some, and its metadata."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names or file.keys()}, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise _torn(path) from error
+
+
+def _torn(path: Path) -> TeacherCacheError:
+    return TeacherCacheError(
+        f"outputs: expected the chunk that was written, got another content in {path.parent.name}/{path.name}; "
+        "remove that file and record it again with `tutelage record`"
+    )
+
+
 def _half(what: str, values: Tensor) -> Tensor:
     half = values.half().cpu().contiguous()
-    if bool((torch.isinf(half) & torch.isfinite(values.cpu())).any()) or bool(torch.isinf(values).any()):
+    if bool(half.isinf().any()):
         raise TeacherCacheError(
             f"outputs: expected {what} below 65504 in size, as float16 holds, got {float(values.abs().max()):.3g}; "
             "distil from the live teacher: type outputs=null"
@@ -351,8 +317,10 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return a nested mapping as one of dotted names."""
     if not isinstance(value, Mapping):
         return {name: value}
-    return {
-        k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else str(key)).items()
-    }
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{name}.{key}" if name else str(key))
+    return flat

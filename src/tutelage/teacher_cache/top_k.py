@@ -1,12 +1,12 @@
-"""The top-k form of a teacher's logits: the largest, and of all others what their powers sum to.
+"""The top-k form of a teacher's logits: the largest, and the power sums of all others.
 
 Of a sample's probabilities ``p`` the ``k`` largest are kept with their classes, and of the ``m = K - k`` others
 ``log S(gamma) = log sum_{tail} p**gamma`` on a grid of exponents; at ``gamma = 1`` that is the left-over mass. They are
 read for one exponent of the grid: the tail's classes get one probability ``t``, the same for each, with
-``m * t**gamma = S(gamma)``. So ``p_gamma = softmax(gamma * v)`` is exact on the top classes to float16, and what is
-lost is how the tail is spread. For ``gamma < 1`` the tail's mass ``m * t`` is smaller than what was left over, or equal
+``m * t**gamma = S(gamma)``. So ``p_gamma = softmax(gamma * v)`` is exact on the top classes to float16; the
+spread of the tail is lost. For ``gamma < 1`` the tail's mass ``m * t`` is smaller than what was left over, or equal
 (means of powers grow with the power), so ``U_gamma`` is read too large, by the factor ``(top mass + m * t)**-gamma``.
-Both errors are measured of every sample when it is recorded.
+Both errors are measured per sample when it is recorded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from torch import Tensor
 from tutelage.settings.outputs import BOUND
 
 GAMMAS = (0.1, 0.125, 0.2, 0.25, 1 / 3, 0.5, 1.0)
-"""Exponents that the tail's power sums are kept at whatever a recipe has: temperatures of 10, 8, 5, 4, 3, 2 and 1."""
-BLOCK = 1024
-"""Rows packed at a time, so that what lies between takes little memory."""
+"""Exponents of the tail's power sums in every cache: temperatures of 10, 8, 5, 4, 3, 2 and 1."""
+BLOCK = 1024  # rows packed at a time, to save memory
 SHORT = torch.iinfo(torch.int16).max
 MEASURES = ("mean_tv", "max_tv", "mean_power_sum", "max_power_sum")
 """Columns of a chunk's ``error``: mean and maximum of the total variation, and of the power sum's relative error."""
@@ -36,7 +35,7 @@ class TeacherCacheError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TopK:
-    """What is kept of logits.
+    """The form in which logits are stored.
 
     Raises:
         TeacherCacheError: a number is out of range.
@@ -70,8 +69,7 @@ class TopK:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TopK:
         """Return the form that `to_json` described."""
-        gammas = tuple(value["gammas"])
-        return cls(kept=value["top"], classes=value["classes"], gammas=gammas, bound=value["max_error"])
+        return cls(kept=value["top"], classes=value["classes"], gammas=tuple(value["gammas"]), bound=value["max_error"])
 
     def to_json(self) -> dict[str, Any]:
         """Describe the form."""
@@ -101,11 +99,9 @@ class TopK:
             errors.append(self._errors(rows[seen], {name: tensor[seen] for name, tensor in kept.items()}).cpu())
         whole = {name: torch.cat([part[name] for part in packed]).contiguous() for name in packed[0]}
         each = torch.cat(errors, 1)
-        if each.shape[1]:
-            mean, largest = each.mean(1), each.amax(1)
-            whole["error"] = torch.stack([mean[:, 0], largest[:, 0], mean[:, 1], largest[:, 1]], 1).float()
-        else:
-            whole["error"] = torch.zeros(len(self.gammas), len(MEASURES))
+        if not each.shape[1]:  # of no sample, of which there is no maximum
+            each = each.new_zeros(len(self.gammas), 1, 2)
+        whole["error"] = torch.stack([each.mean(1), each.amax(1)], -1).flatten(1).float()
         return whole
 
     def _pack(self, logits: Tensor) -> dict[str, Tensor]:
@@ -138,7 +134,7 @@ class TopK:
             gamma: one of the grid's.
 
         Raises:
-            TeacherCacheError: it is none of the grid's.
+            TeacherCacheError: it is not in the grid.
         """
         at, others = self.at(gamma), self.classes - self.kept
         level = (kept["tail"][:, at : at + 1] - math.log(others)) / self.gammas[at]
@@ -149,7 +145,7 @@ class TopK:
         """Return an exponent's position in the grid.
 
         Raises:
-            TeacherCacheError: it has none.
+            TeacherCacheError: it is not in the grid.
         """
         for position, known in enumerate(self.gammas):
             if math.isclose(known, gamma, rel_tol=1e-9):
@@ -161,24 +157,18 @@ class TopK:
         )
 
     def check(self, error: Tensor, needed: Collection[float]) -> None:
-        """Refuse errors beyond the bound.
-
-        Args:
-            error: ``(gammas, 4)``, `MEASURES`.
-            needed: exponents that count.
+        """Refuse errors beyond the bound: ``error`` is ``(gammas, 4)``, `MEASURES`; the ``needed`` exponents count.
 
         Raises:
             TeacherCacheError: naming error, exponent and what was kept.
         """
         for gamma in needed:
-            mean_tv, max_tv, mean_sum, max_sum = error[self.at(gamma)].tolist()
-            for what, mean, largest in (
-                ("total variation from p_gamma", mean_tv, max_tv),
-                ("relative error of U_gamma", mean_sum, max_sum),
-            ):
+            measured = error[self.at(gamma)].view(2, 2).tolist()
+            names = ("total variation from p_gamma", "relative error of U_gamma")
+            for what, (mean, largest) in zip(names, measured, strict=True):
                 if not mean <= self.bound:
                     raise TeacherCacheError(
-                        f"outputs: expected the top {self.kept} of {self.classes} classes to say what all of them do "
+                        f"outputs: expected the top {self.kept} of {self.classes} classes to stand for all of them "
                         f"to within {self.bound:g}, got a mean {what} of {mean:.2g} (at most {largest:.2g}) at gamma "
                         f"{gamma:.4g}; type a larger outputs_top=..., outputs_limit_mb=... with "
                         "the size of all of them, or outputs_max_error=..."

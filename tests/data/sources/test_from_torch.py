@@ -117,5 +117,5 @@ def test_faults():
         from_datasets(plain(4), plain(4), classes=2, class_names=["a"])
 
 
-def test_available_names_every_door():
+def test_available_names_every_source():
     assert [name.partition(":")[0] for name, _ in available()] == ["digits", "hf", "imagefolder", "torchvision"]

@@ -49,13 +49,13 @@ def settings(folder, **others):
     return DataSettings(source=f"hf:{folder}", **others)
 
 
-def test_columns_are_found(folder):
+def test_columns_are_chosen(folder):
     splits = open_data(settings(folder))
     assert splits.sizes() == {"train": 20, "test": 6, "labelled": 20, "corrupt": 0}
     assert (splits.class_names, splits.source, splits.image_size) == (("ant", "bee"), "hf:pets", (6, 6))
     expected = np.stack([np.asarray(i) for i in rows(20)["picture"]])
-    found = splits.train.fetch(np.arange(20)).permute(0, 2, 3, 1)
-    assert torch.equal(found, torch.from_numpy(expected).float() / 255)
+    pixels = splits.train.fetch(np.arange(20)).permute(0, 2, 3, 1)
+    assert torch.equal(pixels, torch.from_numpy(expected).float() / 255)
     assert splits.train.labels.tolist() == [0, 1] * 10
 
 
@@ -119,7 +119,7 @@ def test_streamed_rows_equal_those_in_memory(folder):
     memory, stream = open_data(settings(folder, flip=True)), open_data(settings(folder, flip=True, memory_limit_mb=0))
     assert type(memory.train) is not type(stream.train)
     pairs = zip(*(BatchLoader(s.train, batch_size=7, train=True).epoch(2) for s in (memory, stream)), strict=True)
-    assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one[:3], other[:3], strict=True))
+    assert all(torch.equal(a, b) for first, second in pairs for a, b in zip(first[:3], second[:3], strict=True))
 
 
 def test_saved_to_disk(tmp_path):

@@ -78,8 +78,8 @@ def test_one_size_is_kept_bit_for_bit(tmp_path):
     folder = fill(tmp_path / "even", size=(12, 10))
     splits = open_data(settings(folder))
     expected = sorted(np.asarray(Image.open(path)).tobytes() for path in folder.rglob("*.png"))
-    found = torch.cat([part.fetch(np.arange(len(part))) for part in (splits.train, splits.test)])
-    assert sorted((i.permute(1, 2, 0) * 255).round().byte().numpy().tobytes() for i in found) == expected
+    views = torch.cat([part.fetch(np.arange(len(part))) for part in (splits.train, splits.test)])
+    assert sorted((i.permute(1, 2, 0) * 255).round().byte().numpy().tobytes() for i in views) == expected
 
 
 def test_grey_images_have_one_channel(tmp_path):
@@ -102,7 +102,7 @@ def test_without_a_test_folder_a_fifth_is_held_out(tmp_path):
     assert open_data(settings(folder, size=8, split_seed=1)).fingerprint != splits.fingerprint
 
 
-def test_one_image_a_class_cannot_be_held_out_but_may_be_judged_on(tmp_path):
+def test_one_image_per_class_cannot_be_held_out_but_may_be_evaluated_on(tmp_path):
     folder = fill(tmp_path / "alone", per_class=1)
     with pytest.raises(
         ValueError, match=r"got none to learn from of ant \(1 such\); .* type data.test=train"
@@ -110,8 +110,8 @@ def test_one_image_a_class_cannot_be_held_out_but_may_be_judged_on(tmp_path):
         open_data(settings(folder, size=8))
     assert "\n" not in str(caught.value)
     for limit in (2048, 0):
-        given = {"size": 8, "test": "train", "crop_padding": 2, "flip": True, "memory_limit_mb": limit}
-        splits = open_data(settings(folder, **given))
+        others = {"size": 8, "test": "train", "crop_padding": 2, "flip": True, "memory_limit_mb": limit}
+        splits = open_data(settings(folder, **others))
         assert splits.sizes() == {"train": 3, "test": 3, "labelled": 3, "corrupt": 0}
         assert splits.test.labels.tolist() == splits.train.labels.tolist() == [0, 1, 2]
         assert "the test set is the 3 training images, not augmented" in splits.notes[0]
@@ -141,20 +141,21 @@ def test_a_test_set_that_is_there_is_not_passed_over(root, source):
 
 
 def test_bicubic_views(root):
-    one, other = (open_data(settings(root, size=14, interpolation=name)) for name in ("bilinear", "bicubic"))
-    assert (one.interpolation, other.interpolation) == ("bilinear", "bicubic")
+    bilinear, bicubic = (open_data(settings(root, size=14, interpolation=name)) for name in ("bilinear", "bicubic"))
+    assert (bilinear.interpolation, bicubic.interpolation) == ("bilinear", "bicubic")
     original = Image.open(root / "test" / "ant" / "0.png")
     expected = np.asarray(original.resize((16, 24), Image.Resampling.BICUBIC).crop((1, 5, 15, 19)))
-    assert np.array_equal((other.test.fetch(np.array([0]))[0].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
-    assert not torch.equal(one.test.fetch(np.arange(6)), other.test.fetch(np.arange(6)))
+    centre = bicubic.test.fetch(np.array([0]))[0].permute(1, 2, 0)
+    assert np.array_equal((centre * 255).round().byte().numpy(), expected)
+    assert not torch.equal(bilinear.test.fetch(np.arange(6)), bicubic.test.fetch(np.arange(6)))
     splits = open_data(settings(root, size=14, interpolation="bicubic", random_resized_crop=True))
-    assert torch.equal(splits.test.fetch(np.arange(6)), other.test.fetch(np.arange(6)))
+    assert torch.equal(splits.test.fetch(np.arange(6)), bicubic.test.fetch(np.arange(6)))
     path, view = sorted((root / "train").rglob("*.png"))[7], View(2, 3)
     original = Image.open(path)
     box = boxes(np.array([7]), np.array([original.size]), view=view)[0]
     expected = np.asarray(original.resize((14, 14), Image.Resampling.BICUBIC, box=box))
-    found = splits.train.fetch(np.array([7]), view=view)[0]
-    assert np.array_equal((found.permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+    crop = splits.train.fetch(np.array([7]), view=view)[0]
+    assert np.array_equal((crop.permute(1, 2, 0) * 255).round().byte().numpy(), expected)
 
 
 @pytest.mark.parametrize("limit", [2048, 0])
@@ -163,8 +164,8 @@ def test_the_share_of_the_evaluation_view(tmp_path, root, limit):
     assert splits.margin == 2
     original = Image.open(root / "test" / "ant" / "0.png")
     expected = np.asarray(original.resize((28, 42), Image.Resampling.BILINEAR).crop((7, 14, 21, 28)))
-    found = splits.test.fetch(np.array([0]))[0].permute(1, 2, 0)
-    assert np.array_equal((found * 255).round().byte().numpy(), expected)
+    view = splits.test.fetch(np.array([0]))[0].permute(1, 2, 0)
+    assert np.array_equal((view * 255).round().byte().numpy(), expected)
     assert open_data(settings(root, size=14, memory_limit_mb=limit)).margin == 256 / 224
     even = fill(tmp_path / "even", size=(12, 10))
     assert open_data(settings(even, size=8, memory_limit_mb=limit)).margin == 1
@@ -175,18 +176,18 @@ SAMPLE = SHARED / "data" / "imagenet_sample"
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of ImageNet is not beside the repository")
-def test_photographs_one_a_class():
+def test_photographs_one_per_class():
     with pytest.raises(ValueError, match=r"type data.test=train"):
         open_data(settings(SAMPLE))
-    given = {"test": "train", "random_resized_crop": True, "interpolation": "bicubic", "mixup": 0.8, "cutmix": 1.0}
-    splits = open_data(settings(SAMPLE, **given, random_erasing=0.25, randaugment=RandAugment()))
+    others = {"test": "train", "random_resized_crop": True, "interpolation": "bicubic", "mixup": 0.8, "cutmix": 1.0}
+    splits = open_data(settings(SAMPLE, **others, random_erasing=0.25, randaugment=RandAugment()))
     assert splits.sizes() == {"train": 1000, "test": 1000, "labelled": 1000, "corrupt": 0}
     batch = next(BatchLoader(splits.train, batch_size=8, train=True).epoch(0))
     assert (batch.inputs.shape, batch.labels.shape) == ((8, 3, 224, 224), (8, 1000))
     assert next(BatchLoader(splits.test, batch_size=8, train=False).epoch(0)).labels.tolist() == list(range(8))
 
 
-def test_val_is_used_for_test_and_said(tmp_path):
+def test_val_is_used_for_test_and_noted(tmp_path):
     fill(tmp_path / "train")
     fill(tmp_path / "val", per_class=1)
     splits = open_data(settings(tmp_path, size=8))
@@ -208,21 +209,21 @@ def test_evaluation_view_is_the_centre(root):
     original = Image.open(root / "test" / "ant" / "0.png")
     assert original.size == (20, 30)
     expected = np.asarray(original.resize((16, 24), Image.Resampling.BILINEAR).crop((1, 5, 15, 19)))
-    found = splits.test.fetch(np.array([0]))[0].permute(1, 2, 0)
-    assert np.array_equal((found * 255).round().byte().numpy(), expected)
+    view = splits.test.fetch(np.array([0]))[0].permute(1, 2, 0)
+    assert np.array_equal((view * 255).round().byte().numpy(), expected)
 
 
 def test_random_boxes_equal_a_plain_computation(root):
     splits = open_data(settings(root, size=14, random_resized_crop=True))
     view = View(2, 3)
-    found = splits.train.fetch(np.arange(15), view=view)
-    for place, path in enumerate(sorted((root / "train").rglob("*.png"))):
+    views = splits.train.fetch(np.arange(15), view=view)
+    for position, path in enumerate(sorted((root / "train").rglob("*.png"))):
         original = Image.open(path)
-        box = boxes(np.array([place]), np.array([original.size]), view=view)[0]
+        box = boxes(np.array([position]), np.array([original.size]), view=view)[0]
         expected = np.asarray(original.resize((14, 14), Image.Resampling.BILINEAR, box=box))
-        assert np.array_equal((found[place].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
-    assert not torch.equal(found, splits.train.fetch(np.arange(15), view=View(2, 4)))
-    assert not torch.equal(found, splits.train.fetch(np.arange(15)))
+        assert np.array_equal((views[position].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+    assert not torch.equal(views, splits.train.fetch(np.arange(15), view=View(2, 4)))
+    assert not torch.equal(views, splits.train.fetch(np.arange(15)))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -232,11 +233,11 @@ def test_workers_do_not_change_anything(root, workers):
         return BatchLoader(splits.train, batch_size=4, train=True)
 
     before = torch.get_rng_state()
-    expected, found = list(batches(0).epoch(1))[1:], list(batches(workers).epoch(1, start=1))
+    expected, loaded = list(batches(0).epoch(1))[1:], list(batches(workers).epoch(1, start=1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(expected) == len(found) == 3
+    assert len(expected) == len(loaded) == 3
     assert all(
-        torch.equal(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x[:3], y[:3], strict=True)
+        torch.equal(a, b) for x, y in zip(expected, loaded, strict=True) for a, b in zip(x[:3], y[:3], strict=True)
     )
     shares = [list(batches(workers).epoch(1, start=1, rank=rank, world=2)) for rank in range(2)]
     assert torch.equal(shares[1][0].inputs, expected[0].inputs[1::2])
@@ -343,12 +344,12 @@ def test_only_files_that_were_touched_are_read_again(root, monkeypatch):
 
 def test_kept_digests_that_are_damaged_are_ignored(root, caches):
     first = open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
-    (place,) = (caches / "digests").iterdir()
-    whole = place.read_bytes()
+    (path,) = (caches / "digests").iterdir()
+    whole = path.read_bytes()
     for damage in (b"", b"junk", whole[: len(whole) // 2], whole[:200] + b"~~~~" + whole[204:]):
-        place.write_bytes(damage)
+        path.write_bytes(damage)
         assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint == first
-        assert len(cache._load_hashes(place)) == 21
+        assert len(cache._load_hashes(path)) == 21
 
 
 def test_digests_that_cannot_be_kept_are_not_fatal(root, tmp_path, monkeypatch):

@@ -15,8 +15,6 @@ from tutelage.settings.data import DataSettings
 
 WHITE = 16
 TEST_COUNT = 360
-TEST_SEED = 0
-"""The test set is a property of the source here, so it does not move with ``split_seed``."""
 
 
 def open_digits(settings: DataSettings) -> Splits:
@@ -30,10 +28,10 @@ def open_digits(settings: DataSettings) -> Splits:
     bunch = load_digits()
     values = bunch.images.astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
-    held_out = stratified(labels, count=TEST_COUNT, seed=TEST_SEED, stream=rng.TEST)
+    # The test set is a property of the source here, so it does not move with ``split_seed``.
+    held_out = stratified(labels, count=TEST_COUNT, seed=0, stream=rng.TEST)
     halves = np.setdiff1d(np.arange(len(labels)), held_out), held_out
-    names = tuple(str(digit) for digit in range(10))
-    description = Description(class_names=names, settings=settings, source="digits")
+    description = Description(class_names=tuple("0123456789"), settings=settings, source="digits")
     resized = settings.size not in (None, values.shape[1]) or settings.test_crop is not None
     if settings.random_resized_crop or resized:
         scaled = rescale(values, 255 / WHITE)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.data.datasets import Split, Splits
-from tutelage.data.streamed import Decoded, in_workers
 from tutelage.images import pixels_of
 from tutelage.types import UNLABELLED, View
 
@@ -27,38 +25,20 @@ SLACK = 0.1
 
 
 class Mapped(Protocol):
-    """A map-style data set: what `torch.utils.data.Dataset` is in use."""
+    """A map-style data set of images with their class indices, or of images alone."""
 
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Return an image and its class index, or the image alone where it has none."""
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchSplit(Split):
-    """Samples of a user's data set, with its own transforms.
-
-    Python's, NumPy's and torch's global generators are seeded per sample while its transforms run, and put back
-    afterwards: random transforms become functions of (data seed, epoch, sample) too.
-    """
+    """Samples of a user's data set, with its own transforms, which become functions of (data seed, epoch, sample)."""
 
     dataset: Mapped
-    workers: int = 0
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1]."""
-        return self._read(index, view).images
-
-    def stream(
-        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Fetch batches in order."""
-        for readable, images, _ in in_workers(partial(self._read, view=view), requests, workers=self.workers):
-            yield readable, images
-
-    def _read(self, index: NDArray[np.int64], view: View | None) -> Decoded:
         seed, epoch = view if view is not None else (0, 0)
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []
@@ -79,7 +59,7 @@ class TorchSplit(Split):
                 f"data: expected images with values in [0, 1], got {low:.3g} to {high:.3g}; "
                 "leave normalisation out of the transforms: each model's card normalises its own inputs"
             )
-        return Decoded(index, batch, [])
+        return batch
 
 
 def from_datasets(
@@ -96,40 +76,39 @@ def from_datasets(
 
     Args:
         train: yields (image, label): a float tensor ``(channels, height, width)`` in [0, 1] or a Pillow image, and a
-            class index; where unlabelled -100, None, or the image alone. All images have one shape.
+            class index; where unlabelled -100, None, or the image alone. All images have one shape. Labels are read
+            from ``targets`` where that is there and not transformed, else in one pass over the samples.
         test: alike.
         classes: number of classes.
         validation: alike, or none.
         class_names: one per class; their numbers where unset.
         workers: processes that run the data sets, at least 0.
-        source: to show.
+        source: name to show.
 
     Returns:
-        Splits without a fingerprint: what a user's code yields is not known from outside. Labels are read from
-        ``targets`` where a data set has it and does not transform it, else in one pass over its samples.
+        Splits without a fingerprint, as the content that a user's code yields is not known.
 
     Raises:
         TypeError: a sample is not an image and a class index.
         ValueError: no samples, a label outside the classes, or images of several shapes.
     """
-    names = tuple(str(name) for name in class_names) if class_names is not None else tuple(map(str, range(classes)))
+    names = tuple(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
         raise ValueError(f"class_names: expected {classes} names, got {len(names)}; give one for each class")
     if workers < 0:
         raise ValueError(f"workers: expected a whole number of at least 0, got {workers}; type workers=0")
     splits: dict[str, Split] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    expected = None
     for part, dataset in {"train": train, "validation": validation, "test": test}.items():
         if dataset is None:
             continue
         if not len(dataset):
             raise ValueError(f"{part}: expected at least 1 sample, got 0; pass a data set with samples")
         with _seeded(0):
-            shapes[part] = tuple(_sample(dataset, 0)[0].shape)
-        if shapes[part] != shapes["train"]:
-            raise ValueError(
-                f"{part}: expected images of shape {shapes['train']} as in train, got {shapes[part]}; resize them"
-            )
+            shape = tuple(_sample(dataset, 0)[0].shape)
+        expected = expected or shape
+        if shape != expected:
+            raise ValueError(f"{part}: expected images of shape {expected} as in train, got {shape}; resize them")
         labels = _targets(dataset)
         wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= classes)))
         if wrong.size:
@@ -138,7 +117,7 @@ def from_datasets(
                 f"{int(wrong[0])}; raise classes or mend the labels"
             )
         splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers)
-    channels, height, width = shapes["train"]
+    channels, height, width = shape
     return Splits(
         train=splits["train"],
         validation=splits.get("validation"),
@@ -161,7 +140,7 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
         raise TypeError(
             f"data: expected (image, label) of sample {position}, or an image alone, got {got}; return a pair"
         )
-    image, label = sample[0], sample[1] if len(sample) == 2 else None
+    image, label = sample if len(sample) == 2 else (*sample, None)
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
             image = image.convert("RGB")
@@ -179,13 +158,12 @@ def _targets(dataset: Mapped) -> NDArray[np.int64]:
     targets = getattr(dataset, "targets", None)
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
         with _seeded(0):
-            targets = [_sample(dataset, position)[1] for position in range(len(dataset))]
-        return np.array(targets, np.int64)
+            return np.array([_sample(dataset, position)[1] for position in range(len(dataset))], np.int64)
     return np.array([_label(target, position) for position, target in enumerate(targets)], np.int64)
 
 
 def _label(label: Any, position: int) -> int:
-    """Return a class index, -100 for None."""
+    """Return a class index; -100 for None."""
     if label is None:
         return UNLABELLED
     try:
@@ -201,7 +179,7 @@ def _label(label: Any, position: int) -> int:
 
 @contextmanager
 def _seeded(bits: int) -> Iterator[None]:
-    """Seed the global generators of the CPU, and put them back."""
+    """Seed the CPU's global generators (Python's, NumPy's, torch's), and restore them afterwards."""
     # torch.manual_seed would reset the accelerators' generators as well, which belong to the training loop.
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(bits)

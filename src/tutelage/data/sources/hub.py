@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data import cache
-from tutelage.data.build import Description, Raw, check_labels, from_images, keep_test
+from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
@@ -26,8 +26,7 @@ _TESTS = ("test", "validation", "valid")
 class HubReader:
     """Images of one column, as the files they are stored as."""
 
-    rows: Any
-    """A ``datasets.Dataset`` whose image column is not decoded."""
+    rows: Any  # a ``datasets.Dataset`` whose image column is not decoded
     column: str
     split: str
 
@@ -39,7 +38,7 @@ class HubReader:
         return f"{self.split} row {position}"
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
-        """Return the images' files; one that is missing comes as no bytes, which cannot be decoded."""
+        """Return the images' files; a missing one as empty bytes, which cannot be decoded."""
         chosen = slice(positions.start, positions.stop) if isinstance(positions, range) else list(positions)
         return [_file_of(item) for item in self.rows[chosen][self.column]]
 
@@ -59,19 +58,20 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
 
     Raises:
         ImportError: the ``datasets`` library is missing.
-        FileNotFoundError: neither a folder nor a data set that can be reached.
+        FileNotFoundError: neither a folder nor a reachable data set.
         ValueError: no split to train on, no such column, or labels outside the classes.
     """
     splits, local = _load(name)
-    from datasets import Image
+    from datasets import ClassLabel, Image
 
     shown = f"hf:{Path(name).expanduser().resolve().name}" if local else f"hf:{name}"
     if "train" not in splits:
         raise ValueError(
             f"data.source: expected a split named train in {shown}, got {', '.join(splits)}; choose another data set"
         )
-    image = _image_column(splits["train"], settings.image)
-    label = _label_column(splits["train"], settings.label)
+    dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in splits["train"].features.items()}
+    image = _column(splits["train"], "image", Image, settings.image)
+    label = _column(splits["train"], "label", ClassLabel, settings.label, dtypes=dtypes)
     test_name = next((n for n in _TESTS if n in splits), None)
     halves = {n: splits[n] for n in ("train", test_name) if n is not None}
     names, labels = _labels(halves, label)
@@ -80,10 +80,8 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     for split, rows in halves.items():
         undecoded = rows.select_columns([image]).cast_column(image, Image(decode=False))
         raws.append(Raw(HubReader(undecoded, image, split), labels[split], partial(_identity, rows, split, files)))
-    if test_name is not None:
-        keep_test(settings, shown)
-    other = test_name in _TESTS[1:]
-    notes = [f"The source has no test split: its {test_name} split is used for test."] if other else []
+    named_otherwise = test_name in _TESTS[1:]
+    notes = [f"The source has no test split: its {test_name} split is used for test."] if named_otherwise else []
     description = Description(class_names=names, settings=settings, source=shown, notes=notes)
     return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
 
@@ -114,40 +112,26 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
     return splits, local
 
 
-def _image_column(rows: Any, chosen: str | None) -> str:
-    from datasets import Image
-
-    images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    if chosen is None and len(images) == 1:
-        return images[0]
-    if chosen in images:
-        return str(chosen)
-    got = f"one image column, got {len(images)}" if chosen is None else f"an image column, got {chosen!r}"
-    raise ValueError(_column_message(rows, "image", got, images))
-
-
-def _label_column(rows: Any, chosen: str | None) -> str:
-    from datasets import ClassLabel
-
-    labels = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
-    dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in rows.features.items()}
-    if chosen is None:
-        if len(labels) == 1:
-            return labels[0]
-        integers = [name for name, dtype in dtypes.items() if "int" in dtype]
-        raise ValueError(
-            _column_message(rows, "label", f"one class-label column, got {len(labels)}", labels or integers)
-        )
-    if chosen in labels or dtypes.get(chosen, "").startswith(("int", "uint")):
+def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mapping[str, str] | None = None) -> str:
+    """Return the chosen column, of that kind or of an integer dtype; unset, the only one of that kind."""
+    dtypes = dtypes or {}
+    suitable = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    integers = [name for name, dtype in dtypes.items() if dtype.startswith(("int", "uint"))]
+    if chosen is None and len(suitable) == 1:
+        return suitable[0]
+    if chosen is not None and chosen in (*suitable, *integers):
         return chosen
-    got = f"{chosen!r} of type {dtypes[chosen]}" if chosen in dtypes else f"{chosen!r}"
-    raise ValueError(_column_message(rows, "label", f"a column of class indices, got {got}", labels))
+    if chosen is None:
+        fault, suitable = f"one {kind.__name__} column, got {len(suitable)}", suitable or integers
+    else:
+        dtype = f" of type {dtypes[chosen]}" if chosen in dtypes else ""
+        fault = f"a column of {'class indices' if dtypes else 'images'}, got {chosen!r}{dtype}"
+    raise ValueError(_column_message(rows, key, fault, suitable))
 
 
-def _column_message(rows: Any, name: str, fault: str, suitable: Sequence[str]) -> str:
-    remedy = " or ".join(f"data.{name}={column}" for column in suitable)
-    columns = ", ".join(rows.features)
-    return f"data.{name}: expected {fault}; the columns are {columns}; " + (
+def _column_message(rows: Any, key: str, fault: str, suitable: Sequence[str]) -> str:
+    remedy = " or ".join(f"data.{key}={column}" for column in suitable)
+    return f"data.{key}: expected {fault}; the columns are {', '.join(rows.features)}; " + (
         f"type {remedy}" if suitable else "none of them will do: choose another data set"
     )
 
@@ -180,7 +164,7 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
 
 
 def _identity(rows: Any, split: str, files: Callable[[], bytes]) -> bytes:
-    """Name a split by what the library says of it, and by the files of its folder, if it has one."""
+    """Describe a split by the library's record of it and by its folder's files, if it has a folder."""
     known = (rows.info.splits or {}).get(split)
     description = f"{split} {len(rows)} {known.num_bytes if known else 0} {sorted(rows.features)}"
     return description.encode() + b"\n" + files()
@@ -190,7 +174,7 @@ def _files(root: Path) -> bytes:
     names: list[str] = []
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        # The library's own caches beside the rows are no part of them.
+        # Files named cache- are the library's, not the data set's.
         kept = sorted(name for name in files if not name.startswith((".", "cache-")))
         names.extend(str(Path(folder, name).relative_to(root)) for name in kept)
     return cache.listing(root, names)
@@ -198,11 +182,8 @@ def _files(root: Path) -> bytes:
 
 def _key(halves: Mapping[str, Any], image: str, settings: DataSettings) -> str | None:
     """Name the decoded pixels by the files that hold the rows; None where no file does."""
-    files = []
-    for split, rows in halves.items():
-        for entry in rows.cache_files:
-            stat = os.stat(entry["filename"])
-            files.append([split, entry["filename"], stat.st_size, stat.st_mtime_ns])
+    paths = [(split, entry["filename"]) for split, rows in halves.items() for entry in rows.cache_files]
+    files = [[split, path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for split, path in paths]
     if not files:
         return None
     division = [settings.test, settings.split_seed] if len(halves) == 1 else None

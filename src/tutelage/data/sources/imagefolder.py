@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.build import Description, Raw, from_images, keep_test
+from tutelage.data.build import Description, Raw, from_images
 from tutelage.data.cache import listing
 from tutelage.data.datasets import Splits
 from tutelage.images import Encoded
@@ -21,13 +21,11 @@ _SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <pat
 
 
 class FolderReader:
-    """Images of files below one folder.
-
-    Names are kept in one array of bytes: a list of strings would be copied into every worker, page by page, when read.
-    """
+    """Images of files below one folder."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self._root = root
+        # An array of bytes: a list of strings would be copied into every worker, page by page, when read.
         self._names = np.array([os.fsencode(name) for name in names])
 
     def __len__(self) -> int:
@@ -45,13 +43,12 @@ class FolderReader:
 def open_folder(path: str, settings: DataSettings) -> Splits:
     """Open a folder of images.
 
-    ``path/train`` is learned from, with ``path/test`` (or ``val``, ``validation``, ``valid``) for test; without a test
-    folder, or with the classes directly in ``path``, a fifth of each class is held out, seeded by ``split_seed``, or
-    the training images are the test set, as ``settings.test`` says.
+    Training images are in ``path/train``, test images in ``path/test`` (or ``val``, ``validation``, ``valid``); without
+    a test folder, or with the classes directly in ``path``, ``settings.test`` says what the test set is.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no class folders, no images, or a class in the test folder that training does not know.
+        ValueError: no class folders, no images, or a class in the test folder that is not in train.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -60,29 +57,23 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
         )
     train_root = root / "train" if (root / "train").is_dir() else root
     names = _classes(train_root, path)
-    train = _scan(train_root, names, root)
-    if not len(train.labels):
-        raise ValueError(_no_images(path))
+    train = _scan(train_root, names, root, path)
     counts = np.bincount(train.labels, minlength=len(names))
     if not counts.all():
-        empty = names[int(counts.argmin())]
         raise ValueError(
-            f"data.source: expected images in every class folder of imagefolder:{path}, got none in {empty}; "
-            "add images or remove the folder"
+            f"data.source: expected images in every class folder of imagefolder:{path}, got none in "
+            f"{names[int(counts.argmin())]}; add images or remove the folder"
         )
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
     test, notes = None, []
     if test_root is not None:
-        keep_test(settings, f"imagefolder:{path}")
         unknown = sorted(set(_classes(test_root, path)) - set(names))
         if unknown:
             raise ValueError(
                 f"data.source: expected in {test_root.name} the classes of train, got {unknown[0]}; "
                 f"add it to train or remove it from {test_root.name}"
             )
-        test = _scan(test_root, names, root)
-        if not len(test.labels):
-            raise ValueError(_no_images(f"{path} ({test_root.name})"))
+        test = _scan(test_root, names, root, f"{path} ({test_root.name})")
         if test_root.name != "test":
             notes.append(f"The source has no test folder: {test_root.name} is used for test.")
     shown = f"imagefolder:{root.resolve().name}"
@@ -98,20 +89,17 @@ def _classes(root: Path, path: str) -> list[str]:
     return names
 
 
-def _scan(root: Path, classes: Sequence[str], base: Path) -> Raw:
+def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> Raw:
     """List the images of the classes, sorted by name."""
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         for folder, below, files in os.walk(root / name):
             below.sort()
-            for file in sorted(files):
-                if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                    names.append(str(Path(folder, file).relative_to(base)))
-                    labels.append(label)
+            kept = [f for f in sorted(files) if os.path.splitext(f)[1].lower() in EXTENSIONS and not f.startswith(".")]
+            names += [str(Path(folder, file).relative_to(base)) for file in kept]
+            labels += [label] * len(kept)
+    if not names:
+        kinds = " ".join(sorted(EXTENSIONS))
+        raise ValueError(f"data.source: expected images ({kinds}), got none in imagefolder:{path}; expected {_SHAPE}")
     return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))
-
-
-def _no_images(what: str) -> str:
-    kinds = " ".join(sorted(EXTENSIONS))
-    return f"data.source: expected images ({kinds}), got none in imagefolder:{what}; expected {_SHAPE}"

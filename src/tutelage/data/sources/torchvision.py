@@ -66,25 +66,19 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
     classes = [str(c) for c in getattr(halves[0], "classes", range(int(labels[0].max(initial=0)) + 1))]
     raws = []
     for half, values, split in zip(halves, labels, ("train", "test"), strict=True):
-        check_labels(
-            values, classes=len(classes), what=f"torchvision:{name} ({split})", remedy="choose another data set"
-        )
+        what = f"torchvision:{name} ({split})"
+        check_labels(values, classes=len(classes), what=what, remedy="choose another data set")
         raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode))
-    train, test = raws
     description = Description(class_names=classes, settings=settings, source=f"torchvision:{name}")
-    return from_images(train, test, description)
+    return from_images(raws[0], raws[1], description)
 
 
 def _halves(build: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return the arguments that select training and test, or None where there are none."""
-    if not inspect.isclass(build):
-        return None
-    parameters = inspect.signature(build).parameters
-    if "download" not in parameters:
-        return None
-    if "train" in parameters:
+    parameters = inspect.signature(build).parameters if inspect.isclass(build) else {}
+    if "download" in parameters and "train" in parameters:
         return {"train": True}, {"train": False}
-    if "split" in parameters and parameters["split"].default == "train":
+    if "download" in parameters and "split" in parameters and parameters["split"].default == "train":
         return {"split": "train"}, {"split": "test"}
     return None
 
@@ -94,10 +88,9 @@ def _labels(dataset: Any, name: str) -> np.ndarray:
     if targets is None or len(targets) != len(dataset):
         targets = [dataset[i][1] for i in range(len(dataset))]
     try:
-        labels = np.asarray([int(target) for target in targets], np.int64)
+        return np.asarray([int(target) for target in targets], np.int64)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"data.source: expected one class for each image, got other targets from torchvision:{name}; "
             "choose a classification data set"
         ) from error
-    return labels
