@@ -17,10 +17,9 @@ from tutelage.runs.execute import execute
 from tutelage.runs.reporter import NullReporter, Reporter
 from tutelage.runs.resume import fingerprints
 from tutelage.runs.run import Run, RunOptions, finished
-from tutelage.runs.setup import RunInputs, held_out_sets, parse
+from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
-from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import collect_outputs, evaluate_outputs
+from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import UNLABELLED
 
 
@@ -253,15 +252,7 @@ def evaluate(
             f"model {model}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
             "name the data that it was trained on, data.source=..."
         )
-    batches = dict(held_out_sets(splits, recipe))["test"]
-    accelerator = accelerator_on(recipe.device)
-    outputs = collect_outputs(
-        network.to(accelerator.device),
-        batches,
-        device=accelerator.device,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-    )
+    outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
     if not bool((outputs.labels != UNLABELLED).any()):
         raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
     return evaluate_outputs(outputs), f"{model} on {len(outputs.labels)} test samples of {splits.source}"

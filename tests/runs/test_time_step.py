@@ -43,7 +43,7 @@ def test_a_network_is_asked_about_a_batch(monkeypatch):
     recipe, run_inputs = made()
     asked = []
     monkeypatch.setattr(
-        autotune, "collect_outputs", lambda network, few, **_: [asked.append(len(b.index)) for b in few.epoch(0)]
+        autotune, "evaluation_outputs", lambda recipe, network, few: [asked.append(len(b.index)) for b in few.epoch(0)]
     )
     assert autotune.time_evaluation(recipe, run_inputs.student, run_inputs.splits.train) > 0
     assert asked == [autotune.EVALUATED] * 2

@@ -16,9 +16,8 @@ from tutelage import config, data, records
 from tutelage.config.schema import Recipe, TrainedTeacher
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.runs.setup import RunInputs, run_context, steps_of
+from tutelage.runs.setup import RunInputs, evaluation_outputs, run_context, steps_of
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import collect_outputs
 from tutelage.training.loop import fit
 from tutelage.types import Batch
 
@@ -38,19 +37,15 @@ R = TypeVar("R", bound=Recipe)
 
 
 def recorded_precision(recipe: R, folder: Path | None = None) -> R:
-    """Return a recipe with the precision that was chosen before, where it leaves it open and one was.
+    """Return a run's or comparison's recipe with the precision that was chosen before, where it leaves it open.
 
-    Args:
-        recipe: of a run or a comparison.
-        folder: of the run or comparison, which is resumed in the precision that it was begun in. Outputs that a recipe
-            reads come first: they were recorded in one precision.
+    Outputs that it reads come first, as they were recorded in one precision; then the ``folder`` that is resumed.
     """
     if recipe.precision != "auto":
         return recipe
-    earlier = []
     # The outputs of a comparison have a folder for each data seed.
-    for path in sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else ():
-        earlier.append(records.read_json(path).get("key") or {})
+    paths = sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else []
+    earlier = [records.read_json(path).get("key") or {} for path in paths]
     if folder is not None and (folder / records.RECIPE).exists():
         earlier.append(config.read(folder / records.RECIPE))
     return with_precision(recipe, next((v["precision"] for v in earlier if v.get("precision") in CHOICES), None))
@@ -104,12 +99,7 @@ def with_untrained_teacher(recipe: Recipe) -> Recipe:
 
 
 class StepTime(NamedTuple):
-    """Training steps that were timed.
-
-    Attributes:
-        seconds: per step.
-        terms: of the objective, means over the steps.
-    """
+    """Seconds per training step, and the means of the objective's terms over the steps that were timed."""
 
     seconds: float
     terms: dict[str, float]
@@ -126,30 +116,24 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
     """
     accelerator = accelerator_on(recipe.device)
     objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]
-    teacher_copy = copy.deepcopy(run_inputs.teacher)
-    run_inputs = replace(
-        run_inputs,
-        student=copy.deepcopy(run_inputs.student).to(accelerator.device),
-        teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
-    )
-    distiller = Distiller(run_inputs.student, objective, run_context(objective, run_inputs))
-    network = run_inputs.teacher if objective.needs.teacher else None
-    teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network is not None else None
+    student = copy.deepcopy(run_inputs.student).to(accelerator.device)
+    network = run_inputs.teacher and copy.deepcopy(run_inputs.teacher).to(accelerator.device)
+    context = run_context(objective, replace(run_inputs, student=student, teacher=network))
+    teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network and objective.needs.teacher else None
     train = run_inputs.splits.train
     batches = data.BatchLoader(train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True)
-    timed = _TimedBatches(batches, TIMED, limit)
-    (record,) = fit(distiller, teacher, timed, replace(planned.settings, epochs=1), accelerator=accelerator)
+    timed, settings = _TimedBatches(batches, TIMED, limit), replace(planned.settings, epochs=1)
+    (record,) = fit(Distiller(student, objective, context), teacher, timed, settings, accelerator=accelerator)
     return StepTime(timed.seconds, record["train"]["terms"])
 
 
 def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> float:
     """Return the seconds per sample that a network takes in evaluation, from one batch of a split."""
-    device = accelerator_on(recipe.device).device
     timed = _TimedBatches(data.BatchLoader(split, batch_size=EVALUATED, train=False), 1, math.inf)
-    network = copy.deepcopy(network).to(device)
+    network = copy.deepcopy(network)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
-    collect_outputs(network, timed, device=device, precision=recipe.precision, channels_last=recipe.channels_last)
+    evaluation_outputs(recipe, network, timed)
     return timed.seconds * timed.steps / max(timed.count, 1)
 
 

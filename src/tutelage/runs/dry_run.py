@@ -13,9 +13,8 @@ from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
 from tutelage.runs.run import DEFAULTS, RunOptions
-from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, steps_of
-from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import collect_outputs, evaluate_outputs
+from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, evaluation_outputs, steps_of
+from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import Batch
 
 SAMPLE = 512
@@ -35,9 +34,9 @@ def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str
         torch.set_num_threads(recipe.threads)
     # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
+    splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
     check_compatible(run_inputs)
-    check_last_batch(len(run_inputs.splits.train), run_inputs.objectives, recipe.fits())
-    splits = run_inputs.splits
+    check_last_batch(len(splits.train), objectives, fits)
     recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
     summary = [
@@ -51,11 +50,11 @@ def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str
         summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
     summary.append(("precision", reason.removeprefix("precision ") if reason else recipe.precision))
     total = 0.0
-    for i, (objective, fit) in enumerate(zip(run_inputs.objectives, recipe.fits(), strict=True)):
+    for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
         steps = fit.steps(len(splits.train))
         total += steps * seconds
-        stage = f"stage {i + 1} " if len(recipe.fits()) > 1 else ""
+        stage = f"stage {i + 1} " if len(fits) > 1 else ""
         summary += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
             (f"{stage}logits", str((fit.batch_size, splits.classes))),
@@ -70,14 +69,7 @@ def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str
 
 
 def _accuracy(recipe: Recipe, teacher: models.Classifier, test: data.Split) -> str:
-    device = accelerator_on(recipe.device).device
-    outputs = collect_outputs(
-        FrozenTeacher(teacher).to(device).network,
-        _Sample(test),
-        device=device,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-    )
+    outputs = evaluation_outputs(recipe, FrozenTeacher(teacher).network, _Sample(test))
     return f"{evaluate_outputs(outputs)['accuracy']:.2%} on a sample of {len(outputs.labels)} test samples"
 
 

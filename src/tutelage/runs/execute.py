@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tutelage.config.schema import Recipe
+from tutelage.config.schema import Network, Recipe
 from tutelage.runs import autotune, resume
 from tutelage.runs.group import RunGroup
 from tutelage.runs.lock import folder_lock
@@ -49,9 +49,8 @@ def execute(
             teacher = folder / "teacher"
             if not finished(teacher):
                 execute(training, teacher, options=options)
-            run_inputs = build_inputs(
-                recipe, teacher=str(teacher), trust_code=options.trust_code, splits=run_inputs.splits
-            )
+            with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
+            run_inputs = build_inputs(with_teacher, splits=run_inputs.splits, trust_code=options.trust_code)
         resume.same_fingerprints(run_inputs, expected or resume.fingerprints(earlier))
         run = RunState(recipe, folder, run_inputs, options, earlier=earlier, precision_reason=reason)
         (failure,) = RunGroup([run], options).go()

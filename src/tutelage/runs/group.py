@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tutelage import data, records
 from tutelage.config.schema import Recipe, TrainedTeacher
+from tutelage.models import Classifier
 from tutelage.runs import autotune, resume
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import DEFAULTS, Run, RunOptions
 from tutelage.runs.run_state import RunState
-from tutelage.runs.setup import RunInputs, build_inputs, build_objectives, torch_settings
+from tutelage.runs.setup import build_inputs, build_objectives, torch_settings
 from tutelage.teacher_cache.cache import CachedTeacher
 from tutelage.training.evaluate import EvalOutputs
 from tutelage.training.lockstep import FitJob, Lockstep
@@ -80,10 +80,9 @@ class RunGroup:
 
     def fit_stage(self, stage: int) -> None:
         """Fit one stage of every run that is not beyond it."""
-        present = [k for k in self.left() if self.runs[k].stage <= stage]
         jobs: dict[int, FitJob] = {}
-        for k in present:
-            if job := self.attempt(k, partial(self.runs[k].fit_job, stage)):
+        for k in self.left():
+            if self.runs[k].stage <= stage and (job := self.attempt(k, partial(self.runs[k].fit_job, stage))):
                 jobs[k] = job
         if not jobs:
             return
@@ -94,12 +93,13 @@ class RunGroup:
             data_seed=first.recipe.data_seed,
             train=True,
         )
-        teacher = self.training_teacher(jobs, stage)
-        steps = len(batches) * first.fits[stage].settings.epochs
+        asking = [k for k, job in jobs.items() if job.asks]
+        taps = dict.fromkeys(tap for k in asking for tap in jobs[k].distiller.objective.needs.teacher_taps)
+        teacher = self.runs[asking[0]].training_teacher(stage, tuple(taps)) if asking else None
         starts = [job.resume.state["step"] if job.resume else 0 for job in jobs.values()]
         title = first.recipe.name + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
         title += f" stage {stage + 1} of {len(first.fits)}" if len(first.fits) > 1 else ""
-        self.reporter.begin(title, steps * len(jobs), sum(starts))
+        self.reporter.begin(title, len(batches) * first.fits[stage].settings.epochs * len(jobs), sum(starts))
         before = sum(fit.settings.epochs for fit in first.fits[:stage])
         lockstep = Lockstep(
             list(jobs.values()),
@@ -117,15 +117,6 @@ class RunGroup:
             self.attempt(k, partial(self.runs[k].record_epoch, stage, result))
             if k in self.failures:
                 lockstep.drop(member)
-
-    def training_teacher(self, jobs: Mapping[int, FitJob], stage: int) -> Teacher | None:
-        """Return the teacher of a stage, live or recorded, with all features that are read."""
-        asking = {k: job.distiller.objective.needs.teacher_taps for k, job in jobs.items() if job.asks}
-        if not asking:
-            return None
-        first = self.runs[next(iter(asking))]
-        taps = tuple(dict.fromkeys(itertools.chain(*asking.values())))
-        return first.training_teacher(first.objectives[stage], taps)
 
 
 class _Followed:
@@ -172,30 +163,30 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
     Raises:
         ValueError: the recipes are none of one group.
     """
-    planned = [(autotune.recorded_precision(recipe, folder), folder) for recipe, folder in planned]
-    precision: str | None = next((recipe.precision for recipe, _ in planned if recipe.precision != "auto"), None)
-    planned = [(autotune.with_precision(recipe, precision), folder) for recipe, folder in planned]
-    recipes = [recipe for recipe, _ in planned]
+    recipes = [autotune.recorded_precision(recipe, folder) for recipe, folder in planned]
+    precision: str | None = next((recipe.precision for recipe in recipes if recipe.precision != "auto"), None)
+    recipes = [autotune.with_precision(recipe, precision) for recipe in recipes]
+    folders = [folder for _, folder in planned]
     if any(not can_share_batches(first, second) for first, second in itertools.combinations(recipes, 2)):
         raise ValueError("recipes: expected those of one class, got some that differ in more than a class's may")
     results: dict[int, Run | Exception] = {}
-    shared: RunInputs | None = None
+    splits: data.Splits | None = None
+    teacher: Classifier | None = None
     teacher_outputs: dict[str, EvalOutputs] = {}
     runs: dict[int, RunState] = {}
     reason: str | None = None
     with contextlib.ExitStack() as stack, torch_settings(recipes[0]):
-        for k, (_, folder) in enumerate(planned):
+        for k, folder in enumerate(folders):
             try:
                 stack.enter_context(folder_lock(folder))
             except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
                 results[k] = error
-        for k, (recipe, folder) in enumerate(planned):
-            if k in results:
-                continue
+        for k in [k for k in range(len(planned)) if k not in results]:
+            recipe, folder = recipes[k], folders[k]
             try:
                 earlier = resume.earlier_manifest(folder, recipe)
-                run_inputs = build_inputs(recipe, beside=shared, trust_code=options.trust_code)
-                shared = replace(shared, teacher=shared.teacher or run_inputs.teacher) if shared else run_inputs
+                run_inputs = build_inputs(recipe, splits=splits, teacher=teacher, trust_code=options.trust_code)
+                splits, teacher = run_inputs.splits, teacher or run_inputs.teacher
                 resume.same_fingerprints(run_inputs, resume.fingerprints(earlier))
                 if precision is None:
                     resolved, reason = autotune.resolve_precision(recipe, run_inputs)
@@ -216,7 +207,7 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
                     run.stop(error)
                 raise
         failures = RunGroup(list(runs.values()), options).go()
-    results |= {k: failure or Run(planned[k][1]) for k, failure in zip(runs, failures, strict=True)}
+    results |= {k: failure or Run(folders[k]) for k, failure in zip(runs, failures, strict=True)}
     return [results[k] for k in range(len(planned))]
 
 

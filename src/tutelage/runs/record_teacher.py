@@ -33,9 +33,8 @@ INNER = 256
 
 def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
     """Return the features of the teacher that any stage of a recipe reads."""
-    return tuple(
-        dict.fromkeys(tap for objective in setup.build_objectives(recipe) for tap in objective.needs.teacher_taps)
-    )
+    objectives = setup.build_objectives(recipe)
+    return tuple(dict.fromkeys(tap for objective in objectives for tap in objective.needs.teacher_taps))
 
 
 def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
@@ -44,10 +43,8 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     Raises:
         RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
     """
-    exponents = [
-        setup.single_exponent(objective) for objective in setup.build_objectives(recipe) if objective.needs.teacher
-    ]
-    return tuple(dict.fromkeys(gamma for gamma in exponents if gamma is not None))
+    asking = [objective for objective in setup.build_objectives(recipe) if objective.needs.teacher]
+    return tuple(dict.fromkeys(gamma for gamma in map(setup.single_exponent, asking) if gamma is not None))
 
 
 def record(
@@ -84,9 +81,13 @@ def record(
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = run_inputs.splits.train, run_inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
+    if run_inputs.teacher is None:
+        raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
+    if recipe.outputs is None:
+        raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
+    folder = Path(recipe.outputs)
     # The cache is opened by whoever has the folder: another process may just have begun it.
-    with folder_lock(setup.outputs_folder(recipe, run_inputs), wait=True), setup.torch_settings(recipe):
-        assert run_inputs.teacher is not None
+    with folder_lock(folder, wait=True), setup.torch_settings(recipe):
         recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
         if reason:
             reporter.say(reason)
@@ -96,7 +97,7 @@ def record(
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         if not todo:
             outputs.conclude(epochs)
-            return outputs.folder
+            return folder
         probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
         shapes = feature_shapes(run_inputs.teacher, names, probe)
         size = _choose_form(outputs, recipe, shapes, epochs)
@@ -113,14 +114,12 @@ def record(
                 return cast(Outputs, forms.ask(batch))
 
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
-        reporter.say(
-            f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record"
-        )
-        reporter.begin(outputs.folder.name, len(todo), 0)
+        reporter.say(f"{folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
+        reporter.begin(folder.name, len(todo), 0)
         seconds = 0.0
         for epoch, chunk in todo:
             if options.deadline is not None:
-                options.deadline.check(f"{outputs.folder.name}: the next chunk", seconds)
+                options.deadline.check(f"{folder.name}: the next chunk", seconds)
             began = time.monotonic()
             logits = torch.full((len(chunk), classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
@@ -128,7 +127,7 @@ def record(
             for batch in batches.at(epoch, requests):
                 moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:
-                    outputs.speed = choose_teacher_plan(
+                    plan = choose_teacher_plan(
                         recipe.fits()[0].settings,
                         forms,
                         partial(ask, moved),
@@ -136,8 +135,9 @@ def record(
                         processes=accelerator.num_processes,
                         samples=len(moved.index),
                         device=device,
-                    ).to_json()
-                    forms.take(ComputePlan.from_json(outputs.speed))
+                    )
+                    forms.take(plan)
+                    outputs.speed = plan.to_json()
                 answer = ask(moved)
                 rows = batch.index - chunk.start
                 logits[rows] = answer.logits.float().cpu()
@@ -151,11 +151,11 @@ def record(
             assert outputs.form is not None
             error = errors[outputs.form.gammas[outputs.form.at(gamma)]]
             reporter.say(
-                f"{outputs.folder.name}: gamma {gamma:.4g}: p_gamma off by {error['mean_tv']:.2g} in total variation "
-                f"(at most {error['max_tv']:.2g}), U_gamma by {error['mean_power_sum']:.2g} of it (at most "
+                f"{folder.name}: gamma {gamma:.4g}: p_gamma off by {error['mean_tv']:.2g} in total variation (at most "
+                f"{error['max_tv']:.2g}), U_gamma by {error['mean_power_sum']:.2g} of it (at most "
                 f"{error['max_power_sum']:.2g})"
             )
-    return outputs.folder
+    return folder
 
 
 def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int) -> float:
@@ -186,10 +186,9 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
             )
     if (size_mb := size(outputs.form)) <= limit_mb:
         return size_mb
-    fits = [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
-    fewer = (
-        f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, " if fits and top is None else ""
-    )
+    fewer, fits = "", [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
+    if fits and top is None:
+        fewer = f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, "
     raise RecipeError(
         f"outputs: expected at most {limit_mb:.0f} MB, got {size_mb:.0f} MB for {epochs} epochs of {samples} "
         f"samples; type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or "

@@ -18,7 +18,6 @@ import torch
 from tutelage import config, models, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.objectives import Objective
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
 from tutelage.runs.setup import RunInputs
@@ -26,7 +25,7 @@ from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, collect_outputs, evaluate_outputs
+from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
 from tutelage.training.lockstep import FitJob
 from tutelage.training.state import RngState
 from tutelage.types import UNLABELLED, Batches, Teacher
@@ -65,8 +64,7 @@ class RunState:
         self.started = time.monotonic()
         previous: dict[str, Any] = {**earlier} if earlier else {}
         self.seconds_before = previous.get("duration_s", 0.0)
-        self.fits, self.objectives = recipe.fits(), run_inputs.objectives
-        splits = run_inputs.splits
+        self.fits, self.objectives, splits = recipe.fits(), run_inputs.objectives, run_inputs.splits
         setup.check_compatible(run_inputs)
         setup.check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
@@ -78,6 +76,7 @@ class RunState:
             for name, batches in setup.held_out_sets(splits, recipe)
         ]
         self.check_student()
+        reason = precision_reason or previous.get("precision", {}).get("why")
         self.manifest: records.Manifest = {
             "schema": 1,
             "name": recipe.name,
@@ -91,20 +90,13 @@ class RunState:
             **manifest.version(),
             "hardware": manifest.hardware(self.device),
             "software": manifest.software(),
-            "seeds": {
-                "seed": recipe.seed,
-                "data_seed": recipe.data_seed,
-                "split_seed": recipe.data.split_seed,
-            },
+            "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
             "data": manifest.describe_data(splits),
             "teacher": self.describe_teacher(announce=first_of_group),
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
-            "precision": {
-                "value": recipe.precision,
-                "why": precision_reason or previous.get("precision", {}).get("why"),
-            },
+            "precision": {"value": recipe.precision, "why": reason},
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
@@ -116,33 +108,26 @@ class RunState:
         records.write_bytes(folder / records.RECIPE, config.dump(recipe).encode())
         records.write_json(folder / records.MANIFEST, self.manifest)
 
-    def evaluation_outputs(self, who: str, network: torch.nn.Module, batches: Batches) -> EvalOutputs:
-        """Return a network's outputs on an evaluation set."""
-        precision, channels_last = self.recipe.precision, self.recipe.channels_last
-        return collect_outputs(
-            network, batches, device=self.device, precision=precision, channels_last=channels_last, who=who
-        )
-
     def ask_teacher(self, name: str, batches: Batches) -> EvalOutputs | None:
         """Return the teacher's outputs on an evaluation set, which it is asked for once in a group of runs."""
         if self.teacher is None:
             return None
         if name not in self.teacher_outputs:
-            self.teacher_outputs[name] = self.evaluation_outputs("teacher", self.teacher.network, batches)
+            self.teacher_outputs[name] = setup.evaluation_outputs(self.recipe, self.teacher.network, batches, "teacher")
         return self.teacher_outputs[name]
 
     def check_outputs(self) -> None:
         """Refuse recorded outputs that lack what a later epoch or stage will read."""
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
-        self.outputs, epoch = setup.outputs_of(self.recipe, self.run_inputs), 0
+        self.outputs, first = setup.outputs_of(self.recipe, self.run_inputs), 0
         for objective, fit in zip(self.objectives, self.fits, strict=True):
-            gamma = setup.single_exponent(objective) if self.outputs.form and objective.needs.teacher else None
-            for _ in range(fit.settings.epochs):
-                if objective.needs.teacher:
-                    gammas = [] if gamma is None else [gamma]
-                    self.outputs.require(epoch, objective.needs.teacher_taps, gammas=gammas)
-                epoch += 1
+            if objective.needs.teacher:
+                gamma = setup.single_exponent(objective) if self.outputs.form else None
+                for epoch in range(first, first + fit.settings.epochs):
+                    taps = objective.needs.teacher_taps
+                    self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
+            first += fit.settings.epochs
 
     def record_group(self, names: Sequence[str]) -> None:
         """Record the runs that this one is trained beside."""
@@ -164,34 +149,26 @@ class RunState:
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
         """Measure the teacher before the first step, say how good it is, and stop where it is no better than chance."""
-        if self.teacher is None or self.run_inputs.teacher is None:
+        teacher, classes, test = self.run_inputs.teacher, self.run_inputs.splits.classes, self.held_out[-1]
+        if teacher is None or test.teacher is None:
             return None
-        test = self.held_out[-1]
-        assert test.teacher is not None
-        name, classes = self.run_inputs.teacher.card.name, self.run_inputs.splits.classes
-        if (outputs := test.teacher.logits.shape[-1]) != classes:
+        if (width := test.teacher.logits.shape[-1]) != classes:
             raise RecipeError(
-                f"teacher {name}: expected logits for the {classes} classes of the data, got {outputs}; "
+                f"teacher {teacher.card.name}: expected logits for the {classes} classes of the data, got {width}; "
                 "name a teacher that was trained on these classes"
             )
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
         if accuracy is not None and announce:
-            self.reporter.say(
-                f"teacher {name}: accuracy {accuracy:.2%} on {len(test.teacher.labels)} {test.name} samples"
-            )
+            samples = f"{len(test.teacher.labels)} {test.name} samples"
+            self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
-                f"teacher: expected one better than chance (1 in {test.teacher.logits.shape[-1]}), got an accuracy of "
-                f"{accuracy:.2%}; check its weights and the order of its classes, or type weak_teacher=true to go on"
+                f"teacher: expected one better than chance (1 in {classes}), got an accuracy of {accuracy:.2%}; "
+                "check its weights and the order of its classes, or type weak_teacher=true to go on"
             )
-        return {
-            **manifest.describe_network(self.run_inputs.teacher),
-            "accuracy": accuracy,
-            "set": test.name,
-            "mode": "eval",
-            "answers": self.teacher_mode(),
-        }
+        measured = {"accuracy": accuracy, "set": test.name, "mode": "eval", "answers": self.teacher_mode()}
+        return {**manifest.describe_network(teacher), **measured}
 
     def begin(self) -> None:
         """Read the checkpoint, if there is one, and seed."""
@@ -206,12 +183,13 @@ class RunState:
         }
         self.sink = CheckpointSink(checkpoints, self.folder / records.BEST, choices)
         self.stage = 0
-        self.epochs = list(records.read_epochs(self.folder)) if self.checkpoint else []
+        self.epochs: list[records.Epoch] = []
         if self.checkpoint:
             resume.same_choices(self.checkpoint, choices)
-            self.stage, history = self.checkpoint.state["stage"], self.checkpoint.state["history"]
-            self.epochs = [e for e in self.epochs if e["stage"] < self.stage] + history
-            self.say(f"going on after epoch {self.checkpoint.state['epoch']}, step {self.checkpoint.state['step']}")
+            state = self.checkpoint.state
+            self.stage = state["stage"]
+            self.epochs = [e for e in records.read_epochs(self.folder) if e["stage"] < self.stage] + state["history"]
+            self.reporter.say(self.named(f"going on after epoch {state['epoch']}, step {state['step']}"))
         records.rewrite_epochs(self.folder, self.epochs)
         # A student of the user's own may draw from any of the three; a checkpoint keeps all of them.
         torch.manual_seed(self.recipe.seed)
@@ -220,20 +198,19 @@ class RunState:
 
     def fit_job(self, stage: int) -> FitJob:
         """Return what the training loop needs to fit a stage, from the checkpoint on if it is of this one."""
-        objective, settings = self.objectives[stage], self.fits[stage].settings
+        objective = self.objectives[stage]
         distiller = Distiller(self.run_inputs.student, objective, setup.run_context(objective, self.run_inputs))
         self.target_gamma = distiller.objective.target_gamma
         self.manifest["objective_resolved"][stage] = distiller.objective.resolved
         best = records.best_epoch([e for e in self.epochs if e["stage"] < stage], self.selection)
-        checkpoint = self.checkpoint if stage == self.stage else None
         return FitJob(
             distiller=distiller,
-            settings=settings,
+            settings=self.fits[stage].settings,
             asks=objective.needs.teacher,
             held_out=self.held_out,
             keep=self.sink._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
             to_beat=best["accuracy"] if best else None,
-            resume=checkpoint,
+            resume=self.checkpoint if stage == self.stage else None,
             rng=self.rng,
         )
 
@@ -243,10 +220,6 @@ class RunState:
         records.append_epoch(self.folder, epoch)
         self.write_manifest("running")
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
-
-    def say(self, text: str) -> None:
-        """Say something of this run."""
-        self.reporter.say(self.named(text))
 
     def named(self, text: str) -> str:
         """Prefix a line with the run's name, where there are several runs."""
@@ -274,12 +247,12 @@ class RunState:
         form = self.outputs.form
         return "recorded in float16" + (f", the top {form.kept} of {form.classes}" if form else "")
 
-    def training_teacher(self, objective: Objective, taps: tuple[str, ...]) -> Teacher:
-        """Return the teacher for training: the network, or its recorded outputs."""
+    def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
+        """Return a stage's teacher: the network, or its recorded outputs."""
         assert self.run_inputs.teacher is not None
         if self.outputs is None:
             return FrozenTeacher(self.run_inputs.teacher, taps)
-        gamma = setup.single_exponent(objective) if self.outputs.form else None
+        gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
     @property
@@ -289,14 +262,13 @@ class RunState:
 
     def finish(self) -> None:
         """Write the student, its evaluation and the manifest."""
-        splits, student = self.run_inputs.splits, self.run_inputs.student
-        test = self.held_out[-1]
+        splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
         models.save(student, self.folder)
-        outputs = self.evaluation_outputs("student", student, test.batches)
-        evaluation: records.Evaluation | None = None
-        if bool((outputs.labels != UNLABELLED).any()):
-            evaluation = {
+        outputs = setup.evaluation_outputs(self.recipe, student, test.batches, "student")
+        labelled = bool((outputs.labels != UNLABELLED).any())
+        if labelled:
+            evaluation: records.Evaluation = {
                 "set": test.name,
                 "samples": len(splits.test),
                 "class_names": list(splits.class_names),
@@ -306,7 +278,7 @@ class RunState:
             }
             records.write_json(self.folder / records.EVALUATION, evaluation)
         self.write_manifest("finished")
-        if evaluation is not None:
+        if labelled:
             self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
 
     def write_manifest(self, status: str, *, note: str | None = None) -> None:
@@ -321,8 +293,7 @@ class RunState:
 
 
 def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validation", "test"]) -> str:
-    held = epoch[selection]
-    train = epoch["train"]
+    held, train = epoch[selection], epoch["train"]
     parts = [f"epoch {epoch['epoch']}/{epochs}", f"loss {train['loss']:.4f}"]
     if held is not None and held["accuracy"] is not None:
         parts.append(f"{selection} accuracy {held['accuracy']:.2%}")
