@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tutelage.cli import compare, inspect, study, train
+from tutelage.cli import inspect, study, train
 from tutelage.cli.common import OTHER, USER, fail
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 for name, command, example in (
     ("train", train.train, "recipes/digits-teacher.yaml epochs=30"),
     ("distill", train.distill, "recipes/digits-wttm.yaml objective.wttm.gamma=0.3"),
-    ("compare", compare.compare, "recipes/digits.yaml seeds=5"),
+    ("compare", train.compare, "recipes/digits.yaml seeds=5"),
     ("study", study.study, "table1 --pairs resnet56/resnet20 --methods kd,wttm --seeds 2 --budget 25m"),
     ("record", train.record, "recipes/digits-wttm.yaml outputs=runs/outputs/digits"),
     ("evaluate", inspect.evaluate, "runs/digits/wttm-seed0"),

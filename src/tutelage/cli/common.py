@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tutelage.config.schema import Recipe
-    from tutelage.runs.reporter import Reporter
     from tutelage.runs.run import RunOptions
 
 RecipePath = Annotated[
@@ -51,11 +53,14 @@ def command() -> str:
     return shlex.join(["tutelage", *typed])
 
 
-def run_options(reporter: Reporter, trust: bool | frozenset[str]) -> RunOptions:
-    """Return the options of a command's runs."""
+@contextlib.contextmanager
+def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
+    """Yield the options of a command's runs, whose progress is shown on the terminal."""
     from tutelage.runs.run import RunOptions
+    from tutelage.runs.terminal import TerminalReporter
 
-    return RunOptions(reporter=reporter, trust_code=trust, command=command())
+    with TerminalReporter() as reporter:
+        yield RunOptions(reporter=reporter, trust_code=trust, command=command())
 
 
 def print_dry_run(recipe: Recipe, trust: bool | frozenset[str]) -> None:
@@ -79,3 +84,9 @@ def print_table(folder: Path) -> None:
         study_table.print_study(folder, Console())
     else:
         results.print_table(results.rows(folder), Console())
+
+
+def print_report(folder: Path) -> None:
+    """Print the table of a run or a comparison, and where its report is."""
+    print_table(folder)
+    typer.echo(f"\nreport: {folder / 'report.html'}")

@@ -18,14 +18,15 @@ def evaluate(
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
     from tutelage import api
+    from tutelage.report.table import percent
 
     typed = overrides or []
     evaluation, title = api.evaluate(model, typed, best=best, trust_code=common.trusted(trust_code, [model, *typed]))
     typer.echo(title)
-    typer.echo(f"  accuracy  {evaluation['accuracy'] * 100:.2f} %")
+    typer.echo(f"  accuracy  {percent(evaluation['accuracy'])} %")
     typer.echo(f"  loss      {evaluation['loss']:.4f} nats")
     typer.echo(f"  entropy   {evaluation['entropy']:.4f} nats")
-    typer.echo(f"  ece       {evaluation['ece'] * 100:.2f} %")
+    typer.echo(f"  ece       {percent(evaluation['ece'])} %")
 
 
 def report(
@@ -36,9 +37,8 @@ def report(
 
     if not folder.is_dir():
         common.fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME")
-    path = write_report(folder)
-    common.print_table(folder)
-    typer.echo(f"\nreport: {path}")
+    write_report(folder)
+    common.print_report(folder)
 
 
 def list_(

@@ -56,7 +56,6 @@ def study(
     """Do a grid of runs, pairs by methods by seeds, and hold it against published values."""
     began = time.monotonic()
     from tutelage import records
-    from tutelage.runs.terminal import TerminalReporter
     from tutelage.studies import budget as budgets
     from tutelage.studies import plan, run_study, study_file, workers
 
@@ -68,14 +67,7 @@ def study(
     time_limit = budgets.begin(budgets.read(budget) if budget is not None else None, began, until)
     plain, changed = study_file.read(name, _with_device(overrides or [], device))
     request = plan.assign(
-        plain,
-        changed,
-        runs=runs,
-        pairs=_listed(pairs),
-        methods=_listed(methods),
-        seeds=seeds,
-        epochs=epochs,
-        pool=pool,
+        plain, changed, runs=runs, pairs=_listed(pairs), methods=_listed(methods), seeds=seeds, epochs=epochs, pool=pool
     )
     trust = common.trusted(trust_code, [name, *(overrides or [])])
     if dry_run:
@@ -86,23 +78,19 @@ def study(
         return
     if worker is None:
         _print_departures(request)
-    if jobs == 1 or worker is not None:
-        if worker is not None:
-            workers.end_with_parent()
-        with TerminalReporter() as reporter:
-            failed = run_study.run_study(
-                request,
-                options=common.run_options(reporter, trust),
-                budget=time_limit,
-                together=together,
-                show_plan=worker is None,
-                workers=jobs,
-            )
-        if worker is not None:
-            records.write_json(worker, failed)
-            return
     else:
+        workers.end_with_parent()
+    if jobs > 1 and worker is None:
         failed = workers.share_study(sys.argv[1:], request, jobs, budget=time_limit, trust_code=trust, say=typer.echo)
+    else:
+        show_plan = worker is None
+        with common.run_options(trust) as options:
+            failed = run_study.run_study(
+                request, options=options, budget=time_limit, together=together, show_plan=show_plan, workers=jobs
+            )
+    if worker is not None:
+        records.write_json(worker, failed)
+        return
     if (request.folder / "study.json").exists():
         common.print_table(request.folder)
         typer.echo(f"\ntable: {request.folder / 'table.md'}\nreport: {request.folder / 'report.html'}")

@@ -1,4 +1,4 @@
-"""Commands that do one run: train, distill, record."""
+"""Commands that do runs: train, distill, compare, record."""
 
 from __future__ import annotations
 
@@ -32,6 +32,32 @@ def distill(
     _run(recipe, overrides or [], dry_run, trust_code, runs, teacher=True)
 
 
+def compare(
+    recipe: common.RecipePath,
+    overrides: common.Overrides = None,
+    dry_run: common.DryRun = False,
+    trust_code: common.TrustCode = False,
+    runs: common.Runs = Path("runs"),
+) -> None:
+    """Compare several objectives over several seeds on one task."""
+    from tutelage import config
+    from tutelage.config.schema import Comparison
+    from tutelage.runs.setup import parse
+    from tutelage.studies import compare as comparisons
+
+    path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
+    comparison = parse(Comparison, config.read(path, overrides or []), where=str(path))
+    trust = common.trusted(trust_code, overrides or [])
+    folder = runs / comparison.name
+    if dry_run:
+        for run in comparisons.dry_runs(comparison, folder):
+            common.print_dry_run(run, trust)
+        return
+    with common.run_options(trust) as options:
+        comparisons.compare(comparison, folder, options=options)
+    common.print_report(folder)
+
+
 def record(
     recipe: common.RecipePath,
     overrides: common.Overrides = None,
@@ -53,19 +79,17 @@ def record(
     """Record a teacher's outputs for every view of a run; runs with the same outputs=... then ask it no more."""
     from tutelage import api
     from tutelage.runs import record_teacher
-    from tutelage.runs.terminal import TerminalReporter
 
     typed = overrides or []
     short = {"outputs_limit_mb": limit_mb, "outputs_top": top, "outputs_max_error": max_error}
     parsed = api.from_file(Path(recipe), [*typed, *(f"{key}={v}" for key, v in short.items() if v is not None)])
-    with TerminalReporter() as reporter:
-        folder = record_teacher.record(parsed, options=common.run_options(reporter, common.trusted(trust_code, typed)))
+    with common.run_options(common.trusted(trust_code, typed)) as options:
+        folder = record_teacher.record(parsed, options=options)
     typer.echo(f"\noutputs: {folder}")
 
 
 def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path, *, teacher: bool) -> None:
     from tutelage import api
-    from tutelage.runs.terminal import TerminalReporter
 
     trust, expected = common.trusted(trust_code, [source, *overrides]), None
     if "=" in source and not Path(source).exists():
@@ -81,7 +105,6 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     if dry_run:
         common.print_dry_run(recipe, trust)
         return
-    with TerminalReporter() as reporter:
-        run = api.run(recipe, runs / recipe.name, options=common.run_options(reporter, trust), expected=expected)
-    common.print_table(run.folder)
-    typer.echo(f"\nreport: {run.folder / 'report.html'}")
+    with common.run_options(trust) as options:
+        run = api.run(recipe, runs / recipe.name, options=options, expected=expected)
+    common.print_report(run.folder)
