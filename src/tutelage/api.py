@@ -14,7 +14,7 @@ from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import execute
-from tutelage.runs.reporter import NullReporter, Reporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.resume import fingerprints
 from tutelage.runs.run import Run, RunOptions, finished
 from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
@@ -73,18 +73,15 @@ def distill(
         "student": label,
         "objective": objective,
         **settings,
+        "data": data
+        if isinstance(data, Mapping | DataSettings)
+        else {"source": data if isinstance(data, str) else "own"},
     }
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
-    if isinstance(data, str):
-        value["data"] = {"source": data}
-    elif isinstance(data, Mapping | DataSettings):
-        value["data"] = data
-    else:
-        value["data"] = {"source": "own"}
     recipe = parse(Recipe, value, where="distill")
     run_inputs = None if named and built_in else _inputs_of(recipe, objective, student, teacher, data, trust_code)
-    options = RunOptions(reporter=reporter or NullReporter(), trust_code=trust_code, command="tutelage.distill(...)")
+    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
     return run(recipe, Path(runs) / recipe.name, options=options, run_inputs=run_inputs)
 
 
@@ -125,10 +122,8 @@ def _inputs_of(
     """Build a run's inputs from objects of which some are the caller's own."""
     if isinstance(source, str | Mapping | DataSettings):
         splits = data.open_data(recipe.data)
-    elif isinstance(source, data.Splits):
-        splits = source
     else:
-        splits = _splits_of(source, student, teacher)
+        splits = source if isinstance(source, data.Splits) else _splits_of(source, student, teacher)
     shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
 
     def build(network: str | nn.Module) -> Classifier:
@@ -147,7 +142,7 @@ def _inputs_of(
     )
 
 
-def _splits_of(source: Any, *networks: Any) -> data.Splits:
+def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
     """Wrap a pair of data sets; their classes are the training set's, or else as many as a network has outputs."""
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
@@ -179,9 +174,7 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from ``key=value`` alone."""
-    value = config.override({}, overrides)
-    value.setdefault("name", "run")
-    return parse(Recipe, value, where="recipe")
+    return parse(Recipe, {"name": "run", **config.override({}, overrides)})
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
@@ -191,10 +184,8 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
         The recipe and, for a repeated run without overrides, the fingerprints that data and teacher must have.
     """
     if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
-        raise RecipeError(
-            f"recipe: expected a run's folder, got {folder} without {records.RECIPE} and {records.MANIFEST}; "
-            "name another"
-        )
+        missing = f"without {records.RECIPE} and {records.MANIFEST}"
+        raise RecipeError(f"recipe: expected a run's folder, got {folder} {missing}; name another")
     then = records.read_json(folder / records.MANIFEST)
     if not then.get("repeatable", False):
         raise RecipeError(
@@ -231,13 +222,13 @@ def evaluate(
     folder = Path(model)
     value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
-    kept: dict[str, Any] = {key: value[key] for key in shared if key in value}
+    kept = {key: value[key] for key in shared if key in value}
     recipe = parse(Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate")
-    weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     if best and not (folder / records.BEST).is_file():
         raise RecipeError(
             f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out"
         )
+    weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     splits = data.open_data(recipe.data)
     network = models.create(
         recipe.student.name,

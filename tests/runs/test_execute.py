@@ -26,7 +26,7 @@ from tutelage.config.schema import Recipe, RecipeError
 from tutelage.data import DataSettings
 from tutelage.report import html
 from tutelage.runs.execute import execute
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, finished, load
 from tutelage.runs.setup import RunInputs, check_compatible, check_last_batch
 from tutelage.training.checkpoints import CheckpointError
@@ -47,7 +47,7 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Stops(NullReporter):
+class Stops(Reporter):
     """A display that raises when so many epochs are done, as a pressed key or a bug would."""
 
     def __init__(self, error, *, epochs=1, first=lambda: None):
@@ -73,7 +73,7 @@ def do(folder, *, reporter=None, command="tutelage", trust_code=False, run_input
     return execute(
         recipe,
         folder,
-        options=RunOptions(command=command, reporter=reporter or NullReporter(), trust_code=trust_code),
+        options=RunOptions(command=command, reporter=reporter or Reporter(), trust_code=trust_code),
         run_inputs=run_inputs,
     )
 
@@ -486,7 +486,7 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path, small
             while True:
                 os.write(file.fileno(), bytes(4096))
 
-    class Fills(NullReporter):
+    class Fills(Reporter):
         def note(self, text):
             fill()
 
@@ -546,7 +546,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
 def test_the_lock_is_held_for_the_whole_run(tmp_path):
     seen = []
 
-    class Intrudes(NullReporter):
+    class Intrudes(Reporter):
         def note(self, text):
             with pytest.raises(RecipeError, match="where a run is going on") as caught:
                 do(tmp_path / "run", epochs=1)

@@ -15,7 +15,7 @@ from tutelage.runs import record_teacher, resume
 from tutelage.runs.execute import execute
 from tutelage.runs.group import can_share_batches, execute_group
 from tutelage.runs.lock import BusyError, folder_lock
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions
 from tutelage.training.evaluate import NonFiniteError
 
@@ -76,7 +76,7 @@ def planned(folder, teacher, names=tuple(OBJECTIVES), **changes):
 
 
 def together(todo, reporter=None):
-    return execute_group(todo, options=RunOptions(reporter=reporter or NullReporter(), trust_code=True))
+    return execute_group(todo, options=RunOptions(reporter=reporter or Reporter(), trust_code=True))
 
 
 def alone(recipe, folder):
@@ -105,7 +105,7 @@ def manifest(folder):
     return json.loads((folder / records.MANIFEST).read_text())
 
 
-class Watches(NullReporter):
+class Watches(Reporter):
     """A display that keeps what it is told, and may raise after so many epochs."""
 
     def __init__(self, error=None, epochs=0):

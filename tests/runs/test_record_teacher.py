@@ -17,7 +17,7 @@ from tutelage.config.schema import Comparison, Recipe, RecipeError
 from tutelage.objectives import from_recipe
 from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
 from tutelage.runs.setup import build_inputs, single_exponent
 from tutelage.studies.compare import compare
@@ -346,7 +346,7 @@ record_teacher.record(given.model_copy(update=json.loads(sys.argv[3])))
 """
 
 
-class Said(NullReporter):
+class Said(Reporter):
     """A display that keeps what it was told."""
 
     def __init__(self):

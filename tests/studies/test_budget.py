@@ -18,7 +18,7 @@ import yaml
 from tutelage import config, records
 from tutelage.runs import autotune
 from tutelage.runs.execute import execute
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
 from tutelage.studies import budget, plan, run_study, schema
 from tutelage.studies.budget import Budget
@@ -51,7 +51,7 @@ class Clock:
         return self.now
 
 
-class Says(NullReporter):
+class Says(Reporter):
     def __init__(self):
         self.said = []
 

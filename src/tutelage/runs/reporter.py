@@ -20,7 +20,3 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Something that the user should read."""
-
-
-class NullReporter(Reporter):
-    """Shows nothing."""

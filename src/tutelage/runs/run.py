@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tutelage import models, records
 from tutelage.models import Classifier
-from tutelage.runs.reporter import NullReporter, Reporter
+from tutelage.runs.reporter import Reporter
 from tutelage.training.deadline import Deadline
 
 
@@ -22,7 +22,7 @@ class RunOptions:
         command: what the manifest says was typed.
     """
 
-    reporter: Reporter = field(default_factory=NullReporter)
+    reporter: Reporter = field(default_factory=Reporter)
     trust_code: bool | frozenset[str] = False
     deadline: Deadline | None = None
     command: str = ""
