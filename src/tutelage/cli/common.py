@@ -59,7 +59,8 @@ def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
     from tutelage.runs.run import RunOptions
     from tutelage.runs.terminal import TerminalReporter
 
-    with TerminalReporter() as reporter:
+    reporter = TerminalReporter()
+    with reporter.progress:
         yield RunOptions(reporter=reporter, trust_code=trust, command=command())
 
 

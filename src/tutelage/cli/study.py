@@ -138,11 +138,12 @@ def _print_departures(request: StudyRequest) -> None:
 
 def _with_device(overrides: list[str], device: str | None) -> list[str]:
     """Overrides with ``--device`` among them."""
-    typed = [text for text in overrides if text.partition("=")[0] in ("device", "protocol.device")]
     if device is None:
         return overrides
-    if any(text.partition("=")[2] != device for text in typed):
-        common.fail(f"--device: expected one device, got --device {device} and {typed[-1]}; leave one of them out")
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in ("device", "protocol.device") and value != device:
+            common.fail(f"--device: expected one device, got --device {device} and {text}; leave one of them out")
     if device == "cuda":
         import torch
 

@@ -224,17 +224,14 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     Seeds, students, objectives, optimizers and their schedules may differ.
     """
     pair = (first, second)
-    if any(isinstance(recipe.teacher, TrainedTeacher) for recipe in pair):
-        return False
-    keys, other_keys = (
-        {name: getattr(recipe, name) for name in _SHARED}
-        | {"fits": [(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()]}
-        for recipe in pair
-    )
-    both_ask = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in pair)
     teachers = [recipe.teacher for recipe in pair if recipe.teacher is not None]
-    same_outputs = first.outputs == second.outputs and _exponents(first) == _exponents(second)
-    return keys == other_keys and teachers[1:] in ([], teachers[:1]) and (not both_ask or same_outputs)
+    if any(isinstance(teacher, TrainedTeacher) for teacher in teachers) or teachers[1:] not in ([], teachers[:1]):
+        return False
+    stages = [[(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()] for recipe in pair]
+    if any(getattr(first, name) != getattr(second, name) for name in _SHARED) or stages[0] != stages[1]:
+        return False
+    both_ask = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in pair)
+    return not both_ask or (first.outputs == second.outputs and _exponents(first) == _exponents(second))
 
 
 def _exponents(recipe: Recipe) -> list[Any] | None:

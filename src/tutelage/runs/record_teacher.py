@@ -60,13 +60,10 @@ def record(
     of each sample where that is given (`TopK`). Outputs that were begun keep their form.
 
     Args:
-        recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder.
+        recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder, which is returned.
         taps: features to record besides those that the recipe's objectives read.
         options: how to do it; a deadline stops after a whole chunk.
         run_inputs: the objects, where they are the caller's own.
-
-    Returns:
-        The folder.
 
     Raises:
         RecipeError: the outputs would be larger than the limit, or teacher and data do not fit, or an objective reads
@@ -159,11 +156,7 @@ def record(
 
 
 def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int) -> float:
-    """Choose the form of outputs that are not begun, and return their size in MB.
-
-    Raises:
-        RecipeError: they are larger than the limit, or begun in another form than is asked for.
-    """
+    """Choose the form of outputs that are not begun, and return their size in MB, which must be within the limit."""
     classes, samples = outputs.key["classes"], outputs.samples
     limit_mb, top = recipe.outputs_limit_mb, recipe.outputs_top
 

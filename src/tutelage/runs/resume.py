@@ -38,10 +38,8 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
         return None
     earlier = records.read_json(path)
     if earlier.get("status") == "finished":
-        raise RecipeError(
-            f"name: expected a new run, got {folder}, which is finished; "
-            "type name=... for another, or remove the folder"
-        )
+        remedy = "type name=... for another, or remove the folder"
+        raise RecipeError(f"name: expected a new run, got {folder}, which is finished; {remedy}")
     if _essence((folder / records.RECIPE).read_text()) != _essence(config.dump(recipe)):
         raise RecipeError(
             f"name: expected the recipe of the unfinished run {folder} to go on with it, got another one; "
@@ -74,11 +72,8 @@ def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None])
     Raises:
         RecipeError: a fingerprint is another.
     """
-    teacher = run_inputs.teacher
-    got = {
-        "data": run_inputs.splits.fingerprint,
-        "teacher": models.fingerprint(teacher.network) if teacher is not None else None,
-    }
+    teacher = run_inputs.teacher and models.fingerprint(run_inputs.teacher.network)
+    got = {"data": run_inputs.splits.fingerprint, "teacher": teacher}
     for what, then in expected.items():
         if then is not None and got[what] != then:
             raise RecipeError(

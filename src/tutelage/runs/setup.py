@@ -223,8 +223,7 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     if not names:
         return {}
     classes, labels = run_inputs.splits.classes, run_inputs.splits.train.labels
-    if run_inputs.teacher is None:
-        raise RecipeError("teacher: expected one whose class means are read, got none; add teacher=...")
+    assert run_inputs.teacher is not None
     if labels.is_floating_point() or not (labels != UNLABELLED).any():
         raise RecipeError(
             "data: expected class indices of training samples, which the teacher's class means are taken over, got "
