@@ -26,7 +26,7 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 
 USER, OTHER = 2, 1
 

@@ -23,28 +23,24 @@ def study(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the protocol, such as data.source=hf:path."),
     ] = None,
-    pairs: Annotated[str, typer.Option("--pairs", help="Only these pairs, separated by commas.")] = "",
-    methods: Annotated[str, typer.Option("--methods", help="Only these methods, separated by commas.")] = "",
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Runs of each method.")] = None,
+    pairs: Annotated[str, typer.Option(help="Only these pairs, separated by commas.")] = "",
+    methods: Annotated[str, typer.Option(help="Only these methods, separated by commas.")] = "",
+    seeds: Annotated[int | None, typer.Option(help="Runs of each method.")] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Epochs of the protocol; decays and warm-up are scaled with them.")
+        int | None, typer.Option(help="Epochs of the protocol; decays and warm-up are scaled with them.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that share the work.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     together: Annotated[
         int | None,
-        typer.Option(
-            "--together", min=1, help="Students at most that share a batch and a teacher's pass; 8, or 1 to time them."
-        ),
+        typer.Option(min=1, help="Students at most that share a batch and a teacher's pass; 8, or 1 to time them."),
     ] = None,
-    pool: Annotated[
-        str | None, typer.Option("--pool", help="The folder of the runs, shared by several studies.")
-    ] = None,
+    pool: Annotated[str | None, typer.Option(help="The folder of the runs, shared by several studies.")] = None,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", help="Stop inside this time, such as 90s, 25m or 2h; the same command goes on."),
+        typer.Option(help="Stop inside this time, such as 90s, 25m or 2h; the same command goes on."),
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Short for the override device=...")
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Short for the override device=...")
     ] = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the package.")] = False,
     dry_run: common.DryRun = False,

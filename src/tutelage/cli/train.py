@@ -61,18 +61,14 @@ def compare(
 def record(
     recipe: common.RecipePath,
     overrides: common.Overrides = None,
-    limit_mb: Annotated[
-        float | None, typer.Option("--limit-mb", help="Refuse to write more: short for outputs_limit_mb=...")
-    ] = None,
+    limit_mb: Annotated[float | None, typer.Option(help="Refuse to write more: short for outputs_limit_mb=...")] = None,
     top: Annotated[
         int | None,
-        typer.Option("--top", help="Where all logits are above the limit, keep so many: short for outputs_top=..."),
+        typer.Option(help="Where all logits are above the limit, keep so many: short for outputs_top=..."),
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option(
-            "--max-error", help="Refuse --top where p_gamma or U_gamma is further off: short for outputs_max_error=..."
-        ),
+        typer.Option(help="Refuse --top where p_gamma or U_gamma is further off: short for outputs_max_error=..."),
     ] = None,
     trust_code: common.TrustCode = False,
 ) -> None:

@@ -52,7 +52,9 @@ def execute(
             with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
             run_inputs = build_inputs(with_teacher, splits=run_inputs.splits, trust_code=options.trust_code)
         resume.same_fingerprints(run_inputs, expected or resume.fingerprints(earlier))
-        run = RunState(recipe, folder, run_inputs, options, earlier=earlier, precision_reason=reason)
+        run = RunState(
+            recipe, folder, run_inputs, options, earlier=earlier, precision_reason=reason, teacher_outputs={}
+        )
         (failure,) = RunGroup([run], options).go()
         if failure is not None:
             raise failure

@@ -28,7 +28,7 @@ from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
 from tutelage.training.lockstep import FitJob
 from tutelage.training.state import RngState
-from tutelage.types import UNLABELLED, Batches, Teacher
+from tutelage.types import UNLABELLED, Teacher
 
 
 class RunState:
@@ -39,9 +39,9 @@ class RunState:
         folder: of the run.
         run_inputs: its data and networks.
         options: how it is done.
-        earlier: the manifest of the part of the run that was done before, if there is one.
+        earlier: the manifest of the part that was done before; none for a new run.
         precision_reason: what the precision was chosen by, where it was measured now.
-        teacher_outputs: cache of the teacher's predictions on the evaluation sets, filled on first use.
+        teacher_outputs: cache of the teacher's outputs on the evaluation sets, filled on first use.
     """
 
     def __init__(
@@ -52,29 +52,31 @@ class RunState:
         options: RunOptions,
         *,
         earlier: records.Manifest | None,
-        precision_reason: str | None = None,
-        teacher_outputs: dict[str, EvalOutputs] | None = None,
+        precision_reason: str | None,
+        teacher_outputs: dict[str, EvalOutputs],
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
-        self.teacher_outputs = {} if teacher_outputs is None else teacher_outputs
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
         self.rng: RngState | None = None
         self.target_gamma: float | None = None
         self.started = time.monotonic()
-        previous: dict[str, Any] = {**earlier} if earlier else {}
+        previous = earlier or {}
         self.seconds_before = previous.get("duration_s", 0.0)
         self.fits, self.objectives, splits = recipe.fits(), run_inputs.objectives, run_inputs.splits
         setup.check_compatible(run_inputs)
         setup.check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
-        self.teacher = FrozenTeacher(run_inputs.teacher).to(self.device) if run_inputs.teacher else None
-        first_of_group = not self.teacher_outputs
-        self.held_out = [
-            EvalSet(name, batches, self.ask_teacher(name, batches))
-            for name, batches in setup.held_out_sets(splits, recipe)
-        ]
+        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
+        first_of_group = not teacher_outputs
+        self.held_out: list[EvalSet] = []
+        for name, batches in setup.held_out_sets(splits, recipe):
+            if teacher is not None and name not in teacher_outputs:
+                teacher_outputs[name] = setup.evaluation_outputs(recipe, teacher, batches, "teacher")
+            self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
+        # The set that ``best`` is chosen by.
+        self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         self.check_student()
         reason = precision_reason or previous.get("precision", {}).get("why")
         self.manifest: records.Manifest = {
@@ -100,21 +102,13 @@ class RunState:
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
-            "selection": {"set": self.held_out[0].name, "metric": "accuracy", "reported": "last epoch"},
+            "selection": {"set": self.selection, "metric": "accuracy", "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
             "notes": list(splits.notes),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         records.write_bytes(folder / records.RECIPE, config.dump(recipe).encode())
         records.write_json(folder / records.MANIFEST, self.manifest)
-
-    def ask_teacher(self, name: str, batches: Batches) -> EvalOutputs | None:
-        """Return the teacher's outputs on an evaluation set, which it is asked for once in a group of runs."""
-        if self.teacher is None:
-            return None
-        if name not in self.teacher_outputs:
-            self.teacher_outputs[name] = setup.evaluation_outputs(self.recipe, self.teacher.network, batches, "teacher")
-        return self.teacher_outputs[name]
 
     def check_outputs(self) -> None:
         """Refuse recorded outputs that lack what a later epoch or stage will read."""
@@ -139,12 +133,12 @@ class RunState:
         student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
         mode = student.training
         with torch.no_grad():
-            logits = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device))
+            width = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device)).shape[-1]
         student.train(mode)
-        if logits.shape[-1] != classes:
+        if width != classes:
             raise RecipeError(
-                f"student {student.card.name}: expected logits for the {classes} classes of the data, got "
-                f"{logits.shape[-1]}; change its last layer"
+                f"student {student.card.name}: expected logits for the {classes} classes of the data, got {width}; "
+                "change its last layer"
             )
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
@@ -245,7 +239,7 @@ class RunState:
         if self.outputs is None:
             return "live"
         form = self.outputs.form
-        return "recorded in float16" + (f", the top {form.kept} of {form.classes}" if form else "")
+        return f"recorded in float16, the top {form.kept} of {form.classes}" if form else "recorded in float16"
 
     def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
         """Return a stage's teacher: the network, or its recorded outputs."""
@@ -254,11 +248,6 @@ class RunState:
             return FrozenTeacher(self.run_inputs.teacher, taps)
         gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
-
-    @property
-    def selection(self) -> Literal["validation", "test"]:
-        """The set that ``best`` is chosen by."""
-        return "validation" if self.held_out[0].name == "validation" else "test"
 
     def finish(self) -> None:
         """Write the student, its evaluation and the manifest."""
