@@ -21,8 +21,7 @@ RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat it or go on with it.")
 ]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as epochs=10 data.validation=0.1."),
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as epochs=10 data.validation=0.1.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]

@@ -41,9 +41,7 @@ def report(
     common.print_report(folder)
 
 
-def list_(
-    what: Annotated[Literal["models", "data", "objectives"], typer.Argument(help="What to list.")],
-) -> None:
+def list_(what: Annotated[Literal["models", "data", "objectives"], typer.Argument(help="What to list.")]) -> None:
     """List models, data sources, or objectives with their parameters and papers."""
     if what == "objectives":
         from tutelage.studies import overview

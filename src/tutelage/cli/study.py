@@ -36,8 +36,7 @@ def study(
     ] = None,
     pool: Annotated[str | None, typer.Option(help="The folder of the runs, shared by several studies.")] = None,
     budget: Annotated[
-        str | None,
-        typer.Option(help="Stop inside this time, such as 90s, 25m or 2h; the same command goes on."),
+        str | None, typer.Option(help="Stop inside this time, such as 90s, 25m or 2h; the same command goes on.")
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Short for the override device=...")

@@ -63,8 +63,7 @@ def record(
     overrides: common.Overrides = None,
     limit_mb: Annotated[float | None, typer.Option(help="Refuse to write more: short for outputs_limit_mb=...")] = None,
     top: Annotated[
-        int | None,
-        typer.Option(help="Where all logits are above the limit, keep so many: short for outputs_top=..."),
+        int | None, typer.Option(help="Where all logits are above the limit, keep so many: short for outputs_top=...")
     ] = None,
     max_error: Annotated[
         float | None,

@@ -48,11 +48,7 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
 
 
 def record(
-    recipe: Recipe,
-    *,
-    taps: Sequence[str] = (),
-    options: RunOptions = DEFAULTS,
-    run_inputs: RunInputs | None = None,
+    recipe: Recipe, *, taps: Sequence[str] = (), options: RunOptions = DEFAULTS, run_inputs: RunInputs | None = None
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or resume the recording.
 
