@@ -66,10 +66,9 @@ def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
 def print_dry_run(recipe: Recipe, trust: bool | frozenset[str]) -> None:
     """Do a dry run, and print what it found."""
     from tutelage.runs.dry_run import dry_run
-    from tutelage.runs.run import RunOptions
 
     typer.echo(f"{recipe.name} (dry run, nothing is written)")
-    for name, value in dry_run(recipe, options=RunOptions(trust_code=trust)):
+    for name, value in dry_run(recipe, trust_code=trust):
         typer.echo(f"  {name:<20} {value}")
 
 

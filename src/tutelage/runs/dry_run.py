@@ -12,7 +12,6 @@ from tutelage import data, models
 from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
-from tutelage.runs.run import DEFAULTS, RunOptions
 from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, evaluation_outputs, steps_of
 from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import Batch
@@ -21,7 +20,7 @@ SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""
 
 
-def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str, str]]:
+def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
     """Resolve a recipe and try one batch of it.
 
     Returns:
@@ -33,7 +32,7 @@ def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
-    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
+    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
     splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
     check_compatible(run_inputs)
     check_last_batch(len(splits.train), objectives, fits)
@@ -61,7 +60,7 @@ def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str
             (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
-        seconds, _ = autotune.time_step(training, build_inputs(training, trust_code=options.trust_code))
+        seconds, _ = autotune.time_step(training, build_inputs(training, trust_code=trust_code))
         steps = steps_of(training, len(splits.train))
         total += steps * seconds
         summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))

@@ -55,7 +55,7 @@ def execute(
         run = RunState(
             recipe, folder, run_inputs, options, earlier=earlier, precision_reason=reason, teacher_outputs={}
         )
-        (failure,) = RunGroup([run], options).go()
-        if failure is not None:
-            raise failure
+        RunGroup([run], options).go()
+        if run.failure is not None:
+            raise run.failure
     return Run(folder)

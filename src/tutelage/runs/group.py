@@ -30,93 +30,83 @@ class RunGroup:
 
     def __init__(self, runs: Sequence[RunState], options: RunOptions) -> None:
         self.runs, self.reporter, self.deadline = runs, options.reporter, options.deadline
-        self.failures: dict[int, Exception] = {}
-        self.finished: set[int] = set()
         if len(runs) > 1:
             for run in runs:
                 run.rng = RngState(run.device)
                 run.record_group([other.recipe.name for other in runs if other is not run])
 
-    def go(self) -> list[Exception | None]:
-        """Fit every stage, then evaluate and record; return for each run what made it fail, or none."""
+    def go(self) -> None:
+        """Fit every stage, then evaluate and record; a run that fails keeps the error as its ``failure``."""
         try:
-            for k in self.left():
-                self.attempt(k, self.runs[k].begin)
+            for run in self.runs:
+                self.attempt(run, run.begin)
             for stage in range(max((len(run.fits) for run in self.runs), default=0)):
                 self.fit_stage(stage)
             if self.deadline is not None and self.left():
                 self.deadline.check(f"{self.runs[0].recipe.name}: the last evaluation", self.deadline.evaluation)
-            for k in self.left():
-                self.attempt(k, self.runs[k].finish)
-                self.finished.add(k)
+            for run in self.left():
+                self.attempt(run, run.finish)
+                run.finished = True
         except BaseException as error:
-            for k in set(self.left()) - self.finished:
-                failure = self.runs[k].stop(error)
-                if isinstance(failure, Exception):
-                    self.failures[k] = failure
+            for run in self.left():
+                run.stop(error)
             if not isinstance(error, Exception):
                 raise
-        return [self.failures.get(k) for k in range(len(self.runs))]
 
-    def left(self) -> list[int]:
-        """The runs that have not failed."""
-        return [k for k in range(len(self.runs)) if k not in self.failures]
+    def left(self) -> list[RunState]:
+        """The runs that have neither failed nor finished."""
+        return [run for run in self.runs if run.failure is None and not run.finished]
 
-    def attempt(self, k: int, action: Callable[[], Any]) -> Any:
+    def attempt(self, run: RunState, action: Callable[[], Any]) -> Any:
         """Do something for one run, with its own generators; an error ends that run alone."""
         try:
-            with self.runs[k].rng or contextlib.nullcontext():
+            with run.rng or contextlib.nullcontext():
                 return action()
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
-            self.fail(k, error)
+            self.fail(run, error)
 
-    def fail(self, k: int, error: Exception) -> None:
+    def fail(self, run: RunState, error: Exception) -> None:
         """Record that a run has failed."""
-        failure = self.runs[k].stop(error)
-        assert isinstance(failure, Exception)
-        self.failures[k] = failure
+        run.stop(error)
         if len(self.runs) > 1:
-            self.reporter.say(f"failed: {self.runs[k].recipe.name}: {failure}")
+            self.reporter.say(f"failed: {run.recipe.name}: {run.failure}")
 
     def fit_stage(self, stage: int) -> None:
         """Fit one stage of every run that is not beyond it."""
-        jobs: dict[int, FitJob] = {}
-        for k in self.left():
-            if self.runs[k].stage <= stage and (job := self.attempt(k, partial(self.runs[k].fit_job, stage))):
-                jobs[k] = job
+        members: list[RunState] = []
+        jobs: list[FitJob] = []
+        for run in self.left():
+            if run.stage <= stage and (job := self.attempt(run, partial(run.fit_job, stage))):
+                members.append(run)
+                jobs.append(job)
         if not jobs:
             return
-        members, first = list(jobs), self.runs[next(iter(jobs))]
-        batches = data.BatchLoader(
-            first.run_inputs.splits.train,
-            batch_size=first.fits[stage].batch_size,
-            data_seed=first.recipe.data_seed,
-            train=True,
-        )
-        asking = [k for k, job in jobs.items() if job.asks]
-        taps = dict.fromkeys(tap for k in asking for tap in jobs[k].distiller.objective.needs.teacher_taps)
-        teacher = self.runs[asking[0]].training_teacher(stage, tuple(taps)) if asking else None
-        starts = [job.resume.state["step"] if job.resume else 0 for job in jobs.values()]
+        first, fit = members[0], members[0].fits[stage]
+        train, data_seed = first.run_inputs.splits.train, first.recipe.data_seed
+        batches = data.BatchLoader(train, batch_size=fit.batch_size, data_seed=data_seed, train=True)
+        taps = dict.fromkeys(tap for job in jobs if job.asks for tap in job.distiller.objective.needs.teacher_taps)
+        asking = next((run for run, job in zip(members, jobs, strict=True) if job.asks), None)
+        teacher = asking.training_teacher(stage, tuple(taps)) if asking else None
+        starts = [job.resume.state["step"] if job.resume else 0 for job in jobs]
         title = first.recipe.name + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
         title += f" stage {stage + 1} of {len(first.fits)}" if len(first.fits) > 1 else ""
-        self.reporter.begin(title, len(batches) * first.fits[stage].settings.epochs * len(jobs), sum(starts))
+        self.reporter.begin(title, len(batches) * fit.settings.epochs * len(jobs), sum(starts))
         before = sum(fit.settings.epochs for fit in first.fits[:stage])
         lockstep = Lockstep(
-            list(jobs.values()),
+            jobs,
             teacher,
             _Followed(batches, self.reporter, before, teacher, starts),
             accelerator=first.accelerator,
             stage=stage,
             deadline=self.deadline,
         )
-        for member, result in lockstep.run():
-            k = members[member]
+        for k, result in lockstep.run():
             if isinstance(result, Exception):
-                self.fail(k, result)
+                self.fail(members[k], result)
                 continue
-            self.attempt(k, partial(self.runs[k].record_epoch, stage, result))
-            if k in self.failures:
-                lockstep.drop(member)
+            self.attempt(members[k], partial(members[k].record_epoch, stage, result))
+            if members[k].failure is not None:
+                lockstep.drop(k)
 
 
 class _Followed:
@@ -206,8 +196,8 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
                 for run in runs.values():
                     run.stop(error)
                 raise
-        failures = RunGroup(list(runs.values()), options).go()
-    results |= {k: failure or Run(folders[k]) for k, failure in zip(runs, failures, strict=True)}
+        RunGroup(list(runs.values()), options).go()
+    results |= {k: run.failure or Run(run.folder) for k, run in runs.items()}
     return [results[k] for k in range(len(planned))]
 
 

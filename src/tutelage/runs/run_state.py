@@ -60,6 +60,8 @@ class RunState:
         self.device = self.accelerator.device
         self.rng: RngState | None = None
         self.target_gamma: float | None = None
+        self.failure: Exception | None = None
+        self.finished = False
         self.started = time.monotonic()
         previous = earlier or {}
         self.seconds_before = previous.get("duration_s", 0.0)
@@ -219,18 +221,18 @@ class RunState:
         """Prefix a line with the run's name, where there are several runs."""
         return f"{self.recipe.name}: {text}" if self.rng else text
 
-    def stop(self, error: BaseException) -> BaseException:
-        """Record why the run ends here, and return the error to report."""
+    def stop(self, error: BaseException) -> None:
+        """Record why the run ends here; an exception is its ``failure``, and that of a full disk says what to do."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            full = CheckpointError(
+            self.failure = CheckpointError(
                 f"{self.recipe.name}: expected room on the disk for the run's records, got none; "
                 "free some space and type the same command again to resume"
             )
-            full.__cause__ = error
-            return full
-        return error
+            self.failure.__cause__ = error
+        elif isinstance(error, Exception):
+            self.failure = error
 
     def teacher_mode(self) -> str:
         """Say how the teacher takes part in training."""
