@@ -45,7 +45,11 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
         ("student", _network(run_inputs.student)),
     ]
     if run_inputs.teacher is not None:
-        accuracy = "it is trained first" if training is not None else _accuracy(recipe, run_inputs.teacher, splits.test)
+        accuracy = "it is trained first"
+        if training is None:
+            outputs = evaluation_outputs(recipe, FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test))
+            samples = f"a sample of {len(outputs.labels)} test samples"
+            accuracy = f"{evaluate_outputs(outputs)['accuracy']:.2%} on {samples}"
         summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
     summary.append(("precision", reason.removeprefix("precision ") if reason else recipe.precision))
     total = 0.0
@@ -65,11 +69,6 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
         total += steps * seconds
         summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
     return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", _memory())]
-
-
-def _accuracy(recipe: Recipe, teacher: models.Classifier, test: data.Split) -> str:
-    outputs = evaluation_outputs(recipe, FrozenTeacher(teacher).network, _Sample(test))
-    return f"{evaluate_outputs(outputs)['accuracy']:.2%} on a sample of {len(outputs.labels)} test samples"
 
 
 class _Sample:

@@ -33,7 +33,9 @@ class RunGroup:
         if len(runs) > 1:
             for run in runs:
                 run.rng = RngState(run.device)
-                run.record_group([other.recipe.name for other in runs if other is not run])
+                beside = [other.recipe.name for other in runs if other is not run]
+                run.manifest["class"] = list(dict.fromkeys([*run.manifest["class"], *beside]))
+                records.write_json(run.folder / records.MANIFEST, run.manifest)
 
     def go(self) -> None:
         """Fit every stage, then evaluate and record; a run that fails keeps the error as its ``failure``."""
@@ -147,8 +149,8 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
         options: how to do them.
 
     Returns:
-        For each either the run, or why there is none: a `BusyError` where another process is doing it,
-        a `DeadlineExceeded` where the moment to stop has come.
+        For each either the run, or why there is none: a `BusyError` where another process is doing it, a
+        `DeadlineExceeded` where the moment to stop has come.
 
     Raises:
         ValueError: the recipes are none of one group.

@@ -13,19 +13,12 @@ from tutelage.training.deadline import Deadline
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How runs are done, as opposed to what a recipe says.
-
-    Attributes:
-        reporter: shows the progress.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        deadline: the moment to stop by, with a checkpoint; none to do everything.
-        command: what the manifest says was typed.
-    """
+    """How runs are done, as opposed to what a recipe says."""
 
     reporter: Reporter = field(default_factory=Reporter)
-    trust_code: bool | frozenset[str] = False
-    deadline: Deadline | None = None
-    command: str = ""
+    trust_code: bool | frozenset[str] = False  # allow ``file:`` models, which run code: all, or those of these names
+    deadline: Deadline | None = None  # the moment to stop by, with a checkpoint; none to do everything
+    command: str = ""  # as the manifest has it
 
 
 DEFAULTS = RunOptions()

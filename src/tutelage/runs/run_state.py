@@ -6,7 +6,6 @@ import contextlib
 import errno
 import random
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,16 +31,11 @@ from tutelage.types import UNLABELLED, Teacher
 
 
 class RunState:
-    """One run while it is being done.
+    """One run while it is being done, its precision chosen.
 
-    Args:
-        recipe: the run's, its precision chosen.
-        folder: of the run.
-        run_inputs: its data and networks.
-        options: how it is done.
-        earlier: the manifest of the part that was done before; none for a new run.
-        precision_reason: what the precision was chosen by, where it was measured now.
-        teacher_outputs: cache of the teacher's outputs on the evaluation sets, filled on first use.
+    ``earlier`` is the manifest of the part that was done before, none for a new run; ``precision_reason`` is what the
+    precision was chosen by, where it was measured now; ``teacher_outputs`` is a cache of the teacher's outputs on the
+    evaluation sets, filled on first use.
     """
 
     def __init__(
@@ -124,11 +118,6 @@ class RunState:
                     taps = objective.needs.teacher_taps
                     self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
             first += fit.settings.epochs
-
-    def record_group(self, names: Sequence[str]) -> None:
-        """Record the runs that this one is trained beside."""
-        self.manifest["class"] = list(dict.fromkeys([*self.manifest["class"], *names]))
-        records.write_json(self.folder / records.MANIFEST, self.manifest)
 
     def check_student(self) -> None:
         """Refuse a student, perhaps the caller's own module, whose logits are not for the data's classes."""

@@ -107,14 +107,10 @@ def check_compatible(run_inputs: RunInputs) -> None:
                 f"data: expected labels for the supervised objective {name}, got none among {len(labels)} training "
                 "samples; give labels, or zero its supervised weight where it has one beside a teacher's"
             )
-        if needs.labels == "index" and soft:
+        if needs.labels == "index" and (soft or splits.train.mixing is not None):
+            got = "soft labels; " if soft else "the soft labels of mixed samples; type data.mixup=0 data.cutmix=0, or "
             raise RecipeError(
-                f"data: expected class indices for objective {name}, got soft labels; use an objective that takes them"
-            )
-        if needs.labels == "index" and splits.train.mixing is not None:
-            raise RecipeError(
-                f"data: expected class indices for objective {name}, got the soft labels of mixed samples; "
-                "type data.mixup=0 data.cutmix=0, or use an objective that takes them"
+                f"data: expected class indices for objective {name}, got {got}use an objective that takes them"
             )
         try:
             for tap in needs.student_taps:
@@ -152,13 +148,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
 
 
 def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
-    """Refuse an epoch whose last batch is too small for a stage's objective, before it is reached.
-
-    Args:
-        samples: for training.
-        objectives: of the stages.
-        fits: the stages.
-        world: processes that share a batch.
+    """Refuse epochs of training samples whose last batch, shared by ``world`` processes, is too small for an objective.
 
     Raises:
         RecipeError: naming the batch size, and one that leaves enough.
