@@ -21,14 +21,7 @@ SAMPLE = 512
 
 
 def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
-    """Resolve a recipe and try one batch of it.
-
-    Returns:
-        What the run would be, as (name, value) pairs to print.
-
-    Raises:
-        RecipeError: something does not fit, as in the run itself.
-    """
+    """Resolve a recipe, try one batch, and return what the run would be, as (name, value) pairs to print."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.

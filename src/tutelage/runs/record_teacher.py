@@ -38,11 +38,7 @@ def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
 
 
 def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
-    """Return the exponents at which the stages of a recipe read the teacher's logits.
-
-    Raises:
-        RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
-    """
+    """Return the exponents at which the stages of a recipe read the teacher's logits, each stage at one."""
     asking = [objective for objective in setup.build_objectives(recipe) if objective.needs.teacher]
     return tuple(dict.fromkeys(gamma for gamma in map(setup.single_exponent, asking) if gamma is not None))
 

@@ -67,11 +67,7 @@ def fingerprints(manifest: records.Manifest | None) -> dict[str, str | None]:
 
 
 def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None]) -> None:
-    """Refuse data or a teacher other than a run had.
-
-    Raises:
-        RecipeError: a fingerprint is another.
-    """
+    """Refuse data or a teacher with another fingerprint than a run had."""
     teacher = run_inputs.teacher and models.fingerprint(run_inputs.teacher.network)
     got = {"data": run_inputs.splits.fingerprint, "teacher": teacher}
     for what, then in expected.items():

@@ -48,9 +48,7 @@ class Run:
     @property
     def accuracy(self) -> float | None:
         """The student's accuracy after the last epoch, a fraction; none where the test set has no labels."""
-        if not (self.folder / records.EVALUATION).exists():
-            return None
-        return self.evaluation["student"]["accuracy"]
+        return self.evaluation["student"]["accuracy"] if (self.folder / records.EVALUATION).exists() else None
 
     @property
     def student(self) -> Classifier:

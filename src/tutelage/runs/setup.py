@@ -89,11 +89,7 @@ def build_inputs(
 
 
 def check_compatible(run_inputs: RunInputs) -> None:
-    """Refuse data, teacher, student and objectives that do not fit each other.
-
-    Raises:
-        RecipeError: naming what does not fit.
-    """
+    """Refuse data, teacher, student and objectives that do not fit each other, by a `RecipeError`."""
     splits, teacher, labels = run_inputs.splits, run_inputs.teacher, run_inputs.splits.train.labels
     soft = labels.is_floating_point()
     for objective in run_inputs.objectives:
@@ -148,11 +144,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
 
 
 def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
-    """Refuse epochs of training samples whose last batch, shared by ``world`` processes, is too small for an objective.
-
-    Raises:
-        RecipeError: naming the batch size, and one that leaves enough.
-    """
+    """Refuse a last batch, shared by ``world`` processes, that is too small for a stage's objective."""
     smallest = partial(data.smallest_share, samples, world=world)
     for objective, fit in zip(objectives, fits, strict=True):
         batch_size, least = fit.batch_size, objective.needs.min_batch
