@@ -59,20 +59,12 @@ def with_precision(recipe: R, precision: str | None) -> R:
 
 
 def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = None) -> tuple[R, str | None]:
-    """Choose a recipe's precision where it leaves it open.
+    """Return a recipe with one of `CHOICES` where it leaves its precision open, and what was measured, if anything was.
 
     Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is
     `GAIN` times faster. Fits of less than `FEW` steps, several processes, and runs of which no step can be taken get
-    float32, untimed.
-
-    Args:
-        recipe: of a run or a comparison.
-        run_inputs: what ``run`` is made of; it stays as it is.
-        run: the one that stands for a comparison's; by default the recipe itself. Its teacher may be a random one that
-            stands for one that is still to be trained.
-
-    Returns:
-        The recipe with one of `CHOICES`, and a line that says what was measured; none where nothing was.
+    float32, untimed. ``run``, of ``run_inputs``, stands for a comparison's runs, by default the recipe itself; its
+    teacher may be a random one in the place of one that is still to be trained.
     """
     if recipe.precision != "auto":
         return recipe, None
@@ -106,13 +98,9 @@ class StepTime(NamedTuple):
 
 
 def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: float = math.inf) -> StepTime:
-    """Time a few real training steps of a stage on copies of student and teacher.
+    """Time a few real training steps of a stage on copies of student and live teacher, recorded outputs or not.
 
-    Args:
-        recipe: the run's; its teacher is asked live, recorded outputs or not.
-        run_inputs: what the run is made of; it stays as it is.
-        stage: of the recipe's.
-        limit: seconds after which no further step is taken; the first to warm up and one more always are.
+    After ``limit`` seconds no further step is taken; the first to warm up and one more always are.
     """
     accelerator = accelerator_on(recipe.device)
     objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]

@@ -168,7 +168,7 @@ def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
         teacher_logits = torch.cat([outputs.logits.float().cpu() for _, outputs in _ask(teacher, train, indices)])
     if needs.student_taps or needs.teacher_taps:
         few = data.BatchLoader(train, batch_size=min(PROBE_SAMPLES, len(train)), train=True)
-        inputs = next(few.epoch(0)).inputs.to(_device(run_inputs.student))
+        inputs = next(few.epoch(0)).inputs
     return network_context(
         objective,
         run_inputs.student,
@@ -192,7 +192,7 @@ def _ask(
     teacher: Classifier, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
 ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
     """Yield the teacher's outputs for samples that are not augmented, with the indices of those that could be read."""
-    frozen, device = FrozenTeacher(teacher, taps), _device(teacher)
+    frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
     for index, inputs in split.stream(np.array_split(indices, -(-len(indices) // 256))):
         yield index, frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
 
@@ -282,10 +282,6 @@ def single_exponent(objective: Objective) -> float | None:
             "outputs_limit_mb=..., in another folder, or type outputs=null"
         )
     return gamma
-
-
-def _device(network: torch.nn.Module) -> torch.device:
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def evaluation_outputs(recipe: Recipe, network: torch.nn.Module, batches: Batches, who: str = "network") -> EvalOutputs:
