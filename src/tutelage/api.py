@@ -1,4 +1,4 @@
-"""The commands as calls: train, distill, evaluate; and recipes from a file, a run's folder or overrides."""
+"""The commands as functions: train, distill, evaluate; and recipes from a file, a run's folder or overrides."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def distill(
             that yield (image in [0, 1] or PIL image, class index).
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
-        runs: where runs' folders are.
-        reporter: shows the run as it goes; by default nothing is shown.
+        runs: the folder of all runs.
+        reporter: shows the progress; by default nothing is shown.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
@@ -60,7 +60,7 @@ def distill(
         The run; an interrupted one is resumed.
 
     Raises:
-        RecipeError: a setting is wrong (every fault is listed), or the name is that of a finished run.
+        RecipeError: a setting is wrong (every error is listed), or the name is that of a finished run.
     """
     objective = objectives.from_recipe(objective)
     student, teacher = _named(student), _named(teacher) if teacher is not None else None
@@ -93,7 +93,7 @@ def run(
     run_inputs: RunInputs | None = None,
     expected: Mapping[str, str | None] | None = None,
 ) -> Run:
-    """`execute` a run, then write its report, and that of a teacher that was trained for it."""
+    """`execute` a run, then write its report, and that of a teacher that it trained."""
     unfinished = [path for path in (folder / "teacher", folder) if not finished(path)]
     try:
         return execute(recipe, folder, options=options, run_inputs=run_inputs, expected=expected)
@@ -105,7 +105,7 @@ def run(
 
 
 def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
-    """A run or a path as the name that it stands for; anything else as it is."""
+    """Return the folder of a run or a path as a name, and anything else unchanged."""
     if isinstance(network, Run):
         return str(network.folder)
     return str(network) if isinstance(network, Path) else network
@@ -119,7 +119,7 @@ def _inputs_of(
     source: Any,
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
-    """Build a run's inputs from objects of which some are the caller's own."""
+    """Build a run's inputs where some of them are the caller's objects."""
     if isinstance(source, str | Mapping | DataSettings):
         splits = data.open_data(recipe.data)
     else:
@@ -143,7 +143,7 @@ def _inputs_of(
 
 
 def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
-    """Wrap a pair of data sets; their classes are the training set's, or else as many as a network has outputs."""
+    """Wrap a pair of data sets; their classes are those of the training set, or as many as a network has outputs."""
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
             f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
@@ -178,37 +178,37 @@ def from_overrides(overrides: Sequence[str]) -> Recipe:
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
-    """Read the recipe of a run's folder: to resume the run or, where it is finished, to repeat it under a new name.
+    """Read the recipe of a run's folder: to resume the run or, if it is finished, to repeat it under a new name.
 
     Returns:
-        The recipe and, for a repeated run without overrides, the fingerprints that data and teacher must have.
+        The recipe and, without overrides, the fingerprints that data and teacher must have.
     """
     if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
         missing = f"without {records.RECIPE} and {records.MANIFEST}"
         raise RecipeError(f"recipe: expected a run's folder, got {folder} {missing}; name another")
-    then = records.read_json(folder / records.MANIFEST)
-    if not then.get("repeatable", False):
+    manifest = records.read_json(folder / records.MANIFEST)
+    if not manifest.get("repeatable", False):
         raise RecipeError(
             f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
             "run the program that made it"
         )
     value = config.read(folder / records.RECIPE)
-    if then["status"] == "finished":
+    if manifest["status"] == "finished":
         stem = f"{value['name']}-again"
         names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in names if not finished(runs / name))
     recipe = parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
     if overrides:
         return recipe, None
-    expected = fingerprints(then)
-    # A teacher that the run trains itself is trained anew.
+    expected = fingerprints(manifest)
+    # A teacher that the run trains itself is trained again.
     return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
 
 
 def evaluate(
     model: str, overrides: Sequence[str], *, best: bool = False, trust_code: bool | frozenset[str] = False
 ) -> tuple[records.Judgement, str]:
-    """Evaluate a model on a test set, by default that of the run it comes from.
+    """Evaluate a model on a test set, by default its run's.
 
     Args:
         model: a run's folder, or a model's name.
@@ -217,7 +217,7 @@ def evaluate(
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
 
     Returns:
-        The evaluation, and a line that says what was evaluated on what.
+        The evaluation, and a title with the model and the data.
     """
     folder = Path(model)
     value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}

@@ -1,4 +1,4 @@
-"""A look at the machine: versions, devices, extras, and one real training step."""
+"""A check of the machine: versions, devices, extras, and one real training step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.run import RunOptions
 
 EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib"}
-"""Each extra with the module that it brings."""
+"""Each extra with a module that it installs."""
 
 
 class Finding(NamedTuple):
@@ -49,11 +49,11 @@ def examine() -> Iterator[Finding]:
 
 
 def measure() -> Iterator[Finding]:
-    """Time what this package makes faster against its references; the values are lines to print.
+    """Time what this package speeds up against its references; the values are lines to print.
 
     A section that fails does not stop the next.
     """
-    from tutelage.benchmark import sections  # what a reference needs takes a while to import
+    from tutelage.benchmark import sections  # the references take a while to import
 
     began = time.monotonic()
     for section in sections.SECTIONS:
@@ -61,14 +61,14 @@ def measure() -> Iterator[Finding]:
         try:
             for line in section.lines():
                 yield Finding(section.name, f"  {line}")
-        except Exception as error:  # noqa: BLE001  whatever it is, the other sections do not depend on it
-            why = " ".join(str(error).split()) or "no reason given"
-            yield Finding(section.name, f"  failed: {type(error).__name__}: {why}", good=False)
+        except Exception as error:  # noqa: BLE001  the other sections do not depend on it
+            reason = " ".join(str(error).split()) or "no reason given"
+            yield Finding(section.name, f"  failed: {type(error).__name__}: {reason}", good=False)
     yield Finding("time", f"\n{time.monotonic() - began:.0f} s in all")
 
 
 def _step(precision: str) -> Finding:
-    """Train for one epoch on digits, for real, records and all."""
+    """Train for one epoch on digits, with all records."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         settings = {"student": "cifar:resnet8", "epochs": 1, "batch_size": 512, "precision": precision}

@@ -1,6 +1,6 @@
-"""What a run writes and a report reads: file names, schemas, and how they reach the disk. No torch.
+"""What a run writes and a report reads: file names, schemas, atomic writes. No torch.
 
-A run's folder holds ``recipe.yaml``, ``manifest.json``, ``metrics.jsonl`` (one `Epoch` a line), ``evaluation.json``,
+A run's folder holds ``recipe.yaml``, ``manifest.json``, ``metrics.jsonl`` (an `Epoch` per line), ``evaluation.json``,
 ``checkpoints/``, ``student.safetensors`` with ``student.json``, ``best.safetensors`` and ``report.html``.
 A comparison's folder holds ``comparison.json`` and one run's folder for each entry, a study's ``study.json``.
 """
@@ -37,7 +37,7 @@ class TrainMeans(TypedDict):
     kl_to_target: float | None
     """Mean KL from the student's distribution to the transformed teacher that the objective matches, nats."""
     agreement: float | None
-    """Fraction of samples on which student and teacher name the same class; none without a teacher in the step."""
+    """Fraction of samples on which student and teacher predict the same class; none without a teacher in the step."""
     samples: int
 
 
@@ -87,7 +87,7 @@ class Histogram(TypedDict):
 
 
 class Judgement(TypedDict):
-    """One network on one held-out set, in detail. Accuracies are fractions, entropies and losses nats."""
+    """A network on a held-out set, in detail. Accuracies are fractions, entropies and losses nats."""
 
     accuracy: float
     loss: float
@@ -102,7 +102,7 @@ class Judgement(TypedDict):
 
 
 class Best(TypedDict):
-    """The epoch that selection would take."""
+    """The epoch that selection would choose."""
 
     set: str
     accuracy: float
@@ -118,7 +118,7 @@ class Evaluation(TypedDict):
     class_names: list[str]
     student: Judgement
     teacher: Judgement | None
-    best: Best | None  # on the set that selection used; marked as such, the last epoch is what is reported
+    best: Best | None  # on the set that selection used; the last epoch is what is reported
 
 
 class Entry(TypedDict):
@@ -133,7 +133,7 @@ class Comparison(TypedDict):
     """``comparison.json``."""
 
     name: str
-    baseline: str | None  # the entry that gains are measured against
+    baseline: str | None  # the entry that gains are relative to
     teacher: str | None  # the teacher's run folder, relative, where the comparison trained it
     share_data_seed: NotRequired[bool]
     """All seeds share order and views, so that the spread over seeds is that of the initialisation alone."""
@@ -152,7 +152,7 @@ class Cell(TypedDict):
 
 
 class Published(TypedDict):
-    """One published value that a study is held against, in percent as published."""
+    """One published value that a study is compared with, in percent as published."""
 
     pair: str
     method: str
@@ -166,28 +166,28 @@ class Study(TypedDict):
 
     name: str
     title: str
-    source: str  # where the published values stand
+    source: str  # of the published values
     pairs: list[str]
-    methods: list[str]  # in the table's order, those that were not run among them
+    methods: list[str]  # in the table's order, including those that were not run
     cells: list[Cell]
     published: list[Published]
-    figures: list[str]  # what is drawn of it: any of ``entropy``, ``divergence``, ``histogram``, ``mappings``
+    figures: list[str]  # which are drawn: any of ``entropy``, ``divergence``, ``histogram``, ``mappings``
     costs: str | None
-    """The method that the others' time and memory are held against; none where the table shows neither."""
-    departures: list[str]  # how it was run otherwise than published, a line each
+    """The method that time and memory of all methods are relative to; none where the table shows neither."""
+    departures: list[str]  # how the runs differ from the published ones, one per line
     missing: dict[str, str]  # methods that could not be run, and why
-    notes: list[str]  # what stands below its table
+    notes: list[str]  # below its table
 
 
 BESIDE = ("scale", "gather")
-"""Keys of an objective's entry, in a recipe, that are no preset."""
+"""Keys of an objective's entry in a recipe that are not presets."""
 
 Manifest = dict[str, Any]
 """``manifest.json``; its keys are documented in ``docs/records.md``."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file as a whole or not at all: temporary name, sync, rename, sync of the folder."""
+    """Replace a file atomically: temporary name, sync, rename, sync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -202,7 +202,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can do that."""
+    """Make the names in a folder durable, if the system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -211,7 +211,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. Not-a-number is refused: records are read by strict parsers too."""
+    """Write JSON atomically. NaN is refused: records are read by strict parsers too."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -229,7 +229,7 @@ def append_epoch(folder: Path, record: Epoch) -> None:
 
 
 def read_epochs(folder: Path) -> Iterator[Epoch]:
-    """Yield a run's epochs in order. A torn last line, left by a kill, is passed over."""
+    """Yield a run's epochs in order. A truncated last line, left by a kill, is skipped."""
     path = folder / METRICS
     if not path.exists():
         return
@@ -241,7 +241,7 @@ def read_epochs(folder: Path) -> Iterator[Epoch]:
 
 
 def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
-    """Replace a run's metrics as a whole: a resumed run goes on from its checkpoint, not from what came after it."""
+    """Replace a run's metrics atomically: a resumed run drops the epochs after its checkpoint."""
     write_bytes(folder / METRICS, b"".join((json.dumps(e, allow_nan=False) + "\n").encode() for e in epochs))
 
 

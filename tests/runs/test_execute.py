@@ -353,7 +353,7 @@ def test_a_run_is_repeated_from_its_folder(distilled, tmp_path):
     assert again.evaluation == distilled.evaluation
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 STOPPED = {"epochs": 3, "checkpoint_steps": 2, "student": f"file:{KILLED_RUN}:student", "trust_code": True}
@@ -383,7 +383,7 @@ def test_a_stopped_run_says_so_and_is_gone_on_with(tmp_path, teacher, never_stop
     records.write_json(stopped.folder / records.MANIFEST, {**stopped.manifest, "duration_s": 86400.0})
     shows = Stops(None, epochs=-1)
     run = do(tmp_path / "stopped", reporter=shows, **how)
-    assert "going on after epoch 2, step 12" in shows.said
+    assert "resuming after epoch 2, step 12" in shows.said
     assert weights(run) == weights(never_stopped)
     assert weights(run, records.BEST) == weights(never_stopped, records.BEST)
     assert untimed(run) == untimed(never_stopped)
@@ -407,7 +407,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_no_bits(tmp_path, teacher, 
         UserWarning, match=r"^checkpoint 00-000000012: expected its checksums to match.*the one before it"
     ):
         run = do(tmp_path / "stopped", reporter=shows, **how)
-    assert "going on after epoch 1, step 10" in shows.said
+    assert "resuming after epoch 1, step 10" in shows.said
     assert weights(run) == weights(never_stopped)
     assert untimed(run) == untimed(never_stopped)
 
@@ -535,7 +535,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
     ) as holder:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(
-            RecipeError, match=r"^name: expected a folder that no one else writes to, got .*; type name=..."
+            RecipeError, match=r"^name: expected a folder that no other process writes to, got .*; type name=..."
         ):
             do(tmp_path / "run", epochs=1)
         assert not (tmp_path / "run" / records.MANIFEST).exists()
@@ -548,7 +548,7 @@ def test_the_lock_is_held_for_the_whole_run(tmp_path):
 
     class Intrudes(Reporter):
         def note(self, text):
-            with pytest.raises(RecipeError, match="where a run is going on") as caught:
+            with pytest.raises(RecipeError, match="where a run is in progress") as caught:
                 do(tmp_path / "run", epochs=1)
             seen.append(caught)
 

@@ -222,7 +222,7 @@ def test_an_interrupt_stops_all_and_they_are_gone_on_with(teacher, each_alone, t
     assert [len(metrics(tmp_path / name)) for name in OBJECTIVES] == [2, 2, 1, 1]
     reporter = Watches()
     together(planned(tmp_path, teacher), reporter)
-    assert sum("going on after epoch" in text for text in reporter.said) == 4
+    assert sum("resuming after epoch" in text for text in reporter.said) == 4
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
         assert manifest(tmp_path / name)["resumed"] == 1
@@ -307,6 +307,6 @@ def test_who_may_be_in_one_class(teacher):
 
 def test_others_are_refused(teacher, tmp_path):
     mixed = [*planned(tmp_path, teacher, ["crd"]), *planned(tmp_path, teacher, ["labels"], data_seed=6)]
-    with pytest.raises(ValueError, match="recipes: expected those of one class"):
+    with pytest.raises(ValueError, match="recipes: expected some that can share batches"):
         together(mixed)
     assert not list(tmp_path.iterdir())

@@ -34,7 +34,7 @@ for name, command, example in (
     app.command(name, epilog=f"Example: tutelage {name} {example}")(command)
 
 USER_ERRORS = ValueError, TypeError, FileNotFoundError, NotADirectoryError, ConnectionError, ImportError
-"""A value, a file or an extra that was named is wrong; all else is not the user's fault."""
+"""Errors of a wrong value, file or extra in the user's input; all others are not the user's fault."""
 
 
 @app.callback()
@@ -52,7 +52,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        fail("stopped; type the same command again to go on", OTHER)
+        fail("stopped; type the same command again to resume", OTHER)
     except Exception as error:
         if os.environ.get("TUTELAGE_DEBUG"):
             raise
@@ -60,6 +60,6 @@ def main() -> None:
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    # Of other packages' warnings a user of the command line can do nothing.
+    # A user of the command line can do nothing about other packages' warnings.
     if category is UserWarning:
         typer.echo(f"warning: {message}", err=True)

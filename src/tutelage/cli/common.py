@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how they print."""
+"""Options and printing that the commands share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tutelage.runs.run import RunOptions
 
 RecipePath = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat it or go on with it.")
+    str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat or resume it.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as epochs=10 data.validation=0.1.")
@@ -31,19 +31,19 @@ USER, OTHER = 2, 1
 
 
 def fail(message: str, code: int = USER) -> NoReturn:
-    """End the command with a message, each line of it marked as ours."""
+    """End the command with a message, each line prefixed with the program's name."""
     for line in message.splitlines() or [""]:
         typer.echo(f"tutelage: {line}", err=True)
     raise SystemExit(code)
 
 
 def trusted(trust_code: bool, typed: list[str]) -> bool | frozenset[str]:
-    """Return all ``file:`` models, or those typed on the command line, not what a recipe or a folder names."""
+    """Return whether all ``file:`` models are trusted, or the names of those typed on the command line."""
     return trust_code or frozenset(name for text in typed for name in re.findall(r"file:[^\s,}\]'\"]+", text))
 
 
 def command() -> str:
-    """Return the command as it was typed, without what a worker of several is told."""
+    """Return the command as it was typed, without the hidden options of worker processes."""
     typed = list(sys.argv[1:])
     for hidden in ("--worker", "--until"):
         if hidden in typed:
@@ -54,7 +54,7 @@ def command() -> str:
 
 @contextlib.contextmanager
 def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
-    """Yield the options of a command's runs, whose progress is shown on the terminal."""
+    """Yield the options of a command's runs, with progress on the terminal."""
     from tutelage.runs.run import RunOptions
     from tutelage.runs.terminal import TerminalReporter
 
@@ -64,7 +64,7 @@ def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
 
 
 def print_dry_run(recipe: Recipe, trust: bool | frozenset[str]) -> None:
-    """Do a dry run, and print what it found."""
+    """Do a dry run, and print its summary."""
     from tutelage.runs.dry_run import dry_run
 
     typer.echo(f"{recipe.name} (dry run, nothing is written)")
@@ -86,6 +86,6 @@ def print_table(folder: Path) -> None:
 
 
 def print_report(folder: Path) -> None:
-    """Print the table of a run or a comparison, and where its report is."""
+    """Print the table of a run or a comparison, and the path of its report."""
     print_table(folder)
     typer.echo(f"\nreport: {folder / 'report.html'}")

@@ -1,4 +1,4 @@
-"""Commands that look at what is there: evaluate, report, list, doctor."""
+"""Commands that start no run: evaluate, report, list, doctor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluate(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
 ) -> None:
-    """Write the report of a run, a comparison or a study anew, and print its table."""
+    """Write the report of a run, a comparison or a study again, and print its table."""
     from tutelage.studies.report import write_report
 
     if not folder.is_dir():
@@ -69,7 +69,7 @@ def doctor(
         ),
     ] = False,
 ) -> None:
-    """Look at versions, devices and extras, and take one real training step."""
+    """Show versions, devices and extras, and take one real training step."""
     from tutelage.doctor import examine, measure
 
     good = True

@@ -1,4 +1,4 @@
-"""The command that does a study."""
+"""The command that runs a study."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def study(
     ] = None,
     pool: Annotated[str | None, typer.Option(help="The folder of the runs, shared by several studies.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Stop inside this time, such as 90s, 25m or 2h; the same command goes on.")
+        str | None, typer.Option(help="Stop inside this time, such as 90s, 25m or 2h; the same command resumes.")
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Short for the override device=...")
@@ -48,7 +48,7 @@ def study(
     worker: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
     until: Annotated[float | None, typer.Option("--until", hidden=True)] = None,
 ) -> None:
-    """Do a grid of runs, pairs by methods by seeds, and hold it against published values."""
+    """Do a grid of runs, pairs by methods by seeds, and compare it with published values."""
     began = time.monotonic()
     from tutelage import records
     from tutelage.studies import budget as budgets
@@ -93,7 +93,7 @@ def study(
         left = budgets.prepare(request, time_limit, workers=jobs, measure=False)
         typer.echo(f"\n{budgets.progress(left)}")
         if left.left:
-            typer.echo(f"to go on, here or where the folder {runs} was copied to: {common.command()}")
+            typer.echo(f"to resume, here or where the folder {runs} was copied to: {common.command()}")
     for run, reason in failed.items():
         typer.echo(f"tutelage: {run}: {' '.join(reason.split())}", err=True)
     if failed:
@@ -105,7 +105,7 @@ def _listed(typed: str) -> list[str]:
 
 
 def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
-    """Try each method once on each pair; what is wrong with one does not hide what is wrong with another."""
+    """Try each method once on each pair, and report the errors of all of them."""
     from tutelage.studies import plan
 
     typer.echo(f"{request.study.name}: {len(plan.jobs(request))} runs in {request.runs / request.pool}")
@@ -132,7 +132,7 @@ def _print_departures(request: StudyRequest) -> None:
 
 
 def _with_device(overrides: list[str], device: str | None) -> list[str]:
-    """Overrides with ``--device`` among them."""
+    """Return the overrides with ``--device`` among them."""
     if device is None:
         return overrides
     for text in overrides:

@@ -1,4 +1,4 @@
-"""Commands that do runs: train, distill, compare, record."""
+"""Commands that start runs: train, distill, compare, record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tutelage.cli import common
 
 
 def _command(run: Callable[[str, list[str], bool, bool, Path], None], summary: str) -> Callable[..., None]:
-    """Return a command that takes a recipe."""
+    """Return a command that runs a recipe."""
 
     def command(
         recipe: common.RecipePath,
@@ -86,7 +86,7 @@ def record(
     ] = None,
     trust_code: common.TrustCode = False,
 ) -> None:
-    """Record a teacher's outputs for every view of a run; runs with the same outputs=... then ask it no more."""
+    """Record a teacher's outputs for every view of a run; runs with the same outputs=... then read them."""
     from tutelage import api
     from tutelage.runs import record_teacher
 

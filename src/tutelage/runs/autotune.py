@@ -1,4 +1,4 @@
-"""What a step and an evaluation take on this machine, and the precision that a recipe leaves open, chosen by it."""
+"""Times steps and evaluations on this machine, and chooses by them the precision that a recipe leaves open."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tutelage.training.loop import fit
 from tutelage.types import Batch
 
 GAIN = 1.2
-"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so a near tie is float32's."""
+"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so float32 wins a near tie."""
 FEW = 400
-"""Steps below which nothing is timed: the sixteen that it takes are at most 4 % of more."""
+"""Fits of fewer steps are not timed: timing takes sixteen steps, at most 4 % of longer ones."""
 CHOICES = ("fp32", "bf16")
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
-"""How the timed steps are computed: what else makes them faster is chosen later, in the precision that is taken."""
+"""How the timed steps are computed: other speed-ups are chosen later, in the chosen precision."""
 TIMED = 3
-"""Steps that an estimate is taken from, after one to warm up."""
+"""Timed steps, after one to warm up."""
 EVALUATED = 256
-"""Samples of the batch that an evaluation is timed with."""
+"""Batch size of a timed evaluation."""
 
 R = TypeVar("R", bound=Recipe)
 
@@ -39,7 +39,7 @@ R = TypeVar("R", bound=Recipe)
 def recorded_precision(recipe: R, folder: Path | None = None) -> R:
     """Return a run's or comparison's recipe with the precision that was chosen before, where it leaves it open.
 
-    Outputs that it reads come first, as they were recorded in one precision; then the ``folder`` that is resumed.
+    That of the recorded outputs that it reads comes first, then that of the ``folder`` that is resumed.
     """
     if recipe.precision != "auto":
         return recipe
@@ -72,10 +72,10 @@ def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = Non
     if steps_of(run, len(run_inputs.splits.train)) < FEW or accelerator_on(recipe.device).num_processes > 1:
         return with_precision(recipe, "fp32"), None
     forms = [run.model_copy(update={"precision": choice}) for choice in CHOICES]
-    # In turn and the least, as whatever else the machine does only adds.
+    # In turn, and the fastest counts: other load on the machine only adds time.
     try:
         rounds = [[time_step(form, run_inputs).seconds for form in forms] for _ in range(2)]
-    except Exception as error:  # noqa: BLE001  whatever is wrong, the run meets it too, and says what to do
+    except Exception as error:  # noqa: BLE001  the run will raise the same error
         return with_precision(recipe, "fp32"), f"precision fp32: no step could be timed ({type(error).__name__})"
     slow, fast = (min(seconds) for seconds in zip(*rounds, strict=True))
     precision = "bf16" if slow >= GAIN * fast else "fp32"
@@ -84,7 +84,7 @@ def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = Non
 
 
 def with_untrained_teacher(recipe: Recipe) -> Recipe:
-    """Return a run's recipe with the untrained network in the place of a teacher that is still to be trained."""
+    """Return a run's recipe with an untrained network in place of a teacher that is still to be trained."""
     if not isinstance(recipe.teacher, TrainedTeacher):
         return recipe
     return recipe.model_copy(update={"teacher": recipe.teacher.train.model})
@@ -126,9 +126,9 @@ def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> f
 
 
 class _TimedBatches:
-    """The first batches of an epoch, timed between the first and the last.
+    """The first batches of an epoch, timed.
 
-    ``seconds`` is per step; ``steps`` and ``count`` are the steps and the samples that it is taken from.
+    ``seconds`` is per step; ``steps`` and ``count`` are the number of timed steps and of their samples.
     """
 
     def __init__(self, batches: data.BatchLoader, timed: int, limit: float) -> None:

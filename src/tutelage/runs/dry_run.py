@@ -21,10 +21,10 @@ SAMPLE = 512
 
 
 def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
-    """Resolve a recipe, try one batch, and return what the run would be, as (name, value) pairs to print."""
+    """Resolve a recipe, try one batch, and return a summary of the run as (name, value) pairs to print."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
+    # A teacher that is still to be trained has no accuracy yet, but its network gives the cost of a step.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
     splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
     check_compatible(run_inputs)

@@ -1,4 +1,4 @@
-"""Several runs in lockstep: one pass over the data and one of the teacher for all of them."""
+"""Several runs in lockstep, with shared batches and teacher passes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class RunGroup:
         if len(runs) > 1:
             for run in runs:
                 run.rng = RngState(run.device)
-                beside = [other.recipe.name for other in runs if other is not run]
-                run.manifest["class"] = list(dict.fromkeys([*run.manifest["class"], *beside]))
+                names = [member.recipe.name for member in runs if member is not run]
+                run.manifest["class"] = list(dict.fromkeys([*run.manifest["class"], *names]))
                 records.write_json(run.folder / records.MANIFEST, run.manifest)
 
     def go(self) -> None:
@@ -60,11 +60,11 @@ class RunGroup:
         return [run for run in self.runs if run.failure is None and not run.finished]
 
     def attempt(self, run: RunState, action: Callable[[], Any]) -> Any:
-        """Do something for one run, with its own generators; an error ends that run alone."""
+        """Call ``action`` with a run's own random generators; an error ends that run alone."""
         try:
             with run.rng or contextlib.nullcontext():
                 return action()
-        except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
+        except Exception as error:  # noqa: BLE001  an error of one run must not end the others
             self.fail(run, error)
 
     def fail(self, run: RunState, error: Exception) -> None:
@@ -74,7 +74,7 @@ class RunGroup:
             self.reporter.say(f"failed: {run.recipe.name}: {run.failure}")
 
     def fit_stage(self, stage: int) -> None:
-        """Fit one stage of every run that is not beyond it."""
+        """Fit a stage of every run that has not passed it."""
         members: list[RunState] = []
         jobs: list[FitJob] = []
         for run in self.left():
@@ -87,8 +87,8 @@ class RunGroup:
         train, data_seed = first.run_inputs.splits.train, first.recipe.data_seed
         batches = data.BatchLoader(train, batch_size=fit.batch_size, data_seed=data_seed, train=True)
         taps = dict.fromkeys(tap for job in jobs if job.asks for tap in job.distiller.objective.needs.teacher_taps)
-        asking = next((run for run, job in zip(members, jobs, strict=True) if job.asks), None)
-        teacher = asking.training_teacher(stage, tuple(taps)) if asking else None
+        taught = next((run for run, job in zip(members, jobs, strict=True) if job.asks), None)
+        teacher = taught.training_teacher(stage, tuple(taps)) if taught else None
         starts = [job.resume.state["step"] if job.resume else 0 for job in jobs]
         title = first.recipe.name + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
         title += f" stage {stage + 1} of {len(first.fits)}" if len(first.fits) > 1 else ""
@@ -97,7 +97,7 @@ class RunGroup:
         lockstep = Lockstep(
             jobs,
             teacher,
-            _Followed(batches, self.reporter, before, teacher, starts),
+            _StageBatches(batches, self.reporter, before, teacher, starts),
             accelerator=first.accelerator,
             stage=stage,
             deadline=self.deadline,
@@ -111,17 +111,17 @@ class RunGroup:
                 lockstep.drop(k)
 
 
-class _Followed:
-    """Batches that tell a display of each step taken, and a recorded teacher of the epoch whose views they are.
+class _StageBatches:
+    """A stage's batches: they report each step that is taken, and tell a cached teacher the epoch of their views.
 
-    ``before`` is the number of epochs of earlier stages: a later one goes on with order and views, not over them again.
-    ``starts`` has for each run the step of the stage that it goes on from; steps of one that failed pass with the rest.
+    ``before`` counts the epochs of earlier stages, after which order and views continue. ``starts`` holds, per run, the
+    step of the stage that it resumes at; the steps of a run that failed are still reported.
     """
 
     def __init__(
         self, batches: Batches, reporter: Reporter, before: int, teacher: Teacher | None, starts: Sequence[int]
     ) -> None:
-        self.samples, self._batches, self._display, self._before = batches.samples, batches, reporter, before
+        self.samples, self._batches, self._reporter, self._before = batches.samples, batches, reporter, before
         self._teacher, self._starts = teacher, starts
 
     def __len__(self) -> int:
@@ -133,34 +133,34 @@ class _Followed:
         stream = self._batches.epoch(epoch + self._before, start=start, rank=rank, world=world)
         for step, batch in enumerate(stream, epoch * len(self) + start):
             yield batch
-            for begun in self._starts:
-                if begun <= step:
-                    self._display.tick()
+            for start_step in self._starts:
+                if start_step <= step:
+                    self._reporter.tick()
 
 
 def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions = DEFAULTS) -> list[Run | Exception]:
-    """Do a group of runs at once, each as `execute` does it alone and with the same bits.
+    """Execute a group of runs at once, each with the bits that `execute` gives it alone.
 
-    The data are opened, a batch is made and the teacher is asked once for all of them. What fails one of them ends that
-    run alone; what they share fails them all.
+    Opened data, batches and teacher passes are shared. An error of one run ends that run alone; an error in what they
+    share ends them all.
 
     Args:
         planned: recipes that `can_share_batches`, with their runs' folders.
-        options: how to do them.
+        options: how to execute them.
 
     Returns:
-        For each either the run, or why there is none: a `BusyError` where another process is doing it, a
-        `DeadlineExceeded` where the moment to stop has come.
+        Per run either the run or the error that ended it: a `BusyError` where another process has it, a
+        `DeadlineExceeded` where its time is up.
 
     Raises:
-        ValueError: the recipes are none of one group.
+        ValueError: the recipes cannot share batches.
     """
     recipes = [autotune.recorded_precision(recipe, folder) for recipe, folder in planned]
     precision: str | None = next((recipe.precision for recipe in recipes if recipe.precision != "auto"), None)
     recipes = [autotune.with_precision(recipe, precision) for recipe in recipes]
     folders = [folder for _, folder in planned]
     if any(not can_share_batches(first, second) for first, second in itertools.combinations(recipes, 2)):
-        raise ValueError("recipes: expected those of one class, got some that differ in more than a class's may")
+        raise ValueError("recipes: expected some that can share batches, got some that cannot; execute them one by one")
     results: dict[int, Run | Exception] = {}
     splits: data.Splits | None = None
     teacher: Classifier | None = None
@@ -171,7 +171,7 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
         for k, folder in enumerate(folders):
             try:
                 stack.enter_context(folder_lock(folder))
-            except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
+            except Exception as error:  # noqa: BLE001  an error of one run must not end the others
                 results[k] = error
         for k in [k for k in range(len(planned)) if k not in results]:
             recipe, folder = recipes[k], folders[k]
@@ -192,7 +192,7 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
                     precision_reason=reason,
                     teacher_outputs=teacher_outputs,
                 )
-            except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
+            except Exception as error:  # noqa: BLE001  an error of one run must not end the others
                 results[k] = error
             except BaseException as error:
                 for run in runs.values():
@@ -207,11 +207,11 @@ _SHARED = (
     *("data", "data_seed", "batch_size", "accumulate", "precision", "channels_last"),
     *("device", "threads", "deterministic", "compile_teacher"),
 )
-"""Keys that all runs of a group agree in, besides the teacher and each stage's epochs and batch size."""
+"""Keys in which all runs of a group agree, besides the teacher and each stage's epochs and batch size."""
 
 
 def can_share_batches(first: Recipe, second: Recipe) -> bool:
-    """Whether two runs may be in one group: they see the same batches, and ask the same teacher if both ask one.
+    """Whether two runs may be in one group: with the same batches, and the same teacher if both use one.
 
     Seeds, students, objectives, optimizers and their schedules may differ.
     """
@@ -222,12 +222,12 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     stages = [[(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()] for recipe in pair]
     if any(getattr(first, name) != getattr(second, name) for name in _SHARED) or stages[0] != stages[1]:
         return False
-    both_ask = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in pair)
-    return not both_ask or (first.outputs == second.outputs and _exponents(first) == _exponents(second))
+    both_taught = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in pair)
+    return not both_taught or (first.outputs == second.outputs and _exponents(first) == _exponents(second))
 
 
 def _exponents(recipe: Recipe) -> list[Any] | None:
-    """The exponents that each stage reads recorded top classes at; none where all classes are there, or the teacher."""
+    """The exponents at which each stage reads recorded top classes; none with all classes, or a live teacher."""
     path = Path(recipe.outputs or "") / records.OUTPUTS
     if recipe.outputs is None or not path.exists() or not records.read_json(path).get("form"):
         return None
@@ -235,9 +235,9 @@ def _exponents(recipe: Recipe) -> list[Any] | None:
 
 
 def group_of(planned: Sequence[Recipe], most: int) -> list[int]:
-    """Return which runs may be done with the first, itself included: at most so many, in their order."""
+    """Return the indices of the runs that can share batches with the first, itself included: at most ``most``."""
     group: list[int] = []
     for k, recipe in enumerate(planned):
-        if len(group) < most and all(can_share_batches(recipe, planned[other]) for other in group):
+        if len(group) < most and all(can_share_batches(recipe, planned[member]) for member in group):
             group.append(k)
     return group

@@ -1,4 +1,4 @@
-"""Recording a teacher's outputs for every view that a run will take, so that many runs share one pass."""
+"""Records a teacher's outputs for every view of a run, so that many runs share one pass."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from tutelage.training.evaluate import to_device
 from tutelage.types import Batch, Outputs
 
 INNER = 256
-"""Samples that the teacher is asked about at a time."""
+"""Batch size of the teacher."""
 
 
 def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
-    """Return the features of the teacher that any stage of a recipe reads."""
+    """Return the teacher's taps that any stage of a recipe reads."""
     objectives = setup.build_objectives(recipe)
     return tuple(dict.fromkeys(tap for objective in objectives for tap in objective.needs.teacher_taps))
 
 
 def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     """Return the exponents at which the stages of a recipe read the teacher's logits, each stage at one."""
-    asking = [objective for objective in setup.build_objectives(recipe) if objective.needs.teacher]
-    return tuple(dict.fromkeys(gamma for gamma in map(setup.single_exponent, asking) if gamma is not None))
+    objectives = [objective for objective in setup.build_objectives(recipe) if objective.needs.teacher]
+    return tuple(dict.fromkeys(gamma for gamma in map(setup.single_exponent, objectives) if gamma is not None))
 
 
 def record(
@@ -48,20 +48,20 @@ def record(
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or resume the recording.
 
-    Logits of all classes are kept as long as they are within ``outputs_limit_mb``; above it the ``outputs_top`` largest
-    of each sample where that is given (`TopK`). Outputs that were begun keep their form.
+    Logits of all classes are kept while they are within ``outputs_limit_mb``; above it the ``outputs_top`` largest per
+    sample if that is given (`TopK`). A recording that is resumed keeps its form.
 
     Args:
         recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder, which is returned.
         taps: features to record besides those that the recipe's objectives read.
-        options: how to do it; a deadline stops after a whole chunk.
-        run_inputs: the objects, where they are the caller's own.
+        options: how to execute it; a deadline stops after a whole chunk.
+        run_inputs: the objects, if the caller has them already.
 
     Raises:
-        RecipeError: the outputs would be larger than the limit, or teacher and data do not fit, or an objective reads
-            logits in a way that the top-k form cannot answer.
-        TeacherCacheError: the top-k form is too far off.
-        DeadlineExceeded: the moment to stop has come; the same call resumes.
+        RecipeError: the outputs would be larger than the limit, or teacher and data are not compatible, or an objective
+            reads logits in a way that the top-k form cannot answer.
+        TeacherCacheError: the top-k form is too inaccurate.
+        DeadlineExceeded: the time is up; the same call resumes.
     """
     reporter = options.reporter
     run_inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
@@ -75,7 +75,7 @@ def record(
     if recipe.outputs is None:
         raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
     folder = Path(recipe.outputs)
-    # The cache is opened by whoever has the folder: another process may just have begun it.
+    # The cache is opened under the lock: another process may just have created it.
     with folder_lock(folder, wait=True), setup.torch_settings(recipe):
         recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
         if reason:
@@ -127,11 +127,11 @@ def record(
                     )
                     forms.take(plan)
                     outputs.speed = plan.to_json()
-                answer = ask(moved)
+                teacher_outputs = ask(moved)
                 rows = batch.index - chunk.start
-                logits[rows] = answer.logits.float().cpu()
+                logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:
-                    features[name][rows] = answer.taps[name].float().cpu()
+                    features[name][rows] = teacher_outputs.taps[name].float().cpu()
             outputs.write(epoch, chunk, logits, features, gammas=gammas)
             seconds = time.monotonic() - began
             reporter.tick()
@@ -148,7 +148,7 @@ def record(
 
 
 def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int) -> float:
-    """Choose the form of outputs that are not begun, and return their size in MB, which must be within the limit."""
+    """Choose the form of a new recording, and return its size in MB; one above the limit is refused."""
     classes, samples = outputs.key["classes"], outputs.samples
     limit_mb, top = recipe.outputs_limit_mb, recipe.outputs_top
 

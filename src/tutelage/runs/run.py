@@ -1,4 +1,4 @@
-"""A run: its folder, its student, and the options that it is done with."""
+"""A run: its folder, its student, and the options that it is executed with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tutelage.training.deadline import Deadline
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How runs are done, as opposed to what a recipe says."""
+    """How runs are executed, as opposed to what they compute."""
 
     reporter: Reporter = field(default_factory=Reporter)
     trust_code: bool | frozenset[str] = False  # allow ``file:`` models, which run code: all, or those of these names
-    deadline: Deadline | None = None  # the moment to stop by, with a checkpoint; none to do everything
-    command: str = ""  # as the manifest has it
+    deadline: Deadline | None = None  # when to stop with a checkpoint; none to run to the end
+    command: str = ""  # as recorded in the manifest
 
 
 DEFAULTS = RunOptions()

@@ -1,4 +1,4 @@
-"""One run while it is being done: its checks, its records, and what the training loop needs for each stage."""
+"""One run in progress: its checks, its records, and each stage's job for the training loop."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tutelage.types import UNLABELLED, Teacher
 
 
 class RunState:
-    """One run while it is being done, its precision chosen.
+    """One run in progress; its recipe's precision is chosen already.
 
-    ``earlier`` is the manifest of the part that was done before, none for a new run; ``precision_reason`` is what the
-    precision was chosen by, where it was measured now; ``teacher_outputs`` is a cache of the teacher's outputs on the
-    evaluation sets, filled on first use.
+    ``earlier`` is the manifest of an interrupted run that is resumed; ``precision_reason`` says what the precision was
+    chosen by, if it was measured now; ``teacher_outputs`` caches the teacher's outputs on the evaluation sets and is
+    filled on first use.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class RunState:
         records.write_json(folder / records.MANIFEST, self.manifest)
 
     def check_outputs(self) -> None:
-        """Refuse recorded outputs that lack what a later epoch or stage will read."""
+        """Refuse recorded outputs that lack what any epoch of any stage reads."""
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
         self.outputs, first = setup.outputs_of(self.recipe, self.run_inputs), 0
@@ -120,7 +120,7 @@ class RunState:
             first += fit.settings.epochs
 
     def check_student(self) -> None:
-        """Refuse a student, perhaps the caller's own module, whose logits are not for the data's classes."""
+        """Refuse a student, perhaps the caller's module, whose logits are not those of the data's classes."""
         student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
         mode = student.training
         with torch.no_grad():
@@ -133,7 +133,7 @@ class RunState:
             )
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
-        """Measure the teacher before the first step, say how good it is, and stop where it is no better than chance."""
+        """Evaluate the teacher before the first step, report it, and refuse one that is no better than chance."""
         teacher, classes, test = self.run_inputs.teacher, self.run_inputs.splits.classes, self.held_out[-1]
         if teacher is None or test.teacher is None:
             return None
@@ -156,7 +156,7 @@ class RunState:
         return {**manifest.describe_network(teacher), **measured}
 
     def begin(self) -> None:
-        """Read the checkpoint, if there is one, and seed."""
+        """Read the checkpoint, if there is one, and seed the generators."""
         checkpoints = Checkpoints(self.folder / records.CHECKPOINTS)
         self.checkpoint = checkpoints.load()
         choices = {
@@ -174,15 +174,15 @@ class RunState:
             state = self.checkpoint.state
             self.stage = state["stage"]
             self.epochs = [e for e in records.read_epochs(self.folder) if e["stage"] < self.stage] + state["history"]
-            self.reporter.say(self.named(f"going on after epoch {state['epoch']}, step {state['step']}"))
+            self.reporter.say(self.named(f"resuming after epoch {state['epoch']}, step {state['step']}"))
         records.rewrite_epochs(self.folder, self.epochs)
-        # A student of the user's own may draw from any of the three; a checkpoint keeps all of them.
+        # A user's student may draw from any of the three generators; a checkpoint keeps all of them.
         torch.manual_seed(self.recipe.seed)
         random.seed(self.recipe.seed)
         np.random.seed(self.recipe.seed % 2**32)
 
     def fit_job(self, stage: int) -> FitJob:
-        """Return what the training loop needs to fit a stage, from the checkpoint on if it is of this one."""
+        """Return a stage's job for the training loop, resumed from the checkpoint if that is of this stage."""
         objective = self.objectives[stage]
         distiller = Distiller(self.run_inputs.student, objective, setup.run_context(objective, self.run_inputs))
         self.target_gamma = distiller.objective.target_gamma
@@ -207,11 +207,11 @@ class RunState:
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
 
     def named(self, text: str) -> str:
-        """Prefix a line with the run's name, where there are several runs."""
+        """Prefix a line with the run's name in a group of several runs."""
         return f"{self.recipe.name}: {text}" if self.rng else text
 
     def stop(self, error: BaseException) -> None:
-        """Record why the run ends here; an exception is its ``failure``, and that of a full disk says what to do."""
+        """Record why the run ends here; its ``failure`` is the exception, or on a full disk one that names a remedy."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -224,7 +224,7 @@ class RunState:
             self.failure = error
 
     def teacher_mode(self) -> str:
-        """Say how the teacher takes part in training."""
+        """Return how the teacher takes part in training."""
         if not any(objective.needs.teacher for objective in self.objectives):
             return "not asked"
         if self.outputs is None:
@@ -233,7 +233,7 @@ class RunState:
         return f"recorded in float16, the top {form.kept} of {form.classes}" if form else "recorded in float16"
 
     def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
-        """Return a stage's teacher: the network, or its recorded outputs."""
+        """Return a stage's teacher: the network or its recorded outputs."""
         assert self.run_inputs.teacher is not None
         if self.outputs is None:
             return FrozenTeacher(self.run_inputs.teacher, taps)
@@ -262,7 +262,7 @@ class RunState:
             self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
 
     def write_manifest(self, status: str, *, note: str | None = None) -> None:
-        """Write the manifest as it stands now."""
+        """Write the manifest with a status and the time so far."""
         self.manifest["status"] = status
         self.manifest["duration_s"] = round(self.seconds_before + time.monotonic() - self.started, 1)
         self.manifest["data"]["sizes"] = self.run_inputs.splits.sizes()

@@ -29,7 +29,7 @@ from tutelage.types import UNLABELLED, Batch, Batches, Outputs
 
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:
-    """A run's objects; ``repeatable``: all came from names, so that the folder alone repeats the run."""
+    """A run's objects; ``repeatable``: all were built from names, so the run's folder is enough to repeat it."""
 
     splits: data.Splits
     student: Classifier
@@ -59,8 +59,8 @@ def build_inputs(
 
     Args:
         recipe: the run's.
-        splits: the recipe's data, where they are open already.
-        teacher: the recipe's teacher, where it is loaded already.
+        splits: the recipe's data, if open already.
+        teacher: the recipe's teacher, if loaded already.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
     """
     objectives = build_objectives(recipe)
@@ -89,7 +89,7 @@ def build_inputs(
 
 
 def check_compatible(run_inputs: RunInputs) -> None:
-    """Refuse data, teacher, student and objectives that do not fit each other, by a `RecipeError`."""
+    """Raise a `RecipeError` where data, teacher, student and objectives are not compatible."""
     splits, teacher, labels = run_inputs.splits, run_inputs.teacher, run_inputs.splits.train.labels
     soft = labels.is_floating_point()
     for objective in run_inputs.objectives:
@@ -134,25 +134,25 @@ def check_compatible(run_inputs: RunInputs) -> None:
             "another number; fine-tune it on these data first with `tutelage train`, or name another"
         )
     # Names that have nothing in common are two ways to write the same classes, such as words and WordNet ids.
-    theirs, ours = card.class_names or (), splits.class_names
-    if set(theirs) & set(ours) and tuple(theirs) != tuple(ours):
-        k = next(k for k, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    names, data_names = tuple(card.class_names or ()), tuple(splits.class_names)
+    if set(names) & set(data_names) and names != data_names:
+        k = next(k for k, (a, b) in enumerate(zip(names, data_names, strict=True)) if a != b)
         raise RecipeError(
-            f"teacher {card.name}: expected the classes of the data in their order, got {theirs[k]!r} where they have "
-            f"{ours[k]!r} (class {k}); {remedy}"
+            f"teacher {card.name}: expected the classes of the data in their order, got {names[k]!r} where they have "
+            f"{data_names[k]!r} (class {k}); {remedy}"
         )
 
 
 def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
-    """Refuse a last batch, shared by ``world`` processes, that is too small for a stage's objective."""
+    """Refuse an epoch whose last batch, shared by ``world`` processes, is too small for a stage's objective."""
     smallest = partial(data.smallest_share, samples, world=world)
     for objective, fit in zip(objectives, fits, strict=True):
-        batch_size, least = fit.batch_size, objective.needs.min_batch
-        if (got := smallest(batch_size)) < least:
+        batch_size, min_batch = fit.batch_size, objective.needs.min_batch
+        if (got := smallest(batch_size)) < min_batch:
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
-            fitting = next((size for size in sizes if smallest(size) >= least), None)
+            fitting = next((size for size in sizes if smallest(size) >= min_batch), None)
             raise RecipeError(
-                f"batch_size: expected {least} samples or more in every batch for objective {objective.name}, got "
+                f"batch_size: expected {min_batch} samples or more in every batch for objective {objective.name}, got "
                 f"{got} in the smallest of {samples} samples by {batch_size}"
                 f"{f' on {world} processes' if world > 1 else ''}; "
                 f"{f'type batch_size={fitting}' if fitting else 'use more samples'}"
@@ -160,15 +160,17 @@ def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequen
 
 
 def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
-    """Look at the networks and the data as far as an objective needs it; binding it reads what is found."""
+    """Return what an objective is bound to: whatever it needs of the networks and the data."""
     splits, needs, teacher = run_inputs.splits, objective.needs, run_inputs.teacher
     train, teacher_logits, inputs = splits.train, None, torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
-        teacher_logits = torch.cat([outputs.logits.float().cpu() for _, outputs in _ask(teacher, train, indices)])
+        teacher_logits = torch.cat(
+            [outputs.logits.float().cpu() for _, outputs in _teacher_outputs(teacher, train, indices)]
+        )
     if needs.student_taps or needs.teacher_taps:
-        few = data.BatchLoader(train, batch_size=min(PROBE_SAMPLES, len(train)), train=True)
-        inputs = next(few.epoch(0)).inputs
+        probe = data.BatchLoader(train, batch_size=min(PROBE_SAMPLES, len(train)), train=True)
+        inputs = next(probe.epoch(0)).inputs
     return network_context(
         objective,
         run_inputs.student,
@@ -183,24 +185,24 @@ def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
 
 
 PROBE_SAMPLES = 2
-"""Samples of the dry forward pass that features are sized by."""
+"""Samples of the dry forward pass that gives the shapes of features."""
 STATISTICS = 10_000
-"""Training samples, evenly spaced, that the teacher is asked about where an objective is set by its distribution."""
+"""Training samples, evenly spaced, whose teacher logits objectives with teacher statistics are bound to."""
 
 
-def _ask(
+def _teacher_outputs(
     teacher: Classifier, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
 ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
-    """Yield the teacher's outputs for samples that are not augmented, with the indices of those that could be read."""
+    """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read."""
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
     for index, inputs in split.stream(np.array_split(indices, -(-len(indices) // 256))):
         yield index, frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
 
 
 def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return each class's mean of the teacher's features, over all labelled training samples, not augmented.
+    """Return the class means of the teacher's features over all labelled training samples, without augmentation.
 
-    Float32 ``(classes, width)`` on the CPU, 0 for a class that no sample has.
+    Float32 ``(classes, width)`` on the CPU, 0 for a class without samples.
     """
     if not names:
         return {}
@@ -214,7 +216,7 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
     sums: dict[str, torch.Tensor] = {}
     counts = torch.zeros(classes, dtype=torch.int64)  # of what could be read
-    for index, outputs in _ask(run_inputs.teacher, run_inputs.splits.train, labelled, names):
+    for index, outputs in _teacher_outputs(run_inputs.teacher, run_inputs.splits.train, labelled, names):
         for name in names:
             feature = outputs.taps[name]
             if feature.dim() != 2:
@@ -229,11 +231,11 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
 
 
 VIEW_IRRELEVANT = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}
-"""Settings of data that do not change a view; which data they are, their fingerprint says."""
+"""Settings of data that do not change a view; the data themselves are identified by their fingerprint."""
 
 
 def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
-    """Return the cache that a recipe's ``outputs`` names, keyed by everything that the teacher's outputs depend on.
+    """Return the cache in a recipe's ``outputs`` folder, keyed by all that the teacher's outputs depend on.
 
     Raises:
         RecipeError: the content of the data is not known.
@@ -267,8 +269,8 @@ def single_exponent(objective: Objective) -> float | None:
     """Return the exponent at which an objective reads the teacher's logits; none where it does not read them.
 
     Raises:
-        RecipeError: it reads them in another way or at several exponents, so that the top classes and one power sum of
-            the others do not answer it.
+        RecipeError: it reads them in another way or at several exponents, for which the top classes and one power sum
+            of the remaining ones are not enough.
     """
     gammas = objective.read_at
     if not gammas:
@@ -294,7 +296,7 @@ def evaluation_outputs(recipe: Recipe, network: torch.nn.Module, batches: Batche
 
 
 def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
-    """The sets to evaluate on, the one that selects first."""
+    """Yield the sets to evaluate on by name, the one that selects the best epoch first."""
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
             # Evaluation keeps no gradients, so larger batches than training's fit.
@@ -302,18 +304,18 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
-    """Return how many steps a run takes over so many training samples."""
+    """Return the number of steps of a run with so many training samples."""
     return sum(fit.steps(samples) for fit in recipe.fits())
 
 
 @contextlib.contextmanager
 def torch_settings(recipe: Recipe) -> Iterator[None]:
-    """Set threads and determinism as the recipe says, and put them back: the process may be a notebook's."""
+    """Set threads and determinism as the recipe says, and restore them afterwards: the process may be a notebook's."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         torch.set_num_threads(recipe.threads or threads)
         if recipe.deterministic:
-            # What torch asks of cuBLAS before its first matrix product.
+            # torch requires it of cuBLAS before the first matrix product.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(recipe.deterministic)
         yield
