@@ -68,14 +68,13 @@ def distill(
     built_in = all(objectives.is_built_in(piece.preset) for piece in objective.pieces)
     label = student if isinstance(student, str) else type(student).__name__
     short = Path(label).name if Path(label).is_dir() else label
+    source = data if isinstance(data, Mapping | DataSettings) else {"source": data if isinstance(data, str) else "own"}
     value: dict[str, Any] = {
         "name": name or re.sub(r"[^A-Za-z0-9._]+", "-", f"{short}-{objective.name}"),
         "student": label,
         "objective": objective,
         **settings,
-        "data": data
-        if isinstance(data, Mapping | DataSettings)
-        else {"source": data if isinstance(data, str) else "own"},
+        "data": source,
     }
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__

@@ -6,14 +6,13 @@ import contextlib
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tutelage.config.schema import Recipe
     from tutelage.runs.run import RunOptions
 

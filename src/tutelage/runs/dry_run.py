@@ -61,7 +61,10 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
         steps = steps_of(training, len(splits.train))
         total += steps * seconds
         summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
-    return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", _memory())]
+    memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB of the process at its peak"
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        memory += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
+    return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", memory)]
 
 
 class _Sample:
@@ -89,11 +92,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _memory() -> str:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    text = f"{peak:.0f} MB of the process at its peak"
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        text += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
-    return text

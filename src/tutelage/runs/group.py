@@ -22,7 +22,7 @@ from tutelage.teacher_cache.cache import CachedTeacher
 from tutelage.training.evaluate import EvalOutputs
 from tutelage.training.lockstep import FitJob, Lockstep
 from tutelage.training.state import RngState
-from tutelage.types import Batch, Batches, Teacher
+from tutelage.types import Batch, Teacher
 
 
 class RunGroup:
@@ -83,25 +83,15 @@ class RunGroup:
                 jobs.append(job)
         if not jobs:
             return
-        first, fit = members[0], members[0].fits[stage]
-        train, data_seed = first.run_inputs.splits.train, first.recipe.data_seed
-        batches = data.BatchLoader(train, batch_size=fit.batch_size, data_seed=data_seed, train=True)
         taps = dict.fromkeys(tap for job in jobs if job.asks for tap in job.distiller.objective.needs.teacher_taps)
         taught = next((run for run, job in zip(members, jobs, strict=True) if job.asks), None)
         teacher = taught.training_teacher(stage, tuple(taps)) if taught else None
         starts = [job.resume.state["step"] if job.resume else 0 for job in jobs]
+        first, batches = members[0], _StageBatches(members[0], stage, self.reporter, teacher, starts)
         title = first.recipe.name + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
         title += f" stage {stage + 1} of {len(first.fits)}" if len(first.fits) > 1 else ""
-        self.reporter.begin(title, len(batches) * fit.settings.epochs * len(jobs), sum(starts))
-        before = sum(fit.settings.epochs for fit in first.fits[:stage])
-        lockstep = Lockstep(
-            jobs,
-            teacher,
-            _StageBatches(batches, self.reporter, before, teacher, starts),
-            accelerator=first.accelerator,
-            stage=stage,
-            deadline=self.deadline,
-        )
+        self.reporter.begin(title, len(batches) * first.fits[stage].settings.epochs * len(jobs), sum(starts))
+        lockstep = Lockstep(jobs, teacher, batches, accelerator=first.accelerator, stage=stage, deadline=self.deadline)
         for k, result in lockstep.run():
             if isinstance(result, Exception):
                 self.fail(members[k], result)
@@ -111,31 +101,30 @@ class RunGroup:
                 lockstep.drop(k)
 
 
-class _StageBatches:
+class _StageBatches(data.BatchLoader):
     """A stage's batches: they report each step that is taken, and tell a cached teacher the epoch of their views.
 
-    ``before`` counts the epochs of earlier stages, after which order and views continue. ``starts`` holds, per run, the
-    step of the stage that it resumes at; the steps of a run that failed are still reported.
+    Order and views continue after the epochs of earlier stages. ``starts`` holds, per run, the step of the stage that
+    it resumes at; the steps of a run that failed are still reported.
     """
 
     def __init__(
-        self, batches: Batches, reporter: Reporter, before: int, teacher: Teacher | None, starts: Sequence[int]
+        self, run: RunState, stage: int, reporter: Reporter, teacher: Teacher | None, starts: Sequence[int]
     ) -> None:
-        self.samples, self._batches, self._reporter, self._before = batches.samples, batches, reporter, before
-        self._teacher, self._starts = teacher, starts
-
-    def __len__(self) -> int:
-        return len(self._batches)
+        train, batch_size = run.run_inputs.splits.train, run.fits[stage].batch_size
+        super().__init__(train, batch_size=batch_size, data_seed=run.recipe.data_seed, train=True)
+        self.before = sum(fit.settings.epochs for fit in run.fits[:stage])
+        self.reporter, self.teacher, self.starts = reporter, teacher, starts
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        if isinstance(self._teacher, CachedTeacher):
-            self._teacher.open(epoch + self._before)
-        stream = self._batches.epoch(epoch + self._before, start=start, rank=rank, world=world)
+        if isinstance(self.teacher, CachedTeacher):
+            self.teacher.open(epoch + self.before)
+        stream = super().epoch(epoch + self.before, start=start, rank=rank, world=world)
         for step, batch in enumerate(stream, epoch * len(self) + start):
             yield batch
-            for start_step in self._starts:
+            for start_step in self.starts:
                 if start_step <= step:
-                    self._reporter.tick()
+                    self.reporter.tick()
 
 
 def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions = DEFAULTS) -> list[Run | Exception]:

@@ -69,14 +69,8 @@ def version() -> dict[str, str | None]:
 
 def describe_data(splits: data.Splits) -> dict[str, Any]:
     """Describe the data for a manifest."""
-    return {
-        "source": splits.source,
-        "fingerprint": splits.fingerprint,
-        "classes": splits.classes,
-        "channels": splits.channels,
-        "image_size": list(splits.image_size),
-        "sizes": splits.sizes(),
-    }
+    keys = ("source", "fingerprint", "classes", "channels", "image_size")
+    return {**{key: getattr(splits, key) for key in keys}, "sizes": splits.sizes()}
 
 
 def describe_network(network: Classifier) -> dict[str, Any]:

@@ -155,13 +155,12 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
     def size(form: TopK | None) -> float:
         return size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
 
-    if outputs.begun:
-        if outputs.form is not None and top not in (None, outputs.form.kept):
-            raise RecipeError(
-                f"outputs_top: expected {outputs.form.kept}, as {outputs.folder.name} was begun with, got {top}; "
-                "type outputs=... for another folder, or remove this one"
-            )
-    elif top is not None and size(None) > limit_mb:
+    if outputs.begun and outputs.form is not None and top not in (None, outputs.form.kept):
+        raise RecipeError(
+            f"outputs_top: expected {outputs.form.kept}, as {outputs.folder.name} was begun with, got {top}; "
+            "type outputs=... for another folder, or remove this one"
+        )
+    if not outputs.begun and top is not None and size(None) > limit_mb:
         outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error)
         if size(outputs.form) >= size(None):
             raise RecipeError(

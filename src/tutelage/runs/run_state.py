@@ -19,7 +19,6 @@ from tutelage.config.schema import Recipe, RecipeError
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
-from tutelage.runs.setup import RunInputs
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded
@@ -42,7 +41,7 @@ class RunState:
         self,
         recipe: Recipe,
         folder: Path,
-        run_inputs: RunInputs,
+        run_inputs: setup.RunInputs,
         options: RunOptions,
         *,
         earlier: records.Manifest | None,
