@@ -42,7 +42,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("vector instructions", torch.backends.cpu.get_cpu_capability())
     for extra, module in EXTRAS.items():
         installed = importlib.util.find_spec(module) is not None
-        yield Finding(f"extra {extra}", "there" if installed else f"not there; pip install 'tutelage[{extra}]'")
+        yield Finding(f"extra {extra}", "installed" if installed else f"not installed; pip install 'tutelage[{extra}]'")
     yield from map(_step, ("fp32", "bf16"))
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     yield Finding("disk", f"{free:.1f} GB free here", good=free > 0.1)

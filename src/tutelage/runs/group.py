@@ -84,8 +84,8 @@ class RunGroup:
         if not jobs:
             return
         taps = dict.fromkeys(tap for job in jobs if job.asks for tap in job.distiller.objective.needs.teacher_taps)
-        taught = next((run for run, job in zip(members, jobs, strict=True) if job.asks), None)
-        teacher = taught.training_teacher(stage, tuple(taps)) if taught else None
+        source = next((run for run, job in zip(members, jobs, strict=True) if job.asks), None)
+        teacher = source.training_teacher(stage, tuple(taps)) if source else None
         starts = [job.resume.state["step"] if job.resume else 0 for job in jobs]
         first, batches = members[0], _StageBatches(members[0], stage, self.reporter, teacher, starts)
         title = first.recipe.name + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
@@ -211,8 +211,8 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     stages = [[(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()] for recipe in pair]
     if any(getattr(first, name) != getattr(second, name) for name in _SHARED) or stages[0] != stages[1]:
         return False
-    both_taught = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in pair)
-    return not both_taught or (first.outputs == second.outputs and _exponents(first) == _exponents(second))
+    both_use_teacher = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in pair)
+    return not both_use_teacher or (first.outputs == second.outputs and _exponents(first) == _exponents(second))
 
 
 def _exponents(recipe: Recipe) -> list[Any] | None:

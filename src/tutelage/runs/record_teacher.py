@@ -98,7 +98,7 @@ def record(
         if outputs.speed is not None:
             forms.take(ComputePlan.from_json(outputs.speed))
 
-        def ask(batch: Batch) -> Outputs:
+        def call_teacher(batch: Batch) -> Outputs:
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 return cast(Outputs, forms.ask(batch))
 
@@ -119,7 +119,7 @@ def record(
                     plan = choose_teacher_plan(
                         recipe.fits()[0].settings,
                         forms,
-                        partial(ask, moved),
+                        partial(call_teacher, moved),
                         steps=len(todo) * len(requests),
                         processes=accelerator.num_processes,
                         samples=len(moved.index),
@@ -127,7 +127,7 @@ def record(
                     )
                     forms.take(plan)
                     outputs.speed = plan.to_json()
-                teacher_outputs = ask(moved)
+                teacher_outputs = call_teacher(moved)
                 rows = batch.index - chunk.start
                 logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:
