@@ -24,12 +24,13 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What is written from the presets: their signatures for recipes, and their page.
+# What is written from the settings and the presets: their signatures for recipes, the tables of keys, and their page.
 generated: $(STAMP)
 	$(BIN)/python -c "from tutelage.objectives import registry; print(registry.signatures_json(), end='')" > objectives.json
 	mv objectives.json src/tutelage/config/objectives.json
 	$(BIN)/python -m tutelage.studies.overview > objectives.md
 	mv objectives.md docs/objectives.md
+	$(BIN)/python docs/key_tables.py
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; type make PYTHON=python3.12")'

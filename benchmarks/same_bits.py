@@ -49,32 +49,34 @@ def read(path):
     return yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
 
 
-def first_difference(one, other):
+def first_difference(first, second):
     """Say in what two values differ first; nothing where they do not."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        if lone := sorted((one.keys() ^ other.keys()) - CHANGING):
-            return f" {lone[0]}: only in the {'first' if lone[0] in one else 'second'}"
-        pairs = [(key, one[key], other[key]) for key in one if key not in CHANGING]
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = [(k, *both) for k, both in enumerate(zip(one, other, strict=True))]
-    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        if (one.dtype, one.shape) != (other.dtype, other.shape):
-            return f": {one.dtype} {tuple(one.shape)}, {other.dtype} {tuple(other.shape)}"
-        if torch.equal(*(x.contiguous().view(-1).view(torch.uint8) for x in (one, other))):
+    if isinstance(first, dict) and isinstance(second, dict):
+        if lone := sorted((first.keys() ^ second.keys()) - CHANGING):
+            return f" {lone[0]}: only in the {'first' if lone[0] in first else 'second'}"
+        pairs = [(key, first[key], second[key]) for key in first if key not in CHANGING]
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = [(k, *both) for k, both in enumerate(zip(first, second, strict=True))]
+    elif isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return f": {first.dtype} {tuple(first.shape)}, {second.dtype} {tuple(second.shape)}"
+        if torch.equal(*(x.contiguous().view(-1).view(torch.uint8) for x in (first, second))):
             return None
-        apart = (one.double() - other.double()).abs()
+        apart = (first.double() - second.double()).abs()
         return f": {int((apart != 0).sum())} of {apart.numel()} values, by up to {apart.max():.2g}"
     else:
-        same = type(one) is type(other) and one == other
-        return None if same else f": {str(one)[:60]}, {str(other)[:60]}"
-    return next((f" {key}{said}" for key, *both in pairs if (said := first_difference(*both))), None)
+        same = type(first) is type(second) and first == second
+        return None if same else f": {str(first)[:60]}, {str(second)[:60]}"
+    return next((f" {key}{difference}" for key, *both in pairs if (difference := first_difference(*both))), None)
 
 
-def hold(one, other, skipped=()):
+def hold(first, second, skipped=()):
     """Compare two folders: how many tensors and records they share, and what differs first in each file."""
-    files, others = compared(one), compared(other)
+    files, others = compared(first), compared(second)
     tensors, entries = 0, 0
-    said = [f"{name}: only in the {'first' if name in files else 'second'}" for name in files.keys() ^ others.keys()]
+    differences = [
+        f"{name}: only in the {'first' if name in files else 'second'}" for name in files.keys() ^ others.keys()
+    ]
     for name in files.keys() & others.keys():
         if Path(name).name in skipped:
             continue
@@ -82,27 +84,30 @@ def hold(one, other, skipped=()):
         tensors += len(mine) if name.endswith(".safetensors") else 0
         entries += 0 if name.endswith(".safetensors") else len(mine) if name.endswith(".jsonl") else 1
         if difference := first_difference(mine, its):
-            said.append(name + difference)
-    return tensors, entries, sorted(said)
+            differences.append(name + difference)
+    return tensors, entries, sorted(differences)
 
 
 def judge(name, folder, done):
     """Print a case's row; say whether all of it is the same."""
     seconds = " ".join(f"{done[side][name]['seconds']:5.0f}" for side in SIDES)
     faults = [f"{side} failed: {fault}" for side in SIDES if (fault := done[side][name]["fault"])]
-    tensors, entries, said = hold(*(folder / side / name for side in SIDES))
-    for side, (one, other) in itertools.product(SIDES, ALIKE.get(name, ())):
-        place, own = folder / side / name, ("manifest.json", "recipe.yaml")
-        more, records, differences = hold(place / one, place / other, own)
+    tensors, entries, differences = hold(*(folder / side / name for side in SIDES))
+    for side, (first, second) in itertools.product(SIDES, ALIKE.get(name, ())):
+        runs = folder / side / name
+        more, records, within = hold(runs / first, runs / second, ("manifest.json", "recipe.yaml"))
         tensors, entries = tensors + more, entries + records
-        said += [f"{side}, {one} against {other}: {text}" for text in differences]
+        differences += [f"{side}, {first} against {second}: {text}" for text in within]
     if not tensors:
         faults.append("nothing to compare")
-    said = [*faults, *said]
-    print(f"{name:<10} {tensors:>7} {entries:>8} {seconds}  {said[0].strip() if said else 'equal'}", flush=True)
-    if len(said) > 1:
-        print(f"{'':<10} and {len(said) - 1} more", flush=True)
-    return not said
+    differences = [*faults, *differences]
+    print(
+        f"{name:<10} {tensors:>7} {entries:>8} {seconds}  {differences[0].strip() if differences else 'equal'}",
+        flush=True,
+    )
+    if len(differences) > 1:
+        print(f"{'':<10} and {len(differences) - 1} more", flush=True)
+    return not differences
 
 
 def run(sources, cases, folder):
@@ -111,14 +116,14 @@ def run(sources, cases, folder):
     script = [sys.executable, Path(__file__).with_name("same_bits_cases.py")]
     going = []
     for side, source in sources.items():
-        place = folder / side
-        place.mkdir(parents=True)
-        env = {**shared, "PYTHONPATH": str(source), "TUTELAGE_CACHE": str(place / "cache")}
+        work = folder / side
+        work.mkdir(parents=True)
+        env = {**shared, "PYTHONPATH": str(source), "TUTELAGE_CACHE": str(work / "cache")}
         # BASE's recipes for both: the cases name only keys that it has.
         typed = [*script, source, sources["base"].parent / "recipes", *cases]
-        with (place / "log").open("w") as log:
-            going.append(subprocess.Popen(typed, cwd=place, env=env, stdout=log, stderr=subprocess.STDOUT))
-    statuses = [one.wait() for one in going]
+        with (work / "log").open("w") as log:
+            going.append(subprocess.Popen(typed, cwd=work, env=env, stdout=log, stderr=subprocess.STDOUT))
+    statuses = [process.wait() for process in going]
     if any(statuses):
         raise SystemExit("\n".join(f"{side}:\n{(folder / side / 'log').read_text()[-2000:]}" for side in SIDES))
 
@@ -141,7 +146,7 @@ if __name__ == "__main__":
     parser.add_argument("base", metavar="BASE", help="a git revision")
     parser.add_argument("--cases", default="", help="only these, separated by commas")
     parser.add_argument("--keep", type=Path, help="a new folder for what both write")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        kept = (given.keep or Path(scratch) / "both").resolve()
-        sys.exit(not main(given.base, [case for case in given.cases.split(",") if case], kept))
+        kept = (arguments.keep or Path(scratch) / "both").resolve()
+        sys.exit(not main(arguments.base, [case for case in arguments.cases.split(",") if case], kept))

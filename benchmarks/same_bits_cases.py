@@ -1,4 +1,4 @@
-"""What `same_bits.py` has both versions do: one process a version, in a folder of its own.
+"""What `same_bits.py` has both versions do: one process per version, in its own folder.
 
     PYTHONPATH=SRC python benchmarks/same_bits_cases.py SRC RECIPES [CASE]...
 
@@ -46,14 +46,14 @@ PLAIN = {
 DIGITS = {"source": "digits", "validation": 0.5}
 
 
-def distil(place, objective, name, **changes):
-    given = {"student": "cifar:resnet8", "data": DIGITS, "epochs": 2, **PLAIN, **changes}
-    given.setdefault("teacher", taught())
-    return tutelage.distill(objective=objective, name=name, runs=place, **given)
+def distil(folder, objective, name, **changes):
+    settings = {"student": "cifar:resnet8", "data": DIGITS, "epochs": 2, **PLAIN, **changes}
+    settings.setdefault("teacher", teacher_folder())
+    return tutelage.distill(objective=objective, name=name, runs=folder, **settings)
 
 
 @functools.cache
-def taught():
+def teacher_folder():
     """Return the folder of the teacher of most cases, trained once."""
     run = tutelage.train(model="cifar:resnet14", data="digits", name="teacher", runs=".", epochs=2, **PLAIN)
     return str(run.folder)
@@ -62,13 +62,13 @@ def taught():
 def command(*typed, **keys):
     """Type a command; return what it printed."""
     sys.argv = ["tutelage", *map(str, typed), *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
             command_line()
         except SystemExit as left:
             if left.code:
                 raise RuntimeError(f"{' '.join(sys.argv)}: exit status {left.code}") from left
-    return said.getvalue()
+    return printed.getvalue()
 
 
 def written(path, value):
@@ -79,36 +79,36 @@ def written(path, value):
 
 def teacher(_):
     """The teacher of the other cases."""
-    taught()
+    teacher_folder()
 
 
-def demo(place):
+def demo(folder):
     """The demo, through the command line."""
-    command("compare", RECIPES / "digits.yaml", "--runs", place, **PLAIN)
+    command("compare", RECIPES / "digits.yaml", "--runs", folder, **PLAIN)
 
 
-def functions(place):
+def functions(folder):
     """Losses of logits as functions, with their gradients; the kernel for large vocabularies."""
     z, v = torch.randn(2, 32, 40, generator=torch.Generator().manual_seed(0)).mul(3)
     numbers = {"temperature": 2.0, "gamma": 0.5, "alpha": 1.5, "beta": 2.0, "order": 0.25, "correct": 0.9}
-    given = {"teacher_logits": v, "labels": torch.arange(32) % 40, **numbers}
-    found = {}
+    arguments = {"teacher_logits": v, "labels": torch.arange(32) % 40, **numbers}
+    tensors = {}
     for name in {name for name in dir(losses) if callable(getattr(losses, name))} - {
         "ctkd"
     }:  # its temperature is a parameter that is learned
         signature = inspect.signature(getattr(losses, name)).parameters.values()
         needed = {p.name for p in signature if p.default is p.empty} - {"student_logits"}
-        if "student_logits" in [p.name for p in signature] and needed <= given.keys():
+        if "student_logits" in [p.name for p in signature] and needed <= arguments.keys():
             leaf = z.clone().requires_grad_()
-            value = getattr(losses, name)(student_logits=leaf, **{key: given[key] for key in needed})
+            value = getattr(losses, name)(student_logits=leaf, **{key: arguments[key] for key in needed})
             value.sum().backward()
-            found |= {name: value.detach(), f"{name}.gradient": leaf.grad}
+            tensors |= {name: value.detach(), f"{name}.gradient": leaf.grad}
     leaf = z.clone().requires_grad_()
-    both = kernels.cross_entropy_and_wttm(leaf, v, given["labels"], gamma=0.25)
+    both = kernels.cross_entropy_and_wttm(leaf, v, arguments["labels"], gamma=0.25)
     torch.stack(both).sum().backward()
-    found |= {"kernel": torch.stack(both).detach(), "kernel.gradient": leaf.grad}
-    place.mkdir()
-    save_file(found, place / "functions.safetensors")
+    tensors |= {"kernel": torch.stack(both).detach(), "kernel.gradient": leaf.grad}
+    folder.mkdir()
+    save_file(tensors, folder / "functions.safetensors")
 
 
 ARGUMENTS = {"renyi_penalty": {"weight": 0.5, "order": 0.25}, "crd": {"negatives": 256}}
@@ -122,20 +122,20 @@ VARIANTS = {
 }
 
 
-def presets(place):
+def presets(folder):
     """Every preset that BASE lists, for two epochs: with cross-entropy where it has none, or before KD as a stage."""
     listed = re.findall(r"^(\w+)\((.*)\)$", command("list", "objectives"), re.MULTILINE)
     for name, arguments in listed:
-        one = {name: ARGUMENTS.get(name, {})}
-        objective = one if "supervised=" in arguments or name == "cross_entropy" else ["cross_entropy", one]
+        preset = {name: ARGUMENTS.get(name, {})}
+        objective = preset if "supervised=" in arguments or name == "cross_entropy" else ["cross_entropy", preset]
         if name in STAGED:
-            distil(place, "kd", name, stages=[{"objective": one, "epochs": 1}, {"epochs": 1}])
+            distil(folder, "kd", name, stages=[{"objective": preset, "epochs": 1}, {"epochs": 1}])
         elif name == "vitkd":
-            distil(place, objective, name, student=vit(16), teacher=vit(24))
+            distil(folder, objective, name, student=vit(16), teacher=vit(24))
         else:
-            distil(place, objective, name)
+            distil(folder, objective, name)
     for name, objective in VARIANTS.items():
-        distil(place, objective, name)
+        distil(folder, objective, name)
 
 
 def vit(width):
@@ -150,18 +150,18 @@ ADAMW = {"name": "adamw", "lr": 3e-3}
 WARM = {"name": "cosine", "warmup": 0.5}
 
 
-def adamw(place):
+def adamw(folder):
     """AdamW with clipping, a warm-up and micro-batches."""
-    distil(place, "kd", "adamw", optimizer=ADAMW, schedule=WARM, clip=0.5, accumulate=4)
+    distil(folder, "kd", "adamw", optimizer=ADAMW, schedule=WARM, clip=0.5, accumulate=4)
 
 
-def views(place):
+def views(folder):
     """Crops and flips, and with them all else that changes an image."""
     cut = {**DIGITS, "crop_padding": 1, "flip": True}
-    distil(place, "ttm", "crops", data=cut)
-    distil(place, "kd", "mixed", data={**cut, "mixup": 0.8, "cutmix": 1.0})
+    distil(folder, "ttm", "crops", data=cut)
+    distil(folder, "kd", "mixed", data={**cut, "mixup": 0.8, "cutmix": 1.0})
     drawn = {"random_resized_crop": True, "randaugment": {"operations": 2}, "random_erasing": 0.25}
-    distil(place, "kd", "drawn", data={**DIGITS, "flip": True, "interpolation": "bicubic", **drawn})
+    distil(folder, "kd", "drawn", data={**DIGITS, "flip": True, "interpolation": "bicubic", **drawn})
 
 
 STAGES = [
@@ -171,47 +171,47 @@ STAGES = [
 ]
 
 
-def stages(place):
+def stages(folder):
     """Three stages with another objective, batch and optimizer each; and a teacher that the run trains first."""
-    distil(place, {"wttm": {"gamma": 0.25, "beta": 1}}, "stages", stages=STAGES, data={**DIGITS, "labelled": 20})
+    distil(folder, {"wttm": {"gamma": 0.25, "beta": 1}}, "stages", stages=STAGES, data={**DIGITS, "labelled": 20})
     first = {"name": "teacher-first", "student": "mlp:8", "objective": "kd", "epochs": 1, "data": DIGITS, **PLAIN}
     first |= {"teacher": {"train": {"model": "mlp:32", "epochs": 2}}}
-    command("distill", written(place / "first.yaml", first), "--runs", place)
+    command("distill", written(folder / "first.yaml", first), "--runs", folder)
 
 
-def bf16(place):
+def bf16(folder):
     """Networks in bfloat16."""
-    distil(place, "wttm", "bf16", precision="bf16", schedule={"name": "multistep", "milestones": [1]})
+    distil(folder, "wttm", "bf16", precision="bf16", schedule={"name": "multistep", "milestones": [1]})
 
 
-def recorded(place):
+def recorded(folder):
     """Outputs that are recorded and then read: all logits with features, and the largest of 40 classes."""
     draw = np.random.default_rng(0)
     for label, i in itertools.product(range(40), range(7)):
         colour = np.array([label % 4, label // 4 % 4, label // 16]) * 80
         image = np.clip(colour + draw.normal(0, 20, (8, 8, 3)), 0, 255)
-        path = place / "images" / ("train" if i else "test") / f"{label:02}" / f"{i}.png"
+        path = folder / "images" / ("train" if i else "test") / f"{label:02}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.astype(np.uint8)).save(path)
-    images = {"source": f"imagefolder:{place / 'images'}", "size": 8}
-    asked = tutelage.train(model="mlp:32", data=images, name="teacher", runs=place, epochs=8, **PLAIN).folder
+    images = {"source": f"imagefolder:{folder / 'images'}", "size": 8}
+    asked = tutelage.train(model="mlp:32", data=images, name="teacher", runs=folder, epochs=8, **PLAIN).folder
     shared = {"student": "mlp:8", "teacher": str(asked), "data": {**images, "flip": True}, "epochs": 2}
     wttm, top = (
         {"wttm": {"gamma": 1.0, "beta": 1}},
         {"outputs_top": 5, "outputs_limit_mb": 0.035, "outputs_max_error": 1},
     )
     for name, objective, how in (("all", [wttm, "rkd"], {}), ("top", wttm, top)):
-        given = {
+        recipe = {
             "name": name,
             "objective": objective,
-            "outputs": str(place / "outputs" / name),
+            "outputs": str(folder / "outputs" / name),
             **shared,
             **how,
             **PLAIN,
         }
-        recipe = written(place / f"{name}.yaml", given)
-        command("record", recipe)
-        command("distill", recipe, "--runs", place)
+        path = written(folder / f"{name}.yaml", recipe)
+        command("record", path)
+        command("distill", path, "--runs", folder)
 
 
 class Dropping(nn.Sequential):
@@ -223,25 +223,25 @@ class Dropping(nn.Sequential):
         super().__init__(*body)
 
 
-def resume(place):
-    """Runs that get a signal in the second epoch and are gone on with, and one that gets none."""
-    given = {"optimizer": ADAMW, "schedule": WARM, "checkpoint_steps": 5, "data": {**DIGITS, "crop_padding": 1}}
-    given |= {"teacher": taught()}
+def resume(folder):
+    """Runs that get a signal in the second epoch and are resumed, and one that gets none."""
+    settings = {"optimizer": ADAMW, "schedule": WARM, "checkpoint_steps": 5, "data": {**DIGITS, "crop_padding": 1}}
+    settings |= {"teacher": teacher_folder()}
 
-    def go(folder):
-        return distil(place / folder, "kd", "run", student=Dropping(), **given)
+    def go(name):
+        return distil(folder / name, "kd", "run", student=Dropping(), **settings)
 
     go("whole")
-    for folder, sent, left in (("stopped", signal.SIGINT, 1), ("killed", signal.SIGKILL, -signal.SIGKILL)):
+    for name, sent, left in (("stopped", signal.SIGINT, 1), ("killed", signal.SIGKILL, -signal.SIGKILL)):
         child = os.fork()
         if not child:
             signalled(sent, 17)
             with contextlib.suppress(KeyboardInterrupt):
-                go(folder)
+                go(name)
                 os._exit(0)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == left
-        assert go(folder).manifest["resumed"] == 1
+        assert go(name).manifest["resumed"] == 1
 
 
 def signalled(sent, step):
@@ -280,23 +280,35 @@ class Grey(torch.utils.data.Dataset):
         return self.images[k], self.targets[k]
 
 
-def nonfinite(place):
-    """A black image that makes one step of each epoch not finite, on data sets and a module of one's own."""
-    own = data.from_datasets(Grey(200, black=77), Grey(50), classes=10)
-    told = nn.Sequential(nn.Flatten(), Dividing().head)
-    run = distil(place, "kd", "run", student=Dividing(), teacher=told, data=own, nonfinite="skip")
+def nonfinite(folder):
+    """A black image that makes one step of each epoch not finite, on data sets and modules of the caller."""
+    images = data.from_datasets(Grey(200, black=77), Grey(50), classes=10)
+    dividing_teacher = nn.Sequential(nn.Flatten(), Dividing().head)
+    run = distil(folder, "kd", "run", student=Dividing(), teacher=dividing_teacher, data=images, nonfinite="skip")
     assert [epoch["skipped_steps"] for epoch in run.epochs] == [1, 1]
 
 
-def lockstep(place):
-    """A comparison with its students in one class, and one after the other."""
+def lockstep(folder):
+    """A comparison with its students in one group, and one after the other."""
     methods = {"labels": "cross_entropy", "wttm": "wttm", "fitnet": ["cross_entropy", "fitnet"]}
     methods |= {"crd": ["cross_entropy", {"crd": {"negatives": 256}}]}
-    given = {"name": "grid", "objectives": methods, "seeds": 2, "share_data_seed": True, "teacher": taught()}
-    given |= {"student": "cifar:resnet8", "data": {**DIGITS, "flip": True}, "epochs": 2, "checkpoint_steps": 7, **PLAIN}
-    recipe = written(place / "grid.yaml", given)
-    command("compare", recipe, "--runs", place / "together", together=8)
-    command("compare", recipe, "--runs", place / "alone", together=1)
+    comparison = {
+        "name": "grid",
+        "objectives": methods,
+        "seeds": 2,
+        "share_data_seed": True,
+        "teacher": teacher_folder(),
+    }
+    comparison |= {
+        "student": "cifar:resnet8",
+        "data": {**DIGITS, "flip": True},
+        "epochs": 2,
+        "checkpoint_steps": 7,
+        **PLAIN,
+    }
+    recipe = written(folder / "grid.yaml", comparison)
+    command("compare", recipe, "--runs", folder / "together", together=8)
+    command("compare", recipe, "--runs", folder / "alone", together=1)
 
 
 CASES = {
@@ -309,14 +321,14 @@ if __name__ == "__main__":
     assert Path(tutelage.__file__).is_relative_to(source), f"expected tutelage from {source}, got {tutelage.__file__}"
     signal.signal(signal.SIGINT, signal.default_int_handler)
     done = {}
-    for place in names or map(Path, CASES):
+    for folder in names or map(Path, CASES):
         began, fault = time.monotonic(), None
         try:
-            CASES[place.name](place)
+            CASES[folder.name](folder)
         except Exception:  # noqa: BLE001  the other cases do not depend on it
             traceback.print_exc()
             fault = traceback.format_exc(limit=0, chain=False).strip()
-        done[place.name] = {"seconds": time.monotonic() - began, "fault": fault}
+        done[folder.name] = {"seconds": time.monotonic() - began, "fault": fault}
         for report in Path().rglob("report.html"):
             report.unlink()  # five megabytes each
         Path("done.json").write_text(json.dumps(done))

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import hashlib
-import inspect
-import json
 import re
 import shlex
-import types
 import typing
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,8 +15,8 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from docs import key_tables
 from PIL import Image
-from pydantic import BaseModel
 from tests._helpers import ROOT
 from typer.testing import CliRunner
 
@@ -32,9 +29,7 @@ from tutelage.models.card import JSON_NAMES
 from tutelage.objectives.methods import logits as logits_methods
 from tutelage.runs import manifest
 from tutelage.settings import weights as schedules
-from tutelage.settings.data import DataSettings, RandAugment
-from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
-from tutelage.settings.objective import ObjectiveSpec
+from tutelage.settings.fit import FitSettings
 
 RECORDED = ROOT / ".." / "shared" / "conformance" / "losses.jsonl"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -73,127 +68,27 @@ def table(page, heading):
     return rows[2:]
 
 
-# What the schema says, in the pages' words
-
-NAMES = {
-    **dict.fromkeys((SGD, AdamW), "optimizer"),
-    **dict.fromkeys((Constant, Step, MultiStep, Cosine), "schedule"),
-    **dict.fromkeys(
-        (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.CosineWarmUp), "weight's schedule"
-    ),
-    DataSettings: "data",
-    RandAugment: "randaugment",
-    ObjectiveSpec: "objective",
-    config.schema.Network: "model",
-    config.schema.TrainedTeacher: "`{train: ...}`",
-    config.schema.Stage: "stage",
-    config.schema.Training: "training",
-    int: "whole number",
-    float: "number",
-    str: "text",
-    bool: "`true` or `false`",
-    types.NoneType: "`null`",
-}
+# The tables of recipes.md
 
 
-def words(annotation):
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return words(inner[0])
-    if origin in (typing.Union, types.UnionType):
-        return choice(dict.fromkeys(part for each in inner for part in re.split(", | or ", words(each))))
-    if origin is typing.Literal:
-        return choice(f"`{each}`" for each in inner)
-    if origin in (tuple, list):
-        count = "" if origin is list or inner[-1] is ... else f"{len(inner)} "
-        return f"list of {count}{plural(words(inner[0]))}"
-    if origin is dict:
-        return f"mapping of names to {plural(words(inner[1]))}"
-    if typing.is_typeddict(annotation):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    return NAMES[annotation]
-
-
-def choice(names):
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def plural(text):
-    first, *others = text.split(" or ")
-    return " or ".join([first if first.startswith(("[", "`")) else f"{first}s", *others])
-
-
-def shown(value):
-    if isinstance(value, ObjectiveSpec):
-        return f"`{value.name}`"
-    if isinstance(value, DataSettings):
-        return f"`{value.source}`"
-    if isinstance(value, (SGD, AdamW, Constant)):
-        return f"`{value.name}`"
-    if isinstance(value, str):
-        return f"`{value}`"
-    return f"`{json.dumps(value)}`"
-
-
-def bounds(field):
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    inside = [m for each in typing.get_args(field.annotation) for m in getattr(each, "__metadata__", ())]
-    found = [(sign, getattr(m, name, None)) for m in (*field.metadata, *inside) for name, sign in signs.items()]
-    return "".join(f" {sign} {bound}" for sign, bound in found if bound is not None)
-
-
-def keys_of(kind, *, beyond=()):
-    """Each key of a section as (key, type, default), in the pages' words."""
-    if issubclass(kind, BaseModel):
-        for name, field in kind.model_fields.items():
-            if name not in beyond:
-                kinds = words(field.annotation)
-                kinds = kinds.replace("number", f"number{bounds(field)}", 1) if bounds(field) else kinds
-                yield f"`{name}`", kinds, "required" if field.is_required() else shown(field.default)
-        return
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if field.name == "name" and typing.get_origin(hints["name"]) is typing.Literal:
-            continue
-        needed = field.default is dataclasses.MISSING
-        yield f"`{field.name}`", words(hints[field.name]), "required" if needed else shown(field.default)
-
-
-SECTIONS = {
-    "A run": list(keys_of(config.Recipe)),
-    "Data": list(keys_of(DataSettings)),
-    "randaugment": list(keys_of(RandAugment)),
-    "Models": list(keys_of(config.schema.Network)),
-    "A teacher to train first": list(keys_of(config.schema.Training)),
-    "sgd": list(keys_of(SGD)),
-    "adamw": list(keys_of(AdamW)),
-    "constant": list(keys_of(Constant)),
-    "step": list(keys_of(Step)),
-    "multistep": list(keys_of(MultiStep)),
-    "cosine": list(keys_of(Cosine)),
-    "linear": list(keys_of(schedules.Linear)),
-    "warm_up": list(keys_of(schedules.WarmUp)),
-    "cosine_warm_up": list(keys_of(schedules.CosineWarmUp)),
-    "Stages": list(keys_of(config.schema.Stage)),
-    "A comparison": list(keys_of(config.Comparison, beyond=config.Recipe.model_fields)),
-}
-
-
-@pytest.mark.parametrize("heading", list(SECTIONS))
-def test_recipe_keys_are_documented(heading):
-    documented = {row[0]: tuple(row[:3]) for row in table("docs/recipes.md", heading)}
-    missing = [f"| {' | '.join(row)} | ... |" for row in SECTIONS[heading] if documented.get(row[0]) != row]
-    assert not missing, "docs/recipes.md needs these rows:\n" + "\n".join(missing)
-    assert list(documented) == [key for key, _, _ in SECTIONS[heading]]
+@pytest.mark.parametrize("heading", list(key_tables.SECTIONS))
+def test_recipe_keys_have_a_meaning(heading):
     assert all(len(row) == 4 and row[3].endswith(".") for row in table("docs/recipes.md", heading))
 
 
+def test_tables_of_keys_and_presets_are_those_of_the_code():
+    page = read("docs/recipes.md")
+    assert key_tables.written(page) == page, "type python docs/key_tables.py"
+    spoiled = page.replace("| `epochs` | whole number >= 1 | `240` |", "| `epoch` | text | `3` |")
+    assert spoiled != page
+    assert "| `epochs` | whole number >= 1 | `240` | ... |" in key_tables.written(spoiled)
+
+
 def test_every_setting_of_the_loop_is_a_key_of_a_run():
-    run = {key: default for key, _, default in SECTIONS["A run"]}
-    for key, _, default in keys_of(FitSettings):
+    run = {key: default for key, _, default in key_tables.SECTIONS["A run"]}
+    for key, _, default in key_tables.keys_of(FitSettings):
         name = key.strip("`")
-        expected = shown(getattr(FitSettings(), name)) if default == "required" else default
+        expected = key_tables.shown(getattr(FitSettings(), name)) if default == "required" else default
         # A loop is told its precision; a run's is found.
         assert run[key] == ("`auto`" if name == "precision" else expected), key
 
@@ -202,20 +97,7 @@ def test_the_schedules_of_weights_are_those_documented():
     text = read("docs/recipes.md")
     for name, kind in schedules.SCHEDULES.items():
         assert f"`{name}`" in text
-        assert name in SECTIONS or list(keys_of(kind)) == SECTIONS["linear"]
-
-
-def test_presets_are_documented_with_their_arguments_and_papers():
-    documented = {row[0]: row for row in table("docs/recipes.md", "Objectives")}
-    for name, preset in objectives.PRESETS.items():
-        arguments = [
-            f"`{p.name}`" if p.default is p.empty else f"`{p.name}={p.default}`"
-            for p in inspect.signature(preset.build).parameters.values()
-        ]
-        formula = (preset.build.__doc__ or "").split("``")[1].replace("|", r"\|")
-        expected = [f"`{name}`", ", ".join(arguments), f"`{formula}`", preset.paper]
-        assert documented.pop(f"`{name}`", None) == expected, f"docs/recipes.md needs | {' | '.join(expected)} |"
-    assert not documented
+        assert name in key_tables.SECTIONS or list(key_tables.keys_of(kind)) == key_tables.SECTIONS["linear"]
 
 
 # Records
@@ -282,7 +164,8 @@ def test_keys_of_a_card_are_documented():
     hints = typing.get_type_hints(Card)
     rows = table("docs/records.md", "student.json")
     assert [(row[0], row[1]) for row in rows] == [
-        (f"`{JSON_NAMES.get(field.name, field.name)}`", words(hints[field.name])) for field in dataclasses.fields(Card)
+        (f"`{JSON_NAMES.get(field.name, field.name)}`", key_tables.words(hints[field.name]))
+        for field in dataclasses.fields(Card)
     ]
 
 
@@ -290,7 +173,7 @@ def test_keys_of_a_card_are_documented():
 def test_record_keys_are_documented(kind):
     rows = table("docs/records.md", kind.__name__)
     assert [(row[0], row[1]) for row in rows] == [
-        (f"`{name}`", words(hint)) for name, hint in typing.get_type_hints(kind).items()
+        (f"`{name}`", key_tables.words(hint)) for name, hint in typing.get_type_hints(kind).items()
     ]
     assert all(row[2].endswith(".") for row in rows)
 
@@ -389,7 +272,7 @@ def test_the_demo_is_as_the_readme_says():
     assert list(demo.objectives) == ["cross_entropy", "kd", "ttm", "wttm"]
     assert demo.seeds == 3
     said = " ".join(read("README.md").split())
-    assert "labels for 5 samples a class, by cross-entropy, KD, TTM and WTTM, with three seeds each" in said
+    assert "labels for 5 samples per class, by cross-entropy, KD, TTM and WTTM, with three seeds each" in said
 
 
 @pytest.fixture(scope="module")

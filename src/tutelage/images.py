@@ -83,17 +83,12 @@ class ArrayReader:
 
 
 class Layout(NamedTuple):
-    """The one shape, in pixels, that all images of a data set are brought to.
-
-    Attributes:
-        channels: 1 where every image is grey, else 3.
-        margin: the evaluation view is the centre of a copy this much larger.
-    """
+    """The one shape, in pixels, that all images of a data set are brought to."""
 
     height: int
     width: int
-    channels: int
-    margin: float
+    channels: int  # 1 where every image is grey, else 3
+    margin: float  # the evaluation view is the centre of a copy this much larger
 
 
 class Fault(NamedTuple):

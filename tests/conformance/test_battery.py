@@ -96,6 +96,7 @@ def one_of_two(rank, port, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_gathered_over_two_processes_coupled_methods_are_those_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

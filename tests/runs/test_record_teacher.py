@@ -294,7 +294,7 @@ def test_each_fingerprint_is_compared_with_the_run_s(teacher, tmp_path, change, 
         record_teacher.record(changed)
 
 
-@pytest.mark.parametrize("top", [None, 3])
+@pytest.mark.parametrize("top", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_recording_that_was_killed_resumes_and_ends_in_the_same_bits(many, tmp_path, top):
     recipes = {name: wttm(**many, outputs=str(tmp_path / name), epochs=3) for name in ("killed", "whole")}
     keywords = {"limit_mb": 1.4 * LIMIT, "top": top, "max_error": 1.0} if top else {}

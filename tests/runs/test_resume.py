@@ -89,12 +89,38 @@ GROUPS = {
 }
 
 
+FORGETFUL = {"forgetful": two_stages(at("step", 5)) | {"then": at("forget")}}
+QUICK = {
+    "first-manifest",
+    "between-steps",
+    "between-micro-batches",
+    "checkpoint-tensors",
+    "checkpoint-rename",
+    "metrics-half-appended",
+    "stage-2-first-checkpoint",
+    "again-and-again",
+    "two-stages",
+    "teacher-in-training",
+    "group-in-the-middle-of-a-step",
+    "group-again-and-again",
+    "forgetful",
+}
+"""One moment of each kind; the others are marked slow."""
+
+
+def marked(cases):
+    return [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in cases]
+
+
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def killed(request, tmp_path_factory):
+    """Do what the selected tests of this module ask for, in one process that forks."""
     folder = tmp_path_factory.mktemp("killed")
+    items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    selected = {item.callspec.params.get("case") for item in items}
     done = subprocess.run(
         [sys.executable, "-W", "error", KILLED_RUN, folder],
-        input=json.dumps(CASES | GROUPS | {"forgetful": two_stages(at("step", 5)) | {"then": at("forget")}}),
+        input=json.dumps({name: case for name, case in (CASES | GROUPS | FORGETFUL).items() if name in selected}),
         capture_output=True,
         text=True,
         timeout=500,
@@ -110,7 +136,7 @@ def metrics(folder):
     return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", marked(CASES))
 def test_killed_and_resumed_is_never_stopped(killed, case):
     folder, outcomes, errors = killed
     recipe = CASES[case]["recipe"]
@@ -120,7 +146,7 @@ def test_killed_and_resumed_is_never_stopped(killed, case):
     assert_never_stopped(folder / case, folder / recipe)
 
 
-@pytest.mark.parametrize("case", GROUPS)
+@pytest.mark.parametrize("case", marked(GROUPS))
 def test_a_group_killed_and_resumed_is_each_run_alone_never_stopped(killed, case):
     folder, outcomes, errors = killed
     assert outcomes["class"] == [{"exit": 0}] * len(GROUP), errors
@@ -142,27 +168,28 @@ def assert_never_stopped(whole, other):
     )
 
 
-def test_the_teacher_that_a_run_trains_is_the_same_too(killed):
+@pytest.mark.parametrize("case", marked(["teacher-in-training", "teacher-just-finished"]))
+def test_the_teacher_that_a_run_trains_is_the_same_too(killed, case):
     folder, _, _ = killed
-    for case in ("teacher-in-training", "teacher-just-finished"):
-        weights = (folder / case / "teacher" / "student.safetensors").read_bytes()
-        assert weights == (folder / "teacher-first" / "teacher" / "student.safetensors").read_bytes()
+    weights = (folder / case / "teacher" / "student.safetensors").read_bytes()
+    assert weights == (folder / "teacher-first" / "teacher" / "student.safetensors").read_bytes()
 
 
-def test_a_resumed_run_says_so(killed):
+RESUMES = {"first-records": 0, "first-manifest": 0, "two-stages": 0, "between-steps": 1, "again-and-again": 5}
+
+
+@pytest.mark.parametrize("case", marked(RESUMES))
+def test_a_resumed_run_says_so(killed, case):
     folder, _, _ = killed
-    resumed = {case: json.loads((folder / case / "manifest.json").read_text())["resumed"] for case in CASES}
-    assert resumed["first-records"] == resumed["first-manifest"] == 0
-    assert resumed["between-steps"] == 1
-    assert resumed["again-and-again"] == 5
-    assert json.loads((folder / "two-stages" / "manifest.json").read_text())["resumed"] == 0
+    assert json.loads((folder / case / "manifest.json").read_text())["resumed"] == RESUMES[case]
 
 
-def test_a_resume_that_forgets_something_would_be_seen(killed):
+@pytest.mark.parametrize("case", FORGETFUL)
+def test_a_resume_that_forgets_something_would_be_seen(killed, case):
     """The control: the same kill, resumed by a child whose generators are not put back, ends in other bits."""
     folder, outcomes, errors = killed
-    assert outcomes["forgetful"] == [{"signal": signal.SIGKILL}, {"exit": 0}], errors
-    assert (folder / "forgetful" / "manifest.json").exists()
-    student = (folder / "forgetful" / "student.safetensors").read_bytes()
+    assert outcomes[case] == [{"signal": signal.SIGKILL}, {"exit": 0}], errors
+    assert (folder / case / "manifest.json").exists()
+    student = (folder / case / "student.safetensors").read_bytes()
     assert student != (folder / "two-stages" / "student.safetensors").read_bytes()
-    assert metrics(folder / "forgetful") != metrics(folder / "two-stages")
+    assert metrics(folder / case) != metrics(folder / "two-stages")

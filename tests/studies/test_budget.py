@@ -358,6 +358,7 @@ def test_several_processes_share_a_budget(invoke, tmp_path):
 # Elsewhere
 
 
+@pytest.mark.slow
 def test_killed_and_copied_elsewhere_it_goes_on_to_the_same_table(invoke, tmp_path, without_reports):
     study = {**ONE, "protocol": {**QUICK, "epochs": 60, "batch_size": 32, "checkpoint_steps": 20}}
     here, there = tmp_path / "here", tmp_path / "another" / "place"

@@ -398,6 +398,7 @@ def epochs_of(folder):
     return [epoch["epoch"] for epoch in records.read_epochs(folder)]
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent_and_their_runs_are_gone_on_with(tmp_path, without_reports):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(LONG))
     parent = subprocess.Popen(

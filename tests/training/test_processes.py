@@ -53,7 +53,7 @@ def one_of_two(rank, port, folder, name):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["gathered", pytest.param("of features alone", marks=pytest.mark.slow)])
 def test_two_processes_train_and_record_what_one_does(name, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -18,23 +18,14 @@ from tutelage.types import UNLABELLED, View
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """How training samples are mixed.
+    """How training samples are mixed."""
 
-    Attributes:
-        mixup: alpha of Mixup, at least 0; 0 is off.
-        cutmix: alpha of CutMix, at least 0; 0 is off.
-        probability: of a sample to be mixed at all.
-        switch: probability of CutMix where both are on.
-        classes: width of the labels.
-        image_size: height and width, pixels.
-    """
-
-    mixup: float
-    cutmix: float
-    probability: float
-    switch: float
-    classes: int
-    image_size: tuple[int, int]
+    mixup: float  # alpha of Mixup, at least 0; 0 is off
+    cutmix: float  # alpha of CutMix, at least 0; 0 is off
+    probability: float  # of a sample to be mixed at all
+    switch: float  # probability of CutMix where both are on
+    classes: int  # width of the labels
+    image_size: tuple[int, int]  # height and width, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +59,12 @@ class Split(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySplit(Split):
-    """Samples of an 8-bit tensor that several splits may share; batches are augmented as a whole.
+    """Samples of an 8-bit tensor that several splits may share; batches are augmented as a whole."""
 
-    Attributes:
-        pixels: ``(all, height, width, channels)`` uint8, CPU.
-        positions: ``(len,)`` int64, this split's rows of ``pixels``.
-        settings: how views are augmented, or None.
-        divisor: the value of white.
-    """
-
-    pixels: Tensor
-    positions: Tensor
-    settings: DataSettings | None = None
-    divisor: float = 255.0
+    pixels: Tensor  # ``(all, height, width, channels)`` uint8, CPU
+    positions: Tensor  # ``(len,)`` int64, this split's rows of ``pixels``
+    settings: DataSettings | None = None  # how views are augmented, or None
+    divisor: float = 255.0  # the value of white
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], strided as channels-last."""

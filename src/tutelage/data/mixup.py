@@ -19,19 +19,13 @@ from tutelage.types import UNLABELLED, Batch, View
 
 
 class Mix(NamedTuple):
-    """How each sample of a batch is mixed.
+    """How each sample of a batch is mixed."""
 
-    Attributes:
-        partner: ``(batch,)`` int64, indices of the data set.
-        share: ``(batch,)`` float64 in [0, 1], the sample's own share of its label; 1 where it is not mixed.
-        cut: ``(batch,)``, whether by CutMix.
-        box: ``(batch, 4)`` int64, top, bottom, left and right of what CutMix takes from the partner.
-    """
-
-    partner: NDArray[np.int64]
+    partner: NDArray[np.int64]  # ``(batch,)`` int64, indices of the data set
+    # ``(batch,)`` float64 in [0, 1], the sample's own share of its label; 1 where it is not mixed
     share: NDArray[np.float64]
-    cut: NDArray[np.bool_]
-    box: NDArray[np.int64]
+    cut: NDArray[np.bool_]  # ``(batch,)``, whether by CutMix
+    box: NDArray[np.int64]  # ``(batch, 4)`` int64, top, bottom, left and right of what CutMix takes from the partner
 
 
 def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: View) -> Mix:
@@ -96,10 +90,10 @@ def mixed_batches(
         index = torch.from_numpy(positions[kept])
         labels = split.labels[index]
         if labelled:
-            own, rows = torch.from_numpy(share[kept]), torch.arange(len(index))
+            kept_share, rows = torch.from_numpy(share[kept]), torch.arange(len(index))
             soft = torch.zeros(len(index), mixing.classes, dtype=torch.float64)
-            soft[rows, labels] = own
-            soft[rows, split.labels[torch.from_numpy(mix.partner[kept])]] += 1 - own
+            soft[rows, labels] = kept_share
+            soft[rows, split.labels[torch.from_numpy(mix.partner[kept])]] += 1 - kept_share
             labels = soft.float()
         yield Batch(index, inputs[: len(index)], labels)
 

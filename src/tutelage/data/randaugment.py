@@ -22,19 +22,12 @@ HIGHEST = 10.0
 
 
 class Strength(NamedTuple):
-    """How an operation is applied.
+    """How an operation is applied."""
 
-    Attributes:
-        level: magnitude over the highest one, in [0, 1].
-        sign: 1 or -1: the direction, where an operation has one.
-        resample: of operations that move pixels.
-        fill: what they leave bare, a value per channel.
-    """
-
-    level: float
-    sign: int
-    resample: Image.Resampling
-    fill: tuple[int, ...]
+    level: float  # magnitude over the highest one, in [0, 1]
+    sign: int  # 1 or -1: the direction, where an operation has one
+    resample: Image.Resampling  # of operations that move pixels
+    fill: tuple[int, ...]  # what they leave bare, a value per channel
 
 
 Operation = Callable[[Image.Image, Strength], Image.Image]

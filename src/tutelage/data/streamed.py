@@ -67,21 +67,13 @@ def in_workers(
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSplit(Split):
-    """Samples of a reader.
+    """Samples of a reader."""
 
-    Attributes:
-        reader: of a whole source.
-        positions: ``(len,)`` int64, this split's images of the reader.
-        layout: the shape of every image.
-        settings: how images are resized, augmented and decoded, and what becomes of corrupt ones.
-        augmented: whether views are.
-    """
-
-    reader: Reader
-    positions: NDArray[np.int64]
-    layout: Layout
-    settings: DataSettings
-    augmented: bool = False
+    reader: Reader  # of a whole source
+    positions: NDArray[np.int64]  # ``(len,)`` int64, this split's images of the reader
+    layout: Layout  # the shape of every image
+    settings: DataSettings  # how images are resized, augmented and decoded, and what becomes of corrupt ones
+    augmented: bool = False  # whether views are
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1].

@@ -14,34 +14,22 @@ from tutelage.models.card import Card
 
 
 class ModelRequest(NamedTuple):
-    """What the caller asks of a model besides its name.
+    """What the caller asks of a model besides its name."""
 
-    Attributes:
-        classes: none for the model's own.
-        channels: input channels.
-        image_size: ``(height, width)`` in pixels; none for the model's own.
-        trust_code: whether a file of the user's own may be run: any, or those of these names.
-        tagged: whether the name's tag may fetch weights; without, it fixes the card alone.
-    """
-
-    classes: int | None = None
-    channels: int = 3
-    image_size: tuple[int, int] | None = None
+    classes: int | None = None  # none for the model's own
+    channels: int = 3  # input channels
+    image_size: tuple[int, int] | None = None  # ``(height, width)`` in pixels; none for the model's own
+    # whether a file of the user's own may be run: any, or those of these names
     trust_code: bool | frozenset[str] = False
-    tagged: bool = True
+    tagged: bool = True  # whether the name's tag may fetch weights; without, it fixes the card alone
 
 
 class ModelSpec(NamedTuple):
-    """How to make the model that a name stands for.
+    """How to make the model that a name stands for."""
 
-    Attributes:
-        card: with the number of classes that the name's own weights have, or that were asked for.
-        build: makes the network with random weights for a number of classes.
-        fetch: makes the network with the weights that the name's tag fixes; none without a tag.
-    """
-
-    card: Card
-    build: Callable[[int], nn.Module]
+    card: Card  # with the number of classes that the name's own weights have, or that were asked for
+    build: Callable[[int], nn.Module]  # makes the network with random weights for a number of classes
+    # makes the network with the weights that the name's tag fixes; none without a tag
     fetch: Callable[[], nn.Module] | None = None
 
 

@@ -252,12 +252,11 @@ class BoundFeatures(nn.Module):
     """Base of bound `FeatureTerm` modules.
 
     Attributes:
-        spec: the term's description.
         needs: what it reads.
         student_features: names of what it reads among the student's taps.
     """
 
-    spec: Any
+    spec: Any  # the term's description
 
     def __init__(self, spec: FeatureTerm, context: BindContext) -> None:
         super().__init__()
@@ -287,17 +286,12 @@ class BoundFeatures(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureTerm:
-    """Base of terms that compare features of both networks, tap by tap, with modules of their own.
-
-    Attributes:
-        student_taps: features of the student.
-        teacher_taps: as many of the teacher.
-    """
+    """Base of terms that compare features of both networks, tap by tap, with modules of their own."""
 
     module: ClassVar[type[BoundFeatures]]
     """The class of the bound term."""
-    student_taps: tuple[str, ...]
-    teacher_taps: tuple[str, ...]
+    student_taps: tuple[str, ...]  # features of the student
+    teacher_taps: tuple[str, ...]  # as many of the teacher
 
     def __post_init__(self) -> None:
         paired(self.student_taps, self.teacher_taps)

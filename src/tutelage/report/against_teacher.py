@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tutelage.report.figures import TEACHER, Panel, Style, add_histogram, empty, inert, style
+from tutelage.report.figures import TEACHER, Panel, Style, add_histogram, empty, inert, reach, style
 from tutelage.report.reading import Subject, mean, number, section, teachers
 from tutelage.report.results import rows
 
@@ -169,22 +169,11 @@ def entropy_histogram(found: Sequence[Judged]) -> Panel | None:
         add_histogram(figure, one.edges, shares, one.look, **options)
     if not found:
         return None
-    figure.update_xaxes(hoverformat=".3f", range=[min(one.edges[0] for one in found), _reach(found)])
+    figure.update_xaxes(
+        hoverformat=".3f", range=[min(n.edges[0] for n in found), max(reach(n.edges, n.counts) for n in found)]
+    )
     figure.update_layout(showlegend=True)
     return Panel("entropy-histogram", "Shannon entropy of each sample's distribution.", figure)
-
-
-def _reach(found: Sequence[Judged]) -> float:
-    """Return the edge below which all but a thousandth of the samples of every network lie: the rest is empty paper."""
-    ends = []
-    for one in found:
-        seen, total = 0.0, sum(one.counts)
-        for count, edge in zip(one.counts, one.edges[1:], strict=True):
-            seen += count
-            if seen >= 0.999 * total:
-                ends.append(edge)
-                break
-    return max(ends)
 
 
 def reliability(found: Sequence[Judged]) -> Panel | None:

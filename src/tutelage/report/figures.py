@@ -6,6 +6,7 @@ Every colour goes with a dash and a marker of its own, so that a figure reads in
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +22,11 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure with the words that go below it.
+    """One figure with the words that go below it."""
 
-    Attributes:
-        key: its name in the page.
-        caption: what is shown and how to read it.
-        figure: what plotly draws; its title is inside.
-    """
-
-    key: str
-    caption: str
-    figure: go.Figure
+    key: str  # its name in the page
+    caption: str  # what is shown and how to read it
+    figure: go.Figure  # what plotly draws; its title is inside
 
 
 @dataclass(frozen=True)
@@ -117,6 +112,13 @@ def add_histogram(
         fillcolor=look.veil(0.08),
         **options,
     )
+
+
+def reach(edges: Sequence[float], counts: Sequence[float]) -> float:
+    """Return the edge below which all but a thousandth of a histogram lies: the rest is empty paper."""
+    inside = itertools.accumulate(counts)
+    total = sum(counts)
+    return next((edge for edge, seen in zip(edges[1:], inside, strict=True) if seen >= 0.999 * total), edges[-1])
 
 
 def empty(title: str, across: str, up: str) -> go.Figure:

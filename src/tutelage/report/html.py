@@ -77,33 +77,19 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What stands on a page, from the top.
+    """What stands on a page, from the top."""
 
-    Attributes:
-        kind: of the folder.
-        title: the headline.
-        what: was run, a sentence.
-        result: what came out, a sentence or two.
-        warnings: what is to be known first.
-        tiles: the figures on top.
-        table: the results.
-        selection: which set chose anything.
-        sections: the figures below.
-        list_runs: whether every run has a row of its own.
-        differences: what the runs' manifests do not agree on.
-    """
-
-    kind: str
-    title: str
-    what: str
-    result: str
-    warnings: Sequence[str]
-    tiles: Sequence[Tile]
-    table: Table
-    selection: str
-    sections: Sequence[Section]
-    list_runs: bool
-    differences: Sequence[Difference] = ()
+    kind: str  # of the folder
+    title: str  # the headline
+    what: str  # was run, a sentence
+    result: str  # what came out, a sentence or two
+    warnings: Sequence[str]  # what is to be known first
+    tiles: Sequence[Tile]  # the figures on top
+    table: Table  # the results
+    selection: str  # which set chose anything
+    sections: Sequence[Section]  # the figures below
+    list_runs: bool  # whether every run has a row of its own
+    differences: Sequence[Difference] = ()  # what the runs' manifests do not agree on
 
 
 def write_report(folder: Path | str, *, subject: Subject | None = None, page: Page | None = None) -> Path:

@@ -23,25 +23,15 @@ Points = dict[int, float]
 
 @dataclass(frozen=True)
 class Run:
-    """One run's records.
+    """One run's records."""
 
-    Attributes:
-        folder: where they were read.
-        entry: its name in a comparison; of a single run, its objective's name.
-        seed: none where the records do not say.
-        status: ``"finished"`` only where there is an evaluation to report too.
-        manifest: empty where there is none.
-        epochs: as far as the run came.
-        evaluation: none where the run did not reach it.
-    """
-
-    folder: Path
-    entry: str
-    seed: int | None
-    status: str
-    manifest: Mapping[str, Any]
-    epochs: tuple[records.Epoch, ...]
-    evaluation: Mapping[str, Any] | None
+    folder: Path  # where they were read
+    entry: str  # its name in a comparison; of a single run, its objective's name
+    seed: int | None  # none where the records do not say
+    status: str  # ``"finished"`` only where there is an evaluation to report too
+    manifest: Mapping[str, Any]  # empty where there is none
+    epochs: tuple[records.Epoch, ...]  # as far as the run came
+    evaluation: Mapping[str, Any] | None  # none where the run did not reach it
 
     @property
     def finished(self) -> bool:
@@ -56,25 +46,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about: one run, or a comparison of several.
+    """What a report is about: one run, or a comparison of several."""
 
-    Attributes:
-        folder: where it was read and where its report goes.
-        name: for the headline.
-        runs: in the order of the records.
-        baseline: the entry that gains are measured against.
-        teacher: the teacher's own run, where the comparison trained it.
-        comparison: whether this is a comparison, of however many runs.
-        share_data_seed: whether its seeds share order and views.
-    """
-
-    folder: Path
-    name: str
-    runs: tuple[Run, ...]
-    baseline: str | None = None
-    teacher: Run | None = None
-    comparison: bool = False
-    share_data_seed: bool = False
+    folder: Path  # where it was read and where its report goes
+    name: str  # for the headline
+    runs: tuple[Run, ...]  # in the order of the records
+    baseline: str | None = None  # the entry that gains are measured against
+    teacher: Run | None = None  # the teacher's own run, where the comparison trained it
+    comparison: bool = False  # whether this is a comparison, of however many runs
+    share_data_seed: bool = False  # whether its seeds share order and views
 
     @property
     def entries(self) -> tuple[str, ...]:

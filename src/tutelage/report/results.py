@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that no mean includes.
+    """A run that no mean includes."""
 
-    Attributes:
-        folder: its folder's name.
-        seed: none where the records do not say.
-        status: what the records say of it.
-        epochs: how many it has done.
-    """
-
-    folder: str
-    seed: int | None
-    status: str
-    epochs: int
+    folder: str  # its folder's name
+    seed: int | None  # none where the records do not say
+    status: str  # what the records say of it
+    epochs: int  # how many it has done
 
     def __str__(self) -> str:
         """Write it for people."""
@@ -42,42 +35,24 @@ class Result:
     """One objective's runs, or the teacher. Accuracies and agreement are fractions, means over ``n`` runs.
 
     A mean is none where one of the runs lacks the number, or the runs were evaluated on different sets.
-
-    Attributes:
-        name: the entry's name, or the teacher's.
-        role: what the row is in the comparison.
-        set: the set that the figures were taken on.
-        n: finished runs; for the teacher, different teachers.
-        accuracy: of the last epoch.
-        std: sample standard deviation (n - 1) of the accuracy; none for one run.
-        values: each run's accuracy.
-        gain: over the baseline's mean, in percentage points; none for the baseline and the teacher.
-        best: accuracy of the epoch that selection would take, on ``best_set``.
-        best_set: the set that selected it; ``"test"`` makes the figure optimistic.
-        agreement: with the teacher.
-        entropy: of the network's distribution, nats.
-        kl_to_teacher: KL(p || q) at temperature 1, nats.
-        ece: expected calibration error, a fraction.
-        unfinished: the entry's runs that are not in the means.
-        share_data_seed: the runs share order and views, and differ in their initialisation alone.
     """
 
-    name: str
-    role: Literal["teacher", "baseline", "student"]
-    set: str | None = None
-    n: int = 0
-    accuracy: float | None = None
-    std: float | None = None
-    values: tuple[float | None, ...] = ()
-    gain: float | None = None
-    best: float | None = None
-    best_set: str | None = None
-    agreement: float | None = None
-    entropy: float | None = None
-    kl_to_teacher: float | None = None
-    ece: float | None = None
-    unfinished: tuple[Unfinished, ...] = ()
-    share_data_seed: bool = False
+    name: str  # the entry's name, or the teacher's
+    role: Literal["teacher", "baseline", "student"]  # what the row is in the comparison
+    set: str | None = None  # the set that the figures were taken on
+    n: int = 0  # finished runs; for the teacher, different teachers
+    accuracy: float | None = None  # of the last epoch
+    std: float | None = None  # sample standard deviation (n - 1) of the accuracy; none for one run
+    values: tuple[float | None, ...] = ()  # each run's accuracy
+    gain: float | None = None  # over the baseline's mean, in percentage points; none for the baseline and the teacher
+    best: float | None = None  # accuracy of the epoch that selection would take, on ``best_set``
+    best_set: str | None = None  # the set that selected it; ``"test"`` makes the figure optimistic
+    agreement: float | None = None  # with the teacher
+    entropy: float | None = None  # of the network's distribution, nats
+    kl_to_teacher: float | None = None  # KL(p || q) at temperature 1, nats
+    ece: float | None = None  # expected calibration error, a fraction
+    unfinished: tuple[Unfinished, ...] = ()  # the entry's runs that are not in the means
+    share_data_seed: bool = False  # the runs share order and views, and differ in their initialisation alone
 
 
 def rows(folder: Path | str | Subject) -> list[Result]:

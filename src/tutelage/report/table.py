@@ -17,38 +17,24 @@ MISSING = "–"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a table.
+    """One row of a table."""
 
-    Attributes:
-        cells: under the table's headings.
-        short: the cells on a terminal, where they are shorter there.
-        kind: its class in HTML; a ``"teacher"`` is dim on a terminal.
-        exact: its unrounded numbers, as the names and values of HTML's data attributes.
-        link: where the first cell leads in HTML; empty for nowhere.
-    """
-
-    cells: Sequence[str]
-    short: Sequence[str] | None = None
-    kind: str = ""
+    cells: Sequence[str]  # under the table's headings
+    short: Sequence[str] | None = None  # the cells on a terminal, where they are shorter there
+    kind: str = ""  # its class in HTML; a ``"teacher"`` is dim on a terminal
+    # its unrounded numbers, as the names and values of HTML's data attributes
     exact: Mapping[str, str] = field(default_factory=dict)
-    link: str = ""
+    link: str = ""  # where the first cell leads in HTML; empty for nowhere
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Headings, rows, and the notes below them. The first column names the row and is aligned left, the others right.
+    """Headings, rows, and notes below them; the first column names the row and is aligned left, the others right."""
 
-    Attributes:
-        headings: of the columns.
-        rows: top to bottom.
-        notes: what the figures are, a sentence or two each.
-        wrapped: columns whose cells may break on a terminal.
-    """
-
-    headings: Sequence[str]
-    rows: Sequence[Row]
-    notes: Sequence[str] = ()
-    wrapped: Sequence[int] = ()
+    headings: Sequence[str]  # of the columns
+    rows: Sequence[Row]  # top to bottom
+    notes: Sequence[str] = ()  # what the figures are, a sentence or two each
+    wrapped: Sequence[int] = ()  # columns whose cells may break on a terminal
 
     def text(self) -> str:
         """Return it as plain text with its notes below."""

@@ -1,6 +1,6 @@
 """Figures 1 to 4 of the paper of TTM (arXiv:2402.11148), from a study's records alone.
 
-`draw` writes them for print, `panels` returns them for the report, `statements` says what they show.
+`draw` writes them for print, and `panels` returns them for the report.
 """
 
 from __future__ import annotations
@@ -51,27 +51,7 @@ def draw(folder: Path | str) -> list[Path]:
     return written
 
 
-def statements(folder: Path | str) -> list[str]:
-    """Say what each figure of a study shows, and whether it is what the paper shows.
-
-    Raises:
-        FileNotFoundError: the folder holds no study.
-        ValueError: the study asks for a figure that does not exist, or a record is not JSON.
-    """
-    return [said for picture in pictures(read_study(Path(folder))) for said in picture.statements]
-
-
-def panels(folder: Path | str) -> list[Panel]:
-    """Return a study's figures for the report, one for each pair of networks.
-
-    Raises:
-        FileNotFoundError: the folder holds no study.
-        ValueError: the study asks for a figure that does not exist, or a record is not JSON.
-    """
-    return panels_of(pictures(read_study(Path(folder))))
-
-
-def panels_of(drawn: Sequence[Picture]) -> list[Panel]:
+def panels(drawn: Sequence[Picture]) -> list[Panel]:
     """Return figures for the report, one for each of their panels."""
     return [_panel(picture, plot, at) for picture in drawn for at, plot in enumerate(picture.plots)]
 

@@ -70,7 +70,7 @@ Judge = Callable[[Readings, str, Sequence[Last]], str]
 
 def _by_epoch(readings: Readings, methods: Sequence[Method], key: str, met: Gathered, judge: Judge) -> tuple[Plot, ...]:
     plots = []
-    for pair in readings.pairs:
+    for pair in readings.subjects:
         found = [Last(method, line) for method in methods if (line := _line(readings, pair, method, key, met))]
         if found:
             said = f"{pair}: {judge(readings, pair, found)}"
@@ -203,7 +203,7 @@ def _divergence_order(readings: Readings, pair: str, found: Sequence[Last]) -> s
 
 def _matched(readings: Readings) -> str:
     """Say what is easily overlooked where TTM's beta is matched to KD's lambda."""
-    for pair in readings.pairs:
+    for pair in readings.subjects:
         for kd in (one for one in readings.methods.values() if one.kind == "kd"):
             for ttm in (one for one in readings.methods.values() if one.kind == "ttm"):
                 of_kd, of_ttm = readings.of(pair, kd.name), readings.of(pair, ttm.name)

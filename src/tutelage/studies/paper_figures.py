@@ -25,7 +25,7 @@ def histogram(readings: Readings) -> Picture:
     plots = []
     sets: dict[str, None] = {}
     uneven = False
-    for pair in readings.pairs:
+    for pair in readings.subjects:
         piles: list[tuple[Method, Pile]] = []
         for method in methods:
             for run in readings.of(pair, method.name, finished=False):

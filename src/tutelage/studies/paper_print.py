@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
 from typing import TYPE_CHECKING, Any
 
-from tutelage.report.figures import Style
-from tutelage.studies.paper_values import REFERENCE, Line, Picture, Pile, Plot
+import numpy as np
+
+from tutelage.report.figures import Style, reach
+from tutelage.studies.paper_values import REFERENCE, Line, Picture, Plot
 from tutelage.studies.print_style import GREY, INK, SIZES, encode, style
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 COLUMNS = 3
-WIDTHS = {1: 5.2, 2: 3.4, 3: 2.75}
+WIDTHS = {1: 6.0, 2: 4.1, 3: 3.4}
 """Of a panel by the number of columns, inches."""
-LEFT, RIGHT, GAP = 0.68, 0.16, 0.62
-TOP, HEADING, FOOT = 0.36, 0.27, 0.5
-LEGEND_LINE, CAPTION_LINE, SAMPLE = 0.2, 0.155, 0.52
-PILE, PILE_HEADING = 0.8, 0.34
+PILE = 1.15
+"""Height of a histogram, inches."""
+LEFT, RIGHT, TOP, BOTTOM = 0.65, 0.15, 0.3, 0.5
+"""Margins of a panel, inches. Fixed, as a layout that is solved for differs in the last digit from run to run."""
+LETTER = 0.58
+"""Width of a letter, as a share of its size, on average."""
 DASHES: dict[str, Any] = {
     "solid": "-",
     "dash": (0, (5, 2)),
@@ -36,167 +40,75 @@ MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x"
 """Plotly's names of `tutelage.report.figures` in matplotlib's words."""
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A figure under construction; places are inches from the upper left corner."""
-
-    plt: ModuleType
-    figure: Figure
-    width: float
-    height: float
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add a panel."""
-        place = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(place)
-
-    def write(self, left: float, top: float, words: str, size: str, **options: Any) -> None:
-        """Add a text whose upper left corner is there."""
-        options = {"ha": "left", "va": "top", **options}
-        self.figure.text(left / self.width, 1 - top / self.height, words, fontsize=SIZES[size], **options)
-
-
 def paint(picture: Picture) -> tuple[bytes, bytes]:
-    """Return a figure as SVG and as PNG.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Return a figure as SVG and as PNG."""
     with style() as plt:
         figure = _figure(plt, picture)
         return encode(figure, "svg"), encode(figure, "png")
 
 
 def _figure(plt: ModuleType, picture: Picture) -> Figure:
+    """Lay a figure out: its panels row by row, then the legend of all, then the caption."""
     columns = 2 if len(picture.plots) == 4 else min(COLUMNS, len(picture.plots))
-    across = WIDTHS[columns]
-    width = LEFT + columns * across + (columns - 1) * GAP + RIGHT
-    piles = max((len(plot.piles) for plot in picture.plots), default=0)
-    tall = piles * (PILE + PILE_HEADING) if piles else (2.9 if columns < COLUMNS else 2.2)
-    cell = HEADING + tall + FOOT
     rows = math.ceil(len(picture.plots) / columns)
-    measure = _Measure(plt)
-    shared = _keys(picture) if picture.kind in ("entropy", "divergence") else []
-    legend = measure.rows([label for label, _ in shared], width - LEFT - RIGHT)
-    caption = measure.wrapped(picture.caption, width - 2 * RIGHT)
-    body = TOP + rows * cell
-    height = body + len(legend) * LEGEND_LINE + 0.1 + len(caption) * CAPTION_LINE + 0.12
-    figure = plt.figure.Figure(figsize=(width, height), facecolor="white")
-    sheet = Sheet(plt, figure, width, height)
-    sheet.write(RIGHT, 0.12, picture.title, "title", fontweight="bold")
+    width = columns * WIDTHS[columns]
+    piles = max(len(plot.piles) for plot in picture.plots)
+    tall = 1.1 + piles * PILE if piles else (3.6 if columns < COLUMNS else 2.9)
+    looks = _looks(picture) if picture.kind in ("entropy", "divergence") else {}
+    widest = max(map(len, looks), default=0) * LETTER * SIZES["legend"] / 72
+    entries = max(1, int(width / (0.8 + widest)))
+    caption = textwrap.wrap(picture.caption, round(width * 72 / (LETTER * SIZES["caption"])))
+    heights = [0.35, *[tall] * rows, 0.22 * math.ceil(len(looks) / entries) + 0.05, 0.16 * len(caption) + 0.1]
+    figure = plt.figure.Figure(figsize=(width, sum(heights)), facecolor="white")
+    title, *panels, legend, below = figure.subfigures(len(heights), 1, height_ratios=heights)
+    title.text(0.1 / width, 0.4, picture.title, fontsize=SIZES["title"], fontweight="bold", va="center")
     for at, plot in enumerate(picture.plots):
         row, column = divmod(at, columns)
-        left, top = LEFT + column * (across + GAP), TOP + row * cell
-        heading = measure.shortened(plot.name, across, "heading")
-        sheet.write(left, top + 0.02, heading, "heading")
+        panel = panels[row] if columns == 1 else panels[row].subfigures(1, columns)[column]
+        left, right = LEFT / WIDTHS[columns], 1 - RIGHT / WIDTHS[columns]
+        top = TOP + 0.25 if piles else TOP
+        panel.subplots_adjust(left, BOTTOM / tall, right, 1 - top / tall, hspace=0.35)
+        name = _shortened(plot.name, WIDTHS[columns] - LEFT - RIGHT, "heading")
+        panel.text(left, 1 - 0.15 / tall, name, fontsize=SIZES["heading"], va="center")
+        panel.supxlabel(picture.across, fontsize=SIZES["axis"], x=(left + right) / 2, y=0.12 / tall)
+        panel.supylabel("" if column else picture.up, fontsize=SIZES["axis"], y=(1 + (BOTTOM - top) / tall) / 2)
         if plot.piles:
-            _piles(sheet, picture, plot, left, top + HEADING - PILE_HEADING / 3, across, measure, first=column == 0)
+            _piles(plt, panel, plot, WIDTHS[columns] - LEFT - RIGHT)
+        elif picture.kind == "mappings":
+            _functions(panel.subplots(), plot, direct=at == 1)
         else:
-            axes = sheet.axes(left, top + HEADING, across, tall)
-            axes.set_xlabel(picture.across)
-            if column == 0:
-                axes.set_ylabel(picture.up)
-            _functions(axes, plot, direct=at == 1) if picture.kind == "mappings" else _curves(plt, axes, plot)
-    _legend(sheet, legend, dict(shared), body, measure)
-    for at, words in enumerate(caption):
-        sheet.write(
-            RIGHT, body + len(legend) * LEGEND_LINE + 0.1 + at * CAPTION_LINE, words, "caption", color="#444444"
+            _curves(plt, panel.subplots(), plot)
+    if looks:
+        handles = [plt.lines.Line2D([], [], **_key(look)) for look in looks.values()]
+        labels = [_shortened(label, width - 1, "legend") for label in looks]
+        legend.legend(
+            handles, labels, loc="center left", ncols=entries, frameon=False, handlelength=3, fontsize=SIZES["legend"]
         )
+    for at, line in enumerate(caption):
+        place = {"x": 0.1 / width, "y": 1 - 0.16 * at / heights[-1], "va": "top"}
+        below.text(s=line, fontsize=SIZES["caption"], color="#444444", **place)
     return figure
 
 
-class _Measure:
-    """How wide words are, inches."""
-
-    def __init__(self, plt: ModuleType) -> None:
-        self.path = plt.textpath.TextPath
-        self.known: dict[tuple[str, str], float] = {}
-
-    def width(self, words: str, size: str) -> float:
-        """Of one line."""
-        key = (words, size)
-        if key not in self.known:
-            self.known[key] = (
-                self.path((0, 0), words, size=SIZES[size]).get_extents().width / 72 if words.strip() else 0
-            )
-        return self.known[key]
-
-    def shortened(self, words: str, room: float, size: str) -> str:
-        """Cut words off where they do not fit."""
-        if self.width(words, size) <= room:
-            return words
-        fits, over = 0, len(words)
-        while over - fits > 1:
-            half = (fits + over) // 2
-            fits, over = (half, over) if self.width(f"{words[:half].rstrip()}…", size) <= room else (fits, half)
-        return f"{words[:fits].rstrip()}…"
-
-    def wrapped(self, words: str, room: float) -> list[str]:
-        """Break the caption into lines."""
-        lines: list[str] = []
-        blank = self.width("n n", "caption") - 2 * self.width("n", "caption")
-        used = 0.0
-        for word in words.split():
-            shown = self.shortened(word, room, "caption")
-            wide = self.width(shown, "caption")
-            if lines and used + blank + wide <= room:
-                lines[-1] += f" {shown}"
-                used += blank + wide
-            else:
-                lines.append(shown)
-                used = wide
-        return lines
-
-    def rows(self, labels: Sequence[str], room: float) -> list[list[str]]:
-        """Break a legend into rows."""
-        rows: list[list[str]] = []
-        used = 0.0
-        for label in labels:
-            wide = self.entry(label)
-            if rows and used + wide <= room:
-                rows[-1].append(label)
-                used += wide
-            else:
-                rows.append([label])
-                used = wide
-        return rows
-
-    def entry(self, label: str) -> float:
-        """Of a legend's entry with its sample of the line."""
-        return SAMPLE + 0.07 + self.width(label, "legend") + 0.24
+def _shortened(name: str, inches: float, size: str) -> str:
+    """Cut a name off where a line of so many inches is full; letters of other scripts are up to twice as wide."""
+    most = int(inches * 72 / (LETTER * SIZES[size]))
+    widths = itertools.accumulate(1 if ord(letter) < 0x1100 else 2 for letter in name)
+    fits = sum(width <= most for width in widths)
+    return name if fits == len(name) else f"{name[: fits - 1].rstrip()}…"
 
 
-Key = tuple[str, Style | None]
-
-
-def _keys(picture: Picture) -> list[Key]:
+def _looks(picture: Picture) -> dict[str, Style | None]:
     """Return the legend's entries: each method once, and what an unfinished run looks like."""
     lines = [line for plot in picture.plots for line in plot.lines]
-    found: list[Key] = list({line.label: line.look for line in lines}.items())
-    return [*found, ("not finished", None)] if any(line.loose for line in lines) else found
+    looks: dict[str, Style | None] = {line.label: line.look for line in lines}
+    return looks | {"not finished": None} if any(line.loose for line in lines) else looks
 
 
-def _legend(
-    sheet: Sheet, rows: Sequence[Sequence[str]], looks: dict[str, Style | None], top: float, measure: _Measure
-) -> None:
-    room = sheet.width - LEFT - RIGHT - SAMPLE - 0.07
-    for at, labels in enumerate(rows):
-        left, middle = LEFT, top + (at + 0.35) * LEGEND_LINE
-        for label in labels:
-            axes = sheet.axes(left, middle - 0.08, SAMPLE, 0.16)
-            axes.set_axis_off()
-            axes.set_xlim(0, 1)
-            axes.set_ylim(-1, 1)
-            look = looks[label]
-            if look is None:
-                axes.plot([0, 0.9], [0, 0], color=GREY, linewidth=0.8)
-                axes.plot([0.9], [0], color=GREY, marker="x", markersize=5, clip_on=False)
-            else:
-                axes.plot([0, 1], [0, 0], color=look.colour, linestyle=DASHES[look.dash])
-                axes.plot([0.5], [0], **_marker(look))
-            shown = measure.shortened(label, room, "legend")
-            sheet.write(left + SAMPLE + 0.07, middle, shown, "legend", va="center_baseline")
-            left += measure.entry(label)
+def _key(look: Style | None) -> dict[str, Any]:
+    if look is None:
+        return {"color": GREY, "linewidth": 0.8, "marker": "x", "markersize": 5}
+    return {"linestyle": DASHES[look.dash], **_marker(look)}
 
 
 def _marker(look: Style) -> dict[str, Any]:
@@ -257,39 +169,17 @@ def _functions(axes: Axes, plot: Plot, *, direct: bool) -> None:
         )
 
 
-def _piles(
-    sheet: Sheet, picture: Picture, plot: Plot, left: float, top: float, width: float, measure: _Measure, *, first: bool
-) -> None:
-    reach = _reach(plot.piles)
-    for at, pile in enumerate(plot.piles):
-        above = top + at * (PILE + PILE_HEADING)
-        words = measure.shortened(f"{pile.label}: mean {pile.mean:.2f} nats, n = {pile.n}", width, "tick")
-        sheet.write(left, above + PILE_HEADING - 0.06, words, "tick", va="baseline")
-        axes = sheet.axes(left, above + PILE_HEADING, width, PILE)
+def _piles(plt: ModuleType, panel: SubFigure, plot: Plot, width: float) -> None:
+    every = panel.subplots(len(plot.piles), sharex=True, squeeze=False)[:, 0]
+    for axes, pile in zip(every, plot.piles, strict=True):
+        words = f"{pile.label}: mean {pile.mean:.2f} nats, n = {pile.n}"
+        axes.set_title(_shortened(words, width, "tick"), fontsize=SIZES["tick"], loc="left")
         axes.stairs(pile.density, pile.edges, fill=True, color=pile.look.colour, alpha=0.3)
         axes.stairs(pile.density, pile.edges, color=pile.look.colour, linewidth=1.1)
         if plot.level is not None:
             axes.axvline(plot.level, color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
         axes.axvline(pile.mean, color=pile.look.colour, linewidth=1.6)
-        axes.set_xlim(pile.edges[0], reach)
         axes.set_ylim(0, 1.08 * max(pile.density))
-        axes.yaxis.set_major_locator(sheet.plt.ticker.MaxNLocator(3))
-        axes.tick_params(labelbottom=at == len(plot.piles) - 1)
-        if at == len(plot.piles) - 1:
-            axes.set_xlabel(picture.across)
-    if first:
-        middle = top + len(plot.piles) * (PILE + PILE_HEADING) / 2
-        sheet.write(0.12, middle, picture.up, "axis", rotation=90, va="center")
-
-
-def _reach(piles: Sequence[Pile]) -> float:
-    """Return the edge below which all but a thousandth of every pile lies: the rest is empty paper."""
-    ends = []
-    for pile in piles:
-        seen = 0.0
-        for low, high, density in zip(pile.edges, pile.edges[1:], pile.density, strict=False):
-            seen += density * (high - low)
-            if seen >= 0.999:
-                ends.append(high)
-                break
-    return max(ends, default=piles[0].edges[-1])
+        axes.yaxis.set_major_locator(plt.ticker.MaxNLocator(3))
+    ends = [reach(pile.edges, (np.array(pile.density) * np.diff(pile.edges)).tolist()) for pile in plot.piles]
+    every[0].set_xlim(plot.piles[0].edges[0], max(ends))

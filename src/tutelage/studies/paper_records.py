@@ -7,72 +7,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tutelage import records
 from tutelage.report.figures import Style, style
-from tutelage.report.reading import Run, mapping, number, parts, read_run, section, stages
+from tutelage.report.reading import Run, Subject, number, parts, section, stages
 from tutelage.report.reading import text as string
+from tutelage.studies import study_table
 
 
 @dataclass(frozen=True)
 class Method:
-    """What the runs under one name of a study have in common.
+    """What the runs under one name of a study have in common."""
 
-    Attributes:
-        name: in the study.
-        kind: ``ce``, ``ls`` (label smoothing), ``kd``, ``ttm``, ``wttm``; none for anything else.
-        supervised: whether a cross-entropy term takes part; none where that is not recorded.
-        level: the share of label smoothing, KD's temperature, or gamma; none where the runs differ in it.
-        label: for people, different from every other method's.
-        look: the same in all figures.
-    """
-
-    name: str
-    kind: str | None
-    supervised: bool | None
-    level: float | None
-    label: str
-    look: Style
+    name: str  # in the study
+    kind: str | None  # ``ce``, ``ls`` (label smoothing), ``kd``, ``ttm``, ``wttm``; none for anything else
+    supervised: bool | None  # whether a cross-entropy term takes part; none where that is not recorded
+    level: float | None  # the share of label smoothing, KD's temperature, or gamma; none where the runs differ in it
+    label: str  # for people, different from every other method's
+    look: Style  # the same in all figures
 
     def is_kd_at(self, temperature: float) -> bool:
         """Whether it is KD at a temperature."""
         return self.kind == "kd" and self.level is not None and math.isclose(self.level, temperature)
 
 
-class StudyRun(NamedTuple):
-    """A run with its place in the study."""
-
-    pair: str
-    method: str
-    run: Run
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Readings:
-    """A study's records.
+    """A study's records."""
 
-    Attributes:
-        title: of the study.
-        kinds: the figures that it asks for.
-        pairs: in the study's order.
-        methods: by name, those that have runs.
-        runs: every run.
-        departures: how it was run otherwise than published.
-    """
-
-    title: str
-    kinds: tuple[str, ...]
-    pairs: tuple[str, ...]
-    methods: Mapping[str, Method]
-    runs: tuple[StudyRun, ...]
-    departures: tuple[str, ...] = ()
+    title: str  # of the study
+    kinds: Sequence[str]  # the figures that it asks for
+    subjects: Mapping[str, Subject]  # its runs by pair, in the study's order
+    methods: Mapping[str, Method]  # by name, those that have runs
+    departures: Sequence[str]  # how it was run otherwise than published
 
     def of(self, pair: str, method: str, *, finished: bool = True) -> tuple[Run, ...]:
         """Return a method's finished runs on a pair, or those that are not."""
-        return tuple(r for p, m, r in self.runs if p == pair and m == method and r.finished == finished)
+        return self.subjects[pair].of(method, finished=finished)
 
 
 @dataclass
@@ -134,35 +107,19 @@ def _range(lengths: set[int]) -> str:
     return f"{most} {_plural(most, 'epoch')}" if least == most else f"{least} to {most} epochs"
 
 
-def read_study(folder: Path) -> Readings:
-    """Read a study's folder with the runs that it names; what is missing of a run is left empty.
-
-    Raises:
-        FileNotFoundError: the folder holds no study.
-        ValueError: a record is not JSON of the right kind.
-    """
-    study = mapping(folder / records.STUDY)
-    if study is None:
-        raise FileNotFoundError(
-            f"folder: expected a study's folder, with {records.STUDY} in it, got {str(folder)!r}; "
-            "type the folder that `tutelage study` printed"
-        )
-    runs = []
-    for cell in study.get("cells") or ():
-        seed = cell.get("seed")
-        pair, name = printable(cell.get("pair", "")), printable(cell.get("method", ""))
-        run = read_run(folder / str(cell.get("folder", "")), entry=name, seed=seed if isinstance(seed, int) else None)
-        runs.append(StudyRun(pair, name, run))
-    pairs = dict.fromkeys([*map(printable, study.get("pairs") or ()), *(pair for pair, _, _ in runs)])
-    named = dict.fromkeys([*map(printable, study.get("methods") or ()), *(name for _, name, _ in runs)])
-    present = {name for _, name, _ in runs}
+def read_study(folder: Path, subjects: Mapping[str, Subject] | None = None) -> Readings:
+    """Read a study's folder, and its runs unless they were read already; what is missing of a run is left empty."""
+    study = study_table.read_study(folder)
+    subjects = study_table.subjects(folder) if subjects is None else subjects
+    runs: dict[str, list[Run]] = {name: [] for name in study["methods"]}
+    for run in (run for subject in subjects.values() for run in subject.runs):
+        runs.setdefault(run.entry, []).append(run)
     return Readings(
-        title=printable(string(study.get("title")) or string(study.get("name")) or folder.resolve().name),
-        kinds=tuple(map(str, study.get("figures") or ())),
-        pairs=tuple(pairs),
-        methods=_methods({n: [r for _, m, r in runs if m == n] for n in named if n in present}),
-        runs=tuple(runs),
-        departures=tuple(map(str, study.get("departures") or ())),
+        title=printable(study["title"] or study["name"]),
+        kinds=study["figures"],
+        subjects={printable(pair): subject for pair, subject in subjects.items()},
+        methods=_methods({name: those for name, those in runs.items() if those}),
+        departures=study["departures"],
     )
 
 
@@ -172,32 +129,32 @@ def printable(name: object) -> str:
 
 
 def _methods(runs: Mapping[str, Sequence[Run]]) -> dict[str, Method]:
-    found = [_method(name, own, style(place)) for place, (name, own) in enumerate(runs.items())]
-    labels = [method.label for method in found]
+    methods = [_method(name, those, style(at)) for at, (name, those) in enumerate(runs.items())]
+    labels = [method.label for method in methods]
     return {
-        one.name: one
-        if labels.count(one.label) == 1
-        else Method(one.name, one.kind, one.supervised, one.level, f"{one.label} ({one.name})", one.look)
-        for one in found
+        method.name: method
+        if labels.count(method.label) == 1
+        else replace(method, label=f"{method.label} ({printable(method.name)})")
+        for method in methods
     }
 
 
 def _method(name: str, runs: Sequence[Run], look: Style) -> Method:
     """Tell by the recorded objectives which method it is."""
-    told = [run for run in runs if run.manifest.get("objective")]
-    kinds = {_kind(presets(run)) for run in told}
+    described = [run for run in runs if run.manifest.get("objective")]
+    kinds = {_kind(presets(run)) for run in described}
     kind = kinds.pop() if len(kinds) == 1 else None
     argument = {"ls": "label_smoothing", "kd": "temperature", "ttm": "gamma", "wttm": "gamma"}.get(kind or "", "")
-    levels = {number(args.get(argument)) for run in told for args in presets(run).values() if argument in args}
+    levels = {number(args.get(argument)) for run in described for args in presets(run).values() if argument in args}
     level = levels.pop() if len(levels) == 1 else None
-    supervised = {bool(terms(run).get("ce")) for run in told if terms(run)}
+    supervised = {bool(terms(run).get("ce")) for run in described if terms(run)}
     with_labels = supervised.pop() if len(supervised) == 1 else None
     return Method(name, kind, with_labels, level, _label(name, kind, level, with_labels), look)
 
 
 def _label(name: str, kind: str | None, level: float | None, supervised: bool | None) -> str:
     if kind is None:
-        return name
+        return printable(name)
     if kind == "ce":
         return "cross-entropy"
     if kind == "ls":

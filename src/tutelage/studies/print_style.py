@@ -81,6 +81,7 @@ def _load() -> ModuleType:
         import matplotlib.backends.backend_svg
         import matplotlib.figure
         import matplotlib.font_manager
+        import matplotlib.lines
         import matplotlib.style
         import matplotlib.textpath
         import matplotlib.ticker

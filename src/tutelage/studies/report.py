@@ -43,8 +43,8 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
     if tested:
         within = f"{sum(abs(row.z or 0) <= 2 for row in tested)} of {len(tested)}"
         tiles.append(Tile("Within two standard errors", within, "", "means that can be tested"))
-    drawn = pictures(read_study(folder))
-    panels = paper.panels_of(drawn)
+    drawn = pictures(read_study(folder, subjects))
+    panels = paper.panels(drawn)
     said = " ".join(said for picture in drawn for said in picture.statements)
     count = "1 pair" if len(subjects) == 1 else f"{len(subjects)} pairs"
     warned = study.warning(table)

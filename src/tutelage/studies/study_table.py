@@ -26,76 +26,44 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one pair, or the pair's teacher. Accuracies are in percent, differences in percentage points.
+    """One method on one pair, or the pair's teacher. Accuracies are in percent, differences in percentage points."""
 
-    Attributes:
-        pair: as the study calls it.
-        method: as the study calls it; ``teacher`` for the teacher.
-        role: what the row is of.
-        n: finished runs, for the teacher different teachers.
-        accuracy: mean of the last epoch's test accuracy over the n runs; none where one of them lacks it.
-        std: sample standard deviation (n - 1); none for one run.
-        values: each run's accuracy.
-        best: mean accuracy of the epoch that selection would take, on ``best_set``.
-        best_set: the set that selected it; ``"test"`` makes the figure optimistic.
-        published: the published mean.
-        published_std: its standard deviation, where the source gives one.
-        published_n: the runs it is over, where the source says.
-        difference: accuracy less the published mean.
-        z: the difference over ``sqrt(std**2 / n + published_std**2 / published_n)``.
-        untested: why there is no z though there is a difference.
-        status: why there is no accuracy.
-        unfinished: the runs that are in no mean.
-        step_ms: milliseconds of a training step, evaluation left out: mean over runs of the median over epochs.
-        memory_mb: peak memory while training, mean over runs, in 1e6 bytes.
-        costs_of: the method that the last two are held against.
-        step_ratio: ``step_ms`` over that method's.
-        memory_ratio: ``memory_mb`` over that method's.
-    """
-
-    pair: str
-    method: str
-    role: Literal["teacher", "student"]
-    n: int = 0
+    pair: str  # as the study calls it
+    method: str  # as the study calls it; ``teacher`` for the teacher
+    role: Literal["teacher", "student"]  # what the row is of
+    n: int = 0  # finished runs, for the teacher different teachers
+    # mean of the last epoch's test accuracy over the n runs; none where one of them lacks it
     accuracy: float | None = None
-    std: float | None = None
-    values: tuple[float | None, ...] = ()
-    best: float | None = None
-    best_set: str | None = None
-    published: float | None = None
-    published_std: float | None = None
-    published_n: int | None = None
-    difference: float | None = None
-    z: float | None = None
-    untested: str | None = None
-    status: str | None = None
-    unfinished: tuple[Unfinished, ...] = ()
+    std: float | None = None  # sample standard deviation (n - 1); none for one run
+    values: tuple[float | None, ...] = ()  # each run's accuracy
+    best: float | None = None  # mean accuracy of the epoch that selection would take, on ``best_set``
+    best_set: str | None = None  # the set that selected it; ``"test"`` makes the figure optimistic
+    published: float | None = None  # the published mean
+    published_std: float | None = None  # its standard deviation, where the source gives one
+    published_n: int | None = None  # the runs it is over, where the source says
+    difference: float | None = None  # accuracy less the published mean
+    z: float | None = None  # the difference over ``sqrt(std**2 / n + published_std**2 / published_n)``
+    untested: str | None = None  # why there is no z though there is a difference
+    status: str | None = None  # why there is no accuracy
+    unfinished: tuple[Unfinished, ...] = ()  # the runs that are in no mean
+    # milliseconds of a training step, evaluation left out: mean over runs of the median over epochs
     step_ms: float | None = None
-    memory_mb: float | None = None
-    costs_of: str | None = None
-    step_ratio: float | None = None
-    memory_ratio: float | None = None
+    memory_mb: float | None = None  # peak memory while training, mean over runs, in 1e6 bytes
+    costs_of: str | None = None  # the method that the last two are held against
+    step_ratio: float | None = None  # ``step_ms`` over that method's
+    memory_ratio: float | None = None  # ``memory_mb`` over that method's
 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """A study's table.
+    """A study's table."""
 
-    Attributes:
-        name: the study's.
-        title: what it is about.
-        source: where the published values stand.
-        departures: how it was run otherwise than published.
-        notes: what the study's author adds.
-        rows: pair by pair, the teacher first.
-    """
-
-    name: str
-    title: str
-    source: str
-    departures: tuple[str, ...]
-    notes: tuple[str, ...]
-    rows: tuple[Row, ...]
+    name: str  # the study's
+    title: str  # what it is about
+    source: str  # where the published values stand
+    departures: tuple[str, ...]  # how it was run otherwise than published
+    notes: tuple[str, ...]  # what the study's author adds
+    rows: tuple[Row, ...]  # pair by pair, the teacher first
 
     @property
     def pairs(self) -> dict[str, list[Row]]:
@@ -119,7 +87,7 @@ def is_study(folder: Path | str) -> bool:
 def subjects(folder: Path | str) -> dict[str, Subject]:
     """Read the runs of a study, a subject for each pair; its entries are methods."""
     folder = Path(folder)
-    study = _study(folder)
+    study = read_study(folder)
     found = {}
     for pair in study["pairs"]:
         own = [cell for cell in study["cells"] if cell["pair"] == pair]
@@ -134,11 +102,12 @@ def subjects(folder: Path | str) -> dict[str, Subject]:
     return found
 
 
-def _study(folder: Path) -> records.Study:
+def read_study(folder: Path) -> records.Study:
+    """Read a study's own record; keys that an older one lacks are empty."""
     value = mapping(folder / records.STUDY)
     if value is None:
         raise FileNotFoundError(
-            f"`folder` must be a study's, with {records.STUDY} in it, got {str(folder)!r}; "
+            f"folder: expected a study's folder, with {records.STUDY} in it, got {str(folder)!r}; "
             "type the folder that `tutelage study` printed"
         )
     empty = records.Study(
@@ -169,7 +138,7 @@ def read_table(folder: Path | str, found: Mapping[str, Subject] | None = None) -
         FileNotFoundError: the folder is no study's.
         ValueError: a record is not JSON.
     """
-    study = _study(Path(folder))
+    study = read_study(Path(folder))
     found = subjects(folder) if found is None else found
     published = {(value["pair"], value["method"]): value for value in study["published"]}
     rows = []

@@ -38,20 +38,14 @@ class TeacherCacheError(ValueError):
 class TopK:
     """What is kept of logits.
 
-    Attributes:
-        kept: classes kept per sample, k.
-        classes: of the logits, K.
-        gammas: exponents of the tail's power sums, rising.
-        bound: on both mean errors of a chunk, at the exponents that are needed.
-
     Raises:
         TeacherCacheError: a number is out of range.
     """
 
-    kept: int
-    classes: int
-    gammas: tuple[float, ...] = GAMMAS
-    bound: float = BOUND
+    kept: int  # classes kept per sample, k
+    classes: int  # of the logits, K
+    gammas: tuple[float, ...] = GAMMAS  # exponents of the tail's power sums, rising
+    bound: float = BOUND  # on both mean errors of a chunk, at the exponents that are needed
 
     def __post_init__(self) -> None:
         if not 1 <= self.kept < self.classes:

@@ -19,25 +19,16 @@ class Builder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One network of a table.
+    """One network of a table."""
 
-    Attributes:
-        name: without the source's prefix.
-        build: makes it.
-        parameters: their number at 100 classes and 3 channels.
-        stages: places of its stages, after their activation, and last the pooled embedding; see `Card`.
-        stage_inputs: the same before their activation. The benchmark's first feature is activated on both lists.
-        head: name of the linear layer that gives the logits.
-        paper: what describes it.
-    """
-
-    name: str
-    build: Builder
-    parameters: int
-    stages: tuple[str, ...]
+    name: str  # without the source's prefix
+    build: Builder  # makes it
+    parameters: int  # their number at 100 classes and 3 channels
+    stages: tuple[str, ...]  # places of its stages, after their activation, and last the pooled embedding; see `Card`
+    # the same before their activation. The benchmark's first feature is activated on both lists.
     stage_inputs: tuple[str, ...]
-    head: str
-    paper: str
+    head: str  # name of the linear layer that gives the logits
+    paper: str  # what describes it
 
 
 def table(*families: Iterable[Entry]) -> Mapping[str, Entry]:

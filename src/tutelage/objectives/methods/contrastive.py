@@ -219,20 +219,13 @@ def _of_all_processes(seen: _Seen) -> _Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class CRD(FeatureTerm):
-    """Contrastive representation distillation (`losses.crd`): two learned embeddings, two banks.
-
-    Attributes:
-        negatives: per sample, drawn among the samples of other classes (`OtherClasses`), at least 1.
-        temperature: of the scores, above 0.
-        momentum: share of a bank's row that is kept when its sample is seen, in [0, 1).
-        dimension: of the embeddings, at least 1.
-    """
+    """Contrastive representation distillation (`losses.crd`): two learned embeddings, two banks."""
 
     module: ClassVar = BoundCRD
-    negatives: int
-    temperature: float
-    momentum: float
-    dimension: int
+    negatives: int  # per sample, drawn among the samples of other classes (`OtherClasses`), at least 1
+    temperature: float  # of the scores, above 0
+    momentum: float  # share of a bank's row that is kept when its sample is seen, in [0, 1)
+    dimension: int  # of the embeddings, at least 1
     student_taps: tuple[str, ...] = (EMBEDDING,)
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 

@@ -65,15 +65,11 @@ class VID(FeatureTerm):
 
     The mean comes from three 1x1 convolutions without biases, with ReLUs between; the variance of a channel is
     ``softplus(log_scale) + epsilon``. The larger map is averaged down first.
-
-    Attributes:
-        variance: at the start, above ``epsilon``.
-        epsilon: the least variance, above 0.
     """
 
     module: ClassVar = _BoundVID
-    variance: float = 5.0
-    epsilon: float = 1e-5
+    variance: float = 5.0  # at the start, above ``epsilon``
+    epsilon: float = 1e-5  # the least variance, above 0
 
     def __post_init__(self) -> None:
         checks.positive(self.epsilon, "epsilon", example=1e-5)
@@ -87,13 +83,9 @@ class VID(FeatureTerm):
 
 @dataclass(frozen=True, kw_only=True)
 class _TokenTerm(FeatureTerm):
-    """Features ``(batch, tokens, width)`` of both networks, without the tokens in front.
+    """Features ``(batch, tokens, width)`` of both networks, without the tokens in front."""
 
-    Attributes:
-        prefix: tokens in front that are no part of the image, such as the class token; they are left out.
-    """
-
-    prefix: int
+    prefix: int  # tokens in front that are no part of the image, such as the class token; they are left out
 
     def __post_init__(self) -> None:
         whole_number(self.prefix, "prefix", example=1, least=0)
@@ -174,13 +166,10 @@ class ViTKDGeneration(_TokenTerm):
 
     The hidden tokens are drawn anew for each sample and step from torch's generator of the features' device. The tokens
     behind the prefix fill a square.
-
-    Attributes:
-        masked: share of the tokens that is hidden, above 0 and below 1.
     """
 
     module: ClassVar = _BoundGeneration
-    masked: float
+    masked: float  # share of the tokens that is hidden, above 0 and below 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -170,15 +170,11 @@ class MGD(FeatureTerm):
 
     The maps have one height and width. The mask is drawn anew for each sample and step from torch's generator of the
     features' device.
-
-    Attributes:
-        masked: probability that a channel, or a position, of a sample is set to 0, in [0, 1).
-        mask: ``channel`` or ``position``: what is masked at once.
     """
 
     module: ClassVar = _BoundMGD
-    masked: float
-    mask: str = "channel"
+    masked: float  # probability that a channel, or a position, of a sample is set to 0, in [0, 1)
+    mask: str = "channel"  # ``channel`` or ``position``: what is masked at once
 
     def __post_init__(self) -> None:
         checks.fraction(self.masked, "masked", example=0.15)

@@ -77,13 +77,10 @@ class SRRL(FeatureTerm):
     ``losses.srrl_statistics + regression * losses.srrl_regression``. The student's map goes through a 1x1 convolution
     without a bias, a batch norm and a ReLU onto the teacher's channels, then the pooling. The teacher's tap is what its
     head reads, ``(batch, width)``, or a map whose mean that is.
-
-    Attributes:
-        regression: weight of the second term within the sum, finite and at least 0.
     """
 
     module: ClassVar = _BoundSRRL
-    regression: float
+    regression: float  # weight of the second term within the sum, finite and at least 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.regression < math.inf:
@@ -137,12 +134,10 @@ class OFD(FeatureTerm):
     The last tap counts in full, each one before it half as much as the next. A 1x1 convolution without a bias and a
     batch norm take each of the student's maps onto the teacher's channels; a larger map of the teacher is averaged down
     to the student's size.
-
-    Attributes:
-        norms: the teacher's batch norms that the margins come from, one per tap; none to find them by ``teacher_taps``.
     """
 
     module: ClassVar = _BoundOFD
+    # the teacher's batch norms that the margins come from, one per tap; none to find them by ``teacher_taps``
     norms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

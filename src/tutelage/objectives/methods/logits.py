@@ -37,24 +37,16 @@ CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
 class Matching:
     """``w(p) / m * KL(p_f || q)``: any mapping and any weight of samples that have a name.
 
-    Attributes:
-        gamma: the mapping's parameter, or automatic: as flat as the power at `automatic.FLAT_GAMMA`.
-        transform: the mapping's name, `targets.Pointwise`.
-        weight_by: the weight's name, `targets.SampleWeight`.
-        weight_of: what an entropy or the top is of.
-        order: of an entropy.
-        normalise: what ``m`` is: 1, the weight's mean over the batch, or its mean over the training set.
-
     Raises:
         ValueError: a name is unknown or a number out of range.
     """
 
-    gamma: float | Automatic
-    transform: str = "power"
-    weight_by: str = "constant"
-    weight_of: str = "teacher"
-    order: float = 1.0
-    normalise: str = "none"
+    gamma: float | Automatic  # the mapping's parameter, or automatic: as flat as the power at `automatic.FLAT_GAMMA`
+    transform: str = "power"  # the mapping's name, `targets.Pointwise`
+    weight_by: str = "constant"  # the weight's name, `targets.SampleWeight`
+    weight_of: str = "teacher"  # what an entropy or the top is of
+    order: float = 1.0  # of an entropy
+    normalise: str = "none"  # what ``m`` is: 1, the weight's mean over the batch, or its mean over the training set
 
     def __post_init__(self) -> None:
         _check_name("normalise", self.normalise, NORMALISE, example="batch")
@@ -189,18 +181,12 @@ class CTKD:
     """Curriculum temperature: `losses.ctkd` at ``T = lowest + span * sigmoid(theta)`` with a learned ``theta``.
 
     ``theta`` gets its gradient multiplied by ``reversal``: below 0 it climbs where the student descends.
-
-    Attributes:
-        reversal: a number of either sign, or a schedule of them.
-        lowest: below every temperature, above 0.
-        span: of the temperatures, above 0.
-        theta: its value at the start.
     """
 
-    reversal: float | Schedule
-    lowest: float = 1.0
-    span: float = 20.0
-    theta: float = 1.0
+    reversal: float | Schedule  # a number of either sign, or a schedule of them
+    lowest: float = 1.0  # below every temperature, above 0
+    span: float = 20.0  # of the temperatures, above 0
+    theta: float = 1.0  # its value at the start
 
     def __post_init__(self) -> None:
         checks.positive(self.lowest, "lowest", example=1.0)

@@ -73,19 +73,13 @@ class FactorTransfer(FeatureTerm):
 
     The teacher's map is paraphrased into fewer channels, the student's translated into as many. The paraphraser ``E``
     and ``D`` learns from the second part alone, the student and the translator ``T`` from the first alone.
-
-    Attributes:
-        rate: channels of the factors, as a share of the teacher's; above 0.
-        p: power of the channels' mean.
-        norm: of the difference.
-        reconstruction: share of the paraphraser's own error, above 0.
     """
 
     module: ClassVar = _BoundFactorTransfer
-    rate: float = 0.5
-    p: float = 2
-    norm: float = 1
-    reconstruction: float = 0.005
+    rate: float = 0.5  # channels of the factors, as a share of the teacher's; above 0
+    p: float = 2  # power of the channels' mean
+    norm: float = 1  # of the difference
+    reconstruction: float = 0.005  # share of the paraphraser's own error, above 0
 
     def __post_init__(self) -> None:
         checks.positive(self.rate, "rate", example=0.5)
@@ -119,16 +113,12 @@ class _BoundStages(BoundFeatures):
 
 @dataclass(frozen=True, kw_only=True)
 class Stages(FeatureTerm):
-    """A pure loss of two lists of maps, one per network, such as `losses.fsp` and `losses.kd_svd`.
-
-    Attributes:
-        loss: takes the student's maps and the teacher's, at least two of each, in the order of the stages.
-        arguments: its keyword arguments.
-    """
+    """A pure loss of two lists of maps, one per network, such as `losses.fsp` and `losses.kd_svd`."""
 
     module: ClassVar = _BoundStages
+    # takes the student's maps and the teacher's, at least two of each, in the order of the stages
     loss: Callable[..., Tensor]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments
 
     def __post_init__(self) -> None:
         super().__post_init__()

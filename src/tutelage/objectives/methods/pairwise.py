@@ -42,14 +42,10 @@ class _BoundCorrelation(BoundFeatures):
 
 @dataclass(frozen=True, kw_only=True)
 class Correlation(FeatureTerm):
-    """Correlation congruence as benchmarks run it (`losses.correlation`): both networks' embeddings are mapped.
-
-    Attributes:
-        dimension: of the embeddings, at least 1.
-    """
+    """Correlation congruence as benchmarks run it (`losses.correlation`): both networks' embeddings are mapped."""
 
     module: ClassVar = _BoundCorrelation
-    dimension: int
+    dimension: int  # of the embeddings, at least 1
     student_taps: tuple[str, ...] = (EMBEDDING,)
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 

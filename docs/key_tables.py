@@ -1,0 +1,159 @@
+"""Write the tables of keys and presets of recipes.md anew, from the settings, the schema and the presets.
+
+    python docs/key_tables.py
+
+Keys, types and defaults come from the code; what a key means is the page's own text and stays. A new key's row ends in
+an ellipsis, which the tests refuse until its meaning is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import types
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from tutelage import config, objectives
+from tutelage.settings import weights as schedules
+from tutelage.settings.data import DataSettings, RandAugment
+from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, MultiStep, Step
+from tutelage.settings.objective import ObjectiveSpec
+
+PAGE = Path(__file__).with_name("recipes.md")
+
+
+NAMES = {
+    **dict.fromkeys((SGD, AdamW), "optimizer"),
+    **dict.fromkeys((Constant, Step, MultiStep, Cosine), "schedule"),
+    **dict.fromkeys(
+        (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.CosineWarmUp), "weight's schedule"
+    ),
+    DataSettings: "data",
+    RandAugment: "randaugment",
+    ObjectiveSpec: "objective",
+    config.schema.Network: "model",
+    config.schema.TrainedTeacher: "`{train: ...}`",
+    config.schema.Stage: "stage",
+    config.schema.Training: "training",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "`true` or `false`",
+    types.NoneType: "`null`",
+}
+
+
+def words(annotation):
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return words(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return choice(dict.fromkeys(part for each in inner for part in re.split(", | or ", words(each))))
+    if origin is typing.Literal:
+        return choice(f"`{each}`" for each in inner)
+    if origin in (tuple, list):
+        count = "" if origin is list or inner[-1] is ... else f"{len(inner)} "
+        return f"list of {count}{plural(words(inner[0]))}"
+    if origin is dict:
+        return f"mapping of names to {plural(words(inner[1]))}"
+    if typing.is_typeddict(annotation):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    return NAMES[annotation]
+
+
+def choice(names):
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def plural(text):
+    first, *others = text.split(" or ")
+    return " or ".join([first if first.startswith(("[", "`")) else f"{first}s", *others])
+
+
+def shown(value):
+    if isinstance(value, ObjectiveSpec):
+        return f"`{value.name}`"
+    if isinstance(value, DataSettings):
+        return f"`{value.source}`"
+    if isinstance(value, (SGD, AdamW, Constant)):
+        return f"`{value.name}`"
+    if isinstance(value, str):
+        return f"`{value}`"
+    return f"`{json.dumps(value)}`"
+
+
+def bounds(field):
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    inside = [m for each in typing.get_args(field.annotation) for m in getattr(each, "__metadata__", ())]
+    limits = [(sign, getattr(m, name, None)) for m in (*field.metadata, *inside) for name, sign in signs.items()]
+    return "".join(f" {sign} {bound}" for sign, bound in limits if bound is not None)
+
+
+def keys_of(kind, *, beyond=()):
+    """Each key of a section as (key, type, default), in the pages' words."""
+    if issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            if name not in beyond:
+                kinds = words(field.annotation)
+                kinds = kinds.replace("number", f"number{bounds(field)}", 1) if bounds(field) else kinds
+                yield f"`{name}`", kinds, "required" if field.is_required() else shown(field.default)
+        return
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name == "name" and typing.get_origin(hints["name"]) is typing.Literal:
+            continue
+        needed = field.default is dataclasses.MISSING
+        yield f"`{field.name}`", words(hints[field.name]), "required" if needed else shown(field.default)
+
+
+SECTIONS = {
+    "A run": list(keys_of(config.Recipe)),
+    "Data": list(keys_of(DataSettings)),
+    "randaugment": list(keys_of(RandAugment)),
+    "Models": list(keys_of(config.schema.Network)),
+    "A teacher to train first": list(keys_of(config.schema.Training)),
+    "sgd": list(keys_of(SGD)),
+    "adamw": list(keys_of(AdamW)),
+    "constant": list(keys_of(Constant)),
+    "step": list(keys_of(Step)),
+    "multistep": list(keys_of(MultiStep)),
+    "cosine": list(keys_of(Cosine)),
+    "linear": list(keys_of(schedules.Linear)),
+    "warm_up": list(keys_of(schedules.WarmUp)),
+    "cosine_warm_up": list(keys_of(schedules.CosineWarmUp)),
+    "Stages": list(keys_of(config.schema.Stage)),
+    "A comparison": list(keys_of(config.Comparison, beyond=config.Recipe.model_fields)),
+}
+
+
+def presets():
+    """Each preset as the cells of its row: name, arguments, formula, paper."""
+    for name, preset in objectives.PRESETS.items():
+        arguments = [
+            f"`{p.name}`" if p.default is p.empty else f"`{p.name}={p.default}`"
+            for p in inspect.signature(preset.build).parameters.values()
+        ]
+        formula = (preset.build.__doc__ or "").split("``")[1].replace("|", r"\|")
+        yield f"`{name}`", ", ".join(arguments), f"`{formula}`", preset.paper
+
+
+def written(page):
+    """Return the page with the rows of its tables written anew."""
+    for heading, rows in {**SECTIONS, "Objectives": list(presets())}.items():
+        before, title, section = re.split(rf"^(#+ {re.escape(heading)}\n)", page, flags=re.MULTILINE)
+        table = re.search(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)
+        lines = table[0].splitlines()
+        meanings = {line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")[-1] for line in lines[2:]}
+        lines[2:] = [f"| {' | '.join([*row[:3], *(row[3:] or [meanings.get(row[0], '...')])])} |" for row in rows]
+        page = before + title + section[: table.start()] + "\n".join(lines) + "\n" + section[table.end() :]
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
