@@ -120,8 +120,8 @@ def test_dry_run_shows_what_would_be_and_writes_nothing(teacher, here, invoke):
     recipe = write(here / "dry.yaml", teacher=teacher, objective="kd")
     code, out, err = invoke("distill", recipe, "--dry-run")
     assert code == 0, err
-    for word in ("classes", "parameters", "teacher accuracy", "logits", "estimated time", "memory"):
-        assert word in out
+    for part in ("classes", "parameters", "teacher accuracy", "logits", "estimated time", "memory"):
+        assert part in out
     assert not (here / "runs/dry").exists()
 
 

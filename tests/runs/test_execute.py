@@ -219,7 +219,7 @@ def texts(value):
         yield value
 
 
-def assert_speaks_of_no_one(folder, *folders):
+def assert_names_no_folder(folder, *folders):
     for text in texts(records.read_json(folder / records.MANIFEST)):
         assert not re.search(r"(?:^|[\s:=,'\"(])(?:/|~)\w", text), text
         assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text), text
@@ -227,15 +227,15 @@ def assert_speaks_of_no_one(folder, *folders):
         assert not [path for path in folders if str(path) in text], text
 
 
-def test_the_manifest_speaks_of_no_ones_folders(distilled, tmp_path, teacher):
-    assert_speaks_of_no_one(distilled.folder, HERE, Path(teacher).parent)
+def test_the_manifest_names_no_folders_of_users(distilled, tmp_path, teacher):
+    assert_names_no_folder(distilled.folder, HERE, Path(teacher).parent)
     assert distilled.manifest["command"] == "tutelage distill recipe.yaml teacher=teacher"
     code = tmp_path / "nets.py"
     code.write_text(
         "from torch import nn\ndef net(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
     )
     run = do(tmp_path / "own", student=f"file:{code}:net", trust_code=True, epochs=1)
-    assert_speaks_of_no_one(run.folder, tmp_path)
+    assert_names_no_folder(run.folder, tmp_path)
     with pytest.raises(OSError, match="No such"):
         do(
             tmp_path / "fails",
@@ -243,10 +243,10 @@ def test_the_manifest_speaks_of_no_ones_folders(distilled, tmp_path, teacher):
         )
     assert Run(tmp_path / "fails").manifest["status"] == "failed"
     assert Run(tmp_path / "fails").manifest["notes"]
-    assert_speaks_of_no_one(tmp_path / "fails", tmp_path)
+    assert_names_no_folder(tmp_path / "fails", tmp_path)
 
 
-def test_the_metrics_are_one_schema_a_line(distilled):
+def test_the_metrics_are_one_schema_per_line(distilled):
     epochs = distilled.epochs
     assert [(e["stage"], e["epoch"], e["step"]) for e in epochs] == [
         (0, 1, 5),

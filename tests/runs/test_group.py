@@ -278,7 +278,7 @@ def test_a_shared_failure_is_everyones(teacher, tmp_path, monkeypatch):
     assert {manifest(tmp_path / name)["status"] for name in ("crd", "labels")} == {"failed"}
 
 
-def test_who_may_be_in_one_class(teacher):
+def test_who_may_be_in_one_group(teacher):
     recipes = [recipe_of(name, teacher) for name in OBJECTIVES]
     assert all(can_share_batches(*pair) for pair in itertools.product(recipes, recipes))
     other = {

@@ -399,7 +399,7 @@ def test_an_interrupted_recording_resumes_in_the_form_that_was_chosen(teacher, t
     assert (folder / "outputs.json").read_text() == recorded
 
 
-def test_a_comparison_keeps_the_top_where_it_is_told_to(many, tmp_path):
+def test_a_comparison_keeps_the_top_where_outputs_top_is_given(many, tmp_path):
     keys = {"name": "few", "data": many["data"], "student": "mlp:8", "teacher": many["teacher"], "epochs": 2}
     value = {**keys, "objectives": {"kd": {"kd": {"temperature": 1.5}}}, "outputs": str(tmp_path / "outputs")}
     with pytest.raises(RecipeError, match=r"type outputs_limit_mb=1 to write them, outputs_top=4 to keep"):

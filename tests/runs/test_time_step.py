@@ -29,9 +29,9 @@ def test_slow_steps_are_fewer(monkeypatch, limit, taken):
     seen = []
     plain = autotune.fit
 
-    def counted(distiller, teacher, batches, settings, **given):
+    def counted(distiller, teacher, batches, settings, **keywords):
         seen.append(batches)
-        yield from plain(distiller, teacher, batches, settings, **given)
+        yield from plain(distiller, teacher, batches, settings, **keywords)
 
     monkeypatch.setattr(autotune, "fit", counted)
     autotune.time_step(recipe, run_inputs, limit=limit)
