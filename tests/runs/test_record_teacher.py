@@ -202,7 +202,7 @@ def test_the_top_classes_where_all_are_too_many(many, tmp_path):
     assert "of the top 5 of 40 classes" in reporter.lines[0]
     error = next(entry for entry in recorded["errors"] if entry["gamma"] == 0.25)
     assert 0 < error["mean_tv"] <= error["max_tv"] < 0.5
-    assert any("gamma 0.25: p_gamma error by " in line for line in reporter.lines)
+    assert any("gamma 0.25: p_gamma off by " in line for line in reporter.lines)
     live = execute(staged.model_copy(update={"outputs": None}), tmp_path / "live")
     read = execute(staged, tmp_path / "read")
     assert read.manifest["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
