@@ -59,7 +59,7 @@ def study(
         for known, title in study_file.titles():
             typer.echo(f"{known:<{width}}  {title}")
         return
-    time_limit = budgets.begin(budgets.read(budget) if budget is not None else None, began, until)
+    time_limit = budgets.begin(budget, began, until)
     plain, changed = study_file.read(name, _with_device(overrides or [], device))
     request = plan.assign(
         plain, changed, runs=runs, pairs=_listed(pairs), methods=_listed(methods), seeds=seeds, epochs=epochs, pool=pool
