@@ -88,7 +88,7 @@ def main() -> None:
         "finished_runs_kept_their_bits": None
         if not kept
         else all((second / "runs" / name / records.STUDENT).read_bytes() == content for name, content in bits.items()),
-        "went_on_within_a_run": [line for line in lines if "going on after" in line],
+        "went_on_within_a_run": [line for line in lines if "resuming after" in line],
         "plan": [
             line
             for text in (before_kill, lines)

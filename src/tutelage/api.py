@@ -1,4 +1,4 @@
-"""The commands as calls: train, distill, evaluate; and recipes from a file, a run's folder or overrides."""
+"""The commands as functions: train, distill, evaluate; and recipes from a file, a run's folder or overrides."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import execute
-from tutelage.runs.reporter import NullReporter, Reporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.resume import fingerprints
 from tutelage.runs.run import Run, RunOptions, finished
-from tutelage.runs.setup import RunInputs, held_out_sets, parse
+from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
-from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import collect_outputs, evaluate_outputs
+from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import UNLABELLED
 
 
@@ -52,8 +51,8 @@ def distill(
             that yield (image in [0, 1] or PIL image, class index).
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
-        runs: where runs' folders are.
-        reporter: shows the run as it goes; by default nothing is shown.
+        runs: the folder of all runs.
+        reporter: shows the progress; by default nothing is shown.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
         settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
@@ -61,7 +60,7 @@ def distill(
         The run; an interrupted one is resumed.
 
     Raises:
-        RecipeError: a setting is wrong (every fault is listed), or the name is that of a finished run.
+        RecipeError: a setting is wrong (every error is listed), or the name is that of a finished run.
     """
     objective = objectives.from_recipe(objective)
     student, teacher = _named(student), _named(teacher) if teacher is not None else None
@@ -69,23 +68,19 @@ def distill(
     built_in = all(objectives.is_built_in(piece.preset) for piece in objective.pieces)
     label = student if isinstance(student, str) else type(student).__name__
     short = Path(label).name if Path(label).is_dir() else label
+    source = data if isinstance(data, Mapping | DataSettings) else {"source": data if isinstance(data, str) else "own"}
     value: dict[str, Any] = {
         "name": name or re.sub(r"[^A-Za-z0-9._]+", "-", f"{short}-{objective.name}"),
         "student": label,
         "objective": objective,
         **settings,
+        "data": source,
     }
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
-    if isinstance(data, str):
-        value["data"] = {"source": data}
-    elif isinstance(data, Mapping | DataSettings):
-        value["data"] = data
-    else:
-        value["data"] = {"source": "own"}
     recipe = parse(Recipe, value, where="distill")
     run_inputs = None if named and built_in else _inputs_of(recipe, objective, student, teacher, data, trust_code)
-    options = RunOptions(reporter=reporter or NullReporter(), trust_code=trust_code, command="tutelage.distill(...)")
+    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
     return run(recipe, Path(runs) / recipe.name, options=options, run_inputs=run_inputs)
 
 
@@ -97,7 +92,7 @@ def run(
     run_inputs: RunInputs | None = None,
     expected: Mapping[str, str | None] | None = None,
 ) -> Run:
-    """`execute` a run, then write its report, and that of a teacher that was trained for it."""
+    """`execute` a run, then write its report, and that of a teacher that it trained."""
     unfinished = [path for path in (folder / "teacher", folder) if not finished(path)]
     try:
         return execute(recipe, folder, options=options, run_inputs=run_inputs, expected=expected)
@@ -109,7 +104,7 @@ def run(
 
 
 def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
-    """A run or a path as the name that it stands for; anything else as it is."""
+    """Return the folder of a run or a path as a name, and anything else unchanged."""
     if isinstance(network, Run):
         return str(network.folder)
     return str(network) if isinstance(network, Path) else network
@@ -123,13 +118,11 @@ def _inputs_of(
     source: Any,
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
-    """Build a run's inputs from objects of which some are the caller's own."""
+    """Build a run's inputs where some of them are the caller's objects."""
     if isinstance(source, str | Mapping | DataSettings):
         splits = data.open_data(recipe.data)
-    elif isinstance(source, data.Splits):
-        splits = source
     else:
-        splits = _splits_of(source, student, teacher)
+        splits = source if isinstance(source, data.Splits) else _splits_of(source, student, teacher)
     shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
 
     def build(network: str | nn.Module) -> Classifier:
@@ -148,8 +141,8 @@ def _inputs_of(
     )
 
 
-def _splits_of(source: Any, *networks: Any) -> data.Splits:
-    """Wrap a pair of data sets; their classes are the training set's, or else as many as a network has outputs."""
+def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
+    """Wrap a pair of data sets; their classes are those of the training set, or as many as a network has outputs."""
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
             f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
@@ -180,45 +173,41 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from ``key=value`` alone."""
-    value = config.override({}, overrides)
-    value.setdefault("name", "run")
-    return parse(Recipe, value, where="recipe")
+    return parse(Recipe, {"name": "run", **config.override({}, overrides)})
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
-    """Read the recipe of a run's folder: to resume the run or, where it is finished, to repeat it under a new name.
+    """Read the recipe of a run's folder: to resume the run or, if it is finished, to repeat it under a new name.
 
     Returns:
-        The recipe and, for a repeated run without overrides, the fingerprints that data and teacher must have.
+        The recipe and, without overrides, the fingerprints that data and teacher must have.
     """
     if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
-        raise RecipeError(
-            f"recipe: expected a run's folder, got {folder} without {records.RECIPE} and {records.MANIFEST}; "
-            "name another"
-        )
-    then = records.read_json(folder / records.MANIFEST)
-    if not then.get("repeatable", False):
+        missing = f"without {records.RECIPE} and {records.MANIFEST}"
+        raise RecipeError(f"recipe: expected a run's folder, got {folder} {missing}; name another")
+    manifest = records.read_json(folder / records.MANIFEST)
+    if not manifest.get("repeatable", False):
         raise RecipeError(
             f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
             "run the program that made it"
         )
     value = config.read(folder / records.RECIPE)
-    if then["status"] == "finished":
+    if manifest["status"] == "finished":
         stem = f"{value['name']}-again"
         names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in names if not finished(runs / name))
     recipe = parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
     if overrides:
         return recipe, None
-    expected = fingerprints(then)
-    # A teacher that the run trains itself is trained anew.
+    expected = fingerprints(manifest)
+    # A teacher that the run trains itself is trained again.
     return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
 
 
 def evaluate(
     model: str, overrides: Sequence[str], *, best: bool = False, trust_code: bool | frozenset[str] = False
 ) -> tuple[records.Judgement, str]:
-    """Evaluate a model on a test set, by default that of the run it comes from.
+    """Evaluate a model on a test set, by default its run's.
 
     Args:
         model: a run's folder, or a model's name.
@@ -227,18 +216,18 @@ def evaluate(
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
 
     Returns:
-        The evaluation, and a line that says what was evaluated on what.
+        The evaluation, and a title with the model and the data.
     """
     folder = Path(model)
     value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
-    kept: dict[str, Any] = {key: value[key] for key in shared if key in value}
+    kept = {key: value[key] for key in shared if key in value}
     recipe = parse(Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate")
-    weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     if best and not (folder / records.BEST).is_file():
         raise RecipeError(
             f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out"
         )
+    weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     splits = data.open_data(recipe.data)
     network = models.create(
         recipe.student.name,
@@ -253,15 +242,7 @@ def evaluate(
             f"model {model}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
             "name the data that it was trained on, data.source=..."
         )
-    batches = dict(held_out_sets(splits, recipe))["test"]
-    accelerator = accelerator_on(recipe.device)
-    outputs = collect_outputs(
-        network.to(accelerator.device),
-        batches,
-        device=accelerator.device,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-    )
+    outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
     if not bool((outputs.labels != UNLABELLED).any()):
         raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
     return evaluate_outputs(outputs), f"{model} on {len(outputs.labels)} test samples of {splits.source}"

@@ -1,9 +1,9 @@
-"""A look at the machine: versions, devices, extras, and one real training step."""
+"""A check of the machine: versions, devices, extras, and one real training step."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.run import RunOptions
 
 EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib"}
-"""Each extra with the module that it brings."""
+"""Each extra with a module that it installs."""
 
 
 class Finding(NamedTuple):
@@ -36,29 +36,24 @@ def examine() -> Iterator[Finding]:
     machine = manifest.hardware(torch.device("cpu"))
     yield Finding("processor", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads in use")
     yield Finding("memory", f"{machine['memory_gb']} GB")
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            yield Finding(f"cuda:{i}", torch.cuda.get_device_name(i))
-    else:
-        yield Finding("cuda", "none: runs use the CPU")
-    capability = torch.backends.cpu.get_cpu_capability()
-    yield Finding("vector instructions", capability)
+    gpus = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    for name, value in (gpus or {"cuda": "none: runs use the CPU"}).items():
+        yield Finding(name, value)
+    yield Finding("vector instructions", torch.backends.cpu.get_cpu_capability())
     for extra, module in EXTRAS.items():
         installed = importlib.util.find_spec(module) is not None
-        yield Finding(f"extra {extra}", "there" if installed else f"not there; pip install 'tutelage[{extra}]'")
-    for precision in ("fp32", "bf16"):
-        yield _step(precision)
-    usage = os.statvfs(Path.cwd())
-    free = usage.f_bavail * usage.f_frsize / 1e9
+        yield Finding(f"extra {extra}", "installed" if installed else f"not installed; pip install 'tutelage[{extra}]'")
+    yield from map(_step, ("fp32", "bf16"))
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
     yield Finding("disk", f"{free:.1f} GB free here", good=free > 0.1)
 
 
 def measure() -> Iterator[Finding]:
-    """Time what this package makes faster against its references; the values are lines to print.
+    """Time what this package speeds up against its references; the values are lines to print.
 
     A section that fails does not stop the next.
     """
-    from tutelage.benchmark import sections  # what a reference needs takes a while to import
+    from tutelage.benchmark import sections  # the references take a while to import
 
     began = time.monotonic()
     for section in sections.SECTIONS:
@@ -66,23 +61,21 @@ def measure() -> Iterator[Finding]:
         try:
             for line in section.lines():
                 yield Finding(section.name, f"  {line}")
-        except Exception as error:  # noqa: BLE001  whatever it is, the other sections do not depend on it
-            why = " ".join(str(error).split()) or "no reason given"
-            yield Finding(section.name, f"  failed: {type(error).__name__}: {why}", good=False)
+        except Exception as error:  # noqa: BLE001  the other sections do not depend on it
+            reason = " ".join(str(error).split()) or "no reason given"
+            yield Finding(section.name, f"  failed: {type(error).__name__}: {reason}", good=False)
     yield Finding("time", f"\n{time.monotonic() - began:.0f} s in all")
 
 
 def _step(precision: str) -> Finding:
-    """Train for one epoch on digits, for real, records and all."""
+    """Train for one epoch on digits, with all records."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"epochs": 1, "batch_size": 512, "precision": precision, "device": "auto"}
-        recipe = parse(Recipe, {"name": "doctor", "student": "cifar:resnet8", **settings})
+        settings = {"student": "cifar:resnet8", "epochs": 1, "batch_size": 512, "precision": precision}
+        recipe = parse(Recipe, {"name": "doctor", "device": "auto", **settings})
         try:
             run = execute(recipe, Path(folder) / "doctor", options=RunOptions(command="tutelage doctor"))
         except (RuntimeError, ValueError, OSError) as error:
             return Finding(f"training step, {precision}", f"failed: {error}", good=False)
-        steps = run.epochs[-1]["step"]
-    return Finding(
-        f"training step, {precision}", f"{steps} steps, recorded and judged, in {time.monotonic() - began:.1f} s"
-    )
+        steps, seconds = run.epochs[-1]["step"], time.monotonic() - began
+    return Finding(f"training step, {precision}", f"{steps} steps, recorded and judged, in {seconds:.1f} s")

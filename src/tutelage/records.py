@@ -1,6 +1,6 @@
-"""What a run writes and a report reads: file names, schemas, and how they reach the disk. No torch.
+"""What a run writes and a report reads: file names, schemas, atomic writes. No torch.
 
-A run's folder holds ``recipe.yaml``, ``manifest.json``, ``metrics.jsonl`` (one `Epoch` a line), ``evaluation.json``,
+A run's folder holds ``recipe.yaml``, ``manifest.json``, ``metrics.jsonl`` (an `Epoch` per line), ``evaluation.json``,
 ``checkpoints/``, ``student.safetensors`` with ``student.json``, ``best.safetensors`` and ``report.html``.
 A comparison's folder holds ``comparison.json`` and one run's folder for each entry, a study's ``study.json``.
 """
@@ -31,16 +31,13 @@ class TrainMeans(TypedDict):
     """Means over the training samples of one epoch, taken while training."""
 
     loss: float
-    terms: dict[str, float]
-    """Each term of the objective, not weighted, in nats."""
-    accuracy: float | None
-    """Over labelled samples; none where there are no labels."""
-    entropy: float
-    """Mean Shannon entropy of the student's distribution, nats."""
+    terms: dict[str, float]  # each term of the objective, not weighted, in nats
+    accuracy: float | None  # over labelled samples; none where there are no labels
+    entropy: float  # mean Shannon entropy of the student's distribution, nats
     kl_to_target: float | None
     """Mean KL from the student's distribution to the transformed teacher that the objective matches, nats."""
     agreement: float | None
-    """Fraction of samples on which student and teacher name the same class; none without a teacher in the step."""
+    """Fraction of samples on which student and teacher predict the same class; none without a teacher in the step."""
     samples: int
 
 
@@ -49,8 +46,7 @@ class EvaluationMeans(TypedDict):
 
     set: str
     accuracy: float | None
-    loss: float | None
-    """Cross-entropy, nats."""
+    loss: float | None  # cross-entropy, nats
     entropy: float
     kl_to_target: float | None
     agreement: float | None
@@ -61,23 +57,16 @@ class Epoch(TypedDict):
     """One line of ``metrics.jsonl``."""
 
     stage: int
-    epoch: int
-    """Epochs done in this stage, so 1 after the first."""
-    step: int
-    """Optimizer steps done in this stage."""
-    learning_rate: float
-    """Of the epoch's last step."""
+    epoch: int  # epochs done in this stage, so 1 after the first
+    step: int  # optimizer steps done in this stage
+    learning_rate: float  # of the epoch's last step
     train: TrainMeans
     validation: EvaluationMeans | None
     test: EvaluationMeans | None
-    images_per_second: float
-    """Training only, evaluation left out."""
-    seconds: float
-    """Of the whole epoch, evaluation included; after a resume, of the part since."""
-    memory_mb: float | None
-    """Peak while training, in 1e6 bytes: of tensors on CUDA, of the whole process on the CPU."""
-    skipped_steps: int
-    """Steps with a non-finite loss or gradient, not applied."""
+    images_per_second: float  # training only, evaluation left out
+    seconds: float  # of the whole epoch, evaluation included; after a resume, of the part since
+    memory_mb: float | None  # peak while training, in 1e6 bytes: of tensors on CUDA, of the whole process on the CPU
+    skipped_steps: int  # steps with a non-finite loss or gradient, not applied
 
 
 class Bin(TypedDict):
@@ -86,8 +75,7 @@ class Bin(TypedDict):
     low: float
     high: float
     count: int
-    confidence: float
-    """Mean top-1 probability of the bin's samples; 0 where it is empty."""
+    confidence: float  # mean top-1 probability of the bin's samples; 0 where it is empty
     accuracy: float
 
 
@@ -99,26 +87,22 @@ class Histogram(TypedDict):
 
 
 class Judgement(TypedDict):
-    """One network on one held-out set, in detail. Accuracies are fractions, entropies and losses nats."""
+    """A network on a held-out set, in detail. Accuracies are fractions, entropies and losses nats."""
 
     accuracy: float
     loss: float
     entropy: float
-    ece: float
-    """Expected calibration error over the reliability bins, a fraction."""
-    per_class: list[float | None]
-    """Accuracy by class; none for a class without samples."""
+    ece: float  # expected calibration error over the reliability bins, a fraction
+    per_class: list[float | None]  # accuracy by class; none for a class without samples
     entropy_histogram: Histogram
     reliability: list[Bin]
-    agreement: NotRequired[float | None]
-    """With the teacher."""
-    kl_to_teacher: NotRequired[float | None]
-    """Mean KL(p || q) at temperature 1, nats."""
+    agreement: NotRequired[float | None]  # with the teacher
+    kl_to_teacher: NotRequired[float | None]  # mean KL(p || q) at temperature 1, nats
     kl_to_target: NotRequired[float | None]
 
 
 class Best(TypedDict):
-    """The epoch that selection would take."""
+    """The epoch that selection would choose."""
 
     set: str
     accuracy: float
@@ -134,17 +118,14 @@ class Evaluation(TypedDict):
     class_names: list[str]
     student: Judgement
     teacher: Judgement | None
-    best: Best | None
-    """On the set that selection used; marked as such, the last epoch is what is reported."""
+    best: Best | None  # on the set that selection used; the last epoch is what is reported
 
 
 class Entry(TypedDict):
     """One run of a comparison."""
 
-    folder: str
-    """Relative to the comparison's folder."""
-    objective: str
-    """The entry's name in the comparison, such as ``wttm``."""
+    folder: str  # relative to the comparison's folder
+    objective: str  # the entry's name in the comparison, such as ``wttm``
     seed: int
 
 
@@ -152,10 +133,8 @@ class Comparison(TypedDict):
     """``comparison.json``."""
 
     name: str
-    baseline: str | None
-    """The entry that gains are measured against."""
-    teacher: str | None
-    """The teacher's run folder, relative, where the comparison trained it."""
+    baseline: str | None  # the entry that gains are relative to
+    teacher: str | None  # the teacher's run folder, relative, where the comparison trained it
     share_data_seed: NotRequired[bool]
     """All seeds share order and views, so that the spread over seeds is that of the initialisation alone."""
     entries: list[Entry]
@@ -166,23 +145,20 @@ class Cell(TypedDict):
 
     folder: str
     """Relative to the study's folder; several studies of one protocol may share runs, so it may begin with ``..``."""
-    pair: str
-    """Teacher and student as the study calls them, such as ``resnet56/resnet20``."""
-    teacher: str | None
-    """The teacher's run folder, relative as above; none where it has none of its own."""
+    pair: str  # teacher and student as the study calls them, such as ``resnet56/resnet20``
+    teacher: str | None  # the teacher's run folder, relative as above; none where it has none of its own
     method: str
     seed: int
 
 
 class Published(TypedDict):
-    """One published value that a study is held against, in percent as published."""
+    """One published value that a study is compared with, in percent as published."""
 
     pair: str
     method: str
     mean: float
     std: float | None
-    n: int | None
-    """Runs that the mean is over."""
+    n: int | None  # runs that the mean is over
 
 
 class Study(TypedDict):
@@ -190,34 +166,28 @@ class Study(TypedDict):
 
     name: str
     title: str
-    source: str
-    """Where the published values stand."""
+    source: str  # of the published values
     pairs: list[str]
-    methods: list[str]
-    """In the table's order, those that were not run among them."""
+    methods: list[str]  # in the table's order, including those that were not run
     cells: list[Cell]
     published: list[Published]
-    figures: list[str]
-    """What is drawn of it: any of ``entropy``, ``divergence``, ``histogram``, ``mappings``."""
+    figures: list[str]  # which are drawn: any of ``entropy``, ``divergence``, ``histogram``, ``mappings``
     costs: str | None
-    """The method that the others' time and memory are held against; none where the table shows neither."""
-    departures: list[str]
-    """How it was run otherwise than published, a line each."""
-    missing: dict[str, str]
-    """Methods that could not be run, and why."""
-    notes: list[str]
-    """What stands below its table."""
+    """The method that time and memory of all methods are relative to; none where the table shows neither."""
+    departures: list[str]  # how the runs differ from the published ones, one per line
+    missing: dict[str, str]  # methods that could not be run, and why
+    notes: list[str]  # below its table
 
 
 BESIDE = ("scale", "gather")
-"""Keys of an objective's entry, in a recipe, that are no preset."""
+"""Keys of an objective's entry in a recipe that are not presets."""
 
 Manifest = dict[str, Any]
 """``manifest.json``; its keys are documented in ``docs/records.md``."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file as a whole or not at all: temporary name, sync, rename, sync of the folder."""
+    """Replace a file atomically: temporary name, sync, rename, sync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -232,7 +202,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can do that."""
+    """Make the names in a folder durable, if the system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -241,7 +211,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. Not-a-number is refused: records are read by strict parsers too."""
+    """Write JSON atomically. NaN is refused: records are read by strict parsers too."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -259,7 +229,7 @@ def append_epoch(folder: Path, record: Epoch) -> None:
 
 
 def read_epochs(folder: Path) -> Iterator[Epoch]:
-    """Yield a run's epochs in order. A torn last line, left by a kill, is passed over."""
+    """Yield a run's epochs in order. A truncated last line, left by a kill, is skipped."""
     path = folder / METRICS
     if not path.exists():
         return
@@ -271,7 +241,7 @@ def read_epochs(folder: Path) -> Iterator[Epoch]:
 
 
 def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
-    """Replace a run's metrics as a whole: a resumed run goes on from its checkpoint, not from what came after it."""
+    """Replace a run's metrics atomically: a resumed run drops the epochs after its checkpoint."""
     write_bytes(folder / METRICS, b"".join((json.dumps(e, allow_nan=False) + "\n").encode() for e in epochs))
 
 

@@ -120,8 +120,8 @@ def test_dry_run_shows_what_would_be_and_writes_nothing(teacher, here, invoke):
     recipe = write(here / "dry.yaml", teacher=teacher, objective="kd")
     code, out, err = invoke("distill", recipe, "--dry-run")
     assert code == 0, err
-    for word in ("classes", "parameters", "teacher accuracy", "logits", "estimated time", "memory"):
-        assert word in out
+    for part in ("classes", "parameters", "teacher accuracy", "logits", "estimated time", "memory"):
+        assert part in out
     assert not (here / "runs/dry").exists()
 
 
@@ -264,10 +264,10 @@ def test_ten_classes_against_a_hundred(here, invoke):
 def images(folder: Path, *, corrupt: bool = False) -> None:
     for split, n in (("train", 12), ("test", 4)):
         for k, name in enumerate(("ant", "bee")):
-            place = folder / split / name
-            place.mkdir(parents=True)
+            class_folder = folder / split / name
+            class_folder.mkdir(parents=True)
             for i in range(n):
-                Image.new("RGB", (20 + i, 24), (120 * k + 5 * i, 40, 200 - 90 * k)).save(place / f"{i}.png")
+                Image.new("RGB", (20 + i, 24), (120 * k + 5 * i, 40, 200 - 90 * k)).save(class_folder / f"{i}.png")
     if corrupt:
         (folder / "train/bee/3.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
 
@@ -376,17 +376,17 @@ def test_two_processes_share_a_comparison(here, invoke):
     recipe = write(
         here / "both.yaml", objectives={"plain": "cross_entropy", "smooth": {"cross_entropy": {"label_smoothing": 0.1}}}
     )
-    place = here / "runs/both/plain-seed0"
-    place.mkdir(parents=True)
-    with (place / ".lock").open("w") as file:
+    folder = here / "runs/both/plain-seed0"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         code, out, err = invoke("compare", recipe)
     assert code == 0, err
     assert "another process" in out
     assert (here / "runs/both/smooth-seed0/student.safetensors").is_file()
-    assert not (place / "student.safetensors").exists()
+    assert not (folder / "student.safetensors").exists()
     assert invoke("compare", recipe)[0] == 0
-    assert (place / "student.safetensors").is_file()
+    assert (folder / "student.safetensors").is_file()
 
 
 EVIL = (
@@ -427,8 +427,8 @@ def test_a_shared_folder_runs_no_code_as_a_teacher_a_student_or_a_model(teacher,
 
 def test_a_teacher_found_in_the_folder_of_an_unfinished_run_runs_no_code(here, invoke):
     (here / "evil.py").write_text(EVIL)
-    given = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objectives": {"kd": "kd"}}
-    recipe = write(here / "c.yaml", **given)
+    keys = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objectives": {"kd": "kd"}}
+    recipe = write(here / "c.yaml", **keys)
     assert invoke("compare", recipe)[0] == 0
     poison(here / "runs/c/teacher")
     code, _, err = invoke("compare", recipe, "seeds=2")

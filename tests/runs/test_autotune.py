@@ -25,8 +25,8 @@ BF16_WINS = {"fp32": 2.4, "bf16": 2.0}
 NEARLY = {"fp32": 2.39, "bf16": 2.0}
 
 
-def made(kind=Recipe, **given):
-    return config.parse(kind, {**VALUE, **given})
+def parsed(kind=Recipe, **keys):
+    return config.parse(kind, {**VALUE, **keys})
 
 
 @pytest.fixture
@@ -46,83 +46,83 @@ def timed(monkeypatch):
     return install
 
 
-def settled(recipe):
+def resolved(recipe):
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe))
     return autotune.resolve_precision(recipe, run_inputs)
 
 
 def test_the_faster_one_is_taken_where_it_is_much_faster(timed):
     seen = timed(BF16_WINS)
-    chosen, why = settled(made())
+    chosen, reason = resolved(parsed())
     assert chosen.precision == "bf16"
-    assert why == "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
-    assert [one.precision for one in seen] == ["fp32", "bf16"] * 2
-    assert not any(one.compile_teacher or one.compile_student or one.gradient_products for one in seen)
-    assert chosen == made(precision="bf16")
+    assert reason == "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
+    assert [recipe.precision for recipe in seen] == ["fp32", "bf16"] * 2
+    assert not any(recipe.compile_teacher or recipe.compile_student or recipe.gradient_products for recipe in seen)
+    assert chosen == parsed(precision="bf16")
 
 
 def test_a_near_tie_is_float32(timed):
     timed(NEARLY)
-    assert settled(made())[0].precision == "fp32"
+    assert resolved(parsed())[0].precision == "fp32"
 
 
 def test_little_to_do_is_not_timed(timed):
     steps = 2 * -(-1437 // 64)
     seen = timed(BF16_WINS, few=steps + 1)
-    assert settled(made())[0].precision == "fp32"
+    assert resolved(parsed())[0].precision == "fp32"
     assert not seen
     seen = timed(BF16_WINS, few=steps)
-    assert settled(made())[0].precision == "bf16"
+    assert resolved(parsed())[0].precision == "bf16"
     assert seen
 
 
 def test_what_is_typed_is_taken(timed):
     seen = timed(BF16_WINS)
-    assert settled(made(precision="fp32")) == (made(precision="fp32"), None)
+    assert resolved(parsed(precision="fp32")) == (parsed(precision="fp32"), None)
     assert not seen
 
 
 def test_real_steps_are_timed_and_change_nothing(monkeypatch):
     monkeypatch.setattr(autotune, "FEW", 1)
-    recipe = made(**TAUGHT)
+    recipe = parsed(**TAUGHT)
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe))
     before = {name: value.clone() for name, value in run_inputs.student.state_dict().items()}
-    chosen, why = autotune.resolve_precision(recipe, run_inputs)
+    chosen, reason = autotune.resolve_precision(recipe, run_inputs)
     assert chosen.precision in autotune.CHOICES
-    assert why.startswith(f"precision {chosen.precision}: ")
+    assert reason.startswith(f"precision {chosen.precision}: ")
     assert all(torch.equal(before[name], value) for name, value in run_inputs.student.state_dict().items())
 
 
 def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(autotune, "FEW", 1)
-    chosen, why = settled(made(objective="kd"))
+    chosen, reason = resolved(parsed(objective="kd"))
     assert chosen.precision == "fp32"
-    assert why.startswith("precision fp32: no step could be timed (")
+    assert reason.startswith("precision fp32: no step could be timed (")
     with pytest.raises(config.RecipeError, match="teacher: expected one for objective kd"):
-        execute(made(objective="kd"), tmp_path / "run")
+        execute(parsed(objective="kd"), tmp_path / "run")
 
 
 def test_a_run_records_its_choice_and_trains_in_it(tmp_path, timed):
     timed(BF16_WINS)
-    run = execute(made(**TAUGHT), tmp_path / "run")
-    other = execute(made(**TAUGHT, precision="bf16"), tmp_path / "typed")
-    plain = execute(made(**TAUGHT, precision="fp32"), tmp_path / "plain")
+    run = execute(parsed(**TAUGHT), tmp_path / "run")
+    typed = execute(parsed(**TAUGHT, precision="bf16"), tmp_path / "typed")
+    plain = execute(parsed(**TAUGHT, precision="fp32"), tmp_path / "plain")
     assert yaml.safe_load((run.folder / records.RECIPE).read_text())["precision"] == "bf16"
     assert run.manifest["precision"] == {
         "value": "bf16",
         "why": "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16",
     }
-    assert other.manifest["precision"] == {"value": "bf16", "why": None}
+    assert typed.manifest["precision"] == {"value": "bf16", "why": None}
     teacher = yaml.safe_load((run.folder / "teacher" / records.RECIPE).read_text())
     assert teacher["precision"] == "bf16"
-    losses = [[epoch["train"]["loss"] for epoch in one.epochs] for one in (run, other, plain)]
+    losses = [[epoch["train"]["loss"] for epoch in each.epochs] for each in (run, typed, plain)]
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_run_that_goes_on_keeps_its_precision_whatever_would_be_chosen_now(tmp_path, timed, monkeypatch):
+def test_a_resumed_run_keeps_its_precision_whatever_would_be_chosen_now(tmp_path, timed, monkeypatch):
     timed(BF16_WINS)
     monkeypatch.setattr(autotune, "time_step", lambda *_, **__: pytest.fail("timed"))
-    first = made(precision="fp32", epochs=3)
+    first = parsed(precision="fp32", epochs=3)
     now = [0.0]
 
     def clock():
@@ -131,7 +131,7 @@ def test_a_run_that_goes_on_keeps_its_precision_whatever_would_be_chosen_now(tmp
 
     with pytest.raises(DeadlineExceeded):
         execute(first, tmp_path / "run", options=RunOptions(deadline=Deadline(0.3, clock=clock)))
-    run = execute(made(epochs=3), tmp_path / "run")
+    run = execute(parsed(epochs=3), tmp_path / "run")
     assert run.manifest["status"] == "finished"
     assert run.manifest["precision"]["value"] == "fp32"
     # A finished run is repeated in its precision.
@@ -141,24 +141,24 @@ def test_a_run_that_goes_on_keeps_its_precision_whatever_would_be_chosen_now(tmp
 
 def test_a_comparison_has_one_precision(tmp_path, timed):
     seen = timed(BF16_WINS)
-    given = {"name": "both", "objectives": {"ce": "cross_entropy", "kd": "kd"}, "teacher": TAUGHT["teacher"]}
-    comparison = made(Comparison, **given)
+    keys = {"name": "both", "objectives": {"ce": "cross_entropy", "kd": "kd"}, "teacher": TAUGHT["teacher"]}
+    comparison = parsed(Comparison, **keys)
     compare(comparison, tmp_path)
-    assert {one.objective.name for one in seen} == {"kd"}
+    assert {recipe.objective.name for recipe in seen} == {"kd"}
     assert len(seen) == 4
-    found = sorted(path for path in tmp_path.rglob(records.RECIPE))
-    assert len(found) == 4  # its own, the teacher's and two students'
-    assert {yaml.safe_load(path.read_text())["precision"] for path in found} == {"bf16"}
+    paths = sorted(path for path in tmp_path.rglob(records.RECIPE))
+    assert len(paths) == 4  # its own, the teacher's and two students'
+    assert {yaml.safe_load(path.read_text())["precision"] for path in paths} == {"bf16"}
     # More of it, on a machine that would choose otherwise.
     timed({"fp32": 1.0, "bf16": 2.0})
-    compare(made(Comparison, **{**given, "seeds": 2}), tmp_path)
+    compare(parsed(Comparison, **{**keys, "seeds": 2}), tmp_path)
     assert json.loads((tmp_path / "kd-seed1" / records.MANIFEST).read_text())["precision"]["value"] == "bf16"
     assert len(seen) == 4
 
 
 def test_recorded_outputs_have_a_precision_that_their_readers_take(tmp_path, timed):
-    teacher = execute(made(student="mlp:16", epochs=3), tmp_path / "teacher")
-    recipe = made(teacher=str(teacher.folder), objective="kd", outputs=str(tmp_path / "outputs"))
+    teacher = execute(parsed(student="mlp:16", epochs=3), tmp_path / "teacher")
+    recipe = parsed(teacher=str(teacher.folder), objective="kd", outputs=str(tmp_path / "outputs"))
     timed(BF16_WINS)
     record(recipe)
     timed({"fp32": 1.0, "bf16": 2.0})
@@ -167,25 +167,25 @@ def test_recorded_outputs_have_a_precision_that_their_readers_take(tmp_path, tim
     assert run.manifest["teacher"]["answers"] == "recorded in float16"
 
 
-def test_a_rehearsal_says_what_it_would_take(timed):
+def test_a_dry_run_says_what_it_would_take(timed):
     timed(BF16_WINS)
-    assert dict(dry_run(made()))["precision"] == "bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
-    assert dict(dry_run(made(precision="fp32")))["precision"] == "fp32"
+    assert dict(dry_run(parsed()))["precision"] == "bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
+    assert dict(dry_run(parsed(precision="fp32")))["precision"] == "fp32"
 
 
-def test_a_class_has_one_precision(tmp_path, timed):
+def test_a_group_has_one_precision(tmp_path, timed):
     seen = timed(BF16_WINS)
-    runs = execute_group([(made(name=name), tmp_path / name) for name in "ab"])
+    runs = execute_group([(parsed(name=name), tmp_path / name) for name in "ab"])
     assert [run.manifest["precision"]["value"] for run in runs] == ["bf16", "bf16"]
     assert all("2000.0 ms in bf16" in run.manifest["precision"]["why"] for run in runs)
     assert len(seen) == 4
 
 
-def test_a_run_that_is_begun_decides_for_those_it_is_gone_on_with(tmp_path, timed):
+def test_a_run_that_is_begun_decides_for_its_group(tmp_path, timed):
     with pytest.raises(DeadlineExceeded):
-        execute(made(name="a", precision="fp32"), tmp_path / "a", options=RunOptions(deadline=Deadline(0.0)))
+        execute(parsed(name="a", precision="fp32"), tmp_path / "a", options=RunOptions(deadline=Deadline(0.0)))
     seen = timed(BF16_WINS)
-    runs = execute_group([(made(name=name), tmp_path / name) for name in "ba"])
+    runs = execute_group([(parsed(name=name), tmp_path / name) for name in "ba"])
     assert [run.manifest["precision"]["value"] for run in runs] == ["fp32", "fp32"]
     assert not seen
 

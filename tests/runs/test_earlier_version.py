@@ -1,4 +1,4 @@
-"""Runs of an earlier version are read, and gone on with.
+"""Runs of an earlier version are read, and resumed.
 
 `tests/fixtures/runs` was written at the commit that its manifests name: a teacher and a student that finished, each
 without its checkpoints, two students that were killed in the middle of an epoch, and recorded outputs, which the
@@ -65,10 +65,10 @@ def test_an_unfinished_run_goes_on_where_it_was(invoke, steps, name):
     assert invoke("distill", f"runs/{name}", "name=whole")[0] == 0
     assert len(steps) == whole
     # Not to the bit: the first part may have been done by another processor.
-    ours, other = (load_file(f"runs/{one}/student.safetensors") for one in (name, "whole"))
-    torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-3)
-    for one, two in zip(epochs(name), epochs("whole"), strict=True):
-        assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], rel=1e-3)
+    resumed, whole = (load_file(f"runs/{run}/student.safetensors") for run in (name, "whole"))
+    torch.testing.assert_close(resumed, whole, rtol=1e-3, atol=1e-3)
+    for epoch, expected in zip(epochs(name), epochs("whole"), strict=True):
+        assert epoch["train"]["loss"] == pytest.approx(expected["train"]["loss"], rel=1e-3)
 
 
 def test_it_goes_on_by_the_command_that_began_it(invoke, steps):
@@ -96,10 +96,11 @@ def test_a_finished_run_is_reported(invoke):
 
 def test_a_finished_run_predicts():
     digits = load_digits()
-    said = tutelage.load("runs/finished").predict(list(digits.images.astype("uint8")))
-    right = sum(one.label == wanted for one, wanted in zip(said, digits.target, strict=True)) / len(said)
-    assert right == pytest.approx(record("finished", "evaluation.json")["student"]["accuracy"], abs=0.1)
-    assert 0.1 < said[0].probability <= 1
+    predictions = tutelage.load("runs/finished").predict(list(digits.images.astype("uint8")))
+    pairs = zip(predictions, digits.target, strict=True)
+    accuracy = sum(prediction.label == label for prediction, label in pairs) / len(predictions)
+    assert accuracy == pytest.approx(record("finished", "evaluation.json")["student"]["accuracy"], abs=0.1)
+    assert 0.1 < predictions[0].probability <= 1
 
 
 def test_a_finished_run_is_not_done_again(invoke):
@@ -110,6 +111,6 @@ def test_a_finished_run_is_not_done_again(invoke):
 
 def test_a_finished_run_is_repeated(invoke):
     assert invoke("distill", "runs/finished")[0] == 0
-    ours, other = (record(name, "evaluation.json")["student"] for name in ("finished-again", "finished"))
-    assert ours.keys() == other.keys()
-    assert ours["loss"] == pytest.approx(other["loss"], rel=1e-2)
+    repeated, first = (record(name, "evaluation.json")["student"] for name in ("finished-again", "finished"))
+    assert repeated.keys() == first.keys()
+    assert repeated["loss"] == pytest.approx(first["loss"], rel=1e-2)

@@ -26,7 +26,7 @@ from tutelage.config.schema import Recipe, RecipeError
 from tutelage.data import DataSettings
 from tutelage.report import html
 from tutelage.runs.execute import execute
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, finished, load
 from tutelage.runs.setup import RunInputs, check_compatible, check_last_batch
 from tutelage.training.checkpoints import CheckpointError
@@ -47,11 +47,11 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Stops(NullReporter):
-    """A display that raises when so many epochs are done, as a pressed key or a bug would."""
+class Stops(Reporter):
+    """A reporter that raises after so many epochs, as a pressed key or a bug would."""
 
     def __init__(self, error, *, epochs=1, first=lambda: None):
-        self.error, self.left, self.first, self.said = error, epochs, first, []
+        self.error, self.left, self.first, self.lines = error, epochs, first, []
 
     def note(self, text):
         self.left -= 1
@@ -60,7 +60,7 @@ class Stops(NullReporter):
             raise self.error
 
     def say(self, text):
-        self.said.append(text)
+        self.lines.append(text)
 
 
 def recipe_of(name, **changes):
@@ -73,7 +73,7 @@ def do(folder, *, reporter=None, command="tutelage", trust_code=False, run_input
     return execute(
         recipe,
         folder,
-        options=RunOptions(command=command, reporter=reporter or NullReporter(), trust_code=trust_code),
+        options=RunOptions(command=command, reporter=reporter or Reporter(), trust_code=trust_code),
         run_inputs=run_inputs,
     )
 
@@ -126,8 +126,8 @@ def digest(folder):
 
 
 def test_a_run_leaves_its_records(distilled):
-    found = {path.name for path in distilled.folder.iterdir()} - {".lock"}
-    assert found == {
+    names = {path.name for path in distilled.folder.iterdir()} - {".lock"}
+    assert names == {
         records.RECIPE,
         records.MANIFEST,
         records.METRICS,
@@ -152,26 +152,27 @@ def test_a_run_ends_with_its_report_and_that_of_its_teacher(tmp_path, monkeypatc
 
 
 def test_the_manifest_tells_where_a_result_comes_from(distilled, teacher):
-    found = distilled.manifest
-    assert found["status"] == "finished"
-    assert found["schema"] == 1
-    assert (found["name"], found["verb"], found["repeatable"], found["resumed"]) == ("distilled", "distill", True, 0)
-    assert found["seeds"] == {"seed": 4, "data_seed": 5, "split_seed": 0}
-    assert found["hardware"]["device"] == "cpu"
-    assert found["hardware"]["threads"] == 1
-    assert found["hardware"]["cores"] == os.cpu_count()
-    assert found["hardware"]["memory_gb"] > 0
+    manifest = distilled.manifest
+    assert manifest["status"] == "finished"
+    assert manifest["schema"] == 1
+    assert (manifest["name"], manifest["verb"]) == ("distilled", "distill")
+    assert (manifest["repeatable"], manifest["resumed"]) == (True, 0)
+    assert manifest["seeds"] == {"seed": 4, "data_seed": 5, "split_seed": 0}
+    assert manifest["hardware"]["device"] == "cpu"
+    assert manifest["hardware"]["threads"] == 1
+    assert manifest["hardware"]["cores"] == os.cpu_count()
+    assert manifest["hardware"]["memory_gb"] > 0
     assert (
-        found["software"]["torch"] == torch.__version__.partition("+")[0]
-        or found["software"]["torch"] == torch.__version__
+        manifest["software"]["torch"] == torch.__version__.partition("+")[0]
+        or manifest["software"]["torch"] == torch.__version__
     )
-    assert found["software"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["version"] == tutelage.__version__
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["started"])
-    assert 0 < found["duration_s"] < 600
-    assert found["selection"] == {"set": "validation", "metric": "accuracy", "reported": "last epoch"}
+    assert manifest["software"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert manifest["version"] == tutelage.__version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["started"])
+    assert 0 < manifest["duration_s"] < 600
+    assert manifest["selection"] == {"set": "validation", "metric": "accuracy", "reported": "last epoch"}
     splits = data.open_data(DataSettings(validation=0.2, labelled=20))
-    assert found["data"] == {
+    assert manifest["data"] == {
         "source": "digits",
         "fingerprint": splits.fingerprint,
         "classes": 10,
@@ -179,32 +180,32 @@ def test_the_manifest_tells_where_a_result_comes_from(distilled, teacher):
         "image_size": [8, 8],
         "sizes": splits.sizes(),
     }
-    assert found["data"]["sizes"] == {"train": 1150, "validation": 287, "test": 360, "labelled": 200, "corrupt": 0}
-    assert found["objective_terms"] == [{"ce": 1.0, "wttm": 1.0}, {"ce": 1.0}]
-    assert found["objective"][0] == [
+    assert manifest["data"]["sizes"] == {"train": 1150, "validation": 287, "test": 360, "labelled": 200, "corrupt": 0}
+    assert manifest["objective_terms"] == [{"ce": 1.0, "wttm": 1.0}, {"ce": 1.0}]
+    assert manifest["objective"][0] == [
         {"wttm": {"gamma": 0.5, "beta": 1.0, "supervised": 1.0, "normalise": "none", "logits": "raw"}}
     ]
-    assert found["recipe"]["optimizer"]["lr"] == 0.2
-    assert found["recipe"]["data"]["labelled"] == 20
+    assert manifest["recipe"]["optimizer"]["lr"] == 0.2
+    assert manifest["recipe"]["data"]["labelled"] == 20
 
 
 def test_the_manifest_names_the_teacher_by_its_weights_and_its_accuracy(distilled, teacher):
-    found = distilled.manifest["teacher"]
-    assert found["fingerprint"] == models.fingerprint(models.create(teacher))
-    assert found["accuracy"] == Run(Path(teacher)).accuracy
-    assert found["accuracy"] > 0.8
-    assert (found["name"], found["set"], found["mode"], found["parameters"]) == ("mlp:16", "test", "eval", 1210)
-    assert found["weights"] == "teacher/student.safetensors"
-    assert found["normalisation"] == {"mean": [0.5], "std": [0.5]}
+    entry = distilled.manifest["teacher"]
+    assert entry["fingerprint"] == models.fingerprint(models.create(teacher))
+    assert entry["accuracy"] == Run(Path(teacher)).accuracy
+    assert entry["accuracy"] > 0.8
+    assert (entry["name"], entry["set"], entry["mode"], entry["parameters"]) == ("mlp:16", "test", "eval", 1210)
+    assert entry["weights"] == "teacher/student.safetensors"
+    assert entry["normalisation"] == {"mean": [0.5], "std": [0.5]}
     assert distilled.manifest["student"]["parameters"] == 610
     assert distilled.manifest["student"]["weights"] == "random"
 
 
 def test_the_manifest_names_the_commit(distilled):
-    asked = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if asked.returncode:
+    git = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if git.returncode:
         pytest.skip("not a checkout")
-    assert distilled.manifest["commit"].removesuffix("+changes") == asked.stdout.strip()
+    assert distilled.manifest["commit"].removesuffix("+changes") == git.stdout.strip()
 
 
 def texts(value):
@@ -218,23 +219,23 @@ def texts(value):
         yield value
 
 
-def assert_speaks_of_no_one(folder, *folders):
+def assert_names_no_folder(folder, *folders):
     for text in texts(records.read_json(folder / records.MANIFEST)):
         assert not re.search(r"(?:^|[\s:=,'\"(])(?:/|~)\w", text), text
         assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text), text
         assert socket.gethostname() not in text, text
-        assert not [one for one in folders if str(one) in text], text
+        assert not [path for path in folders if str(path) in text], text
 
 
-def test_the_manifest_speaks_of_no_ones_folders(distilled, tmp_path, teacher):
-    assert_speaks_of_no_one(distilled.folder, HERE, Path(teacher).parent)
+def test_the_manifest_names_no_folders_of_users(distilled, tmp_path, teacher):
+    assert_names_no_folder(distilled.folder, HERE, Path(teacher).parent)
     assert distilled.manifest["command"] == "tutelage distill recipe.yaml teacher=teacher"
     code = tmp_path / "nets.py"
     code.write_text(
         "from torch import nn\ndef net(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
     )
     run = do(tmp_path / "own", student=f"file:{code}:net", trust_code=True, epochs=1)
-    assert_speaks_of_no_one(run.folder, tmp_path)
+    assert_names_no_folder(run.folder, tmp_path)
     with pytest.raises(OSError, match="No such"):
         do(
             tmp_path / "fails",
@@ -242,10 +243,10 @@ def test_the_manifest_speaks_of_no_ones_folders(distilled, tmp_path, teacher):
         )
     assert Run(tmp_path / "fails").manifest["status"] == "failed"
     assert Run(tmp_path / "fails").manifest["notes"]
-    assert_speaks_of_no_one(tmp_path / "fails", tmp_path)
+    assert_names_no_folder(tmp_path / "fails", tmp_path)
 
 
-def test_the_metrics_are_one_schema_a_line(distilled):
+def test_the_metrics_are_one_schema_per_line(distilled):
     epochs = distilled.epochs
     assert [(e["stage"], e["epoch"], e["step"]) for e in epochs] == [
         (0, 1, 5),
@@ -262,29 +263,32 @@ def test_the_metrics_are_one_schema_a_line(distilled):
     assert {e["learning_rate"] for e in epochs if e["stage"] == 1} == {0.3}
     assert epochs[0]["train"]["terms"].keys() == {"ce", "wttm"}
     assert epochs[-1]["train"]["terms"].keys() == {"ce"}
-    # The second stage asks no teacher about training samples; held-out sets are compared with it all the same.
+    # The second stage reads no teacher in training; on held-out sets the student is compared with it all the same.
     assert epochs[-1]["train"]["agreement"] is None
     assert epochs[-1]["test"]["agreement"] > 0.1
 
 
 def test_the_evaluation_is_the_saved_students(distilled, teacher):
-    found = distilled.evaluation
+    evaluation = distilled.evaluation
     splits = data.open_data(DataSettings(validation=0.2, labelled=20))
     inputs = splits.test.fetch(np.arange(360))
     with torch.no_grad():
-        student, taught = (network.eval()(inputs) for network in (distilled.student, models.create(teacher)))
+        student_logits, teacher_logits = (
+            network.eval()(inputs) for network in (distilled.student, models.create(teacher))
+        )
     labels = splits.test.labels
-    assert found["set"] == "test"
-    assert found["samples"] == 360
-    assert found["class_names"] == [str(digit) for digit in range(10)]
-    assert found["student"]["accuracy"] == distilled.accuracy == float((student.argmax(-1) == labels).double().mean())
-    assert found["student"]["accuracy"] == distilled.epochs[-1]["test"]["accuracy"]
-    assert found["student"]["loss"] == pytest.approx(float(nn.functional.cross_entropy(student, labels)), rel=1e-5)
-    assert found["student"]["agreement"] == float((student.argmax(-1) == taught.argmax(-1)).double().mean())
-    assert found["teacher"]["accuracy"] == Run(Path(teacher)).accuracy
+    assert evaluation["set"] == "test"
+    assert evaluation["samples"] == 360
+    assert evaluation["class_names"] == [str(digit) for digit in range(10)]
+    student, predicted = evaluation["student"], student_logits.argmax(-1)
+    assert student["accuracy"] == distilled.accuracy == float((predicted == labels).double().mean())
+    assert student["accuracy"] == distilled.epochs[-1]["test"]["accuracy"]
+    assert student["loss"] == pytest.approx(float(nn.functional.cross_entropy(student_logits, labels)), rel=1e-5)
+    assert student["agreement"] == float((predicted == teacher_logits.argmax(-1)).double().mean())
+    assert evaluation["teacher"]["accuracy"] == Run(Path(teacher)).accuracy
     # The last stage matches no teacher.
-    assert found["student"]["kl_to_target"] is None
-    assert found["student"]["kl_to_teacher"] > 0
+    assert student["kl_to_target"] is None
+    assert student["kl_to_teacher"] > 0
 
 
 def test_best_and_last_are_both_kept(distilled):
@@ -337,12 +341,12 @@ def test_the_same_recipe_gives_the_same_bits_and_each_seed_others(tmp_path, teac
         "teacher": teacher,
         "objective": WTTM,
     }
-    made = {
+    students = {
         name: weights(do(tmp_path / name, **code, **seeds))
         for name, seeds in {"a": {}, "b": {}, "c": {"seed": 1}, "d": {"data_seed": 1}}.items()
     }
-    assert made["a"] == made["b"]
-    assert len(set(made.values())) == 3
+    assert students["a"] == students["b"]
+    assert len(set(students.values())) == 3
 
 
 def test_a_run_is_repeated_from_its_folder(distilled, tmp_path):
@@ -353,7 +357,7 @@ def test_a_run_is_repeated_from_its_folder(distilled, tmp_path):
     assert again.evaluation == distilled.evaluation
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 STOPPED = {"epochs": 3, "checkpoint_steps": 2, "student": f"file:{KILLED_RUN}:student", "trust_code": True}
@@ -371,7 +375,7 @@ def never_stopped(teacher, tmp_path_factory):
     ("error", "status", "notes"),
     [(KeyboardInterrupt(), "interrupted", []), (ZeroDivisionError("a bug"), "failed", ["a bug"])],
 )
-def test_a_stopped_run_says_so_and_is_gone_on_with(tmp_path, teacher, never_stopped, error, status, notes):
+def test_a_stopped_run_says_so_and_is_resumed(tmp_path, teacher, never_stopped, error, status, notes):
     how = {"teacher": teacher, "objective": WTTM, **STOPPED}
     with pytest.raises(type(error)):
         do(tmp_path / "stopped", reporter=Stops(error, epochs=2), **how)
@@ -383,14 +387,14 @@ def test_a_stopped_run_says_so_and_is_gone_on_with(tmp_path, teacher, never_stop
     records.write_json(stopped.folder / records.MANIFEST, {**stopped.manifest, "duration_s": 86400.0})
     shows = Stops(None, epochs=-1)
     run = do(tmp_path / "stopped", reporter=shows, **how)
-    assert "going on after epoch 2, step 12" in shows.said
+    assert "resuming after epoch 2, step 12" in shows.lines
     assert weights(run) == weights(never_stopped)
     assert weights(run, records.BEST) == weights(never_stopped, records.BEST)
     assert untimed(run) == untimed(never_stopped)
-    found = run.manifest
-    assert (found["status"], found["resumed"], found["notes"]) == ("finished", 1, [])
-    assert found["started"] == stopped.manifest["started"]
-    assert 86400 < found["duration_s"] < 87000
+    manifest = run.manifest
+    assert (manifest["status"], manifest["resumed"], manifest["notes"]) == ("finished", 1, [])
+    assert manifest["started"] == stopped.manifest["started"]
+    assert 86400 < manifest["duration_s"] < 87000
     with pytest.raises(RecipeError, match="which is finished"):
         do(tmp_path / "stopped", **how)
 
@@ -407,12 +411,12 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_no_bits(tmp_path, teacher, 
         UserWarning, match=r"^checkpoint 00-000000012: expected its checksums to match.*the one before it"
     ):
         run = do(tmp_path / "stopped", reporter=shows, **how)
-    assert "going on after epoch 1, step 10" in shows.said
+    assert "resuming after epoch 1, step 10" in shows.lines
     assert weights(run) == weights(never_stopped)
     assert untimed(run) == untimed(never_stopped)
 
 
-def test_without_a_good_checkpoint_a_run_is_not_quietly_begun_anew(tmp_path):
+def test_without_a_good_checkpoint_a_run_is_not_quietly_restarted(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         do(tmp_path / "run", reporter=Stops(KeyboardInterrupt(), epochs=2), epochs=3)
     for checkpoint in (tmp_path / "run" / records.CHECKPOINTS).iterdir():
@@ -426,7 +430,7 @@ def test_without_a_good_checkpoint_a_run_is_not_quietly_begun_anew(tmp_path):
     assert len(Run(tmp_path / "run").epochs) == 2
 
 
-def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_anew(tmp_path):
+def test_a_run_that_was_stopped_before_its_first_checkpoint_restarts(tmp_path):
     class Early(Stops):
         def tick(self):
             self.note("")
@@ -477,7 +481,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path, small_disk, teacher, never_stopped):
+def test_a_full_disk_stops_a_run_that_resumes_when_there_is_room(tmp_path, small_disk, teacher, never_stopped):
     how = {"teacher": teacher, "objective": WTTM, **STOPPED}
     ballast = small_disk / "ballast"
 
@@ -486,7 +490,7 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path, small
             while True:
                 os.write(file.fileno(), bytes(4096))
 
-    class Fills(NullReporter):
+    class Fills(Reporter):
         def note(self, text):
             fill()
 
@@ -514,7 +518,7 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     assert digest(tmp_path) == before
 
 
-def test_an_unfinished_run_is_gone_on_with_by_its_own_recipe_only(tmp_path):
+def test_an_unfinished_run_is_resumed_by_its_own_recipe_only(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         do(tmp_path / "run", reporter=Stops(KeyboardInterrupt()))
     before = digest(tmp_path)
@@ -535,7 +539,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
     ) as holder:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(
-            RecipeError, match=r"^name: expected a folder that no one else writes to, got .*; type name=..."
+            RecipeError, match=r"^name: expected a folder that no other process writes to, got .*; type name=..."
         ):
             do(tmp_path / "run", epochs=1)
         assert not (tmp_path / "run" / records.MANIFEST).exists()
@@ -546,9 +550,9 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
 def test_the_lock_is_held_for_the_whole_run(tmp_path):
     seen = []
 
-    class Intrudes(NullReporter):
+    class Intrudes(Reporter):
         def note(self, text):
-            with pytest.raises(RecipeError, match="where a run is going on") as caught:
+            with pytest.raises(RecipeError, match="where a run is in progress") as caught:
                 do(tmp_path / "run", epochs=1)
             seen.append(caught)
 
@@ -568,7 +572,7 @@ def own_splits(count=96, *, labels=None, classes=3, test_labels=None, **others):
     images = truth.float().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8) / classes + 0.05 * torch.rand(
         count, 1, 8, 8, generator=torch.Generator().manual_seed(0)
     )
-    train, test = (Pairs(images, truth if given is None else given) for given in (labels, test_labels))
+    train, test = (Pairs(images, truth if chosen is None else chosen) for chosen in (labels, test_labels))
     return data.from_datasets(train, test, classes=classes, **others)
 
 
@@ -644,7 +648,7 @@ def test_a_teacher_no_better_than_chance_stops_the_run_unless_it_is_wanted(tmp_p
     assert run.manifest["teacher"]["accuracy"] == pytest.approx(1 / 3)
 
 
-def test_a_teacher_whose_classes_are_in_another_order_is_found_out(tmp_path, teacher):
+def test_a_teacher_whose_classes_are_in_another_order_is_detected(tmp_path, teacher):
     network = models.create(teacher)
     with torch.no_grad():
         network.network.head.weight.copy_(network.network.head.weight.roll(1, 0))
@@ -681,9 +685,9 @@ def test_a_teacher_that_is_not_finite_on_the_test_set_stops_the_run_before_it_be
 def test_a_step_that_is_not_finite_fails_a_run_with_a_note(tmp_path):
     with pytest.raises(NonFiniteError):
         do(tmp_path / "run", optimizer={"name": "sgd", "lr": 1e30}, epochs=5)
-    found = Run(tmp_path / "run").manifest
-    assert found["status"] == "failed"
-    assert "got NaN or infinity" in found["notes"][0]
+    manifest = Run(tmp_path / "run").manifest
+    assert manifest["status"] == "failed"
+    assert "got NaN or infinity" in manifest["notes"][0]
 
 
 # The caller's own objects
@@ -692,7 +696,7 @@ def test_a_step_that_is_not_finite_fails_a_run_with_a_note(tmp_path):
 def test_a_callers_own_modules_and_data_sets(tmp_path):
     splits = own_splits()
     train, test = splits.train.dataset, splits.test.dataset
-    learned, student, taught = net(seed=1), net(seed=2), net(seed=3)
+    learned, student, loaded = net(seed=1), net(seed=2), net(seed=3)
     tutelage.train(
         model=learned, data=(train, test), name="teacher", runs=tmp_path, epochs=8, batch_size=16, device="cpu"
     )
@@ -714,23 +718,23 @@ def test_a_callers_own_modules_and_data_sets(tmp_path):
     assert models.fingerprint(student) != start
     assert models.fingerprint(learned) == before == run.manifest["teacher"]["fingerprint"]
     assert not any(p.requires_grad for p in learned.parameters())
-    found = run.manifest
-    assert found["repeatable"] is False
-    assert found["recipe"] is None
-    assert found["objective"] == [{"ce": 1.0, "wttm": 1.0}]
-    assert found["data"]["fingerprint"] is None
-    assert found["data"]["source"] == "own"
-    assert found["student"]["name"] == "object:Sequential"
-    assert found["student"]["normalisation"] == "none"
+    manifest = run.manifest
+    assert manifest["repeatable"] is False
+    assert manifest["recipe"] is None
+    assert manifest["objective"] == [{"ce": 1.0, "wttm": 1.0}]
+    assert manifest["data"]["fingerprint"] is None
+    assert manifest["data"]["source"] == "own"
+    assert manifest["student"]["name"] == "object:Sequential"
+    assert manifest["student"]["normalisation"] == "none"
     assert "source: own" in (run.folder / records.RECIPE).read_text()
     assert (run.folder / records.STUDENT).exists()
     with pytest.raises(ValueError, match="a module of the user's own; build the module"):
         load(run.folder)
-    models.load(taught, models.read(run.folder / records.STUDENT))
-    assert models.fingerprint(taught) == models.fingerprint(student)
+    models.load(loaded, models.read(run.folder / records.STUDENT))
+    assert models.fingerprint(loaded) == models.fingerprint(student)
 
 
-def test_a_callers_own_run_is_gone_on_with(tmp_path):
+def test_a_callers_own_run_is_resumed(tmp_path):
     def go(reporter=None, runs=tmp_path / "stopped"):
         return tutelage.distill(
             student=net(seed=2),
@@ -766,12 +770,12 @@ def test_classes_of_a_callers_own_data(tmp_path, names):
             tutelage.train(model="mlp:8", name="unknown", **how)
 
 
-@pytest.mark.parametrize("given", [3, ("only one",), object()])
-def test_data_of_another_kind_are_refused(tmp_path, given):
+@pytest.mark.parametrize("source", [3, ("only one",), object()])
+def test_data_of_another_kind_are_refused(tmp_path, source):
     with pytest.raises(
         RecipeError, match=r"^data: expected a source's name, settings, or \(training set, test set\), got"
     ):
-        tutelage.train(model=net(), data=given, runs=tmp_path)
+        tutelage.train(model=net(), data=source, runs=tmp_path)
 
 
 def test_a_run_by_names_alone_is_repeatable(tmp_path):
@@ -812,8 +816,8 @@ def test_generators_of_python_and_numpy_are_seeded_too(tmp_path):
         "        return self.head(x.flatten(1) * (random.random() + np.random.rand()))\n"
         "def net(classes):\n    return Net(classes)\n"
     )
-    made = [do(tmp_path / name, student=f"file:{code}:net", trust_code=True, epochs=1) for name in ("a", "b")]
-    assert weights(made[0]) == weights(made[1])
+    runs = [do(tmp_path / name, student=f"file:{code}:net", trust_code=True, epochs=1) for name in ("a", "b")]
+    assert weights(runs[0]) == weights(runs[1])
 
 
 def test_a_name_is_made_of_a_path_too(tmp_path):
@@ -822,7 +826,7 @@ def test_a_name_is_made_of_a_path_too(tmp_path):
     assert again.folder == tmp_path / "a-cross_entropy"
 
 
-def test_a_run_is_not_gone_on_with_on_other_data_or_another_teacher(tmp_path):
+def test_a_run_is_not_resumed_on_other_data_or_with_another_teacher(tmp_path):
     """Between two parts of a run its data may change on the disk; the record would speak of the first ones only."""
     run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
     manifest = run.manifest
@@ -835,7 +839,7 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_another_teacher(tmp_path):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
 
 
-def test_how_a_run_is_done_may_change_when_it_is_gone_on_with_but_not_what(tmp_path):
+def test_how_a_run_is_executed_may_change_on_resume_but_not_what_it_computes(tmp_path):
     run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a")
     records.write_json(run.folder / records.MANIFEST, {**run.manifest, "status": "failed"})
     with pytest.raises(RecipeError, match="got another one"):
@@ -924,7 +928,7 @@ def test_a_run_and_a_comparison_do_not_share_a_folder(tmp_path):
         compare(comparison, tmp_path / "r")
 
 
-def test_a_later_stage_goes_on_with_the_order_of_samples(tmp_path, monkeypatch):
+def test_a_later_stage_continues_the_order_of_samples(tmp_path, monkeypatch):
     seen = []
     whole = data.BatchLoader.epoch
 
@@ -955,7 +959,7 @@ def test_runs_and_paths_are_teachers_and_the_process_is_left_as_it_was(tmp_path)
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_run_of_a_version_that_knew_fewer_keys_is_gone_on_with(tmp_path):
+def test_a_run_of_a_version_that_knew_fewer_keys_is_resumed(tmp_path):
     """A key that came later has its default in the recipe of a run from before it."""
     how = {"model": "mlp:8", "data": "digits", "runs": tmp_path, "epochs": 1, "device": "cpu", "name": "a"}
     run = tutelage.train(**how)
@@ -969,7 +973,7 @@ def test_a_run_of_a_version_that_knew_fewer_keys_is_gone_on_with(tmp_path):
     assert tutelage.train(**how).manifest["status"] == "finished"
 
 
-def test_what_was_found_for_auto_is_recorded_and_is_the_same_after_a_resume(tmp_path):
+def test_what_auto_resolved_to_is_recorded_and_is_the_same_after_a_resume(tmp_path):
     teacher = tutelage.train(model="mlp:32", data="digits", runs=tmp_path, epochs=2, device="cpu", name="teacher")
     how = {"student": "mlp:8", "teacher": str(teacher.folder), "data": "digits", "runs": tmp_path, "device": "cpu"}
     how |= {"objective": "wttm", "epochs": 2}
@@ -977,11 +981,11 @@ def test_what_was_found_for_auto_is_recorded_and_is_the_same_after_a_resume(tmp_
     with pytest.raises(KeyboardInterrupt):
         tutelage.distill(**how, name="stopped", reporter=Stops(KeyboardInterrupt()))
     resumed = tutelage.distill(**how, name="stopped")
-    (found,) = straight.manifest["objective_resolved"]
-    assert found["wttm"]["beta"] > 0
-    assert resumed.manifest["objective_resolved"] == [found]
+    (resolved,) = straight.manifest["objective_resolved"]
+    assert resolved["wttm"]["beta"] > 0
+    assert resumed.manifest["objective_resolved"] == [resolved]
     assert weights(resumed) == weights(straight)
-    typed = objectives.wttm(gamma=0.25, beta=found["wttm"]["beta"])
+    typed = objectives.wttm(gamma=0.25, beta=resolved["wttm"]["beta"])
     assert weights(tutelage.distill(**{**how, "objective": typed}, name="typed")) == weights(straight)
     assert straight.manifest["objective"][0][0]["wttm"]["beta"] == "auto"
 
@@ -1009,8 +1013,8 @@ def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, bat
     if got is None:
         check_last_batch(samples, [objective], fits, world=world)
         return
-    told = rf"^batch_size: expected 2 samples or more in every batch for objective kd\+rkd, {re.escape(got)}$"
-    with pytest.raises(RecipeError, match=told):
+    message = rf"^batch_size: expected 2 samples or more in every batch for objective kd\+rkd, {re.escape(got)}$"
+    with pytest.raises(RecipeError, match=message):
         check_last_batch(samples, [objective], fits, world=world)
 
 

@@ -1,4 +1,4 @@
-"""Runs that are done together leave what each leaves alone, byte for byte."""
+"""Runs of a group leave the same bytes as each leaves alone."""
 
 import errno
 import itertools
@@ -15,7 +15,7 @@ from tutelage.runs import record_teacher, resume
 from tutelage.runs.execute import execute
 from tutelage.runs.group import can_share_batches, execute_group
 from tutelage.runs.lock import BusyError, folder_lock
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions
 from tutelage.training.evaluate import NonFiniteError
 
@@ -76,7 +76,7 @@ def planned(folder, teacher, names=tuple(OBJECTIVES), **changes):
 
 
 def together(todo, reporter=None):
-    return execute_group(todo, options=RunOptions(reporter=reporter or NullReporter(), trust_code=True))
+    return execute_group(todo, options=RunOptions(reporter=reporter or Reporter(), trust_code=True))
 
 
 def alone(recipe, folder):
@@ -85,10 +85,10 @@ def alone(recipe, folder):
 
 @pytest.fixture(scope="module")
 def each_alone(teacher, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    for recipe, place in planned(folder, teacher):
-        alone(recipe, place)
-    return folder
+    runs = tmp_path_factory.mktemp("alone")
+    for recipe, folder in planned(runs, teacher):
+        alone(recipe, folder)
+    return runs
 
 
 def metrics(folder):
@@ -105,11 +105,11 @@ def manifest(folder):
     return json.loads((folder / records.MANIFEST).read_text())
 
 
-class Watches(NullReporter):
-    """A display that keeps what it is told, and may raise after so many epochs."""
+class Watches(Reporter):
+    """A reporter that keeps its lines, and may raise after so many epochs."""
 
     def __init__(self, error=None, epochs=0):
-        self.error, self.left, self.said, self.notes, self.steps, self.ticks = error, epochs, [], [], [], 0
+        self.error, self.left, self.lines, self.notes, self.steps, self.ticks = error, epochs, [], [], [], 0
 
     def begin(self, title, steps, done):
         self.steps.append((title, steps, done))
@@ -124,39 +124,39 @@ class Watches(NullReporter):
             raise self.error
 
     def say(self, text):
-        self.said.append(text)
+        self.lines.append(text)
 
 
-def test_a_class_leaves_what_each_run_leaves_alone(teacher, each_alone, tmp_path):
+def test_a_group_leaves_what_each_run_leaves_alone(teacher, each_alone, tmp_path):
     reporter = Watches()
     done = together(planned(tmp_path, teacher), reporter)
     assert [run.folder.name for run in done] == list(OBJECTIVES)
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
-        mine, other = manifest(tmp_path / name), manifest(each_alone / name)
-        assert mine["class"] == [one for one in OBJECTIVES if one != name]
-        assert other["class"] == []
-        assert {k: v for k, v in mine.items() if k not in OWN} == {k: v for k, v in other.items() if k not in OWN}
-    # 7 steps an epoch of 1258 samples, one epoch and then two, four runs.
+        grouped, alone = manifest(tmp_path / name), manifest(each_alone / name)
+        assert grouped["class"] == [member for member in OBJECTIVES if member != name]
+        assert alone["class"] == []
+        assert {k: v for k, v in grouped.items() if k not in OWN} == {k: v for k, v in alone.items() if k not in OWN}
+    # 7 steps per epoch of 1258 samples, one epoch and then two, four runs.
     steps = -(-manifest(tmp_path / "crd")["data"]["sizes"]["train"] // 256)
     assert reporter.steps == [
         ("dropout and 3 more stage 1 of 2", 4 * steps, 0),
         ("dropout and 3 more stage 2 of 2", 4 * 2 * steps, 0),
     ]
     assert reporter.ticks == 4 * 3 * steps
-    assert sum(text.startswith("teacher ") for text in reporter.said) == 1
+    assert sum(text.startswith("teacher ") for text in reporter.lines) == 1
     assert [note.partition(":")[0] for note in reporter.notes[:4]] == list(OBJECTIVES)
 
 
 def test_the_teacher_is_asked_once_for_all(teacher, tmp_path, monkeypatch):
-    asked = []
+    calls = []
     plain = FrozenTeacher.forward
-    monkeypatch.setattr(FrozenTeacher, "forward", lambda self, batch: asked.append(1) or plain(self, batch))
+    monkeypatch.setattr(FrozenTeacher, "forward", lambda self, batch: calls.append(1) or plain(self, batch))
     alone(*planned(tmp_path / "one", teacher, ["crd"])[0])
-    once, asked[:] = len(asked), []
+    once, calls[:] = len(calls), []
     together(planned(tmp_path / "all", teacher, ["crd", "dropout", "labels"], weak_teacher=True))
-    # `beta: auto` looks at the teacher's logits on training samples besides, which is its own.
-    assert len(asked) < once + 10
+    # `beta: auto` reads the teacher's logits on training samples besides.
+    assert len(calls) < once + 10
     assert once >= 3 * 6
 
 
@@ -167,8 +167,8 @@ def test_recorded_outputs_are_read_for_all(teacher, tmp_path):
     record_teacher.record(
         recipe_of("dropout", teacher, outputs=outputs), options=RunOptions(trust_code=True), taps=taps
     )
-    for recipe, place in planned(tmp_path / "alone", teacher, names, outputs=outputs):
-        alone(recipe, place)
+    for recipe, folder in planned(tmp_path / "alone", teacher, names, outputs=outputs):
+        alone(recipe, folder)
     together(planned(tmp_path / "all", teacher, names, outputs=outputs))
     for name in names:
         assert_same(tmp_path / "all" / name, tmp_path / "alone" / name)
@@ -181,10 +181,10 @@ def test_one_that_fails_leaves_the_others_alone(teacher, each_alone, tmp_path):
     others = reversed(planned(tmp_path, teacher))  # the one without a teacher comes first
     done = together([(diverges, tmp_path / "diverges"), *others], reporter)
     assert isinstance(done[0], NonFiniteError)
-    told = manifest(tmp_path / "diverges")
-    assert told["status"] == "failed"
-    assert "expected a finite loss" in told["notes"][-1]
-    assert any(text.startswith("failed: diverges: ") for text in reporter.said)
+    failed = manifest(tmp_path / "diverges")
+    assert failed["status"] == "failed"
+    assert "expected a finite loss" in failed["notes"][-1]
+    assert any(text.startswith("failed: diverges: ") for text in reporter.lines)
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
 
@@ -192,10 +192,10 @@ def test_one_that_fails_leaves_the_others_alone(teacher, each_alone, tmp_path):
 @pytest.mark.parametrize("where", ["finish", "record", "begin", "prepare"])
 def test_what_fails_outside_of_steps_fails_alone_too(teacher, each_alone, tmp_path, monkeypatch, where):
     def full(plain, which):
-        def act(folder, *rest, **others):
+        def act(folder, *arguments, **keywords):
             if folder.name == "crd":
                 raise OSError(errno.ENOSPC, "no room") if which != "prepare" else ValueError("no room")
-            return plain(folder, *rest, **others)
+            return plain(folder, *arguments, **keywords)
 
         return act
 
@@ -209,20 +209,20 @@ def test_what_fails_outside_of_steps_fails_alone_too(teacher, each_alone, tmp_pa
     else:
         monkeypatch.setattr(resume, "earlier_manifest", full(resume.earlier_manifest, where))
     done = together(planned(tmp_path, teacher))
-    assert [isinstance(one, Run) for one in done] == [True, False, True, True]
+    assert [isinstance(result, Run) for result in done] == [True, False, True, True]
     assert "no room" in str(done[1]) or "expected room on the disk" in str(done[1])
     for name in ("dropout", "labels", "without-teacher"):
         assert_same(tmp_path / name, each_alone / name)
 
 
-def test_an_interrupt_stops_all_and_they_are_gone_on_with(teacher, each_alone, tmp_path):
+def test_an_interrupt_stops_all_and_they_are_resumed(teacher, each_alone, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         together(planned(tmp_path, teacher), Watches(KeyboardInterrupt(), epochs=6))
     assert {manifest(tmp_path / name)["status"] for name in OBJECTIVES} == {"interrupted"}
     assert [len(metrics(tmp_path / name)) for name in OBJECTIVES] == [2, 2, 1, 1]
     reporter = Watches()
     together(planned(tmp_path, teacher), reporter)
-    assert sum("going on after epoch" in text for text in reporter.said) == 4
+    assert sum("resuming after epoch" in text for text in reporter.lines) == 4
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
         assert manifest(tmp_path / name)["resumed"] == 1
@@ -243,11 +243,11 @@ def test_an_interrupt_while_records_are_finished_spares_those_that_are(teacher, 
     assert status == ["finished", "interrupted", "interrupted"]
 
 
-def test_a_run_begun_alone_and_one_that_is_not_go_on_together(teacher, each_alone, tmp_path):
-    (recipe, place), *others = planned(tmp_path, teacher)
+def test_a_run_begun_alone_and_one_that_is_not_are_resumed_together(teacher, each_alone, tmp_path):
+    (recipe, folder), *others = planned(tmp_path, teacher)
     with pytest.raises(KeyboardInterrupt):
-        execute(recipe, place, options=RunOptions(reporter=Watches(KeyboardInterrupt(), 2), trust_code=True))
-    together([*others, (recipe, place)])
+        execute(recipe, folder, options=RunOptions(reporter=Watches(KeyboardInterrupt(), 2), trust_code=True))
+    together([*others, (recipe, folder)])
     for name in OBJECTIVES:
         assert_same(tmp_path / name, each_alone / name)
 
@@ -274,13 +274,13 @@ def test_a_shared_failure_is_everyones(teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(FrozenTeacher, "forward", torn)
     done = together(planned(tmp_path, teacher, ["crd", "labels"]))
-    assert [str(one) for one in done] == ["torn", "torn"]
+    assert [str(error) for error in done] == ["torn", "torn"]
     assert {manifest(tmp_path / name)["status"] for name in ("crd", "labels")} == {"failed"}
 
 
-def test_who_may_be_in_one_class(teacher):
-    found = [recipe_of(name, teacher) for name in OBJECTIVES]
-    assert all(can_share_batches(*pair) for pair in itertools.product(found, found))
+def test_who_may_be_in_one_group(teacher):
+    recipes = [recipe_of(name, teacher) for name in OBJECTIVES]
+    assert all(can_share_batches(*pair) for pair in itertools.product(recipes, recipes))
     other = {
         "data_seed": 6,
         "data": {"source": "digits"},
@@ -296,17 +296,17 @@ def test_who_may_be_in_one_class(teacher):
     }
     objective = {"objective": "kd", "accumulate": 1}
     for key, value in other.items():
-        assert not can_share_batches(found[0], recipe_of("labels", teacher, **objective | {key: value})), key
+        assert not can_share_batches(recipes[0], recipe_of("labels", teacher, **objective | {key: value})), key
     stages = [{"epochs": 1}, {"epochs": 2, "batch_size": 64}]
-    assert not can_share_batches(found[0], recipe_of("labels", teacher, stages=stages))
-    assert not can_share_batches(found[0], recipe_of("labels", teacher, teacher={"train": {"model": "mlp:8"}}))
-    # Those who ask no one may have any store, and no teacher.
-    assert can_share_batches(found[0], recipe_of("labels", teacher, outputs="runs/outputs"))
-    assert can_share_batches(found[0], recipe_of("labels", teacher, teacher=None))
+    assert not can_share_batches(recipes[0], recipe_of("labels", teacher, stages=stages))
+    assert not can_share_batches(recipes[0], recipe_of("labels", teacher, teacher={"train": {"model": "mlp:8"}}))
+    # Without a teacher in training, any cache and no teacher will do.
+    assert can_share_batches(recipes[0], recipe_of("labels", teacher, outputs="runs/outputs"))
+    assert can_share_batches(recipes[0], recipe_of("labels", teacher, teacher=None))
 
 
 def test_others_are_refused(teacher, tmp_path):
     mixed = [*planned(tmp_path, teacher, ["crd"]), *planned(tmp_path, teacher, ["labels"], data_seed=6)]
-    with pytest.raises(ValueError, match="recipes: expected those of one class"):
+    with pytest.raises(ValueError, match="recipes: expected some that can share batches"):
         together(mixed)
     assert not list(tmp_path.iterdir())

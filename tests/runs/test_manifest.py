@@ -1,4 +1,4 @@
-"""Manifests: the machine, the software, the command, and no one's folders."""
+"""Manifests: the machine, the software, the command, and no user's folders."""
 
 from __future__ import annotations
 
@@ -116,28 +116,37 @@ def test_no_folder_leaks_out_of_a_value_or_a_typed_command(folders, name, prefix
 
 
 def test_hardware():
-    found = manifest.hardware(torch.device("cpu"))
-    assert set(found) == {"device", "processor", "cores", "threads", "memory_gb", "gpu"}
-    assert found["device"] == "cpu"
-    assert found["gpu"] is None
-    assert found["processor"]
-    assert found["cores"] >= 1
-    assert found["threads"] == torch.get_num_threads()
-    assert 0.1 < found["memory_gb"] < 1e5
+    hardware = manifest.hardware(torch.device("cpu"))
+    assert set(hardware) == {"device", "processor", "cores", "threads", "memory_gb", "gpu"}
+    assert hardware["device"] == "cpu"
+    assert hardware["gpu"] is None
+    assert hardware["processor"]
+    assert hardware["cores"] >= 1
+    assert hardware["threads"] == torch.get_num_threads()
+    assert 0.1 < hardware["memory_gb"] < 1e5
 
 
 def test_software():
-    found = manifest.software()
-    assert set(found) >= {"python", "system", "torch", "torchvision", "accelerate", "numpy", "safetensors", "pydantic"}
-    assert found["python"] == platform.python_version()
-    assert re.match(r"\d+\.\d+", found["torch"])
+    software = manifest.software()
+    assert set(software) >= {
+        "python",
+        "system",
+        "torch",
+        "torchvision",
+        "accelerate",
+        "numpy",
+        "safetensors",
+        "pydantic",
+    }
+    assert software["python"] == platform.python_version()
+    assert re.match(r"\d+\.\d+", software["torch"])
 
 
 def test_a_manifest_names_no_host_and_no_user():
-    said = json.dumps([manifest.hardware(torch.device("cpu")), manifest.software(), manifest.version()])
-    assert platform.node() not in said or len(platform.node()) < 4
-    assert str(pathlib.Path.home()) not in said or len(str(pathlib.Path.home())) < 4
-    assert f'"{getpass.getuser()}"' not in said
+    text = json.dumps([manifest.hardware(torch.device("cpu")), manifest.software(), manifest.version()])
+    assert platform.node() not in text or len(platform.node()) < 4
+    assert str(pathlib.Path.home()) not in text or len(str(pathlib.Path.home())) < 4
+    assert f'"{getpass.getuser()}"' not in text
 
 
 def git(folder, *arguments):

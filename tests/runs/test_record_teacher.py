@@ -17,7 +17,7 @@ from tutelage.config.schema import Comparison, Recipe, RecipeError
 from tutelage.objectives import from_recipe
 from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
 from tutelage.runs.setup import build_inputs, single_exponent
 from tutelage.studies.compare import compare
@@ -37,9 +37,9 @@ def teacher(tmp_path_factory):
     return str(folder)
 
 
-def recipe(**given):
+def recipe(**keys):
     settings = {"data": DATA, "student": "mlp:8", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}, "threads": 1}
-    return config.parse(Recipe, {"name": "run", **settings, **given})
+    return config.parse(Recipe, {"name": "run", **settings, **keys})
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ LIMIT = 0.035
 """MB: below the 40 logits of two epochs of 240 samples, above the top 5 with their tail."""
 
 
-def record(given, *, limit_mb=20_000.0, top=None, max_error=0.01, **how):
+def record(recipe, *, limit_mb=20_000.0, top=None, max_error=0.01, **keywords):
     keys = {"outputs_limit_mb": limit_mb, "outputs_top": top, "outputs_max_error": max_error}
-    return record_teacher.record(given.model_copy(update=keys), **how)
+    return record_teacher.record(recipe.model_copy(update=keys), **keywords)
 
 
-def wttm(teacher, **given):
-    return recipe(teacher=teacher, objective={"wttm": {"gamma": 0.25, "beta": 1}}, **given)
+def wttm(teacher, **keys):
+    return recipe(teacher=teacher, objective={"wttm": {"gamma": 0.25, "beta": 1}}, **keys)
 
 
 def test_a_run_on_recorded_outputs_is_a_run_on_the_live_teacher_to_float16(teacher, tmp_path):
@@ -81,9 +81,9 @@ def test_a_run_on_recorded_outputs_is_a_run_on_the_live_teacher_to_float16(teach
     live = execute(wttm(teacher), tmp_path / "live")
     read = execute(wttm(teacher, outputs=outputs), tmp_path / "read")
     again = execute(wttm(teacher, outputs=outputs), tmp_path / "again")
-    for one, two in zip(live.epochs, read.epochs, strict=True):
-        assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], rel=2e-3)
-        assert one["train"]["agreement"] == pytest.approx(two["train"]["agreement"], abs=5e-3)
+    for expected, epoch in zip(live.epochs, read.epochs, strict=True):
+        assert expected["train"]["loss"] == pytest.approx(epoch["train"]["loss"], rel=2e-3)
+        assert expected["train"]["agreement"] == pytest.approx(epoch["train"]["agreement"], abs=5e-3)
     assert live.epochs[-1]["train"]["loss"] != read.epochs[-1]["train"]["loss"]
     assert [(live.manifest["teacher"]["answers"]), read.manifest["teacher"]["answers"]] == [
         "live",
@@ -101,14 +101,14 @@ def test_stages_have_views_of_their_own(teacher, tmp_path):
     assert len(run.epochs) == 3
 
 
-def test_a_recording_goes_on_where_it_stopped(teacher, tmp_path):
-    given = wttm(teacher, outputs=str(tmp_path / "outputs"))
-    folder = record_teacher.record(given)
+def test_a_recording_is_resumed_where_it_stopped(teacher, tmp_path):
+    wanted = wttm(teacher, outputs=str(tmp_path / "outputs"))
+    folder = record_teacher.record(wanted)
     files = {path: load_file(path) for path in folder.glob("epoch-*/*")}
     gone, kept = sorted(files)
     gone.unlink()
     changed = kept.stat().st_mtime_ns
-    record_teacher.record(given)
+    record_teacher.record(wanted)
     assert set(folder.glob("epoch-*/*")) == set(files)
     assert all(torch.equal(load_file(path)[name], tensor) for path in files for name, tensor in files[path].items())
     assert kept.stat().st_mtime_ns == changed
@@ -145,9 +145,9 @@ def test_the_command(teacher, tmp_path):
     outputs = tmp_path / "outputs"
     path = tmp_path / "recipe.yaml"
     path.write_text(config.dump(wttm(teacher)))
-    said = CliRunner().invoke(app, ["record", str(path), f"outputs={outputs}"])
-    assert said.exit_code == 0, said.output
-    assert f"outputs: {outputs}" in said.output
+    result = CliRunner().invoke(app, ["record", str(path), f"outputs={outputs}"])
+    assert result.exit_code == 0, result.output
+    assert f"outputs: {outputs}" in result.output
     key = json.loads((outputs / "outputs.json").read_text())["key"]
     assert key["data_seed"] == 0
     run_inputs = build_inputs(wttm(teacher))
@@ -167,8 +167,8 @@ def test_a_comparison_asks_the_teacher_once_for_each_data_seed(teacher, tmp_path
         "objectives": {"ce": "cross_entropy", "kd": "kd", "wttm": {"wttm": {"gamma": 0.25, "beta": 1}}},
     }
     compare(config.parse(Comparison, value), tmp_path / "few")
-    stores = sorted(path.name for path in (tmp_path / "outputs").iterdir())
-    assert stores == ["data0", "data1"]
+    folders = sorted(path.name for path in (tmp_path / "outputs").iterdir())
+    assert folders == ["data0", "data1"]
     answers = {}
     for folder in (tmp_path / "few").glob("*-seed*"):
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -178,37 +178,37 @@ def test_a_comparison_asks_the_teacher_once_for_each_data_seed(teacher, tmp_path
 
 
 def test_a_recording_stops_in_time_after_a_whole_chunk(teacher, tmp_path):
-    given = wttm(teacher, outputs=str(tmp_path / "outputs"))
-    looks = iter([1.0, 3.0])
+    wanted = wttm(teacher, outputs=str(tmp_path / "outputs"))
+    times = iter([1.0, 3.0])
     with pytest.raises(DeadlineExceeded, match="the next chunk: no time is left"):
-        record_teacher.record(given, options=RunOptions(deadline=Deadline(2.0, clock=lambda: next(looks))))
+        record_teacher.record(wanted, options=RunOptions(deadline=Deadline(2.0, clock=lambda: next(times))))
     assert [path.parent.name for path in (tmp_path / "outputs").glob("epoch-*/*")] == ["epoch-0000"]
-    record_teacher.record(given)
+    record_teacher.record(wanted)
     assert len(list((tmp_path / "outputs").glob("epoch-*/*"))) == 2
 
 
 def test_the_top_classes_where_all_are_too_many(many, tmp_path):
     outputs = str(tmp_path / "outputs")
-    said = Said()
+    reporter = Lines()
     staged = wttm(
         **many,
         outputs=outputs,
         stages=[{"epochs": 1}, {"epochs": 1, "objective": {"kd": {"temperature": 1.5}}}],
     )
-    folder = record(staged, options=RunOptions(reporter=said), limit_mb=LIMIT, top=5, max_error=0.5)
-    found = json.loads((folder / "outputs.json").read_text())
-    assert {0.25, 1 / 1.5} < set(found["form"]["gammas"])
-    assert found["form"]["top"] == 5
-    assert "of the top 5 of 40 classes" in said.lines[0]
-    off = next(entry for entry in found["errors"] if entry["gamma"] == 0.25)
-    assert 0 < off["mean_tv"] <= off["max_tv"] < 0.5
-    assert any("gamma 0.25: p_gamma off by " in line for line in said.lines)
+    folder = record(staged, options=RunOptions(reporter=reporter), limit_mb=LIMIT, top=5, max_error=0.5)
+    recorded = json.loads((folder / "outputs.json").read_text())
+    assert {0.25, 1 / 1.5} < set(recorded["form"]["gammas"])
+    assert recorded["form"]["top"] == 5
+    assert "of the top 5 of 40 classes" in reporter.lines[0]
+    error = next(entry for entry in recorded["errors"] if entry["gamma"] == 0.25)
+    assert 0 < error["mean_tv"] <= error["max_tv"] < 0.5
+    assert any("gamma 0.25: p_gamma off by " in line for line in reporter.lines)
     live = execute(staged.model_copy(update={"outputs": None}), tmp_path / "live")
     read = execute(staged, tmp_path / "read")
     assert read.manifest["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
-    for one, two in zip(live.epochs, read.epochs, strict=True):
-        assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], rel=0.1)
-        assert one["train"]["agreement"] == pytest.approx(two["train"]["agreement"], abs=0.02)
+    for expected, epoch in zip(live.epochs, read.epochs, strict=True):
+        assert expected["train"]["loss"] == pytest.approx(epoch["train"]["loss"], rel=0.1)
+        assert expected["train"]["agreement"] == pytest.approx(epoch["train"]["agreement"], abs=0.02)
 
 
 def test_within_the_limit_all_classes_are_kept(many, tmp_path):
@@ -217,24 +217,24 @@ def test_within_the_limit_all_classes_are_kept(many, tmp_path):
 
 
 def test_outputs_keep_the_form_that_they_were_begun_in(many, tmp_path):
-    given = wttm(**many, outputs=str(tmp_path / "outputs"))
-    folder = record(given, limit_mb=LIMIT, top=3, max_error=1)
+    wanted = wttm(**many, outputs=str(tmp_path / "outputs"))
+    folder = record(wanted, limit_mb=LIMIT, top=3, max_error=1)
     next(folder.glob("epoch-0001/*")).unlink()
     with pytest.raises(RecipeError, match=r"outputs_top: expected 3, as outputs was begun with, got 4; type outputs="):
-        record(given, top=4)
-    record_teacher.record(given)
-    found = json.loads((folder / "outputs.json").read_text())
-    assert found["form"]["top"] == 3
-    assert len(found["errors"]) == len(found["form"]["gammas"])
+        record(wanted, top=4)
+    record_teacher.record(wanted)
+    recorded = json.loads((folder / "outputs.json").read_text())
+    assert recorded["form"]["top"] == 3
+    assert len(recorded["errors"]) == len(recorded["form"]["gammas"])
 
 
-def test_a_top_that_says_too_little_is_refused_before_anything_is_written(many, tmp_path):
-    given = wttm(**many, outputs=str(tmp_path / "outputs"))
+def test_a_top_that_is_too_inaccurate_is_refused_before_anything_is_written(many, tmp_path):
+    wanted = wttm(**many, outputs=str(tmp_path / "outputs"))
     message = r"the top 1 of 40 classes .* at gamma 0\.25; type a larger outputs_top="
     with pytest.raises(TeacherCacheError, match=message):
-        record(given, limit_mb=LIMIT, top=1)
+        record(wanted, limit_mb=LIMIT, top=1)
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
-    record(given, limit_mb=LIMIT, top=3, max_error=1)
+    record(wanted, limit_mb=LIMIT, top=3, max_error=1)
 
 
 def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step(many, tmp_path):
@@ -257,13 +257,13 @@ def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step
 
 
 def test_a_limit_names_the_top_that_is_within_it(teacher, many, tmp_path):
-    given = wttm(**many, outputs=str(tmp_path / "outputs"))
+    wanted = wttm(**many, outputs=str(tmp_path / "outputs"))
     with pytest.raises(RecipeError, match=r"outputs_top=4 to keep the 4 largest of 40 logits, or outputs=null"):
-        record(given, limit_mb=0.026)
+        record(wanted, limit_mb=0.026)
     with pytest.raises(RecipeError, match=r"type outputs_limit_mb=1 to write them, or outputs=null"):
-        record(given, limit_mb=0.001)
+        record(wanted, limit_mb=0.001)
     with pytest.raises(RecipeError, match=r"outputs_top: expected fewer than .* all 40 classes, .* got 14"):
-        record(given, limit_mb=LIMIT, top=14)
+        record(wanted, limit_mb=LIMIT, top=14)
     assert not (tmp_path / "outputs" / "outputs.json").exists()
 
 
@@ -278,28 +278,28 @@ def test_a_limit_names_the_top_that_is_within_it(teacher, many, tmp_path):
     ],
     ids=["teacher", "data", "views", "data_seed", "precision"],
 )
-def test_each_fingerprint_is_held_against_the_run_s(teacher, tmp_path, change, named):
+def test_each_fingerprint_is_compared_with_the_run_s(teacher, tmp_path, change, named):
     outputs = str(tmp_path / "outputs")
     base = {"data": {**DATA, "validation": 0.2}, "epochs": 1}
     record_teacher.record(wttm(teacher, outputs=outputs, **base))
     if change.get("teacher"):
         other = recipe(name="other", student="mlp:32", data={"source": "digits"}, epochs=1, seed=9)
         execute(other, tmp_path / "other")
-        given = wttm(str(tmp_path / "other"), outputs=outputs, **base)
+        changed = wttm(str(tmp_path / "other"), outputs=outputs, **base)
     else:
-        given = wttm(teacher, outputs=outputs, **{**base, **change})
+        changed = wttm(teacher, outputs=outputs, **{**base, **change})
     with pytest.raises(TeacherCacheError, match=named):
-        execute(given, tmp_path / "run")
+        execute(changed, tmp_path / "run")
     with pytest.raises(TeacherCacheError, match=named):
-        record_teacher.record(given)
+        record_teacher.record(changed)
 
 
 @pytest.mark.parametrize("top", [None, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_recording_that_was_killed_goes_on_and_ends_in_the_same_bits(many, tmp_path, top):
-    given = {name: wttm(**many, outputs=str(tmp_path / name), epochs=3) for name in ("killed", "whole")}
-    how = {"limit_mb": 1.4 * LIMIT, "top": top, "max_error": 1.0} if top else {}
+def test_a_recording_that_was_killed_resumes_and_ends_in_the_same_bits(many, tmp_path, top):
+    recipes = {name: wttm(**many, outputs=str(tmp_path / name), epochs=3) for name in ("killed", "whole")}
+    keywords = {"limit_mb": 1.4 * LIMIT, "top": top, "max_error": 1.0} if top else {}
     path = tmp_path / "recipe.yaml"
-    path.write_text(config.dump(given["killed"]))
+    path.write_text(config.dump(recipes["killed"]))
     done = subprocess.run(
         [
             sys.executable,
@@ -307,7 +307,7 @@ def test_a_recording_that_was_killed_goes_on_and_ends_in_the_same_bits(many, tmp
             KILLED,
             str(ROOT),
             str(path),
-            json.dumps({f"outputs_{key}": value for key, value in how.items()}),
+            json.dumps({f"outputs_{key}": value for key, value in keywords.items()}),
         ],
         capture_output=True,
         text=True,
@@ -318,18 +318,18 @@ def test_a_recording_that_was_killed_goes_on_and_ends_in_the_same_bits(many, tmp
     assert [chunk.parent.name for chunk in chunks] == ["epoch-0000"]
     kept = chunks[0].stat().st_mtime_ns
     assert list((tmp_path / "killed").glob("epoch-0001/.*.tmp")), "half of a chunk"
-    for name in given:
-        record(given[name], **how)
+    for name in recipes:
+        record(recipes[name], **keywords)
     assert chunks[0].stat().st_mtime_ns == kept
-    killed, whole = ({str(p.relative_to(tmp_path / n)): p for p in (tmp_path / n).rglob("*.*")} for n in given)
+    killed, whole = ({str(p.relative_to(tmp_path / n)): p for p in (tmp_path / n).rglob("*.*")} for n in recipes)
     chunks = [name for name in whole if name.endswith(".safetensors")]
     assert len(chunks) == 3
     assert killed.keys() == whole.keys(), "nothing half-written is left"
     assert killed["outputs.json"].read_text() == whole["outputs.json"].read_text()
     for name in chunks:
-        then, now = load_file(whole[name]), load_file(killed[name])
-        assert then.keys() == now.keys()
-        assert all(torch.equal(then[key], now[key]) for key in then)
+        expected, resumed = load_file(whole[name]), load_file(killed[name])
+        assert expected.keys() == resumed.keys()
+        assert all(torch.equal(expected[key], resumed[key]) for key in expected)
 
 
 KILLED = """
@@ -340,14 +340,14 @@ from tests._helpers import killed_run
 from tutelage import api
 from tutelage.objectives import from_recipe
 from tutelage.runs import record_teacher
-given = api.from_file(Path(sys.argv[2]), [])
+recipe = api.from_file(Path(sys.argv[2]), [])
 killed_run.arm({"what": "write", "where": "epoch-0001", "count": 1})
-record_teacher.record(given.model_copy(update=json.loads(sys.argv[3])))
+record_teacher.record(recipe.model_copy(update=json.loads(sys.argv[3])))
 """
 
 
-class Said(NullReporter):
-    """A display that keeps what it was told."""
+class Lines(Reporter):
+    """A reporter that keeps its lines."""
 
     def __init__(self):
         self.lines = []
@@ -361,7 +361,7 @@ class Said(NullReporter):
 
 @pytest.fixture
 def compiling(monkeypatch):
-    """Replace the compiler by a mark: return the sizes of the batches that a compiled teacher was asked about."""
+    """Replace the compiler by a mark: return the sizes of the batches that a compiled teacher was called on."""
     sizes = []
 
     def compiled(call, **_):
@@ -375,33 +375,33 @@ def compiling(monkeypatch):
     return sizes
 
 
-def test_the_teacher_is_compiled_where_that_is_wanted_and_it_stands_in_the_outputs(teacher, tmp_path, compiling):
+def test_the_teacher_is_compiled_where_that_is_wanted_and_the_outputs_say_so(teacher, tmp_path, compiling):
     plain = record_teacher.record(wttm(teacher, outputs=str(tmp_path / "plain"), compile_teacher=False))
     assert not compiling
     fast = record_teacher.record(wttm(teacher, outputs=str(tmp_path / "fast"), compile_teacher=True))
-    assert len(compiling) > 2  # measured, and then asked in every epoch
-    said = [json.loads((folder / "outputs.json").read_text())["speed"] for folder in (plain, fast)]
-    assert [one["teacher_compiled"] for one in said] == [False, True]
-    assert said[0]["why"] == {"teacher": "a short fit"}
-    assert said[1]["samples"] == compiling[0]
+    assert len(compiling) > 2  # measured, and then called in every epoch
+    plans = [json.loads((folder / "outputs.json").read_text())["speed"] for folder in (plain, fast)]
+    assert [plan["teacher_compiled"] for plan in plans] == [False, True]
+    assert plans[0]["why"] == {"teacher": "a short fit"}
+    assert plans[1]["samples"] == compiling[0]
     logits = [load_file(next((folder / "epoch-0000").glob("*logits*")))["values"] for folder in (plain, fast)]
     assert torch.equal(*logits)
 
 
-def test_interrupted_recording_goes_on_in_the_form_that_was_chosen(teacher, tmp_path, compiling):
+def test_an_interrupted_recording_resumes_in_the_form_that_was_chosen(teacher, tmp_path, compiling):
     recipe_ = wttm(teacher, outputs=str(tmp_path / "outputs"), compile_teacher=True, epochs=1)
     folder = record_teacher.record(recipe_)
     before = len(compiling)
-    said = (folder / "outputs.json").read_text()
+    recorded = (folder / "outputs.json").read_text()
     record_teacher.record(recipe_.model_copy(update={"epochs": 2, "compile_teacher": False}))
     epoch = before - (1 + ROUNDS)  # what was not measuring
     assert len(compiling) == before + epoch > before
-    assert (folder / "outputs.json").read_text() == said
+    assert (folder / "outputs.json").read_text() == recorded
 
 
-def test_a_comparison_keeps_the_top_where_it_is_told_to(many, tmp_path):
-    given = {"name": "few", "data": many["data"], "student": "mlp:8", "teacher": many["teacher"], "epochs": 2}
-    value = {**given, "objectives": {"kd": {"kd": {"temperature": 1.5}}}, "outputs": str(tmp_path / "outputs")}
+def test_a_comparison_keeps_the_top_where_outputs_top_is_given(many, tmp_path):
+    keys = {"name": "few", "data": many["data"], "student": "mlp:8", "teacher": many["teacher"], "epochs": 2}
+    value = {**keys, "objectives": {"kd": {"kd": {"temperature": 1.5}}}, "outputs": str(tmp_path / "outputs")}
     with pytest.raises(RecipeError, match=r"type outputs_limit_mb=1 to write them, outputs_top=4 to keep"):
         compare(config.parse(Comparison, {**value, "outputs_limit_mb": 0.026}), tmp_path / "few")
     kept = {"outputs_limit_mb": LIMIT, "outputs_top": 5, "outputs_max_error": 1.0}
@@ -410,17 +410,17 @@ def test_a_comparison_keeps_the_top_where_it_is_told_to(many, tmp_path):
     assert run["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
 
 
-def test_what_another_process_has_begun_while_one_waited_is_gone_on_with(teacher, tmp_path, monkeypatch):
-    given = wttm(teacher, outputs=str(tmp_path / "outputs"))
+def test_what_another_process_has_begun_meanwhile_is_resumed(teacher, tmp_path, monkeypatch):
+    wanted = wttm(teacher, outputs=str(tmp_path / "outputs"))
     alone = record_teacher.folder_lock
 
-    def after_another(*arguments, **how):
+    def after_another(*arguments, **keywords):
         monkeypatch.setattr(record_teacher, "folder_lock", alone)
-        record_teacher.record(given.model_copy(update={"precision": "bf16", "epochs": 1}))
-        return alone(*arguments, **how)
+        record_teacher.record(wanted.model_copy(update={"precision": "bf16", "epochs": 1}))
+        return alone(*arguments, **keywords)
 
     monkeypatch.setattr(record_teacher, "folder_lock", after_another)
-    folder = record_teacher.record(given)
+    folder = record_teacher.record(wanted)
     assert json.loads((folder / "outputs.json").read_text())["key"]["precision"] == "bf16"
-    run = execute(given, tmp_path / "run")
+    run = execute(wanted, tmp_path / "run")
     assert run.manifest["precision"]["value"] == "bf16"

@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed ends in the bits of one that was never stopped."""
+"""A run killed at any moment and resumed ends in the bits of an uninterrupted one."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def at(what, count=1, where="", when="before"):
     return {"what": what, "count": count, "where": where, "when": when}
 
 
-# Six steps an epoch, two epochs a stage, two stages; a checkpoint after every third step.
+# Six steps per epoch, two epochs per stage, two stages; a checkpoint after every third step.
 CASES = {
     "first-records": two_stages(at("write", where="recipe.yaml")),
     "first-manifest": two_stages(at("rename", where="manifest.json")),
@@ -68,24 +68,24 @@ CASES = {
 }
 
 
-def class_(*moments):
+def group(*moments):
     return {"recipe": "class", "moments": list(moments)}
 
 
-CLASS = ("three", "two", "five", "none")
-# Four runs in lockstep: a step of the class is four of the optimizers'.
-CLASSES = {
-    "class-before-any-checkpoint": class_(at("step", 6)),
-    "class-in-the-middle-of-a-step": class_(at("step", 18)),
-    "class-between-micro-batches": class_(at("forward", 9)),
-    "class-one-checkpoint-of-several": class_(at("write", 2, "tensors.safetensors")),
-    "class-second-epoch": class_(at("step", 47)),
-    "class-metrics-of-the-second-run": class_(at("write", 2, "metrics.jsonl")),
-    "class-end-of-stage-1": class_(at("rename", 1, "two/checkpoints/00-000000012", "after")),
-    "class-stage-2": class_(at("step", 71)),
-    "class-one-is-finished": class_(at("write", 2, "student.safetensors")),
-    "class-last-manifest": class_(at("write", 3, "evaluation.json")),
-    "class-again-and-again": class_(at("step", 18), at("step", 9), at("write", 1, "metrics.jsonl"), at("step", 30)),
+GROUP = ("three", "two", "five", "none")
+# Four runs in lockstep: a step of the group is four of the optimizers'.
+GROUPS = {
+    "group-before-any-checkpoint": group(at("step", 6)),
+    "group-in-the-middle-of-a-step": group(at("step", 18)),
+    "group-between-micro-batches": group(at("forward", 9)),
+    "group-one-checkpoint-of-several": group(at("write", 2, "tensors.safetensors")),
+    "group-second-epoch": group(at("step", 47)),
+    "group-metrics-of-the-second-run": group(at("write", 2, "metrics.jsonl")),
+    "group-end-of-stage-1": group(at("rename", 1, "two/checkpoints/00-000000012", "after")),
+    "group-stage-2": group(at("step", 71)),
+    "group-one-is-finished": group(at("write", 2, "student.safetensors")),
+    "group-last-manifest": group(at("write", 3, "evaluation.json")),
+    "group-again-and-again": group(at("step", 18), at("step", 9), at("write", 1, "metrics.jsonl"), at("step", 30)),
 }
 
 
@@ -101,8 +101,8 @@ QUICK = {
     "again-and-again",
     "two-stages",
     "teacher-in-training",
-    "class-in-the-middle-of-a-step",
-    "class-again-and-again",
+    "group-in-the-middle-of-a-step",
+    "group-again-and-again",
     "forgetful",
 }
 """One moment of each kind; the others are marked slow."""
@@ -120,7 +120,7 @@ def killed(request, tmp_path_factory):
     selected = {item.callspec.params.get("case") for item in items}
     done = subprocess.run(
         [sys.executable, "-W", "error", KILLED_RUN, folder],
-        input=json.dumps({name: case for name, case in (CASES | CLASSES | FORGETFUL).items() if name in selected}),
+        input=json.dumps({name: case for name, case in (CASES | GROUPS | FORGETFUL).items() if name in selected}),
         capture_output=True,
         text=True,
         timeout=500,
@@ -146,13 +146,13 @@ def test_killed_and_resumed_is_never_stopped(killed, case):
     assert_never_stopped(folder / case, folder / recipe)
 
 
-@pytest.mark.parametrize("case", marked(CLASSES))
-def test_a_class_killed_and_resumed_is_each_run_alone_never_stopped(killed, case):
+@pytest.mark.parametrize("case", marked(GROUPS))
+def test_a_group_killed_and_resumed_is_each_run_alone_never_stopped(killed, case):
     folder, outcomes, errors = killed
-    assert outcomes["class"] == [{"exit": 0}] * len(CLASS), errors
-    kills = [{"signal": signal.SIGKILL}] * len(CLASSES[case]["moments"])
+    assert outcomes["class"] == [{"exit": 0}] * len(GROUP), errors
+    kills = [{"signal": signal.SIGKILL}] * len(GROUPS[case]["moments"])
     assert outcomes[case] == [*kills, {"exit": 0}], errors
-    for name in CLASS:
+    for name in GROUP:
         assert_never_stopped(folder / case / name, folder / "class" / name)
 
 

@@ -8,14 +8,14 @@ from tutelage.runs import autotune
 from tutelage.runs.setup import build_inputs
 
 
-def made(**given):
+def parsed(**keys):
     value = {"name": "x", "student": "mlp:8", "objective": "cross_entropy", "batch_size": 64, "device": "cpu"}
-    recipe = config.parse(config.Recipe, {**value, **given})
+    recipe = config.parse(config.Recipe, {**value, **keys})
     return recipe, build_inputs(recipe)
 
 
 def test_steps_are_real_ones_on_copies():
-    recipe, run_inputs = made()
+    recipe, run_inputs = parsed()
     before = copy.deepcopy(run_inputs.student.network.state_dict())
     seconds, terms = autotune.time_step(recipe, run_inputs)
     assert seconds > 0
@@ -25,13 +25,13 @@ def test_steps_are_real_ones_on_copies():
 
 @pytest.mark.parametrize(("limit", "taken"), [(1e9, 4), (0.0, 2)])
 def test_slow_steps_are_fewer(monkeypatch, limit, taken):
-    recipe, run_inputs = made()
+    recipe, run_inputs = parsed()
     seen = []
     plain = autotune.fit
 
-    def counted(distiller, teacher, batches, settings, **given):
+    def counted(distiller, teacher, batches, settings, **keywords):
         seen.append(batches)
-        yield from plain(distiller, teacher, batches, settings, **given)
+        yield from plain(distiller, teacher, batches, settings, **keywords)
 
     monkeypatch.setattr(autotune, "fit", counted)
     autotune.time_step(recipe, run_inputs, limit=limit)
@@ -40,10 +40,10 @@ def test_slow_steps_are_fewer(monkeypatch, limit, taken):
 
 
 def test_a_network_is_asked_about_a_batch(monkeypatch):
-    recipe, run_inputs = made()
-    asked = []
+    recipe, run_inputs = parsed()
+    sizes = []
     monkeypatch.setattr(
-        autotune, "collect_outputs", lambda network, few, **_: [asked.append(len(b.index)) for b in few.epoch(0)]
+        autotune, "evaluation_outputs", lambda recipe, network, few: [sizes.append(len(b.index)) for b in few.epoch(0)]
     )
     assert autotune.time_evaluation(recipe, run_inputs.student, run_inputs.splits.train) > 0
-    assert asked == [autotune.EVALUATED] * 2
+    assert sizes == [autotune.EVALUATED] * 2

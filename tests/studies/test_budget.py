@@ -18,7 +18,7 @@ import yaml
 from tutelage import config, records
 from tutelage.runs import autotune
 from tutelage.runs.execute import execute
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
 from tutelage.studies import budget, plan, run_study, schema
 from tutelage.studies.budget import Budget
@@ -51,7 +51,7 @@ class Clock:
         return self.now
 
 
-class CollectingReporter(NullReporter):
+class CollectingReporter(Reporter):
     def __init__(self):
         self.lines = []
 
@@ -320,7 +320,7 @@ def test_the_command_says_what_is_done_what_is_left_and_how_to_resume(invoke, tm
     code, out, err = invoke("study", "grid.yaml", "--budget", "10m", "--methods", "kd")
     assert (code, err) == (0, "")
     assert "2 of 2 runs are finished; nothing is left" in out
-    assert "to go on" not in out
+    assert "to resume" not in out
     code, out, err = invoke("study", "grid.yaml", "--budget", "10m", "--dry-run")
     assert code == 0, err
     assert "ms per step" in out
@@ -395,7 +395,7 @@ def test_killed_and_copied_elsewhere_it_resumes_to_the_same_table(invoke, tmp_pa
     code, out, err = invoke(*typed)
     assert (code, err) == (0, "")
     assert "1 of 3 runs to do" in out
-    assert "going on after epoch" in out
+    assert "resuming after epoch" in out
     assert done.stat().st_mtime_ns == written
     whole = assign(tmp_path / "whole", study)
     studied(whole)

@@ -10,7 +10,7 @@ from tutelage.config.schema import Comparison, RecipeError
 from tutelage.modules import Distiller
 from tutelage.report import html, results
 from tutelage.runs.lock import folder_lock
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
 from tutelage.studies.compare import compare, plan
 from tutelage.training.evaluate import NonFiniteError
@@ -38,7 +38,7 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class CollectingReporter(NullReporter):
+class CollectingReporter(Reporter):
     def __init__(self):
         self.lines = []
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests._helpers import ROOT
 
 from tutelage import records
-from tutelage.runs.reporter import NullReporter
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions
 from tutelage.studies import plan, run_study, schema, study_file
 from tutelage.studies import study_table as paper_table
@@ -35,7 +35,7 @@ STUDY = {
 }
 
 
-class CollectingReporter(NullReporter):
+class CollectingReporter(Reporter):
     def __init__(self):
         self.lines = []
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tutelage.cli import compare, inspect, study, train
+from tutelage.cli import inspect, study, train
 from tutelage.cli.common import OTHER, USER, fail
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 for name, command, example in (
     ("train", train.train, "recipes/digits-teacher.yaml epochs=30"),
     ("distill", train.distill, "recipes/digits-wttm.yaml objective.wttm.gamma=0.3"),
-    ("compare", compare.compare, "recipes/digits.yaml seeds=5"),
+    ("compare", train.compare, "recipes/digits.yaml seeds=5"),
     ("study", study.study, "table1 --pairs resnet56/resnet20 --methods kd,wttm --seeds 2 --budget 25m"),
     ("record", train.record, "recipes/digits-wttm.yaml outputs=runs/outputs/digits"),
     ("evaluate", inspect.evaluate, "runs/digits/wttm-seed0"),
@@ -34,7 +34,7 @@ for name, command, example in (
     app.command(name, epilog=f"Example: tutelage {name} {example}")(command)
 
 USER_ERRORS = ValueError, TypeError, FileNotFoundError, NotADirectoryError, ConnectionError, ImportError
-"""A value, a file or an extra that was named is wrong; all else is not the user's fault."""
+"""Errors of a wrong value, file or extra in the user's input; all others are not the user's fault."""
 
 
 @app.callback()
@@ -52,7 +52,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        fail("stopped; type the same command again to go on", OTHER)
+        fail("stopped; type the same command again to resume", OTHER)
     except Exception as error:
         if os.environ.get("TUTELAGE_DEBUG"):
             raise
@@ -60,6 +60,6 @@ def main() -> None:
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    # Of other packages' warnings a user of the command line can do nothing.
+    # A user of the command line can do nothing about other packages' warnings.
     if category is UserWarning:
         typer.echo(f"warning: {message}", err=True)

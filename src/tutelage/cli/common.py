@@ -1,10 +1,12 @@
-"""What the commands share: their options, and how they print."""
+"""Options and printing that the commands share."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -12,37 +14,35 @@ import typer
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
-    from tutelage.runs.reporter import Reporter
     from tutelage.runs.run import RunOptions
 
 RecipePath = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat it or go on with it.")
+    str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat or resume it.")
 ]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as epochs=10 data.validation=0.1."),
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as epochs=10 data.validation=0.1.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder of all runs.")]
+Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 
 USER, OTHER = 2, 1
 
 
 def fail(message: str, code: int = USER) -> NoReturn:
-    """End the command with a message, each line of it marked as ours."""
+    """End the command with a message, each line prefixed with the program's name."""
     for line in message.splitlines() or [""]:
         typer.echo(f"tutelage: {line}", err=True)
     raise SystemExit(code)
 
 
 def trusted(trust_code: bool, typed: list[str]) -> bool | frozenset[str]:
-    """Return all ``file:`` models, or those typed on the command line, not what a recipe or a folder names."""
+    """Return whether all ``file:`` models are trusted, or the names of those typed on the command line."""
     return trust_code or frozenset(name for text in typed for name in re.findall(r"file:[^\s,}\]'\"]+", text))
 
 
 def command() -> str:
-    """Return the command as it was typed, without what a worker of several is told."""
+    """Return the command as it was typed, without the hidden options of worker processes."""
     typed = list(sys.argv[1:])
     for hidden in ("--worker", "--until"):
         if hidden in typed:
@@ -51,20 +51,23 @@ def command() -> str:
     return shlex.join(["tutelage", *typed])
 
 
-def run_options(reporter: Reporter, trust: bool | frozenset[str]) -> RunOptions:
-    """Return the options of a command's runs."""
+@contextlib.contextmanager
+def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
+    """Yield the options of a command's runs, with progress on the terminal."""
     from tutelage.runs.run import RunOptions
+    from tutelage.runs.terminal import TerminalReporter
 
-    return RunOptions(reporter=reporter, trust_code=trust, command=command())
+    reporter = TerminalReporter()
+    with reporter.progress:
+        yield RunOptions(reporter=reporter, trust_code=trust, command=command())
 
 
 def print_dry_run(recipe: Recipe, trust: bool | frozenset[str]) -> None:
-    """Do a dry run, and print what it found."""
+    """Do a dry run, and print its summary."""
     from tutelage.runs.dry_run import dry_run
-    from tutelage.runs.run import RunOptions
 
     typer.echo(f"{recipe.name} (dry run, nothing is written)")
-    for name, value in dry_run(recipe, options=RunOptions(trust_code=trust)):
+    for name, value in dry_run(recipe, trust_code=trust):
         typer.echo(f"  {name:<20} {value}")
 
 
@@ -79,3 +82,9 @@ def print_table(folder: Path) -> None:
         study_table.print_study(folder, Console())
     else:
         results.print_table(results.rows(folder), Console())
+
+
+def print_report(folder: Path) -> None:
+    """Print the table of a run or a comparison, and the path of its report."""
+    print_table(folder)
+    typer.echo(f"\nreport: {folder / 'report.html'}")

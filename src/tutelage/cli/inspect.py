@@ -1,4 +1,4 @@
-"""Commands that look at what is there: evaluate, report, list, doctor."""
+"""Commands that start no run: evaluate, report, list, doctor."""
 
 from __future__ import annotations
 
@@ -18,32 +18,30 @@ def evaluate(
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
     from tutelage import api
+    from tutelage.report.table import percent
 
     typed = overrides or []
     evaluation, title = api.evaluate(model, typed, best=best, trust_code=common.trusted(trust_code, [model, *typed]))
     typer.echo(title)
-    typer.echo(f"  accuracy  {evaluation['accuracy'] * 100:.2f} %")
+    typer.echo(f"  accuracy  {percent(evaluation['accuracy'])} %")
     typer.echo(f"  loss      {evaluation['loss']:.4f} nats")
     typer.echo(f"  entropy   {evaluation['entropy']:.4f} nats")
-    typer.echo(f"  ece       {evaluation['ece'] * 100:.2f} %")
+    typer.echo(f"  ece       {percent(evaluation['ece'])} %")
 
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
 ) -> None:
-    """Write the report of a run, a comparison or a study anew, and print its table."""
+    """Write the report of a run, a comparison or a study again, and print its table."""
     from tutelage.studies.report import write_report
 
     if not folder.is_dir():
         common.fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME")
-    path = write_report(folder)
-    common.print_table(folder)
-    typer.echo(f"\nreport: {path}")
+    write_report(folder)
+    common.print_report(folder)
 
 
-def list_(
-    what: Annotated[Literal["models", "data", "objectives"], typer.Argument(help="What to list.")],
-) -> None:
+def list_(what: Annotated[Literal["models", "data", "objectives"], typer.Argument(help="What to list.")]) -> None:
     """List models, data sources, or objectives with their parameters and papers."""
     if what == "objectives":
         from tutelage.studies import overview
@@ -71,7 +69,7 @@ def doctor(
         ),
     ] = False,
 ) -> None:
-    """Look at versions, devices and extras, and take one real training step."""
+    """Show versions, devices and extras, and take one real training step."""
     from tutelage.doctor import examine, measure
 
     good = True

@@ -1,4 +1,4 @@
-"""The command that does a study."""
+"""The command that runs a study."""
 
 from __future__ import annotations
 
@@ -23,28 +23,23 @@ def study(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the protocol, such as data.source=hf:path."),
     ] = None,
-    pairs: Annotated[str, typer.Option("--pairs", help="Only these pairs, separated by commas.")] = "",
-    methods: Annotated[str, typer.Option("--methods", help="Only these methods, separated by commas.")] = "",
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Runs of each method.")] = None,
+    pairs: Annotated[str, typer.Option(help="Only these pairs, separated by commas.")] = "",
+    methods: Annotated[str, typer.Option(help="Only these methods, separated by commas.")] = "",
+    seeds: Annotated[int | None, typer.Option(help="Runs of each method.")] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Epochs of the protocol; decays and warm-up are scaled with them.")
+        int | None, typer.Option(help="Epochs of the protocol; decays and warm-up are scaled with them.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that share the work.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     together: Annotated[
         int | None,
-        typer.Option(
-            "--together", min=1, help="Students at most that share a batch and a teacher's pass; 8, or 1 to time them."
-        ),
+        typer.Option(min=1, help="Students at most that share a batch and a teacher's pass; 8, or 1 to time them."),
     ] = None,
-    pool: Annotated[
-        str | None, typer.Option("--pool", help="The folder of the runs, shared by several studies.")
-    ] = None,
+    pool: Annotated[str | None, typer.Option(help="The folder of the runs, shared by several studies.")] = None,
     budget: Annotated[
-        str | None,
-        typer.Option("--budget", help="Stop inside this time, such as 90s, 25m or 2h; the same command goes on."),
+        str | None, typer.Option(help="Stop inside this time, such as 90s, 25m or 2h; the same command resumes.")
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Short for the override device=...")
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Short for the override device=...")
     ] = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the package.")] = False,
     dry_run: common.DryRun = False,
@@ -53,10 +48,9 @@ def study(
     worker: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
     until: Annotated[float | None, typer.Option("--until", hidden=True)] = None,
 ) -> None:
-    """Do a grid of runs, pairs by methods by seeds, and hold it against published values."""
+    """Do a grid of runs, pairs by methods by seeds, and compare it with published values."""
     began = time.monotonic()
     from tutelage import records
-    from tutelage.runs.terminal import TerminalReporter
     from tutelage.studies import budget as budgets
     from tutelage.studies import plan, run_study, study_file, workers
 
@@ -68,14 +62,7 @@ def study(
     time_limit = budgets.begin(budget, began, until)
     plain, changed = study_file.read(name, _with_device(overrides or [], device))
     request = plan.assign(
-        plain,
-        changed,
-        runs=runs,
-        pairs=_listed(pairs),
-        methods=_listed(methods),
-        seeds=seeds,
-        epochs=epochs,
-        pool=pool,
+        plain, changed, runs=runs, pairs=_listed(pairs), methods=_listed(methods), seeds=seeds, epochs=epochs, pool=pool
     )
     trust = common.trusted(trust_code, [name, *(overrides or [])])
     if dry_run:
@@ -86,23 +73,19 @@ def study(
         return
     if worker is None:
         _print_departures(request)
-    if jobs == 1 or worker is not None:
-        if worker is not None:
-            workers.end_with_parent()
-        with TerminalReporter() as reporter:
-            failed = run_study.run_study(
-                request,
-                options=common.run_options(reporter, trust),
-                budget=time_limit,
-                together=together,
-                show_plan=worker is None,
-                workers=jobs,
-            )
-        if worker is not None:
-            records.write_json(worker, failed)
-            return
     else:
+        workers.end_with_parent()
+    if jobs > 1 and worker is None:
         failed = workers.share_study(sys.argv[1:], request, jobs, budget=time_limit, trust_code=trust, say=typer.echo)
+    else:
+        show_plan = worker is None
+        with common.run_options(trust) as options:
+            failed = run_study.run_study(
+                request, options=options, budget=time_limit, together=together, show_plan=show_plan, workers=jobs
+            )
+    if worker is not None:
+        records.write_json(worker, failed)
+        return
     if (request.folder / "study.json").exists():
         common.print_table(request.folder)
         typer.echo(f"\ntable: {request.folder / 'table.md'}\nreport: {request.folder / 'report.html'}")
@@ -110,7 +93,7 @@ def study(
         left = budgets.prepare(request, time_limit, workers=jobs, measure=False)
         typer.echo(f"\n{budgets.progress(left)}")
         if left.left:
-            typer.echo(f"to go on, here or where the folder {runs} was copied to: {common.command()}")
+            typer.echo(f"to resume, here or where the folder {runs} was copied to: {common.command()}")
     for run, reason in failed.items():
         typer.echo(f"tutelage: {run}: {' '.join(reason.split())}", err=True)
     if failed:
@@ -122,7 +105,7 @@ def _listed(typed: str) -> list[str]:
 
 
 def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
-    """Try each method once on each pair; what is wrong with one does not hide what is wrong with another."""
+    """Try each method once on each pair, and report the errors of all of them."""
     from tutelage.studies import plan
 
     typer.echo(f"{request.study.name}: {len(plan.jobs(request))} runs in {request.runs / request.pool}")
@@ -149,12 +132,13 @@ def _print_departures(request: StudyRequest) -> None:
 
 
 def _with_device(overrides: list[str], device: str | None) -> list[str]:
-    """Overrides with ``--device`` among them."""
-    typed = [text for text in overrides if text.partition("=")[0] in ("device", "protocol.device")]
+    """Return the overrides with ``--device`` among them."""
     if device is None:
         return overrides
-    if any(text.partition("=")[2] != device for text in typed):
-        common.fail(f"--device: expected one device, got --device {device} and {typed[-1]}; leave one of them out")
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in ("device", "protocol.device") and value != device:
+            common.fail(f"--device: expected one device, got --device {device} and {text}; leave one of them out")
     if device == "cuda":
         import torch
 

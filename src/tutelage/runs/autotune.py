@@ -1,4 +1,4 @@
-"""What a step and an evaluation take on this machine, and the precision that a recipe leaves open, chosen by it."""
+"""Times steps and evaluations on this machine, and chooses by them the precision that a recipe leaves open."""
 
 from __future__ import annotations
 
@@ -16,41 +16,36 @@ from tutelage import config, data, records
 from tutelage.config.schema import Recipe, TrainedTeacher
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.runs.setup import RunInputs, run_context, steps_of
+from tutelage.runs.setup import RunInputs, evaluation_outputs, run_context, steps_of
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import collect_outputs
 from tutelage.training.loop import fit
 from tutelage.types import Batch
 
 GAIN = 1.2
-"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so a near tie is float32's."""
+"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so float32 wins a near tie."""
 FEW = 400
-"""Steps below which nothing is timed: the sixteen that it takes are at most 4 % of more."""
+"""Fits of fewer steps are not timed: timing takes sixteen steps, at most 4 % of longer ones."""
 CHOICES = ("fp32", "bf16")
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
-"""How the timed steps are computed: what else makes them faster is chosen later, in the precision that is taken."""
+"""How the timed steps are computed: other speed-ups are chosen later, in the chosen precision."""
 TIMED = 3
-"""Steps that an estimate is taken from, after one to warm up."""
+"""Timed steps, after one to warm up."""
 EVALUATED = 256
-"""Samples of the batch that an evaluation is timed with."""
+"""Batch size of a timed evaluation."""
 
 R = TypeVar("R", bound=Recipe)
 
 
 def recorded_precision(recipe: R, folder: Path | None = None) -> R:
-    """Return a recipe with the precision that was chosen before, where it leaves it open and one was.
+    """Return a run's or comparison's recipe with the precision that was chosen before, where it leaves it open.
 
-    Args:
-        recipe: of a run or a comparison.
-        folder: of the run or comparison, which is resumed in the precision that it was begun in. Outputs that a recipe
-            reads come first: they were recorded in one precision.
+    That of the recorded outputs that it reads comes first, then that of the ``folder`` that is resumed.
     """
     if recipe.precision != "auto":
         return recipe
-    earlier = []
     # The outputs of a comparison have a folder for each data seed.
-    for path in sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else ():
-        earlier.append(records.read_json(path).get("key") or {})
+    paths = sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else []
+    earlier = [records.read_json(path).get("key") or {} for path in paths]
     if folder is not None and (folder / records.RECIPE).exists():
         earlier.append(config.read(folder / records.RECIPE))
     return with_precision(recipe, next((v["precision"] for v in earlier if v.get("precision") in CHOICES), None))
@@ -64,20 +59,12 @@ def with_precision(recipe: R, precision: str | None) -> R:
 
 
 def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = None) -> tuple[R, str | None]:
-    """Choose a recipe's precision where it leaves it open.
+    """Return a recipe with one of `CHOICES` where it leaves its precision open, and what was measured, if anything was.
 
     Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is
     `GAIN` times faster. Fits of less than `FEW` steps, several processes, and runs of which no step can be taken get
-    float32, untimed.
-
-    Args:
-        recipe: of a run or a comparison.
-        run_inputs: what ``run`` is made of; it stays as it is.
-        run: the one that stands for a comparison's; by default the recipe itself. Its teacher may be a random one that
-            stands for one that is still to be trained.
-
-    Returns:
-        The recipe with one of `CHOICES`, and a line that says what was measured; none where nothing was.
+    float32, untimed. ``run``, of ``run_inputs``, stands for a comparison's runs, by default the recipe itself; its
+    teacher may be a random one in the place of one that is still to be trained.
     """
     if recipe.precision != "auto":
         return recipe, None
@@ -85,10 +72,10 @@ def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = Non
     if steps_of(run, len(run_inputs.splits.train)) < FEW or accelerator_on(recipe.device).num_processes > 1:
         return with_precision(recipe, "fp32"), None
     forms = [run.model_copy(update={"precision": choice}) for choice in CHOICES]
-    # In turn and the least, as whatever else the machine does only adds.
+    # In turn, and the fastest counts: other load on the machine only adds time.
     try:
         rounds = [[time_step(form, run_inputs).seconds for form in forms] for _ in range(2)]
-    except Exception as error:  # noqa: BLE001  whatever is wrong, the run meets it too, and says what to do
+    except Exception as error:  # noqa: BLE001  the run will raise the same error
         return with_precision(recipe, "fp32"), f"precision fp32: no step could be timed ({type(error).__name__})"
     slow, fast = (min(seconds) for seconds in zip(*rounds, strict=True))
     precision = "bf16" if slow >= GAIN * fast else "fp32"
@@ -97,66 +84,51 @@ def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = Non
 
 
 def with_untrained_teacher(recipe: Recipe) -> Recipe:
-    """Return a run's recipe with the untrained network in the place of a teacher that is still to be trained."""
+    """Return a run's recipe with an untrained network in place of a teacher that is still to be trained."""
     if not isinstance(recipe.teacher, TrainedTeacher):
         return recipe
     return recipe.model_copy(update={"teacher": recipe.teacher.train.model})
 
 
 class StepTime(NamedTuple):
-    """Training steps that were timed.
-
-    Attributes:
-        seconds: per step.
-        terms: of the objective, means over the steps.
-    """
+    """Seconds per training step, and the means of the objective's terms over the steps that were timed."""
 
     seconds: float
     terms: dict[str, float]
 
 
 def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: float = math.inf) -> StepTime:
-    """Time a few real training steps of a stage on copies of student and teacher.
+    """Time a few real training steps of a stage on copies of student and live teacher, recorded outputs or not.
 
-    Args:
-        recipe: the run's; its teacher is asked live, recorded outputs or not.
-        run_inputs: what the run is made of; it stays as it is.
-        stage: of the recipe's.
-        limit: seconds after which no further step is taken; the first to warm up and one more always are.
+    After ``limit`` seconds no further step is taken; the first to warm up and one more always are.
     """
     accelerator = accelerator_on(recipe.device)
     objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]
-    teacher_copy = copy.deepcopy(run_inputs.teacher)
-    run_inputs = replace(
-        run_inputs,
-        student=copy.deepcopy(run_inputs.student).to(accelerator.device),
-        teacher=teacher_copy.to(accelerator.device) if teacher_copy is not None else None,
-    )
-    distiller = Distiller(run_inputs.student, objective, run_context(objective, run_inputs))
-    network = run_inputs.teacher if objective.needs.teacher else None
-    teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network is not None else None
+    student = copy.deepcopy(run_inputs.student).to(accelerator.device)
+    network = run_inputs.teacher and copy.deepcopy(run_inputs.teacher).to(accelerator.device)
+    context = run_context(objective, replace(run_inputs, student=student, teacher=network))
+    teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network and objective.needs.teacher else None
     train = run_inputs.splits.train
     batches = data.BatchLoader(train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True)
-    timed = _TimedBatches(batches, TIMED, limit)
-    (record,) = fit(distiller, teacher, timed, replace(planned.settings, epochs=1), accelerator=accelerator)
+    timed, settings = _TimedBatches(batches, TIMED, limit), replace(planned.settings, epochs=1)
+    (record,) = fit(Distiller(student, objective, context), teacher, timed, settings, accelerator=accelerator)
     return StepTime(timed.seconds, record["train"]["terms"])
 
 
 def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> float:
     """Return the seconds per sample that a network takes in evaluation, from one batch of a split."""
-    device = accelerator_on(recipe.device).device
     timed = _TimedBatches(data.BatchLoader(split, batch_size=EVALUATED, train=False), 1, math.inf)
-    network = copy.deepcopy(network).to(device)
+    network = copy.deepcopy(network)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
-    collect_outputs(network, timed, device=device, precision=recipe.precision, channels_last=recipe.channels_last)
+    evaluation_outputs(recipe, network, timed)
     return timed.seconds * timed.steps / max(timed.count, 1)
 
 
 class _TimedBatches:
-    """The first batches of an epoch, timed between the first and the last.
+    """The first batches of an epoch, timed.
 
-    ``seconds`` is per step; ``steps`` and ``count`` are the steps and the samples that it is taken from.
+    ``seconds`` is per step; ``steps`` and ``count`` are the number of timed steps and of their samples.
     """
 
     def __init__(self, batches: data.BatchLoader, timed: int, limit: float) -> None:

@@ -12,32 +12,23 @@ from tutelage import data, models
 from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
-from tutelage.runs.run import DEFAULTS, RunOptions
-from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, steps_of
-from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import collect_outputs, evaluate_outputs
+from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, evaluation_outputs, steps_of
+from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import Batch
 
 SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""
 
 
-def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str, str]]:
-    """Resolve a recipe and try one batch of it.
-
-    Returns:
-        What the run would be, as (name, value) pairs to print.
-
-    Raises:
-        RecipeError: something does not fit, as in the run itself.
-    """
+def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
+    """Resolve a recipe, try one batch, and return a summary of the run as (name, value) pairs to print."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    # A teacher's accuracy is not known before it is trained; its network is, and that is what a step costs.
-    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
+    # A teacher that is still to be trained has no accuracy yet, but its network gives the cost of a step.
+    run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
+    splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
     check_compatible(run_inputs)
-    check_last_batch(len(run_inputs.splits.train), run_inputs.objectives, recipe.fits())
-    splits = run_inputs.splits
+    check_last_batch(len(splits.train), objectives, fits)
     recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
     summary = [
@@ -47,38 +38,33 @@ def dry_run(recipe: Recipe, *, options: RunOptions = DEFAULTS) -> list[tuple[str
         ("student", _network(run_inputs.student)),
     ]
     if run_inputs.teacher is not None:
-        accuracy = "it is trained first" if training is not None else _accuracy(recipe, run_inputs.teacher, splits.test)
+        accuracy = "it is trained first"
+        if training is None:
+            outputs = evaluation_outputs(recipe, FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test))
+            samples = f"a sample of {len(outputs.labels)} test samples"
+            accuracy = f"{evaluate_outputs(outputs)['accuracy']:.2%} on {samples}"
         summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
     summary.append(("precision", reason.removeprefix("precision ") if reason else recipe.precision))
     total = 0.0
-    for i, (objective, fit) in enumerate(zip(run_inputs.objectives, recipe.fits(), strict=True)):
+    for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
         steps = fit.steps(len(splits.train))
         total += steps * seconds
-        stage = f"stage {i + 1} " if len(recipe.fits()) > 1 else ""
+        stage = f"stage {i + 1} " if len(fits) > 1 else ""
         summary += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
             (f"{stage}logits", str((fit.batch_size, splits.classes))),
             (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
-        seconds, _ = autotune.time_step(training, build_inputs(training, trust_code=options.trust_code))
+        seconds, _ = autotune.time_step(training, build_inputs(training, trust_code=trust_code))
         steps = steps_of(training, len(splits.train))
         total += steps * seconds
         summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
-    return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", _memory())]
-
-
-def _accuracy(recipe: Recipe, teacher: models.Classifier, test: data.Split) -> str:
-    device = accelerator_on(recipe.device).device
-    outputs = collect_outputs(
-        FrozenTeacher(teacher).to(device).network,
-        _Sample(test),
-        device=device,
-        precision=recipe.precision,
-        channels_last=recipe.channels_last,
-    )
-    return f"{evaluate_outputs(outputs)['accuracy']:.2%} on a sample of {len(outputs.labels)} test samples"
+    memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB of the process at its peak"
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        memory += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
+    return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", memory)]
 
 
 class _Sample:
@@ -106,11 +92,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _memory() -> str:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    text = f"{peak:.0f} MB of the process at its peak"
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        text += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
-    return text

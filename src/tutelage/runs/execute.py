@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tutelage.config.schema import Recipe
+from tutelage.config.schema import Network, Recipe
 from tutelage.runs import autotune, resume
 from tutelage.runs.group import RunGroup
 from tutelage.runs.lock import folder_lock
@@ -22,19 +22,20 @@ def execute(
     run_inputs: RunInputs | None = None,
     expected: Mapping[str, str | None] | None = None,
 ) -> Run:
-    """Do a run, or resume it where it stopped.
+    """Execute a run, or resume it where it stopped.
 
     Args:
-        recipe: what to do.
-        folder: of the run; made where it is not there.
-        options: how to do it.
-        run_inputs: the objects, where they are the caller's own.
-        expected: fingerprints of the data and the teacher that a repeated run had; others are refused.
+        recipe: the run's.
+        folder: of the run; created if missing.
+        options: how to execute it.
+        run_inputs: the objects, if the caller has them already.
+        expected: fingerprints of data and teacher of the run that is repeated; other data or teachers are refused.
 
     Raises:
-        RecipeError: the folder holds a finished run, or one of another recipe; or data, teacher and student do not fit.
-        BusyError: another process is doing the run.
-        DeadlineExceeded: the moment to stop has come; the same call resumes the run.
+        RecipeError: the folder holds a finished run or a run of another recipe; or data, teacher and student are not
+            compatible.
+        BusyError: another process is executing the run.
+        DeadlineExceeded: the time is up; the same call resumes the run.
     """
     with folder_lock(folder), torch_settings(recipe):
         recipe = autotune.recorded_precision(recipe, folder)
@@ -49,12 +50,13 @@ def execute(
             teacher = folder / "teacher"
             if not finished(teacher):
                 execute(training, teacher, options=options)
-            run_inputs = build_inputs(
-                recipe, teacher=str(teacher), trust_code=options.trust_code, splits=run_inputs.splits
-            )
+            with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
+            run_inputs = build_inputs(with_teacher, splits=run_inputs.splits, trust_code=options.trust_code)
         resume.same_fingerprints(run_inputs, expected or resume.fingerprints(earlier))
-        run = RunState(recipe, folder, run_inputs, options, earlier=earlier, precision_reason=reason)
-        (failure,) = RunGroup([run], options).go()
-        if failure is not None:
-            raise failure
+        run = RunState(
+            recipe, folder, run_inputs, options, earlier=earlier, precision_reason=reason, teacher_outputs={}
+        )
+        RunGroup([run], options).go()
+        if run.failure is not None:
+            raise run.failure
     return Run(folder)

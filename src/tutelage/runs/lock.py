@@ -10,15 +10,15 @@ from tutelage.config.schema import RecipeError
 
 
 class BusyError(RecipeError):
-    """Another process is doing the run."""
+    """Another process is executing the run."""
 
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of a folder; the lock goes with the process, however it ends.
+    """Keep other processes out of a folder; the lock ends with the process, however it ends.
 
     Raises:
-        BusyError: another process is in it, and this one does not wait.
+        BusyError: another process holds the lock, and this one does not wait.
     """
     import fcntl
 
@@ -28,7 +28,7 @@ def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise BusyError(
-                f"name: expected a folder that no one else writes to, got {folder}, where a run is going on; "
+                f"name: expected a folder that no other process writes to, got {folder}, where a run is in progress; "
                 "type name=... for another run, or wait"
             ) from None
         yield

@@ -1,7 +1,8 @@
-"""What a manifest says of the machine, the software and the command: never a path, a user or a host name."""
+"""What a manifest records of machine, software and command: never a path, a user or a host name."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -23,7 +24,7 @@ PACKAGES = (
 )  # fmt: skip
 
 _START = r"(?<![\w.~/\\])(?:~(?:[A-Za-z_][\w.-]*)?[/\\]|[A-Za-z]:[/\\]|\\\\|/(?:(?=[^/\s])|//))"
-_PLACE = re.compile(
+_PATH = re.compile(
     rf"""
     (?P<url> [A-Za-z][\w+.-]*://[^/\s][^\s'"`]* )
     | (?P<quote> ['"`]) [^\s'"`]*? (?P<quoted> {_START} [^'"`:\n]* ) (?= [^'"`\n]* (?P=quote) )
@@ -48,21 +49,19 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def software() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    found = {"python": platform.python_version(), "system": platform.system()}
+    versions = {"python": platform.python_version(), "system": platform.system()}
     for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def version() -> dict[str, str | None]:
-    """Return this package's version and, in a checkout, the commit, marked where files differ from it."""
+    """Return this package's version and, in a checkout, the commit, marked if files differ from it."""
     here = Path(__file__).parents[1]
-    # An installed copy may lie inside someone else's checkout, whose commit says nothing about it.
-    ours = _git(here, "ls-files", "--", __file__)
-    commit = _git(here, "rev-parse", "HEAD") if ours else None
+    # An installed copy may be inside another project's checkout, whose commit says nothing about it.
+    tracked = _git(here, "ls-files", "--", __file__)
+    commit = _git(here, "rev-parse", "HEAD") if tracked else None
     if commit and _git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here)):
         commit += "+changes"
     return {"version": __version__, "commit": commit}
@@ -70,14 +69,8 @@ def version() -> dict[str, str | None]:
 
 def describe_data(splits: data.Splits) -> dict[str, Any]:
     """Describe the data for a manifest."""
-    return {
-        "source": splits.source,
-        "fingerprint": splits.fingerprint,
-        "classes": splits.classes,
-        "channels": splits.channels,
-        "image_size": list(splits.image_size),
-        "sizes": splits.sizes(),
-    }
+    keys = ("source", "fingerprint", "classes", "channels", "image_size")
+    return {**{key: getattr(splits, key) for key in keys}, "sizes": splits.sizes()}
 
 
 def describe_network(network: Classifier) -> dict[str, Any]:
@@ -95,10 +88,10 @@ def describe_network(network: Classifier) -> dict[str, Any]:
 
 
 def without_paths(value: Any) -> Any:
-    """Reduce every absolute path in a value to its last component: a record speaks of no one's folders.
+    """Reduce every absolute path in a value to its last component, so that records name no user's folders.
 
-    Paths from ``/``, from ``~`` and from a Windows drive are meant; relative ones and URLs stay. A path with spaces in
-    it is found where it is quoted, or where a value has nothing after it.
+    Absolute is a path from ``/``, ``~`` or a Windows drive; relative paths and URLs stay. A path with spaces is
+    recognised if it is quoted, or if nothing follows it in a value.
     """
     if isinstance(value, dict):
         return {key: without_paths(inner) for key, inner in value.items()}
@@ -106,10 +99,10 @@ def without_paths(value: Any) -> Any:
         return [without_paths(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    return _PLACE.sub(_last, value)
+    return _PATH.sub(_last_component, value)
 
 
-def _last(match: re.Match[str]) -> str:
+def _last_component(match: re.Match[str]) -> str:
     path = match[match.lastgroup or 0]
     if match.lastgroup == "url":
         return path
@@ -117,14 +110,9 @@ def _last(match: re.Match[str]) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(folder), *arguments],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Recording a teacher's outputs for every view that a run will take, so that many runs share one pass."""
+"""Records a teacher's outputs for every view of a run, so that many runs share one pass."""
 
 from __future__ import annotations
 
@@ -28,54 +28,40 @@ from tutelage.training.evaluate import to_device
 from tutelage.types import Batch, Outputs
 
 INNER = 256
-"""Samples that the teacher is asked about at a time."""
+"""Batch size of the teacher."""
 
 
 def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
-    """Return the features of the teacher that any stage of a recipe reads."""
-    return tuple(
-        dict.fromkeys(tap for objective in setup.build_objectives(recipe) for tap in objective.needs.teacher_taps)
-    )
+    """Return the teacher's taps that any stage of a recipe reads."""
+    objectives = setup.build_objectives(recipe)
+    return tuple(dict.fromkeys(tap for objective in objectives for tap in objective.needs.teacher_taps))
 
 
 def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
-    """Return the exponents at which the stages of a recipe read the teacher's logits.
-
-    Raises:
-        RecipeError: a stage reads them at no exponent, or at several, which the top-k form cannot answer.
-    """
-    exponents = [
-        setup.single_exponent(objective) for objective in setup.build_objectives(recipe) if objective.needs.teacher
-    ]
-    return tuple(dict.fromkeys(gamma for gamma in exponents if gamma is not None))
+    """Return the exponents at which the stages of a recipe read the teacher's logits, each stage at one."""
+    objectives = [objective for objective in setup.build_objectives(recipe) if objective.needs.teacher]
+    return tuple(dict.fromkeys(gamma for gamma in map(setup.single_exponent, objectives) if gamma is not None))
 
 
 def record(
-    recipe: Recipe,
-    *,
-    taps: Sequence[str] = (),
-    options: RunOptions = DEFAULTS,
-    run_inputs: RunInputs | None = None,
+    recipe: Recipe, *, taps: Sequence[str] = (), options: RunOptions = DEFAULTS, run_inputs: RunInputs | None = None
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or resume the recording.
 
-    Logits of all classes are kept as long as they are within ``outputs_limit_mb``; above it the ``outputs_top`` largest
-    of each sample where that is given (`TopK`). Outputs that were begun keep their form.
+    Logits of all classes are kept while they are within ``outputs_limit_mb``; above it the ``outputs_top`` largest per
+    sample if that is given (`TopK`). A recording that is resumed keeps its form.
 
     Args:
-        recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder.
+        recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder, which is returned.
         taps: features to record besides those that the recipe's objectives read.
-        options: how to do it; a deadline stops after a whole chunk.
-        run_inputs: the objects, where they are the caller's own.
-
-    Returns:
-        The folder.
+        options: how to execute it; a deadline stops after a whole chunk.
+        run_inputs: the objects, if the caller has them already.
 
     Raises:
-        RecipeError: the outputs would be larger than the limit, or teacher and data do not fit, or an objective reads
-            logits in a way that the top-k form cannot answer.
-        TeacherCacheError: the top-k form is too far off.
-        DeadlineExceeded: the moment to stop has come; the same call resumes.
+        RecipeError: the outputs would be larger than the limit, or teacher and data are not compatible, or an objective
+            reads logits in a way that the top-k form cannot answer.
+        TeacherCacheError: the top-k form is too inaccurate.
+        DeadlineExceeded: the time is up; the same call resumes.
     """
     reporter = options.reporter
     run_inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
@@ -84,9 +70,13 @@ def record(
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = run_inputs.splits.train, run_inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
-    # The cache is opened by whoever has the folder: another process may just have begun it.
-    with folder_lock(setup.outputs_folder(recipe, run_inputs), wait=True), setup.torch_settings(recipe):
-        assert run_inputs.teacher is not None
+    if run_inputs.teacher is None:
+        raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
+    if recipe.outputs is None:
+        raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
+    folder = Path(recipe.outputs)
+    # The cache is opened under the lock: another process may just have created it.
+    with folder_lock(folder, wait=True), setup.torch_settings(recipe):
         recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
         if reason:
             reporter.say(reason)
@@ -96,7 +86,7 @@ def record(
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         if not todo:
             outputs.conclude(epochs)
-            return outputs.folder
+            return folder
         probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
         shapes = feature_shapes(run_inputs.teacher, names, probe)
         size = _choose_form(outputs, recipe, shapes, epochs)
@@ -108,19 +98,17 @@ def record(
         if outputs.speed is not None:
             forms.take(ComputePlan.from_json(outputs.speed))
 
-        def ask(batch: Batch) -> Outputs:
+        def call_teacher(batch: Batch) -> Outputs:
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 return cast(Outputs, forms.ask(batch))
 
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
-        reporter.say(
-            f"{outputs.folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record"
-        )
-        reporter.begin(outputs.folder.name, len(todo), 0)
+        reporter.say(f"{folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
+        reporter.begin(folder.name, len(todo), 0)
         seconds = 0.0
         for epoch, chunk in todo:
             if options.deadline is not None:
-                options.deadline.check(f"{outputs.folder.name}: the next chunk", seconds)
+                options.deadline.check(f"{folder.name}: the next chunk", seconds)
             began = time.monotonic()
             logits = torch.full((len(chunk), classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
@@ -128,21 +116,22 @@ def record(
             for batch in batches.at(epoch, requests):
                 moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:
-                    outputs.speed = choose_teacher_plan(
+                    plan = choose_teacher_plan(
                         recipe.fits()[0].settings,
                         forms,
-                        partial(ask, moved),
+                        partial(call_teacher, moved),
                         steps=len(todo) * len(requests),
                         processes=accelerator.num_processes,
                         samples=len(moved.index),
                         device=device,
-                    ).to_json()
-                    forms.take(ComputePlan.from_json(outputs.speed))
-                answer = ask(moved)
+                    )
+                    forms.take(plan)
+                    outputs.speed = plan.to_json()
+                teacher_outputs = call_teacher(moved)
                 rows = batch.index - chunk.start
-                logits[rows] = answer.logits.float().cpu()
+                logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:
-                    features[name][rows] = answer.taps[name].float().cpu()
+                    features[name][rows] = teacher_outputs.taps[name].float().cpu()
             outputs.write(epoch, chunk, logits, features, gammas=gammas)
             seconds = time.monotonic() - began
             reporter.tick()
@@ -151,32 +140,27 @@ def record(
             assert outputs.form is not None
             error = errors[outputs.form.gammas[outputs.form.at(gamma)]]
             reporter.say(
-                f"{outputs.folder.name}: gamma {gamma:.4g}: p_gamma off by {error['mean_tv']:.2g} in total variation "
-                f"(at most {error['max_tv']:.2g}), U_gamma by {error['mean_power_sum']:.2g} of it (at most "
+                f"{folder.name}: gamma {gamma:.4g}: p_gamma off by {error['mean_tv']:.2g} in total variation (at most "
+                f"{error['max_tv']:.2g}), U_gamma by {error['mean_power_sum']:.2g} of it (at most "
                 f"{error['max_power_sum']:.2g})"
             )
-    return outputs.folder
+    return folder
 
 
 def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int) -> float:
-    """Choose the form of outputs that are not begun, and return their size in MB.
-
-    Raises:
-        RecipeError: they are larger than the limit, or begun in another form than is asked for.
-    """
+    """Choose the form of a new recording, and return its size in MB; one above the limit is refused."""
     classes, samples = outputs.key["classes"], outputs.samples
     limit_mb, top = recipe.outputs_limit_mb, recipe.outputs_top
 
     def size(form: TopK | None) -> float:
         return size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
 
-    if outputs.begun:
-        if outputs.form is not None and top not in (None, outputs.form.kept):
-            raise RecipeError(
-                f"outputs_top: expected {outputs.form.kept}, as {outputs.folder.name} was begun with, got {top}; "
-                "type outputs=... for another folder, or remove this one"
-            )
-    elif top is not None and size(None) > limit_mb:
+    if outputs.begun and outputs.form is not None and top not in (None, outputs.form.kept):
+        raise RecipeError(
+            f"outputs_top: expected {outputs.form.kept}, as {outputs.folder.name} was begun with, got {top}; "
+            "type outputs=... for another folder, or remove this one"
+        )
+    if not outputs.begun and top is not None and size(None) > limit_mb:
         outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error)
         if size(outputs.form) >= size(None):
             raise RecipeError(
@@ -186,10 +170,9 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
             )
     if (size_mb := size(outputs.form)) <= limit_mb:
         return size_mb
-    fits = [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
-    fewer = (
-        f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, " if fits and top is None else ""
-    )
+    fewer, fits = "", [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
+    if fits and top is None:
+        fewer = f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, "
     raise RecipeError(
         f"outputs: expected at most {limit_mb:.0f} MB, got {size_mb:.0f} MB for {epochs} epochs of {samples} "
         f"samples; type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or "

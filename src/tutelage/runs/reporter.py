@@ -7,20 +7,16 @@ class Reporter:
     """Shows the progress of a job, which is one run or several; each method does nothing unless it is overridden."""
 
     def expect(self, steps: int) -> None:
-        """The whole job has so many steps left."""
+        """Called once with the number of steps of the whole job."""
 
     def begin(self, title: str, steps: int, done: int) -> None:
-        """A fit of so many steps begins, some of them done before a resume."""
+        """Called when a fit begins, with its number of steps and of those done before a resume."""
 
     def tick(self) -> None:
-        """One step is done."""
+        """Called after each step."""
 
     def note(self, text: str) -> None:
-        """An epoch is done."""
+        """Called after each epoch with its metrics as a line."""
 
     def say(self, text: str) -> None:
-        """Something that the user should read."""
-
-
-class NullReporter(Reporter):
-    """Shows nothing."""
+        """Called with a message for the user."""

@@ -1,4 +1,4 @@
-"""Whether the run in a folder is the one that is asked for, so that it can be resumed."""
+"""Checks that the run in a folder is the one to resume."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FREE = {
     *("outputs_limit_mb", "outputs_top", "outputs_max_error"),
     *("data.workers", "data.root", "data.memory_limit_mb", "data.on_corrupt"),
 }
-"""Keys that may be changed on resume: they say how a run is done, not what."""
+"""Keys that may change on resume: they say how a run is executed, not what it computes."""
 WHERE = {"data.source", "data.image", "data.label", "outputs"}
-"""Keys that say where data and outputs lie: what they are is checked by their fingerprints, as the teacher is."""
+"""Keys that say where data and outputs are; their content is checked by fingerprint, as the teacher's is."""
 
 
 def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
-    """Return the manifest of an unfinished run of the same recipe in the folder, if there is one.
+    """Return the manifest of the folder's unfinished run, if there is one.
 
     Raises:
-        RecipeError: the folder holds a comparison, a finished run, or one of another recipe.
+        RecipeError: the folder holds a comparison, a finished run, or a run of another recipe.
     """
     path = folder / records.MANIFEST
     if (folder / records.COMPARISON).exists():
@@ -38,20 +38,18 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
         return None
     earlier = records.read_json(path)
     if earlier.get("status") == "finished":
-        raise RecipeError(
-            f"name: expected a new run, got {folder}, which is finished; "
-            "type name=... for another, or remove the folder"
-        )
+        remedy = "type name=... for another, or remove the folder"
+        raise RecipeError(f"name: expected a new run, got {folder}, which is finished; {remedy}")
     if _essence((folder / records.RECIPE).read_text()) != _essence(config.dump(recipe)):
         raise RecipeError(
-            f"name: expected the recipe of the unfinished run {folder} to go on with it, got another one; "
+            f"name: expected the recipe of the unfinished run {folder} to resume it, got another one; "
             "type name=... for a new run, or remove the folder"
         )
     return earlier
 
 
 def _essence(resolved: str) -> dict[str, Any]:
-    """A recipe without the keys that may differ between parts of a run; keys that came later have their defaults."""
+    """A recipe without the keys that may change on resume; keys that a later version added have their defaults."""
     value = yaml.safe_load(resolved)
     with contextlib.suppress(RecipeError):
         value = yaml.safe_load(config.dump(config.parse(Recipe, value)))
@@ -62,23 +60,16 @@ def _essence(resolved: str) -> dict[str, Any]:
 
 
 def fingerprints(manifest: records.Manifest | None) -> dict[str, str | None]:
-    """Return what an earlier manifest says of data and teacher."""
+    """Return the fingerprints of data and teacher in a manifest; none without a manifest."""
     if manifest is None:
         return {}
     return {"data": manifest["data"]["fingerprint"], "teacher": (manifest["teacher"] or {}).get("fingerprint")}
 
 
 def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None]) -> None:
-    """Refuse data or a teacher other than a run had.
-
-    Raises:
-        RecipeError: a fingerprint is another.
-    """
-    teacher = run_inputs.teacher
-    got = {
-        "data": run_inputs.splits.fingerprint,
-        "teacher": models.fingerprint(teacher.network) if teacher is not None else None,
-    }
+    """Refuse data or a teacher whose fingerprint differs from the expected one."""
+    teacher = run_inputs.teacher and models.fingerprint(run_inputs.teacher.network)
+    got = {"data": run_inputs.splits.fingerprint, "teacher": teacher}
     for what, then in expected.items():
         if then is not None and got[what] != then:
             raise RecipeError(
@@ -88,7 +79,7 @@ def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None])
 
 
 def same_choices(saved: Checkpoint, choices: Mapping[str, Any]) -> None:
-    """Warn where a resumed run cannot have the bits of one that was never stopped."""
+    """Warn where a resumed run cannot reproduce the bits of an uninterrupted one."""
     then = saved.state["choices"]
     differs = [f"{key} was {then.get(key)}, is {now}" for key, now in choices.items() if then.get(key) != now]
     if differs:

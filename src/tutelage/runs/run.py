@@ -1,4 +1,4 @@
-"""A run: its folder, its student, and the options that it is done with."""
+"""A run: its folder, its student, and the options that it is executed with."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ from pathlib import Path
 
 from tutelage import models, records
 from tutelage.models import Classifier
-from tutelage.runs.reporter import NullReporter, Reporter
+from tutelage.runs.reporter import Reporter
 from tutelage.training.deadline import Deadline
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How runs are done, as opposed to what a recipe says.
+    """How runs are executed, as opposed to what they compute."""
 
-    Attributes:
-        reporter: shows the progress.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        deadline: the moment to stop by, with a checkpoint; none to do everything.
-        command: what the manifest says was typed.
-    """
-
-    reporter: Reporter = field(default_factory=NullReporter)
-    trust_code: bool | frozenset[str] = False
-    deadline: Deadline | None = None
-    command: str = ""
+    reporter: Reporter = field(default_factory=Reporter)
+    trust_code: bool | frozenset[str] = False  # allow ``file:`` models, which run code: all, or those of these names
+    deadline: Deadline | None = None  # when to stop with a checkpoint; none to run to the end
+    command: str = ""  # as recorded in the manifest
 
 
 DEFAULTS = RunOptions()
@@ -55,9 +48,7 @@ class Run:
     @property
     def accuracy(self) -> float | None:
         """The student's accuracy after the last epoch, a fraction; none where the test set has no labels."""
-        if not (self.folder / records.EVALUATION).exists():
-            return None
-        return self.evaluation["student"]["accuracy"]
+        return self.evaluation["student"]["accuracy"] if (self.folder / records.EVALUATION).exists() else None
 
     @property
     def student(self) -> Classifier:

@@ -1,4 +1,4 @@
-"""One run while it is being done: its checks, its records, and what the training loop needs for each stage."""
+"""One run in progress: its checks, its records, and each stage's job for the training loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import random
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,66 +17,63 @@ import torch
 from tutelage import config, models, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.objectives import Objective
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
-from tutelage.runs.setup import RunInputs
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, collect_outputs, evaluate_outputs
+from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
 from tutelage.training.lockstep import FitJob
 from tutelage.training.state import RngState
-from tutelage.types import UNLABELLED, Batches, Teacher
+from tutelage.types import UNLABELLED, Teacher
 
 
 class RunState:
-    """One run while it is being done.
+    """One run in progress; its recipe's precision is chosen already.
 
-    Args:
-        recipe: the run's, its precision chosen.
-        folder: of the run.
-        run_inputs: its data and networks.
-        options: how it is done.
-        earlier: the manifest of the part of the run that was done before, if there is one.
-        precision_reason: what the precision was chosen by, where it was measured now.
-        teacher_outputs: cache of the teacher's predictions on the evaluation sets, filled on first use.
+    ``earlier`` is the manifest of an interrupted run that is resumed; ``precision_reason`` says what the precision was
+    chosen by, if it was measured now; ``teacher_outputs`` caches the teacher's outputs on the evaluation sets and is
+    filled on first use.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         folder: Path,
-        run_inputs: RunInputs,
+        run_inputs: setup.RunInputs,
         options: RunOptions,
         *,
         earlier: records.Manifest | None,
-        precision_reason: str | None = None,
-        teacher_outputs: dict[str, EvalOutputs] | None = None,
+        precision_reason: str | None,
+        teacher_outputs: dict[str, EvalOutputs],
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
-        self.teacher_outputs = {} if teacher_outputs is None else teacher_outputs
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
         self.rng: RngState | None = None
         self.target_gamma: float | None = None
+        self.failure: Exception | None = None
+        self.finished = False
         self.started = time.monotonic()
-        previous: dict[str, Any] = {**earlier} if earlier else {}
+        previous = earlier or {}
         self.seconds_before = previous.get("duration_s", 0.0)
-        self.fits, self.objectives = recipe.fits(), run_inputs.objectives
-        splits = run_inputs.splits
+        self.fits, self.objectives, splits = recipe.fits(), run_inputs.objectives, run_inputs.splits
         setup.check_compatible(run_inputs)
         setup.check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
-        self.teacher = FrozenTeacher(run_inputs.teacher).to(self.device) if run_inputs.teacher else None
-        first_of_group = not self.teacher_outputs
-        self.held_out = [
-            EvalSet(name, batches, self.ask_teacher(name, batches))
-            for name, batches in setup.held_out_sets(splits, recipe)
-        ]
+        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
+        first_of_group = not teacher_outputs
+        self.held_out: list[EvalSet] = []
+        for name, batches in setup.held_out_sets(splits, recipe):
+            if teacher is not None and name not in teacher_outputs:
+                teacher_outputs[name] = setup.evaluation_outputs(recipe, teacher, batches, "teacher")
+            self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
+        # The set that ``best`` is chosen by.
+        self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         self.check_student()
+        reason = precision_reason or previous.get("precision", {}).get("why")
         self.manifest: records.Manifest = {
             "schema": 1,
             "name": recipe.name,
@@ -91,24 +87,17 @@ class RunState:
             **manifest.version(),
             "hardware": manifest.hardware(self.device),
             "software": manifest.software(),
-            "seeds": {
-                "seed": recipe.seed,
-                "data_seed": recipe.data_seed,
-                "split_seed": recipe.data.split_seed,
-            },
+            "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
             "data": manifest.describe_data(splits),
             "teacher": self.describe_teacher(announce=first_of_group),
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
-            "precision": {
-                "value": recipe.precision,
-                "why": precision_reason or previous.get("precision", {}).get("why"),
-            },
+            "precision": {"value": recipe.precision, "why": reason},
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
-            "selection": {"set": self.held_out[0].name, "metric": "accuracy", "reported": "last epoch"},
+            "selection": {"set": self.selection, "metric": "accuracy", "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
             "notes": list(splits.notes),
         }
@@ -116,85 +105,57 @@ class RunState:
         records.write_bytes(folder / records.RECIPE, config.dump(recipe).encode())
         records.write_json(folder / records.MANIFEST, self.manifest)
 
-    def evaluation_outputs(self, who: str, network: torch.nn.Module, batches: Batches) -> EvalOutputs:
-        """Return a network's outputs on an evaluation set."""
-        precision, channels_last = self.recipe.precision, self.recipe.channels_last
-        return collect_outputs(
-            network, batches, device=self.device, precision=precision, channels_last=channels_last, who=who
-        )
-
-    def ask_teacher(self, name: str, batches: Batches) -> EvalOutputs | None:
-        """Return the teacher's outputs on an evaluation set, which it is asked for once in a group of runs."""
-        if self.teacher is None:
-            return None
-        if name not in self.teacher_outputs:
-            self.teacher_outputs[name] = self.evaluation_outputs("teacher", self.teacher.network, batches)
-        return self.teacher_outputs[name]
-
     def check_outputs(self) -> None:
-        """Refuse recorded outputs that lack what a later epoch or stage will read."""
+        """Refuse recorded outputs that lack what any epoch of any stage reads."""
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
-        self.outputs, epoch = setup.outputs_of(self.recipe, self.run_inputs), 0
+        self.outputs, first = setup.outputs_of(self.recipe, self.run_inputs), 0
         for objective, fit in zip(self.objectives, self.fits, strict=True):
-            gamma = setup.single_exponent(objective) if self.outputs.form and objective.needs.teacher else None
-            for _ in range(fit.settings.epochs):
-                if objective.needs.teacher:
-                    gammas = [] if gamma is None else [gamma]
-                    self.outputs.require(epoch, objective.needs.teacher_taps, gammas=gammas)
-                epoch += 1
-
-    def record_group(self, names: Sequence[str]) -> None:
-        """Record the runs that this one is trained beside."""
-        self.manifest["class"] = list(dict.fromkeys([*self.manifest["class"], *names]))
-        records.write_json(self.folder / records.MANIFEST, self.manifest)
+            if objective.needs.teacher:
+                gamma = setup.single_exponent(objective) if self.outputs.form else None
+                for epoch in range(first, first + fit.settings.epochs):
+                    taps = objective.needs.teacher_taps
+                    self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
+            first += fit.settings.epochs
 
     def check_student(self) -> None:
-        """Refuse a student, perhaps the caller's own module, whose logits are not for the data's classes."""
+        """Refuse a student, perhaps the caller's module, whose logits are not those of the data's classes."""
         student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
         mode = student.training
         with torch.no_grad():
-            logits = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device))
+            width = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device)).shape[-1]
         student.train(mode)
-        if logits.shape[-1] != classes:
+        if width != classes:
             raise RecipeError(
-                f"student {student.card.name}: expected logits for the {classes} classes of the data, got "
-                f"{logits.shape[-1]}; change its last layer"
+                f"student {student.card.name}: expected logits for the {classes} classes of the data, got {width}; "
+                "change its last layer"
             )
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
-        """Measure the teacher before the first step, say how good it is, and stop where it is no better than chance."""
-        if self.teacher is None or self.run_inputs.teacher is None:
+        """Evaluate the teacher before the first step, report it, and refuse one that is no better than chance."""
+        teacher, classes, test = self.run_inputs.teacher, self.run_inputs.splits.classes, self.held_out[-1]
+        if teacher is None or test.teacher is None:
             return None
-        test = self.held_out[-1]
-        assert test.teacher is not None
-        name, classes = self.run_inputs.teacher.card.name, self.run_inputs.splits.classes
-        if (outputs := test.teacher.logits.shape[-1]) != classes:
+        if (width := test.teacher.logits.shape[-1]) != classes:
             raise RecipeError(
-                f"teacher {name}: expected logits for the {classes} classes of the data, got {outputs}; "
+                f"teacher {teacher.card.name}: expected logits for the {classes} classes of the data, got {width}; "
                 "name a teacher that was trained on these classes"
             )
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
         if accuracy is not None and announce:
-            self.reporter.say(
-                f"teacher {name}: accuracy {accuracy:.2%} on {len(test.teacher.labels)} {test.name} samples"
-            )
+            samples = f"{len(test.teacher.labels)} {test.name} samples"
+            self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
-                f"teacher: expected one better than chance (1 in {test.teacher.logits.shape[-1]}), got an accuracy of "
-                f"{accuracy:.2%}; check its weights and the order of its classes, or type weak_teacher=true to go on"
+                f"teacher: expected one better than chance (1 in {classes}), got an accuracy of {accuracy:.2%}; "
+                "check its weights and the order of its classes, or type weak_teacher=true to go on"
             )
-        return {
-            **manifest.describe_network(self.run_inputs.teacher),
-            "accuracy": accuracy,
-            "set": test.name,
-            "mode": "eval",
-            "answers": self.teacher_mode(),
-        }
+        measured = {"accuracy": accuracy, "set": test.name, "mode": "eval", "answers": self.teacher_mode()}
+        return {**manifest.describe_network(teacher), **measured}
 
     def begin(self) -> None:
-        """Read the checkpoint, if there is one, and seed."""
+        """Read the checkpoint, if there is one, and seed the generators."""
         checkpoints = Checkpoints(self.folder / records.CHECKPOINTS)
         self.checkpoint = checkpoints.load()
         choices = {
@@ -206,34 +167,34 @@ class RunState:
         }
         self.sink = CheckpointSink(checkpoints, self.folder / records.BEST, choices)
         self.stage = 0
-        self.epochs = list(records.read_epochs(self.folder)) if self.checkpoint else []
+        self.epochs: list[records.Epoch] = []
         if self.checkpoint:
             resume.same_choices(self.checkpoint, choices)
-            self.stage, history = self.checkpoint.state["stage"], self.checkpoint.state["history"]
-            self.epochs = [e for e in self.epochs if e["stage"] < self.stage] + history
-            self.say(f"going on after epoch {self.checkpoint.state['epoch']}, step {self.checkpoint.state['step']}")
+            state = self.checkpoint.state
+            self.stage = state["stage"]
+            self.epochs = [e for e in records.read_epochs(self.folder) if e["stage"] < self.stage] + state["history"]
+            self.reporter.say(self.named(f"resuming after epoch {state['epoch']}, step {state['step']}"))
         records.rewrite_epochs(self.folder, self.epochs)
-        # A student of the user's own may draw from any of the three; a checkpoint keeps all of them.
+        # A user's student may draw from any of the three generators; a checkpoint keeps all of them.
         torch.manual_seed(self.recipe.seed)
         random.seed(self.recipe.seed)
         np.random.seed(self.recipe.seed % 2**32)
 
     def fit_job(self, stage: int) -> FitJob:
-        """Return what the training loop needs to fit a stage, from the checkpoint on if it is of this one."""
-        objective, settings = self.objectives[stage], self.fits[stage].settings
+        """Return a stage's job for the training loop, resumed from the checkpoint if that is of this stage."""
+        objective = self.objectives[stage]
         distiller = Distiller(self.run_inputs.student, objective, setup.run_context(objective, self.run_inputs))
         self.target_gamma = distiller.objective.target_gamma
         self.manifest["objective_resolved"][stage] = distiller.objective.resolved
         best = records.best_epoch([e for e in self.epochs if e["stage"] < stage], self.selection)
-        checkpoint = self.checkpoint if stage == self.stage else None
         return FitJob(
             distiller=distiller,
-            settings=settings,
+            settings=self.fits[stage].settings,
             asks=objective.needs.teacher,
             held_out=self.held_out,
             keep=self.sink._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
             to_beat=best["accuracy"] if best else None,
-            resume=checkpoint,
+            resume=self.checkpoint if stage == self.stage else None,
             rng=self.rng,
         )
 
@@ -244,59 +205,49 @@ class RunState:
         self.write_manifest("running")
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
 
-    def say(self, text: str) -> None:
-        """Say something of this run."""
-        self.reporter.say(self.named(text))
-
     def named(self, text: str) -> str:
-        """Prefix a line with the run's name, where there are several runs."""
+        """Prefix a line with the run's name in a group of several runs."""
         return f"{self.recipe.name}: {text}" if self.rng else text
 
-    def stop(self, error: BaseException) -> BaseException:
-        """Record why the run ends here, and return the error to report."""
+    def stop(self, error: BaseException) -> None:
+        """Record why the run ends here; its ``failure`` is the exception, or on a full disk one that names a remedy."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            full = CheckpointError(
+            self.failure = CheckpointError(
                 f"{self.recipe.name}: expected room on the disk for the run's records, got none; "
                 "free some space and type the same command again to resume"
             )
-            full.__cause__ = error
-            return full
-        return error
+            self.failure.__cause__ = error
+        elif isinstance(error, Exception):
+            self.failure = error
 
     def teacher_mode(self) -> str:
-        """Say how the teacher takes part in training."""
+        """Return how the teacher takes part in training."""
         if not any(objective.needs.teacher for objective in self.objectives):
             return "not asked"
         if self.outputs is None:
             return "live"
         form = self.outputs.form
-        return "recorded in float16" + (f", the top {form.kept} of {form.classes}" if form else "")
+        return f"recorded in float16, the top {form.kept} of {form.classes}" if form else "recorded in float16"
 
-    def training_teacher(self, objective: Objective, taps: tuple[str, ...]) -> Teacher:
-        """Return the teacher for training: the network, or its recorded outputs."""
+    def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
+        """Return a stage's teacher: the network or its recorded outputs."""
         assert self.run_inputs.teacher is not None
         if self.outputs is None:
             return FrozenTeacher(self.run_inputs.teacher, taps)
-        gamma = setup.single_exponent(objective) if self.outputs.form else None
+        gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
-
-    @property
-    def selection(self) -> Literal["validation", "test"]:
-        """The set that ``best`` is chosen by."""
-        return "validation" if self.held_out[0].name == "validation" else "test"
 
     def finish(self) -> None:
         """Write the student, its evaluation and the manifest."""
-        splits, student = self.run_inputs.splits, self.run_inputs.student
-        test = self.held_out[-1]
+        splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
         self.folder.mkdir(parents=True, exist_ok=True)
         models.save(student, self.folder)
-        outputs = self.evaluation_outputs("student", student, test.batches)
-        evaluation: records.Evaluation | None = None
-        if bool((outputs.labels != UNLABELLED).any()):
-            evaluation = {
+        outputs = setup.evaluation_outputs(self.recipe, student, test.batches, "student")
+        labelled = bool((outputs.labels != UNLABELLED).any())
+        if labelled:
+            evaluation: records.Evaluation = {
                 "set": test.name,
                 "samples": len(splits.test),
                 "class_names": list(splits.class_names),
@@ -306,11 +257,11 @@ class RunState:
             }
             records.write_json(self.folder / records.EVALUATION, evaluation)
         self.write_manifest("finished")
-        if evaluation is not None:
+        if labelled:
             self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
 
     def write_manifest(self, status: str, *, note: str | None = None) -> None:
-        """Write the manifest as it stands now."""
+        """Write the manifest with a status and the time so far."""
         self.manifest["status"] = status
         self.manifest["duration_s"] = round(self.seconds_before + time.monotonic() - self.started, 1)
         self.manifest["data"]["sizes"] = self.run_inputs.splits.sizes()
@@ -321,8 +272,7 @@ class RunState:
 
 
 def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validation", "test"]) -> str:
-    held = epoch[selection]
-    train = epoch["train"]
+    held, train = epoch[selection], epoch["train"]
     parts = [f"epoch {epoch['epoch']}/{epochs}", f"loss {train['loss']:.4f}"]
     if held is not None and held["accuracy"] is not None:
         parts.append(f"{selection} accuracy {held['accuracy']:.2%}")

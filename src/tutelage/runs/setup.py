@@ -1,4 +1,4 @@
-"""What a run is made of: a recipe's names turned into data and networks, and whether they fit each other."""
+"""Builds a run's data and models from its recipe, and checks that they are compatible."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tutelage import config, data, models, taps
 from tutelage.config.schema import Network, R, Recipe, RecipeError
@@ -21,25 +22,19 @@ from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs.manifest import without_paths
 from tutelage.settings.fit import Fit
 from tutelage.teacher_cache.cache import TeacherCache
-from tutelage.types import UNLABELLED, Batch, Batches
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.evaluate import EvalOutputs, collect_outputs
+from tutelage.types import UNLABELLED, Batch, Batches, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:
-    """A run's objects.
-
-    Attributes:
-        splits: the data.
-        student: to train.
-        teacher: to learn from.
-        objectives: of each stage.
-        repeatable: all of it came from names, so that the folder alone repeats the run.
-    """
+    """A run's objects; ``repeatable``: all were built from names, so the run's folder is enough to repeat it."""
 
     splits: data.Splits
     student: Classifier
     teacher: Classifier | None
-    objectives: tuple[Objective, ...]
+    objectives: tuple[Objective, ...]  # of each stage
     repeatable: bool = True
 
 
@@ -56,32 +51,28 @@ def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
 def build_inputs(
     recipe: Recipe,
     *,
-    teacher: str | None = None,
-    beside: RunInputs | None = None,
-    trust_code: bool | frozenset[str] = False,
     splits: data.Splits | None = None,
+    teacher: Classifier | None = None,
+    trust_code: bool | frozenset[str] = False,
 ) -> RunInputs:
     """Turn a recipe's names into objects.
 
     Args:
         recipe: the run's.
-        teacher: the folder of a teacher that was trained for this run.
-        beside: another run's with the same data and the same teacher, if both have one; they are shared.
+        splits: the recipe's data, if open already.
+        teacher: the recipe's teacher, if loaded already.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        splits: the recipe's data, where they are open already.
     """
-    wanted = build_objectives(recipe)
-    if splits is None:
-        splits = beside.splits if beside else data.open_data(recipe.data)
-    shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
-    student = models.create(
-        recipe.student.name,
-        weights=recipe.student.weights,
+    objectives = build_objectives(recipe)
+    splits = splits or data.open_data(recipe.data)
+    create = partial(
+        models.create,
         classes=splits.classes,
-        seed=recipe.seed,
+        channels=splits.channels,
+        image_size=splits.image_size,
         trust_code=trust_code,
-        **shape,
     )
+    student = create(recipe.student.name, weights=recipe.student.weights, seed=recipe.seed)
     student.card = replace(
         student.card,
         image_size=splits.image_size,
@@ -90,251 +81,196 @@ def build_inputs(
         divisor=splits.divisor,
         class_names=splits.class_names,
     )
-    named = Network(name=teacher) if teacher else recipe.teacher
-    if not isinstance(named, Network):
-        return RunInputs(splits=splits, student=student, teacher=None, objectives=wanted)
-    if beside and beside.teacher is not None:
-        return RunInputs(splits=splits, student=student, teacher=beside.teacher, objectives=wanted)
-    made = models.create(named.name, weights=named.weights, classes=splits.classes, trust_code=trust_code, **shape)
-    return RunInputs(splits=splits, student=student, teacher=made, objectives=wanted)
+    if not isinstance(recipe.teacher, Network):
+        teacher = None
+    elif teacher is None:
+        teacher = create(recipe.teacher.name, weights=recipe.teacher.weights)
+    return RunInputs(splits=splits, student=student, teacher=teacher, objectives=objectives)
 
 
 def check_compatible(run_inputs: RunInputs) -> None:
-    """Refuse data, teacher, student and objectives that do not fit each other.
-
-    Raises:
-        RecipeError: naming what does not fit.
-    """
-    splits, teacher = run_inputs.splits, run_inputs.teacher
-    labels = splits.train.labels
+    """Raise a `RecipeError` where data, teacher, student and objectives are not compatible."""
+    splits, teacher, labels = run_inputs.splits, run_inputs.teacher, run_inputs.splits.train.labels
+    soft = labels.is_floating_point()
     for objective in run_inputs.objectives:
-        if objective.needs.teacher and teacher is None:
+        needs, name = objective.needs, objective.name
+        if needs.teacher and teacher is None:
             raise RecipeError(
-                f"teacher: expected one for objective {objective.name}, got none; "
-                "add teacher=..., such as a run's folder"
+                f"teacher: expected one for objective {name}, got none; add teacher=..., such as a run's folder"
             )
-        if objective.needs.labels != "none" and not labels.is_floating_point() and not (labels != UNLABELLED).any():
+        if needs.labels != "none" and not soft and not (labels != UNLABELLED).any():
             raise RecipeError(
-                f"data: expected labels for the supervised objective {objective.name}, got none among {len(labels)} "
-                "training samples; give labels, or zero its supervised weight where it has one beside a teacher's"
+                f"data: expected labels for the supervised objective {name}, got none among {len(labels)} training "
+                "samples; give labels, or zero its supervised weight where it has one beside a teacher's"
             )
-        if objective.needs.labels == "index" and labels.is_floating_point():
+        if needs.labels == "index" and (soft or splits.train.mixing is not None):
+            got = "soft labels; " if soft else "the soft labels of mixed samples; type data.mixup=0 data.cutmix=0, or "
             raise RecipeError(
-                f"data: expected class indices for objective {objective.name}, got soft labels; "
-                "use an objective that takes them"
+                f"data: expected class indices for objective {name}, got {got}use an objective that takes them"
             )
-        if objective.needs.labels == "index" and splits.train.mixing is not None:
-            raise RecipeError(
-                f"data: expected class indices for objective {objective.name}, got the soft labels of mixed samples; "
-                "type data.mixup=0 data.cutmix=0, or use an objective that takes them"
-            )
-        _has_taps(run_inputs, objective)
-    if teacher is not None and teacher.card.classes != splits.classes:
-        raise RecipeError(
-            f"teacher {teacher.card.name}: expected {splits.classes} classes, as the data and the student have, got "
-            f"{teacher.card.classes}; fine-tune it on these data with `tutelage train`, or name another teacher"
-        )
-    if teacher is not None and teacher.card.fresh_head:
-        raise RecipeError(
-            f"teacher {teacher.card.name}: expected weights for {splits.classes} classes, as the data have, got "
-            "weights for another number; fine-tune it on these data first with `tutelage train`, or name another"
-        )
-    if teacher is not None:
-        _same_classes(teacher, splits)
-
-
-def check_last_batch(samples: int, wanted: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
-    """Refuse an epoch whose last batch is too small for an objective, before it is reached.
-
-    Args:
-        samples: for training.
-        wanted: each stage's objective.
-        fits: the stages.
-        world: processes that share a batch.
-
-    Raises:
-        RecipeError: naming the batch size, and one that leaves enough.
-    """
-    smallest = partial(data.smallest_share, samples, world=world)
-    for objective, fit in zip(wanted, fits, strict=True):
-        batch_size, least = fit.batch_size, objective.needs.min_batch
-        if (got := smallest(batch_size)) < least:
-            sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
-            fitting = next((size for size in sizes if smallest(size) >= least), None)
-            remedy = f"type batch_size={fitting}" if fitting else "use more samples"
-            raise RecipeError(
-                f"batch_size: expected {least} samples or more in every batch for objective {objective.name}, got "
-                f"{got} in the smallest of {samples} samples by {batch_size}"
-                f"{f' on {world} processes' if world > 1 else ''}; {remedy}"
-            )
-
-
-def _has_taps(run_inputs: RunInputs, objective: Objective) -> None:
-    """Refuse an objective that reads features which a network does not have, before any stage begins."""
-    needs = objective.needs
-    for network, names in ((run_inputs.student, needs.student_taps), (run_inputs.teacher, needs.teacher_taps)):
-        for name in names:
-            try:
-                taps.find(cast(Classifier, network), name)
-            except ValueError as error:
-                raise RecipeError(f"objective {objective.name}: {error}") from None
-    if run_inputs.teacher is not None:
         try:
-            if needs.teacher_head:
-                taps.head(run_inputs.teacher)
-            for name in needs.teacher_norms:
-                taps.batch_norm(run_inputs.teacher, name)
+            for tap in needs.student_taps:
+                taps.find(run_inputs.student, tap)
+            if teacher is not None:
+                for tap in needs.teacher_taps:
+                    taps.find(teacher, tap)
+                if needs.teacher_head:
+                    taps.head(teacher)
+                for tap in needs.teacher_norms:
+                    taps.batch_norm(teacher, tap)
         except ValueError as error:
-            raise RecipeError(f"objective {objective.name}: {error}") from None
-
-
-def _same_classes(teacher: Classifier, splits: data.Splits) -> None:
-    """Refuse a teacher whose classes have the same names as the data's in another order, or some of them.
-
-    Names that have nothing in common are two ways to write the same classes, such as words and WordNet ids.
-    """
-    theirs, ours = teacher.card.class_names or (), splits.class_names
-    if set(theirs) & set(ours) and tuple(theirs) != tuple(ours):
-        k = next(k for k, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+            raise RecipeError(f"objective {name}: {error}") from None
+    if teacher is None:
+        return
+    card, remedy = teacher.card, "fine-tune it on these data with `tutelage train`, or name another"
+    if card.classes != splits.classes:
         raise RecipeError(
-            f"teacher {teacher.card.name}: expected the classes of the data in their order, got {theirs[k]!r} where "
-            f"they have {ours[k]!r} (class {k}); fine-tune it on these data with `tutelage train`, or name another"
+            f"teacher {card.name}: expected {splits.classes} classes, as the data and the student have, got "
+            f"{card.classes}; {remedy} teacher"
         )
+    if card.fresh_head:
+        raise RecipeError(
+            f"teacher {card.name}: expected weights for {splits.classes} classes, as the data have, got weights for "
+            "another number; fine-tune it on these data first with `tutelage train`, or name another"
+        )
+    # Names that have nothing in common are two ways to write the same classes, such as words and WordNet ids.
+    names, data_names = tuple(card.class_names or ()), tuple(splits.class_names)
+    if set(names) & set(data_names) and names != data_names:
+        k = next(k for k, (a, b) in enumerate(zip(names, data_names, strict=True)) if a != b)
+        raise RecipeError(
+            f"teacher {card.name}: expected the classes of the data in their order, got {names[k]!r} where they have "
+            f"{data_names[k]!r} (class {k}); {remedy}"
+        )
+
+
+def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
+    """Refuse an epoch whose last batch, shared by ``world`` processes, is too small for a stage's objective."""
+    smallest = partial(data.smallest_share, samples, world=world)
+    for objective, fit in zip(objectives, fits, strict=True):
+        batch_size, min_batch = fit.batch_size, objective.needs.min_batch
+        if (got := smallest(batch_size)) < min_batch:
+            sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
+            fitting = next((size for size in sizes if smallest(size) >= min_batch), None)
+            raise RecipeError(
+                f"batch_size: expected {min_batch} samples or more in every batch for objective {objective.name}, got "
+                f"{got} in the smallest of {samples} samples by {batch_size}"
+                f"{f' on {world} processes' if world > 1 else ''}; "
+                f"{f'type batch_size={fitting}' if fitting else 'use more samples'}"
+            )
 
 
 def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
-    """Look at the networks and the data as far as an objective needs it; binding it reads what is found."""
-    splits, needs = run_inputs.splits, objective.needs
-    teacher_logits = None
-    if needs.teacher_statistics and run_inputs.teacher is not None:
-        teacher_logits = _teacher_logits(run_inputs.teacher, splits.train)
-    inputs = torch.empty(0)
+    """Return what an objective is bound to: whatever it needs of the networks and the data."""
+    splits, needs, teacher = run_inputs.splits, objective.needs, run_inputs.teacher
+    train, teacher_logits, inputs = splits.train, None, torch.empty(0)
+    if needs.teacher_statistics and teacher is not None:
+        indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
+        teacher_logits = torch.cat(
+            [outputs.logits.float().cpu() for _, outputs in _teacher_outputs(teacher, train, indices)]
+        )
     if needs.student_taps or needs.teacher_taps:
-        few = data.BatchLoader(splits.train, batch_size=min(PROBE_SAMPLES, len(splits.train)), train=True)
-        inputs = next(few.epoch(0)).inputs.to(_device(run_inputs.student))
+        probe = data.BatchLoader(train, batch_size=min(PROBE_SAMPLES, len(train)), train=True)
+        inputs = next(probe.epoch(0)).inputs
     return network_context(
         objective,
         run_inputs.student,
-        run_inputs.teacher,
+        teacher,
         inputs,
-        samples=len(splits.train),
+        samples=len(train),
         classes=splits.classes,
-        labels=splits.train.labels,
+        labels=train.labels,
         teacher_logits=teacher_logits,
         class_means=_class_means(run_inputs, needs.class_means),
     )
 
 
 PROBE_SAMPLES = 2
-"""Samples of the dry forward pass that features are sized by."""
+"""Samples of the dry forward pass that gives the shapes of features."""
 STATISTICS = 10_000
-"""Training samples, evenly spaced, that the teacher is asked about where an objective is set by its distribution."""
+"""Training samples, evenly spaced, whose teacher logits objectives with teacher statistics are bound to."""
 
 
-@torch.no_grad()
-def _teacher_logits(teacher: Classifier, split: data.Split) -> torch.Tensor:
-    """Return the teacher's logits on training samples that are not augmented, float32 on the CPU."""
-    places = np.unique(np.linspace(0, len(split) - 1, min(STATISTICS, len(split))).astype(np.int64))
-    requests = np.array_split(places, -(-len(places) // 256))
-    asked = FrozenTeacher(teacher)
-    device = _device(teacher)
-    return torch.cat(
-        [
-            asked(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index])).logits.float().cpu()
-            for index, inputs in split.stream(requests)
-        ]
-    )
+def _teacher_outputs(
+    teacher: Classifier, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
+) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
+    """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read."""
+    frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    for index, inputs in split.stream(np.array_split(indices, -(-len(indices) // 256))):
+        yield index, frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
 
 
-@torch.no_grad()
 def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return each class's mean of the teacher's features, over all labelled training samples, not augmented.
+    """Return the class means of the teacher's features over all labelled training samples, without augmentation.
 
-    Float32 ``(classes, width)`` on the CPU, 0 for a class that no sample has.
+    Float32 ``(classes, width)`` on the CPU, 0 for a class without samples.
     """
     if not names:
         return {}
-    splits, teacher = run_inputs.splits, run_inputs.teacher
-    split, labels = splits.train, splits.train.labels
-    if teacher is None:
-        raise RecipeError("teacher: expected one whose class means are read, got none; add teacher=...")
+    classes, labels = run_inputs.splits.classes, run_inputs.splits.train.labels
+    assert run_inputs.teacher is not None
     if labels.is_floating_point() or not (labels != UNLABELLED).any():
         raise RecipeError(
             "data: expected class indices of training samples, which the teacher's class means are taken over, got "
             f"{'soft labels' if labels.is_floating_point() else 'no labels'}; use an objective without class means"
         )
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
-    asked, device = FrozenTeacher(teacher, names), _device(teacher)
     sums: dict[str, torch.Tensor] = {}
-    counts = torch.zeros(splits.classes, dtype=torch.int64)  # of what could be read
-    for index, inputs in split.stream(np.array_split(labelled, -(-len(labelled) // 256))):
-        seen = asked(Batch(torch.from_numpy(index), inputs.to(device), labels[index])).taps
+    counts = torch.zeros(classes, dtype=torch.int64)  # of what could be read
+    for index, outputs in _teacher_outputs(run_inputs.teacher, run_inputs.splits.train, labelled, names):
         for name in names:
-            if seen[name].dim() != 2:
+            feature = outputs.taps[name]
+            if feature.dim() != 2:
                 raise RecipeError(
                     f"tap {name}: expected a feature (batch, width) of the teacher, whose class means are taken, got "
-                    f"{tuple(seen[name].shape)}; name one after the pooling, such as card:embedding"
+                    f"{tuple(feature.shape)}; name one after the pooling, such as card:embedding"
                 )
-            sums.setdefault(name, torch.zeros(splits.classes, seen[name].shape[1], dtype=torch.float64))
-            sums[name].index_add_(0, labels[index], seen[name].double().cpu())
-        counts += torch.bincount(labels[index], minlength=splits.classes)
+            sums.setdefault(name, torch.zeros(classes, feature.shape[1], dtype=torch.float64))
+            sums[name].index_add_(0, labels[index], feature.double().cpu())
+        counts += torch.bincount(labels[index], minlength=classes)
     return {name: (total / counts.clamp(min=1)[:, None]).float() for name, total in sums.items()}
 
 
 VIEW_IRRELEVANT = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}
-"""Settings of data that do not change a view; which data they are, their fingerprint says."""
-
-
-def outputs_folder(recipe: Recipe, run_inputs: RunInputs) -> Path:
-    """Return the folder of the teacher's outputs.
-
-    Raises:
-        RecipeError: the recipe names none, or has no teacher to record.
-    """
-    if run_inputs.teacher is None:
-        raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
-    if recipe.outputs is None:
-        raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
-    return Path(recipe.outputs)
+"""Settings of data that do not change a view; the data themselves are identified by their fingerprint."""
 
 
 def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
-    """Return the store that a recipe's ``outputs`` names, keyed by everything that a teacher's word depends on.
+    """Return the cache in a recipe's ``outputs`` folder, keyed by all that the teacher's outputs depend on.
 
     Raises:
-        RecipeError: the recipe names none, or has no teacher to record.
+        RecipeError: the content of the data is not known.
         TeacherCacheError: the folder holds the outputs of another teacher, of other data or other views.
     """
-    folder, splits = outputs_folder(recipe, run_inputs), run_inputs.splits
-    assert run_inputs.teacher is not None
-    settings = {name: value for name, value in asdict(recipe.data).items() if name not in VIEW_IRRELEVANT}
-    key: dict[str, Any] = {
-        "teacher": {
-            "name": without_paths(run_inputs.teacher.card.name),
-            "fingerprint": models.fingerprint(run_inputs.teacher.network),
-            "mean": list(run_inputs.teacher.card.mean or ()),
-            "std": list(run_inputs.teacher.card.std or ()),
-        },
-        "data": splits.fingerprint,
-        "views": settings,
-        "data_seed": recipe.data_seed,
-        "precision": recipe.precision,
-        "classes": splits.classes,
-    }
+    splits, teacher = run_inputs.splits, run_inputs.teacher
+    assert recipe.outputs is not None
+    assert teacher is not None
     if splits.fingerprint is None:
         raise RecipeError(
             "data: expected a source whose content is known, got one without a fingerprint; "
             "outputs recorded of it could not be told from another's: type outputs=null"
         )
-    return TeacherCache(folder, key, samples=len(splits.train))
+    key: dict[str, Any] = {
+        "teacher": {
+            "name": without_paths(teacher.card.name),
+            "fingerprint": models.fingerprint(teacher.network),
+            "mean": list(teacher.card.mean or ()),
+            "std": list(teacher.card.std or ()),
+        },
+        "data": splits.fingerprint,
+        "views": {name: value for name, value in asdict(recipe.data).items() if name not in VIEW_IRRELEVANT},
+        "data_seed": recipe.data_seed,
+        "precision": recipe.precision,
+        "classes": splits.classes,
+    }
+    return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train))
 
 
 def single_exponent(objective: Objective) -> float | None:
     """Return the exponent at which an objective reads the teacher's logits; none where it does not read them.
 
     Raises:
-        RecipeError: it reads them in another way or at several exponents, so that the top classes and one power sum of
-            the others do not answer it.
+        RecipeError: it reads them in another way or at several exponents, for which the top classes and one power sum
+            of the remaining ones are not enough.
     """
     gammas = objective.read_at
     if not gammas:
@@ -350,12 +286,17 @@ def single_exponent(objective: Objective) -> float | None:
     return gamma
 
 
-def _device(network: torch.nn.Module) -> torch.device:
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
+def evaluation_outputs(recipe: Recipe, network: torch.nn.Module, batches: Batches, who: str = "network") -> EvalOutputs:
+    """Move a network to the recipe's device, and return its outputs on an evaluation set."""
+    device, precision = accelerator_on(recipe.device).device, recipe.precision
+    network = network.to(device)
+    return collect_outputs(
+        network, batches, device=device, precision=precision, channels_last=recipe.channels_last, who=who
+    )
 
 
 def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
-    """The sets to evaluate on, the one that selects first."""
+    """Yield the sets to evaluate on by name, the one that selects the best epoch first."""
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
             # Evaluation keeps no gradients, so larger batches than training's fit.
@@ -363,18 +304,18 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
 
 
 def steps_of(recipe: Recipe, samples: int) -> int:
-    """Return how many steps a run takes over so many training samples."""
+    """Return the number of steps of a run with so many training samples."""
     return sum(fit.steps(samples) for fit in recipe.fits())
 
 
 @contextlib.contextmanager
 def torch_settings(recipe: Recipe) -> Iterator[None]:
-    """Set threads and determinism as the recipe says, and put them back: the process may be a notebook's."""
+    """Set threads and determinism as the recipe says, and restore them afterwards: the process may be a notebook's."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         torch.set_num_threads(recipe.threads or threads)
         if recipe.deterministic:
-            # What torch asks of cuBLAS before its first matrix product.
+            # torch requires it of cuBLAS before the first matrix product.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(recipe.deterministic)
         yield

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from tutelage.runs.reporter import Reporter
 
@@ -23,34 +14,25 @@ QUIET = 10.0
 
 
 class TerminalReporter(Reporter):
-    """A `runs.Reporter` that draws two bars, the whole job and the run at hand; without a terminal it prints lines."""
+    """Draws two bars in its ``progress``, the whole job and the run at hand; without a terminal it prints lines."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+        self.progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.job: TaskID | None = None
-        self.run: TaskID | None = None
+        self.job: progress.TaskID | None = None
+        self.run: progress.TaskID | None = None
         self.title = ""
         self.printed = float("-inf")
-
-    def __enter__(self) -> TerminalReporter:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def expect(self, steps: int) -> None:
         """Show a bar for the whole job."""
