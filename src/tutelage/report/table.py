@@ -22,8 +22,8 @@ class Row:
     cells: Sequence[str]  # under the table's headings
     short: Sequence[str] | None = None  # the cells on a terminal, where they are shorter there
     kind: str = ""  # its class in HTML; a ``"teacher"`` is dim on a terminal
-    # its unrounded numbers, as the names and values of HTML's data attributes
-    exact: Mapping[str, str] = field(default_factory=dict)
+    # unrounded numbers by the names of HTML's data attributes; none is written as an empty one
+    exact: Mapping[str, object] = field(default_factory=dict)
     link: str = ""  # where the first cell leads in HTML; empty for nowhere
 
 
@@ -38,14 +38,14 @@ class Table:
 
     def text(self) -> str:
         """Return it as plain text with its notes below."""
-        head, *body = aligned_cells([self.headings, *self._cells()])
+        head, *body = aligned_cells([self.headings, *self._lines()])
         lines = [head, ["-" * len(cell) for cell in head], *body]
         return "\n".join([*("  ".join(cells).rstrip() for cells in lines), "", *self.notes]) + "\n"
 
     def markdown(self) -> str:
         """Return it as GitHub Markdown with its notes below."""
         rule = [":---", *["---:"] * (len(self.headings) - 1)]
-        lines = markdown_lines([[*map(plain, line)] for line in (self.headings, *self._cells())], rule)
+        lines = markdown_lines([[*map(plain, line)] for line in (self.headings, *self._lines())], rule)
         return "\n".join([*lines, *([""] if self.notes else []), *(f"- {plain(note)}" for note in self.notes)]) + "\n"
 
     def html(self, name: str) -> Markup:
@@ -74,8 +74,9 @@ class Table:
             shown.add_row(*map(Text, row.short or row.cells), style="dim" if row.kind == "teacher" else "")
         console.print(shown)
 
-    def _cells(self) -> list[list[str]]:
-        return [_flat(row.cells) for row in self.rows]
+    def _lines(self) -> list[list[str]]:
+        """Return the cells row by row; a name with a line break would tear the table."""
+        return [[" ".join(cell.split()) for cell in row.cells] for row in self.rows]
 
 
 def print_notes(notes: Sequence[str], console: Console) -> None:
@@ -109,14 +110,9 @@ def markdown_lines(lines: Sequence[Sequence[str]], rule: Sequence[str]) -> list[
     return [head, f"|{'|'.join(rule)}|", *body]
 
 
-def _flat(cells: Sequence[str]) -> list[str]:
-    """A name with a line break would tear the table."""
-    return [" ".join(cell.split()) for cell in cells]
-
-
 def _html_row(row: Row) -> Markup:
-    attributes = {"class": row.kind, **{f"data-{key}": value for key, value in row.exact.items()}}
-    opening = Markup(" ").join(Markup('{}="{}"').format(key, value) for key, value in attributes.items())
+    exact = {f"data-{key}": "" if value is None else value for key, value in row.exact.items()}
+    opening = Markup(" ").join(Markup('{}="{}"').format(*item) for item in {"class": row.kind, **exact}.items())
     name, *numbers = row.cells
     head = Markup('<a href="{}">{}</a>').format(row.link, name) if row.link else name
     cells = chain([Markup('<th scope="row">{}</th>').format(head)], map(Markup("<td>{}</td>").format, numbers))
@@ -147,3 +143,8 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     if value is None:
         return MISSING
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+
+def count(done: int, left: int) -> str:
+    """Write how many runs are in a mean, and of how many where some are not."""
+    return f"{done} of {done + left}" if left else str(done)

@@ -138,10 +138,8 @@ def _curves(plt: ModuleType, axes: Axes, plot: Plot) -> None:
 
 def _curve(axes: Axes, line: Line, at: int) -> None:
     look = line.look
-    if line.spread is not None:
-        low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
-        high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
-        axes.fill_between(line.x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+    if line.band:
+        axes.fill_between(line.x, *line.band, color=look.colour, alpha=0.18, linewidth=0)
     axes.plot(line.x, line.y, color=look.colour, linestyle=DASHES[look.dash])
     # About eight marks a curve, not above each other where curves run together.
     step = max(1, len(line.x) // 8)
@@ -181,5 +179,5 @@ def _piles(plt: ModuleType, panel: SubFigure, plot: Plot, width: float) -> None:
         axes.axvline(pile.mean, color=pile.look.colour, linewidth=1.6)
         axes.set_ylim(0, 1.08 * max(pile.density))
         axes.yaxis.set_major_locator(plt.ticker.MaxNLocator(3))
-    ends = [reach(pile.edges, np.multiply(pile.density, np.diff(pile.edges))) for pile in plot.piles]
+    ends = [reach(pile.edges, (pile.density * np.diff(pile.edges)).tolist()) for pile in plot.piles]
     every[0].set_xlim(plot.piles[0].edges[0], max(ends))

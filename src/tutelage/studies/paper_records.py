@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from tutelage import records
 from tutelage.report.figures import Style, style
-from tutelage.report.reading import Run, mapping, number, parts, read_run, section, stages
+from tutelage.report.reading import Run, Subject, number, parts, section, stages
 from tutelage.report.reading import text as string
+from tutelage.studies import study_table
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """What the runs under one name of a study have in common."""
 
@@ -33,28 +36,15 @@ class Method:
         return self.kind == "kd" and self.level is not None and math.isclose(self.level, temperature)
 
 
-class StudyRun(NamedTuple):
-    """A run with its place in the study."""
-
-    pair: str
-    method: str
-    run: Run
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Readings:
     """A study's records."""
 
     title: str  # of the study
-    kinds: tuple[str, ...]  # the figures that it asks for
-    pairs: tuple[str, ...]  # in the study's order
-    methods: Mapping[str, Method]  # by name, those that have runs
-    runs: tuple[StudyRun, ...]  # every run
-    departures: tuple[str, ...] = ()  # how it was run otherwise than published
-
-    def of(self, pair: str, method: str, *, finished: bool = True) -> tuple[Run, ...]:
-        """Return a method's finished runs on a pair, or those that are not."""
-        return tuple(r for p, m, r in self.runs if p == pair and m == method and r.finished == finished)
+    kinds: Sequence[str]  # the figures that it asks for
+    pairs: Sequence[Subject]  # in the study's order; their entries are methods
+    methods: Sequence[Method]  # those that have runs
+    departures: Sequence[str] = ()  # how it was run otherwise than published
 
 
 @dataclass
@@ -91,60 +81,48 @@ class Gathered:
         """Say what was run, and what is missing."""
         parts = []
         if self.counts:
-            said = ", ".join(self.sources) or "not recorded"
-            least, most = min(self.counts), max(self.counts)
-            seeds = f"n = {most} {_plural(most, 'seed')}" if least == most else f"n = {least} to {most} seeds"
-            parts.append(f"Data: {said}; {_range(self.lengths)}; {seeds}.")
+            lengths, seeds = _range(self.lengths, "epoch"), _range(self.counts, "seed")
+            parts.append(f"Data: {', '.join(self.sources) or 'not recorded'}; {lengths}; n = {seeds}.")
         if self.thin:
-            verb = "is" if self.thin == 1 else "are"
-            parts.append(
-                f"{self.thin} {_plural(self.thin, 'run')} {verb} not finished and drawn as far as recorded, as a "
-                "thin line that ends in a cross, in no mean."
-            )
+            how = "drawn as far as recorded, as a thin line that ends in a cross, in no mean"
+            parts.append(f"{_unfinished(self.thin)} and {how}.")
         if self.left_out:
-            verb = "is" if self.left_out == 1 else "are"
-            parts.append(f"{self.left_out} {_plural(self.left_out, 'run')} {verb} not finished and left out.")
+            parts.append(f"{_unfinished(self.left_out)} and left out.")
         return " ".join(parts)
 
 
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"
+def _unfinished(count: int) -> str:
+    return f"{count} {'run is' if count == 1 else 'runs are'} not finished"
 
 
-def _range(lengths: set[int]) -> str:
-    least, most = min(lengths), max(lengths)
-    return f"{most} {_plural(most, 'epoch')}" if least == most else f"{least} to {most} epochs"
+def _range(counts: set[int], unit: str) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least} to {most} {unit}s" if least < most else f"{most} {unit}{'' if most == 1 else 's'}"
 
 
 def read_study(folder: Path) -> Readings:
-    """Read a study's folder with the runs that it names; what is missing of a run is left empty.
+    """Read a study's folder with the runs that it names; raises what `study_table.read_study` does."""
+    return readings(*study_table.read_study(folder))
 
-    Raises:
-        FileNotFoundError: the folder holds no study.
-        ValueError: a record is not JSON of the right kind.
-    """
-    study = mapping(folder / records.STUDY)
-    if study is None:
-        raise FileNotFoundError(
-            f"folder: expected a study's folder, with {records.STUDY} in it, got {str(folder)!r}; "
-            "type the folder that `tutelage study` printed"
-        )
-    runs = []
-    for cell in study.get("cells") or ():
-        seed = cell.get("seed")
-        pair, name = printable(cell.get("pair", "")), printable(cell.get("method", ""))
-        run = read_run(folder / str(cell.get("folder", "")), entry=name, seed=seed if isinstance(seed, int) else None)
-        runs.append(StudyRun(pair, name, run))
-    pairs = dict.fromkeys([*map(printable, study.get("pairs") or ()), *(pair for pair, _, _ in runs)])
-    named = dict.fromkeys([*map(printable, study.get("methods") or ()), *(name for _, name, _ in runs)])
-    present = {name for _, name, _ in runs}
+
+def readings(study: records.Study, subjects: Mapping[str, Subject]) -> Readings:
+    """Return what the figures need of a study that was read."""
+    runs = [run for subject in subjects.values() for run in subject.runs]
+    entries = {run.entry for run in runs}
+    names = [name for name in dict.fromkeys([*study["methods"], *(run.entry for run in runs)]) if name in entries]
+    methods = [_method(name, [run for run in runs if run.entry == name], style(at)) for at, name in enumerate(names)]
+    labels = [method.label for method in methods]
     return Readings(
-        title=printable(string(study.get("title")) or string(study.get("name")) or folder.resolve().name),
-        kinds=tuple(map(str, study.get("figures") or ())),
-        pairs=tuple(pairs),
-        methods=_methods({n: [r for _, m, r in runs if m == n] for n in named if n in present}),
-        runs=tuple(runs),
-        departures=tuple(map(str, study.get("departures") or ())),
+        title=printable(study["title"] or study["name"]),
+        kinds=study["figures"],
+        pairs=[replace(subject, name=printable(pair)) for pair, subject in subjects.items()],
+        methods=[
+            method
+            if labels.count(method.label) == 1
+            else replace(method, label=f"{method.label} ({printable(method.name)})")
+            for method in methods
+        ],
+        departures=study["departures"],
     )
 
 
@@ -153,28 +131,21 @@ def printable(name: object) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in str(name)).split())
 
 
-def _methods(runs: Mapping[str, Sequence[Run]]) -> dict[str, Method]:
-    found = [_method(name, own, style(place)) for place, (name, own) in enumerate(runs.items())]
-    labels = [method.label for method in found]
-    return {
-        one.name: one
-        if labels.count(one.label) == 1
-        else Method(one.name, one.kind, one.supervised, one.level, f"{one.label} ({one.name})", one.look)
-        for one in found
-    }
-
-
 def _method(name: str, runs: Sequence[Run], look: Style) -> Method:
     """Tell by the recorded objectives which method it is."""
-    told = [run for run in runs if run.manifest.get("objective")]
-    kinds = {_kind(presets(run)) for run in told}
-    kind = kinds.pop() if len(kinds) == 1 else None
+    runs = [run for run in runs if run.manifest.get("objective")]
+    kind = _common(_kind(presets(run)) for run in runs)
     argument = {"ls": "label_smoothing", "kd": "temperature", "ttm": "gamma", "wttm": "gamma"}.get(kind or "", "")
-    levels = {number(args.get(argument)) for run in told for args in presets(run).values() if argument in args}
-    level = levels.pop() if len(levels) == 1 else None
-    supervised = {bool(terms(run).get("ce")) for run in told if terms(run)}
-    with_labels = supervised.pop() if len(supervised) == 1 else None
-    return Method(name, kind, with_labels, level, _label(name, kind, level, with_labels), look)
+    level = _common(number(args[argument]) for run in runs for args in presets(run).values() if argument in args)
+    supervised = _common(bool(terms(run).get("ce")) for run in runs if terms(run))
+    label = _label(printable(name), kind, level, supervised)
+    return Method(name=name, kind=kind, supervised=supervised, level=level, label=label, look=look)
+
+
+def _common(values: Iterable[T]) -> T | None:
+    """Return the value that all have in common."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def _label(name: str, kind: str | None, level: float | None, supervised: bool | None) -> str:
@@ -212,7 +183,6 @@ def terms(run: Run) -> Mapping[str, Any]:
     return last if isinstance(last, Mapping) else {}
 
 
-def argument(runs: Iterable[Run], preset: str, name: str) -> float | None:
+def argument(runs: Iterable[Run], preset: str | None, name: str) -> float | None:
     """Return an argument of a preset that all runs have in common."""
-    values = {number(presets(run).get(preset, {}).get(name)) for run in runs}
-    return values.pop() if len(values) == 1 else None
+    return _common(number(presets(run).get(preset or "", {}).get(name)) for run in runs)

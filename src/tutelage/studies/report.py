@@ -11,7 +11,7 @@ from tutelage.report.reading import Subject
 from tutelage.studies import paper
 from tutelage.studies import study_table as study
 from tutelage.studies.paper_figures import pictures
-from tutelage.studies.paper_records import read_study
+from tutelage.studies.paper_records import readings
 
 
 def write_report(folder: Path | str) -> Path:
@@ -32,8 +32,8 @@ def write_report(folder: Path | str) -> Path:
 
 def study_page(folder: Path) -> tuple[Subject, Page]:
     """Return a study's runs and its page: its table, its figures, and the curves of each pair."""
-    subjects = study.subjects(folder)
-    table = study.read_table(folder, subjects)
+    record, subjects = study.read_study(folder)
+    table = study.table_of(record, subjects)
     # A run that several pairs share stands in the list once.
     runs = tuple({run.folder.resolve(): run for subject in subjects.values() for run in subject.runs}.values())
     whole = Subject(folder=folder, name=table.title, runs=runs, comparison=True)
@@ -43,9 +43,9 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
     if tested:
         within = f"{sum(abs(row.z or 0) <= 2 for row in tested)} of {len(tested)}"
         tiles.append(Tile("Within two standard errors", within, "", "means that can be tested"))
-    drawn = pictures(read_study(folder))
-    panels = paper.panels_of(drawn)
-    said = " ".join(said for picture in drawn for said in picture.statements)
+    drawn = pictures(readings(record, subjects))
+    panels = paper.panels(drawn)
+    said = " ".join(paper.statements(drawn))
     count = "1 pair" if len(subjects) == 1 else f"{len(subjects)} pairs"
     warned = study.warning(table)
     page = Page(
