@@ -57,6 +57,11 @@ class Subject:
     share_data_seed: bool = False  # whether its seeds share order and views
 
     @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The first run's; empty where there is none."""
+        return self.runs[0].manifest if self.runs else {}
+
+    @property
     def entries(self) -> tuple[str, ...]:
         """Entries' names, the baseline first, then as they first appear."""
         names = dict.fromkeys(run.entry for run in self.runs)

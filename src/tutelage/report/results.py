@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.report.reading import Run, Subject, deviation, mean, number, read, section, teachers
 from tutelage.report.reading import text as string
-from tutelage.report.table import Row, Table, count, fixed, percent, print_notes
+from tutelage.report.table import Row, Table, count, fixed, percent, plural, print_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unfinished:
     """A run that no mean includes."""
 
@@ -27,7 +27,7 @@ class Unfinished:
     def __str__(self) -> str:
         """Write it for people."""
         seed = "" if self.seed is None else f"seed {self.seed}, "
-        return f"{self.folder} ({seed}{self.status}, {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'} done)"
+        return f"{self.folder} ({seed}{self.status}, {plural(self.epochs, 'epoch')} done)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,6 +145,11 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
+def plural(number: int, unit: str) -> str:
+    """Write a number of things: ``1 epoch``, ``3 epochs``."""
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
 def count(done: int, left: int) -> str:
     """Write how many runs are in a mean, and of how many where some are not."""
     return f"{done} of {done + left}" if left else str(done)

@@ -15,6 +15,7 @@ from tutelage import records
 from tutelage.report.figures import Style, style
 from tutelage.report.reading import Run, Subject, number, parts, section, stages
 from tutelage.report.reading import text as string
+from tutelage.report.table import plural
 from tutelage.studies import study_table
 
 T = TypeVar("T")
@@ -92,12 +93,12 @@ class Gathered:
 
 
 def _unfinished(count: int) -> str:
-    return f"{count} {'run is' if count == 1 else 'runs are'} not finished"
+    return f"{plural(count, 'run')} {'is' if count == 1 else 'are'} not finished"
 
 
 def _range(counts: set[int], unit: str) -> str:
     least, most = min(counts), max(counts)
-    return f"{least} to {most} {unit}s" if least < most else f"{most} {unit}{'' if most == 1 else 's'}"
+    return f"{least} to {most} {unit}s" if least < most else plural(most, unit)
 
 
 def read_study(folder: Path) -> Readings:

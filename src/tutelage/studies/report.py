@@ -8,6 +8,7 @@ from tutelage.report import html
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.html import Page, Section, Tile
 from tutelage.report.reading import Subject
+from tutelage.report.table import plural
 from tutelage.studies import paper
 from tutelage.studies import study_table as study
 from tutelage.studies.paper_figures import pictures
@@ -38,27 +39,25 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
     runs = tuple({run.folder.resolve(): run for subject in subjects.values() for run in subject.runs}.values())
     whole = Subject(folder=folder, name=table.title, runs=runs, comparison=True)
     finished = f"{sum(run.finished for run in runs)} of {len(runs)}"
-    tested = [row for row in table.rows if row.z is not None]
+    scores = [abs(row.z) for row in table.rows if row.z is not None]
     tiles = [Tile("Runs finished", finished, "", table.name)]
-    if tested:
-        within = f"{sum(abs(row.z or 0) <= 2 for row in tested)} of {len(tested)}"
+    if scores:
+        within = f"{sum(score <= 2 for score in scores)} of {len(scores)}"
         tiles.append(Tile("Within two standard errors", within, "", "means that can be tested"))
     drawn = pictures(readings(record, subjects))
-    panels = paper.panels(drawn)
-    said = " ".join(paper.statements(drawn))
-    count = "1 pair" if len(subjects) == 1 else f"{len(subjects)} pairs"
+    pairs = plural(len(subjects), "pair")
     warned = study.warning(table)
     page = Page(
         kind="Study",
         title=table.title,
-        what=f"{count}; published values: {table.source}" if table.source else f"{count}.",
-        result=f"{finished} runs are finished; {len(tested)} means can be tested against published ones.",
+        what=f"{pairs}; published values: {table.source}" if table.source else f"{pairs}.",
+        result=f"{finished} runs are finished; {len(scores)} means can be tested against published ones.",
         warnings=[*([warned, *table.departures] if warned else []), *html.warnings(whole)],
         tiles=tiles,
         table=study.whole_table(table),
         selection=html.selection(whole) if runs else "No run yet.",
         sections=[
-            *([Section("paper", "Figures", said, panels)] if panels else []),
+            Section("paper", "Figures", " ".join(paper.statements(drawn)), paper.panels(drawn)),
             *(
                 Section(str(at), pair, curves_note(subject), by_epoch(subject))
                 for at, (pair, subject) in enumerate(subjects.items())
