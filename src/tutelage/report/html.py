@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
+import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -21,7 +22,7 @@ from tutelage.report.against_teacher import against_teacher
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
 from tutelage.report.reading import Run, Subject, formula, number, read, section, text
-from tutelage.report.results import Result, rows, selector, table
+from tutelage.report.results import Result, rows, selected, table
 from tutelage.report.table import MISSING, Row, Table, fixed, percent, plural
 
 GROUPS = {
@@ -74,7 +75,6 @@ class Page:
     table: Table  # the results
     selection: str  # which set chose anything
     sections: Sequence[Section]  # the figures below
-    list_runs: bool  # whether every run has a row of its own
     # keys that the runs' manifests do not agree on, with their different values and the runs that have them
     differences: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -102,26 +102,19 @@ def write_report(folder: Path | str, *, subject: Subject | None = None, page: Pa
 def render(subject: Subject, page: Page | None = None) -> str:
     """Return the report as HTML."""
     page = page or run_page(subject)
-    shown = {
-        "page": page,
-        "runs": Table(headings=RUN_HEADINGS, rows=[_run(subject, run) for run in subject.runs])
-        if page.list_runs and subject.runs
-        else None,
-        "sections": [
-            {
-                "title": part.title,
-                "note": part.note,
-                "panels": [_panel(panel, f"{part.key}-{nth}") for nth, panel in enumerate(part.panels)],
-            }
-            for part in page.sections
-        ],
-        "manifest_title": "Manifest of the first run" if subject.comparison else "Manifest",
-        "manifest": groups(subject.manifest),
-        "definitions": definitions(subject),
-        # Markup: plotly.js is code, and holds no closing script tag.
-        "plotly": Markup(get_plotlyjs()) if any(part.panels for part in page.sections) else "",  # noqa: S704
-    }
-    return _environment().get_template("page.html.j2").render(shown)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            page=page,
+            runs=_run_table(subject) if subject.comparison and subject.runs else None,
+            manifest_title="Manifest of the first run" if subject.comparison else "Manifest",
+            manifest=groups(subject.manifest),
+            definitions=definitions(subject),
+            # Markup: plotly.js is code, and holds no closing script tag.
+            plotly=Markup(get_plotlyjs()) if any(part.panels for part in page.sections) else "",  # noqa: S704
+        )
+    )
 
 
 def run_page(subject: Subject) -> Page:
@@ -144,7 +137,6 @@ def run_page(subject: Subject) -> Page:
             Section("0", "By epoch", curves_note(subject), by_epoch(subject)),
             Section("1", beside, last, against_teacher(subject)),
         ],
-        list_runs=subject.comparison,
         differences=differences(subject.runs),
     )
 
@@ -152,15 +144,19 @@ def run_page(subject: Subject) -> Page:
 @cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"identifier": _identifier, "plotly_json": _plotly_json}
+    return environment
 
 
-def _panel(panel: Panel, mark: str) -> dict[str, Any]:
+def _identifier(key: str) -> str:
+    return "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in key)
+
+
+def _plotly_json(figure: go.Figure) -> Markup:
     # In a script element no entity is decoded, so what could end it is written as JSON's own escapes.
-    body = panel.figure.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    name = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in panel.key)
-    caption = panel.caption
-    return {"id": f"{name}-{mark}", "json": Markup(body), "caption": caption, "label": caption or panel.key}  # noqa: S704
+    body = figure.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return Markup(body)  # noqa: S704
 
 
 # The words on top
@@ -299,22 +295,24 @@ def selection(subject: Subject) -> str:
 # Tables
 
 
-RUN_HEADINGS = (
-    *("Run", "Network", "Seed", "Status", "Epochs"),
-    *("Accuracy (%)", "Best epoch (%)", "Agreement (%)", "Time"),
-)
+def _run_table(subject: Subject) -> Table:
+    """Return the table of every run."""
+    results = ("Accuracy (%)", "Best epoch (%)", "Agreement (%)", "Time")
+    headings = ("Run", "Network", "Seed", "Status", "Epochs", *results)
+    return Table(headings=headings, rows=[_run(subject, run) for run in subject.runs])
 
 
 def _run(subject: Subject, run: Run) -> Row:
     student, best = section(run.evaluation, "student"), section(run.evaluation, "best")
     folder = Path(os.path.relpath(run.folder, subject.folder)).as_posix()
-    accuracy, top = number(student.get("accuracy")), number(best.get("accuracy"))
+    accuracy, best_accuracy = number(student.get("accuracy")), number(best.get("accuracy"))
     seconds = number(run.manifest.get("duration_s"))
-    selected = "" if top is None else f" [{selector(best.get('set'))}]"
     return Row(
         cells=(
             *(folder, run.entry, MISSING if run.seed is None else str(run.seed), run.status, str(len(run.epochs))),
-            *(percent(accuracy), percent(top) + selected, percent(number(student.get("agreement")))),
+            percent(accuracy),
+            percent(best_accuracy) + selected(best_accuracy, best.get("set")),
+            percent(number(student.get("agreement"))),
             MISSING if seconds is None else duration(seconds),
         ),
         kind="finished" if run.finished else "unfinished",

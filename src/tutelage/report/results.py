@@ -145,9 +145,9 @@ def main_set(results: Sequence[Result]) -> str | None:
     return next((row.set for row in sorted(results, key=lambda row: row.role == "teacher") if row.set), None)
 
 
-def selector(name: str | None) -> str:
-    """Say which set the best epoch was taken by."""
-    return "selected on test" if name == "test" else f"{name}"
+def selected(best: float | None, name: str | None) -> str:
+    """Say behind a best epoch's figure, where there is one, which set selected it."""
+    return "" if best is None else " [selected on test]" if name == "test" else f" [{name}]"
 
 
 def notes(found: Sequence[Result]) -> list[str]:
@@ -188,13 +188,12 @@ def _row(result: Result, main: str | None) -> Row:
     """Write a row under `HEADINGS`; a figure taken on another set than ``main`` says so."""
     role = "" if result.role in ("student", result.name) else f" ({result.role})"
     elsewhere = f" [{result.set}]" if result.set and result.set != main else ""
-    best, chosen = percent(result.best), "" if result.best is None else f" [{selector(result.best_set)}]"
     cells = (
         result.name + role,
         percent(result.accuracy, result.std) + elsewhere,
         count(result.n, len(result.unfinished)),
         fixed(result.gain, 2, sign=True),
-        best + chosen,
+        percent(result.best) + selected(result.best, result.best_set),
         percent(result.agreement),
         fixed(result.entropy),
         fixed(result.kl_to_teacher),
@@ -202,7 +201,7 @@ def _row(result: Result, main: str | None) -> Row:
     # Units and roles under their names, a mark for what the test set selected.
     short = [" ".join(cell.split()) for cell in cells]
     short[0] = short[0].replace(" (", "\n(")
-    short[BEST] = best + ("*" if chosen and result.best_set == "test" else "")
+    short[BEST] = percent(result.best) + ("*" if result.best is not None and result.best_set == "test" else "")
     exact = {key.replace("_", "-"): getattr(result, key) for key in EXACT}
     exact = {"entry": result.name, **exact, "unfinished": len(result.unfinished)}
     return Row(cells=cells, short=short, kind=result.role, exact=exact)

@@ -63,6 +63,5 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
                 for at, (pair, subject) in enumerate(subjects.items())
             ),
         ],
-        list_runs=True,
     )
     return whole, page

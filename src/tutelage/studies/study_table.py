@@ -13,7 +13,7 @@ from tutelage import records
 from tutelage.report import table as tables
 from tutelage.report.reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
 from tutelage.report.reading import text as string
-from tutelage.report.results import Unfinished, best_notes, selector, unfinished
+from tutelage.report.results import Unfinished, best_notes, selected, unfinished
 from tutelage.report.table import MISSING, count, fixed, plain
 
 if TYPE_CHECKING:
@@ -281,8 +281,6 @@ def _spread(value: float | None, std: float | None) -> str:
 
 def cells(row: Row) -> tuple[str, ...]:
     """Write a row under `RESULT`, `PUBLISHED` and `COSTS`."""
-    selected = "" if row.best is None else f" [{selector(row.best_set)}]"
-    published = _spread(row.published, row.published_std)
 
     def cost(value: float | None, ratio: float | None) -> str:
         return fixed(value, 0) + ("" if ratio is None else f" ({ratio:.2f} x {row.costs_of})")
@@ -291,8 +289,8 @@ def cells(row: Row) -> tuple[str, ...]:
         row.method,
         row.status or _spread(row.accuracy, row.std),
         count(row.n, len(row.unfinished)) if row.n or row.unfinished else MISSING,
-        fixed(row.best, 2) + selected,
-        published + (f" (n = {row.published_n})" if row.published_n else ""),
+        fixed(row.best, 2) + selected(row.best, row.best_set),
+        _spread(row.published, row.published_std) + (f" (n = {row.published_n})" if row.published_n else ""),
         fixed(row.difference, 2, sign=True),
         f"not testable: {row.untested}" if row.untested else fixed(row.z, 2, sign=True),
         cost(row.step_ms, row.step_ratio),
