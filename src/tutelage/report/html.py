@@ -82,13 +82,8 @@ class Page:
 def write_report(folder: Path | str, *, subject: Subject | None = None, page: Page | None = None) -> Path:
     """Write ``report.html`` into a run's or a comparison's folder, whole or not at all.
 
-    Args:
-        folder: where the report goes.
-        subject: the runs; by default those that the folder's records name.
-        page: what to show of them; by default what there is to say of a run or a comparison.
-
-    Returns:
-        The report's path.
+    ``subject`` are the runs, by default those that the folder's records name, and ``page`` what to show of them.
+    Returns the report's path.
 
     Raises:
         FileNotFoundError: the folder holds no records.

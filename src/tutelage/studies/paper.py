@@ -25,11 +25,7 @@ def draw(folder: Path | str) -> list[Path]:
     records give the same bytes. A figure of which nothing is recorded yet is not drawn; ``figures.md`` says so. Files
     are replaced as a whole or not at all.
 
-    Args:
-        folder: of the study, with ``study.json`` in it.
-
-    Returns:
-        The paths of the files written; empty where the study asks for no figure.
+    Returns the paths of the files written; none where the study asks for no figure.
 
     Raises:
         FileNotFoundError: the folder holds no study.

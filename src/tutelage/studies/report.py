@@ -18,8 +18,7 @@ from tutelage.studies.paper_records import readings
 def write_report(folder: Path | str) -> Path:
     """Write ``report.html`` into a run's, a comparison's or a study's folder, whole or not at all.
 
-    Returns:
-        The report's path.
+    Returns the report's path.
 
     Raises:
         FileNotFoundError: the folder holds no records.
@@ -46,13 +45,12 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
         tiles.append(Tile("Within two standard errors", within, "", "means that can be tested"))
     drawn = pictures(readings(record, subjects))
     pairs = plural(len(subjects), "pair")
-    warned = study.warning(table)
     page = Page(
         kind="Study",
         title=table.title,
         what=f"{pairs}; published values: {table.source}" if table.source else f"{pairs}.",
         result=f"{finished} runs are finished; {len(scores)} means can be tested against published ones.",
-        warnings=[*([warned, *table.departures] if warned else []), *html.warnings(whole)],
+        warnings=[*([study.WARNING, *table.departures] if table.departures else []), *html.warnings(whole)],
         tiles=tiles,
         table=study.whole_table(table),
         selection=html.selection(whole) if runs else "No run yet.",

@@ -68,10 +68,10 @@ class StudyTable:
     @property
     def pairs(self) -> dict[str, list[Row]]:
         """The rows of each pair."""
-        found: dict[str, list[Row]] = {}
+        pairs: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.pair, []).append(row)
-        return found
+            pairs.setdefault(row.pair, []).append(row)
+        return pairs
 
     @property
     def begun(self) -> dict[str, list[Row]]:
@@ -242,15 +242,8 @@ def z_score(
 ) -> tuple[float | None, str | None]:
     """Return the difference of two means in units of its standard error, ``sqrt(s1**2 / n1 + s2**2 / n2)``.
 
-    Args:
-        difference: of the means.
-        std: ours, the sample standard deviation.
-        n: our runs.
-        published_std: theirs; none where the source gives none.
-        published_n: their runs; none where the source does not say.
-
-    Returns:
-        The score and none, or none and why there is no such.
+    ``std`` is the sample standard deviation of ``n`` runs; of the published value either may be unknown. Returns the
+    score and none, or none and why there is no score.
 
     Example:
         >>> z_score(0.5, 0.3, 2, 0.5, 5)[0] == 0.5 / math.sqrt(0.3**2 / 2 + 0.5**2 / 5)
@@ -270,22 +263,28 @@ def z_score(
 
 # In words
 
-RESULT = ("Method", "Accuracy (%)", "n", "Best epoch (%)")
 PUBLISHED = ("Published (%)", "Difference (points)", "z")
 COSTS = ("Step (ms)", "Memory (MB)")
+HEADINGS = ("Method", "Accuracy (%)", "n", "Best epoch (%)", *PUBLISHED, *COSTS)
+EXACT = (
+    *("pair", "method", "n", "accuracy", "std", "best", "published", "difference", "z", "status"),
+    *("step_ms", "memory_mb"),
+)
+WARNING = "This is not the protocol that the study states, so the published values are no target:"
+"""Goes above the table and what the study departs in."""
 
 
 def _spread(value: float | None, std: float | None) -> str:
     return fixed(value, 2) + ("" if value is None or std is None else f" ± {std:.2f}")
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """Write a row under `RESULT`, `PUBLISHED` and `COSTS`."""
+def cells(row: Row) -> dict[str, str]:
+    """Write a row under `HEADINGS`."""
 
     def cost(value: float | None, ratio: float | None) -> str:
         return fixed(value, 0) + ("" if ratio is None else f" ({ratio:.2f} x {row.costs_of})")
 
-    return (
+    written = (
         row.method,
         row.status or _spread(row.accuracy, row.std),
         count(row.n, len(row.unfinished)) if row.n or row.unfinished else MISSING,
@@ -296,6 +295,7 @@ def cells(row: Row) -> tuple[str, ...]:
         cost(row.step_ms, row.step_ratio),
         cost(row.memory_mb, row.memory_ratio),
     )
+    return dict(zip(HEADINGS, written, strict=True))
 
 
 def notes(table: StudyTable) -> list[str]:
@@ -316,39 +316,24 @@ def notes(table: StudyTable) -> list[str]:
     return [*said, *table.notes]
 
 
-def warning(table: StudyTable) -> str | None:
-    """Say above the table that it is not what was published; none where nothing is otherwise."""
-    if not table.departures:
-        return None
-    return "This is not the protocol that the study states, so the published values are no target:"
-
-
-EXACT = (
-    *("pair", "method", "n", "accuracy", "std", "best", "published", "difference", "z", "status"),
-    *("step_ms", "memory_mb"),
-)
-
-
 def pair_table(table: StudyTable, rows: Sequence[Row], *, pair: str | None = None) -> tables.Table:
     """Return the table of some rows, with ``pair`` over its first column.
 
     The columns about published values or costs are there only where the whole table has any.
     """
-    headings = {name: at for at, name in enumerate((*RESULT, *PUBLISHED, *COSTS))}
-    if all(row.published is None for row in table.rows):
-        headings = {name: at for name, at in headings.items() if name not in PUBLISHED}
-    if all(row.costs_of is None for row in table.rows):
-        headings = {name: at for name, at in headings.items() if name not in COSTS}
+    published = any(row.published is not None for row in table.rows)
+    costs = any(row.costs_of is not None for row in table.rows)
+    hidden = (*(() if published else PUBLISHED), *(() if costs else COSTS))
+    headings = [name for name in HEADINGS if name not in hidden]
     lines = []
     for row in rows:
         written = cells(row)
-        shown = [written[at] for at in headings.values()]
+        shown = [written[name] for name in headings]
         short = [cell.replace(" [selected on test]", "*") for cell in shown]
-        lines.append(
-            tables.Row(cells=shown, short=short, kind=row.role, exact={key: getattr(row, key) for key in EXACT})
-        )
+        exact = {key: getattr(row, key) for key in EXACT}
+        lines.append(tables.Row(cells=shown, short=short, kind=row.role, exact=exact))
     wrapped = [at for at, name in enumerate(headings) if name in ("Method", "Accuracy (%)", "z")]
-    return tables.Table(headings=[pair or "Method", *[*headings][1:]], rows=lines, wrapped=wrapped)
+    return tables.Table(headings=[pair or "Method", *headings[1:]], rows=lines, wrapped=wrapped)
 
 
 def whole_table(table: StudyTable) -> tables.Table:
@@ -363,8 +348,8 @@ def markdown(table: StudyTable) -> str:
     lines = [f"# {plain(table.title)}", ""]
     if table.source:
         lines += [f"Published values: {plain(table.source)}", ""]
-    if warned := warning(table):
-        lines += [warned, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
+    if table.departures:
+        lines += [WARNING, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
     for pair, rows in table.pairs.items():
         lines += [f"## {plain(pair)}", "", pair_table(table, rows).markdown()]
     return "\n".join([*lines, *(f"- {plain(note)}" for note in notes(table))]) + "\n"
@@ -383,10 +368,8 @@ def print_study(folder: Path | str, console: Console) -> None:
 
     table = read_table(folder)
     console.print(Text(table.title, style="bold"))
-    if warned := warning(table):
-        console.print(Text(warned))
-        for departure in table.departures:
-            console.print(Text(f"  {departure}"))
+    if table.departures:
+        console.print(Text("\n  ".join([WARNING, *table.departures])))
     for pair, rows in (table.begun or table.pairs).items():
         pair_table(table, rows, pair=pair).print(console)
     untouched = [pair for pair in table.pairs if pair not in table.begun]
