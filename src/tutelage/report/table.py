@@ -1,4 +1,4 @@
-"""A table as a value, written as plain text, Markdown or HTML, or printed on a terminal."""
+"""A table as a value, written as Markdown or HTML, or printed on a terminal."""
 
 from __future__ import annotations
 
@@ -36,16 +36,12 @@ class Table:
     notes: Sequence[str] = ()  # what the figures are, a sentence or two each
     wrapped: Sequence[int] = ()  # columns whose cells may break on a terminal
 
-    def text(self) -> str:
-        """Return it as plain text with its notes below."""
-        head, *body = aligned_cells([self.headings, *self._lines()])
-        lines = [head, ["-" * len(cell) for cell in head], *body]
-        return "\n".join([*("  ".join(cells).rstrip() for cells in lines), "", *self.notes]) + "\n"
-
     def markdown(self) -> str:
         """Return it as GitHub Markdown with its notes below."""
         rule = [":---", *["---:"] * (len(self.headings) - 1)]
-        lines = markdown_lines([[*map(plain, line)] for line in (self.headings, *self._lines())], rule)
+        cells = [self.headings, *(row.cells for row in self.rows)]
+        # A name with a line break would tear the table.
+        lines = markdown_lines([[plain(" ".join(cell.split())) for cell in line] for line in cells], rule)
         return "\n".join([*lines, *([""] if self.notes else []), *(f"- {plain(note)}" for note in self.notes)]) + "\n"
 
     def html(self, name: str) -> Markup:
@@ -74,10 +70,6 @@ class Table:
             shown.add_row(*map(Text, row.short or row.cells), style="dim" if row.kind == "teacher" else "")
         console.print(shown)
 
-    def _lines(self) -> list[list[str]]:
-        """Return the cells row by row; a name with a line break would tear the table."""
-        return [[" ".join(cell.split()) for cell in row.cells] for row in self.rows]
-
 
 def print_notes(notes: Sequence[str], console: Console) -> None:
     """Print a table's notes; what the test set selected has a star on a terminal."""
@@ -87,21 +79,10 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
         console.print(Text(note.replace("Selected on test:", "*"), style="dim"))
 
 
-def aligned_cells(lines: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[list[str]]:
-    """Pad the cells of lines to columns of one width each; those that ``left`` names are aligned left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        [
-            cell.ljust(width) if at in left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-
-
-def aligned(lines: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of cells as text in columns."""
-    return ["  ".join(cells).rstrip() for cells in aligned_cells(lines, left=left)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def markdown_lines(lines: Sequence[Sequence[str]], rule: Sequence[str]) -> list[str]:

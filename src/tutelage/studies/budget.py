@@ -188,7 +188,7 @@ class Plan:
                 cells = (f"{steps:,}", _step_times(teachers), _step_times(students), _minutes(seconds), fits)
                 rows.append((pair, str(len(left)), *cells))
                 total += seconds
-        for line in aligned(rows, left=range(len(rows[0]))):
+        for line in aligned(rows):
             yield f"  {line}"
         processes = f" with {self.workers} processes" if self.workers > 1 else ""
         yield f"estimated in all: {_minutes(total)}{processes}; left of the budget: {_minutes(available)}"
