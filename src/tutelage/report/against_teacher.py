@@ -68,7 +68,7 @@ def _pool(judgements: Sequence[Mapping[str, Any]], **options: Any) -> Judged:
     histograms = [section(judgement, "entropy_histogram") for judgement in judgements]
     edges = [histogram.get("edges") or [] for histogram in histograms]
     counts = [histogram.get("counts") or [] for histogram in histograms]
-    alike = all(one == edges[0] for one in edges) and all(len(edges[0]) == len(one) + 1 for one in counts)
+    alike = all(bins == edges[0] for bins in edges) and all(len(edges[0]) == len(bins) + 1 for bins in counts)
     diagrams: dict[tuple[object, object], list[tuple[float, float, float]]] = {}
     for judgement in judgements:
         for held in judgement.get("reliability") or []:
@@ -91,9 +91,9 @@ def _pool(judgements: Sequence[Mapping[str, Any]], **options: Any) -> Judged:
 
 def per_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
     """Accuracy by class: a place for each class where they are few, teacher against student where they are many."""
-    networks = [one for one in networks if any(value is not None for value in one.per_class)]
-    size = max((len(one.per_class) for one in networks), default=0)
-    networks = [one for one in networks if len(one.per_class) == size]
+    networks = [network for network in networks if any(value is not None for value in network.per_class)]
+    size = max((len(network.per_class) for network in networks), default=0)
+    networks = [network for network in networks if len(network.per_class) == size]
     if not networks:
         return None
     named = next((run.evaluation.get("class_names") for run in subject.runs if run.evaluation), None) or []
@@ -107,16 +107,16 @@ def _class_places(networks: Sequence[Judged], names: Sequence[str]) -> Panel:
     first = networks[0]
     order = sorted(range(len(names)), key=lambda at: -1.0 if (v := first.per_class[at]) is None else v)[::-1]
     figure = empty("Accuracy by class", "Class", "Accuracy (%)")
-    for one in networks:
-        values = [one.per_class[at] for at in order]
+    for network in networks:
+        values = [network.per_class[at] for at in order]
         figure.add_scatter(
             x=list(range(len(order))),
             y=[None if value is None else 100 * value for value in values],
             text=[inert(names[at]) for at in order],
             mode="markers",
-            marker={**one.look.points(10), "opacity": 0.9, "line": {"color": "white", "width": 1}},
+            marker={**network.look.points(10), "opacity": 0.9, "line": {"color": "white", "width": 1}},
             hovertemplate="%{text}: %{y:.2f} %",
-            **one.trace,
+            **network.trace,
         )
     ticks: dict[str, Any] = {"showticklabels": False}
     named = len(names) <= MAX_NAMED_CLASSES
@@ -133,18 +133,20 @@ def _class_places(networks: Sequence[Judged], names: Sequence[str]) -> Panel:
 
 def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[str]) -> Panel:
     figure = empty("Accuracy by class", "Teacher accuracy (%)", "Student accuracy (%)")
-    _diagonal(figure, 100 * min(value for one in (teacher, *students) for value in one.per_class if value is not None))
-    for one in students:
-        pairs = zip(teacher.per_class, one.per_class, names, strict=True)
+    _diagonal(
+        figure, 100 * min(value for network in (teacher, *students) for value in network.per_class if value is not None)
+    )
+    for network in students:
+        pairs = zip(teacher.per_class, network.per_class, names, strict=True)
         kept = [(100 * t, 100 * s, inert(name)) for t, s, name in pairs if t is not None and s is not None]
         figure.add_scatter(
             x=[t for t, _, _ in kept],
             y=[s for _, s, _ in kept],
             text=[name for _, _, name in kept],
             mode="markers",
-            marker={**one.look.points(7), "opacity": 0.75},
+            marker={**network.look.points(7), "opacity": 0.75},
             hovertemplate="%{text}: teacher %{x:.1f} %, student %{y:.1f} %",
-            **one.trace,
+            **network.trace,
         )
     figure.update_layout(hovermode="closest")
     return Panel("per-class", "One mark a class; below the line the student is worse than its teacher.", figure)
@@ -152,15 +154,18 @@ def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[
 
 def entropy_histogram(networks: Sequence[Judged]) -> Panel | None:
     """How the entropy of the distributions is spread over the samples."""
-    networks = [one for one in networks if sum(one.counts) > 0]
+    networks = [network for network in networks if sum(network.counts) > 0]
     if not networks:
         return None
     figure = empty("Entropy of the predictions", "Entropy (nats)", "Share of samples (%)")
-    for one in networks:
-        total = sum(one.counts)
-        shares = [100 * count / total for count in one.counts]
-        add_histogram(figure, one.edges, shares, one.look, hovertemplate="%{y:.2f} %", **one.trace)
-    ends = [min(one.edges[0] for one in networks), max(reach(one.edges, one.counts) for one in networks)]
+    for network in networks:
+        total = sum(network.counts)
+        shares = [100 * count / total for count in network.counts]
+        add_histogram(figure, network.edges, shares, network.look, hovertemplate="%{y:.2f} %", **network.trace)
+    ends = [
+        min(network.edges[0] for network in networks),
+        max(reach(network.edges, network.counts) for network in networks),
+    ]
     figure.update_xaxes(hoverformat=".3f", range=ends)
     figure.update_layout(showlegend=True)
     return Panel("entropy-histogram", "Shannon entropy of each sample's distribution.", figure)
@@ -168,22 +173,22 @@ def entropy_histogram(networks: Sequence[Judged]) -> Panel | None:
 
 def reliability(networks: Sequence[Judged]) -> Panel | None:
     """Accuracy against confidence, with the expected calibration error in the legend."""
-    networks = [one for one in networks if one.bins]
+    networks = [network for network in networks if network.bins]
     if not networks:
         return None
     figure = empty("Reliability", "Confidence (%)", "Accuracy (%)")
     _diagonal(figure, 0)
-    for one in networks:
-        error = "" if one.ece is None else f" (ECE {100 * one.ece:.2f} %)"
+    for network in networks:
+        error = "" if network.ece is None else f" (ECE {100 * network.ece:.2f} %)"
         figure.add_scatter(
-            x=[100 * sure for sure, _, _ in one.bins],
-            y=[100 * right for _, right, _ in one.bins],
-            customdata=[count for _, _, count in one.bins],
+            x=[100 * sure for sure, _, _ in network.bins],
+            y=[100 * right for _, right, _ in network.bins],
+            customdata=[count for _, _, count in network.bins],
             mode="lines+markers",
-            line=one.look.line(),
-            marker=one.look.points(),
+            line=network.look.line(),
+            marker=network.look.points(),
             hovertemplate="confidence %{x:.1f} %, accuracy %{y:.1f} %, %{customdata:,} samples",
-            **{**one.trace, "name": inert(one.name) + error},
+            **{**network.trace, "name": inert(network.name) + error},
         )
     figure.update_layout(hovermode="closest")
     figure.update_xaxes(range=[0, 102])

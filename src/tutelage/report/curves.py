@@ -42,12 +42,12 @@ def curves_note(subject: Subject) -> str:
     """Say once for all curves what lines and bands are."""
     if not subject.comparison:
         return "Means over a whole epoch's samples; held-out sets in evaluation mode, without augmentation."
-    said = []
+    sentences = []
     if any(len(subject.of(entry)) > 1 for entry in subject.entries):
-        said.append("Line: mean over finished runs; band: from the lowest to the highest run.")
+        sentences.append("Line: mean over finished runs; band: from the lowest to the highest run.")
     if any(not run.finished and run.epochs for run in subject.runs):
-        said.append("Thin lines: unfinished runs, which are in no mean.")
-    return " ".join([*said, "Click a name in a legend to hide it, twice to see it alone."])
+        sentences.append("Thin lines: unfinished runs, which are in no mean.")
+    return " ".join([*sentences, "Click a name in a legend to hide it, twice to see it alone."])
 
 
 def term_by_epoch(subject: Subject, name: str) -> Panel | None:
@@ -55,8 +55,8 @@ def term_by_epoch(subject: Subject, name: str) -> Panel | None:
     recorded = [run.manifest.get("objective_terms") for run in subject.runs]
     stages = [stage for terms in recorded for stage in (terms if isinstance(terms, list) else [terms])]
     weights = dict.fromkeys(str(stage[name]) for stage in stages if isinstance(stage, Mapping) and name in stage)
-    said = f" Weight in the loss: {', '.join(weights)}." if weights else ""
-    caption = f"Mean over the training samples, not weighted.{said}"
+    weighted = f" Weight in the loss: {', '.join(weights)}." if weights else ""
+    caption = f"Mean over the training samples, not weighted.{weighted}"
     return _curve(subject, f"terms.{name}", f"Term {inert(name, 30)}", "Term (nats)", source="train", caption=caption)
 
 

@@ -39,7 +39,7 @@ GROUPS = {
 }
 """Where a manifest's keys go; what is in none of them goes to ``Other``."""
 
-OWN = ("name", "command", "started", "duration_s", "resumed")
+RUN_SPECIFIC = ("name", "command", "started", "duration_s", "resumed")
 """Keys that every run has its own value of, so that they say nothing about what was compared."""
 
 
@@ -195,22 +195,22 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
     top = max(students or known, key=lambda row: row.accuracy or 0)
     reached = f"{percent(top.accuracy, top.std)} % on the {top.set} set"
     if not subject.comparison:
-        said = f"The student reaches {reached} after its last epoch"
+        sentence = f"The student reaches {reached} after its last epoch"
     else:
         beside = " beside the baseline" if len(students) < len(known) else ""
         several = f"Of {len(students)} objectives{beside} {top.name} has the highest mean,"
-        said = f"{several if len(students) > 1 else f'{top.name} reaches'} {reached}"
-        said += f" (n\u00a0=\u00a0{top.n})" if top.n > 1 else " (one run: its spread is not known)"
+        sentence = f"{several if len(students) > 1 else f'{top.name} reaches'} {reached}"
+        sentence += f" (n\u00a0=\u00a0{top.n})" if top.n > 1 else " (one run: its spread is not known)"
     if top.gain is not None:
         base = next(row for row in results if row.role == "baseline")
         points = "point" if f"{abs(top.gain):.2f}" == "1.00" else "points"
-        said += f", {abs(top.gain):.2f} {points} {'above' if top.gain >= 0 else 'below'} {base.name}"
-        said += f" ({percent(base.accuracy, base.std)} %)"
+        sentence += f", {abs(top.gain):.2f} {points} {'above' if top.gain >= 0 else 'below'} {base.name}"
+        sentence += f" ({percent(base.accuracy, base.std)} %)"
     teacher = next((row for row in results if row.role == "teacher" and row.accuracy is not None), None)
     if teacher:
         on = "" if teacher.set == top.set else f" on the {teacher.set} set"
-        said += f"; the teacher has {percent(teacher.accuracy)} %{on}"
-    return f"{said}."
+        sentence += f"; the teacher has {percent(teacher.accuracy)} %{on}"
+    return f"{sentence}."
 
 
 def warnings(subject: Subject) -> Iterator[str]:
@@ -280,11 +280,13 @@ def selection(subject: Subject) -> str:
         None: "The records do not say which set was used for selection.",
     }
     held_out = "The {name} set was used for selection{by}; the test set took no part in it."
-    said = [
+    chosen_by = [
         sentences.get(name, held_out).format(name=name, by=f" by {metric}" if metric else "")
         for name, metric in dict.fromkeys((text(chosen.get("set")), text(chosen.get("metric"))) for chosen in recorded)
     ]
-    return " ".join([*said, "The accuracy that is reported is the last epoch's, whichever epoch selection would take."])
+    return " ".join(
+        [*chosen_by, "The accuracy that is reported is the last epoch's, whichever epoch selection would take."]
+    )
 
 
 # Tables
@@ -370,7 +372,7 @@ def differences(runs: Iterable[Run]) -> dict[str, dict[str, str]]:
     flat = {}
     for run in runs:
         if run.manifest:
-            compared = {key: value for key, value in run.manifest.items() if key not in OWN}
+            compared = {key: value for key, value in run.manifest.items() if key not in RUN_SPECIFIC}
             flat[run.folder.name] = dict(flatten({**compared, "objective": formula(compared.get("objective"))}))
     different = {}
     for key in dict.fromkeys(key for values in flat.values() for key in values):

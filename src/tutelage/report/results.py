@@ -150,24 +150,24 @@ def selected(best: float | None, name: str | None) -> str:
     return "" if best is None else " [selected on test]" if name == "test" else f" [{name}]"
 
 
-def notes(found: Sequence[Result]) -> list[str]:
+def notes(results: Sequence[Result]) -> list[str]:
     """Say what the table's figures are, and what is not in them."""
-    name = main_set(found)
-    said = [
+    name = main_set(results)
+    sentences = [
         f"Accuracy is the last epoch's{f' on the {name} set' if name else ''}; "
         "± is the sample standard deviation over the n runs."
     ]
-    if any(row.share_data_seed for row in found):
-        said.append("Seeds share order and views (share_data_seed): ± is the spread of the initialisation alone.")
-    base = next((row.name for row in found if row.role == "baseline"), None)
+    if any(row.share_data_seed for row in results):
+        sentences.append("Seeds share order and views (share_data_seed): ± is the spread of the initialisation alone.")
+    base = next((row.name for row in results if row.role == "baseline"), None)
     if base:
-        said.append(f"Gain is the difference of means to {base}, in percentage points.")
-    said += best_notes(found)
-    for row in found:
+        sentences.append(f"Gain is the difference of means to {base}, in percentage points.")
+    sentences += best_notes(results)
+    for row in results:
         if row.set and " and " in row.set:
-            said.append(f"{row.name}: evaluated on different sets ({row.set}), so not averaged.")
-        said += [f"Not averaged: {row.name}: {run}." for run in row.unfinished]
-    return said
+            sentences.append(f"{row.name}: evaluated on different sets ({row.set}), so not averaged.")
+        sentences += [f"Not averaged: {row.name}: {run}." for run in row.unfinished]
+    return sentences
 
 
 def best_notes(results: Sequence[Any]) -> list[str]:

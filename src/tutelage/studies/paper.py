@@ -50,7 +50,7 @@ def draw(folder: Path | str) -> list[Path]:
 
 def statements(drawn: Sequence[Picture]) -> list[str]:
     """Say what each figure shows, and whether it is what the paper shows."""
-    return [said for picture in drawn for said in picture.statements]
+    return [statement for picture in drawn for statement in picture.statements]
 
 
 def panels(drawn: Sequence[Picture]) -> list[Panel]:
@@ -110,5 +110,5 @@ def _panel(picture: Picture, plot: Plot, at: int) -> Panel:
                 showlegend=not line.x,
             )
     figure.update_layout(showlegend=True)
-    caption = picture.caption if plot.said in picture.caption else f"{plot.said} {picture.caption}"
+    caption = picture.caption if plot.statement in picture.caption else f"{plot.statement} {picture.caption}"
     return Panel(f"paper-{picture.kind}-{at}", caption, figure)

@@ -78,7 +78,7 @@ def _by_epoch(
         curves = [Curve(method, line) for method in methods if (line := _line(pair, method, key, met))]
         if curves:
             lines = [curve.line for curve in curves]
-            plots.append(Plot(name=pair.name, lines=lines, said=f"{pair.name}: {judge(pair, curves)}"))
+            plots.append(Plot(name=pair.name, lines=lines, statement=f"{pair.name}: {judge(pair, curves)}"))
     return plots
 
 

@@ -48,7 +48,7 @@ def histogram(readings: Readings) -> Picture:
                     name=pair.name,
                     piles=[pile for _, pile in piles],
                     level=bases[0] if len(bases) == 1 else None,
-                    said=f"{pair.name}: {_above_or_below(piles)}",
+                    statement=f"{pair.name}: {_above_or_below(piles)}",
                 )
             )
     how = (
@@ -99,11 +99,11 @@ def _pile(method: Method, histograms: Sequence[Histogram]) -> Pile:
 def _above_or_below(piles: Sequence[tuple[Method, Pile]]) -> str:
     """Say which means lie where the paper says they do."""
     means = "; ".join(f"{pile.mean:.3f} with {pile.label} (n = {pile.n})" for _, pile in piles)
-    said = [f"mean H(q) in nats is {means}."]
+    statements = [f"mean H(q) in nats is {means}."]
     base = [pile for method, pile in piles if method.kind == "ce"]
     if len(base) != 1:
         why = "no finished run of cross-entropy" if not base else "several methods are cross-entropy"
-        return f"{said[0]} The paper's order around cross-entropy cannot be judged: {why}."
+        return f"{statements[0]} The paper's order around cross-entropy cannot be judged: {why}."
     for name, where, members in (
         ("Label smoothing", "above", [pile for method, pile in piles if method.kind == "ls"]),
         ("KD, T = 1", "above", [pile for method, pile in piles if method.is_kd_at(1)]),
@@ -114,10 +114,10 @@ def _above_or_below(piles: Sequence[tuple[Method, Pile]]) -> str:
             verdict = (
                 f"lies {where} cross-entropy, as" if as_published else f"does not lie {where} cross-entropy, unlike"
             )
-            said.append(f"{pile.label[:1].upper()}{pile.label[1:]} {verdict} in the paper.")
+            statements.append(f"{pile.label[:1].upper()}{pile.label[1:]} {verdict} in the paper.")
         if not members:
-            said.append(f"{name}: no finished run.")
-    return " ".join(said)
+            statements.append(f"{name}: no finished run.")
+    return " ".join(statements)
 
 
 def mappings() -> Picture:
@@ -140,7 +140,7 @@ def mappings() -> Picture:
         _function(f"γ = {gamma:g}", REFERENCE if gamma == 1 else style(at), x, x**gamma)
         for at, gamma in enumerate(GAMMAS)
     ]
-    said = (
+    statement = (
         "All keep 0 and 1 and do not decrease. Where f(x)/x falls, as for every candidate here and for x^γ with γ < 1, "
         "the distribution is smoother once it sums to 1 again; with γ > 1 it is sharper."
     )
@@ -151,7 +151,7 @@ def mappings() -> Picture:
         across="Probability x",
         up="f(x), before normalisation",
         plots=[
-            Plot(name="Candidates for f", lines=[*left, identity], said=said),
+            Plot(name="Candidates for f", lines=[*left, identity], statement=statement),
             Plot(name="Power transform x^γ", lines=right),
         ],
         caption="Functions f on [0, 1]; no runs. The dashed grey line is the identity.",

@@ -85,8 +85,8 @@ def _figure(plt: ModuleType, picture: Picture) -> Figure:
             handles, labels, loc="center left", ncols=entries, frameon=False, handlelength=3, fontsize=SIZES["legend"]
         )
     for at, line in enumerate(caption):
-        place = {"x": 0.1 / width, "y": 1 - 0.16 * at / heights[-1], "va": "top"}
-        below.text(s=line, fontsize=SIZES["caption"], color="#444444", **place)
+        position = {"x": 0.1 / width, "y": 1 - 0.16 * at / heights[-1], "va": "top"}
+        below.text(s=line, fontsize=SIZES["caption"], color="#444444", **position)
     return figure
 
 
@@ -125,11 +125,11 @@ def _curves(plt: ModuleType, axes: Axes, plot: Plot) -> None:
     for at, line in enumerate(plot.lines):
         if line.x:
             _curve(axes, line, at)
-        for found in line.loose:
-            x, y = list(found), list(found.values())
+        for curve in line.loose:
+            x, y = list(curve), list(curve.values())
             axes.plot(x, y, color=line.look.colour, linewidth=0.8, linestyle=DASHES[line.look.dash], alpha=0.8)
             axes.plot(x[-1:], y[-1:], color=line.look.colour, marker="x", markersize=5, alpha=0.8)
-    longest = max(max([*line.x, *(x for found in line.loose for x in found)]) for line in plot.lines)
+    longest = max(max([*line.x, *(x for curve in line.loose for x in curve)]) for line in plot.lines)
     beside = 0.015 * (longest - 1) or 1
     axes.set_xlim(1 - beside, longest + beside)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))

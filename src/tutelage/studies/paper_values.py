@@ -52,7 +52,7 @@ class Plot:
     lines: Sequence[Line] = ()  # its curves
     piles: Sequence[Pile] = ()  # its histograms
     level: float | None = None  # the mean that the histograms are held against, nats; none where there is not just one
-    said: str = ""  # what it shows, in words
+    statement: str = ""  # what it shows, in words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class Picture:
     @property
     def statements(self) -> list[str]:
         """What the panels show, a sentence or a few each."""
-        said = [plot.said for plot in self.plots if plot.said]
-        return said or [f"Figure {self.number} ({self.kind}): nothing to draw yet. {self.caption}".rstrip()]
+        statements = [plot.statement for plot in self.plots if plot.statement]
+        return statements or [f"Figure {self.number} ({self.kind}): nothing to draw yet. {self.caption}".rstrip()]
 
 
 def joined(*sentences: str) -> str:

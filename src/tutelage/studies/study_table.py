@@ -300,20 +300,22 @@ def cells(row: Row) -> dict[str, str]:
 
 def notes(table: StudyTable) -> list[str]:
     """Say what the table's figures are, and what is not in them."""
-    said = ["Accuracy is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."]
-    said += best_notes(table.rows)
+    sentences = [
+        "Accuracy is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."
+    ]
+    sentences += best_notes(table.rows)
     if any(row.published is not None for row in table.rows):
-        said.append(
+        sentences.append(
             "z is the difference over sqrt(s1^2 / n1 + s2^2 / n2): beyond about 2 the two means differ by more than "
             "their spread explains. With few runs it is rough."
         )
     if any(row.costs_of is not None for row in table.rows):
-        said.append(
+        sentences.append(
             "Time is of a training step, the median over epochs, evaluation left out. Memory is the peak while "
             "training: of tensors on CUDA, of the whole process and its data on the CPU."
         )
-    said += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
-    return [*said, *table.notes]
+    sentences += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
+    return [*sentences, *table.notes]
 
 
 def pair_table(table: StudyTable, rows: Sequence[Row], *, pair: str | None = None) -> tables.Table:
