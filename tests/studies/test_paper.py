@@ -446,10 +446,10 @@ def test_unfinished_runs_are_drawn_thin_and_are_in_no_mean(tmp_path):
     assert (ttm.n, ttm.loose) == (1, [])
     assert "1 run is not finished and drawn as far as recorded" in made.caption
     assert "1 run is not finished and left out." in made.caption
-    assert made.pending == (
+    assert made.pending == [
         f"{PAIR}, KD, T = 4, seed 1: interrupted, 5 of 12 epochs done; thin line, in no mean",
         f"{PAIR}, TTM, γ = 0.25, seed 0: not started, 0 epochs done; left out",
-    )
+    ]
     assert "1 run is not finished and left out." in picture(tmp_path, "histogram").caption
     written = paper.draw(tmp_path)
     assert "not finished" in texts(tmp_path / "entropy.svg")
