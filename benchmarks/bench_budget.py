@@ -1,4 +1,4 @@
-"""Prove `tutelage study --budget`: kill it once with SIGKILL, copy its folder, go on there, and stop inside the budget.
+"""Prove `tutelage study --budget`: kill it with SIGKILL, copy its folder, resume there, and stop inside the budget.
 
     python benchmarks/bench_budget.py --budget 20m --kill-after 6m --work WORK table1 --epochs 1 ...
 
@@ -27,17 +27,17 @@ from tutelage.studies import budget
 
 def statuses(runs: Path) -> dict[str, str]:
     """Each run's status, by its folder."""
-    found = sorted(runs.rglob(records.MANIFEST))
-    return {path.parent.relative_to(runs).as_posix(): records.read_json(path)["status"] for path in found}
+    paths = sorted(runs.rglob(records.MANIFEST))
+    return {path.parent.relative_to(runs).as_posix(): records.read_json(path)["status"] for path in paths}
 
 
 def part(typed: list[str], folder: Path, kill_after: float | None) -> tuple[float, int, list[str]]:
     """Type a command in a folder; return the seconds that it took, its status and its lines."""
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with (folder / "said.txt").open("w") as said:
+    with (folder / "said.txt").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tutelage", *typed], cwd=folder, stdout=said, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "tutelage", *typed], cwd=folder, stdout=output, stderr=subprocess.STDOUT
         )
         try:
             process.wait(timeout=kill_after)
@@ -54,10 +54,10 @@ def main() -> None:
     parser.add_argument("--kill-after", required=True)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder for both parts")
     parser.add_argument("--write", type=Path, help="the JSON file to record in")
-    given, study = parser.parse_known_args()
-    first, second = given.work.resolve() / "first", given.work.resolve() / "second" / "place"
-    seconds, early = budget.read(given.budget), budget.read(given.kill_after)
-    took, code, said = part(["study", *study, "--budget", given.budget], first, early)
+    arguments, study = parser.parse_known_args()
+    first, second = arguments.work.resolve() / "first", arguments.work.resolve() / "second" / "place"
+    seconds, early = budget.read(arguments.budget), budget.read(arguments.kill_after)
+    took, code, before_kill = part(["study", *study, "--budget", arguments.budget], first, early)
     print(f"first part: {took:.1f} s, exit status {code}")
     if code != -signal.SIGKILL:
         print((first / "said.txt").read_text())
@@ -67,19 +67,19 @@ def main() -> None:
     bits = {name: (first / "runs" / name / records.STUDENT).read_bytes() for name in kept}
     second.mkdir(parents=True)
     shutil.copytree(first / "runs", second / "runs")
-    shutil.move(first, given.work.resolve() / "gone")
-    rest = round(seconds - took)
-    again, status, lines = part(["study", *study, "--budget", f"{rest}s"], second, None)
-    print(f"second part: {again:.1f} s of {rest} s, exit status {status}")
+    shutil.move(first, arguments.work.resolve() / "gone")
+    remaining = round(seconds - took)
+    again, status, lines = part(["study", *study, "--budget", f"{remaining}s"], second, None)
+    print(f"second part: {again:.1f} s of {remaining} s, exit status {status}")
     print("\n".join(lines))
     after = statuses(second / "runs")
     (folder,) = (path.parent for path in (second / "runs").rglob(records.STUDY))
-    found = {
-        "command": manifest.without_paths(["tutelage", "study", *study, "--budget", given.budget]),
+    record = {
+        "command": manifest.without_paths(["tutelage", "study", *study, "--budget", arguments.budget]),
         "budget_s": seconds,
         "parts": [
             {"given_s": seconds, "killed_after_s": round(took, 1), "status": code},
-            {"given_s": rest, "took_s": round(again, 1), "status": status, "ratio": round(again / rest, 3)},
+            {"given_s": remaining, "took_s": round(again, 1), "status": status, "ratio": round(again / remaining, 3)},
         ],
         "inside_the_budget": took + again <= seconds,
         "after_the_kill": before,
@@ -90,7 +90,10 @@ def main() -> None:
         else all((second / "runs" / name / records.STUDENT).read_bytes() == content for name, content in bits.items()),
         "went_on_within_a_run": [line for line in lines if "going on after" in line],
         "plan": [
-            line for text in (said, lines) for line in text if " ms a step" in line or line.startswith("budget: ")
+            line
+            for text in (before_kill, lines)
+            for line in text
+            if " ms per step" in line or line.startswith("budget: ")
         ],
         "last_lines": lines[-2:],
         "table": records.read_json(folder / "table.json")["rows"],
@@ -99,9 +102,9 @@ def main() -> None:
         **manifest.version(),
         "software": manifest.software(),
     }
-    text = json.dumps(manifest.without_paths(found), indent=1) + "\n"
-    if given.write:
-        given.write.write_text(text)
+    text = json.dumps(manifest.without_paths(record), indent=1) + "\n"
+    if arguments.write:
+        arguments.write.write_text(text)
     print(text)
 
 

@@ -15,14 +15,13 @@ Every round times each form once, in turn, after a first one that warms up. Prin
 name it records them with the machine, the versions and n. Weights are random: no time depends on them.
 """
 
-import statistics
 from pathlib import Path
 
 import output
 import torch
 
 from tutelage import data
-from tutelage.benchmark import groups
+from tutelage.benchmark import groups, timing
 from tutelage.data import DataSettings
 
 
@@ -39,7 +38,7 @@ def plot(result):
         for (label, values), style in zip(lines.items(), ("o-", "o-", "o--"), strict=True):
             axis.plot(students, values, style, label=label)
         axis.set_xticks(students)
-        axis.set(xlabel="students", ylabel="a step, ms", title=output.read(result)["pair"], ylim=(0, None))
+        axis.set(xlabel="students", ylabel="ms per step", title=output.read(result)["pair"], ylim=(0, None))
         axis.legend()
 
 
@@ -58,10 +57,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     splits = data.open_data(DataSettings(source=arguments.source, label="fine_label", crop_padding=4, flip=True))
     taken = groups.measure(splits, sizes=arguments.students, steps=arguments.steps, rounds=arguments.rounds)
-    median = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    median = timing.medians(taken)
     over = groups.ratios(taken, arguments.students)
     for name, seconds in median.items():
-        print(f"{name:<26} {seconds * 1e3:8.1f} ms a step")
+        print(f"{name:<26} {seconds * 1e3:8.1f} ms per step")
     for k in arguments.students:
         print(f"class of {k}: {over.parts[k]:.3f} times its parts, {over.runs[k]:.3f} times {k} separate live runs")
     record = {

@@ -6,8 +6,6 @@ Scores of one side of the loss with their gradient: 64 samples, by default 1 + 1
 128. Prints both medians and the ratio; with a file's name it records them with the machine, the versions and n.
 """
 
-import statistics
-import time
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +31,7 @@ def gathered(embeddings, bank, columns):
 
 def seconds(form, inputs):
     """Time scores and gradient once, processor time of this process."""
-    began = time.process_time()
-    form(*inputs).sum().backward()
-    return time.process_time() - began
+    return timing.backward(lambda: form(*inputs).sum())[0]
 
 
 if __name__ == "__main__":
@@ -52,7 +48,7 @@ if __name__ == "__main__":
     forms = {"dense product": dense, "reference: rows gathered first": gathered}
     torch.testing.assert_close(*(form(*inputs) for form in forms.values()))
     taken = timing.in_turn({name: partial(seconds, form, inputs) for name, form in forms.items()}, arguments.rounds)
-    medians = {name: statistics.median(values) for name, values in taken.items()}
+    medians = timing.medians(taken)
     ratio = {name: median / list(medians.values())[-1] for name, median in medians.items()}
     for name, median in medians.items():
         print(f"{name:<32} {median * 1e3:.0f} ms, {ratio[name]:.3f} times the reference")

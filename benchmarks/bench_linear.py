@@ -15,13 +15,13 @@ import output
 import torch
 
 from tutelage.benchmark import timing
-from tutelage.benchmark.linear import CLASSES, FORMS, GAMMA, REFERENCE, TOKENS, WIDTH, measure
+from tutelage.benchmark.linear import CLASSES, FORMS, GAMMA, REFERENCE, WIDTH, measure
 
 if __name__ == "__main__":
     parser = output.parser(__doc__)
     parser.add_argument("result", nargs="?", type=Path)
     parser.add_argument("forms", nargs="*", metavar="FORM")
-    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--classes", type=int, default=CLASSES)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

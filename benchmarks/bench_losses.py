@@ -72,15 +72,15 @@ def memory_of(name, batch, classes):
 def timed(shapes):
     rows = []
     for batch, classes in shapes:
-        found = times(ALL if (batch, classes) in TARGET else FORMS, batch, classes)
-        first = {name: seconds for name, seconds in found.first_s.items() if name in COMPILED}
-        ratio = {name: found.faster(name) for name in found.median_s}
+        result = times(ALL if (batch, classes) in TARGET else FORMS, batch, classes)
+        first = {name: seconds for name, seconds in result.first_s.items() if name in COMPILED}
+        ratio = {name: result.faster(name) for name in result.median_s}
         rows.append(
-            {"batch": batch, "classes": classes, "n": found.n, "median_s": found.median_s, "times_faster": ratio}
+            {"batch": batch, "classes": classes, "n": result.n, "median_s": result.median_s, "times_faster": ratio}
             | ({"first_call_s": first} if first else {})
         )
-        print(f"{batch} x {classes}, n = {found.n}")
-        for name, median in found.median_s.items():
+        print(f"{batch} x {classes}, n = {result.n}")
+        for name, median in result.median_s.items():
             compiling = f", first call {first[name]:.0f} s" if name in first else ""
             print(f"  {name:<26} {median * 1e3:9.2f} ms, {ratio[name]:5.2f} times as fast{compiling}", flush=True)
     return rows
@@ -90,18 +90,18 @@ def added():
     rows = []
     for batch, classes in TARGET:
         logits_mb = batch * classes * 4 / 1e6
-        found = {name: timing.in_fresh_process(memory_of, name, batch, classes) for name in ALL}
-        rows.append({"batch": batch, "classes": classes, "n": 1, "logits_mb": logits_mb, "added_mb": found})
+        sizes = {name: timing.in_fresh_process(memory_of, name, batch, classes) for name in ALL}
+        rows.append({"batch": batch, "classes": classes, "n": 1, "logits_mb": logits_mb, "added_mb": sizes})
         print(f"{batch} x {classes}, logits {logits_mb:.1f} MB")
-        for name, size in found.items():
+        for name, size in sizes.items():
             print(f"  {name:<26} {size:9.1f} MB, {size / logits_mb:5.2f} times the logits", flush=True)
     return rows
 
 
 def means(rows):
-    found = {name: statistics.geometric_mean([row["times_faster"][name] for row in rows]) for name in ALL}
+    mean = {name: statistics.geometric_mean([row["times_faster"][name] for row in rows]) for name in ALL}
     over = [row["median_s"]["losses, compiled"] / row["median_s"][KERNELS] for row in rows]
-    return found | {"kernels over losses, compiled": statistics.geometric_mean(over)}
+    return mean | {"kernels over losses, compiled": statistics.geometric_mean(over)}
 
 
 PARTS = {f"{batch}x{classes}": lambda shape=(batch, classes): timed([shape]) for batch, classes in TARGET}
@@ -109,8 +109,8 @@ PARTS |= {"curves": lambda: timed(CURVES), "memory": added}
 
 
 def plot(result):
-    found = output.part(result, "parts", f"python benchmarks/bench_losses.py {result}")
-    rows = [row for part, rows in found.items() if part != "memory" for row in rows]
+    parts = output.part(result, "parts", f"python benchmarks/bench_losses.py {result}")
+    rows = [row for part, rows in parts.items() if part != "memory" for row in rows]
     with output.figure(result, 2, sharey=True) as axes:
         for axis, key, fixed, value in ((axes[0], "classes", "batch", 256), (axes[1], "batch", "classes", 1000)):
             chosen = sorted((row for row in rows if row[fixed] == value), key=lambda row: row[key])

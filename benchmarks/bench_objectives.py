@@ -4,20 +4,22 @@
 
 One step is the teacher's forward pass, the student's forward and backward pass with the objective, all in float32 on
 one thread, without the optimizer: 64 images of CIFAR-100, resnet56 teaching resnet20. ViTKD, which needs transformers,
-is held against KD on two small ones. Time is processor time of this process, steps of all presets in turn, the median
+is compared with KD on two small ones. Time is processor time of this process, steps of all presets in turn, the median
 of N. Memory is what is kept for the backward pass, each tensor once, parameters not counted. --write records it for
 ``tutelage list objectives``.
 """
 
-import statistics
+from typing import NamedTuple
 
 import output
 import torch
 
-from tutelage import config, objectives
+from tutelage import config, data, objectives
 from tutelage.benchmark import timing
-from tutelage.benchmark.costs import step_of
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.runs.setup import build_inputs, run_context
 from tutelage.studies import overview
+from tutelage.types import Batch
 
 BATCH = 64
 CIFAR = {
@@ -31,10 +33,48 @@ TOKENS = {"student": "timm:deit_tiny_patch16_224", "teacher": "timm:deit3_small_
 TRANSFORMERS = {"vitkd"}
 
 
+class Step(NamedTuple):
+    """What one step consists of."""
+
+    distiller: Distiller
+    teacher: FrozenTeacher | None
+    batch: Batch
+
+    def loss(self):
+        """Return the loss of a forward pass."""
+        outputs = self.teacher(self.batch) if self.teacher is not None else None
+        return self.distiller(self.batch, outputs).loss.total
+
+    def seconds(self):
+        """Return the processor time of one step."""
+        self.distiller.zero_grad(set_to_none=True)
+        return timing.backward(self.loss)[0]
+
+    def saved_mb(self):
+        """Return what a forward pass saves for the backward pass, each tensor once, without parameters, 1e6 bytes."""
+        parameters = {tensor.untyped_storage().data_ptr() for tensor in self.distiller.parameters()}
+        saved = {}
+
+        def save(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            loss = self.loss()
+        assert loss.isfinite()
+        return sum(saved.values()) / 1e6
+
+
 def step(objective, overrides, *, tokens):
     """Return a step of an objective, on the transformers or on the convolutional networks."""
     value = config.override({**CIFAR, **(TOKENS if tokens else {})}, overrides + ["data.size=224"] * tokens)
-    return step_of(objective, config.parse(config.Recipe, value), batch=8 if tokens else BATCH)
+    run_inputs, needs = build_inputs(config.parse(config.Recipe, value)), objective.needs
+    distiller = Distiller(run_inputs.student, objective, run_context(objective, run_inputs)).train()
+    teacher = FrozenTeacher(run_inputs.teacher, needs.teacher_taps) if needs.teacher else None
+    batches = data.BatchLoader(run_inputs.splits.train, batch_size=8 if tokens else BATCH, train=True)
+    return Step(distiller, teacher, next(batches.epoch(0)))
 
 
 if __name__ == "__main__":
@@ -50,10 +90,10 @@ if __name__ == "__main__":
         (name, tokens): step(overview.default(name), arguments.overrides, tokens=tokens)
         for name, tokens in dict.fromkeys([*(("kd", tokens) for _, tokens in keys), *keys])
     }
-    taken = timing.in_turn({key: step.seconds for key, step in steps.items()}, arguments.rounds)
+    medians = timing.medians(timing.in_turn({key: step.seconds for key, step in steps.items()}, arguments.rounds))
     costs = {}
     for name, tokens in keys:
-        median, base = (statistics.median(taken[key]) for key in ((name, tokens), ("kd", tokens)))
+        median, base = (medians[key] for key in ((name, tokens), ("kd", tokens)))
         memory, least = (steps[key].saved_mb() for key in ((name, tokens), ("kd", tokens)))
         costs[name] = {
             "step_ms": round(1000 * median, 1),

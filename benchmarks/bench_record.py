@@ -41,8 +41,8 @@ def reading(store, index):
     began = time.perf_counter()
     teacher.open(0)
     opened = time.perf_counter()
-    for places in index.split(64):
-        teacher(Batch(places, torch.empty(len(places), 0), places))
+    for indices in index.split(64):
+        teacher(Batch(indices, torch.empty(len(indices), 0), indices))
     return {"open_s": opened - began, "batch_s": (time.perf_counter() - opened) / len(index.split(64))}
 
 
@@ -58,15 +58,15 @@ def errors(logits):
     return rows
 
 
-def recorded(run_inputs, of, samples):
+def recorded(run_inputs, original, samples):
     """Record once more; return what reading takes and how far off the top-k form would be."""
     with tempfile.TemporaryDirectory() as folder:
-        own = of.model_copy(update={"outputs": f"{folder}/outputs"})
-        record_teacher.record(own, run_inputs=run_inputs)
-        store = outputs_of(own, run_inputs)
+        copied = original.model_copy(update={"outputs": f"{folder}/outputs"})
+        record_teacher.record(copied, run_inputs=run_inputs)
+        store = outputs_of(copied, run_inputs)
         read = reading(store, torch.randperm(samples, generator=torch.Generator().manual_seed(0)))
-        said = store.read(0, "logits")[0]
-        return read, errors(said["values"].float() + said["mean"])
+        chunk = store.read(0, "logits")[0]
+        return read, errors(chunk["values"].float() + chunk["mean"])
 
 
 def main(result, source, samples, rounds):
@@ -76,7 +76,7 @@ def main(result, source, samples, rounds):
     whole = run_inputs.splits.train
     train = replace(whole, positions=whole.positions[:samples], labels=whole.labels[:samples])
     run_inputs = run_inputs._replace(splits=replace(run_inputs.splits, train=train))
-    found = []
+    rows = []
     for precision, threads in (("bf16", 1), ("fp32", 1), ("bf16", 2), ("fp32", 2)):
         n = rounds if precision == "bf16" else rounds // 2 + 1
         times = measure(run_inputs, recipe(source, precision, threads), rounds=n)
@@ -85,7 +85,7 @@ def main(result, source, samples, rounds):
         wall, processor, least = times.ratios()
         entry = {"precision": precision, "threads": threads, "n": n, "ratio_wall": wall, "ratio_processor": processor}
         entry |= {"ratio_fastest": least, "fastest_wall_s": {name: values.min() for name, values in taken.items()}}
-        found.append(entry | {"median_wall_s": medians})
+        rows.append(entry | {"median_wall_s": medians})
         print(f"{precision}, {threads} threads: " + ", ".join(f"{k} {v:.2f} s" for k, v in medians.items()), end="")
         print(f": {wall:.3f} times the reference, {processor:.3f} in processor time, ", end="")
         print(f"{least:.3f} of the fastest, n={n}", flush=True)
@@ -94,7 +94,7 @@ def main(result, source, samples, rounds):
     for entry in top:
         off = f"p_gamma off by {entry['mean_tv']:.2g}, U_gamma by {entry['mean_power_sum']:.2g}"
         print(f"top {entry['top']} of 100, gamma {entry['gamma']}: {off}")
-    output.write(result, {"samples": samples, "batch": BATCH, "record": found, "read": read, "top_errors": top})
+    output.write(result, {"samples": samples, "batch": BATCH, "record": rows, "read": read, "top_errors": top})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/bench_step.py [data.source=hf:FOLDER] [--batches] [--steps N] [--rounds N] [--write RESULT.json]
     python benchmarks/bench_step.py RESULT.json --plot      draws RESULT.svg from its batches
 
-Four pairs at batch 64; prints images a second, the ratios of each pair and their geometric means. With ``--batches``
+Four pairs at batch 64; prints images per second, the ratios of each pair and their geometric means. With ``--batches``
 one pair, resnet56/resnet20, at three batch sizes instead, which are written beside what the file has. Without a source
 the images are random ones of CIFAR-100's shape, which cost the same.
 """
@@ -34,9 +34,9 @@ def sizes(splits, images, pair=steps.PAIRS[0], of=SIZES, *, n, rounds):
 def pairs(splits, images, *, n, rounds):
     """Time the four pairs."""
     rows = []
-    for row in steps.measure(splits, n=n, rounds=rounds):
-        rows.append(row)
-        print(steps.line(row), flush=True)
+    for pair in steps.PAIRS:
+        rows.append(steps.measure_pair(pair, splits, n=n, rounds=rounds))
+        print(steps.line(rows[-1]), flush=True)
     print(steps.means(rows))
     return {
         "n": {"steps": n, "rounds": rounds},
@@ -47,14 +47,14 @@ def pairs(splits, images, *, n, rounds):
 
 
 def plot(result):
-    found = output.part(result, "batches", f"python benchmarks/bench_step.py --batches --write {result}")
-    rows = found["seconds_a_step"]
+    record = output.part(result, "batches", f"python benchmarks/bench_step.py --batches --write {result}")
+    rows = record["seconds_a_step"]
     with output.figure(result) as axis:
         for name, label in FORMS.items():
             axis.plot([row["batch"] for row in rows], [row["batch"] / row[name] for row in rows], "o-", label=label)
         axis.set_xscale("log", base=2)
         axis.set_xticks([row["batch"] for row in rows], labels=[str(row["batch"]) for row in rows])
-        axis.set(xlabel="batch", ylabel="images a second", title=found["pair"], ylim=(0, None))
+        axis.set(xlabel="batch", ylabel="images per second", title=record["pair"], ylim=(0, None))
         axis.legend()
 
 

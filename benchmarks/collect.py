@@ -36,18 +36,18 @@ QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dis
 
 def collect(folder: Path, results: Path = RESULTS) -> Path:
     """Copy the records in a folder; return where to."""
-    place = results / folder.name
+    collected = results / folder.name
     for path in sorted(folder.rglob("*")):
         if path.name in KEPT or any(path.match(pattern) for pattern in DRAWN):
-            copy = place / path.relative_to(folder)
+            copy = collected / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
     for path in sorted(folder.rglob(records.STUDENT)):
         if path.parent.name in TEACHERS or path.parent.parent.name in TEACHERS:
-            carry(path.parent, place / path.parent.relative_to(folder))
-    if (place / records.COMPARISON).exists():
-        (place / "table.md").write_text(tables.table(tables.rows(place)).markdown())
-    return place
+            carry(path.parent, collected / path.parent.relative_to(folder))
+    if (collected / records.COMPARISON).exists():
+        (collected / "table.md").write_text(tables.table(tables.rows(collected)).markdown())
+    return collected
 
 
 def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
@@ -77,16 +77,16 @@ def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
     return True
 
 
-def restore(place: Path, runs: Path = Path("runs")) -> Path:
+def restore(collected: Path, runs: Path = Path("runs")) -> Path:
     """Copy the finished runs of a collected pool back; return where to. What is there already stays."""
-    folder = runs / place.name
-    for path in sorted(place.rglob(records.MANIFEST)):
-        own, target = path.parent, folder / path.parent.relative_to(place)
-        taught = own.name in TEACHERS or own.parent.name in TEACHERS
-        whole = (own / records.STUDENT).exists() or not taught
+    folder = runs / collected.name
+    for path in sorted(collected.rglob(records.MANIFEST)):
+        run, target = path.parent, folder / path.parent.relative_to(collected)
+        of_teacher = run.name in TEACHERS or run.parent.name in TEACHERS
+        whole = (run / records.STUDENT).exists() or not of_teacher
         if records.read_json(path).get("status") == "finished" and whole and not target.exists():
             target.mkdir(parents=True)
-            for file in own.iterdir():
+            for file in run.iterdir():
                 if file.name in (*KEPT, records.STUDENT, records.CARD):
                     shutil.copyfile(file, target / file.name)
     return folder
@@ -94,7 +94,7 @@ def restore(place: Path, runs: Path = Path("runs")) -> Path:
 
 def photograph(folder: Path, picture: Path) -> None:
     """Take a picture of a folder's report, in a browser without a network."""
-    browser = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
+    browser = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
     if browser is None:
         print("no Chromium: the picture is left out")
         return
@@ -109,12 +109,12 @@ def photograph(folder: Path, picture: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--restore", action="store_true", help="put finished runs back, to go on with a study")
-    given = parser.parse_args()
-    if given.restore:
-        print(restore(given.folder))
+    parser.add_argument("--restore", action="store_true", help="put finished runs back, to resume a study")
+    arguments = parser.parse_args()
+    if arguments.restore:
+        print(restore(arguments.folder))
     else:
-        kept = collect(given.folder)
+        kept = collect(arguments.folder)
         studies = [path.parent for path in kept.glob(f"*/{records.STUDY}")]
         for shown in studies or [kept]:
             photograph(shown, shown / "report.png")

@@ -1,4 +1,4 @@
-"""A lesson in a user's own loop, and a teacher that never changes."""
+"""A distiller in a user's own loop, and a teacher that never changes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def batches(digits, steps, size=128):
 def learn(distiller, teacher, digits, steps):
     """The loop that a user writes."""
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.2, momentum=0.9)
-    seen = []
+    totals = []
     for step, batch in enumerate(batches(digits, steps)):
-        taught = distiller(batch, teacher(batch) if teacher else None, Progress(0, step, step / steps))
-        taught.loss.total.backward()
+        output = distiller(batch, teacher(batch) if teacher else None, Progress(0, step, step / steps))
+        output.loss.total.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seen.append(float(taught.loss.total.detach()))
-    return seen
+        totals.append(float(output.loss.total.detach()))
+    return totals
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +72,21 @@ def accuracy(module, digits):
 def test_a_users_own_loop_learns(objective, teacher, digits):
     student = network(16, seed=2)
     before = accuracy(copy.deepcopy(student), digits)
-    seen = learn(Distiller(student, objective), teacher, digits, 40)
-    assert sum(seen[-5:]) < 0.5 * sum(seen[:5])
+    totals = learn(Distiller(student, objective), teacher, digits, 40)
+    assert sum(totals[-5:]) < 0.5 * sum(totals[:5])
     assert accuracy(student, digits) > max(0.8, before + 0.4)
 
 
-def test_a_lesson_returns_the_loss_and_the_outputs_it_came_from(teacher, digits):
+def test_a_distiller_returns_the_loss_and_the_outputs_it_came_from(teacher, digits):
     distiller = Distiller(network(8, seed=0), objectives.ttm(gamma=0.5, beta=2.0)).eval()
     (batch,) = batches(digits, 1)
-    answers = teacher(batch)
-    taught = distiller(batch, answers)
-    assert isinstance(taught, StepOutput)
-    assert torch.equal(taught.outputs.logits, distiller.student(batch.inputs))
-    expected = losses.cross_entropy(taught.outputs.logits, batch.labels).mean()
-    expected = expected + 2 * losses.ttm(taught.outputs.logits, answers.logits, gamma=0.5).mean()
-    torch.testing.assert_close(taught.loss.total, expected)
+    teacher_outputs = teacher(batch)
+    output = distiller(batch, teacher_outputs)
+    assert isinstance(output, StepOutput)
+    assert torch.equal(output.outputs.logits, distiller.student(batch.inputs))
+    expected = losses.cross_entropy(output.outputs.logits, batch.labels).mean()
+    expected = expected + 2 * losses.ttm(output.outputs.logits, teacher_outputs.logits, gamma=0.5).mean()
+    torch.testing.assert_close(output.loss.total, expected)
 
 
 def test_progress_and_totals_reach_the_objective(digits):
@@ -124,11 +124,11 @@ def test_student_and_objective_are_one_trainable_module():
     assert all(p.grad is not None for p in distiller.parameters())
 
 
-def test_lessons_of_one_objective_share_nothing():
+def test_distillers_of_one_objective_share_nothing():
     objective = objectives.kd()
-    one, two = (Distiller(network(8, seed=0), objective) for _ in range(2))
-    assert one.objective is not two.objective
-    assert one.objective.terms["kd"] is not two.objective.terms["kd"]
+    first, second = (Distiller(network(8, seed=0), objective) for _ in range(2))
+    assert first.objective is not second.objective
+    assert first.objective.terms["kd"] is not second.objective.terms["kd"]
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(4, 10), (torch.zeros(4, 10),)])
@@ -170,10 +170,10 @@ def test_a_teacher_inside_a_module_that_trains_stays_too(teacher):
     assert not any(module.training for module in teacher.modules())
 
 
-def test_a_network_in_training_mode_is_frozen_as_it_is_given():
-    given = network(8, seed=0).train()
-    assert any(module.training for module in given.modules())
-    frozen = FrozenTeacher(given)
+def test_a_network_in_training_mode_is_frozen_as_it_is():
+    trained = network(8, seed=0).train()
+    assert any(module.training for module in trained.modules())
+    frozen = FrozenTeacher(trained)
     assert not any(module.training for module in frozen.modules())
     assert not any(p.requires_grad for p in frozen.parameters())
 
@@ -181,10 +181,10 @@ def test_a_network_in_training_mode_is_frozen_as_it_is_given():
 def test_no_gradient_reaches_a_teacher(teacher, digits):
     distiller = Distiller(network(8, seed=0), objectives.wttm(gamma=0.5, beta=1))
     (batch,) = batches(digits, 1)
-    answers = teacher(batch)
-    assert not answers.logits.requires_grad
+    teacher_outputs = teacher(batch)
+    assert not teacher_outputs.logits.requires_grad
     assert not teacher(batch._replace(inputs=batch.inputs.clone().requires_grad_())).logits.requires_grad
-    distiller(batch, answers).loss.total.backward()
+    distiller(batch, teacher_outputs).loss.total.backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is not None for p in distiller.parameters())
 
@@ -197,8 +197,8 @@ def test_a_teacher_s_buffers_and_answers_do_not_move(teacher, digits):
     assert "network.1.running_mean" in before
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    for one, two in zip(first, again, strict=True):
-        assert torch.equal(one, two)
+    for logits, logits_again in zip(first, again, strict=True):
+        assert torch.equal(logits, logits_again)
 
 
 def test_answers_can_be_saved_for_a_backward_pass(teacher, digits):

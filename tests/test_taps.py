@@ -55,22 +55,22 @@ def listen(network, name):
     return Taps(network, [name])(network, torch.randn(2, 4))
 
 
-def test_outputs_and_inputs_are_taken_and_the_answer_is_the_networks():
+def test_outputs_and_inputs_of_submodules_are_recorded():
     network, x = Small(), torch.randn(5, 4)
-    answer, seen = Taps(network, ["first", "head:input", "first"])(network, x)
-    assert torch.equal(answer, network(x))
+    outputs, seen = Taps(network, ["first", "head:input", "first"])(network, x)
+    assert torch.equal(outputs, network(x))
     assert set(seen) == {"first", "head:input"}
     assert torch.equal(seen["first"], network.first(x))
-    assert torch.equal(network.head(seen["head:input"]), answer)
+    assert torch.equal(network.head(seen["head:input"]), outputs)
 
 
 def test_an_activation_in_place_does_not_overwrite_what_was_taken():
     network, x = Small(), torch.randn(50, 4)
     before = copy.deepcopy(network)(x)
-    answer, seen = Taps(network, ["first", "second"])(network, x)
+    outputs, seen = Taps(network, ["first", "second"])(network, x)
     assert (seen["first"] < 0).any()
     assert (seen["second"] < 0).any()
-    assert torch.equal(answer, before)
+    assert torch.equal(outputs, before)
 
 
 def test_a_module_that_runs_twice_gives_its_last_call():
@@ -88,8 +88,8 @@ def test_features_carry_gradients():
 
 def test_without_names_the_network_is_just_called():
     network, x = Small(), torch.randn(5, 4)
-    answer, seen = Taps(network, [])(network, x)
-    assert torch.equal(answer, network(x))
+    outputs, seen = Taps(network, [])(network, x)
+    assert torch.equal(outputs, network(x))
     assert seen == {}
     assert network.act.inplace
 
@@ -113,11 +113,11 @@ def test_the_hooks_go_with_the_taps():
     assert not network.head._forward_pre_hooks
 
 
-def test_two_listeners_do_not_hear_each_other():
+def test_two_taps_do_not_record_for_each_other():
     network = Small()
-    one, two = Taps(network, ["first"]), Taps(network, ["second"])
-    assert set(one(network, torch.randn(2, 4))[1]) == {"first"}
-    assert set(two(network, torch.randn(2, 4))[1]) == {"second"}
+    first, second = Taps(network, ["first"]), Taps(network, ["second"])
+    assert set(first(network, torch.randn(2, 4))[1]) == {"first"}
+    assert set(second(network, torch.randn(2, 4))[1]) == {"second"}
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
@@ -216,6 +216,6 @@ def test_a_network_in_place_of_the_first_is_called():
     """A wrapper that calls the network, such as a compiled one."""
     network, x = Small(), torch.randn(2, 4)
     taps = Taps(network, ["first"])
-    answer, seen = taps(nn.Sequential(network, nn.Softmax(-1)), x)
-    assert torch.equal(answer, network(x).softmax(-1))
+    outputs, seen = taps(nn.Sequential(network, nn.Softmax(-1)), x)
+    assert torch.equal(outputs, network(x).softmax(-1))
     assert torch.equal(seen["first"], network.first(x))

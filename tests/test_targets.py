@@ -1,4 +1,4 @@
-"""Laws of the power transform, the power sum and the entropies."""
+"""Properties of the power transform, the power sum and the entropies."""
 
 from __future__ import annotations
 
@@ -310,9 +310,9 @@ def test_a_weight_keeps_the_precision_of_a_small_doubt():
 
 def test_named_transforms_and_weights_are_values():
     assert pointwise("rational") == pointwise("rational") != pointwise("logarithm")
-    one, other = (targets.SampleWeight("entropy", transform=pointwise(name)) for name in ("rational", "rational"))
-    assert one == other
-    assert hash(one) == hash(other)
+    first, second = (targets.SampleWeight("entropy", transform=pointwise(name)) for name in ("rational", "rational"))
+    assert first == second
+    assert hash(first) == hash(second)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The contracts: tuples that other libraries walk, and protocols that the rooms keep."""
+"""Types: tuples that other libraries walk, and protocols that the packages implement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Argument checks of functions of tensors; a failure says what was expected, what came and what to type.
+"""Argument checks of functions of tensors; an error says what was expected, what was got and what to type.
 
 Shapes, dtypes and hyperparameters are always checked: that costs no device work. Values inside a tensor are read in one
 case only, class indices that live on the CPU; anywhere else reading them would make the host wait for the device.
@@ -9,6 +9,7 @@ ValueError where they are out of range, NaN included; ``example`` is the value t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -25,34 +26,22 @@ ANY = ("batch", "size", "...")
 
 def positive(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter that is not a finite number above 0."""
-    _number(value, name, example)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number above 0, got {value}; type for example {name}={example}")
+    _number(value, name, example, lambda x: 0 < x < math.inf, "a finite number above 0")
 
 
 def fraction(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter outside [0, 1)."""
-    _number(value, name, example)
-    if not 0 <= value < 1:
-        raise ValueError(f"{name}: expected a number in [0, 1), got {value}; type for example {name}={example}")
+    _number(value, name, example, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 
 def weight(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter that is not a finite number of at least 0."""
-    _number(value, name, example)
-    if not 0 <= value < math.inf:
-        raise ValueError(
-            f"{name}: expected a finite number of at least 0, got {value}; type for example {name}={example}"
-        )
+    _number(value, name, example, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
 
 
-def order(value: float, name: str = "order") -> None:
+def order(value: float) -> None:
     """Refuse an order that no Rényi entropy has: a negative one; infinity is legal."""
-    _number(value, name, 0.25)
-    if not value >= 0:
-        raise ValueError(
-            f"{name}: expected a number of at least 0 (1 is Shannon), got {value}; type for example {name}=0.25"
-        )
+    _number(value, "order", 0.25, lambda x: x >= 0, "a number of at least 0 (1 is Shannon)")
 
 
 def classwise(tensor: Tensor, name: str) -> Tensor:
@@ -62,13 +51,13 @@ def classwise(tensor: Tensor, name: str) -> Tensor:
         TypeError: if it is not a floating tensor.
         ValueError: if it has no axis of classes, or an empty one.
     """
-    _floating(tensor, name)
+    tensor = _floating(tensor, name)
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
         raise ValueError(
             f"{name}: expected shape (..., classes) with at least one class, got {tuple(tensor.shape)}; "
-            f"put the classes on the last axis"
+            "put the classes on the last axis"
         )
-    return _widened(tensor)
+    return tensor
 
 
 def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
@@ -83,7 +72,7 @@ def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
         TypeError: if it is not a floating tensor.
         ValueError: if it has another number of axes, or an empty one.
     """
-    _floating(tensor, name)
+    tensor = _floating(tensor, name)
     if axes[-1] == "...":
         axes = (*axes[:-1], *[axes[-2]] * (tensor.ndim - len(axes) + 1))
     if tensor.ndim != len(axes) or 0 in tensor.shape:
@@ -91,41 +80,49 @@ def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
             f"{name}: expected shape ({', '.join(axes)}), no axis empty, got {tuple(tensor.shape)}; "
             "name another tap, or reshape what it gives"
         )
-    return _widened(tensor)
+    return tensor
 
 
-def logit_pair(
-    student: Tensor, teacher: Tensor, student_name: str = "student_logits", teacher_name: str = "teacher_logits"
-) -> tuple[Tensor, Tensor]:
+def logit_pair(student: Tensor, teacher: Tensor, kind: str = "logits") -> tuple[Tensor, Tensor]:
     """Return both networks' logits of one shape, as `classwise` does; the teacher's without a gradient."""
-    student, teacher = classwise(student, student_name), classwise(teacher, teacher_name).detach()
-    same_shape(student, teacher, student_name, teacher_name)
+    student, teacher = classwise(student, f"student_{kind}"), classwise(teacher, f"teacher_{kind}").detach()
+    same_shape(student, teacher, f"student_{kind}", f"teacher_{kind}")
     return student, teacher
 
 
 def feature_pair(
-    student: Tensor, teacher: Tensor, axes: tuple[str, ...], *, same: Literal["shape", "batch"] = "shape"
+    student: Tensor,
+    teacher: Tensor,
+    axes: tuple[str, ...],
+    *,
+    same: Literal["shape", "batch"] = "shape",
+    min_batch: int = 1,
+    stage: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """Return both networks' features of one shape or one batch, as `features` does; the teacher's without a gradient.
+    """Return both networks' features, as `features` does; the teacher's without a gradient.
+
+    ``stage`` ends the arguments' names in messages.
 
     Raises:
         TypeError: if they are not floating tensors.
-        ValueError: if they have other axes, or differ in what must be the same.
+        ValueError: if they have other axes, differ in what must be the same, or are fewer samples than ``min_batch``.
     """
-    student = features(student, "student_features", axes=axes)
-    teacher = features(teacher, "teacher_features", axes=axes).detach()
-    check = same_shape if same == "shape" else same_batch
-    check(student, teacher, "student_features", "teacher_features")
-    return student, teacher
-
-
-def min_samples(student_features: Tensor, count: int, use: str) -> None:
-    """Refuse a batch of fewer samples; ``use`` says what is done to them."""
-    if len(student_features) < count:
+    student_name, teacher_name = f"student_features{stage}", f"teacher_features{stage}"
+    student = features(student, student_name, axes=axes)
+    teacher = features(teacher, teacher_name, axes=axes).detach()
+    if same == "shape":
+        same_shape(student, teacher, student_name, teacher_name)
+    elif len(student) != len(teacher):
         raise ValueError(
-            f"student_features: expected at least {count} samples, which {use}, got {len(student_features)}; "
-            "use larger batches"
+            f"{teacher_name}: expected those of {len(student)} samples, as {student_name}, got {len(teacher)}; "
+            "feed both networks the same batch"
         )
+    if len(student) < min_batch:
+        raise ValueError(
+            f"student_features: expected at least {min_batch} samples, which are related to each other, "
+            f"got {len(student)}; use larger batches"
+        )
+    return student, teacher
 
 
 def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
@@ -138,26 +135,15 @@ def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name
         )
 
 
-def same_batch(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
-    """Refuse a student and a teacher that differ in the number of samples."""
-    if len(student) != len(teacher):
-        raise ValueError(
-            f"{teacher_name}: expected those of {len(student)} samples, as {student_name}, "
-            f"got {len(teacher)}; feed both networks the same batch"
-        )
-
-
-def labels_for(logits: Tensor, labels: Tensor, name: str = "labels") -> bool:
-    """Refuse labels that do not belong to the logits; tell class indices from soft labels by their dtype.
+def labels_for(logits: Tensor, labels: Tensor) -> bool:
+    """Refuse labels that do not belong to the logits; class indices and soft labels differ by their dtype.
 
     Class indices are compared with the number of classes where that is free of a wait: eagerly on the CPU. On an
-    accelerator and inside ``torch.compile`` the kernel that reads them asserts instead (CUDA: "device-side assert",
-    on standard error with the failed comparison).
+    accelerator and inside ``torch.compile`` the kernel that reads them asserts instead (CUDA: "device-side assert").
 
     Args:
         logits: ``(..., classes)``.
         labels: ``(...)`` int64, or soft labels ``(..., classes)``, any floating dtype.
-        name: the argument's name.
 
     Returns:
         True for class indices, False for soft labels.
@@ -167,53 +153,54 @@ def labels_for(logits: Tensor, labels: Tensor, name: str = "labels") -> bool:
         ValueError: if their shape is not the one above, or an index is neither a class nor -100.
     """
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(labels).__name__}; type torch.as_tensor({name})")
+        raise TypeError(f"labels: expected a torch.Tensor, got {type(labels).__name__}; type torch.as_tensor(labels)")
     if labels.is_floating_point():
         if labels.shape != logits.shape:
             raise ValueError(
-                f"{name}: expected soft labels (floating dtype) of shape {tuple(logits.shape)}, "
-                f"got {tuple(labels.shape)}; type {name}.long() if these are class indices"
+                f"labels: expected soft labels (floating dtype) of shape {tuple(logits.shape)}, "
+                f"got {tuple(labels.shape)}; type labels.long() if these are class indices"
             )
         return False
     if labels.dtype != torch.int64:
         raise TypeError(
-            f"{name}: expected int64 class indices or floating soft labels, got {labels.dtype}; "
-            f"type {name}.long() for class indices, {name}.float() for soft labels"
+            f"labels: expected int64 class indices or floating soft labels, got {labels.dtype}; "
+            "type labels.long() for class indices, labels.float() for soft labels"
         )
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"{name}: expected class indices (int64) of shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}; "
-            f"type {name}.float() if these are one-hot rows"
+            f"labels: expected class indices (int64) of shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}; "
+            "type labels.float() if these are one-hot rows"
         )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _in_range(labels, logits.shape[-1], name)
+    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+        _in_range(labels, logits.shape[-1])
     return True
 
 
-def _in_range(labels: Tensor, classes: int, name: str) -> None:
-    if not labels.numel():
-        return
+def _in_range(labels: Tensor, classes: int) -> None:
     low, high = (x.item() for x in torch.aminmax(labels))  # alone, this is a tenth of naming what is outside
     if low >= 0 and high < classes:
         return
     outside = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
     if outside.numel():
         raise ValueError(
-            f"{name}: expected class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled, "
+            f"labels: expected class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled, "
             f"got {int(outside[0])}; "
             f"number the classes from 0, type {UNLABELLED} where there is no label, or give the networks more classes"
         )
 
 
-def _number(value: object, name: str, example: float) -> None:
+def _number(value: object, name: str, example: float, legal: Callable[[float], bool], expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
             f"{name}: expected a Python number, got {type(value).__name__}; "
             f"type float({name}), for example {name}={example}"
         )
+    if not legal(value):
+        raise ValueError(f"{name}: expected {expected}, got {value}; type for example {name}={example}")
 
 
-def _floating(tensor: object, name: str) -> None:
+def _floating(tensor: Tensor, name: str) -> Tensor:
+    """Return a tensor in at least float32."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
@@ -221,7 +208,4 @@ def _floating(tensor: object, name: str) -> None:
         )
     if not tensor.is_floating_point():
         raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}; type {name}.float()")
-
-
-def _widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

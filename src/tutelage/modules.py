@@ -27,7 +27,7 @@ class Distiller(nn.Module):
     Args:
         student: any module that turns ``batch.inputs`` into logits ``(batch, classes)``.
         objective: what it learns from; bound here, so that nothing is shared between two distillers.
-        context: what the objective may know of the run.
+        context: what the objective may read of the run.
 
     Attributes:
         called: the compiled form that is called in place of the student; none to call the student itself.
@@ -119,12 +119,11 @@ def network_context(
 ) -> BindContext:
     """Return the context that an objective binds to, after at most one forward pass of each network.
 
-    A network is called on ``inputs``, a few samples as in training, only where the objective reads features of it. The
-    keyword arguments are those of `BindContext`.
+    A network is called on ``inputs``, a few samples as in training, only where its features are read. Keywords as in
+    `BindContext`.
 
     Raises:
-        ValueError: a network has no such tap, or changes it in place; the teacher has no head or batch norm where the
-            objective reads one.
+        ValueError: a network lacks a tap, or changes it in place; the teacher lacks a head or a batch norm.
 
     Example:
         >>> import torch, tutelage

@@ -5,8 +5,7 @@ A tap is written as
 - ``layer3.2.relu``: the output of that submodule,
 - ``layer3.2.relu:input``: its first input,
 - ``card:embedding``, ``card:stage.1``, ``card:before.1``: a submodule that the model's card names: the pooled embedding
-  that the classifier reads, a stage after its activation, a stage before it. Stages are counted from 0, from the last
-  by negative numbers.
+  that the classifier reads, a stage after or before its activation. Stages count from 0, negative ones from the last.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +23,6 @@ INPUT = ":input"
 CARD = "card:"
 SHOWN = 5
 """Number of similar names in a message."""
-
-
-class Place(NamedTuple):
-    """Where a tap is: a submodule, and whether its first input is taken instead of its output."""
-
-    module: nn.Module
-    input: bool
 
 
 class _Recorder:
@@ -78,18 +70,15 @@ class Taps:
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self._names = tuple(dict.fromkeys(names))
         self.recorder = _Recorder()
-        handles = []
         for name in self._names:
-            place = find(network, name)
-            module, hook = place.module, _Hook(self.recorder, name, place.input)
-            handles.append(
-                module.register_forward_pre_hook(hook) if place.input else module.register_forward_hook(hook)
-            )
+            module, is_input = find(network, name)
+            hook = _Hook(self.recorder, name, is_input)
+            handle = module.register_forward_pre_hook(hook) if is_input else module.register_forward_hook(hook)
+            weakref.finalize(self, handle.remove)
         if self._names:
             for module in network.modules():
                 if getattr(module, "inplace", False) is True:
                     setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
-        weakref.finalize(self, _remove, handles)
 
     def __call__(self, network: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         """Call the network, or a module that calls it; return its output and the features by tap."""
@@ -110,30 +99,33 @@ class Taps:
         return output, features
 
 
-def _remove(handles: Sequence[Any]) -> None:
-    for handle in handles:
-        handle.remove()
+def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
+    """Return the submodule of a tap, and whether its first input is taken instead of its output.
 
-
-def find(network: nn.Module, name: str) -> Place:
-    """Find the submodule of a tap; where a module has a card, among those of the network inside it.
+    Where a module has a card, the submodules are those of the network inside it.
 
     Raises:
         ValueError: there is none.
     """
     card = getattr(network, "card", None)
     path = _on_card(card, name) if name.startswith(CARD) else name
-    side = path.endswith(INPUT)
+    is_input = path.endswith(INPUT)
     path = path.removesuffix(INPUT)
-    modules = dict(getattr(network, "network", network).named_modules()) if card else dict(network.named_modules())
+    modules = _submodules(network)
     if not path or path not in modules:
-        near = get_close_matches(path, [n for n in modules if n], n=SHOWN, cutoff=0.4)
-        some = near or [n for n in modules if n][:SHOWN]
+        names = [n for n in modules if n]
+        some = get_close_matches(path, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
         raise ValueError(
             f"tap {name}: expected a submodule of {getattr(card, 'name', type(network).__name__)}, got {path!r}; "
             f"type for example {', '.join(some) if some else 'another network: it has no submodules'}"
         )
-    return Place(modules[path], side)
+    return modules[path], is_input
+
+
+def _submodules(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the submodules by path, of the network inside where there is a card."""
+    has_card = getattr(network, "card", None) is not None
+    return dict((getattr(network, "network", network) if has_card else network).named_modules())
 
 
 def _on_card(card: Any, name: str) -> str:
@@ -150,18 +142,18 @@ def _on_card(card: Any, name: str) -> str:
                 "none; name a submodule, or NAME:input for what the classifier's last layer reads"
             )
         return str(card.embedding)
-    places = {"stage": card.stages[:-1], "before": card.stage_inputs[:-1]}.get(what)
-    if places is None or not number.removeprefix("-").isdecimal():
+    paths = {"stage": card.stages[:-1], "before": card.stage_inputs[:-1]}.get(what)
+    if paths is None or not number.removeprefix("-").isdecimal():
         raise ValueError(
             f"tap {name}: expected card:embedding, card:stage.N or card:before.N, got {name!r}; "
             "for example card:stage.-1"
         )
-    if not -len(places) <= int(number) < len(places):
+    if not -len(paths) <= int(number) < len(paths):
         raise ValueError(
-            f"tap {name}: expected a stage among the {len(places)} that the card of {card.name} names, got {number}; "
-            + (f"type a number from {-len(places)} to {len(places) - 1}" if places else "name a submodule instead")
+            f"tap {name}: expected a stage among the {len(paths)} that the card of {card.name} names, got {number}; "
+            + (f"type a number from {-len(paths)} to {len(paths) - 1}" if paths else "name a submodule instead")
         )
-    return str(places[int(number)])
+    return str(paths[int(number)])
 
 
 def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -172,9 +164,8 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
     """
     card = getattr(network, "card", None)
     if card is not None:
-        modules = dict(getattr(network, "network", network).named_modules())
         # An embedding of fc:input is what the linear layer fc reads.
-        layer = modules.get(card.head or (card.embedding or "").removesuffix(INPUT))
+        layer = _submodules(network).get(card.head or (card.embedding or "").removesuffix(INPUT))
     else:
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
         if len(linear) > 1:
@@ -202,13 +193,13 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: there is no such batch norm, or it has no weights.
     """
-    place = find(network, name)
-    layer: nn.Module | None = place.module
-    if place.input:
-        parent = next((m for m in network.modules() if place.module in m.children()), nn.Module())
+    tapped, is_input = find(network, name)
+    layer: nn.Module | None = tapped
+    if is_input:
+        parent = next((m for m in network.modules() if tapped in m.children()), nn.Module())
         siblings = list(parent.children())
         if isinstance(parent, nn.Sequential):
-            siblings = siblings[: siblings.index(place.module)][-1:]
+            siblings = siblings[: siblings.index(tapped)][-1:]
         layer = next((module for module in reversed(siblings) if isinstance(module, nn.BatchNorm2d)), None)
     elif isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
@@ -216,7 +207,7 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"tap {name}: expected one of the teacher's behind a BatchNorm2d with weights, before the activation, got "
             f"{'none there' if layer is None else type(layer).__name__}; name batch norms of the teacher by "
-            "norms=[...], one a tap"
+            "norms=[...], one per tap"
         )
     return layer.weight.detach().clone(), layer.bias.detach().clone()
 

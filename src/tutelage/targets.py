@@ -1,8 +1,8 @@
 """Transforms of a distribution over classes, the power and others, their sums, entropies and sample weights.
 
-Everything takes and returns natural logarithms of probabilities, with the classes on the last axis, in at least
-float32. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most algorithms, is wrong by a
-factor of several in float16 at a logit gap of 25 and in float32 beyond a gap of about 100.
+Everything takes natural logarithms of probabilities of any floating dtype, with the classes on the last axis, and
+returns them in at least float32. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most
+algorithms, is wrong by a factor of several in float16 at a logit gap of 25 and in float32 beyond a gap of about 100.
 """
 
 from __future__ import annotations
@@ -31,17 +31,14 @@ def power(log_probs: Tensor, *, gamma: float) -> Tensor:
     ``log p = log_softmax(v)`` and ``gamma = 1 / T``: temperature scaling is a power transform.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, or logits, whose shift cancels; ``-inf`` means probability 0.
+        log_probs: ``(..., classes)``, or logits, whose shift cancels; ``-inf`` means probability 0.
         gamma: exponent, finite and above 0; below 1 it flattens, above 1 it sharpens, at 1 it changes nothing.
 
     Returns:
-        ``(..., classes)`` log-probabilities (nats), at least float32.
+        ``(..., classes)`` log-probabilities (nats).
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3.
-
     Differs from: the authors' code, which computes ``softmax(v) ** gamma`` and divides by its sum; that underflows.
 
     Example:
@@ -59,17 +56,14 @@ def log_power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
     ``log U_gamma(p) = log sum_j p[j]**gamma = (1 - gamma) * H_gamma(p)``, with the Rényi entropy ``H_gamma``.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
+        log_probs: ``(..., classes)``, normalised; ``-inf`` is a class of probability 0.
         gamma: exponent, finite and above 0.
 
     Returns:
-        ``(...)``, at least float32; from 0 (one-hot) to ``(1 - gamma) * log(classes)`` (uniform) for ``gamma < 1``.
+        ``(...)``; from 0 (one-hot) to ``(1 - gamma) * log(classes)`` (uniform) for ``gamma < 1``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: the sample weight of WTTM, arXiv 2402.11148, Section 4.
-
     Differs from: the authors' code, which sums ``softmax(v) ** gamma``; that underflows.
 
     Example:
@@ -88,15 +82,13 @@ def power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
     classes at ``gamma = 0.1``), so a weight that multiplies it does not carry over from one to another.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
+        log_probs: ``(..., classes)``, normalised; ``-inf`` is a class of probability 0.
         gamma: exponent, finite and above 0.
 
     Returns:
-        ``(...)``, at least float32; from 1 (one-hot) to ``classes ** (1 - gamma)`` (uniform) for ``gamma < 1``, 1 at 1.
+        ``(...)``; from 1 (one-hot) to ``classes ** (1 - gamma)`` (uniform) for ``gamma < 1``, 1 at 1.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: the sample weight of WTTM, arXiv 2402.11148, Section 4.
 
     Example:
@@ -112,16 +104,13 @@ def shannon_entropy(log_probs: Tensor) -> Tensor:
     ``H(p) = -sum_i p[i] * log p[i]``, where a class of probability 0 adds 0 to value and gradient.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
+        log_probs: ``(..., classes)``, normalised; ``-inf`` is a class of probability 0.
 
     Returns:
-        ``(...)`` nats, at least float32; between 0 (one-hot) and ``log(classes)`` (uniform).
+        ``(...)`` nats; between 0 (one-hot) and ``log(classes)`` (uniform).
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Shannon, "A Mathematical Theory of Communication", 1948.
-
     Differs from: `torch.distributions.Categorical.entropy`, which renormalises its logits and clamps ``-inf``.
 
     Example:
@@ -144,15 +133,13 @@ def renyi_entropy(log_probs: Tensor, *, order: float) -> Tensor:
     ``expm1``, so the quotient keeps its precision as the order approaches 1.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
+        log_probs: ``(..., classes)``, normalised; ``-inf`` is a class of probability 0.
         order: at least 0; infinity is legal. Order 0 has no gradient.
 
     Returns:
-        ``(...)`` nats, at least float32; between 0 (one-hot) and ``log(classes)`` (uniform).
+        ``(...)`` nats; between 0 (one-hot) and ``log(classes)`` (uniform).
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Rényi, "On Measures of Entropy and Information", 1961; in distillation: arXiv 2402.11148, Section 3.
 
     Example:
@@ -181,15 +168,13 @@ def transform(log_probs: Tensor, f: Transform) -> Tensor:
     ``log p_f[i] = log f(p[i]) - log sum_j f(p[j])``. With ``f(x) = x**gamma`` it is `power`.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised, unlike for `power`; ``-inf`` means probability 0.
+        log_probs: ``(..., classes)``, normalised, unlike for `power`; ``-inf`` means probability 0.
         f: a `Pointwise`, or any `Transform`; what it must obey is tested by `check_transform`, not here.
 
     Returns:
-        ``(..., classes)`` log-probabilities (nats), at least float32.
+        ``(..., classes)`` log-probabilities (nats).
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zheng and Yang, arXiv 2402.11148, which uses the power and leaves other mappings open.
 
     Example:
@@ -205,15 +190,13 @@ def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
     ``log U_f(p) = log sum_j f(p[j])``. With ``f(x) = x**gamma`` it is `log_power_sum`.
 
     Args:
-        log_probs: ``(..., classes)``, any floating dtype, normalised; ``-inf`` is a class of probability 0.
+        log_probs: ``(..., classes)``, normalised; ``-inf`` is a class of probability 0.
         f: a `Pointwise`, or any `Transform`.
 
     Returns:
-        ``(...)``, at least float32. In ``[0, log(classes)]`` where ``f(0) = 0``, ``f(1) = 1``, ``f(x) >= x``.
+        ``(...)``. In ``[0, log(classes)]`` where ``f(0) = 0``, ``f(1) = 1``, ``f(x) >= x``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: the sample weight of WTTM, arXiv 2402.11148, Section 4, for another mapping than the power.
 
     Example:
@@ -283,8 +266,7 @@ class Pointwise:
         name: one of `TRANSFORMS`.
         gamma: finite and above 0; other than for ``power`` between 1e-12 and 1.
 
-    Raises:
-        TypeError, ValueError: if a name or a number is not as above.
+    Raises: TypeError or ValueError where a name or a number is not as above.
 
     Example:
         >>> Pointwise("complement", gamma=0.5)(torch.tensor([0.1, 1.0]).log()).exp()
@@ -361,7 +343,7 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
     log_probs = checks.classwise(log_probs, "log_probs")
     values = f(log_probs)
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        got = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"transform: expected a floating tensor of log f(x), got {got}; return one from the mapping")
     if values.shape != log_probs.shape:
         raise ValueError(
@@ -438,7 +420,7 @@ class SampleWeight:
         log_probs = log_probs if self.of == "teacher" else transform(log_probs, self.transform)
         if self.name == "entropy":
             return renyi_entropy(log_probs, order=self.order)
-        # The sum of the others: 1 - max would lose a doubt smaller than the precision of 1.
+        # The sum of the others: 1 - max would lose an uncertainty smaller than the precision of 1.
         return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)
 
 

@@ -59,14 +59,14 @@ def test_a_section_prints_its_ratios(name, here, monkeypatch):
     monkeypatch.setattr("tutelage.training.compile.SHARE", 0.0)
     (section,) = (each for each in SECTIONS if each.name == name)
     arguments, line = TINY[name]
-    said = "\n".join(section.lines(**arguments))
-    assert re.search(line, said), said
-    assert "nan" not in said
+    text = "\n".join(section.lines(**arguments))
+    assert re.search(line, text), text
+    assert "nan" not in text
     if name in ("steps", "losses"):
-        assert re.search(r"geometric means? of \d", said)
+        assert re.search(r"geometric means? of \d", text)
 
 
-def test_what_fails_is_said_and_the_next_section_is_timed(monkeypatch):
+def test_what_fails_is_reported_and_the_next_section_is_timed(monkeypatch):
     def fails():
         yield "one line"
         raise ImportError("No module named\n'torchvision'")
@@ -74,14 +74,14 @@ def test_what_fails_is_said_and_the_next_section_is_timed(monkeypatch):
     stand_ins = [fails, lambda: iter(("fine",))]
     short = [section._replace(lines=lines) for section, lines in zip(SECTIONS[:2], stand_ins, strict=True)]
     monkeypatch.setattr("tutelage.benchmark.sections.SECTIONS", short)
-    found = list(doctor.measure())
-    assert [finding.good for finding in found] == [True, True, False, True, True, True]
-    assert found[2].value == "  failed: ImportError: No module named 'torchvision'"
-    assert f"reference: {SECTIONS[1].reference}" in found[3].value
-    assert found[4].value == "  fine"
+    findings = list(doctor.measure())
+    assert [finding.good for finding in findings] == [True, True, False, True, True, True]
+    assert findings[2].value == "  failed: ImportError: No module named 'torchvision'"
+    assert f"reference: {SECTIONS[1].reference}" in findings[3].value
+    assert findings[4].value == "  fine"
 
 
-def test_what_does_not_fit_into_memory_is_skipped_and_said(here, monkeypatch):
+def test_what_does_not_fit_into_memory_is_skipped_and_reported(here, monkeypatch):
     monkeypatch.setattr(timing, "lacking_memory", lambda needed: f"needs {needed:.0f}" if needed > 1000 else None)
     first, second, mean = timed.lines(((4, 7), (512, 128_256)))
     assert "as fast" in first
@@ -106,7 +106,7 @@ def test_forms_are_called_in_turn_and_the_first_round_warms_up():
     assert timing.in_turn(forms, 1, warm_up=False) == {"a": [7], "b": [8]}
 
 
-def test_a_process_of_its_own_answers_or_is_said_to_have_ended():
+def test_a_process_of_its_own_answers_or_is_reported_to_have_ended():
     assert timing.in_fresh_process(os.getpid) != os.getpid()
     with pytest.raises(RuntimeError, match="ended before it answered"):
         timing.in_fresh_process(os._exit, 1)
@@ -142,9 +142,9 @@ def test_the_published_loss_is_ours_where_it_does_not_underflow():
 @pytest.mark.parametrize("name", linear.FORMS)
 def test_the_forms_of_a_last_layer_are_one_loss(name, here):
     expected = linear.measure(linear.REFERENCE, 6, width=4, classes=9, n=1)
-    found = linear.measure(name, 6, width=4, classes=9, n=1)
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert found["gradients_mb"] == (6 * 4 + 9 * 4) * 4 / 1e6
+    measured = linear.measure(name, 6, width=4, classes=9, n=1)
+    assert measured["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert measured["gradients_mb"] == (6 * 4 + 9 * 4) * 4 / 1e6
 
 
 def test_forms_with_another_gradient_are_not_timed():
@@ -162,11 +162,11 @@ def test_ratios_are_geometric_means_of_times_faster():
     assert re.search(r"a/b +reference +8 +live +16 \(2.00x\) +recorded +64 \(8.00x\)", steps.line(rows[0], 64))
 
 
-def test_a_class_is_held_against_its_parts_and_against_separate_runs():
+def test_a_group_is_compared_against_its_parts_and_against_separate_runs():
     taken = {groups.ALONE: [1.0, 2.0, 1.0], groups.APART: [2.0, 4.0, 2.0], "class of 1": [3.0, 6.0, 6.0]}
-    found = groups.ratios(taken | {"class of 2": [4.0, 8.0, 10.0]}, (1, 2))
-    assert found.parts == {1: 1.0, 2: 4 / 5}
-    assert found.runs == {1: 1.0, 2: 4 / 6}
+    relative = groups.ratios(taken | {"class of 2": [4.0, 8.0, 10.0]}, (1, 2))
+    assert relative.parts == {1: 1.0, 2: 4 / 5}
+    assert relative.runs == {1: 1.0, 2: 4 / 6}
 
 
 def test_recording_is_held_against_the_forward_pass():
@@ -181,8 +181,8 @@ def test_batch_sizes_are_written_beside_what_a_record_has(script, monkeypatch, t
     monkeypatch.setattr("tutelage.training.compile.SHARE", 0.0)
     bench, output = script("bench_step"), script("output")
     splits = batches.random_images(64)
-    found = bench.sizes(splits, "random", pair=SMALL, of=(4,), n=1, rounds=1)
-    output.write(tmp_path / "step.json", {"version": "then", "batches": found})
+    measured = bench.sizes(splits, "random", pair=SMALL, of=(4,), n=1, rounds=1)
+    output.write(tmp_path / "step.json", {"version": "then", "batches": measured})
     written = json.loads((tmp_path / "step.json").read_text())
     assert written["version"] == "then"
     assert {"hardware", "software", "commit"} <= written.keys()

@@ -1,4 +1,4 @@
-"""Losses on logits that couple a batch, held against NumPy and their own laws."""
+"""Losses on logits that couple a batch, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on relations between channels, held against NumPy and their own laws."""
+"""Losses on relations between channels, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 

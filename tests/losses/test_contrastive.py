@@ -1,4 +1,4 @@
-"""Contrast with banks, held against NumPy and against the form that gathers rows first."""
+"""Contrast with banks, compared with NumPy and with the form that gathers rows first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on maps that a learned module made, held against NumPy and their own laws."""
+"""Losses on maps that a learned module made, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 

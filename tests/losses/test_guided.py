@@ -1,4 +1,4 @@
-"""Losses that read the teacher's head, batch norms or class means, held against NumPy and their own laws."""
+"""Losses that read the teacher's head, batch norms or class means, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_srrl_takes_pooled_features_and_maps_of_other_sizes():
 def test_ofd_matches_its_three_cases():
     s, t = pair()
     expected = np.zeros(4)
-    for place in np.ndindex(*s.shape):
-        ours, theirs, margin = s[place].item(), t[place].item(), MARGINS[place[1]].item()
+    for index in np.ndindex(*s.shape):
+        ours, theirs, margin = s[index].item(), t[index].item(), MARGINS[index[1]].item()
         if theirs > 0 or (margin < theirs and ours > theirs):
-            expected[place[0]] += (ours - theirs) ** 2
+            expected[index[0]] += (ours - theirs) ** 2
         elif theirs <= margin and ours > margin:
-            expected[place[0]] += (ours - margin) ** 2
+            expected[index[0]] += (ours - margin) ** 2
     np.testing.assert_allclose(losses.ofd(s, t, margins=MARGINS), expected, rtol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Losses on one stage's features, held against NumPy and their own laws."""
+"""Losses on one stage's features, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the losses on logits."""
+"""Properties of the losses on logits."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_weight_of_ones_own_gets_log_probabilities_and_no_gradient():
         (
             {"transform": LOGARITHM, "sample_weight": lambda x: x},
             ValueError,
-            r"sample_weight: expected one weight a sample, shape \(6,\), got \(6, 9\); sum over the classes",
+            r"sample_weight: expected one weight per sample, shape \(6,\), got \(6, 9\); sum over the classes",
         ),
     ],
 )
@@ -338,9 +338,9 @@ def test_permutations_of_batch_and_classes(name, seed):
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.randperm(6, generator=generator), torch.randperm(9, generator=generator)
     close(EVERY[name](z[rows], v[rows], y[rows]), EVERY[name](z, v, y)[rows])
-    places = torch.empty_like(columns)
-    places[columns] = torch.arange(9)
-    close(EVERY[name](z[:, columns], v[:, columns], places[y]), EVERY[name](z, v, y))
+    inverse = torch.empty_like(columns)
+    inverse[columns] = torch.arange(9)
+    close(EVERY[name](z[:, columns], v[:, columns], inverse[y]), EVERY[name](z, v, y))
 
 
 @pytest.mark.parametrize("name", EVERY)

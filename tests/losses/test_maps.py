@@ -1,4 +1,4 @@
-"""Losses on maps of one stage or several, held against NumPy and their own laws."""
+"""Losses on maps of one stage or several, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def test_kd_svd_matches_numpy(k):
     s, t = stages(0), stages(9)
     expected = np.zeros(4)
     for n in range(4):
-        found = [vectors(a[n].numpy(), b[n].numpy(), k) for a, b in zip(s, t, strict=True)]
-        for here, there in itertools.pairwise(found):
+        pairs = [vectors(a[n].numpy(), b[n].numpy(), k) for a, b in zip(s, t, strict=True)]
+        for here, there in itertools.pairwise(pairs):
             ours, theirs = (np.exp(-((a[:, None] - b[None]) ** 2) / 8) for a, b in zip(here, there, strict=True))
             expected[n] += ((ours - theirs) ** 2).sum()
     np.testing.assert_allclose(losses.kd_svd(s, t, k=k).numpy(), expected, rtol=1e-8)
@@ -203,7 +203,7 @@ TWO = [maps(0), maps(1)]
         (lambda s, t: losses.factor_difference(s, t[..., :2]), "teacher_features: expected the shape of"),
         (lambda s, t: losses.activation_boundary(s, t, margin=0), "margin: expected a finite number above 0"),
         (lambda s, t: losses.activation_boundary(s, t[:, :1]), "teacher_features: expected the shape of"),
-        (lambda s, t: losses.fsp(s, [t, t]), "student_features: expected a list of maps, one a stage, got Tensor"),
+        (lambda s, t: losses.fsp(s, [t, t]), "student_features: expected a list of maps, one per stage, got Tensor"),
         (lambda s, t: losses.fsp([s], [t]), "student_features: expected at least 2 stages"),
         (lambda s, t: losses.fsp([s, s, s], [t, t]), "teacher_features: expected 3 stages"),
         (lambda s, t: losses.fsp([s, s[:, :2]], [t, t]), r"teacher_features\[1\]: expected 2 channels"),

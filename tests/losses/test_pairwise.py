@@ -1,4 +1,4 @@
-"""Losses on relations between samples, held against NumPy and their own laws."""
+"""Losses on relations between samples, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on relations within a batch, held against NumPy and their own laws."""
+"""Losses on relations within a batch, compared with NumPy, and their properties."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_a_constant_column_has_no_correlation_and_no_gradient():
     student.requires_grad_()
     value = losses.itrd_correlation(student, teacher, alpha=1.5)
     value.backward()
-    rest = [0, 2, 4]
-    s, t = ((x - x.mean(0)) / x.std(0) for x in (student.detach()[:, rest], teacher[:, rest]))
+    varying = [0, 2, 4]
+    s, t = ((x - x.mean(0)) / x.std(0) for x in (student.detach()[:, varying], teacher[:, varying]))
     assert value.item() == pytest.approx(math.log2(2 + ((s * t).mean(0) - 1).abs().pow(3).sum().item()))
     assert torch.isfinite(student.grad).all()
     assert torch.equal(student.grad[:, [1, 3]], torch.zeros(8, 2, dtype=torch.float64))
@@ -94,15 +94,15 @@ def test_log_sum_is_that_of_normalised_differences():
     s, t = rng.standard_normal((2, 6, 3)) * 5 + 2
     normal = [(f - f.mean(0)) / np.sqrt(f.var(0) + 1e-5) for f in (s, t)]
     expected = np.log((np.abs(normal[0] - normal[1]) ** 3).sum())
-    found = losses.log_sum(torch.from_numpy(s), torch.from_numpy(t), exponent=3.0)
-    assert found.item() == pytest.approx(expected, rel=1e-12)
+    value = losses.log_sum(torch.from_numpy(s), torch.from_numpy(t), exponent=3.0)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_log_power_neither_overflows_nor_loses_its_gradient():
     x = torch.tensor([1e12, -2e12], requires_grad=True)
-    found = losses.log_power(x, exponent=4.0)
-    assert found.item() == pytest.approx(math.log(17) + 48 * math.log(10), rel=1e-6)
-    found.backward()
+    value = losses.log_power(x, exponent=4.0)
+    assert value.item() == pytest.approx(math.log(17) + 48 * math.log(10), rel=1e-6)
+    value.backward()
     assert x.grad.isfinite().all()
     same = torch.ones(3, 2, requires_grad=True)
     losses.log_sum(same, same.detach(), exponent=4.0).backward()

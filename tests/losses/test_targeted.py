@@ -67,7 +67,7 @@ TRUTH = {"dkd": dkd, "nkd": nkd, "wsld": wsld, "teacher_free_kd": teacher_free_k
 def test_it_is_its_formula(name, classes):
     z, v, y = drawn((6, classes))
     each = zip(z.detach().numpy(), v.numpy(), y.numpy(), strict=True)
-    expected = torch.tensor([TRUTH[name](*one) for one in each] if classes > 2 or name != "nkd" else [])
+    expected = torch.tensor([TRUTH[name](*sample) for sample in each] if classes > 2 or name != "nkd" else [])
     if name == "nkd" and classes == 2:  # one other class: its softmax is 1, and its logarithm 0
         q, p = z.softmax(-1), v.softmax(-1)
         expected = -(p * q.log()).gather(-1, y[:, None]).squeeze(-1).detach()
@@ -145,9 +145,9 @@ def test_dkd_is_0_at_equality_and_least_there():
 
 def test_dkd_weighted_by_what_the_teacher_leaves_to_the_others_is_kd():
     z, v, y = drawn()
-    rest = 1 - (v / 2).softmax(-1).gather(-1, y[:, None]).squeeze(-1)
+    others = 1 - (v / 2).softmax(-1).gather(-1, y[:, None]).squeeze(-1)
     each = [
-        losses.dkd(z[k : k + 1], v[k : k + 1], y[k : k + 1], alpha=1.0, beta=rest[k].item(), temperature=2.0)
+        losses.dkd(z[k : k + 1], v[k : k + 1], y[k : k + 1], alpha=1.0, beta=others[k].item(), temperature=2.0)
         for k in range(6)
     ]
     torch.testing.assert_close(torch.cat(each), losses.kd(z, v, temperature=2.0))

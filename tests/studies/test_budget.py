@@ -1,4 +1,4 @@
-"""Studies inside a budget of time: order, plan, stops, and going on elsewhere. The clock is the tests' own."""
+"""Studies inside a budget of time: order, plan, stops, and resuming elsewhere. The clock is the tests' own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STEPS = 23
 
 
 class Clock:
-    """A clock that goes on by a second whenever it is looked at."""
+    """A clock that advances by a second whenever it is read."""
 
     def __init__(self):
         self.now = 0.0
@@ -51,28 +51,28 @@ class Clock:
         return self.now
 
 
-class Says(NullReporter):
+class CollectingReporter(NullReporter):
     def __init__(self):
-        self.said = []
+        self.lines = []
 
     def say(self, text):
-        self.said.append(text)
+        self.lines.append(text)
 
 
 def assign(folder, study=STUDY, **changes):
-    given = schema.parse(study)
-    return plan.assign(given, given, runs=folder, **changes)
+    study = schema.parse(study)
+    return plan.assign(study, study, runs=folder, **changes)
 
 
-def studied(assignment, given=None, **changes):
-    reporter = Says()
+def studied(request, time_limit=None, **changes):
+    reporter = CollectingReporter()
     return run_study.run_study(
-        assignment, options=RunOptions(reporter=reporter), budget=given, **changes
-    ), reporter.said
+        request, options=RunOptions(reporter=reporter), budget=time_limit, **changes
+    ), reporter.lines
 
 
-def prepare(assignment, seconds=600.0, **changes):
-    return budget.prepare(assignment, Budget(seconds, time.monotonic() + seconds), **changes)
+def prepare(request, seconds=600.0, **changes):
+    return budget.prepare(request, Budget(seconds, time.monotonic() + seconds), **changes)
 
 
 def status(folder):
@@ -80,12 +80,12 @@ def status(folder):
     return json.loads(path.read_text())["status"] if path.exists() else None
 
 
-def statuses(assignment):
-    return {job.name.removeprefix("grid/"): status(assignment.runs / job.name) for job in plan.jobs(assignment)}
+def statuses(request):
+    return {job.name.removeprefix("grid/"): status(request.runs / job.name) for job in plan.jobs(request)}
 
 
-def values(assignment):
-    rows = json.loads((assignment.folder / "table.json").read_text())["rows"]
+def values(request):
+    rows = json.loads((request.folder / "table.json").read_text())["rows"]
     return {(row["pair"], row["method"]): (row["n"], row["values"]) for row in rows}
 
 
@@ -114,7 +114,7 @@ def test_a_budget_is_a_time_with_a_unit(typed, seconds):
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "message"),
     [
         ("25", "got 25; for example --budget 25m for minutes, or --budget 25s for seconds"),
         ("0m", "a time above 0, got 0m"),
@@ -125,8 +125,8 @@ def test_a_budget_is_a_time_with_a_unit(typed, seconds):
         ("5d", "got '5d'"),
     ],
 )
-def test_what_is_no_budget_is_answered_with_what_to_type(typed, told):
-    with pytest.raises(config.RecipeError, match=f"^--budget: expected .*({told})"):
+def test_what_is_no_budget_is_answered_with_what_to_type(typed, message):
+    with pytest.raises(config.RecipeError, match=f"^--budget: expected .*({message})"):
         budget.read(typed)
 
 
@@ -150,25 +150,25 @@ def test_the_pair_that_takes_least_comes_first_and_each_row_is_whole_before_the_
 
 
 def test_the_plan_says_what_fits(tmp_path, by_width):
-    assignment = assign(tmp_path)
-    whole = [prepare(assign(tmp_path, pairs=[pair])).seconds for pair in assignment.study.pairs]
-    lines = list(prepare(assignment, seconds=whole[2] + 1.5).lines())
-    rows = [line.split() for line in lines if "/" in line and "ms a step" in line]
+    request = assign(tmp_path)
+    whole = [prepare(assign(tmp_path, pairs=[pair])).seconds for pair in request.study.pairs]
+    lines = list(prepare(request, seconds=whole[2] + 1.5).lines())
+    rows = [line.split() for line in lines if "/" in line and "ms per step" in line]
     assert [(row[0], row[1], row[2]) for row in rows] == [
         ("slim/tiny", "3", "138"),
         ("large/small", "3", "138"),
         ("large/middle", "2", "92"),
     ]
-    fits = [line.rpartition("  ")[2].strip() for line in lines if "ms a step" in line]
+    fits = [line.rpartition("  ")[2].strip() for line in lines if "ms per step" in line]
     assert fits == ["all", "in part", "no"]
-    assert "16.0 ms a step (timed)" in lines[2]
+    assert "16.0 ms per step (timed)" in lines[2]
 
 
 def test_what_was_timed_or_done_on_the_machine_is_not_timed_again(tmp_path, without_reports, by_width):
-    assignment = assign(tmp_path)
-    prepare(assignment)
+    request = assign(tmp_path)
+    prepare(request)
     assert len(by_width) == 6  # a student and a teacher of each pair
-    prepare(assignment)
+    prepare(request)
     assert len(by_width) == 6
     # What was done here tells more than what was timed.
     studied(assign(tmp_path, pairs=["slim/tiny"], methods=["kd"]))
@@ -180,10 +180,12 @@ def test_what_was_timed_or_done_on_the_machine_is_not_timed_again(tmp_path, with
     manifest = tmp_path / "grid/slim-tiny/kd-seed0" / records.MANIFEST
     recorded = json.loads(manifest.read_text())
     records.write_json(manifest, {**recorded, "class": ["another", "a third"]})
-    alone, shared = (one.costs["grid/slim-tiny/kd-seed1"].step for one in (planned, prepare(assign(tmp_path, seeds=2))))
+    alone, shared = (
+        budgeted.costs["grid/slim-tiny/kd-seed1"].step for budgeted in (planned, prepare(assign(tmp_path, seeds=2)))
+    )
     assert shared == pytest.approx(alone / 3)
     # On another machine neither counts.
-    path = assignment.folder / budget.TIMES
+    path = request.folder / budget.TIMES
     elsewhere = json.loads(path.read_text())
     elsewhere["machine"]["processor"] = "another"
     path.write_text(json.dumps(elsewhere))
@@ -205,17 +207,17 @@ def test_timing_itself_is_short(tmp_path, by_width, monkeypatch):
 
 def test_a_pair_that_cannot_be_built_is_last_and_fails_as_without_a_budget(tmp_path, without_reports):
     pairs = {"lost/tiny": {"teacher": "mlp:zero", "student": "mlp:6"}, **ONE["pairs"]}
-    assignment = assign(tmp_path, {**ONE, "pairs": pairs}, methods=["kd"])
-    failed, said = studied(assignment, Budget(600.0, time.monotonic() + 600.0))
+    request = assign(tmp_path, {**ONE, "pairs": pairs}, methods=["kd"])
+    failed, lines = studied(request, Budget(600.0, time.monotonic() + 600.0))
     assert list(failed) == ["grid/teachers/lost-seed100", "grid/lost-tiny/kd-seed0"]
     assert status(tmp_path / "grid/slim-tiny/kd-seed0") == "finished"
-    assert any("not known" in line and "mlp:zero" in line for line in said)
+    assert any("not known" in line and "mlp:zero" in line for line in lines)
 
 
 def test_recorded_outputs_are_asked_once_and_the_step_without_the_teacher(tmp_path, by_width):
     methods = {"kd": "kd", "ttm": {"ttm": {"gamma": 0.25, "beta": 1}}}
-    given = {**ONE, "methods": methods, "protocol": {**QUICK, "outputs": str(tmp_path / "outputs")}}
-    planned = prepare(assign(tmp_path, given))
+    study = {**ONE, "methods": methods, "protocol": {**QUICK, "outputs": str(tmp_path / "outputs")}}
+    planned = prepare(assign(tmp_path, study))
     first, second = (planned.costs[f"grid/slim-tiny/{method}-seed0"] for method in methods)
     assert first.record > 0 == second.record
     assert first.step <= 0.006
@@ -226,49 +228,49 @@ def test_recorded_outputs_are_asked_once_and_the_step_without_the_teacher(tmp_pa
 
 def stopped(folder, seconds, study=ONE):
     """Do a study with a clock that gives it so many looks."""
-    assignment, clock = assign(folder, study), Clock()
-    failed, said = studied(assignment, Budget(seconds, seconds + budget.MARGIN, clock))
+    request, clock = assign(folder, study), Clock()
+    failed, lines = studied(request, Budget(seconds, seconds + budget.MARGIN, clock))
     assert failed == {}
-    return assignment, said, clock
+    return request, lines, clock
 
 
 @pytest.mark.parametrize("looks", [30, 64, 75, 85])
-def test_a_study_stops_inside_its_budget_and_goes_on_to_the_same_bits(tmp_path, without_reports, looks):
-    assignment, said, clock = stopped(tmp_path / "parts", looks)
+def test_a_study_stops_inside_its_budget_and_resumes_to_the_same_bits(tmp_path, without_reports, looks):
+    request, lines, clock = stopped(tmp_path / "parts", looks)
     assert clock.now < looks + budget.MARGIN
-    found = list(statuses(assignment).values())
-    at = found.index("interrupted")
+    states = list(statuses(request).values())
+    at = states.index("interrupted")
     # The teacher alone, then its students in lockstep.
-    assert found in (["interrupted", None, None], ["finished", "interrupted", "interrupted"])
-    assert sum(line.startswith("the budget is used up") for line in said) == 1
-    begun = next(job for job in plan.jobs(assignment) if status(assignment.runs / job.name) == "interrupted")
-    names = sorted(path.name for path in (assignment.runs / begun.name / records.CHECKPOINTS).iterdir())
+    assert states in (["interrupted", None, None], ["finished", "interrupted", "interrupted"])
+    assert sum(line.startswith("the budget is used up") for line in lines) == 1
+    begun = next(job for job in plan.jobs(request) if status(request.runs / job.name) == "interrupted")
+    names = sorted(path.name for path in (request.runs / begun.name / records.CHECKPOINTS).iterdir())
     step = int(names[-1].split("-")[1])
     assert 0 < step < 2 * STEPS
-    assert values(assignment)["slim/tiny", "kd"][0] == 0
-    assert (assignment.folder / "table.md").exists()
+    assert values(request)["slim/tiny", "kd"][0] == 0
+    assert (request.folder / "table.md").exists()
     how_many = "1 of the 3 left is begun" if at == 0 else "2 of the 2 left are begun"
     assert f"{at} of 3 runs are finished, {how_many}" in budget.progress(prepare(assign(tmp_path / "parts", ONE)))
-    failed, _ = studied(assignment)
+    failed, _ = studied(request)
     assert failed == {}
     whole = assign(tmp_path / "whole", ONE)
     studied(whole)
-    assert values(assignment) == values(whole)
+    assert values(request) == values(whole)
     for job in plan.jobs(whole):
         for file in (records.STUDENT, records.BEST, records.EVALUATION):
-            assert (assignment.runs / job.name / file).read_bytes() == (whole.runs / job.name / file).read_bytes()
+            assert (request.runs / job.name / file).read_bytes() == (whole.runs / job.name / file).read_bytes()
 
 
 def test_no_run_is_begun_that_nothing_could_be_done_of(tmp_path, without_reports):
-    assignment, said, _ = stopped(tmp_path, 1.0)
-    assert set(statuses(assignment).values()) == {None}
-    assert any(line.startswith("the budget is used up") for line in said)
-    assert (assignment.folder / "study.json").exists()
+    request, lines, _ = stopped(tmp_path, 1.0)
+    assert set(statuses(request).values()) == {None}
+    assert any(line.startswith("the budget is used up") for line in lines)
+    assert (request.folder / "study.json").exists()
 
 
 def test_part_after_part_ends_the_study(tmp_path, without_reports):
     parts = 0
-    while "interrupted" in (found := set(statuses(assign(tmp_path, ONE)).values())) or None in found:
+    while "interrupted" in (states := set(statuses(assign(tmp_path, ONE)).values())) or None in states:
         stopped(tmp_path, 45)
         parts += 1
         assert parts < 9
@@ -308,7 +310,7 @@ def test_a_stop_before_the_last_evaluation_leaves_it_alone_to_do(tmp_path, witho
 # On the command line
 
 
-def test_the_command_says_what_is_done_what_is_left_and_how_to_go_on(invoke, tmp_path, without_reports):
+def test_the_command_says_what_is_done_what_is_left_and_how_to_resume(invoke, tmp_path, without_reports):
     Path("grid.yaml").write_text(yaml.safe_dump(ONE))
     code, out, err = invoke("study", "grid.yaml", "--budget", "2s", "--device", "cpu")
     assert (code, err) == (0, "")
@@ -321,7 +323,7 @@ def test_the_command_says_what_is_done_what_is_left_and_how_to_go_on(invoke, tmp
     assert "to go on" not in out
     code, out, err = invoke("study", "grid.yaml", "--budget", "10m", "--dry-run")
     assert code == 0, err
-    assert "ms a step" in out
+    assert "ms per step" in out
 
 
 def test_mistakes_are_answered_in_a_line(invoke):
@@ -333,11 +335,11 @@ def test_mistakes_are_answered_in_a_line(invoke):
     ]
     if not torch.cuda.is_available():
         wrong.append((["--device", "cuda", "--budget", "5m"], "got none that torch can see; type --device cpu"))
-    for typed, told in wrong:
+    for typed, message in wrong:
         code, _, err = invoke("study", "grid.yaml", *typed)
         assert code == 2
         (line,) = err.splitlines()
-        assert told in line
+        assert message in line
     assert not Path("runs").exists()
 
 
@@ -359,7 +361,7 @@ def test_several_processes_share_a_budget(invoke, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_copied_elsewhere_it_goes_on_to_the_same_table(invoke, tmp_path, without_reports):
+def test_killed_and_copied_elsewhere_it_resumes_to_the_same_table(invoke, tmp_path, without_reports):
     study = {**ONE, "protocol": {**QUICK, "epochs": 60, "batch_size": 32, "checkpoint_steps": 20}}
     here, there = tmp_path / "here", tmp_path / "another" / "place"
     for folder in (here, there):
@@ -403,10 +405,10 @@ def test_killed_and_copied_elsewhere_it_goes_on_to_the_same_table(invoke, tmp_pa
         assert weights == (whole.runs / job.name / records.STUDENT).read_bytes()
 
 
-def test_other_threads_are_warned_of_and_the_run_goes_on(tmp_path, without_reports):
+def test_other_threads_are_warned_of_and_the_run_resumes(tmp_path, without_reports):
     stopped(tmp_path, 30)
-    given = {**ONE, "protocol": {**QUICK, "threads": 2}}
+    study = {**ONE, "protocol": {**QUICK, "threads": 2}}
     with pytest.warns(UserWarning, match="threads was 1, is 2"):
-        failed, _ = studied(assign(tmp_path, given))
+        failed, _ = studied(assign(tmp_path, study))
     assert failed == {}
-    assert values(assign(tmp_path, given))["slim/tiny", "kd"][0] == 1
+    assert values(assign(tmp_path, study))["slim/tiny", "kd"][0] == 1

@@ -1,4 +1,4 @@
-"""Teachers and records that are carried in the repository: collected, put back, and a study gone on with."""
+"""Teachers and records that are carried in the repository: collected, put back, and a study resumed."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def collecting(monkeypatch):
 
 def studied(folder, seeds=1):
     study = schema.parse(STUDY)
-    assignment = plan.assign(study, study, runs=folder, seeds=seeds)
-    return run_study.run_study(assignment), assignment
+    request = plan.assign(study, study, runs=folder, seeds=seeds)
+    return run_study.run_study(request), request
 
 
 def read(folder):
     return json.loads((folder / records.MANIFEST).read_text())
 
 
-def test_a_study_goes_on_from_its_records_and_a_teacher_in_half_precision(collecting, tmp_path):
+def test_a_study_resumes_from_its_records_and_a_teacher_in_half_precision(collecting, tmp_path):
     studied(tmp_path / "runs")
     kept = collecting.collect(tmp_path / "runs/grid", tmp_path / "results")
     weights = [path.relative_to(kept).as_posix() for path in kept.rglob("*.safetensors")]
@@ -51,32 +51,32 @@ def test_a_study_goes_on_from_its_records_and_a_teacher_in_half_precision(collec
     state = load_file(kept / weights[0])
     assert {value.dtype for value in state.values()} == {torch.float16}
     there = tmp_path / "elsewhere"
-    place = collecting.restore(kept, there)
-    taught = read(place / "wide-narrow/kd-seed0")["teacher"]["fingerprint"]
-    assert read(place / "teachers/wide-seed100")["rounded"]["from"] == taught
-    failed, assignment = studied(there, seeds=2)
+    pool = collecting.restore(kept, there)
+    fingerprint = read(pool / "wide-narrow/kd-seed0")["teacher"]["fingerprint"]
+    assert read(pool / "teachers/wide-seed100")["rounded"]["from"] == fingerprint
+    failed, request = studied(there, seeds=2)
     assert failed == {}
-    rows = json.loads((assignment.folder / "table.json").read_text())
+    rows = json.loads((request.folder / "table.json").read_text())
     assert [(row["method"], row["n"]) for row in rows["rows"]] == [("teacher", 1), ("cross_entropy", 2), ("kd", 2)]
     assert sum("a copy in float16 of the teacher that was trained" in note for note in rows["notes"]) == 1
     # The runs that were carried are kept, and the new one had the copy.
-    assert not (place / "wide-narrow/kd-seed0" / records.STUDENT).exists()
-    rounded = read(place / "teachers/wide-seed100")["rounded"]["fingerprint"]
-    assert read(place / "wide-narrow/kd-seed1")["teacher"]["fingerprint"] == rounded != taught
+    assert not (pool / "wide-narrow/kd-seed0" / records.STUDENT).exists()
+    rounded = read(pool / "teachers/wide-seed100")["rounded"]["fingerprint"]
+    assert read(pool / "wide-narrow/kd-seed1")["teacher"]["fingerprint"] == rounded != fingerprint
     # Carried once more, it is still known whose copy it is.
-    again = collecting.collect(place, tmp_path / "second")
-    assert read(again / "teachers/wide-seed100")["rounded"]["from"] == taught
+    again = collecting.collect(pool, tmp_path / "second")
+    assert read(again / "teachers/wide-seed100")["rounded"]["from"] == fingerprint
 
 
 def test_another_teacher_in_the_copy_s_place_is_none_of_theirs(collecting, tmp_path):
     studied(tmp_path / "runs")
     kept = collecting.collect(tmp_path / "runs/grid", tmp_path / "results")
-    place = collecting.restore(kept, tmp_path / "elsewhere")
-    other = {**STUDY, "teacher_seed": 7}
-    study = schema.parse(other)
+    pool = collecting.restore(kept, tmp_path / "elsewhere")
+    second = {**STUDY, "teacher_seed": 7}
+    study = schema.parse(second)
     run_study.run_study(plan.assign(study, study, runs=tmp_path / "other", methods=["kd"]))
     trained = tmp_path / "other/grid/teachers/wide-seed7" / records.STUDENT
-    shutil.copy(trained, place / "teachers/wide-seed100" / records.STUDENT)
+    shutil.copy(trained, pool / "teachers/wide-seed100" / records.STUDENT)
     failed, _ = studied(tmp_path / "elsewhere", seeds=2)
     assert "the teacher's fingerprint was " in failed["grid/wide-narrow/kd-seed0"]
 
@@ -94,8 +94,8 @@ def test_large_weights_and_unfinished_runs_stay_behind(collecting, tmp_path, cap
     path.write_text(json.dumps({**read(path.parent), "status": "interrupted"}))
     kept = collecting.collect(pool, tmp_path / "results")
     assert list(kept.rglob("*.safetensors")) == []
-    place = collecting.restore(kept, tmp_path / "elsewhere")
-    back = sorted(path.parent.relative_to(place).as_posix() for path in place.rglob(records.MANIFEST))
+    pool = collecting.restore(kept, tmp_path / "elsewhere")
+    back = sorted(path.parent.relative_to(pool).as_posix() for path in pool.rglob(records.MANIFEST))
     assert back == [
         "students/narrow-cross_entropy-seed0",
         "students/narrow-cross_entropy-seed1",

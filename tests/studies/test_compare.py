@@ -38,12 +38,12 @@ def one_thread_and_no_report(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Says(NullReporter):
+class CollectingReporter(NullReporter):
     def __init__(self):
-        self.said = []
+        self.lines = []
 
     def say(self, text):
-        self.said.append(text)
+        self.lines.append(text)
 
 
 def of(**changes):
@@ -51,9 +51,9 @@ def of(**changes):
 
 
 def do(folder, **changes):
-    reporter = Says()
+    reporter = CollectingReporter()
     compare(of(**changes), folder, options=RunOptions(reporter=reporter))
-    return reporter.said
+    return reporter.lines
 
 
 def manifest(folder):
@@ -65,20 +65,20 @@ def weights(folder):
 
 
 def test_those_of_one_data_seed_are_together_and_the_same_as_one_by_one(tmp_path):
-    said = do(tmp_path / "both")
-    assert "students 1 to 3 of 6, together: few/ce-seed0, few/kd-seed0, few/wttm-seed0" in said
-    assert "students 4 to 6 of 6, together: few/ce-seed1, few/kd-seed1, few/wttm-seed1" in said
-    said = do(tmp_path / "single", together=1)
-    assert "student 6 of 6: few/wttm-seed1" in said
+    lines = do(tmp_path / "both")
+    assert "students 1 to 3 of 6, together: few/ce-seed0, few/kd-seed0, few/wttm-seed0" in lines
+    assert "students 4 to 6 of 6, together: few/ce-seed1, few/kd-seed1, few/wttm-seed1" in lines
+    lines = do(tmp_path / "single", together=1)
+    assert "student 6 of 6: few/wttm-seed1" in lines
     assert len(weights(tmp_path / "both")) == 6
     assert weights(tmp_path / "both") == weights(tmp_path / "single")
     assert manifest(tmp_path / "both" / "kd-seed1")["class"] == ["few/ce-seed1", "few/wttm-seed1"]
     assert manifest(tmp_path / "single" / "kd-seed1")["class"] == []
 
 
-def test_a_class_is_no_larger_than_is_said(tmp_path):
-    said = [text for text in do(tmp_path, together=2) if text.startswith("student")]
-    assert [text.partition(":")[0] for text in said] == [
+def test_a_group_is_no_larger_than_requested(tmp_path):
+    lines = [text for text in do(tmp_path, together=2) if text.startswith("student")]
+    assert [text.partition(":")[0] for text in lines] == [
         "students 1 to 2 of 6, together",
         "student 3 of 6",
         "students 4 to 5 of 6, together",
@@ -86,11 +86,11 @@ def test_a_class_is_no_larger_than_is_said(tmp_path):
     ]
 
 
-def test_seeds_that_share_the_data_seed_are_one_class_and_are_marked(tmp_path):
-    said = do(tmp_path / "shared", share_data_seed=True)
-    assert any(text.startswith("students 1 to 6 of 6, together: ") for text in said)
+def test_seeds_that_share_the_data_seed_are_one_group_and_are_marked(tmp_path):
+    lines = do(tmp_path / "shared", share_data_seed=True)
+    assert any(text.startswith("students 1 to 6 of 6, together: ") for text in lines)
     seeds = {path.name: manifest(path)["seeds"] for path in (tmp_path / "shared").glob("*-seed*")}
-    assert {one["data_seed"] for one in seeds.values()} == {0}
+    assert {entry["data_seed"] for entry in seeds.values()} == {0}
     assert {seeds[f"kd-seed{k}"]["seed"] for k in range(2)} == {0, 1}
     assert len(manifest(tmp_path / "shared" / "kd-seed1")["class"]) == 5
     assert records.read_json(tmp_path / "shared" / records.COMPARISON)["share_data_seed"] is True
@@ -101,12 +101,12 @@ def test_seeds_that_share_the_data_seed_are_one_class_and_are_marked(tmp_path):
     do(tmp_path / "own")
     assert mark not in results.table(results.rows(tmp_path / "own")).text()
     # The first seed's runs have the data seed that they would have anyway, the second's another.
-    shared, own = weights(tmp_path / "shared"), weights(tmp_path / "own")
-    assert shared["kd-seed0"] == own["kd-seed0"]
-    assert shared["kd-seed1"] != own["kd-seed1"]
+    shared, separate = weights(tmp_path / "shared"), weights(tmp_path / "own")
+    assert shared["kd-seed0"] == separate["kd-seed0"]
+    assert shared["kd-seed1"] != separate["kd-seed1"]
 
 
-def test_the_size_of_a_class_may_change_and_what_seeds_share_may_not(tmp_path):
+def test_the_size_of_a_group_may_change_and_what_seeds_share_may_not(tmp_path):
     do(tmp_path, seeds=1, together=1)
     do(tmp_path, seeds=2, together=3)
     assert len(weights(tmp_path)) == 6
@@ -114,14 +114,14 @@ def test_the_size_of_a_class_may_change_and_what_seeds_share_may_not(tmp_path):
         do(tmp_path, seeds=2, share_data_seed=True)
 
 
-def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monkeypatch):
+def test_a_run_that_fails_is_reported_after_those_beside_it_are_done(tmp_path, monkeypatch):
     plain = Distiller.forward
 
-    def breaks(self, batch, teacher=None, *rest):
-        taught = plain(self, batch, teacher, *rest)
+    def breaks(self, batch, teacher=None, *args):
+        result = plain(self, batch, teacher, *args)
         if "kd" in self.objective.names:
-            taught = taught._replace(loss=taught.loss._replace(total=taught.loss.total * torch.nan))
-        return taught
+            result = result._replace(loss=result.loss._replace(total=result.loss.total * torch.nan))
+        return result
 
     monkeypatch.setattr(Distiller, "forward", breaks)
     with pytest.raises(NonFiniteError):
@@ -138,8 +138,8 @@ def test_a_run_that_fails_is_told_after_those_beside_it_are_done(tmp_path, monke
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path):
     with folder_lock(tmp_path / "kd-seed0"):
-        said = do(tmp_path, seeds=1)
-    assert "few/kd-seed0 is going on in another process: left to it" in said
+        lines = do(tmp_path, seeds=1)
+    assert "few/kd-seed0 is running in another process: left to it" in lines
     assert set(weights(tmp_path)) == {"ce-seed0", "wttm-seed0"}
 
 

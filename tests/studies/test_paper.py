@@ -523,7 +523,7 @@ def test_an_unknown_figure_is_named(tmp_path):
 
 
 def test_a_folder_without_a_study_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must be a study's, with study.json in it, got .*; type"):
+    with pytest.raises(FileNotFoundError, match=r"expected a study's folder, with study.json in it, got .*; type"):
         paper.draw(tmp_path)
 
 

@@ -34,13 +34,13 @@ def study(**changes):
     return schema.parse({**STUDY, **changes})
 
 
-def assigned(tmp_path, *, given=None, **options):
+def assigned(tmp_path, *, changed=None, **options):
     plain = study()
-    return assign(plain, given or plain, runs=tmp_path, **options)
+    return assign(plain, changed or plain, runs=tmp_path, **options)
 
 
-def names(assignment):
-    return [job.name.removeprefix(f"{assignment.pool}/") for job in jobs(assignment)]
+def names(request):
+    return [job.name.removeprefix(f"{request.pool}/") for job in jobs(request)]
 
 
 def test_pairs_then_seeds_then_methods(tmp_path):
@@ -64,9 +64,9 @@ def test_pairs_then_seeds_then_methods(tmp_path):
 
 
 def test_a_run_that_asks_no_teacher_stands_in_the_table_of_every_pair(tmp_path):
-    found = [(job.pair, job.name) for job in cells(assigned(tmp_path)) if job.method == "cross_entropy"]
+    rows = [(job.pair, job.name) for job in cells(assigned(tmp_path)) if job.method == "cross_entropy"]
     shared = "grid/students/narrow-cross_entropy-seed0"
-    assert [pair for pair, name in found if name == shared] == ["wide/narrow", "wider/narrow"]
+    assert [pair for pair, name in rows if name == shared] == ["wide/narrow", "wider/narrow"]
 
 
 def test_narrowing(tmp_path):
@@ -89,9 +89,9 @@ def test_narrowing(tmp_path):
 
 
 def test_recipes_of_the_runs(tmp_path):
-    found = {job.name: job.recipe for job in jobs(assigned(tmp_path))}
+    recipes = {job.name: job.recipe for job in jobs(assigned(tmp_path))}
     teacher, first, second = (
-        found[f"grid/{name}"] for name in ("teachers/wide-seed100", "wide-slim/kd-seed0", "wide-slim/kd-seed1")
+        recipes[f"grid/{name}"] for name in ("teachers/wide-seed100", "wide-slim/kd-seed0", "wide-slim/kd-seed1")
     )
     assert (teacher.seed, teacher.data_seed, teacher.teacher, teacher.objective.name) == (
         100,
@@ -99,37 +99,37 @@ def test_recipes_of_the_runs(tmp_path):
         None,
         "cross_entropy",
     )
-    assert [(one.seed, one.data_seed) for one in (first, second)] == [(0, 0), (1, 1)]
+    assert [(recipe.seed, recipe.data_seed) for recipe in (first, second)] == [(0, 0), (1, 1)]
     assert first.teacher.name == str(tmp_path / "grid/teachers/wide-seed100")
     # A pair's settings are its students'.
     assert (teacher.optimizer.lr, first.optimizer.lr) == (0.1, 0.01)
-    assert found["grid/students/narrow-cross_entropy-seed0"].teacher is None
+    assert recipes["grid/students/narrow-cross_entropy-seed0"].teacher is None
 
 
 def test_settings_of_a_method_come_after_those_of_a_pair(tmp_path):
     method = {"objective": "kd", "settings": {"optimizer": {"lr": 0.5, "momentum": 0.5}, "epochs": 12}}
-    given = study(methods={"kd": method})
-    (found,) = {
+    grid = study(methods={"kd": method})
+    (settings,) = {
         (job.recipe.optimizer.lr, job.recipe.optimizer.momentum, job.recipe.epochs)
-        for job in jobs(assign(given, given, runs=tmp_path))
+        for job in jobs(assign(grid, grid, runs=tmp_path))
         if job.method == "kd"
     }
-    assert found == (0.5, 0.5, 12)
+    assert settings == (0.5, 0.5, 12)
 
 
 def test_a_pretrained_teacher_is_not_trained(tmp_path):
-    given = study(pairs={"r/n": {"teacher": "torchvision:resnet34.IMAGENET1K_V1", "student": "mlp:8"}})
-    assignment = assign(given, given, runs=tmp_path)
-    assert not [name for name in names(assignment) if name.startswith("teachers/")]
-    (job, *_) = [job for job in jobs(assignment) if job.method == "kd"]
+    grid = study(pairs={"r/n": {"teacher": "torchvision:resnet34.IMAGENET1K_V1", "student": "mlp:8"}})
+    request = assign(grid, grid, runs=tmp_path)
+    assert not [name for name in names(request) if name.startswith("teachers/")]
+    (job, *_) = [job for job in jobs(request) if job.method == "kd"]
     assert job.recipe.teacher.name == "torchvision:resnet34.IMAGENET1K_V1"
     assert (job.needs, job.teacher) == (None, None)
 
 
 def test_a_teacher_may_be_trained_otherwise(tmp_path):
     pair = {"teacher": {"train": {"model": "mlp:16", "epochs": 24, "seed": 3}}, "student": "mlp:8"}
-    given = study(pairs={"a/b": pair})
-    (job,) = [job for job in jobs(assign(given, given, runs=tmp_path, epochs=120)) if job.method == "teacher"]
+    grid = study(pairs={"a/b": pair})
+    (job,) = [job for job in jobs(assign(grid, grid, runs=tmp_path, epochs=120)) if job.method == "teacher"]
     assert job.name == "grid-120epochs/teachers/a-seed3"
     assert (job.recipe.seed, job.recipe.data_seed, job.recipe.epochs) == (3, 100, 12)
 
@@ -137,11 +137,11 @@ def test_a_teacher_may_be_trained_otherwise(tmp_path):
 def test_runs_that_differ_do_not_share_a_folder(tmp_path):
     # Both students are called narrow; as labels alone teach them, they would be one run.
     pairs = {**STUDY["pairs"], "wider/narrow": {"teacher": "mlp:32", "student": "mlp:6"}}
-    given = study(pairs=pairs)
+    grid = study(pairs=pairs)
     with pytest.raises(
         RecipeError, match="got two for grid/students/narrow-cross_entropy-seed0, of wide/narrow and of"
     ):
-        jobs(assign(given, given, runs=tmp_path))
+        jobs(assign(grid, grid, runs=tmp_path))
 
 
 # Fewer epochs
@@ -180,11 +180,11 @@ def test_stages_and_weights_in_epochs_are_scaled(tmp_path):
         },
     }
     train = {"model": "mlp:16", "objective": {"cross_entropy": {"weight": weight}}}
-    given = study(methods={"kd": method}, pairs={"a/b": {"teacher": {"train": train}, "student": "mlp:8"}})
-    assignment = assign(given, given, runs=tmp_path, epochs=24)
-    teacher, job, *_ = jobs(assignment)
+    grid = study(methods={"kd": method}, pairs={"a/b": {"teacher": {"train": train}, "student": "mlp:8"}})
+    request = assign(grid, grid, runs=tmp_path, epochs=24)
+    teacher, job, *_ = jobs(request)
     assert teacher.recipe.objective.to_recipe()[0]["cross_entropy"]["weight"]["epochs"] == 6
-    (tried,) = dry_run_recipes(assignment)
+    (tried,) = dry_run_recipes(request)
     assert tried.training("x").objective == teacher.recipe.objective
     assert job.recipe.stages[1].objective.to_recipe()[0]["cross_entropy"]["weight"]["epochs"] == 6
     assert job.recipe.stages[0].epochs == 12
@@ -203,8 +203,8 @@ def test_the_same_number_of_epochs_is_no_departure(tmp_path):
 def overridden(tmp_path, *typed, **options):
     path = tmp_path / "grid.yaml"
     path.write_text(json.dumps(STUDY))
-    plain, given = study_file.read(str(path), typed)
-    return assign(plain, given, runs=tmp_path, **options)
+    plain, changed = study_file.read(str(path), typed)
+    return assign(plain, changed, runs=tmp_path, **options)
 
 
 def test_the_pool_is_named_after_what_is_otherwise(tmp_path):
@@ -227,19 +227,19 @@ def test_the_pool_is_named_after_what_is_otherwise(tmp_path):
 def test_deviations_are_listed(tmp_path):
     assert overridden(tmp_path).deviations == ()
     assert overridden(tmp_path, "threads=1", pairs=["wide/slim"]).deviations == ()
-    given = overridden(tmp_path, "data.source=hf:/home/someone/cifar", "optimizer.lr=0.2", seeds=3)
-    assert given.deviations == ("data.source: hf:cifar instead of digits", "optimizer.lr: 0.2 instead of 0.1")
-    assert plan.deviations(given, cells(given)) == [
+    request = overridden(tmp_path, "data.source=hf:/home/someone/cifar", "optimizer.lr=0.2", seeds=3)
+    assert request.deviations == ("data.source: hf:cifar instead of digits", "optimizer.lr: 0.2 instead of 0.1")
+    assert plan.deviations(request, cells(request)) == [
         "seeds: 3 instead of 2 (cross_entropy, kd)",
         "seeds: 3 instead of 1 (ttm)",
-        *given.deviations,
+        *request.deviations,
     ]
 
 
 def test_stages_make_other_runs(tmp_path):
-    given = overridden(tmp_path, "stages=[{epochs: 3}, {objective: cross_entropy}]")
-    assert given.pool != "grid"
-    assert given.deviations == ('stages: [{"epochs": 3}, {"objective": "cross_entropy"}] instead of []',)
+    request = overridden(tmp_path, "stages=[{epochs: 3}, {objective: cross_entropy}]")
+    assert request.pool != "grid"
+    assert request.deviations == ('stages: [{"epochs": 3}, {"objective": "cross_entropy"}] instead of []',)
     assert overridden(tmp_path, "stages=[]").deviations == ()
 
 
@@ -248,28 +248,28 @@ def test_the_deviations_are_those_of_the_table_and_not_of_the_last_command(tmp_p
     for job in jobs(many)[1:]:
         there(many, job)
     # A study of two runs, done as the study says; but five are there of one pair.
-    assignment = assigned(tmp_path, methods=["kd", "ttm"])
-    record = run_study.record(assignment, cells(assignment))
+    request = assigned(tmp_path, methods=["kd", "ttm"])
+    record = run_study.record(request, cells(request))
     assert record["departures"] == ["seeds: 5 instead of 2 (kd of wide/slim)"]
-    assignment = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
-    assert run_study.record(assignment, cells(assignment))["departures"] == ["seeds: 5 instead of 2"]
+    request = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
+    assert run_study.record(request, cells(request))["departures"] == ["seeds: 5 instead of 2"]
 
 
-def test_epochs_are_told_once(tmp_path):
+def test_epochs_are_listed_once(tmp_path):
     twice = overridden(tmp_path, "epochs=120", epochs=8)
     assert twice.deviations == (
         "epochs: 8 instead of 240; the learning rate decays after 10, 12, 14 instead of 150, 180, 210",
     )
     there_and_back = overridden(tmp_path, "epochs=120", epochs=240)
     assert there_and_back.deviations == ("the learning rate decays after 300, 360, 420 instead of 150, 180, 210",)
-    other = overridden(tmp_path, "schedule={name: cosine, warmup: 6}", epochs=120)
-    assert other.deviations[0] == "epochs: 120 instead of 240; warm-up 3.0 instead of 0.0"
-    assert "schedule.milestones: none instead of [150, 180, 210]" in other.deviations
+    request = overridden(tmp_path, "schedule={name: cosine, warmup: 6}", epochs=120)
+    assert request.deviations[0] == "epochs: 120 instead of 240; warm-up 3.0 instead of 0.0"
+    assert "schedule.milestones: none instead of [150, 180, 210]" in request.deviations
 
 
 def test_a_section_that_was_empty_is_no_departure_of_its_own(tmp_path):
-    given = overridden(tmp_path, "pairs.wide/narrow.settings.optimizer.lr=0.01", "methods.kd.kd.temperature=2")
-    assert given.deviations == (
+    request = overridden(tmp_path, "pairs.wide/narrow.settings.optimizer.lr=0.01", "methods.kd.kd.temperature=2")
+    assert request.deviations == (
         "pairs.wide/narrow.settings.optimizer.lr: 0.01 instead of none",
         "methods.kd.objective.kd.temperature: 2 instead of none",
     )
@@ -288,31 +288,31 @@ def test_what_says_how_is_no_part_of_what(tmp_path):
 # What is there
 
 
-def there(assignment, job, *, recipe=None, fingerprint="f"):
-    folder = assignment.runs / job.name
+def there(request, job, *, recipe=None, fingerprint="f"):
+    folder = request.runs / job.name
     folder.mkdir(parents=True)
     (folder / records.RECIPE).write_text(config.dump(recipe or job.recipe))
     records.write_json(folder / records.MANIFEST, {"status": "finished", "data": {"fingerprint": fingerprint}})
 
 
 def test_runs_that_are_there_are_cells_though_nobody_asks_for_them(tmp_path):
-    assignment = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
+    request = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
     extra = assigned(tmp_path, pairs=["wide/narrow"], methods=["ttm"], seeds=4)
     there(extra, jobs(extra)[-1])
-    found = [(job.pair, job.method, job.recipe.seed) for job in cells(assignment)]
-    assert found == [("wide/narrow", "ttm", 3), ("wide/slim", "kd", 0)]
-    assert [job.pair for job in jobs(assignment)] == ["wide/slim", "wide/slim"]
+    rows = [(job.pair, job.method, job.recipe.seed) for job in cells(request)]
+    assert rows == [("wide/narrow", "ttm", 3), ("wide/slim", "kd", 0)]
+    assert [job.pair for job in jobs(request)] == ["wide/slim", "wide/slim"]
 
 
-def test_a_run_of_another_recipe_or_other_data_is_told(tmp_path):
-    assignment = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=2)
-    _, first, second = jobs(assignment)
-    assert foreign_runs.differences(assignment, first) == []
-    there(assignment, first)
-    assert foreign_runs.differences(assignment, first, fingerprint="f") == []
-    assert foreign_runs.differences(assignment, first, fingerprint="g") == ["the data's fingerprint was f, is g"]
-    there(assignment, second, recipe=second.recipe.model_copy(update={"epochs": 3, "threads": 2}))
-    assert foreign_runs.differences(assignment, second, fingerprint="f") == ["epochs was 3, is 240"]
+def test_a_run_of_another_recipe_or_other_data_is_reported(tmp_path):
+    request = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=2)
+    _, first, second = jobs(request)
+    assert foreign_runs.differences(request, first) == []
+    there(request, first)
+    assert foreign_runs.differences(request, first, fingerprint="f") == []
+    assert foreign_runs.differences(request, first, fingerprint="g") == ["the data's fingerprint was f, is g"]
+    there(request, second, recipe=second.recipe.model_copy(update={"epochs": 3, "threads": 2}))
+    assert foreign_runs.differences(request, second, fingerprint="f") == ["epochs was 3, is 240"]
 
 
 def test_a_pool_may_be_moved(tmp_path):
@@ -324,9 +324,9 @@ def test_a_pool_may_be_moved(tmp_path):
 
 
 def test_a_dry_run_tries_each_method_once_on_each_pair(tmp_path):
-    assignment = assigned(tmp_path, pairs=["wide/narrow", "wider/narrow"], epochs=24)
-    found = dry_run_recipes(assignment)
-    assert [recipe.name for recipe in found] == [
+    request = assigned(tmp_path, pairs=["wide/narrow", "wider/narrow"], epochs=24)
+    recipes = dry_run_recipes(request)
+    assert [recipe.name for recipe in recipes] == [
         "grid-24epochs/students/narrow-cross_entropy-seed0",
         "grid-24epochs/wide-narrow/kd-seed0",
         "grid-24epochs/wide-narrow/ttm-seed0",
@@ -334,13 +334,13 @@ def test_a_dry_run_tries_each_method_once_on_each_pair(tmp_path):
         "grid-24epochs/wider-narrow/kd-seed0",
         "grid-24epochs/wider-narrow/ttm-seed0",
     ]
-    assert found[1].training("x").student.name == "mlp:16"
-    assert found[1].training("x").epochs == 24
+    assert recipes[1].training("x").student.name == "mlp:16"
+    assert recipes[1].training("x").epochs == 24
 
 
 def test_the_record_holds_what_a_table_is_made_of(tmp_path):
     value = {"mean": 70.0, "std": 0.5, "n": 3}
-    given = study(
+    grid = study(
         pairs={"wide/narrow": {**STUDY["pairs"]["wide/narrow"], "published": 80.5}},
         methods={
             "kd": {"objective": "kd", "published": {"wide/narrow": value}},
@@ -349,8 +349,8 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
         figures=["entropy"],
         notes=["a note"],
     )
-    assignment = assign(given, given, runs=tmp_path, seeds=1)
-    assert run_study.record(assignment, cells(assignment)) == {
+    request = assign(grid, grid, runs=tmp_path, seeds=1)
+    assert run_study.record(request, cells(request)) == {
         "name": "grid",
         "title": "",
         "source": "",
@@ -376,7 +376,7 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
         "missing": {"new": "not built: not_built_yet"},
         "notes": ["a note"],
     }
-    assert set(run_study.record(assignment, [])) == set(records.Study.__annotations__)
+    assert set(run_study.record(request, [])) == set(records.Study.__annotations__)
 
 
 def test_a_run_s_recipe_can_be_read_back(tmp_path):

@@ -45,12 +45,12 @@ def test_the_tables_and_figures_are_there(studies):
 
 def test_each_study_becomes_runs_without_a_departure(studies, planned):
     for name, study in studies.items():
-        assignment = assigned(study)
-        assert assignment.deviations == ()
-        assert assignment.pool == study.pool
+        request = assigned(study)
+        assert request.deviations == ()
+        assert request.pool == study.pool
         assert bool(planned[name]) == (study.figures != ("mappings",))
         missing = [method for method in study.methods.values() if method.missing]
-        assert len(assignment.missing) == len(missing)
+        assert len(request.missing) == len(missing)
         assert all(method.published for method in missing)
 
 
@@ -67,29 +67,29 @@ def test_studies_of_one_pool_plan_equal_runs(planned):
     seen = {}
     for jobs in planned.values():
         for job in jobs:
-            other = seen.setdefault(job.name, job)
-            assert other.recipe == job.recipe, job.name
+            first = seen.setdefault(job.name, job)
+            assert first.recipe == job.recipe, job.name
     shared = {name for name in seen if name.startswith("cifar100/teachers/")}
     assert "cifar100/teachers/resnet56-seed100" in shared
 
 
 def test_the_protocol_is_the_paper_s(studies, planned, facts):
-    said = facts["cifar100"]["protocol"]
+    protocol = facts["cifar100"]["protocol"]
     for name in ("table1", "table2", "table3", "table4", "table6", "figure1", "figure2", "figure3"):
         recipe = studies[name].recipe
-        assert (recipe.epochs, recipe.batch_size) == (said["epochs"], said["batch_size"])
+        assert (recipe.epochs, recipe.batch_size) == (protocol["epochs"], protocol["batch_size"])
         optimizer, schedule = recipe.optimizer, recipe.schedule
         assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay, optimizer.nesterov) == (
-            said["lr"],
-            said["momentum"],
-            said["weight_decay"],
+            protocol["lr"],
+            protocol["momentum"],
+            protocol["weight_decay"],
             False,
         )
-        assert (list(schedule.milestones), schedule.factor) == (said["lr_decay_epochs"], said["lr_decay_rate"])
+        assert (list(schedule.milestones), schedule.factor) == (protocol["lr_decay_epochs"], protocol["lr_decay_rate"])
         assert (recipe.data.crop_padding, recipe.data.flip) == (4, True)
         for job in planned[name]:
             student = job.recipe.student.name.removeprefix("cifar:")
-            assert job.recipe.optimizer.lr == (said["lr_for"].get(student, said["lr"])), job.name
+            assert job.recipe.optimizer.lr == (protocol["lr_for"].get(student, protocol["lr"])), job.name
 
 
 def numbers(method, pair):
@@ -99,47 +99,47 @@ def numbers(method, pair):
 
 @pytest.mark.parametrize(("name", "number"), [("table1", "1"), ("table2", "2"), ("table3", "3"), ("table4", "4")])
 def test_every_number_of_tables_1_to_4(studies, facts, name, number):
-    study, said = studies[name], facts["tables"][number]
-    block = facts["cifar100"][said["block"]]
+    study, table = studies[name], facts["tables"][number]
+    block = facts["cifar100"][table["block"]]
     pairs = [f"{teacher}/{student}" for teacher, student in block["pairs"]]
     assert list(study.pairs) == pairs
-    assert list(study.methods) == ["cross_entropy", *said["methods"]]
-    same = said["block"] == "same_architecture"
+    assert list(study.methods) == ["cross_entropy", *table["methods"]]
+    same = table["block"] == "same_architecture"
     assert (
         study.seeds
         == facts["cifar100"]["protocol"]["runs_same_architecture" if same else "runs_different_architecture"]
     )
-    for place, pair in enumerate(pairs):
-        assert study.pairs[pair].published.mean == block["accuracy"]["teacher"][place]["mean"]
+    for index, pair in enumerate(pairs):
+        assert study.pairs[pair].published.mean == block["accuracy"]["teacher"][index]["mean"]
         for method in study.methods:
-            expected = block["accuracy"]["student" if method == "cross_entropy" else method][place]
-            found = study.methods[method].published.get(pair)
-            assert (found is None) == (expected is None), (method, pair)
-            if found:
-                assert (found.mean, found.std) == (expected["mean"], expected["std"]), (method, pair)
+            expected = block["accuracy"]["student" if method == "cross_entropy" else method][index]
+            value = study.methods[method].published.get(pair)
+            assert (value is None) == (expected is None), (method, pair)
+            if value:
+                assert (value.mean, value.std) == (expected["mean"], expected["std"]), (method, pair)
                 count = 3 if same and "itrd" in method else study.seeds
-                assert found.n == (None if method == "cross_entropy" else count)
+                assert value.n == (None if method == "cross_entropy" else count)
                 if method != "cross_entropy":
                     assert plan.runs_of(study, method) == count
             parameters = block["hyperparameters"].get(method)
             if parameters:
                 (arguments,) = [e["wttm" if "+" in method else method] for e in study.methods[method].entry(pair)[:1]]
-                assert arguments == parameters[place], (method, pair)
+                assert arguments == parameters[index], (method, pair)
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4"])
 def test_the_combinations_are_the_paper_s(studies, facts, name):
-    said = facts["cifar100"]["combination"]
+    combination = facts["cifar100"]["combination"]
     same = name in ("table1", "table2")
-    alpha = said["itrd"]["alpha_it"]["same_architecture" if same else "different_architecture"]
-    zero = {"/".join(pair) for pair in said["itrd"]["beta_mi_zero_for"]}
+    alpha = combination["itrd"]["alpha_it"]["same_architecture" if same else "different_architecture"]
+    zero = {"/".join(pair) for pair in combination["itrd"]["beta_mi_zero_for"]}
     methods = studies[name].methods
     for pair in studies[name].pairs:
         for method in set(methods) & {"crd", "wttm+crd"}:
-            assert methods[method].entry(pair)[1] == {"crd": {"weight": said["crd"]["mu"]}}
+            assert methods[method].entry(pair)[1] == {"crd": {"weight": combination["crd"]["mu"]}}
         for method in set(methods) & {"itrd", "wttm+itrd"}:
-            mutual = 0.0 if pair in zero and method == "wttm+itrd" else said["itrd"]["beta_mi"]
-            expected = {"alpha": alpha, "correlation": said["itrd"]["beta_corr"], "mutual": mutual}
+            mutual = 0.0 if pair in zero and method == "wttm+itrd" else combination["itrd"]["beta_mi"]
+            expected = {"alpha": alpha, "correlation": combination["itrd"]["beta_corr"], "mutual": mutual}
             assert methods[method].entry(pair)[1] == {"itrd": expected}
     if "kd" in methods:
         kd = facts["cifar100"]["kd_baseline"]
@@ -162,14 +162,14 @@ def test_every_number_of_table_6(studies, facts):
 
 
 def test_every_number_of_table_5(studies, planned, facts):
-    study, said = studies["table5"], facts["imagenet"]["table5"]
-    assert list(study.methods) == ["cross_entropy", *said["columns"]]
+    study, table = studies["table5"], facts["imagenet"]["table5"]
+    assert list(study.methods) == ["cross_entropy", *table["columns"]]
     parameters = list(facts["imagenet"]["hyperparameters"].values())
-    for row, arguments in zip(said["rows"], parameters, strict=True):
+    for row, arguments in zip(table["rows"], parameters, strict=True):
         pair = f"{row['teacher']}/{row['student']}"
         assert study.pairs[pair].published.mean == row["teacher_top1"]
         assert numbers(study.methods["cross_entropy"], pair) == (row["student_top1"], None)
-        for column, value in zip(said["columns"], row["values"], strict=True):
+        for column, value in zip(table["columns"], row["values"], strict=True):
             assert numbers(study.methods[column], pair) == (None if value is None else (value, None))
         assert study.methods["wttm"].entry(pair) == [{"wttm": arguments}]
     jobs = {job.name: job.recipe for job in planned["table5"]}
@@ -181,26 +181,26 @@ def test_every_number_of_table_5(studies, planned, facts):
 
 
 def test_every_number_of_table_7(studies, facts):
-    study, said = studies["table7"], facts["imagenet"]["table7"]
-    for teacher, row in said["rows"].items():
-        pair = f"{teacher}/{said['student']}"
-        value = dict(zip(said["columns"], row, strict=True))
+    study, table = studies["table7"], facts["imagenet"]["table7"]
+    for teacher, row in table["rows"].items():
+        pair = f"{teacher}/{table['student']}"
+        value = dict(zip(table["columns"], row, strict=True))
         assert study.pairs[pair].published.mean == value.pop("teacher_top1")
         assert {name: numbers(study.methods[name], pair)[0] for name in value} == value
-        assert numbers(study.methods["cross_entropy"], pair) == (said["student_top1"], None)
-    assert len(study.pairs) == len(said["rows"])
-    assert list(study.methods) == ["cross_entropy", *said["columns"][1:]]
+        assert numbers(study.methods["cross_entropy"], pair) == (table["student_top1"], None)
+    assert len(study.pairs) == len(table["rows"])
+    assert list(study.methods) == ["cross_entropy", *table["columns"][1:]]
     parameters = facts["imagenet"]["hyperparameters"]["resnet18 from any resnet"]
     assert study.methods["wttm"].entry("resnet50/resnet18") == [{"wttm": parameters}]
 
 
 def test_every_number_of_table_13(studies, facts):
-    study, said = studies["table13"], facts["imagenet"]["table13"]
+    study, table = studies["table13"], facts["imagenet"]["table13"]
     ((pair, networks),) = study.pairs.items()
-    assert networks.published.mean == said["teacher_top1"]
-    assert numbers(study.methods["cross_entropy"], pair) == (said["student_top1"], None)
-    assert {name: numbers(study.methods[name], pair)[0] for name in said["values"]} == said["values"]
-    assert list(study.methods) == ["cross_entropy", *said["values"]]
+    assert networks.published.mean == table["teacher_top1"]
+    assert numbers(study.methods["cross_entropy"], pair) == (table["student_top1"], None)
+    assert {name: numbers(study.methods[name], pair)[0] for name in table["values"]} == table["values"]
+    assert list(study.methods) == ["cross_entropy", *table["values"]]
     recipe = study.recipe
     assert (recipe.batch_size, recipe.epochs, recipe.clip) == (1024, 300, 5)
     assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay) == ("adamw", 1e-3, 0.05)
@@ -221,7 +221,10 @@ def test_the_figures_runs_are_the_paper_s(studies):
         [{"ttm": matched}],
         [{"wttm": {**matched, "normalise": "training"}}],
     ]
-    assert [one[0][kind]["supervised"] for one, kind in zip(entries["figure2"], ("ttm", "wttm"), strict=True)] == [0, 0]
+    assert [entry[0][kind]["supervised"] for entry, kind in zip(entries["figure2"], ("ttm", "wttm"), strict=True)] == [
+        0,
+        0,
+    ]
     assert entries["figure3"] == [
         [{"cross_entropy": {}}],
         [{"cross_entropy": {"label_smoothing": 0.5}}],

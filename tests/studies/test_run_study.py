@@ -35,23 +35,23 @@ STUDY = {
 }
 
 
-class Says(NullReporter):
+class CollectingReporter(NullReporter):
     def __init__(self):
-        self.said = []
+        self.lines = []
 
     def say(self, text):
-        self.said.append(text)
+        self.lines.append(text)
 
 
 def do(tmp_path, *, pool=None, seeds=None, only=(), **changes):
     study = schema.parse({**STUDY, **changes})
-    assignment = plan.assign(study, study, runs=tmp_path, pool=pool, seeds=seeds, methods=only)
-    reporter = Says()
-    return run_study.run_study(assignment, options=RunOptions(reporter=reporter)), assignment, reporter.said
+    request = plan.assign(study, study, runs=tmp_path, pool=pool, seeds=seeds, methods=only)
+    reporter = CollectingReporter()
+    return run_study.run_study(request, options=RunOptions(reporter=reporter)), request, reporter.lines
 
 
-def table(assignment):
-    rows = json.loads((assignment.folder / "table.json").read_text())["rows"]
+def table(request):
+    rows = json.loads((request.folder / "table.json").read_text())["rows"]
     return {(row["pair"], row["method"]): row for row in rows}
 
 
@@ -88,36 +88,36 @@ def test_a_study_of_one_s_own_from_the_page(invoke, tmp_path):
     assert "wide/narrow" in out
 
 
-def class_of(tmp_path, name):
+def group_of(tmp_path, name):
     return json.loads((tmp_path / name / records.MANIFEST).read_text())["class"]
 
 
 def test_students_of_one_data_seed_are_trained_together(tmp_path, without_reports):
-    _, _, said = do(tmp_path, seeds=2)
-    ours, taught = "grid/students/narrow-cross_entropy", "grid/wide-narrow/kd"
+    _, _, lines = do(tmp_path, seeds=2)
+    ours, distilled = "grid/students/narrow-cross_entropy", "grid/wide-narrow/kd"
     for seed in (0, 1):
         # The one that learns from labels has no teacher, but the same batches.
-        assert class_of(tmp_path, f"{ours}-seed{seed}") == [f"{taught}-seed{seed}"]
-        assert class_of(tmp_path, f"{taught}-seed{seed}") == [f"{ours}-seed{seed}"]
-    assert class_of(tmp_path, "grid/teachers/wide-seed100") == []
-    assert f"4 left: {ours}-seed0, {taught}-seed0, together" in said
+        assert group_of(tmp_path, f"{ours}-seed{seed}") == [f"{distilled}-seed{seed}"]
+        assert group_of(tmp_path, f"{distilled}-seed{seed}") == [f"{ours}-seed{seed}"]
+    assert group_of(tmp_path, "grid/teachers/wide-seed100") == []
+    assert f"4 left: {ours}-seed0, {distilled}-seed0, together" in lines
     study = schema.parse({**STUDY, "name": "alone"})
-    assignment = plan.assign(study, study, runs=tmp_path, seeds=2)
-    assert run_study.run_study(assignment, together=1) == {}
-    for name in (f"{ours}-seed1", f"{taught}-seed1"):
+    request = plan.assign(study, study, runs=tmp_path, seeds=2)
+    assert run_study.run_study(request, together=1) == {}
+    for name in (f"{ours}-seed1", f"{distilled}-seed1"):
         alone = name.replace("grid/", "alone/")
-        assert class_of(tmp_path, alone) == []
-        mine, other = (tmp_path / one / records.STUDENT for one in (name, alone))
+        assert group_of(tmp_path, alone) == []
+        mine, other = (tmp_path / folder / records.STUDENT for folder in (name, alone))
         assert mine.read_bytes() == other.read_bytes()
 
 
 def test_what_is_timed_is_trained_alone(tmp_path, without_reports):
-    _, assignment, _ = do(tmp_path, costs="kd")
-    assert class_of(tmp_path, "grid/wide-narrow/kd-seed0") == []
+    _, request, _ = do(tmp_path, costs="kd")
+    assert group_of(tmp_path, "grid/wide-narrow/kd-seed0") == []
     study = schema.parse({**STUDY, "name": "both", "costs": "kd"})
-    assignment = plan.assign(study, study, runs=tmp_path)
-    run_study.run_study(assignment, together=2)
-    assert class_of(tmp_path, "both/wide-narrow/kd-seed0")
+    request = plan.assign(study, study, runs=tmp_path)
+    run_study.run_study(request, together=2)
+    assert group_of(tmp_path, "both/wide-narrow/kd-seed0")
     for name, timed in (("grid", True), ("both", False)):
         folder = tmp_path / name / name
         rows = [row for row in paper_table.read_table(folder).rows if row.role != "teacher"]
@@ -126,16 +126,16 @@ def test_what_is_timed_is_trained_alone(tmp_path, without_reports):
 
 def test_a_worker_takes_its_part_of_what_is_left(tmp_path, without_reports):
     study = schema.parse({**STUDY, "methods": ["cross_entropy", "kd", "dkd", "dist"]})
-    assignment = plan.assign(study, study, runs=tmp_path)
-    run_study.run_study(assignment, workers=2)
+    request = plan.assign(study, study, runs=tmp_path)
+    run_study.run_study(request, workers=2)
     # The teacher is done, four are left: two, then one and one.
-    assert len(class_of(tmp_path, "grid/students/narrow-cross_entropy-seed0")) == 1
-    assert class_of(tmp_path, "grid/wide-narrow/kd-seed0") == ["grid/students/narrow-cross_entropy-seed0"]
-    assert class_of(tmp_path, "grid/wide-narrow/dkd-seed0") == []
-    assert class_of(tmp_path, "grid/wide-narrow/dist-seed0") == []
+    assert len(group_of(tmp_path, "grid/students/narrow-cross_entropy-seed0")) == 1
+    assert group_of(tmp_path, "grid/wide-narrow/kd-seed0") == ["grid/students/narrow-cross_entropy-seed0"]
+    assert group_of(tmp_path, "grid/wide-narrow/dkd-seed0") == []
+    assert group_of(tmp_path, "grid/wide-narrow/dist-seed0") == []
 
 
-def test_one_of_a_class_that_fails_is_told_and_the_others_are_done(tmp_path, without_reports):
+def test_one_of_a_group_that_fails_is_reported_and_the_others_are_done(tmp_path, without_reports):
     methods = {
         "kd": "kd",
         "diverges": {"objective": "dkd", "settings": {"optimizer": {"lr": 1e30}}},
@@ -145,47 +145,47 @@ def test_one_of_a_class_that_fails_is_told_and_the_others_are_done(tmp_path, wit
     assert list(failed) == ["grid/wide-narrow/diverges-seed0"]
     assert "finite" in failed["grid/wide-narrow/diverges-seed0"]
     assert status(tmp_path / "grid/wide-narrow/kd-seed0") == "finished"
-    assert class_of(tmp_path, "grid/wide-narrow/kd-seed0")[0] == "grid/wide-narrow/diverges-seed0"
+    assert group_of(tmp_path, "grid/wide-narrow/kd-seed0")[0] == "grid/wide-narrow/diverges-seed0"
 
 
 def test_both_seeds_differ_and_the_teacher_has_its_own(tmp_path, without_reports):
-    failed, assignment, _ = do(tmp_path, seeds=2, only=["kd"])
+    failed, request, _ = do(tmp_path, seeds=2, only=["kd"])
     assert failed == {}
     recorded = {
         name: Run(tmp_path / "grid" / name).manifest
         for name in ("teachers/wide-seed100", "wide-narrow/kd-seed0", "wide-narrow/kd-seed1")
     }
-    seeds = [(one["seeds"]["seed"], one["seeds"]["data_seed"]) for one in recorded.values()]
+    seeds = [(manifest["seeds"]["seed"], manifest["seeds"]["data_seed"]) for manifest in recorded.values()]
     assert seeds == [(100, 100), (0, 0), (1, 1)]
-    teachers = {one["teacher"]["fingerprint"] for one in recorded.values() if one["teacher"]}
+    teachers = {manifest["teacher"]["fingerprint"] for manifest in recorded.values() if manifest["teacher"]}
     assert len(teachers) == 1
-    assert table(assignment)["wide/narrow", "teacher"]["n"] == 1
+    assert table(request)["wide/narrow", "teacher"]["n"] == 1
 
 
 def test_finished_runs_are_kept_and_more_are_added(tmp_path, without_reports):
     do(tmp_path, only=["kd"])
     folder = tmp_path / "grid/wide-narrow/kd-seed0"
     before = (folder / records.STUDENT).stat().st_mtime_ns
-    failed, assignment, said = do(tmp_path, seeds=2)
+    failed, request, lines = do(tmp_path, seeds=2)
     assert failed == {}
-    assert said[0].startswith("grid: 3 of 5 runs to do")
+    assert lines[0].startswith("grid: 3 of 5 runs to do")
     assert (folder / records.STUDENT).stat().st_mtime_ns == before
-    assert {method: row["n"] for (_, method), row in table(assignment).items()} == {
+    assert {method: row["n"] for (_, method), row in table(request).items()} == {
         "teacher": 1,
         "cross_entropy": 2,
         "kd": 2,
     }
     # A narrower command leaves what is there in the table.
-    _, assignment, _ = do(tmp_path, seeds=1, only=["kd"])
-    assert table(assignment)["wide/narrow", "cross_entropy"]["n"] == 2
+    _, request, _ = do(tmp_path, seeds=1, only=["kd"])
+    assert table(request)["wide/narrow", "cross_entropy"]["n"] == 2
 
 
 def test_a_teacher_whose_students_are_done_is_not_trained_again(tmp_path, without_reports):
     do(tmp_path, only=["kd"])
     shutil.rmtree(tmp_path / "grid/teachers")
-    failed, _, said = do(tmp_path, only=["kd"])
+    failed, _, lines = do(tmp_path, only=["kd"])
     assert failed == {}
-    assert said[0].startswith("grid: 0 of 2 runs to do")
+    assert lines[0].startswith("grid: 0 of 2 runs to do")
     assert not (tmp_path / "grid/teachers").exists()
 
 
@@ -214,7 +214,7 @@ def test_a_run_that_fails_does_not_stop_the_others(invoke, tmp_path, without_rep
 
 def test_a_run_of_another_recipe_is_refused_and_in_no_mean(tmp_path, without_reports):
     do(tmp_path)
-    failed, assignment, _ = do(tmp_path, protocol={**QUICK, "batch_size": 256})
+    failed, request, _ = do(tmp_path, protocol={**QUICK, "batch_size": 256})
     assert list(failed) == [
         "grid/teachers/wide-seed100",
         "grid/students/narrow-cross_entropy-seed0",
@@ -222,10 +222,10 @@ def test_a_run_of_another_recipe_is_refused_and_in_no_mean(tmp_path, without_rep
     ]
     assert "batch_size was 512, is 256" in failed["grid/wide-narrow/kd-seed0"]
     assert "type --pool NAME" in failed["grid/wide-narrow/kd-seed0"]
-    assert {row["n"] for row in table(assignment).values()} == {0}
-    failed, assignment, _ = do(tmp_path, protocol={**QUICK, "batch_size": 256}, pool="other")
+    assert {row["n"] for row in table(request).values()} == {0}
+    failed, request, _ = do(tmp_path, protocol={**QUICK, "batch_size": 256}, pool="other")
     assert failed == {}
-    assert assignment.folder == tmp_path / "other/grid"
+    assert request.folder == tmp_path / "other/grid"
 
 
 def test_students_of_two_teachers_are_in_no_mean_together(tmp_path, without_reports):
@@ -235,10 +235,10 @@ def test_students_of_two_teachers_are_in_no_mean_together(tmp_path, without_repo
     assert failed == {}  # What is in the teacher's folder is what the run's manifest says.
     there = tmp_path / "grid/teachers/wide-seed100"
     shutil.copy(tmp_path / "second/teachers/wide-seed7" / records.STUDENT, there / records.STUDENT)
-    failed, assignment, _ = do(tmp_path, only=["kd"], seeds=3)
+    failed, request, _ = do(tmp_path, only=["kd"], seeds=3)
     assert list(failed) == ["grid/wide-narrow/kd-seed0", "grid/wide-narrow/kd-seed1"]
     assert "the teacher's fingerprint was " in failed["grid/wide-narrow/kd-seed0"]
-    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+    assert table(request)["wide/narrow", "kd"]["n"] == 1
 
 
 def test_a_teacher_of_half_precision_is_the_one_that_its_students_had(tmp_path, without_reports):
@@ -250,23 +250,23 @@ def test_a_teacher_of_half_precision_is_the_one_that_its_students_had(tmp_path, 
     save_file(state, half / records.STUDENT)
     pair = {**STUDY["pairs"]["wide/narrow"], "teacher": str(half)}
     for _ in range(2):
-        failed, assignment, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"], pool="of-half")
+        failed, request, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"], pool="of-half")
         assert failed == {}
-    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+    assert table(request)["wide/narrow", "kd"]["n"] == 1
 
 
 def test_data_of_a_pair_s_own_are_checked_too(tmp_path, without_reports):
     pair = {**STUDY["pairs"]["wide/narrow"], "settings": {"data": {"validation": 0.1}}}
-    failed, assignment, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"])
+    failed, request, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"])
     assert failed == {}
     path = tmp_path / "grid/wide-narrow/kd-seed0" / records.MANIFEST
     manifest = json.loads(path.read_text())
     manifest["data"]["fingerprint"] = "f" * 16
     path.write_text(json.dumps(manifest))
-    failed, assignment, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"])
+    failed, request, _ = do(tmp_path, pairs={"wide/narrow": pair}, only=["kd"])
     assert list(failed) == ["grid/wide-narrow/kd-seed0"]
     assert "the data's fingerprint was ffffffffffffffff" in failed["grid/wide-narrow/kd-seed0"]
-    assert table(assignment)["wide/narrow", "kd"]["n"] == 0
+    assert table(request)["wide/narrow", "kd"]["n"] == 0
 
 
 def test_a_run_is_shown_only_under_pairs_that_plan_it(tmp_path, without_reports):
@@ -276,9 +276,9 @@ def test_a_run_is_shown_only_under_pairs_that_plan_it(tmp_path, without_reports)
         "slim/narrow": {"teacher": "mlp:4", "student": "mlp:8"},
     }
     study = schema.parse({**STUDY, "pairs": pairs})
-    assignment = plan.assign(study, study, runs=tmp_path, pairs=["wide/narrow"], methods=["cross_entropy"])
-    assert run_study.run_study(assignment) == {}
-    rows = table(assignment)
+    request = plan.assign(study, study, runs=tmp_path, pairs=["wide/narrow"], methods=["cross_entropy"])
+    assert run_study.run_study(request) == {}
+    rows = table(request)
     assert {pair: rows[pair, "cross_entropy"]["n"] for pair in pairs} == {
         "wide/narrow": 1,
         "wider/narrow": 0,
@@ -288,30 +288,30 @@ def test_a_run_is_shown_only_under_pairs_that_plan_it(tmp_path, without_reports)
 
 def test_studies_of_one_pool_share_teachers_and_runs(tmp_path, without_reports):
     do(tmp_path, pool="shared", only=["kd"])
-    failed, assignment, said = do(tmp_path, pool="shared", name="second", methods={"kd": "kd", "ttm": "ttm"})
+    failed, request, lines = do(tmp_path, pool="shared", name="second", methods={"kd": "kd", "ttm": "ttm"})
     assert failed == {}
-    assert said[0].startswith("second: 1 of 3 runs to do")
-    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+    assert lines[0].startswith("second: 1 of 3 runs to do")
+    assert table(request)["wide/narrow", "kd"]["n"] == 1
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, without_reports):
-    place = tmp_path / "grid/students/narrow-cross_entropy-seed0"
-    place.mkdir(parents=True)
-    with (place / ".lock").open("w") as file:
+    folder = tmp_path / "grid/students/narrow-cross_entropy-seed0"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        failed, assignment, said = do(tmp_path)
+        failed, request, lines = do(tmp_path)
     assert failed == {}
-    assert "grid/students/narrow-cross_entropy-seed0 is going on in another process: left to it" in said
-    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
-    assert not (place / records.STUDENT).exists()
+    assert "grid/students/narrow-cross_entropy-seed0 is running in another process: left to it" in lines
+    assert table(request)["wide/narrow", "kd"]["n"] == 1
+    assert not (folder / records.STUDENT).exists()
     do(tmp_path)
-    assert status(place) == "finished"
+    assert status(folder) == "finished"
 
 
 def test_a_process_waits_for_a_teacher_that_another_trains(tmp_path, without_reports, monkeypatch):
-    place = tmp_path / "grid/teachers/wide-seed100"
-    place.mkdir(parents=True)
-    with (place / ".lock").open("w") as file:
+    folder = tmp_path / "grid/teachers/wide-seed100"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         waited = []
 
@@ -321,13 +321,13 @@ def test_a_process_waits_for_a_teacher_that_another_trains(tmp_path, without_rep
             fcntl.flock(file, fcntl.LOCK_UN)
 
         monkeypatch.setattr(run_study, "time", SimpleNamespace(sleep=sleep, time=time.time, monotonic=time.monotonic))
-        failed, assignment, _ = do(tmp_path)
+        failed, request, _ = do(tmp_path)
     assert failed == {}
     assert waited == [True]  # What needs no teacher was done meanwhile.
-    assert table(assignment)["wide/narrow", "kd"]["n"] == 1
+    assert table(request)["wide/narrow", "kd"]["n"] == 1
 
 
-def test_a_dry_run_writes_nothing_and_tells_what_does_not_fit(invoke, tmp_path):
+def test_a_dry_run_writes_nothing_and_reports_what_does_not_fit(invoke, tmp_path):
     pairs = {**STUDY["pairs"], "wide/lost": {"teacher": "mlp:16", "student": "mlp:none"}}
     Path("grid.yaml").write_text(yaml.safe_dump({**STUDY, "pairs": pairs}))
     code, out, err = invoke("study", "grid.yaml", "--dry-run", "--pairs", "wide/narrow", "--methods", "kd")
@@ -341,7 +341,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_does_not_fit(invoke, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_method_that_is_not_built_is_said_to_be(invoke, tmp_path, without_reports):
+def test_a_method_that_is_not_built_is_listed_so(invoke, tmp_path, without_reports):
     method = {"objective": "no_such_preset", "published": {"wide/narrow": {"mean": 71.5, "std": 0.5, "n": 3}}}
     Path("grid.yaml").write_text(yaml.safe_dump({**STUDY, "methods": {"new": method, "cross_entropy": None}}))
     code, out, err = invoke("study", "grid.yaml")
@@ -367,8 +367,8 @@ def test_mistakes_are_answered_in_a_line(invoke):
     ):
         code, _, err = invoke(*typed)
         assert code == 2
-        (told,) = err.splitlines()
-        assert line in told
+        (message,) = err.splitlines()
+        assert line in message
 
 
 # Processes of its own
@@ -399,7 +399,7 @@ def epochs_of(folder):
 
 
 @pytest.mark.slow
-def test_workers_end_with_their_parent_and_their_runs_are_gone_on_with(tmp_path, without_reports):
+def test_workers_end_with_their_parent_and_their_runs_are_resumed(tmp_path, without_reports):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(LONG))
     parent = subprocess.Popen(
         [sys.executable, "-m", "tutelage", "study", "grid.yaml", "--jobs", "2"],
@@ -420,11 +420,11 @@ def test_workers_end_with_their_parent_and_their_runs_are_gone_on_with(tmp_path,
     left = len(epochs_of(both[0]))
     assert left < EPOCHS
     study = schema.parse(LONG)
-    assignment = plan.assign(study, study, runs=Path("runs"))
+    request = plan.assign(study, study, runs=Path("runs"))
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
-        assert run_study.run_study(assignment) == {}
+        assert run_study.run_study(request) == {}
     finally:
         os.chdir(before)
     for folder in both:
@@ -432,15 +432,15 @@ def test_workers_end_with_their_parent_and_their_runs_are_gone_on_with(tmp_path,
         assert Run(folder).manifest["resumed"] == 1
 
 
-def test_a_worker_tells_what_failed(tmp_path, monkeypatch):
+def test_a_worker_reports_what_failed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = {**STUDY["pairs"], "wide/lost": {"teacher": "mlp:16", "student": "mlp:none"}}
     Path("grid.yaml").write_text(yaml.safe_dump({**STUDY, "pairs": pairs}))
-    said = []
-    failed = share(["study", "grid.yaml", "--methods", "cross_entropy"], 1, say=said.append)
+    lines = []
+    failed = share(["study", "grid.yaml", "--methods", "cross_entropy"], 1, say=lines.append)
     assert list(failed) == ["grid/students/lost-cross_entropy-seed0"]
-    assert all(line.startswith("[1] ") for line in said)
-    assert any("runs to do" in line for line in said)
+    assert all(line.startswith("[1] ") for line in lines)
+    assert any("runs to do" in line for line in lines)
     done = tmp_path / "runs/grid/students/narrow-cross_entropy-seed0"
     assert status(done) == "finished"
     command = json.loads((done / records.MANIFEST).read_text())["command"]
@@ -462,13 +462,13 @@ def test_a_study_s_figures_are_drawn_and_stand_in_its_report(tmp_path):
         "ttm": {"ttm": {"gamma": 0.25, "beta": 36}},
         "wttm": {"wttm": {"gamma": 0.25, "beta": 36, "normalise": "training"}},
     }
-    failed, assignment, said = do(tmp_path, methods=methods, figures=["entropy"])
+    failed, request, lines = do(tmp_path, methods=methods, figures=["entropy"])
     assert failed == {}
-    assert [text for text in said if text.startswith("figure: ") and text.endswith("entropy.svg")]
-    assert (assignment.folder / "entropy.png").stat().st_size > 10_000
-    sentence = (assignment.folder / "figures.md").read_text()
+    assert [text for text in lines if text.startswith("figure: ") and text.endswith("entropy.svg")]
+    assert (request.folder / "entropy.png").stat().st_size > 10_000
+    sentence = (request.folder / "figures.md").read_text()
     assert "H(q)" in sentence
-    page = (assignment.folder / "report.html").read_text()
+    page = (request.folder / "report.html").read_text()
     assert "paper-0" in page
     assert "Entropy of the student" in page
 

@@ -38,10 +38,10 @@ def test_short_forms_are_written_out():
 
 def test_arguments_of_one_pair_are_laid_over_the_objective():
     pairs = {**SMALL["pairs"], "wide/slim": {"teacher": "mlp:16", "student": "mlp:4"}}
-    own = {"wide/narrow": {"wttm": {"beta": 2}}}
+    arguments = {"wide/narrow": {"wttm": {"beta": 2}}}
     method = {
         "objective": [{"wttm": {"gamma": 0.5, "beta": 1}}, {"confidence_penalty": {}, "scale": 0.5}],
-        "pairs": own,
+        "pairs": arguments,
     }
     study = parse({**SMALL, "pairs": pairs, "methods": {"both": method}})
     betas = [study.methods["both"].entry(pair)[0]["wttm"]["beta"] for pair in pairs]
@@ -50,7 +50,7 @@ def test_arguments_of_one_pair_are_laid_over_the_objective():
     assert study.methods["both"].objective[0] == {"wttm": {"gamma": 0.5, "beta": 1}}
 
 
-def test_every_fault_is_told_at_once():
+def test_every_fault_is_reported_at_once():
     lines = faults(
         titel="x",
         protocol={"dat": "digits", "epochs": 0},
@@ -179,17 +179,17 @@ def test_a_method_that_is_not_built_needs_a_published_value():
     ],
 )
 def test_a_teacher_without_weights_is_trained(teacher, trained):
-    found = Pair.model_validate({"teacher": teacher, "student": "mlp:8"}).training(100)
-    assert (found is not None) == trained
-    if found:
-        seeds = (found.train.seed, found.train.data_seed)
+    training = Pair.model_validate({"teacher": teacher, "student": "mlp:8"}).training(100)
+    assert (training is not None) == trained
+    if training:
+        seeds = (training.train.seed, training.train.data_seed)
         assert seeds == ((7, 100) if isinstance(teacher, dict) else (100, 100))
 
 
 def test_layers_of_settings():
     base = {"data": "digits", "optimizer": {"lr": 0.1, "weight_decay": 1e-4}, "schedule": "cosine"}
-    found = schema.merged(base, {"optimizer": {"lr": 0.2}, "data": {"flip": True}}, {"schedule": {"name": "constant"}})
-    assert found == {
+    merged = schema.merged(base, {"optimizer": {"lr": 0.2}, "data": {"flip": True}}, {"schedule": {"name": "constant"}})
+    assert merged == {
         "data": {"source": "digits", "flip": True},
         "optimizer": {"lr": 0.2, "weight_decay": 1e-4},
         "schedule": {"name": "constant"},
@@ -205,13 +205,13 @@ def test_layers_of_settings():
 def test_overrides_reach_the_protocol_and_the_study(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(SMALL))
-    plain, given = read(
+    plain, changed = read(
         str(path), ["data.validation=0.1", "seeds=3", "methods.kd.kd.temperature=2", "protocol.epochs=4"]
     )
     assert (plain.seeds, plain.recipe.data.validation, plain.recipe.epochs) == (1, 0.0, 1)
-    assert (given.seeds, given.recipe.data.validation, given.recipe.epochs) == (3, 0.1, 4)
-    assert given.recipe.data.source == "digits"
-    assert given.methods["kd"].objective_for("wide/narrow") != plain.methods["kd"].objective_for("wide/narrow")
+    assert (changed.seeds, changed.recipe.data.validation, changed.recipe.epochs) == (3, 0.1, 4)
+    assert changed.recipe.data.source == "digits"
+    assert changed.methods["kd"].objective_for("wide/narrow") != plain.methods["kd"].objective_for("wide/narrow")
     with pytest.raises(RecipeError, match=r"protocol\.epocs: expected a known key, got 'epocs'; did you mean epochs\?"):
         read(str(path), ["epocs=3"])
 
@@ -251,9 +251,9 @@ def long(tmp_path):
     ],
 )
 def test_an_argument_is_overridden_in_either_form_of_a_method(long, typed, method, expected):
-    _, given = read(long, [typed])
-    assert given.methods[method].entry("wide/narrow") == expected
-    assert given.methods["kd"].published.keys() == ({"wide/narrow"} if typed != "methods.kd=ttm" else set())
+    _, changed = read(long, [typed])
+    assert changed.methods[method].entry("wide/narrow") == expected
+    assert changed.methods["kd"].published.keys() == ({"wide/narrow"} if typed != "methods.kd=ttm" else set())
 
 
 @pytest.mark.parametrize(
@@ -274,12 +274,12 @@ def test_an_override_that_a_pair_does_not_heed_is_refused(long, typed):
 
 
 def test_an_argument_of_a_pair_is_overridden_there(long):
-    _, given = read(long, ["methods.wttm.pairs.wide/slim.wttm.gamma=0.25"])
-    gammas = [given.methods["wttm"].entry(pair)[0]["wttm"]["gamma"] for pair in given.pairs]
+    _, changed = read(long, ["methods.wttm.pairs.wide/slim.wttm.gamma=0.25"])
+    gammas = [changed.methods["wttm"].entry(pair)[0]["wttm"]["gamma"] for pair in changed.pairs]
     assert gammas == [0.5, 0.25]
     # Without values of the pairs' own there is nothing that does not heed it.
-    _, given = read(long, ["methods.wttm.pairs={}", "methods.wttm.wttm.gamma=0.25"])
-    assert given.methods["wttm"].entry("wide/slim")[0]["wttm"]["gamma"] == 0.25
+    _, changed = read(long, ["methods.wttm.pairs={}", "methods.wttm.wttm.gamma=0.25"])
+    assert changed.methods["wttm"].entry("wide/slim")[0]["wttm"]["gamma"] == 0.25
 
 
 def test_a_study_without_runs_has_nothing_to_override():

@@ -196,7 +196,7 @@ def test_a_study_without_runs_has_a_page(tmp_path):
 
 
 def test_a_folder_that_is_no_study_s_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must be a study's, with study\.json in it"):
+    with pytest.raises(FileNotFoundError, match=r"expected a study's folder, with study\.json in it"):
         read_table(tmp_path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from tutelage.benchmark import timing
 from tutelage.data import DataSettings
 from tutelage.data.build import Description, Pixels, from_pixels
 from tutelage.models import Classifier
-from tutelage.types import Batch, Outputs
+from tutelage.modules import FrozenTeacher
+from tutelage.training.evaluate import to_device
+from tutelage.types import Batch, Outputs, Teacher
 
 CLASSES = 100
 
@@ -36,29 +38,26 @@ def network(name: str, device: torch.device, seed: int = 0) -> Classifier:
     return models.create(f"cifar:{name}", classes=CLASSES, channels=3, image_size=(32, 32), seed=seed).to(device)
 
 
-class CachedLogits:
-    """A teacher that answers from memory, as recorded outputs do."""
+def cached_logits(device: torch.device) -> Teacher:
+    """Return a teacher that answers from memory, as recorded outputs do."""
+    logits = 3 * torch.randn(50_000, CLASSES, generator=torch.Generator().manual_seed(0)).half().to(device)
+    return lambda batch: Outputs(logits[batch.index].float())
 
-    def __init__(self, device: torch.device) -> None:
-        self._logits = 3 * torch.randn(50_000, CLASSES, generator=torch.Generator().manual_seed(0)).half().to(device)
 
-    def __call__(self, batch: Batch) -> Outputs:
-        """Return the logits of a batch."""
-        return Outputs(self._logits[batch.index].float())
+@torch.no_grad()
+def forward(teacher: FrozenTeacher, batches: Iterable[Batch], device: torch.device, *, precision: str) -> None:
+    """Move each batch and run the teacher on it, channels last."""
+    for batch in batches:
+        moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            teacher(moved)
 
 
 class FirstBatches:
-    """The first batches of an epoch: one to warm up, and ``steps`` that are timed.
+    """The first batches of an epoch: one to warm up, and ``steps`` that are timed, in ``seconds`` per step.
 
-    Args:
-        batches: of the epochs.
-        steps: that are timed.
-        whole: report the length of the whole epoch, so that a fit chooses what it compiles as for a whole schedule.
-        premade: make the batches before; else each is made when it is asked for.
-
-    Attributes:
-        samples: of the epoch as reported to a fit.
-        seconds: per timed step.
+    ``whole`` reports the length of the whole epoch, so that a fit chooses what it compiles as for a whole schedule;
+    with ``premade`` the batches are made beforehand, else each when it is asked for.
     """
 
     def __init__(self, batches: data.BatchLoader, steps: int, *, whole: bool = False, premade: bool = False) -> None:

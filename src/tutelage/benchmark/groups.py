@@ -16,11 +16,10 @@ import torch
 
 from tutelage import data, objectives
 from tutelage.benchmark import timing
-from tutelage.benchmark.batches import CachedLogits, FirstBatches, network, random_images
+from tutelage.benchmark.batches import FirstBatches, cached_logits, forward, network, random_images
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import to_device
 from tutelage.training.lockstep import FitJob, Lockstep
 from tutelage.training.state import RngState
 from tutelage.types import Teacher
@@ -35,9 +34,8 @@ ALONE, APART = "teacher alone", "student without teacher"
 class Ratios(NamedTuple):
     """Relative times of groups by their number of students: medians of each round's ratio, as speed drifts less within.
 
-    Attributes:
-        parts: over the teacher's steps alone and as many times a student's with premade batches and cached logits.
-        runs: over as many times a group of one, which makes its own batches and asks the live teacher.
+    ``parts`` are over the teacher's steps alone and as many times a student's with premade batches and cached logits,
+    ``runs`` over as many times a group of one, which makes its own batches and runs the live teacher.
     """
 
     parts: dict[int, float]
@@ -61,9 +59,9 @@ def measure(
     where = accelerator_on(device).device
     batches = data.BatchLoader(splits.train, batch_size=BATCH, train=True)
     live, premade = FirstBatches(batches, steps), FirstBatches(batches, steps, premade=True)
-    teacher = FrozenTeacher(network(pair[0], where))
+    teacher = FrozenTeacher(network(pair[0], where)).to(memory_format=torch.channels_last)
     group = partial(_group, student=pair[1], device=device)
-    forms = {ALONE: partial(_teacher, teacher, live, where), APART: partial(group, 1, CachedLogits(where), premade)}
+    forms = {ALONE: partial(_teacher, teacher, live, where), APART: partial(group, 1, cached_logits(where), premade)}
     forms |= {group_name(k): partial(group, k, teacher, live) for k in dict.fromkeys((1, *sizes))}
     return timing.in_turn(forms, rounds)
 
@@ -71,26 +69,23 @@ def measure(
 def _group(students: int, teacher: Teacher, batches: FirstBatches, *, student: str, device: str) -> float:
     """Return the seconds per step of a group, its distillers made before."""
     accelerator = accelerator_on(device)
-    jobs = []
-    for seed in range(students):
-        distiller = Distiller(network(student, accelerator.device, seed), objectives.kd())
-        jobs.append(
-            FitJob(distiller=distiller, settings=SETTINGS, rng=RngState(accelerator.device) if students > 1 else None)
+    jobs = [
+        FitJob(
+            distiller=Distiller(network(student, accelerator.device, seed), objectives.kd()),
+            settings=SETTINGS,
+            rng=RngState(accelerator.device) if students > 1 else None,
         )
+        for seed in range(students)
+    ]
     for _, result in Lockstep(jobs, teacher, batches, accelerator=accelerator).run():
         if isinstance(result, Exception):
             raise result
     return batches.seconds
 
 
-@torch.no_grad()
 def _teacher(teacher: FrozenTeacher, batches: FirstBatches, device: torch.device) -> float:
     """Return the seconds of making and moving a batch and of the teacher's forward pass."""
-    teacher.to(memory_format=torch.channels_last)
-    for batch in batches.epoch(0):
-        moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=True))
-        with torch.autocast(device.type, torch.bfloat16):
-            teacher(moved)
+    forward(teacher, batches.epoch(0), device, precision=SETTINGS.precision)
     return batches.seconds
 
 
@@ -104,13 +99,11 @@ def ratios(taken: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> Ratios
     return Ratios(parts, runs)
 
 
-def lines(
-    sizes: Sequence[int] = (1, 8), *, steps: int = 4, rounds: int = 3, device: str = "auto", pair: Pair = PAIR
-) -> Iterator[str]:
+def lines(sizes: Sequence[int] = (1, 8), *, steps: int = 4, rounds: int = 3, pair: Pair = PAIR) -> Iterator[str]:
     """Time groups on one thread and random images, and yield lines to print."""
     with timing.threads(1):
-        taken = measure(random_images(), sizes=sizes, steps=steps, rounds=rounds, device=device, pair=pair)
-    median = {name: statistics.median(seconds) for name, seconds in taken.items()}
+        taken = measure(random_images(), sizes=sizes, steps=steps, rounds=rounds, device="auto", pair=pair)
+    median = timing.medians(taken)
     yield (
         f"teacher alone {median[ALONE] * 1e3:.1f} ms  a student apart {median[APART] * 1e3:.1f} ms  "
         f"(medians of {rounds})"

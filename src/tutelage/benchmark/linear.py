@@ -6,7 +6,6 @@ float32, on the processor; forward and backward to hidden states and weights.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypedDict
@@ -18,7 +17,7 @@ from tutelage import kernels
 from tutelage.benchmark import losses, timing
 from tutelage.benchmark.losses import BETA, GAMMA, KERNELS, REFERENCE
 
-WIDTH, CLASSES, TOKENS = 1024, 128_256, 4096
+WIDTH, CLASSES = 1024, 128_256
 
 
 class Measured(TypedDict):
@@ -26,13 +25,10 @@ class Measured(TypedDict):
 
     tokens: int
     n: int
-    """Steps that the median is of."""
-    median_s: float
-    """Processor seconds of forward and backward."""
+    median_s: float  # processor seconds of forward and backward, of n steps
     loss: float
     gradients_mb: float
-    added_mb: float | None
-    """Peak memory beyond inputs, weights and gradients; none where the system does not tell."""
+    added_mb: float | None  # peak memory beyond inputs, weights and gradients; none where the system does not tell
 
 
 Form = Callable[..., Tensor]
@@ -43,8 +39,7 @@ def _whole(loss: losses.Form) -> Form:
     def form(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             v = teacher_hidden @ teacher_weight.T
-        ce, wttm = loss(hidden @ weight.T, v, labels)
-        return ce.mean() + BETA * wttm.mean()
+        return losses.weighted(*loss(hidden @ weight.T, v, labels))
 
     return form
 
@@ -62,35 +57,29 @@ FORMS: dict[str, Form] = {
 
 def _draw(tokens: int, width: int, classes: int) -> list[Tensor]:
     """Return what a form takes; the student's hidden states and weight take gradients."""
-    drawn = torch.Generator().manual_seed(0)
-    layers = [torch.randn(*shape, generator=drawn) for _ in range(2) for shape in ((tokens, width), (classes, width))]
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((tokens, width), (classes, width)) * 2
+    layers = [torch.randn(*shape, generator=generator) for shape in shapes]
     for weight in layers[1::2]:
         weight.mul_(3 / width**0.5)
-    for trained in layers[:2]:
-        trained.requires_grad_()
-    return [*layers, torch.randint(classes, (tokens,), generator=drawn)]
+    for tensor in layers[:2]:
+        tensor.requires_grad_()
+    return [*layers, torch.randint(classes, (tokens,), generator=generator)]
 
 
 def _step(form: Form, inputs: list[Tensor]) -> tuple[float, float, float]:
     """Run forward and backward once; return the processor seconds, the loss and the size of the gradients in MB."""
-    began = time.process_time()
-    total = form(*inputs)
-    total.backward()
-    taken = time.process_time() - began
-    size = 0.0
-    for trained in inputs[:2]:
-        assert trained.grad is not None
-        size += trained.grad.nbytes / 1e6
-        trained.grad = None
-    return taken, total.item(), size
+    seconds, loss = timing.backward(partial(form, *inputs))
+    size = sum(tensor.grad.nbytes / 1e6 for tensor in inputs[:2] if tensor.grad is not None)
+    for tensor in inputs[:2]:
+        tensor.grad = None
+    return seconds, loss.item(), size
 
 
-def measure(
-    name: str, tokens: int = TOKENS, *, width: int = WIDTH, classes: int = CLASSES, n: int = 3, threads: int = 1
-) -> Measured:
-    """Measure one form; memory is only accurate in a fresh process, see `timing.in_fresh_process`."""
+def measure(name: str, tokens: int, *, width: int = WIDTH, classes: int = CLASSES, n: int = 3) -> Measured:
+    """Measure one form on one thread; memory is only accurate in a fresh process, see `timing.in_fresh_process`."""
     form = FORMS[name]
-    with timing.threads(threads):
+    with timing.threads(1):
         _step(form, _draw(8, width, min(512, classes)))
         inputs = _draw(tokens, width, classes)
         steps: list[tuple[float, float, float]] = []
@@ -110,8 +99,8 @@ def measure(
 def lines(tokens: int = 1024, *, width: int = WIDTH, classes: int = CLASSES, n: int = 2) -> Iterator[str]:
     """Measure the kernels, and yield lines to print."""
     # The reference needs two weights and a gradient, and nine times the logits.
-    if lack := timing.lacking_memory(4e-6 * (3 * classes * width + 9 * tokens * classes)):
-        yield lack
+    if shortage := timing.lacking_memory(4e-6 * (3 * classes * width + 9 * tokens * classes)):
+        yield shortage
         return
     ours, reference = (
         timing.in_fresh_process(partial(measure, name, tokens, width=width, classes=classes, n=n))

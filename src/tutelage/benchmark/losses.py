@@ -53,16 +53,10 @@ FORMS: dict[str, Form] = {
 
 
 class Times(NamedTuple):
-    """What the forms took for one shape.
+    """What the forms took for one shape."""
 
-    Attributes:
-        median_s: processor seconds of forward and backward, by form.
-        first_s: wall-clock seconds of each form's first call, compiling included.
-        n: calls that the medians are of.
-    """
-
-    median_s: dict[str, float]
-    first_s: dict[str, float]
+    median_s: dict[str, float]  # processor seconds of forward and backward, of n calls
+    first_s: dict[str, float]  # wall-clock seconds of each form's first call, compiling included
     n: int
 
     def faster(self, name: str) -> float:
@@ -80,24 +74,26 @@ def draw(batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def weighted(ce: Tensor, wttm: Tensor) -> Tensor:
+    """Return the loss that is trained on."""
+    return ce.mean() + BETA * wttm.mean()
+
+
 def step(form: Form, z: Tensor, v: Tensor, labels: Tensor) -> tuple[float, Tensor]:
     """Run forward and backward once; return the processor seconds and the gradient."""
-    began = time.process_time()
-    ce, wttm = form(z, v, labels)
-    (ce.mean() + BETA * wttm.mean()).backward()
-    taken = time.process_time() - began
+    seconds, _ = timing.backward(lambda: weighted(*form(z, v, labels)))
     assert z.grad is not None
     gradient, z.grad = z.grad, None
-    return taken, gradient
+    return seconds, gradient
 
 
-def times(forms: Mapping[str, Form], batch: int, classes: int, *, threads: int = 1) -> Times:
-    """Time forms in turn on one shape, after a first round that warms up and compares their gradients.
+def times(forms: Mapping[str, Form], batch: int, classes: int) -> Times:
+    """Time forms in turn on one shape and one thread, after a first round that warms up and compares their gradients.
 
     Raises:
         AssertionError: a form's gradient is not the first form's.
     """
-    with timing.threads(threads):
+    with timing.threads(1):
         inputs, first, expected = draw(batch, classes), {}, None
         for name, form in forms.items():
             began = time.perf_counter()
@@ -107,12 +103,11 @@ def times(forms: Mapping[str, Form], batch: int, classes: int, *, threads: int =
             torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-5 * expected.abs().max().item())
             del gradient
         n = next((n for below, n in {10**6: 51, 10**7: 7, 5 * 10**7: 5}.items() if batch * classes < below), 3)
-        steps = {name: partial(_seconds, form, inputs) for name, form in forms.items()}
-        taken = timing.in_turn(steps, n, warm_up=False)
-    return Times({name: statistics.median(seconds) for name, seconds in taken.items()}, first, n)
+        steps = {name: partial(_seconds, form, *inputs) for name, form in forms.items()}
+        return Times(timing.medians(timing.in_turn(steps, n, warm_up=False)), first, n)
 
 
-def _seconds(form: Form, inputs: tuple[Tensor, Tensor, Tensor]) -> float:
+def _seconds(form: Form, *inputs: Tensor) -> float:
     return step(form, *inputs)[0]
 
 
@@ -126,9 +121,9 @@ def added_mb(run: Callable[[], Any]) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def memory_mb(form: Form, batch: int, classes: int, *, compiled: bool = False, threads: int = 1) -> float | None:
-    """Return the MB that forward and backward add in this process, only accurate in a fresh one."""
-    with timing.threads(threads):
+def memory_mb(form: Form, batch: int, classes: int, *, compiled: bool = False) -> float | None:
+    """Return the MB that forward and backward add on one thread, only accurate in a fresh process."""
+    with timing.threads(1):
         inputs = draw(batch, classes)
         z, v, labels = (tensor.detach()[:2].clone() for tensor in inputs)
         step(form, z.requires_grad_(), v, labels)  # libraries and threads
@@ -142,15 +137,15 @@ def lines(shapes: Sequence[tuple[int, int]] = TARGET) -> Iterator[str]:
     compared, faster = {name: FORMS[name] for name in (KERNELS, REFERENCE)}, []
     for batch, classes in shapes:
         shape = f"{batch} x {classes}"
-        if lack := timing.lacking_memory(NEEDED * batch * classes * 4e-6):
-            yield f"{shape:<14} {lack}"
+        if shortage := timing.lacking_memory(NEEDED * batch * classes * 4e-6):
+            yield f"{shape:<14} {shortage}"
             continue
-        taken = timing.in_fresh_process(times, compared, batch, classes)
-        faster.append(taken.faster(KERNELS))
-        ours, reference = (taken.median_s[name] * 1e3 for name in compared)
+        measured = timing.in_fresh_process(times, compared, batch, classes)
+        faster.append(measured.faster(KERNELS))
+        ours, reference = (measured.median_s[name] * 1e3 for name in compared)
         yield (
             f"{shape:<14} kernels {ours:8.2f} ms  reference {reference:8.2f} ms  {faster[-1]:.2f}x as fast  "
-            f"(median of {taken.n})"
+            f"(median of {measured.n})"
         )
     if faster:
         yield f"geometric mean of {len(faster)} of {len(shapes)}: {statistics.geometric_mean(faster):.2f}x as fast"

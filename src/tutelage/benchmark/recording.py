@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,32 +17,16 @@ from numpy.typing import NDArray
 
 from tutelage import config, data
 from tutelage.benchmark import timing
-from tutelage.benchmark.batches import network, random_images
+from tutelage.benchmark.batches import forward, network, random_images
 from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import record_teacher
 from tutelage.runs.setup import RunInputs, build_objectives
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import to_device
-from tutelage.types import Batch
 
 BATCH = 256
 RECORDING, REFERENCE = "recording", "reference: the forward pass"
 PAIR = ("resnet56", "resnet20")
-
-
-class Ratios(NamedTuple):
-    """How long recording takes, in forward passes.
-
-    Attributes:
-        wall: of the medians, in wall-clock time.
-        processor: of the medians, in this process's processor time.
-        fastest: of the shortest wall-clock times, which other processes disturb least.
-    """
-
-    wall: float
-    processor: float
-    fastest: float
 
 
 class Times(NamedTuple):
@@ -51,10 +35,14 @@ class Times(NamedTuple):
     recording: NDArray[np.float64]
     forward: NDArray[np.float64]
 
-    def ratios(self) -> Ratios:
-        """Return how long recording takes, in forward passes."""
+    def ratios(self) -> tuple[float, float, float]:
+        """Return how long recording takes, in forward passes.
+
+        Of the medians in wall-clock and in processor time, and of the shortest wall-clock times, which other processes
+        disturb least.
+        """
         wall, processor = np.median(self.recording, 0) / np.median(self.forward, 0)
-        return Ratios(float(wall), float(processor), float(self.recording[:, 0].min() / self.forward[:, 0].min()))
+        return float(wall), float(processor), float(self.recording[:, 0].min() / self.forward[:, 0].min())
 
 
 def recipe_of(**settings: Any) -> Recipe:
@@ -83,8 +71,11 @@ def measure(run_inputs: RunInputs, recipe: Recipe, *, rounds: int) -> Times:
     batches = data.BatchLoader(split, batch_size=BATCH, data_seed=recipe.data_seed, train=True)
     views = list(batches.at(0, np.array_split(np.arange(len(split)), -(-len(split) // BATCH))))
     teacher = FrozenTeacher(run_inputs.teacher).to(device).to(memory_format=torch.channels_last)
+    forms = {
+        RECORDING: partial(_record, run_inputs, recipe),
+        REFERENCE: partial(_seconds, partial(forward, teacher, views, device, precision=recipe.precision)),
+    }
     with timing.threads(recipe.threads or torch.get_num_threads()):
-        forms = {RECORDING: partial(_record, run_inputs, recipe), REFERENCE: partial(_forward, teacher, views, recipe)}
         taken = timing.in_turn(forms, rounds)
     return Times(*(np.array(taken[name]) for name in forms))
 
@@ -92,19 +83,13 @@ def measure(run_inputs: RunInputs, recipe: Recipe, *, rounds: int) -> Times:
 def _record(run_inputs: RunInputs, recipe: Recipe) -> NDArray[np.float64]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe.model_copy(update={"outputs": f"{folder}/outputs"})
-        began = _now()
-        record_teacher.record(recipe, run_inputs=run_inputs)
-        return _now() - began
+        return _seconds(partial(record_teacher.record, recipe, run_inputs=run_inputs))
 
 
-@torch.no_grad()
-def _forward(teacher: FrozenTeacher, views: list[Batch], recipe: Recipe) -> NDArray[np.float64]:
-    device = accelerator_on(recipe.device).device
+def _seconds(call: Callable[[], object]) -> NDArray[np.float64]:
+    """Return the wall-clock and processor seconds of a call."""
     began = _now()
-    for batch in views:
-        moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=True))
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            teacher(moved)
+    call()
     return _now() - began
 
 
@@ -113,10 +98,10 @@ def _now() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def lines(samples: int = 2048, *, rounds: int = 5, device: str = "auto", pair: tuple[str, str] = PAIR) -> Iterator[str]:
+def lines(samples: int = 2048, *, rounds: int = 5, pair: tuple[str, str] = PAIR) -> Iterator[str]:
     """Time recording of random images' outputs in bfloat16, and yield lines to print."""
     cpu = torch.device("cpu")
-    recipe = recipe_of(precision="bf16", device=device)
+    recipe = recipe_of(precision="bf16", device="auto")
     run_inputs = RunInputs(
         splits=random_images(samples),
         student=network(pair[1], cpu),
@@ -127,5 +112,5 @@ def lines(samples: int = 2048, *, rounds: int = 5, device: str = "auto", pair: t
     recording, reference = (np.median(seconds[:, 0]) for seconds in taken)
     yield (
         f"{samples} views  recording {recording:.2f} s  reference {reference:.2f} s  "
-        f"{taken.ratios().wall:.2f}x as long  (medians of {rounds})"
+        f"{taken.ratios()[0]:.2f}x as long  (medians of {rounds})"
     )

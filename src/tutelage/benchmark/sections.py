@@ -20,7 +20,7 @@ class Section(NamedTuple):
 SECTIONS = (
     Section(
         "steps",
-        f"Training, images a second: batches of {steps.BATCH}, teacher live and recorded",
+        f"Training, images per second: batches of {steps.BATCH}, teacher live and recorded",
         "the published procedure: float32, eager, one image at a time in a loader's workers, Algorithm 1, teacher live",
         steps.lines,
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import time
@@ -27,16 +26,14 @@ def _seconds(command: list[str]) -> float:
 
 def measure(rounds: int) -> dict[str, float]:
     """Return the median seconds of each command's whole process."""
-    taken = timing.in_turn({name: partial(_seconds, command) for name, command in COMMANDS.items()}, rounds)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+    forms = {name: partial(_seconds, command) for name, command in COMMANDS.items()}
+    return timing.medians(timing.in_turn(forms, rounds))
 
 
 def lines(rounds: int = 5) -> Iterator[str]:
     """Time the commands, and yield lines to print."""
     medians = measure(rounds)
-    for name in COMMANDS:
-        if name != REFERENCE:
-            yield line(name, medians)
+    yield from (line(name, medians) for name in COMMANDS if name != REFERENCE)
     yield f"reference {medians[REFERENCE]:.3f} s  (medians of {rounds})"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tutelage import data, objectives
 from tutelage.benchmark import timing
-from tutelage.benchmark.batches import CachedLogits, FirstBatches, network, random_images
+from tutelage.benchmark.batches import FirstBatches, cached_logits, network, random_images
 from tutelage.benchmark.losses import algorithm1
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
@@ -33,55 +33,35 @@ GAMMA, BETA = 0.25, 4.0
 
 
 class Row(NamedTuple):
-    """Seconds per step of one pair.
-
-    Attributes:
-        pair: teacher and student.
-        reference: of the published procedure.
-        live: of ours with the live teacher, choices by measurement included.
-        recorded: of ours with recorded outputs.
-    """
+    """Seconds per step of one pair."""
 
     pair: str
-    reference: float
-    live: float
-    recorded: float
+    reference: float  # of the published procedure
+    live: float  # of ours with the live teacher, choices by measurement included
+    recorded: float  # of ours with recorded outputs
 
 
-def measure_pair(
-    pair: tuple[str, str], splits: data.Splits, *, batch: int = BATCH, device: str = "auto", n: int, rounds: int
-) -> Row:
+def measure_pair(pair: tuple[str, str], splits: data.Splits, *, batch: int = BATCH, n: int, rounds: int) -> Row:
     """Time ``n`` steps of one pair by the published procedure and by ours, in turn; return the medians of the rounds.
 
     The images are 32x32, of 100 classes.
     """
-    where = accelerator_on(device).device
+    device = accelerator_on("auto").device
     teacher, student = pair
     batches = data.BatchLoader(splits.train, batch_size=batch, train=True)
-    live, recorded = FrozenTeacher(network(teacher, where)), CachedLogits(where)
     forms = {
-        "reference": _reference(network(teacher, where), network(student, where), splits.train, where, batch, n),
-        "live": _ours(live, network(student, where), batches, device, n),
-        "recorded": _ours(recorded, network(student, where), batches, device, n),
+        "reference": _reference(network(teacher, device), network(student, device), splits.train, device, batch, n),
+        "live": _ours(FrozenTeacher(network(teacher, device)), network(student, device), batches, n),
+        "recorded": _ours(cached_logits(device), network(student, device), batches, n),
     }
-    taken = timing.in_turn(forms, rounds, warm_up=False)
-    return Row("/".join(pair), **{name: statistics.median(seconds) for name, seconds in taken.items()})
+    return Row("/".join(pair), **timing.medians(timing.in_turn(forms, rounds, warm_up=False)))
 
 
-def measure(
-    splits: data.Splits, *, pairs: Sequence[tuple[str, str]] = PAIRS, device: str = "auto", n: int = 24, rounds: int = 3
-) -> Iterator[Row]:
-    """Time one pair after the other."""
-    for pair in pairs:
-        yield measure_pair(pair, splits, device=device, n=n, rounds=rounds)
-
-
-def _ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, device: str, n: int) -> Callable[[], float]:
+def _ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, n: int) -> Callable[[], float]:
     """Return what times our loop; what it compiles and measures in its first step does not count: it is done once."""
     distiller = Distiller(student, objectives.wttm(gamma=GAMMA, beta=BETA))
-    batches = FirstBatches(loader, n, whole=True)
-    settings = FitSettings(epochs=240, precision="bf16")
-    epochs = fit(distiller, teacher, batches, settings, accelerator=accelerator_on(device))
+    batches, settings = FirstBatches(loader, n, whole=True), FitSettings(epochs=240, precision="bf16")
+    epochs = fit(distiller, teacher, batches, settings, accelerator=accelerator_on("auto"))
 
     def seconds() -> float:
         next(epochs)
@@ -97,10 +77,9 @@ def _reference(
     teacher.eval()
     student.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    loader = torch.utils.data.DataLoader(cast(Any, _Images(split)), batch_size=batch, shuffle=True, num_workers=2)
+    loader = torch.utils.data.DataLoader(_Images(split), batch_size=batch, shuffle=True, num_workers=2)
 
     def seconds() -> float:
-        began = 0.0
         stream = iter(loader)
         for i in range(2 + n):
             if i == 2:
@@ -122,7 +101,7 @@ def _reference(
     return seconds
 
 
-class _Images:
+class _Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Images in memory, one at a time through PIL and torchvision's transforms."""
 
     def __init__(self, split: data.Split) -> None:
@@ -146,10 +125,8 @@ class _Images:
 
 def ratios(rows: list[Row]) -> dict[str, float]:
     """Return geometric means over the pairs: how many times faster than the reference."""
-    return {
-        form: statistics.geometric_mean(row.reference / getattr(row, form) for row in rows)
-        for form in ("live", "recorded")
-    }
+    forms = ("live", "recorded")
+    return {form: statistics.geometric_mean(row.reference / getattr(row, form) for row in rows) for form in forms}
 
 
 def line(row: Row, batch: int = BATCH) -> str:
@@ -167,12 +144,10 @@ def means(rows: list[Row]) -> str:
     return f"geometric means of {len(rows)}: live {mean['live']:.2f}x, recorded {mean['recorded']:.2f}x as fast"
 
 
-def lines(
-    pairs: Sequence[tuple[str, str]] = PAIRS, *, device: str = "auto", n: int = 12, rounds: int = 1
-) -> Iterator[str]:
+def lines(pairs: Sequence[tuple[str, str]] = PAIRS, *, n: int = 12, rounds: int = 1) -> Iterator[str]:
     """Time the pairs on random images, and yield lines to print."""
-    rows = []
-    for row in measure(random_images(), pairs=pairs, device=device, n=n, rounds=rounds):
-        rows.append(row)
-        yield line(row)
+    rows, splits = [], random_images()
+    for pair in pairs:
+        rows.append(measure_pair(pair, splits, n=n, rounds=rounds))
+        yield line(rows[-1])
     yield means(rows)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -11,22 +13,35 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
+from torch import Tensor
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
-def in_turn(forms: Mapping[str, Callable[[], T]], rounds: int, *, warm_up: bool = True) -> dict[str, list[T]]:
+def in_turn(forms: Mapping[K, Callable[[], T]], rounds: int, *, warm_up: bool = True) -> dict[K, list[T]]:
     """Call each form once per round, so that a change of the machine's speed meets all; return the results by name.
 
     With ``warm_up`` a first round does not count.
     """
-    results: dict[str, list[T]] = {name: [] for name in forms}
-    for i in range(rounds + warm_up):
+    results: dict[K, list[T]] = {name: [] for name in forms}
+    for _ in range(rounds + warm_up):
         for name, form in forms.items():
-            result = form()
-            if i >= warm_up:
-                results[name].append(result)
-    return results
+            results[name].append(form())
+    return {name: values[warm_up:] for name, values in results.items()}
+
+
+def medians(seconds: Mapping[K, Sequence[float]]) -> dict[K, float]:
+    """Return the median of each form's rounds."""
+    return {name: statistics.median(rounds) for name, rounds in seconds.items()}
+
+
+def backward(compute: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """Compute a loss and its gradients; return the processor seconds and the loss."""
+    began = time.process_time()
+    loss = compute()
+    loss.backward()
+    return time.process_time() - began, loss
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:

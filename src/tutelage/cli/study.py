@@ -65,7 +65,7 @@ def study(
         for known, title in study_file.titles():
             typer.echo(f"{known:<{width}}  {title}")
         return
-    time_limit = budgets.begin(budgets.read(budget) if budget is not None else None, began, until)
+    time_limit = budgets.begin(budget, began, until)
     plain, changed = study_file.read(name, _with_device(overrides or [], device))
     request = plan.assign(
         plain,

@@ -90,10 +90,10 @@ def mixed_batches(
         index = torch.from_numpy(positions[kept])
         labels = split.labels[index]
         if labelled:
-            own, rows = torch.from_numpy(share[kept]), torch.arange(len(index))
+            kept_share, rows = torch.from_numpy(share[kept]), torch.arange(len(index))
             soft = torch.zeros(len(index), mixing.classes, dtype=torch.float64)
-            soft[rows, labels] = own
-            soft[rows, split.labels[torch.from_numpy(mix.partner[kept])]] += 1 - own
+            soft[rows, labels] = kept_share
+            soft[rows, split.labels[torch.from_numpy(mix.partner[kept])]] += 1 - kept_share
             labels = soft.float()
         yield Batch(index, inputs[: len(index)], labels)
 

@@ -1,7 +1,7 @@
 """Losses on logits that couple the samples of a batch: ``()``, so their value depends on how a batch is split.
 
-Precision and notation are those of `tutelage.losses.logits`. Where logits have more than two axes, whatever stands
-before the classes is one batch of rows: the pixels of a segmentation, the tokens of texts.
+Precision and notation are those of `tutelage.losses.logits`. Where logits have more than two axes, all axes before the
+classes are one batch of rows: the pixels of a segmentation, the tokens of texts.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-
-GUARDS = ("added", "clamped")
-"""How `dist` keeps from dividing by 0."""
 
 _SMALL = 1e-8
 
@@ -30,29 +27,25 @@ def dist(
     """Compute relational matching by correlation: within a sample over the classes, within a class over the batch.
 
     ``T**2 * (beta * (1 - mean_n rho(q_n, p_n)) + gamma * (1 - mean_k rho(q_k, p_k)))`` with ``q = softmax(z / T)``,
-    rows ``n``, columns ``k`` and Pearson's ``rho(a, b) = <a', b'> / (|a'| * |b'| + 1e-8)`` of ``a' = a - mean(a)``. It
-    couples the batch. With one sample the columns are constant: the second bracket is 1, without a gradient. The
-    ``1e-8`` shows where rows are nearly uniform: identical inputs are not exactly at 0.
+    rows ``n``, columns ``k`` and Pearson's ``rho(a, b) = <a', b'> / (|a'| * |b'| + 1e-8)`` of ``a' = a - mean(a)``.
+    With one sample the columns are constant: the second bracket is 1, without a gradient. The ``1e-8`` shows where rows
+    are nearly uniform: identical inputs are not exactly at 0.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``; what stands before the classes is the batch.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
+        student_logits: ``(..., classes)``, ``z``; all axes before the classes are the batch.
+        teacher_logits: the same shape, ``v``.
         beta: of the relation between classes, finite and at least 0.
         gamma: of the relation within a class, finite and at least 0.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
-        guard: ``"added"``: the ``1e-8`` is added to the product of lengths; ``"clamped"``: each length is at least
-            ``1e-8``.
+        guard: ``"added"``: ``1e-8`` is added to the product of lengths; ``"clamped"``: no length is below it.
 
     Returns:
-        ``()``, a pure number times ``T**2``, at least float32; between 0 and ``2 * T**2 * (beta + gamma)``.
+        ``()``, a pure number times ``T**2``; between 0 and ``2 * T**2 * (beta + gamma)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are no samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are no samples.
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", arXiv 2205.10536.
-
     Differs from: the paper, whose formula has no ``T**2``; the authors' code has, and published results were made with
-    it. torchdistill's ``DISTLoss`` is the guard ``"clamped"``.
+        it. torchdistill's ``DISTLoss`` is the guard ``"clamped"``.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 2.0]]), torch.eye(3)[:2]
@@ -62,34 +55,31 @@ def dist(
     q, p = _rows(student_logits, teacher_logits, temperature)
     checks.weight(beta, "beta", example=1.0)
     checks.weight(gamma, "gamma", example=1.0)
-    if guard not in GUARDS:
-        raise ValueError(f"guard: expected one of {', '.join(GUARDS)}, got {guard!r}; for example guard='added'")
+    if guard not in ("added", "clamped"):
+        raise ValueError(f"guard: expected one of added, clamped, got {guard!r}; for example guard='added'")
     between = 1 - _correlation(q, p, guard).mean()
     within = 1 - _correlation(q.T, p.T, guard).mean()
     return temperature * temperature * (beta * between + gamma * within)
 
 
 def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Compute how far the samples' likenesses to each other differ: the batch's part of multi-level distillation.
+    """Compute how far the samples' similarities differ: the batch's part of multi-level distillation.
 
     ``||P P' - Q Q'||_F**2 / N`` with the rows ``q_T`` of ``N`` samples in ``Q`` and ``p_T`` in ``P``: a sum over the
-    ``N**2`` pairs, divided by ``N`` once. There is no ``T**2``. It couples the batch.
+    ``N**2`` pairs, divided by ``N`` once. There is no ``T**2``.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype; what stands before the classes is the batch.
-        teacher_logits: the same shape, any floating dtype; gets no gradient.
+        student_logits: ``(..., classes)``; all axes before the classes are the batch.
+        teacher_logits: the same shape.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
-        ``()``, a pure number of at least 0, at least float32; 0 where the two agree.
+        ``()``, a pure number of at least 0; 0 where the two agree.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are no samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are no samples.
     Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
-
     Differs from: the authors' trainer, which means to leave out confident samples but multiplies a value that is
-    already reduced by a mask, and so by the share of the samples kept.
+        already reduced by a mask, and so by the share of the samples kept.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
@@ -101,25 +91,21 @@ def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
 
 
 def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Compute how far the classes' likenesses to each other differ: the classes' part of multi-level distillation.
+    """Compute how far the classes' similarities differ: the classes' part of multi-level distillation.
 
     ``||P' P - Q' Q||_F**2 / K`` with the rows ``q_T`` of the batch in ``Q`` and ``p_T`` in ``P``: a sum over the
-    ``K**2`` pairs of classes, divided by ``K`` once. It grows with the square of the batch. There is no ``T**2``. It
-    couples the batch.
+    ``K**2`` pairs of classes, divided by ``K`` once. It grows with the square of the batch. There is no ``T**2``.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype; what stands before the classes is the batch.
-        teacher_logits: the same shape, any floating dtype; gets no gradient.
+        student_logits: ``(..., classes)``; all axes before the classes are the batch.
+        teacher_logits: the same shape.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
-        ``()``, a pure number of at least 0, at least float32; 0 where the two agree.
+        ``()``, a pure number of at least 0; 0 where the two agree.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are no samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are no samples.
     Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
-
     Differs from: the authors' trainer as `mlkd_batch` does.
 
     Example:

@@ -25,17 +25,15 @@ def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperatur
     with the whole bank: gathering rows first moves ``dimension`` times as much memory.
 
     Args:
-        embeddings: ``(batch, dimension)``, any floating dtype.
-        bank: ``(samples, dimension)``, any floating dtype; gets no gradient.
+        embeddings: ``(batch, dimension)``.
+        bank: ``(samples, dimension)``; gets no gradient.
         columns: ``(batch, some)`` int64, rows of the bank.
         temperature: finite and above 0.
 
     Returns:
-        ``(batch, some)``, at least float32.
+        ``(batch, some)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:
@@ -57,7 +55,7 @@ def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperatur
         )
     if columns.ndim != 2 or len(columns) != len(embeddings):
         raise ValueError(
-            f"columns: expected shape ({len(embeddings)}, some), a row a sample, got {tuple(columns.shape)}; "
+            f"columns: expected shape ({len(embeddings)}, some), a row per sample, got {tuple(columns.shape)}; "
             "type torch.cat([index[:, None], negatives], dim=1)"
         )
     return (embeddings @ bank.T).gather(1, columns) / temperature
@@ -69,18 +67,16 @@ def log_normaliser(scores: Tensor, *, samples: int) -> Tensor:
     ``log Z = log(samples * mean(exp(scores)))``, over all entries.
 
     Args:
-        scores: ``(batch, some)``, any floating dtype.
+        scores: ``(batch, some)``.
         samples: of the bank, at least 1.
 
     Returns:
-        ``()``, at least float32, without gradient.
+        ``()``, without gradient.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
-    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699; the estimate is that
-    of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv 1805.01978. It is
-    taken from the first batch and kept.
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699; the estimate, taken
+        once from the first batch, is of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
+        Discrimination", arXiv 1805.01978.
 
     Example:
         >>> log_normaliser(torch.zeros(2, 3), samples=1000)
@@ -94,24 +90,19 @@ def log_normaliser(scores: Tensor, *, samples: int) -> Tensor:
 def contrast(log_ratios: Tensor, *, samples: int) -> Tensor:
     """Compute the noise-contrastive loss of one positive against many negatives.
 
-    ``-log(x[0] / (x[0] + c')) - sum_{j>0} log(c / (x[j] + c'))`` with ``x = exp(log_ratios)``, ``m`` negatives, ``c = m
-    / samples`` and ``c' = c + 1e-7``: summed over the negatives, one value per sample.
+    ``-log(x[0] / (x[0] + c')) - sum_{j>0} log(c / (x[j] + c'))`` with ``x = exp(log_ratios)``, ``m`` negatives,
+    ``c = m / samples`` and ``c' = c + 1e-7``: summed over the negatives, one value per sample.
 
     Args:
-        log_ratios: ``(batch, 1 + m)``, any floating dtype, ``scores - log Z``: the positive's first, then the
-            negatives'.
+        log_ratios: ``(batch, 1 + m)``, ``scores - log Z``: the positive's first, then the negatives'.
         samples: that a negative is drawn from, at least 1.
 
     Returns:
-        ``(batch,)`` nats, at least float32.
+        ``(batch,)`` nats.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there is no negative.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there is no negative.
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699, equation 18.
-
-    Differs from: the authors' code and its copies in form only: ratios, not logarithms, and the sum divided by the
-    batch.
+    Differs from: the authors' code and its copies in form only: ratios, no logarithms, the sum divided by the batch.
 
     Example:
         >>> contrast(torch.tensor([[5.0, -5.0, -5.0]]), samples=2)
@@ -134,22 +125,19 @@ def contrast(log_ratios: Tensor, *, samples: int) -> Tensor:
 def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor, *, samples: int) -> Tensor:
     """Compute contrastive representation distillation: both networks' embeddings against the other's bank.
 
-    ``contrast(student_scores - log Z_s) + contrast(teacher_scores - log Z_t)``, as `contrast` has it. The teacher's
-    scores do get a gradient: it trains the map that embeds the teacher.
+    ``contrast(student_scores - log Z_s) + contrast(teacher_scores - log Z_t)``, as in `contrast`. The teacher's scores
+    do get a gradient: it trains the map that embeds the teacher.
 
     Args:
-        student_scores: ``(batch, 1 + negatives)``, any floating dtype: `bank_scores` of the student with the teacher's
-            bank, the sample's row first.
-        teacher_scores: the same shape: the teacher with the student's bank.
+        student_scores: ``(batch, 1 + negatives)``: `bank_scores` with the teacher's bank, the sample's row first.
+        teacher_scores: the same shape: `bank_scores` of the teacher with the student's bank.
         log_normalisers: ``(2,)``: ``log Z_s`` and ``log Z_t`` (`log_normaliser`).
         samples: of a bank, at least 1.
 
     Returns:
-        ``(batch,)`` nats, at least float32.
+        ``(batch,)`` nats.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there is no negative.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there is no negative.
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:
@@ -166,9 +154,8 @@ def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor,
             f"{tuple(log_normalisers.shape)}; type torch.stack([of_student, of_teacher])"
         )
     of_student, of_teacher = log_normalisers.detach()
-    return contrast(student_scores - of_student, samples=samples) + contrast(
-        teacher_scores - of_teacher, samples=samples
-    )
+    student_contrast = contrast(student_scores - of_student, samples=samples)
+    return student_contrast + contrast(teacher_scores - of_teacher, samples=samples)
 
 
 def moved(rows: Tensor, embeddings: Tensor, *, momentum: float) -> Tensor:
@@ -184,9 +171,7 @@ def moved(rows: Tensor, embeddings: Tensor, *, momentum: float) -> Tensor:
     Returns:
         The same shape and dtype as ``rows``, without gradient.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:

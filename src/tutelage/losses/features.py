@@ -1,4 +1,4 @@
-"""Losses on features: one value per sample."""
+"""Losses on features: one value per sample. Where sizes may differ, the larger map is averaged down (`same_size`)."""
 
 from __future__ import annotations
 
@@ -21,25 +21,22 @@ def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     ``(1 / D) * sum_d (s[d] - t[d])**2`` over all ``D`` entries of a sample: channels and positions alike.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, mapped to the teacher's shape where they differ.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, ...)``, mapped to the teacher's shape where they differ.
+        teacher_features: the same shape.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550.
-
     Differs from: the paper, which has half the sum. Results on CIFAR-100 were published with the mean.
 
     Example:
         >>> hint(torch.full((1, 2, 3), 2.0), torch.zeros(1, 2, 3))
         tensor([4.])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
-    return (student_features - teacher_features).square().flatten(1).mean(1)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    return (student - teacher).square().flatten(1).mean(1)
 
 
 def attention_transfer(
@@ -48,37 +45,31 @@ def attention_transfer(
     """Compute the distance between two attention maps.
 
     ``(1 / positions) * sum_x (Q_s[x] - Q_t[x])**2`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``;
-    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``. A larger map is averaged down first
-    (`same_size`).
+    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype.
-        teacher_features: the same, with any number of channels and any size; gets no gradient.
+        student_features: ``(batch, channels, height, width)``.
+        teacher_features: the same, with any number of channels and any size.
         p: a whole number of at least 1. At an odd one the features keep their sign.
         distance: ``mean_square``; or ``norm``, neither squared nor divided by the number of positions.
 
     Returns:
-        ``(batch,)``, no unit, at least float32; at most ``4 / positions``, or 2 for the norm.
+        ``(batch,)``, no unit; at most ``4 / positions``, or 2 for the norm.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928.
-
-    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. The authors' code and results have the mean
-    square.
+    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. Code and published results: the mean square.
 
     Example:
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
         >>> attention_transfer(student, teacher)
         tensor([1.])
     """
-    student_features, teacher_features = same_size(student_features, teacher_features)
-    ours, theirs = attention(student_features, p=p), attention(teacher_features, p=p)
+    student, teacher = (attention(maps, p=p) for maps in same_size(student_features, teacher_features))
     if distance == "mean_square":
-        return (ours - theirs).square().mean(1)
+        return (student - teacher).square().mean(1)
     if distance == "norm":
-        return torch.linalg.vector_norm(ours - theirs, dim=-1)
+        return torch.linalg.vector_norm(student - teacher, dim=-1)
     raise ValueError(f'distance: expected mean_square or norm, got {distance!r}; type distance="mean_square"')
 
 
@@ -86,40 +77,36 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     """Compute how badly a Gaussian around the student's features explains the teacher's.
 
     ``(1 / D) * sum_{c, x} 0.5 * ((m[c, x] - t[c, x])**2 / variance[c] + log variance[c])`` over all ``D`` entries of a
-    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``. A larger map is averaged down first
-    (`same_size`).
+    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, ``m``: a learned regressor's output.
-            Where the regressor is not linear, pool its input, not its output.
-        teacher_features: the same number of channels, ``t``; gets no gradient.
-        variance: ``(channels,)``, above 0, any floating dtype; gets a gradient.
+        student_features: ``(batch, channels, height, width)``, ``m``: a learned regressor's output; pool the input of
+            one that is not linear.
+        teacher_features: the same number of channels, ``t``; any size.
+        variance: ``(channels,)``, above 0; gets a gradient.
 
     Returns:
-        ``(batch,)`` nats per entry, at least float32; of either sign.
+        ``(batch,)`` nats per entry; of either sign.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", arXiv 1904.05835.
-
     Differs from: nothing in value. One public copy never trains the variance; a learned one is made by ``softplus``,
-    where public code has ``log(1 + exp(x))``, which overflows.
+        where public code has ``log(1 + exp(x))``, which overflows.
 
     Example:
         >>> vid(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2), variance=torch.ones(1))
         tensor([4.5000])
     """
-    student_features, teacher_features = same_size(student_features, teacher_features)
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
+    student, teacher = same_size(student_features, teacher_features)
+    checks.same_shape(student, teacher, "student_features", "teacher_features")
     variance = checks.features(variance, "variance", axes=("channels",))
-    channels = teacher_features.shape[1]
+    channels = teacher.shape[1]
     if len(variance) != channels:
         raise ValueError(
             f"variance: expected one value for each of the {channels} channels, got {len(variance)}; "
             f"type torch.full(({channels},), 5.0)"
         )
-    squares = (student_features - teacher_features).square().mean((2, 3))
+    squares = (student - teacher).square().mean((2, 3))
     return (0.5 * (squares / variance + variance.log())).mean(1)
 
 
@@ -131,47 +118,41 @@ def prime_aware(
     ``(1 / D) * sum_d ((t[d] - s[d])**2 / (epsilon + exp(v[d])) + v[d])`` over all ``D`` entries of a sample.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, of the teacher's shape.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, ...)``, of the teacher's shape.
+        teacher_features: the same shape.
         log_variance: the same shape, ``v``; gets a gradient.
         epsilon: above 0.
 
     Returns:
-        ``(batch,)``, at least float32; of either sign.
+        ``(batch,)``; of either sign.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zhang et al., "Prime-Aware Adaptive Distillation", arXiv 2008.01458.
 
     Example:
         >>> prime_aware(torch.full((1, 2), 2.0), torch.zeros(1, 2), log_variance=torch.zeros(1, 2))
         tensor([4.0000])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.ANY)
     log_variance = checks.features(log_variance, "log_variance", axes=checks.ANY)
-    checks.same_shape(student_features, log_variance, "student_features", "log_variance")
+    checks.same_shape(student, log_variance, "student_features", "log_variance")
     checks.positive(epsilon, "epsilon", example=1e-6)
     # exp(v) alone overflows, and takes the gradient with it.
     precision = (-torch.logaddexp(log_variance, log_variance.new_tensor(math.log(epsilon)))).exp()
-    squares = (teacher_features - student_features).square()
-    return (squares * precision + log_variance).flatten(1).mean(1)
+    return ((teacher - student).square() * precision + log_variance).flatten(1).mean(1)
 
 
 def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
     """Average the larger of two maps down to the smaller one's height and width.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype.
-        teacher_features: the same, with any number of channels and any size; gets no gradient.
+        student_features: ``(batch, channels, height, width)``.
+        teacher_features: the same, with any number of channels and any size.
 
     Returns:
-        Both, at least float32, of one height and one width. Where the one does not divide the other the windows
-        overlap, as those of adaptive pooling do.
+        Both, of one height and width. Where one does not divide the other, windows overlap, as in adaptive pooling.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: public code of attention transfer, VID, FT and NST, as Tian et al. compared them, arXiv 1910.10699.
 
     Example:
@@ -179,11 +160,9 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
         >>> student.shape
         torch.Size([1, 2, 4, 4])
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.MAPS, same="batch"
-    )
-    size = common_size(student_features, teacher_features)
-    return averaged(student_features, size), averaged(teacher_features, size)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS, same="batch")
+    size = common_size(student, teacher)
+    return averaged(student, size), averaged(teacher, size)
 
 
 def attention(maps: Tensor, *, p: float) -> Tensor:
@@ -191,9 +170,12 @@ def attention(maps: Tensor, *, p: float) -> Tensor:
     checks.positive(p, "p", example=2)
     if int(p) != p:
         raise ValueError(f"p: expected a whole number, got {p}: features may be below 0; type for example p=2")
-    # The scale cancels. Without it the norm of large powers overflows.
-    scale = maps.detach().abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
-    return F.normalize((maps / scale).pow(int(p)).mean(1).flatten(1), dim=1)
+    return F.normalize(bounded(maps).pow(int(p)).mean(1).flatten(1), dim=1)
+
+
+def bounded(features: Tensor) -> Tensor:
+    """Divide each sample by its largest entry, if above 1, so that no norm overflows; a direction stays the same."""
+    return features / features.detach().abs().amax(tuple(range(1, features.ndim)), keepdim=True).clamp(min=1)
 
 
 def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -202,22 +184,21 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     ``sum_{n, d} (s[n, d] - t[n, d])**2``: a sum, so it grows with both; the published weight is 3e-5.
 
     Args:
-        student_features: ``(batch, tokens, width)``, any floating dtype, mapped to the teacher's width.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, tokens, width)``, mapped to the teacher's width.
+        teacher_features: the same shape.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
         >>> vitkd_mimic(torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
         tensor([6.])
     """
-    return _token_errors(student_features, teacher_features).sum((1, 2))
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
+    return (student - teacher).square().sum((1, 2))
 
 
 def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden: Tensor, *, masked: float) -> Tensor:
@@ -226,24 +207,23 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
     ``(1 / masked) * sum_{n hidden, d} (s[n, d] - t[n, d])**2``: a sum over hidden tokens and width, scaled up to all.
 
     Args:
-        student_features: ``(batch, tokens, width)``, any floating dtype: tokens generated from the visible ones.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, tokens, width)``: tokens generated from the visible ones.
+        teacher_features: the same shape.
         hidden: ``(batch, tokens)`` bool, of `hide`.
         masked: share of the tokens that were hidden, above 0 and below 1.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
         >>> vitkd_generation(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.tensor([[True, False]]), masked=0.5)
         tensor([6.])
     """
-    squares = _token_errors(student_features, teacher_features).sum(2)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
+    squares = (student - teacher).square().sum(2)
     _share(masked)
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
         raise TypeError(
@@ -252,7 +232,7 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
         )
     if hidden.shape != squares.shape:
         raise ValueError(
-            f"hidden: expected shape {tuple(squares.shape)}, a value a token, got {tuple(hidden.shape)}; "
+            f"hidden: expected shape {tuple(squares.shape)}, a value per token, got {tuple(hidden.shape)}; "
             f"type losses.hide(torch.rand{tuple(squares.shape)}, masked={masked})"
         )
     return squares.masked_fill(~hidden, 0.0).sum(1) / masked
@@ -262,15 +242,13 @@ def hide(noise: Tensor, *, masked: float) -> Tensor:
     """Choose the tokens to hide: of each sample, all but the ``int(tokens * (1 - masked))`` of smallest noise.
 
     Args:
-        noise: ``(batch, tokens)``, any floating dtype, such as ``torch.rand(batch, tokens)``.
+        noise: ``(batch, tokens)``, such as ``torch.rand(batch, tokens)``.
         masked: share to hide, above 0 and below 1.
 
     Returns:
         ``(batch, tokens)`` bool, true where hidden.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
@@ -282,11 +260,6 @@ def hide(noise: Tensor, *, masked: float) -> Tensor:
     kept = int(noise.shape[1] * (1 - masked))
     hidden = torch.ones_like(noise, dtype=torch.bool)
     return hidden.scatter(1, noise.argsort(dim=1, stable=True)[:, :kept], False)
-
-
-def _token_errors(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
-    return (student_features - teacher_features).square()
 
 
 def _share(masked: float) -> None:

@@ -7,42 +7,37 @@ from torch import Tensor
 from tutelage import checks
 from tutelage.losses.pooling import averaging
 
-GRIDS = (4, 2, 1)
-
 
 def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the hierarchical context loss of ReviewKD: mean squared distances of two maps and of their poolings.
 
-    ``(m(s, t) + sum_k 2**-k * m(P_k(s), P_k(t))) / (1 + sum_k 2**-k)``, where ``m(a, b)`` is the mean of
-    ``(a - b)**2`` over channels and pixels (``1 / (C * h * w)``) and ``P_1, P_2, ...`` average a map over a grid of
-    4x4, 2x2 and 1x1 fields. A grid takes part where its side is below the map's shorter one, and ``k`` counts those
-    that do: a map of 4x4 has 2x2 as ``P_1`` and 1x1 as ``P_2``, a map of 1x1 has none.
+    ``(m(s, t) + sum_k 2**-k * m(P_k(s), P_k(t))) / (1 + sum_k 2**-k)``, where ``m(a, b)`` is the mean of ``(a - b)**2``
+    over channels and pixels (``1 / (C * h * w)``) and ``P_1, P_2, ...`` average a map over a grid of 4x4, 2x2 and 1x1
+    fields. A grid takes part where its side is below the map's shorter one, and ``k`` counts those that do: a map of
+    4x4 has 2x2 as ``P_1`` and 1x1 as ``P_2``, a map of 1x1 has none.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, of the teacher's shape.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, channels, height, width)``, of the teacher's shape.
+        teacher_features: the same shape.
 
     Returns:
-        ``(batch,)``, squares of the features' unit, at least float32.
+        ``(batch,)``, squares of the features' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044.
-
-    Differs from: public code, which adds up the levels in one function and takes the mean over the batch; this is one
-    level. Fields are those of adaptive average pooling, which may overlap; public code compares the grid with the
-    height alone.
+    Differs from: public code, which adds up the levels, takes the mean over the batch and compares the grid with the
+        height alone. Fields are those of adaptive average pooling, which may overlap.
 
     Example:
         >>> import torch
         >>> review(torch.ones(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
         tensor([1.])
     """
-    difference = _difference(student_features, teacher_features)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS)
+    difference = student - teacher
     total, weight, weights = difference.square().mean((1, 2, 3)), 1.0, 1.0
     height, width = difference.shape[2:]
-    for grid in GRIDS:
+    for grid in (4, 2, 1):
         if grid < min(height, width):
             weight /= 2
             weights += weight
@@ -55,19 +50,16 @@ def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the squared error of masked generative distillation, summed over channels and pixels.
 
-    ``sum_{c, h, w} (s[c, h, w] - t[c, h, w])**2``: a sum over all positions, masked or not; the published weight is
-    7e-5.
+    ``sum_{c, h, w} (s[c, h, w] - t[c, h, w])**2``: a sum over all positions, masked or not; published weight 7e-5.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype: generated from a masked map.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, channels, height, width)``: generated from a masked map.
+        teacher_features: the same shape.
 
     Returns:
-        ``(batch,)``, squares of the features' unit, at least float32.
+        ``(batch,)``, squares of the features' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "Masked Generative Distillation", arXiv 2205.01529.
 
     Example:
@@ -75,9 +67,5 @@ def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> mgd(torch.ones(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
         tensor([18.])
     """
-    return _difference(student_features, teacher_features).square().sum((1, 2, 3))
-
-
-def _difference(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
-    return student_features - teacher_features
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS)
+    return (student - teacher).square().sum((1, 2, 3))

@@ -11,9 +11,6 @@ from torch.nn import functional as F
 from tutelage import checks
 from tutelage.types import UNLABELLED
 
-RARE = 0.001
-"""Share of a channel's values below 0 at which its margin is no longer their mean."""
-
 
 def srrl_statistics(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the statistics term of softmax regression representation learning: the error of pooled features.
@@ -21,16 +18,13 @@ def srrl_statistics(student_features: Tensor, teacher_features: Tensor) -> Tenso
     ``(1 / width) * sum_d (mean(s[d]) - mean(t[d]))**2``, the means over positions: a factor 1/width.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, with the teacher's channels; or
-            pooled, ``(batch, width)``.
-        teacher_features: one of both, with as many channels; the positions need not agree. It gets no gradient.
+        student_features: ``(batch, channels, height, width)`` or pooled, ``(batch, width)``; the teacher's channels.
+        teacher_features: one of both; the positions need not agree.
 
     Returns:
-        ``(batch,)``, the square of the features' unit, at least float32.
+        ``(batch,)``, the square of the features' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
 
     Example:
@@ -56,13 +50,10 @@ def srrl_regression(
         bias: ``(classes,)`` of the teacher's head, or none; gets no gradient. It cancels.
 
     Returns:
-        ``(batch,)``, the square of the logits' unit, at least float32.
+        ``(batch,)``, the square of the logits' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
-
     Differs from: nothing; the paper also names a cross-entropy with the teacher's softmax in place of squared errors.
 
     Example:
@@ -73,19 +64,19 @@ def srrl_regression(
     weight = checks.features(weight, "weight", axes=("classes", "width")).detach()
     if weight.shape[1] != student.shape[1]:
         raise ValueError(
-            f"weight: expected (classes, {student.shape[1]}), a column a channel, got {tuple(weight.shape)}; "
+            f"weight: expected (classes, {student.shape[1]}), a column per channel, got {tuple(weight.shape)}; "
             "map the student's features to the width that the teacher's head reads"
         )
     if bias is not None:
         bias = checks.features(bias, "bias", axes=("classes",)).detach()
         if len(bias) != len(weight):
             raise ValueError(
-                f"bias: expected {len(weight)} values, one a class, got {len(bias)}; give weight and bias of one layer"
+                f"bias: expected {len(weight)} values, one per class, got {len(bias)}; use weight and bias of one layer"
             )
     dtype = torch.promote_types(student.dtype, weight.dtype)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    ours, theirs = (F.linear(features.to(dtype), weight, bias) for features in (student, teacher))
-    return (ours - theirs).square().mean(1)
+    student_logits, teacher_logits = (F.linear(features.to(dtype), weight, bias) for features in (student, teacher))
+    return (student_logits - teacher_logits).square().mean(1)
 
 
 def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) -> Tensor:
@@ -96,16 +87,14 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
     the student only has to be below it too: the activation hides the rest.
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype, mapped to the teacher's channels.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, channels, height, width)``, mapped to the teacher's channels.
+        teacher_features: the same shape.
         margins: ``(channels,)``, ``m``, none above 0: of `ofd_margins`. They get no gradient.
 
     Returns:
-        ``(batch,)``, the square of the features' unit, at least float32.
+        ``(batch,)``, the square of the features' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
 
     Example:
@@ -113,17 +102,17 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
         >>> ofd(s.view(1, 1, 1, 3), t.view(1, 1, 1, 3), margins=torch.tensor([-2.0]))
         tensor([5.])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.MAPS)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS)
     margins = checks.features(margins, "margins", axes=("channels",)).detach()
-    if len(margins) != student_features.shape[1]:
+    if len(margins) != student.shape[1]:
         raise ValueError(
-            f"margins: expected {student_features.shape[1]} values, one a channel, got {len(margins)}; "
+            f"margins: expected {student.shape[1]} values, one per channel, got {len(margins)}; "
             "type margins=losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the teacher's activation"
         )
-    target = torch.maximum(teacher_features, margins[:, None, None].to(teacher_features.dtype))
-    counts = (teacher_features > 0) | (student_features > target)
+    target = torch.maximum(teacher, margins[:, None, None].to(teacher.dtype))
+    counts = (teacher > 0) | (student > target)
     # Left out before the square, so that an infinite difference that does not count leaves no NaN in the gradient.
-    return torch.where(counts, student_features - target, 0.0).square().sum((1, 2, 3))
+    return torch.where(counts, student - target, 0.0).square().sum((1, 2, 3))
 
 
 def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
@@ -133,17 +122,14 @@ def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
     ``phi`` and ``Phi`` the standard normal's density and distribution; ``-3 * |weight|`` where ``Phi(z) <= 0.001``.
 
     Args:
-        weight: ``(channels,)``, any floating dtype, of the batch norm. At 0 the output is the bias alone.
+        weight: ``(channels,)``, of the batch norm. At 0 the output is the bias alone.
         bias: the same shape.
 
     Returns:
-        ``(channels,)``, at least float32, none above 0; without a gradient.
+        ``(channels,)``, none above 0; without a gradient.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
-
     Differs from: public code where a weight is 0, which it divides by, and in its rounding to float32.
 
     Example:
@@ -157,7 +143,7 @@ def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
     z = -mean / spread
     share = torch.special.log_ndtr(z)
     below = mean - spread * (-z.square() / 2 - share - math.log(2 * math.pi) / 2).exp()
-    margins = torch.where(share <= math.log(RARE), -3 * spread, below)
+    margins = torch.where(share <= math.log(0.001), -3 * spread, below)
     margins = torch.where(spread == 0, mean, margins).clamp(max=0)
     return margins.to(torch.promote_types(weight.dtype, bias.dtype))
 
@@ -171,20 +157,17 @@ def norm_direction(
     embedding that is at least as long as the teacher's is only turned towards ``c``; a shorter one is also lengthened.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, width)``, mapped to the teacher's width.
+        teacher_features: the same shape.
         labels: ``(batch,)`` int64; the value is 0 where it is -100.
         class_means: ``(classes, width)``, over the training samples; gets no gradient. One of 0 gives the value 1.
 
     Returns:
-        ``(batch,)``, no unit, in [0, 2], at least float32.
+        ``(batch,)``, no unit, in [0, 2].
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above; soft labels have no one class.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
     Source: Wang et al., "Improving Knowledge Distillation via Regularizing Feature Norm and Direction", arXiv
-    2305.17007.
-
+        2305.17007.
     Differs from: the authors' code where both embeddings are 0: NaN there, 1 here.
 
     Example:
@@ -192,11 +175,11 @@ def norm_direction(
         >>> norm_direction(s, t, torch.tensor([1]), class_means=torch.eye(2).flip(0))
         tensor([0.5000])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
     class_means = checks.features(class_means, "class_means", axes=("classes", "width")).detach()
-    if class_means.shape[1] != student_features.shape[1]:
+    if class_means.shape[1] != student.shape[1]:
         raise ValueError(
-            f"class_means: expected (classes, {student_features.shape[1]}), got {tuple(class_means.shape)}; "
+            f"class_means: expected (classes, {student.shape[1]}), got {tuple(class_means.shape)}; "
             "give means of teacher_features"
         )
     if isinstance(labels, Tensor) and labels.is_floating_point():
@@ -204,10 +187,10 @@ def norm_direction(
             f"labels: expected int64 class indices, got soft labels, {labels.dtype}; "
             "type labels.argmax(-1), or use an objective that takes soft labels"
         )
-    checks.labels_for(student_features[:, :1].expand(-1, len(class_means)), labels)
-    directions = F.normalize(class_means, dim=1).to(student_features.dtype)[labels.clamp(min=0)]
-    longest = torch.maximum(student_features.norm(dim=1), teacher_features.norm(dim=1).to(student_features.dtype))
-    aligned = (student_features * directions).sum(1) / torch.where(longest > 0, longest, 1.0)
+    checks.labels_for(student[:, :1].expand(-1, len(class_means)), labels)
+    directions = F.normalize(class_means, dim=1).to(student.dtype)[labels.clamp(min=0)]
+    longest = torch.maximum(student.norm(dim=1), teacher.norm(dim=1).to(student.dtype))
+    aligned = (student * directions).sum(1) / torch.where(longest > 0, longest, 1.0)
     return torch.where(labels == UNLABELLED, 0.0, 1 - aligned)
 
 

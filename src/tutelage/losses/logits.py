@@ -1,8 +1,7 @@
 """Losses on logits: one value per sample, in nats, not reduced over the batch.
 
-The classes are on the last axis; whatever stands before it, ``(batch,)`` or ``(batch, tokens)``, is the shape of the
-result. ``q = softmax(z)`` is the student, ``p = softmax(v)`` the teacher and ``p_gamma = softmax(gamma * v)`` the
-teacher's power transform.
+Classes are the last axis; the axes before it, ``(batch,)`` or ``(batch, tokens)``, are the result's shape.
+``q = softmax(z)`` is the student, ``p = softmax(v)`` the teacher, ``p_gamma = softmax(gamma * v)`` its power transform.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     the one-hot row of a class index, or the soft label itself.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0; or soft
-            labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1 (not checked).
+        student_logits: ``(..., classes)``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
+            ``(..., classes)``, each row non-negative with sum 1 (not checked).
         label_smoothing: share of the label spread evenly over all classes, in [0, 1).
 
     Returns:
-        ``(...)`` nats, at least float32.
+        ``(...)`` nats.
 
     Raises:
         TypeError: if the logits are not a floating tensor, or the labels neither int64 nor floating.
@@ -38,9 +37,8 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
             -100. The last is checked on the CPU outside ``torch.compile``; on CUDA the kernel asserts.
 
     Source: label smoothing: Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567.
-
-    Differs from: `torch.nn.functional.cross_entropy`, which wants classes on axis 1 and by default takes the mean. A
-    mean over labelled samples is the sum of these values over the number of labels that are not -100.
+    Differs from: `torch.nn.functional.cross_entropy`, which has classes on axis 1 and by default takes the mean. A mean
+        over labelled samples is the sum of these values over the number of labels that are not -100.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -68,16 +66,14 @@ def confidence_penalty(student_logits: Tensor) -> Tensor:
     ``-H(q) = sum_i q[i] * log q[i]``. Its gradient by the logits is ``q * (log q + H(q))``.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype.
+        student_logits: ``(..., classes)``.
 
     Returns:
-        ``(...)`` nats, at least float32; between ``-log(classes)`` (uniform) and 0 (one-hot).
+        ``(...)`` nats; between ``-log(classes)`` (uniform) and 0 (one-hot).
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", arXiv
-    1701.06548.
+        1701.06548.
 
     Example:
         >>> confidence_penalty(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
@@ -94,51 +90,42 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
     gradient, also where ``q = 0`` there; a class with ``q = 0`` and ``p > 0`` makes it infinite.
 
     Args:
-        student_log_probs: ``(..., classes)``, any floating dtype, ``log q``, normalised (not checked).
-        teacher_log_probs: the same shape, any floating dtype, ``log p``; gets no gradient.
+        student_log_probs: ``(..., classes)``, ``log q``, normalised (not checked).
+        teacher_log_probs: the same shape, ``log p``.
 
     Returns:
-        ``(...)`` nats, at least float32; 0 where the two are equal, otherwise above 0 up to rounding.
+        ``(...)`` nats; 0 where the two are equal, otherwise above 0 up to rounding.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Kullback and Leibler, "On Information and Sufficiency", 1951.
-
     Differs from: `torch.nn.functional.kl_div`, which by default takes the teacher's probabilities and averages over
-    classes too; and code that calls the cross-entropy ``-sum p * log q``, of equal gradient, a KL divergence.
+        classes too; and code that calls the cross-entropy ``-sum p * log q``, of equal gradient, a KL divergence.
 
     Example:
         >>> p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.5, 0.25, 0.25]])
         >>> kl_divergence(q.log(), p.log())
         tensor([0.3466])
     """
-    return _divergence(
-        *checks.logit_pair(student_log_probs, teacher_log_probs, "student_log_probs", "teacher_log_probs")
-    )
+    return _divergence(*checks.logit_pair(student_log_probs, teacher_log_probs, "log_probs"))
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
     """Compute the matching term of classic knowledge distillation.
 
-    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. Its gradient by the logits is ``T * (q_T - p_T)``. The
-    cross-entropy against labels is not in it.
+    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. Its gradient by the logits is ``T * (q_T - p_T)``.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; ``-inf`` means probability 0.
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
-        ``(...)`` nats times ``T**2``, at least float32.
+        ``(...)`` nats times ``T**2``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
-
     Differs from: torchdistill's ``KDLoss``, which drops ``T**2`` where its ``alpha`` is 0; cls_KD's, which is a
-    cross-entropy; and code that calls ``kl_div`` with ``reduction="mean"``, smaller by the number of classes.
+        cross-entropy; and code that calls ``kl_div`` with ``reduction="mean"``, smaller by the number of classes.
 
     Example:
         >>> kd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=2.0)
@@ -159,20 +146,17 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tens
     Rényi entropy: ``KL(p_gamma || q) = T * KL(p_gamma || q_gamma) - (T - 1) * H_gamma(q) + (T - 1) * H(p_gamma)``.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; ``-inf`` means probability 0.
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
         gamma: the exponent, finite and above 0; below 1 it flattens the teacher, at 1 this is `kd` at temperature 1.
 
     Returns:
-        ``(...)`` nats, at least float32.
+        ``(...)`` nats.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3.
-
     Differs from: the authors' code in precision only: it takes ``softmax(v) ** gamma``, which underflows (wrong by 10 %
-    and more in float16 from a logit scale of 5, by 0.4 % in float32 at a scale of 30 with 1000 classes).
+        and more in float16 from a logit scale of 5, by 0.4 % in float32 at a scale of 30 with 1000 classes).
 
     Example:
         >>> ttm(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), gamma=0.5)
@@ -192,18 +176,15 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Ten
     ``classes ** (1 - gamma)``, so a loss weight does not carry over to another ``gamma`` or number of classes.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; ``-inf`` means probability 0.
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
         gamma: the exponent, finite and above 0; at 1 this is `ttm` and `kd` at temperature 1.
 
     Returns:
-        ``(...)`` nats times the power sum, at least float32.
+        ``(...)`` nats times the power sum.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 4.
-
     Differs from: the authors' code in precision only, as `ttm` does.
 
     Example:
@@ -234,21 +215,18 @@ def transformed_matching(
     sum for a weight, `wttm`. Its gradient by the logits is ``w * (q - p_f)``.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; ``-inf`` means probability 0.
-        transform: from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or yours (see
-            `targets.check_transform`).
-        sample_weight: from the teacher's log-probabilities ``(..., classes)`` to weights ``(...)`` of at least 0: a
-            `targets.SampleWeight`, or your own; none for 1.
-        normalise: divide the weights by their mean over all samples, so values depend on the batch. Weights that are
-            all 0 stay 0.
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
+        transform: from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or yours
+            (`targets.check_transform`).
+        sample_weight: from the teacher's log-probabilities to weights ``(...)`` >= 0: a `targets.SampleWeight`, or
+            yours.
+        normalise: divide the weights by their mean over all samples, so values depend on the batch; all 0 stay 0.
 
     Returns:
-        ``(...)`` nats times the weight, at least float32.
+        ``(...)`` nats times the weight.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, returned ones included.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, returned ones included.
     Source: Zheng and Yang, arXiv 2402.11148, which leaves other transforms and weights open.
 
     Example:
@@ -256,8 +234,8 @@ def transformed_matching(
         >>> flat = targets.Pointwise("complement", gamma=0.5)
         >>> transformed_matching(student, teacher, transform=flat)
         tensor([1.2770])
-        >>> doubt = targets.SampleWeight("one_minus_top", transform=flat)
-        >>> transformed_matching(student, teacher, transform=flat, sample_weight=doubt)
+        >>> uncertainty = targets.SampleWeight("one_minus_top", transform=flat)
+        >>> transformed_matching(student, teacher, transform=flat, sample_weight=uncertainty)
         tensor([0.1522])
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
@@ -268,7 +246,7 @@ def transformed_matching(
     weight = sample_weight(log_p).detach()
     if weight.shape != values.shape:
         raise ValueError(
-            f"sample_weight: expected one weight a sample, shape {tuple(values.shape)}, got {tuple(weight.shape)}; "
+            f"sample_weight: expected one weight per sample, shape {tuple(values.shape)}, got {tuple(weight.shape)}; "
             "sum over the classes, which are on the last axis"
         )
     if normalise:
@@ -283,17 +261,15 @@ def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
     power transform ``q_a``, and at ``a = 1`` that of `confidence_penalty`.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype.
+        student_logits: ``(..., classes)``.
         order: ``a``, above 0; 1 is `confidence_penalty`, infinity is ``max_i log q[i]``.
 
     Returns:
-        ``(...)`` nats, at least float32; between ``-log(classes)`` (uniform) and 0 (one-hot).
+        ``(...)`` nats; between ``-log(classes)`` (uniform) and 0 (one-hot).
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above; order 0 has no gradient.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above; order 0 has no gradient.
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3:
-    TTM is classic distillation with this term at ``order = 1 / T``, weighted by ``beta * (T - 1)``.
+        TTM is classic distillation with this term at ``order = 1 / T``, weighted by ``beta * (T - 1)``.
 
     Example:
         >>> renyi_penalty(torch.tensor([[0.0, 0.0], [9.0, 0.0]]), order=0.5)
@@ -314,17 +290,14 @@ def standardise(logits: Tensor) -> Tensor:
     through mean and deviation. Two classes become ``+-0.7071``, whatever they were.
 
     Args:
-        logits: ``(..., classes)``, any floating dtype; at least two classes.
+        logits: ``(..., classes)``; at least two classes.
 
     Returns:
-        The same shape, without unit, at least float32; 0 where a row is constant. There the gradient is finite but
-        large, up to ``1e7`` times what comes in: a student whose logits start out all equal needs another beginning.
+        The same shape, without unit; 0 where a row is constant. There the gradient is finite but large, up to ``1e7``
+        times what comes in: a student whose logits start out all equal needs another initialisation.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427.
-
     Differs from: the paper, whose formula has no ``1e-7``; the authors' code has.
 
     Example:
@@ -345,16 +318,14 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient by ``T`` goes through all three.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; finite, unlike in `kd`.
-        temperature: ``T``, ``()`` or one entry, any floating dtype, above 0 (not checked).
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``; finite, unlike in `kd`.
+        temperature: ``T``, ``()`` or one entry, above 0 (not checked).
 
     Returns:
-        ``(...)`` nats times ``T**2``, at least float32.
+        ``(...)`` nats times ``T**2``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Li et al., "Curriculum Temperature for Knowledge Distillation", arXiv 2211.16231.
 
     Example:
@@ -363,7 +334,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
-        got = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
+        got = getattr(temperature, "dtype", type(temperature).__name__)
         raise TypeError(f"temperature: expected a floating tensor, got {got}; type losses.kd(...) for a number")
     if temperature.numel() != 1:
         raise ValueError(
@@ -386,11 +357,8 @@ def scaled_gradient(values: Tensor, *, factor: float) -> Tensor:
     Returns:
         The same values.
 
-    Raises:
-        TypeError: if ``values`` are not a floating tensor.
-
+    Raises: TypeError where ``values`` are not a floating tensor.
     Source: Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", arXiv 1409.7495.
-
     Differs from: layers of that name that put the minus sign in themselves; here it is in the factor.
 
     Example:
@@ -401,37 +369,33 @@ def scaled_gradient(values: Tensor, *, factor: float) -> Tensor:
         (3.0, -0.5)
     """
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        got = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"values: expected a floating tensor, got {got}; type torch.as_tensor(values).float()")
     # The difference is exactly 0, and carries the gradient.
     return values.detach() + factor * (values - values.detach())
 
 
 def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, temperature: float) -> Tensor:
-    """Compute the regularisation by a teacher that does not exist: nearly sure of the label, and then flattened.
+    """Compute the regularisation by a virtual teacher (Tf-KD_reg): nearly sure of the label, then flattened.
 
     ``KL(softmax(u / T) || q)`` with the virtual teacher's *probabilities* ``u``: ``correct`` at the label, and
     ``(1 - correct) / (classes - 1)`` elsewhere. The student has no temperature, there is no ``T**2``. As ``u`` lies in
     [0, 1], the target is nearly uniform for every ``T`` of 1 and more: the term smooths labels.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype; at least two classes.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0.
+        student_logits: ``(..., classes)``; at least two classes.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0.
         correct: the virtual teacher's probability of the label, above 0 and below 1.
         temperature: ``T``, finite and above 0.
 
     Returns:
-        ``(...)`` nats, at least float32.
+        ``(...)`` nats.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above; soft labels have no virtual teacher.
-
-    Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723,
-    Tf-KD_reg.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
+    Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723.
     Differs from: the authors' code by a factor: it averages over the classes too, and multiplies by a number, 100 for
-    100 classes. The softmax of probabilities is theirs, and published results were made with it. What the paper says, a
-    teacher ``u**(1/T)``, is ``kd`` with ``u.log()`` for the teacher's logits.
+        100 classes. The softmax of probabilities is theirs, and published results were made with it. The paper's text,
+        a teacher ``u**(1/T)``, is ``kd`` with ``u.log()`` for the teacher's logits.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
@@ -442,19 +406,27 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
     checks.fraction(correct, "correct", example=0.99)
     checks.positive(correct, "correct", example=0.99)
     checks.positive(temperature, "temperature", example=20.0)
-    if not checks.labels_for(student_logits, labels):
-        raise ValueError(
-            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, for which the virtual teacher is "
-            "not defined; leave out Mixup, CutMix and soft labels of the data"
-        )
-    classes = student_logits.shape[-1]
-    if classes < 2:
-        raise ValueError(f"student_logits: expected at least 2 classes, got {classes}; add the other class")
-    wrong = torch.full_like(student_logits, (1 - correct) / (classes - 1))
-    virtual = wrong.scatter(-1, labels.clamp(min=0).unsqueeze(-1), correct)
+    target = labelled_class(student_logits, labels)
+    wrong = torch.full_like(student_logits, (1 - correct) / (student_logits.shape[-1] - 1))
+    virtual = wrong.scatter(-1, target, correct)
     log_p = torch.log_softmax(virtual / temperature, dim=-1)
     values = _divergence(torch.log_softmax(student_logits, dim=-1), log_p)
     return values.masked_fill(labels == UNLABELLED, 0.0)
+
+
+def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the labelled class of each sample, ``(..., 1)``, class 0 for an unlabelled one; refuse soft labels."""
+    if not checks.labels_for(student_logits, labels):
+        raise ValueError(
+            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, of which none is the labelled "
+            "class; type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data"
+        )
+    if student_logits.shape[-1] < 2:
+        raise ValueError(
+            f"student_logits: expected at least 2 classes, got {student_logits.shape[-1]}; "
+            "type losses.kd for networks of one"
+        )
+    return labels.clamp(min=0).unsqueeze(-1)
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:

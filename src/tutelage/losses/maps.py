@@ -11,46 +11,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.features import Distance, attention, same_size
+from tutelage.losses.features import Distance, attention, bounded, same_size
 from tutelage.losses.pooling import averaged, common_size
-
-FURTHER = 3
-"""How many more singular vectors of the student than of the teacher `kd_svd` chooses among."""
 
 
 def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: float = 2, norm: float = 1) -> Tensor:
     """Compute the distance between two factors' maps of attention.
 
-    ``(1 / positions) * sum_x |Q_s[x] - Q_t[x]|**norm`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c,
-    x]**p``. A larger map is averaged down first (`same_size`).
+    ``(1 / positions) * sum_x |Q_s[x] - Q_t[x]|**norm`` with ``Q = A / ||A||_2`` and
+    ``A[x] = (1 / C) * sum_c f[c, x]**p``. A larger map is averaged down first (`same_size`).
 
     Args:
-        student_features: ``(batch, channels, height, width)``, any floating dtype: the output of the student's
-            translator.
-        teacher_features: the same, with any channels and size: the output of the teacher's paraphraser; gets no
-            gradient.
+        student_features: ``(batch, channels, height, width)``: the output of the student's translator.
+        teacher_features: the same, with any channels and size: the output of the teacher's paraphraser.
         p: a whole number of at least 1.
         norm: at least 1.
 
     Returns:
-        ``(batch,)``, no unit, at least float32.
+        ``(batch,)``, no unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
-
     Differs from: the paper, which compares whole factors (`factor_difference`). Results on CIFAR-100 were published
-    with this form, which sees no channels: it is attention transfer (`attention_transfer`) on factors.
+        with this form, which sees no channels: it is attention transfer (`attention_transfer`) on factors.
 
     Example:
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
         >>> factor_transfer(student, teacher)
         tensor([1.])
     """
-    student_features, teacher_features = same_size(student_features, teacher_features)
+    student, teacher = (attention(maps, p=p) for maps in same_size(student_features, teacher_features))
     _at_least_one(norm, "norm")
-    difference = (attention(student_features, p=p) - attention(teacher_features, p=p)).abs()
+    difference = (student - teacher).abs()
     return (difference if norm == 1 else difference.pow(norm)).mean(1)
 
 
@@ -63,32 +55,29 @@ def factor_difference(
     ``S = s / ||s||`` and ``T = t / ||t||``, norms of order ``length_by`` over all entries of a sample.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, ...)``.
+        teacher_features: the same shape.
         p: 1, a mean, or 2, a norm that is neither squared nor divided by ``D``.
         length_by: order of the norm that the features are divided by, at least 1.
 
     Returns:
-        ``(batch,)``, no unit, at least float32.
+        ``(batch,)``, no unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
-    Knowledge translation and adaptation (He et al., arXiv 1903.04688) has the same form on other features.
-
+        Knowledge translation and adaptation (He et al., arXiv 1903.04688) has the same form on other features.
     Differs from: the paper at ``p=1``, where it has the sum.
 
     Example:
         >>> factor_difference(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
         tensor([1.])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     _at_least_one(length_by, "length_by")
     if p not in (1, 2):
         raise ValueError(f"p: expected 1 or 2, got {p!r}; type p=1")
-    ours, theirs = (_unit(f, order=length_by) for f in (student_features, teacher_features))
-    return (ours - theirs).abs().mean(1) if p == 1 else torch.linalg.vector_norm(ours - theirs, dim=-1)
+    student, teacher = (F.normalize(bounded(f).flatten(1), p=length_by, dim=1) for f in features)
+    return (student - teacher).abs().mean(1) if p == 1 else torch.linalg.vector_norm(student - teacher, dim=-1)
 
 
 def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, margin: float = 1.0) -> Tensor:
@@ -98,29 +87,26 @@ def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, m
     sum over all channels and positions, so it grows with the map.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, before the activation.
-        teacher_features: the same shape, before the activation; gets no gradient.
+        student_features: ``(batch, ...)``, before the activation.
+        teacher_features: the same shape, before the activation.
         margin: ``m``, finite and above 0.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", arXiv
-    1811.03233.
-
+        1811.03233.
     Differs from: the published objective, which weights stage ``l`` of ``L`` by ``2**(l - L + 1)`` and all by
-    ``3 / 1000``; here that stands in the preset ``activation_boundary``.
+        ``3 / 1000``; here the preset ``activation_boundary`` does.
 
     Example:
         >>> activation_boundary(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, -1.0]]))
         tensor([10.])
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.ANY)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.ANY)
     checks.positive(margin, "margin", example=1.0)
-    beyond = torch.where(teacher_features > 0, margin - student_features, student_features + margin)
+    beyond = torch.where(teacher > 0, margin - student, student + margin)
     return beyond.clamp(min=0).square().flatten(1).sum(1)
 
 
@@ -133,26 +119,23 @@ def fsp(
 ) -> Tensor:
     """Compare the flow from each stage to the next: inner products of their channels.
 
-    ``sum_l (1 / (C * D)) * sum_{c, d} (M_s[c, d] - M_t[c, d])**2`` over consecutive stages ``a`` and ``b``, with ``M[c,
-    d] = (1 / positions) * sum_x a[c, x] * b[d, x]``. The larger of the two is first pooled to the smaller one's size.
-    With ``distance="norm"`` each pair adds ``sum_d ||M_s[:, d] - M_t[:, d]||_2``.
+    ``sum_l (1 / (C * D)) * sum_{c, d} (M_s[c, d] - M_t[c, d])**2`` over consecutive stages ``a`` and ``b``, with
+    ``M[c, d] = (1 / positions) * sum_x a[c, x] * b[d, x]``. The larger of the two is first pooled to the smaller one's
+    size. With ``distance="norm"`` each pair adds ``sum_d ||M_s[:, d] - M_t[:, d]||_2``.
 
     Args:
-        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in order.
-        teacher_features: as many, each with the student's number of channels; sizes may differ; they get no gradient.
+        student_features: at least two maps ``(batch, channels, height, width)``, in order.
+        teacher_features: as many, each with the student's number of channels; sizes may differ.
         pool: how the larger map is made smaller: ``average`` or ``maximum``.
         distance: ``mean_square``; or ``norm``, of the columns, neither squared nor divided by their number.
 
     Returns:
-        ``(batch,)``, at least float32.
+        ``(batch,)``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
-
     Differs from: the paper, which pools by the maximum and sums squares. Results on CIFAR-100 were published with means
-    and averages; one library has the norms of columns and the maximum.
+        and averages; one library has the norms of columns and the maximum.
 
     Example:
         >>> maps = [torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2)]
@@ -192,21 +175,18 @@ def kd_svd(
     Where singular values are equal the vectors have no derivative; that part of the gradient is 0.
 
     Args:
-        student_features: at least two maps ``(batch, channels, height, width)``, any floating dtype, in order.
-        teacher_features: as many, each with the student's number of channels; sizes may differ; they get no gradient.
+        student_features: at least two maps ``(batch, channels, height, width)``, in order.
+        teacher_features: as many, each with the student's number of channels; sizes may differ.
         k: how many vectors, at least 1 and at most the number of positions and of channels.
         first_signs: of each stage ``(batch, k)``: signs of the first entries of the teacher's vectors instead.
 
     Returns:
-        ``(batch,)``, no unit, at least float32; not finite where a feature is not.
+        ``(batch,)``, no unit; not finite where a feature is not.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are not ``k`` vectors.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are not ``k`` vectors.
     Source: Lee, Kim and Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018.
-
     Differs from: public code, which takes the signs as they come. One public copy takes the matrix
-    ``(channels * height, width)``: give it maps with those axes in place of positions and channels.
+        ``(channels * height, width)``: give it maps with those axes in place of positions and channels.
 
     Example:
         >>> maps = [torch.eye(2).reshape(1, 2, 2, 1) * torch.tensor([2.0, 1.0]).reshape(1, 2, 1, 1)] * 2
@@ -219,17 +199,17 @@ def kd_svd(
     most = min(min(f.shape[1], f.shape[2:].numel()) for pair in stages for f in pair)
     if not 1 <= k <= most:
         raise ValueError(
-            f"k: expected at least 1 vector, and at most {most}, the fewest places or channels of a map, got {k}; "
+            f"k: expected at least 1 vector, and at most {most}, the fewest positions or channels of a map, got {k}; "
             "type k=1"
         )
     signs = [None] * len(stages) if first_signs is None else list(first_signs)
     if len(signs) != len(stages):
-        raise ValueError(f"first_signs: expected {len(stages)} tensors, one a stage, got {len(signs)}; leave it out")
+        raise ValueError(f"first_signs: expected {len(stages)} tensors, one per stage, got {len(signs)}; leave it out")
     vectors = [_singular(*pair, k=k, first_signs=sign) for pair, sign in zip(stages, signs, strict=True)]
     total = torch.stack(
         [
-            (_likeness(ours, our_next) - _likeness(theirs, their_next)).square().sum((1, 2, 3))
-            for (ours, theirs), (our_next, their_next) in itertools.pairwise(vectors)
+            (_kernel(student, next_student) - _kernel(teacher, next_teacher)).square().sum((1, 2, 3))
+            for (student, teacher), (next_student, next_teacher) in itertools.pairwise(vectors)
         ]
     ).sum(0)
     finite = torch.stack([f.isfinite().flatten(1).all(1) for pair in stages for f in pair]).all(0)
@@ -242,24 +222,17 @@ def _at_least_one(value: float, name: str) -> None:
         raise ValueError(f"{name}: expected a number of at least 1, got {value}; type for example {name}=1")
 
 
-def _unit(features: Tensor, *, order: float) -> Tensor:
-    flat = features.flatten(1)
-    # The scale cancels. Without it the norm of large features overflows.
-    scale = flat.detach().abs().amax(1, keepdim=True).clamp(min=1)
-    return F.normalize(flat / scale, p=order, dim=1)
-
-
 def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return pairs of maps, checked, in at least float32, the teacher's without a gradient."""
-    for name, value in (("student_features", student_features), ("teacher_features", teacher_features)):
-        if not isinstance(value, list | tuple):
+    for name, maps in (("student_features", student_features), ("teacher_features", teacher_features)):
+        if not isinstance(maps, list | tuple):
             raise TypeError(
-                f"{name}: expected a list of maps, one a stage, got {type(value).__name__}; type [first, second]"
+                f"{name}: expected a list of maps, one per stage, got {type(maps).__name__}; type [first, second]"
             )
-        if len(value) < 2:
+        if len(maps) < 2:
             raise ValueError(
-                f"{name}: expected at least 2 stages, as it is what happens between them that is compared, "
-                f"got {len(value)}; name more taps"
+                f"{name}: expected at least 2 stages, between which changes are compared, got {len(maps)}; "
+                "name more taps"
             )
     if len(student_features) != len(teacher_features):
         raise ValueError(
@@ -267,10 +240,8 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
             f"got {len(teacher_features)}; name as many taps of both networks"
         )
     pairs = []
-    for stage, (student, teacher) in enumerate(zip(student_features, teacher_features, strict=True)):
-        student = checks.features(student, f"student_features[{stage}]", axes=checks.MAPS)
-        teacher = checks.features(teacher, f"teacher_features[{stage}]", axes=checks.MAPS).detach()
-        checks.same_batch(student, teacher, "student_features", "teacher_features")
+    for stage, pair in enumerate(zip(student_features, teacher_features, strict=True)):
+        student, teacher = checks.feature_pair(*pair, checks.MAPS, same="batch", stage=f"[{stage}]")
         if student.shape[1] != teacher.shape[1]:
             raise ValueError(
                 f"teacher_features[{stage}]: expected {student.shape[1]} channels, as student_features[{stage}], "
@@ -288,32 +259,31 @@ def _flow(first: Tensor, second: Tensor, pool: str) -> Tensor:
     return first.flatten(2) @ second.flatten(2).mT / (size[0] * size[1])
 
 
-def _likeness(first: Tensor, second: Tensor) -> Tensor:
+def _kernel(first: Tensor, second: Tensor) -> Tensor:
     """Return ``(batch, channels, channels of the next stage, k)``."""
     return (-(first[:, :, None] - second[:, None]).square() / 8).exp()
 
 
 def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the student's and the teacher's vectors of one stage, ``(batch, channels, k)`` each."""
-    values, theirs = _decomposed(_matrix(teacher))
-    theirs = theirs[:, :, :k]
-    turn: Tensor
+    values, teacher_vectors = _decomposed(_matrix(teacher))
+    teacher_vectors = teacher_vectors[:, :, :k]
     if first_signs is None:
-        turn = theirs.gather(1, theirs.abs().argmax(1, keepdim=True)).sign()
+        signs = teacher_vectors.gather(1, teacher_vectors.abs().argmax(1, keepdim=True)).sign()
+    elif first_signs.shape == (len(teacher), k):
+        signs = teacher_vectors[:, :1].sign() * first_signs[:, None].to(teacher_vectors)
     else:
-        if first_signs.shape != (len(theirs), k):
-            raise ValueError(
-                f"first_signs: expected shape {(len(theirs), k)} in each stage, got {tuple(first_signs.shape)}; "
-                "leave it out"
-            )
-        turn = theirs[:, :1].sign() * first_signs[:, None].to(theirs)
-    theirs = theirs * turn
-    ours = _leading(_matrix(student), k + FURTHER)
-    cosines = ours.detach().mT @ theirs
+        raise ValueError(
+            f"first_signs: expected shape {(len(teacher), k)} per stage, got {tuple(first_signs.shape)}; leave it out"
+        )
+    teacher_vectors = teacher_vectors * signs
+    candidates = _leading(_matrix(student), k + 3)
+    cosines = candidates.detach().mT @ teacher_vectors
     nearest = cosines.abs().argmax(1, keepdim=True)
-    ours = ours.gather(2, nearest.expand(-1, ours.shape[1], -1)) * cosines.gather(1, nearest).sign()
+    student_vectors = candidates.gather(2, nearest.expand(-1, candidates.shape[1], -1))
+    student_vectors = student_vectors * cosines.gather(1, nearest).sign()
     scale = F.normalize(values[:, :k], dim=1)[:, None]
-    return ours * scale, theirs * scale
+    return student_vectors * scale, teacher_vectors * scale
 
 
 def _matrix(maps: Tensor) -> Tensor:
@@ -351,5 +321,5 @@ def _leading(rows: Tensor, count: int) -> Tensor:
 
 
 def _reciprocal(values: Tensor, least: Tensor) -> Tensor:
-    apart = values.abs() > least
-    return torch.where(apart, 1 / torch.where(apart, values, 1.0), 0.0)
+    nonzero = values.abs() > least
+    return torch.where(nonzero, 1 / torch.where(nonzero, values, 1.0), 0.0)

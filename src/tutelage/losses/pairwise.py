@@ -1,7 +1,7 @@
 """Losses on relations between the samples of a batch: distances, angles, similarities, correlations.
 
-Each returns one value ``()``, which changes with how a batch is split. Student and teacher may differ in width where
-the text does not say otherwise.
+Each returns one value ``()``, which changes with how a batch is split. The widths of student and teacher may differ
+unless stated otherwise. Distances and directions are of differences, so a common offset costs no digits.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tutelage import checks
 
-KERNELS = ("gaussian", "bilinear")
-
 _NEAREST = 1e-6
 """Distances of different samples are at least this, without a gradient below it."""
 _PKT_EPS = 1e-7
@@ -31,35 +29,28 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
     ``(1 / batch**2) * sum_{i, j} h(D_s[i, j] - D_t[i, j])``, where ``D`` are the Euclidean distances between samples
     divided by their mean over all pairs ``i != j``, and ``h(x) = x**2 / 2`` up to ``|x| = 1``, ``|x| - 1/2`` beyond.
     The diagonal is 0 and counts in ``batch**2``. Distances are at least 1e-6, without a gradient below that. The
-    student's mean is differentiated too, so the gradient does not change the scale of the features.
-
-    Distances come from differences, so a common offset costs no digits. Memory grows with ``batch**2``.
+    student's mean is differentiated too, so the gradient keeps the scale of the features. Memory grows with
+    ``batch**2``.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
-        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        student_features: ``(batch, width)``, such as the pooled embedding.
+        teacher_features: ``(batch, width)``. The widths may differ.
         squared: use the squared distances, of at least 1e-12, in place of the distances.
 
     Returns:
-        ``()``, no unit, at least float32; 0 for two samples, and for sets equal up to scale and shift.
+        ``()``, no unit; 0 for two samples, and for sets equal up to scale and shift.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068. Published results use the distances.
-
     Differs from: public code in the last digits: there the distances come from a Gram matrix, which in float32 with a
-    common offset of 100 standard deviations is off by 2e-3; and for one sample, which gives NaN there.
+        common offset of 100 standard deviations is off by 2e-3; and for one sample, which gives NaN there.
 
     Example:
         >>> rkd_distance(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [3.0]]))
         tensor(0.0556)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    checks.min_samples(student_features, 2, "are related to each other")
-    return F.smooth_l1_loss(_distances(student_features, squared), _distances(teacher_features, squared))
+    student, teacher = _embeddings(student_features, teacher_features, min_batch=2)
+    return F.smooth_l1_loss(_distances(student, squared), _distances(teacher, squared))
 
 
 def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -71,24 +62,20 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
     Time grows with ``batch**3 * width``, memory only up to a limit: where ``batch**2 * max(batch, width)`` is above
     2**25, as with more than 256 samples of width 512, the vertices ``i`` go through in pieces of that many numbers (a
-    few tensors of 128 MiB in float32), and the pieces are computed once more for the gradient. Directions come from
-    differences, so a common offset costs no digits.
+    few tensors of 128 MiB in float32), and the pieces are computed once more for the gradient.
 
     Where two of the student's samples are equal and the teacher's are not, a direction is 0 and its gradient of the
     order of 1e12, as in the public code: an unlucky step for a network that maps many samples to one point.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
-        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        student_features: ``(batch, width)``, such as the pooled embedding.
+        teacher_features: ``(batch, width)``. The widths may differ.
 
     Returns:
-        ``()``, no unit, at least float32; 0 for two samples, and for sets equal up to scale, shift and rotation.
+        ``()``, no unit; 0 for two samples, and for sets equal up to scale, shift and rotation.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068.
-
     Differs from: public code for one sample, whose value is 0 there beside a distance-wise term that is NaN.
 
     Example:
@@ -97,18 +84,14 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         >>> rkd_angle(square, square).item(), round(rkd_angle(square, line).item(), 4)
         (0.0, 0.1296)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    checks.min_samples(student_features, 2, "are related to each other")
-    batch = len(student_features)
-    largest = max(batch, student_features.shape[1], teacher_features.shape[1])
-    step = max(1, _ENTRIES // (batch * largest))
+    student, teacher = _embeddings(student_features, teacher_features, min_batch=2)
+    batch = len(student)
+    step = max(1, _ENTRIES // (batch * max(batch, student.shape[1], teacher.shape[1])))
     if step >= batch:
-        return _angles_apart(student_features, teacher_features, 0, batch) / batch**3
+        return _angle_loss(student, teacher, 0, batch) / batch**3
     # There is no random number in it; reading the generator's state makes the host wait for the device.
-    again = partial(checkpoint, _angles_apart, use_reentrant=False, preserve_rng_state=False)
-    pieces = [again(student_features, teacher_features, start, start + step) for start in range(0, batch, step)]
+    recomputed = partial(checkpoint, _angle_loss, use_reentrant=False, preserve_rng_state=False)
+    pieces = [recomputed(student, teacher, start, start + step) for start in range(0, batch, step)]
     return torch.stack(pieces).sum() / batch**3
 
 
@@ -121,28 +104,22 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     published weight is 30000, and it holds for batches of 64.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, such as the pooled embedding.
-        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        student_features: ``(batch, width)``, such as the pooled embedding.
+        teacher_features: ``(batch, width)``. The widths may differ.
 
     Returns:
-        ``()`` nats divided by ``batch``, at least float32; 0 for one sample.
+        ``()`` nats divided by ``batch``; 0 for one sample.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", arXiv 1803.10837.
-
     Differs from: public code where a sample is 0 everywhere, whose gradient is NaN there and 0 here.
 
     Example:
         >>> pkt(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()  # log(3 / 2) / 2
         0.20273...
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    ours, theirs = _neighbours(student_features), _neighbours(teacher_features)
-    return (theirs * ((theirs + _PKT_EPS).log() - (ours + _PKT_EPS).log())).mean()
+    student, teacher = (_neighbours(f) for f in _embeddings(student_features, teacher_features))
+    return (teacher * ((teacher + _PKT_EPS).log() - (student + _PKT_EPS).log())).mean()
 
 
 def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: int = 2) -> Tensor:
@@ -152,33 +129,27 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
     features, each row scaled to length 1. A row that is 0 everywhere stays so and gets no gradient.
 
     Args:
-        student_features: ``(batch, ...)``, any floating dtype, such as the last stage.
-        teacher_features: ``(batch, ...)``; gets no gradient. All but the batch may differ.
+        student_features: ``(batch, ...)``, such as the last stage.
+        teacher_features: ``(batch, ...)``. All but the batch may differ.
         row_norm: 2 for the Euclidean length of a row, 1 for the sum of its absolute values.
 
     Returns:
-        ``()``, no unit, at least float32.
+        ``()``, no unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682.
-
-    Differs from: torchdistill, which has ``row_norm=1``: values differ by a factor of about 3; the published weight,
-    3000, is for 2.
+    Differs from: torchdistill's ``row_norm=1``, by a factor of about 3; the published weight, 3000, is for 2.
 
     Example:
         >>> similarity(torch.eye(2), torch.ones(2, 1))
         tensor(0.2929)
     """
     axes = ("batch", "feature", "...")
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, axes, same="batch")
+    features = checks.feature_pair(student_features, teacher_features, axes, same="batch")
     if row_norm not in (1, 2):
         raise ValueError(f"row_norm: expected 1 or 2, got {row_norm!r}; type row_norm=2 for the published form")
-    ours, theirs = (
-        unit_rows(rows @ rows.T, order=row_norm) for rows in (student_features.flatten(1), teacher_features.flatten(1))
-    )
-    return (ours - theirs).square().mean()
+    student, teacher = (unit_rows(gram(f.flatten(1)), order=row_norm) for f in features)
+    return (student - teacher).square().mean()
 
 
 def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -188,29 +159,22 @@ def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     of neighbours' errors, not the paper's kernel matrices (`correlation_kernel`).
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype; public code first maps both to width 128 by learned
-            linear maps.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, width)``; public code first maps both to width 128 by learned linear maps.
+        teacher_features: the same shape.
 
     Returns:
-        ``()``, the square of the features' unit, at least float32.
+        ``()``, the square of the features' unit.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802, in the form of the
-    benchmark of Tian et al., arXiv 1910.10699, whose published results are made with it.
+        benchmark of Tian et al., arXiv 1910.10699, whose published results are made with it.
 
     Example:
         >>> correlation(torch.tensor([[1.0], [-2.0], [3.0]]), torch.zeros(3, 1))
         tensor(4.)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    checks.min_samples(student_features, 2, "are related to each other")
-    checks.same_shape(student_features, teacher_features, "student_features", "teacher_features")
-    errors = (student_features - teacher_features).abs()
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, min_batch=2)
+    errors = (student - teacher).abs()
     return (errors[:-1] * errors[1:]).sum(1).mean()
 
 
@@ -230,8 +194,8 @@ def correlation_kernel(
     <f[i], f[j]>**p``: on features of length 1 the Taylor expansion of ``exp(-gamma * |f[i] - f[j]|**2)``.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype.
-        teacher_features: ``(batch, width)``; gets no gradient. The widths may differ.
+        student_features: ``(batch, width)``.
+        teacher_features: ``(batch, width)``. The widths may differ.
         kernel: ``gaussian``; or ``bilinear``, which is ``<f[i], f[j]>`` and reads neither ``gamma`` nor ``order``.
         gamma: above 0.
         order: of the expansion, a whole number of at least 1.
@@ -239,36 +203,37 @@ def correlation_kernel(
         squared: the squared norm; without it ``(1 / batch**2) * ||K_s - K_t||_F``.
 
     Returns:
-        ``()``, no unit where normalised, at least float32.
+        ``()``, no unit where normalised.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802.
-
-    Differs from: torchdistill, which has ``normalise=False, squared=False``. Tian et al. run `correlation` under this
-    name.
+    Differs from: torchdistill: ``normalise=False, squared=False``; and Tian et al., who so call `correlation`.
 
     Example:
         >>> correlation_kernel(torch.eye(2), torch.ones(2, 2), kernel="bilinear")
         tensor(0.5000)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}; type kernel='gaussian'")
+    features = _embeddings(student_features, teacher_features)
+    if kernel not in ("gaussian", "bilinear"):
+        raise ValueError(f"kernel: expected one of gaussian, bilinear, got {kernel!r}; type kernel='gaussian'")
     checks.positive(gamma, "gamma", example=0.4)
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise ValueError(f"order: expected a whole number >= 1, got {order!r}; for example order=2")
-    grams = []
-    for features in (student_features, teacher_features):
-        rows = F.normalize(features, dim=1) if normalise else features
-        gram = rows @ rows.T
-        grams.append(gram if kernel == "bilinear" else _expansion(gram, gamma, order))
-    apart = grams[0] - grams[1]
-    norm = apart.square().sum() if squared else torch.linalg.vector_norm(apart)
-    return norm / len(apart) ** 2
+    student, teacher = (gram(F.normalize(f, dim=1) if normalise else f) for f in features)
+    if kernel == "gaussian":
+        student, teacher = _expansion(student, gamma, order), _expansion(teacher, gamma, order)
+    difference = student - teacher
+    norm = difference.square().sum() if squared else torch.linalg.vector_norm(difference)
+    return norm / len(difference) ** 2
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return the inner products of all pairs of rows."""
+    return rows @ rows.mT
+
+
+def _embeddings(student: Tensor, teacher: Tensor, *, min_batch: int = 1) -> tuple[Tensor, Tensor]:
+    return checks.feature_pair(student, teacher, checks.EMBEDDINGS, same="batch", min_batch=min_batch)
 
 
 def _distances(features: Tensor, squared: bool) -> Tensor:
@@ -280,10 +245,10 @@ def _distances(features: Tensor, squared: bool) -> Tensor:
     return distances / (distances.sum() / (batch * (batch - 1)))
 
 
-def _angles_apart(student_features: Tensor, teacher_features: Tensor, start: int, end: int) -> Tensor:
+def _angle_loss(student_features: Tensor, teacher_features: Tensor, start: int, end: int) -> Tensor:
     """Return the sum over all triples whose vertex is one of the samples from ``start`` to ``end``."""
-    ours, theirs = _cosines(student_features, start, end), _cosines(teacher_features, start, end)
-    return F.smooth_l1_loss(ours, theirs, reduction="sum")
+    student, teacher = _cosines(student_features, start, end), _cosines(teacher_features, start, end)
+    return F.smooth_l1_loss(student, teacher, reduction="sum")
 
 
 def _cosines(features: Tensor, start: int, end: int) -> Tensor:
@@ -293,8 +258,8 @@ def _cosines(features: Tensor, start: int, end: int) -> Tensor:
 
 def _neighbours(features: Tensor) -> Tensor:
     unit = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _PKT_EPS)
-    likeness = (unit @ unit.T + 1) / 2
-    return likeness / likeness.sum(1, keepdim=True)
+    similarities = (gram(unit) + 1) / 2
+    return similarities / similarities.sum(1, keepdim=True)
 
 
 def unit_rows(matrices: Tensor, *, order: int = 2) -> Tensor:
@@ -304,9 +269,9 @@ def unit_rows(matrices: Tensor, *, order: int = 2) -> Tensor:
     return torch.where(nonzero, matrices / torch.where(nonzero, length, 1.0), 0.0)
 
 
-def _expansion(gram: Tensor, gamma: float, order: int) -> Tensor:
+def _expansion(products: Tensor, gamma: float, order: int) -> Tensor:
     # By Horner's rule: a power of 0 has no gradient of its own.
-    series = torch.ones_like(gram)
+    series = torch.ones_like(products)
     for p in range(order, 0, -1):
-        series = 1 + 2 * gamma / p * gram * series
+        series = 1 + 2 * gamma / p * products * series
     return math.exp(-2 * gamma) * series

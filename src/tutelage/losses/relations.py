@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.losses.pairwise import gram
 
 
 def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alpha: float) -> Tensor:
@@ -18,29 +19,25 @@ def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alph
     column that is constant over the batch has ``c[d] = 0``, and no gradient.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width by a learned linear map.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, width)``, mapped to the teacher's width by a learned linear map.
+        teacher_features: the same shape.
         alpha: above 0; the published values are 1.01 and 1.5.
 
     Returns:
-        ``()`` bits, at least float32; of either sign.
+        ``()`` bits; of either sign.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
-    2112.00459.
-
+        2112.00459.
     Differs from: the authors' code where a column is constant, as that of a channel that never fires: NaN there.
 
     Example:
         >>> itrd_correlation(torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [0.0]]), alpha=1.0)
         tensor(-2.)
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, min_batch=2)
     checks.positive(alpha, "alpha", example=1.01)
-    checks.min_samples(student_features, 2, "a correlation is taken over")
-    correlation = (_standardised(student_features) * _standardised(teacher_features)).mean(0)
+    correlation = (_standardised(student) * _standardised(teacher)).mean(0)
     return (correlation - 1).abs().pow(2 * alpha).sum().log2()
 
 
@@ -51,27 +48,23 @@ def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     scaled to length 1 and ``G_st = G_s * G_t`` entry by entry.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype. The widths may differ; public code then maps it.
-        teacher_features: ``(batch, width)``; gets no gradient.
+        student_features: ``(batch, width)``; public code maps it where the widths differ.
+        teacher_features: ``(batch, width)``.
 
     Returns:
-        ``()``, no unit, at least float32; in [0, 1].
+        ``()``, no unit; in [0, 1].
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
-    2112.00459: matrix-based Rényi entropies of order 2, without the logarithms.
+        2112.00459: matrix-based Rényi entropies of order 2, without the logarithms.
 
     Example:
         >>> itrd_mutual(torch.ones(2, 1), torch.eye(2))
         tensor(0.5000)
     """
-    student_features, teacher_features = checks.feature_pair(
-        student_features, teacher_features, checks.EMBEDDINGS, same="batch"
-    )
-    ours, theirs = (_gram(F.normalize(f, dim=1)) for f in (student_features, teacher_features))
-    return _purity(ours) - _purity(ours * theirs)
+    features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, same="batch")
+    student, teacher = (gram(F.normalize(f, dim=1)) for f in features)
+    return _purity(student) - _purity(student * teacher)
 
 
 def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: float) -> Tensor:
@@ -82,44 +75,37 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
     and the width, so the value grows with both; it has no lower bound but that of the dtype.
 
     Args:
-        student_features: ``(batch, width)``, any floating dtype, mapped to the teacher's width by a learned linear map.
-        teacher_features: the same shape; gets no gradient.
+        student_features: ``(batch, width)``, mapped to the teacher's width by a learned linear map.
+        teacher_features: the same shape.
         exponent: above 0; the published value is 4. The larger it is, the more the largest differences count.
 
     Returns:
-        ``()`` nats, at least float32; of either sign.
+        ``()`` nats; of either sign.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above, or there are fewer than 2 samples.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", arXiv
-    2303.11098.
-
-    Differs from: torchdistill's ``SRDLoss``, which leaves normalisation to a module, doubles the value and adds KL of
-    logits without ``T**2``.
+        2303.11098.
+    Differs from: torchdistill's ``SRDLoss``: no normalisation, twice the value, and KL without ``T**2`` added.
 
     Example:
         >>> log_sum(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]]), exponent=4.0)
         tensor(3.4657)
     """
-    student_features, teacher_features = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
-    checks.min_samples(student_features, 2, "features are normalised over")
-    return log_power(_normalised(student_features) - _normalised(teacher_features), exponent=exponent)
+    student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS, min_batch=2)
+    return log_power(_normalised(student) - _normalised(teacher), exponent=exponent)
 
 
 def log_power(differences: Tensor, *, exponent: float) -> Tensor:
     """Compute ``log(sum |x|**exponent)`` over all entries: what `log_sum` is of features as they are.
 
     Args:
-        differences: any shape, any floating dtype.
+        differences: any shape.
         exponent: above 0.
 
     Returns:
-        ``()``, at least float32. Where every entry is 0 it is that of the smallest number, and has no gradient.
+        ``()``. Where every entry is 0 it is that of the smallest number, and has no gradient.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: as `log_sum`.
 
     Example:
@@ -141,14 +127,10 @@ def _normalised(features: Tensor) -> Tensor:
 def _standardised(features: Tensor) -> Tensor:
     centred = features - features.mean(0)
     variance = centred.square().sum(0) / (len(features) - 1)
-    moves = variance > 0
+    varies = variance > 0
     # The square root of 0 has no gradient: it is kept out of the graph, not only of the value.
-    return torch.where(moves, centred / torch.where(moves, variance, 1.0).sqrt(), 0.0)
+    return torch.where(varies, centred / torch.where(varies, variance, 1.0).sqrt(), 0.0)
 
 
-def _gram(features: Tensor) -> Tensor:
-    return features @ features.T
-
-
-def _purity(gram: Tensor) -> Tensor:
-    return (gram / gram.trace()).square().sum()
+def _purity(matrix: Tensor) -> Tensor:
+    return (matrix / matrix.trace()).square().sum()

@@ -1,8 +1,8 @@
 """Losses on logits that single out the labelled class: one value per sample, in nats, not reduced over the batch.
 
 Shapes, precision and notation are those of `tutelage.losses.logits`. ``y`` is the labelled class; the *others* are the
-``classes - 1`` that are left, and ``a[i]`` and ``b[i]`` are what the student and the teacher say about them alone: a
-softmax that leaves ``y`` out. An unlabelled sample (-100) has value 0 and gradient 0.
+``classes - 1`` that are left, and ``a[i]`` and ``b[i]`` are the student's and the teacher's softmax over them alone. An
+unlabelled sample (-100) has value 0 and gradient 0.
 
 Everything is in log space and goes through the margin ``m = z[y] - logsumexp(z[others])``, of which
 ``log q[y] = -softplus(-m)`` and ``log(1 - q[y]) = -softplus(m)``: no probability is rounded to 0.
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.logits import cross_entropy, kl_divergence
+from tutelage.losses.logits import cross_entropy, kl_divergence, labelled_class
 from tutelage.types import UNLABELLED
 
 
@@ -24,29 +24,25 @@ def dkd(
 ) -> Tensor:
     """Compute decoupled knowledge distillation: the label's probability and the others', weighted apart.
 
-    ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, with everything at
-    temperature ``T``. With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. With two classes the second
-    divergence is 0.
+    ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, all at temperature ``T``.
+    With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. Of two classes, the second is 0.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``; at least two classes.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0.
+        student_logits: ``(..., classes)``, ``z``; at least two classes.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0.
         alpha: of the label's divergence, finite and at least 0.
         beta: of the others' divergence, finite and at least 0.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
-        ``(...)`` nats times ``T**2``, at least float32; 0 where the two networks agree.
+        ``(...)`` nats times ``T**2``; 0 where the two networks agree.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above; soft labels have no labelled class.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
     Source: Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679.
-
     Differs from: the authors' code in precision only. It takes logarithms of probabilities and subtracts 1000 from the
-    label's logit, which gives infinities and NaN once a network is sure (a gap of about 90 ``T`` in float32). Their
-    trainer multiplies the term by ``min(epoch / 20, 1)``: a weight's schedule here (`objectives.dkd`).
+        label's logit, which gives infinities and NaN once a network is sure (a gap of about 90 ``T`` in float32). Their
+        trainer multiplies the term by ``min(epoch / 20, 1)``: a weight's schedule here (`objectives.dkd`).
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
@@ -57,7 +53,7 @@ def dkd(
     checks.weight(alpha, "alpha", example=1.0)
     checks.weight(beta, "beta", example=8.0)
     checks.positive(temperature, "temperature", example=4.0)
-    target = _target(student_logits, labels)
+    target = labelled_class(student_logits, labels)
     sure, others = _split(student_logits / temperature, target)
     teacher_sure, teacher_others = _split(teacher_logits / temperature, target)
     of_label, of_others = kl_divergence(_binary(sure), _binary(teacher_sure)), kl_divergence(others, teacher_others)
@@ -73,24 +69,21 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     labels' cross-entropy is added, not replaced. With two classes the second term is 0.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``; at least two classes.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0; or soft
-            labels ``(..., classes)``, any floating dtype, of which the likeliest class is ``y`` (the first of several).
+        student_logits: ``(..., classes)``, ``z``; at least two classes.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
+            ``(..., classes)``, of which the likeliest class is ``y`` (the first of several).
         gamma: of the second term, finite and at least 0.
         temperature: ``T`` of the second term, finite and above 0.
 
     Returns:
-        ``(...)`` nats, the second term times ``T**2``; at least float32.
+        ``(...)`` nats, the second term times ``T**2``.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
-    Loss and Customized Soft Labels", arXiv 2303.13005.
-
+        Loss and Customized Soft Labels", arXiv 2303.13005.
     Differs from: the authors' code in precision only. That soft labels are read by their likeliest class is theirs too:
-    their results under Mixup and CutMix were made so.
+        their results under Mixup and CutMix were made so.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
@@ -103,7 +96,7 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     if isinstance(labels, Tensor) and labels.is_floating_point():
         checks.labels_for(student_logits, labels)
         labels = labels.argmax(dim=-1)
-    target = _target(student_logits, labels)
+    target = labelled_class(student_logits, labels)
     sure, _ = _split(student_logits, target)
     teacher_sure, _ = _split(teacher_logits, target)
     _, others = _split(student_logits / temperature, target)
@@ -120,23 +113,20 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
     temperature 1 and without a gradient. It is a cross-entropy, not a divergence: not 0 where the networks agree.
 
     Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: value exactly 0, gradient exactly 0; or soft
-            labels ``(..., classes)``, any floating dtype, that both cross-entropies of the weight are then against.
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
+            ``(..., classes)``, that both cross-entropies of the weight are then against.
         temperature: ``T``, finite and above 0; it divides both networks' logits, but not those of the weight.
 
     Returns:
-        ``(...)`` nats times ``T**2`` and the weight, at least float32.
+        ``(...)`` nats times ``T**2`` and the weight.
 
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-
+    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
     Source: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
-    arXiv 2102.00650.
-
+        arXiv 2102.00650.
     Differs from: the authors' code in nothing but the labels that it takes. A Kullback-Leibler divergence in the
-    cross-entropy's place, as the paper writes, has the same gradient: the weight has none.
+        cross-entropy's place, as the paper writes, has the same gradient: the weight has none.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
@@ -150,20 +140,6 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
     # An unlabelled sample's cross-entropies are 0, and with them the ratio and the weight.
     return temperature * temperature * -torch.expm1(-ratio) * _crossed(log_q, log_p)
-
-
-def _target(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the labelled class of each sample, class 0 for one that has none."""
-    if not checks.labels_for(logits, labels):
-        raise ValueError(
-            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, of which none is the labelled "
-            "class; type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data"
-        )
-    if logits.shape[-1] < 2:
-        raise ValueError(
-            f"student_logits: expected at least 2 classes, got {logits.shape[-1]}; type losses.kd for networks of one"
-        )
-    return labels.clamp(min=0).unsqueeze(-1)
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

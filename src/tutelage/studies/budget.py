@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ from tutelage.config.schema import Recipe, RecipeError
 from tutelage.report.table import aligned
 from tutelage.runs import autotune, manifest
 from tutelage.runs.run import finished
-from tutelage.runs.setup import build_inputs, build_objectives, held_out_sets, steps_of, torch_settings
+from tutelage.runs.setup import RunInputs, build_inputs, build_objectives, held_out_sets, steps_of, torch_settings
 from tutelage.studies.plan import Job, StudyRequest, dry_run_recipe, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
 from tutelage.training.checkpoints import NAME
@@ -51,16 +51,15 @@ class Budget(NamedTuple):
         return self.ends - self.clock()
 
 
-def begin(seconds: float | None, began: float, until: float | None = None) -> Budget | None:
-    """Return the budget of a command that began at a moment of the monotonic clock; none where it has no limit.
+def begin(typed: str | None, began: float, until: float | None = None) -> Budget | None:
+    """Return the budget that is typed for a command, as `read` takes it; none where it has no limit.
 
-    Args:
-        seconds: that it may take.
-        began: when.
-        until: a worker's end by the time of day, as monotonic clocks differ between processes.
+    ``began`` is a moment of the monotonic clock; ``until`` a worker's end by the time of day, as monotonic clocks
+    differ between processes.
     """
-    if not seconds:
+    if typed is None:
         return None
+    seconds = read(typed)
     return Budget(seconds, began + seconds if until is None else time.monotonic() + until - time.time())
 
 
@@ -95,9 +94,9 @@ class Times:
     """What was timed of a pair, in seconds."""
 
     teacher: float | None  # per step of the teacher's training; none where it is not trained
-    student: float  # per step of a student, with a live teacher where its method asks one
+    student: float  # per step of a student, with a live teacher where its method uses one
     batch: int  # samples of the student's step
-    asked: bool  # whether the teacher was asked in it
+    asked: bool  # whether the teacher ran in it
     teacher_eval_s: float | None  # per sample; none where there is no teacher
     student_eval_s: float  # per sample
     samples: int  # of the training set
@@ -105,19 +104,9 @@ class Times:
     opened: float  # for opening the data
     of: str  # the two networks, as a pair of this name in another study file may have others
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Times:
-        """Read what `to_json` returns."""
-        return cls(**{FIELDS.get(key, key): entry for key, entry in value.items()})
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry of a pair in ``times.json``."""
-        keys = {field: key for key, field in FIELDS.items()}
-        return {keys.get(field, field): value for field, value in asdict(self).items()}
-
-
-FIELDS = {"word": "teacher_eval_s", "eyes": "student_eval_s"}
-"""Fields of `Times` by their keys on disk, where these differ."""
+FIELDS = {field.name: field.name for field in fields(Times)} | {"teacher_eval_s": "word", "student_eval_s": "eyes"}
+"""Keys of ``times.json`` by the fields of `Times`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +125,6 @@ class Cost:
     def seconds(self) -> float:
         """All of it; the student is evaluated once more at the end."""
         return self.start + self.record + self.steps * self.step + (self.epochs + 1) * self.evaluation
-
-    @property
-    def stretch(self) -> float:
-        """Seconds until the run has made progress that is worth saving."""
-        return self.start + min(self.steps, STRETCH) * self.step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +154,9 @@ class Plan:
             f"budget: {_minutes(self.budget.seconds)}, of which {_minutes(spent)} are used; "
             "the pair that takes least comes first"
         )
-        rows = [("pair", "runs left", "steps left", "teacher", "students", "estimated", "in the budget")]
+        rows: list[tuple[str, ...]] = [
+            ("pair", "runs left", "steps left", "teacher", "students", "estimated", "in the budget")
+        ]
         total = 0.0
         for pair in self.request.pairs:
             left = [job for job in self.left if job.pair == pair]
@@ -183,10 +169,11 @@ class Plan:
                 seconds = self._seconds(left)
                 fits = "all" if total + seconds <= available else "in part" if total < available else "no"
                 steps = sum(self.costs[job.name].steps for job in left)
-                teachers = [self.costs[job.name] for job in left if job.method == TEACHER]
-                students = [self.costs[job.name] for job in left if job.method != TEACHER]
-                cells = (f"{steps:,}", _step_times(teachers), _step_times(students), _minutes(seconds), fits)
-                rows.append((pair, str(len(left)), *cells))
+                times = (
+                    _step_times([self.costs[job.name] for job in left if (job.method == TEACHER) is teachers])
+                    for teachers in (True, False)
+                )
+                rows.append((pair, str(len(left)), f"{steps:,}", *times, _minutes(seconds), fits))
                 total += seconds
         for line in aligned(rows):
             yield f"  {line}"
@@ -211,13 +198,14 @@ def prepare(
     ``times.json``.
     """
     recipe = request.study.recipe
-    with _threads(workers), torch_settings(recipe):
+    with torch_settings(recipe):
+        if not recipe.threads:  # those of one worker
+            torch.set_num_threads(max(1, torch.get_num_threads() // workers))
         hardware = manifest.hardware(accelerator_on(recipe.device).device)
         machine = {**hardware, "torch": torch.__version__, "precision": recipe.precision}
         timed, untimed = _read(request, machine), {}
-        known = dict(timed)
+        known, opened = dict(timed), dict[data.DataSettings, tuple[data.Splits, float]]()
         began = time.monotonic()
-        opened = _OpenedData()
         for pair in request.pairs if measure else ():
             left = _left(request, pair)
             teacher_left = any(job.method == TEACHER for job in left)
@@ -232,7 +220,7 @@ def prepare(
                 untimed[pair] = str(error).splitlines()[0] if str(error) else type(error).__name__
         if keep and timed != known:
             request.folder.mkdir(parents=True, exist_ok=True)
-            pairs = {pair: times.to_json() for pair, times in timed.items()}
+            pairs = {pair: {FIELDS[key]: value for key, value in asdict(timed[pair]).items()} for pair in timed}
             records.write_json(request.folder / TIMES, {"machine": machine, "pairs": pairs})
         order, costs = _order(request, timed, hardware)
     ordered = replace(request, pairs=tuple(order))
@@ -240,23 +228,15 @@ def prepare(
     return Plan(request=ordered, left=tuple(left), costs=costs, budget=budget, workers=workers, untimed=untimed)
 
 
-@contextlib.contextmanager
-def _threads(workers: int) -> Iterator[None]:
-    """Give this process the threads of one worker."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(max(1, threads // workers))
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _read(request: StudyRequest, machine: Mapping[str, Any]) -> dict[str, Times]:
     """Return what was timed before on the same machine."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         value = records.read_json(request.folder / TIMES)
         if value["machine"] == machine:
-            timed = {pair: Times.from_json(entry) for pair, entry in value["pairs"].items()}
+            timed = {
+                pair: Times(**{field: entry[key] for field, key in FIELDS.items()})
+                for pair, entry in value["pairs"].items()
+            }
             pairs = request.study.pairs
             return {pair: times for pair, times in timed.items() if pair in pairs and times.of == _of(request, pair)}
     return {}
@@ -273,50 +253,44 @@ def _left(request: StudyRequest, pair: str | None = None) -> list[Job]:
     return without_idle_teachers(job for job in planned if not finished(request.runs / job.name))
 
 
-class _OpenedData:
-    """Data sets, each opened once; ``seconds`` is what the slowest took."""
-
-    def __init__(self) -> None:
-        self._splits: dict[data.DataSettings, data.Splits] = {}
-        self.seconds = 0.0
-
-    def __call__(self, recipe: Recipe) -> data.Splits:
-        if recipe.data not in self._splits:
-            began = time.monotonic()
-            self._splits[recipe.data] = data.open_data(recipe.data)
-            self.seconds = max(self.seconds, time.monotonic() - began)
-        return self._splits[recipe.data]
-
-
 def _time(
-    request: StudyRequest, left: Sequence[Job], opened: _OpenedData, trust_code: bool | frozenset[str], *, limit: float
+    request: StudyRequest,
+    left: Sequence[Job],
+    opened: dict[data.DataSettings, tuple[data.Splits, float]],
+    trust_code: bool | frozenset[str],
+    *,
+    limit: float,
 ) -> Times:
-    """Time a pair's teacher, where it is trained, and one of its students: the first that asks a teacher."""
+    """Time a pair's teacher, where it is trained, and one of its students: the first that uses a teacher.
+
+    ``opened`` holds data, each opened once, and the seconds that it took.
+    """
+
+    def inputs_of(recipe: Recipe) -> RunInputs:
+        if recipe.data not in opened:
+            began = time.monotonic()
+            opened[recipe.data] = data.open_data(recipe.data), time.monotonic() - began
+        return build_inputs(recipe, trust_code=trust_code, splits=opened[recipe.data][0])
+
     job = min((job for job in left if job.method != TEACHER), key=lambda job: _rank(job.recipe))
-    recipe = dry_run_recipe(request, job)
-    splits = opened(recipe)
-    training = recipe.training("teacher")
-    if training is not None:
-        # Its weights do not change the cost of a step.
-        recipe = recipe.model_copy(update={"teacher": training.student})
-    run_inputs = build_inputs(recipe, trust_code=trust_code, splits=splits)
+    # The teacher's weights do not change the cost of a step.
+    recipe = autotune.with_untrained_teacher(dry_run_recipe(request, job))
+    run_inputs = inputs_of(recipe)
+    splits, network = run_inputs.splits, run_inputs.teacher
     student = autotune.time_step(recipe, run_inputs, limit=limit).seconds
     teacher = None
     if trained := next((job.recipe for job in left if job.method == TEACHER), None):
-        inputs = build_inputs(trained, trust_code=trust_code, splits=opened(trained))
-        teacher = autotune.time_step(trained, inputs, limit=limit).seconds
+        teacher = autotune.time_step(trained, inputs_of(trained), limit=limit).seconds
     return Times(
         teacher=teacher,
         student=student,
         batch=recipe.fits()[0].batch_size,
         asked=build_objectives(recipe)[0].needs.teacher,
-        teacher_eval_s=autotune.time_evaluation(recipe, run_inputs.teacher, splits.test)
-        if run_inputs.teacher
-        else None,
+        teacher_eval_s=autotune.time_evaluation(recipe, network, splits.test) if network else None,
         student_eval_s=autotune.time_evaluation(recipe, run_inputs.student, splits.test),
         samples=len(splits.train),
         held=sum(batches.samples for _, batches in held_out_sets(splits, recipe)),
-        opened=opened.seconds,
+        opened=max(seconds for _, seconds in opened.values()),
         of=_of(request, job.pair),
     )
 
@@ -355,21 +329,18 @@ def _order(
         others = sorted(run.parent.glob(f"{run.name.rpartition('-seed')[0]}-seed*"))
         return next((step for folder in (run, *others) if (step := step_of(folder)) is not None), None)
 
-    def added(pair: str) -> dict[str, Cost] | None:
-        if pair not in timed:
-            return None if left[pair] else {}
+    def added(pair: str) -> dict[str, Cost]:
         stores = set(recorded)
-        new = [job for job in left[pair] if job.name not in costs]
+        new = [job for job in left[pair] if pair in timed and job.name not in costs]
         return {job.name: _cost(request, job, timed[pair], recorded_step(job), stores) for job in new}
 
+    def seconds(pair: str) -> float:
+        known = pair in timed or not left[pair]
+        return sum(cost.seconds for cost in added(pair).values()) if known else math.inf
+
     while len(order) < len(left):
-        choices = {pair: added(pair) for pair in left if pair not in order}
-        seconds = {
-            pair: math.inf if new is None else sum(cost.seconds for cost in new.values())
-            for pair, new in choices.items()
-        }
-        first = min(seconds, key=seconds.__getitem__)
-        costs |= choices[first] or {}
+        first = min((pair for pair in left if pair not in order), key=seconds)
+        costs |= added(first)
         recorded |= {job.recipe.outputs for job in left[first] if job.recipe.outputs}
         order.append(first)
     return order, costs
@@ -377,21 +348,21 @@ def _order(
 
 def _cost(request: StudyRequest, job: Job, times: Times, recorded: float | None, stores: set[str]) -> Cost:
     """Return what is left of a run; ``stores`` gets the recorded outputs that it is the first to need."""
-    recipe, fits = job.recipe, job.recipe.fits()
+    recipe = job.recipe
     steps = steps_of(recipe, times.samples)
     left = max(steps - _done(request.runs / job.name, recipe, times.samples), 0)
-    epochs = sum(fit.settings.epochs for fit in fits)
-    asks = any(objective.needs.teacher for objective in build_objectives(recipe))
+    epochs = sum(fit.settings.epochs for fit in recipe.fits())
+    uses_teacher = any(objective.needs.teacher for objective in build_objectives(recipe))
     teacher_eval = times.teacher_eval_s or 0.0
     record = 0.0
-    if asks and recipe.outputs and recipe.outputs not in stores:
+    if uses_teacher and recipe.outputs and recipe.outputs not in stores:
         stores.add(recipe.outputs)
         record = teacher_eval * times.samples * epochs if left == steps else 0.0
     if job.method == TEACHER:
         step, evaluation = times.teacher or 0.0, teacher_eval
     else:
-        # A teacher that is not asked, or whose outputs are recorded, takes no time in the step.
-        live = asks and recipe.outputs is None
+        # A teacher that is not used, or whose outputs are recorded, takes no time in the step.
+        live = uses_teacher and recipe.outputs is None
         step = times.student - (teacher_eval * times.batch if times.asked and not live else 0.0)
         step, evaluation = max(step, times.student_eval_s * times.batch), times.student_eval_s
     return Cost(
@@ -407,13 +378,9 @@ def _cost(request: StudyRequest, job: Job, times: Times, recorded: float | None,
 
 def _done(folder: Path, recipe: Recipe, samples: int) -> int:
     """Return the number of steps before a run's last checkpoint."""
-    checkpoints = folder / records.CHECKPOINTS
-    names = [path.name for path in checkpoints.iterdir() if NAME.fullmatch(path.name)] if checkpoints.is_dir() else []
-    if not names:
-        return 0
-    stage, step = map(int, max(names).split("-"))
-    before = recipe.fits()[:stage]
-    return step + sum(fit.steps(samples) for fit in before)
+    names = (path.name for path in (folder / records.CHECKPOINTS).glob("*") if NAME.fullmatch(path.name))
+    stage, step = map(int, max(names, default="0-0").split("-"))
+    return step + sum(fit.steps(samples) for fit in recipe.fits()[:stage])
 
 
 def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
@@ -429,7 +396,7 @@ def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
     reserved = MARGIN + (1 + plan.workers) * writing + sum(cost.step for cost in costs)
     evaluation = sum(cost.evaluation for cost in costs)
     stop = Deadline(plan.budget.ends - reserved, evaluation=evaluation, clock=plan.budget.clock)
-    stop.check(together[0].name, sum(cost.stretch for cost in costs))
+    stop.check(together[0].name, sum(cost.start + min(cost.steps, STRETCH) * cost.step for cost in costs))
     return stop
 
 
@@ -450,9 +417,10 @@ def _step_times(costs: Sequence[Cost]) -> str:
     """Show the milliseconds per step, with their source."""
     if not costs:
         return "-"
-    low, high = (f"{1000 * step:.1f}" for step in (min(cost.step for cost in costs), max(cost.step for cost in costs)))
+    steps = sorted(cost.step for cost in costs)
+    low, high = (f"{1000 * step:.1f}" for step in (steps[0], steps[-1]))
     sources = "/".join(sorted({cost.source for cost in costs}, reverse=True))
-    return f"{low if low == high else f'{low} to {high}'} ms a step ({sources})"
+    return f"{low if low == high else f'{low} to {high}'} ms per step ({sources})"
 
 
 def _minutes(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from tutelage import config, data, records
@@ -19,18 +20,14 @@ from tutelage.runs.setup import build_inputs, build_objectives, steps_of, torch_
 
 
 def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:
-    """Run a comparison in a folder, or resume it: finished runs are not repeated.
+    """Run a comparison in a folder, or resume it: finished runs are not repeated. Return the path of the report.
 
-    The students of one data seed are trained in lockstep, ``together`` at most: a batch is made and the teacher is
-    asked once for all of them, and each ends in the bits of one trained alone. Several processes may run one
-    comparison: each takes the next runs that no other process has. Where ``outputs`` names a folder, the teacher is
-    asked once for all the runs of a data seed.
+    The students of one data seed are trained in lockstep, ``together`` at most, and each ends in the bits of one
+    trained alone. Several processes may run one comparison: each takes the next runs that no other process has. Where
+    ``outputs`` names a folder, the teacher runs once for all the runs of a data seed.
 
     Seeds are the outer loop, so that an interrupted comparison has whole rows. From one seed to the next both seeds
     differ: initialisation, and order and views; with ``share_data_seed`` the initialisation alone.
-
-    Returns:
-        The path of the report.
 
     Raises:
         RecipeError: the folder holds another comparison, or something in the recipe does not fit.
@@ -69,35 +66,46 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     while left := [(recipe, path) for recipe, path in left if not finished(path)]:
         chosen = group_of([recipe for recipe, _ in left], comparison.together)
         group = [left[k] for k in chosen]
-        reporter.say(_announcement([recipe.name for recipe, _ in group], first=count - len(left) + 1, count=count))
+        first, last = count - len(left) + 1, count - len(left) + len(group)
+        which = f"student {first} of {count}" if first == last else f"students {first} to {last} of {count}, together"
+        reporter.say(f"{which}: {', '.join(recipe.name for recipe, _ in group)}")
         left = [run for k, run in enumerate(left) if k not in chosen]
-        recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
-        if recorded is not None:
-            record(recorded, taps=taps, options=options)
-        results = execute_group(group, options=options)
-        for run in results:
-            if isinstance(run, Run):
-                write_report(run.folder)
+        results = train(group, taps, options)
         with folder_lock(folder, wait=True):
             write_report(folder)
         for (recipe, path), result in zip(group, results, strict=True):
             if isinstance(result, BusyError):
-                reporter.say(f"{recipe.name} is going on in another process: left to it")
+                reporter.say(f"{recipe.name} is running in another process: left to it")
             elif isinstance(result, Exception) and not finished(path):  # another process may have finished it
                 raise result
     with folder_lock(folder, wait=True):
         return write_report(folder)
 
 
+def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
+    """Train runs in lockstep and write their reports; return for each the run, or why there is none.
+
+    The teacher's outputs are recorded first where they are read; ``taps`` are features that other runs read of them.
+    """
+    from tutelage.report.html import write_report
+
+    recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
+    if recorded is not None:
+        record(recorded, taps=list(taps), options=options)
+    results = execute_group(group, options=options)
+    for run in results:
+        if isinstance(run, Run):
+            write_report(run.folder)
+    return results
+
+
 def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:
-    """Choose the precision of all runs, by the first that asks a teacher, where it is ``auto``."""
+    """Choose the precision of all runs, by the first that uses a teacher, where it is ``auto``."""
     comparison = autotune.recorded_precision(comparison, folder)
     if comparison.precision != "auto":
         return comparison
     planned = [recipe for _, recipe in plan(comparison, folder)]
-    run = next(
-        (one for one in planned if any(objective.needs.teacher for objective in build_objectives(one))), planned[0]
-    )
+    run = max(planned, key=lambda recipe: any(objective.needs.teacher for objective in build_objectives(recipe)))
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
     with torch_settings(run):
         run_inputs = build_inputs(run, trust_code=options.trust_code, splits=splits)
@@ -107,38 +115,29 @@ def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, o
     return comparison
 
 
-def _announcement(names: list[str], *, first: int, count: int) -> str:
-    if len(names) == 1:
-        return f"student {first} of {count}: {names[0]}"
-    return f"students {first} to {first + len(names) - 1} of {count}, together: {', '.join(names)}"
-
-
 def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, Recipe]]:
     """Yield each run's entry and recipe, in the order of their execution."""
-    shared = {name: getattr(comparison, name) for name in Recipe.model_fields}
+    settings = {name: getattr(comparison, name) for name in Recipe.model_fields}
     if comparison.training("teacher") is not None:
-        shared["teacher"] = Network(name=str(folder / "teacher"))
+        settings["teacher"] = Network(name=str(folder / "teacher"))
     for k in range(comparison.seeds):
         seed = comparison.seed + k
         data_seed = comparison.data_seed + (0 if comparison.share_data_seed else k)
+        settings |= {"seed": seed, "data_seed": data_seed}
         for name, objective in comparison.objectives.items():
             path = f"{name}-seed{k}"
-            changes = {
-                "name": f"{comparison.name}/{path}",
-                "objective": objective,
-                "seed": seed,
-                "data_seed": data_seed,
-            }
-            recipe = Recipe.model_construct(**{**shared, **changes})
+            settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
+            recipe = Recipe.model_construct(**settings)
             if recipe.outputs is not None:
-                asked = any(one.needs.teacher for one in build_objectives(recipe))
-                recipe = recipe.model_copy(update={"outputs": f"{recipe.outputs}/data{data_seed}" if asked else None})
+                uses_teacher = any(objective.needs.teacher for objective in build_objectives(recipe))
+                outputs = f"{recipe.outputs}/data{data_seed}" if uses_teacher else None
+                recipe = recipe.model_copy(update={"outputs": outputs})
             yield {"folder": path, "objective": name, "seed": seed}, recipe
 
 
 def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
     """Yield one run of each objective, to try; a teacher that the comparison trains is one that is still to train."""
-    for _, recipe in list(plan(comparison, folder))[: len(comparison.objectives)]:
+    for _, recipe in islice(plan(comparison, folder), len(comparison.objectives)):
         trained = isinstance(recipe.teacher, Network) and recipe.teacher.name == str(folder / "teacher")
         yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe
 
@@ -154,7 +153,9 @@ def _refuse_another(comparison: Comparison, folder: Path) -> None:
         fixed = [name for name in Comparison.model_fields if name not in free]
         differs = [name for name in fixed if getattr(then, name) != getattr(comparison, name)]
         differs += [
-            f"objectives.{name}" for name, o in then.objectives.items() if comparison.objectives.get(name, o) != o
+            f"objectives.{name}"
+            for name, spec in then.objectives.items()
+            if comparison.objectives.get(name, spec) != spec
         ]
         if differs:
             raise RecipeError(

@@ -10,7 +10,8 @@ from typing import Any
 from tutelage import config, models, records
 from tutelage.config.schema import Network, Recipe
 from tutelage.data import DataSettings
-from tutelage.studies.plan import FREE, WHERE, Job, StudyRequest, flat, shown
+from tutelage.runs import resume
+from tutelage.studies.plan import Job, StudyRequest, flat, shown
 
 ForeignRuns = Mapping[tuple[str, str], str]
 """By pair and run, as pairs with settings of their own may share a folder: why a run is not the planned one."""
@@ -50,23 +51,22 @@ def differences(request: StudyRequest, job: Job, *, fingerprint: str | None = No
         return []
     recorded = config.parse(Recipe, config.read(folder / records.RECIPE), where=str(folder / records.RECIPE))
     before, now = (dict(flat(_compared(recipe, job.needs))) for recipe in (recorded, job.recipe))
-    ignored = {key.removeprefix("protocol.") for key in FREE | WHERE}
     lines = [
         f"{key} was {shown(before.get(key))}, is {shown(now.get(key))}"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and key not in ignored
+        if before.get(key) != now.get(key) and key not in resume.FREE | resume.WHERE
     ]
     manifest = _manifest(folder)
     data = manifest.get("data", {}).get("fingerprint")
     if fingerprint and data and data != fingerprint:
         lines.append(f"the data's fingerprint was {data}, is {fingerprint}")
-    asked = (manifest.get("teacher") or {}).get("fingerprint")
-    if asked and isinstance(job.recipe.teacher, Network) and job.recipe.teacher.weights is None:
+    recorded_teacher = (manifest.get("teacher") or {}).get("fingerprint")
+    if recorded_teacher and isinstance(job.recipe.teacher, Network) and job.recipe.teacher.weights is None:
         teacher = Path(job.recipe.teacher.name)
         weights = teacher / records.STUDENT
         current = _fingerprint(weights.resolve(), weights.stat().st_mtime_ns) if weights.is_file() else None
-        if current and asked not in (current, _fingerprint_before_rounding(teacher, current)):
-            lines.append(f"the teacher's fingerprint was {asked}, is {current}")
+        if current and recorded_teacher not in (current, _fingerprint_before_rounding(teacher, current)):
+            lines.append(f"the teacher's fingerprint was {recorded_teacher}, is {current}")
     return lines
 
 

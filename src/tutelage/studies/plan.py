@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -20,13 +21,9 @@ from tutelage.runs import manifest, resume
 from tutelage.runs.run import finished
 from tutelage.runs.setup import build_objectives, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
-from tutelage.settings.objective import ObjectiveSpec
 from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Study, merged, slug, unknown
 
-WHERE = {"protocol.data.source", "protocol.data.image", "protocol.data.label", "protocol.outputs"}
-"""Keys that say where data and recorded outputs lie; their content is checked by fingerprints."""
 Section = TypeVar("Section", bound=BaseModel)
-FREE = {f"protocol.{key}" for key in resume.FREE}
 
 
 class Job(NamedTuple):
@@ -36,7 +33,7 @@ class Job(NamedTuple):
     pair: str  # the first one that it belongs to
     method: str  # ``teacher`` where it trains the pair's teacher
     needs: str | None = None  # the name of the teacher's run that has to be finished first
-    teacher: str | None = None  # the name of the run of the pair's teacher, whether or not this run asks it
+    teacher: str | None = None  # the name of the run of the pair's teacher, whether or not this run uses it
 
     @property
     def name(self) -> str:
@@ -56,7 +53,6 @@ class StudyRequest:
     methods: tuple[str, ...]
     seeds: int | None = None  # runs per method; none for the study's number
     epochs: int | None = None  # of the protocol, where they are not the study's; schedules are scaled with them
-    deviations: tuple[str, ...] = ()  # of its runs from the study as it is written; the number of seeds is not in it
 
     @property
     def folder(self) -> Path:
@@ -73,6 +69,24 @@ class StudyRequest:
         """The study's methods that cannot be run, and why."""
         methods = self.study.methods.items()
         return {name: f"not built: {', '.join(method.missing)}" for name, method in methods if method.missing}
+
+    @functools.cached_property
+    def deviations(self) -> tuple[str, ...]:
+        """How the runs differ from those of the study as it is written, each key once, without the number of seeds."""
+        before, after = identity(self.plain), identity(self.study)
+        if self.epochs:
+            recipe = scaled(self.study.recipe, self.factor).model_dump(mode="json")
+            short = flat({"protocol": {key: recipe[key] for key in ("epochs", "schedule")}})
+            after |= {key: value for key, value in short if key in after}
+        changed = _changed(before, after)
+        by_epochs = {key: pair for key, pair in changed.items() if self.epochs and key in SCALED and None not in pair}
+        first = [f"{SCALED[key]} {_listed(new)} instead of {_listed(old)}" for key, (old, new) in by_epochs.items()]
+        others = [
+            f"{key.removeprefix('protocol.')}: {shown(new)} instead of {shown(old)}"
+            for key, (old, new) in changed.items()
+            if key not in by_epochs
+        ]
+        return tuple(["; ".join(first), *others] if first else others)
 
 
 def assign(
@@ -112,19 +126,17 @@ def assign(
         )
     if errors:
         raise RecipeError("\n".join(errors))
-    changed = {key: new for key, (_, new) in _changed(identity(plain), identity(study)).items()}
     epochs = epochs if epochs != study.recipe.epochs else None
-    request = StudyRequest(
+    return StudyRequest(
         study=study,
         plain=plain,
         runs=runs,
-        pool=pool or (study.pool or study.name) + _suffix(changed, epochs),
+        pool=pool or (study.pool or study.name) + _suffix(plain, study, epochs),
         pairs=tuple(name for name in study.pairs if name in pairs or not pairs),
         methods=tuple(name for name in study.methods if name in methods or not methods),
         seeds=seeds,
         epochs=epochs,
     )
-    return replace(request, deviations=tuple(_recipe_deviations(request)))
 
 
 def identity(study: Study) -> dict[str, Any]:
@@ -140,7 +152,7 @@ def identity(study: Study) -> dict[str, Any]:
             for name, method in study.methods.items()
         },
     }
-    return {key: value for key, value in flat(whole) if key not in FREE}
+    return {key: value for key, value in flat(whole) if key.removeprefix("protocol.") not in resume.FREE}
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -169,43 +181,24 @@ SCALED = {
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return both values of each key of `identity` that differs between two studies."""
+    """Return both values of each key of `identity` that differs between two studies.
 
-    def filled(key: str, empty: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        """Whether a section is empty in one study and has keys in the other, which are listed themselves."""
-        return empty.get(key) == {} and key not in other and any(inner.startswith(f"{key}.") for inner in other)
-
+    A section that is empty in one study and has keys in the other is left out: those are listed themselves.
+    """
+    values = {key: (before.get(key), after.get(key)) for key in {**before, **after}}
     return {
-        key: (before.get(key), after.get(key))
-        for key in {**before, **after}
-        if before.get(key) != after.get(key) and not filled(key, before, after) and not filled(key, after, before)
+        key: (old, new)
+        for key, (old, new) in values.items()
+        if old != new and not ({} in (old, new) and any(inner.startswith(f"{key}.") for inner in values))
     }
 
 
-def _suffix(changed: Mapping[str, Any], epochs: int | None) -> str:
+def _suffix(plain: Study, study: Study, epochs: int | None) -> str:
     """Name a pool after what deviates in it: epochs in words, anything else by six digits of a hash."""
-    other = {key: value for key, value in changed.items() if key not in WHERE}
+    changed = _changed(identity(plain), identity(study)).items()
+    other = {key: new for key, (_, new) in changed if key.removeprefix("protocol.") not in resume.WHERE}
     suffix = f"-{epochs}epoch{'' if epochs == 1 else 's'}" if epochs else ""
     return f"{suffix}-{hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:6]}" if other else suffix
-
-
-def _recipe_deviations(request: StudyRequest) -> Iterator[str]:
-    """Describe how the runs differ from those of the study as it is written, each key once."""
-    before, after = identity(request.plain), identity(request.study)
-    by_epochs: dict[str, tuple[Any, Any]] = {}
-    if request.epochs:
-        recipe = scaled(request.study.recipe, request.factor).model_dump(mode="json")
-        short = dict(flat({"protocol": {key: recipe[key] for key in ("epochs", "schedule")}}))
-        after |= {key: value for key, value in short.items() if key in after}
-        changed = _changed(before, after).items()
-        by_epochs = {key: values for key, values in changed if key in SCALED and None not in values}
-    if by_epochs:
-        yield "; ".join(
-            f"{SCALED[key]} {_listed(new)} instead of {_listed(old)}" for key, (old, new) in by_epochs.items()
-        )
-    for key, (old, new) in _changed(before, after).items():
-        if key not in by_epochs:
-            yield f"{key.removeprefix('protocol.')}: {shown(new)} instead of {shown(old)}"
 
 
 def deviations(request: StudyRequest, jobs: Sequence[Job]) -> list[str]:
@@ -282,7 +275,8 @@ def teacher_of(request: StudyRequest, pair: str) -> Job | None:
     recipe = study.recipe.model_copy(update={"teacher": trained}).training("teacher")
     assert recipe is not None
     name = f"{request.pool}/teachers/{slug(pair.partition('/')[0])}-seed{recipe.seed}"
-    return Job(scaled(recipe, request.factor).model_copy(update={"name": name}), pair, TEACHER, teacher=name)
+    recipe = scaled(recipe, request.factor).model_copy(update={"name": name})
+    return Job(recipe=recipe, pair=pair, method=TEACHER, teacher=name)
 
 
 def cells(request: StudyRequest) -> list[Job]:
@@ -296,35 +290,35 @@ def cells(request: StudyRequest) -> list[Job]:
 def students_of(request: StudyRequest, pair: str, *, existing: bool = False) -> list[Job]:
     """Return the requested runs of a pair's students, seed by seed, with ``existing`` also those that exist already."""
     study = request.study
-    teacher = teacher_of(request, pair)
-    ordered: list[tuple[int, int, Job]] = []
-    for position, (name, method) in enumerate(study.methods.items()):
+    job = teacher_of(request, pair)
+    teacher = job.name if job else None
+    students: list[Job] = []
+    for name, method in study.methods.items():
         if method.missing:
             continue
         recipe = _recipe(request, pair, name, method, teacher)
-        needs = teacher.name if teacher and recipe.teacher is not None else None
-        seeds: set[int] = set()
+        needs = teacher if recipe.teacher is not None else None
+        seeds = _existing_seeds(request.runs / recipe.name) if existing else set()
         if pair in request.pairs and name in request.methods:
             seeds |= {study.recipe.seed + k for k in range(runs_of(study, name, request.seeds))}
-        if existing:
-            seeds |= _existing_seeds(request.runs / recipe.name)
         for seed in seeds:
             data_seed = study.recipe.data_seed + seed - study.recipe.seed
             changes: dict[str, Any] = {"seed": seed, "data_seed": data_seed, "name": f"{recipe.name}-seed{seed}"}
             if recipe.outputs is not None:
                 changes["outputs"] = f"{recipe.outputs}/{slug(pair.partition('/')[0])}-data{data_seed}"
-            job = Job(recipe.model_copy(update=changes), pair, name, needs, teacher.name if teacher else None)
-            ordered.append((seed, position, job))
-    return [job for _, _, job in sorted(ordered, key=lambda entry: entry[:2])]
+            run = recipe.model_copy(update=changes)
+            students.append(Job(recipe=run, pair=pair, method=name, needs=needs, teacher=teacher))
+    return sorted(students, key=lambda job: job.recipe.seed)
 
 
 def _existing_seeds(stem: Path) -> set[int]:
     """Return the seeds of the existing runs whose folders' names begin with this path."""
-    matches = (re.fullmatch(r"(.+)-seed(\d+)", path.parent.name) for path in stem.parent.glob(f"*/{records.MANIFEST}"))
-    return {int(match[2]) for match in matches if match and match[1] == stem.name}
+    folders = (path.parent.name for path in stem.parent.glob(f"*/{records.MANIFEST}"))
+    matches = (re.fullmatch(rf"{re.escape(stem.name)}-seed(\d+)", name) for name in folders)
+    return {int(match[1]) for match in matches if match}
 
 
-def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher: Job | None) -> Recipe:
+def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher: str | None) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
     networks = request.study.pairs[pair]
     value = {
@@ -335,8 +329,8 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
     }
     recipe = parse(Recipe, value, where=f"{request.study.name}: {pair}, {name}")
     changes: dict[str, Any]
-    if any(one.needs.teacher for one in build_objectives(recipe)):
-        network = Network(name=str(request.runs / teacher.name)) if teacher else networks.teacher
+    if any(objective.needs.teacher for objective in build_objectives(recipe)):
+        network = Network(name=str(request.runs / teacher)) if teacher else networks.teacher
         changes = {"name": f"{request.pool}/{slug(pair)}/{slug(name)}", "teacher": network}
     else:
         # A run without a teacher is the same for all teachers.
@@ -347,11 +341,8 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
 
 def dry_run_recipes(request: StudyRequest) -> list[Recipe]:
     """Return the first run's recipe of each method on each pair, to try in a dry run."""
-    first: dict[tuple[str, str], Job] = {}
-    for pair in request.pairs:
-        for job in students_of(request, pair):
-            first.setdefault((pair, job.method), job)
-    return [dry_run_recipe(request, job) for job in first.values()]
+    students = (job for pair in request.pairs for job in students_of(request, pair))
+    return [dry_run_recipe(request, job) for job in students if job.recipe.seed == request.study.recipe.seed]
 
 
 def dry_run_recipe(request: StudyRequest, job: Job) -> Recipe:
@@ -360,8 +351,8 @@ def dry_run_recipe(request: StudyRequest, job: Job) -> Recipe:
         return job.recipe
     trained = request.study.pairs[job.pair].training(request.study.teacher_seed)
     assert trained is not None
-    train = _scaled(trained.train, request.factor, keys=("epochs", "objective"))
-    return job.recipe.model_copy(update={"teacher": trained.model_copy(update={"train": train})})
+    teacher = trained.model_copy(update={"train": _scaled(trained.train, request.factor)})
+    return job.recipe.model_copy(update={"teacher": teacher})
 
 
 # Another number of epochs
@@ -377,16 +368,20 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
         >>> scaled(long, 8 / 240).schedule.milestones
         (5, 6, 7)
     """
-    if factor == 1:
-        return recipe
     stages = tuple(_scaled(stage, factor) for stage in recipe.stages)
     return _scaled(recipe, factor).model_copy(update={"stages": stages})
 
 
-def _scaled(section: Section, factor: float, keys: Sequence[str] = ("epochs", "schedule", "objective")) -> Section:
-    """Scale some keys of a part of a recipe, where it has them."""
-    by_key: dict[str, Callable[..., Any]] = {"epochs": _epochs, "schedule": _schedule, "objective": _objective}
-    values = {key: getattr(section, key) for key in keys}
+def _scaled(section: Section, factor: float) -> Section:
+    """Scale a part of a recipe, as far as it says something of epochs."""
+    if factor == 1:
+        return section
+    by_key: dict[str, Callable[..., Any]] = {
+        "epochs": _epochs,
+        "schedule": _schedule,
+        "objective": lambda spec, factor: from_recipe(_scaled_weights(spec.to_recipe(), factor)).spec,
+    }
+    values = {key: getattr(section, key) for key in by_key}
     return section.model_copy(update={key: by_key[key](value, factor) for key, value in values.items() if value})
 
 
@@ -400,10 +395,6 @@ def _schedule(schedule: Constant | Step | MultiStep | Cosine, factor: float) -> 
         # Decays that come together multiply; a milestone is named once, so those that fall on one epoch are one.
         return replace(short, milestones=tuple(sorted({_epochs(m, factor) for m in short.milestones})))
     return replace(short, every=_epochs(short.every, factor)) if isinstance(short, Step) else short
-
-
-def _objective(spec: ObjectiveSpec, factor: float) -> ObjectiveSpec:
-    return spec if factor == 1 else from_recipe(_scaled_weights(spec.to_recipe(), factor)).spec
 
 
 def _scaled_weights(objective: Any, factor: float) -> Any:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER
-from tutelage.runs import record_teacher
-from tutelage.runs.group import execute_group, group_of
+from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
-from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
-from tutelage.runs.setup import build_objectives, steps_of
+from tutelage.runs.record_teacher import wanted_taps
+from tutelage.runs.run import DEFAULTS, RunOptions, finished
+from tutelage.runs.setup import steps_of
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Budget, Plan
+from tutelage.studies.compare import train
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
 from tutelage.studies.plan import Job, StudyRequest, cells, deviations, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
@@ -36,29 +37,19 @@ def run_study(
     budget: Budget | None = None,
     show_plan: bool = True,
 ) -> dict[str, str]:
-    """Run a study, or resume it: finished runs are not repeated.
+    """Run a study, or resume it: finished runs are not repeated. Return the runs that failed, and why.
 
-    Students that see the same batches and ask the same teacher, if they ask one, are trained in lockstep: a batch is
-    made and the teacher is asked once for all of them, and each ends in the bits of one trained alone.
+    Students that see the same batches, and ask the same teacher if they ask one, are trained in lockstep, ``together``
+    at most: each ends in the bits of one trained alone. By default it is one where the study compares the methods' time
+    per step and memory, which are measured alone, and else `TOGETHER`.
 
-    Several processes may run one study: each takes the next runs that no other process has, and waits for a teacher
-    that another trains. A run that fails does not stop the others. The study's records, table and report are rewritten
-    after every run or group.
+    Several processes may run one study: each takes the next runs that no other process has, at most its part of what
+    is left by the number of ``workers``, and waits for a teacher that another trains. A run that fails does not stop
+    the others. The study's records, table and report are rewritten after every run or group.
 
-    With a budget the pairs are run in the order of what they take on this machine, and the study stops inside it: the
-    current runs with a checkpoint within their epoch. The same call resumes, here or where the folder was copied to.
-
-    Args:
-        request: what to run.
-        options: of the runs; the deadline of each follows from the budget.
-        together: students at most that are trained in lockstep; by default one where the study compares the methods'
-            time per step and memory, which are measured alone, and else `TOGETHER`.
-        workers: processes that share the work; each takes at most its part of what is left at a time.
-        budget: the time for it; none for no limit.
-        show_plan: show what each pair takes and what fits in the budget.
-
-    Returns:
-        The runs that failed, and why.
+    With a budget the pairs are run in the order of what they take on this machine, which ``show_plan`` shows, and the
+    study stops inside it: the current runs with a checkpoint within their epoch. The same call resumes, here or where
+    the folder was copied to.
 
     Raises:
         RecipeError: the data cannot be read, or two runs that differ would share a folder.
@@ -104,40 +95,34 @@ class _StudyRun:
         )
         self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
         self._write()
-        known_busy: set[str] = set()
-        while self.left and not self.stopped:
-            before, waiting = len(self.left), False
-            busy: set[str] = set()
-            for job in list(self.left):
-                if job not in self.left or job.name in busy:
-                    continue
-                if self._settled(job):
-                    self.left.remove(job)
-                elif self._waits(job):
-                    waiting = True
-                else:
-                    group = self._group(job, busy)
-                    try:
-                        now_busy = self._execute(group)
-                    except DeadlineExceeded as error:
-                        self.reporter.say(f"the budget is used up: {error}")
-                        self.stopped = True
-                        break
-                    for name in sorted(now_busy - known_busy):
-                        self.reporter.say(f"{name} is going on in another process: left to it")
-                    known_busy |= now_busy
-                    busy |= now_busy
-                    self.left = [job for job in self.left if job not in group or job.name in now_busy]
-            if len(self.left) == before and not self.stopped:
-                if not waiting or self._budget_ends():
+        busy, known_busy, before = set[str](), set[str](), len(self.left)
+        while not self.stopped:
+            self.left = [job for job in self.left if not self._settled(job)]
+            ready = [job for job in self.left if job.name not in busy and not self._waits(job)]
+            if ready:
+                try:
+                    busy |= self._execute(self._group(ready))
+                except DeadlineExceeded as error:
+                    self.reporter.say(f"the budget is used up: {error}")
+                    self.stopped = True
+                for name in sorted(busy - known_busy):
+                    self.reporter.say(f"{name} is running in another process: left to it")
+                known_busy |= busy
+                continue
+            if len(self.left) == before:  # only other processes are at work
+                if all(job.name in busy for job in self.left):
+                    break
+                if self.plan is not None and self.plan.budget.left < budgets.MARGIN + PATIENCE:
+                    self.stopped = True
                     break
                 time.sleep(PATIENCE)
+            busy, before = set(), len(self.left)
         self._write()
         for job in self.requested:
             # A finished run may belong to another teacher by now; it is excluded, and reported.
             if why := self.foreign.get((job.pair, job.name)):
                 self._fail(job, why)
-        if not self.stopped:
+        if self.request.study.figures and not self.stopped:
             self._draw()
         # In the order of the plan, however the runs were grouped.
         return {job.name: self.failed[job.name] for job in self.requested if job.name in self.failed}
@@ -151,11 +136,9 @@ class _StudyRun:
         self.writing = clock() - began
 
     def _draw(self) -> None:
-        """Draw the study's figures from the records, where it has any."""
+        """Draw the study's figures from the records."""
         from tutelage.studies.paper import draw
 
-        if not self.request.study.figures:
-            return
         try:
             with folder_lock(self.request.folder, wait=True):
                 for path in draw(self.request.folder):
@@ -170,24 +153,15 @@ class _StudyRun:
         """Whether a job's teacher is still to be trained."""
         return job.needs is not None and not finished(self._folder(job.needs))
 
-    def _group(self, job: Job, busy: set[str]) -> list[Job]:
-        """Return the jobs to train in lockstep with the next one, at most a worker's part; teachers are alone."""
-        if job.method == TEACHER:
-            return [job]
-        others = [
-            other
-            for other in self.left
-            if other is not job
-            and other.method != TEACHER
-            # Inside a budget a pair is finished before the next one begins.
-            and (self.plan is None or other.pair == job.pair)
-            and other.name not in busy
-            and not self._waits(other)
-            and not self._settled(other)
-        ]
-        ready = [job, *others]
+    def _group(self, ready: list[Job]) -> list[Job]:
+        """Return the jobs to train in lockstep with the first, at most a worker's part; teachers are alone."""
+        first = ready[0]
+        if first.method == TEACHER:
+            return [first]
+        # Inside a budget a pair is finished before the next one begins.
+        students = [job for job in ready if job.method != TEACHER and (self.plan is None or job.pair == first.pair)]
         most = min(self.most, -(-len(self.left) // self.workers))
-        return [ready[k] for k in group_of([job.recipe for job in ready], most)]
+        return [students[k] for k in group_of([job.recipe for job in students], most)]
 
     def _settled(self, job: Job) -> bool:
         """Whether a job needs no work: it is finished, or cannot be done."""
@@ -207,60 +181,37 @@ class _StudyRun:
         manifest = records.read_json(path)
         return str((manifest["notes"] or ["failed"])[-1]) if manifest["status"] == "failed" else None
 
-    def _budget_ends(self) -> bool:
-        """Whether the budget ends before there could be another look at a teacher."""
-        if self.plan is not None and self.plan.budget.left < budgets.MARGIN + PATIENCE:
-            self.stopped = True
-        return self.stopped
-
     def _execute(self, group: list[Job]) -> set[str]:
         """Train a group in lockstep; return the names of those that another process is training.
 
         Raises:
             DeadlineExceeded: the budget is used up.
         """
-        from tutelage.report.html import write_report
-
         deadline = budgets.deadline(self.plan, group, self.writing) if self.plan else None
         options = replace(self.options, deadline=deadline)
         names = ", ".join(job.name for job in group)
         self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(group) > 1 else ''}")
-        recorded = next((job for job in group if job.recipe.outputs is not None), None)
+        # What any run left reads from the same recorded outputs, so that the teacher runs once.
+        outputs = [job.recipe.outputs for job in group if job.recipe.outputs]
+        taps = (tap for job in self.left if job.recipe.outputs in outputs for tap in wanted_taps(job.recipe))
         try:
-            if recorded is not None:
-                taps = self._taps(recorded)
-                record_teacher.record(recorded.recipe, taps=taps, options=options)
-            results: list[Run | Exception] = execute_group(
-                [(job.recipe, self._folder(job.name)) for job in group], options=options
-            )
-            for run in results:
-                if isinstance(run, Run):
-                    write_report(run.folder)
-        except DeadlineExceeded:
-            raise
+            results = train([(job.recipe, self._folder(job.name)) for job in group], taps, options)
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
             results = [error] * len(group)
-        busy = set()
+        busy, stopped = set(), None
         for job, result in zip(group, results, strict=True):
             if isinstance(result, BusyError):
                 busy.add(job.name)
+            elif isinstance(result, DeadlineExceeded):
+                stopped = result
             # Another process may have finished it in the meantime.
-            elif isinstance(result, Exception) and not (
-                isinstance(result, DeadlineExceeded) or finished(self._folder(job.name))
-            ):
+            elif isinstance(result, Exception) and not finished(self._folder(job.name)):
                 self._fail(job, str(result) or type(result).__name__)
-        if stopped := next((result for result in results if isinstance(result, DeadlineExceeded)), None):
+        if stopped:
             raise stopped
         if len(busy) < len(group):
             self._write()
         return busy
-
-    def _taps(self, job: Job) -> list[str]:
-        """The features that any run left reads from the same recorded outputs: the teacher is asked once."""
-        same = (other.recipe for other in self.left if other.recipe.outputs == job.recipe.outputs)
-        return [
-            tap for recipe in same for objective in build_objectives(recipe) for tap in objective.needs.teacher_taps
-        ]
 
     def _fail(self, job: Job, why: str) -> None:
         if job.name not in self.failed:
@@ -268,8 +219,8 @@ class _StudyRun:
             self.reporter.say(f"failed: {job.name}: {why}")
 
 
-def write(request: StudyRequest, foreign: ForeignRuns) -> Path:
-    """Write a study's records, table and report from its runs without the foreign ones; return the report's path."""
+def write(request: StudyRequest, foreign: ForeignRuns) -> None:
+    """Write a study's records, table and report from its runs without the foreign ones."""
     from tutelage.studies.report import write_report
     from tutelage.studies.study_table import write_tables
 
@@ -279,7 +230,7 @@ def write(request: StudyRequest, foreign: ForeignRuns) -> Path:
     with folder_lock(folder, wait=True):
         records.write_json(folder / records.STUDY, record(request, shown))
         write_tables(folder)
-        return write_report(folder)
+        write_report(folder)
 
 
 def record(request: StudyRequest, shown: Sequence[Job]) -> records.Study:

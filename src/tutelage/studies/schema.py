@@ -22,7 +22,8 @@ from tutelage.settings.fit import SGD, Constant
 
 TEACHER = "teacher"
 """The name of a pair's first row, which no method may have."""
-FOLDER = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
+_PART = "[A-Za-z0-9][A-Za-z0-9._-]*"
+FOLDER = f"^{_PART}(/{_PART})*$"
 NAME = r"[A-Za-z0-9][^.,/=]*"
 """Of a method; a pair's is two of them."""
 ELSEWHERE = {
@@ -42,6 +43,8 @@ PRECISION = {"precision": "fp32"}
 """Of the published protocols. A single run takes the faster one; all of a table's have the same, on every machine."""
 KINDS = {"optimizer": SGD.name, "schedule": Constant.name}
 """Sections that are of one of several kinds, and their kind without a name."""
+SHORT = {"data": "source", "optimizer": "name", "schedule": "name"}
+"""Sections that may stand as a name alone, and the key that it is the value of."""
 DRAWN = ["mappings"]
 """Figures that need no runs."""
 
@@ -51,17 +54,11 @@ class _Section(BaseModel):
 
 
 class Value(_Section):
-    """One published value.
+    """One published value; none for what the source does not say."""
 
-    Attributes:
-        mean: in percent.
-        std: in percentage points; none where the source gives none.
-        n: runs that the mean is over; none where the source does not say.
-    """
-
-    mean: float
-    std: float | None = Field(None, ge=0)
-    n: int | None = Field(None, ge=1)
+    mean: float  # in percent
+    std: float | None = Field(None, ge=0)  # in percentage points
+    n: int | None = Field(None, ge=1)  # runs that the mean is over
 
     @field_validator("mean")
     @classmethod
@@ -106,6 +103,10 @@ def _without_weights(name: str) -> bool:
     return source in ("cifar", "mlp") or (source in ("timm", "torchvision") and "." not in model)
 
 
+def _preset_mapping(entry: Any) -> Any:
+    return {entry: {}} if isinstance(entry, str) else copy.deepcopy(entry)
+
+
 class Method(_Section):
     """One way to train the students."""
 
@@ -115,10 +116,7 @@ class Method(_Section):
     seeds: int | None = Field(None, ge=1)
     published: dict[str, ValueField] = {}
 
-    @field_validator("objective")
-    @classmethod
-    def _objective_is_written_out(cls, value: Any) -> Any:
-        return _preset_mapping(value)
+    _objective_is_written_out = field_validator("objective")(_preset_mapping)
 
     @property
     def presets(self) -> list[str]:
@@ -148,10 +146,6 @@ class Method(_Section):
         return objectives.from_recipe(self.entry(pair))
 
 
-def _preset_mapping(entry: Any) -> Any:
-    return {entry: {}} if isinstance(entry, str) else copy.deepcopy(entry)
-
-
 def presets_written_out(objective: Any) -> list[Any]:
     """Return copies of an objective's presets, each as a mapping."""
     return [_preset_mapping(entry) for entry in (objective if isinstance(objective, list | tuple) else [objective])]
@@ -162,22 +156,34 @@ def _presets(objective: Any) -> list[str]:
     return [str(name) for mapping in mappings for name in mapping if name not in records.BESIDE]
 
 
-def method_written_out(value: Any) -> Any:
-    """Write a method out: anything but its long form, which has an ``objective``, is an objective."""
-    long = isinstance(value, Method) or (isinstance(value, Mapping) and set(value) & set(Method.model_fields))
-    return value if long else {"objective": value}
+def methods_by_name(value: Any) -> Any:
+    """Read a list of presets as a mapping, each under its own name, and write out every method.
 
-
-MethodField = Annotated[Method, BeforeValidator(method_written_out)]
+    Anything but a method's long form, which has an ``objective``, is an objective.
+    """
+    if isinstance(value, list | tuple):
+        names = [next(iter(_presets(entry)), "") for entry in value]
+        if len(set(names)) < len(names) or "" in names or any(isinstance(entry, list) for entry in value):
+            raise ValueError(
+                "expected a list of presets, each once, or a mapping of names to objectives, got "
+                f"{messages.shown(value)}; type methods: {{NAME: {{PRESET: {{...}}}}}}"
+            )
+        value = dict(zip(names, value, strict=True))
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: method
+        if isinstance(method, Mapping) and set(method) & set(Method.model_fields)
+        else {"objective": _preset_mapping(str(name) if method is None else method)}
+        for name, method in value.items()
+    }
 
 
 class Study(_Section):
     """A grid of runs."""
 
     name: str = Field(
-        pattern=FOLDER.replace("(/[A-Za-z0-9][A-Za-z0-9._-]*)*", ""),
-        description="a folder's name of letters, digits, `.`, `_` and `-`",
-        examples=["my-study"],
+        pattern=f"^{_PART}$", description="a folder's name of letters, digits, `.`, `_` and `-`", examples=["my-study"]
     )
     title: str = ""
     source: str = ""
@@ -190,7 +196,7 @@ class Study(_Section):
         description="a mapping of TEACHER/STUDENT to the two networks",
         examples=["{big/small: {teacher: mlp:64, student: mlp:8}}"],
     )
-    methods: dict[str, MethodField] = Field(
+    methods: dict[str, Method] = Field(
         min_length=1, description="a list of presets, or a mapping of names to objectives", examples=["[kd]"]
     )
     seeds: int = Field(1, ge=1)
@@ -224,10 +230,7 @@ class Study(_Section):
         _refuse([*lines, *_same_folder("pairs", value), *_wrong_settings("pairs", value, info)])
         return value
 
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _methods_are_named(cls, value: Any) -> Any:
-        return methods_by_name(value)
+    _methods_are_named = field_validator("methods", mode="before")(methods_by_name)
 
     @field_validator("methods")
     @classmethod
@@ -239,10 +242,9 @@ class Study(_Section):
             if not re.fullmatch(NAME, name) or name == TEACHER
         ]
         lines += _same_folder("methods", value)
-        pairs = list(info.data.get("pairs") or ())
         for name, method in value.items():
             lines += _wrong_settings("methods", {name: method}, info)
-            lines += _wrong_objective(name, method, pairs)
+            lines += _wrong_objective(name, method, list(info.data.get("pairs") or ()))
         _refuse(lines)
         return value
 
@@ -257,14 +259,14 @@ class Study(_Section):
     @property
     def recipe(self) -> Recipe:
         """What all runs have in common, resolved; its student stands for any."""
-        return Recipe.model_validate({**STAND_IN, **PRECISION, **sections_written_out(self.protocol)})
+        return Recipe.model_validate({**STAND_IN, **PRECISION, **self.protocol})
 
 
 class Drawing(Study):
     """A study of figures that are functions: it needs no runs."""
 
     pairs: dict[str, Pair] = {}
-    methods: dict[str, MethodField] = {}
+    methods: dict[str, Method] = {}
 
 
 # Validation
@@ -305,15 +307,14 @@ def _wrong_objective(name: str, method: Method, pairs: Sequence[str]) -> Iterato
                 yield f"{where}: {unknown('a preset of its objective', preset, method.presets)}"
     if method.missing and method.published:
         return  # It is not built, and the table has its published values.
-    seen = set()
-    for pair in (pairs or list(method.pairs) or [""]) if method.pairs else [""]:
+    lines: dict[str, str] = {}
+    for pair in (pairs or method.pairs) if method.pairs else [""]:
         try:
             method.objective_for(pair)
         except ValueError as error:
             for line in str(error).splitlines():
-                if line not in seen:
-                    seen.add(line)
-                    yield f"methods.{name}{f' ({pair})' if pair else ''}: {line}"
+                lines.setdefault(line, f"methods.{name}{f' ({pair})' if pair else ''}: {line}")
+    yield from lines.values()
 
 
 def _errors_in(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = None) -> list[str]:
@@ -356,7 +357,7 @@ def unknown(expected: str, name: str, known: Sequence[str]) -> str:
     return f"expected {expected} ({', '.join(known)}), got {name!r}; {hint}"
 
 
-# Layers of settings, and short forms
+# Layers of settings
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,46 +369,19 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for layer in layers:
-        for key, value in sections_written_out(layer).items():
-            old = result.get(key)
-            result[key] = value if _another_kind(key, old, value) else _over(old, value)
+        for key, value in layer.items():
+            section = {SHORT[key]: value} if key in SHORT and isinstance(value, str) else value
+            result[key] = _over(result.get(key), section, KINDS.get(key))
     return result
 
 
-def _another_kind(key: str, old: Any, new: Any) -> bool:
-    if key not in KINDS or not isinstance(old, Mapping) or not isinstance(new, Mapping):
-        return False
-    return new.get("name") not in (None, old.get("name", KINDS[key]))
-
-
-def _over(old: Any, new: Any) -> Any:
+def _over(old: Any, new: Any, kind: str | None = None) -> Any:
+    """Lay a value over an older one; ``kind`` is a section's where it does not name it."""
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return new
+    if kind is not None and new.get("name") not in (None, old.get("name", kind)):
+        return new
     return {**old, **{key: _over(old.get(key), value) for key, value in new.items()}}
-
-
-def sections_written_out(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write out the sections that stand as a name alone."""
-    keys = {"data": "source", "optimizer": "name", "schedule": "name"}
-    return {
-        key: {keys[key]: value} if key in keys and isinstance(value, str) else copy.deepcopy(value)
-        for key, value in settings.items()
-    }
-
-
-def methods_by_name(value: Any) -> Any:
-    """Read a list of presets as a mapping, each under its own name; the objectives are written out as mappings."""
-    if isinstance(value, list | tuple):
-        names = [next(iter(_presets(entry)), "") for entry in value]
-        if len(set(names)) < len(names) or "" in names or any(isinstance(entry, list) for entry in value):
-            raise ValueError(
-                "expected a list of presets, each once, or a mapping of names to objectives, got "
-                f"{messages.shown(value)}; type methods: {{NAME: {{PRESET: {{...}}}}}}"
-            )
-        value = dict(zip(names, value, strict=True))
-    if not isinstance(value, Mapping):
-        return value
-    return {name: _preset_mapping(str(name) if method is None else method) for name, method in value.items()}
 
 
 def parse(value: Mapping[str, Any], *, where: str = "study") -> Study:

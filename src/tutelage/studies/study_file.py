@@ -10,17 +10,7 @@ from typing import Any
 from tutelage import config
 from tutelage.config import messages
 from tutelage.config.schema import RecipeError
-from tutelage.studies.schema import (
-    Drawing,
-    Method,
-    Study,
-    method_written_out,
-    methods_by_name,
-    parse,
-    presets_written_out,
-    sections_written_out,
-    unknown,
-)
+from tutelage.studies.schema import Drawing, Method, Study, merged, methods_by_name, parse, presets_written_out, unknown
 
 PUBLISHED = Path(__file__).parent / "published"
 
@@ -43,8 +33,8 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
             f"{name}: expected no override, got {overrides[0]}: it needs no runs, so there is nothing to override; "
             f"type tutelage study {name}"
         )
-    methods = {key: dict(method_written_out(method)) for key, method in methods_by_name(value["methods"]).items()}
-    long = {**value, "protocol": sections_written_out(value.get("protocol") or {}), "methods": methods}
+    methods = methods_by_name(value["methods"])
+    long = {**value, "protocol": merged(value.get("protocol") or {}), "methods": methods}
     changed = parse(config.override(long, [_full_key(text, methods) for text in overrides]), where=name)
     _refuse_ineffective(plain, changed, name)
     return plain, changed
@@ -62,24 +52,21 @@ def _full_key(text: str, methods: Iterable[str]) -> str:
 
 
 def _refuse_ineffective(plain: Study, changed: Study, where: str) -> None:
-    """Refuse overrides of a method's arguments for which a pair has its own values: they would change no run of it.
-
-    Raises:
-        RecipeError: there are such.
-    """
+    """Refuse overrides of a method's arguments for which a pair has its own values: they would change no run of it."""
     lines: dict[tuple[str, str, str], str] = {}
     for name, method in changed.methods.items():
         before, after = (_arguments(of.objective) for of in (plain.methods.get(name, method), method))
         for pair, presets in method.pairs.items():
-            for preset, argument in ((preset, key) for preset, arguments in presets.items() for key in arguments):
-                old, new = (arguments.get(preset, {}).get(argument) for arguments in (before, after))
-                if old != new and (name, preset, argument) not in lines:
-                    lines[name, preset, argument] = (
-                        f"{where}: methods.{name}.objective.{preset}.{argument}: expected none where a pair has its "
-                        f"own, got {messages.shown(new)}, and {pair} has {messages.shown(presets[preset][argument])}; "
-                        f"type methods.{name}.pairs.{pair}.{preset}.{argument}={messages.shown(new)}, "
-                        "and the like for other pairs"
+            for preset, key in ((preset, key) for preset, arguments in presets.items() for key in arguments):
+                old, new = (arguments.get(preset, {}).get(key) for arguments in (before, after))
+                if old != new:
+                    text = (
+                        f"{where}: methods.{name}.objective.{preset}.{key}: expected none where a pair has its own, "
+                        f"got {messages.shown(new)}, and {pair} has {messages.shown(presets[preset][key])}; "
+                        f"type methods.{name}.pairs.{pair}.{preset}.{key}={messages.shown(new)}, and the like for "
+                        "other pairs"
                     )
+                    lines.setdefault((name, preset, key), text)
     if lines:
         raise RecipeError("\n".join(lines.values()))
 

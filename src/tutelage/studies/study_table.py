@@ -95,7 +95,7 @@ def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
     value = mapping(folder / records.STUDY)
     if value is None:
         raise FileNotFoundError(
-            f"`folder` must be a study's, with {records.STUDY} in it, got {str(folder)!r}; "
+            f"folder: expected a study's folder, with {records.STUDY} in it, got {str(folder)!r}; "
             "type the folder that `tutelage study` printed"
         )
     name = folder.resolve().name

@@ -56,9 +56,10 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        results = [Path(folder) / f"{k}.json" for k in range(workers)]
-        children = [
-            subprocess.Popen(  # noqa: S603  this program itself
+        started = []
+        for k in range(1, workers + 1):
+            path = Path(folder) / f"{k}.json"
+            child = subprocess.Popen(  # noqa: S603  this program itself
                 [sys.executable, "-m", "tutelage", *arguments, "--worker", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -66,28 +67,23 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
                 text=True,
                 env=environment,
             )
-            for path in results
-        ]
-        readers = [
-            threading.Thread(target=_forward, args=(child, k, say), daemon=True) for k, child in enumerate(children, 1)
-        ]
-        for reader in readers:
+            reader = threading.Thread(target=_forward, args=(child, k, say), daemon=True)
             reader.start()
+            started.append((child, path, reader))
         try:
-            for child in children:
+            for child, _, _ in started:
                 child.wait()
         finally:
-            for child in children:
+            for child, _, _ in started:
                 assert child.stdin is not None
                 child.stdin.close()
                 child.wait()
-        for reader in readers:
+        for k, (child, path, reader) in enumerate(started, 1):
             reader.join()
-        for k, (child, path) in enumerate(zip(children, results, strict=True), 1):
             if path.exists():
                 failed |= records.read_json(path)
             else:
-                failed[f"worker {k}"] = f"it ended with status {child.returncode}; type the same command to go on"
+                failed[f"worker {k}"] = f"it ended with status {child.returncode}; type the same command to resume"
     return failed
 
 

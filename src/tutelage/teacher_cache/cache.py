@@ -249,7 +249,7 @@ class CachedTeacher:
     whole, so that a step waits for nothing.
 
     Args:
-        store: of its outputs.
+        cache: of its outputs.
         taps: features that its answers carry.
         gamma: the exponent that its logits are read at; of a top-k form alone. Where no term reads the logits it is 1,
             at which the left-over mass is exact.
@@ -261,16 +261,16 @@ class CachedTeacher:
 
     def __init__(
         self,
-        store: TeacherCache,
+        cache: TeacherCache,
         taps: tuple[str, ...] = (),
         *,
         gamma: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._store, self._taps, self._gamma, self._device = store, taps, gamma, torch.device(device)
+        self._cache, self._taps, self._gamma, self._device = cache, taps, gamma, torch.device(device)
         self._chunks: dict[str, list[dict[str, Tensor]]] = {}
-        if store.form is not None:
-            store.form.at(gamma)
+        if cache.form is not None:
+            cache.form.at(gamma)
 
     def open(self, epoch: int) -> None:
         """Answer for the views of this epoch, from 0, from now on.
@@ -279,7 +279,7 @@ class CachedTeacher:
             TeacherCacheError: they were not recorded, or what lies there is damaged.
         """
         self._chunks = {}  # before the next epoch's is there, so that the two never lie in memory together
-        outputs = {what: self._store.read(epoch, what) for what in (LOGITS, *self._taps)}
+        outputs = {what: self._cache.read(epoch, what) for what in (LOGITS, *self._taps)}
         for chunks in outputs.values():
             for chunk in chunks:
                 chunk.pop("error", None)
@@ -302,17 +302,17 @@ class CachedTeacher:
             )
         index = batch.index.to(self._device)
         chunks = len(self._chunks[LOGITS])
-        order, parts = (None, [(0, index)]) if chunks == 1 else _parts(index, self._store.rows)
+        order, parts = (None, [(0, index)]) if chunks == 1 else _parts(index, self._cache.rows)
         outputs = {what: _rows(tensors, order, parts) for what, tensors in self._chunks.items()}
         logits = outputs.pop(LOGITS)
         taps = {name: tensors["values"].float() for name, tensors in outputs.items()}
-        if self._store.form is not None:
-            return Outputs(self._store.form.unpack(logits, self._gamma), taps)
+        if self._cache.form is not None:
+            return Outputs(self._cache.form.unpack(logits, self._gamma), taps)
         return Outputs(logits["values"].float() + logits["mean"], taps)
 
 
 def _parts(index: Tensor, rows: int) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-    """Return each sample's place among the samples in the order of their chunks, and of each chunk its rows."""
+    """Return each sample's position among the samples in the order of their chunks, and of each chunk its rows."""
     chunk = index.div(rows, rounding_mode="floor")
     by_chunk = chunk.argsort()
     touched, counts = chunk[by_chunk].unique_consecutive(return_counts=True)

@@ -1,0 +1,133 @@
+"""Time training steps and losses of this version against another version of it, in turn, on one machine.
+
+    python benchmarks/same_speed.py BASE                        ten rounds, about five minutes on one core
+    python benchmarks/same_speed.py BASE --write results.json   keeps every figure
+
+BASE is a git revision, which is checked out into a temporary worktree. Each version waits in a process of its own, with
+one thread. A round asks both for a speed; which is asked first changes from round to round. Printed are, per
+measurement, the median over rounds of this version's speed over BASE's, with the smallest and the largest: above 1 this
+version is faster. Only documented calls are made, so that modules may move between the two.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[1]
+PAIRS = {"steps resnet56/resnet20": ("resnet56", "resnet20"), "steps vgg13/vgg8": ("vgg13", "vgg8")}
+SHAPES = {"losses 64 x 100": (64, 100, 400), "losses 256 x 1000": (256, 1000, 60)}
+"""Batch, classes, and how often forward and backward are done."""
+IMAGES = 640
+
+
+def serve():
+    """Answer each name of a measurement with its speed: images per second, or losses per second."""
+    import torch
+
+    from tutelage import data, distill, kernels, losses, models
+
+    torch.set_num_threads(1)
+    draw = torch.Generator().manual_seed(0)
+
+    class Images(torch.utils.data.Dataset):
+        images = torch.rand(IMAGES, 3, 32, 32, generator=draw)
+        targets = torch.randint(100, (IMAGES,), generator=draw).tolist()
+
+        def __init__(self, count):
+            self.count, self.targets = count, self.targets[:count]
+
+        def __len__(self):
+            return self.count
+
+        def __getitem__(self, index):
+            return self.images[index], self.targets[index]
+
+    splits = data.from_datasets(Images(IMAGES), Images(64), classes=100)
+    networks = {name: models.create(f"cifar:{name}", classes=100) for pair in PAIRS.values() for name in pair}
+    plain = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
+    plain |= {"precision": "fp32", "threads": 1, "device": "cpu", "weak_teacher": True}
+
+    def steps(teacher, student):
+        with tempfile.TemporaryDirectory() as folder:
+            given = {"student": networks[student], "teacher": networks[teacher], "data": splits, "objective": "wttm"}
+            run = distill(**given, name="run", runs=folder, epochs=1, batch_size=64, **plain)
+            return run.epochs[-1]["images_per_second"]
+
+    def loss(batch, classes, times):
+        z, v = torch.randn(2, batch, classes, generator=draw)
+        labels = torch.randint(classes, (batch,), generator=draw)
+        z.requires_grad_()
+        began = time.perf_counter()
+        for _ in range(times):
+            (losses.cross_entropy(z, labels) + losses.wttm(z, v, gamma=0.25)).sum().backward()
+            torch.stack(kernels.cross_entropy_and_wttm(z, v, labels, gamma=0.25)).sum().backward()
+        return times / (time.perf_counter() - began)
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        name = line.strip()
+        print(steps(*PAIRS[name]) if name in PAIRS else loss(*SHAPES[name]), flush=True)
+
+
+def started(source, folder):
+    """Start a version's process."""
+    env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    typed = [sys.executable, Path(__file__).resolve(), "--serve"]
+    return subprocess.Popen(typed, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def asked(process, name):
+    print(name, file=process.stdin, flush=True)
+    return float(process.stdout.readline())
+
+
+def measure(base, rounds, scratch):
+    """Return every ratio by measurement, and print each row as it is known."""
+    git = ["git", "-C", str(HERE)]
+    tree = scratch / "tree"
+    subprocess.run([*git, "worktree", "add", "--quiet", "--detach", tree, base], check=True)
+    try:
+        sides = {side: started(source, scratch) for side, source in (("base", tree / "src"), ("here", HERE / "src"))}
+        for process in sides.values():
+            assert process.stdout.readline() == "ready\n", "a version did not start"
+        ratios = {}
+        for name in (*PAIRS, *SHAPES):
+            for side in sides:
+                asked(sides[side], name)  # warm-up
+            pairs = []
+            for turn in range(rounds):
+                order = list(sides) if turn % 2 else list(sides)[::-1]
+                speeds = {side: asked(sides[side], name) for side in order}
+                pairs.append(speeds["here"] / speeds["base"])
+            ratios[name] = pairs
+            print(f"{name:<26} {statistics.median(pairs):.3f}  {min(pairs):.3f} to {max(pairs):.3f}", flush=True)
+        for process in sides.values():
+            process.stdin.close()
+            process.wait()
+    finally:
+        subprocess.run([*git, "worktree", "remove", "--force", tree], check=True)
+    return ratios
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", metavar="BASE", nargs="?", help="a git revision")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--write", type=Path, help="a JSON file for every ratio")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        sys.exit(serve())
+    if not arguments.base:
+        parser.error("expected BASE, a git revision, got none; type for example HEAD~1")
+    with tempfile.TemporaryDirectory() as scratch:
+        ratios = measure(arguments.base, arguments.rounds, Path(scratch))
+    if arguments.write:
+        import output  # of this version alone
+
+        output.write(arguments.write, {"base": arguments.base, "n": arguments.rounds, "ratios": ratios})
