@@ -120,7 +120,7 @@ def test_names_from_the_records_are_inert(tmp_path):
 def test_the_manifest_is_shown_whole_and_grouped(tmp_path):
     synthetic.write_run(tmp_path / "run")
     synthetic.change(tmp_path / "run" / records.MANIFEST, unheard_of={"deep": {"er": [1, 2]}})
-    made = {group.title: dict(group.items) for group in html.groups(read(tmp_path / "run").runs[0].manifest)}
+    made = {title: dict(items) for title, items in html.groups(read(tmp_path / "run").manifest).items()}
     assert made["Data"]["sizes.train"] == "5000"
     assert made["Teacher"]["accuracy"] == "0.7942"
     assert made["Recipe"]["optimizer.lr"] == "0.05"
@@ -137,7 +137,7 @@ def test_the_manifest_is_shown_whole_and_grouped(tmp_path):
 
 def test_what_differs_between_runs_is_shown_with_who_has_it(tmp_path):
     synthetic.write_comparison(tmp_path)
-    made = {one.key: dict(one.cases) for one in html.differences(read(tmp_path).runs)}
+    made = html.differences(read(tmp_path).runs)
     assert made["objective"]["kd(temperature=4.0)"] == "kd-0, kd-1, kd-2"
     assert made["seeds.seed"]["1"] == "ce-1, kd-1, wttm-1"
     assert not {"name", "started", "command", "data.source"} & set(made)

@@ -127,7 +127,7 @@ def test_unfinished_runs_are_in_no_mean(tmp_path):
     table = read_table(folder)
     kd = row(table, "big/small", "kd")
     assert (kd.n, len(kd.unfinished)) == (2, 1)
-    assert study.cells(kd)[2] == "2 of 3"
+    assert study.cells(kd)["n"] == "2 of 3"
     assert "Not averaged: big/small, kd: kd-seed2 (seed 2, running, 7 epochs done)." in study.notes(table)
 
 

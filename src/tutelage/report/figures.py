@@ -54,9 +54,9 @@ class Style:
 TEACHER = Style("#000000", "dot", "star-diamond")
 
 
-def style(place: int) -> Style:
-    """Return the style of the trace in a given place; the first 42 differ in more than colour."""
-    return Style(COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)], MARKERS[place % len(MARKERS)])
+def style(index: int) -> Style:
+    """Return the style of the trace with an index; the first 42 differ in more than colour."""
+    return Style(COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)])
 
 
 def inert(name: object, width: int = 40) -> str:

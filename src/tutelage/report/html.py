@@ -6,13 +6,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
+import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -21,8 +22,8 @@ from tutelage.report.against_teacher import against_teacher
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
 from tutelage.report.reading import Run, Subject, formula, number, read, section, text
-from tutelage.report.results import Result, rows, selector, table
-from tutelage.report.table import MISSING, Row, Table, fixed, percent
+from tutelage.report.results import Result, rows, selected, table
+from tutelage.report.table import MISSING, Row, Table, fixed, percent, plural
 
 GROUPS = {
     "Run": ("name", "verb", "status", "repeatable", "started", "duration_s", "resumed", "command", "notes"),
@@ -38,7 +39,7 @@ GROUPS = {
 }
 """Where a manifest's keys go; what is in none of them goes to ``Other``."""
 
-OWN = ("name", "command", "started", "duration_s", "resumed")
+RUN_SPECIFIC = ("name", "command", "started", "duration_s", "resumed")
 """Keys that every run has its own value of, so that they say nothing about what was compared."""
 
 
@@ -49,20 +50,6 @@ class Tile(NamedTuple):
     value: str
     unit: str
     aside: str
-
-
-class Group(NamedTuple):
-    """One part of the manifest as keys and values."""
-
-    title: str
-    items: list[tuple[str, str]]
-
-
-class Difference(NamedTuple):
-    """A manifest's key with its different values and the runs that have them."""
-
-    key: str
-    cases: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -88,20 +75,15 @@ class Page:
     table: Table  # the results
     selection: str  # which set chose anything
     sections: Sequence[Section]  # the figures below
-    list_runs: bool  # whether every run has a row of its own
-    differences: Sequence[Difference] = ()  # what the runs' manifests do not agree on
+    # keys that the runs' manifests do not agree on, with their different values and the runs that have them
+    differences: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def write_report(folder: Path | str, *, subject: Subject | None = None, page: Page | None = None) -> Path:
     """Write ``report.html`` into a run's or a comparison's folder, whole or not at all.
 
-    Args:
-        folder: where the report goes.
-        subject: the runs; by default those that the folder's records name.
-        page: what to show of them; by default what there is to say of a run or a comparison.
-
-    Returns:
-        The report's path.
+    ``subject`` are the runs, by default those that the folder's records name, and ``page`` what to show of them.
+    Returns the report's path.
 
     Raises:
         FileNotFoundError: the folder holds no records.
@@ -115,36 +97,30 @@ def write_report(folder: Path | str, *, subject: Subject | None = None, page: Pa
 def render(subject: Subject, page: Page | None = None) -> str:
     """Return the report as HTML."""
     page = page or run_page(subject)
-    first = subject.runs[0].manifest if subject.runs else {}
-    shown = {
-        "page": page,
-        "runs": _runs(subject) if page.list_runs and subject.runs else None,
-        "sections": [
-            {
-                "title": part.title,
-                "note": part.note,
-                "panels": [_panel(panel, f"{part.key}-{nth}") for nth, panel in enumerate(part.panels)],
-            }
-            for part in page.sections
-        ],
-        "manifest_title": "Manifest of the first run" if subject.comparison else "Manifest",
-        "manifest": groups(first),
-        "definitions": definitions(subject),
-        # Markup: plotly.js is code, and holds no closing script tag.
-        "plotly": Markup(get_plotlyjs()) if any(part.panels for part in page.sections) else "",  # noqa: S704
-    }
-    return _environment().get_template("page.html.j2").render(shown)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            page=page,
+            runs=_run_table(subject) if subject.comparison and subject.runs else None,
+            manifest_title="Manifest of the first run" if subject.comparison else "Manifest",
+            manifest=groups(subject.manifest),
+            definitions=definitions(subject),
+            # Markup: plotly.js is code, and holds no closing script tag.
+            plotly=Markup(get_plotlyjs()) if any(part.panels for part in page.sections) else "",  # noqa: S704
+        )
+    )
 
 
 def run_page(subject: Subject) -> Page:
     """Return the page of a run or a comparison."""
     results = rows(subject)
-    first = subject.runs[0].manifest if subject.runs else {}
-    beside = "The student against its teacher" if first.get("teacher") else "The student in detail"
+    beside = "The student against its teacher" if subject.manifest.get("teacher") else "The student in detail"
     last = "Of the last epoch's student, on the set that it was evaluated on."
     last += " Finished runs are pooled. Names in grey are off: click them." if subject.comparison else ""
+    run_kind = "Distillation run" if subject.manifest.get("verb") == "distill" else "Training run"
     return Page(
-        kind=_kind(subject),
+        kind="Comparison" if subject.comparison else run_kind,
         title=subject.name,
         what=what(subject),
         result=result(subject, results),
@@ -156,7 +132,6 @@ def run_page(subject: Subject) -> Page:
             Section("0", "By epoch", curves_note(subject), by_epoch(subject)),
             Section("1", beside, last, against_teacher(subject)),
         ],
-        list_runs=subject.comparison,
         differences=differences(subject.runs),
     )
 
@@ -164,101 +139,88 @@ def run_page(subject: Subject) -> Page:
 @cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"identifier": _identifier, "plotly_json": _plotly_json}
+    return environment
 
 
-def _panel(panel: Panel, mark: str) -> dict[str, Any]:
+def _identifier(key: str) -> str:
+    return "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in key)
+
+
+def _plotly_json(figure: go.Figure) -> Markup:
     # In a script element no entity is decoded, so what could end it is written as JSON's own escapes.
-    body = panel.figure.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    name = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in panel.key)
-    caption = panel.caption
-    return {"id": f"{name}-{mark}", "json": Markup(body), "caption": caption, "label": caption or panel.key}  # noqa: S704
+    body = figure.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return Markup(body)  # noqa: S704
 
 
 # The words on top
 
 
-def _kind(subject: Subject) -> str:
-    if subject.comparison:
-        return "Comparison"
-    return "Distillation run" if subject.runs[0].manifest.get("verb") == "distill" else "Training run"
-
-
 def what(subject: Subject) -> str:
     """Say in one sentence what was run."""
-    manifest = subject.runs[0].manifest if subject.runs else {}
+    manifest = subject.manifest
     student = text(section(manifest, "student").get("name")) or "a student"
-    teacher = text(section(manifest, "teacher").get("name"))
+    names = (text(section(run.manifest, "teacher").get("name")) for run in subject.runs)
+    teacher = next(filter(None, names), None)
     data = text(section(manifest, "data").get("source")) or "unknown data"
     if subject.comparison:
-        seeds = {run.seed for run in subject.runs}
-        count = len(subject.entries)
-        names = ", ".join(subject.entries)
-        teaching = f" with {teacher or _taught(subject) or 'no teacher'} as the teacher"
-        each = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+        seeds = len({run.seed for run in subject.runs})
+        each = f", {seeds} seeds" if seeds > 1 else ""
         return (
-            f"{count} {'objective' if count == 1 else 'objectives'} ({names}){each}: "
-            f"{student} on {data}{teaching}; {len(subject.runs)} {'run' if len(subject.runs) == 1 else 'runs'}."
+            f"{plural(len(subject.entries), 'objective')} ({', '.join(subject.entries)}){each}: {student} on {data} "
+            f"with {teacher or 'no teacher'} as the teacher; {plural(len(subject.runs), 'run')}."
         )
-    run = subject.runs[0]
-    how = f" with {formula(manifest.get('objective'))}" if formula(manifest.get("objective")) else ""
-    after = f" for {_epochs(run)}" if run.epochs else ""
+    objective = formula(manifest.get("objective"))
+    how = f" with {objective}" if objective else ""
+    epochs = len(subject.runs[0].epochs)
+    after = f" for {plural(epochs, 'epoch')}" if epochs else ""
     if manifest.get("verb") == "distill" or teacher:
         return f"{student} was distilled from {teacher or 'a teacher'} on {data}{how}{after}."
     return f"{student} was trained on {data}{how}{after}."
 
 
-def _taught(subject: Subject) -> str | None:
-    names = (text(section(run.manifest, "teacher").get("name")) for run in subject.runs)
-    return next((name for name in names if name), None)
-
-
-def _epochs(run: Run) -> str:
-    return f"{len(run.epochs)} {'epoch' if len(run.epochs) == 1 else 'epochs'}"
-
-
-def result(subject: Subject, found: Sequence[Result]) -> str:
+def result(subject: Subject, results: Sequence[Result]) -> str:
     """Say in one or two sentences what came out."""
-    students = [row for row in found if row.role != "teacher"]
-    known = [row for row in students if row.accuracy is not None]
+    known = [row for row in results if row.role != "teacher" and row.accuracy is not None]
     if not known:
         if subject.comparison:
             return "No result yet: no run has finished."
         run = subject.runs[0]
+        done = plural(len(run.epochs), "epoch")
         if run.status == "failed":
-            return f"No result: the run failed after {_epochs(run)}."
-        return f"No result yet: the run is {run.status}, {_epochs(run)} done."
-    others = [row for row in known if row.role == "student"]
-    top = max(others or known, key=lambda row: row.accuracy or 0)
-    said = f"{top.name} reaches {percent(top.accuracy, top.std)} % on the {top.set} set"
-    if subject.comparison:
-        if len(others) > 1:
-            beside = " beside the baseline" if len(others) < len(known) else ""
-            said = f"Of {len(others)} objectives{beside} {top.name} has the highest mean, "
-            said += f"{percent(top.accuracy, top.std)} % on the {top.set} set"
-        said += f" (n\u00a0=\u00a0{top.n})" if top.n > 1 else " (one run: its spread is not known)"
+            return f"No result: the run failed after {done}."
+        return f"No result yet: the run is {run.status}, {done} done."
+    students = [row for row in known if row.role == "student"]
+    top = max(students or known, key=lambda row: row.accuracy or 0)
+    reached = f"{percent(top.accuracy, top.std)} % on the {top.set} set"
+    if not subject.comparison:
+        sentence = f"The student reaches {reached} after its last epoch"
     else:
-        said = f"The student reaches {percent(top.accuracy)} % on the {top.set} set after its last epoch"
+        beside = " beside the baseline" if len(students) < len(known) else ""
+        several = f"Of {len(students)} objectives{beside} {top.name} has the highest mean,"
+        sentence = f"{several if len(students) > 1 else f'{top.name} reaches'} {reached}"
+        sentence += f" (n\u00a0=\u00a0{top.n})" if top.n > 1 else " (one run: its spread is not known)"
     if top.gain is not None:
-        base = next(row for row in found if row.role == "baseline")
+        base = next(row for row in results if row.role == "baseline")
         points = "point" if f"{abs(top.gain):.2f}" == "1.00" else "points"
-        said += f", {abs(top.gain):.2f} {points} {'above' if top.gain >= 0 else 'below'} {base.name}"
-        said += f" ({percent(base.accuracy, base.std)} %)"
-    teacher = next((row for row in found if row.role == "teacher" and row.accuracy is not None), None)
+        sentence += f", {abs(top.gain):.2f} {points} {'above' if top.gain >= 0 else 'below'} {base.name}"
+        sentence += f" ({percent(base.accuracy, base.std)} %)"
+    teacher = next((row for row in results if row.role == "teacher" and row.accuracy is not None), None)
     if teacher:
         on = "" if teacher.set == top.set else f" on the {teacher.set} set"
-        said += f"; the teacher has {percent(teacher.accuracy)} %{on}"
-    return f"{said}."
+        sentence += f"; the teacher has {percent(teacher.accuracy)} %{on}"
+    return f"{sentence}."
 
 
 def warnings(subject: Subject) -> Iterator[str]:
     """Yield what a reader of the results has to know first."""
-    waiting = [run for run in subject.runs if not run.finished]
-    if waiting:
-        many = len(waiting) > 1
-        states = ", ".join(f"{run.label}: {run.status}" for run in waiting)
-        of = f"{len(waiting)} of {len(subject.runs)} runs {'are' if many else 'is'} not finished and in no mean"
-        yield f"{of if subject.comparison else 'This run is not finished'} ({states})."
+    unfinished = [run for run in subject.runs if not run.finished]
+    if unfinished:
+        verb = "is" if len(unfinished) == 1 else "are"
+        states = ", ".join(f"{run.label}: {run.status}" for run in unfinished)
+        several = f"{len(unfinished)} of {len(subject.runs)} runs {verb} not finished and in no mean"
+        yield f"{several if subject.comparison else 'This run is not finished'} ({states})."
     for run in subject.runs:
         skipped = sum(int(number(epoch.get("skipped_steps")) or 0) for epoch in run.epochs)
         if skipped:
@@ -269,36 +231,30 @@ def warnings(subject: Subject) -> Iterator[str]:
         yield "The test set was used for selection."
 
 
-def tiles(subject: Subject, found: Sequence[Result]) -> list[Tile]:
-    """Return the figures that stand on top."""
-    made = []
-    by_role = {role: [row for row in found if row.role == role] for role in ("teacher", "baseline", "student")}
-    for row in by_role["teacher"]:
-        made.append(Tile(f"Teacher, {row.set} accuracy", percent(row.accuracy), "%", row.name))
-    for row in by_role["baseline"]:
-        made.append(
-            Tile(f"Baseline, {row.set} accuracy", percent(row.accuracy, row.std), "%", f"{row.name}, n = {row.n}")
-        )
-    known = [row for row in by_role["student"] if row.accuracy is not None]
+def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
+    """Return the figures that stand on top: of the teacher, the baseline, and the student with the highest mean."""
+    tiles = []
+    known = [row for row in results if row.role == "student" and row.accuracy is not None]
     top = max(known, key=lambda row: row.accuracy or 0, default=None)
-    if top is not None:
-        name = "Highest mean" if subject.comparison else "Student"
-        aside = f"{top.name}, n = {top.n}" if subject.comparison else top.name
-        made.append(Tile(f"{name}, {top.set} accuracy", percent(top.accuracy, top.std), "%", aside))
-        if top.gain is not None:
-            made.append(Tile("Gain over the baseline", fixed(top.gain, 2, sign=True), "points", top.name))
-        elif top.agreement is not None:
-            made.append(Tile("Agreement with the teacher", percent(top.agreement), "%", f"{top.set} set"))
-    if not subject.comparison:
-        seconds = number(subject.runs[0].manifest.get("duration_s"))
-        if seconds is not None:
-            made.append(Tile("Time", duration(seconds), "", _device(subject.runs[0].manifest)))
-    return made
-
-
-def _device(manifest: Mapping[str, Any]) -> str:
-    hardware = section(manifest, "hardware")
-    return text(hardware.get("gpu")) or text(hardware.get("processor")) or text(hardware.get("device")) or ""
+    for row in results:
+        accuracy, on, several = percent(row.accuracy, row.std), f"{row.set} accuracy", f"{row.name}, n = {row.n}"
+        if row.role == "teacher":
+            tiles.append(Tile(f"Teacher, {on}", percent(row.accuracy), "%", row.name))
+        elif row.role == "baseline":
+            tiles.append(Tile(f"Baseline, {on}", accuracy, "%", several))
+        elif row is top:
+            name, aside = ("Highest mean", several) if subject.comparison else ("Student", row.name)
+            tiles.append(Tile(f"{name}, {on}", accuracy, "%", aside))
+            if row.gain is not None:
+                tiles.append(Tile("Gain over the baseline", fixed(row.gain, 2, sign=True), "points", row.name))
+            elif row.agreement is not None:
+                tiles.append(Tile("Agreement with the teacher", percent(row.agreement), "%", f"{row.set} set"))
+    seconds = number(subject.manifest.get("duration_s"))
+    if not subject.comparison and seconds is not None:
+        hardware = section(subject.manifest, "hardware")
+        devices = (text(hardware.get(key)) for key in ("gpu", "processor", "device"))
+        tiles.append(Tile("Time", duration(seconds), "", next(filter(None, devices), "")))
+    return tiles
 
 
 def duration(seconds: float) -> str:
@@ -317,52 +273,47 @@ def duration(seconds: float) -> str:
 
 def selection(subject: Subject) -> str:
     """Say which set chose anything, and that the reported figure is the last epoch's whatever was chosen."""
-    sets = dict.fromkeys(
-        (text(section(run.manifest, "selection").get("set")), text(section(run.manifest, "selection").get("metric")))
-        for run in subject.runs
+    recorded = [section(run.manifest, "selection") for run in subject.runs]
+    sentences = {
+        "test": "The test set was used for selection{by}: the best epoch's figure is optimistic.",
+        "none": "No set was used for selection.",
+        None: "The records do not say which set was used for selection.",
+    }
+    held_out = "The {name} set was used for selection{by}; the test set took no part in it."
+    chosen_by = [
+        sentences.get(name, held_out).format(name=name, by=f" by {metric}" if metric else "")
+        for name, metric in dict.fromkeys((text(chosen.get("set")), text(chosen.get("metric"))) for chosen in recorded)
+    ]
+    return " ".join(
+        [*chosen_by, "The accuracy that is reported is the last epoch's, whichever epoch selection would take."]
     )
-    said = []
-    for place, metric in sets:
-        by = f" by {metric}" if metric else ""
-        if place == "test":
-            said.append(f"The test set was used for selection{by}: the best epoch's figure is optimistic.")
-        elif place == "none":
-            said.append("No set was used for selection.")
-        elif place:
-            said.append(f"The {place} set was used for selection{by}; the test set took no part in it.")
-        else:
-            said.append("The records do not say which set was used for selection.")
-    return " ".join([*said, "The accuracy that is reported is the last epoch's, whichever epoch selection would take."])
 
 
 # Tables
 
 
-RUN_HEADINGS = (
-    *("Run", "Network", "Seed", "Status", "Epochs"),
-    *("Accuracy (%)", "Best epoch (%)", "Agreement (%)", "Time"),
-)
-
-
-def _runs(subject: Subject) -> Table:
+def _run_table(subject: Subject) -> Table:
     """Return the table of every run."""
-    return Table(headings=RUN_HEADINGS, rows=[_run(subject, run) for run in subject.runs])
+    results = ("Accuracy (%)", "Best epoch (%)", "Agreement (%)", "Time")
+    headings = ("Run", "Network", "Seed", "Status", "Epochs", *results)
+    return Table(headings=headings, rows=[_run(subject, run) for run in subject.runs])
 
 
 def _run(subject: Subject, run: Run) -> Row:
     student, best = section(run.evaluation, "student"), section(run.evaluation, "best")
     folder = Path(os.path.relpath(run.folder, subject.folder)).as_posix()
-    accuracy, top = number(student.get("accuracy")), number(best.get("accuracy"))
+    accuracy, best_accuracy = number(student.get("accuracy")), number(best.get("accuracy"))
     seconds = number(run.manifest.get("duration_s"))
-    selected = "" if top is None else f" [{selector(best.get('set'))}]"
     return Row(
         cells=(
             *(folder, run.entry, MISSING if run.seed is None else str(run.seed), run.status, str(len(run.epochs))),
-            *(percent(accuracy), percent(top) + selected, percent(number(student.get("agreement")))),
+            percent(accuracy),
+            percent(best_accuracy) + selected(best_accuracy, best.get("set")),
+            percent(number(student.get("agreement"))),
             MISSING if seconds is None else duration(seconds),
         ),
         kind="finished" if run.finished else "unfinished",
-        exact={"folder": folder, "status": run.status, "accuracy": "" if accuracy is None else str(accuracy)},
+        exact={"folder": folder, "status": run.status, "accuracy": accuracy},
         link=quote(f"./{folder}/{records.REPORT}") if (run.folder / records.REPORT).exists() else "",
     )
 
@@ -394,44 +345,43 @@ def _leaf(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def groups(manifest: Mapping[str, Any]) -> list[Group]:
-    """Return a manifest as groups of flat keys; keys that no group names come last."""
-    placed = {key for keys in GROUPS.values() for key in keys}
-    wanted = {**GROUPS, "Other": tuple(key for key in manifest if key not in placed)}
-    made = []
-    for title, keys in wanted.items():
-        items: list[tuple[str, str]] = []
-        for key in keys:
-            if key == "objective" and formula(manifest.get(key)):
-                items.append((key, str(formula(manifest[key]))))
-            elif key in manifest:
-                # Under a heading of its own name a key needs no prefix.
-                items += flatten(manifest[key], "" if _headed(manifest[key], key, title) else key)
-        if items:
-            made.append(Group(title, items))
-    return made
+def groups(manifest: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Return a manifest's flat keys and values by the title of their group; keys that no group names come last."""
+    grouped = {key for keys in GROUPS.values() for key in keys}
+    titles = {**GROUPS, "Other": tuple(key for key in manifest if key not in grouped)}
+    flat = {
+        title: [item for key in keys if key in manifest for item in _items(title, key, manifest[key])]
+        for title, keys in titles.items()
+    }
+    return {title: items for title, items in flat.items() if items}
 
 
-def _headed(value: object, key: str, title: str) -> bool:
-    return isinstance(value, Mapping) and bool(value) and (key == title.lower() or key == "software")
+def _items(title: str, key: str, value: object) -> Iterable[tuple[str, str]]:
+    if key == "objective" and (objective := formula(value)):
+        return [(key, objective)]
+    # Under a heading of its own name a key needs no prefix.
+    headed = isinstance(value, Mapping) and value and (key == title.lower() or key == "software")
+    return flatten(value, "" if headed else key)
 
 
-def differences(runs: Iterable[Run]) -> list[Difference]:
-    """Return the keys that the runs' manifests do not agree on; a run without a manifest has no say."""
+def differences(runs: Iterable[Run]) -> dict[str, dict[str, str]]:
+    """Return the keys that the runs' manifests do not agree on, with the runs that have each value.
+
+    A run without a manifest has no say.
+    """
     flat = {}
     for run in runs:
         if run.manifest:
-            said = {key: value for key, value in run.manifest.items() if key not in OWN}
-            flat[run.folder.name] = dict(flatten({**said, "objective": formula(said.get("objective"))}))
-    keys = dict.fromkeys(key for one in flat.values() for key in one)
-    made = []
-    for key in keys:
+            compared = {key: value for key, value in run.manifest.items() if key not in RUN_SPECIFIC}
+            flat[run.folder.name] = dict(flatten({**compared, "objective": formula(compared.get("objective"))}))
+    different = {}
+    for key in dict.fromkeys(key for values in flat.values() for key in values):
         cases: dict[str, list[str]] = {}
-        for name, one in flat.items():
-            cases.setdefault(one.get(key, MISSING), []).append(name)
+        for name, values in flat.items():
+            cases.setdefault(values.get(key, MISSING), []).append(name)
         if len(cases) > 1:
-            made.append(Difference(key, [(value, ", ".join(names)) for value, names in cases.items()]))
-    return made
+            different[key] = {value: ", ".join(names) for value, names in cases.items()}
+    return different
 
 
 def definitions(subject: Subject) -> list[tuple[str, str]]:

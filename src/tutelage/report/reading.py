@@ -21,7 +21,7 @@ Points = dict[int, float]
 """A recorded number by epoch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One run's records."""
 
@@ -44,7 +44,7 @@ class Run:
         return self.entry if self.seed is None else f"{self.entry}, seed {self.seed}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """What a report is about: one run, or a comparison of several."""
 
@@ -55,6 +55,11 @@ class Subject:
     teacher: Run | None = None  # the teacher's own run, where the comparison trained it
     comparison: bool = False  # whether this is a comparison, of however many runs
     share_data_seed: bool = False  # whether its seeds share order and views
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The first run's; empty where there is none."""
+        return self.runs[0].manifest if self.runs else {}
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -84,49 +89,46 @@ def read(folder: Path | str) -> Subject:
             f"got {str(folder)!r}; type the folder that `tutelage train`, `distill` or `compare` printed"
         )
     run = read_run(folder)
-    return Subject(folder=folder, name=text(run.manifest.get("name")) or _folder_name(folder), runs=(run,))
+    return Subject(folder=folder, name=text(run.manifest.get("name")) or folder.resolve().name, runs=(run,))
 
 
-def read_run(folder: Path, *, entry: str | None = None, seed: int | None = None) -> Run:
-    """Read one run's folder; what is not there is left empty."""
-    manifest = mapping(folder / records.MANIFEST)
-    evaluation = mapping(folder / records.EVALUATION)
-    if manifest is None:
+def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> Run:
+    """Read one run's folder; what is not there is left empty. What is given of entry and seed goes before records."""
+    recorded, evaluation = mapping(folder / records.MANIFEST), mapping(folder / records.EVALUATION)
+    manifest = recorded or {}
+    status = text(manifest.get("status")) or (FINISHED if evaluation else "unknown")
+    if recorded is None:
         status = NOT_STARTED
-    else:
-        status = text(manifest.get("status")) or (FINISHED if evaluation else "unknown")
-        if status == FINISHED and evaluation is None:
-            status = NOT_EVALUATED
-    manifest = manifest or {}
-    if seed is None:
-        recorded = section(manifest, "seeds").get("seed")
-        seed = recorded if isinstance(recorded, int) else None
-    entry = entry or presets(manifest.get("objective")) or text(manifest.get("name")) or _folder_name(folder)
-    epochs = tuple(epoch for epoch in records.read_epochs(folder) if isinstance(epoch, dict))
-    return Run(folder, entry, seed, status, manifest, epochs, evaluation)
+    elif status == FINISHED and evaluation is None:
+        status = NOT_EVALUATED
+    seed = seed if isinstance(seed, int) else section(manifest, "seeds").get("seed")
+    name = presets(manifest.get("objective")) or text(manifest.get("name")) or folder.resolve().name
+    return Run(
+        folder=folder,
+        entry=entry or name,
+        seed=seed if isinstance(seed, int) else None,
+        status=status,
+        manifest=manifest,
+        epochs=tuple(epoch for epoch in records.read_epochs(folder) if isinstance(epoch, dict)),
+        evaluation=evaluation,
+    )
 
 
 def _comparison(folder: Path, comparison: Mapping[str, Any]) -> Subject:
     runs = []
     for entry in comparison.get("entries") or ():
-        seed = entry.get("seed")
-        place = str(entry.get("folder", ""))
-        name = text(entry.get("objective")) or place
-        runs.append(read_run(folder / place, entry=name, seed=seed if isinstance(seed, int) else None))
+        path = str(entry.get("folder", ""))
+        runs.append(read_run(folder / path, entry=text(entry.get("objective")) or path, seed=entry.get("seed")))
     teacher = text(comparison.get("teacher"))
     return Subject(
         folder=folder,
-        name=text(comparison.get("name")) or _folder_name(folder),
+        name=text(comparison.get("name")) or folder.resolve().name,
         runs=tuple(runs),
         baseline=text(comparison.get("baseline")),
         teacher=read_run(folder / teacher, entry="teacher") if teacher else None,
         comparison=True,
         share_data_seed=comparison.get("share_data_seed") is True,
     )
-
-
-def _folder_name(folder: Path) -> str:
-    return folder.resolve().name
 
 
 def mapping(path: Path) -> Mapping[str, Any] | None:
@@ -147,8 +149,8 @@ def mapping(path: Path) -> Mapping[str, Any] | None:
 def section(value: Mapping[str, Any] | None, *keys: str) -> Mapping[str, Any]:
     """Return a nested object, empty where any step to it is missing or null."""
     for key in keys:
-        found = value.get(key) if value else None
-        value = found if isinstance(found, Mapping) else {}
+        inner = value.get(key) if value else None
+        value = inner if isinstance(inner, Mapping) else {}
     return value or {}
 
 
@@ -166,9 +168,9 @@ def text(value: object) -> str | None:
 
 def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean, or none where there are no values or one is missing: no mean over a silent part."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(found) else None
+    numbers = list(values)
+    known = [value for value in numbers if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(numbers) else None
 
 
 def deviation(values: Sequence[float | None]) -> float | None:
@@ -181,7 +183,7 @@ def deviation(values: Sequence[float | None]) -> float | None:
 
 def points(run: Run, *keys: str) -> Points:
     """Return one recorded number by epoch; the epochs of later stages follow those of earlier ones."""
-    found: Points = {}
+    curve: Points = {}
     before, stage, last = 0, None, 0
     for epoch in run.epochs:
         if epoch.get("stage") != stage:
@@ -189,8 +191,8 @@ def points(run: Run, *keys: str) -> Points:
         last = int(number(epoch.get("epoch")) or last + 1)
         value = number(section(epoch, *keys[:-1]).get(keys[-1]))
         if value is not None:
-            found[before + last] = value
-    return found
+            curve[before + last] = value
+    return curve
 
 
 def stages(objective: object) -> list[object]:
@@ -201,13 +203,15 @@ def stages(objective: object) -> list[object]:
 
 def parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
     """Name and arguments of every preset of a recorded objective, and the entry that it stands in."""
-    found: list[tuple[str, object, Mapping[str, object]]] = []
-    for item in objective if isinstance(objective, list | tuple) else [objective]:
-        if isinstance(item, str):
-            found.append((item, {}, {}))
-        elif isinstance(item, Mapping):
-            found += [(str(name), args, item) for name, args in item.items() if name not in records.BESIDE]
-    return found
+    entries = objective if isinstance(objective, list | tuple) else [objective]
+    named = [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
+    mappings = [entry for entry in named if isinstance(entry, Mapping)]
+    return [
+        (str(name), arguments, entry)
+        for entry in mappings
+        for name, arguments in entry.items()
+        if isinstance(name, str) and name not in records.BESIDE
+    ]
 
 
 def presets(objective: object) -> str | None:
@@ -222,30 +226,34 @@ def formula(objective: object) -> str | None:
 
 def _formula(objective: object) -> str:
     written = []
-    for name, args, entry in parts(objective):
+    for name, arguments, entry in parts(objective):
         scale = entry.get("scale")
-        given = ", ".join(f"{key}={value!r}" for key, value in args.items()) if isinstance(args, Mapping) else ""
+        shown = arguments.items() if isinstance(arguments, Mapping) else ()
         factor = "" if scale is None or scale == 1 else f"{scale} * "
-        written.append(f"{factor}{name}({given}){'.gathered()' if entry.get('gather') else ''}")
+        call = f"{name}({', '.join(f'{key}={value!r}' for key, value in shown)})"
+        written.append(f"{factor}{call}{'.gathered()' if entry.get('gather') else ''}")
     return " + ".join(written)
 
 
-def teachers(subject: Subject) -> list[tuple[Mapping[str, Any], str | None]]:
-    """Return the teachers' judgements with the sets they were made on, a list for each different teacher merged.
+Judgement = tuple[Mapping[str, Any], str | None]
+"""A network's evaluation and the set that it was made on."""
+
+
+def teachers(subject: Subject) -> list[Judgement]:
+    """Return the judgement of each different teacher, with its set.
 
     Students that share a teacher each record it; it counts once. Where none does, the teacher's own run is asked.
     """
-    found: dict[str, list[tuple[Mapping[str, Any], str | None]]] = {}
+    judged: dict[str, list[Judgement]] = {}
     for run in subject.runs:
-        judgement = section(run.evaluation, "teacher")
-        if judgement:
-            mark = str(section(run.manifest, "teacher").get("fingerprint"))
-            found.setdefault(mark, []).append((judgement, text(section(run.evaluation).get("set"))))
-    if found:
-        return [_merged(same) for same in found.values()]
+        if judgement := section(run.evaluation, "teacher"):
+            fingerprint = str(section(run.manifest, "teacher").get("fingerprint"))
+            judged.setdefault(fingerprint, []).append((judgement, text(section(run.evaluation).get("set"))))
+    if judged:
+        return [_merged(same) for same in judged.values()]
     if subject.teacher is not None and subject.teacher.evaluation is not None:
-        own = section(subject.teacher.evaluation, "student")
-        return [(own, text(subject.teacher.evaluation.get("set")))]
+        evaluation = subject.teacher.evaluation
+        return [(section(evaluation, "student"), text(evaluation.get("set")))]
     for run in subject.runs:
         recorded = section(run.manifest, "teacher")
         if number(recorded.get("accuracy")) is not None:
@@ -253,9 +261,9 @@ def teachers(subject: Subject) -> list[tuple[Mapping[str, Any], str | None]]:
     return []
 
 
-def _merged(same: list[tuple[Mapping[str, Any], str | None]]) -> tuple[Mapping[str, Any], str | None]:
+def _merged(same: Sequence[Judgement]) -> Judgement:
     """One teacher judged several times: on one set the judgements are equal, on several splits their mean stands."""
-    first, on = same[0]
-    means = {key: mean(number(one.get(key)) for one, _ in same) for key in ("accuracy", "loss", "entropy", "ece")}
-    sets = dict.fromkeys(place for _, place in same)
-    return {**first, **means}, on if len(sets) == 1 else " and ".join(str(place) for place in sets)
+    keys = ("accuracy", "loss", "entropy", "ece")
+    means = {key: mean(number(judgement.get(key)) for judgement, _ in same) for key in keys}
+    sets = list(dict.fromkeys(name for _, name in same))
+    return {**same[0][0], **means}, sets[0] if len(sets) == 1 else " and ".join(map(str, sets))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.report.reading import Run, Subject, deviation, mean, number, read, section, teachers
 from tutelage.report.reading import text as string
-from tutelage.report.table import Row, Table, fixed, percent, print_notes
+from tutelage.report.table import Row, Table, count, fixed, percent, plural, print_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unfinished:
     """A run that no mean includes."""
 
@@ -27,7 +27,7 @@ class Unfinished:
     def __str__(self) -> str:
         """Write it for people."""
         seed = "" if self.seed is None else f"seed {self.seed}, "
-        return f"{self.folder} ({seed}{self.status}, {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'} done)"
+        return f"{self.folder} ({seed}{self.status}, {plural(self.epochs, 'epoch')} done)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,51 +63,46 @@ def rows(folder: Path | str | Subject) -> list[Result]:
         ValueError: a record is not JSON.
     """
     subject = folder if isinstance(folder, Subject) else read(folder)
-    found = [_entry(subject, name) for name in subject.entries]
-    base = next((row for row in found if row.role == "baseline"), None)
-    found = [_with_gain(row, base) for row in found]
-    teacher = _teacher(subject)
-    return [teacher, *found] if teacher else found
+    results = [_entry(subject, name) for name in subject.entries]
+    base = next((row for row in results if row.role == "baseline"), None)
+    return [*_teacher(subject), *(_with_gain(row, base) for row in results)]
 
 
 def _entry(subject: Subject, name: str) -> Result:
     runs = subject.of(name)
-    judged = [section(run.evaluation, "student") for run in runs]
-    place = _common(string(section(run.evaluation).get("set")) for run in runs)
     bests = [section(run.evaluation, "best") for run in runs]
-    best_place = _common(string(best.get("set")) for best in bests if best)
-    values = tuple(number(one.get("accuracy")) for one in judged)
-    comparable = len(set(place)) == 1
-
-    def average(key: str) -> float | None:
-        return mean(number(one.get(key)) for one in judged) if comparable else None
-
-    return Result(
+    best_sets = _distinct(string(best.get("set")) for best in bests if best)
+    return _averaged(
+        [section(run.evaluation, "student") for run in runs],
+        [string(section(run.evaluation).get("set")) for run in runs],
         name=name,
         role="baseline" if name == subject.baseline else "student",
-        set=" and ".join(place) or None,
-        n=len(runs),
-        accuracy=average("accuracy"),
-        std=deviation(values) if comparable else None,
-        values=values,
-        best=mean(number(best.get("accuracy")) for best in bests) if len(best_place) == 1 else None,
-        best_set=" and ".join(best_place) or None,
-        agreement=average("agreement"),
-        entropy=average("entropy"),
-        kl_to_teacher=average("kl_to_teacher"),
-        ece=average("ece"),
-        unfinished=tuple(unfinished(run) for run in subject.of(name, finished=False)),
+        best=mean(number(best.get("accuracy")) for best in bests) if len(best_sets) == 1 else None,
+        best_set=" and ".join(best_sets) or None,
+        unfinished=tuple(map(unfinished, subject.of(name, finished=False))),
         share_data_seed=subject.share_data_seed,
     )
 
 
+def _averaged(judgements: Sequence[Mapping[str, Any]], sets: Sequence[str | None], **fields: Any) -> Result:
+    """Return the row of judgements on their sets; ``fields`` are its other fields."""
+    names = _distinct(sets)
+    values = tuple(number(judgement.get("accuracy")) for judgement in judgements)
+    means: dict[str, Any] = {}
+    if len(names) == 1:
+        for key in ("accuracy", "agreement", "entropy", "kl_to_teacher", "ece"):
+            means[key] = mean(number(judgement.get(key)) for judgement in judgements)
+        fields["std"] = deviation(values)
+    return Result(set=" and ".join(names) or None, n=len(judgements), values=values, **means, **fields)
+
+
 def unfinished(run: Run) -> Unfinished:
     """Say how far a run came."""
-    return Unfinished(run.folder.name, run.seed, run.status, len(run.epochs))
+    return Unfinished(folder=run.folder.name, seed=run.seed, status=run.status, epochs=len(run.epochs))
 
 
-def _common(sets: Iterable[str | None]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(place or "unknown" for place in sets))
+def _distinct(sets: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(name or "unknown" for name in sets))
 
 
 def _with_gain(row: Result, base: Result | None) -> Result:
@@ -116,26 +111,15 @@ def _with_gain(row: Result, base: Result | None) -> Result:
     return replace(row, gain=100 * (row.accuracy - base.accuracy))
 
 
-def _teacher(subject: Subject) -> Result | None:
+def _teacher(subject: Subject) -> list[Result]:
+    """Return the teacher's row where one is known."""
     judged = teachers(subject)
-    if not judged:
-        return None
-    names = dict.fromkeys(string(section(run.manifest, "teacher").get("name")) for run in subject.runs)
-    known = [name for name in names if name]
-    place = _common(on for _, on in judged)
-    values = tuple(number(one.get("accuracy")) for one, _ in judged)
-    comparable = len(place) == 1
-    return Result(
-        name=known[0] if len(known) == 1 else "teacher",
-        role="teacher",
-        set=" and ".join(place),
-        n=len(judged),
-        accuracy=mean(values) if comparable else None,
-        std=deviation(values) if comparable else None,
-        values=values,
-        entropy=mean(number(one.get("entropy")) for one, _ in judged) if comparable else None,
-        ece=mean(number(one.get("ece")) for one, _ in judged) if comparable else None,
+    names = {name for run in subject.runs if (name := string(section(run.manifest, "teacher").get("name")))}
+    name = names.pop() if len(names) == 1 else "teacher"
+    row = _averaged(
+        [judgement for judgement, _ in judged], [set_name for _, set_name in judged], name=name, role="teacher"
     )
+    return [replace(row, agreement=None, kl_to_teacher=None)] if judged else []
 
 
 HEADINGS = (
@@ -148,89 +132,79 @@ HEADINGS = (
     "Entropy (nats)",
     "KL to teacher (nats)",
 )
-"""What `cells` gives, in order."""
-
 BEST = HEADINGS.index("Best epoch (%)")
+EXACT = (
+    *("role", "set", "n", "accuracy", "std", "gain", "best", "best_set"),
+    *("agreement", "entropy", "kl_to_teacher", "ece"),
+)
+"""Fields that HTML holds unrounded."""
 
 
-def label(row: Result) -> str:
-    """Name a row with its role."""
-    return row.name if row.role == "student" or row.name == row.role else f"{row.name} ({row.role})"
-
-
-def main_set(found: Sequence[Result]) -> str | None:
+def main_set(results: Sequence[Result]) -> str | None:
     """Return the set that the students were evaluated on: the first that a row names."""
-    return next((row.set for row in sorted(found, key=lambda row: row.role == "teacher") if row.set), None)
+    return next((row.set for row in sorted(results, key=lambda row: row.role == "teacher") if row.set), None)
 
 
-def cells(row: Result, place: str | None) -> tuple[str, ...]:
-    """Write a row under `HEADINGS`; a figure taken on another set than ``place`` says so."""
-    accuracy = percent(row.accuracy, row.std)
-    if row.set and row.set != place:
-        accuracy += f" [{row.set}]"
-    total = row.n + len(row.unfinished)
-    best = percent(row.best) if row.best is None else f"{percent(row.best)} [{selector(row.best_set)}]"
-    return (
-        label(row),
-        accuracy,
-        f"{row.n}" if total == row.n else f"{row.n} of {total}",
-        fixed(row.gain, 2, sign=True),
-        best,
-        percent(row.agreement),
-        fixed(row.entropy),
-        fixed(row.kl_to_teacher),
-    )
+def selected(best: float | None, name: str | None) -> str:
+    """Say behind a best epoch's figure, where there is one, which set selected it."""
+    return "" if best is None else " [selected on test]" if name == "test" else f" [{name}]"
 
 
-def selector(name: str | None) -> str:
-    """Say which set the best epoch was taken by."""
-    return "selected on test" if name == "test" else f"{name}"
-
-
-def notes(found: Sequence[Result]) -> list[str]:
+def notes(results: Sequence[Result]) -> list[str]:
     """Say what the table's figures are, and what is not in them."""
-    place = main_set(found)
-    said = [
-        f"Accuracy is the last epoch's{f' on the {place} set' if place else ''}; "
+    name = main_set(results)
+    sentences = [
+        f"Accuracy is the last epoch's{f' on the {name} set' if name else ''}; "
         "± is the sample standard deviation over the n runs."
     ]
-    if any(row.share_data_seed for row in found):
-        said.append("Seeds share order and views (share_data_seed): ± is the spread of the initialisation alone.")
-    base = next((row.name for row in found if row.role == "baseline"), None)
+    if any(row.share_data_seed for row in results):
+        sentences.append("Seeds share order and views (share_data_seed): ± is the spread of the initialisation alone.")
+    base = next((row.name for row in results if row.role == "baseline"), None)
     if base:
-        said.append(f"Gain is the difference of means to {base}, in percentage points.")
-    if any(row.best is not None for row in found):
-        said.append("The best epoch is shown beside it with the set that selected it, and is not what is reported.")
-    if any(row.best is not None and row.best_set == "test" for row in found):
-        said.append("Selected on test: the test set itself chose that epoch, so that figure is optimistic.")
-    for row in found:
+        sentences.append(f"Gain is the difference of means to {base}, in percentage points.")
+    sentences += best_notes(results)
+    for row in results:
         if row.set and " and " in row.set:
-            said.append(f"{row.name}: evaluated on different sets ({row.set}), so not averaged.")
-        said += [f"Not averaged: {row.name}: {run}." for run in row.unfinished]
-    return said
+            sentences.append(f"{row.name}: evaluated on different sets ({row.set}), so not averaged.")
+        sentences += [f"Not averaged: {row.name}: {run}." for run in row.unfinished]
+    return sentences
 
 
-def exact(row: Result) -> dict[str, str]:
-    """Return a row's numbers unrounded, as the names and values of data attributes."""
-    keys = ("role", "set", "n", "accuracy", "std", "gain", "best", "best_set", "agreement", "entropy")
-    values = {key.replace("_", "-"): getattr(row, key) for key in (*keys, "kl_to_teacher", "ece")}
-    values = {"entry": row.name, **values, "unfinished": len(row.unfinished)}
-    return {key: "" if value is None else str(value) for key, value in values.items()}
+def best_notes(results: Sequence[Any]) -> list[str]:
+    """Say of rows with ``best`` and ``best_set`` what the best epoch's figure is."""
+    sets = {row.best_set for row in results if row.best is not None}
+    shown = "The best epoch is shown beside it with the set that selected it, and is not what is reported."
+    optimistic = "Selected on test: the test set itself chose that epoch, so that figure is optimistic."
+    return [*([shown] if sets else []), *([optimistic] if "test" in sets else [])]
 
 
 def table(results: Sequence[Result]) -> Table:
     """Return the table, with its notes."""
-    place = main_set(results)
-    return Table(headings=HEADINGS, rows=[_row(result, place) for result in results], notes=notes(results))
+    name = main_set(results)
+    return Table(headings=HEADINGS, rows=[_row(result, name) for result in results], notes=notes(results))
 
 
-def _row(result: Result, place: str | None) -> Row:
-    written = cells(result, place)
+def _row(result: Result, main: str | None) -> Row:
+    """Write a row under `HEADINGS`; a figure taken on another set than ``main`` says so."""
+    role = "" if result.role in ("student", result.name) else f" ({result.role})"
+    elsewhere = f" [{result.set}]" if result.set and result.set != main else ""
+    cells = (
+        result.name + role,
+        percent(result.accuracy, result.std) + elsewhere,
+        count(result.n, len(result.unfinished)),
+        fixed(result.gain, 2, sign=True),
+        percent(result.best) + selected(result.best, result.best_set),
+        percent(result.agreement),
+        fixed(result.entropy),
+        fixed(result.kl_to_teacher),
+    )
     # Units and roles under their names, a mark for what the test set selected.
-    short = [" ".join(cell.split()) for cell in written]
+    short = [" ".join(cell.split()) for cell in cells]
     short[0] = short[0].replace(" (", "\n(")
-    short[BEST] = short[BEST].replace(" [selected on test]", "*").removesuffix(f" [{result.best_set}]")
-    return Row(cells=written, short=short, kind=result.role, exact=exact(result))
+    short[BEST] = percent(result.best) + ("*" if result.best is not None and result.best_set == "test" else "")
+    exact = {key.replace("_", "-"): getattr(result, key) for key in EXACT}
+    exact = {"entry": result.name, **exact, "unfinished": len(result.unfinished)}
+    return Row(cells=cells, short=short, kind=result.role, exact=exact)
 
 
 def print_table(results: Sequence[Result], console: Console) -> None:

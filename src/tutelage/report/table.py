@@ -1,4 +1,4 @@
-"""A table as a value, written as plain text, Markdown or HTML, or printed on a terminal."""
+"""A table as a value, written as Markdown or HTML, or printed on a terminal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Row:
     cells: Sequence[str]  # under the table's headings
     short: Sequence[str] | None = None  # the cells on a terminal, where they are shorter there
     kind: str = ""  # its class in HTML; a ``"teacher"`` is dim on a terminal
-    # its unrounded numbers, as the names and values of HTML's data attributes
-    exact: Mapping[str, str] = field(default_factory=dict)
+    # unrounded numbers by the names of HTML's data attributes; none is written as an empty one
+    exact: Mapping[str, object] = field(default_factory=dict)
     link: str = ""  # where the first cell leads in HTML; empty for nowhere
 
 
@@ -36,16 +36,12 @@ class Table:
     notes: Sequence[str] = ()  # what the figures are, a sentence or two each
     wrapped: Sequence[int] = ()  # columns whose cells may break on a terminal
 
-    def text(self) -> str:
-        """Return it as plain text with its notes below."""
-        head, *body = aligned_cells([self.headings, *self._cells()])
-        lines = [head, ["-" * len(cell) for cell in head], *body]
-        return "\n".join([*("  ".join(cells).rstrip() for cells in lines), "", *self.notes]) + "\n"
-
     def markdown(self) -> str:
         """Return it as GitHub Markdown with its notes below."""
         rule = [":---", *["---:"] * (len(self.headings) - 1)]
-        lines = markdown_lines([[*map(plain, line)] for line in (self.headings, *self._cells())], rule)
+        cells = [self.headings, *(row.cells for row in self.rows)]
+        # A name with a line break would tear the table.
+        lines = markdown_lines([[plain(" ".join(cell.split())) for cell in line] for line in cells], rule)
         return "\n".join([*lines, *([""] if self.notes else []), *(f"- {plain(note)}" for note in self.notes)]) + "\n"
 
     def html(self, name: str) -> Markup:
@@ -74,9 +70,6 @@ class Table:
             shown.add_row(*map(Text, row.short or row.cells), style="dim" if row.kind == "teacher" else "")
         console.print(shown)
 
-    def _cells(self) -> list[list[str]]:
-        return [_flat(row.cells) for row in self.rows]
-
 
 def print_notes(notes: Sequence[str], console: Console) -> None:
     """Print a table's notes; what the test set selected has a star on a terminal."""
@@ -86,21 +79,10 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
         console.print(Text(note.replace("Selected on test:", "*"), style="dim"))
 
 
-def aligned_cells(lines: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[list[str]]:
-    """Pad the cells of lines to columns of one width each; those that ``left`` names are aligned left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        [
-            cell.ljust(width) if at in left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-
-
-def aligned(lines: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of cells as text in columns."""
-    return ["  ".join(cells).rstrip() for cells in aligned_cells(lines, left=left)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def markdown_lines(lines: Sequence[Sequence[str]], rule: Sequence[str]) -> list[str]:
@@ -109,14 +91,9 @@ def markdown_lines(lines: Sequence[Sequence[str]], rule: Sequence[str]) -> list[
     return [head, f"|{'|'.join(rule)}|", *body]
 
 
-def _flat(cells: Sequence[str]) -> list[str]:
-    """A name with a line break would tear the table."""
-    return [" ".join(cell.split()) for cell in cells]
-
-
 def _html_row(row: Row) -> Markup:
-    attributes = {"class": row.kind, **{f"data-{key}": value for key, value in row.exact.items()}}
-    opening = Markup(" ").join(Markup('{}="{}"').format(key, value) for key, value in attributes.items())
+    exact = {f"data-{key}": "" if value is None else value for key, value in row.exact.items()}
+    opening = Markup(" ").join(Markup('{}="{}"').format(*item) for item in {"class": row.kind, **exact}.items())
     name, *numbers = row.cells
     head = Markup('<a href="{}">{}</a>').format(row.link, name) if row.link else name
     cells = chain([Markup('<th scope="row">{}</th>').format(head)], map(Markup("<td>{}</td>").format, numbers))
@@ -147,3 +124,13 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     if value is None:
         return MISSING
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+
+def plural(number: int, unit: str) -> str:
+    """Write a number of things: ``1 epoch``, ``3 epochs``."""
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
+def count(done: int, left: int) -> str:
+    """Write how many runs are in a mean, and of how many where some are not."""
+    return f"{done} of {done + left}" if left else str(done)

@@ -154,8 +154,9 @@ class Plan:
             f"budget: {_minutes(self.budget.seconds)}, of which {_minutes(spent)} are used; "
             "the pair that takes least comes first"
         )
-        headings = ("pair", "runs left", "steps left", "teacher", "students", "estimated", "in the budget")
-        rows: list[tuple[str, ...]] = [headings]
+        rows: list[tuple[str, ...]] = [
+            ("pair", "runs left", "steps left", "teacher", "students", "estimated", "in the budget")
+        ]
         total = 0.0
         for pair in self.request.pairs:
             left = [job for job in self.left if job.pair == pair]
@@ -174,7 +175,7 @@ class Plan:
                 )
                 rows.append((pair, str(len(left)), f"{steps:,}", *times, _minutes(seconds), fits))
                 total += seconds
-        for line in aligned(rows, left=range(len(headings))):
+        for line in aligned(rows):
             yield f"  {line}"
         processes = f" with {self.workers} processes" if self.workers > 1 else ""
         yield f"estimated in all: {_minutes(total)}{processes}; left of the budget: {_minutes(available)}"

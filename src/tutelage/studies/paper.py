@@ -1,6 +1,6 @@
 """Figures 1 to 4 of the paper of TTM (arXiv:2402.11148), from a study's records alone.
 
-`draw` writes them for print, and `panels` returns them for the report.
+`draw` writes them for print, `panels` gives them to the report, `statements` says what they show.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ def draw(folder: Path | str) -> list[Path]:
     records give the same bytes. A figure of which nothing is recorded yet is not drawn; ``figures.md`` says so. Files
     are replaced as a whole or not at all.
 
-    Args:
-        folder: of the study, with ``study.json`` in it.
-
-    Returns:
-        The paths of the files written; empty where the study asks for no figure.
+    Returns the paths of the files written; none where the study asks for no figure.
 
     Raises:
         FileNotFoundError: the folder holds no study.
@@ -38,17 +34,23 @@ def draw(folder: Path | str) -> list[Path]:
     """
     folder = Path(folder)
     readings = read_study(folder)
-    made = pictures(readings)
-    written = []
-    for picture in made:
-        if picture.plots:
-            for ending, content in zip(("svg", "png"), paint(picture), strict=True):
-                written.append(folder / f"{picture.kind}.{ending}")
-                records.write_bytes(written[-1], content)
-    if made:
-        written.append(folder / WORDS)
-        records.write_bytes(written[-1], _words(readings, made).encode())
-    return written
+    drawn = pictures(readings)
+    files = {
+        f"{picture.kind}.{ending}": content
+        for picture in drawn
+        if picture.plots
+        for ending, content in zip(("svg", "png"), paint(picture), strict=True)
+    }
+    if drawn:
+        files[WORDS] = _words(readings, drawn).encode()
+    for name, content in files.items():
+        records.write_bytes(folder / name, content)
+    return [folder / name for name in files]
+
+
+def statements(drawn: Sequence[Picture]) -> list[str]:
+    """Say what each figure shows, and whether it is what the paper shows."""
+    return [statement for picture in drawn for statement in picture.statements]
 
 
 def panels(drawn: Sequence[Picture]) -> list[Panel]:
@@ -56,21 +58,23 @@ def panels(drawn: Sequence[Picture]) -> list[Panel]:
     return [_panel(picture, plot, at) for picture in drawn for at, plot in enumerate(picture.plots)]
 
 
-def _words(readings: Readings, made: Sequence[Picture]) -> str:
+def _words(readings: Readings, drawn: Sequence[Picture]) -> str:
     """Write the statements as Markdown."""
     parts = [f"# Figures: {_plain(readings.title)}"]
-    for picture in made:
+    for picture in drawn:
         parts.append(f"## {picture.title} (Figure {picture.number} of arXiv:2402.11148)")
         if picture.plots:
             parts += [f"![{picture.title}]({picture.kind}.png)", _plain(picture.caption)]
-        parts.append("\n".join(f"- {_plain(said)}" for said in picture.statements))
+        parts.append(_list(picture.statements))
         if picture.pending:
-            parts.append("Runs that are in no mean:")
-            parts.append("\n".join(f"- {_plain(one)}" for one in picture.pending))
+            parts += ["Runs that are in no mean:", _list(picture.pending)]
     if readings.departures:
-        parts.append("## Run otherwise than published")
-        parts.append("\n".join(f"- {_plain(one)}" for one in readings.departures))
+        parts += ["## Run otherwise than published", _list(readings.departures)]
     return "\n\n".join(parts) + "\n"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_plain(line)}" for line in lines)
 
 
 def _plain(words: str) -> str:
@@ -87,10 +91,8 @@ def _panel(picture: Picture, plot: Plot, at: int) -> Panel:
     by_epoch = picture.kind != "mappings"
     for line in plot.lines:
         look, group = line.look, line.label
-        if line.spread is not None:
-            low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
-            high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
-            add_band(figure, line.x, low, high, look, group)
+        if line.band:
+            add_band(figure, line.x, *line.band, look, group)
         if line.x:
             name = inert(f"{line.label} (n = {line.n})" if by_epoch else line.label)
             mode = "lines+markers" if by_epoch else "lines"
@@ -108,5 +110,5 @@ def _panel(picture: Picture, plot: Plot, at: int) -> Panel:
                 showlegend=not line.x,
             )
     figure.update_layout(showlegend=True)
-    caption = picture.caption if plot.said in picture.caption else f"{plot.said} {picture.caption}"
+    caption = picture.caption if plot.statement in picture.caption else f"{plot.statement} {picture.caption}"
     return Panel(f"paper-{picture.kind}-{at}", caption, figure)

@@ -85,8 +85,8 @@ def _figure(plt: ModuleType, picture: Picture) -> Figure:
             handles, labels, loc="center left", ncols=entries, frameon=False, handlelength=3, fontsize=SIZES["legend"]
         )
     for at, line in enumerate(caption):
-        place = {"x": 0.1 / width, "y": 1 - 0.16 * at / heights[-1], "va": "top"}
-        below.text(s=line, fontsize=SIZES["caption"], color="#444444", **place)
+        position = {"x": 0.1 / width, "y": 1 - 0.16 * at / heights[-1], "va": "top"}
+        below.text(s=line, fontsize=SIZES["caption"], color="#444444", **position)
     return figure
 
 
@@ -125,11 +125,11 @@ def _curves(plt: ModuleType, axes: Axes, plot: Plot) -> None:
     for at, line in enumerate(plot.lines):
         if line.x:
             _curve(axes, line, at)
-        for found in line.loose:
-            x, y = list(found), list(found.values())
+        for curve in line.loose:
+            x, y = list(curve), list(curve.values())
             axes.plot(x, y, color=line.look.colour, linewidth=0.8, linestyle=DASHES[line.look.dash], alpha=0.8)
             axes.plot(x[-1:], y[-1:], color=line.look.colour, marker="x", markersize=5, alpha=0.8)
-    longest = max(max([*line.x, *(x for found in line.loose for x in found)]) for line in plot.lines)
+    longest = max(max([*line.x, *(x for curve in line.loose for x in curve)]) for line in plot.lines)
     beside = 0.015 * (longest - 1) or 1
     axes.set_xlim(1 - beside, longest + beside)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
@@ -138,10 +138,8 @@ def _curves(plt: ModuleType, axes: Axes, plot: Plot) -> None:
 
 def _curve(axes: Axes, line: Line, at: int) -> None:
     look = line.look
-    if line.spread is not None:
-        low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
-        high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
-        axes.fill_between(line.x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+    if line.band:
+        axes.fill_between(line.x, *line.band, color=look.colour, alpha=0.18, linewidth=0)
     axes.plot(line.x, line.y, color=look.colour, linestyle=DASHES[look.dash])
     # About eight marks a curve, not above each other where curves run together.
     step = max(1, len(line.x) // 8)
@@ -181,5 +179,5 @@ def _piles(plt: ModuleType, panel: SubFigure, plot: Plot, width: float) -> None:
         axes.axvline(pile.mean, color=pile.look.colour, linewidth=1.6)
         axes.set_ylim(0, 1.08 * max(pile.density))
         axes.yaxis.set_major_locator(plt.ticker.MaxNLocator(3))
-    ends = [reach(pile.edges, (np.array(pile.density) * np.diff(pile.edges)).tolist()) for pile in plot.piles]
+    ends = [reach(pile.edges, (pile.density * np.diff(pile.edges)).tolist()) for pile in plot.piles]
     every[0].set_xlim(plot.piles[0].edges[0], max(ends))

@@ -9,15 +9,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from tutelage import records
 from tutelage.report.figures import Style, style
 from tutelage.report.reading import Run, Subject, number, parts, section, stages
 from tutelage.report.reading import text as string
+from tutelage.report.table import plural
 from tutelage.studies import study_table
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """What the runs under one name of a study have in common."""
 
@@ -39,13 +43,9 @@ class Readings:
 
     title: str  # of the study
     kinds: Sequence[str]  # the figures that it asks for
-    subjects: Mapping[str, Subject]  # its runs by pair, in the study's order
-    methods: Mapping[str, Method]  # by name, those that have runs
-    departures: Sequence[str]  # how it was run otherwise than published
-
-    def of(self, pair: str, method: str, *, finished: bool = True) -> tuple[Run, ...]:
-        """Return a method's finished runs on a pair, or those that are not."""
-        return self.subjects[pair].of(method, finished=finished)
+    pairs: Sequence[Subject]  # in the study's order; their entries are methods
+    methods: Sequence[Method]  # those that have runs
+    departures: Sequence[str] = ()  # how it was run otherwise than published
 
 
 @dataclass
@@ -82,43 +82,47 @@ class Gathered:
         """Say what was run, and what is missing."""
         parts = []
         if self.counts:
-            said = ", ".join(self.sources) or "not recorded"
-            least, most = min(self.counts), max(self.counts)
-            seeds = f"n = {most} {_plural(most, 'seed')}" if least == most else f"n = {least} to {most} seeds"
-            parts.append(f"Data: {said}; {_range(self.lengths)}; {seeds}.")
+            lengths, seeds = _range(self.lengths, "epoch"), _range(self.counts, "seed")
+            parts.append(f"Data: {', '.join(self.sources) or 'not recorded'}; {lengths}; n = {seeds}.")
         if self.thin:
-            verb = "is" if self.thin == 1 else "are"
-            parts.append(
-                f"{self.thin} {_plural(self.thin, 'run')} {verb} not finished and drawn as far as recorded, as a "
-                "thin line that ends in a cross, in no mean."
-            )
+            how = "drawn as far as recorded, as a thin line that ends in a cross, in no mean"
+            parts.append(f"{_unfinished(self.thin)} and {how}.")
         if self.left_out:
-            verb = "is" if self.left_out == 1 else "are"
-            parts.append(f"{self.left_out} {_plural(self.left_out, 'run')} {verb} not finished and left out.")
+            parts.append(f"{_unfinished(self.left_out)} and left out.")
         return " ".join(parts)
 
 
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"
+def _unfinished(count: int) -> str:
+    return f"{plural(count, 'run')} {'is' if count == 1 else 'are'} not finished"
 
 
-def _range(lengths: set[int]) -> str:
-    least, most = min(lengths), max(lengths)
-    return f"{most} {_plural(most, 'epoch')}" if least == most else f"{least} to {most} epochs"
+def _range(counts: set[int], unit: str) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least} to {most} {unit}s" if least < most else plural(most, unit)
 
 
-def read_study(folder: Path, subjects: Mapping[str, Subject] | None = None) -> Readings:
-    """Read a study's folder, and its runs unless they were read already; what is missing of a run is left empty."""
-    study = study_table.read_study(folder)
-    subjects = study_table.subjects(folder) if subjects is None else subjects
-    runs: dict[str, list[Run]] = {name: [] for name in study["methods"]}
-    for run in (run for subject in subjects.values() for run in subject.runs):
-        runs.setdefault(run.entry, []).append(run)
+def read_study(folder: Path) -> Readings:
+    """Read a study's folder with the runs that it names; raises what `study_table.read_study` does."""
+    return readings(*study_table.read_study(folder))
+
+
+def readings(study: records.Study, subjects: Mapping[str, Subject]) -> Readings:
+    """Return what the figures need of a study that was read."""
+    runs = [run for subject in subjects.values() for run in subject.runs]
+    entries = {run.entry for run in runs}
+    names = [name for name in dict.fromkeys([*study["methods"], *(run.entry for run in runs)]) if name in entries]
+    methods = [_method(name, [run for run in runs if run.entry == name], style(at)) for at, name in enumerate(names)]
+    labels = [method.label for method in methods]
     return Readings(
         title=printable(study["title"] or study["name"]),
         kinds=study["figures"],
-        subjects={printable(pair): subject for pair, subject in subjects.items()},
-        methods=_methods({name: those for name, those in runs.items() if those}),
+        pairs=[replace(subject, name=printable(pair)) for pair, subject in subjects.items()],
+        methods=[
+            method
+            if labels.count(method.label) == 1
+            else replace(method, label=f"{method.label} ({printable(method.name)})")
+            for method in methods
+        ],
         departures=study["departures"],
     )
 
@@ -128,33 +132,26 @@ def printable(name: object) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in str(name)).split())
 
 
-def _methods(runs: Mapping[str, Sequence[Run]]) -> dict[str, Method]:
-    methods = [_method(name, those, style(at)) for at, (name, those) in enumerate(runs.items())]
-    labels = [method.label for method in methods]
-    return {
-        method.name: method
-        if labels.count(method.label) == 1
-        else replace(method, label=f"{method.label} ({printable(method.name)})")
-        for method in methods
-    }
-
-
 def _method(name: str, runs: Sequence[Run], look: Style) -> Method:
     """Tell by the recorded objectives which method it is."""
-    described = [run for run in runs if run.manifest.get("objective")]
-    kinds = {_kind(presets(run)) for run in described}
-    kind = kinds.pop() if len(kinds) == 1 else None
+    runs = [run for run in runs if run.manifest.get("objective")]
+    kind = _common(_kind(presets(run)) for run in runs)
     argument = {"ls": "label_smoothing", "kd": "temperature", "ttm": "gamma", "wttm": "gamma"}.get(kind or "", "")
-    levels = {number(args.get(argument)) for run in described for args in presets(run).values() if argument in args}
-    level = levels.pop() if len(levels) == 1 else None
-    supervised = {bool(terms(run).get("ce")) for run in described if terms(run)}
-    with_labels = supervised.pop() if len(supervised) == 1 else None
-    return Method(name, kind, with_labels, level, _label(name, kind, level, with_labels), look)
+    level = _common(number(args[argument]) for run in runs for args in presets(run).values() if argument in args)
+    supervised = _common(bool(terms(run).get("ce")) for run in runs if terms(run))
+    label = _label(printable(name), kind, level, supervised)
+    return Method(name=name, kind=kind, supervised=supervised, level=level, label=label, look=look)
+
+
+def _common(values: Iterable[T]) -> T | None:
+    """Return the value that all have in common."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def _label(name: str, kind: str | None, level: float | None, supervised: bool | None) -> str:
     if kind is None:
-        return printable(name)
+        return name
     if kind == "ce":
         return "cross-entropy"
     if kind == "ls":
@@ -187,7 +184,6 @@ def terms(run: Run) -> Mapping[str, Any]:
     return last if isinstance(last, Mapping) else {}
 
 
-def argument(runs: Iterable[Run], preset: str, name: str) -> float | None:
+def argument(runs: Iterable[Run], preset: str | None, name: str) -> float | None:
     """Return an argument of a preset that all runs have in common."""
-    values = {number(presets(run).get(preset, {}).get(name)) for run in runs}
-    return values.pop() if len(values) == 1 else None
+    return _common(number(presets(run).get(preset or "", {}).get(name)) for run in runs)

@@ -80,10 +80,8 @@ def _load() -> ModuleType:
         import matplotlib.backends.backend_agg
         import matplotlib.backends.backend_svg
         import matplotlib.figure
-        import matplotlib.font_manager
         import matplotlib.lines
         import matplotlib.style
-        import matplotlib.textpath
         import matplotlib.ticker
     except ImportError as error:
         raise ImportError(

@@ -8,17 +8,17 @@ from tutelage.report import html
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.html import Page, Section, Tile
 from tutelage.report.reading import Subject
+from tutelage.report.table import plural
 from tutelage.studies import paper
 from tutelage.studies import study_table as study
 from tutelage.studies.paper_figures import pictures
-from tutelage.studies.paper_records import read_study
+from tutelage.studies.paper_records import readings
 
 
 def write_report(folder: Path | str) -> Path:
     """Write ``report.html`` into a run's, a comparison's or a study's folder, whole or not at all.
 
-    Returns:
-        The report's path.
+    Returns the report's path.
 
     Raises:
         FileNotFoundError: the folder holds no records.
@@ -32,38 +32,34 @@ def write_report(folder: Path | str) -> Path:
 
 def study_page(folder: Path) -> tuple[Subject, Page]:
     """Return a study's runs and its page: its table, its figures, and the curves of each pair."""
-    subjects = study.subjects(folder)
-    table = study.read_table(folder, subjects)
+    record, subjects = study.read_study(folder)
+    table = study.table_of(record, subjects)
     # A run that several pairs share stands in the list once.
     runs = tuple({run.folder.resolve(): run for subject in subjects.values() for run in subject.runs}.values())
     whole = Subject(folder=folder, name=table.title, runs=runs, comparison=True)
     finished = f"{sum(run.finished for run in runs)} of {len(runs)}"
-    tested = [row for row in table.rows if row.z is not None]
+    scores = [abs(row.z) for row in table.rows if row.z is not None]
     tiles = [Tile("Runs finished", finished, "", table.name)]
-    if tested:
-        within = f"{sum(abs(row.z or 0) <= 2 for row in tested)} of {len(tested)}"
+    if scores:
+        within = f"{sum(score <= 2 for score in scores)} of {len(scores)}"
         tiles.append(Tile("Within two standard errors", within, "", "means that can be tested"))
-    drawn = pictures(read_study(folder, subjects))
-    panels = paper.panels(drawn)
-    said = " ".join(said for picture in drawn for said in picture.statements)
-    count = "1 pair" if len(subjects) == 1 else f"{len(subjects)} pairs"
-    warned = study.warning(table)
+    drawn = pictures(readings(record, subjects))
+    pairs = plural(len(subjects), "pair")
     page = Page(
         kind="Study",
         title=table.title,
-        what=f"{count}; published values: {table.source}" if table.source else f"{count}.",
-        result=f"{finished} runs are finished; {len(tested)} means can be tested against published ones.",
-        warnings=[*([warned, *table.departures] if warned else []), *html.warnings(whole)],
+        what=f"{pairs}; published values: {table.source}" if table.source else f"{pairs}.",
+        result=f"{finished} runs are finished; {len(scores)} means can be tested against published ones.",
+        warnings=[*([study.WARNING, *table.departures] if table.departures else []), *html.warnings(whole)],
         tiles=tiles,
         table=study.whole_table(table),
         selection=html.selection(whole) if runs else "No run yet.",
         sections=[
-            *([Section("paper", "Figures", said, panels)] if panels else []),
+            Section("paper", "Figures", " ".join(paper.statements(drawn)), paper.panels(drawn)),
             *(
                 Section(str(at), pair, curves_note(subject), by_epoch(subject))
                 for at, (pair, subject) in enumerate(subjects.items())
             ),
         ],
-        list_runs=True,
     )
     return whole, page

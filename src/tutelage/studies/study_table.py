@@ -13,8 +13,8 @@ from tutelage import records
 from tutelage.report import table as tables
 from tutelage.report.reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
 from tutelage.report.reading import text as string
-from tutelage.report.results import Unfinished, selector, unfinished
-from tutelage.report.table import MISSING, fixed, plain
+from tutelage.report.results import Unfinished, best_notes, selected, unfinished
+from tutelage.report.table import MISSING, count, fixed, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ JSON = "table.json"
 TEACHER = "teacher"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One method on one pair, or the pair's teacher. Accuracies are in percent, differences in percentage points."""
 
@@ -54,7 +54,7 @@ class Row:
     memory_ratio: float | None = None  # ``memory_mb`` over that method's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyTable:
     """A study's table."""
 
@@ -68,10 +68,10 @@ class StudyTable:
     @property
     def pairs(self) -> dict[str, list[Row]]:
         """The rows of each pair."""
-        found: dict[str, list[Row]] = {}
+        pairs: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.pair, []).append(row)
-        return found
+            pairs.setdefault(row.pair, []).append(row)
+        return pairs
 
     @property
     def begun(self) -> dict[str, list[Row]]:
@@ -84,70 +84,62 @@ def is_study(folder: Path | str) -> bool:
     return (Path(folder) / records.STUDY).exists()
 
 
-def subjects(folder: Path | str) -> dict[str, Subject]:
-    """Read the runs of a study, a subject for each pair; its entries are methods."""
+def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
+    """Read a study's record and its runs, a subject for each pair; its entries are methods.
+
+    Raises:
+        FileNotFoundError: the folder is no study's.
+        ValueError: a record is not JSON.
+    """
     folder = Path(folder)
-    study = read_study(folder)
-    found = {}
-    for pair in study["pairs"]:
-        own = [cell for cell in study["cells"] if cell["pair"] == pair]
-        teachers = [place for cell in own if (place := cell["teacher"])]
-        found[pair] = Subject(
-            folder=folder,
-            name=pair,
-            runs=tuple(read_run(folder / cell["folder"], entry=cell["method"], seed=cell["seed"]) for cell in own),
-            teacher=read_run(folder / teachers[0], entry=TEACHER) if teachers else None,
-            comparison=True,
-        )
-    return found
-
-
-def read_study(folder: Path) -> records.Study:
-    """Read a study's own record; keys that an older one lacks are empty."""
     value = mapping(folder / records.STUDY)
     if value is None:
         raise FileNotFoundError(
             f"folder: expected a study's folder, with {records.STUDY} in it, got {str(folder)!r}; "
             "type the folder that `tutelage study` printed"
         )
-    empty = records.Study(
-        name=folder.resolve().name,
-        title="",
-        source="",
-        pairs=[],
-        methods=[],
-        cells=[],
-        published=[],
-        figures=[],
-        costs=None,
-        departures=[],
-        missing={},
-        notes=[],
-    )
-    return {**empty, **value}  # type: ignore[typeddict-item]
+    name = folder.resolve().name
+    lists: dict[str, list[Any]] = {
+        key: [] for key in ("pairs", "methods", "cells", "published", "figures", "departures", "notes")
+    }
+    study: records.Study = {"name": name, "title": "", "source": "", "costs": None, "missing": {}, **lists, **value}  # type: ignore[typeddict-item]
+    subjects = {}
+    for pair in study["pairs"]:
+        cells = [cell for cell in study["cells"] if cell["pair"] == pair]
+        teacher = next((path for cell in cells if (path := cell["teacher"])), None)
+        subjects[pair] = Subject(
+            folder=folder,
+            name=pair,
+            runs=tuple(read_run(folder / cell["folder"], entry=cell["method"], seed=cell["seed"]) for cell in cells),
+            teacher=read_run(folder / teacher, entry=TEACHER) if teacher else None,
+            comparison=True,
+        )
+    return study, subjects
 
 
-def read_table(folder: Path | str, found: Mapping[str, Subject] | None = None) -> StudyTable:
-    """Return a study's table.
+def read_table(folder: Path | str) -> StudyTable:
+    """Return a study's table; raises what `read_study` does."""
+    return table_of(*read_study(folder))
 
-    Args:
-        folder: the study's.
-        found: its runs, where they were read already.
 
-    Raises:
-        FileNotFoundError: the folder is no study's.
-        ValueError: a record is not JSON.
-    """
-    study = read_study(Path(folder))
-    found = subjects(folder) if found is None else found
+def table_of(study: records.Study, subjects: Mapping[str, Subject]) -> StudyTable:
+    """Return the table of a study that was read."""
     published = {(value["pair"], value["method"]): value for value in study["published"]}
     rows = []
-    for pair, subject in found.items():
-        rows.append(_against(_teacher(pair, subject), published.get((pair, TEACHER))))
-        methods = [_method(pair, method, subject, study["missing"].get(method)) for method in study["methods"]]
+    for pair, subject in subjects.items():
+        methods = [
+            _row(
+                pair,
+                method,
+                subject.of(method),
+                subject.of(method, finished=False),
+                study["missing"].get(method) or "not run",
+            )
+            for method in study["methods"]
+        ]
         if study["costs"]:
             methods = _with_costs(methods, subject, of=study["costs"])
-        rows += [_against(row, published.get((pair, row.method))) for row in methods]
+        rows += [_against(row, published.get((pair, row.method))) for row in (_teacher(subject), *methods)]
     return StudyTable(
         name=study["name"],
         title=study["title"] or study["name"],
@@ -158,59 +150,60 @@ def read_table(folder: Path | str, found: Mapping[str, Subject] | None = None) -
     )
 
 
-def _teacher(pair: str, subject: Subject) -> Row:
+def _teacher(subject: Subject) -> Row:
     """The teacher's row: from its own run, or from what its students' runs say of it."""
-    own = subject.teacher
-    if own is not None and own.status != NOT_STARTED:
-        return _row(pair, TEACHER, "teacher", [own] if own.finished else [], [] if own.finished else [own])
-    told: dict[str, float | None] = {}
+    teacher = subject.teacher
+    if teacher is not None and teacher.status != NOT_STARTED:
+        done, left = ([teacher], []) if teacher.finished else ([], [teacher])
+        return _row(subject.name, TEACHER, done, left)
+    accuracies: dict[str, float | None] = {}
     for run in subject.runs:
         judgement = section(run.evaluation, "teacher")
         if run.finished and judgement:
-            told[str(section(run.manifest, "teacher").get("fingerprint"))] = _percent(judgement.get("accuracy"))
-    values = tuple(told.values())
-    status = None if values else "not run" if own else "not measured"
-    return Row(pair, TEACHER, "teacher", len(values), mean(values), deviation(values), values, status=status)
+            fingerprint = str(section(run.manifest, "teacher").get("fingerprint"))
+            accuracies[fingerprint] = _percent(judgement.get("accuracy"))
+    values = tuple(accuracies.values())
+    status = None if values else "not run" if teacher else "not measured"
+    row = _row(subject.name, TEACHER, [], [])
+    return replace(row, n=len(values), accuracy=mean(values), std=deviation(values), values=values, status=status)
 
 
-def _method(pair: str, method: str, subject: Subject, missing: str | None) -> Row:
-    row = _row(pair, method, "student", subject.of(method), subject.of(method, finished=False))
-    if row.n or row.unfinished:
-        return row
-    return Row(pair, method, "student", status=missing or "not run")
-
-
-def _row(pair: str, method: str, role: Literal["teacher", "student"], done: Sequence[Run], left: Sequence[Run]) -> Row:
+def _row(pair: str, method: str, done: Sequence[Run], left: Sequence[Run], missing: str | None = None) -> Row:
+    """Return a row of finished and unfinished runs; ``missing`` says why there are neither."""
     values = tuple(_percent(section(run.evaluation, "student").get("accuracy")) for run in done)
     bests = [section(run.evaluation, "best") for run in done]
-    places = {string(best.get("set")) for best in bests}
+    sets = {string(best.get("set")) for best in bests}
+    best_set = sets.pop() if len(sets) == 1 else None
     return Row(
-        pair,
-        method,
-        role,
+        pair=pair,
+        method=method,
+        role="teacher" if method == TEACHER else "student",
         n=len(done),
         accuracy=mean(values),
         std=deviation(values),
         values=values,
-        best=mean(_percent(best.get("accuracy")) for best in bests) if len(places) == 1 else None,
-        best_set=next(iter(places)) if len(places) == 1 else None,
-        status=None if done else f"0 of {len(left)} finished",
-        unfinished=tuple(unfinished(run) for run in left),
+        best=mean(_percent(best.get("accuracy")) for best in bests) if not sets else None,
+        best_set=best_set,
+        status=None if done else f"0 of {len(left)} finished" if left else missing or "not run",
+        unfinished=tuple(map(unfinished, left)),
     )
 
 
 def _with_costs(rows: Sequence[Row], subject: Subject, *, of: str) -> list[Row]:
     """Add what a step took in each method's finished runs, and how that stands to one method's."""
-    taken = {row.method: _costs(subject.of(row.method)) for row in rows}
-    base = taken.get(of, (None, None))
-    found = []
-    for row in rows:
-        step, memory = taken[row.method]
-        ratios = [_ratio(step, base[0]), _ratio(memory, base[1])]
-        found.append(
-            replace(row, step_ms=step, memory_mb=memory, costs_of=of, step_ratio=ratios[0], memory_ratio=ratios[1])
+    costs = {row.method: _costs(subject.of(row.method)) for row in rows}
+    base_step, base_memory = costs.get(of, (None, None))
+    return [
+        replace(
+            row,
+            costs_of=of,
+            step_ms=step,
+            memory_mb=memory,
+            step_ratio=step / base_step if step is not None and base_step else None,
+            memory_ratio=memory / base_memory if memory is not None and base_memory else None,
         )
-    return found
+        for row, (step, memory) in zip(rows, costs.values(), strict=True)
+    ]
 
 
 def _costs(runs: Sequence[Run]) -> tuple[float | None, float | None]:
@@ -223,30 +216,25 @@ def _costs(runs: Sequence[Run]) -> tuple[float | None, float | None]:
         rates = [rate for epoch in run.epochs if (rate := number(epoch.get("images_per_second")))]
         steps.append(1000 * size / median(rates) if size and rates else None)
         peaks = [peak for epoch in run.epochs if (peak := number(epoch.get("memory_mb")))]
-        memories.append(max(peaks) if peaks else None)
+        memories.append(max(peaks, default=None))
     return mean(steps), mean(memories)
 
 
-def _ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
-
-
 def _percent(value: object) -> float | None:
-    found = number(value)
-    return None if found is None else 100 * found
+    fraction = number(value)
+    return None if fraction is None else 100 * fraction
 
 
 def _against(row: Row, value: records.Published | None) -> Row:
     """Hold a row against what was published."""
     if value is None:
         return row
-    theirs, std, n = value["mean"], value["std"], value["n"]
-    given: dict[str, Any] = {"published": theirs, "published_std": std, "published_n": n}
-    if row.accuracy is not None:
-        difference = row.accuracy - theirs
-        z, why = z_score(difference, row.std, row.n, std, n)
-        given |= {"difference": difference, "z": z, "untested": why}
-    return Row(**{**row.__dict__, **given})
+    row = replace(row, published=value["mean"], published_std=value["std"], published_n=value["n"])
+    if row.accuracy is None:
+        return row
+    difference = row.accuracy - value["mean"]
+    z, untested = z_score(difference, row.std, row.n, value["std"], value["n"])
+    return replace(row, difference=difference, z=z, untested=untested)
 
 
 def z_score(
@@ -254,15 +242,8 @@ def z_score(
 ) -> tuple[float | None, str | None]:
     """Return the difference of two means in units of its standard error, ``sqrt(s1**2 / n1 + s2**2 / n2)``.
 
-    Args:
-        difference: of the means.
-        std: ours, the sample standard deviation.
-        n: our runs.
-        published_std: theirs; none where the source gives none.
-        published_n: their runs; none where the source does not say.
-
-    Returns:
-        The score and none, or none and why there is no such.
+    ``std`` is the sample standard deviation of ``n`` runs; of the published value either may be unknown. Returns the
+    score and none, or none and why there is no score.
 
     Example:
         >>> z_score(0.5, 0.3, 2, 0.5, 5)[0] == 0.5 / math.sqrt(0.3**2 / 2 + 0.5**2 / 5)
@@ -282,108 +263,79 @@ def z_score(
 
 # In words
 
-HEADINGS = (
-    *("Method", "Accuracy (%)", "n", "Best epoch (%)"),
-    *("Published (%)", "Difference (points)", "z"),
-    *("Step (ms)", "Memory (MB)"),
+PUBLISHED = ("Published (%)", "Difference (points)", "z")
+COSTS = ("Step (ms)", "Memory (MB)")
+HEADINGS = ("Method", "Accuracy (%)", "n", "Best epoch (%)", *PUBLISHED, *COSTS)
+EXACT = (
+    *("pair", "method", "n", "accuracy", "std", "best", "published", "difference", "z", "status"),
+    *("step_ms", "memory_mb"),
 )
-"""What `cells` gives, in order."""
-Z = HEADINGS.index("z")
-ON_TEST = " [selected on test]"
+WARNING = "This is not the protocol that the study states, so the published values are no target:"
+"""Goes above the table and what the study departs in."""
 
 
 def _spread(value: float | None, std: float | None) -> str:
     return fixed(value, 2) + ("" if value is None or std is None else f" ± {std:.2f}")
 
 
-def columns(table: StudyTable) -> tuple[int, ...]:
-    """Return the columns that the table needs: those about published values or costs only where there are any."""
-    published, costs = HEADINGS.index("Published (%)"), HEADINGS.index("Step (ms)")
-    shown = list(range(published))
-    if any(row.published is not None for row in table.rows):
-        shown += range(published, costs)
-    if any(row.costs_of is not None for row in table.rows):
-        shown += range(costs, len(HEADINGS))
-    return tuple(shown)
-
-
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: Row) -> dict[str, str]:
     """Write a row under `HEADINGS`."""
-    total = row.n + len(row.unfinished)
-    selected = "" if row.best is None else f" [{selector(row.best_set)}]"
-    published = _spread(row.published, row.published_std)
 
     def cost(value: float | None, ratio: float | None) -> str:
         return fixed(value, 0) + ("" if ratio is None else f" ({ratio:.2f} x {row.costs_of})")
 
-    return (
+    written = (
         row.method,
         row.status or _spread(row.accuracy, row.std),
-        MISSING if not total else str(row.n) if total == row.n else f"{row.n} of {total}",
-        fixed(row.best, 2) + selected,
-        published + (f" (n = {row.published_n})" if row.published_n else ""),
+        count(row.n, len(row.unfinished)) if row.n or row.unfinished else MISSING,
+        fixed(row.best, 2) + selected(row.best, row.best_set),
+        _spread(row.published, row.published_std) + (f" (n = {row.published_n})" if row.published_n else ""),
         fixed(row.difference, 2, sign=True),
         f"not testable: {row.untested}" if row.untested else fixed(row.z, 2, sign=True),
         cost(row.step_ms, row.step_ratio),
         cost(row.memory_mb, row.memory_ratio),
     )
-
-
-def exact(row: Row) -> dict[str, str]:
-    """Return a row's numbers unrounded, as the names and values of data attributes."""
-    keys = (
-        *("pair", "method", "n", "accuracy", "std", "best", "published", "difference", "z", "status"),
-        *("step_ms", "memory_mb"),
-    )
-    return {key: "" if (value := getattr(row, key)) is None else str(value) for key in keys}
+    return dict(zip(HEADINGS, written, strict=True))
 
 
 def notes(table: StudyTable) -> list[str]:
     """Say what the table's figures are, and what is not in them."""
-    said = ["Accuracy is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."]
-    if any(row.best is not None for row in table.rows):
-        said.append("The best epoch is shown beside it with the set that selected it, and is not what is reported.")
-    if any(row.best is not None and row.best_set == "test" for row in table.rows):
-        said.append("Selected on test: the test set itself chose that epoch, so that figure is optimistic.")
+    sentences = [
+        "Accuracy is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."
+    ]
+    sentences += best_notes(table.rows)
     if any(row.published is not None for row in table.rows):
-        said.append(
+        sentences.append(
             "z is the difference over sqrt(s1^2 / n1 + s2^2 / n2): beyond about 2 the two means differ by more than "
             "their spread explains. With few runs it is rough."
         )
     if any(row.costs_of is not None for row in table.rows):
-        said.append(
+        sentences.append(
             "Time is of a training step, the median over epochs, evaluation left out. Memory is the peak while "
             "training: of tensors on CUDA, of the whole process and its data on the CPU."
         )
-    said += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
-    return [*said, *table.notes]
-
-
-def warning(table: StudyTable) -> str | None:
-    """Say above the table that it is not what was published; none where nothing is otherwise."""
-    if not table.departures:
-        return None
-    return "This is not the protocol that the study states, so the published values are no target:"
+    sentences += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
+    return [*sentences, *table.notes]
 
 
 def pair_table(table: StudyTable, rows: Sequence[Row], *, pair: str | None = None) -> tables.Table:
-    """Return the table of some rows; with ``pair`` over its first column."""
-    shown = columns(table)
-    headings = [HEADINGS[at] for at in shown]
+    """Return the table of some rows, with ``pair`` over its first column.
+
+    The columns about published values or costs are there only where the whole table has any.
+    """
+    published = any(row.published is not None for row in table.rows)
+    costs = any(row.costs_of is not None for row in table.rows)
+    hidden = (*(() if published else PUBLISHED), *(() if costs else COSTS))
+    headings = [name for name in HEADINGS if name not in hidden]
     lines = []
     for row in rows:
         written = cells(row)
-        short = [cell.replace(ON_TEST, "*") for cell in written]
-        lines.append(
-            tables.Row(
-                cells=[written[at] for at in shown],
-                short=[short[at] for at in shown],
-                kind=row.role,
-                exact=exact(row),
-            )
-        )
-    wrapped = [at for at, column in enumerate(shown) if column in (0, 1, Z)]
-    return tables.Table(headings=[pair or headings[0], *headings[1:]], rows=lines, wrapped=wrapped)
+        shown = [written[name] for name in headings]
+        short = [cell.replace(" [selected on test]", "*") for cell in shown]
+        exact = {key: getattr(row, key) for key in EXACT}
+        lines.append(tables.Row(cells=shown, short=short, kind=row.role, exact=exact))
+    wrapped = [at for at, name in enumerate(headings) if name in ("Method", "Accuracy (%)", "z")]
+    return tables.Table(headings=[pair or "Method", *headings[1:]], rows=lines, wrapped=wrapped)
 
 
 def whole_table(table: StudyTable) -> tables.Table:
@@ -398,8 +350,8 @@ def markdown(table: StudyTable) -> str:
     lines = [f"# {plain(table.title)}", ""]
     if table.source:
         lines += [f"Published values: {plain(table.source)}", ""]
-    if warned := warning(table):
-        lines += [warned, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
+    if table.departures:
+        lines += [WARNING, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
     for pair, rows in table.pairs.items():
         lines += [f"## {plain(pair)}", "", pair_table(table, rows).markdown()]
     return "\n".join([*lines, *(f"- {plain(note)}" for note in notes(table))]) + "\n"
@@ -408,9 +360,8 @@ def markdown(table: StudyTable) -> str:
 def write_tables(folder: Path | str) -> None:
     """Write a study's table into its folder, as Markdown and as JSON with unrounded numbers."""
     table = read_table(folder)
-    value = asdict(table)
     records.write_bytes(Path(folder) / MARKDOWN, markdown(table).encode())
-    records.write_json(Path(folder) / JSON, value)
+    records.write_json(Path(folder) / JSON, asdict(table))
 
 
 def print_study(folder: Path | str, console: Console) -> None:
@@ -419,10 +370,8 @@ def print_study(folder: Path | str, console: Console) -> None:
 
     table = read_table(folder)
     console.print(Text(table.title, style="bold"))
-    if warned := warning(table):
-        console.print(Text(warned))
-        for departure in table.departures:
-            console.print(Text(f"  {departure}"))
+    if table.departures:
+        console.print(Text("\n  ".join([WARNING, *table.departures])))
     for pair, rows in (table.begun or table.pairs).items():
         pair_table(table, rows, pair=pair).print(console)
     untouched = [pair for pair in table.pairs if pair not in table.begun]
