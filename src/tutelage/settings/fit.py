@@ -196,9 +196,7 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):
-            got = getattr(self, name)
-            if got < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {got}; for example {name}=1")
+            _check(name, getattr(self, name), "a whole number >= 1", getattr(self, name) >= 1, 1)
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip: expected a gradient norm > 0, got {self.clip}; for no clipping type clip=null")
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
