@@ -18,15 +18,7 @@ from tutelage.settings.objective import ObjectiveSpec
 
 
 def explain(kind: type[BaseModel], detail: Any) -> list[str]:
-    """Put one error of pydantic's into words.
-
-    Args:
-        kind: the schema that was not met.
-        detail: the error.
-
-    Returns:
-        A line a fault, usually one; each begins with the dotted key.
-    """
+    """Put one error of pydantic's about a schema into lines, usually one; each begins with the dotted key."""
     place, got, what = detail["loc"], detail["input"], detail["type"]
     if place[-1:] == ("[key]",):
         place, what = place[:-1], "invalid_key"
@@ -52,17 +44,11 @@ def explain(kind: type[BaseModel], detail: Any) -> list[str]:
 
 
 class SchemaLocation(NamedTuple):
-    """Where in the schema a fault is.
-
-    Attributes:
-        key: as it is typed.
-        around: the sections of the schema that the mapping around it may be.
-        annotation: the type of its value.
-        field: what the schema says of it, if it is a field.
-    """
+    """Where in the schema a fault is: its dotted key, as typed, and what the schema says of it, if it is a field."""
 
     key: str
     around: list[type]
+    """The sections that the mapping around it may be."""
     annotation: Any
     field: FieldInfo | None
 
@@ -76,7 +62,7 @@ class SchemaLocation(NamedTuple):
 
     def example(self, got: Any) -> str:
         """A value to type instead."""
-        core, _ = _core(self.annotation)
+        core = _core(self.annotation)[0]
         if typing.get_origin(core) is Literal:
             choices = [str(choice) for choice in typing.get_args(core)]
             return (difflib.get_close_matches(str(got), choices, n=1) or choices)[0]
@@ -122,7 +108,8 @@ def _nearest(kind: type[BaseModel], spot: SchemaLocation, name: str) -> str:
     if name in known:
         return f"leave out {spot.key}, or the keys beside it that exclude it"
     here = [path for section in spot.around for path in _paths(section) if path.rpartition(".")[2] == name]
-    near = [other for other in (_OTHERWISE.get(name),) if other in known]
+    # What a network to train is called, by whether it learns from another.
+    near = [synonym for synonym in ({"model": "student", "student": "model"}.get(name),) if synonym in known]
     near = near or sorted(here, key=len) or difflib.get_close_matches(name, known, n=1)
     near = [f"{above}.{path}" if above else path for path in near]
     if not near and above:
@@ -134,10 +121,6 @@ def _nearest(kind: type[BaseModel], spot: SchemaLocation, name: str) -> str:
     if not near and spot.key not in elsewhere:
         near = elsewhere[:1]
     return f"did you mean {near[0]}?" if near else f"type one of {', '.join(known)}"
-
-
-_OTHERWISE = {"model": "student", "student": "model"}
-"""What a network to train is called, by whether it learns from another."""
 
 
 def _paths(section: type) -> Iterator[str]:
@@ -186,7 +169,7 @@ def _core(annotation: Any) -> tuple[Any, bool]:
 
 def _item(annotation: Any, part: str | int) -> Any:
     """The type of an entry of a list or a mapping."""
-    core, _ = _core(annotation)
+    core = _core(annotation)[0]
     inner = typing.get_args(core)
     if typing.get_origin(core) is tuple:
         return inner[0] if len(inner) == 2 and inner[1] is ... else inner[min(int(part), len(inner) - 1)]
@@ -227,11 +210,9 @@ def _sample(core: Any) -> str:
     section = next(_sections(core), None)
     if section is None:
         return "null"
-    examples = {
-        name: SchemaLocation(name, [], field.annotation, field).example(None)
-        for name, field in _members(section).items()
-    }
-    return next(f"{{{name}: {example}}}" for name, example in examples.items() if example != "null")
+    members = _members(section).items()
+    examples = ((name, SchemaLocation(name, [], field.annotation, field).example(None)) for name, field in members)
+    return next(f"{{{name}: {example}}}" for name, example in examples if example != "null")
 
 
 def _flow(value: Any) -> str:
@@ -241,11 +222,7 @@ def _flow(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """Put a value into a message: as it is typed, and not too long."""
-    text = (
-        repr(value)
-        if isinstance(value, str)
-        else _flow(value)
-        if value is None or value in (True, False)
-        else str(value)
-    )
+    text = repr(value) if isinstance(value, str) else str(value)
+    if value is None or value in (True, False):
+        text = _flow(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -26,12 +26,7 @@ REQUIRED: Any = object()
 
 
 class Argument(NamedTuple):
-    """What a preset says of one of its arguments.
-
-    Attributes:
-        kind: how it is read, a key of `READERS`.
-        default: as a recipe writes it; `REQUIRED` where there is none.
-    """
+    """A preset's argument: how it is read, a key of `READERS`, and its default as a recipe writes it."""
 
     kind: str
     default: Any = REQUIRED
