@@ -14,9 +14,10 @@ from tutelage.objectives import BindContext
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalSet, NonFiniteError
-from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.lockstep import Lockstep
 from tutelage.training.loop import fit
 from tutelage.training.state import RngState
+from tutelage.training.step import FitJob
 from tutelage.types import Outputs
 
 CPU = torch.device("cpu")

@@ -21,8 +21,9 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import to_device
-from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.lockstep import Lockstep
 from tutelage.training.state import RngState
+from tutelage.training.step import FitJob
 from tutelage.types import Teacher
 
 Pair = tuple[str, str]

@@ -33,23 +33,21 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read.
-
-    Attributes:
-        tensors: by name, on the CPU.
-        state: everything that is not a tensor.
-    """
+    """A checkpoint that was read: its tensors by name, on the CPU, and everything that is not a tensor."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
-class Checkpoints:
-    """The checkpoints of one run.
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors of any layout and device as safetensors, which takes contiguous ones of a memory of their own."""
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    )
 
-    Args:
-        folder: made when the first one is written.
-    """
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder that is made when the first is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,14 +57,13 @@ class Checkpoints:
 
         Args:
             name: sorts after every earlier one.
-            tensors: any layout and device; copied to the CPU, contiguous (safetensors refuses other layouts).
+            tensors: any layout and device.
             state: plain values.
 
         Raises:
             CheckpointError: the disk refused; the checkpoints before stay.
         """
-        plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
-        contents = {TENSORS: safetensors.torch.save(plain), STATE: (json.dumps(state) + "\n").encode()}
+        contents = {TENSORS: to_bytes(tensors), STATE: (json.dumps(state) + "\n").encode()}
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
         temporary = self.folder / f".{name}.tmp"
         try:

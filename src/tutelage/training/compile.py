@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradients, weight_gradient
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings
-from tutelage.training.state import RngState
+from tutelage.training.state import random_state, restore_random
 from tutelage.types import Batch, Outputs, Teacher
 
 SHARE = 0.05
@@ -274,7 +274,7 @@ def faster_products(seen: Mapping[Shape, tuple[int, torch.dtype]], device: torch
 
 
 def _speedup(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Return how many times faster a weight gradient is as a product."""
+    """Return how many times faster a convolution's weight gradient is as a product, at a batch and dtype."""
     generator = torch.Generator().manual_seed(0)  # the run's generators stay where they are
 
     def random(*size: int) -> Tensor:
@@ -322,13 +322,12 @@ def _synchronize(device: torch.device) -> None:
 def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a module's buffers, its gradients and the generators back where they were."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    generators = RngState(device)
-    with generators:  # remembers where they are
-        pass
+    generators = random_state(device)
     try:
         yield
     finally:
-        with generators, torch.no_grad():
+        restore_random(*generators, device)
+        with torch.no_grad():
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
         for parameter in module.parameters():

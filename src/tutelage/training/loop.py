@@ -15,7 +15,8 @@ from tutelage.settings.fit import FitSettings
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.deadline import Deadline
 from tutelage.training.evaluate import EvalSet
-from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.lockstep import Lockstep
+from tutelage.training.step import FitJob
 from tutelage.types import Batches, Teacher
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
-import safetensors.torch
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -16,37 +16,45 @@ from tutelage import records
 from tutelage.modules import Distiller, StepOutput
 from tutelage.settings.fit import FitSettings
 from tutelage.training import optim
-from tutelage.training.checkpoints import Checkpoint, CheckpointSink
+from tutelage.training.checkpoints import Checkpoint, CheckpointSink, to_bytes
 from tutelage.training.compile import CompiledForms, ComputePlan, choose_plan, reason_unmeasured, unchanged
 from tutelage.training.distributed import keep_from_broadcast, step_totals
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
 from tutelage.training.metrics import EpochMetrics
-from tutelage.training.state import (
-    optimizer_state,
-    plain_state,
-    random_state,
-    restore_optimizer,
-    restore_random,
-    under,
-)
+from tutelage.training.state import RngState, optimizer_state, random_state, restore_optimizer, restore_random, under
 from tutelage.types import Batch, Outputs, Progress, StatefulTerm, Teacher, Totals
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitJob:
+    """One student, and how it is trained; what differs between several that are fitted together.
+
+    Attributes:
+        distiller: the student with its objective.
+        settings: how to train it.
+        asks: it gets the teacher's outputs; an objective that needs none may go without.
+        held_out: as for `fit`, and so are the next three.
+        keep: where its state goes.
+        to_beat: the best accuracy of earlier stages.
+        resume: a checkpoint to resume from.
+        rng: its random generators; none where it is the only one and draws from the process's.
+    """
+
+    distiller: Distiller
+    settings: FitSettings
+    asks: bool = True
+    held_out: Sequence[EvalSet] = ()
+    keep: CheckpointSink | None = None
+    to_beat: float | None = None
+    resume: Checkpoint | None = None
+    rng: RngState | None = None
 
 
 class FitState:
     """The state of one fit, and the steps that change it."""
 
-    def __init__(
-        self,
-        distiller: Distiller,
-        teacher: Teacher | None,
-        settings: FitSettings,
-        accelerator: Accelerator,
-        *,
-        held_out: Sequence[EvalSet],
-        keep: CheckpointSink | None,
-        stage: int,
-        to_beat: float | None,
-    ) -> None:
+    def __init__(self, job: FitJob, teacher: Teacher | None, accelerator: Accelerator, *, stage: int) -> None:
+        distiller, settings = job.distiller, job.settings
         if settings.accumulate > 1 and distiller.objective.needs.coupled:
             raise ValueError(
                 f"accumulate: expected 1 for an objective that couples a batch's samples, got {settings.accumulate}; "
@@ -54,12 +62,12 @@ class FitState:
             )
         self.device = accelerator.device
         self.accelerator, self.settings = accelerator, settings
-        self.held_out, self.keep, self.stage = held_out, keep, stage
-        self.teacher = teacher.to(self.device) if isinstance(teacher, nn.Module) else teacher
-        distiller.to(self.device)
-        if settings.channels_last:
-            for module in (distiller, self.teacher):
-                if isinstance(module, nn.Module):
+        self.held_out, self.keep, self.stage = job.held_out, job.keep, stage
+        self.has_teacher = teacher is not None and job.asks
+        for module in (distiller, teacher if job.asks else None):
+            if isinstance(module, nn.Module):
+                module.to(self.device)
+                if settings.channels_last:
                     module.to(memory_format=torch.channels_last)
         self.module = distiller
         self.optimizer = optim.build(settings.optimizer, distiller, self.device)
@@ -75,9 +83,11 @@ class FitState:
         self.epoch = self.step = self.step_in_epoch = self.trained = 0
         self.rate, self.begun_at, self.saved_at = 0.0, -1.0, 0.0
         self.history: list[records.Epoch] = []
-        self.to_beat = to_beat
+        self.to_beat = job.to_beat
         self.forms = CompiledForms(distiller.student, None)
         self.speed: ComputePlan | None = None
+        if job.resume is not None:
+            self.restore(job.resume)
 
     def begin_epoch(self, now: float) -> None:
         """Begin an epoch, or what is left of it, at a time of the monotonic clock."""
@@ -119,7 +129,7 @@ class FitState:
             "epoch": self.epoch,
             "step": self.step,
             "learning_rate": self.rate,
-            "train": self.metrics.means(sums, has_teacher=self.teacher is not None),
+            "train": self.metrics.means(sums, has_teacher=self.has_teacher),
             "validation": evaluations.get("validation"),
             "test": evaluations.get("test"),
             "images_per_second": self.trained * self.accelerator.num_processes / max(seconds, 1e-9),
@@ -259,7 +269,9 @@ class FitState:
         if self.to_beat is None or evaluation["accuracy"] > self.to_beat:
             self.to_beat = evaluation["accuracy"]
             if self.keep is not None and self.accelerator.is_main_process:
-                self.keep.checkpoints.write(self.keep.best, safetensors.torch.save(plain_state(self.module.student)))
+                student = self.module.student
+                state = getattr(student, "network", student).state_dict()
+                self.keep.checkpoints.write(self.keep.best, to_bytes(state))
 
     def save(self) -> None:
         """Write a checkpoint from which the run resumes with the same bits."""
@@ -299,7 +311,7 @@ class FitState:
         self.metrics.nonfinite_log = tensors["blame"].to(self.device)
         # Checkpoints of older versions were computed eagerly.
         self.adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
-        restore_random(checkpoint, self.device)
+        restore_random(tensors, state["rng"], self.device)
 
 
 def split_batch(batch: Batch, pieces: int) -> list[Batch]:
