@@ -87,15 +87,10 @@ def check(settings: DataSettings) -> None:
     """
     s = settings
     count, size = "a whole number of at least 0", "a finite number of at least 0, where 0 is off"
-    probability = "a probability in [0, 1]"
+    labels, probability = "a number of samples per class, 0 for no labels, or null for all", "a probability in [0, 1]"
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
-        (
-            "labelled",
-            s.labelled is None or s.labelled >= 0,
-            "a number of samples per class, 0 for no labels, or null for all",
-            "null",
-        ),
+        ("labelled", s.labelled is None or s.labelled >= 0, labels, "null"),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         ("crop_padding", s.crop_padding >= 0, count, "0"),
         ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),

@@ -46,9 +46,8 @@ class SGD:
         _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 0.05)
         _check("optimizer.momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
         _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 5e-4)
-        _check(
-            "optimizer.nesterov", self.nesterov, "momentum > 0 with it", self.momentum > 0 or not self.nesterov, False
-        )
+        good = self.momentum > 0 or not self.nesterov
+        _check("optimizer.nesterov", self.nesterov, "momentum > 0 with it", good, False)
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,8 @@ class AdamW:
 
     def __post_init__(self) -> None:
         _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
-        _check(
-            "optimizer.betas", self.betas, "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas), [0.9, 0.999]
-        )
+        good = all(0 <= beta < 1 for beta in self.betas)
+        _check("optimizer.betas", self.betas, "two numbers in [0, 1)", good, [0.9, 0.999])
         _check("optimizer.eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
         _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,6 +13,7 @@ from tutelage.settings.weights import (
     Automatic,
     automatic_from_recipe,
     automatic_weight_from_recipe,
+    is_number,
     weight_from_recipe,
     weight_to_recipe,
 )
@@ -41,19 +41,15 @@ SIGNATURES: dict[str, Signature] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class PresetSpec:
-    """A preset with its arguments.
-
-    Attributes:
-        preset: its name.
-        arguments: by name, all of them, as a recipe writes them.
-        scale: a factor on every weight, > 0.
-        gather: its terms read the samples of all processes at once instead of each process's share.
-    """
+    """A preset with its arguments."""
 
     preset: str
     arguments: Mapping[str, Any]
+    """By name, all of them, as a recipe writes them."""
     scale: float = 1.0
+    """A factor on every weight, > 0."""
     gather: bool = False
+    """Its terms read the samples of all processes at once instead of each process's share."""
 
     def to_recipe(self) -> dict[str, Any]:
         """Return it as a recipe writes it: ``{preset: {argument: value}, scale: number, gather: true}``."""
@@ -66,7 +62,7 @@ class PresetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """An objective as a recipe holds it; `tutelage.objectives.from_spec` builds the objective.
+    """An objective as a recipe holds it; `tutelage.objectives.from_spec` builds it.
 
     Attributes:
         presets: that add up to it; none where terms were put together by hand, which no recipe can make.
@@ -92,9 +88,7 @@ def read_objective(value: Any, signatures: Mapping[str, Signature]) -> Objective
     An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true``. What values an argument may
     have besides being a number, a weight or a name is known to the losses alone, and checked when it is built.
 
-    Args:
-        value: as YAML gives it; an objective of `tutelage.objectives` stands for what would be written of it.
-        signatures: of the known presets.
+    An objective of `tutelage.objectives` stands for what would be written of it.
 
     Raises:
         ValueError: with every fault: an unknown preset or argument (the nearest known one is named), a missing or bad
@@ -140,7 +134,7 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         )
     errors = []
     scale = entry.get("scale", 1)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
+    if not is_number(scale) or scale <= 0:
         errors.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
     gather = entry.get("gather", False)
     if not isinstance(gather, bool):
@@ -204,8 +198,7 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
 
 
 def _number(value: Any, *, argument: str) -> float:
-    # A recipe and its records are YAML and JSON, which have no infinity in common.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
     return value if isinstance(value, int) else float(value)
 
@@ -218,9 +211,9 @@ def _number_or_auto(value: Any, *, argument: str) -> float | Automatic:
 
 
 def _text(value: Any, *, argument: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
-    return value
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
 
 
 def _names(value: Any, *, argument: str) -> Names:

@@ -11,6 +11,11 @@ from typing import Annotated, Any, ClassVar
 from tutelage.types import Progress
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number: YAML and JSON, a recipe and its records, have no infinity in common."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A weight that is a function of progress, between ``values``."""
@@ -19,7 +24,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_number(value):
                 raise ValueError(
                     f"schedule: expected {name} to be a finite number, got {value!r}; for example {name}: 1"
                 )
@@ -171,13 +176,9 @@ def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]
 
 
 def weight_from_recipe(value: Any, *, argument: str, signed: bool = False, beside: str = "") -> Weight:
-    """Read a weight from a recipe.
+    """Read a weight from a recipe; only a signed one may be below 0.
 
-    Args:
-        value: a finite number or a schedule.
-        argument: what the message calls it.
-        signed: whether it may be below 0.
-        beside: what the message says that it may be beside a number and a schedule.
+    The message calls it ``argument`` and says what it may be ``beside`` a number and a schedule.
 
     Raises:
         ValueError: it is neither a number nor a known schedule with its own arguments, or it is below 0.
@@ -213,7 +214,7 @@ def automatic_from_recipe(value: Any) -> Automatic | None:
 def _read_weight(value: Any, *, argument: str, beside: str) -> Weight:
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if is_number(value):
         return float(value)
     if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
         raise ValueError(

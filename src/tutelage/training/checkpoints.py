@@ -6,12 +6,13 @@ written under a temporary name, synced, and renamed; the last two are kept. One 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,19 +67,19 @@ class Checkpoints:
         contents = {TENSORS: to_bytes(tensors), STATE: (json.dumps(state) + "\n").encode()}
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
         temporary = self.folder / f".{name}.tmp"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            for file, content in {**contents, CHECKSUMS: sums.encode()}.items():
-                records.write_bytes(temporary / file, content)
-            final = self.folder / name
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.replace(final)
-            records.sync_folder(self.folder)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise self._refused(f"checkpoint {name}", error) from error
+        with self._writing(f"checkpoint {name}"):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                for file, content in {**contents, CHECKSUMS: sums.encode()}.items():
+                    records.write_bytes(temporary / file, content)
+                final = self.folder / name
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.replace(final)
+                records.sync_folder(self.folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         for old in self._names()[:-KEPT]:
             shutil.rmtree(self.folder / old, ignore_errors=True)
 
@@ -88,10 +89,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk refused; the checkpoints stay.
         """
-        try:
+        with self._writing(path.name):
             records.write_bytes(path, content)
-        except OSError as error:
-            raise self._refused(path.name, error) from error
 
     def load(self) -> Checkpoint | None:
         """Read the newest good checkpoint; warn of every newer one that is damaged, and drop it.
@@ -122,12 +121,16 @@ class Checkpoints:
             )
         return None
 
-    def _refused(self, what: str, error: OSError) -> CheckpointError:
-        last = (self._names() or ["none"])[-1]
-        return CheckpointError(
-            f"{what}: expected room to write it, got {error.strerror or error}; the last good checkpoint is {last}: "
-            "free some space and type the same command again to resume"
-        )
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            last = (self._names() or ["none"])[-1]
+            raise CheckpointError(
+                f"{what}: expected room to write it, got {error.strerror or error}; the last good checkpoint is "
+                f"{last}: free some space and type the same command again to resume"
+            ) from error
 
     def _names(self) -> list[str]:
         if not self.folder.is_dir():

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradients, weight_gradient
+from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.training.state import random_state, restore_random
@@ -211,17 +211,10 @@ def choose_plan(
     samples: int,
     device: torch.device,
 ) -> ComputePlan:
-    """Try what the settings leave open, and choose.
+    """Try what the settings leave open in ``steps`` of micro-batches of ``samples``, and leave ``forms`` so.
 
-    Args:
-        wanted: the settings.
-        forms: of the fit; left in the form that was chosen.
-        step: takes the student's part of a step, gradients included, and changes nothing that lasts; none to choose
-            nothing of the student.
-        ask: asks the teacher, a network, about a micro-batch; none to choose nothing of the teacher.
-        steps: that are to come.
-        samples: of a micro-batch.
-        device: where.
+    ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts; ``ask`` asks the
+    teacher, a network, about a micro-batch. Of what is none, nothing is chosen.
     """
     reasons: dict[str, str] = {}
     plan = ComputePlan(samples=samples)
@@ -287,7 +280,7 @@ def _speedup(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device)
         gradient = torch.conv2d(inputs, weight, None, shape.stride, shape.padding, shape.dilation)
         by_library, by_product = least_seconds(
             [
-                lambda: library_gradients(gradient, inputs, weight, shape, by_weight=True),
+                lambda: library_gradient(gradient, inputs, weight, shape, by_weight=True),
                 lambda: weight_gradient(gradient, inputs, shape),
             ],
             device,

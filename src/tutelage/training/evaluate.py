@@ -112,8 +112,8 @@ def evaluate_outputs(
     """Return a network's judgement in detail over a labelled set."""
     log_q = network.logits.log_softmax(-1)
     known = network.labels != UNLABELLED
-    confidence, named = log_q.exp().max(-1)
-    right = (named == network.labels)[known]
+    confidence, predicted = log_q.exp().max(-1)
+    right = (predicted == network.labels)[known]
     entropy = targets.shannon_entropy(log_q)
     classes = network.logits.shape[-1]
     bins = _reliability(confidence[known], right)
@@ -171,18 +171,18 @@ def _histogram(entropy: Tensor, classes: int) -> Histogram:
 
 
 def _reliability(confidence: Tensor, right: Tensor) -> list[Bin]:
-    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    bins: list[Bin] = []
-    for k in range(BINS):
-        here = place == k
-        n = int(here.sum())
-        bins.append(
-            {
-                "low": k / BINS,
-                "high": (k + 1) / BINS,
-                "count": n,
-                "confidence": float(confidence[here].double().mean()) if n else 0.0,
-                "accuracy": float(right[here].double().mean()) if n else 0.0,
-            }
-        )
-    return bins
+    index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    return [
+        {
+            "low": k / BINS,
+            "high": (k + 1) / BINS,
+            "count": len(right[index == k]),
+            "confidence": _mean(confidence[index == k]),
+            "accuracy": _mean(right[index == k]),
+        }
+        for k in range(BINS)
+    ]
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean()) if len(values) else 0.0

@@ -18,7 +18,7 @@ from tutelage.settings.fit import FitSettings
 from tutelage.training import optim
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink, to_bytes
 from tutelage.training.compile import CompiledForms, ComputePlan, choose_plan, reason_unmeasured, unchanged
-from tutelage.training.distributed import keep_from_broadcast, step_totals
+from tutelage.training.distributed import step_totals
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
 from tutelage.training.metrics import EpochMetrics
 from tutelage.training.state import RngState, optimizer_state, random_state, restore_optimizer, restore_random, under
@@ -76,7 +76,9 @@ class FitState:
         ]
         terms = [cast(nn.Module, term) for term in self.stateful_terms]
         owned = {id(buffer) for term in terms for buffer in term.buffers()}
-        keep_from_broadcast(distiller, [name for name, buffer in distiller.named_buffers() if id(buffer) in owned])
+        # DDP does not send these from the first process to the others before every step.
+        local = [name for name, buffer in distiller.named_buffers() if id(buffer) in owned]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(distiller, local)
         self.wrapped, self.prepared = accelerator.prepare(distiller, self.optimizer)
         self.buffers = [buffer for buffer in distiller.buffers() if id(buffer) not in owned]
         self.metrics = EpochMetrics(distiller.objective, self.device)
@@ -97,18 +99,27 @@ class FitState:
 
     def do_step(self, batch: Batch, teacher_outputs: Iterable[Outputs | None], steps: int) -> None:
         """Take the next of an epoch's steps, read the log and save where that is due."""
-        self.rate = self.set_rate(self.step_in_epoch, steps)
-        self.take_step(
-            batch, teacher_outputs, Progress(self.epoch, self.step, self.step / (steps * self.settings.epochs))
+        settings = self.settings
+        self.rate = optim.learning_rate(
+            settings.schedule,
+            settings.optimizer.lr,
+            epoch=self.epoch,
+            begin=self.step_in_epoch / steps,
+            end=(self.step_in_epoch + 1) / steps,
+            epochs=settings.epochs,
         )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        progress = Progress(self.epoch, self.step, self.step / (steps * settings.epochs))
+        self.take_step(batch, teacher_outputs, progress)
         self.trained += len(batch.index)
         self.step += 1
         self.step_in_epoch += 1
-        if self.step % self.settings.log_steps == 0:
+        if self.step % settings.log_steps == 0:
             self.raise_if_nonfinite()
         now = time.monotonic()
-        due = self.settings.checkpoint_steps and self.step_in_epoch % self.settings.checkpoint_steps == 0
-        if self.step_in_epoch < steps and (due or now - self.saved_at > self.settings.checkpoint_seconds):
+        due = settings.checkpoint_steps and self.step_in_epoch % settings.checkpoint_steps == 0
+        if self.step_in_epoch < steps and (due or now - self.saved_at > settings.checkpoint_seconds):
             self.raise_if_nonfinite()
             self.save()
             self.saved_at = time.monotonic()
@@ -138,24 +149,17 @@ class FitState:
             "skipped_steps": int(sums["skipped"]),
         }
         self.history.append(record)
-        self.keep_best(record)
+        # The first held-out set is the one that the best weights are chosen by.
+        accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
+        if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
+            self.to_beat = accuracy
+            if self.keep is not None and self.accelerator.is_main_process:
+                student = self.module.student
+                weights = getattr(student, "network", student).state_dict()
+                self.keep.checkpoints.write(self.keep.best, to_bytes(weights))
         self.metrics.clear()
         self.save()
         return record
-
-    def set_rate(self, step: int, steps: int) -> float:
-        """Set the learning rate of one of an epoch's steps."""
-        rate = optim.learning_rate(
-            self.settings.schedule,
-            self.settings.optimizer.lr,
-            epoch=self.epoch,
-            begin=step / steps,
-            end=(step + 1) / steps,
-            epochs=self.settings.epochs,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
 
     def take_step(self, batch: Batch, teacher_outputs: Iterable[Outputs | None], progress: Progress) -> None:
         """Do one optimizer step; a non-finite one is counted, logged and not applied. The host waits for nothing.
@@ -257,21 +261,6 @@ class FitState:
             who="student",
         )
         return summarize(held.name, outputs, held.teacher, gamma=self.module.objective.target_gamma)
-
-    def keep_best(self, record: records.Epoch) -> None:
-        """Keep the student's weights if they are the best so far on the first held-out set."""
-        if not self.held_out:
-            return
-        name = self.held_out[0].name
-        evaluation = record["validation"] if name == "validation" else record["test"]
-        if evaluation is None or evaluation["accuracy"] is None:
-            return
-        if self.to_beat is None or evaluation["accuracy"] > self.to_beat:
-            self.to_beat = evaluation["accuracy"]
-            if self.keep is not None and self.accelerator.is_main_process:
-                student = self.module.student
-                state = getattr(student, "network", student).state_dict()
-                self.keep.checkpoints.write(self.keep.best, to_bytes(state))
 
     def save(self) -> None:
         """Write a checkpoint from which the run resumes with the same bits."""
