@@ -14,14 +14,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FunctionType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
 from tutelage.modules import FrozenTeacher
-from tutelage.settings.fit import FitSettings
+from tutelage.settings.fit import FitSettings, Switch
 from tutelage.training.state import random_state, restore_random
 from tutelage.types import Batch, Outputs, Teacher
 
@@ -37,8 +37,6 @@ FEW = 200
 """Steps below which nothing is measured: that alone takes some."""
 ROUNDS = 5
 """How often each call is timed."""
-
-Setting = Literal["auto"] | bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +174,7 @@ class _Compiled:
         return outputs
 
 
-def reason_unmeasured(steps: int, processes: int, wanted: Collection[Setting]) -> str | None:
+def reason_unmeasured(steps: int, processes: int, wanted: Collection[Switch]) -> str | None:
     """Return why nothing is to be measured, if so."""
     if processes > 1:  # Each would measure, and choose, for itself.
         return "several processes"
@@ -223,7 +221,7 @@ def choose_plan(
         run()
     ahead = steps * sum(seconds(run, device) for run in runs)
 
-    def is_open(form: str, setting: Setting) -> bool:
+    def is_open(form: str, setting: Switch) -> bool:
         """Whether a form is to be tried; else note why not."""
         if setting is False:
             reasons[form] = "switched off"
@@ -231,7 +229,7 @@ def choose_plan(
             reasons[form] = f"not tried: {ahead:.0f} s of it are ahead"
         return form not in reasons
 
-    def try_plan(form: str, setting: Setting, candidate: ComputePlan, run: Callable[[], Any]) -> None:
+    def try_plan(form: str, setting: Switch, candidate: ComputePlan, run: Callable[[], Any]) -> None:
         nonlocal plan
 
         def run_as(tried: ComputePlan) -> None:

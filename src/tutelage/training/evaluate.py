@@ -16,8 +16,6 @@ BINS = 15
 """Of the reliability diagram and the calibration error: equal widths, as in Guo et al. 2017 (arXiv:1706.04599)."""
 CHANCE = 0.01
 """Significance level at which a teacher must be better than chance."""
-
-
 NAMED = 16
 """How many samples of a non-finite step or evaluation are named."""
 
@@ -86,9 +84,8 @@ def collect_outputs(
 
 def to_device(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
     """Move a batch's inputs to the device, images in the layout that convolutions are fast in."""
-    if channels_last and inputs.ndim == 4:
-        return inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
-    return inputs.to(device, non_blocking=True)
+    layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
+    return inputs.to(device, non_blocking=True, memory_format=layout)
 
 
 def summarize(name: str, student: EvalOutputs, teacher: EvalOutputs | None, *, gamma: float | None) -> EvaluationMeans:
