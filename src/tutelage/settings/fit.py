@@ -80,11 +80,7 @@ class AdamW:
 
 @dataclass(frozen=True)
 class Constant:
-    """The peak rate throughout.
-
-    Attributes:
-        warmup: epochs over which the rate rises in a straight line from 0; may be a fraction of one.
-    """
+    """The peak rate throughout, after ``warmup`` epochs, maybe a fraction of one, of a straight rise from 0."""
 
     name: Literal["constant"] = "constant"
     warmup: float = 0.0
@@ -95,13 +91,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Step:
-    """Times ``factor`` after every ``every`` epochs.
-
-    Attributes:
-        every: epochs, >= 1.
-        factor: > 0.
-        warmup: epochs over which the rate rises in a straight line from 0.
-    """
+    """Times ``factor`` > 0 after every ``every`` >= 1 epochs; the warm-up is that of `Constant`."""
 
     name: Literal["step"] = "step"
     every: int = 30
@@ -116,12 +106,9 @@ class Step:
 
 @dataclass(frozen=True)
 class MultiStep:
-    """Times ``factor`` after each of ``milestones``: with 150, epoch 151 is the first at the lower rate.
+    """Times ``factor`` > 0 after each of ``milestones``, ascending: with 150, epoch 151 is the first at the lower rate.
 
-    Attributes:
-        milestones: epochs, ascending.
-        factor: > 0.
-        warmup: epochs over which the rate rises in a straight line from 0.
+    The warm-up is that of `Constant`.
     """
 
     name: Literal["multistep"] = "multistep"
@@ -138,11 +125,9 @@ class MultiStep:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from the peak to ``final``, step by step, after the warm-up.
+    """Half a cosine from the peak to ``final``, a fraction of it in [0, 1], step by step, after the warm-up.
 
-    Attributes:
-        final: the rate at the end, as a fraction of the peak, in [0, 1].
-        warmup: epochs over which the rate rises in a straight line from 0.
+    The warm-up is that of `Constant`.
     """
 
     name: Literal["cosine"] = "cosine"

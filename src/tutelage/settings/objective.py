@@ -9,14 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from tutelage.records import BESIDE
-from tutelage.settings.weights import (
-    Automatic,
-    automatic_from_recipe,
-    automatic_weight_from_recipe,
-    is_number,
-    weight_from_recipe,
-    weight_to_recipe,
-)
+from tutelage.settings import weights
 
 Names = tuple[str, ...]
 """The annotation of an argument that is one name or several: a text, or a list of texts."""
@@ -134,7 +127,7 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         )
     errors = []
     scale = entry.get("scale", 1)
-    if not is_number(scale) or scale <= 0:
+    if not weights.is_number(scale) or scale <= 0:
         errors.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
     gather = entry.get("gather", False)
     if not isinstance(gather, bool):
@@ -162,7 +155,8 @@ def placed(error: Exception, preset: str, arguments: Sequence[str]) -> Iterator[
 def written(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments as a recipe writes them."""
     return {
-        name: list(value) if isinstance(value, tuple) else weight_to_recipe(value) for name, value in arguments.items()
+        name: list(value) if isinstance(value, tuple) else weights.weight_to_recipe(value)
+        for name, value in arguments.items()
     }
 
 
@@ -198,13 +192,13 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
 
 
 def _number(value: Any, *, argument: str) -> float:
-    if not is_number(value):
+    if not weights.is_number(value):
         raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
     return value if isinstance(value, int) else float(value)
 
 
-def _number_or_auto(value: Any, *, argument: str) -> float | Automatic:
-    automatic = automatic_from_recipe(value)
+def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:
+    automatic = weights.automatic_from_recipe(value)
     if automatic is None and isinstance(value, str):
         raise TypeError(f"{argument}: expected a finite number or auto, got {value!r}; for example {argument}=auto")
     return automatic or _number(value, argument=argument)
@@ -228,9 +222,9 @@ def _names(value: Any, *, argument: str) -> Names:
 READERS: dict[str, Callable[..., Any]] = {
     "number": _number,
     "automatic_number": _number_or_auto,
-    "weight": weight_from_recipe,
-    "signed_weight": functools.partial(weight_from_recipe, signed=True),
-    "automatic_weight": automatic_weight_from_recipe,
+    "weight": weights.weight_from_recipe,
+    "signed_weight": functools.partial(weights.weight_from_recipe, signed=True),
+    "automatic_weight": weights.automatic_weight_from_recipe,
     "text": _text,
     "names": _names,
 }
