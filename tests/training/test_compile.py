@@ -104,7 +104,7 @@ def test_fast_is_plain_but_for_rounding(tmp_path):
     assert chosen["teacher_compiled"]
     assert chosen["student_compiled"]
     assert chosen["samples"] == 10
-    assert all("ms so" in chosen["why"][who] for who in ("teacher", "student"))
+    assert all("ms compiled" in chosen["why"][who] for who in ("teacher", "student"))
     for one, other in zip(slow, fast, strict=True):
         assert one["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=1e-4)
     for name, tensor in state(plain).items():
@@ -235,7 +235,7 @@ def test_measuring_products_names_only_shapes_that_were_seen_and_draws_no_number
 def test_a_choice_survives_json():
     shape = Shape(*range(1, 13))
     chosen = ComputePlan(
-        teacher_compiled=True, products=(shape,), samples=64, reasons={"teacher": "2 ms plain, 1 ms so"}
+        teacher_compiled=True, products=(shape,), samples=64, reasons={"teacher": "2 ms eager, 1 ms compiled"}
     )
     assert chosen.to_json()["why"] == chosen.reasons
     assert ComputePlan.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen

@@ -242,7 +242,7 @@ def test_a_step_that_is_not_finite_is_named_and_not_applied(accumulate):
     assert str(caught.value) == (
         "step 3 of stage 1: expected a finite loss and gradient, got NaN or infinity; "
         "samples with non-finite student or teacher logits: 17, 20; the step was not applied: "
-        "look at these samples or lower optimizer.lr, or type nonfinite=skip to go on without such steps"
+        "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without such steps"
     )
     assert same_bits(state(stopped), state(control))
 

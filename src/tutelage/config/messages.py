@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in lines of its own: what, what was expected, what was got, what to type."""
+"""Messages about a recipe's errors, one per line: what, what was expected, what was got, what to type."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tutelage.settings.objective import ObjectiveSpec
 
 def explain(kind: type[BaseModel], detail: Any) -> list[str]:
     """Put one error of pydantic's about a schema into lines, usually one; each begins with the dotted key."""
-    place, got, what = detail["loc"], detail["input"], detail["type"]
-    if place[-1:] == ("[key]",):
-        place, what = place[:-1], "invalid_key"
-    if what == "missing" and place and isinstance(place[-1], int):
-        place, what = place[:-1], "too_short"
-    spot = _find(kind, place)
+    path, got, what = detail["loc"], detail["input"], detail["type"]
+    if path[-1:] == ("[key]",):
+        path, what = path[:-1], "invalid_key"
+    if what == "missing" and path and isinstance(path[-1], int):
+        path, what = path[:-1], "too_short"
+    spot = _find(kind, path)
     match what:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return [f"{spot.key}: expected a known key, got {place[-1]!r}; {_nearest(kind, spot, str(place[-1]))}"]
+            return [f"{spot.key}: expected a known key, got {path[-1]!r}; {_nearest(kind, spot, str(path[-1]))}"]
         case "invalid_key":
-            return [f"{spot.key}: expected a key that is text, got {place[-1]!r}; put it in quotes"]
+            return [f"{spot.key}: expected a key that is text, got {path[-1]!r}; put it in quotes"]
         case "value_error":
             return [_prefixed(spot.key, text) for text in str(detail["ctx"]["error"]).splitlines()]
         case "union_tag_invalid" | "union_tag_not_found":
@@ -74,12 +74,12 @@ class SchemaLocation(NamedTuple):
         return _sample(core)
 
 
-def _find(kind: type[BaseModel], place: Sequence[str | int]) -> SchemaLocation:
+def _find(kind: type[BaseModel], path: Sequence[str | int]) -> SchemaLocation:
     """Follow pydantic's path, which names a union's section as well as a mapping's keys, through the schema."""
     key, around, inside = [], [kind], [kind]
     annotation: Any = kind
     field: FieldInfo | None = None
-    for part in place:
+    for part in path:
         if len(inside) > 1 and part in [section.__name__ for section in inside]:
             continue
         if len(inside) > 1 and (tagged := [section for section in inside if part == _tag(section)]):
@@ -87,17 +87,17 @@ def _find(kind: type[BaseModel], place: Sequence[str | int]) -> SchemaLocation:
             continue
         key.append(str(part))
         around = inside
-        field = next((found for section in inside if (found := _members(section).get(str(part)))), None)
+        field = next((member for section in inside if (member := _members(section).get(str(part)))), None)
         annotation = field.annotation if field else _item(annotation, part)
         inside = list(_sections(annotation))
     return SchemaLocation(".".join(key), around, annotation, field)
 
 
 def _prefixed(key: str, text: str) -> str:
-    """Say where a message belongs; its own first word is the section that it knows itself by."""
-    for word in (key.rpartition(".")[2], "objective"):
-        if re.match(rf"{re.escape(word)}[.: ]", text):
-            return key + text[len(word) :]
+    """Begin a message with its key, in place of the section's name that it may begin with."""
+    for section in (key.rpartition(".")[2], "objective"):
+        if re.match(rf"{re.escape(section)}[.: ]", text):
+            return key + text[len(section) :]
     return f"{key}: {text}"
 
 
@@ -200,7 +200,7 @@ def _bounds(annotation: Any, field: FieldInfo | None) -> str:
 
 def _metadata(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next((found for each in typing.get_args(annotation) if (found := _metadata(each))), ())
+        return next((bounds for each in typing.get_args(annotation) if (bounds := _metadata(each))), ())
     return getattr(annotation, "__metadata__", ())
 
 

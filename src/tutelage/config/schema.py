@@ -24,12 +24,12 @@ from tutelage.settings.outputs import BOUND
 
 
 class RecipeError(ValueError):
-    """A recipe is wrong; the message lists every fault, one a line."""
+    """A recipe is wrong; the message lists every error, one per line."""
 
 
 @functools.cache
 def built_in_presets() -> Mapping[str, Signature]:
-    """Return the signatures of this package's presets, from ``objectives.json``, which is made of the presets."""
+    """Return the signatures of this package's presets, from ``objectives.json``, which is generated."""
     table = json.loads((Path(__file__).parent / "objectives.json").read_text(encoding="utf-8"))
     return {
         name: {
@@ -83,7 +83,7 @@ class _Section(BaseModel):
 
 
 class Network(_Section):
-    """A network by name, with weights from a file of one's own.
+    """A network by name, with weights from a local file.
 
     Attributes:
         name: such as ``cifar:resnet20`` (``tutelage list models``), or a run's folder.
@@ -111,7 +111,7 @@ class Stage(_Section):
 class Training(_Section):
     """How a teacher is to be trained before the run that needs it.
 
-    What is not said is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
+    What is not set is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
     every label. The data are that run's.
     """
 
@@ -154,21 +154,21 @@ class Recipe(_Section):
         data: where the data come from, and their views.
         student: the network to train (``model`` in the recipe of a teacher).
         teacher: the network to learn from; none for labels alone.
-        outputs: the folder of the teacher's recorded outputs, which are read instead of asking it; none asks it.
+        outputs: the folder of the teacher's recorded outputs, which are read instead of running it; none runs it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
-        outputs_top: where all logits are above that, it keeps so many of each sample (`store.TopK`); none keeps all.
+        outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
             error of ``U_gamma``, at an exponent of the recipe's, is larger.
         objective: a preset, or a list of them with scales.
-        batch_size: samples an optimizer step, over all micro-batches and processes.
+        batch_size: samples per optimizer step, over all micro-batches and processes.
         seed: of the initialisation and of dropout.
         data_seed: of order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the CPU; none for torch's own choice. Exact resume needs the same number.
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
         precision: ``fp32``, ``bf16``, or ``auto`` for the faster one, which is measured when the run begins
-            (`precision.settle`); until then it counts as ``fp32``.
-        weak_teacher: go on though the teacher is no better than chance.
+            (`runs.autotune.resolve_precision`); until then it counts as ``fp32``.
+        weak_teacher: continue though the teacher is no better than chance.
         stages: several fits in turn; each says what differs.
 
     The other fields are those of `FitSettings`.
@@ -238,12 +238,12 @@ class Recipe(_Section):
             "objective": _CROSS_ENTROPY,
             "stages": (),
         }
-        own = {name: getattr(self, name) for name in Recipe.model_fields}
-        return Recipe.model_construct(**{**own, **changes, **keys})
+        inherited = {name: getattr(self, name) for name in Recipe.model_fields}
+        return Recipe.model_construct(**{**inherited, **changes, **keys})
 
 
 TOGETHER = 8
-"""Students in one class unless something else is said. Each takes memory for its parameters, their gradients and the
+"""Students in one group by default. Each takes memory for its parameters, their gradients and the
 optimizer's state; activations are there for one at a time."""
 
 
@@ -255,7 +255,7 @@ class Comparison(Recipe):
         seeds: how many runs each; both seeds differ from run to run.
         baseline: the entry that gains are measured against; by default the first.
         share_data_seed: all seeds have the data seed of the first, so that order and views are the same for all runs.
-        together: how many students at most are trained in lockstep, on one batch and one teacher pass a step.
+        together: how many students at most are trained in lockstep, on one batch and one teacher pass per step.
     """
 
     # A run's key, which a comparison refuses; written out, its default could not be read back.

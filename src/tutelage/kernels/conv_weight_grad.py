@@ -1,4 +1,4 @@
-"""Weight gradients of convolutions as one matrix product, for the shapes that are asked for.
+"""Weight gradients of convolutions as one matrix product, for chosen shapes.
 
 On small images a library has few pixels to work on: in bfloat16, oneDNN's weight gradient of 512 to 512 channels on 4x4
 images runs at a fifth of the rate of the same sum as one product, ``dW = dY^T X`` with the
@@ -86,9 +86,9 @@ def _call(
     """Read a call as autocast would make it; none where a product cannot stand in for its gradient."""
     if groups != 1 or inputs.dim() != 4 or isinstance(padding, str):
         return None
-    kind = inputs.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    device = inputs.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         inputs, weight = inputs.to(dtype), weight.to(dtype)
         bias = bias.to(dtype) if bias is not None else None
     sizes = (*inputs.shape[1:], weight.shape[0], *weight.shape[2:], *_two(stride), *_two(padding), *_two(dilation))

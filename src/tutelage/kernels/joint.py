@@ -27,7 +27,7 @@ from tutelage import checks, losses
 from tutelage.types import UNLABELLED
 
 BLOCK = 1 << 16
-"""Logits in a block, a thread: with the teacher's and two scratch buffers 1 MB in float32, half of one core's L2 cache.
+"""Logits in a block, per thread: with the teacher's and two scratch buffers 1 MB in float32, half of a core's L2 cache.
 A row of a large vocabulary is longer, and a block of its own."""
 LOW, HIGH = 1e-13, 1e13
 """Sums of exponentials within these need no shift: nothing that matters has vanished, and their logarithms are exact
@@ -339,7 +339,7 @@ def once(gradient: Tensor, source: Tensor) -> Tensor:
     """Return a gradient whose own derivative raises, where one may be asked for (``create_graph=True``).
 
     `torch.autograd.function.once_differentiable` does so only where the gradient that came in has a graph; else it
-    returns a constant, and a penalty on the gradient would be lost without a word.
+    returns a constant, and a penalty on the gradient would be lost silently.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradient

@@ -175,7 +175,7 @@ def _check_shape(name: str, tensor: Tensor, tokens: torch.Size, what: str) -> No
     if tensor.shape != tokens:
         raise ValueError(
             f"{name}: expected shape {tuple(tokens)}, as student_hidden without its width, got {tuple(tensor.shape)}; "
-            f"type one {what} a token"
+            f"type one {what} per token"
         )
 
 
@@ -239,7 +239,7 @@ class _Linear(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(
-                "linear_cross_entropy_and_wttm: expected one backward pass a call, got a second; its gradients are "
+                "linear_cross_entropy_and_wttm: expected one backward pass per call, got a second; its gradients are "
                 "handed over, not copied: call the function again"
             )
         returned: list[Tensor | None] = []

@@ -1,4 +1,4 @@
-"""What a user says about data: plain values, no behaviour beyond checking them."""
+"""Settings of data: plain values, no behaviour beyond checking them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def check(settings: DataSettings) -> None:
     """Refuse values outside their ranges.
 
     Raises:
-        ValueError: values are out of range, one a line, or two settings contradict each other.
+        ValueError: values are out of range, one per line, or two settings contradict each other.
     """
     s = settings
     count, size = "a whole number of at least 0", "a finite number of at least 0, where 0 is off"

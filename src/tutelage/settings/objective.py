@@ -1,4 +1,4 @@
-"""An objective as plain data: what a recipe says of it, read and checked without torch."""
+"""An objective as plain data: as a recipe holds it, read and checked without torch."""
 
 from __future__ import annotations
 

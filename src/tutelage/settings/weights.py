@@ -133,10 +133,10 @@ SignedWeight = Annotated[Weight, "of either sign"]
 
 @dataclass(frozen=True)
 class Automatic:
-    """A number that is found when an objective is bound, from the teacher's word on training samples; ``auto``.
+    """A number that is computed when an objective is bound, from teacher logits on some training samples; ``auto``.
 
     Attributes:
-        factor: what the number found is multiplied by.
+        factor: what that number is multiplied by.
     """
 
     factor: float = 1.0

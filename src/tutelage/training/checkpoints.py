@@ -26,7 +26,7 @@ STATE = "state.json"
 CHECKSUMS = "checksums"
 KEPT = 2
 NAME = re.compile(r"\d{2,}-\d{9,}")
-"""What a checkpoint is called; anything else in the folder is someone else's and is left alone."""
+"""What a checkpoint is called; anything else in the folder is left alone."""
 
 
 class CheckpointError(RuntimeError):
@@ -157,7 +157,7 @@ class CheckpointSink(NamedTuple):
         checkpoints: of the run.
         best: the file for the weights that did best on the selection set.
         choices: facts that exact resume depends on; a resumed run warns where they differ.
-        announce: is told how the fit is computed (`ComputePlan`, as JSON holds it) once that is settled.
+        announce: called once with the chosen `ComputePlan`, as JSON holds it.
     """
 
     checkpoints: Checkpoints

@@ -89,7 +89,7 @@ class CompiledForms:
 
     Args:
         student: called by the distiller; compiled, it takes part in its gradients as before. None where not called.
-        teacher: only a frozen network can be compiled. None where it is not asked.
+        teacher: only a frozen network can be compiled. None where it is not called.
     """
 
     def __init__(self, student: nn.Module | None, teacher: Teacher | None) -> None:
@@ -113,7 +113,7 @@ class CompiledForms:
         return self._teacher_compiled is not None
 
     def ask(self, batch: Batch) -> Outputs | None:
-        """Ask the teacher; none where there is none."""
+        """Return the teacher's outputs; none without a teacher."""
         if self._teacher is None:
             return None
         if self._teacher_compiled and self._plan.teacher_compiled and len(batch.index) == self._plan.samples:
@@ -191,7 +191,7 @@ def choose_teacher_plan(
     samples: int,
     device: torch.device,
 ) -> ComputePlan:
-    """Choose how a teacher is asked: as `choose_plan`, and eagerly where nothing is to be measured."""
+    """Choose how a teacher is computed: as `choose_plan`, and eagerly where nothing is to be measured."""
     if not forms.network:
         return ComputePlan()
     if reason := reason_unmeasured(steps, processes, [wanted.compile_teacher]):
@@ -211,8 +211,8 @@ def choose_plan(
 ) -> ComputePlan:
     """Try what the settings leave open in ``steps`` of micro-batches of ``samples``, and leave ``forms`` so.
 
-    ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts; ``ask`` asks the
-    teacher, a network, about a micro-batch. Of what is none, nothing is chosen.
+    ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts; ``ask`` runs the
+    teacher, a network, on a micro-batch. Of what is none, nothing is chosen.
     """
     reasons: dict[str, str] = {}
     plan = ComputePlan(samples=samples)
@@ -237,7 +237,8 @@ def choose_plan(
             run()
 
         current, changed = least_seconds([partial(run_as, plan), partial(run_as, candidate)], device)
-        reasons[form] = f"{current * 1e3:.1f} ms plain, {changed * 1e3:.1f} ms so"
+        after = "with products" if form == "products" else "compiled"
+        reasons[form] = f"{current * 1e3:.1f} ms eager, {changed * 1e3:.1f} ms {after}"
         if setting is True or current >= GAIN * changed:
             plan = candidate
         forms.take(plan)

@@ -40,4 +40,4 @@ class Deadline:
             DeadlineExceeded: less than ``work`` seconds are left.
         """
         if self.over(work):
-            raise DeadlineExceeded(f"{what}: no time is left for it; type the same command again to go on")
+            raise DeadlineExceeded(f"{what}: no time is left for it; type the same command again to resume")

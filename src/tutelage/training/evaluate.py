@@ -37,7 +37,7 @@ class EvalSet(NamedTuple):
     Attributes:
         name: ``validation`` or ``test``.
         batches: the whole set, in order, without augmentation.
-        teacher: what the teacher says about it, asked once; none without a teacher.
+        teacher: the teacher's outputs on it, computed once; none without a teacher.
     """
 
     name: str
@@ -55,10 +55,10 @@ def collect_outputs(
     channels_last: bool,
     who: str = "network",
 ) -> EvalOutputs:
-    """Ask a network about every sample, in evaluation mode; its mode is as before afterwards.
+    """Run a network on every sample, in evaluation mode; its mode is as before afterwards.
 
     Raises:
-        NonFiniteError: naming who and the samples: no number of an evaluation would mean anything.
+        NonFiniteError: naming the network, ``who``, and the samples: no metric would mean anything.
     """
     mode = network.training
     network.eval()
@@ -71,15 +71,15 @@ def collect_outputs(
             labels.append(batch.labels.cpu())
     finally:
         network.train(mode)
-    answers = EvalOutputs(torch.cat(logits), torch.cat(labels))
-    bad = (~torch.isfinite(answers.logits).all(-1)).nonzero()[:, 0].tolist()
+    outputs = EvalOutputs(torch.cat(logits), torch.cat(labels))
+    bad = (~torch.isfinite(outputs.logits).all(-1)).nonzero()[:, 0].tolist()
     if bad:
         named = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
         raise NonFiniteError(
-            f"{who}: expected finite logits in evaluation, got NaN or infinity for {len(bad)} of {len(answers.logits)} "
+            f"{who}: expected finite logits in evaluation, got NaN or infinity for {len(bad)} of {len(outputs.logits)} "
             f"samples: {named}; look at these samples, or lower optimizer.lr if it is the student that diverged"
         )
-    return answers
+    return outputs
 
 
 def to_device(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
@@ -130,17 +130,17 @@ def evaluate_outputs(
     return judgement
 
 
-def better_than_chance(answers: EvalOutputs) -> bool | None:
+def better_than_chance(outputs: EvalOutputs) -> bool | None:
     """Test whether a network beats guessing, by a one-sided binomial test; none where no sample has a label."""
-    correct, labelled = _correct(answers)
+    correct, labelled = _correct(outputs)
     if not labelled:
         return None
-    return bool(binomtest(correct, labelled, 1 / answers.logits.shape[-1], alternative="greater").pvalue < CHANCE)
+    return bool(binomtest(correct, labelled, 1 / outputs.logits.shape[-1], alternative="greater").pvalue < CHANCE)
 
 
-def _correct(answers: EvalOutputs) -> tuple[int, int]:
-    known = answers.labels != UNLABELLED
-    return int((answers.logits.argmax(-1) == answers.labels)[known].sum()), int(known.sum())
+def _correct(outputs: EvalOutputs) -> tuple[int, int]:
+    known = outputs.labels != UNLABELLED
+    return int((outputs.logits.argmax(-1) == outputs.labels)[known].sum()), int(known.sum())
 
 
 def _agreement(student: EvalOutputs, teacher: EvalOutputs | None) -> float | None:

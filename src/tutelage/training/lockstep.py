@@ -22,7 +22,7 @@ from tutelage.types import Batch, Batches, Outputs, Teacher
 
 
 class Lockstep:
-    """Several students fitted in lockstep: a batch is made, moved to the device and shown to the teacher once for all.
+    """Several students fitted in lockstep: a batch is made, moved and passed through the teacher once for all.
 
     Each student takes the same steps, to the bit, as alone. Those that resume from a checkpoint take none until the
     group reaches their step, so the group begins where the least advanced one was.
@@ -32,7 +32,7 @@ class Lockstep:
             ``accumulate``, ``precision``, ``channels_last`` and ``compile_teacher``.
         teacher: called on every batch; its outputs carry the features that any of the jobs reads.
         batches: the training set.
-        accelerator: where.
+        accelerator: the device and processes to train on.
         stage: as for `fit`.
         deadline: as for `fit`; all of them stop.
 
@@ -70,7 +70,7 @@ class Lockstep:
         self._failed: list[tuple[int, Exception]] = []
 
     def drop(self, k: int) -> None:
-        """Continue without one of the jobs."""
+        """Continue without this job."""
         self._fits.pop(k, None)
 
     def run(self) -> Iterator[tuple[int, records.Epoch | Exception]]:
@@ -120,25 +120,25 @@ class Lockstep:
             if new := {k: state for k, state in present.items() if state.speed is None}:
                 first = None
                 if any(self.jobs[k].asks and state.unmeasured(ahead) is None for k, state in new.items()):
-                    first = self._ask(pieces[0])
+                    first = self._teacher_outputs(pieces[0])
                 for k, state in new.items():
-                    outputs = self._own(k, first)
+                    outputs = self._outputs_of(k, first)
                     teacher_plan = self.speed if self.jobs[k].asks else ComputePlan()
                     self._try(k, partial(state.choose_plan, pieces[0], outputs, ahead, teacher_plan))
                 present = self._at(epoch, step)
-            asked = any(self.jobs[k].asks for k in present)
-            shared: Iterable[Outputs | None] = map(self._ask, pieces) if asked else [None] * len(pieces)
+            needed = any(self.jobs[k].asks for k in present)
+            shared: Iterable[Outputs | None] = map(self._teacher_outputs, pieces) if needed else [None] * len(pieces)
             if len(present) > 1:
                 shared = list(shared)
             for position, (k, state) in enumerate(present.items()):
                 if state.begun_at < 0:  # It joins from a checkpoint.
                     state.begin_epoch(time.monotonic())
-                job_batch, outputs_of_pieces = batch, shared
+                job_batch, job_outputs = batch, shared
                 if len(self.jobs) > 1:
-                    outputs_of_pieces = [self._own(k, outputs) for outputs in shared]
+                    job_outputs = [self._outputs_of(k, outputs) for outputs in shared]
                     if position < len(present) - 1:  # A student may write into its inputs.
                         job_batch = batch._replace(inputs=batch.inputs.clone())
-                self._try(k, partial(state.do_step, job_batch, outputs_of_pieces, steps))
+                self._try(k, partial(state.do_step, job_batch, job_outputs, steps))
             yield from self._failures()
         done = {k: state for k, state in self._fits.items() if state.epoch == epoch}
         sums = {k: total for k, state in done.items() if (total := self._try(k, state.end_training)) is not None}
@@ -166,7 +166,7 @@ class Lockstep:
         plan = plan or choose_teacher_plan(
             self.jobs[0].settings,
             self.forms,
-            partial(self._ask, piece),
+            partial(self._teacher_outputs, piece),
             steps=steps,
             processes=self.accelerator.num_processes,
             samples=len(piece.index),
@@ -176,27 +176,27 @@ class Lockstep:
         return plan
 
     def _at(self, epoch: int, step: int) -> dict[int, FitState]:
-        """The fits whose next step this is."""
+        """Return the fits whose next step this is."""
         return {k: state for k, state in self._fits.items() if (state.epoch, state.step_in_epoch) == (epoch, step)}
 
-    def _ask(self, piece: Batch) -> Outputs | None:
+    def _teacher_outputs(self, piece: Batch) -> Outputs | None:
         """Return the teacher's outputs for a micro-batch; none without a teacher."""
         bf16 = self.jobs[0].settings.precision == "bf16"
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
             return self.forms.ask(piece)
 
-    def _own(self, k: int, outputs: Outputs | None) -> Outputs | None:
-        """The outputs as a job would have them alone: with its own features, or none at all."""
+    def _outputs_of(self, k: int, outputs: Outputs | None) -> Outputs | None:
+        """Return the outputs as the job would have them alone: with its own features, or none at all."""
         if outputs is None or not self.jobs[k].asks:
             return None
         names = self.jobs[k].distiller.objective.needs.teacher_taps
         return Outputs(outputs.logits, {name: outputs.taps[name] for name in names})
 
-    def _try(self, k: int, do: Callable[[], Any]) -> Any:
-        """Do something for one job; an error ends that job alone."""
+    def _try(self, k: int, call: Callable[[], Any]) -> Any:
+        """Call something for one job; an error ends that job alone."""
         try:
             with self.jobs[k].rng or contextlib.nullcontext():
-                return do()
+                return call()
         except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
             if len(self.jobs) > 1:
                 # Its tensors are not kept while the group continues.

@@ -89,7 +89,7 @@ class EpochMetrics:
         raise NonFiniteError(
             f"step {step + 1} of stage {stage + 1}: expected a finite loss and gradient, got NaN or infinity; "
             f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
-            "look at these samples or lower optimizer.lr, or type nonfinite=skip to go on without such steps"
+            "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without such steps"
         )
 
     def means(self, sums: Mapping[str, float], *, has_teacher: bool) -> records.TrainMeans:

@@ -32,7 +32,7 @@ class FitJob:
     Attributes:
         distiller: the student with its objective.
         settings: how to train it.
-        asks: it gets the teacher's outputs; an objective that needs none may go without.
+        asks: whether it gets the teacher's outputs; an objective that needs none may do without.
         held_out: as for `fit`, and so are the next three.
         keep: where its state goes.
         to_beat: the best accuracy of earlier stages.
