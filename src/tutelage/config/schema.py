@@ -16,8 +16,8 @@ from annotated_types import Ge
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tutelage.config import messages
+from tutelage.settings import data
 from tutelage.settings.data import DataSettings
-from tutelage.settings.data import check as check_data
 from tutelage.settings.fit import SGD, Constant, Count, Fit, FitSettings, Optimizer, Positive, Schedule, Switch
 from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
 from tutelage.settings.outputs import BOUND
@@ -57,11 +57,6 @@ def _of_kind(default: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {"name": default, **value} if isinstance(value, Mapping) else value)
 
 
-def _check_data(settings: DataSettings) -> DataSettings:
-    check_data(settings)
-    return settings
-
-
 def _check_seed(seed: int, info: ValidationInfo) -> int:
     if seed >= 2**63:  # generators take 64 bits
         raise ValueError(f"expected a whole number >= 0 and < 2**63, got {seed}; for example {info.field_name}=0")
@@ -70,7 +65,7 @@ def _check_seed(seed: int, info: ValidationInfo) -> int:
 
 SeedField = Annotated[int, Ge(0), pydantic.AfterValidator(_check_seed)]
 _CROSS_ENTROPY = read_objective("cross_entropy", built_in_presets())
-DataField = Annotated[DataSettings, pydantic.AfterValidator(_check_data), _short_for("source")]
+DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), _short_for("source")]
 ObjectiveField = Annotated[
     ObjectiveSpec, pydantic.PlainValidator(_objective), pydantic.PlainSerializer(ObjectiveSpec.to_recipe)
 ]

@@ -127,10 +127,8 @@ class _Convolution(torch.autograd.Function):
 def weight_gradient(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
     """Return a convolution's gradient by its weight as one product, ``(outputs, inputs, height, width)`` of the kernel.
 
-    Args:
-        gradient: by the convolution's result, ``(batch, outputs, height, width)``.
-        inputs: what it was called with, ``(batch, inputs, height, width)``.
-        shape: its sizes.
+    ``gradient`` is by the convolution's result, ``(batch, outputs, height, width)``; ``inputs`` are
+    ``(batch, inputs, height, width)``.
     """
     up, left = shape.padding
     padded = F.pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, up, up))

@@ -94,13 +94,7 @@ def dtype_of(student_logits: Tensor, teacher_logits: Tensor) -> torch.dtype:
 
 
 def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sweep over the logits once.
-
-    Args:
-        z: ``(rows, classes)``, the student's logits.
-        v: ``(rows, classes)``, the teacher's.
-        labels: ``(rows,)`` int64, -100 for none.
-        gamma: the exponent.
+    """Sweep once over the student's and the teacher's logits, ``(rows, classes)``; labels ``(rows,)``, -100 for none.
 
     Returns:
         ``(rows,)`` cross-entropies, ``(rows,)`` matching terms, and ``(5, rows)`` of what `backward` needs: the

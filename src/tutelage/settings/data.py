@@ -79,8 +79,8 @@ class DataSettings:
     """Folder that ``torchvision:`` downloads into."""
 
 
-def check(settings: DataSettings) -> None:
-    """Refuse values outside their ranges.
+def check(settings: DataSettings) -> DataSettings:
+    """Return the settings, unless a value is outside its range.
 
     Raises:
         ValueError: values are out of range, one per line, or two settings contradict each other.
@@ -124,3 +124,4 @@ def check(settings: DataSettings) -> None:
         ]
     if errors:
         raise ValueError("\n".join(errors))
+    return settings

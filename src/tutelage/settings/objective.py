@@ -224,7 +224,7 @@ READERS: dict[str, Callable[..., Any]] = {
     "automatic_number": _number_or_auto,
     "weight": weights.weight_from_recipe,
     "signed_weight": functools.partial(weights.weight_from_recipe, signed=True),
-    "automatic_weight": weights.automatic_weight_from_recipe,
+    "automatic_weight": functools.partial(weights.weight_from_recipe, automatic=True),
     "text": _text,
     "names": _names,
 }

@@ -175,15 +175,17 @@ def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]
     return weight.to_recipe() if isinstance(weight, Schedule) else weight
 
 
-def weight_from_recipe(value: Any, *, argument: str, signed: bool = False, beside: str = "") -> Weight:
-    """Read a weight from a recipe; only a signed one may be below 0.
-
-    The message calls it ``argument`` and says what it may be ``beside`` a number and a schedule.
+def weight_from_recipe(
+    value: Any, *, argument: str, signed: bool = False, automatic: bool = False
+) -> Weight | Automatic:
+    """Read a weight from a recipe, a number or a schedule; only a signed one may be below 0, an automatic one ``auto``.
 
     Raises:
         ValueError: it is neither a number nor a known schedule with its own arguments, or it is below 0.
     """
-    weight = _read_weight(value, argument=argument, beside=beside)
+    if automatic and (auto := automatic_from_recipe(value)):
+        return auto
+    weight = _read_weight(value, argument=argument, beside=", auto" if automatic else "")
     if signed:
         return weight
     if isinstance(weight, Schedule):
@@ -193,11 +195,6 @@ def weight_from_recipe(value: Any, *, argument: str, signed: bool = False, besid
     elif weight < 0:
         raise ValueError(f"{argument}: expected a weight >= 0, got {weight}; for example {argument}=0.9")
     return weight
-
-
-def automatic_weight_from_recipe(value: Any, *, argument: str) -> Weight | Automatic:
-    """Read a weight or ``auto`` from a recipe; like `weight_from_recipe`."""
-    return automatic_from_recipe(value) or weight_from_recipe(value, argument=argument, beside=", auto")
 
 
 def automatic_from_recipe(value: Any) -> Automatic | None:

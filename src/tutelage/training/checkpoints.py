@@ -54,12 +54,7 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write one checkpoint and drop the oldest.
-
-        Args:
-            name: sorts after every earlier one.
-            tensors: any layout and device.
-            state: plain values.
+        """Write a checkpoint of tensors and plain values, whose name sorts after all before, and drop the oldest.
 
         Raises:
             CheckpointError: the disk refused; the checkpoints before stay.

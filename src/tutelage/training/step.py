@@ -132,7 +132,18 @@ class FitState:
     def end_epoch(self, sums: Mapping[str, float], ended: float, taken: float | None) -> records.Epoch:
         """Evaluate, keep, and return the record; training ended at this time of the monotonic clock, at this peak."""
         began, seconds, self.begun_at = self.begun_at, ended - self.begun_at, -1.0
-        evaluations = {held.name: self.evaluate(held) for held in self.held_out}
+        evaluations = {}
+        for held in self.held_out:
+            outputs = collect_outputs(
+                self.module.student,
+                held.batches,
+                device=self.device,
+                precision=self.settings.precision,
+                channels_last=self.settings.channels_last,
+                who="student",
+            )
+            gamma = self.module.objective.target_gamma
+            evaluations[held.name] = summarize(held.name, outputs, held.teacher, gamma=gamma)
         self.epoch += 1
         self.step_in_epoch = 0
         record: records.Epoch = {
@@ -249,18 +260,6 @@ class FitState:
         """Stop the run after a non-finite step, unless such steps are to be skipped."""
         if self.settings.nonfinite == "stop":
             self.metrics.raise_if_nonfinite(stage=self.stage)
-
-    def evaluate(self, held: EvalSet) -> records.EvaluationMeans:
-        """Evaluate the student on a held-out set."""
-        outputs = collect_outputs(
-            self.module.student,
-            held.batches,
-            device=self.device,
-            precision=self.settings.precision,
-            channels_last=self.settings.channels_last,
-            who="student",
-        )
-        return summarize(held.name, outputs, held.teacher, gamma=self.module.objective.target_gamma)
 
     def save(self) -> None:
         """Write a checkpoint from which the run resumes with the same bits."""
