@@ -443,12 +443,12 @@ def test_interrupted_in_an_epoch_and_resumed_has_the_same_bits(tmp_path, changes
             runs[name] = None
     assert runs["stopped"] is None
     torch.manual_seed(4)
-    resumed = fitted(
+    later = fitted(
         resumed, Rows(inputs, labels, batch_size=8, shuffle=True), folder=tmp_path / "stopped", resume=True, **how
     )
     assert same_bits(state(resumed), state(whole))
     assert not same_bits(state(stopped), state(whole))
-    assert untimed(resumed) == untimed(runs["whole"])[-len(resumed) :]
+    assert untimed(later) == untimed(runs["whole"])[-len(later) :]
     a, b = (Checkpoints(tmp_path / name / "checkpoints").load() for name in ("whole", "stopped"))
     assert same_bits(a.tensors, b.tensors)
 
