@@ -113,9 +113,9 @@ def test_a_recipe_runs_no_code(tmp_path, tag):
     ],
 )
 def test_scientific_notation_is_a_number(tmp_path, text, value):
-    found = read(write(tmp_path, f"lr: {text}\n"))["lr"]
-    assert found == value
-    assert type(found) is type(value)
+    value_read = read(write(tmp_path, f"lr: {text}\n"))["lr"]
+    assert value_read == value
+    assert type(value_read) is type(value)
     assert override({}, [f"lr={text}"]) == {"lr": value}
 
 
@@ -383,8 +383,8 @@ def test_a_recipe_is_written_and_read_back_to_an_equal_one(tmp_path, value):
     ],
 )
 def test_a_comparison_is_written_and_read_back_to_an_equal_one(tmp_path, changes):
-    own = {key: value for key, value in FULL.items() if key != "objective"} | {"stages": [{"epochs": 2}]}
-    comparison = parse(Comparison, own | changes)
+    keys = {key: value for key, value in FULL.items() if key != "objective"} | {"stages": [{"epochs": 2}]}
+    comparison = parse(Comparison, keys | changes)
     again = parse(Comparison, read(write(tmp_path, dump(comparison))))
     assert again == comparison
     assert list(again.objectives) == list(comparison.objectives)
@@ -460,7 +460,7 @@ def test_a_teacher_s_recipe_is_the_run_s():
     run = parse(Recipe, FULL | {"teacher": {"train": {"model": "cifar:resnet56"}}, "objective": "kd"})
     teacher = run.training("study/one/teacher")
     assert type(teacher) is Recipe
-    own = {
+    expected = {
         "name": "study/one/teacher",
         "student": Network(name="cifar:resnet56"),
         "teacher": None,
@@ -469,11 +469,11 @@ def test_a_teacher_s_recipe_is_the_run_s():
         "data": DataSettings(**vars(run.data) | {"labelled": None}),
     }
     for name in Recipe.model_fields:
-        assert getattr(teacher, name) == own.get(name, getattr(run, name)), name
+        assert getattr(teacher, name) == expected.get(name, getattr(run, name)), name
 
 
 def test_a_teacher_s_recipe_overrides_the_run_s():
-    said = {
+    train = {
         "model": {"name": "cifar:resnet56", "weights": "w"},
         "objective": {"cross_entropy": {"label_smoothing": 0.1}},
         "epochs": 3,
@@ -486,8 +486,8 @@ def test_a_teacher_s_recipe_overrides_the_run_s():
         "seed": 7,
         "data_seed": 8,
     }
-    teacher = parse(Recipe, FULL | {"teacher": {"train": said}}).training("t")
-    assert set(said) == set(config.schema.Training.model_fields)
+    teacher = parse(Recipe, FULL | {"teacher": {"train": train}}).training("t")
+    assert set(train) == set(config.schema.Training.model_fields)
     assert teacher.student == Network(name="cifar:resnet56", weights="w")
     assert teacher.objective == objectives.cross_entropy(label_smoothing=0.1).spec
     assert (teacher.epochs, teacher.batch_size, teacher.clip, teacher.precision) == (3, 16, 2.0, "fp32")

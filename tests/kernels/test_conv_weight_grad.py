@@ -45,18 +45,18 @@ def test_gradients_are_those_of_the_library(how, layout):
     product = gradients(convolution, inputs, Products(shapes))
     assert torch.equal(plain[0], product[0])
     assert torch.equal(plain[1], product[1])
-    for one, other in itertools.zip_longest(plain[2:], product[2:]):
-        torch.testing.assert_close(one, other)
+    for library, by_product in itertools.zip_longest(plain[2:], product[2:]):
+        torch.testing.assert_close(library, by_product)
 
 
 def test_only_the_shapes_that_are_named_are_products():
     convolution, inputs = nn.Conv2d(3, 5, 3), torch.rand(2, 3, 8, 8)
     (shape,) = shapes_of(convolution, inputs)
-    named, other = Products([shape]), Products([shape._replace(height=9)])
-    for context, is_product in ((named, True), (other, False)):
+    named, unnamed = Products([shape]), Products([shape._replace(height=9)])
+    for context, is_product in ((named, True), (unnamed, False)):
         with context:
-            made = convolution(inputs)
-        assert ("_Convolution" in type(made.grad_fn).__name__) == is_product
+            outputs = convolution(inputs)
+        assert ("_Convolution" in type(outputs.grad_fn).__name__) == is_product
 
 
 @pytest.mark.parametrize("how", [{"groups": 3}, {"padding": "same"}], ids=["groups", "named padding"])
@@ -69,11 +69,11 @@ def test_under_autocast_the_product_is_of_its_precision_and_the_weights_gradient
     with torch.autocast("cpu", torch.bfloat16):
         shapes = shapes_of(convolution, inputs)
         with Products(shapes):
-            made = convolution(inputs)
-    made.float().sum().backward()
+            outputs = convolution(inputs)
+    outputs.float().sum().backward()
     half = convolution.weight.grad.clone()
     convolution.zero_grad()
     convolution(inputs).sum().backward()
-    assert made.dtype == torch.bfloat16
+    assert outputs.dtype == torch.bfloat16
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, convolution.weight.grad, rtol=0.02, atol=0.02)

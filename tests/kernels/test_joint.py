@@ -43,8 +43,8 @@ def agree(z, v, labels, weights=None, gamma=0.25, tolerance=1e-11):
     weights = torch.ones(2, *labels.shape, dtype=torch.float64) if weights is None else weights
     ours = values_and_gradient(kernels.cross_entropy_and_wttm, z, v, labels, weights, gamma)
     theirs = values_and_gradient(plain, z, v, labels, weights, gamma)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+    for our_value, their_value in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_value, their_value, rtol=tolerance, atol=tolerance, equal_nan=True)
     return ours
 
 
@@ -92,8 +92,8 @@ def test_student_and_teacher_may_differ_in_dtype():
     ours = values_and_gradient(kernels.cross_entropy_and_wttm, z, v.double(), labels, weights, 0.25)
     theirs = values_and_gradient(plain, z, v, labels, weights, 0.25)
     assert ours[2].dtype == torch.float32
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one.float(), other, rtol=1e-5, atol=1e-5)
+    for our_value, their_value in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_value.float(), their_value, rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_near_zero_where_student_and_transformed_teacher_are_equal():
@@ -140,10 +140,10 @@ def test_a_class_that_the_student_rules_out_and_the_teacher_does_not_is_infinite
 def test_nan_stays_nan_in_its_row_alone(network, value):
     z, v, labels, _ = draw()
     (z if network == "student" else v)[4, 2] = value
-    found = agree(z, v, labels)
-    assert found[1][4].isnan()
-    assert found[2][4].isnan().any()
-    assert found[2][torch.arange(17) != 4].isfinite().all()
+    values = agree(z, v, labels)
+    assert values[1][4].isnan()
+    assert values[2][4].isnan().any()
+    assert values[2][torch.arange(17) != 4].isfinite().all()
 
 
 @pytest.mark.usefixtures("_blocks")
@@ -239,8 +239,8 @@ def test_a_caller_may_be_compiled_in_one_graph(dtype):
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     ours = values_and_gradient(compiled, z, v, labels, weights, 0.25)
     theirs = values_and_gradient(call, z, v, labels, weights, 0.25)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+    for our_value, their_value in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_value, their_value)
     assert ours[2].dtype == dtype
 
 
@@ -298,12 +298,12 @@ def test_nothing_of_the_size_of_the_logits_is_made_but_the_gradient():
             self.storages = {}
 
         def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-            found = function(*arguments, **(keywords or {}))
-            for tensor in found if isinstance(found, (tuple, list)) else (found,):
+            result = function(*arguments, **(keywords or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, torch.Tensor):
                     storage = tensor.untyped_storage()
                     self.storages[storage.data_ptr()] = storage.nbytes()
-            return found
+            return result
 
     z, v, labels, _ = draw((2000, 1000), dtype=torch.float32)
     mode = Largest()
@@ -316,8 +316,8 @@ def test_nothing_of_the_size_of_the_logits_is_made_but_the_gradient():
     ones = torch.ones(2000)
     with mode:
         gradient = joint.backward(z, v, labels, statistics, ones, ones, 0.25)
-    made = {at: size for at, size in mode.storages.items() if at not in inputs and size >= whole / 2}
-    assert made == {gradient.data_ptr(): whole}
+    new_storages = {at: size for at, size in mode.storages.items() if at not in inputs and size >= whole / 2}
+    assert new_storages == {gradient.data_ptr(): whole}
 
 
 @pytest.mark.parametrize(
@@ -336,14 +336,14 @@ def test_nothing_of_the_size_of_the_logits_is_made_but_the_gradient():
     ],
 )
 def test_errors(change, kind, match):
-    given = {
+    arguments = {
         "student_logits": torch.zeros(3, 4),
         "teacher_logits": torch.zeros(3, 4),
         "labels": torch.zeros(3, dtype=torch.int64),
         "gamma": 0.1,
     }
     with pytest.raises(kind, match=match):
-        kernels.cross_entropy_and_wttm(**(given | change))
+        kernels.cross_entropy_and_wttm(**(arguments | change))
 
 
 def test_logits_that_change_before_the_backward_pass_are_an_error():

@@ -19,7 +19,7 @@ def draw(tokens=(3, 7), classes=11, dtype=torch.float64, bias=True, seed=0):
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    given = {
+    inputs = {
         "student_hidden": normal(*tokens, 4),
         "student_weight": normal(classes, 4),
         "teacher_hidden": normal(*tokens, 6),
@@ -27,8 +27,8 @@ def draw(tokens=(3, 7), classes=11, dtype=torch.float64, bias=True, seed=0):
         "labels": torch.randint(classes, tokens, generator=generator),
     }
     if bias:
-        given |= {"student_bias": normal(classes), "teacher_bias": normal(classes)}
-    return given
+        inputs |= {"student_bias": normal(classes), "teacher_bias": normal(classes)}
+    return inputs
 
 
 def plain(
@@ -54,22 +54,24 @@ def plain(
     return supervised * ce + beta * wttm, {"cross_entropy": ce, "wttm": wttm}
 
 
-def all_of(form, given, scale=1.0, learned=LEARNED, **settings):
-    given = {name: x.detach().requires_grad_() if name in learned and x is not None else x for name, x in given.items()}
-    total, parts = form(**given, **(SETTINGS | settings))
+def all_of(form, inputs, scale=1.0, learned=LEARNED, **settings):
+    inputs = {
+        name: x.detach().requires_grad_() if name in learned and x is not None else x for name, x in inputs.items()
+    }
+    total, parts = form(**inputs, **(SETTINGS | settings))
     (scale * total).backward()
     return (
         total.detach(),
         *(parts[name].detach() for name in ("cross_entropy", "wttm")),
-        *(given[name].grad for name in learned if name in given),
+        *(inputs[name].grad for name in learned if name in inputs),
     )
 
 
-def agree(given, tolerance=1e-11, scale=1.0, learned=LEARNED, chunk=None, **settings):
-    ours = all_of(kernels.linear_cross_entropy_and_wttm, given, scale, learned, chunk=chunk, **settings)
-    theirs = all_of(plain, given, scale, learned, **settings)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, check_dtype=False)
+def agree(inputs, tolerance=1e-11, scale=1.0, learned=LEARNED, chunk=None, **settings):
+    ours = all_of(kernels.linear_cross_entropy_and_wttm, inputs, scale, learned, chunk=chunk, **settings)
+    theirs = all_of(plain, inputs, scale, learned, **settings)
+    for our_value, their_value in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_value, their_value, rtol=tolerance, atol=tolerance, check_dtype=False)
     return ours
 
 
@@ -86,52 +88,52 @@ def test_either_term_may_have_no_weight(settings):
 
 
 def test_float32():
-    given = draw((32,), classes=300, dtype=torch.float32)
-    found = agree(given, 1e-4, chunk=10)
-    assert all(x.dtype == torch.float32 for x in found)
-    exact = all_of(plain, {name: x.double() if x.is_floating_point() else x for name, x in given.items()})
-    for one, other in zip(found, exact, strict=True):
+    inputs = draw((32,), classes=300, dtype=torch.float32)
+    values = agree(inputs, 1e-4, chunk=10)
+    assert all(x.dtype == torch.float32 for x in values)
+    exact = all_of(plain, {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()})
+    for one, other in zip(values, exact, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_sums_the_weights_gradient_up_in_float32():
-    given = draw((512,), classes=40, dtype=torch.bfloat16)
-    wide = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
+    inputs = draw((512,), classes=40, dtype=torch.bfloat16)
+    wide = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
     exact = all_of(plain, wide)
-    found = all_of(kernels.linear_cross_entropy_and_wttm, given, chunk=1)
-    assert found[0].dtype == torch.float32
-    assert all(x.dtype == torch.bfloat16 for x in found[3:])
+    values = all_of(kernels.linear_cross_entropy_and_wttm, inputs, chunk=1)
+    assert values[0].dtype == torch.float32
+    assert all(x.dtype == torch.bfloat16 for x in values[3:])
     for i in (3, 4, 5):
-        worst = (found[i].double() - exact[i]).abs().max() / exact[i].abs().max()
+        worst = (values[i].double() - exact[i]).abs().max() / exact[i].abs().max()
         assert worst < 0.02  # 512 chunks summed up in bfloat16 are 0.1 off.
 
 
 def test_one_dimension_of_tokens_and_none_at_all():
     agree(draw((5,)))
-    found = all_of(kernels.linear_cross_entropy_and_wttm, draw((0,)))
-    assert found[0] == 0
-    assert all((x == 0).all() for x in found[3:])
+    values = all_of(kernels.linear_cross_entropy_and_wttm, draw((0,)))
+    assert values[0] == 0
+    assert all((x == 0).all() for x in values[3:])
 
 
 def test_unlabelled_tokens_take_part_in_the_matching_alone():
-    given = draw()
-    given["labels"][0] = -100
-    agree(given, chunk=4)
-    given["labels"][:] = -100
-    total, ce, wttm, hidden, *_ = all_of(kernels.linear_cross_entropy_and_wttm, given)
+    inputs = draw()
+    inputs["labels"][0] = -100
+    agree(inputs, chunk=4)
+    inputs["labels"][:] = -100
+    total, ce, wttm, hidden, *_ = all_of(kernels.linear_cross_entropy_and_wttm, inputs)
     assert ce == 0
     assert total == SETTINGS["beta"] * wttm
     assert hidden.abs().sum() > 0
 
 
 def test_another_index_to_ignore():
-    given = draw()
-    given["labels"][0] = 3
-    given["labels"][1:] = given["labels"][1:].masked_fill(given["labels"][1:] == 3, 4)
-    reference = draw() | {"labels": given["labels"].clone()}
+    inputs = draw()
+    inputs["labels"][0] = 3
+    inputs["labels"][1:] = inputs["labels"][1:].masked_fill(inputs["labels"][1:] == 3, 4)
+    reference = draw() | {"labels": inputs["labels"].clone()}
     reference["labels"][0] = -100
     theirs = all_of(plain, reference)
-    ours = all_of(kernels.linear_cross_entropy_and_wttm, given, ignore_index=3)
+    ours = all_of(kernels.linear_cross_entropy_and_wttm, inputs, ignore_index=3)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
     with pytest.raises(ValueError, match="labels: expected class indices"):
@@ -139,20 +141,20 @@ def test_another_index_to_ignore():
 
 
 def test_sample_weights():
-    given = draw()
-    given["labels"][1] = -100
-    given["sample_weight"] = torch.rand(3, 7, dtype=torch.float64)
-    agree(given, chunk=4)
+    inputs = draw()
+    inputs["labels"][1] = -100
+    inputs["sample_weight"] = torch.rand(3, 7, dtype=torch.float64)
+    agree(inputs, chunk=4)
     # A token of weight 0 takes no part, whatever it says.
-    given["sample_weight"][:, 2] = 0
-    before = all_of(kernels.linear_cross_entropy_and_wttm, given, chunk=4)
-    given["teacher_hidden"][:, 2] *= 100
-    after = all_of(kernels.linear_cross_entropy_and_wttm, given, chunk=4)
+    inputs["sample_weight"][:, 2] = 0
+    before = all_of(kernels.linear_cross_entropy_and_wttm, inputs, chunk=4)
+    inputs["teacher_hidden"][:, 2] *= 100
+    after = all_of(kernels.linear_cross_entropy_and_wttm, inputs, chunk=4)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other)
-    given["sample_weight"] = torch.zeros(3, 7)
-    found = all_of(kernels.linear_cross_entropy_and_wttm, given)
-    assert all((x == 0).all() for x in found)
+    inputs["sample_weight"] = torch.zeros(3, 7)
+    values = all_of(kernels.linear_cross_entropy_and_wttm, inputs)
+    assert all((x == 0).all() for x in values)
 
 
 @pytest.mark.parametrize("learned", [("student_hidden",), ("student_weight",), ("student_bias",)])
@@ -161,47 +163,47 @@ def test_what_is_not_learned_gets_no_gradient(learned):
 
 
 def test_the_teacher_gets_no_gradient():
-    given = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in draw().items()}
-    loss = kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS)
+    inputs = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in draw().items()}
+    loss = kernels.linear_cross_entropy_and_wttm(**inputs, **SETTINGS)
     loss.total.backward()
-    assert all(given[name].grad is None for name in given if name.startswith("teacher"))
+    assert all(inputs[name].grad is None for name in inputs if name.startswith("teacher"))
     assert not any(part.requires_grad for part in loss.parts.values())
     with torch.no_grad():
-        assert not kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS).total.requires_grad
+        assert not kernels.linear_cross_entropy_and_wttm(**inputs, **SETTINGS).total.requires_grad
 
 
 def test_a_second_backward_pass_and_a_second_derivative_are_refused():
-    given = draw()
-    given["student_weight"].requires_grad_()
-    total = kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS).total
+    inputs = draw()
+    inputs["student_weight"].requires_grad_()
+    total = kernels.linear_cross_entropy_and_wttm(**inputs, **SETTINGS).total
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="call the function again"):
         total.backward()
-    total = kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS).total
-    (gradient,) = torch.autograd.grad(total, given["student_weight"], create_graph=True)
+    total = kernels.linear_cross_entropy_and_wttm(**inputs, **SETTINGS).total
+    (gradient,) = torch.autograd.grad(total, inputs["student_weight"], create_graph=True)
     with pytest.raises(RuntimeError, match=r"type losses\.cross_entropy"):
         gradient.sum().backward()
 
 
 def test_autocast_changes_nothing():
-    given = draw(dtype=torch.float32)
-    outside = all_of(kernels.linear_cross_entropy_and_wttm, given)
+    inputs = draw(dtype=torch.float32)
+    outside = all_of(kernels.linear_cross_entropy_and_wttm, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = all_of(kernels.linear_cross_entropy_and_wttm, given)
+        inside = all_of(kernels.linear_cross_entropy_and_wttm, inputs)
     assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch's own, wherever a graph breaks.
 def test_a_caller_may_be_compiled():
     torch.compiler.reset()
-    given = draw(dtype=torch.float32)
+    inputs = draw(dtype=torch.float32)
 
     def call(student_hidden, **others):
         total, parts = kernels.linear_cross_entropy_and_wttm(2 * student_hidden, **others)
         return 3 * total, parts
 
     compiled = torch.compile(call, backend="aot_eager")
-    for one, other in zip(all_of(compiled, given), all_of(call, given), strict=True):
+    for one, other in zip(all_of(compiled, inputs), all_of(call, inputs), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -211,22 +213,22 @@ class Largest(TorchDispatchMode):
     size = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        found = function(*arguments, **(keywords or {}))
-        for tensor in found if isinstance(found, (tuple, list)) else (found,):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor):
                 self.size = max(self.size, tensor.untyped_storage().nbytes())
-        return found
+        return result
 
 
 def test_logits_are_never_whole():
-    given = draw((64,), classes=1000, dtype=torch.float32)
+    inputs = draw((64,), classes=1000, dtype=torch.float32)
     for name in LEARNED:
-        given[name].requires_grad_()
+        inputs[name].requires_grad_()
     with Largest() as seen:
-        kernels.linear_cross_entropy_and_wttm(**given, **SETTINGS, chunk=4).total.backward()
+        kernels.linear_cross_entropy_and_wttm(**inputs, **SETTINGS, chunk=4).total.backward()
     assert seen.size < 64 * 1000 * 4 / 2
     with Largest() as seen:
-        plain(**given, **SETTINGS)[0].backward()
+        plain(**inputs, **SETTINGS)[0].backward()
     assert seen.size >= 64 * 1000 * 4
 
 
@@ -255,8 +257,8 @@ def test_logits_are_never_whole():
     ],
 )
 def test_errors(change, kind, match):
-    given = draw() | SETTINGS | change
+    inputs = draw() | SETTINGS | change
     if "teacher_bias" not in change:
-        given |= {"teacher_bias": None, "student_bias": None}
+        inputs |= {"teacher_bias": None, "student_bias": None}
     with pytest.raises(kind, match=match):
-        kernels.linear_cross_entropy_and_wttm(**given)
+        kernels.linear_cross_entropy_and_wttm(**inputs)

@@ -25,17 +25,17 @@ def images(count=48):
     return samples(count, shape=(2, 8, 8))
 
 
-def taught(folder=None, *, told=None, resume=False, rows=None, student=None, **changes):
+def fit_student(folder=None, *, plans=None, resume=False, rows=None, student=None, **changes):
     """Fit a small network with batch norm and dropout to a teacher; return it and its records."""
     student = student or seeded(Moving)
     teacher = FrozenTeacher(seeded(Moving, 1))
     distiller = Distiller(student, MATCH)
     keep = None
     if folder is not None:
-        announce = told.append if told is not None else None
+        announce = plans.append if plans is not None else None
         keep = CheckpointSink(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}, announce)
     torch.manual_seed(3)
-    found = list(
+    history = list(
         fit(
             distiller,
             teacher,
@@ -46,67 +46,73 @@ def taught(folder=None, *, told=None, resume=False, rows=None, student=None, **c
             resume=keep.checkpoints.load() if keep and resume else None,
         )
     )
-    return student, found
+    return student, history
 
 
 def test_a_short_fit_measures_nothing_and_says_so(tmp_path):
-    told = []
-    taught(tmp_path, told=told)
-    assert told == [ComputePlan(reasons=dict.fromkeys(["teacher", "student"], "a short fit")).to_json()]
+    plans = []
+    fit_student(tmp_path, plans=plans)
+    assert plans == [ComputePlan(reasons=dict.fromkeys(["teacher", "student"], "a short fit")).to_json()]
 
 
 def test_a_short_fit_does_not_wait_for_the_compiler(monkeypatch):
     """It takes two seconds to import, and no run of a few steps needs it."""
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("the compiler was asked"))
-    taught()
+    fit_student()
 
 
 def test_what_is_switched_off_is_not_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{COMPILE}.FEW", 0)
     monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
     monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *_: pytest.fail("compiled"))
-    told = []
-    taught(tmp_path, told=told, compile_teacher=False, compile_student=False, gradient_products=False)
-    assert told[0]["why"] == dict.fromkeys(["teacher", "products", "student"], "switched off")
+    plans = []
+    fit_student(tmp_path, plans=plans, compile_teacher=False, compile_student=False, gradient_products=False)
+    assert plans[0]["why"] == dict.fromkeys(["teacher", "products", "student"], "switched off")
 
 
 def test_a_fit_too_short_to_repay_compiling_does_not_compile(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{COMPILE}.FEW", 0)
-    told = []
-    taught(tmp_path, told=told)
-    (chosen,) = told
+    plans = []
+    fit_student(tmp_path, plans=plans)
+    (chosen,) = plans
     assert not chosen["teacher_compiled"]
     assert not chosen["student_compiled"]
     assert chosen["products"] == []
     assert all("not tried" in why for why in chosen["why"].values())
 
 
+def test_a_fit_without_a_teacher_is_measured_too(monkeypatch):
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    (record,) = fitted(mlp(), Rows(*samples(), batch_size=16), epochs=1)
+    assert record["train"]["agreement"] is None
+
+
 def test_choosing_leaves_no_trace(tmp_path, monkeypatch):
     """Whatever is tried and not taken: the student, the records and the generators are as if nothing had been."""
-    plain, records = taught()
+    plain, records = fit_student()
     monkeypatch.setattr(f"{COMPILE}.FEW", 0)
     monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
     monkeypatch.setattr(f"{COMPILE}.GAIN", 1e9)
     monkeypatch.setattr(f"{COMPILE}.PRODUCT_GAIN", 1e9)
     tried = []
     monkeypatch.setattr(f"{COMPILE}.least_seconds", lambda calls, _: tried.append(1) or [1.0] * len(calls))
-    measured, found = taught()
+    measured, again = fit_student()
     assert len(tried) == 4  # the teacher, two convolutions of which no product is fast enough, the student
     assert same_bits(state(plain), state(measured))
-    assert untimed(records) == untimed(found)
+    assert untimed(records) == untimed(again)
 
 
 def test_fast_is_plain_but_for_rounding(tmp_path):
-    told = []
-    plain, slow = taught()
-    quick, fast = taught(tmp_path, told=told, **FAST)
-    (chosen,) = told
+    plans = []
+    plain, slow = fit_student()
+    quick, fast = fit_student(tmp_path, plans=plans, **FAST)
+    (chosen,) = plans
     assert chosen["teacher_compiled"]
     assert chosen["student_compiled"]
     assert chosen["samples"] == 10
-    assert all("ms so" in chosen["why"][who] for who in ("teacher", "student"))
-    for one, other in zip(slow, fast, strict=True):
-        assert one["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=1e-4)
+    assert all("ms compiled" in chosen["why"][who] for who in ("teacher", "student"))
+    for eager, compiled in zip(slow, fast, strict=True):
+        assert eager["train"]["loss"] == pytest.approx(compiled["train"]["loss"], rel=1e-4)
     for name, tensor in state(plain).items():
         torch.testing.assert_close(state(quick)[name], tensor, rtol=1e-3, atol=1e-4)
     assert state(quick).keys() == state(plain).keys()
@@ -117,18 +123,18 @@ def test_loss_curves_of_fast_and_plain_agree_in_half_precision():
 
     And all that is fast against all that is plain, float32 too.
     """
-    _, full = taught(epochs=3)
-    _, slow = taught(epochs=3, precision="bf16")
-    _, fast = taught(epochs=3, precision="bf16", **FAST)
+    _, full = fit_student(epochs=3)
+    _, slow = fit_student(epochs=3, precision="bf16")
+    _, fast = fit_student(epochs=3, precision="bf16", **FAST)
     for plain in (slow, full):
-        for one, other in zip(plain, fast, strict=True):
-            assert one["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=0.02)
+        for eager, compiled in zip(plain, fast, strict=True):
+            assert eager["train"]["loss"] == pytest.approx(compiled["train"]["loss"], rel=0.02)
 
 
 def test_a_resumed_fit_keeps_the_choice(tmp_path, monkeypatch):
-    whole, records = taught(tmp_path / "whole", epochs=2, checkpoint_steps=2, **FAST)
+    whole, records = fit_student(tmp_path / "whole", epochs=2, checkpoint_steps=2, **FAST)
     with pytest.raises(KeyboardInterrupt):
-        taught(
+        fit_student(
             tmp_path / "cut",
             epochs=2,
             rows=Rows(*images(), batch_size=10, stop_before=(1, 3)),
@@ -136,16 +142,16 @@ def test_a_resumed_fit_keeps_the_choice(tmp_path, monkeypatch):
             **FAST,
         )
     monkeypatch.setattr(f"{COMPILE}.seconds", lambda *_: pytest.fail("measured again"))
-    told = []
-    resumed, found = taught(tmp_path / "cut", told=told, resume=True, epochs=2, checkpoint_steps=2, **FAST)
-    assert told[0]["teacher_compiled"]
-    assert told[0]["student_compiled"]
+    plans = []
+    resumed, after = fit_student(tmp_path / "cut", plans=plans, resume=True, epochs=2, checkpoint_steps=2, **FAST)
+    assert plans[0]["teacher_compiled"]
+    assert plans[0]["student_compiled"]
     assert same_bits(state(whole), state(resumed))
-    assert untimed(records)[1] == untimed(found)[0]
+    assert untimed(records)[1] == untimed(after)[0]
 
 
 def test_a_checkpoint_without_a_choice_is_gone_on_with_plainly(tmp_path):
-    taught(tmp_path, epochs=1)
+    fit_student(tmp_path, epochs=1)
     (folder,) = (tmp_path / "checkpoints").iterdir()
     content = json.loads((folder / "state.json").read_text())
     del content["speed"]
@@ -160,17 +166,17 @@ def test_a_checkpoint_without_a_choice_is_gone_on_with_plainly(tmp_path):
 
 def test_products_and_a_compiled_student_do_not_meet(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{COMPILE}.PRODUCT_GAIN", 0.0)
-    plain, _ = taught()
-    told = []
-    quick, _ = taught(tmp_path, told=told, **{**FAST, "gradient_products": True})
-    assert told[0]["student_compiled"]
-    assert len(told[0]["products"]) == 2
+    plain, _ = fit_student()
+    plans = []
+    quick, _ = fit_student(tmp_path, plans=plans, **{**FAST, "gradient_products": True})
+    assert plans[0]["student_compiled"]
+    assert len(plans[0]["products"]) == 2
     for name, tensor in state(plain).items():
         torch.testing.assert_close(state(quick)[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_where_compiling_fails_the_fit_goes_on_plainly_and_says_so(tmp_path, monkeypatch):
-    plain, _ = taught()
+    plain, _ = fit_student()
 
     def broken(*_, **__):
         def call(*_):
@@ -180,10 +186,10 @@ def test_where_compiling_fails_the_fit_goes_on_plainly_and_says_so(tmp_path, mon
 
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.warns(UserWarning, match="expected to compile it, got RuntimeError") as caught:
-        student, _ = taught(tmp_path, **FAST)
-    said = [str(warning.message) for warning in caught]
-    assert [text.partition(":")[0] for text in said] == ["teacher", "student"]
-    assert "compile_student=false" in said[1]
+        student, _ = fit_student(tmp_path, **FAST)
+    messages = [str(warning.message) for warning in caught]
+    assert [text.partition(":")[0] for text in messages] == ["teacher", "student"]
+    assert "compile_student=false" in messages[1]
     assert same_bits(state(plain), state(student))
 
 
@@ -210,8 +216,8 @@ def test_a_teacher_with_taps_says_the_same_compiled():
     forms.take(ComputePlan(teacher_compiled=True, samples=4))
     quick = forms.ask(batch)
     assert plain.taps.keys() == quick.taps.keys() == {"norm", "conv"}
-    for one, other in ((plain.logits, quick.logits), *((plain.taps[n], quick.taps[n]) for n in plain.taps)):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for eager, compiled in ((plain.logits, quick.logits), *((plain.taps[n], quick.taps[n]) for n in plain.taps)):
+        torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
 
 
 def test_other_sizes_of_batch_are_computed_plainly():
@@ -235,13 +241,13 @@ def test_measuring_products_names_only_shapes_that_were_seen_and_draws_no_number
 def test_a_choice_survives_json():
     shape = Shape(*range(1, 13))
     chosen = ComputePlan(
-        teacher_compiled=True, products=(shape,), samples=64, reasons={"teacher": "2 ms plain, 1 ms so"}
+        teacher_compiled=True, products=(shape,), samples=64, reasons={"teacher": "2 ms eager, 1 ms compiled"}
     )
     assert chosen.to_json()["why"] == chosen.reasons
     assert ComputePlan.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
 
 
-def test_a_compiled_lesson_deep_copies_and_saves_under_its_own_names():
+def test_a_compiled_distiller_deep_copies_and_saves_under_its_own_names():
     distiller = Distiller(seeded(Moving), MATCH)
     names = distiller.state_dict().keys()
     forms = CompiledForms(distiller.student, None)

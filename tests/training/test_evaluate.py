@@ -34,36 +34,36 @@ def answers(count=400, *, seed=0, classes=CLASSES, unlabelled=0):
     return EvalOutputs(logits, labels)
 
 
-def numpy(given):
-    known = given.labels.numpy() != -100
-    logp = log_softmax(given.logits.double().numpy(), axis=-1)
-    return logp, np.exp(logp), given.labels.numpy(), known
+def numpy(outputs):
+    known = outputs.labels.numpy() != -100
+    logp = log_softmax(outputs.logits.double().numpy(), axis=-1)
+    return logp, np.exp(logp), outputs.labels.numpy(), known
 
 
 @pytest.mark.parametrize("unlabelled", [0, 37])
 def test_judgement_by_hand(unlabelled):
-    given = answers(unlabelled=unlabelled)
-    _, p, labels, known = numpy(given)
-    found = evaluate_outputs(given)
+    outputs = answers(unlabelled=unlabelled)
+    _, p, labels, known = numpy(outputs)
+    metrics = evaluate_outputs(outputs)
     named = p.argmax(-1)
-    assert found["accuracy"] == pytest.approx(accuracy_score(labels[known], named[known]))
-    assert found["loss"] == pytest.approx(log_loss(labels[known], p[known], labels=range(CLASSES)), rel=1e-5)
-    assert found["entropy"] == pytest.approx(entropy(p, axis=-1).mean(), rel=1e-5)
-    assert found["per_class"] == pytest.approx(
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(labels[known], named[known]))
+    assert metrics["loss"] == pytest.approx(log_loss(labels[known], p[known], labels=range(CLASSES)), rel=1e-5)
+    assert metrics["entropy"] == pytest.approx(entropy(p, axis=-1).mean(), rel=1e-5)
+    assert metrics["per_class"] == pytest.approx(
         list(recall_score(labels[known], named[known], labels=range(CLASSES), average=None))
     )
-    assert found.keys() == {"accuracy", "loss", "entropy", "ece", "per_class", "entropy_histogram", "reliability"}
+    assert metrics.keys() == {"accuracy", "loss", "entropy", "ece", "per_class", "entropy_histogram", "reliability"}
 
 
 @pytest.mark.parametrize("unlabelled", [0, 37])
 def test_calibration_by_hand(unlabelled):
     """Guo et al. 2017: ``ECE = sum_b |b| / n * |acc(b) - conf(b)|`` over 15 bins ``(k / 15, (k + 1) / 15]``."""
-    given = answers(unlabelled=unlabelled)
-    _, p, labels, known = numpy(given)
+    outputs = answers(unlabelled=unlabelled)
+    _, p, labels, known = numpy(outputs)
     confidence, right = p.max(-1)[known], (p.argmax(-1) == labels)[known]
-    found, gaps = evaluate_outputs(given), 0.0
-    assert len(found["reliability"]) == 15
-    for k, each in enumerate(found["reliability"]):
+    metrics, gaps = evaluate_outputs(outputs), 0.0
+    assert len(metrics["reliability"]) == 15
+    for k, each in enumerate(metrics["reliability"]):
         here = (confidence > k / 15) & (confidence <= (k + 1) / 15)
         assert each["low"] == pytest.approx(k / 15)
         assert each["high"] == pytest.approx((k + 1) / 15)
@@ -71,8 +71,8 @@ def test_calibration_by_hand(unlabelled):
         assert each["confidence"] == pytest.approx(confidence[here].mean() if here.any() else 0.0, rel=1e-5)
         assert each["accuracy"] == pytest.approx(right[here].mean() if here.any() else 0.0)
         gaps += abs(right[here].sum() - confidence[here].sum())
-    assert found["ece"] == pytest.approx(gaps / known.sum(), rel=1e-5)
-    assert sum(each["count"] for each in found["reliability"]) == known.sum()
+    assert metrics["ece"] == pytest.approx(gaps / known.sum(), rel=1e-5)
+    assert sum(each["count"] for each in metrics["reliability"]) == known.sum()
 
 
 def test_calibration_at_the_ends():
@@ -84,12 +84,12 @@ def test_calibration_at_the_ends():
 
 
 def test_entropy_histogram_by_hand():
-    given = answers()
-    _, p, _, _ = numpy(given)
-    found = evaluate_outputs(given)["entropy_histogram"]
+    outputs = answers()
+    _, p, _, _ = numpy(outputs)
+    metrics = evaluate_outputs(outputs)["entropy_histogram"]
     counts, edges = np.histogram(entropy(p, axis=-1), bins=30, range=(0, np.log(CLASSES)))
-    assert found["counts"] == counts.tolist()
-    assert found["edges"] == pytest.approx(edges.tolist(), rel=1e-6)
+    assert metrics["counts"] == counts.tolist()
+    assert metrics["edges"] == pytest.approx(edges.tolist(), rel=1e-6)
 
 
 def test_entropy_histogram_holds_every_sample():
@@ -103,8 +103,8 @@ def test_entropy_histogram_holds_every_sample():
 
 
 def test_a_class_without_samples_has_no_accuracy():
-    given = EvalOutputs(torch.eye(3)[[0, 0, 2]], torch.tensor([0, 2, 2]))
-    assert evaluate_outputs(given)["per_class"] == [1.0, None, 0.5]
+    outputs = EvalOutputs(torch.eye(3)[[0, 0, 2]], torch.tensor([0, 2, 2]))
+    assert evaluate_outputs(outputs)["per_class"] == [1.0, None, 0.5]
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.25, None])
@@ -112,39 +112,39 @@ def test_beside_a_teacher_by_hand(gamma):
     student, teacher = answers(seed=1), answers(seed=2)
     logq, q, _, _ = numpy(student)
     logp, p, _, _ = numpy(teacher)
-    found = evaluate_outputs(student, teacher, gamma=gamma)
-    assert found["agreement"] == pytest.approx((q.argmax(-1) == p.argmax(-1)).mean())
-    assert found["kl_to_teacher"] == pytest.approx((p * (logp - logq)).sum(-1).mean(), rel=1e-5)
+    metrics = evaluate_outputs(student, teacher, gamma=gamma)
+    assert metrics["agreement"] == pytest.approx((q.argmax(-1) == p.argmax(-1)).mean())
+    assert metrics["kl_to_teacher"] == pytest.approx((p * (logp - logq)).sum(-1).mean(), rel=1e-5)
     if gamma is None:
-        assert found["kl_to_target"] is None
+        assert metrics["kl_to_target"] is None
     else:
         log_target = log_softmax(gamma * teacher.logits.double().numpy(), axis=-1)
         by_hand = (np.exp(log_target) * (log_target - logq)).sum(-1).mean()
-        assert found["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
+        assert metrics["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
         epoch = summarize("test", student, teacher, gamma=gamma)
         assert epoch["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
-        assert epoch["agreement"] == found["agreement"]
+        assert epoch["agreement"] == metrics["agreement"]
 
 
 def test_an_epochs_means_are_the_judgements():
-    given = answers(unlabelled=37)
-    found, detail = summarize("validation", given, None, gamma=None), evaluate_outputs(given)
-    assert found.keys() == records.EvaluationMeans.__annotations__.keys()
-    assert (found["set"], found["samples"]) == ("validation", 400)
+    outputs = answers(unlabelled=37)
+    metrics, detail = summarize("validation", outputs, None, gamma=None), evaluate_outputs(outputs)
+    assert metrics.keys() == records.EvaluationMeans.__annotations__.keys()
+    assert (metrics["set"], metrics["samples"]) == ("validation", 400)
     for key in ("accuracy", "loss", "entropy"):
-        assert found[key] == pytest.approx(detail[key], rel=1e-6)
-    assert found["agreement"] is None
-    assert found["kl_to_target"] is None
+        assert metrics[key] == pytest.approx(detail[key], rel=1e-6)
+    assert metrics["agreement"] is None
+    assert metrics["kl_to_target"] is None
 
 
 def test_without_labels_there_is_no_accuracy():
-    given = answers(unlabelled=400)
-    found = summarize("test", given, given, gamma=0.5)
-    assert found["accuracy"] is None
-    assert found["loss"] is None
-    assert found["agreement"] == 1.0
-    assert found["entropy"] > 0
-    assert better_than_chance(given) is None
+    outputs = answers(unlabelled=400)
+    metrics = summarize("test", outputs, outputs, gamma=0.5)
+    assert metrics["accuracy"] is None
+    assert metrics["loss"] is None
+    assert metrics["agreement"] == 1.0
+    assert metrics["entropy"] > 0
+    assert better_than_chance(outputs) is None
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
@@ -175,15 +175,15 @@ def test_a_network_is_asked_in_evaluation_mode_and_put_back():
     for training in (True, False):
         network.train(training)
         before, random = state(network), torch.get_rng_state()
-        found = asked(network, Rows(inputs, labels, batch_size=16))
+        outputs = asked(network, Rows(inputs, labels, batch_size=16))
         assert network.training is training
         assert all(module.training is training for module in network.modules())
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
         assert torch.equal(torch.get_rng_state(), random)
         with torch.no_grad():
-            torch.testing.assert_close(found.logits, network.eval()(inputs))
-        assert torch.equal(found.labels, labels)
-        assert not found.logits.requires_grad
+            torch.testing.assert_close(outputs.logits, network.eval()(inputs))
+        assert torch.equal(outputs.labels, labels)
+        assert not outputs.logits.requires_grad
 
 
 def test_the_mode_is_put_back_after_an_error_too():

@@ -14,9 +14,10 @@ from tutelage.objectives import BindContext
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalSet, NonFiniteError
-from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.lockstep import Lockstep
 from tutelage.training.loop import fit
 from tutelage.training.state import RngState
+from tutelage.training.step import FitJob
 from tutelage.types import Outputs
 
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ class Counting(nn.Module):
 
 
 class Case:
-    """What one pupil is made of, anew each time."""
+    """What one student is made of, anew each time."""
 
     def __init__(self, make, objective, seed, **changes):
         self.make, self.objective, self.seed, self.changes = make, objective, seed, changes
@@ -105,30 +106,30 @@ def teacher():
     return Counting(seeded(Moving, 9))
 
 
-def alone(case, *, folder=None, given=None, resume=False, **shared):
-    taught = FrozenTeacher(teacher().network, case.objective.needs.teacher_taps) if case.asks else None
+def alone(case, *, folder=None, rows=None, resume=False, **shared):
+    network = FrozenTeacher(teacher().network, case.objective.needs.teacher_taps) if case.asks else None
     distiller, keep = case.distiller(), case.keep(folder)  # last: the fit goes on with its generators
-    told = fit(
+    history = fit(
         distiller,
-        taught,
-        given or batches(),
+        network,
+        rows or batches(),
         case.settings(**shared),
         accelerator=accelerator_on("cpu"),
         held_out=held_out(),
         keep=keep,
         resume=keep.checkpoints.load() if resume else None,
     )
-    return distiller, told
+    return distiller, history
 
 
 def together(cases, *, folders=None, resume=False, asked=None, **shared):
-    pupils = []
+    jobs = []
     for case, folder in zip(cases, folders or [None] * len(cases), strict=True):
         chance, keep = RngState(CPU), case.keep(folder)
         with chance:
             distiller = case.distiller()
         saved = keep.checkpoints.load() if resume else None
-        pupils.append(
+        jobs.append(
             FitJob(
                 distiller=distiller,
                 settings=case.settings(**shared),
@@ -139,31 +140,31 @@ def together(cases, *, folders=None, resume=False, asked=None, **shared):
                 rng=chance,
             )
         )
-    told = [[] for _ in cases]
-    for k, one in Lockstep(pupils, asked or teacher(), batches(), accelerator=accelerator_on("cpu")).run():
-        told[k].append(one)
-    return [pupil.distiller for pupil in pupils], told
+    histories = [[] for _ in cases]
+    for k, record in Lockstep(jobs, asked or teacher(), batches(), accelerator=accelerator_on("cpu")).run():
+        histories[k].append(record)
+    return [job.distiller for job in jobs], histories
 
 
-def assert_alike(lessons, told, cases, **shared):
-    for case, distiller, records in zip(cases, lessons, told, strict=True):
-        other, expected = alone(case, **shared)
+def assert_alike(distillers, histories, cases, **shared):
+    for case, distiller, records in zip(cases, distillers, histories, strict=True):
+        single, expected = alone(case, **shared)
         assert untimed(records) == untimed(list(expected))
-        assert same_bits(state(distiller), state(other))
+        assert same_bits(state(distiller), state(single))
 
 
 @pytest.mark.parametrize("shared", [{}, {"accumulate": 2}, {"precision": "bf16"}], ids=str)
 def test_each_ends_in_the_bits_of_one_alone(shared):
-    lessons, told = together(CASES, **shared)
-    assert_alike(lessons, told, CASES, **shared)
+    distillers, histories = together(CASES, **shared)
+    assert_alike(distillers, histories, CASES, **shared)
 
 
 def test_without_generators_of_their_own_they_would_not(monkeypatch):
     monkeypatch.setattr(RngState, "__enter__", lambda self: self)
-    lessons, _ = together(CASES)
-    other, told = alone(CASES[0])
-    list(told)
-    assert not same_bits(state(lessons[0]), state(other))
+    distillers, _ = together(CASES)
+    single, history = alone(CASES[0])
+    list(history)
+    assert not same_bits(state(distillers[0]), state(single))
 
 
 def test_the_teacher_is_asked_once_about_a_batch():
@@ -178,24 +179,24 @@ def test_where_no_one_asks_the_teacher_is_left_alone():
     assert asked.asked == 0
 
 
-def test_a_pupil_gets_its_own_features_alone():
-    heard = []
+def test_a_student_gets_its_own_features_alone():
+    tap_names = []
 
     class Hears(Counting):
         def __call__(self, batch):
-            said = super().__call__(batch)
-            heard.append(set(said.taps))
-            return said
+            outputs = super().__call__(batch)
+            tap_names.append(set(outputs.taps))
+            return outputs
 
-    pupils = [
+    jobs = [
         FitJob(distiller=case.distiller(), settings=settings(), asks=case.asks, rng=RngState(CPU)) for case in CASES[:3]
     ]
-    seen = [set() for _ in pupils]
-    for pupil, mine in zip(pupils, seen, strict=True):
-        plain = pupil.distiller.forward
-        pupil.distiller.forward = lambda b, t, p, n, plain=plain, mine=mine: (mine.update(t.taps), plain(b, t, p, n))[1]
-    list(Lockstep(pupils, Hears(seeded(Moving, 9)), batches(), accelerator=accelerator_on("cpu")).run())
-    assert heard[0] == {"deeper", "norm"}
+    seen = [set() for _ in jobs]
+    for job, mine in zip(jobs, seen, strict=True):
+        plain = job.distiller.forward
+        job.distiller.forward = lambda b, t, p, n, plain=plain, mine=mine: (mine.update(t.taps), plain(b, t, p, n))[1]
+    list(Lockstep(jobs, Hears(seeded(Moving, 9)), batches(), accelerator=accelerator_on("cpu")).run())
+    assert tap_names[0] == {"deeper", "norm"}
     assert seen == [set(), set(), {"deeper"}]
 
 
@@ -206,15 +207,15 @@ def test_those_that_stopped_at_different_steps_go_on_to_the_same_bits(tmp_path):
     folders = [tmp_path / str(k) for k in range(len(CASES))]
     for case, folder, stop in zip(CASES, folders, STOPS, strict=False):
         with pytest.raises(KeyboardInterrupt):
-            list(alone(case, folder=folder, given=batches(stop_before=stop), checkpoint_steps=1)[1])
+            list(alone(case, folder=folder, rows=batches(stop_before=stop), checkpoint_steps=1)[1])
     list(alone(CASES[3], folder=folders[3], checkpoint_steps=1)[1])  # this one is done
-    lessons, told = together(CASES, folders=folders, resume=True, checkpoint_steps=1)
-    assert [len(one) for one in told] == [2, 1, 1, 0]
-    for case, distiller, records, folder in zip(CASES, lessons, told, folders, strict=True):
-        other, expected = alone(case, checkpoint_steps=1)
+    distillers, histories = together(CASES, folders=folders, resume=True, checkpoint_steps=1)
+    assert [len(history) for history in histories] == [2, 1, 1, 0]
+    for case, distiller, records, folder in zip(CASES, distillers, histories, folders, strict=True):
+        single, expected = alone(case, checkpoint_steps=1)
         whole = untimed(list(expected))
         assert untimed(records) == whole[len(whole) - len(records) :]
-        assert same_bits(state(distiller), state(other))
+        assert same_bits(state(distiller), state(single))
         assert untimed(case.keep(folder).checkpoints.load().state["history"]) == whole
 
 
@@ -239,27 +240,27 @@ def test_what_fails_fails_alone():
         Case(lambda: Writing(), objectives.kd(temperature=2.0), 6, optimizer=settings().optimizer.__class__(lr=1e30)),
     ]
     cases = [failing[0], *CASES, failing[1]]
-    lessons, told = together(cases)
-    assert [type(one) for one in told[0]] == [dict, RuntimeError]
-    assert [type(one) for one in told[-1]] == [NonFiniteError]
-    assert_alike(lessons[1:-1], told[1:-1], CASES)
+    distillers, histories = together(cases)
+    assert [type(record) for record in histories[0]] == [dict, RuntimeError]
+    assert [type(record) for record in histories[-1]] == [NonFiniteError]
+    assert_alike(distillers[1:-1], histories[1:-1], CASES)
 
 
 def test_where_all_fail_it_ends():
     cases = [Case(lambda: Fails(2, RuntimeError("no more")), objectives.cross_entropy(), k) for k in range(2)]
-    _, told = together(cases)
-    assert [[type(one) for one in each] for each in told] == [[RuntimeError]] * 2
+    _, histories = together(cases)
+    assert [[type(record) for record in each] for each in histories] == [[RuntimeError]] * 2
 
 
 def test_those_ahead_of_the_ones_that_failed_go_on_from_where_they_are(tmp_path):
     folder = tmp_path / "ahead"
     with pytest.raises(KeyboardInterrupt):
-        list(alone(CASES[0], folder=folder, given=batches(stop_before=(0, 4)), checkpoint_steps=1)[1])
+        list(alone(CASES[0], folder=folder, rows=batches(stop_before=(0, 4)), checkpoint_steps=1)[1])
     fails = Case(lambda: Fails(1, RuntimeError("no more")), objectives.cross_entropy(), 5)
     chance, keep = RngState(CPU), CASES[0].keep(folder)
     with chance:
         distiller = CASES[0].distiller()
-    pupils = [
+    jobs = [
         FitJob(
             distiller=distiller,
             settings=settings(),
@@ -270,10 +271,10 @@ def test_those_ahead_of_the_ones_that_failed_go_on_from_where_they_are(tmp_path)
         ),
         FitJob(distiller=fails.distiller(), settings=settings(), asks=False, rng=RngState(CPU)),
     ]
-    made = Lockstep(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
-    told = list(made.run())
-    assert [(k, type(one)) for k, one in told] == [(1, RuntimeError), (0, dict), (0, dict)]
-    assert_alike([distiller], [[one for k, one in told if k == 0]], CASES[:1])
+    lockstep = Lockstep(jobs, teacher(), batches(), accelerator=accelerator_on("cpu"))
+    results = list(lockstep.run())
+    assert [(k, type(record)) for k, record in results] == [(1, RuntimeError), (0, dict), (0, dict)]
+    assert_alike([distiller], [[record for k, record in results if k == 0]], CASES[:1])
 
 
 def test_an_interrupt_ends_all():
@@ -283,23 +284,23 @@ def test_an_interrupt_ends_all():
 
 
 def test_one_that_is_dropped_takes_no_further_step():
-    pupils = [
+    jobs = [
         FitJob(distiller=case.distiller(), settings=settings(epochs=3), asks=case.asks, rng=RngState(CPU))
         for case in CASES[:2]
     ]
-    made = Lockstep(pupils, teacher(), batches(), accelerator=accelerator_on("cpu"))
-    told = []
-    for k, one in made.run():
-        told.append((k, one["epoch"]))
+    lockstep = Lockstep(jobs, teacher(), batches(), accelerator=accelerator_on("cpu"))
+    results = []
+    for k, record in lockstep.run():
+        results.append((k, record["epoch"]))
         if k == 0:
-            made.drop(0)
-    assert told == [(0, 1), (1, 1), (1, 2), (1, 3)]
+            lockstep.drop(0)
+    assert results == [(0, 1), (1, 1), (1, 2), (1, 3)]
 
 
 def test_a_student_that_writes_into_its_inputs_does_so_for_itself():
     cases = [Case(Writing, objectives.cross_entropy(), 1), CASES[1], Case(Writing, objectives.cross_entropy(), 2)]
-    lessons, told = together(cases)
-    assert_alike(lessons[1:2], told[1:2], CASES[1:2])
+    distillers, histories = together(cases)
+    assert_alike(distillers[1:2], histories[1:2], CASES[1:2])
 
 
 def test_what_a_teacher_fails_with_is_everyones():
@@ -315,9 +316,9 @@ def test_what_a_teacher_fails_with_is_everyones():
     ("name", "value"), [("epochs", 3), ("accumulate", 2), ("precision", "bf16"), ("channels_last", False)]
 )
 def test_settings_that_do_not_agree_are_refused(name, value):
-    pupils = [
+    jobs = [
         FitJob(distiller=CASES[0].distiller(), settings=settings()),
         FitJob(distiller=CASES[1].distiller(), settings=settings(**{name: value})),
     ]
     with pytest.raises(ValueError, match=f"{name}: expected one value for all that are fitted together"):
-        Lockstep(pupils, lambda batch: Outputs(batch.inputs), batches(), accelerator=accelerator_on("cpu"))
+        Lockstep(jobs, lambda batch: Outputs(batch.inputs), batches(), accelerator=accelerator_on("cpu"))

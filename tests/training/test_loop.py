@@ -81,9 +81,9 @@ def test_a_record_has_the_schemas_keys_and_counts():
     rows = Rows(inputs, labels, batch_size=10)
     distiller = Distiller(mlp(), objectives.cross_entropy())
     held = [EvalSet("validation", rows), EvalSet("test", rows)]
-    found = list(fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=held, stage=3))
-    assert [(r["stage"], r["epoch"], r["step"], r["skipped_steps"]) for r in found] == [(3, 1, 5, 0), (3, 2, 10, 0)]
-    for record in found:
+    history = list(fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=held, stage=3))
+    assert [(r["stage"], r["epoch"], r["step"], r["skipped_steps"]) for r in history] == [(3, 1, 5, 0), (3, 2, 10, 0)]
+    for record in history:
         assert record.keys() == records.Epoch.__annotations__.keys()
         assert record["train"].keys() == records.TrainMeans.__annotations__.keys()
         for name in ("validation", "test"):
@@ -94,7 +94,7 @@ def test_a_record_has_the_schemas_keys_and_counts():
         assert record["memory_mb"] is None or record["memory_mb"] > 1
         assert record["train"]["kl_to_target"] is None
         assert record["train"]["agreement"] is None
-    assert found[0]["test"]["samples"] == 48
+    assert history[0]["test"]["samples"] == 48
 
 
 def test_a_held_out_set_is_evaluated_after_the_epoch():
@@ -134,9 +134,9 @@ def test_without_labels_only_the_teacher_teaches():
 
 def test_it_learns():
     inputs, labels = samples(200)
-    found = fitted(mlp(), Rows(inputs, labels, batch_size=20, shuffle=True), epochs=15)
-    assert found[0]["train"]["loss"] > 1.5 * found[-1]["train"]["loss"]
-    assert found[-1]["train"]["accuracy"] > 0.8
+    history = fitted(mlp(), Rows(inputs, labels, batch_size=20, shuffle=True), epochs=15)
+    assert history[0]["train"]["loss"] > 1.5 * history[-1]["train"]["loss"]
+    assert history[-1]["train"]["accuracy"] > 0.8
 
 
 # Rates, clipping, accumulation
@@ -144,8 +144,8 @@ def test_it_learns():
 
 def test_the_first_epoch_after_a_milestone_is_the_first_at_the_lower_rate():
     schedule = MultiStep(milestones=(2, 3), factor=0.1)
-    found = fitted(mlp(), Rows(*samples(), batch_size=16), epochs=4, schedule=schedule)
-    assert [(r["epoch"], round(r["learning_rate"], 9)) for r in found] == [(1, 0.1), (2, 0.1), (3, 0.01), (4, 0.001)]
+    history = fitted(mlp(), Rows(*samples(), batch_size=16), epochs=4, schedule=schedule)
+    assert [(r["epoch"], round(r["learning_rate"], 9)) for r in history] == [(1, 0.1), (2, 0.1), (3, 0.01), (4, 0.001)]
 
 
 def test_every_group_gets_every_steps_rate():
@@ -191,10 +191,10 @@ def test_accumulation_changes_nothing(accumulate, optimizer):
     rows, teacher = Rows(inputs, labels, batch_size=20), Says(torch.randn(44, 4))
     how = {"teacher": teacher, "objective": objectives.wttm(gamma=0.3, beta=2.0), "optimizer": optimizer, "clip": 0.5}
     whole, cut = mlp(), mlp()
-    one, many = fitted(whole, rows, **how), fitted(cut, rows, accumulate=accumulate, **how)
+    whole_batch, micro_batches = fitted(whole, rows, **how), fitted(cut, rows, accumulate=accumulate, **how)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(cut.state_dict()[name], value, rtol=1e-5, atol=1e-6)
-    for a, b in zip(one, many, strict=True):
+    for a, b in zip(whole_batch, micro_batches, strict=True):
         assert a["train"].pop("terms") == pytest.approx(b["train"].pop("terms"), rel=1e-5)
         assert a["train"] == pytest.approx(b["train"], rel=1e-5)
         assert a["step"] == b["step"]
@@ -242,7 +242,7 @@ def test_a_step_that_is_not_finite_is_named_and_not_applied(accumulate):
     assert str(caught.value) == (
         "step 3 of stage 1: expected a finite loss and gradient, got NaN or infinity; "
         "samples with non-finite student or teacher logits: 17, 20; the step was not applied: "
-        "look at these samples or lower optimizer.lr, or type nonfinite=skip to go on without such steps"
+        "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without such steps"
     )
     assert same_bits(state(stopped), state(control))
 
@@ -296,27 +296,27 @@ def test_skipping_is_as_if_the_batch_had_not_been_there(clip):
     quiet = [seeded(Moving), seeded(Moving)]
     for each in quiet:
         each.drop.p = 0.0
-    found = fitted(quiet[0], Rows(inputs, labels, batch_size=8), teacher=Says(poisoned([17])), **how)
+    history = fitted(quiet[0], Rows(inputs, labels, batch_size=8), teacher=Says(poisoned([17])), **how)
     control = fitted(
         quiet[1], Rows(inputs[without], labels[without], batch_size=8), teacher=Says(poisoned([])[without]), **how
     )
     assert same_bits(state(quiet[0]), state(quiet[1]))
     assert all(torch.isfinite(value).all() for value in quiet[0].state_dict().values())
-    assert [r["skipped_steps"] for r in found] == [1, 1]
+    assert [r["skipped_steps"] for r in history] == [1, 1]
     assert [r["skipped_steps"] for r in control] == [0, 0]
-    assert [r["train"] for r in found] == [r["train"] for r in control]
-    assert [r["train"]["samples"] for r in found] == [40, 40]
-    assert [r["step"] for r in found] == [6, 12]
+    assert [r["train"] for r in history] == [r["train"] for r in control]
+    assert [r["train"]["samples"] for r in history] == [40, 40]
+    assert [r["step"] for r in history] == [6, 12]
 
 
 def test_an_epoch_of_skipped_steps_only_still_has_a_record():
     student = mlp()
     start = state(student)
-    found = fitted(
+    history = fitted(
         student, Rows(*samples(48), batch_size=24), teacher=Says(poisoned(range(48))), objective=MATCH, nonfinite="skip"
     )
-    assert [r["skipped_steps"] for r in found] == [2, 2]
-    assert found[0]["train"]["samples"] == 0
+    assert [r["skipped_steps"] for r in history] == [2, 2]
+    assert history[0]["train"]["samples"] == 0
     assert same_bits(state(student), start)
 
 
@@ -351,11 +351,11 @@ def test_the_teacher_stays_as_it_is(tmp_path):
     assert set(flags) == {(False, False)}
     assert not any(module.training for module in network.modules())
     assert all(p.grad is None and not p.requires_grad for p in network.parameters())
-    own = sum(t.numel() for t in student.state_dict().values())
+    student_size = sum(t.numel() for t in student.state_dict().values())
     saved = Checkpoints(tmp_path / "checkpoints").load()
     distiller = {name: t for name, t in saved.tensors.items() if name.startswith("lesson.")}
     assert {name.removeprefix("lesson.student.") for name in distiller} == set(student.state_dict())
-    assert sum(t.numel() for t in distiller.values()) == own
+    assert sum(t.numel() for t in distiller.values()) == student_size
     flat = torch.cat([t.flatten().float() for t in saved.tensors.values()])
     assert not torch.isin(network.head.weight.flatten(), flat).any()
 
@@ -399,7 +399,7 @@ def test_a_caller_may_stop_after_an_epoch_and_go_on_later(tmp_path):
         {n.removeprefix("lesson.student."): t for n, t in saved.tensors.items() if "lesson" in n}, state(student)
     )
     fresh = mlp(seed=99)
-    rest = fit(
+    resumed = fit(
         Distiller(fresh, objectives.cross_entropy()),
         None,
         rows,
@@ -408,7 +408,7 @@ def test_a_caller_may_stop_after_an_epoch_and_go_on_later(tmp_path):
         keep=keep,
         resume=saved,
     )
-    assert untimed([*first, *rest]) == untimed(expected)
+    assert untimed([*first, *resumed]) == untimed(expected)
     assert same_bits(state(fresh), state(whole))
 
 
@@ -443,12 +443,12 @@ def test_interrupted_in_an_epoch_and_resumed_has_the_same_bits(tmp_path, changes
             runs[name] = None
     assert runs["stopped"] is None
     torch.manual_seed(4)
-    rest = fitted(
+    later = fitted(
         resumed, Rows(inputs, labels, batch_size=8, shuffle=True), folder=tmp_path / "stopped", resume=True, **how
     )
     assert same_bits(state(resumed), state(whole))
     assert not same_bits(state(stopped), state(whole))
-    assert untimed(rest) == untimed(runs["whole"])[-len(rest) :]
+    assert untimed(later) == untimed(runs["whole"])[-len(later) :]
     a, b = (Checkpoints(tmp_path / name / "checkpoints").load() for name in ("whole", "stopped"))
     assert same_bits(a.tensors, b.tensors)
 
@@ -538,10 +538,10 @@ def test_the_best_weights_are_the_first_with_the_highest_accuracy(tmp_path):
     for _ in fit(distiller, None, rows, settings(**how), accelerator=accelerator_on("cpu")):
         seen.append(state(probe))
     probe.load_state_dict(seen[1])
-    said = probe(inputs).argmax(-1)
+    predicted = probe(inputs).argmax(-1)
     keep = CheckpointSink(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
     student = mlp()
-    found = list(
+    history = list(
         fit(
             Distiller(student, objectives.cross_entropy()),
             None,
@@ -549,12 +549,12 @@ def test_the_best_weights_are_the_first_with_the_highest_accuracy(tmp_path):
             settings(**how),
             accelerator=accelerator_on("cpu"),
             keep=keep,
-            held_out=[EvalSet("validation", Rows(inputs, said, batch_size=64)), EvalSet("test", rows)],
+            held_out=[EvalSet("validation", Rows(inputs, predicted, batch_size=64)), EvalSet("test", rows)],
         )
     )
-    scores = [r["validation"]["accuracy"] for r in found]
+    scores = [r["validation"]["accuracy"] for r in history]
     assert scores[1] == 1.0
-    assert records.best_epoch(found, "validation") == {"set": "validation", "accuracy": 1.0, "epoch": 2, "stage": 0}
+    assert records.best_epoch(history, "validation") == {"set": "validation", "accuracy": 1.0, "epoch": 2, "stage": 0}
     best = safetensors.torch.load_file(keep.best)
     assert same_bits(best, seen[1])
     assert not same_bits(best, state(student))
@@ -621,8 +621,8 @@ def test_half_precision_runs_are_finite_and_keep_full_weights():
     half.conv.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     for student, precision in ((full, "fp32"), (half, "bf16")):
         torch.manual_seed(0)
-        found = fitted(student, rows, teacher=teacher, objective=MATCH, precision=precision)
-        assert all(math.isfinite(r["train"]["loss"]) and r["skipped_steps"] == 0 for r in found)
+        history = fitted(student, rows, teacher=teacher, objective=MATCH, precision=precision)
+        assert all(math.isfinite(r["train"]["loss"]) and r["skipped_steps"] == 0 for r in history)
     assert dtypes == {torch.bfloat16}
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     assert not same_bits(state(full), state(half))

@@ -35,7 +35,7 @@ OBJECTIVES = {
 }
 
 
-def taught(name):
+def fit_student(name):
     """Fit four steps; the student, and the mean of each term."""
     torch.set_num_threads(1)
     inputs, labels = samples(28)
@@ -49,7 +49,7 @@ def taught(name):
 def one_of_two(rank, port, folder, name):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    torch.save(taught(name), folder / f"{rank}.pt")
+    torch.save(fit_student(name), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -59,10 +59,10 @@ def test_two_processes_train_and_record_what_one_does(name, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.spawn(one_of_two, (port, tmp_path, name), nprocs=2)
-    wanted, means, loss = taught(name)
+    wanted, means, loss = fit_student(name)
     for rank in range(2):
-        found, terms, total = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        weights, terms, total = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in wanted.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(terms, means, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(total, loss, rtol=1e-5, atol=1e-7)

@@ -23,7 +23,7 @@ CONTRAST = CRD(negatives=8, temperature=0.07, momentum=0.5, dimension=6, student
 OBJECTIVE = objectives.cross_entropy() + Objective.of(WeightedTerm("contrast", 0.8, CONTRAST))
 
 
-def lesson_of(labels, seed=0):
+def distiller_of(labels, seed=0):
     student, teacher = mlp(seed=seed), mlp(seed=7)
     context = network_context(OBJECTIVE, student, teacher, torch.rand(2, 6), samples=len(labels), labels=labels)
     torch.manual_seed(seed)
@@ -52,10 +52,10 @@ def test_interrupted_and_resumed_has_the_same_bits(tmp_path, stop):
 
     def run(folder, **more):
         torch.manual_seed(11)
-        distiller, teacher = lesson_of(labels)
+        distiller, teacher = distiller_of(labels)
         rows = Rows(inputs, labels, batch_size=10, shuffle=True, stop_before=more.pop("stop_before", None))
-        found = fitted(distiller, teacher, rows, folder=folder, checkpoint_steps=1, **more)
-        return untimed(found), state(distiller)
+        history = fitted(distiller, teacher, rows, folder=folder, checkpoint_steps=1, **more)
+        return untimed(history), state(distiller)
 
     records, whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -69,7 +69,7 @@ def test_interrupted_and_resumed_has_the_same_bits(tmp_path, stop):
 def test_a_step_that_is_not_applied_leaves_the_banks_alone():
     inputs, labels = samples(40)
     inputs[13] = torch.nan
-    distiller, teacher = lesson_of(labels)
+    distiller, teacher = distiller_of(labels)
     term = distiller.objective.terms["contrast"]
     before = term.student_bank.clone()
     (record,) = fitted(distiller, teacher, Rows(inputs, labels, batch_size=10), epochs=1, nonfinite="skip")
@@ -84,7 +84,7 @@ def test_a_step_that_is_not_applied_leaves_the_banks_alone():
 def test_a_first_step_that_is_not_applied_does_not_fix_the_constants():
     inputs, labels = samples(20)
     inputs[3] = torch.nan
-    distiller, teacher = lesson_of(labels)
+    distiller, teacher = distiller_of(labels)
     with pytest.raises(NonFiniteError):
         fitted(distiller, teacher, Rows(inputs[:10], labels[:10], batch_size=10), epochs=1)
     assert distiller.objective.terms["contrast"].log_normalisers.isnan().all()
@@ -92,7 +92,7 @@ def test_a_first_step_that_is_not_applied_does_not_fix_the_constants():
 
 def test_it_is_not_accumulated():
     inputs, labels = samples(20)
-    distiller, teacher = lesson_of(labels)
+    distiller, teacher = distiller_of(labels)
     with pytest.raises(ValueError, match="accumulate: expected 1 for an objective that couples"):
         fitted(distiller, teacher, Rows(inputs, labels, batch_size=10), accumulate=2)
 
@@ -116,10 +116,10 @@ class Table(nn.Module):
 
 
 def taught_state(*, spoil=False):
-    """Fit four steps; the state of the lesson, and what DDP leaves alone."""
+    """Fit four steps; the state of the distiller, and what DDP leaves alone."""
     torch.set_num_threads(1)
     inputs, labels = samples(28)
-    distiller, teacher = lesson_of(labels)
+    distiller, teacher = distiller_of(labels)
     term = distiller.objective.terms["contrast"]
     term.draw = Table()
     if spoil:

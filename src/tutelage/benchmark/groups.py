@@ -20,8 +20,9 @@ from tutelage.benchmark.batches import FirstBatches, cached_logits, forward, net
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.lockstep import Lockstep
 from tutelage.training.state import RngState
+from tutelage.training.step import FitJob
 from tutelage.types import Teacher
 
 Pair = tuple[str, str]

@@ -50,14 +50,14 @@ def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
         RecipeError: one or more are not ``key=value``, or lead nowhere.
     """
     changed = copy.deepcopy(dict(value))
-    found = []
+    errors = []
     for text in overrides:
         try:
             _put(changed, text)
         except RecipeError as error:
-            found.append(str(error))
-    if found:
-        raise RecipeError("\n".join(found))
+            errors.append(str(error))
+    if errors:
+        raise RecipeError("\n".join(errors))
     return changed
 
 
@@ -67,37 +67,36 @@ def _put(value: dict[str, Any], text: str) -> None:
     if not equals or not all(names):
         raise RecipeError(f"override: expected key=value, got {text!r}; for example epochs=10")
     try:
-        given = yaml.load(raw, Loader=_Loader)  # noqa: S506
+        new = yaml.load(raw, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError:
         raise RecipeError(f"override {key}: expected a YAML value, got {raw!r}; for example {key}=1") from None
-    place: Any = value
-    for depth, name in enumerate(names):
-        place, slot = _slot(place, name, key)
-        if depth == len(names) - 1:
-            place[slot] = given
-            return
-        inner = place.get(slot) if isinstance(place, dict) else place[slot]
+    section: Any = value
+    for depth, name in enumerate(names[:-1], 1):
+        section, slot = _slot(section, name, key)
+        inner = section.get(slot) if isinstance(section, dict) else section[slot]
         if isinstance(inner, str):
-            inner = _long(inner, names[: depth + 1])
+            inner = _long(inner, names[:depth])
         elif not isinstance(inner, dict | list):
             inner = {}
-        place[slot] = inner
-        place = inner
+        section[slot] = inner
+        section = inner
+    section, slot = _slot(section, names[-1], key)
+    section[slot] = new
 
 
-def _slot(place: Any, name: str, key: str) -> tuple[Any, Any]:
+def _slot(section: Any, name: str, key: str) -> tuple[Any, Any]:
     """Find what a name means inside a mapping or a list: a container and the key into it."""
-    if isinstance(place, dict):
-        return place, name
-    if name.isdecimal() and int(name) < len(place):
-        return place, int(name)
-    for i, entry in enumerate(place):
+    if isinstance(section, dict):
+        return section, name
+    if name.isdecimal() and int(name) < len(section):
+        return section, int(name)
+    for i, entry in enumerate(section):
         if entry == name:
-            place[i] = {name: {}}
-        if isinstance(place[i], dict) and name in place[i]:
-            return place[i], name
+            section[i] = {name: {}}
+        if isinstance(section[i], dict) and name in section[i]:
+            return section[i], name
     raise RecipeError(
-        f"override {key}: expected an entry of a list of {len(place)}, got {name!r}; type its number, from 0"
+        f"override {key}: expected an entry of a list of {len(section)}, got {name!r}; type its number, from 0"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in lines of its own: what, what was expected, what was got, what to type."""
+"""Messages about a recipe's errors, one per line: what, what was expected, what was got, what to type."""
 
 from __future__ import annotations
 
@@ -18,26 +18,18 @@ from tutelage.settings.objective import ObjectiveSpec
 
 
 def explain(kind: type[BaseModel], detail: Any) -> list[str]:
-    """Put one error of pydantic's into words.
-
-    Args:
-        kind: the schema that was not met.
-        detail: the error.
-
-    Returns:
-        A line a fault, usually one; each begins with the dotted key.
-    """
-    place, got, what = detail["loc"], detail["input"], detail["type"]
-    if place[-1:] == ("[key]",):
-        place, what = place[:-1], "invalid_key"
-    if what == "missing" and place and isinstance(place[-1], int):
-        place, what = place[:-1], "too_short"
-    spot = _find(kind, place)
+    """Put one error of pydantic's about a schema into lines, usually one; each begins with the dotted key."""
+    path, got, what = detail["loc"], detail["input"], detail["type"]
+    if path[-1:] == ("[key]",):
+        path, what = path[:-1], "invalid_key"
+    if what == "missing" and path and isinstance(path[-1], int):
+        path, what = path[:-1], "too_short"
+    spot = _find(kind, path)
     match what:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return [f"{spot.key}: expected a known key, got {place[-1]!r}; {_nearest(kind, spot, str(place[-1]))}"]
+            return [f"{spot.key}: expected a known key, got {path[-1]!r}; {_nearest(kind, spot, str(path[-1]))}"]
         case "invalid_key":
-            return [f"{spot.key}: expected a key that is text, got {place[-1]!r}; put it in quotes"]
+            return [f"{spot.key}: expected a key that is text, got {path[-1]!r}; put it in quotes"]
         case "value_error":
             return [_prefixed(spot.key, text) for text in str(detail["ctx"]["error"]).splitlines()]
         case "union_tag_invalid" | "union_tag_not_found":
@@ -52,17 +44,11 @@ def explain(kind: type[BaseModel], detail: Any) -> list[str]:
 
 
 class SchemaLocation(NamedTuple):
-    """Where in the schema a fault is.
-
-    Attributes:
-        key: as it is typed.
-        around: the sections of the schema that the mapping around it may be.
-        annotation: the type of its value.
-        field: what the schema says of it, if it is a field.
-    """
+    """Where in the schema a fault is: its dotted key, as typed, and what the schema says of it, if it is a field."""
 
     key: str
     around: list[type]
+    """The sections that the mapping around it may be."""
     annotation: Any
     field: FieldInfo | None
 
@@ -76,7 +62,7 @@ class SchemaLocation(NamedTuple):
 
     def example(self, got: Any) -> str:
         """A value to type instead."""
-        core, _ = _core(self.annotation)
+        core = _core(self.annotation)[0]
         if typing.get_origin(core) is Literal:
             choices = [str(choice) for choice in typing.get_args(core)]
             return (difflib.get_close_matches(str(got), choices, n=1) or choices)[0]
@@ -88,12 +74,12 @@ class SchemaLocation(NamedTuple):
         return _sample(core)
 
 
-def _find(kind: type[BaseModel], place: Sequence[str | int]) -> SchemaLocation:
+def _find(kind: type[BaseModel], path: Sequence[str | int]) -> SchemaLocation:
     """Follow pydantic's path, which names a union's section as well as a mapping's keys, through the schema."""
     key, around, inside = [], [kind], [kind]
     annotation: Any = kind
     field: FieldInfo | None = None
-    for part in place:
+    for part in path:
         if len(inside) > 1 and part in [section.__name__ for section in inside]:
             continue
         if len(inside) > 1 and (tagged := [section for section in inside if part == _tag(section)]):
@@ -101,17 +87,17 @@ def _find(kind: type[BaseModel], place: Sequence[str | int]) -> SchemaLocation:
             continue
         key.append(str(part))
         around = inside
-        field = next((found for section in inside if (found := _members(section).get(str(part)))), None)
+        field = next((member for section in inside if (member := _members(section).get(str(part)))), None)
         annotation = field.annotation if field else _item(annotation, part)
         inside = list(_sections(annotation))
     return SchemaLocation(".".join(key), around, annotation, field)
 
 
 def _prefixed(key: str, text: str) -> str:
-    """Say where a message belongs; its own first word is the section that it knows itself by."""
-    for word in (key.rpartition(".")[2], "objective"):
-        if re.match(rf"{re.escape(word)}[.: ]", text):
-            return key + text[len(word) :]
+    """Begin a message with its key, in place of the section's name that it may begin with."""
+    for section in (key.rpartition(".")[2], "objective"):
+        if re.match(rf"{re.escape(section)}[.: ]", text):
+            return key + text[len(section) :]
     return f"{key}: {text}"
 
 
@@ -122,7 +108,8 @@ def _nearest(kind: type[BaseModel], spot: SchemaLocation, name: str) -> str:
     if name in known:
         return f"leave out {spot.key}, or the keys beside it that exclude it"
     here = [path for section in spot.around for path in _paths(section) if path.rpartition(".")[2] == name]
-    near = [other for other in (_OTHERWISE.get(name),) if other in known]
+    # What a network to train is called, by whether it learns from another.
+    near = [synonym for synonym in ({"model": "student", "student": "model"}.get(name),) if synonym in known]
     near = near or sorted(here, key=len) or difflib.get_close_matches(name, known, n=1)
     near = [f"{above}.{path}" if above else path for path in near]
     if not near and above:
@@ -134,10 +121,6 @@ def _nearest(kind: type[BaseModel], spot: SchemaLocation, name: str) -> str:
     if not near and spot.key not in elsewhere:
         near = elsewhere[:1]
     return f"did you mean {near[0]}?" if near else f"type one of {', '.join(known)}"
-
-
-_OTHERWISE = {"model": "student", "student": "model"}
-"""What a network to train is called, by whether it learns from another."""
 
 
 def _paths(section: type) -> Iterator[str]:
@@ -186,7 +169,7 @@ def _core(annotation: Any) -> tuple[Any, bool]:
 
 def _item(annotation: Any, part: str | int) -> Any:
     """The type of an entry of a list or a mapping."""
-    core, _ = _core(annotation)
+    core = _core(annotation)[0]
     inner = typing.get_args(core)
     if typing.get_origin(core) is tuple:
         return inner[0] if len(inner) == 2 and inner[1] is ... else inner[min(int(part), len(inner) - 1)]
@@ -217,7 +200,7 @@ def _bounds(annotation: Any, field: FieldInfo | None) -> str:
 
 def _metadata(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next((found for each in typing.get_args(annotation) if (found := _metadata(each))), ())
+        return next((bounds for each in typing.get_args(annotation) if (bounds := _metadata(each))), ())
     return getattr(annotation, "__metadata__", ())
 
 
@@ -227,11 +210,9 @@ def _sample(core: Any) -> str:
     section = next(_sections(core), None)
     if section is None:
         return "null"
-    examples = {
-        name: SchemaLocation(name, [], field.annotation, field).example(None)
-        for name, field in _members(section).items()
-    }
-    return next(f"{{{name}: {example}}}" for name, example in examples.items() if example != "null")
+    members = _members(section).items()
+    examples = ((name, SchemaLocation(name, [], field.annotation, field).example(None)) for name, field in members)
+    return next(f"{{{name}: {example}}}" for name, example in examples if example != "null")
 
 
 def _flow(value: Any) -> str:
@@ -241,11 +222,7 @@ def _flow(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """Put a value into a message: as it is typed, and not too long."""
-    text = (
-        repr(value)
-        if isinstance(value, str)
-        else _flow(value)
-        if value is None or value in (True, False)
-        else str(value)
-    )
+    text = repr(value) if isinstance(value, str) else str(value)
+    if value is None or value in (True, False):
+        text = _flow(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,48 +11,25 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+import pydantic
+from annotated_types import Ge
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tutelage.config import messages
+from tutelage.settings import data
 from tutelage.settings.data import DataSettings
-from tutelage.settings.data import check as check_data
-from tutelage.settings.fit import (
-    SGD,
-    AdamW,
-    Constant,
-    Cosine,
-    Count,
-    Fit,
-    FitSettings,
-    MultiStep,
-    Positive,
-    Step,
-    Switch,
-)
+from tutelage.settings.fit import SGD, Constant, Count, Fit, FitSettings, Optimizer, Positive, Schedule, Switch
 from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
 from tutelage.settings.outputs import BOUND
 
 
 class RecipeError(ValueError):
-    """A recipe is wrong; the message lists every fault, one a line."""
+    """A recipe is wrong; the message lists every error, one per line."""
 
 
 @functools.cache
 def built_in_presets() -> Mapping[str, Signature]:
-    """Return the signatures of this package's presets, from ``objectives.json``, which is made of the presets."""
+    """Return the signatures of this package's presets, from ``objectives.json``, which is generated."""
     table = json.loads((Path(__file__).parent / "objectives.json").read_text(encoding="utf-8"))
     return {
         name: {
@@ -80,67 +57,28 @@ def _of_kind(default: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {"name": default, **value} if isinstance(value, Mapping) else value)
 
 
-def _check_data(settings: DataSettings) -> DataSettings:
-    """Check each setting alone, so that every fault is found, then all together."""
-    if abs(settings.split_seed) >= _SEEDS:
-        raise ValueError(
-            "data.split_seed: expected a whole number between -2**63 and 2**63, "
-            f"got {settings.split_seed}; type data.split_seed=0"
-        )
-    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    found = [fault for name, value in given.items() for fault in _wrong_with(DataSettings(**{name: value}))]
-    found = found or _wrong_with(settings)
-    if found:
-        raise ValueError("\n".join(found))
-    return settings
-
-
-def _wrong_with(settings: DataSettings) -> list[str]:
-    try:
-        check_data(settings)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
-def _check_seed(seed: int | None, info: ValidationInfo) -> int | None:
-    if seed is not None and seed >= _SEEDS:
+def _check_seed(seed: int, info: ValidationInfo) -> int:
+    if seed >= 2**63:  # generators take 64 bits
         raise ValueError(f"expected a whole number >= 0 and < 2**63, got {seed}; for example {info.field_name}=0")
     return seed
 
 
-_SEEDS = 2**63
-"""Seeds are below it, as generators take 64 bits."""
-
-
-def _check_optimizer(optimizer: SGD | AdamW) -> SGD | AdamW:
-    FitSettings(optimizer=optimizer)
-    return optimizer
-
-
-SeedField = Annotated[int, Field(ge=0), AfterValidator(_check_seed)]
+SeedField = Annotated[int, Ge(0), pydantic.AfterValidator(_check_seed)]
 _CROSS_ENTROPY = read_objective("cross_entropy", built_in_presets())
-OwnSeedField = Annotated[int | None, Field(ge=0), AfterValidator(_check_seed)]
-DataField = Annotated[DataSettings, AfterValidator(_check_data), _short_for("source")]
-ObjectiveField = Annotated[ObjectiveSpec, PlainValidator(_objective), PlainSerializer(ObjectiveSpec.to_recipe)]
-OptimizerField = Annotated[
-    SGD | AdamW,
-    Field(discriminator="name"),
-    AfterValidator(_check_optimizer),
-    _of_kind(SGD.name),
-    _short_for("name"),
+DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), _short_for("source")]
+ObjectiveField = Annotated[
+    ObjectiveSpec, pydantic.PlainValidator(_objective), pydantic.PlainSerializer(ObjectiveSpec.to_recipe)
 ]
-ScheduleField = Annotated[
-    Constant | Step | MultiStep | Cosine, Field(discriminator="name"), _of_kind(Constant.name), _short_for("name")
-]
+OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), _short_for("name")]
+ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), _short_for("name")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
 class Network(_Section):
-    """A network by name, with weights from a file of one's own.
+    """A network by name, with weights from a local file.
 
     Attributes:
         name: such as ``cifar:resnet20`` (``tutelage list models``), or a run's folder.
@@ -168,7 +106,7 @@ class Stage(_Section):
 class Training(_Section):
     """How a teacher is to be trained before the run that needs it.
 
-    What is not said is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
+    What is not set is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
     every label. The data are that run's.
     """
 
@@ -181,8 +119,8 @@ class Training(_Section):
     clip: Positive | None = None
     precision: Literal["fp32", "bf16"] | None = None
     labelled: int | None = Field(None, ge=0)
-    seed: OwnSeedField = None
-    data_seed: OwnSeedField = None
+    seed: SeedField | None = None
+    data_seed: SeedField | None = None
 
 
 class TrainedTeacher(_Section):
@@ -197,8 +135,8 @@ def _kind_of_teacher(value: Any) -> str:
 
 
 TeacherField = Annotated[
-    Annotated[Network, Tag("Network")] | Annotated[TrainedTeacher, Tag("TrainedTeacher")],
-    Discriminator(_kind_of_teacher),
+    Annotated[Network, pydantic.Tag("Network")] | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")],
+    pydantic.Discriminator(_kind_of_teacher),
     _short_for("name"),
 ]
 
@@ -211,21 +149,21 @@ class Recipe(_Section):
         data: where the data come from, and their views.
         student: the network to train (``model`` in the recipe of a teacher).
         teacher: the network to learn from; none for labels alone.
-        outputs: the folder of the teacher's recorded outputs, which are read instead of asking it; none asks it.
+        outputs: the folder of the teacher's recorded outputs, which are read instead of running it; none runs it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
-        outputs_top: where all logits are above that, it keeps so many of each sample (`store.TopK`); none keeps all.
+        outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
             error of ``U_gamma``, at an exponent of the recipe's, is larger.
         objective: a preset, or a list of them with scales.
-        batch_size: samples an optimizer step, over all micro-batches and processes.
+        batch_size: samples per optimizer step, over all micro-batches and processes.
         seed: of the initialisation and of dropout.
         data_seed: of order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the CPU; none for torch's own choice. Exact resume needs the same number.
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
         precision: ``fp32``, ``bf16``, or ``auto`` for the faster one, which is measured when the run begins
-            (`precision.settle`); until then it counts as ``fp32``.
-        weak_teacher: go on though the teacher is no better than chance.
+            (`runs.autotune.resolve_precision`); until then it counts as ``fp32``.
+        weak_teacher: continue though the teacher is no better than chance.
         stages: several fits in turn; each says what differs.
 
     The other fields are those of `FitSettings`.
@@ -285,22 +223,22 @@ class Recipe(_Section):
         """Return the recipe of the teacher that is to be trained first; none where there is no such."""
         if not isinstance(self.teacher, TrainedTeacher):
             return None
-        said = {key: value for key, value in self.teacher.train if value is not None}
-        own = {name: getattr(self, name) for name in Recipe.model_fields}
+        keys = {key: value for key, value in self.teacher.train if value is not None}
         changes = {
             "name": name,
-            "data": replace(self.data, labelled=said.pop("labelled", None)),
-            "student": said.pop("model"),
+            "data": replace(self.data, labelled=keys.pop("labelled", None)),
+            "student": keys.pop("model"),
             "teacher": None,
             "outputs": None,
             "objective": _CROSS_ENTROPY,
             "stages": (),
         }
-        return Recipe.model_construct(**{**own, **changes, **said})
+        inherited = {name: getattr(self, name) for name in Recipe.model_fields}
+        return Recipe.model_construct(**{**inherited, **changes, **keys})
 
 
 TOGETHER = 8
-"""Students in one class unless something else is said. Each takes memory for its parameters, their gradients and the
+"""Students in one group by default. Each takes memory for its parameters, their gradients and the
 optimizer's state; activations are there for one at a time."""
 
 
@@ -312,7 +250,7 @@ class Comparison(Recipe):
         seeds: how many runs each; both seeds differ from run to run.
         baseline: the entry that gains are measured against; by default the first.
         share_data_seed: all seeds have the data seed of the first, so that order and views are the same for all runs.
-        together: how many students at most are trained in lockstep, on one batch and one teacher pass a step.
+        together: how many students at most are trained in lockstep, on one batch and one teacher pass per step.
     """
 
     # A run's key, which a comparison refuses; written out, its default could not be read back.
@@ -336,14 +274,14 @@ class Comparison(Recipe):
     @field_validator("stages")
     @classmethod
     def _stages_leave_the_objective(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        found = [
+        errors = [
             f"stages.{i}.objective: expected none in a comparison, where it would replace every entry's, "
             f"got {stage.objective.name}; type objectives.NAME=... instead"
             for i, stage in enumerate(value)
             if stage.objective is not None
         ]
-        if found:
-            raise ValueError("\n".join(found))
+        if errors:
+            raise ValueError("\n".join(errors))
         return value
 
     @field_validator("baseline")
@@ -382,6 +320,6 @@ def parse(
         value = {("student" if key == "model" else key): inner for key, inner in value.items()}
     try:
         return kind.model_validate(dict(value), context={"check": check} if check else None)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         lines = [line for detail in error.errors(include_url=False) for line in messages.explain(kind, detail)]
         raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None

@@ -1,4 +1,4 @@
-"""Weight gradients of convolutions as one matrix product, for the shapes that are asked for.
+"""Weight gradients of convolutions as one matrix product, for chosen shapes.
 
 On small images a library has few pixels to work on: in bfloat16, oneDNN's weight gradient of 512 to 512 channels on 4x4
 images runs at a fifth of the rate of the same sum as one product, ``dW = dY^T X`` with the
@@ -9,7 +9,7 @@ input stay the library's.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -66,13 +66,11 @@ class Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.conv2d and torch.is_grad_enabled():
-            call = _call(*args, **kwargs)
-            if call is not None:
-                shape, inputs, weight, bias = call
-                self.seen.setdefault(shape, (len(inputs), inputs.dtype))
-                if shape in self.shapes:
-                    return _Convolution.apply(inputs, weight, bias, shape)
+        if func is torch.conv2d and torch.is_grad_enabled() and (call := _call(*args, **kwargs)) is not None:
+            shape, inputs, weight, bias = call
+            self.seen.setdefault(shape, (len(inputs), inputs.dtype))
+            if shape in self.shapes:
+                return _Convolution.apply(inputs, weight, bias, shape)
         return func(*args, **kwargs)
 
 
@@ -88,9 +86,9 @@ def _call(
     """Read a call as autocast would make it; none where a product cannot stand in for its gradient."""
     if groups != 1 or inputs.dim() != 4 or isinstance(padding, str):
         return None
-    kind = inputs.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    device = inputs.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         inputs, weight = inputs.to(dtype), weight.to(dtype)
         bias = bias.to(dtype) if bias is not None else None
     sizes = (*inputs.shape[1:], weight.shape[0], *weight.shape[2:], *_two(stride), *_two(padding), *_two(dilation))
@@ -119,7 +117,7 @@ class _Convolution(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         by_inputs, by_weight, by_bias, _ = ctx.needs_input_grad
         return (
-            library_gradients(gradient, inputs, weight, ctx.shape, by_inputs=True)[0] if by_inputs else None,
+            library_gradient(gradient, inputs, weight, ctx.shape, by_weight=False) if by_inputs else None,
             weight_gradient(gradient, inputs, ctx.shape) if by_weight else None,
             gradient.sum((0, 2, 3)) if by_bias else None,
             None,
@@ -129,10 +127,8 @@ class _Convolution(torch.autograd.Function):
 def weight_gradient(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
     """Return a convolution's gradient by its weight as one product, ``(outputs, inputs, height, width)`` of the kernel.
 
-    Args:
-        gradient: by the convolution's result, ``(batch, outputs, height, width)``.
-        inputs: what it was called with, ``(batch, inputs, height, width)``.
-        shape: its sizes.
+    ``gradient`` is by the convolution's result, ``(batch, outputs, height, width)``; ``inputs`` are
+    ``(batch, inputs, height, width)``.
     """
     up, left = shape.padding
     padded = F.pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, up, up))
@@ -148,10 +144,8 @@ def weight_gradient(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
     return flat.view(shape.outputs, shape.kernel_height, shape.kernel_width, shape.inputs).permute(0, 3, 1, 2)
 
 
-def library_gradients(
-    gradient: Tensor, inputs: Tensor, weight: Tensor, shape: Shape, *, by_inputs: bool = False, by_weight: bool = False
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the library's gradients by inputs and by weight, those that are asked for."""
-    mask = [by_inputs, by_weight, False]
-    sizes = (shape.stride, shape.padding, shape.dilation)
-    return torch.ops.aten.convolution_backward(gradient, inputs, weight, None, *sizes, False, [0, 0], 1, mask)[:2]
+def library_gradient(gradient: Tensor, inputs: Tensor, weight: Tensor, shape: Shape, *, by_weight: bool) -> Tensor:
+    """Return the library's gradient by the weight, or by the inputs."""
+    mask, sizes = [not by_weight, by_weight, False], (shape.stride, shape.padding, shape.dilation)
+    gradients = torch.ops.aten.convolution_backward(gradient, inputs, weight, None, *sizes, False, [0, 0], 1, mask)
+    return cast(Tensor, gradients[1 if by_weight else 0])

@@ -14,6 +14,7 @@ nor vanish without any, which saves the sweep for the maximum, else the row's ma
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -26,13 +27,11 @@ from tutelage import checks, losses
 from tutelage.types import UNLABELLED
 
 BLOCK = 1 << 16
-"""Logits in a block, a thread: with the teacher's and two scratch buffers 1 MB in float32, half of one core's L2 cache.
+"""Logits in a block, per thread: with the teacher's and two scratch buffers 1 MB in float32, half of a core's L2 cache.
 A row of a large vocabulary is longer, and a block of its own."""
 LOW, HIGH = 1e-13, 1e13
 """Sums of exponentials within these need no shift: nothing that matters has vanished, and their logarithms are exact
 to 1e-6 in float32."""
-Rows = tuple[Tensor, ...]
-"""The four sums, ``(rows,)`` each."""
 
 
 def cross_entropy_and_wttm(
@@ -95,13 +94,7 @@ def dtype_of(student_logits: Tensor, teacher_logits: Tensor) -> torch.dtype:
 
 
 def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sweep over the logits once.
-
-    Args:
-        z: ``(rows, classes)``, the student's logits.
-        v: ``(rows, classes)``, the teacher's.
-        labels: ``(rows,)`` int64, -100 for none.
-        gamma: the exponent.
+    """Sweep once over the student's and the teacher's logits, ``(rows, classes)``; labels ``(rows,)``, -100 for none.
 
     Returns:
         ``(rows,)`` cross-entropies, ``(rows,)`` matching terms, and ``(5, rows)`` of what `backward` needs: the
@@ -119,7 +112,7 @@ def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor,
         for i in open_blocks:
             z_block, v_block, block_sums, shift = parts[i]
             a, b, wide_z, wide_v = _cut(buffers, len(z_block))
-            sweep(_ready(z_block, wide_z), _ready(v_block, wide_v), gamma, a, b, block_sums.unbind(1), shift.T)
+            sweep(_ready(z_block, wide_z), _ready(v_block, wide_v), gamma, a, b, block_sums.T, shift.T)
             # What the first block needs the others will: a vocabulary padded with -inf has it in every row.
             if i == open_blocks[0] and len(parts) > 1 and sweep is not _masked_sums and _unsound(block_sums.T, sweep):
                 break
@@ -147,20 +140,10 @@ def backward(
     gamma: float,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Sweep over the logits again and write their gradient.
+    """Sweep over the logits again and return their gradient, ``(rows, classes)`` in the student's dtype.
 
-    Args:
-        z: ``(rows, classes)``, the student's logits.
-        v: ``(rows, classes)``, the teacher's.
-        labels: ``(rows,)`` int64, -100 for none.
-        statistics: what `forward` returned last.
-        ce_gradient: ``(rows,)``, by the cross-entropies; none for 0.
-        wttm_gradient: ``(rows,)``, by the matching terms; none for 0.
-        gamma: the exponent.
-        out: where to write it; may be ``z`` itself. None for a new tensor.
-
-    Returns:
-        ``(rows, classes)`` in the student's dtype.
+    ``statistics`` is what `forward` returned last; the gradients by the cross-entropies and the matching terms are
+    ``(rows,)``, none for 0. It is written to ``out``, which may be ``z`` itself; none for a new tensor.
     """
     shift_z, log_s, shift_v, log_w, power_sum = statistics
     dtype = statistics.dtype
@@ -259,8 +242,8 @@ def _signs(factors: Tensor) -> Tensor | None:
     return factors.sign() if (factors < 0).any() else None
 
 
-def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor) -> None:
-    """Find the four sums without a shift; ``a`` and ``b`` are scratch of the block's shape."""
+def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Tensor, shift: Tensor) -> None:
+    """Find the four sums, ``(4, rows)``, without a shift; ``a`` and ``b`` are scratch of the block's shape."""
     s, p, w, d = sums
     torch.sum(torch.exp(z, out=a), -1, out=s)
     torch.sum(torch.exp(v, out=a), -1, out=p)
@@ -271,7 +254,7 @@ def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, 
 
 
 def _shifted_sums(
-    z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor, *, masked: bool = False
+    z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Tensor, shift: Tensor, *, masked: bool = False
 ) -> None:
     """Find the sums shifted by the rows' maxima, and those."""
     s, p, w, d = sums
@@ -291,9 +274,8 @@ def _shifted_sums(
     torch.sum(b, -1, out=d)
 
 
-def _masked_sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor) -> None:
-    """The same where a class without probability counts nothing, whatever its logits are: -inf times 0 is NaN."""
-    _shifted_sums(z, v, gamma, a, b, sums, shift, masked=True)
+_masked_sums = functools.partial(_shifted_sums, masked=True)
+"""The same where a class without probability counts nothing, whatever its logits are: -inf times 0 is NaN."""
 
 
 _forward = torch.library.custom_op(
@@ -351,7 +333,7 @@ def once(gradient: Tensor, source: Tensor) -> Tensor:
     """Return a gradient whose own derivative raises, where one may be asked for (``create_graph=True``).
 
     `torch.autograd.function.once_differentiable` does so only where the gradient that came in has a graph; else it
-    returns a constant, and a penalty on the gradient would be lost without a word.
+    returns a constant, and a penalty on the gradient would be lost silently.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradient

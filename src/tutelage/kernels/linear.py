@@ -84,11 +84,8 @@ def linear_cross_entropy_and_wttm(
         >>> loss.total, loss.parts["wttm"]
         (tensor(1.2143), tensor(0.))
     """
-    for name, hidden, weight, bias in (
-        ("student", student_hidden, student_weight, student_bias),
-        ("teacher", teacher_hidden, teacher_weight, teacher_bias),
-    ):
-        _check_layer(name, hidden, weight, bias)
+    _check_layer("student", student_hidden, student_weight, student_bias)
+    _check_layer("teacher", teacher_hidden, teacher_weight, teacher_bias)
     if teacher_weight.shape[0] != student_weight.shape[0]:
         raise ValueError(
             f"teacher_weight: expected as many classes as student_weight, {student_weight.shape[0]}, got "
@@ -155,11 +152,7 @@ def _labels(labels: Tensor, tokens: torch.Size, classes: int, ignore_index: int)
     if isinstance(labels, Tensor) and labels.dtype == torch.int64:
         if ignore_index != UNLABELLED:
             labels = labels.masked_fill(labels == UNLABELLED, -1).masked_fill(labels == ignore_index, UNLABELLED)
-        if labels.shape != tokens:
-            raise ValueError(
-                f"labels: expected shape {tuple(tokens)}, as student_hidden without its width, got "
-                f"{tuple(labels.shape)}; type one class index a token"
-            )
+        _check_shape("labels", labels, tokens, "class index")
     # Of the logits only the shape is asked for.
     checks.labels_for(torch.empty(1).expand(*tokens, classes), labels)
     return labels.reshape(-1)
@@ -174,12 +167,16 @@ def _weights(sample_weight: Tensor | None, tokens: torch.Size, hidden: Tensor) -
             "sample_weight: expected a floating tensor, got "
             f"{getattr(sample_weight, 'dtype', type(sample_weight).__name__)}; type sample_weight.float()"
         )
-    if sample_weight.shape != tokens:
-        raise ValueError(
-            f"sample_weight: expected shape {tuple(tokens)}, as student_hidden without its width, got "
-            f"{tuple(sample_weight.shape)}; type one weight a token"
-        )
+    _check_shape("sample_weight", sample_weight, tokens, "weight")
     return sample_weight.detach().to(dtype).reshape(-1)
+
+
+def _check_shape(name: str, tensor: Tensor, tokens: torch.Size, what: str) -> None:
+    if tensor.shape != tokens:
+        raise ValueError(
+            f"{name}: expected shape {tuple(tokens)}, as student_hidden without its width, got {tuple(tensor.shape)}; "
+            f"type one {what} per token"
+        )
 
 
 def _share(weights: Tensor) -> Tensor:
@@ -242,7 +239,7 @@ class _Linear(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(
-                "linear_cross_entropy_and_wttm: expected one backward pass a call, got a second; its gradients are "
+                "linear_cross_entropy_and_wttm: expected one backward pass per call, got a second; its gradients are "
                 "handed over, not copied: call the function again"
             )
         returned: list[Tensor | None] = []

@@ -20,8 +20,9 @@ from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import build_inputs, build_objectives, torch_settings
 from tutelage.teacher_cache.cache import CachedTeacher
 from tutelage.training.evaluate import EvalOutputs
-from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.lockstep import Lockstep
 from tutelage.training.state import RngState
+from tutelage.training.step import FitJob
 from tutelage.types import Batch, Teacher
 
 

@@ -24,8 +24,8 @@ from tutelage.training.checkpoints import CheckpointError, Checkpoints, Checkpoi
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
-from tutelage.training.lockstep import FitJob
 from tutelage.training.state import RngState
+from tutelage.training.step import FitJob
 from tutelage.types import UNLABELLED, Teacher
 
 

@@ -1,9 +1,10 @@
-"""What a user says about data: plain values, no behaviour beyond checking them."""
+"""Settings of data: plain values, no behaviour beyond checking them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 
@@ -78,58 +79,49 @@ class DataSettings:
     """Folder that ``torchvision:`` downloads into."""
 
 
-def check(settings: DataSettings) -> None:
-    """Refuse values outside their ranges.
+def check(settings: DataSettings) -> DataSettings:
+    """Return the settings, unless a value is outside its range.
 
     Raises:
-        ValueError: a value is out of range, or two settings contradict each other.
+        ValueError: values are out of range, one per line, or two settings contradict each other.
     """
-
-    def refuse(name: str, expected: str, example: str) -> None:
-        raise ValueError(
-            f"data.{name}: expected {expected}, got {getattr(settings, name)!r}; type data.{name}={example}"
-        )
-
-    if not 0 <= settings.validation < 1:
-        refuse("validation", "a fraction in [0, 1)", "0.1")
-    if settings.labelled is not None and settings.labelled < 0:
-        refuse("labelled", "a number of samples per class, 0 for no labels, or null for all", "null")
-    if settings.size is not None and settings.size < 1:
-        refuse("size", "at least 1 pixel, or null", "224")
-    if settings.test_crop is not None and not 0 < settings.test_crop <= 1:
-        refuse("test_crop", "a share in (0, 1], or null", "0.875")
-    for name in ("random_erasing", "mix_probability", "switch_probability"):
-        if not 0 <= getattr(settings, name) <= 1:
-            refuse(name, "a probability in [0, 1]", "0.25" if name == "random_erasing" else "0.5")
-    for name, usual in (("mixup", "0.8"), ("cutmix", "1.0")):
-        if not 0 <= getattr(settings, name) < math.inf:
-            refuse(name, "a finite number of at least 0, where 0 is off", usual)
-    for name, choices in (("interpolation", ("bilinear", "bicubic")), ("test", ("held_out", "train"))):
-        if getattr(settings, name) not in choices:
-            refuse(name, " or ".join(map(repr, choices)), choices[0])
-    if settings.randaugment is not None:
-        _check_randaugment(settings.randaugment)
-    for name in ("crop_padding", "workers", "memory_limit_mb"):
-        if getattr(settings, name) < 0:
-            refuse(name, "a whole number of at least 0", "0")
-    if settings.on_corrupt not in ("stop", "skip"):
-        refuse("on_corrupt", "'stop' or 'skip'", "stop")
-    if settings.crop_padding and settings.random_resized_crop:
-        raise ValueError(
-            "data.crop_padding: expected 0 together with data.random_resized_crop=true, "
-            f"got {settings.crop_padding}; type data.crop_padding=0"
-        )
-
-
-def _check_randaugment(settings: RandAugment) -> None:
-    wrong = [
-        ("operations", "a whole number of at least 1", "2", settings.operations >= 1),
-        ("magnitude", "a number in [0, 10]", "9", 0 <= settings.magnitude <= 10),
-        ("magnitude_std", "a finite number of at least 0", "0.5", 0 <= settings.magnitude_std < math.inf),
+    s = settings
+    count, size = "a whole number of at least 0", "a finite number of at least 0, where 0 is off"
+    labels, probability = "a number of samples per class, 0 for no labels, or null for all", "a probability in [0, 1]"
+    rows = [
+        ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
+        ("labelled", s.labelled is None or s.labelled >= 0, labels, "null"),
+        ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
+        ("crop_padding", s.crop_padding >= 0, count, "0"),
+        ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),
+        ("random_erasing", 0 <= s.random_erasing <= 1, probability, "0.25"),
+        ("mixup", 0 <= s.mixup < math.inf, size, "0.8"),
+        ("cutmix", 0 <= s.cutmix < math.inf, size, "1.0"),
+        ("mix_probability", 0 <= s.mix_probability <= 1, probability, "0.5"),
+        ("switch_probability", 0 <= s.switch_probability <= 1, probability, "0.5"),
+        ("size", s.size is None or s.size >= 1, "at least 1 pixel, or null", "224"),
+        ("test_crop", s.test_crop is None or 0 < s.test_crop <= 1, "a share in (0, 1], or null", "0.875"),
+        ("test", s.test in ("held_out", "train"), "'held_out' or 'train'", "held_out"),
+        ("workers", s.workers >= 0, count, "0"),
+        ("on_corrupt", s.on_corrupt in ("stop", "skip"), "'stop' or 'skip'", "stop"),
+        ("memory_limit_mb", s.memory_limit_mb >= 0, count, "0"),
     ]
-    for name, expected, example, right in wrong:
-        if not right:
-            raise ValueError(
-                f"data.randaugment.{name}: expected {expected}, got {getattr(settings, name)!r}; "
-                f"type data.randaugment.{name}={example}"
-            )
+    if (r := s.randaugment) is not None:
+        rows += [
+            ("randaugment.operations", r.operations >= 1, "a whole number of at least 1", "2"),
+            ("randaugment.magnitude", 0 <= r.magnitude <= 10, "a number in [0, 10]", "9"),
+            ("randaugment.magnitude_std", 0 <= r.magnitude_std < math.inf, "a finite number of at least 0", "0.5"),
+        ]
+    errors = [
+        f"data.{name}: expected {expected}, got {attrgetter(name)(s)!r}; type data.{name}={example}"
+        for name, good, expected, example in rows
+        if not good
+    ]
+    if s.crop_padding and s.random_resized_crop and not errors:
+        errors = [
+            "data.crop_padding: expected 0 together with data.random_resized_crop=true, "
+            f"got {s.crop_padding}; type data.crop_padding=0"
+        ]
+    if errors:
+        raise ValueError("\n".join(errors))
+    return settings

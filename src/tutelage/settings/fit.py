@@ -46,9 +46,8 @@ class SGD:
         _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 0.05)
         _check("optimizer.momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
         _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 5e-4)
-        _check(
-            "optimizer.nesterov", self.nesterov, "momentum > 0 with it", self.momentum > 0 or not self.nesterov, False
-        )
+        good = self.momentum > 0 or not self.nesterov
+        _check("optimizer.nesterov", self.nesterov, "momentum > 0 with it", good, False)
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,15 @@ class AdamW:
 
     def __post_init__(self) -> None:
         _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
-        _check(
-            "optimizer.betas", self.betas, "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas), [0.9, 0.999]
-        )
+        good = all(0 <= beta < 1 for beta in self.betas)
+        _check("optimizer.betas", self.betas, "two numbers in [0, 1)", good, [0.9, 0.999])
         _check("optimizer.eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
         _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The peak rate throughout.
-
-    Attributes:
-        warmup: epochs over which the rate rises in a straight line from 0; may be a fraction of one.
-    """
+    """The peak rate throughout, after ``warmup`` epochs, maybe a fraction of one, of a straight rise from 0."""
 
     name: Literal["constant"] = "constant"
     warmup: float = 0.0
@@ -97,13 +91,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Step:
-    """Times ``factor`` after every ``every`` epochs.
-
-    Attributes:
-        every: epochs, >= 1.
-        factor: > 0.
-        warmup: epochs over which the rate rises in a straight line from 0.
-    """
+    """Times ``factor`` > 0 after every ``every`` >= 1 epochs; the warm-up is that of `Constant`."""
 
     name: Literal["step"] = "step"
     every: int = 30
@@ -118,12 +106,9 @@ class Step:
 
 @dataclass(frozen=True)
 class MultiStep:
-    """Times ``factor`` after each of ``milestones``: with 150, epoch 151 is the first at the lower rate.
+    """Times ``factor`` > 0 after each of ``milestones``, ascending: with 150, epoch 151 is the first at the lower rate.
 
-    Attributes:
-        milestones: epochs, ascending.
-        factor: > 0.
-        warmup: epochs over which the rate rises in a straight line from 0.
+    The warm-up is that of `Constant`.
     """
 
     name: Literal["multistep"] = "multistep"
@@ -140,11 +125,9 @@ class MultiStep:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from the peak to ``final``, step by step, after the warm-up.
+    """Half a cosine from the peak to ``final``, a fraction of it in [0, 1], step by step, after the warm-up.
 
-    Attributes:
-        final: the rate at the end, as a fraction of the peak, in [0, 1].
-        warmup: epochs over which the rate rises in a straight line from 0.
+    The warm-up is that of `Constant`.
     """
 
     name: Literal["cosine"] = "cosine"
@@ -196,9 +179,7 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):
-            got = getattr(self, name)
-            if got < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {got}; for example {name}=1")
+            _check(name, getattr(self, name), "a whole number >= 1", getattr(self, name) >= 1, 1)
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip: expected a gradient norm > 0, got {self.clip}; for no clipping type clip=null")
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)

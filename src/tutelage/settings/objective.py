@@ -1,22 +1,15 @@
-"""An objective as plain data: what a recipe says of it, read and checked without torch."""
+"""An objective as plain data: as a recipe holds it, read and checked without torch."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from tutelage.records import BESIDE
-from tutelage.settings.weights import (
-    Automatic,
-    automatic_from_recipe,
-    automatic_weight_from_recipe,
-    weight_from_recipe,
-    weight_to_recipe,
-)
+from tutelage.settings import weights
 
 Names = tuple[str, ...]
 """The annotation of an argument that is one name or several: a text, or a list of texts."""
@@ -26,12 +19,7 @@ REQUIRED: Any = object()
 
 
 class Argument(NamedTuple):
-    """What a preset says of one of its arguments.
-
-    Attributes:
-        kind: how it is read, a key of `READERS`.
-        default: as a recipe writes it; `REQUIRED` where there is none.
-    """
+    """A preset's argument: how it is read, a key of `READERS`, and its default as a recipe writes it."""
 
     kind: str
     default: Any = REQUIRED
@@ -46,19 +34,15 @@ SIGNATURES: dict[str, Signature] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class PresetSpec:
-    """A preset with its arguments.
-
-    Attributes:
-        preset: its name.
-        arguments: by name, all of them, as a recipe writes them.
-        scale: a factor on every weight, > 0.
-        gather: its terms read the samples of all processes at once instead of each process's share.
-    """
+    """A preset with its arguments."""
 
     preset: str
     arguments: Mapping[str, Any]
+    """By name, all of them, as a recipe writes them."""
     scale: float = 1.0
+    """A factor on every weight, > 0."""
     gather: bool = False
+    """Its terms read the samples of all processes at once instead of each process's share."""
 
     def to_recipe(self) -> dict[str, Any]:
         """Return it as a recipe writes it: ``{preset: {argument: value}, scale: number, gather: true}``."""
@@ -71,7 +55,7 @@ class PresetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """An objective as a recipe holds it; `tutelage.objectives.from_spec` builds the objective.
+    """An objective as a recipe holds it; `tutelage.objectives.from_spec` builds it.
 
     Attributes:
         presets: that add up to it; none where terms were put together by hand, which no recipe can make.
@@ -97,9 +81,7 @@ def read_objective(value: Any, signatures: Mapping[str, Signature]) -> Objective
     An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true``. What values an argument may
     have besides being a number, a weight or a name is known to the losses alone, and checked when it is built.
 
-    Args:
-        value: as YAML gives it; an objective of `tutelage.objectives` stands for what would be written of it.
-        signatures: of the known presets.
+    An objective of `tutelage.objectives` stands for what would be written of it.
 
     Raises:
         ValueError: with every fault: an unknown preset or argument (the nearest known one is named), a missing or bad
@@ -145,7 +127,7 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         )
     errors = []
     scale = entry.get("scale", 1)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
+    if not weights.is_number(scale) or scale <= 0:
         errors.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
     gather = entry.get("gather", False)
     if not isinstance(gather, bool):
@@ -173,7 +155,8 @@ def placed(error: Exception, preset: str, arguments: Sequence[str]) -> Iterator[
 def written(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments as a recipe writes them."""
     return {
-        name: list(value) if isinstance(value, tuple) else weight_to_recipe(value) for name, value in arguments.items()
+        name: list(value) if isinstance(value, tuple) else weights.weight_to_recipe(value)
+        for name, value in arguments.items()
     }
 
 
@@ -209,23 +192,22 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
 
 
 def _number(value: Any, *, argument: str) -> float:
-    # A recipe and its records are YAML and JSON, which have no infinity in common.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not weights.is_number(value):
         raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
     return value if isinstance(value, int) else float(value)
 
 
-def _number_or_auto(value: Any, *, argument: str) -> float | Automatic:
-    automatic = automatic_from_recipe(value)
+def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:
+    automatic = weights.automatic_from_recipe(value)
     if automatic is None and isinstance(value, str):
         raise TypeError(f"{argument}: expected a finite number or auto, got {value!r}; for example {argument}=auto")
     return automatic or _number(value, argument=argument)
 
 
 def _text(value: Any, *, argument: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
-    return value
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
 
 
 def _names(value: Any, *, argument: str) -> Names:
@@ -240,9 +222,9 @@ def _names(value: Any, *, argument: str) -> Names:
 READERS: dict[str, Callable[..., Any]] = {
     "number": _number,
     "automatic_number": _number_or_auto,
-    "weight": weight_from_recipe,
-    "signed_weight": functools.partial(weight_from_recipe, signed=True),
-    "automatic_weight": automatic_weight_from_recipe,
+    "weight": weights.weight_from_recipe,
+    "signed_weight": functools.partial(weights.weight_from_recipe, signed=True),
+    "automatic_weight": functools.partial(weights.weight_from_recipe, automatic=True),
     "text": _text,
     "names": _names,
 }

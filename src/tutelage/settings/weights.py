@@ -6,13 +6,43 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from tutelage.types import Progress
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number: YAML and JSON, a recipe and its records, have no infinity in common."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
-class Linear:
+class Schedule:
+    """A weight that is a function of progress, between ``values``."""
+
+    values: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not is_number(value):
+                raise ValueError(
+                    f"schedule: expected {name} to be a finite number, got {value!r}; for example {name}: 1"
+                )
+
+    def __call__(self, progress: Progress) -> float:
+        """Return the value at this progress."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(f'{key}: {value}' for key, value in self.to_recipe().items())}}}"
+
+    def to_recipe(self) -> dict[str, Any]:
+        """Return it as a recipe holds it."""
+        return {"schedule": next(name for name, kind in SCHEDULES.items() if kind is type(self)), **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
     """A straight line from ``start`` to ``end``, constant before ``begin`` and after ``until``.
 
     Attributes:
@@ -22,21 +52,20 @@ class Linear:
         until: fraction of the run, in (begin, 1].
     """
 
+    values = ("start", "end")
+
     start: float
     end: float
     begin: float = 0.0
     until: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        super().__post_init__()
         if not 0 <= self.begin < self.until <= 1:
             raise ValueError(
                 f"schedule: expected 0 <= begin < until <= 1, got begin={self.begin} and until={self.until}; "
                 "both are fractions of the run: type for example begin=0.0 and until=1.0"
             )
-
-    def __str__(self) -> str:
-        return _written(self)
 
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
@@ -56,7 +85,7 @@ class Cosine(Linear):
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class WarmUp(Schedule):
     """``min(epoch / epochs, 1) * value`` with ``epoch`` counted from 1, as the published DKD trainer does it.
 
     Attributes:
@@ -64,18 +93,17 @@ class WarmUp:
         epochs: its length in epochs, >= 1.
     """
 
+    values = ("value",)
+
     value: float
     epochs: int
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        super().__post_init__()
         if self.epochs < 1 or self.epochs != int(self.epochs):
             raise ValueError(
                 f"schedule: expected epochs, a whole number >= 1, got {self.epochs}; for example epochs: 20"
             )
-
-    def __str__(self) -> str:
-        return _written(self)
 
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
@@ -97,7 +125,6 @@ class CosineWarmUp(WarmUp):
         return self.value * (1 - math.cos(math.pi * self._position(progress))) / 2
 
 
-Schedule = Linear | Cosine | WarmUp
 Weight = float | Schedule
 """Any weight is a number >= 0 or a schedule of such numbers."""
 SignedWeight = Annotated[Weight, "of either sign"]
@@ -106,10 +133,10 @@ SignedWeight = Annotated[Weight, "of either sign"]
 
 @dataclass(frozen=True)
 class Automatic:
-    """A number that is found when an objective is bound, from the teacher's word on training samples; ``auto``.
+    """A number that is computed when an objective is bound, from teacher logits on some training samples; ``auto``.
 
     Attributes:
-        factor: what the number found is multiplied by.
+        factor: what that number is multiplied by.
     """
 
     factor: float = 1.0
@@ -124,38 +151,20 @@ AutomaticWeight = Annotated[Weight | Automatic, "or auto"]
 AutomaticNumber = Annotated[float | Automatic, "or auto"]
 """A number that may be found automatically."""
 
-SCHEDULES: dict[str, type[Linear] | type[WarmUp]] = {
-    "linear": Linear,
-    "cosine": Cosine,
-    "warm_up": WarmUp,
-    "cosine_warm_up": CosineWarmUp,
-}
-
-
-def _written(schedule: Schedule) -> str:
-    """Return a schedule as it is typed in a recipe."""
-    return f"{{{', '.join(f'{key}: {value}' for key, value in _schedule_to_recipe(schedule).items())}}}"
-
-
-def _check_numbers(schedule: Schedule) -> None:
-    for name, value in asdict(schedule).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"schedule: expected {name} to be a finite number, got {value!r}; for example {name}: 1")
+SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm_up": CosineWarmUp}
 
 
 def weight_at(weight: Weight, progress: Progress) -> float:
     """Return a weight's value at this progress."""
-    return weight(progress) if isinstance(weight, Linear | WarmUp) else weight
+    return weight(progress) if isinstance(weight, Schedule) else weight
 
 
 def scaled(weight: Weight | Automatic, scale: float) -> Weight | Automatic:
     """Return a weight times a factor, throughout the run."""
     if isinstance(weight, Automatic):
         return replace(weight, factor=weight.factor * scale)
-    if isinstance(weight, Linear):
-        return replace(weight, start=weight.start * scale, end=weight.end * scale)
-    if isinstance(weight, WarmUp):
-        return replace(weight, value=weight.value * scale)
+    if isinstance(weight, Schedule):
+        return replace(weight, **{name: getattr(weight, name) * scale for name in weight.values})
     return weight * scale
 
 
@@ -163,35 +172,29 @@ def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]
     """Return a weight as a recipe holds it: a number, ``auto``, or ``{schedule: linear, start: ..., ...}``."""
     if isinstance(weight, Automatic):
         return str(weight)
-    return _schedule_to_recipe(weight) if isinstance(weight, Linear | WarmUp) else weight
+    return weight.to_recipe() if isinstance(weight, Schedule) else weight
 
 
-def _schedule_to_recipe(schedule: Schedule) -> dict[str, Any]:
-    name = next(name for name, kind in SCHEDULES.items() if kind is type(schedule))
-    return {"schedule": name, **asdict(schedule)}
-
-
-def weight_from_recipe(value: Any, *, argument: str, signed: bool = False, beside: str = "") -> Weight:
-    """Read a weight from a recipe.
-
-    Args:
-        value: a finite number or a schedule.
-        argument: what the message calls it.
-        signed: whether it may be below 0.
-        beside: what the message says that it may be beside a number and a schedule.
+def weight_from_recipe(
+    value: Any, *, argument: str, signed: bool = False, automatic: bool = False
+) -> Weight | Automatic:
+    """Read a weight from a recipe, a number or a schedule; only a signed one may be below 0, an automatic one ``auto``.
 
     Raises:
         ValueError: it is neither a number nor a known schedule with its own arguments, or it is below 0.
     """
-    weight = _read_weight(value, argument=argument, beside=beside)
-    if not signed:
-        _check_sign(weight, argument=argument)
+    if automatic and (auto := automatic_from_recipe(value)):
+        return auto
+    weight = _read_weight(value, argument=argument, beside=", auto" if automatic else "")
+    if signed:
+        return weight
+    if isinstance(weight, Schedule):
+        for name in weight.values:
+            if (number := getattr(weight, name)) < 0:
+                raise ValueError(f"{argument}: schedule: expected {name} >= 0, got {number}; for example {name}: 1")
+    elif weight < 0:
+        raise ValueError(f"{argument}: expected a weight >= 0, got {weight}; for example {argument}=0.9")
     return weight
-
-
-def automatic_weight_from_recipe(value: Any, *, argument: str) -> Weight | Automatic:
-    """Read a weight or ``auto`` from a recipe; like `weight_from_recipe`."""
-    return automatic_from_recipe(value) or weight_from_recipe(value, argument=argument, beside=", auto")
 
 
 def automatic_from_recipe(value: Any) -> Automatic | None:
@@ -205,20 +208,10 @@ def automatic_from_recipe(value: Any) -> Automatic | None:
     return AUTO if value == "auto" or isinstance(value, Automatic) else None
 
 
-def _check_sign(weight: Weight, *, argument: str) -> None:
-    if not isinstance(weight, Linear | WarmUp):
-        if weight < 0:
-            raise ValueError(f"{argument}: expected a weight >= 0, got {weight}; for example {argument}=0.9")
-        return
-    for name in ("start", "end") if isinstance(weight, Linear) else ("value",):
-        if (got := getattr(weight, name)) < 0:
-            raise ValueError(f"{argument}: schedule: expected {name} >= 0, got {got}; for example {name}: 1")
-
-
 def _read_weight(value: Any, *, argument: str, beside: str) -> Weight:
-    if isinstance(value, Linear | WarmUp):
+    if isinstance(value, Schedule):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if is_number(value):
         return float(value)
     if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
         raise ValueError(
@@ -226,20 +219,16 @@ def _read_weight(value: Any, *, argument: str, beside: str) -> Weight:
             f"for example {argument}=0.9"
         )
     kind = SCHEDULES[value["schedule"]]
-    known = {field.name: field.default is MISSING for field in fields(kind)}
-    given = {key: number for key, number in value.items() if key != "schedule"}
-    if unknown := [str(key) for key in given if key not in known]:
-        near = get_close_matches(unknown[0], known, n=1)
-        raise ValueError(
-            f"{argument}: expected schedule {value['schedule']} with {', '.join(known)}, got {unknown[0]!r}; "
-            + (f"did you mean {near[0]}?" if near else "type one of those")
-        )
-    if missing := [key for key, needed in known.items() if needed and key not in given]:
-        raise ValueError(
-            f"{argument}: expected schedule {value['schedule']} with {' and '.join(missing)}, got none; "
-            f"for example {missing[0]}: 1"
-        )
+    required = {field.name: field.default is MISSING for field in fields(kind)}
+    arguments = {key: number for key, number in value.items() if key != "schedule"}
+    expected = f"{argument}: expected schedule {value['schedule']} with"
+    if unknown := [str(key) for key in arguments if key not in required]:
+        near = get_close_matches(unknown[0], required, n=1)
+        hint = f"did you mean {near[0]}?" if near else "type one of those"
+        raise ValueError(f"{expected} {', '.join(required)}, got {unknown[0]!r}; {hint}")
+    if missing := [key for key, needed in required.items() if needed and key not in arguments]:
+        raise ValueError(f"{expected} {' and '.join(missing)}, got none; for example {missing[0]}: 1")
     try:
-        return kind(**given)
+        return kind(**arguments)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from None

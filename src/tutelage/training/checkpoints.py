@@ -6,12 +6,13 @@ written under a temporary name, synced, and renamed; the last two are kept. One 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ STATE = "state.json"
 CHECKSUMS = "checksums"
 KEPT = 2
 NAME = re.compile(r"\d{2,}-\d{9,}")
-"""What a checkpoint is called; anything else in the folder is someone else's and is left alone."""
+"""What a checkpoint is called; anything else in the folder is left alone."""
 
 
 class CheckpointError(RuntimeError):
@@ -33,55 +34,47 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read.
-
-    Attributes:
-        tensors: by name, on the CPU.
-        state: everything that is not a tensor.
-    """
+    """A checkpoint that was read: its tensors by name, on the CPU, and everything that is not a tensor."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
-class Checkpoints:
-    """The checkpoints of one run.
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors of any layout and device as safetensors, which takes contiguous ones of a memory of their own."""
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    )
 
-    Args:
-        folder: made when the first one is written.
-    """
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder that is made when the first is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write one checkpoint and drop the oldest.
-
-        Args:
-            name: sorts after every earlier one.
-            tensors: any layout and device; copied to the CPU, contiguous (safetensors refuses other layouts).
-            state: plain values.
+        """Write a checkpoint of tensors and plain values, whose name sorts after all before, and drop the oldest.
 
         Raises:
             CheckpointError: the disk refused; the checkpoints before stay.
         """
-        plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
-        contents = {TENSORS: safetensors.torch.save(plain), STATE: (json.dumps(state) + "\n").encode()}
+        contents = {TENSORS: to_bytes(tensors), STATE: (json.dumps(state) + "\n").encode()}
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
         temporary = self.folder / f".{name}.tmp"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            for file, content in {**contents, CHECKSUMS: sums.encode()}.items():
-                records.write_bytes(temporary / file, content)
-            final = self.folder / name
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.replace(final)
-            records.sync_folder(self.folder)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise self._refused(f"checkpoint {name}", error) from error
+        with self._writing(f"checkpoint {name}"):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                for file, content in {**contents, CHECKSUMS: sums.encode()}.items():
+                    records.write_bytes(temporary / file, content)
+                final = self.folder / name
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.replace(final)
+                records.sync_folder(self.folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         for old in self._names()[:-KEPT]:
             shutil.rmtree(self.folder / old, ignore_errors=True)
 
@@ -91,10 +84,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk refused; the checkpoints stay.
         """
-        try:
+        with self._writing(path.name):
             records.write_bytes(path, content)
-        except OSError as error:
-            raise self._refused(path.name, error) from error
 
     def load(self) -> Checkpoint | None:
         """Read the newest good checkpoint; warn of every newer one that is damaged, and drop it.
@@ -125,12 +116,16 @@ class Checkpoints:
             )
         return None
 
-    def _refused(self, what: str, error: OSError) -> CheckpointError:
-        last = (self._names() or ["none"])[-1]
-        return CheckpointError(
-            f"{what}: expected room to write it, got {error.strerror or error}; the last good checkpoint is {last}: "
-            "free some space and type the same command again to resume"
-        )
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            last = (self._names() or ["none"])[-1]
+            raise CheckpointError(
+                f"{what}: expected room to write it, got {error.strerror or error}; the last good checkpoint is "
+                f"{last}: free some space and type the same command again to resume"
+            ) from error
 
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
@@ -157,7 +152,7 @@ class CheckpointSink(NamedTuple):
         checkpoints: of the run.
         best: the file for the weights that did best on the selection set.
         choices: facts that exact resume depends on; a resumed run warns where they differ.
-        announce: is told how the fit is computed (`ComputePlan`, as JSON holds it) once that is settled.
+        announce: called once with the chosen `ComputePlan`, as JSON holds it.
     """
 
     checkpoints: Checkpoints

@@ -14,15 +14,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FunctionType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradients, weight_gradient
+from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
 from tutelage.modules import FrozenTeacher
-from tutelage.settings.fit import FitSettings
-from tutelage.training.state import RngState
+from tutelage.settings.fit import FitSettings, Switch
+from tutelage.training.state import random_state, restore_random
 from tutelage.types import Batch, Outputs, Teacher
 
 SHARE = 0.05
@@ -37,8 +37,6 @@ FEW = 200
 """Steps below which nothing is measured: that alone takes some."""
 ROUNDS = 5
 """How often each call is timed."""
-
-Setting = Literal["auto"] | bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ class CompiledForms:
 
     Args:
         student: called by the distiller; compiled, it takes part in its gradients as before. None where not called.
-        teacher: only a frozen network can be compiled. None where it is not asked.
+        teacher: only a frozen network can be compiled. None where it is not called.
     """
 
     def __init__(self, student: nn.Module | None, teacher: Teacher | None) -> None:
@@ -115,7 +113,7 @@ class CompiledForms:
         return self._teacher_compiled is not None
 
     def ask(self, batch: Batch) -> Outputs | None:
-        """Ask the teacher; none where there is none."""
+        """Return the teacher's outputs; none without a teacher."""
         if self._teacher is None:
             return None
         if self._teacher_compiled and self._plan.teacher_compiled and len(batch.index) == self._plan.samples:
@@ -176,7 +174,7 @@ class _Compiled:
         return outputs
 
 
-def reason_unmeasured(steps: int, processes: int, wanted: Collection[Setting]) -> str | None:
+def reason_unmeasured(steps: int, processes: int, wanted: Collection[Switch]) -> str | None:
     """Return why nothing is to be measured, if so."""
     if processes > 1:  # Each would measure, and choose, for itself.
         return "several processes"
@@ -193,7 +191,7 @@ def choose_teacher_plan(
     samples: int,
     device: torch.device,
 ) -> ComputePlan:
-    """Choose how a teacher is asked: as `choose_plan`, and eagerly where nothing is to be measured."""
+    """Choose how a teacher is computed: as `choose_plan`, and eagerly where nothing is to be measured."""
     if not forms.network:
         return ComputePlan()
     if reason := reason_unmeasured(steps, processes, [wanted.compile_teacher]):
@@ -211,17 +209,10 @@ def choose_plan(
     samples: int,
     device: torch.device,
 ) -> ComputePlan:
-    """Try what the settings leave open, and choose.
+    """Try what the settings leave open in ``steps`` of micro-batches of ``samples``, and leave ``forms`` so.
 
-    Args:
-        wanted: the settings.
-        forms: of the fit; left in the form that was chosen.
-        step: takes the student's part of a step, gradients included, and changes nothing that lasts; none to choose
-            nothing of the student.
-        ask: asks the teacher, a network, about a micro-batch; none to choose nothing of the teacher.
-        steps: that are to come.
-        samples: of a micro-batch.
-        device: where.
+    ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts; ``ask`` runs the
+    teacher, a network, on a micro-batch. Of what is none, nothing is chosen.
     """
     reasons: dict[str, str] = {}
     plan = ComputePlan(samples=samples)
@@ -230,7 +221,7 @@ def choose_plan(
         run()
     ahead = steps * sum(seconds(run, device) for run in runs)
 
-    def is_open(form: str, setting: Setting) -> bool:
+    def is_open(form: str, setting: Switch) -> bool:
         """Whether a form is to be tried; else note why not."""
         if setting is False:
             reasons[form] = "switched off"
@@ -238,7 +229,7 @@ def choose_plan(
             reasons[form] = f"not tried: {ahead:.0f} s of it are ahead"
         return form not in reasons
 
-    def try_plan(form: str, setting: Setting, candidate: ComputePlan, run: Callable[[], Any]) -> None:
+    def try_plan(form: str, setting: Switch, candidate: ComputePlan, run: Callable[[], Any]) -> None:
         nonlocal plan
 
         def run_as(tried: ComputePlan) -> None:
@@ -246,7 +237,8 @@ def choose_plan(
             run()
 
         current, changed = least_seconds([partial(run_as, plan), partial(run_as, candidate)], device)
-        reasons[form] = f"{current * 1e3:.1f} ms plain, {changed * 1e3:.1f} ms so"
+        after = "with products" if form == "products" else "compiled"
+        reasons[form] = f"{current * 1e3:.1f} ms eager, {changed * 1e3:.1f} ms {after}"
         if setting is True or current >= GAIN * changed:
             plan = candidate
         forms.take(plan)
@@ -274,7 +266,7 @@ def faster_products(seen: Mapping[Shape, tuple[int, torch.dtype]], device: torch
 
 
 def _speedup(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Return how many times faster a weight gradient is as a product."""
+    """Return how many times faster a convolution's weight gradient is as a product, at a batch and dtype."""
     generator = torch.Generator().manual_seed(0)  # the run's generators stay where they are
 
     def random(*size: int) -> Tensor:
@@ -287,7 +279,7 @@ def _speedup(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device)
         gradient = torch.conv2d(inputs, weight, None, shape.stride, shape.padding, shape.dilation)
         by_library, by_product = least_seconds(
             [
-                lambda: library_gradients(gradient, inputs, weight, shape, by_weight=True),
+                lambda: library_gradient(gradient, inputs, weight, shape, by_weight=True),
                 lambda: weight_gradient(gradient, inputs, shape),
             ],
             device,
@@ -322,13 +314,12 @@ def _synchronize(device: torch.device) -> None:
 def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a module's buffers, its gradients and the generators back where they were."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    generators = RngState(device)
-    with generators:  # remembers where they are
-        pass
+    generators = random_state(device)
     try:
         yield
     finally:
-        with generators, torch.no_grad():
+        restore_random(*generators, device)
+        with torch.no_grad():
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
         for parameter in module.parameters():

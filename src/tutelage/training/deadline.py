@@ -1,4 +1,4 @@
-"""The moment by which a fit stops, with a checkpoint to go on from."""
+"""The moment by which a fit stops, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from collections.abc import Callable
 
 
 class DeadlineExceeded(RuntimeError):
-    """No time is left for the next piece of work; what was done is saved, and the same command goes on."""
+    """No time is left for the next piece of work; what was done is saved, and the same command resumes it."""
 
 
 class Deadline:
-    """A moment after which no further piece of work is begun.
+    """A moment after which no further piece of work is begun: a step, an evaluation, a chunk of recorded outputs.
 
-    Only whole pieces are done: a step, an evaluation, a chunk of recorded outputs. What the last one and its checkpoint
-    take has to be kept back by whoever sets the moment.
+    What the last piece and its checkpoint take has to be kept back by whoever sets the moment.
 
     Args:
         moment: on the clock, seconds.
         evaluation: seconds that an epoch's evaluations take, as far as is known; a fit measures them anew.
-        clock: tells the seconds.
-
-    Attributes:
-        evaluation: of the last epoch, seconds.
+        clock: returns the seconds.
     """
 
     def __init__(self, moment: float, *, evaluation: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,4 +40,4 @@ class Deadline:
             DeadlineExceeded: less than ``work`` seconds are left.
         """
         if self.over(work):
-            raise DeadlineExceeded(f"{what}: no time is left for it; type the same command again to go on")
+            raise DeadlineExceeded(f"{what}: no time is left for it; type the same command again to resume")

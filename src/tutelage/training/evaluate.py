@@ -16,8 +16,6 @@ BINS = 15
 """Of the reliability diagram and the calibration error: equal widths, as in Guo et al. 2017 (arXiv:1706.04599)."""
 CHANCE = 0.01
 """Significance level at which a teacher must be better than chance."""
-
-
 NAMED = 16
 """How many samples of a non-finite step or evaluation are named."""
 
@@ -39,7 +37,7 @@ class EvalSet(NamedTuple):
     Attributes:
         name: ``validation`` or ``test``.
         batches: the whole set, in order, without augmentation.
-        teacher: what the teacher says about it, asked once; none without a teacher.
+        teacher: the teacher's outputs on it, computed once; none without a teacher.
     """
 
     name: str
@@ -57,10 +55,10 @@ def collect_outputs(
     channels_last: bool,
     who: str = "network",
 ) -> EvalOutputs:
-    """Ask a network about every sample, in evaluation mode; its mode is as before afterwards.
+    """Run a network on every sample, in evaluation mode; its mode is as before afterwards.
 
     Raises:
-        NonFiniteError: naming who and the samples: no number of an evaluation would mean anything.
+        NonFiniteError: naming the network, ``who``, and the samples: no metric would mean anything.
     """
     mode = network.training
     network.eval()
@@ -73,22 +71,21 @@ def collect_outputs(
             labels.append(batch.labels.cpu())
     finally:
         network.train(mode)
-    answers = EvalOutputs(torch.cat(logits), torch.cat(labels))
-    bad = (~torch.isfinite(answers.logits).all(-1)).nonzero()[:, 0].tolist()
+    outputs = EvalOutputs(torch.cat(logits), torch.cat(labels))
+    bad = (~torch.isfinite(outputs.logits).all(-1)).nonzero()[:, 0].tolist()
     if bad:
         named = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
         raise NonFiniteError(
-            f"{who}: expected finite logits in evaluation, got NaN or infinity for {len(bad)} of {len(answers.logits)} "
+            f"{who}: expected finite logits in evaluation, got NaN or infinity for {len(bad)} of {len(outputs.logits)} "
             f"samples: {named}; look at these samples, or lower optimizer.lr if it is the student that diverged"
         )
-    return answers
+    return outputs
 
 
 def to_device(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
     """Move a batch's inputs to the device, images in the layout that convolutions are fast in."""
-    if channels_last and inputs.ndim == 4:
-        return inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
-    return inputs.to(device, non_blocking=True)
+    layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
+    return inputs.to(device, non_blocking=True, memory_format=layout)
 
 
 def summarize(name: str, student: EvalOutputs, teacher: EvalOutputs | None, *, gamma: float | None) -> EvaluationMeans:
@@ -112,8 +109,8 @@ def evaluate_outputs(
     """Return a network's judgement in detail over a labelled set."""
     log_q = network.logits.log_softmax(-1)
     known = network.labels != UNLABELLED
-    confidence, named = log_q.exp().max(-1)
-    right = (named == network.labels)[known]
+    confidence, predicted = log_q.exp().max(-1)
+    right = (predicted == network.labels)[known]
     entropy = targets.shannon_entropy(log_q)
     classes = network.logits.shape[-1]
     bins = _reliability(confidence[known], right)
@@ -133,17 +130,17 @@ def evaluate_outputs(
     return judgement
 
 
-def better_than_chance(answers: EvalOutputs) -> bool | None:
+def better_than_chance(outputs: EvalOutputs) -> bool | None:
     """Test whether a network beats guessing, by a one-sided binomial test; none where no sample has a label."""
-    correct, labelled = _correct(answers)
+    correct, labelled = _correct(outputs)
     if not labelled:
         return None
-    return bool(binomtest(correct, labelled, 1 / answers.logits.shape[-1], alternative="greater").pvalue < CHANCE)
+    return bool(binomtest(correct, labelled, 1 / outputs.logits.shape[-1], alternative="greater").pvalue < CHANCE)
 
 
-def _correct(answers: EvalOutputs) -> tuple[int, int]:
-    known = answers.labels != UNLABELLED
-    return int((answers.logits.argmax(-1) == answers.labels)[known].sum()), int(known.sum())
+def _correct(outputs: EvalOutputs) -> tuple[int, int]:
+    known = outputs.labels != UNLABELLED
+    return int((outputs.logits.argmax(-1) == outputs.labels)[known].sum()), int(known.sum())
 
 
 def _agreement(student: EvalOutputs, teacher: EvalOutputs | None) -> float | None:
@@ -171,18 +168,18 @@ def _histogram(entropy: Tensor, classes: int) -> Histogram:
 
 
 def _reliability(confidence: Tensor, right: Tensor) -> list[Bin]:
-    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    bins: list[Bin] = []
-    for k in range(BINS):
-        here = place == k
-        n = int(here.sum())
-        bins.append(
-            {
-                "low": k / BINS,
-                "high": (k + 1) / BINS,
-                "count": n,
-                "confidence": float(confidence[here].double().mean()) if n else 0.0,
-                "accuracy": float(right[here].double().mean()) if n else 0.0,
-            }
-        )
-    return bins
+    index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    return [
+        {
+            "low": k / BINS,
+            "high": (k + 1) / BINS,
+            "count": len(right[index == k]),
+            "confidence": _mean(confidence[index == k]),
+            "accuracy": _mean(right[index == k]),
+        }
+        for k in range(BINS)
+    ]
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean()) if len(values) else 0.0

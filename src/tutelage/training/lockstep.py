@@ -6,7 +6,6 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,45 +13,16 @@ import torch
 from accelerate import Accelerator
 
 from tutelage import records
-from tutelage.modules import Distiller
-from tutelage.settings.fit import FitSettings
 from tutelage.training import memory
-from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import CompiledForms, ComputePlan, choose_teacher_plan
 from tutelage.training.deadline import Deadline, DeadlineExceeded
-from tutelage.training.evaluate import EvalSet, to_device
-from tutelage.training.state import RngState
-from tutelage.training.step import FitState, split_batch
+from tutelage.training.evaluate import to_device
+from tutelage.training.step import FitJob, FitState, split_batch
 from tutelage.types import Batch, Batches, Outputs, Teacher
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitJob:
-    """One student of several that are fitted together, and what differs from the others.
-
-    Attributes:
-        distiller: the student with its objective.
-        settings: how to train it.
-        asks: it gets the teacher's outputs; an objective that needs none may go without.
-        held_out: as for `fit`, and so are the next three.
-        keep: where its state goes.
-        to_beat: the best accuracy of earlier stages.
-        resume: a checkpoint to resume from.
-        rng: its random generators; none where it is the only one and draws from the process's.
-    """
-
-    distiller: Distiller
-    settings: FitSettings
-    asks: bool = True
-    held_out: Sequence[EvalSet] = ()
-    keep: CheckpointSink | None = None
-    to_beat: float | None = None
-    resume: Checkpoint | None = None
-    rng: RngState | None = None
-
-
 class Lockstep:
-    """Several students fitted in lockstep: a batch is made, moved to the device and shown to the teacher once for all.
+    """Several students fitted in lockstep: a batch is made, moved and passed through the teacher once for all.
 
     Each student takes the same steps, to the bit, as alone. Those that resume from a checkpoint take none until the
     group reaches their step, so the group begins where the least advanced one was.
@@ -62,7 +32,7 @@ class Lockstep:
             ``accumulate``, ``precision``, ``channels_last`` and ``compile_teacher``.
         teacher: called on every batch; its outputs carry the features that any of the jobs reads.
         batches: the training set.
-        accelerator: where.
+        accelerator: the device and processes to train on.
         stage: as for `fit`.
         deadline: as for `fit`; all of them stop.
 
@@ -100,7 +70,7 @@ class Lockstep:
         self._failed: list[tuple[int, Exception]] = []
 
     def drop(self, k: int) -> None:
-        """Continue without one of the jobs."""
+        """Continue without this job."""
         self._fits.pop(k, None)
 
     def run(self) -> Iterator[tuple[int, records.Epoch | Exception]]:
@@ -110,8 +80,8 @@ class Lockstep:
             Exception: what they share failed: the batches or the teacher.
         """
         try:
-            for k in range(len(self.jobs)):
-                if state := self._try(k, partial(self._begin, k)):
+            for k, job in enumerate(self.jobs):
+                if state := self._try(k, partial(FitState, job, self.teacher, self.accelerator, stage=self.stage)):
                     self._fits[k] = state
             yield from self._failures()
             while epochs := [state.epoch for state in self._fits.values() if state.epoch < state.settings.epochs]:
@@ -120,22 +90,6 @@ class Lockstep:
             self._fits.clear()
             # The one accelerator of the process would keep the students and their optimizers.
             self.accelerator.free_memory()
-
-    def _begin(self, k: int) -> FitState:
-        job = self.jobs[k]
-        state = FitState(
-            job.distiller,
-            self.teacher if job.asks else None,
-            job.settings,
-            self.accelerator,
-            held_out=job.held_out,
-            keep=job.keep,
-            stage=self.stage,
-            to_beat=job.to_beat,
-        )
-        if job.resume is not None:
-            state.restore(job.resume)
-        return state
 
     def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch | Exception]]:
         """Train an epoch from where the least advanced job is in it; then each is evaluated and saved."""
@@ -166,26 +120,25 @@ class Lockstep:
             if new := {k: state for k, state in present.items() if state.speed is None}:
                 first = None
                 if any(self.jobs[k].asks and state.unmeasured(ahead) is None for k, state in new.items()):
-                    (first,) = self._ask(pieces[:1])
+                    first = self._teacher_outputs(pieces[0])
                 for k, state in new.items():
-                    (outputs,) = self._own(k, [first])
+                    outputs = self._outputs_of(k, first)
                     teacher_plan = self.speed if self.jobs[k].asks else ComputePlan()
                     self._try(k, partial(state.choose_plan, pieces[0], outputs, ahead, teacher_plan))
                 present = self._at(epoch, step)
-            shared: Iterable[Outputs | None] = [None] * len(pieces)
-            if self.teacher is not None and any(self.jobs[k].asks for k in present):
-                shared = self._ask(pieces)
+            needed = any(self.jobs[k].asks for k in present)
+            shared: Iterable[Outputs | None] = map(self._teacher_outputs, pieces) if needed else [None] * len(pieces)
             if len(present) > 1:
                 shared = list(shared)
             for position, (k, state) in enumerate(present.items()):
                 if state.begun_at < 0:  # It joins from a checkpoint.
                     state.begin_epoch(time.monotonic())
-                job_batch, outputs_of_pieces = batch, shared
+                job_batch, job_outputs = batch, shared
                 if len(self.jobs) > 1:
-                    outputs_of_pieces = self._own(k, shared)
-                    if position < len(present) - 1:  # A student may write into what it is cpu_batch.
+                    job_outputs = [self._outputs_of(k, outputs) for outputs in shared]
+                    if position < len(present) - 1:  # A student may write into its inputs.
                         job_batch = batch._replace(inputs=batch.inputs.clone())
-                self._try(k, partial(state.do_step, job_batch, outputs_of_pieces, steps))
+                self._try(k, partial(state.do_step, job_batch, job_outputs, steps))
             yield from self._failures()
         done = {k: state for k, state in self._fits.items() if state.epoch == epoch}
         sums = {k: total for k, state in done.items() if (total := self._try(k, state.end_training)) is not None}
@@ -210,44 +163,40 @@ class Lockstep:
     def _choose(self, piece: Batch, steps: int) -> ComputePlan:
         """Choose how the teacher is computed: as in the checkpoints that are resumed, or by measurement."""
         plan = next((state.speed for state in self._fits.values() if state.speed is not None), None)
-        if plan is None:
-            plan = choose_teacher_plan(
-                self.jobs[0].settings,
-                self.forms,
-                lambda: list(self._ask([piece])),
-                steps=steps,
-                processes=self.accelerator.num_processes,
-                samples=len(piece.index),
-                device=self.accelerator.device,
-            )
+        plan = plan or choose_teacher_plan(
+            self.jobs[0].settings,
+            self.forms,
+            partial(self._teacher_outputs, piece),
+            steps=steps,
+            processes=self.accelerator.num_processes,
+            samples=len(piece.index),
+            device=self.accelerator.device,
+        )
         self.forms.take(plan)
         return plan
 
     def _at(self, epoch: int, step: int) -> dict[int, FitState]:
-        """The fits whose next step this is."""
+        """Return the fits whose next step this is."""
         return {k: state for k, state in self._fits.items() if (state.epoch, state.step_in_epoch) == (epoch, step)}
 
-    def _ask(self, pieces: Sequence[Batch]) -> Iterator[Outputs | None]:
-        """Yield the teacher's outputs for each micro-batch when it is needed."""
-        assert self.teacher is not None
+    def _teacher_outputs(self, piece: Batch) -> Outputs | None:
+        """Return the teacher's outputs for a micro-batch; none without a teacher."""
         bf16 = self.jobs[0].settings.precision == "bf16"
-        for piece in pieces:
-            with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
-                outputs = self.forms.ask(piece)
-            yield outputs
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
+            return self.forms.ask(piece)
 
-    def _own(self, k: int, shared: Iterable[Outputs | None]) -> list[Outputs | None]:
-        """The outputs as a job would have them alone: with its own features, or none at all."""
-        if not self.jobs[k].asks:
-            return [None for _ in shared]
+    def _outputs_of(self, k: int, outputs: Outputs | None) -> Outputs | None:
+        """Return the outputs as the job would have them alone: with its own features, or none at all."""
+        if outputs is None or not self.jobs[k].asks:
+            return None
         names = self.jobs[k].distiller.objective.needs.teacher_taps
-        return [each and Outputs(each.logits, {name: each.taps[name] for name in names}) for each in shared]
+        return Outputs(outputs.logits, {name: outputs.taps[name] for name in names})
 
-    def _try(self, k: int, do: Callable[[], Any]) -> Any:
-        """Do something for one job; an error ends that job alone."""
+    def _try(self, k: int, call: Callable[[], Any]) -> Any:
+        """Call something for one job; an error ends that job alone."""
         try:
             with self.jobs[k].rng or contextlib.nullcontext():
-                return do()
+                return call()
         except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
             if len(self.jobs) > 1:
                 # Its tensors are not kept while the group continues.

@@ -15,7 +15,8 @@ from tutelage.settings.fit import FitSettings
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.deadline import Deadline
 from tutelage.training.evaluate import EvalSet
-from tutelage.training.lockstep import FitJob, Lockstep
+from tutelage.training.lockstep import Lockstep
+from tutelage.training.step import FitJob
 from tutelage.types import Batches, Teacher
 
 
@@ -40,18 +41,18 @@ def fit(
         teacher: asked about every batch; none where the objective needs none.
         batches: the training set.
         settings: how to train.
-        accelerator: where.
+        accelerator: the device and processes to train on.
         held_out: sets to evaluate the student on after every epoch; the first is the one that ``best`` is chosen by.
         keep: where checkpoints and the best weights go; none to keep nothing.
         stage: a number that orders the fits of one run.
         to_beat: the best accuracy of earlier stages, a fraction.
-        resume: a checkpoint of this stage to go on from.
-        deadline: the moment to stop by; none to train to the end.
+        resume: a checkpoint of this stage to resume from.
+        deadline: when to stop; none to train to the end.
 
     Raises:
         NonFiniteError: a loss or gradient was not finite and ``settings.nonfinite`` is ``stop``.
         CheckpointError: a checkpoint could not be written.
-        DeadlineExceeded: the moment to stop has come; a checkpoint is written.
+        DeadlineExceeded: the deadline is reached; a checkpoint is written.
     """
     job = FitJob(distiller=distiller, settings=settings, held_out=held_out, keep=keep, to_beat=to_beat, resume=resume)
     for _, record in Lockstep([job], teacher, batches, accelerator=accelerator, stage=stage, deadline=deadline).run():

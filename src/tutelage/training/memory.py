@@ -1,7 +1,8 @@
-"""How much memory a stretch of training took at its peak."""
+"""Peak memory of a stretch of training."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -15,10 +16,8 @@ def restart(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
+    with contextlib.suppress(OSError):  # Not Linux, or not allowed: then the peak is since the process began.
         _CLEAR.write_text("5")
-    except OSError:  # Not Linux, or not allowed: then the peak is the process's own from its beginning.
-        return
 
 
 def peak(device: torch.device) -> float | None:

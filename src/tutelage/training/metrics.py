@@ -43,14 +43,14 @@ class EpochMetrics:
         logits = output.outputs.logits.float()
         log_q = logits.log_softmax(-1)
         labels = batch.labels.argmax(-1) if batch.labels.is_floating_point() else batch.labels
-        classes = logits.argmax(-1)
+        predicted = logits.argmax(-1)
         zero = logits.new_zeros(())
         kl = agree = zero
         suspect = ~torch.isfinite(logits).all(-1)
         if teacher is not None:
             v = teacher.logits.float()
             suspect |= ~torch.isfinite(v).all(-1)
-            agree = (classes == v.argmax(-1)).sum()
+            agree = (predicted == v.argmax(-1)).sum()
             if self.objective.target_gamma is not None:
                 kl = losses.kl_divergence(log_q, (self.objective.target_gamma * v).log_softmax(-1)).sum()
         # Terms are means over the whole step already; the epoch's mean weighs each step by what they are means over.
@@ -58,7 +58,7 @@ class EpochMetrics:
         for name, part in output.loss.parts.items():
             over = totals.labelled if name in self.objective.supervised else totals.samples
             sums.append(part * over.double())
-        sums += [(classes == labels).sum(), (labels != UNLABELLED).sum(), targets.shannon_entropy(log_q).sum()]
+        sums += [(predicted == labels).sum(), (labels != UNLABELLED).sum(), targets.shannon_entropy(log_q).sum()]
         sums += [kl, agree, zero + len(batch.index), zero]
         return torch.stack([value.detach().double() for value in sums]), suspect
 
@@ -89,7 +89,7 @@ class EpochMetrics:
         raise NonFiniteError(
             f"step {step + 1} of stage {stage + 1}: expected a finite loss and gradient, got NaN or infinity; "
             f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
-            "look at these samples or lower optimizer.lr, or type nonfinite=skip to go on without such steps"
+            "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without such steps"
         )
 
     def means(self, sums: Mapping[str, float], *, has_teacher: bool) -> records.TrainMeans:

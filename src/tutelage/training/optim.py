@@ -6,6 +6,8 @@ A rate is a pure function of where in the run a step is; there is no schedule ob
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,34 +20,22 @@ def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("student: expected trainable parameters, got none; unfreeze it with requires_grad_(True)")
+    options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "name"}
     # On CUDA the fused form can skip a non-finite step without the host being asked.
     fused = device.type == "cuda"
     if isinstance(settings, SGD):
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-            fused=fused,
-        )
+        optimizer = torch.optim.SGD(parameters, **options, fused=fused)
         if fused and settings.momentum:
             # The fused form makes its buffers in the first step, and leaves them uninitialised where it skips that one.
             for parameter in parameters:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     exempt = _exempt(module)
-    groups = [
-        {"params": [p for p in parameters if id(p) not in exempt], "weight_decay": settings.weight_decay},
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if id(p) not in exempt]},
         {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=fused,
-    )
+    return torch.optim.AdamW([group for group in groups if group["params"]], **options, fused=fused)
 
 
 def _exempt(module: nn.Module) -> set[int]:

@@ -1,15 +1,14 @@
-"""State that a checkpoint holds besides numbers: random generators, a module's tensors, an optimizer's."""
+"""State that a checkpoint holds besides numbers: random generators, an optimizer's."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutelage.training.checkpoints import Checkpoint
 
@@ -17,19 +16,19 @@ from tutelage.training.checkpoints import Checkpoint
 class RngState:
     """One run's generators: those of torch (CPU, and the device's where it is CUDA), Python's ``random``, NumPy's.
 
-    A block ``with chance:`` draws where the block before of the same object left off, whatever was drawn in between by
+    A block ``with rng:`` draws where the block before of the same object left off, whatever was drawn in between by
     others. The first block begins where the process's generators are. Such a block does not enter itself again.
 
     Args:
         device: of the run.
 
     Example:
-        >>> one, other = RngState(torch.device("cpu")), RngState(torch.device("cpu"))
-        >>> with one:
+        >>> first, second = RngState(torch.device("cpu")), RngState(torch.device("cpu"))
+        >>> with first:
         ...     generator = torch.manual_seed(1)
-        >>> with other:
+        >>> with second:
         ...     generator = torch.manual_seed(2)
-        >>> with one:
+        >>> with first:
         ...     drawn = torch.rand(1)
         >>> bool(drawn == torch.rand(1, generator=torch.Generator().manual_seed(1)))
         True
@@ -37,23 +36,15 @@ class RngState:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._state: tuple[Any, ...] | None = None
+        self._state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     def __enter__(self) -> RngState:
         if self._state is not None:
-            cpu, cuda, python, numpy = self._state
-            torch.set_rng_state(cpu)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda, self._device)
-            random.setstate(python)
-            np.random.set_state(numpy)
+            restore_random(*self._state, self._device)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-        self._state = torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
+    def __exit__(self, *error: object) -> None:
+        self._state = random_state(self._device)
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -65,21 +56,15 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *position]}
 
 
-def restore_random(checkpoint: Checkpoint, device: torch.device) -> None:
-    """Put every random generator where it was when a checkpoint was written."""
-    torch.set_rng_state(checkpoint.tensors["rng.cpu"])
-    if device.type == "cuda" and "rng.cuda" in checkpoint.tensors:
-        torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"], device)
-    version, words, gauss = checkpoint.state["rng"]["python"]
+def restore_random(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], device: torch.device) -> None:
+    """Put every random generator where it was at a `random_state`."""
+    torch.set_rng_state(tensors["rng.cpu"])
+    if device.type == "cuda" and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    version, words, gauss = plain["python"]
     random.setstate((version, tuple(words), gauss))
-    kind, keys, *position = checkpoint.state["rng"]["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *position))  # the state of the user's own code
-
-
-def plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's state on the CPU, contiguous, each tensor its own memory: what safetensors accepts."""
-    network = getattr(module, "network", module)
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    kind, keys, *position = plain["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *position))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
-import safetensors.torch
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -16,37 +16,45 @@ from tutelage import records
 from tutelage.modules import Distiller, StepOutput
 from tutelage.settings.fit import FitSettings
 from tutelage.training import optim
-from tutelage.training.checkpoints import Checkpoint, CheckpointSink
+from tutelage.training.checkpoints import Checkpoint, CheckpointSink, to_bytes
 from tutelage.training.compile import CompiledForms, ComputePlan, choose_plan, reason_unmeasured, unchanged
-from tutelage.training.distributed import keep_from_broadcast, step_totals
+from tutelage.training.distributed import step_totals
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
 from tutelage.training.metrics import EpochMetrics
-from tutelage.training.state import (
-    optimizer_state,
-    plain_state,
-    random_state,
-    restore_optimizer,
-    restore_random,
-    under,
-)
+from tutelage.training.state import RngState, optimizer_state, random_state, restore_optimizer, restore_random, under
 from tutelage.types import Batch, Outputs, Progress, StatefulTerm, Teacher, Totals
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitJob:
+    """One student, and how it is trained; what differs between several that are fitted together.
+
+    Attributes:
+        distiller: the student with its objective.
+        settings: how to train it.
+        asks: whether it gets the teacher's outputs; an objective that needs none may do without.
+        held_out: as for `fit`, and so are the next three.
+        keep: where its state goes.
+        to_beat: the best accuracy of earlier stages.
+        resume: a checkpoint to resume from.
+        rng: its random generators; none where it is the only one and draws from the process's.
+    """
+
+    distiller: Distiller
+    settings: FitSettings
+    asks: bool = True
+    held_out: Sequence[EvalSet] = ()
+    keep: CheckpointSink | None = None
+    to_beat: float | None = None
+    resume: Checkpoint | None = None
+    rng: RngState | None = None
 
 
 class FitState:
     """The state of one fit, and the steps that change it."""
 
-    def __init__(
-        self,
-        distiller: Distiller,
-        teacher: Teacher | None,
-        settings: FitSettings,
-        accelerator: Accelerator,
-        *,
-        held_out: Sequence[EvalSet],
-        keep: CheckpointSink | None,
-        stage: int,
-        to_beat: float | None,
-    ) -> None:
+    def __init__(self, job: FitJob, teacher: Teacher | None, accelerator: Accelerator, *, stage: int) -> None:
+        distiller, settings = job.distiller, job.settings
         if settings.accumulate > 1 and distiller.objective.needs.coupled:
             raise ValueError(
                 f"accumulate: expected 1 for an objective that couples a batch's samples, got {settings.accumulate}; "
@@ -54,12 +62,12 @@ class FitState:
             )
         self.device = accelerator.device
         self.accelerator, self.settings = accelerator, settings
-        self.held_out, self.keep, self.stage = held_out, keep, stage
-        self.teacher = teacher.to(self.device) if isinstance(teacher, nn.Module) else teacher
-        distiller.to(self.device)
-        if settings.channels_last:
-            for module in (distiller, self.teacher):
-                if isinstance(module, nn.Module):
+        self.held_out, self.keep, self.stage = job.held_out, job.keep, stage
+        self.has_teacher = teacher is not None and job.asks
+        for module in (distiller, teacher if job.asks else None):
+            if isinstance(module, nn.Module):
+                module.to(self.device)
+                if settings.channels_last:
                     module.to(memory_format=torch.channels_last)
         self.module = distiller
         self.optimizer = optim.build(settings.optimizer, distiller, self.device)
@@ -68,16 +76,20 @@ class FitState:
         ]
         terms = [cast(nn.Module, term) for term in self.stateful_terms]
         owned = {id(buffer) for term in terms for buffer in term.buffers()}
-        keep_from_broadcast(distiller, [name for name, buffer in distiller.named_buffers() if id(buffer) in owned])
+        # DDP does not send these from the first process to the others before every step.
+        local = [name for name, buffer in distiller.named_buffers() if id(buffer) in owned]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(distiller, local)
         self.wrapped, self.prepared = accelerator.prepare(distiller, self.optimizer)
         self.buffers = [buffer for buffer in distiller.buffers() if id(buffer) not in owned]
         self.metrics = EpochMetrics(distiller.objective, self.device)
         self.epoch = self.step = self.step_in_epoch = self.trained = 0
         self.rate, self.begun_at, self.saved_at = 0.0, -1.0, 0.0
         self.history: list[records.Epoch] = []
-        self.to_beat = to_beat
+        self.to_beat = job.to_beat
         self.forms = CompiledForms(distiller.student, None)
         self.speed: ComputePlan | None = None
+        if job.resume is not None:
+            self.restore(job.resume)
 
     def begin_epoch(self, now: float) -> None:
         """Begin an epoch, or what is left of it, at a time of the monotonic clock."""
@@ -87,18 +99,27 @@ class FitState:
 
     def do_step(self, batch: Batch, teacher_outputs: Iterable[Outputs | None], steps: int) -> None:
         """Take the next of an epoch's steps, read the log and save where that is due."""
-        self.rate = self.set_rate(self.step_in_epoch, steps)
-        self.take_step(
-            batch, teacher_outputs, Progress(self.epoch, self.step, self.step / (steps * self.settings.epochs))
+        settings = self.settings
+        self.rate = optim.learning_rate(
+            settings.schedule,
+            settings.optimizer.lr,
+            epoch=self.epoch,
+            begin=self.step_in_epoch / steps,
+            end=(self.step_in_epoch + 1) / steps,
+            epochs=settings.epochs,
         )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        progress = Progress(self.epoch, self.step, self.step / (steps * settings.epochs))
+        self.take_step(batch, teacher_outputs, progress)
         self.trained += len(batch.index)
         self.step += 1
         self.step_in_epoch += 1
-        if self.step % self.settings.log_steps == 0:
+        if self.step % settings.log_steps == 0:
             self.raise_if_nonfinite()
         now = time.monotonic()
-        due = self.settings.checkpoint_steps and self.step_in_epoch % self.settings.checkpoint_steps == 0
-        if self.step_in_epoch < steps and (due or now - self.saved_at > self.settings.checkpoint_seconds):
+        due = settings.checkpoint_steps and self.step_in_epoch % settings.checkpoint_steps == 0
+        if self.step_in_epoch < steps and (due or now - self.saved_at > settings.checkpoint_seconds):
             self.raise_if_nonfinite()
             self.save()
             self.saved_at = time.monotonic()
@@ -111,7 +132,18 @@ class FitState:
     def end_epoch(self, sums: Mapping[str, float], ended: float, taken: float | None) -> records.Epoch:
         """Evaluate, keep, and return the record; training ended at this time of the monotonic clock, at this peak."""
         began, seconds, self.begun_at = self.begun_at, ended - self.begun_at, -1.0
-        evaluations = {held.name: self.evaluate(held) for held in self.held_out}
+        evaluations = {}
+        for held in self.held_out:
+            outputs = collect_outputs(
+                self.module.student,
+                held.batches,
+                device=self.device,
+                precision=self.settings.precision,
+                channels_last=self.settings.channels_last,
+                who="student",
+            )
+            gamma = self.module.objective.target_gamma
+            evaluations[held.name] = summarize(held.name, outputs, held.teacher, gamma=gamma)
         self.epoch += 1
         self.step_in_epoch = 0
         record: records.Epoch = {
@@ -119,7 +151,7 @@ class FitState:
             "epoch": self.epoch,
             "step": self.step,
             "learning_rate": self.rate,
-            "train": self.metrics.means(sums, has_teacher=self.teacher is not None),
+            "train": self.metrics.means(sums, has_teacher=self.has_teacher),
             "validation": evaluations.get("validation"),
             "test": evaluations.get("test"),
             "images_per_second": self.trained * self.accelerator.num_processes / max(seconds, 1e-9),
@@ -128,24 +160,17 @@ class FitState:
             "skipped_steps": int(sums["skipped"]),
         }
         self.history.append(record)
-        self.keep_best(record)
+        # The first held-out set is the one that the best weights are chosen by.
+        accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
+        if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
+            self.to_beat = accuracy
+            if self.keep is not None and self.accelerator.is_main_process:
+                student = self.module.student
+                weights = getattr(student, "network", student).state_dict()
+                self.keep.checkpoints.write(self.keep.best, to_bytes(weights))
         self.metrics.clear()
         self.save()
         return record
-
-    def set_rate(self, step: int, steps: int) -> float:
-        """Set the learning rate of one of an epoch's steps."""
-        rate = optim.learning_rate(
-            self.settings.schedule,
-            self.settings.optimizer.lr,
-            epoch=self.epoch,
-            begin=step / steps,
-            end=(step + 1) / steps,
-            epochs=self.settings.epochs,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
 
     def take_step(self, batch: Batch, teacher_outputs: Iterable[Outputs | None], progress: Progress) -> None:
         """Do one optimizer step; a non-finite one is counted, logged and not applied. The host waits for nothing.
@@ -236,31 +261,6 @@ class FitState:
         if self.settings.nonfinite == "stop":
             self.metrics.raise_if_nonfinite(stage=self.stage)
 
-    def evaluate(self, held: EvalSet) -> records.EvaluationMeans:
-        """Evaluate the student on a held-out set."""
-        outputs = collect_outputs(
-            self.module.student,
-            held.batches,
-            device=self.device,
-            precision=self.settings.precision,
-            channels_last=self.settings.channels_last,
-            who="student",
-        )
-        return summarize(held.name, outputs, held.teacher, gamma=self.module.objective.target_gamma)
-
-    def keep_best(self, record: records.Epoch) -> None:
-        """Keep the student's weights if they are the best so far on the first held-out set."""
-        if not self.held_out:
-            return
-        name = self.held_out[0].name
-        evaluation = record["validation"] if name == "validation" else record["test"]
-        if evaluation is None or evaluation["accuracy"] is None:
-            return
-        if self.to_beat is None or evaluation["accuracy"] > self.to_beat:
-            self.to_beat = evaluation["accuracy"]
-            if self.keep is not None and self.accelerator.is_main_process:
-                self.keep.checkpoints.write(self.keep.best, safetensors.torch.save(plain_state(self.module.student)))
-
     def save(self) -> None:
         """Write a checkpoint from which the run resumes with the same bits."""
         if self.keep is None or not self.accelerator.is_main_process:
@@ -299,7 +299,7 @@ class FitState:
         self.metrics.nonfinite_log = tensors["blame"].to(self.device)
         # Checkpoints of older versions were computed eagerly.
         self.adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
-        restore_random(checkpoint, self.device)
+        restore_random(tensors, state["rng"], self.device)
 
 
 def split_batch(batch: Batch, pieces: int) -> list[Batch]:
