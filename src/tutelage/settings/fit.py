@@ -187,17 +187,11 @@ class FitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """One of a run's fits.
+    """One of a run's fits."""
 
-    Attributes:
-        objective: what the student learns from.
-        settings: how it is trained.
-        batch_size: samples per optimizer step, over all micro-batches and processes.
-    """
-
-    objective: ObjectiveSpec
-    settings: FitSettings
-    batch_size: int = 64
+    objective: ObjectiveSpec  # what the student learns from
+    settings: FitSettings  # how it is trained
+    batch_size: int = 64  # samples per optimizer step, over all micro-batches and processes
 
     def steps(self, samples: int) -> int:
         """Return the number of optimizer steps over so many training samples."""

@@ -146,16 +146,10 @@ def _read(folder: Path) -> Checkpoint:
 
 
 class CheckpointSink(NamedTuple):
-    """Where a run's state goes.
+    """Where a run's state goes."""
 
-    Attributes:
-        checkpoints: of the run.
-        best: the file for the weights that did best on the selection set.
-        choices: facts that exact resume depends on; a resumed run warns where they differ.
-        announce: called once with the chosen `ComputePlan`, as JSON holds it.
-    """
-
-    checkpoints: Checkpoints
-    best: Path
-    choices: Mapping[str, Any]
+    checkpoints: Checkpoints  # of the run
+    best: Path  # the file for the weights that did best on the selection set
+    choices: Mapping[str, Any]  # facts that exact resume depends on; a resumed run warns where they differ
+    # called once with the chosen `ComputePlan`, as JSON holds it
     announce: Callable[[dict[str, Any]], None] | None = None

@@ -41,21 +41,15 @@ ROUNDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ComputePlan:
-    """How a fit is computed.
+    """How a fit is computed."""
 
-    Attributes:
-        teacher_compiled: the teacher's forward pass is compiled, its weights taken as constants.
-        student_compiled: the student's forward and backward pass are compiled.
-        products: convolutions whose weight gradient is one product.
-        samples: of a micro-batch that compiled forms are for. Others, such as an epoch's last, run eagerly: each size
-            would be compiled anew.
-        reasons: what was measured, or why nothing was, by form; "why" on disk.
-    """
-
-    teacher_compiled: bool = False
-    student_compiled: bool = False
-    products: tuple[Shape, ...] = ()
+    teacher_compiled: bool = False  # the teacher's forward pass is compiled, its weights taken as constants
+    student_compiled: bool = False  # the student's forward and backward pass are compiled
+    products: tuple[Shape, ...] = ()  # convolutions whose weight gradient is one product
+    # of a micro-batch that compiled forms are for. Others, such as an epoch's last, run eagerly: each size would be
+    # compiled anew.
     samples: int = 0
+    # what was measured, or why nothing was, by form; "why" on disk
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -32,17 +32,11 @@ class EvalOutputs(NamedTuple):
 
 
 class EvalSet(NamedTuple):
-    """A set that nothing is learned from.
+    """A set that nothing is learned from."""
 
-    Attributes:
-        name: ``validation`` or ``test``.
-        batches: the whole set, in order, without augmentation.
-        teacher: the teacher's outputs on it, computed once; none without a teacher.
-    """
-
-    name: str
-    batches: Batches
-    teacher: EvalOutputs | None = None
+    name: str  # ``validation`` or ``test``
+    batches: Batches  # the whole set, in order, without augmentation
+    teacher: EvalOutputs | None = None  # the teacher's outputs on it, computed once; none without a teacher
 
 
 @torch.no_grad()

@@ -27,27 +27,16 @@ from tutelage.types import Batch, Outputs, Progress, StatefulTerm, Teacher, Tota
 
 @dataclass(frozen=True, kw_only=True)
 class FitJob:
-    """One student, and how it is trained; what differs between several that are fitted together.
+    """One student, and how it is trained; what differs between several that are fitted together."""
 
-    Attributes:
-        distiller: the student with its objective.
-        settings: how to train it.
-        asks: whether it gets the teacher's outputs; an objective that needs none may do without.
-        held_out: as for `fit`, and so are the next three.
-        keep: where its state goes.
-        to_beat: the best accuracy of earlier stages.
-        resume: a checkpoint to resume from.
-        rng: its random generators; none where it is the only one and draws from the process's.
-    """
-
-    distiller: Distiller
-    settings: FitSettings
-    asks: bool = True
-    held_out: Sequence[EvalSet] = ()
-    keep: CheckpointSink | None = None
-    to_beat: float | None = None
-    resume: Checkpoint | None = None
-    rng: RngState | None = None
+    distiller: Distiller  # the student with its objective
+    settings: FitSettings  # how to train it
+    asks: bool = True  # whether it gets the teacher's outputs; an objective that needs none may do without
+    held_out: Sequence[EvalSet] = ()  # as for `fit`, and so are the next three
+    keep: CheckpointSink | None = None  # where its state goes
+    to_beat: float | None = None  # the best accuracy of earlier stages
+    resume: Checkpoint | None = None  # a checkpoint to resume from
+    rng: RngState | None = None  # its random generators; none where it is the only one and draws from the process's
 
 
 class FitState:
