@@ -99,7 +99,7 @@ def test_seeds_that_share_the_data_seed_are_one_group_and_are_marked(tmp_path):
     assert mark in results.table(rows).markdown()
     assert mark in results.table(rows).markdown()
     do(tmp_path / "own")
-    assert mark not in results.table(results.rows(tmp_path / "own")).text()
+    assert mark not in results.table(results.rows(tmp_path / "own")).markdown()
     # The first seed's runs have the data seed that they would have anyway, the second's another.
     shared, separate = weights(tmp_path / "shared"), weights(tmp_path / "own")
     assert shared["kd-seed0"] == separate["kd-seed0"]
