@@ -19,6 +19,6 @@ def test_work_is_begun_only_where_there_is_time_for_all_of_it():
 def test_several_processes_would_each_stop_at_a_step_of_its_own():
     fitting = fit(None, None, None, None, accelerator=SimpleNamespace(num_processes=2), deadline=Deadline(1.0))
     with pytest.raises(
-        ValueError, match=r"^until: expected none where several processes train together, got one for 2"
+        ValueError, match=r"^deadline: expected none where several processes train together, got one for 2"
     ):
         next(fitting)

@@ -52,7 +52,7 @@ class Lockstep:
     ) -> None:
         if deadline is not None and accelerator.num_processes > 1:
             raise ValueError(
-                f"until: expected none where several processes train together, got one for "
+                f"deadline: expected none where several processes train together, got one for "
                 f"{accelerator.num_processes}: each would stop at a step of its own; leave it out"
             )
         for name in ("epochs", "accumulate", "precision", "channels_last", "compile_teacher"):
