@@ -642,7 +642,7 @@ def test_a_teacher_no_better_than_chance_stops_the_run_unless_it_is_wanted(tmp_p
         tutelage.distill(teacher=constant, name="run", **how)
     assert str(caught.value) == (
         "teacher: expected one better than chance (1 in 3), got an accuracy of 33.33%; "
-        "check its weights and the order of its classes, or type weak_teacher=true to train with it all the same"
+        "check its weights and the order of its classes, or type weak_teacher=true to train with it"
     )
     run = tutelage.distill(teacher=constant, name="run", weak_teacher=True, **how)
     assert run.manifest["teacher"]["accuracy"] == pytest.approx(1 / 3)

@@ -149,7 +149,7 @@ class RunState:
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
                 f"teacher: expected one better than chance (1 in {classes}), got an accuracy of {accuracy:.2%}; "
-                "check its weights and the order of its classes, or type weak_teacher=true to train with it all the same"
+                "check its weights and the order of its classes, or type weak_teacher=true to train with it"
             )
         measured = {"accuracy": accuracy, "set": test.name, "mode": "eval", "answers": self.teacher_mode()}
         return {**manifest.describe_network(teacher), **measured}
