@@ -266,9 +266,9 @@ def duration(seconds: float) -> str:
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(math.floor(seconds), 60)
+    minutes, left = divmod(math.floor(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
 
 
 def selection(subject: Subject) -> str:
@@ -387,7 +387,7 @@ def differences(runs: Iterable[Run]) -> dict[str, dict[str, str]]:
 def definitions(subject: Subject) -> list[tuple[str, str]]:
     """Return what the page's words mean."""
     judgements = (section(run.evaluation, "student") for run in subject.runs)
-    bins = next((len(one["reliability"]) for one in judgements if one.get("reliability")), None)
+    bins = next((len(judgement["reliability"]) for judgement in judgements if judgement.get("reliability")), None)
     return [
         ("Accuracy", "Share of labelled samples whose class is the network's most probable one; the last epoch's."),
         ("±", "Sample standard deviation over finished runs, with n - 1 in the denominator; none for one run."),

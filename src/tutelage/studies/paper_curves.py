@@ -135,12 +135,12 @@ def _ends(curves: Sequence[Curve], symbol: str) -> str:
 
 def _chosen(curves: Sequence[Curve], kind: str, *, supervised: bool, temperature: float | None = None) -> Curve | str:
     """Return the method that plays a part in the paper's figure, or say why none can."""
-    fit = [one for one in curves if one.method.kind == kind and one.method.supervised in (supervised, None)]
-    done = [one for one in fit if one.line.n]
+    fit = [curve for curve in curves if curve.method.kind == kind and curve.method.supervised in (supervised, None)]
+    done = [curve for curve in fit if curve.line.n]
     if len(done) > 1 and temperature is not None:
-        done = [one for one in done if one.method.is_kd_at(temperature)] or done
+        done = [curve for curve in done if curve.method.is_kd_at(temperature)] or done
     if len(done) > 1:
-        done = [one for one in done if one.method.name == kind] or done
+        done = [curve for curve in done if curve.method.name == kind] or done
     if not done:
         return f"no finished run of {kind.upper()}"
     return done[0] if len(done) == 1 else f"several methods are {kind.upper()}"
