@@ -59,6 +59,11 @@ def known(value: str, name: str, names: Collection[str], *, example: str) -> Non
         raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}; {hint}")
 
 
+def kind_of(value: object) -> object:
+    """Return what an error says of a wrong value: a tensor's dtype, or the type of anything else."""
+    return value.dtype if isinstance(value, Tensor) else type(value).__name__
+
+
 def classwise(tensor: Tensor, name: str) -> Tensor:
     """Return logits or log-probabilities ``(..., classes)`` in at least float32: narrower ones are copied.
 

@@ -342,8 +342,8 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
     log_probs = checks.classwise(log_probs, "log_probs")
     values = f(log_probs)
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = getattr(values, "dtype", type(values).__name__)
-        raise TypeError(f"transform: expected a floating tensor of log f(x), got {got}; return one from the mapping")
+        kind = checks.kind_of(values)
+        raise TypeError(f"transform: expected a floating tensor of log f(x), got {kind}; return one from the mapping")
     if values.shape != log_probs.shape:
         raise ValueError(
             f"transform: expected log f(x) for each log x, shape {tuple(log_probs.shape)}, got {tuple(values.shape)}; "

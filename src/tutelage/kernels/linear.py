@@ -165,7 +165,7 @@ def _weights(sample_weight: Tensor | None, tokens: torch.Size, hidden: Tensor) -
     if not isinstance(sample_weight, Tensor) or not sample_weight.is_floating_point():
         raise TypeError(
             "sample_weight: expected a floating tensor, got "
-            f"{getattr(sample_weight, 'dtype', type(sample_weight).__name__)}; type sample_weight.float()"
+            f"{checks.kind_of(sample_weight)}; type sample_weight.float()"
         )
     _check_shape("sample_weight", sample_weight, tokens, "weight")
     return sample_weight.detach().to(dtype).reshape(-1)

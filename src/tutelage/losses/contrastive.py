@@ -50,8 +50,7 @@ def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperatur
         )
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64:
         raise TypeError(
-            f"columns: expected an int64 tensor, got {getattr(columns, 'dtype', type(columns).__name__)}; "
-            "type torch.as_tensor(columns)"
+            f"columns: expected an int64 tensor, got {checks.kind_of(columns)}; type torch.as_tensor(columns)"
         )
     if columns.ndim != 2 or len(columns) != len(embeddings):
         raise ValueError(

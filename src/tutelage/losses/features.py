@@ -227,7 +227,7 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
     _share(masked)
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
         raise TypeError(
-            f"hidden: expected a bool tensor, got {getattr(hidden, 'dtype', type(hidden).__name__)}; "
+            f"hidden: expected a bool tensor, got {checks.kind_of(hidden)}; "
             "type losses.hide(torch.rand(batch, tokens), masked=0.5)"
         )
     if hidden.shape != squares.shape:

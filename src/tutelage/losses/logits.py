@@ -334,8 +334,8 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
-        got = getattr(temperature, "dtype", type(temperature).__name__)
-        raise TypeError(f"temperature: expected a floating tensor, got {got}; type losses.kd(...) for a number")
+        kind = checks.kind_of(temperature)
+        raise TypeError(f"temperature: expected a floating tensor, got {kind}; type losses.kd(...) for a number")
     if temperature.numel() != 1:
         raise ValueError(
             f"temperature: expected one entry, got {tuple(temperature.shape)}; type for example temperature.mean()"
@@ -369,8 +369,8 @@ def scaled_gradient(values: Tensor, *, factor: float) -> Tensor:
         (3.0, -0.5)
     """
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = getattr(values, "dtype", type(values).__name__)
-        raise TypeError(f"values: expected a floating tensor, got {got}; type torch.as_tensor(values).float()")
+        kind = checks.kind_of(values)
+        raise TypeError(f"values: expected a floating tensor, got {kind}; type torch.as_tensor(values).float()")
     # The difference is exactly 0, and carries the gradient.
     return values.detach() + factor * (values - values.detach())
 
@@ -423,8 +423,7 @@ def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
         )
     if student_logits.shape[-1] < 2:
         raise ValueError(
-            f"student_logits: expected at least 2 classes, got {student_logits.shape[-1]}; "
-            "type losses.kd for networks of one"
+            f"student_logits: expected at least 2 classes, got {student_logits.shape[-1]}; add the other class"
         )
     return labels.clamp(min=0).unsqueeze(-1)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tutelage.objectives.bound import BoundObjective
 from tutelage.objectives.term import Apply, BindContext, PresetCall, TermSpec, WeightedTerm, joint_needs, named_parts
-from tutelage.settings.objective import ObjectiveSpec, PresetSpec, written
+from tutelage.settings.objective import ObjectiveSpec, PresetSpec, arguments_to_recipe
 from tutelage.settings.weights import scaled, weight_to_recipe
 from tutelage.types import Requirements
 
@@ -128,7 +128,7 @@ class Objective:
             presets=tuple(
                 PresetSpec(
                     preset=str(piece.preset),
-                    arguments=written(piece.arguments or {}),
+                    arguments=arguments_to_recipe(piece.arguments or {}),
                     scale=piece.scale,
                     gather=piece.gather,
                 )

@@ -21,10 +21,10 @@ from tutelage.settings.objective import (
     Argument,
     Names,
     ObjectiveSpec,
-    placed,
+    arguments_to_recipe,
     read_arguments,
     read_objective,
-    written,
+    with_recipe_keys,
 )
 from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, SignedWeight, Weight, scaled
 from tutelage.types import Batch, Outputs, Progress
@@ -137,7 +137,7 @@ def from_spec(spec: ObjectiveSpec) -> Objective:
     built, errors = [], []
     for call in spec.presets:
         try:
-            built.append(_build(json.dumps(call.to_recipe())))
+            built.append(_build(PRESETS[call.preset], json.dumps(call.to_recipe())))
         except ValueError as error:
             errors.append(str(error))
     if errors:
@@ -146,14 +146,14 @@ def from_spec(spec: ObjectiveSpec) -> Objective:
 
 
 @functools.lru_cache(maxsize=256)
-def _build(entry: str) -> Objective:
-    """Build one preset; objectives are immutable, and studies build the same one many times."""
+def _build(preset: Preset, entry: str) -> Objective:
+    """Build one preset's entry of a recipe; objectives are immutable, and studies build the same one many times."""
     (call,) = read_objective(json.loads(entry), SIGNATURES).presets
     try:
-        objective = PRESETS[call.preset].build(**call.arguments)
+        objective = preset.build(**call.arguments)
         return call.scale * (objective.gathered() if call.gather else objective)
     except (TypeError, ValueError) as error:
-        raise ValueError("\n".join(placed(error, call.preset, list(SIGNATURES[call.preset])))) from None
+        raise ValueError("\n".join(with_recipe_keys(error, call.preset, list(SIGNATURES[call.preset])))) from None
 
 
 def signatures_json() -> str:
@@ -165,17 +165,20 @@ def signatures_json() -> str:
     table = {}
     for name in filter(is_built_in, PRESETS):
         signature = SIGNATURES[name]
-        needs = PRESETS[name].build(**{key: 1 for key, a in signature.items() if a.default is REQUIRED}).needs
+        stand_ins = {key: 1 for key, argument in signature.items() if argument.default is REQUIRED}
+        needs = PRESETS[name].build(**stand_ins).needs
         table[name] = {
             "paper": PRESETS[name].paper,
             "needs": {"teacher": needs.teacher, "labels": needs.labels},
-            "arguments": {
-                key: {"kind": argument.kind}
-                | ({} if argument.default is REQUIRED else {"default": written({key: argument.default})[key]})
-                for key, argument in signature.items()
-            },
+            "arguments": {key: _argument_json(argument) for key, argument in signature.items()},
         }
     return json.dumps(table, indent=1) + "\n"
+
+
+def _argument_json(argument: Argument) -> dict[str, Any]:
+    if argument.default is REQUIRED:
+        return {"kind": argument.kind}
+    return {"kind": argument.kind, "default": arguments_to_recipe({"default": argument.default})["default"]}
 
 
 def _probe(parts: Sequence[WeightedTerm]) -> None:

@@ -67,7 +67,7 @@ class ObjectiveSpec:
 
     @property
     def name(self) -> str:
-        """The presets' names, joined by ``+``."""
+        """The presets' names, joined by ``+``; ``custom`` for terms that were put together by hand."""
         return "+".join(call.preset for call in self.presets) or "custom"
 
     def to_recipe(self) -> Any:
@@ -136,13 +136,13 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     try:
         values = read_arguments(name, signatures[name], {str(key): value for key, value in arguments.items()})
     except (TypeError, ValueError) as error:
-        errors += placed(error, name, [*known, *map(str, arguments)])
+        errors += with_recipe_keys(error, name, [*known, *map(str, arguments)])
     if errors:
         raise ValueError("\n".join(errors))
-    return PresetSpec(preset=name, arguments=written(values), scale=float(scale), gather=gather)
+    return PresetSpec(preset=name, arguments=arguments_to_recipe(values), scale=float(scale), gather=gather)
 
 
-def placed(error: Exception, preset: str, arguments: Sequence[str]) -> Iterator[str]:
+def with_recipe_keys(error: Exception, preset: str, arguments: Sequence[str]) -> Iterator[str]:
     """Yield an error's lines, each beginning with its key in a recipe.
 
     Most lines say which argument is meant; the rest speak of the objective as a whole.
@@ -152,7 +152,7 @@ def placed(error: Exception, preset: str, arguments: Sequence[str]) -> Iterator[
         yield f"objective.{preset}{separator}{line.removeprefix('objective: ')}"
 
 
-def written(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments as a recipe writes them."""
     return {
         name: list(value) if isinstance(value, tuple) else weights.weight_to_recipe(value)

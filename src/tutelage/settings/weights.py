@@ -209,7 +209,7 @@ def automatic_from_recipe(value: Any) -> Automatic | None:
 
 
 def _read_weight(value: Any, *, argument: str, beside: str) -> Weight:
-    if isinstance(value, Schedule):
+    if type(value) in SCHEDULES.values():
         return value
     if is_number(value):
         return float(value)

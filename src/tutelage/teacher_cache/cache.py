@@ -87,11 +87,11 @@ class TeacherCache:
 
     def begin(self, **more: Any) -> None:
         """Write ``outputs.json``: the key, the form, and further entries."""
-        self.begun = True
         self.folder.mkdir(parents=True, exist_ok=True)
         value = {"schema": SCHEMA, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
         value["form"], value["speed"] = self.form.to_json() if self.form else None, self.speed
         records.write_json(self.folder / records.OUTPUTS, value | more)
+        self.begun = True
 
     def conclude(self, epochs: int) -> dict[float, dict[str, float]]:
         """Record the top-k form's errors over all chunks of so many epochs; return `MEASURES` by exponent."""
@@ -151,8 +151,10 @@ class TeacherCache:
         """
         logits = logits.float()
         mean = logits.mean(-1, keepdim=True)
-        packed = {"values": _half(LOGITS, logits - mean), "mean": mean.cpu()}
-        if self.form is not None:
+        centred = _half(LOGITS, logits - mean)  # In either form, what float16 cannot hold is refused.
+        if self.form is None:
+            packed = {"values": centred, "mean": mean.cpu()}
+        else:
             packed = self.form.pack(logits)
             self.form.check(packed["error"], gammas)
         if not self.begun:
@@ -237,10 +239,7 @@ class CachedTeacher:
         for chunk in outputs[LOGITS]:
             chunk.pop("error", None)
         if self._device.type != "cpu":
-            outputs = {
-                what: [{n: torch.cat([c[n].to(self._device) for c in chunks]) for n in chunks[0]}]
-                for what, chunks in outputs.items()
-            }
+            outputs = {what: [_joined(chunks, self._device)] for what, chunks in outputs.items()}
         self._chunks = outputs
 
     def __call__(self, batch: Batch) -> Outputs:
@@ -252,13 +251,20 @@ class CachedTeacher:
         if not self._chunks:
             raise TeacherCacheError("outputs: expected an epoch that is open, got none; call open(epoch) first")
         index = batch.index.to(self._device)
-        order, parts = (None, [(0, index)]) if len(self._chunks[LOGITS]) == 1 else _parts(index, self._cache.rows)
+        order, parts = None, [(0, index)]
+        if len(self._chunks[LOGITS]) > 1:
+            order, parts = _parts(index, self._cache.rows)
         outputs = {what: _rows(tensors, order, parts) for what, tensors in self._chunks.items()}
         logits = outputs.pop(LOGITS)
         taps = {name: tensors["values"].float() for name, tensors in outputs.items()}
         if self._cache.form is not None:
             return Outputs(self._cache.form.unpack(logits, self._gamma), taps)
         return Outputs(logits["values"].float() + logits["mean"], taps)
+
+
+def _joined(chunks: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """Return an epoch's chunks as one, on the device."""
+    return {name: torch.cat([chunk[name].to(device) for chunk in chunks]) for name in chunks[0]}
 
 
 def _parts(index: Tensor, rows: int) -> tuple[Tensor, list[tuple[int, Tensor]]]:

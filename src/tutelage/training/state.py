@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tutelage.training.checkpoints import Checkpoint
 
+_State = tuple[Tensor, Tensor | None, Any, Any]
+
 
 class RngState:
     """One run's generators: those of torch (CPU, and the device's where it is CUDA), Python's ``random``, NumPy's.
@@ -36,35 +38,44 @@ class RngState:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._state: _State | None = None
 
     def __enter__(self) -> RngState:
         if self._state is not None:
-            restore_random(*self._state, self._device)
+            _restore(*self._state, self._device)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._state = random_state(self._device)
+        self._state = _current(self._device)
+
+
+def _current(device: torch.device) -> _State:
+    """Return the state of every random generator: of torch, of the device where it is CUDA, of Python, of NumPy."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
+
+
+def _restore(cpu: Tensor, cuda: Tensor | None, python: Any, numpy: Any, device: torch.device) -> None:
+    torch.set_rng_state(cpu)
+    if device.type == "cuda" and cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)
+    random.setstate(python)
+    np.random.set_state(numpy)
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the state of every random generator, as a checkpoint holds it: tensors, and plain values."""
-    tensors = {"rng.cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
-    kind, keys, *position = np.random.get_state()  # the state of the user's own code
-    return tensors, {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *position]}
+    cpu, cuda, python, (kind, keys, *position) = _current(device)
+    tensors = {"rng.cpu": cpu} | ({} if cuda is None else {"rng.cuda": cuda})
+    return tensors, {"python": python, "numpy": [kind, np.asarray(keys).tolist(), *position]}
 
 
 def restore_random(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], device: torch.device) -> None:
     """Put every random generator where it was at a `random_state`."""
-    torch.set_rng_state(tensors["rng.cpu"])
-    if device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
     version, words, gauss = plain["python"]
-    random.setstate((version, tuple(words), gauss))
     kind, keys, *position = plain["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *position))
+    numpy = (kind, np.array(keys, dtype=np.uint32), *position)
+    _restore(tensors["rng.cpu"], tensors.get("rng.cuda"), (version, tuple(words), gauss), numpy, device)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -247,7 +247,7 @@ class FitState:
 
     def raise_if_nonfinite(self) -> None:
         """Stop the run after a non-finite step, unless such steps are to be skipped."""
-        if self.settings.nonfinite == "stop":
+        if self.settings.nonfinite != "skip":
             self.metrics.raise_if_nonfinite(stage=self.stage)
 
     def save(self) -> None:
