@@ -3,7 +3,8 @@
 Shapes, dtypes and hyperparameters are always checked: that costs no device work. Values inside a tensor are read in one
 case only, class indices that live on the CPU; anywhere else reading them would make the host wait for the device.
 Everything here can be traced by ``torch.compile``. Hyperparameters raise TypeError where they are no Python number and
-ValueError where they are out of range, NaN included; ``example`` is the value to suggest.
+ValueError where they are out of range, NaN included, or no whole number where one is wanted;
+``example`` is what to type instead.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def feature_pair(
         )
     if len(student) < min_batch:
         raise ValueError(
-            f"student_features: expected at least {min_batch} samples, which are related to each other, "
+            f"student_features: expected at least {min_batch} samples to compare or to normalise over, "
             f"got {len(student)}; use larger batches"
         )
     return student, teacher

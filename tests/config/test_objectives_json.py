@@ -8,7 +8,7 @@ from pathlib import Path
 from tutelage import config
 from tutelage.config import schema
 from tutelage.objectives import PRESETS, from_spec, registry
-from tutelage.settings.objective import SIGNATURES, written
+from tutelage.settings.objective import SIGNATURES, arguments_to_recipe
 
 
 def test_the_committed_table_is_that_of_the_presets():
@@ -24,7 +24,7 @@ def test_the_table_says_what_the_presets_signatures_say():
         assert list(table[name]) == list(SIGNATURES[name])
         for key, argument in SIGNATURES[name].items():
             assert table[name][key].kind == argument.kind
-            ours, theirs = written({key: argument.default}), written({key: table[name][key].default})
+            ours, theirs = arguments_to_recipe({key: argument.default}), arguments_to_recipe({key: table[name][key].default})
             assert ours == theirs
 
 

@@ -16,6 +16,9 @@ from pydantic.fields import FieldInfo
 
 from tutelage.settings.objective import ObjectiveSpec
 
+SYNONYMS = {"model": "student", "student": "model"}
+"""What a network to train is called, by whether it learns from another."""
+
 
 def explain(kind: type[BaseModel], detail: Any) -> list[str]:
     """Put one error of pydantic's about a schema into lines, usually one; each begins with the dotted key."""
@@ -24,23 +27,28 @@ def explain(kind: type[BaseModel], detail: Any) -> list[str]:
         path, what = path[:-1], "invalid_key"
     if what == "missing" and path and isinstance(path[-1], int):
         path, what = path[:-1], "too_short"
-    spot = _find(kind, path)
+    location = _find(kind, path)
     match what:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return [f"{spot.key}: expected a known key, got {path[-1]!r}; {_nearest(kind, spot, str(path[-1]))}"]
+            return [
+                f"{location.key}: expected a known key, got {path[-1]!r}; {_nearest(kind, location, str(path[-1]))}"
+            ]
         case "invalid_key":
-            return [f"{spot.key}: expected a key that is text, got {path[-1]!r}; put it in quotes"]
+            return [f"{location.key}: expected a key that is text, got {path[-1]!r}; put it in quotes"]
         case "value_error":
-            return [_prefixed(spot.key, text) for text in str(detail["ctx"]["error"]).splitlines()]
+            return [_prefixed(location.key, text) for text in str(detail["ctx"]["error"]).splitlines()]
         case "union_tag_invalid" | "union_tag_not_found":
-            tags = [tag for section in _sections(spot.annotation) if (tag := _tag(section))]
+            tags = [tag for section in _sections(location.annotation) if (tag := _tag(section))]
             tag = got.get("name") if isinstance(got, Mapping) else None
             near = difflib.get_close_matches(str(tag), tags, n=1) or tags
             text = "none" if tag is None else repr(tag)
-            return [f"{spot.key}.name: expected one of {', '.join(tags)}, got {text}; type {spot.key}.name={near[0]}"]
-    expected = spot.expected.replace("a number", "a finite number") if what == "finite_number" else spot.expected
+            key = f"{location.key}.name"
+            return [f"{key}: expected one of {', '.join(tags)}, got {text}; type {key}={near[0]}"]
+    expected = (
+        location.expected.replace("a number", "a finite number") if what == "finite_number" else location.expected
+    )
     text = "none" if what == "missing" else shown(got)
-    return [f"{spot.key}: expected {expected}, got {text}; for example {spot.key}={spot.example(got)}"]
+    return [f"{location.key}: expected {expected}, got {text}; for example {location.key}={location.example(got)}"]
 
 
 class SchemaLocation(NamedTuple):
@@ -101,15 +109,14 @@ def _prefixed(key: str, text: str) -> str:
     return f"{key}: {text}"
 
 
-def _nearest(kind: type[BaseModel], spot: SchemaLocation, name: str) -> str:
+def _nearest(kind: type[BaseModel], location: SchemaLocation, name: str) -> str:
     """Name the known key that an unknown one was probably meant to be, at its own depth or elsewhere."""
-    above = spot.key.rpartition(".")[0]
-    known = sorted({member for section in spot.around for member in _members(section)})
+    above = location.key.rpartition(".")[0]
+    known = sorted({member for section in location.around for member in _members(section)})
     if name in known:
-        return f"leave out {spot.key}, or the keys beside it that exclude it"
-    here = [path for section in spot.around for path in _paths(section) if path.rpartition(".")[2] == name]
-    # What a network to train is called, by whether it learns from another.
-    near = [synonym for synonym in ({"model": "student", "student": "model"}.get(name),) if synonym in known]
+        return f"leave out {location.key}, or the keys beside it that exclude it"
+    here = [path for section in location.around for path in _paths(section) if path.rpartition(".")[2] == name]
+    near = [SYNONYMS[name]] if SYNONYMS.get(name) in known else []
     near = near or sorted(here, key=len) or difflib.get_close_matches(name, known, n=1)
     near = [f"{above}.{path}" if above else path for path in near]
     if not near and above:
@@ -118,7 +125,7 @@ def _nearest(kind: type[BaseModel], spot: SchemaLocation, name: str) -> str:
         if kinds:
             return f"type {above}.name={kinds[0]} with it"
     elsewhere = sorted((path for path in _paths(kind) if path.rpartition(".")[2] == name), key=len)
-    if not near and spot.key not in elsewhere:
+    if not near and location.key not in elsewhere:
         near = elsewhere[:1]
     return f"did you mean {near[0]}?" if near else f"type one of {', '.join(known)}"
 

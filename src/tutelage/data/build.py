@@ -51,7 +51,7 @@ class Pixels:
     corrupt: tuple[str, ...] = ()  # names of images that were left out
 
 
-def keep_test(settings: DataSettings, source: str) -> None:
+def refuse_train_as_test(settings: DataSettings, source: str) -> None:
     """Refuse to evaluate a source that has a test set on its training images."""
     if settings.test == "train":
         raise ValueError(
@@ -83,7 +83,7 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
             training images are to be the test set of a source that has one.
     """
     if test is not None:
-        keep_test(description.settings, description.source)
+        refuse_train_as_test(description.settings, description.source)
     else:
         train, test, note = _make_test(train, description)
         description = replace(description, notes=[*description.notes, note])

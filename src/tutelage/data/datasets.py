@@ -21,14 +21,23 @@ from tutelage.types import UNLABELLED, View
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """How training samples are mixed."""
+    """How training samples are mixed.
 
-    mixup: float  # alpha of Mixup, at least 0; 0 is off
-    cutmix: float  # alpha of CutMix, at least 0; 0 is off
-    probability: float  # that a sample is mixed
-    switch: float  # probability of CutMix where both are on
-    classes: int  # width of the labels
-    image_size: tuple[int, int]  # height and width, pixels
+    Attributes:
+        mixup: alpha of Mixup, at least 0; 0 is off.
+        cutmix: alpha of CutMix, at least 0; 0 is off.
+        probability: that a sample is mixed.
+        switch: probability of CutMix where both are on.
+        classes: width of the labels.
+        image_size: height and width, pixels.
+    """
+
+    mixup: float
+    cutmix: float
+    probability: float
+    switch: float
+    classes: int
+    image_size: tuple[int, int]
 
 
 class _Requests(Dataset[Any]):

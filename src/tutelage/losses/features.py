@@ -45,7 +45,8 @@ def attention_transfer(
     """Compute the distance between two attention maps.
 
     ``(1 / positions) * sum_x (Q_s[x] - Q_t[x])**2`` with ``Q = A / ||A||_2`` and ``A[x] = (1 / C) * sum_c f[c, x]**p``;
-    the ``1 / C`` cancels. With ``distance="norm"`` it is ``||Q_s - Q_t||_2``.
+    the ``1 / C`` cancels. A larger map is averaged down first (`same_size`). With ``distance="norm"`` it is
+    ``||Q_s - Q_t||_2``.
 
     Args:
         student_features: ``(batch, channels, height, width)``.
@@ -77,7 +78,8 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     """Compute how badly a Gaussian around the student's features explains the teacher's.
 
     ``(1 / D) * sum_{c, x} 0.5 * ((m[c, x] - t[c, x])**2 / variance[c] + log variance[c])`` over all ``D`` entries of a
-    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``.
+    sample: the negative log-likelihood without its constant ``0.5 * log(2 * pi)``. A larger map is averaged down first
+    (`same_size`).
 
     Args:
         student_features: ``(batch, channels, height, width)``, ``m``: a learned regressor's output; pool the input of

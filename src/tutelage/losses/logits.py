@@ -112,7 +112,8 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
     """Compute the matching term of classic knowledge distillation.
 
-    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. Its gradient by the logits is ``T * (q_T - p_T)``.
+    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. Its gradient by the logits is ``T * (q_T - p_T)``. The
+    cross-entropy against labels is not in it.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
@@ -315,7 +316,8 @@ def standardise(logits: Tensor) -> Tensor:
 def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor) -> Tensor:
     """Compute `kd` at a temperature that is a tensor, and differentiable in it: what a learned temperature needs.
 
-    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient by ``T`` goes through all three.
+    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient by ``T`` goes
+    through ``T**2`` and through both softmaxes.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.

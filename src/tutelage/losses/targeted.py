@@ -25,7 +25,8 @@ def dkd(
     """Compute decoupled knowledge distillation: the label's probability and the others', weighted apart.
 
     ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, all at temperature ``T``.
-    With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. Of two classes, the second is 0.
+    With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. With two classes the second
+    divergence is 0.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; at least two classes.

@@ -27,9 +27,17 @@ WRAPPERS = ("model", "state_dict", "net")
 """Keys under which training scripts keep the state dict of a network beside other things."""
 PREFIXES = ("module.", "_orig_mod.", "network.")
 """What data parallelism, compilation and `Classifier` put before every name."""
-UNREADABLE = (
-    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError),
-    *(KeyError, ValueError, TypeError, IndexError, AttributeError),
+DAMAGED = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
 )
 """What readers raise on damaged files."""
 
@@ -73,7 +81,7 @@ def _content(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except DAMAGED as error:
         reason = one_line(error)[:120]
         if isinstance(error, pickle.UnpicklingError):
             if refused := re.search(r"GLOBAL (\w[\w.]*)", str(error)):

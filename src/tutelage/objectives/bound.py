@@ -86,19 +86,20 @@ class BoundObjective(nn.Module):
             The weighted sum, ``()``, and each term's mean.
         """
         with torch.autocast(student.logits.device.type, enabled=False):
-            student, teacher = _mapped(student, _widened), teacher and _mapped(teacher, lambda t: _widened(t).detach())
-            share = (student, teacher, batch, totals or count(batch, student.logits))
+            wide_student = _mapped(student, _widened)
+            wide_teacher = None if teacher is None else _mapped(teacher, _detached)
+            local = _Inputs(wide_student, wide_teacher, batch, totals or count(batch, wide_student.logits))
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
-                student, teacher, batch, counts = share
+                inputs = local
                 if call.gathers is not None and gathering.processes() > 1:
-                    student, teacher, batch, counts = _of_all_processes(*share, call.gathers, counted=totals is None)
-                student = _projected(student, call.routes, cast(nn.ModuleList, maps))
+                    inputs = _of_all_processes(local, call.gathers, counted=totals is None)
+                outputs = _projected(inputs.student, call.routes, cast(nn.ModuleList, maps))
                 for name in call.names:
                     term = cast(Term, self.terms[name])
-                    values = term(student, teacher, batch, progress)
-                    _check_shape(name, values, term.needs, student.logits.shape[:-1])
-                    mean = _mean(values, term.needs, batch, counts)
+                    values = term(outputs, inputs.teacher, inputs.batch, progress)
+                    _check_shape(name, values, term.needs, outputs.logits.shape[:-1])
+                    mean = _mean(values, term.needs, inputs.batch, inputs.totals)
                     weight, scale = self._weights[name]
                     parts[name] = mean.detach()
                     weighted.append(mean * (weight_at(weight, progress) * scale))
@@ -138,17 +139,24 @@ def _mean(values: Tensor, needs: Requirements, batch: Batch, totals: Totals) -> 
     return values.sum() / torch.where(totals.labelled > 0, totals.labelled, 1.0)
 
 
-def _of_all_processes(
-    student: Outputs, teacher: Outputs | None, batch: Batch, totals: Totals, needs: Requirements, *, counted: bool
-) -> tuple[Outputs, Outputs | None, Batch, Totals]:
+class _Inputs(NamedTuple):
+    """What terms read, and what their means divide by."""
+
+    student: Outputs
+    teacher: Outputs | None
+    batch: Batch
+    totals: Totals
+
+
+def _of_all_processes(local: _Inputs, needs: Requirements, *, counted: bool) -> _Inputs:
     """Gather what ``needs`` names of all processes' shares; ``counted``: the totals are the counts of this share."""
     student, teacher, batch = gathering.gathered(
-        student, teacher, batch, student_taps=needs.student_taps, teacher_taps=needs.teacher_taps
+        *local[:3], student_taps=needs.student_taps, teacher_taps=needs.teacher_taps
     )
     if counted:
-        return student, teacher, batch, count(batch, student.logits)
+        return _Inputs(student, teacher, batch, count(batch, student.logits))
     # Counts were divided by the number of processes for shares of the sum; here each process has the whole of it.
-    return student, teacher, batch, Totals(*(total * gathering.processes() for total in totals))
+    return _Inputs(student, teacher, batch, Totals(*(total * gathering.processes() for total in local.totals)))
 
 
 def _projectors(
@@ -184,6 +192,10 @@ def _mapped(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return _widened(tensor).detach()
 
 
 def _module(term: object) -> nn.Module:

@@ -41,10 +41,15 @@ KINDS: dict[Any, str] = {
 
 
 class Preset(NamedTuple):
-    """A named method."""
+    """A named method.
 
-    build: Callable[..., Objective]  # the function; keyword arguments only
-    paper: str  # where the method comes from
+    Attributes:
+        build: the function; keyword arguments only.
+        paper: where the method comes from.
+    """
+
+    build: Callable[..., Objective]
+    paper: str
 
 
 PRESETS: dict[str, Preset] = {}

@@ -14,7 +14,7 @@ from tutelage.objectives import projectors
 from tutelage.settings.weights import Automatic, Weight
 from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Term
 
-READERS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {
+LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {
     "student_logits": lambda term, student, teacher, batch: student.logits,
     "teacher_logits": lambda term, student, teacher, batch: present(teacher).logits,
     "student_features": lambda term, student, teacher, batch: student.taps[term.student_feature],
@@ -43,17 +43,28 @@ class BindContext:
     """What a bound objective may know of the run; `tutelage.network_context` builds it.
 
     Values on training samples are computed without augmentation; shapes of features are without the batch.
+
+    Attributes:
+        samples: in the training set.
+        classes: of the logits.
+        labels: ``(samples,)`` int64, -100 where unlabelled, or float ``(samples, classes)``.
+        student_shapes: of features, by tap.
+        teacher_shapes: alike.
+        teacher_logits: on some training samples, float32 ``(some, classes)``.
+        teacher_head: weight ``(classes, width)`` of the last layer, and its bias.
+        teacher_norms: weight and bias ``(channels,)`` of batch norms, by tap.
+        class_means: of features, by tap, float32 ``(classes, width)``.
     """
 
-    samples: int | None = None  # in the training set
+    samples: int | None = None
     classes: int | None = None
-    labels: Tensor | None = None  # (samples,) int64, -100 where unlabelled, or float (samples, classes)
-    student_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of features, by tap
+    labels: Tensor | None = None
+    student_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     teacher_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    teacher_logits: Tensor | None = None  # on some training samples, float32 (some, classes)
-    teacher_head: tuple[Tensor, Tensor | None] | None = None  # weight (classes, width) of the last layer; its bias
-    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # weight, bias (channels,) by tap
-    class_means: Mapping[str, Tensor] = field(default_factory=dict)  # of features, by tap, float32 (classes, width)
+    teacher_logits: Tensor | None = None
+    teacher_head: tuple[Tensor, Tensor | None] | None = None
+    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    class_means: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class TermSpec(Protocol):
@@ -128,27 +139,39 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
 class Apply:
     """A pure loss function with its hyperparameters.
 
+    Attributes:
+        loss: its positional parameters are named after what they read (`LOSS_INPUTS`).
+        arguments: its keyword arguments.
+        target_gamma: the exponent of the transformed teacher that it matches, if any.
+        soft_labels: it takes soft labels too.
+        coupled: it returns ``()``: its value depends on how a batch is split.
+        min_batch: samples that it needs at least in a batch.
+        student_tap: what ``student_features`` are.
+        teacher_tap: what ``teacher_features`` are.
+        projection: kind of a learned map of the student's features, one of `projectors.KINDS`.
+        project_always: map even where the shapes agree.
+
     Raises:
         TypeError: a positional parameter of the loss is named after nothing that a term can read, or the loss reads
             features and no tap is named.
     """
 
-    loss: Callable[..., Tensor]  # its positional parameters are named after what they read (`READERS`)
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments
-    target_gamma: float | None = None  # the exponent of the transformed teacher that it matches, if any
-    soft_labels: bool = False  # it takes soft labels too
-    coupled: bool = False  # it returns (): its value depends on how a batch is split
-    min_batch: int = 1  # samples that it needs at least in a batch
-    student_tap: str = ""  # what ``student_features`` are
-    teacher_tap: str = ""  # what ``teacher_features`` are
-    projection: str | None = None  # kind of a learned map of the student's features, one of `projectors.KINDS`
-    project_always: bool = True  # map even where the shapes agree
+    loss: Callable[..., Tensor]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    target_gamma: float | None = None
+    soft_labels: bool = False
+    coupled: bool = False
+    min_batch: int = 1
+    student_tap: str = ""
+    teacher_tap: str = ""
+    projection: str | None = None
+    project_always: bool = True
 
     def __post_init__(self) -> None:
         for name in self.reads:
-            if name not in READERS:
+            if name not in LOSS_INPUTS:
                 raise TypeError(
-                    f"loss: expected positional parameters among {', '.join(READERS)}, got {name!r}; "
+                    f"loss: expected positional parameters among {', '.join(LOSS_INPUTS)}, got {name!r}; "
                     "rename it, or put it after a * where it is a hyperparameter"
                 )
             network, _, kind = name.partition("_")
@@ -201,7 +224,7 @@ class _Applied(nn.Module):
         super().__init__()
         self.needs = spec.needs
         self._spec = replace(spec, arguments=dict(spec.arguments))
-        self._readers = [READERS[name] for name in spec.reads]
+        self._readers = [LOSS_INPUTS[name] for name in spec.reads]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         spec = self._spec
@@ -240,11 +263,20 @@ class FeatureTerm:
     module: ClassVar[type[BoundFeatures]]  # the class of the bound term
     base_needs: ClassVar[Requirements] = Requirements(teacher=True, labels="none")  # what it reads besides its taps
     target_gamma: ClassVar[None] = None  # features are no distribution
+    one_pair: ClassVar[bool] = False  # whether it compares one feature of each network
     student_taps: tuple[str, ...]  # features of the student
     teacher_taps: tuple[str, ...]  # as many of the teacher
 
     def __post_init__(self) -> None:
-        paired(self.student_taps, self.teacher_taps)
+        pairs = paired(self.student_taps, self.teacher_taps)
+        if self.one_pair and len(pairs) != 1:
+            raise ValueError(
+                f"student_taps: expected one tap of each network, got {len(pairs)}; add a term for each further pair"
+            )
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse arguments out of range; by default none is."""
 
     @property
     def needs(self) -> Requirements:

@@ -13,12 +13,18 @@ from tutelage.training.deadline import Deadline
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How runs are executed, as opposed to what they compute."""
+    """How runs are executed, as opposed to what they compute.
+
+    Attributes:
+        trust_code: allow ``file:`` models, which run code: all, or those of these names.
+        deadline: when to stop with a checkpoint; none to run to the end.
+        command: as recorded in the manifest.
+    """
 
     reporter: Reporter = field(default_factory=Reporter)
-    trust_code: bool | frozenset[str] = False  # allow ``file:`` models, which run code: all, or those of these names
-    deadline: Deadline | None = None  # when to stop with a checkpoint; none to run to the end
-    command: str = ""  # as recorded in the manifest
+    trust_code: bool | frozenset[str] = False
+    deadline: Deadline | None = None
+    command: str = ""
 
 
 DEFAULTS = RunOptions()

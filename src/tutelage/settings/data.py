@@ -35,7 +35,7 @@ class DataSettings:
     labelled: int | None = None
     """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all."""
     split_seed: int = 0
-    """Seed of every division of samples: validation, labelled, and a test set where the source has none."""
+    """Seed of every division: validation, labelled, a test set where the source has none; between -2**63 and 2**63."""
     crop_padding: int = 0
     """Random crops of training images out of a border of zeros this wide; pixels, at least 0."""
     flip: bool = False
@@ -86,17 +86,19 @@ def check(settings: DataSettings) -> DataSettings:
         ValueError: values are out of range, one per line, or two settings contradict each other.
     """
     s = settings
-    count, size = "a whole number of at least 0", "a finite number of at least 0, where 0 is off"
-    labels, probability = "a number of samples per class, 0 for no labels, or null for all", "a probability in [0, 1]"
+    count = "a whole number of at least 0"
+    alpha = "a finite number of at least 0, where 0 is off"
+    per_class = "a number of samples per class, 0 for no labels, or null for all"
+    probability = "a probability in [0, 1]"
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
-        ("labelled", s.labelled is None or s.labelled >= 0, labels, "null"),
+        ("labelled", s.labelled is None or s.labelled >= 0, per_class, "null"),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         ("crop_padding", s.crop_padding >= 0, count, "0"),
         ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),
         ("random_erasing", 0 <= s.random_erasing <= 1, probability, "0.25"),
-        ("mixup", 0 <= s.mixup < math.inf, size, "0.8"),
-        ("cutmix", 0 <= s.cutmix < math.inf, size, "1.0"),
+        ("mixup", 0 <= s.mixup < math.inf, alpha, "0.8"),
+        ("cutmix", 0 <= s.cutmix < math.inf, alpha, "1.0"),
         ("mix_probability", 0 <= s.mix_probability <= 1, probability, "0.5"),
         ("switch_probability", 0 <= s.switch_probability <= 1, probability, "0.5"),
         ("size", s.size is None or s.size >= 1, "at least 1 pixel, or null", "224"),

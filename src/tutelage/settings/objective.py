@@ -19,7 +19,7 @@ REQUIRED: Any = object()
 
 
 class Argument(NamedTuple):
-    """A preset's argument: how it is read, a key of `READERS`, and its default as a recipe writes it."""
+    """A preset's argument: how it is read, a key of `ARGUMENT_READERS`, and its default as a recipe writes it."""
 
     kind: str
     default: Any = REQUIRED
@@ -182,7 +182,7 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
             errors.append(TypeError(f"{name}: expected a value for {preset}, got none; for example {name}=1.0"))
             continue
         try:
-            read[name] = READERS[argument.kind](value, argument=name)
+            read[name] = ARGUMENT_READERS[argument.kind](value, argument=name)
         except (TypeError, ValueError) as error:
             errors.append(error)
     if errors:
@@ -219,7 +219,7 @@ def _names(value: Any, *, argument: str) -> Names:
     return names
 
 
-READERS: dict[str, Callable[..., Any]] = {
+ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
     "number": _number,
     "automatic_number": _number_or_auto,
     "weight": weights.weight_from_recipe,

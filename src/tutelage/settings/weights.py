@@ -1,4 +1,4 @@
-"""Named schedules: weights that are functions of progress."""
+"""Weights of terms as plain data: numbers, schedules of progress, and ``auto``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight that is a function of progress, between ``values``."""
+    """A weight that is a function of progress."""
 
-    values: ClassVar[tuple[str, ...]]
+    scaled_fields: ClassVar[tuple[str, ...]]  # those that are multiplied where the weight is
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -52,7 +52,7 @@ class Linear(Schedule):
         until: fraction of the run, in (begin, 1].
     """
 
-    values = ("start", "end")
+    scaled_fields = ("start", "end")
 
     start: float
     end: float
@@ -93,7 +93,7 @@ class WarmUp(Schedule):
         epochs: its length in epochs, >= 1.
     """
 
-    values = ("value",)
+    scaled_fields = ("value",)
 
     value: float
     epochs: int
@@ -164,7 +164,7 @@ def scaled(weight: Weight | Automatic, scale: float) -> Weight | Automatic:
     if isinstance(weight, Automatic):
         return replace(weight, factor=weight.factor * scale)
     if isinstance(weight, Schedule):
-        return replace(weight, **{name: getattr(weight, name) * scale for name in weight.values})
+        return replace(weight, **{name: getattr(weight, name) * scale for name in weight.scaled_fields})
     return weight * scale
 
 
@@ -189,7 +189,7 @@ def weight_from_recipe(
     if signed:
         return weight
     if isinstance(weight, Schedule):
-        for name in weight.values:
+        for name in weight.scaled_fields:
             if (number := getattr(weight, name)) < 0:
                 raise ValueError(f"{argument}: schedule: expected {name} >= 0, got {number}; for example {name}: 1")
     elif weight < 0:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from tutelage.data import rng
-from tutelage.data.build import Description, Pixels, Raw, from_images, from_pixels, keep_test
+from tutelage.data.build import Description, Pixels, Raw, from_images, from_pixels, refuse_train_as_test
 from tutelage.data.datasets import Splits
 from tutelage.data.partition import stratified
 from tutelage.images import ArrayReader, rescale
@@ -24,7 +24,7 @@ def open_digits(settings: DataSettings) -> Splits:
     """
     from sklearn.datasets import load_digits
 
-    keep_test(settings, "digits")
+    refuse_train_as_test(settings, "digits")
     bunch = load_digits()
     values = bunch.images.astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache as once
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,11 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     test_name = next((n for n in _TESTS if n in splits), None)
     halves = {n: splits[n] for n in ("train", test_name) if n is not None}
     names, labels = _labels(halves, label)
-    files = once(partial(_files, Path(name).expanduser())) if local else bytes
+
+    @functools.cache
+    def files() -> bytes:
+        return _files(Path(name).expanduser()) if local else b""
+
     raws = []
     for split, rows in halves.items():
         undecoded = rows.select_columns([image]).cast_column(image, Image(decode=False))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.build import Description, Raw, check_labels, from_images, keep_test
+from tutelage.data.build import Description, Raw, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
@@ -51,7 +51,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
             f"data.source: expected a torchvision data set with a training and a test half, got torchvision:{name}; "
             f"type torchvision:{near}, or another of {', '.join(known)}"
         )
-    keep_test(settings, f"torchvision:{name}")
+    refuse_train_as_test(settings, f"torchvision:{name}")
     build: Callable[..., Any] = getattr(torchvision.datasets, name)
     halves = []
     for keywords in _halves(build) or ():

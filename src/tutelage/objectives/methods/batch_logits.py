@@ -23,8 +23,14 @@ def dist(
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * (beta * (1 - rho_classes) + gamma * (1 - rho_batch))``.
 
-    The correlations are over the classes of a sample and over the batch of a class, which couples its samples; T > 0 is
-    on both sides, beta and gamma are >= 0. Published settings: CIFAR-100 T=4, ImageNet T=1, beta and gamma 2.
+    It couples the samples of a batch. Published settings: CIFAR-100 T=4, ImageNet T=1, beta and gamma 2.
+
+    Args:
+        beta: of the correlation over the classes of a sample, >= 0.
+        gamma: of the correlation over the batch of a class, >= 0.
+        temperature: T > 0, on both sides.
+        weight: of both.
+        supervised: of the cross-entropy.
     """
     match = Apply(losses.dist, {"beta": beta, "gamma": gamma, "temperature": temperature}, coupled=True)
     return objective_of(supervised_part(supervised), WeightedTerm("dist", weight, match))

@@ -214,6 +214,7 @@ class CRD(FeatureTerm):
     """Contrastive representation distillation (`losses.crd`): two learned embeddings, two banks."""
 
     module: ClassVar = BoundCRD
+    one_pair: ClassVar = True
     # Labels are read when it is bound, from the context, and may be missing in a batch.
     base_needs: ClassVar = Requirements(teacher=True, labels="none", coupled=True, indices=True)
     negatives: int  # per sample, drawn among the samples of other classes (`OtherClasses`), at least 1
@@ -223,7 +224,7 @@ class CRD(FeatureTerm):
     student_taps: tuple[str, ...] = (EMBEDDING,)
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         checks.whole_number(self.negatives, "negatives", example=16384)
         checks.whole_number(self.dimension, "dimension", example=128)
         checks.positive(self.temperature, "temperature", example=0.07)
@@ -241,8 +242,8 @@ def crd(
 ) -> Objective:
     """``weight * (contrast(e_s(f_s), bank_t) + contrast(e_t(f_t), bank_s))``, on the networks' pooled embeddings.
 
-    Published settings: a weight of 0.8, beside cross-entropy, KD or WTTM: ``wttm(...) + 0.8 * crd()``. It carries no
-    cross-entropy. Both banks are in memory and in checkpoints: ``8 * samples * dimension`` bytes.
+    It carries no cross-entropy. Published settings: a weight of 0.8, beside cross-entropy, KD or WTTM: ``wttm(...) +
+    0.8 * crd()``. Both banks are in memory and in checkpoints: ``8 * samples * dimension`` bytes.
 
     Args:
         weight: of the term.

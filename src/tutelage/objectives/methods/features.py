@@ -54,10 +54,11 @@ class VID(FeatureTerm):
     """
 
     module: ClassVar = _BoundVID
+    one_pair: ClassVar = True
     variance: float = 5.0  # at the start, above ``epsilon``
     epsilon: float = 1e-5  # the least variance, above 0
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         checks.positive(self.epsilon, "epsilon", example=1e-5)
         checks.positive(self.variance, "variance", example=5.0)
         if self.variance <= self.epsilon:
@@ -73,7 +74,7 @@ class _TokenTerm(FeatureTerm):
 
     prefix: int  # tokens in front that are no part of the image, such as the class token; they are left out
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         checks.whole_number(self.prefix, "prefix", example=1, minimum=0)
 
     def sizes(self, context: BindContext) -> list[tuple[int, int, int]]:
@@ -155,10 +156,11 @@ class ViTKDGeneration(_TokenTerm):
     """
 
     module: ClassVar = _BoundGeneration
+    one_pair: ClassVar = True
     masked: float  # share of the tokens that is hidden, above 0 and below 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         losses.hide(torch.zeros(1, 1), masked=self.masked)
 
 
@@ -172,8 +174,8 @@ def fitnet(
 ) -> Objective:
     """``weight * mean((r(f_s) - f_t)**2)``: one stage of the student is mapped onto the teacher's.
 
-    Published settings: CIFAR-100 100, beside cross-entropy, in one stage: the hint is the second stage of blocks, which
-    is ``card:stage.2`` as the stem is ``card:stage.0``.
+    It carries no cross-entropy. Published settings: CIFAR-100 100, beside cross-entropy, in one stage: the hint is the
+    second stage of blocks, which is ``card:stage.2`` as the stem is ``card:stage.0``.
 
     Args:
         weight: of the mean over all entries of the map.
@@ -200,7 +202,8 @@ def attention_transfer(
 ) -> Objective:
     """``weight * sum_l mean((Q_s - Q_t)**2)`` with Q the maps ``mean_c f**p``, scaled to length 1.
 
-    Published settings: CIFAR-100 1000, p 2; each stage is a term of its own. The larger map is averaged down.
+    It carries no cross-entropy. Published settings: CIFAR-100 1000, p 2; each stage is a term of its own. The larger
+    map is averaged down.
 
     Args:
         weight: of each stage.
@@ -228,9 +231,15 @@ def vid(
 ) -> Objective:
     """``weight * sum_l mean(0.5 * ((r(f_s) - f_t)**2 / v + log(v)))``, the variances v of channels learned.
 
-    Each stage is a term of its own, with a regressor of three 1x1 convolutions. ``variance`` is that at the start,
-    ``epsilon``, > 0, the least. Published settings: CIFAR-100 1, on all stages behind the stem, which are four of VGG,
-    MobileNetV2 and ResNet50.
+    It carries no cross-entropy. Published settings: CIFAR-100 1; each stage is a term of its own, with a regressor of
+    three 1x1 convolutions. Published are all stages behind the stem, which are four of VGG, MobileNetV2 and ResNet50.
+
+    Args:
+        weight: of each stage.
+        variance: at the start, > epsilon.
+        epsilon: the least variance, > 0.
+        student_taps: of maps, one a stage.
+        teacher_taps: as many.
 
     Differs from: one public copy, which never trains the variance.
     """

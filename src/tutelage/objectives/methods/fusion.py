@@ -170,10 +170,11 @@ class MGD(FeatureTerm):
     """
 
     module: ClassVar = _BoundMGD
+    one_pair: ClassVar = True
     masked: float  # probability that a channel, or a position, of a sample is set to 0, in [0, 1)
     mask: str = "channel"  # ``channel`` or ``position``: what is masked at once
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         checks.fraction(self.masked, "masked", example=0.15)
         if self.mask not in MASKS:
             raise ValueError(f"mask: expected {' or '.join(MASKS)}, got {self.mask!r}; type for example mask=channel")

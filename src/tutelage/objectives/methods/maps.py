@@ -76,12 +76,13 @@ class FactorTransfer(FeatureTerm):
     """
 
     module: ClassVar = _BoundFactorTransfer
+    one_pair: ClassVar = True
     rate: float = 0.5  # channels of the factors, as a share of the teacher's; above 0
     p: float = 2  # power of the channels' mean
     norm: float = 1  # of the difference
     reconstruction: float = 0.005  # share of the paraphraser's error, above 0
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         checks.positive(self.rate, "rate", example=0.5)
         checks.positive(self.reconstruction, "reconstruction", example=0.005)
         ones = torch.ones(1, 1, 1, 1)
@@ -118,8 +119,7 @@ class Stages(FeatureTerm):
     loss: Callable[..., Tensor]
     arguments: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         if len(self.student_taps) < 2:
             raise ValueError(
                 f"student_taps: expected at least 2 stages, which are compared with the next, got "
@@ -145,8 +145,8 @@ def factor_transfer(
 ) -> Objective:
     """``weight * (mean(abs(Q_s - Q_t)**norm) + reconstruction * mean((D(E(f_t)) - f_t)**2))``, on factors of maps.
 
-    Q are the maps ``mean_c f**p`` of the factors ``T(f_s)`` and ``E(f_t)``, scaled to length 1. Published settings:
-    CIFAR-100 200, rate 0.5, p 2, norm 1.
+    Q are the maps ``mean_c f**p`` of the factors ``T(f_s)`` and ``E(f_t)``, scaled to length 1. It carries no
+    cross-entropy. Published settings: CIFAR-100 200, rate 0.5, p 2, norm 1.
 
     Args:
         weight: of the whole.
@@ -180,9 +180,9 @@ def activation_boundary(
     """``weight * 3 / 1000 * sum_l 2**(l - L + 1) * sum(hinge**2)``, with the stages ``l`` from 0 to ``L - 1``.
 
     The hinge is ``max(0, margin - c(f_s))`` where the teacher's neuron is on, ``max(0, margin + c(f_s))`` where it is
-    off; the margin is > 0. Published settings: 30 epochs of this alone, then cross-entropy alone: two stages of a
-    recipe. Taps are of maps before their activation, one per stage, and each is a term of its own; ``c`` is a
-    convolution with batch norm where the shapes differ (the ``connector``).
+    off; the margin is > 0. It carries no cross-entropy. Published settings: 30 epochs of this alone, then cross-entropy
+    alone: two stages of a recipe. Taps are of maps before their activation, one per stage, and each is a term of its
+    own; ``c`` is a convolution with batch norm where the shapes differ (the ``connector``).
     """
     hinge = functools.partial(
         Apply, losses.activation_boundary, {"margin": margin}, projection="connector", project_always=False
@@ -205,8 +205,8 @@ def fsp(
 ) -> Objective:
     """``weight * sum_l mean((M_s - M_t)**2)`` with ``M[c, d] = (1 / pixels) * sum_x a[c, x] * b[d, x]``.
 
-    Each stage a with the next one, b, the stem being the first. Published settings: 30 epochs of this alone, then
-    cross-entropy alone: two stages of a recipe. It has no learned map: widths must agree.
+    Each stage a with the next one, b, the stem being the first. It carries no cross-entropy. Published settings: 30
+    epochs of this alone, then cross-entropy alone: two stages of a recipe. It has no learned map: widths must agree.
 
     Args:
         weight: of the whole.
@@ -226,8 +226,14 @@ def kd_svd(
 ) -> Objective:
     """``weight * sum_l sum((g_s - g_t)**2)`` with ``g = exp(-(a - b)**2 / 8)`` of leading singular vectors a and b.
 
-    Each stage with the next one, of at least 2; k vectors, >= 1. Published settings: CIFAR-100 1, k 1. It has no
-    learned map: widths must agree.
+    Each stage with the next one. It carries no cross-entropy. Published settings: CIFAR-100 1, k 1. It has no learned
+    map: widths must agree.
+
+    Args:
+        weight: of the whole.
+        k: how many singular vectors, >= 1.
+        student_taps: of maps, at least 2.
+        teacher_taps: as many, each as wide as the student's.
 
     Differs from: public code, which leaves the vectors' signs as they come; here they are fixed.
     """

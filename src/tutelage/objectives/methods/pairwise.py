@@ -37,12 +37,13 @@ class Correlation(FeatureTerm):
     """Correlation congruence as benchmarks run it (`losses.correlation`): both networks' embeddings are mapped."""
 
     module: ClassVar = _BoundCorrelation
+    one_pair: ClassVar = True
     base_needs: ClassVar = Requirements(teacher=True, labels="none", coupled=True, min_batch=2)
     dimension: int  # of the embeddings, at least 1
     student_taps: tuple[str, ...] = (EMBEDDING,)
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         checks.whole_number(self.dimension, "dimension", example=128)
 
 
@@ -52,8 +53,13 @@ def rkd(
 ) -> Objective:
     """``distance * mean(h(D_s - D_t)) + angle * mean(h(A_s - A_t))``: distances and angles within a batch, h Huber's.
 
-    The terms are `losses.rkd_distance` and `losses.rkd_angle`, whose time grows with the third power of the batch, on
-    features ``(batch, width)``. Published settings: CIFAR-100 25 and 50, beside cross-entropy, on the pooled embedding.
+    It carries no cross-entropy. Published settings: CIFAR-100 25 and 50, beside cross-entropy, on the pooled embedding.
+
+    Args:
+        distance: of `losses.rkd_distance`.
+        angle: of `losses.rkd_angle`, whose time grows with the third power of the batch.
+        student_tap: a feature ``(batch, width)``.
+        teacher_tap: a feature ``(batch, width)``.
     """
     on = functools.partial(Apply, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True, min_batch=2)
     return objective_of(
@@ -66,8 +72,13 @@ def rkd(
 def pkt(*, weight: Weight = 30000.0, student_tap: str = EMBEDDING, teacher_tap: str = EMBEDDING) -> Objective:
     """``weight * mean(p * log(p / q))``, p and q the similarities of a batch's samples, in rows that sum to 1.
 
-    It is `losses.pkt` on features ``(batch, width)``. The mean is over ``batch**2`` pairs: the published 30000 is for
-    batches of 64, and ``weight / batch`` is what multiplies the mean KL divergence of the rows.
+    It carries no cross-entropy. The mean is over ``batch**2`` pairs: the published 30000 is for batches of 64, and
+    ``weight / batch`` is what multiplies the mean KL divergence of the rows.
+
+    Args:
+        weight: of `losses.pkt`.
+        student_tap: a feature ``(batch, width)``.
+        teacher_tap: a feature ``(batch, width)``.
     """
     term = Apply(losses.pkt, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
     return objective_of(WeightedTerm("pkt", weight, term))
@@ -79,7 +90,12 @@ def similarity(
 ) -> Objective:
     """``weight / batch**2 * ||G_s - G_t||_F**2``, G the Gram matrix of a batch's features, its rows of length 1.
 
-    It is `losses.similarity` on features of any shape. Published settings: CIFAR-100 3000, on the last stage.
+    It carries no cross-entropy. Published settings: CIFAR-100 3000, on the last stage.
+
+    Args:
+        weight: of `losses.similarity`.
+        student_tap: a feature of any shape.
+        teacher_tap: a feature of any shape.
     """
     term = Apply(losses.similarity, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
     return objective_of(WeightedTerm("similarity", weight, term))
@@ -91,9 +107,15 @@ def correlation(
 ) -> Objective:
     """``weight / (batch - 1) * sum(|e[n]| * |e[n + 1]|)``, e the difference of the two networks' learned embeddings.
 
-    This is the form that benchmarks publish under the name, `losses.correlation`: one learned linear map from features
-    ``(batch, width)`` to ``dimension`` on each network, the teacher's too, so that two maps to 0 would be its least
-    value, and a dependence on the order of the batch. The paper's form is `losses.correlation_kernel`.
+    It carries no cross-entropy. This is the form that benchmarks publish under the name: one learned linear map on each
+    network, the teacher's too, so that two maps to 0 would be its least value, and a dependence on the order of the
+    batch. The paper's form is `losses.correlation_kernel`.
+
+    Args:
+        weight: of `losses.correlation`.
+        dimension: of the embeddings.
+        student_tap: a feature ``(batch, width)``.
+        teacher_tap: a feature ``(batch, width)``.
     """
     term = Correlation(student_taps=(student_tap,), teacher_taps=(teacher_tap,), dimension=dimension)
     return objective_of(WeightedTerm("correlation", weight, term))

@@ -36,9 +36,9 @@ def srd(
 ) -> Objective:
     """``weight * log(sum_{n,d} |s[n,d] - t[n,d]|**exponent)``: batch-normalised embeddings after a learned linear map.
 
-    It is `losses.log_sum` on features ``(batch, width)``, and couples the samples of a batch; the map is always there,
-    also where widths agree. The exponent is > 0, published is 4. A weight of 2 is that of a public code, beside
-    cross-entropy and a KL divergence.
+    It carries no cross-entropy. It is `losses.log_sum` on features ``(batch, width)``, and couples the samples of a
+    batch; the map is always there, also where widths agree. The exponent is > 0, published is 4. A weight of 2 is that
+    of a public code, beside cross-entropy and a KL divergence.
     """
     linear = functools.partial(Apply, student_tap=student_tap, teacher_tap=teacher_tap, projection="linear")
     term = linear(losses.log_sum, {"exponent": exponent}, coupled=True, min_batch=2)

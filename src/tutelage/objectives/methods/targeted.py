@@ -61,7 +61,12 @@ def nkd(*, gamma: float = 3.5, temperature: float = 3.0, weight: Weight = 1.0, s
 def wsld(*, temperature: float = 4.0, weight: Weight = 2.25, supervised: Weight = 1.0) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * w * CE(p_T, q_T)`` with ``w = 1 - exp(-CE(y, q) / CE(y, p))``.
 
-    T > 0 is on both sides. Published settings: CIFAR-100 T=4, 2.25; ImageNet T=2, 2.5.
+    Published settings: CIFAR-100 T=4, 2.25; ImageNet T=2, 2.5.
+
+    Args:
+        temperature: T > 0, on both sides.
+        weight: of the term.
+        supervised: of the cross-entropy.
     """
     match = Apply(losses.wsld, {"temperature": temperature}, soft_labels=True)
     return objective_of(supervised_part(supervised), WeightedTerm("wsld", weight, match))
