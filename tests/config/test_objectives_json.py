@@ -24,7 +24,10 @@ def test_the_table_says_what_the_presets_signatures_say():
         assert list(table[name]) == list(SIGNATURES[name])
         for key, argument in SIGNATURES[name].items():
             assert table[name][key].kind == argument.kind
-            ours, theirs = arguments_to_recipe({key: argument.default}), arguments_to_recipe({key: table[name][key].default})
+            ours, theirs = (
+                arguments_to_recipe({key: argument.default}),
+                arguments_to_recipe({key: table[name][key].default}),
+            )
             assert ours == theirs
 
 
