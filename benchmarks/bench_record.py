@@ -75,7 +75,7 @@ def main(result, source, samples, rounds):
     run_inputs = build_inputs(recipe(source, "fp32", 1))
     whole = run_inputs.splits.train
     train = replace(whole, positions=whole.positions[:samples], labels=whole.labels[:samples])
-    run_inputs = run_inputs._replace(splits=replace(run_inputs.splits, train=train))
+    run_inputs = replace(run_inputs, splits=replace(run_inputs.splits, train=train))
     rows = []
     for precision, threads in (("bf16", 1), ("fp32", 1), ("bf16", 2), ("fp32", 2)):
         n = rounds if precision == "bf16" else rounds // 2 + 1

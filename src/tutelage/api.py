@@ -65,7 +65,6 @@ def distill(
     objective = objectives.from_recipe(objective)
     student, teacher = _named(student), _named(teacher) if teacher is not None else None
     named = all(isinstance(value, str | Mapping | DataSettings | None) for value in (student, teacher, data))
-    built_in = all(objectives.is_built_in(piece.preset) for piece in objective.pieces)
     label = student if isinstance(student, str) else type(student).__name__
     short = Path(label).name if Path(label).is_dir() else label
     source = data if isinstance(data, Mapping | DataSettings) else {"source": data if isinstance(data, str) else "own"}
@@ -79,7 +78,12 @@ def distill(
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
     recipe = parse(Recipe, value, where="distill")
-    run_inputs = None if named and built_in else _inputs_of(recipe, objective, student, teacher, data, trust_code)
+    stages = [stage if isinstance(stage, Mapping) else dict(stage) for stage in settings.get("stages") or [{}]]
+    # What each fit learns from, as it was passed: two objectives of the caller's may have one spec.
+    passed = [stage.get("objective") or objective for stage in stages]
+    pieces = [piece for each in passed if isinstance(each, Objective) for piece in each.pieces]
+    built_in = all(objectives.is_built_in(piece.preset) for piece in pieces)
+    run_inputs = None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, trust_code)
     options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
     return run(recipe, Path(runs) / recipe.name, options=options, run_inputs=run_inputs)
 
@@ -112,13 +116,13 @@ def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
 
 def _inputs_of(
     recipe: Recipe,
-    objective: Objective,
+    passed: Sequence[Any],
     student: str | nn.Module,
     teacher: str | nn.Module | None,
     source: Any,
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
-    """Build a run's inputs where some of them are the caller's objects."""
+    """Build a run's inputs where some of them are the caller's objects; ``passed`` are its fits' objectives."""
     if isinstance(source, str | Mapping | DataSettings):
         splits = data.open_data(recipe.data)
     else:
@@ -135,7 +139,8 @@ def _inputs_of(
         student=build(student),
         teacher=build(teacher) if teacher is not None else None,
         objectives=tuple(
-            objective if fit.objective == objective.spec else from_spec(fit.objective) for fit in recipe.fits()
+            objective if isinstance(objective, Objective) else from_spec(fit.objective)
+            for objective, fit in zip(passed, recipe.fits(), strict=True)
         ),
         repeatable=False,
     )

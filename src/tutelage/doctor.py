@@ -36,7 +36,8 @@ def examine() -> Iterator[Finding]:
     machine = manifest.hardware(torch.device("cpu"))
     yield Finding("processor", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads in use")
     yield Finding("memory", f"{machine['memory_gb']} GB")
-    gpus = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(count)}
     for name, value in (gpus or {"cuda": "none: runs use the CPU"}).items():
         yield Finding(name, value)
     yield Finding("vector instructions", torch.backends.cpu.get_cpu_capability())

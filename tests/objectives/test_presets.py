@@ -312,3 +312,16 @@ def test_a_name_is_taken_once(own_names):
             return objectives.cross_entropy(weight=weight)
 
     assert PRESETS["kd"].build is objectives.kd
+
+
+def test_a_preset_that_is_defined_anew_is_built_anew(own_names):
+    def define(value):
+        @objectives.preset("none")
+        def mine() -> Objective:
+            return objectives.kd(weight=value)
+
+    define(1.0)
+    assert from_recipe("mine").weights()["kd"] == 1.0
+    del PRESETS["mine"]
+    define(5.0)
+    assert from_recipe("mine").weights()["kd"] == 5.0

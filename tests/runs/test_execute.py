@@ -24,6 +24,7 @@ import tutelage
 from tutelage import api, config, data, models, objectives, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.data import DataSettings
+from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.report import html
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
@@ -732,6 +733,30 @@ def test_a_callers_own_modules_and_data_sets(tmp_path):
         load(run.folder)
     models.load(loaded, models.read(run.folder / records.STUDENT))
     assert models.fingerprint(loaded) == models.fingerprint(student)
+
+
+def test_stages_keep_the_callers_own_objectives_apart(tmp_path):
+    def term(value):
+        return Objective.of(WeightedTerm("m", 1.0, Apply(lambda student_logits: 0 * student_logits.sum(-1) + value)))
+
+    splits = own_splits()
+    stages = [{"epochs": 1}, {"epochs": 1, "objective": term(1000.0)}, {"epochs": 1, "objective": "cross_entropy"}]
+    run = tutelage.distill(
+        student=net(seed=2),
+        teacher=net(seed=1),
+        data=(splits.train.dataset, splits.test.dataset),
+        objective=term(1.0),
+        name="student",
+        runs=tmp_path,
+        batch_size=16,
+        device="cpu",
+        weak_teacher=True,
+        stages=stages,
+    )
+    first, second, third = (epoch["train"]["terms"] for epoch in run.epochs)
+    assert first == {"m": pytest.approx(1.0)}
+    assert second == {"m": pytest.approx(1000.0)}
+    assert list(third) == ["ce"]
 
 
 def test_a_callers_own_run_is_resumed(tmp_path):

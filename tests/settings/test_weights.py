@@ -144,3 +144,11 @@ def test_a_weight_that_is_none_is_refused(value, message):
 @pytest.mark.parametrize("weight", [-1.0, Linear(1.0, -1.0), WarmUp(-2.0, 3)])
 def test_a_signed_weight_may_be_below_zero(weight):
     assert weight_from_recipe(weight, argument="weight", signed=True) == weight
+
+
+def test_a_schedule_of_another_class_is_refused():
+    class Halved(Linear):
+        pass
+
+    with pytest.raises(ValueError, match=r"weight: expected a number or \{schedule: linear"):
+        objectives.kd(weight=Halved(1.0, 0.0))

@@ -146,3 +146,18 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path):
 def test_the_plan_of_shared_seeds(tmp_path):
     seeds = [(recipe.seed, recipe.data_seed) for _, recipe in plan(of(share_data_seed=True, data_seed=7), tmp_path)]
     assert seeds == [(0, 7)] * 3 + [(1, 7)] * 3
+
+
+def test_a_report_that_fails_costs_no_other_one_and_is_told(tmp_path, monkeypatch):
+    written = []
+
+    def write_report(folder):
+        if folder.name.startswith("kd"):
+            raise OSError("no room for it")
+        written.append(folder.name)
+
+    monkeypatch.setattr(html, "write_report", write_report)
+    lines = do(tmp_path / "few", seeds=1)
+    assert "kd-seed0: no report: no room for it" in lines
+    assert {"ce-seed0", "wttm-seed0"} <= set(written)
+    assert manifest(tmp_path / "few" / "kd-seed0")["status"] == "finished"

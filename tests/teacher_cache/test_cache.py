@@ -245,3 +245,17 @@ def test_a_cache_of_before_the_top_form_is_dense(tmp_path):
     del value["form"]
     path.write_text(json.dumps(value))
     assert TeacherCache(tmp_path, KEY, samples=10).form is None
+
+
+def test_a_disk_that_was_full_at_first_leaves_a_description_later(tmp_path, monkeypatch):
+    cache = TeacherCache(tmp_path, KEY, samples=4)
+
+    def full(path, value):
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tutelage.records.write_json", full)
+        with pytest.raises(OSError, match="no room"):
+            cache.write(0, range(4), torch.zeros(4, 3), {})
+    cache.write(0, range(4), torch.zeros(4, 3), {})
+    assert TeacherCache(tmp_path, KEY, samples=4).begun

@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib
 
 from tutelage.data.datasets import Splits
 from tutelage.data.sources.digits import open_digits
@@ -30,6 +32,13 @@ _OPENERS = {"hf": open_hub, "imagefolder": open_folder, "torchvision": open_visi
 def available() -> list[tuple[str, str]]:
     """Return each kind of source: its pattern, and a description."""
     return list(_SOURCES.items())
+
+
+def import_library(settings: DataSettings) -> None:
+    """Import what reads the source, if it is there: else the first to open such a source spends that time."""
+    library = {"digits": "sklearn.datasets", "hf": "datasets", "torchvision": "torchvision"}
+    with contextlib.suppress(KeyError, ImportError):
+        importlib.import_module(library[settings.source.partition(":")[0]])
 
 
 def open_data(settings: DataSettings) -> Splits:

@@ -61,7 +61,7 @@ def _essence(resolved: str) -> dict[str, Any]:
 
 def fingerprints(manifest: records.Manifest | None) -> dict[str, str | None]:
     """Return the fingerprints of data and teacher in a manifest; none without a manifest."""
-    if manifest is None:
+    if not manifest:
         return {}
     return {"data": manifest["data"]["fingerprint"], "teacher": (manifest["teacher"] or {}).get("fingerprint")}
 

@@ -18,6 +18,7 @@ import torch
 
 from tutelage import data, records
 from tutelage.config.schema import Recipe, RecipeError
+from tutelage.data.registry import import_library
 from tutelage.report.table import aligned
 from tutelage.runs import autotune, manifest
 from tutelage.runs.run import finished
@@ -268,6 +269,7 @@ def _time(
 
     def inputs_of(recipe: Recipe) -> RunInputs:
         if recipe.data not in opened:
+            import_library(recipe.data)
             began = time.monotonic()
             opened[recipe.data] = data.open_data(recipe.data), time.monotonic() - began
         return build_inputs(recipe, trust_code=trust_code, splits=opened[recipe.data][0])

@@ -92,10 +92,16 @@ def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: Ru
     recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
     if recorded is not None:
         record(recorded, taps=list(taps), options=options)
-    results = execute_group(group, options=options)
-    for run in results:
-        if isinstance(run, Run):
-            write_report(run.folder)
+    unfinished = [path for _, path in group if not finished(path)]
+    results: list[Run | Exception] = []
+    try:
+        results = execute_group(group, options=options)
+    finally:  # also where the group was interrupted, for those that were done by then
+        for path in filter(finished, unfinished):
+            try:
+                write_report(path)
+            except Exception as error:  # noqa: BLE001  the runs are finished, and the other reports do not depend on it
+                options.reporter.say(f"{path.name}: no report: {str(error) or type(error).__name__}")
     return results
 
 

@@ -173,7 +173,7 @@ def methods_by_name(value: Any) -> Any:
         return value
     return {
         name: method
-        if isinstance(method, Mapping) and set(method) & set(Method.model_fields)
+        if isinstance(method, Method) or (isinstance(method, Mapping) and set(method) & set(Method.model_fields))
         else {"objective": _preset_mapping(str(name) if method is None else method)}
         for name, method in value.items()
     }

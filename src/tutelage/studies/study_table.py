@@ -173,7 +173,10 @@ def _row(pair: str, method: str, done: Sequence[Run], left: Sequence[Run], missi
     values = tuple(_percent(section(run.evaluation, "student").get("accuracy")) for run in done)
     bests = [section(run.evaluation, "best") for run in done]
     sets = {string(best.get("set")) for best in bests}
-    best_set = sets.pop() if len(sets) == 1 else None
+    best_set = next(iter(sets)) if len(sets) == 1 else None
+    status = None
+    if not done:
+        status = f"0 of {len(left)} finished" if left else missing or "not run"
     return Row(
         pair=pair,
         method=method,
@@ -182,9 +185,9 @@ def _row(pair: str, method: str, done: Sequence[Run], left: Sequence[Run], missi
         accuracy=mean(values),
         std=deviation(values),
         values=values,
-        best=mean(_percent(best.get("accuracy")) for best in bests) if not sets else None,
+        best=mean(_percent(best.get("accuracy")) for best in bests) if len(sets) == 1 else None,
         best_set=best_set,
-        status=None if done else f"0 of {len(left)} finished" if left else missing or "not run",
+        status=status,
         unfinished=tuple(map(unfinished, left)),
     )
 
@@ -207,7 +210,7 @@ def _with_costs(rows: Sequence[Row], subject: Subject, *, of: str) -> list[Row]:
 
 
 def _costs(runs: Sequence[Run]) -> tuple[float | None, float | None]:
-    """A step's time in ms and the peak memory, over the runs that were trained alone: a class's are not one run's."""
+    """A step's time in ms and the peak memory, over the runs that were trained alone: a group's are not one run's."""
     steps, memories = [], []
     for run in runs:
         if run.manifest.get("class"):

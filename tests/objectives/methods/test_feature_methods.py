@@ -15,6 +15,7 @@ import tutelage
 from tutelage import Batch, Distiller, FrozenTeacher, config, losses, models, network_context, objectives, records
 from tutelage.cli import app
 from tutelage.objectives import BindContext
+from tutelage.objectives.methods.features import VID
 from tutelage.report import html
 from tutelage.taps import Taps
 from tutelage.types import Outputs
@@ -279,3 +280,10 @@ def test_weights_behind_a_hint_stay_as_they_are_in_its_stage(teacher, tmp_path, 
     moved = {name for name, value in fresh.items() if not torch.equal(value, learned[name])}
     assert any(name.endswith("layer2.0.conv1.weight") for name in moved)
     assert not any("layer3" in name or "fc" in name for name in moved if name.endswith(("weight", "bias")))
+
+
+def test_a_term_of_one_pair_refuses_two():
+    with pytest.raises(ValueError, match="student_taps: expected one tap of each network, got 2; add a term"):
+        VID(student_taps=("a", "b"), teacher_taps=("a", "b"))
+    with pytest.raises(ValueError, match="teacher_taps: expected 1, as many as student_taps, got 2"):
+        VID(student_taps=("a",), teacher_taps=("a", "b"))
