@@ -27,7 +27,7 @@ from tutelage.losses import logits as logits_module
 from tutelage.models import Card
 from tutelage.models.card import JSON_NAMES
 from tutelage.objectives.methods import logits as logits_methods
-from tutelage.runs import manifest
+from tutelage.runs import manifest, resume
 from tutelage.settings import weights as schedules
 from tutelage.settings.fit import FitSettings
 
@@ -91,6 +91,11 @@ def test_every_setting_of_the_loop_is_a_key_of_a_run():
         expected = key_tables.shown(getattr(FitSettings(), name)) if default == "required" else default
         # A loop is told its precision; a run's is found.
         assert run[key] == ("`auto`" if name == "precision" else expected), key
+
+
+def test_keys_that_may_change_on_resume_are_named():
+    text = read("docs/resume.md")
+    assert not [key for key in resume.FREE | resume.WHERE if f"`{key}`" not in text]
 
 
 def test_the_schedules_of_weights_are_those_documented():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .types import Progress as Progress
 
 # Lazy, because `import tutelage` stands before every command, and `--help` shall not wait for torch.
-_PLACES = {
+_MODULE_OF = {
     "Batch": "types",
     "Outputs": "types",
     "Progress": "types",
@@ -38,14 +38,14 @@ _PLACES = {
 }
 _MODULES = ("losses", "models", "objectives", "targets")
 
-__all__ = ["__version__", *_MODULES, *_PLACES]
+__all__ = ["__version__", *_MODULES, *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
-    if name in _PLACES:
-        return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -79,4 +79,4 @@ def _step(precision: str) -> Finding:
         except (RuntimeError, ValueError, OSError) as error:
             return Finding(f"training step, {precision}", f"failed: {error}", good=False)
         steps, seconds = run.epochs[-1]["step"], time.monotonic() - began
-    return Finding(f"training step, {precision}", f"{steps} steps, recorded and judged, in {seconds:.1f} s")
+    return Finding(f"training step, {precision}", f"{steps} steps, recorded and evaluated, in {seconds:.1f} s")

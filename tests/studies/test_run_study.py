@@ -77,7 +77,7 @@ def test_a_study_of_one_s_own_from_the_page(invoke, tmp_path):
         recorded = Run(folder.parent / name)
         (value,) = next(row["values"] for row in rows if row["method"] == method)
         assert value == 100 * recorded.accuracy == 100 * recorded.epochs[-1]["test"]["accuracy"]
-    assert "departs from the study: epochs: 2 instead of 20" in out
+    assert "deviates from the study: epochs: 2 instead of 20" in out
     assert f"{rows[0]['accuracy']:.2f}" in out
     # Nothing is left to do, and what is there is shown; `report` shows it too.
     code, out, _ = invoke(*typed)

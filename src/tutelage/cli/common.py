@@ -85,6 +85,6 @@ def print_table(folder: Path) -> None:
 
 
 def print_report(folder: Path) -> None:
-    """Print the table of a run or a comparison, and the path of its report."""
+    """Print the table of a run, a comparison or a study, and the path of its report."""
     print_table(folder)
     typer.echo(f"\nreport: {folder / 'report.html'}")

@@ -72,7 +72,7 @@ def study(
         _dry_run(request, trust)
         return
     if worker is None:
-        _print_departures(request)
+        _print_deviations(request)
     else:
         workers.end_with_parent()
     if jobs > 1 and worker is None:
@@ -109,7 +109,7 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
     from tutelage.studies import plan
 
     typer.echo(f"{request.study.name}: {len(plan.jobs(request))} runs in {request.runs / request.pool}")
-    _print_departures(request)
+    _print_deviations(request)
     for method, reason in request.missing.items():
         if method in request.methods:
             typer.echo(f"{method}: {reason}")
@@ -124,11 +124,11 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
         common.fail("\n".join(errors))
 
 
-def _print_departures(request: StudyRequest) -> None:
+def _print_deviations(request: StudyRequest) -> None:
     from tutelage.studies import plan
 
-    for departure in plan.deviations(request, plan.cells(request)):
-        typer.echo(f"departs from the study: {departure}")
+    for deviation in plan.deviations(request, plan.cells(request)):
+        typer.echo(f"deviates from the study: {deviation}")
 
 
 def _with_device(overrides: list[str], device: str | None) -> list[str]:

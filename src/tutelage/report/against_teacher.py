@@ -149,7 +149,7 @@ def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[
             **network.trace,
         )
     figure.update_layout(hovermode="closest")
-    return Panel("per-class", "One mark a class; below the line the student is worse than its teacher.", figure)
+    return Panel("per-class", "One mark per class; below the line the student is worse than its teacher.", figure)
 
 
 def entropy_histogram(networks: Sequence[Judged]) -> Panel | None:
