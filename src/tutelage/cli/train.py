@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,26 +10,33 @@ import typer
 from tutelage.cli import common
 
 
-def _command(run: Callable[[str, list[str], bool, bool, Path], None], summary: str) -> Callable[..., None]:
-    """Return a command that runs a recipe."""
+def train(
+    recipe: common.RecipePath,
+    overrides: common.Overrides = None,
+    dry_run: common.DryRun = False,
+    trust_code: common.TrustCode = False,
+    runs: common.Runs = Path("runs"),
+) -> None:
+    """Train a network from labels: a teacher."""
+    _run(recipe, overrides or [], dry_run, trust_code, runs, teacher=False)
 
-    def command(
-        recipe: common.RecipePath,
-        overrides: common.Overrides = None,
-        dry_run: common.DryRun = False,
-        trust_code: common.TrustCode = False,
-        runs: common.Runs = Path("runs"),
-    ) -> None:
-        run(recipe, overrides or [], dry_run, trust_code, runs)
 
-    command.__doc__ = summary
-    return command
+def distill(
+    recipe: common.RecipePath,
+    overrides: common.Overrides = None,
+    dry_run: common.DryRun = False,
+    trust_code: common.TrustCode = False,
+    runs: common.Runs = Path("runs"),
+) -> None:
+    """Distil a teacher into a student."""
+    _run(recipe, overrides or [], dry_run, trust_code, runs, teacher=True)
 
 
 def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path, *, teacher: bool) -> None:
     from tutelage import api
 
-    trust, expected = common.trusted(trust_code, [source, *overrides]), None
+    trust = common.trusted(trust_code, [source, *overrides])
+    expected = None
     if "=" in source and not Path(source).exists():
         recipe = api.from_overrides([source, *overrides])
     elif Path(source).is_dir():
@@ -50,15 +55,23 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     common.print_report(run.folder)
 
 
-def _compare(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path) -> None:
+def compare(
+    recipe: common.RecipePath,
+    overrides: common.Overrides = None,
+    dry_run: common.DryRun = False,
+    trust_code: common.TrustCode = False,
+    runs: common.Runs = Path("runs"),
+) -> None:
+    """Compare several objectives over several seeds on one task."""
     from tutelage import config
     from tutelage.config.schema import Comparison
     from tutelage.runs.setup import parse
     from tutelage.studies import compare as comparisons
 
-    path = Path(source) / "recipe.yaml" if Path(source).is_dir() else Path(source)
-    comparison = parse(Comparison, config.read(path, overrides), where=str(path))
-    trust, folder = common.trusted(trust_code, overrides), runs / comparison.name
+    path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
+    comparison = parse(Comparison, config.read(path, overrides or []), where=str(path))
+    trust = common.trusted(trust_code, overrides or [])
+    folder = runs / comparison.name
     if dry_run:
         for run in comparisons.dry_runs(comparison, folder):
             common.print_dry_run(run, trust)
@@ -66,11 +79,6 @@ def _compare(source: str, overrides: list[str], dry_run: bool, trust_code: bool,
     with common.run_options(trust) as options:
         comparisons.compare(comparison, folder, options=options)
     common.print_report(folder)
-
-
-train = _command(partial(_run, teacher=False), "Train a network from labels: a teacher.")
-distill = _command(partial(_run, teacher=True), "Distil a teacher into a student.")
-compare = _command(_compare, "Compare several objectives over several seeds on one task.")
 
 
 def record(
