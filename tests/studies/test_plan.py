@@ -228,7 +228,10 @@ def test_deviations_are_listed(tmp_path):
     assert overridden(tmp_path).deviations == ()
     assert overridden(tmp_path, "threads=1", pairs=["wide/slim"]).deviations == ()
     request = overridden(tmp_path, "data.source=hf:/home/someone/cifar", "optimizer.lr=0.2", seeds=3)
-    assert request.deviations == ("data.source: hf:cifar instead of digits", "optimizer.lr: 0.2 instead of 0.1")
+    assert request.deviations == (
+        "data.source: hf:cifar instead of digits",
+        "optimizer.lr: 0.2 instead of 0.1",
+    )
     assert plan.deviations(request, cells(request)) == [
         "seeds: 3 instead of 2 (cross_entropy, kd)",
         "seeds: 3 instead of 1 (ttm)",

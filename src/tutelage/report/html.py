@@ -197,9 +197,10 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
     if not subject.comparison:
         sentence = f"The student reaches {reached} after its last epoch"
     else:
-        beside = " beside the baseline" if len(students) < len(known) else ""
-        several = f"Of {len(students)} objectives{beside} {top.name} has the highest mean,"
-        sentence = f"{several if len(students) > 1 else f'{top.name} reaches'} {reached}"
+        sentence = f"{top.name} reaches {reached}"
+        if len(students) > 1:
+            beside = " beside the baseline" if len(students) < len(known) else ""
+            sentence = f"Of {len(students)} objectives{beside} {top.name} has the highest mean, {reached}"
         sentence += f" (n\u00a0=\u00a0{top.n})" if top.n > 1 else " (one run: its spread is not known)"
     if top.gain is not None:
         base = next(row for row in results if row.role == "baseline")

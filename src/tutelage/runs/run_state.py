@@ -109,7 +109,8 @@ class RunState:
         """Refuse recorded outputs that lack what any epoch of any stage reads."""
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
-        self.outputs, first = setup.outputs_of(self.recipe, self.run_inputs), 0
+        self.outputs = setup.outputs_of(self.recipe, self.run_inputs)
+        first = 0
         for objective, fit in zip(self.objectives, self.fits, strict=True):
             if objective.needs.teacher:
                 gamma = setup.single_exponent(objective) if self.outputs.form else None

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -376,13 +376,15 @@ def _scaled(section: Section, factor: float) -> Section:
     """Scale a part of a recipe, as far as it says something of epochs."""
     if factor == 1:
         return section
-    by_key: dict[str, Callable[..., Any]] = {
-        "epochs": _epochs,
-        "schedule": _schedule,
-        "objective": lambda spec, factor: from_recipe(_scaled_weights(spec.to_recipe(), factor)).spec,
-    }
-    values = {key: getattr(section, key) for key in by_key}
-    return section.model_copy(update={key: by_key[key](value, factor) for key, value in values.items() if value})
+    changes: dict[str, Any] = {}
+    epochs, schedule, objective = (getattr(section, key) for key in ("epochs", "schedule", "objective"))
+    if epochs:
+        changes["epochs"] = _epochs(epochs, factor)
+    if schedule:
+        changes["schedule"] = _schedule(schedule, factor)
+    if objective:
+        changes["objective"] = from_recipe(_scaled_weights(objective.to_recipe(), factor)).spec
+    return section.model_copy(update=changes)
 
 
 def _epochs(epochs: int, factor: float) -> int:
