@@ -19,6 +19,7 @@ from tutelage.runs.resume import fingerprints
 from tutelage.runs.run import Run, RunOptions, finished
 from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
+from tutelage.studies.compare import with_reports
 from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import UNLABELLED
 
@@ -96,15 +97,8 @@ def run(
     run_inputs: RunInputs | None = None,
     expected: Mapping[str, str | None] | None = None,
 ) -> Run:
-    """`execute` a run, then write its report, and that of a teacher that it trained."""
-    unfinished = [path for path in (folder / "teacher", folder) if not finished(path)]
-    try:
-        return execute(recipe, folder, options=options, run_inputs=run_inputs, expected=expected)
-    finally:
-        for path in filter(finished, unfinished):
-            from tutelage.report.html import write_report  # plotly takes a while to import
-
-            write_report(path)
+    """`execute` a run, with its report, and that of a teacher that it trains."""
+    return execute(recipe, folder, options=with_reports(options), run_inputs=run_inputs, expected=expected)
 
 
 def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from tutelage import config, records
-from tutelage.config.schema import Comparison, RecipeError
+from tutelage import api, config, records
+from tutelage.config.schema import Comparison, Recipe, RecipeError
 from tutelage.modules import Distiller
 from tutelage.report import html, results
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.run import RunOptions
+from tutelage.runs.run import RunOptions, finished
 from tutelage.studies.compare import compare, plan
 from tutelage.training.evaluate import NonFiniteError
 
@@ -161,3 +161,11 @@ def test_a_report_that_fails_costs_no_other_one_and_is_told(tmp_path, monkeypatc
     assert "kd-seed0: no report: no room for it" in lines
     assert {"ce-seed0", "wttm-seed0"} <= set(written)
     assert manifest(tmp_path / "few" / "kd-seed0")["status"] == "finished"
+
+
+def test_a_trained_teacher_has_its_report_before_its_student_is_done(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(html, "write_report", lambda folder: written.append((folder.name, finished(folder.parent))))
+    value = {key: inner for key, inner in VALUE.items() if key not in ("objectives", "seeds")}
+    api.run(config.parse(Recipe, value | {"objective": "kd"}), tmp_path / "one", options=RunOptions())
+    assert written == [("teacher", False), ("one", False)]

@@ -329,3 +329,23 @@ def test_what_stands_beside_a_preset_is_none():
     study = parse({**SMALL, "methods": {"itrd": ["cross_entropy", {"itrd": {}, "gather": True, "scale": 0.5}]}})
     assert study.methods["itrd"].missing == []
     assert study.methods["itrd"].presets == ["cross_entropy", "itrd"]
+
+
+def test_values_of_objectives_in_every_section_are_checked_at_once():
+    assert faults(
+        protocol={**SMALL["protocol"], "stages": [{"objective": {"kd": {"temperature": -1}}}]},
+        pairs={
+            "wide/narrow": {
+                "teacher": {"train": {"model": "mlp:16", "objective": {"cross_entropy": {"label_smoothing": 2}}}},
+                "student": "mlp:8",
+            }
+        },
+    ) == [
+        "study: protocol.stages.0.objective.kd.temperature: expected a finite number above 0, got -1; type for example "
+        "temperature=4.0",
+        "study: pairs.wide/narrow.teacher.train.objective.cross_entropy.label_smoothing: expected a number in [0, 1), "
+        "got 2; type for example label_smoothing=0.1",
+    ]
+    settings = {"stages": [{"objective": {"ttm": {"gamma": 0}}}]}
+    (line,) = faults(methods={"a": {"objective": "kd", "settings": settings}})
+    assert line.startswith("study: methods.a.settings.stages.0.objective.ttm.gamma: expected a finite number above 0")

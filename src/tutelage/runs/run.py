@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +20,14 @@ class RunOptions:
         trust_code: allow ``file:`` models, which run code: all, or those of these names.
         deadline: when to stop with a checkpoint; none to run to the end.
         command: as recorded in the manifest.
+        when_finished: called with the folder of each run that has finished, of a teacher that it trains too.
     """
 
     reporter: Reporter = field(default_factory=Reporter)
     trust_code: bool | frozenset[str] = False
     deadline: Deadline | None = None
     command: str = ""
+    when_finished: Callable[[Path], None] | None = None
 
 
 DEFAULTS = RunOptions()

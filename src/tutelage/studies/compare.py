@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe in recipes))
     if training is not None:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
-        write_report(execute(training, folder / "teacher", options=options).folder)
+        execute(training, folder / "teacher", options=with_reports(options))
     taps = [tap for spec in comparison.objectives.values() for tap in from_spec(spec).needs.teacher_taps]
     count = len(left)
     while left := [(recipe, path) for recipe, path in left if not finished(path)]:
@@ -83,26 +84,28 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
 
 
 def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
-    """Train runs in lockstep and write their reports; return for each the run, or why there is none.
+    """Train runs in lockstep; return for each the run, or why there is none.
 
     The teacher's outputs are recorded first where they are read; ``taps`` are features that other runs read of them.
     """
-    from tutelage.report.html import write_report
-
     recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
     if recorded is not None:
         record(recorded, taps=list(taps), options=options)
-    unfinished = [path for _, path in group if not finished(path)]
-    results: list[Run | Exception] = []
-    try:
-        results = execute_group(group, options=options)
-    finally:  # also where the group was interrupted, for those that were done by then
-        for path in filter(finished, unfinished):
-            try:
-                write_report(path)
-            except Exception as error:  # noqa: BLE001  the runs are finished, and the other reports do not depend on it
-                options.reporter.say(f"{path.name}: no report: {str(error) or type(error).__name__}")
-    return results
+    return execute_group(group, options=with_reports(options))
+
+
+def with_reports(options: RunOptions) -> RunOptions:
+    """Return options by which each run has its report as soon as it is finished; one that fails costs no run."""
+
+    def write(folder: Path) -> None:
+        from tutelage.report.html import write_report  # plotly takes a while to import
+
+        try:
+            write_report(folder)
+        except Exception as error:  # noqa: BLE001  the run is finished, and nothing else depends on its report
+            options.reporter.say(f"{folder.name}: no report: {str(error) or type(error).__name__}")
+
+    return replace(options, when_finished=write)
 
 
 def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tutelage import objectives, records
 from tutelage.config import messages
 from tutelage.config.schema import NetworkField, Recipe, RecipeError, TeacherField, TrainedTeacher, Training
-from tutelage.objectives import PRESETS, Objective
+from tutelage.objectives import PRESETS, Objective, from_spec
 from tutelage.settings.fit import SGD, Constant
 
 TEACHER = "teacher"
@@ -329,7 +329,7 @@ def _errors_in(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None =
         lines.append("precision: expected one for all runs, fp32 or bf16, got 'auto'; type precision=bf16")
     kept = {key: value for key, value in settings.items() if key not in ELSEWHERE}
     try:
-        Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)})
+        Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context={"check": from_spec})
     except ValidationError as error:
         lines += _explained(Recipe, error)
     return lines
@@ -392,6 +392,6 @@ def parse(value: Mapping[str, Any], *, where: str = "study") -> Study:
     """
     kind = Drawing if value.get("figures") == DRAWN and not {"pairs", "methods"} & value.keys() else Study
     try:
-        return kind.model_validate(dict(value))
+        return kind.model_validate(dict(value), context={"check": from_spec})
     except ValidationError as error:
         raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(_explained(kind, error)))) from None

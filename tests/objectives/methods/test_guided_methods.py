@@ -129,7 +129,7 @@ def test_a_context_that_lacks_it_is_refused(name):
 def test_terms_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="teacher_taps: expected 1, as many as student_taps"):
         objectives.ofd(student_taps=("bn",))
-    with pytest.raises(ValueError, match="norms: expected 1, as many as student_taps"):
+    with pytest.raises(ValueError, match="norms: expected 1 names, as many as student_taps"):
         objectives.ofd(**TAPS, norms=("bn", "bn"))
     with pytest.raises(ValueError, match="regression: expected"):
         objectives.srrl(regression=-1.0)

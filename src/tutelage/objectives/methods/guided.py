@@ -140,7 +140,7 @@ class OFD(FeatureTerm):
     def _check(self) -> None:
         if len(self.norms) not in (0, len(self.student_taps)):
             raise ValueError(
-                f"norms: expected {len(self.student_taps)}, as many as student_taps, got {len(self.norms)}; "
+                f"norms: expected {len(self.student_taps)} names, as many as student_taps, got {len(self.norms)}; "
                 "name one of the teacher for each of the student"
             )
 
