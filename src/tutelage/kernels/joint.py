@@ -33,6 +33,9 @@ LOW, HIGH = 1e-13, 1e13
 """Sums of exponentials within these need no shift: nothing that matters has vanished, and their logarithms are exact
 to 1e-6 in float32."""
 
+Rows = tuple[Tensor, ...]
+"""Sums by row, unbound: unpacking a tensor costs more."""
+
 
 def cross_entropy_and_wttm(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float
@@ -112,7 +115,7 @@ def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor,
         for i in open_blocks:
             z_block, v_block, block_sums, shift = parts[i]
             a, b, wide_z, wide_v = _cut(buffers, len(z_block))
-            sweep(_ready(z_block, wide_z), _ready(v_block, wide_v), gamma, a, b, block_sums.T, shift.T)
+            sweep(_ready(z_block, wide_z), _ready(v_block, wide_v), gamma, a, b, block_sums.unbind(1), shift.T)
             # What the first block needs the others will: a vocabulary padded with -inf has it in every row.
             if i == open_blocks[0] and len(parts) > 1 and sweep is not _masked_sums and _unsound(block_sums.T, sweep):
                 break
@@ -242,7 +245,7 @@ def _signs(factors: Tensor) -> Tensor | None:
     return factors.sign() if (factors < 0).any() else None
 
 
-def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Tensor, shift: Tensor) -> None:
+def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor) -> None:
     """Find the four sums, ``(4, rows)``, without a shift; ``a`` and ``b`` are scratch of the block's shape."""
     s, p, w, d = sums
     torch.sum(torch.exp(z, out=a), -1, out=s)
@@ -254,7 +257,7 @@ def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Tensor
 
 
 def _shifted_sums(
-    z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Tensor, shift: Tensor, *, masked: bool = False
+    z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor, *, masked: bool = False
 ) -> None:
     """Find the sums shifted by the rows' maxima, and those."""
     s, p, w, d = sums
