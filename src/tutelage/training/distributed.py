@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from tutelage.types import UNLABELLED, Batch, Totals
 
@@ -38,3 +39,8 @@ def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
         return Totals(samples, labelled)
     both = accelerator.reduce(torch.stack([samples, labelled])) / accelerator.num_processes
     return Totals(both[0], both[1])
+
+
+def keep_from_broadcast(module: nn.Module, names: list[str]) -> None:
+    """Keep DDP from sending these buffers from the first process to the others before every step."""
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)

@@ -18,7 +18,7 @@ from tutelage.settings.fit import FitSettings
 from tutelage.training import optim
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink, to_bytes
 from tutelage.training.compile import CompiledForms, ComputePlan, choose_plan, reason_unmeasured, unchanged
-from tutelage.training.distributed import step_totals
+from tutelage.training.distributed import keep_from_broadcast, step_totals
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
 from tutelage.training.metrics import EpochMetrics
 from tutelage.training.state import RngState, optimizer_state, random_state, restore_optimizer, restore_random, under
@@ -65,9 +65,7 @@ class FitState:
         ]
         terms = [cast(nn.Module, term) for term in self.stateful_terms]
         owned = {id(buffer) for term in terms for buffer in term.buffers()}
-        # DDP does not send these from the first process to the others before every step.
-        local = [name for name, buffer in distiller.named_buffers() if id(buffer) in owned]
-        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(distiller, local)
+        keep_from_broadcast(distiller, [name for name, buffer in distiller.named_buffers() if id(buffer) in owned])
         self.wrapped, self.prepared = accelerator.prepare(distiller, self.optimizer)
         self.buffers = [buffer for buffer in distiller.buffers() if id(buffer) not in owned]
         self.metrics = EpochMetrics(distiller.objective, self.device)
