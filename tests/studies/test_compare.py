@@ -169,3 +169,15 @@ def test_a_trained_teacher_has_its_report_before_its_student_is_done(tmp_path, m
     value = {key: inner for key, inner in VALUE.items() if key not in ("objectives", "seeds")}
     api.run(config.parse(Recipe, value | {"objective": "kd"}), tmp_path / "one", options=RunOptions())
     assert written == [("teacher", False), ("one", False)]
+
+
+def test_a_run_that_is_interrupted_at_its_report_is_finished(tmp_path, monkeypatch):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(html, "write_report", interrupted)
+    value = {key: inner for key, inner in VALUE.items() if key not in ("objectives", "seeds", "teacher")}
+    recipe = config.parse(Recipe, value)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(recipe, tmp_path / "one", options=RunOptions())
+    assert finished(tmp_path / "one")

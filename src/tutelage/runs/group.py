@@ -31,6 +31,7 @@ class RunGroup:
 
     def __init__(self, runs: Sequence[RunState], options: RunOptions) -> None:
         self.runs, self.reporter, self.deadline = runs, options.reporter, options.deadline
+        self.when_finished = options.when_finished
         if len(runs) > 1:
             for run in runs:
                 run.rng = RngState(run.device)
@@ -50,6 +51,8 @@ class RunGroup:
             for run in self.left():
                 self.attempt(run, run.finish)
                 run.finished = True
+                if self.when_finished and run.failure is None:
+                    self.when_finished(run.folder)
         except BaseException as error:
             for run in self.left():
                 run.stop(error)

@@ -54,7 +54,6 @@ class RunState:
         self.rng: RngState | None = None
         self.target_gamma: float | None = None
         self.failure: Exception | None = None
-        self.when_finished = options.when_finished
         self.finished = False
         self.started = time.monotonic()
         previous = earlier or {}
@@ -261,8 +260,6 @@ class RunState:
         self.write_manifest("finished")
         if labelled:
             self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
-        if self.when_finished:
-            self.when_finished(self.folder)
 
     def write_manifest(self, status: str, *, note: str | None = None) -> None:
         """Write the manifest with a status and the time so far."""
