@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tests._helpers import SHARED
 
-from tutelage.data import BatchLoader, DataSettings, RandAugment, cache, open_data
+from tutelage.data import BatchLoader, DataSettings, RandAugment, file_hashes, open_data
 from tutelage.data.transforms import boxes
 from tutelage.types import View
 
@@ -333,8 +333,8 @@ def test_only_files_that_were_touched_are_read_again(root, monkeypatch):
         read.append(path.name)
         return hashed(path)
 
-    hashed, read = cache._hash, []
-    monkeypatch.setattr(cache, "_hash", reading)
+    hashed, read = file_hashes._hash, []
+    monkeypatch.setattr(file_hashes, "_hash", reading)
     first = fingerprint()
     assert len(read) == 21
     assert (fingerprint(), len(read)) == (first, 21)
@@ -349,7 +349,7 @@ def test_kept_digests_that_are_damaged_are_ignored(root, caches):
     for damage in (b"", b"junk", whole[: len(whole) // 2], whole[:200] + b"~~~~" + whole[204:]):
         path.write_bytes(damage)
         assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint == first
-        assert len(cache._load_hashes(path)) == 21
+        assert len(file_hashes._load(path)) == 21
 
 
 def test_digests_that_cannot_be_kept_are_not_fatal(root, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data import cache
+from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.images import Encoded, one_line
@@ -181,7 +181,7 @@ def _files(root: Path) -> bytes:
         # Files named cache- are the library's, not the data set's.
         kept = sorted(name for name in files if not name.startswith((".", "cache-")))
         names.extend(str(Path(folder, name).relative_to(root)) for name in kept)
-    return cache.listing(root, names)
+    return file_hashes.listing(root, names)
 
 
 def _key(halves: Mapping[str, Any], image: str, settings: DataSettings) -> str | None:

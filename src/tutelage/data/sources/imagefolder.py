@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.build import Description, Raw, from_images
-from tutelage.data.cache import listing
 from tutelage.data.datasets import Splits
+from tutelage.data.file_hashes import listing
 from tutelage.images import Encoded
 from tutelage.settings.data import DataSettings
 
