@@ -130,4 +130,5 @@ if __name__ == "__main__":
     if arguments.write:
         import output  # of this version alone
 
-        output.write(arguments.write, {"base": arguments.base, "n": arguments.rounds, "ratios": ratios})
+        command = f"python benchmarks/same_speed.py {arguments.base} --rounds {arguments.rounds}"
+        output.write(arguments.write, {"command": command, "n": arguments.rounds, "ratios": ratios})
