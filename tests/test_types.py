@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.utils import recursively_apply, send_to_device
 from torch import nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader
 
 from tutelage import data, modules, objectives, types
 from tutelage.types import (
@@ -27,6 +27,7 @@ from tutelage.types import (
     Requirements,
     Teacher,
     Totals,
+    View,
 )
 
 
@@ -40,9 +41,9 @@ TAPS = ("student_taps", "teacher_taps")
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        (Batch, ("index", "inputs", "labels")),
+        (Batch, ("index", "inputs", "labels", "view")),
         (Outputs, ("logits", "taps")),
-        (Progress, ("epoch", "step", "fraction")),
+        (Progress, ("epoch", "step", "fraction", "scheduled")),
         (Totals, ("samples", "labelled")),
         (Loss, ("total", "parts")),
         (
@@ -64,7 +65,7 @@ def test_unlabelled_is_what_torch_ignores():
 
 
 def test_a_run_begins_at_nought():
-    assert Progress() == (0, 0, 0.0)
+    assert Progress() == (0, 0, 0.0, {})
 
 
 def test_outputs_need_no_taps():
@@ -85,12 +86,13 @@ def test_accelerate_walks_the_tuples_and_keeps_their_kind(value):
         assert torch.equal(doubled.taps["layer"], torch.full((3, 4), 2.0))
 
 
-def test_torch_collates_batches_into_a_batch():
-    singles = [Batch(*(tensor[i] for tensor in example())) for i in range(3)]
-    together = default_collate(singles)
-    assert type(together) is Batch
-    assert torch.equal(together.index, torch.arange(3))
-    assert together.inputs.shape == (3, 1, 4, 4)
+@pytest.mark.parametrize("view", [None, View(3, 5)])
+def test_a_torch_loader_hands_batches_on(view):
+    batch = example()._replace(view=view)
+    (loaded,) = DataLoader([batch], batch_size=None)
+    assert type(loaded) is Batch
+    assert loaded.view == view
+    assert all(torch.equal(a, b) for a, b in zip(loaded[:3], batch[:3], strict=True))
 
 
 def signature(function):
@@ -107,6 +109,8 @@ def test_the_data_room_keeps_the_contract_of_batches():
     first = next(batches.epoch(0))
     assert type(first) is Batch
     assert (first.index.dtype, first.labels.dtype) == (torch.int64, torch.int64)
+    assert first.view == View(seed=0, epoch=0)
+    assert next(data.BatchLoader(splits.test, batch_size=64, train=False).epoch(0)).view is None
     assert 0 <= first.inputs.min() <= first.inputs.max() <= 1
 
 

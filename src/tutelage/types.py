@@ -5,7 +5,7 @@ Tuples of tensors are named tuples because accelerate and DDP walk those; a data
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +16,18 @@ UNLABELLED = -100
 """The class index of a sample without a label; such a sample takes part in no supervised term."""
 
 
+class View(NamedTuple):
+    """Which random views to take: with a sample's index they determine its augmentation.
+
+    Attributes:
+        seed: the data seed.
+        epoch: epochs done before this one.
+    """
+
+    seed: int
+    epoch: int
+
+
 class Batch(NamedTuple):
     """One batch of samples, on one device.
 
@@ -23,11 +35,13 @@ class Batch(NamedTuple):
         index: ``(batch,)`` int64, each sample's index in its data set.
         inputs: ``(batch, ...)``; images are ``(batch, channels, height, width)`` with values in [0, 1].
         labels: ``(batch,)`` int64 class indices, -100 where unlabelled; or soft labels, float ``(batch, classes)``.
+        view: of the samples; none where they are not augmented. A teacher's recorded outputs are read by it.
     """
 
     index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on a batch
     inputs: Tensor
     labels: Tensor
+    view: View | None = None
 
 
 class Outputs(NamedTuple):
@@ -49,11 +63,14 @@ class Progress(NamedTuple):
         epoch: epochs done before this one, so 0 in the first.
         step: optimizer steps done in the whole run.
         fraction: of the run's steps done, in [0, 1).
+        scheduled: the values of schedules at this step, by schedule; those that are missing are computed where they are
+            read. A loop that computes them beforehand leaves nothing in a step that the host has to work out.
     """
 
     epoch: int = 0
     step: int = 0
     fraction: float = 0.0
+    scheduled: Mapping[Hashable, float] = {}
 
 
 class Totals(NamedTuple):
@@ -163,16 +180,7 @@ class Batches(Protocol):
         """Return the number of steps in an epoch."""
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Yield the batches of one epoch from step ``start`` on; with several processes, this one's share of each."""
+        """Yield the batches of one epoch from step ``start`` on; with several processes, this one's share of each.
 
-
-class View(NamedTuple):
-    """Which random views to take: with a sample's index they determine its augmentation.
-
-    Attributes:
-        seed: the data seed.
-        epoch: epochs done before this one.
-    """
-
-    seed: int
-    epoch: int
+        Augmented batches say which ``view`` they are.
+        """

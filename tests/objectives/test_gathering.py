@@ -73,7 +73,7 @@ def batch_of(name):
 
 
 def share(whole, rank, parts):
-    return Batch(*(tensor.split(parts)[rank] for tensor in whole))
+    return Batch(*(tensor.split(parts)[rank] for tensor in whole[:3]))
 
 
 def step(name, gather, rank=None, parts=(), counted=False):

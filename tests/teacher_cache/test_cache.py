@@ -6,7 +6,7 @@ import torch
 
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TeacherCacheError, TopK
-from tutelage.types import Batch
+from tutelage.types import Batch, View
 
 KEY = {"teacher": "abc", "views": {"flip": True, "crop_padding": 4}, "data_seed": 0}
 
@@ -27,21 +27,19 @@ def written(folder, *, rows=4, samples=10, epochs=2, taps=("card:embedding",)):
 
 def read_outputs(cache, index, *, epoch=0, taps=()):
     """A cached teacher's outputs for a batch of these samples."""
-    teacher = CachedTeacher(cache, taps)
-    teacher.open(epoch)
-    return teacher(batch(index))
+    return CachedTeacher(cache, taps)(batch(index, epoch))
 
 
-def batch(index):
-    return Batch(torch.tensor(index), torch.zeros(len(index), 1), torch.zeros(len(index), dtype=torch.int64))
+def batch(index, epoch=0, seed=5):
+    labels = torch.zeros(len(index), dtype=torch.int64)
+    return Batch(torch.tensor(index), torch.zeros(len(index), 1), labels, View(seed, epoch))
 
 
 def test_what_was_written_is_answered_by_sample_and_epoch(tmp_path):
     _, logits, features = written(tmp_path)
     teacher = CachedTeacher(TeacherCache(tmp_path, KEY, samples=10), ("card:embedding",))
     for epoch in (0, 1, 0):
-        teacher.open(epoch)
-        answer = teacher(batch([9, 0, 4, 4]))
+        answer = teacher(batch([9, 0, 4, 4], epoch))
         torch.testing.assert_close(answer.logits, logits[epoch, [9, 0, 4, 4]], rtol=0, atol=0.05)
         torch.testing.assert_close(answer.taps["card:embedding"], features[epoch, [9, 0, 4, 4]], rtol=1e-3, atol=1e-6)
         assert answer.logits.dtype == torch.float32
@@ -154,10 +152,20 @@ def test_the_size_is_what_lies_on_the_disk(tmp_path):
     assert tensors <= files < tensors + 2000
 
 
-def test_a_teacher_without_an_open_epoch_is_refused(tmp_path):
+def test_a_batch_of_no_view_or_of_another_seeds_is_refused(tmp_path):
     cache, *_ = written(tmp_path)
-    with pytest.raises(TeacherCacheError, match=r"expected an epoch .*call open\(epoch\) first"):
-        CachedTeacher(cache)(batch([0]))
+    teacher = CachedTeacher(cache)
+    teacher(batch([0]))
+    with pytest.raises(TeacherCacheError, match=r"^outputs: .* got one that does not say its view"):
+        teacher(batch([0])._replace(view=None))
+    cache.key["data_seed"] = 5
+    teacher(batch([0], 1))
+    with pytest.raises(
+        TeacherCacheError, match=r"of data seed 5, which were recorded, got data seed 6; .* outputs=null"
+    ):
+        teacher(batch([0], 1, seed=6))
+    with pytest.raises(TeacherCacheError, match="epoch 3"):
+        teacher(batch([0], 2))
 
 
 def test_answers_of_several_chunks_are_those_of_one_bit_for_bit(tmp_path):
@@ -175,12 +183,12 @@ def test_answers_of_several_chunks_are_those_of_one_bit_for_bit(tmp_path):
 def test_an_epoch_is_mapped_not_copied(tmp_path):
     cache, *_ = written(tmp_path)
     teacher = CachedTeacher(cache)
-    teacher.open(0)
+    teacher(batch([0]))
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     paths = sorted(tmp_path.glob("epoch-0000/*.logits.safetensors"))
     assert len(paths) == 3
     assert {str(path.resolve()) for path in paths} <= mapped
-    teacher.open(1)
+    teacher(batch([0], 1))
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     assert not {str(path.resolve()) for path in paths} & mapped, "the epoch before is let go of"
 
@@ -202,7 +210,6 @@ def test_the_top_form_is_answered_and_described(tmp_path):
     assert again.form == cache.form
     again.require(0, gammas=(0.7,))
     teacher = CachedTeacher(again, gamma=0.7)
-    teacher.open(0)
     index = [9, 0, 4, 4]
     expected = cache.form.unpack(cache.form.pack(logits[index]), 0.7)
     torch.testing.assert_close(teacher(batch(index)).logits, expected, rtol=1e-6, atol=1e-6)

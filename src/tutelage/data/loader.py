@@ -28,10 +28,11 @@ class BatchLoader:
         batch_size: of all processes together.
         data_seed: of order and views.
         train: shuffle and augment.
+        first_epoch: epochs before this loader's first: of earlier stages, whose order and views are not seen again.
         samples: samples per epoch.
     """
 
-    def __init__(self, split: Split, *, batch_size: int, data_seed: int = 0, train: bool) -> None:
+    def __init__(self, split: Split, *, batch_size: int, data_seed: int = 0, train: bool, first_epoch: int = 0) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1 sample, got {batch_size}; type a number such as 64")
         if not len(split):
@@ -40,6 +41,7 @@ class BatchLoader:
         self.batch_size = batch_size
         self.data_seed = data_seed
         self.train = train
+        self.first_epoch = first_epoch
         self.samples = len(split)
 
     @property
@@ -69,6 +71,7 @@ class BatchLoader:
         """Yield this process's share of the batches of one epoch, from step ``start`` on."""
         if not 0 <= rank < world:
             raise ValueError(f"rank: expected a number in [0, {world}), got {rank}; pass the process's own")
+        epoch += self.first_epoch
         yield from self.at(epoch, self._requests(epoch, start=start, rank=rank, world=world))
 
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
@@ -79,7 +82,7 @@ class BatchLoader:
             return
         for positions, inputs in self.split.stream(requests, view=view):
             index = torch.from_numpy(positions)
-            yield Batch(index, inputs, self.split.labels[index])
+            yield Batch(index, inputs, self.split.labels[index], view)
 
     def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
         order = permutation(self.data_seed, epoch, self.samples) if self.train else np.arange(self.samples)

@@ -93,7 +93,7 @@ def mixed_batches(
             soft[rows, labels] = share
             soft[rows, split.labels[partner]] += 1 - share
             labels = soft.float()
-        yield Batch(index, inputs[: len(index)], labels)
+        yield Batch(index, inputs[: len(index)], labels, view)
 
 
 def _mix_inputs(

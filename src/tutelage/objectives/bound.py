@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, shape_of
-from tutelage.settings.weights import Automatic, Weight, weight_at
+from tutelage.settings.weights import Automatic, Schedule, Weight, weight_at
 from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
 
@@ -26,6 +26,7 @@ class BoundObjective(nn.Module):
         needs: what the terms read.
         target_gamma: the exponent of the transformed teacher that is matched, if any.
         supervised: names of the terms whose means are over labelled samples.
+        schedules: of the terms' weights and of the terms themselves: what `Progress.scheduled` may hold.
         resolved: numbers that were computed at binding, by term and argument; empty where nothing is ``auto``. Typed in
             place of ``auto``, they give the same run.
     """
@@ -49,6 +50,9 @@ class BoundObjective(nn.Module):
             self._weights[part.name] = (weight, scale)
             if numbers:
                 self.resolved[part.name] = numbers
+        numbered = [weight for weight, _ in self._weights.values()]
+        numbered += [number for term in self.terms.values() for number in getattr(term, "scheduled", ())]
+        self.schedules = tuple(dict.fromkeys(number for number in numbered if isinstance(number, Schedule)))
         # One list per preset call, in the order of the terms: terms of one call share a map, those of two calls do not.
         self.projectors = nn.ModuleList()
         self._calls: list[_BoundCall] = []

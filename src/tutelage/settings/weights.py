@@ -155,8 +155,10 @@ SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm
 
 
 def weight_at(weight: Weight, progress: Progress) -> float:
-    """Return a weight's value at this progress."""
-    return weight(progress) if isinstance(weight, Schedule) else weight
+    """Return a weight's value at this progress: of a schedule the one that ``progress`` holds, or it is computed."""
+    if not isinstance(weight, Schedule):
+        return weight
+    return progress.scheduled[weight] if weight in progress.scheduled else weight(progress)
 
 
 def scaled(weight: Weight | Automatic, scale: float) -> Weight | Automatic:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tutelage import records
 from tutelage.teacher_cache.top_k import MEASURES, TeacherCacheError, TopK
-from tutelage.types import Batch, Outputs
+from tutelage.types import Batch, Outputs, View
 
 ROWS = 16384  # samples per chunk, at which interrupted recording resumes
 SCHEMA = 1
@@ -206,9 +206,10 @@ class TeacherCache:
 
 
 class CachedTeacher:
-    """A teacher whose outputs are read from a cache: `types.Teacher`; `open` chooses the epoch.
+    """A teacher whose outputs are read from a cache by the view of a batch: `types.Teacher`.
 
-    On the CPU a batch's rows are read from the mapped files; elsewhere `open` moves the whole epoch to the device.
+    One epoch is open at a time. On the CPU a batch's rows are read from its mapped files; elsewhere the whole epoch is
+    moved to the device.
 
     Args:
         cache: of its outputs.
@@ -225,31 +226,36 @@ class CachedTeacher:
     ) -> None:
         self._cache, self._taps, self._gamma, self._device = cache, taps, gamma, torch.device(device)
         self._chunks: dict[str, list[dict[str, Tensor]]] = {}
+        self._view: View | None = None
         if cache.form is not None:
             cache.form.at(gamma)
 
-    def open(self, epoch: int) -> None:
-        """Read an epoch's outputs; epochs count from 0.
-
-        Raises:
-            TeacherCacheError: they are missing or damaged.
-        """
-        self._chunks = {}  # so that two epochs are never in memory together
-        outputs = {what: self._cache.read(epoch, what) for what in (LOGITS, *self._taps)}
+    def _open(self, view: View | None) -> None:
+        """Read the outputs for an epoch's views."""
+        seed = self._cache.key.get("data_seed")
+        if view is None or seed not in (None, view.seed):
+            raise TeacherCacheError(
+                f"outputs: expected a batch of the views of data seed {seed}, which were recorded, got "
+                f"{'one that does not say its view' if view is None else f'data seed {view.seed}'}; "
+                "take the batches of a training loader with that seed, or type outputs=null"
+            )
+        self._view, self._chunks = None, {}  # so that two epochs are never in memory together
+        outputs = {what: self._cache.read(view.epoch, what) for what in (LOGITS, *self._taps)}
         for chunk in outputs[LOGITS]:
             chunk.pop("error", None)
         if self._device.type != "cpu":
             outputs = {what: [_joined(chunks, self._device)] for what, chunks in outputs.items()}
-        self._chunks = outputs
+        self._view, self._chunks = view, outputs
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return the recorded outputs of the batch's views.
 
         Raises:
-            TeacherCacheError: no epoch was opened.
+            TeacherCacheError: the batch does not say which view it is, or it is one of another data seed; or that
+                epoch's outputs are missing or damaged.
         """
-        if not self._chunks:
-            raise TeacherCacheError("outputs: expected an epoch that is open, got none; call open(epoch) first")
+        if batch.view is None or batch.view != self._view:
+            self._open(batch.view)
         index = batch.index.to(self._device)
         order, parts = None, [(0, index)]
         if len(self._chunks[LOGITS]) > 1:

@@ -136,6 +136,7 @@ class _BoundStandardised(nn.Module):
         super().__init__()
         self.inner, self.needs = inner, inner.needs
         self.resolved = getattr(inner, "resolved", {})
+        self.scheduled = getattr(inner, "scheduled", ())
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         return self.inner(_standardised(student), _standardised(present(teacher)), batch, progress)
@@ -192,6 +193,7 @@ class _BoundCTKD(nn.Module):
     def __init__(self, spec: CTKD) -> None:
         super().__init__()
         self.needs, self._spec = spec.needs, spec
+        self.scheduled = (spec.reversal,)
         self.theta = nn.Parameter(torch.tensor(float(spec.theta)))
 
     def temperature(self, theta: Tensor) -> Tensor:
