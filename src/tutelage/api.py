@@ -86,7 +86,7 @@ def distill(
     built_in = all(objectives.is_built_in(piece.preset) for piece in pieces)
     run_inputs = None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, trust_code)
     options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
-    return run(recipe, Path(runs) / recipe.name, options=options, run_inputs=run_inputs)
+    return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
 
 
 def run(

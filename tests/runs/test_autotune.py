@@ -48,7 +48,7 @@ def timed(monkeypatch):
 
 def resolved(recipe):
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe))
-    return autotune.resolve_precision(recipe, run_inputs)
+    return autotune.resolve_precision(recipe, lambda: run_inputs)
 
 
 def test_the_faster_one_is_taken_where_it_is_much_faster(timed):
@@ -87,7 +87,7 @@ def test_real_steps_are_timed_and_change_nothing(monkeypatch):
     recipe = parsed(**TAUGHT)
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe))
     before = {name: value.clone() for name, value in run_inputs.student.state_dict().items()}
-    chosen, reason = autotune.resolve_precision(recipe, run_inputs)
+    chosen, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     assert chosen.precision in autotune.CHOICES
     assert reason.startswith(f"precision {chosen.precision}: ")
     assert all(torch.equal(before[name], value) for name, value in run_inputs.student.state_dict().items())

@@ -11,7 +11,7 @@ from tutelage import objectives
 from tutelage.kernels.conv_weight_grad import Shape
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
-from tutelage.training.compile import CompiledForms, ComputePlan, faster_products
+from tutelage.training.compile import ComputePlan, PlannedStudent, PlannedTeacher, faster_products
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.loop import fit
 from tutelage.types import Batch, Progress
@@ -211,23 +211,24 @@ def test_a_recorded_teacher_is_not_compiled(tmp_path):
 def test_a_teacher_with_taps_says_the_same_compiled():
     teacher = FrozenTeacher(seeded(Moving, 1), ("norm", "conv"))
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
-    forms = CompiledForms(seeded(Moving), teacher)
-    plain = forms.ask(batch)
-    forms.take(ComputePlan(teacher_compiled=True, samples=4))
-    quick = forms.ask(batch)
+    planned = PlannedTeacher(teacher, settings(), torch.device("cpu"))
+    plain = planned(batch)
+    planned.take(ComputePlan(teacher_compiled=True, samples=4))
+    quick = planned(batch)
     assert plain.taps.keys() == quick.taps.keys() == {"norm", "conv"}
     for eager, compiled in ((plain.logits, quick.logits), *((plain.taps[n], quick.taps[n]) for n in plain.taps)):
         torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
 
 
 def test_other_sizes_of_batch_are_computed_plainly():
-    teacher, student = FrozenTeacher(seeded(Moving, 1)), seeded(Moving)
-    forms = CompiledForms(student, teacher)
-    forms.take(ComputePlan(teacher_compiled=True, student_compiled=True, samples=4))
+    teacher, student = FrozenTeacher(seeded(Moving, 1)), PlannedStudent(seeded(Moving))
+    plan = ComputePlan(teacher_compiled=True, student_compiled=True, samples=4)
+    planned = PlannedTeacher(teacher, settings(), torch.device("cpu"), plan)
+    student.take(plan)
     few = Batch(torch.arange(3), images(3)[0], torch.zeros(3, dtype=torch.long))
-    assert torch.equal(forms.ask(few).logits, teacher(few).logits)
-    assert forms.student(3) is None
-    assert forms.student(4) is not None
+    assert torch.equal(planned(few).logits, teacher(few).logits)
+    assert student.call(3) is None
+    assert student.call(4) is not None
 
 
 def test_measuring_products_names_only_shapes_that_were_seen_and_draws_no_numbers():
@@ -250,9 +251,9 @@ def test_a_choice_survives_json():
 def test_a_compiled_distiller_deep_copies_and_saves_under_its_own_names():
     distiller = Distiller(seeded(Moving), MATCH)
     names = distiller.state_dict().keys()
-    forms = CompiledForms(distiller.student, None)
-    forms.take(ComputePlan(student_compiled=True, samples=4))
-    distiller.called = forms.student(4)
+    student = PlannedStudent(distiller.student)
+    student.take(ComputePlan(student_compiled=True, samples=4))
+    distiller.called = student.call(4)
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
     teacher = FrozenTeacher(seeded(Moving, 1))
     distiller(batch, teacher(batch), Progress()).loss.total.backward()

@@ -14,10 +14,10 @@ from tutelage.objectives import BindContext
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalSet, NonFiniteError
-from tutelage.training.lockstep import Lockstep
+from tutelage.training.job import FitJob
+from tutelage.training.lockstep import Isolation, Lockstep
 from tutelage.training.loop import fit
-from tutelage.training.state import RngState
-from tutelage.training.step import FitJob
+from tutelage.training.rng import RngState
 from tutelage.types import Outputs
 
 CPU = torch.device("cpu")
@@ -122,8 +122,24 @@ def alone(case, *, folder=None, rows=None, resume=False, **shared):
     return distiller, history
 
 
+def lockstep_of(jobs, asked=None, *, chances=None, results=None):
+    """Students in lockstep; what each comes to is appended to ``results`` with its number, an error as it happens."""
+    results = [] if results is None else results
+    isolation = Isolation(on_error=lambda k, error: results.append((k, error)))
+    isolation.generators = dict(enumerate(chances or [RngState(CPU) for _ in jobs]))
+    jobs = dict(enumerate(jobs))
+    return Lockstep(jobs, asked or teacher(), batches(), accelerator=accelerator_on("cpu"), isolation=isolation)
+
+
+def results_of(jobs, asked=None, *, chances=None):
+    results = []
+    for k, record in lockstep_of(jobs, asked, chances=chances, results=results).run():
+        results.append((k, record))
+    return results
+
+
 def together(cases, *, folders=None, resume=False, asked=None, **shared):
-    jobs = []
+    jobs, chances = [], []
     for case, folder in zip(cases, folders or [None] * len(cases), strict=True):
         chance, keep = RngState(CPU), case.keep(folder)
         with chance:
@@ -137,11 +153,11 @@ def together(cases, *, folders=None, resume=False, asked=None, **shared):
                 held_out=held_out(),
                 keep=keep,
                 resume=saved,
-                rng=chance,
             )
         )
+        chances.append(chance)
     histories = [[] for _ in cases]
-    for k, record in Lockstep(jobs, asked or teacher(), batches(), accelerator=accelerator_on("cpu")).run():
+    for k, record in results_of(jobs, asked, chances=chances):
         histories[k].append(record)
     return [job.distiller for job in jobs], histories
 
@@ -188,14 +204,12 @@ def test_a_student_gets_its_own_features_alone():
             tap_names.append(set(outputs.taps))
             return outputs
 
-    jobs = [
-        FitJob(distiller=case.distiller(), settings=settings(), asks=case.asks, rng=RngState(CPU)) for case in CASES[:3]
-    ]
+    jobs = [FitJob(distiller=case.distiller(), settings=settings(), asks=case.asks) for case in CASES[:3]]
     seen = [set() for _ in jobs]
     for job, mine in zip(jobs, seen, strict=True):
         plain = job.distiller.forward
         job.distiller.forward = lambda b, t, p, n, plain=plain, mine=mine: (mine.update(t.taps), plain(b, t, p, n))[1]
-    list(Lockstep(jobs, Hears(seeded(Moving, 9)), batches(), accelerator=accelerator_on("cpu")).run())
+    results_of(jobs, Hears(seeded(Moving, 9)))
     assert tap_names[0] == {"deeper", "norm"}
     assert seen == [set(), set(), {"deeper"}]
 
@@ -267,12 +281,10 @@ def test_those_ahead_of_the_ones_that_failed_go_on_from_where_they_are(tmp_path)
             held_out=held_out(),
             keep=keep,
             resume=keep.checkpoints.load(),
-            rng=chance,
         ),
-        FitJob(distiller=fails.distiller(), settings=settings(), asks=False, rng=RngState(CPU)),
+        FitJob(distiller=fails.distiller(), settings=settings(), asks=False),
     ]
-    lockstep = Lockstep(jobs, teacher(), batches(), accelerator=accelerator_on("cpu"))
-    results = list(lockstep.run())
+    results = results_of(jobs, chances=[chance, RngState(CPU)])
     assert [(k, type(record)) for k, record in results] == [(1, RuntimeError), (0, dict), (0, dict)]
     assert_alike([distiller], [[record for k, record in results if k == 0]], CASES[:1])
 
@@ -283,18 +295,19 @@ def test_an_interrupt_ends_all():
         together(cases)
 
 
-def test_one_that_is_dropped_takes_no_further_step():
-    jobs = [
-        FitJob(distiller=case.distiller(), settings=settings(epochs=3), asks=case.asks, rng=RngState(CPU))
-        for case in CASES[:2]
-    ]
-    lockstep = Lockstep(jobs, teacher(), batches(), accelerator=accelerator_on("cpu"))
+def test_one_whose_record_cannot_be_kept_takes_no_further_step():
+    def full():
+        raise OSError("no space")
+
+    jobs = [FitJob(distiller=case.distiller(), settings=settings(epochs=3), asks=case.asks) for case in CASES[:2]]
+    lockstep = lockstep_of(jobs)
     results = []
     for k, record in lockstep.run():
         results.append((k, record["epoch"]))
         if k == 0:
-            lockstep.drop(0)
+            lockstep.isolation.attempt(0, full)
     assert results == [(0, 1), (1, 1), (1, 2), (1, 3)]
+    assert [str(error) for error in lockstep.isolation.errors.values()] == ["no space"]
 
 
 def test_a_student_that_writes_into_its_inputs_does_so_for_itself():
@@ -321,4 +334,4 @@ def test_settings_that_do_not_agree_are_refused(name, value):
         FitJob(distiller=CASES[1].distiller(), settings=settings(**{name: value})),
     ]
     with pytest.raises(ValueError, match=f"{name}: expected one value for all that are fitted together"):
-        Lockstep(jobs, lambda batch: Outputs(batch.inputs), batches(), accelerator=accelerator_on("cpu"))
+        lockstep_of(jobs, lambda batch: Outputs(batch.inputs))

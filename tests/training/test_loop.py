@@ -637,7 +637,7 @@ def test_progress_counts_epochs_steps_and_the_whole():
             self.needs = needs
 
         def forward(self, student, teacher, batch, progress):
-            seen.append(tuple(progress))
+            seen.append(progress[:3])
             return student.logits.square().mean(-1)
 
     class Described:

@@ -15,7 +15,7 @@ from tutelage.data import DataSettings
 from tutelage.data.build import Description, Pixels, from_pixels
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher
-from tutelage.training.evaluate import to_device
+from tutelage.training.distributed import mixed_precision, to_device
 from tutelage.types import Batch, Outputs, Teacher
 
 CLASSES = 100
@@ -48,8 +48,8 @@ def cached_logits(device: torch.device) -> Teacher:
 def forward(teacher: FrozenTeacher, batches: Iterable[Batch], device: torch.device, *, precision: str) -> None:
     """Move each batch and run the teacher on it, channels last."""
     for batch in batches:
-        moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=True))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        moved = to_device(batch, device, channels_last=True)
+        with mixed_precision(device, precision):
             teacher(moved)
 
 

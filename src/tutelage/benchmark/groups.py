@@ -20,9 +20,10 @@ from tutelage.benchmark.batches import FirstBatches, cached_logits, forward, net
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.lockstep import Lockstep
-from tutelage.training.state import RngState
-from tutelage.training.step import FitJob
+from tutelage.training.job import FitJob
+from tutelage.training.lockstep import Isolation, Lockstep
+from tutelage.training.loop import fit
+from tutelage.training.rng import RngState
 from tutelage.types import Teacher
 
 Pair = tuple[str, str]
@@ -70,17 +71,16 @@ def measure(
 def _group(students: int, teacher: Teacher, batches: FirstBatches, *, student: str, device: str) -> float:
     """Return the seconds per step of a group, its distillers made before."""
     accelerator = accelerator_on(device)
-    jobs = [
-        FitJob(
-            distiller=Distiller(network(student, accelerator.device, seed), objectives.kd()),
-            settings=SETTINGS,
-            rng=RngState(accelerator.device) if students > 1 else None,
-        )
-        for seed in range(students)
-    ]
-    for _, result in Lockstep(jobs, teacher, batches, accelerator=accelerator).run():
-        if isinstance(result, Exception):
-            raise result
+    distillers = [Distiller(network(student, accelerator.device, seed), objectives.kd()) for seed in range(students)]
+    if students == 1:
+        list(fit(distillers[0], teacher, batches, SETTINGS, accelerator=accelerator))
+        return batches.seconds
+    jobs = {k: FitJob(distiller=distiller, settings=SETTINGS) for k, distiller in enumerate(distillers)}
+    isolation = Isolation()
+    isolation.generators = {k: RngState(accelerator.device) for k in jobs}
+    list(Lockstep(jobs, teacher, batches, accelerator=accelerator, isolation=isolation).run())
+    for error in isolation.errors.values():
+        raise error
     return batches.seconds
 
 

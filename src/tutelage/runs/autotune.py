@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -36,51 +36,49 @@ EVALUATED = 256
 R = TypeVar("R", bound=Recipe)
 
 
-def recorded_precision(recipe: R, folder: Path | None = None) -> R:
-    """Return a run's or comparison's recipe with the precision that was chosen before, where it leaves it open.
-
-    That of the recorded outputs that it reads comes first, then that of the ``folder`` that is resumed.
-    """
-    if recipe.precision != "auto":
-        return recipe
-    # The outputs of a comparison have a folder for each data seed.
-    paths = sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else []
-    earlier = [records.read_json(path).get("key") or {} for path in paths]
-    if folder is not None and (folder / records.RECIPE).exists():
-        earlier.append(config.read(folder / records.RECIPE))
-    return with_precision(recipe, next((v["precision"] for v in earlier if v.get("precision") in CHOICES), None))
-
-
-def with_precision(recipe: R, precision: str | None) -> R:
-    """Return a recipe with a precision that was chosen, where it leaves it open."""
-    if recipe.precision != "auto" or precision is None:
-        return recipe
-    return recipe.model_copy(update={"precision": precision})
-
-
-def resolve_precision(recipe: R, run_inputs: RunInputs, run: Recipe | None = None) -> tuple[R, str | None]:
+def resolve_precision(
+    recipe: R, run_inputs: Callable[[], RunInputs], *, folders: Sequence[Path] = (), run: Recipe | None = None
+) -> tuple[R, str | None]:
     """Return a recipe with one of `CHOICES` where it leaves its precision open, and what was measured, if anything was.
 
-    Some training steps are timed in float32 and in bfloat16, on copies of the networks; bfloat16 is taken where it is
-    `GAIN` times faster. Fits of less than `FEW` steps, several processes, and runs of which no step can be taken get
-    float32, untimed. ``run``, of ``run_inputs``, stands for a comparison's runs, by default the recipe itself; its
-    teacher may be a random one in the place of one that is still to be trained.
+    That of the recorded outputs that it reads comes first, then that of the first of ``folders`` in which a run or a
+    comparison was begun. Else some training steps are timed in float32 and in bfloat16, on copies of the networks;
+    bfloat16 is taken where it is `GAIN` times faster. Fits of less than `FEW` steps, several processes, and runs of
+    which no step can be taken get float32, untimed.
+
+    Args:
+        recipe: a run's or a comparison's.
+        run_inputs: returns the objects to time steps of; its teacher may be a random one in the place of one that is
+            still to be trained.
+        folders: of the run that is resumed, and of those that share its steps.
+        run: of a comparison, the run to time.
     """
     if recipe.precision != "auto":
         return recipe, None
-    run = (run or recipe).model_copy(update=PLAIN)
-    if steps_of(run, len(run_inputs.splits.train)) < FEW or accelerator_on(recipe.device).num_processes > 1:
-        return with_precision(recipe, "fp32"), None
-    forms = [run.model_copy(update={"precision": choice}) for choice in CHOICES]
+
+    def resolved(precision: str, reason: str | None = None) -> tuple[R, str | None]:
+        return recipe.model_copy(update={"precision": precision}), reason
+
+    # The outputs of a comparison have a folder for each data seed.
+    paths = sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else []
+    earlier = [records.read_json(path).get("key") or {} for path in paths]
+    earlier += [config.read(folder / records.RECIPE) for folder in folders if (folder / records.RECIPE).exists()]
+    if recorded := next((value["precision"] for value in earlier if value.get("precision") in CHOICES), None):
+        return resolved(recorded)
+    inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN)
+    if steps_of(timed, len(inputs.splits.train)) < FEW or accelerator_on(recipe.device).num_processes > 1:
+        return resolved("fp32")
+    forms = [timed.model_copy(update={"precision": choice}) for choice in CHOICES]
     # In turn, and the fastest counts: other load on the machine only adds time.
     try:
-        rounds = [[time_step(form, run_inputs).seconds for form in forms] for _ in range(2)]
+        rounds = [[time_step(form, inputs).seconds for form in forms] for _ in range(2)]
     except Exception as error:  # noqa: BLE001  the run will raise the same error
-        return with_precision(recipe, "fp32"), f"precision fp32: no step could be timed ({type(error).__name__})"
+        return resolved("fp32", f"precision fp32: no step could be timed ({type(error).__name__})")
     slow, fast = (min(seconds) for seconds in zip(*rounds, strict=True))
     precision = "bf16" if slow >= GAIN * fast else "fp32"
-    reason = f"precision {precision}: a step takes {slow * 1e3:.1f} ms in fp32, {fast * 1e3:.1f} ms in bf16"
-    return with_precision(recipe, precision), reason
+    return resolved(
+        precision, f"precision {precision}: a step takes {slow * 1e3:.1f} ms in fp32, {fast * 1e3:.1f} ms in bf16"
+    )
 
 
 def with_untrained_teacher(recipe: Recipe) -> Recipe:

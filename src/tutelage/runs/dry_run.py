@@ -29,7 +29,7 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
     splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
     check_compatible(run_inputs)
     check_last_batch(len(splits.train), objectives, fits)
-    recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
+    recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),

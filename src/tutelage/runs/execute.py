@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tutelage.config.schema import Network, Recipe
 from tutelage.runs import autotune, resume
-from tutelage.runs.group import RunGroup
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import RunInputs, build_inputs, torch_settings
+from tutelage.training.loop import fit
 
 
 def execute(
@@ -38,25 +38,46 @@ def execute(
         DeadlineExceeded: the time is up; the same call resumes the run.
     """
     with folder_lock(folder), torch_settings(recipe):
-        recipe = autotune.recorded_precision(recipe, folder)
         earlier = resume.earlier_manifest(folder, recipe)
-        from_names = run_inputs is None
-        run_inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
-        recipe, reason = autotune.resolve_precision(recipe, run_inputs)
+        inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
+        recipe, reason = autotune.resolve_precision(recipe, lambda: inputs, folders=[folder])
         if reason:
             options.reporter.say(f"{recipe.name}: {reason}")
         training = recipe.training(f"{recipe.name}/teacher")
-        if training is not None and from_names:
+        if training is not None and run_inputs is None:
             teacher = folder / "teacher"
             if not finished(teacher):
                 execute(training, teacher, options=options)
             with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
-            run_inputs = build_inputs(with_teacher, splits=run_inputs.splits, trust_code=options.trust_code)
-        resume.same_fingerprints(run_inputs, expected or resume.fingerprints(earlier))
-        run = RunState(
-            recipe, folder, run_inputs, options, earlier=earlier, precision_reason=reason, teacher_outputs={}
-        )
-        RunGroup([run], options).go()
-        if run.failure is not None:
-            raise run.failure
+            inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)
+        resume.same_fingerprints(inputs, expected or resume.fingerprints(earlier))
+        run = RunState(recipe, folder, inputs, options, earlier=earlier, precision_reason=reason, teacher_outputs={})
+        with run.recording():
+            run.begin()
+            for stage in range(run.stage, len(run.fits)):
+                run_stage(run, stage)
+            run.check_time()
+            run.finish()
+        if options.when_finished is not None:
+            options.when_finished(folder)
     return Run(folder)
+
+
+def run_stage(run: RunState, stage: int) -> None:
+    """Fit a stage of a run, or what is left of it, and record its epochs."""
+    job = run.fit_job(stage)
+    teacher = run.training_teacher(stage, job.distiller.objective.needs.teacher_taps) if job.asks else None
+    epochs = fit(
+        job.distiller,
+        teacher,
+        run.batches(stage, [job.start]),
+        job.settings,
+        accelerator=run.accelerator,
+        held_out=job.held_out,
+        keep=job.keep,
+        stage=stage,
+        to_beat=job.to_beat,
+        resume=job.resume,
+    )
+    for epoch in epochs:
+        run.record_epoch(stage, epoch)

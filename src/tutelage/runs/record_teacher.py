@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -22,10 +20,8 @@ from tutelage.runs.setup import RunInputs
 from tutelage.taps import feature_shapes
 from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
-from tutelage.training.compile import CompiledForms, ComputePlan, choose_teacher_plan
-from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import to_device
-from tutelage.types import Batch, Outputs
+from tutelage.training.compile import ComputePlan, PlannedTeacher
+from tutelage.training.distributed import accelerator_on, to_device
 
 INNER = 256
 """Batch size of the teacher."""
@@ -64,23 +60,23 @@ def record(
         DeadlineExceeded: the time is up; the same call resumes.
     """
     reporter = options.reporter
-    run_inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
-    setup.check_compatible(run_inputs)
+    inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
+    setup.check_compatible(inputs)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
-    split, classes = run_inputs.splits.train, run_inputs.splits.classes
+    split, classes = inputs.splits.train, inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
-    if run_inputs.teacher is None:
+    if inputs.teacher is None:
         raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
     if recipe.outputs is None:
         raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
     folder = Path(recipe.outputs)
     # The cache is opened under the lock: another process may just have created it.
     with folder_lock(folder, wait=True), setup.torch_settings(recipe):
-        recipe, reason = autotune.resolve_precision(autotune.recorded_precision(recipe), run_inputs)
+        recipe, reason = autotune.resolve_precision(recipe, lambda: inputs)
         if reason:
             reporter.say(reason)
-        outputs = setup.outputs_of(recipe, run_inputs)
+        outputs = setup.outputs_of(recipe, inputs)
         accelerator = accelerator_on(recipe.device)
         device = accelerator.device
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
@@ -88,20 +84,11 @@ def record(
             outputs.conclude(epochs)
             return folder
         probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
-        shapes = feature_shapes(run_inputs.teacher, names, probe)
+        shapes = feature_shapes(inputs.teacher, names, probe)
         size = _choose_form(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
-        teacher = FrozenTeacher(run_inputs.teacher, names).to(device)
-        if recipe.channels_last:
-            teacher.to(memory_format=torch.channels_last)
-        forms = CompiledForms(None, teacher)
-        if outputs.speed is not None:
-            forms.take(ComputePlan.from_json(outputs.speed))
-
-        def call_teacher(batch: Batch) -> Outputs:
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                return cast(Outputs, forms.ask(batch))
-
+        plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
+        teacher = PlannedTeacher(FrozenTeacher(inputs.teacher, names), recipe.fits()[0].settings, device, plan)
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
         reporter.say(f"{folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
         reporter.begin(folder.name, len(todo), 0)
@@ -114,20 +101,11 @@ def record(
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
             requests = np.array_split(np.arange(chunk.start, chunk.stop), -(-len(chunk) // INNER))
             for batch in batches.at(epoch, requests):
-                moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
+                moved = to_device(batch, device, channels_last=recipe.channels_last)
                 if outputs.speed is None:
-                    plan = choose_teacher_plan(
-                        recipe.fits()[0].settings,
-                        forms,
-                        partial(call_teacher, moved),
-                        steps=len(todo) * len(requests),
-                        processes=accelerator.num_processes,
-                        samples=len(moved.index),
-                        device=device,
-                    )
-                    forms.take(plan)
-                    outputs.speed = plan.to_json()
-                teacher_outputs = call_teacher(moved)
+                    steps, processes = len(todo) * len(requests), accelerator.num_processes
+                    outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
+                teacher_outputs = teacher(moved)
                 rows = batch.index - chunk.start
                 logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:

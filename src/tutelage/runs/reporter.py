@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from tutelage.types import Batch, Batches
+
 
 class Reporter:
     """Shows the progress of a job, which is one run or several; each method does nothing unless it is overridden."""
@@ -15,8 +19,34 @@ class Reporter:
     def tick(self) -> None:
         """Called after each step."""
 
+    def track(self, batches: Batches, starts: Sequence[int] = (0,)) -> Batches:
+        """Return batches that report each step that is taken on them, once per run.
+
+        Args:
+            batches: of one fit, or of several in lockstep.
+            starts: per run, the step of the fit that it resumes at.
+        """
+        return _TrackedBatches(self, batches, starts)
+
     def note(self, text: str) -> None:
         """Called after each epoch with its metrics as a line."""
 
     def say(self, text: str) -> None:
         """Called with a message for the user."""
+
+
+class _TrackedBatches:
+    """Batches that report each step; the steps of a run that has failed are still reported."""
+
+    def __init__(self, reporter: Reporter, batches: Batches, starts: Sequence[int]) -> None:
+        self._reporter, self._batches, self._starts, self.samples = reporter, batches, starts, batches.samples
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        stream = self._batches.epoch(epoch, start=start, rank=rank, world=world)
+        for step, batch in enumerate(stream, epoch * len(self) + start):
+            yield batch
+            for _ in filter(step.__ge__, self._starts):
+                self._reporter.tick()

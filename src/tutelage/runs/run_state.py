@@ -6,6 +6,7 @@ import contextlib
 import errno
 import random
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,19 +15,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tutelage import config, models, records
+from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe, RecipeError
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
-from tutelage.training.deadline import DeadlineExceeded
+from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
-from tutelage.training.state import RngState
-from tutelage.training.step import FitJob
-from tutelage.types import UNLABELLED, Teacher
+from tutelage.training.job import FitJob
+from tutelage.types import UNLABELLED, Batches, Teacher
 
 
 class RunState:
@@ -49,9 +49,10 @@ class RunState:
         teacher_outputs: dict[str, EvalOutputs],
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
+        self.deadline = options.deadline
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
-        self.rng: RngState | None = None
+        self.grouped = False
         self.target_gamma: float | None = None
         self.failure: Exception | None = None
         self.finished = False
@@ -196,11 +197,32 @@ class RunState:
             keep=self.sink._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
             to_beat=best["accuracy"] if best else None,
             resume=self.checkpoint if stage == self.stage else None,
-            rng=self.rng,
         )
+
+    def batches(self, stage: int, starts: Sequence[int]) -> Batches:
+        """Return a stage's batches, which report their steps, with ``starts`` as in `Reporter.track`.
+
+        Order and views continue after the epochs of earlier stages.
+        """
+        before = sum(fit.settings.epochs for fit in self.fits[:stage])
+        loader = data.BatchLoader(
+            self.run_inputs.splits.train,
+            batch_size=self.fits[stage].batch_size,
+            data_seed=self.recipe.data_seed,
+            train=True,
+            first_epoch=before,
+        )
+        title = self.recipe.name + (f" and {len(starts) - 1} more" if len(starts) > 1 else "")
+        title += f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else ""
+        steps = len(loader) * self.fits[stage].settings.epochs
+        self.reporter.begin(title, steps * len(starts), sum(starts))
+        batches = self.reporter.track(loader, starts)
+        return batches if self.deadline is None else TimedBatches(batches, self.deadline)
 
     def record_epoch(self, stage: int, epoch: records.Epoch) -> None:
         """Record an epoch of a stage."""
+        if self.deadline is not None:
+            self.deadline.end_evaluation()
         self.epochs.append(epoch)
         records.append_epoch(self.folder, epoch)
         self.write_manifest("running")
@@ -208,7 +230,18 @@ class RunState:
 
     def named(self, text: str) -> str:
         """Prefix a line with the run's name in a group of several runs."""
-        return f"{self.recipe.name}: {text}" if self.rng else text
+        return f"{self.recipe.name}: {text}" if self.grouped else text
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Enter this while the run goes on: what ends it is recorded, and on a full disk says what to do."""
+        try:
+            yield
+        except BaseException as error:
+            self.stop(error)
+            if self.failure is not None and self.failure is not error:
+                raise self.failure from error
+            raise
 
     def stop(self, error: BaseException) -> None:
         """Record why the run ends here; its ``failure`` is the exception, or on a full disk one that names a remedy."""
@@ -240,6 +273,11 @@ class RunState:
         gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
+    def check_time(self) -> None:
+        """Refuse to begin the last evaluation where there is no time for it."""
+        if self.deadline is not None:
+            self.deadline.check(f"{self.recipe.name}: the last evaluation", self.deadline.evaluation)
+
     def finish(self) -> None:
         """Write the student, its evaluation and the manifest."""
         splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
@@ -258,6 +296,7 @@ class RunState:
             }
             records.write_json(self.folder / records.EVALUATION, evaluation)
         self.write_manifest("finished")
+        self.finished = True
         if labelled:
             self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
 

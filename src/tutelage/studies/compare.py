@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -110,15 +111,12 @@ def with_reports(options: RunOptions) -> RunOptions:
 
 def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:
     """Choose the precision of all runs, by the first that uses a teacher, where it is ``auto``."""
-    comparison = autotune.recorded_precision(comparison, folder)
-    if comparison.precision != "auto":
-        return comparison
     planned = [recipe for _, recipe in plan(comparison, folder)]
     run = max(planned, key=lambda recipe: any(objective.needs.teacher for objective in build_objectives(recipe)))
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
+    run_inputs = partial(build_inputs, run, trust_code=options.trust_code, splits=splits)
     with torch_settings(run):
-        run_inputs = build_inputs(run, trust_code=options.trust_code, splits=splits)
-        comparison, why = autotune.resolve_precision(comparison, run_inputs, run)
+        comparison, why = autotune.resolve_precision(comparison, run_inputs, folders=[folder], run=run)
     if why:
         options.reporter.say(f"{comparison.name}: {why}")
     return comparison

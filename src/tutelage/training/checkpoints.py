@@ -40,6 +40,11 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """Return tensors of any layout and device as safetensors, which takes contiguous ones of a memory of their own."""
     return safetensors.torch.save(

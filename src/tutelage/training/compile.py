@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
-from tutelage.training.state import random_state, restore_random
+from tutelage.training.distributed import mixed_precision, place
+from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Batch, Outputs, Teacher
 
 SHARE = 0.05
@@ -78,22 +79,71 @@ class ComputePlan:
         return cls(**{**fields, "products": tuple(Shape(*shape) for shape in value["products"])})
 
 
-class CompiledForms:
-    """The forms that a fit's networks can be called in: eager, and once chosen, faster.
+class PlannedTeacher:
+    """A teacher that is computed by a plan, in the fit's precision: `types.Teacher`.
 
     Args:
-        student: called by the distiller; compiled, it takes part in its gradients as before. None where not called.
-        teacher: only a frozen network can be compiled. None where it is not called.
+        teacher: moved to the device; only a frozen network can be compiled.
+        settings: its precision and layout, and what may be chosen.
+        device: of the batches.
+        plan: one that was chosen before.
     """
 
-    def __init__(self, student: nn.Module | None, teacher: Teacher | None) -> None:
-        self._teacher = teacher
-        # Dropout draws the numbers that it would draw uncompiled.
-        self._student_compiled = _Compiled("student", student, {"fallback_random": True}) if student else None
-        self._teacher_compiled = (
+    def __init__(
+        self, teacher: Teacher, settings: FitSettings, device: torch.device, plan: ComputePlan | None = None
+    ) -> None:
+        if isinstance(teacher, nn.Module):
+            place(teacher, device, channels_last=settings.channels_last)
+        self._teacher, self._settings, self._device = teacher, settings, device
+        self._compiled = (
             # Its weights become constants, batch norms are folded into convolutions whose outputs nothing else reads.
             _Compiled("teacher", teacher, {"freezing": True}) if isinstance(teacher, FrozenTeacher) else None
         )
+        self.plan = plan
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return the teacher's outputs."""
+        with mixed_precision(self._device, self._settings.precision):
+            plan = self.plan
+            if self._compiled and plan and plan.teacher_compiled and len(batch.index) == plan.samples:
+                with torch.no_grad():  # without it the compiler does not take weights for constants
+                    return cast(Outputs, self._compiled(batch))
+            return self._teacher(batch)
+
+    def take(self, plan: ComputePlan) -> None:
+        """Compute by this plan from now on; what was compiled once is not compiled again."""
+        self.plan = plan
+
+    def choose_plan(self, piece: Batch, *, steps: int, processes: int) -> ComputePlan:
+        """Choose the plan once, on a micro-batch: as `choose_plan`, or eager where nothing is to be measured."""
+        if self.plan is not None:
+            return self.plan
+        reason = reason_unmeasured(steps, processes, [self._settings.compile_teacher])
+        if self._compiled is None or reason is not None:
+            plan = ComputePlan(reasons={"teacher": reason} if self._compiled and reason else {})
+        else:
+            plan = choose_plan(
+                self._settings,
+                self.take,
+                ask=partial(self, piece),
+                steps=steps,
+                samples=len(piece.index),
+                device=self._device,
+            )
+        self.take(plan)
+        return plan
+
+
+class PlannedStudent:
+    """The forms that a fit's student can be called in: eager, and once chosen, faster.
+
+    Args:
+        student: called by the distiller; compiled, it takes part in its gradients as before.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        # Dropout draws the numbers that it would draw uncompiled.
+        self._compiled = _Compiled("student", student, {"fallback_random": True})
         self.take(ComputePlan())
 
     def take(self, plan: ComputePlan) -> None:
@@ -101,30 +151,16 @@ class CompiledForms:
         self._plan = plan
         self._products = Products(plan.products)
 
-    @property
-    def network(self) -> bool:
-        """Whether the teacher is a network, which can be compiled."""
-        return self._teacher_compiled is not None
-
-    def ask(self, batch: Batch) -> Outputs | None:
-        """Return the teacher's outputs; none without a teacher."""
-        if self._teacher is None:
-            return None
-        if self._teacher_compiled and self._plan.teacher_compiled and len(batch.index) == self._plan.samples:
-            with torch.no_grad():  # without it the compiler does not take weights for constants
-                return cast(Outputs, self._teacher_compiled(batch))
-        return self._teacher(batch)
-
-    def student(self, samples: int) -> Callable[[Tensor], Any] | None:
+    def call(self, samples: int) -> Callable[[Tensor], Any] | None:
         """Return what to call instead of the student for so many samples; none for itself."""
-        return self._student_compiled if self._plan.student_compiled and samples == self._plan.samples else None
+        return self._compiled if self._plan.student_compiled and samples == self._plan.samples else None
 
     def gradients(self, samples: int) -> AbstractContextManager[Any]:
         """Enter this while a graph of so many samples is made that gradients will flow through.
 
         What is compiled has the library's gradients: the compiler would trace into the products, and gets them wrong.
         """
-        return self._products if self._products.shapes and self.student(samples) is None else nullcontext()
+        return self._products if self._products.shapes and self.call(samples) is None else nullcontext()
 
 
 class _Compiled:
@@ -175,27 +211,9 @@ def reason_unmeasured(steps: int, processes: int, wanted: Collection[Switch]) ->
     return "a short fit" if steps < FEW and True not in wanted else None
 
 
-def choose_teacher_plan(
-    wanted: FitSettings,
-    forms: CompiledForms,
-    ask: Callable[[], Any],
-    *,
-    steps: int,
-    processes: int,
-    samples: int,
-    device: torch.device,
-) -> ComputePlan:
-    """Choose how a teacher is computed: as `choose_plan`, and eagerly where nothing is to be measured."""
-    if not forms.network:
-        return ComputePlan()
-    if reason := reason_unmeasured(steps, processes, [wanted.compile_teacher]):
-        return ComputePlan(reasons={"teacher": reason})
-    return choose_plan(wanted, forms, ask=ask, steps=steps, samples=samples, device=device)
-
-
 def choose_plan(
     wanted: FitSettings,
-    forms: CompiledForms,
+    take: Callable[[ComputePlan], None],
     *,
     step: Callable[[], Any] | None = None,
     ask: Callable[[], Any] | None = None,
@@ -203,7 +221,7 @@ def choose_plan(
     samples: int,
     device: torch.device,
 ) -> ComputePlan:
-    """Try what the settings leave open in ``steps`` of micro-batches of ``samples``, and leave ``forms`` so.
+    """Try what the settings leave open in ``steps`` of micro-batches of ``samples``; ``take`` changes to a plan.
 
     ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts; ``ask`` runs the
     teacher, a network, on a micro-batch. Of what is none, nothing is chosen.
@@ -227,7 +245,7 @@ def choose_plan(
         nonlocal plan
 
         def run_as(tried: ComputePlan) -> None:
-            forms.take(tried)
+            take(tried)
             run()
 
         current, changed = least_seconds([partial(run_as, plan), partial(run_as, candidate)], device)
@@ -235,7 +253,7 @@ def choose_plan(
         reasons[form] = f"{current * 1e3:.1f} ms eager, {changed * 1e3:.1f} ms {after}"
         if setting is True or current >= GAIN * changed:
             plan = candidate
-        forms.take(plan)
+        take(plan)
 
     if ask is not None and is_open("teacher", wanted.compile_teacher):
         try_plan("teacher", wanted.compile_teacher, replace(plan, teacher_compiled=True), ask)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
-from torch import nn
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
-from tutelage.types import UNLABELLED, Batch, Totals
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tutelage.types import UNLABELLED, Batch, Batches, Totals
 
 
 def accelerator_on(device: str) -> Accelerator:
@@ -22,13 +26,62 @@ def accelerator_on(device: str) -> Accelerator:
         raise ValueError("device: expected a CUDA device, got none that torch can see; type device=cpu or device=auto")
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
-    # An objective of features alone gives the layers behind them no gradient, which DDP would wait for.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[unused])
+    return Accelerator(cpu=_on_cpu(device), mixed_precision="no")
 
 
 def _on_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
+def batches_on(
+    accelerator: Accelerator, batches: Batches, epoch: int, start: int, *, channels_last: bool
+) -> Iterator[Batch]:
+    """Yield this process's share of an epoch's batches from step ``start`` on, moved to the device."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for batch in batches.epoch(epoch, start=start, rank=rank, world=world):
+        yield to_device(batch, accelerator.device, channels_last=channels_last)
+
+
+def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:
+    """Move a batch to the device, images in the layout that convolutions are fast in."""
+    index, inputs, labels, view = batch
+    layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
+    return Batch(
+        index.to(device, non_blocking=True),
+        inputs.to(device, non_blocking=True, memory_format=layout),
+        labels.to(device, non_blocking=True),
+        view,
+    )
+
+
+def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+    """Move a module to the device, weights of convolutions in the layout that they are fast in."""
+    module.to(device)
+    if channels_last:
+        module.to(memory_format=torch.channels_last)
+
+
+def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Enter this while networks run: in bfloat16 where the precision is ``bf16``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def wrap(module: nn.Module, accelerator: Accelerator, *, alone: list[str]) -> nn.Module:
+    """Return what to call in place of a module so that processes average its gradients; one process calls the module.
+
+    Buffers that ``alone`` names are not sent from the first process to the others before every step.
+    """
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, alone)
+    if accelerator.num_processes == 1:
+        return module
+    devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
+    # An objective of features alone gives the layers behind them no gradient, which DDP would wait for.
+    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+
+
+def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
+    """Enter this around the forward pass of a micro-batch that is not a step's last: gradients are averaged with it."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
@@ -41,6 +94,6 @@ def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
     return Totals(both[0], both[1])
 
 
-def keep_from_broadcast(module: nn.Module, names: list[str]) -> None:
-    """Keep DDP from sending these buffers from the first process to the others before every step."""
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+def summed(values: Tensor, accelerator: Accelerator) -> list[float]:
+    """Sum values over all processes; the host waits for the device."""
+    return accelerator.reduce(values).tolist()

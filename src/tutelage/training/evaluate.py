@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tutelage import losses, targets
 from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
+from tutelage.training.distributed import mixed_precision, to_device
 from tutelage.types import UNLABELLED, Batches
 
 BINS = 15
@@ -59,8 +60,8 @@ def collect_outputs(
     logits, labels = [], []
     try:
         for batch in batches.epoch(0):
-            inputs = to_device(batch.inputs, device, channels_last=channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            inputs = to_device(batch, device, channels_last=channels_last).inputs
+            with mixed_precision(device, precision):
                 logits.append(network(inputs).float().cpu())
             labels.append(batch.labels.cpu())
     finally:
@@ -74,12 +75,6 @@ def collect_outputs(
             f"samples: {named}; look at these samples, or lower optimizer.lr if it is the student that diverged"
         )
     return outputs
-
-
-def to_device(inputs: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
-    """Move a batch's inputs to the device, images in the layout that convolutions are fast in."""
-    layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
-    return inputs.to(device, non_blocking=True, memory_format=layout)
 
 
 def summarize(name: str, student: EvalOutputs, teacher: EvalOutputs | None, *, gamma: float | None) -> EvaluationMeans:

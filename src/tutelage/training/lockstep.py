@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-import torch
 from accelerate import Accelerator
 
 from tutelage import records
-from tutelage.training import memory
-from tutelage.training.compile import CompiledForms, ComputePlan, choose_teacher_plan
-from tutelage.training.deadline import Deadline, DeadlineExceeded
-from tutelage.training.evaluate import to_device
-from tutelage.training.step import FitJob, FitState, split_batch
+from tutelage.training.compile import PlannedTeacher
+from tutelage.training.deadline import DeadlineExceeded
+from tutelage.training.distributed import batches_on
+from tutelage.training.job import FitJob, FitState
+from tutelage.training.rng import RngState
+from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
+
+P = ParamSpec("P")
+R = TypeVar("R")
+SHARED = ("epochs", "accumulate", "precision", "channels_last", "compile_teacher")
+"""Settings in which all that are fitted in lockstep agree."""
+
+
+class Isolation:
+    """Keeps the work of several students or runs apart: an error ends the one whose work it is.
+
+    Args:
+        on_error: called with the number of each that ends so, and the error.
+
+    Attributes:
+        generators: by number, the random generators that its work draws from; by default the process's.
+        errors: by number, what has ended it.
+    """
+
+    def __init__(self, on_error: Callable[[int, Exception], None] | None = None) -> None:
+        self.generators: dict[int, RngState] = {}
+        self.errors: dict[int, Exception] = {}
+        self._on_error = on_error
+
+    def attempt(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """Do some work of the ``k``-th; return what it returns, none where it fails."""
+        try:
+            with self.generators.get(k) or nullcontext():
+                return work(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
+            traceback.clear_frames(error.__traceback__)  # Its tensors are not kept while the others continue.
+            self.errors[k] = error
+            if self._on_error is not None:
+                self._on_error(k, error)
+            return None
 
 
 class Lockstep:
@@ -28,13 +61,13 @@ class Lockstep:
     group reaches their step, so the group begins where the least advanced one was.
 
     Args:
-        jobs: the students; with more than one, each has an `RngState` of its own. Their settings agree in ``epochs``,
-            ``accumulate``, ``precision``, ``channels_last`` and ``compile_teacher``.
+        jobs: the students by number. Their settings agree in `SHARED`.
         teacher: called on every batch; its outputs carry the features that any of the jobs reads.
         batches: the training set.
         accelerator: the device and processes to train on.
+        isolation: by the same numbers; each student draws from random generators of its own. Those that it has an error
+            of take no further step.
         stage: as for `fit`.
-        deadline: as for `fit`; all of them stop.
 
     Raises:
         ValueError: the jobs' settings do not agree.
@@ -42,170 +75,105 @@ class Lockstep:
 
     def __init__(
         self,
-        jobs: Sequence[FitJob],
+        jobs: Mapping[int, FitJob],
         teacher: Teacher | None,
         batches: Batches,
         *,
         accelerator: Accelerator,
+        isolation: Isolation,
         stage: int = 0,
-        deadline: Deadline | None = None,
     ) -> None:
-        if deadline is not None and accelerator.num_processes > 1:
-            raise ValueError(
-                f"deadline: expected none where several processes train together, got one for "
-                f"{accelerator.num_processes}: each would stop at a step of its own; leave it out"
-            )
-        for name in ("epochs", "accumulate", "precision", "channels_last", "compile_teacher"):
-            values = {getattr(job.settings, name) for job in jobs}
+        for name in SHARED:
+            values = {getattr(job.settings, name) for job in jobs.values()}
             if len(values) > 1:
                 raise ValueError(
                     f"{name}: expected one value for all that are fitted together, got "
                     f"{', '.join(sorted(map(str, values)))}; fit them one after the other"
                 )
         self.jobs, self.teacher, self.batches = jobs, teacher, batches
-        self.accelerator, self.stage, self.deadline = accelerator, stage, deadline
-        self.forms = CompiledForms(None, teacher)
-        self.speed: ComputePlan | None = None
-        self._fits: dict[int, FitState] = {}
-        self._failed: list[tuple[int, Exception]] = []
+        self.accelerator, self.isolation, self.stage = accelerator, isolation, stage
+        self.settings = next(iter(jobs.values())).settings
+        self._states: dict[int, FitState] = {}
+        self._teacher: PlannedTeacher | None = None
 
-    def drop(self, k: int) -> None:
-        """Continue without this job."""
-        self._fits.pop(k, None)
-
-    def run(self) -> Iterator[tuple[int, records.Epoch | Exception]]:
-        """Train, yielding after every epoch each job's index and record, or the error that ended it.
+    def run(self) -> Iterator[tuple[int, records.Epoch]]:
+        """Train, yielding each student's number and record after every epoch; the errors of one are in ``isolation``.
 
         Raises:
             Exception: what they share failed: the batches or the teacher.
         """
-        try:
-            for k, job in enumerate(self.jobs):
-                if state := self._try(k, partial(FitState, job, self.teacher, self.accelerator, stage=self.stage)):
-                    self._fits[k] = state
-            yield from self._failures()
-            while epochs := [state.epoch for state in self._fits.values() if state.epoch < state.settings.epochs]:
-                yield from self._run_epoch(min(epochs))
-        finally:
-            self._fits.clear()
-            # The one accelerator of the process would keep the students and their optimizers.
-            self.accelerator.free_memory()
+        for k, job in self.jobs.items():
+            how = {"steps": len(self.batches), "stage": self.stage}
+            if state := self.isolation.attempt(k, partial(FitState, job, self.accelerator, **how)):
+                self._states[k] = state
+        if self.teacher is not None:
+            plan = next((state.plan for state in self._states.values() if state.plan is not None), None)
+            self._teacher = PlannedTeacher(self.teacher, self.settings, self.accelerator.device, plan)
+        while epochs := [epoch for epoch, _ in self._positions() if epoch < self.settings.epochs]:
+            yield from self._run_epoch(min(epochs))
 
-    def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch | Exception]]:
-        """Train an epoch from where the least advanced job is in it; then each is evaluated and saved."""
-        settings, device, steps = self.jobs[0].settings, self.accelerator.device, len(self.batches)
-        start = min(state.step_in_epoch for state in self._fits.values() if state.epoch == epoch)
-        stream = self.batches.epoch(
-            epoch, start=start, rank=self.accelerator.process_index, world=self.accelerator.num_processes
-        )
-        began = time.monotonic()
+    def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch]]:
+        """Train an epoch from where the least advanced student is in it; then each is evaluated and saved."""
+        start = min(step for at, step in self._positions() if at == epoch)
         for state in self._at(epoch, start).values():
-            state.begin_epoch(began)
-        memory.restart(device)
-        for step, cpu_batch in enumerate(stream, start):
-            if self.deadline is not None and self.deadline.over(self.deadline.evaluation if step == steps - 1 else 0.0):
-                yield from self._stop(steps * epoch + step)
-            present = self._at(epoch, step)
-            if not present:  # Those that were at this step have failed: continue from where the others are.
-                return
-            batch = Batch(
-                cpu_batch.index.to(device, non_blocking=True),
-                to_device(cpu_batch.inputs, device, channels_last=settings.channels_last),
-                cpu_batch.labels.to(device, non_blocking=True),
-            )
-            pieces = split_batch(batch, settings.accumulate)
-            ahead = steps * settings.epochs - (steps * epoch + step)
-            if self.speed is None:
-                self.speed = self._choose(pieces[0], ahead)
-            if new := {k: state for k, state in present.items() if state.speed is None}:
-                first = None
-                if any(self.jobs[k].asks and state.unmeasured(ahead) is None for k, state in new.items()):
-                    first = self._teacher_outputs(pieces[0])
-                for k, state in new.items():
-                    outputs = self._outputs_of(k, first)
-                    teacher_plan = self.speed if self.jobs[k].asks else ComputePlan()
-                    self._try(k, partial(state.choose_plan, pieces[0], outputs, ahead, teacher_plan))
+            state.begin_epoch()
+        how = {"channels_last": self.settings.channels_last}
+        try:
+            for step, batch in enumerate(batches_on(self.accelerator, self.batches, epoch, start, **how), start):
                 present = self._at(epoch, step)
-            needed = any(self.jobs[k].asks for k in present)
-            shared: Iterable[Outputs | None] = map(self._teacher_outputs, pieces) if needed else [None] * len(pieces)
-            if len(present) > 1:
-                shared = list(shared)
-            for position, (k, state) in enumerate(present.items()):
-                if state.begun_at < 0:  # It joins from a checkpoint.
-                    state.begin_epoch(time.monotonic())
-                job_batch, job_outputs = batch, shared
-                if len(self.jobs) > 1:
-                    job_outputs = [self._outputs_of(k, outputs) for outputs in shared]
-                    if position < len(present) - 1:  # A student may write into its inputs.
-                        job_batch = batch._replace(inputs=batch.inputs.clone())
-                self._try(k, partial(state.do_step, job_batch, job_outputs, steps))
-            yield from self._failures()
-        done = {k: state for k, state in self._fits.items() if state.epoch == epoch}
-        sums = {k: total for k, state in done.items() if (total := self._try(k, state.end_training)) is not None}
-        yield from self._failures()
-        ended, peak = time.monotonic(), memory.peak(device)
-        for k, total in sums.items():
-            if record := self._try(k, partial(done[k].end_epoch, total, ended, peak)):
+                if not present:  # Those that were at this step have failed: continue from where the others are.
+                    return
+                outputs = self._teacher_outputs(batch, present)
+                for k, state in present.items():
+                    if step > start and not state.trained:  # It joins from a checkpoint.
+                        state.begin_epoch()
+                    # A student may write into its inputs.
+                    own = batch if state is [*present.values()][-1] else batch._replace(inputs=batch.inputs.clone())
+                    self.isolation.attempt(k, self._step, state, own, outputs)
+        except DeadlineExceeded:
+            for k, state in self._left().items():
+                self.isolation.attempt(k, state.save_steps)
+            raise
+        done = {k: state for k, state in self._left().items() if state.now.epoch == epoch}
+        trained = {k: self.isolation.attempt(k, state.end_training) for k, state in done.items()}
+        for k, ended in trained.items():
+            if ended and (record := self.isolation.attempt(k, done[k].end_epoch, ended)):
                 yield k, record
-            yield from self._failures()
-        if self.deadline is not None:
-            self.deadline.evaluation = time.monotonic() - ended
 
-    def _stop(self, step: int) -> Iterator[tuple[int, Exception]]:
-        """Save, and stop before a step that there is no time for; an epoch's last one has the evaluations after it."""
-        for k, state in list(self._fits.items()):
-            if state.step_in_epoch and state.begun_at >= 0:  # else its last checkpoint lacks nothing
-                self._try(k, state.raise_if_nonfinite)
-                self._try(k, state.save)
-        yield from self._failures()
-        raise DeadlineExceeded(f"stopped in time before step {step + 1} of stage {self.stage + 1}")
+    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs]) -> None:
+        """Take one student's step with the teacher's outputs for its micro-batches."""
+        job = state.job
+        state.begin_step(batch, self._teacher if job.asks else None)
+        taps = job.distiller.objective.needs.teacher_taps
+        train_step(state.train, batch, _replayed(outputs, taps) if job.asks else None)
+        state.end_step(batch)
 
-    def _choose(self, piece: Batch, steps: int) -> ComputePlan:
-        """Choose how the teacher is computed: as in the checkpoints that are resumed, or by measurement."""
-        plan = next((state.speed for state in self._fits.values() if state.speed is not None), None)
-        plan = plan or choose_teacher_plan(
-            self.jobs[0].settings,
-            self.forms,
-            partial(self._teacher_outputs, piece),
-            steps=steps,
-            processes=self.accelerator.num_processes,
-            samples=len(piece.index),
-            device=self.accelerator.device,
-        )
-        self.forms.take(plan)
-        return plan
+    def _teacher_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> list[Outputs]:
+        """Return the teacher's outputs for each micro-batch; none where no student is to get them."""
+        asking = [state for state in present.values() if state.job.asks]
+        if self._teacher is None or not asking:
+            return []
+        pieces = split_batch(batch, self.settings.accumulate)
+        self._teacher.choose_plan(pieces[0], steps=asking[0].ahead, processes=self.accelerator.num_processes)
+        return [self._teacher(piece) for piece in pieces]
+
+    def _left(self) -> dict[int, FitState]:
+        """Return the students that have not failed."""
+        for k in self.isolation.errors:
+            self._states.pop(k, None)
+        return dict(self._states)
+
+    def _positions(self) -> list[tuple[int, int]]:
+        """Return the epoch and the step in it that each student is at."""
+        return [(state.now.epoch, state.now.step_in_epoch) for state in self._left().values()]
 
     def _at(self, epoch: int, step: int) -> dict[int, FitState]:
-        """Return the fits whose next step this is."""
-        return {k: state for k, state in self._fits.items() if (state.epoch, state.step_in_epoch) == (epoch, step)}
+        """Return the students whose next step this is."""
+        at = (epoch, step)
+        return {k: s for k, s in self._left().items() if (s.now.epoch, s.now.step_in_epoch) == at}
 
-    def _teacher_outputs(self, piece: Batch) -> Outputs | None:
-        """Return the teacher's outputs for a micro-batch; none without a teacher."""
-        bf16 = self.jobs[0].settings.precision == "bf16"
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
-            return self.forms.ask(piece)
 
-    def _outputs_of(self, k: int, outputs: Outputs | None) -> Outputs | None:
-        """Return the outputs as the job would have them alone: with its own features, or none at all."""
-        if outputs is None or not self.jobs[k].asks:
-            return None
-        names = self.jobs[k].distiller.objective.needs.teacher_taps
-        return Outputs(outputs.logits, {name: outputs.taps[name] for name in names})
-
-    def _try(self, k: int, call: Callable[[], Any]) -> Any:
-        """Call something for one job; an error ends that job alone."""
-        try:
-            with self.jobs[k].rng or contextlib.nullcontext():
-                return call()
-        except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
-            if len(self.jobs) > 1:
-                # Its tensors are not kept while the group continues.
-                traceback.clear_frames(error.__traceback__)
-            self.drop(k)
-            self._failed.append((k, error))
-            return None
-
-    def _failures(self) -> Iterator[tuple[int, Exception]]:
-        """Yield the failures that were not reported yet."""
-        while self._failed:
-            yield self._failed.pop(0)
+def _replayed(outputs: Sequence[Outputs], taps: Sequence[str]) -> Teacher:
+    """Return a teacher that answers with these outputs in turn, with the features that a student would have alone."""
+    own = iter([Outputs(each.logits, {name: each.taps[name] for name in taps}) for each in outputs])
+    return lambda batch: next(own)

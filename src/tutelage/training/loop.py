@@ -13,10 +13,12 @@ from tutelage import records
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
-from tutelage.training.deadline import Deadline
+from tutelage.training.compile import PlannedTeacher
+from tutelage.training.deadline import DeadlineExceeded
+from tutelage.training.distributed import batches_on
 from tutelage.training.evaluate import EvalSet
-from tutelage.training.lockstep import Lockstep
-from tutelage.training.step import FitJob
+from tutelage.training.job import FitJob, FitState
+from tutelage.training.step import train_step
 from tutelage.types import Batches, Teacher
 
 
@@ -32,7 +34,6 @@ def fit(
     stage: int = 0,
     to_beat: float | None = None,
     resume: Checkpoint | None = None,
-    deadline: Deadline | None = None,
 ) -> Iterator[records.Epoch]:
     """Train a student, yielding a record after every epoch.
 
@@ -47,15 +48,32 @@ def fit(
         stage: a number that orders the fits of one run.
         to_beat: the best accuracy of earlier stages, a fraction.
         resume: a checkpoint of this stage to resume from.
-        deadline: when to stop; none to train to the end.
 
     Raises:
         NonFiniteError: a loss or gradient was not finite and ``settings.nonfinite`` is ``stop``.
         CheckpointError: a checkpoint could not be written.
-        DeadlineExceeded: the deadline is reached; a checkpoint is written.
+        DeadlineExceeded: the batches end by it (`deadline.TimedBatches`); a checkpoint is written.
     """
-    job = FitJob(distiller=distiller, settings=settings, held_out=held_out, keep=keep, to_beat=to_beat, resume=resume)
-    for _, record in Lockstep([job], teacher, batches, accelerator=accelerator, stage=stage, deadline=deadline).run():
-        if isinstance(record, Exception):
-            raise record
-        yield record
+    job = FitJob(
+        distiller=distiller,
+        settings=settings,
+        asks=teacher is not None,
+        held_out=held_out,
+        keep=keep,
+        to_beat=to_beat,
+        resume=resume,
+    )
+    state = FitState(job, accelerator, steps=len(batches), stage=stage)
+    planned = PlannedTeacher(teacher, settings, accelerator.device, state.plan) if teacher is not None else None
+    for epoch in range(state.now.epoch, settings.epochs):
+        state.begin_epoch()
+        stream = batches_on(accelerator, batches, epoch, state.now.step_in_epoch, channels_last=settings.channels_last)
+        try:
+            for batch in stream:
+                state.begin_step(batch, planned)
+                train_step(state.train, batch, planned)
+                state.end_step(batch)
+        except DeadlineExceeded:
+            state.save_steps()
+            raise
+        yield state.end_epoch(state.end_training())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,80 +17,42 @@ COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped"
 
 
 class EpochMetrics:
-    """The sums of one epoch, and a log of its first non-finite step; both stay on the device until they are read.
+    """What an epoch's sums are of, and the means that follow from them.
 
     Attributes:
         names: of the sums: the loss, each term, and what is counted.
-        sums: ``(len(names),)`` float64.
-        nonfinite_log: int64: the first non-finite step, how many of its samples are not finite, and which; -1 for none.
+        zeros: the sums before the first step, ``(len(names),)`` float64.
+        skipped: the sums of a step that is not applied.
     """
 
     def __init__(self, objective: BoundObjective, device: torch.device) -> None:
-        self.objective, self.device = objective, device
+        self.objective = objective
         self.names = ("loss", *objective.names, *COUNTED)
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin an epoch."""
-        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
-        self.nonfinite_log = torch.full((2 + NAMED,), -1, dtype=torch.int64, device=self.device)
+        self.zeros = torch.zeros(len(self.names), dtype=torch.float64, device=device)
+        self.skipped = torch.tensor([float(name == "skipped") for name in self.names], dtype=torch.float64).to(device)
 
     @torch.no_grad()
-    def measure(
-        self, batch: Batch, teacher: Outputs | None, output: StepOutput, totals: Totals
-    ) -> tuple[Tensor, Tensor]:
-        """Return a micro-batch's share of the epoch's sums, and which of its samples are not finite."""
+    def measure(self, batch: Batch, teacher: Outputs | None, output: StepOutput, totals: Totals) -> Tensor:
+        """Return a micro-batch's share of the sums."""
         logits = output.outputs.logits.float()
         log_q = logits.log_softmax(-1)
         labels = batch.labels.argmax(-1) if batch.labels.is_floating_point() else batch.labels
         predicted = logits.argmax(-1)
-        zero = logits.new_zeros(())
+        zero = logits.new_zeros((), dtype=torch.float64)
         kl = agree = zero
-        suspect = ~torch.isfinite(logits).all(-1)
         if teacher is not None:
             v = teacher.logits.float()
-            suspect |= ~torch.isfinite(v).all(-1)
             agree = (predicted == v.argmax(-1)).sum()
             if self.objective.target_gamma is not None:
                 kl = losses.kl_divergence(log_q, (self.objective.target_gamma * v).log_softmax(-1)).sum()
         # Terms are means over the whole step already; the epoch's mean weighs each step by what they are means over.
-        sums = [output.loss.total * totals.samples.double()]
+        samples, labelled = totals.samples.double(), totals.labelled.double()
+        sums = [output.loss.total * samples]
         for name, part in output.loss.parts.items():
-            over = totals.labelled if name in self.objective.supervised else totals.samples
-            sums.append(part * over.double())
+            sums.append(part * (labelled if name in self.objective.supervised else samples))
         sums += [(predicted == labels).sum(), (labels != UNLABELLED).sum(), targets.shannon_entropy(log_q).sum()]
         sums += [kl, agree, zero + len(batch.index), zero]
-        return torch.stack([value.detach().double() for value in sums]), suspect
-
-    def add(self, sums: Tensor, finite: Tensor, suspect: Tensor, index: Tensor, *, step: int) -> None:
-        """Add a step's sums; of one that was not finite, count it as skipped, and log the epoch's first."""
-        sums = torch.where(finite, sums, 0.0)
-        sums[-1] = (~finite).double()
-        self.sums += sums
-        samples = torch.where(suspect, index, -1).sort(descending=True).values[:NAMED]
-        entry = torch.full_like(self.nonfinite_log, -1)
-        entry[0] = step
-        entry[1] = suspect.sum()
-        entry[2 : 2 + len(samples)] = samples
-        self.nonfinite_log = torch.where(~finite & (self.nonfinite_log[0] < 0), entry, self.nonfinite_log)
-
-    def raise_if_nonfinite(self, *, stage: int) -> None:
-        """Read the log, and stop the run if a step was not finite.
-
-        Raises:
-            NonFiniteError: naming the step and its samples.
-        """
-        step, count, *samples = self.nonfinite_log.tolist()
-        if step < 0:
-            return
-        bad = sorted(i for i in samples if i >= 0)
-        named = ", ".join(map(str, bad)) or "none alone (the loss or a gradient was)"
-        more = f" and {count - NAMED} more" if count > NAMED else ""
-        raise NonFiniteError(
-            f"step {step + 1} of stage {stage + 1}: expected a finite loss and gradient, got NaN or infinity; "
-            f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
-            "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without such steps"
-        )
+        return torch.stack([value.double() for value in sums])
 
     def means(self, sums: Mapping[str, float], *, has_teacher: bool) -> records.TrainMeans:
         """Turn an epoch's sums, over all processes, into means."""
@@ -107,3 +69,56 @@ class EpochMetrics:
             "agreement": sums["agree"] / n if has_teacher else None,
             "samples": int(sums["samples"]),
         }
+
+
+def empty_nonfinite_log(device: torch.device) -> Tensor:
+    """Return a log of an epoch's first step that was not finite, int64; before there is one, -1 throughout.
+
+    It holds the step, how many of its samples have logits that are not finite, and up to `NAMED` of their indices.
+    """
+    return torch.full((2 + NAMED,), -1, dtype=torch.int64, device=device)
+
+
+@torch.no_grad()
+def log_nonfinite(
+    log: Tensor, finite: Tensor, *, step: int, index: Tensor, logits: Sequence[tuple[Tensor, ...]]
+) -> Tensor:
+    """Return the log after a step.
+
+    Args:
+        log: the log before it.
+        finite: ``()`` bool, whether the step was finite.
+        step: steps done before it.
+        index: of its samples.
+        logits: per micro-batch, in order, those of its samples: the student's, and the teacher's where there is one.
+    """
+    if finite.device.type == "cpu" and finite:  # Elsewhere to look would be to wait.
+        return log
+    # A row's sum is not finite where one of its logits is not, or where they are so large that they are to blame.
+    rows = [torch.stack([values.float().sum(-1) for values in piece]) for piece in logits]
+    suspect = ~torch.isfinite(torch.cat(rows, dim=1)).all(0)
+    samples = torch.where(suspect, index, -1).sort(descending=True).values[:NAMED]
+    entry = torch.full_like(log, -1)
+    entry[:1].fill_(step)  # An assignment would copy the number from the host, and wait.
+    entry[1] = suspect.sum()
+    entry[2 : 2 + len(samples)] = samples
+    return torch.where(~finite & (log[0] < 0), entry, log)
+
+
+def raise_if_nonfinite(log: Tensor, *, stage: int) -> None:
+    """Read the log, and stop the run if a step was not finite.
+
+    Raises:
+        NonFiniteError: naming the step and its samples.
+    """
+    step, count, *samples = log.tolist()
+    if step < 0:
+        return
+    bad = sorted(i for i in samples if i >= 0)
+    named = ", ".join(map(str, bad)) or "none alone (the loss or a gradient was)"
+    more = f" and {count - NAMED} more" if count > NAMED else ""
+    raise NonFiniteError(
+        f"step {step + 1} of stage {stage + 1}: expected a finite loss and gradient, got NaN or infinity; "
+        f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
+        "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without such steps"
+    )

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates.
+"""Optimizers, their state as a checkpoint holds it, and learning rates.
 
 A rate is a pure function of where in the run a step is; there is no schedule object to restore.
 """
@@ -10,9 +10,10 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.settings.fit import SGD, Constant, MultiStep, Optimizer, Schedule, Step
+from tutelage.training.checkpoints import Checkpoint, under
 
 
 def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
@@ -47,6 +48,40 @@ def _exempt(module: nn.Module) -> set[int]:
             names = set(listed())
             exempt |= {id(p) for name, p in part.named_parameters() if name in names}
     return exempt
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an optimizer's state, as a checkpoint holds it: tensors, and plain values."""
+    content = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for i, values in content["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{i}.{name}"] = value
+            else:
+                plain.setdefault(str(i), {})[name] = value
+    return tensors, {"plain": plain, "groups": content["param_groups"]}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Put an optimizer into the state that a checkpoint holds."""
+    content = checkpoint.state["optimizer"]
+    moments: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in content["plain"].items()}
+    for name, tensor in under("optimizer.", checkpoint.tensors).items():
+        i, key = name.split(".", 1)
+        moments.setdefault(int(i), {})[key] = tensor
+    # How the optimizer is computed belongs to the device, which may be another than the checkpoint's.
+    groups = [
+        {**saved, "fused": current.get("fused")}
+        for saved, current in zip(content["groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            # Fused optimizers want a moment in its parameter's memory layout; a checkpoint's are contiguous.
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def learning_rate(schedule: Schedule, peak: float, *, epoch: int, begin: float, end: float, epochs: int) -> float:

@@ -1,4 +1,4 @@
-"""State that a checkpoint holds besides numbers: random generators, an optimizer's."""
+"""The random generators of a run: apart from those of others, and as a checkpoint holds them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
-from tutelage.training.checkpoints import Checkpoint
 
 _State = tuple[Tensor, Tensor | None, Any, Any]
 
@@ -76,42 +74,3 @@ def restore_random(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], devi
     kind, keys, *position = plain["numpy"]
     numpy = (kind, np.array(keys, dtype=np.uint32), *position)
     _restore(tensors["rng.cpu"], tensors.get("rng.cuda"), (version, tuple(words), gauss), numpy, device)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimizer's state, as a checkpoint holds it: tensors, and plain values."""
-    content = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for i, values in content["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{i}.{name}"] = value
-            else:
-                plain.setdefault(str(i), {})[name] = value
-    return tensors, {"plain": plain, "groups": content["param_groups"]}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Put an optimizer into the state that a checkpoint holds."""
-    content = checkpoint.state["optimizer"]
-    moments: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in content["plain"].items()}
-    for name, tensor in under("optimizer.", checkpoint.tensors).items():
-        i, key = name.split(".", 1)
-        moments.setdefault(int(i), {})[key] = tensor
-    # How the optimizer is computed belongs to the device, which may be another than the checkpoint's.
-    groups = [
-        {**saved, "fused": current.get("fused")}
-        for saved, current in zip(content["groups"], optimizer.param_groups, strict=True)
-    ]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            # Fused optimizers want a moment in its parameter's memory layout; a checkpoint's are contiguous.
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

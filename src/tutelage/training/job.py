@@ -1,0 +1,265 @@
+"""One fit between its steps: how it is computed, evaluated, recorded, saved and resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from tutelage import records
+from tutelage.modules import Distiller
+from tutelage.settings.fit import FitSettings
+from tutelage.training import memory, optim
+from tutelage.training.checkpoints import Checkpoint, CheckpointSink, to_bytes, under
+from tutelage.training.compile import ComputePlan, PlannedTeacher, choose_plan, reason_unmeasured, unchanged
+from tutelage.training.distributed import step_totals, summed
+from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
+from tutelage.training.metrics import empty_nonfinite_log, raise_if_nonfinite
+from tutelage.training.optim import optimizer_state, restore_optimizer
+from tutelage.training.rng import random_state, restore_random
+from tutelage.training.state import TrainState
+from tutelage.training.step import split_batch
+from tutelage.types import Batch, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitJob:
+    """One student, and how it is trained."""
+
+    distiller: Distiller  # the student with its objective
+    settings: FitSettings  # how to train it
+    asks: bool = True  # whether it gets the teacher's outputs; an objective that needs none may do without
+    held_out: Sequence[EvalSet] = ()  # as for `fit`, and so are the next three
+    keep: CheckpointSink | None = None  # where its state goes
+    to_beat: float | None = None  # the best accuracy of earlier stages
+    resume: Checkpoint | None = None  # a checkpoint to resume from
+
+    @property
+    def start(self) -> int:
+        """The step that it begins at."""
+        return 0 if self.resume is None else int(self.resume.state["step"])
+
+
+class Trained(NamedTuple):
+    """What an epoch's training came to."""
+
+    sums: Mapping[str, float]  # over all processes: `EpochMetrics.names`
+    seconds: float
+    memory: float | None  # its peak in MB
+
+
+class FitState:
+    """One fit between its steps.
+
+    Args:
+        job: the student, and how it is trained.
+        accelerator: the device and processes to train on.
+        steps: in an epoch.
+        stage: as for `fit`.
+
+    Attributes:
+        train: what a step reads and changes.
+        plan: how it is computed, once that is chosen.
+        history: the records of its epochs.
+    """
+
+    def __init__(self, job: FitJob, accelerator: Accelerator, *, steps: int, stage: int = 0) -> None:
+        if job.settings.accumulate > 1 and job.distiller.objective.needs.coupled:
+            raise ValueError(
+                "accumulate: expected 1 for an objective that couples a batch's samples, got "
+                f"{job.settings.accumulate}; its value would change with the micro-batches: type accumulate=1"
+            )
+        self.job, self.accelerator, self.steps, self.stage = job, accelerator, steps, stage
+        self.device, self.settings = accelerator.device, job.settings
+        self.train = TrainState(job.distiller, job.settings, accelerator)
+        self.now = self.train.now
+        self.plan: ComputePlan | None = None
+        self.history: list[records.Epoch] = []
+        self.to_beat = job.to_beat
+        self.trained = 0  # samples since the epoch began or was resumed
+        self.began = self.saved = 0.0
+        if job.resume is not None:
+            self._restore(job.resume)
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch, or what is left of it."""
+        memory.restart(self.device)
+        self.began = self.saved = time.monotonic()
+        self.trained = 0
+        self.train.distiller.train()
+
+    def begin_step(self, batch: Batch, teacher: PlannedTeacher | None) -> None:
+        """Choose how steps are computed, before the first; set the learning rate and the scheduled weights."""
+        if self.plan is None:
+            self._choose_plan(batch, teacher)
+        now, settings, steps = self.now, self.settings, self.steps
+        now.rate = optim.learning_rate(
+            settings.schedule,
+            settings.optimizer.lr,
+            epoch=now.epoch,
+            begin=now.step_in_epoch / steps,
+            end=(now.step_in_epoch + 1) / steps,
+            epochs=settings.epochs,
+        )
+        for group in self.train.optimizer.param_groups:
+            group["lr"] = now.rate
+        now.progress = Progress(now.epoch, now.step, now.step / (steps * settings.epochs))
+        schedules = self.job.distiller.objective.schedules
+        now.progress = now.progress._replace(scheduled={each: each(now.progress) for each in schedules})
+
+    def end_step(self, batch: Batch) -> None:
+        """Count a step, read the log and save where that is due."""
+        now, settings = self.now, self.settings
+        self.trained += len(batch.index)
+        now.step += 1
+        now.step_in_epoch += 1
+        if now.step % settings.log_steps == 0:
+            self._raise_if_nonfinite()
+        due = settings.checkpoint_steps and now.step_in_epoch % settings.checkpoint_steps == 0
+        if now.step_in_epoch < self.steps and (due or time.monotonic() - self.saved > settings.checkpoint_seconds):
+            self.save_steps()
+
+    def save_steps(self) -> None:
+        """Save the steps since the epoch began or was resumed, if there are any."""
+        if self.trained:
+            self._raise_if_nonfinite()
+            self._save()
+            self.saved = time.monotonic()
+
+    def end_training(self) -> Trained:
+        """Return what the epoch's training came to; here the host waits for the device."""
+        self._raise_if_nonfinite()
+        sums = dict(zip(self.train.metrics.names, summed(self.now.sums, self.accelerator), strict=True))
+        return Trained(sums, time.monotonic() - self.began, memory.peak(self.device))
+
+    def end_epoch(self, trained: Trained) -> records.Epoch:
+        """Evaluate, save, and return the record."""
+        now, job = self.now, self.job
+        evaluations = {held.name: self._evaluate(held) for held in job.held_out}
+        now.epoch += 1
+        now.step_in_epoch = 0
+        record: records.Epoch = {
+            "stage": self.stage,
+            "epoch": now.epoch,
+            "step": now.step,
+            "learning_rate": now.rate,
+            "train": self.train.metrics.means(trained.sums, has_teacher=job.asks),
+            "validation": evaluations.get("validation"),
+            "test": evaluations.get("test"),
+            "images_per_second": self.trained * self.accelerator.num_processes / max(trained.seconds, 1e-9),
+            "seconds": time.monotonic() - self.began,
+            "memory_mb": trained.memory,
+            "skipped_steps": int(trained.sums["skipped"]),
+        }
+        self.history.append(record)
+        # The first held-out set is the one that the best weights are chosen by.
+        accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
+        if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
+            self.to_beat = accuracy
+            if job.keep is not None and self.accelerator.is_main_process:
+                student = job.distiller.student
+                weights = getattr(student, "network", student).state_dict()
+                job.keep.checkpoints.write(job.keep.best, to_bytes(weights))
+        self.trained = 0
+        now.sums, now.nonfinite_log = self.train.metrics.zeros.clone(), empty_nonfinite_log(self.device)
+        self._save()
+        return record
+
+    def _evaluate(self, held: EvalSet) -> records.EvaluationMeans:
+        distiller, settings = self.job.distiller, self.settings
+        outputs = collect_outputs(
+            distiller.student,
+            held.batches,
+            device=self.device,
+            precision=settings.precision,
+            channels_last=settings.channels_last,
+            who="student",
+        )
+        return summarize(held.name, outputs, held.teacher, gamma=distiller.objective.target_gamma)
+
+    def _raise_if_nonfinite(self) -> None:
+        """Stop the run after a non-finite step, unless such steps are to be skipped."""
+        if self.settings.nonfinite != "skip":
+            raise_if_nonfinite(self.now.nonfinite_log, stage=self.stage)
+
+    @property
+    def ahead(self) -> int:
+        """Steps that are left."""
+        return self.steps * self.settings.epochs - self.now.step
+
+    def _choose_plan(self, batch: Batch, teacher: PlannedTeacher | None) -> None:
+        """Choose how teacher and student are computed; the student's state and the generators stay as they are."""
+        settings, train, processes = self.settings, self.train, self.accelerator.num_processes
+        piece, how = split_batch(batch, settings.accumulate)[0], {"steps": self.ahead, "processes": processes}
+        teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, **how)
+        reason = reason_unmeasured(wanted=(settings.compile_student, settings.gradient_products), **how)
+        if reason is not None:
+            self._adopt(ComputePlan(reasons={"student": reason}).after(teacher_plan))
+            return
+        outputs = teacher(piece) if teacher is not None else None
+        totals, samples = step_totals(piece, self.accelerator), len(piece.index)
+
+        def step() -> None:
+            with train.computing(samples):
+                output = train.module(piece, outputs, Progress(), totals)
+            output.loss.total.backward()
+            for term in train.stateful_terms:
+                term.commit(torch.zeros((), dtype=torch.bool, device=self.device))
+
+        with unchanged(train.distiller, self.device):
+            plan = choose_plan(
+                settings, train.student.take, step=step, steps=self.ahead, samples=samples, device=self.device
+            )
+        self._adopt(plan.after(teacher_plan))
+
+    def _adopt(self, plan: ComputePlan) -> None:
+        """Compute by a plan, and record it."""
+        self.plan = plan
+        self.train.student.take(plan)
+        if self.job.keep is not None and self.job.keep.announce is not None:
+            self.job.keep.announce(plan.to_json())
+
+    def _save(self) -> None:
+        """Write a checkpoint from which the run resumes with the same bits."""
+        keep, now = self.job.keep, self.now
+        if keep is None or not self.accelerator.is_main_process:
+            return
+        moments, optimizer = optimizer_state(self.train.optimizer)
+        generators, rng = random_state(self.device)
+        tensors = {
+            **{f"lesson.{name}": tensor for name, tensor in self.train.distiller.state_dict().items()},
+            **moments,
+            "sums": now.sums,
+            "blame": now.nonfinite_log,
+            **generators,
+        }
+        state = {
+            "stage": self.stage,
+            "epoch": now.epoch,
+            "step": now.step,
+            "step_in_epoch": now.step_in_epoch,
+            "optimizer": optimizer,
+            "rng": rng,
+            "history": self.history,
+            "to_beat": self.to_beat,
+            "choices": dict(keep.choices),
+            "speed": self.plan.to_json() if self.plan else None,
+        }
+        keep.checkpoints.save(f"{self.stage:02d}-{now.step:09d}", tensors, state)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Resume from a checkpoint of this stage."""
+        tensors, state = checkpoint
+        now = self.now
+        self.train.distiller.load_state_dict(under("lesson.", tensors))
+        restore_optimizer(self.train.optimizer, checkpoint)
+        now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
+        self.history, self.to_beat = state["history"], state["to_beat"]
+        now.sums, now.nonfinite_log = tensors["sums"].to(self.device), tensors["blame"].to(self.device)
+        # Checkpoints of older versions were computed eagerly.
+        self._adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
+        restore_random(tensors, state["rng"], self.device)

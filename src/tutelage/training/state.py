@@ -1,0 +1,94 @@
+"""The state that a training step reads and changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import cast
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tutelage.modules import Distiller
+from tutelage.settings.fit import FitSettings
+from tutelage.training import optim
+from tutelage.training.buffers import SavedBuffers
+from tutelage.training.compile import PlannedStudent
+from tutelage.training.distributed import local_gradients, mixed_precision, place, wrap
+from tutelage.training.metrics import EpochMetrics, empty_nonfinite_log
+from tutelage.types import Progress, StatefulTerm
+
+
+@dataclass(kw_only=True)
+class StepValues:
+    """All that changes from step to step besides parameters, moments, buffers and generators.
+
+    Its numbers are the host's, and a step reads them here alone: one that is captured for a device finds tensors here,
+    and is the same otherwise.
+    """
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done
+    step_in_epoch: int = 0  # of them in this epoch
+    rate: float = 0.0  # the learning rate, which the optimizer's groups hold too
+    progress: Progress = field(default_factory=Progress)  # for the terms, with the values of scheduled weights
+    sums: Tensor  # of the epoch so far: `EpochMetrics.names`
+    nonfinite_log: Tensor  # of the epoch so far: `metrics.log_nonfinite`
+
+
+class TrainState:
+    """What a training step reads and changes.
+
+    Args:
+        distiller: the student with its objective.
+        settings: how to train it.
+        accelerator: the device and processes to train on.
+
+    Attributes:
+        module: what a step calls: the distiller, or what averages its gradients over processes.
+        parameters: the trainable ones.
+        buffers: those that a step which is not applied leaves as they were; terms guard their own.
+        student: the forms that the student is computed in.
+        now: all that changes from step to step besides.
+    """
+
+    def __init__(self, distiller: Distiller, settings: FitSettings, accelerator: Accelerator) -> None:
+        self.distiller, self.settings, self.accelerator = distiller, settings, accelerator
+        self.device = accelerator.device
+        place(distiller, self.device, channels_last=settings.channels_last)
+        self.optimizer = optim.build(settings.optimizer, distiller, self.device)
+        self.parameters = [p for p in distiller.parameters() if p.requires_grad]
+        terms = distiller.objective.terms.values()
+        self.stateful_terms: list[StatefulTerm] = [term for term in terms if isinstance(term, StatefulTerm)]
+        guarded = {id(buffer) for term in self.stateful_terms for buffer in cast(nn.Module, term).buffers()}
+        alone = [name for name, buffer in distiller.named_buffers() if id(buffer) in guarded]
+        self.module = wrap(distiller, accelerator, alone=alone)
+        self.buffers = SavedBuffers(buffer for buffer in distiller.buffers() if id(buffer) not in guarded)
+        self.student = PlannedStudent(distiller.student)
+        self.metrics = EpochMetrics(distiller.objective, self.device)
+        self.now = StepValues(sums=self.metrics.zeros.clone(), nonfinite_log=empty_nonfinite_log(self.device))
+
+    @contextmanager
+    def computing(self, samples: int, *, last: bool = True) -> Iterator[None]:
+        """Enter this for the forward pass of a micro-batch of so many samples, the ``last`` of a step or not."""
+        self.distiller.called = self.student.call(samples)
+        local = nullcontext() if last else local_gradients(self.module)
+        with mixed_precision(self.device, self.settings.precision), self.student.gradients(samples), local:
+            yield
+
+    def apply(self, finite: Tensor) -> None:
+        """Step the optimizer if ``finite``; else leave parameters, moments and buffers as they were."""
+        if self.device.type == "cpu":
+            if finite:
+                self.optimizer.step()
+            else:
+                self.buffers.restore()
+        else:
+            # Fused optimizers read these two, which gradient scalers set, and skip on the device.
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            self.buffers.restore(unless=finite)
+        for term in self.stateful_terms:
+            term.commit(finite)
+        self.optimizer.zero_grad()
