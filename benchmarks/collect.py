@@ -17,12 +17,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from tutelage import models, records
 from tutelage.report import results as tables
 from tutelage.studies.report import write_report
+from tutelage.tensor_files import to_bytes
 
 KEPT = (records.RECIPE, records.MANIFEST, records.METRICS, records.EVALUATION, records.COMPARISON, records.STUDY)
 DRAWN = ("table.md", "table.json", "figures.md", "*.svg", "*.png")
@@ -59,7 +59,7 @@ def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
         return False
     state = models.read(teacher / records.STUDENT)
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    content = safetensors.torch.save(half)
+    content = to_bytes(half)
     if len(content) > limit:
         print(f"{teacher}: {len(content) / 1e6:.1f} MB in float16, its weights stay behind")
         return False

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-INPUT = ":input"
+from tutelage.submodules import find_head, split_tap, unwrapped
+
 CARD = "card:"
 SHOWN = 5
 """Number of similar names in a message."""
@@ -108,10 +109,8 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
         ValueError: there is none.
     """
     card = getattr(network, "card", None)
-    path = _on_card(card, name) if name.startswith(CARD) else name
-    is_input = path.endswith(INPUT)
-    path = path.removesuffix(INPUT)
-    modules = _submodules(network)
+    path, is_input = split_tap(_on_card(card, name) if name.startswith(CARD) else name)
+    modules = dict(unwrapped(network).named_modules())
     if not path or path not in modules:
         names = [n for n in modules if n]
         some = get_close_matches(path, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
@@ -120,12 +119,6 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
             f"type for example {', '.join(some) if some else 'another network: it has no submodules'}"
         )
     return modules[path], is_input
-
-
-def _submodules(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the submodules by path, of the network inside where there is a card."""
-    has_card = getattr(network, "card", None) is not None
-    return dict((getattr(network, "network", network) if has_card else network).named_modules())
 
 
 def _on_card(card: Any, name: str) -> str:
@@ -157,30 +150,26 @@ def _on_card(card: Any, name: str) -> str:
 
 
 def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Copy weight and bias of a network's last layer: the one that its card names, or else its only linear one.
+    """Copy weight and bias of a network's head, which must be the one layer that can be it and give the logits alone.
 
     Raises:
-        ValueError: there is none, it is not linear, or there are several and no card.
+        ValueError: there is none, it is not linear, or there are several.
     """
-    card = getattr(network, "card", None)
-    if card is not None:
-        # An embedding of fc:input is what the linear layer fc reads.
-        layer = _submodules(network).get(card.head or (card.embedding or "").removesuffix(INPUT))
-    else:
-        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-        if len(linear) > 1:
-            raise ValueError(
-                f"teacher: expected a module with one linear layer, or a card that names its head, got {len(linear)} "
-                "linear layers; type tutelage.models.adopt(network, Card(..., head=NAME))"
-            )
-        layer = next(iter(linear), None)
-    if not isinstance(layer, nn.Linear):
+    found = find_head(network)
+    if found is not None and found.candidates > 1:
         raise ValueError(
-            f"teacher: expected a linear last layer of {getattr(card, 'name', type(network).__name__)}, whose weights "
-            f"the objective reads, got {'none' if layer is None else type(layer).__name__}; "
+            "teacher: expected a module with one linear layer, or a card that names its head, got "
+            f"{found.candidates} linear layers; type tutelage.models.Classifier(network, Card(..., head=NAME))"
+        )
+    if found is None or found.joint or not isinstance(found.layer, nn.Linear):
+        name = getattr(getattr(network, "card", None), "name", type(network).__name__)
+        got = "none" if found is None else "one of two heads" if found.joint else type(found.layer).__name__
+        raise ValueError(
+            f"teacher: expected a linear last layer of {name}, whose weights the objective reads, got {got}; "
             "take a teacher that ends in one, or an objective that reads none"
         )
-    return layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
+    weight, bias = found.layer.weight, found.layer.bias
+    return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
 def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:

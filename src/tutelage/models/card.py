@@ -1,17 +1,13 @@
-"""A model's card: what it is called, what it takes and gives, where its weights come from and its features are read.
-
-A *tap* is the name of one of the network's submodules, such as ``layer3``, for its output, or that name and
-``:input``, such as ``fc:input``, for its first input.
-"""
+"""A model's card: what it is called, what it takes and gives, where its weights come from and its features are read."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
-_TAP = re.compile(r"[^\s:]+(:input)?")
+from tutelage.submodules import is_tap
+
 JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
 """Fields with another name in files."""
 
@@ -35,8 +31,9 @@ class Card:
         licence: what they may be used for.
         paper: what describes the network.
         class_names: one name for each class.
-        stages: taps of the stages, after their activation, and last the embedding; empty where no embedding is known.
-            A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)`` in a transformer.
+        stages: taps, see `tutelage.submodules`, of the stages, after their activation, and last the embedding; empty
+            where no embedding is known. A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)``
+            in a transformer.
         stage_inputs: the stages' taps before their activation, as many as ``stages``; a stage's tap itself where no
             activation ends it or none is known, and so throughout where none are given.
         embedding: the tap of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
@@ -103,7 +100,7 @@ class Card:
                 "repeat a stage's tap where none comes before it, or give none"
             )
         for tap in (*self.stages, *self.stage_inputs):
-            if not _TAP.fullmatch(tap):
+            if not is_tap(tap):
                 raise ValueError(
                     f"stages: expected taps such as layer3 or fc:input, got {tap!r}; "
                     "type a submodule's name, with :input behind it for what it reads"

@@ -21,6 +21,7 @@ from tutelage import records
 from tutelage.images import one_line
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
+from tutelage.tensor_files import to_bytes
 
 SUFFIX = ".safetensors"
 WRAPPERS = ("model", "state_dict", "net")
@@ -203,10 +204,8 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Copies: safetensors takes neither channels-last tensors nor two names of one storage.
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in classifier.network.state_dict().items()}
     path = folder / records.STUDENT
-    records.write_bytes(path, safetensors.torch.save(state))
+    records.write_bytes(path, to_bytes(classifier.network.state_dict()))
     records.write_json(folder / records.CARD, {"card": classifier.card.to_json(), "name": classifier.card.name})
     return path
 

@@ -1,9 +1,8 @@
 """A network's head and stages, read from its modules alone, without a forward pass.
 
-A submodule is named as in `Card`, with ``:input`` for its first input. What is read:
+What is read:
 
-- the head: timm's ``get_classifier``, or else the last linear layer that gives as many values as there are
-  classes, in the order of the modules' registration;
+- the head: where `find_head` finds a linear layer that gives as many values as there are classes;
 - the embedding: what the head reads;
 - the stages, by the first of these that the network has: timm's ``feature_info``; children ``layer1``, ``layer2``, ...
   or ``stage2``, ``stage3``, ... that are sequences, behind a stem's ``relu`` where there is one; a sequence
@@ -20,7 +19,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-INPUT = ":input"
+from tutelage.submodules import find_head, input_of
+
 STAGE = re.compile(r"(layer|stage)\d+")
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -52,26 +52,16 @@ def read(network: nn.Module, *, classes: int) -> Structure:
     Returns:
         The submodules; none at all where no head is found, as the last of the stages is then not known.
     """
-    head = _head(network, classes)
-    if head is None:
+    found = find_head(network, classes=classes)
+    if found is None or found.joint or not isinstance(found.layer, nn.Linear) or found.classes != classes:
+        return Structure()
+    if not (head := found.path):  # the whole network is one layer, which has no name
         return Structure()
     modules = {name: module for name, module in network.named_modules() if name}  # some name the whole as a stage
     stages = [name for name in _stages(network) if name in modules and name != head]
     stage_inputs = [_before(name, modules[name]) for name in stages]
-    embedding = f"{head}{INPUT}"
+    embedding = input_of(head)
     return Structure((*stages, embedding), (*stage_inputs, embedding), embedding, head)
-
-
-def _head(network: nn.Module, classes: int) -> str | None:
-    classifier = getattr(network, "get_classifier", None)
-    # Where two heads are averaged or added, neither of them gives the logits: a tuple is a distilled transformer's, and
-    # the second of VOLO has this name.
-    if callable(classifier) and (
-        isinstance(classifier(), tuple | list) or getattr(network, "aux_head", None) is not None
-    ):
-        return None
-    name, head = find_head(network, classes=classes)
-    return name if isinstance(head, nn.Linear) and head.out_features == classes else None
 
 
 def _stages(network: nn.Module) -> Iterator[str]:
@@ -115,52 +105,25 @@ def _reduces(module: nn.Module) -> bool:
 
 def _before(name: str, module: nn.Module) -> str:
     if isinstance(module, ACTIVATIONS):
-        return f"{name}{INPUT}"
+        return input_of(name)
     if isinstance(module, nn.Sequential) and len(module):
         child, block = list(module.named_children())[-1]
         kind = type(block)
         if last := LAST.get(f"{kind.__module__}.{kind.__qualname__}"):
-            return f"{name}.{child}.{last}{INPUT}"
+            return input_of(f"{name}.{child}.{last}")
     return name
-
-
-def find_head(network: nn.Module, *, classes: int | None = None) -> tuple[str, nn.Module | None]:
-    """Find the head: the last linear layer, or 1x1 convolution, that gives ``classes`` values.
-
-    Args:
-        network: any module; for timm's, what ``get_classifier`` returns.
-        classes: how many values the head gives; none for the last linear layer of any size.
-
-    Returns:
-        The submodule's name and the submodule, which is none if there is no such layer.
-    """
-    classifier = getattr(network, "get_classifier", None)
-    if callable(classifier):
-        head = classifier()
-        head = head[0] if isinstance(head, tuple | list) else head  # distilled transformers have two
-        heads = [(name, module) for name, module in network.named_modules() if module is head and name]
-    elif classes is None:
-        heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    else:
-        heads = [(name, module) for name, module in network.named_modules() if _outputs(module) == classes]
-    return heads[-1] if heads else ("", None)
-
-
-def _outputs(head: nn.Module | None) -> int | None:
-    if isinstance(head, nn.Linear):
-        return head.out_features
-    return head.out_channels if isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1) else None
 
 
 def head_classes(network: nn.Module) -> int | None:
     """Return how many values a network's last linear layer gives, or none if it has no such layer."""
-    return _outputs(find_head(network)[1])
+    head = find_head(network)
+    return None if head is None else head.classes
 
 
 def stored_classes(state: dict[str, Tensor], network: nn.Module, *, classes: int) -> int | None:
     """Return how many classes a checkpoint's head has, or none if it lacks the head that the network has."""
-    name, head = find_head(network, classes=classes)
-    weight = None if head is None else state.get(f"{name}.weight")
+    head = find_head(network, classes=classes)
+    weight = None if head is None else state.get(f"{head.path}.weight")
     return None if weight is None or weight.dim() < 2 else weight.shape[0]
 
 
@@ -174,15 +137,16 @@ def replace_head(network: nn.Module, *, old: int, new: int) -> None:
     if callable(reset):
         reset(new)
         return
-    name, head = find_head(network, classes=old)
-    if isinstance(head, nn.Linear):
-        fresh: nn.Module = nn.Linear(head.in_features, new, bias=head.bias is not None)
-    elif isinstance(head, nn.Conv2d):
-        fresh = nn.Conv2d(head.in_channels, new, 1, bias=head.bias is not None)
-    else:
+    head = find_head(network, classes=old)
+    if head is None or not head.path or not isinstance(head.layer, nn.Linear | nn.Conv2d):
         raise ValueError(
             f"classes: expected {old}, as the network has and as no linear head was found to replace, got {new}; "
             f"type classes={old}, or change the head in a function of your own (file:path.py:function)"
         )
-    parent, _, child = name.rpartition(".")
+    layer, biased = head.layer, head.layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        fresh: nn.Module = nn.Linear(layer.in_features, new, bias=biased)
+    else:
+        fresh = nn.Conv2d(layer.in_channels, new, 1, bias=biased)
+    parent, _, child = head.path.rpartition(".")
     setattr(network.get_submodule(parent), child, fresh)

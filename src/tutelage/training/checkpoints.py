@@ -20,6 +20,7 @@ import safetensors.torch
 from torch import Tensor
 
 from tutelage import records
+from tutelage.tensor_files import to_bytes
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -43,13 +44,6 @@ class Checkpoint(NamedTuple):
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors of any layout and device as safetensors, which takes contiguous ones of a memory of their own."""
-    return safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    )
 
 
 class Checkpoints:

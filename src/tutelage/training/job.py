@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from tutelage import records
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings
+from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
-from tutelage.training.checkpoints import Checkpoint, CheckpointSink, to_bytes, under
+from tutelage.training.checkpoints import Checkpoint, CheckpointSink, under
 from tutelage.training.compile import ComputePlan, PlannedTeacher, choose_plan, reason_unmeasured, unchanged
 from tutelage.training.distributed import step_totals, summed
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize

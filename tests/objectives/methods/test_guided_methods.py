@@ -173,7 +173,7 @@ def test_a_teacher_without_the_batch_norm_or_the_head_is_refused():
         taps.batch_norm(model, "card:before.-1")
     with pytest.raises(ValueError, match="linear last layer"):
         taps.head(nn.Conv2d(1, 2, 3))
-    with pytest.raises(ValueError, match=r"got 2 linear layers; type tutelage\.models\.adopt"):
+    with pytest.raises(ValueError, match=r"got 2 linear layers; type tutelage\.models\.Classifier"):
         taps.head(nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2)))
     with pytest.raises(ValueError, match="BatchNorm2d"):
         taps.batch_norm(nn.Sequential(nn.BatchNorm2d(2, affine=False)), "0")

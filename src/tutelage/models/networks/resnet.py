@@ -13,6 +13,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from tutelage.models.networks.layers import Entry, conv_bn, global_pool, he_normal_, stage
+from tutelage.submodules import input_of
 
 WIDTHS = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)
@@ -126,7 +127,7 @@ def _entry(
         build=partial(ResNet, block, widths, blocks, head=head),
         parameters=parameters,
         stages=("relu", *(f"layer{i + 1}" for i in range(len(blocks))), "pool"),
-        stage_inputs=("relu", *(f"{end}.{last}:input" for end in ends), "pool"),
+        stage_inputs=("relu", *(input_of(f"{end}.{last}") for end in ends), "pool"),
         head=head,
         paper="He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385",
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.models.networks.layers import Entry, conv_bn, global_pool, stage
+from tutelage.submodules import input_of
 
 PAPER_V1 = (
     "Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, arXiv 1707.01083"
@@ -162,7 +163,7 @@ ENTRIES = tuple(
         build=build,
         parameters=parameters,
         stages=("relu", "layer1", "layer2", "layer3", "pool"),
-        stage_inputs=("relu", f"layer1.3.{last}:input", f"layer2.7.{last}:input", f"layer3.3.{last}:input", "pool"),
+        stage_inputs=("relu", *(input_of(f"{end}.{last}") for end in ("layer1.3", "layer2.7", "layer3.3")), "pool"),
         head="linear",
         paper=paper,
     )

@@ -1,0 +1,90 @@
+"""Submodules of a network: how a tap names one, and which of them is the head.
+
+A *tap* is the path of a submodule, such as ``layer3``, for its output, or that path and ``:input``, such as
+``fc:input``, for its first input.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from torch import nn
+
+INPUT = ":input"
+_TAP = re.compile(rf"[^\s:]+({INPUT})?")
+
+
+def is_tap(text: str) -> bool:
+    """Return whether a text is a path, or a path and ``:input``; a path has neither spaces nor colons."""
+    return _TAP.fullmatch(text) is not None
+
+
+def split_tap(tap: str) -> tuple[str, bool]:
+    """Return a tap's path, and whether it takes the submodule's first input instead of its output."""
+    return tap.removesuffix(INPUT), tap.endswith(INPUT)
+
+
+def input_of(path: str) -> str:
+    """Return the tap of a submodule's first input."""
+    return f"{path}{INPUT}"
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside a module that has a card; any other module as it is."""
+    inside: nn.Module = network if getattr(network, "card", None) is None else getattr(network, "network", network)
+    return inside
+
+
+class Head(NamedTuple):
+    """The layer that gives a network's logits."""
+
+    path: str  # of the submodule; empty where the layer is the whole network
+    layer: nn.Module
+    candidates: int = 1  # layers that it is the last of; 1 where a card or the network itself names it
+    joint: bool = False  # the logits are made of a second head's output too
+
+    @property
+    def classes(self) -> int | None:
+        """How many values the layer gives; none where it is neither linear nor a 1x1 convolution."""
+        return _values(self.layer)
+
+
+def find_head(network: nn.Module, *, classes: int | None = None) -> Head | None:
+    """Find the head by the first of these that the network has.
+
+    - a card: the layer that it names, or else the one whose input is its embedding; where it names neither, the network
+      itself, which has no name, is all that can be the head;
+    - timm's ``get_classifier``: what it returns, and the first where it returns several;
+    - else, in the order of the modules' registration, the last linear layer, or with ``classes`` the last linear layer
+      or 1x1 convolution that gives as many values.
+
+    Args:
+        network: any module; it is neither called nor changed.
+        classes: how many values the head gives; none where that is not known.
+
+    Returns:
+        The head, of whatever kind a card or timm names; none where there is none.
+    """
+    paths = {module: path for path, module in network.named_modules()}
+    card = getattr(network, "card", None)
+    if card is not None:
+        embedding, is_read = split_tap(card.embedding or "")
+        named = dict(unwrapped(network).named_modules()).get(card.head or (embedding if is_read else ""))
+        return None if named is None else Head(paths[named], named)
+    get_classifier = getattr(network, "get_classifier", None)
+    if callable(get_classifier):
+        classifier = get_classifier()
+        several = isinstance(classifier, tuple | list)
+        layer = classifier[0] if several else classifier
+        # The outputs of a distilled transformer's two heads are averaged. VOLO's second has this name, and is added.
+        joint = several or getattr(network, "aux_head", None) is not None
+        return Head(paths[layer], layer, joint=joint) if paths.get(layer) else None
+    layers = [m for m in paths if (isinstance(m, nn.Linear) if classes is None else _values(m) == classes)]
+    return Head(paths[layers[-1]], layers[-1], candidates=len(layers)) if layers else None
+
+
+def _values(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) else None
