@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tutelage.data import BatchLoader, DataSettings, open_data
-from tutelage.types import Batch
+from tutelage.types import Batch, View
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +85,10 @@ def test_faults(split):
         BatchLoader(split, batch_size=4, train=True).steps(world=8)
     with pytest.raises(ValueError, match=r"rank: expected a number in \[0, 2\), got 2"):
         next(BatchLoader(split, batch_size=4, train=True).epoch(0, rank=2, world=2))
+
+
+def test_epochs_of_an_earlier_stage_are_not_seen_again(split):
+    whole, later = (BatchLoader(split, batch_size=700, data_seed=4, train=True, first_epoch=k) for k in (0, 2))
+    batches = list(later.epoch(1, start=1))
+    assert same(list(whole.epoch(3, start=1)), batches)
+    assert {batch.view for batch in batches} == {View(seed=4, epoch=3)}

@@ -207,3 +207,15 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
     assert {job.recipe.precision for job in plan.jobs(plain)} == {"fp32"}
     with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or bf16"):
         parse({**study, "protocol": {"data": "digits", "precision": "auto"}})
+
+
+def test_runs_that_were_begun_in_two_precisions_are_not_resumed_together(tmp_path, timed):
+    timed(BF16_WINS)
+    for name, precision in (("a", "fp32"), ("b", "bf16")):
+        options = RunOptions(deadline=Deadline(0.0))
+        with pytest.raises(DeadlineExceeded):
+            execute(parsed(name=name, precision=precision), tmp_path / name, options=options)
+    run, error = execute_group([(parsed(name=name), tmp_path / name) for name in "ab"])
+    assert run.manifest["precision"]["value"] == "fp32"
+    assert str(error).startswith("precision: expected fp32, as the runs beside b have, got bf16")
+    assert execute(parsed(name="b"), tmp_path / "b").manifest["precision"]["value"] == "bf16"

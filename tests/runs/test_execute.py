@@ -1049,3 +1049,31 @@ def test_it_is_refused_before_the_first_step(tmp_path, teacher, objective):
     with pytest.raises(RecipeError, match="batch_size: expected 2 samples or more in every batch"):
         do(tmp_path / "run", teacher=teacher, objective=wanted, batch_size=4, epochs=1)
     assert not (tmp_path / "run" / records.MANIFEST).exists()
+
+
+def test_few_frames_lie_between_distill_and_a_loss(tmp_path):
+    """distill, execute, run_stage, fit, train_step, Distiller, BoundObjective, the term, the loss."""
+    root, depths = str(Path(tutelage.__file__).parent), set()
+
+    def loss(student_logits):
+        names, frame = ["loss"], sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(root) and not frame.f_code.co_name.startswith("<"):
+                names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        depths.add(tuple(reversed(names)))
+        return student_logits.square().sum(-1)
+
+    tutelage.distill(
+        student="mlp:8",
+        teacher=None,
+        data="digits",
+        objective=Objective.of(WeightedTerm("small", 1.0, Apply(loss))),
+        runs=tmp_path,
+        epochs=1,
+        batch_size=512,
+        precision="fp32",
+        device="cpu",
+    )
+    assert {names[:5] for names in depths} == {("distill", "execute", "run_stage", "fit", "train_step")}
+    assert {len(names) for names in depths} == {9}

@@ -1,8 +1,12 @@
 import copy
+import gc
 import itertools
 import math
 import random
+import subprocess
+import sys
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -702,3 +706,29 @@ def test_a_fit_warns_of_nothing_and_steps_once_a_batch():
     finally:
         hook.remove()
     assert len(steps) == 6
+
+
+def test_a_fit_that_is_left_unfinished_ends_quietly():
+    """When the interpreter ends, most of what a clean-up would call is gone."""
+    script = """
+from tests._helpers.fit_cases import *
+epochs = fit(Distiller(mlp(), objectives.cross_entropy()), None, Rows(*samples(), batch_size=16), settings(),
+             accelerator=accelerator_on("cpu"))
+print(next(epochs)["epoch"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_what_a_fit_held_is_free_when_it_ends():
+    """Without waiting for the garbage collector: the next fit of a study needs the memory."""
+    held = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: held.append(weakref.ref(optimizer)))
+    gc.disable()
+    try:
+        fitted(mlp(), Rows(*samples(), batch_size=16))
+        assert held
+        assert all(reference() is None for reference in held)
+    finally:
+        gc.enable()
+        hook.remove()

@@ -1,0 +1,32 @@
+from tests._helpers.fit_cases import Rows, samples
+
+from tutelage.runs.reporter import Reporter
+
+
+class Counts(Reporter):
+    def __init__(self):
+        self.ticks = 0
+
+    def tick(self):
+        self.ticks += 1
+
+
+def test_batches_that_are_tracked_report_each_step_that_was_taken():
+    reporter, rows = Counts(), Rows(*samples(48), batch_size=16)
+    tracked = reporter.track(rows)
+    assert (len(tracked), tracked.samples) == (3, 48)
+    for step, batch in enumerate(tracked.epoch(0)):
+        assert reporter.ticks == step  # The step is taken when the next batch is asked for.
+        assert batch.index.tolist() == list(range(16 * step, 16 * step + 16))
+    assert reporter.ticks == 3
+    list(tracked.epoch(1, start=2))
+    assert reporter.ticks == 4
+
+
+def test_steps_of_several_runs_count_from_where_each_resumes():
+    reporter = Counts()
+    tracked = reporter.track(Rows(*samples(48), batch_size=16), starts=[0, 2, 4])
+    list(tracked.epoch(0))
+    assert reporter.ticks == 3 + 1
+    list(tracked.epoch(1))
+    assert reporter.ticks == 3 + 1 + 3 + 3 + 2

@@ -1,0 +1,109 @@
+"""One step: what it reads, what it changes, and that it asks nothing of the device."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests._helpers.fit_cases import Moving, same_bits, samples, seeded, settings, state
+
+from tutelage import objectives
+from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.objectives import BindContext
+from tutelage.settings.weights import Linear
+from tutelage.training.distributed import accelerator_on, to_device
+from tutelage.training.state import TrainState
+from tutelage.training.step import train_step
+from tutelage.types import Batch, Progress, View
+
+IMAGES, LABELS = samples(12, shape=(2, 8, 8))
+BATCH = Batch(torch.arange(12), IMAGES, LABELS, View(3, 0))
+SCHEDULED = Linear(start=1.0, end=0.0)
+TAPPED = {"student_tap": "deeper", "teacher_tap": "deeper"}
+SHAPES = {"student_shapes": {"deeper": (5, 3, 3)}, "teacher_shapes": {"deeper": (5, 3, 3)}}
+CONTEXT = BindContext(samples=12, classes=4, labels=LABELS, **SHAPES)
+OBJECTIVES = {
+    "labels": objectives.cross_entropy(),
+    "kd": objectives.kd(temperature=2.0),
+    "wttm": objectives.wttm(gamma=0.5, beta=1.0),
+    "scheduled": objectives.ttm(gamma=0.5, beta=SCHEDULED),
+    "features": objectives.fitnet(weight=1.0, **TAPPED) + objectives.kd(),
+    "a learned temperature": objectives.ctkd(),
+}
+
+
+def state_of(objective, *, device=None, **changes):
+    distiller = Distiller(seeded(Moving), objective, CONTEXT)
+    accelerator = accelerator_on("cpu") if device is None else SimpleNamespace(device=device, num_processes=1)
+    return TrainState(distiller, settings(**changes), accelerator)
+
+
+def teacher_of(objective):
+    return FrozenTeacher(seeded(Moving, 1), objective.needs.teacher_taps) if objective.needs.teacher else None
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_asks_nothing_of_the_device(name, accumulate, monkeypatch):
+    """On the meta device, where a tensor has no value to ask for; torch's fused optimizers do not exist there."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    meta, objective = torch.device("meta"), OBJECTIVES[name]
+    training = state_of(objective, device=meta, accumulate=accumulate, clip=0.5)
+    monkeypatch.setattr(training.optimizer, "step", lambda: None)
+    teacher = teacher_of(objective)
+    batch = to_device(BATCH, meta, channels_last=True)
+    for _ in range(2):
+        train_step(training, batch, teacher.to(meta) if teacher else None)
+    assert training.now.sums.device.type == "meta"
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bool(training.now.sums[0] > 0)
+
+
+def test_what_a_schedule_says_is_read_from_the_state_alone():
+    """A value that the loop has set counts, whatever the schedule would say."""
+    losses = []
+    for scheduled in ({}, {SCHEDULED: 1.0}, {SCHEDULED: 0.0}):
+        training = state_of(OBJECTIVES["scheduled"])
+        training.now.progress = Progress(0, 0, 0.5, scheduled)
+        train_step(training, BATCH, teacher_of(OBJECTIVES["scheduled"]))
+        losses.append(float(training.now.sums[0]))
+    assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
+    assert losses[1] > losses[2]
+
+
+def test_every_schedule_is_known_before_a_step():
+    ctkd = OBJECTIVES["a learned temperature"]
+    assert Distiller(seeded(Moving), OBJECTIVES["scheduled"]).objective.schedules == (SCHEDULED,)
+    assert len(Distiller(seeded(Moving), ctkd).objective.schedules) == 1
+    assert Distiller(seeded(Moving), OBJECTIVES["kd"]).objective.schedules == ()
+
+
+def test_a_skipped_step_changes_its_count_and_its_log_alone():
+    training, teacher = state_of(OBJECTIVES["kd"]), teacher_of(OBJECTIVES["kd"])
+    train_step(training, BATCH, teacher)
+    before, sums = state(training.distiller), training.now.sums.clone()
+    moments = [value["momentum_buffer"].clone() for value in training.optimizer.state.values()]
+    spoilt = IMAGES.clone()
+    spoilt[7] = torch.inf
+    training.now.step = 1
+    train_step(training, BATCH._replace(inputs=spoilt), teacher)
+    assert same_bits(state(training.distiller), before)
+    assert all(
+        torch.equal(value["momentum_buffer"], old)
+        for value, old in zip(training.optimizer.state.values(), moments, strict=True)
+    )
+    assert (training.now.sums - sums).tolist() == [0.0] * (len(sums) - 1) + [1.0]
+    assert training.now.nonfinite_log[0] == 1
+    assert 7 in training.now.nonfinite_log[2:]
+
+
+def test_micro_batches_keep_their_view():
+    seen = []
+
+    class Asks:
+        def __call__(self, batch):
+            seen.append((batch.index.tolist(), batch.view))
+            return teacher_of(OBJECTIVES["kd"])(batch)
+
+    train_step(state_of(OBJECTIVES["kd"], accumulate=3), BATCH, Asks())
+    assert seen == [(list(range(k, k + 4)), View(3, 0)) for k in (0, 4, 8)]
