@@ -15,7 +15,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group, group_of
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import record
-from tutelage.runs.resume import FREE
+from tutelage.runs.resume import recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.setup import build_inputs, build_objectives, steps_of, torch_settings
 
@@ -43,7 +43,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
         comparison = _with_precision(comparison, folder, splits, options)
         training = comparison.training(f"{comparison.name}/teacher")
         planned = list(plan(comparison, folder))
-        _refuse_another(comparison, folder)
+        _refuse_another(comparison, planned, folder, splits)
         records.write_json(
             folder / records.COMPARISON,
             records.Comparison(
@@ -151,24 +151,23 @@ def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
         yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe
 
 
-def _refuse_another(comparison: Comparison, folder: Path) -> None:
+def _refuse_another(
+    comparison: Comparison, planned: Iterable[tuple[records.Entry, Recipe]], folder: Path, splits: data.Splits
+) -> None:
     """Refuse a folder that holds another comparison; seeds and objectives may be added to the same one."""
     path = folder / records.RECIPE
     if (folder / records.MANIFEST).exists():
         raise RecipeError(f"name: expected a folder for a comparison, got {folder}, which holds a run; type name=...")
     if path.exists():
-        then = config.parse(Comparison, config.read(path), where=str(path))
-        free = {"objectives", "seeds", "baseline", "together"} | FREE
-        fixed = [name for name in Comparison.model_fields if name not in free]
-        differs = [name for name in fixed if getattr(then, name) != getattr(comparison, name)]
-        differs += [
-            f"objectives.{name}"
-            for name, spec in then.objectives.items()
-            if comparison.objectives.get(name, spec) != spec
+        differs = recipe_differences(config.read(path), comparison) or [
+            f"{entry['folder']}: {line}"
+            for entry, recipe in planned
+            if (folder / entry["folder"] / records.RECIPE).exists()
+            for line in run_differences(folder / entry["folder"], recipe, data=splits.fingerprint)
         ]
         if differs:
             raise RecipeError(
-                f"name: expected the comparison that {folder} holds, got one with another {', '.join(differs)}; "
+                f"name: expected the comparison that {folder} holds, got another one: {', '.join(differs)}; "
                 "type name=... for a new one, or remove the folder"
             )
     records.write_bytes(path, config.dump(comparison).encode())

@@ -231,10 +231,8 @@ def _listed(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Show a setting in a message, without paths."""
-    if value is None:
-        return "none"
-    return str(manifest.without_paths(value)) if isinstance(value, str) else json.dumps(manifest.without_paths(value))
+    """Show a setting in a record, without paths."""
+    return resume.shown(manifest.without_paths(value))
 
 
 # Runs
