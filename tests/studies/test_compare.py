@@ -131,9 +131,7 @@ def test_where_teacher_and_data_are_may_change_but_not_what_they_are(tmp_path):
         RecipeError, match=r"got another one: kd-seed0: the teacher's fingerprint was \w+, is \w+, ce-seed0: "
     ):
         do(tmp_path / "few", teacher=str(tmp_path / "other/t"), **how)
-    with pytest.raises(
-        RecipeError, match=r"got another one: objectives.kd.0.kd.temperature was 4.0, is 2; type name"
-    ):
+    with pytest.raises(RecipeError, match=r"got another one: objectives.kd.0.kd.temperature was 4.0, is 2; type name"):
         do(
             tmp_path / "few",
             teacher=str(tmp_path / "here/t"),

@@ -112,7 +112,7 @@ def record(
             began = time.monotonic()
             logits = torch.full((len(chunk), classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
-            requests = np.array_split(np.arange(chunk.start, chunk.stop), -(-len(chunk) // INNER))
+            requests = data.split_evenly(np.arange(chunk.start, chunk.stop), INNER)
             for batch in batches.at(epoch, requests):
                 moved = batch._replace(inputs=to_device(batch.inputs, device, channels_last=recipe.channels_last))
                 if outputs.speed is None:

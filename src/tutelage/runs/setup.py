@@ -20,7 +20,7 @@ from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs.manifest import without_paths
-from tutelage.settings.fit import Fit
+from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
@@ -145,7 +145,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
 
 def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
     """Refuse an epoch whose last batch, shared by ``world`` processes, is too small for a stage's objective."""
-    smallest = partial(data.smallest_share, samples, world=world)
+    smallest = partial(smallest_share, samples, world=world)
     for objective, fit in zip(objectives, fits, strict=True):
         batch_size, min_batch = fit.batch_size, objective.needs.min_batch
         if (got := smallest(batch_size)) < min_batch:
@@ -195,7 +195,7 @@ def _teacher_outputs(
 ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
     """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read."""
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
-    for index, inputs in split.stream(np.array_split(indices, -(-len(indices) // 256))):
+    for index, inputs in split.stream(data.split_evenly(indices, 256)):
         yield index, frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
 
 
@@ -303,9 +303,9 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
             yield name, data.BatchLoader(split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
-def steps_of(recipe: Recipe, samples: int) -> int:
-    """Return the number of steps of a run with so many training samples."""
-    return sum(fit.steps(samples) for fit in recipe.fits())
+def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
+    """Return the number of steps of a run with so many training samples, or of its first ``stages``."""
+    return sum(fit.steps(samples) for fit in recipe.fits()[:stages])
 
 
 @contextlib.contextmanager

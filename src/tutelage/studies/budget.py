@@ -382,7 +382,7 @@ def _done(folder: Path, recipe: Recipe, samples: int) -> int:
     """Return the number of steps before a run's last checkpoint."""
     names = (path.name for path in (folder / records.CHECKPOINTS).glob("*") if NAME.fullmatch(path.name))
     stage, step = map(int, max(names, default="0-0").split("-"))
-    return step + sum(fit.steps(samples) for fit in recipe.fits()[:stage])
+    return step + steps_of(recipe, samples, stages=stage)
 
 
 def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
