@@ -115,6 +115,13 @@ def test_the_size_of_a_group_may_change_and_what_seeds_share_may_not(tmp_path):
         do(tmp_path, seeds=2, share_data_seed=True)
 
 
+def test_a_comparison_that_lacks_its_teacher_is_refused_before_anything_is_written(tmp_path):
+    """A recipe in the folder would refuse the comparison with the teacher that the message asks for."""
+    with pytest.raises(RecipeError, match=r"^teacher: expected one for objective kd, got none; add teacher="):
+        do(tmp_path / "few", teacher=None)
+    assert not (tmp_path / "few").exists()
+
+
 def test_where_teacher_and_data_are_may_change_but_not_what_they_are(tmp_path):
     """The runs that are finished would stand in one table with those of other data, or of another teacher."""
     for name, seed in (("here", 0), ("there", 0), ("other", 1)):

@@ -65,13 +65,12 @@ def record(
     """
     reporter = options.reporter
     run_inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
+    network = setup.require_teacher(run_inputs.teacher, "whose outputs are recorded")
     setup.check_compatible(run_inputs)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = run_inputs.splits.train, run_inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
-    if run_inputs.teacher is None:
-        raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
     if recipe.outputs is None:
         raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
     folder = Path(recipe.outputs)
@@ -88,10 +87,10 @@ def record(
             outputs.conclude(epochs)
             return folder
         probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
-        shapes = feature_shapes(run_inputs.teacher, names, probe)
+        shapes = feature_shapes(network, names, probe)
         size = _choose_form(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
-        teacher = FrozenTeacher(run_inputs.teacher, names).to(device)
+        teacher = FrozenTeacher(network, names).to(device)
         if recipe.channels_last:
             teacher.to(memory_format=torch.channels_last)
         forms = CompiledForms(None, teacher)

@@ -17,7 +17,7 @@ from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import record
 from tutelage.runs.resume import recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
-from tutelage.runs.setup import build_inputs, build_objectives, steps_of, torch_settings
+from tutelage.runs.setup import build_inputs, check_teacher, needs_teacher, steps_of, torch_settings
 
 
 def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:
@@ -37,6 +37,8 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     from tutelage.report.html import write_report
 
     reporter = options.reporter
+    objectives = [from_spec(spec) for spec in comparison.objectives.values()]
+    check_teacher(comparison.teacher, objectives)
     folder.mkdir(parents=True, exist_ok=True)
     splits = data.open_data(comparison.data)
     with folder_lock(folder, wait=True):
@@ -62,7 +64,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     if training is not None:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
         execute(training, folder / "teacher", options=with_reports(options))
-    taps = [tap for spec in comparison.objectives.values() for tap in from_spec(spec).needs.teacher_taps]
+    taps = [tap for objective in objectives for tap in objective.needs.teacher_taps]
     count = len(left)
     while left := [(recipe, path) for recipe, path in left if not finished(path)]:
         chosen = group_of([recipe for recipe, _ in left], comparison.together)
@@ -114,7 +116,7 @@ def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, o
     if comparison.precision != "auto":
         return comparison
     planned = [recipe for _, recipe in plan(comparison, folder)]
-    run = max(planned, key=lambda recipe: any(objective.needs.teacher for objective in build_objectives(recipe)))
+    run = max(planned, key=needs_teacher)
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
     with torch_settings(run):
         run_inputs = build_inputs(run, trust_code=options.trust_code, splits=splits)
@@ -138,8 +140,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
             settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
             recipe = Recipe.model_construct(**settings)
             if recipe.outputs is not None:
-                uses_teacher = any(objective.needs.teacher for objective in build_objectives(recipe))
-                outputs = f"{recipe.outputs}/data{data_seed}" if uses_teacher else None
+                outputs = f"{recipe.outputs}/data{data_seed}" if needs_teacher(recipe) else None
                 recipe = recipe.model_copy(update={"outputs": outputs})
             yield {"folder": path, "objective": name, "seed": seed}, recipe
 
