@@ -38,9 +38,7 @@ def test_each_key_that_differs_is_named_once_with_both_values():
         "stages.1.objective.0.kd.temperature was 4.0, is 2.0",
     ]
     assert recipe_differences(recorded(schedule={"name": "step"}), recipe(schedule="constant")) == [
-        "schedule.name was step, is constant",
-        "schedule.every was 30, is none",
-        "schedule.factor was 0.1, is none",
+        "schedule.name was step, is constant"  # and no key that only one of them has
     ]
     assert recipe_differences(recorded(data={"validation": 0.1}), recipe(data={"labelled": 9, "workers": 2})) == [
         "data.validation was 0.1, is 0.0",

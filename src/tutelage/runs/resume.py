@@ -68,7 +68,9 @@ def _read(recorded: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
 def _changes(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield each dotted key whose values differ, with both; a missing one counts as none."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in {**before, **now}:
+        # Of sections of different kinds, such as two optimizers, the keys mean different things.
+        other_kind = prefix and "name" in before and "name" in now and before["name"] != now["name"]
+        for key in ("name",) if other_kind else {**before, **now}:
             yield from _changes(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
     elif _are_sections(before) and _are_sections(now) and len(before) == len(now):
         for i, (old, new) in enumerate(zip(before, now, strict=True)):
