@@ -104,6 +104,14 @@ def test_a_finished_run_is_repeated_from_its_folder_with_the_same_bits(teacher, 
     assert first == second
 
 
+def test_distilling_without_a_teacher_is_refused_whatever_the_objective(here, invoke):
+    for objective in ("kd", "cross_entropy"):
+        code, _, err = invoke("distill", write(here / "one.yaml", objective=objective))
+        assert code == 2
+        one_line(err, "teacher: expected one to distil, got none; add teacher=", "type tutelage train")
+    assert not (here / "runs/one").exists()
+
+
 def test_a_repeat_with_another_teacher_is_refused(teacher, here, invoke):
     assert invoke("distill", write(here / "one.yaml", teacher=teacher, objective="kd"))[0] == 0
     import safetensors.torch

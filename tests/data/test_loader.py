@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from tutelage.data import BatchLoader, DataSettings, open_data
+from tutelage.data import BatchLoader, DataSettings, open_data, split_evenly
+from tutelage.settings.fit import smallest_share
 from tutelage.types import Batch, View
 
 
@@ -68,6 +69,21 @@ def test_a_tail_smaller_than_the_world(split):
         1436,
         1437,
     ]
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 359, 718, 1435, 2000])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_every_process_takes_the_steps_that_are_counted(split, batch_size, world):
+    batches = BatchLoader(split, batch_size=batch_size, train=True)
+    shares = [[len(index) for index in batches._requests(0, start=0, rank=r, world=world)] for r in range(world)]
+    assert {len(share) for share in shares} == {batches.steps(world=world)}
+    assert min(map(min, shares)) == smallest_share(1437, batch_size, world=world)
+
+
+def test_indices_are_split_into_batches_of_nearly_one_size():
+    assert [len(batch) for batch in split_evenly(np.arange(10), 4)] == [4, 3, 3]
+    assert [len(batch) for batch in split_evenly(np.arange(8), 4)] == [4, 4]
+    assert [len(batch) for batch in split_evenly(np.arange(3), 4)] == [3]
 
 
 def test_evaluation_is_in_order_and_not_varied(split):

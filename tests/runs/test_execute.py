@@ -524,7 +524,8 @@ def test_an_unfinished_run_is_resumed_by_its_own_recipe_only(tmp_path):
         do(tmp_path / "run", reporter=Stops(KeyboardInterrupt()))
     before = digest(tmp_path)
     with pytest.raises(
-        RecipeError, match=r"^name: expected the recipe of the unfinished run .*, got another one; type name"
+        RecipeError,
+        match=r"^name: expected the recipe of the unfinished run .*, got another one: epochs was 2, is 5; type name",
     ):
         do(tmp_path / "run", epochs=5)
     assert digest(tmp_path) == before
@@ -867,7 +868,7 @@ def test_a_run_is_not_resumed_on_other_data_or_with_another_teacher(tmp_path):
 def test_how_a_run_is_executed_may_change_on_resume_but_not_what_it_computes(tmp_path):
     run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a")
     records.write_json(run.folder / records.MANIFEST, {**run.manifest, "status": "failed"})
-    with pytest.raises(RecipeError, match="got another one"):
+    with pytest.raises(RecipeError, match="got another one: epochs was 2, is 3; type"):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=3, device="cpu", name="a")
     free = {"nonfinite": "skip", "log_steps": 7, "checkpoint_seconds": 9.0, "weak_teacher": True}
     again = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a", **free)
@@ -993,7 +994,7 @@ def test_a_run_of_a_version_that_knew_fewer_keys_is_resumed(tmp_path):
     older = yaml.safe_load(path.read_text())
     del older["outputs"], older["data"]["mixup"]
     path.write_text(yaml.safe_dump(older))
-    with pytest.raises(RecipeError, match="got another one"):
+    with pytest.raises(RecipeError, match=r"got another one: clip was none, is 1.0; type"):
         tutelage.train(**how, clip=1.0)
     assert tutelage.train(**how).manifest["status"] == "finished"
 

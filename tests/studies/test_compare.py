@@ -9,6 +9,7 @@ from tutelage import api, config, records
 from tutelage.config.schema import Comparison, Recipe, RecipeError
 from tutelage.modules import Distiller
 from tutelage.report import html, results
+from tutelage.runs.execute import execute
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions, finished
@@ -110,8 +111,45 @@ def test_the_size_of_a_group_may_change_and_what_seeds_share_may_not(tmp_path):
     do(tmp_path, seeds=1, together=1)
     do(tmp_path, seeds=2, together=3)
     assert len(weights(tmp_path)) == 6
-    with pytest.raises(RecipeError, match="another share_data_seed"):
+    with pytest.raises(RecipeError, match="got another one: share_data_seed was false, is true; type name"):
         do(tmp_path, seeds=2, share_data_seed=True)
+
+
+def test_a_comparison_that_lacks_its_teacher_is_refused_before_anything_is_written(tmp_path):
+    """A recipe in the folder would refuse the comparison with the teacher that the message asks for."""
+    with pytest.raises(RecipeError, match=r"^teacher: expected one for objective kd, got none; add teacher="):
+        do(tmp_path / "few", teacher=None)
+    assert not (tmp_path / "few").exists()
+
+
+def test_where_teacher_and_data_are_may_change_but_not_what_they_are(tmp_path):
+    """The runs that are finished would stand in one table with those of other data, or of another teacher."""
+    for name, seed in (("here", 0), ("there", 0), ("other", 1)):
+        how = {"name": "t", "student": "mlp:16", "epochs": 2, "device": "cpu", "threads": 1, "seed": seed}
+        execute(config.parse(Recipe, {**how, "optimizer": {"lr": 0.3}}), tmp_path / name / "t")
+    how = {"seeds": 1, "objectives": {"kd": "kd"}}
+    do(tmp_path / "few", teacher=str(tmp_path / "here/t"), **how)
+    before = weights(tmp_path / "few")
+    how["objectives"] = {"kd": "kd", "ce": "cross_entropy"}
+    do(tmp_path / "few", teacher=str(tmp_path / "there/t"), data={"workers": 1}, **how)
+    assert weights(tmp_path / "few").items() > before.items()
+    resolved = (tmp_path / "few" / records.RECIPE).read_bytes()
+    with pytest.raises(
+        RecipeError, match=r"got another one: kd-seed0: the teacher's fingerprint was \w+, is \w+, ce-seed0: "
+    ):
+        do(tmp_path / "few", teacher=str(tmp_path / "other/t"), **how)
+    with pytest.raises(RecipeError, match=r"got another one: objectives.kd.0.kd.temperature was 4.0, is 2; type name"):
+        do(
+            tmp_path / "few",
+            teacher=str(tmp_path / "here/t"),
+            **how | {"objectives": {"kd": {"kd": {"temperature": 2}}}},
+        )
+    record = manifest(tmp_path / "few/ce-seed0")
+    record["data"]["fingerprint"] = "f" * 16
+    records.write_json(tmp_path / "few/ce-seed0" / records.MANIFEST, record)
+    with pytest.raises(RecipeError, match=r"got another one: ce-seed0: the data's fingerprint was f{16}, is \w+; type"):
+        do(tmp_path / "few", teacher=str(tmp_path / "here/t"), **how)
+    assert (tmp_path / "few" / records.RECIPE).read_bytes() == resolved
 
 
 def test_a_run_that_fails_is_reported_after_those_beside_it_are_done(tmp_path, monkeypatch):

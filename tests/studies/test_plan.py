@@ -9,7 +9,9 @@ import pytest
 
 from tutelage import config, records
 from tutelage.config.schema import Recipe, RecipeError
-from tutelage.studies import foreign_runs, plan, run_study, schema, study_file
+from tutelage.runs import resume
+from tutelage.studies import plan, run_study, schema, study_file
+from tutelage.studies.foreign_runs import foreign_runs
 from tutelage.studies.plan import assign, cells, dry_run_recipes, identity, jobs
 
 MULTISTEP = {"name": "multistep", "milestones": [150, 180, 210]}
@@ -298,6 +300,10 @@ def there(request, job, *, recipe=None, fingerprint="f"):
     records.write_json(folder / records.MANIFEST, {"status": "finished", "data": {"fingerprint": fingerprint}})
 
 
+def differences(request, job, *, fingerprint="f"):
+    return resume.run_differences(request.runs / job.name, job.recipe, data=fingerprint)
+
+
 def test_runs_that_are_there_are_cells_though_nobody_asks_for_them(tmp_path):
     request = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
     extra = assigned(tmp_path, pairs=["wide/narrow"], methods=["ttm"], seeds=4)
@@ -310,12 +316,16 @@ def test_runs_that_are_there_are_cells_though_nobody_asks_for_them(tmp_path):
 def test_a_run_of_another_recipe_or_other_data_is_reported(tmp_path):
     request = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=2)
     _, first, second = jobs(request)
-    assert foreign_runs.differences(request, first) == []
+    assert foreign_runs(request, [first, second], lambda _: "f") == {}
     there(request, first)
-    assert foreign_runs.differences(request, first, fingerprint="f") == []
-    assert foreign_runs.differences(request, first, fingerprint="g") == ["the data's fingerprint was f, is g"]
+    assert differences(request, first) == []
+    assert differences(request, first, fingerprint=None) == []
+    assert differences(request, first, fingerprint="g") == ["the data's fingerprint was f, is g"]
     there(request, second, recipe=second.recipe.model_copy(update={"epochs": 3, "threads": 2}))
-    assert foreign_runs.differences(request, second, fingerprint="f") == ["epochs was 3, is 240"]
+    assert differences(request, second) == ["epochs was 3, is 240"]
+    (why,) = foreign_runs(request, [first, second], lambda _: "f").values()
+    assert why.startswith("expected the run that the study plans, got another in ")
+    assert "(epochs was 3, is 240); type --pool NAME" in why
 
 
 def test_a_pool_may_be_moved(tmp_path):
@@ -323,7 +333,10 @@ def test_a_pool_may_be_moved(tmp_path):
     there(before, jobs(before)[1])
     (tmp_path / "here").rename(tmp_path / "there")
     after = assigned(tmp_path / "there", pairs=["wide/slim"], methods=["kd"], seeds=1)
-    assert foreign_runs.differences(after, jobs(after)[1], fingerprint="f") == []
+    assert differences(after, jobs(after)[1]) == []
+    renamed = assigned(tmp_path / "there", pairs=["wide/slim"], methods=["kd"], seeds=1, pool="other")
+    (tmp_path / "there/grid").rename(tmp_path / "there/other")
+    assert differences(renamed, jobs(renamed)[1]) == []
 
 
 def test_a_dry_run_tries_each_method_once_on_each_pair(tmp_path):

@@ -69,7 +69,7 @@ def measure(run_inputs: RunInputs, recipe: Recipe, *, rounds: int) -> Times:
     device = accelerator_on(recipe.device).device
     split = run_inputs.splits.train
     batches = data.BatchLoader(split, batch_size=BATCH, data_seed=recipe.data_seed, train=True)
-    views = list(batches.at(0, np.array_split(np.arange(len(split)), -(-len(split) // BATCH))))
+    views = list(batches.at(0, data.split_evenly(np.arange(len(split)), BATCH)))
     teacher = FrozenTeacher(run_inputs.teacher).to(device).to(memory_format=torch.channels_last)
     forms = {
         RECORDING: partial(_record, run_inputs, recipe),

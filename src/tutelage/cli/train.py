@@ -34,6 +34,7 @@ def distill(
 
 def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path, *, teacher: bool) -> None:
     from tutelage import api
+    from tutelage.runs.setup import require_teacher
 
     trust = common.trusted(trust_code, [source, *overrides])
     expected = None
@@ -43,8 +44,8 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
         recipe, expected = api.again(Path(source), overrides, runs)
     else:
         recipe = api.from_file(Path(source), overrides)
-    if teacher and recipe.teacher is None:
-        common.fail("teacher: expected one to distil, got none; add teacher=runs/NAME, or type tutelage train")
+    if teacher:
+        require_teacher(recipe.teacher, "to distil", instead="type tutelage train")
     if not teacher and recipe.teacher is not None:
         common.fail("teacher: expected none to train from labels, got one; type tutelage distill")
     if dry_run:

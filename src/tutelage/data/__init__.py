@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tutelage.data.datasets import Split as Split
     from tutelage.data.datasets import Splits as Splits
     from tutelage.data.loader import BatchLoader as BatchLoader
-    from tutelage.data.loader import smallest_share as smallest_share
+    from tutelage.data.loader import split_evenly as split_evenly
     from tutelage.data.registry import available as available
     from tutelage.data.registry import open_data as open_data
     from tutelage.data.sources.from_torch import from_datasets as from_datasets
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     **dict.fromkeys(("Mixing", "Split", "Splits"), "data.datasets"),
-    **dict.fromkeys(("BatchLoader", "smallest_share"), "data.loader"),
+    **dict.fromkeys(("BatchLoader", "split_evenly"), "data.loader"),
     **dict.fromkeys(("available", "open_data"), "data.registry"),
     "from_datasets": "data.sources.from_torch",
     **dict.fromkeys(("DataSettings", "RandAugment"), "settings.data"),

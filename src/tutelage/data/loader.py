@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tutelage.data.datasets import Split
 from tutelage.data.mixup import mixed_batches
 from tutelage.data.rng import permutation
+from tutelage.settings.fit import steps_per_epoch
 from tutelage.types import Batch, View
 
 
@@ -58,14 +59,7 @@ class BatchLoader:
         Raises:
             ValueError: there are fewer samples, or a smaller batch, than processes.
         """
-        most = min(self.samples, self.batch_size)
-        if most < world:
-            raise ValueError(
-                f"batch_size: expected at least one sample for each of {world} processes, got {self.samples} samples "
-                f"in batches of {self.batch_size}; use at most {most} processes"
-            )
-        whole, remainder = divmod(self.samples, self.batch_size)
-        return whole + (remainder >= world)
+        return steps_per_epoch(self.samples, self.batch_size, world=world)
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield this process's share of the batches of one epoch, from step ``start`` on."""
@@ -92,7 +86,6 @@ class BatchLoader:
             yield order[step * self.batch_size : end][rank::world]
 
 
-def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
-    """Return the fewest samples per process in a training step of `BatchLoader`."""
-    remainder = samples % batch_size
-    return (remainder if remainder >= world else min(batch_size, samples)) // world
+def split_evenly(indices: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
+    """Split indices into batches of nearly one size, of at most so many samples."""
+    return np.array_split(indices, steps_per_epoch(len(indices), most))

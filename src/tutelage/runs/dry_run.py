@@ -72,14 +72,15 @@ class _Sample:
 
     def __init__(self, split: data.Split) -> None:
         self.samples = min(SAMPLE, len(split))
-        self.index = np.linspace(0, len(split) - 1, self.samples).astype(np.int64)
+        index = np.linspace(0, len(split) - 1, self.samples).astype(np.int64)
+        self.requests = data.split_evenly(index, 64)
         self.batches = data.BatchLoader(split, batch_size=64, train=False)
 
     def __len__(self) -> int:
-        return -(-self.samples // 64)
+        return len(self.requests)
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        return self.batches.at(epoch, np.array_split(self.index, len(self))[start:])
+        return self.batches.at(epoch, self.requests[start:])
 
 
 def _network(network: models.Classifier) -> str:

@@ -16,7 +16,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.run import DEFAULTS, Run, RunOptions
 from tutelage.runs.run_state import RunState
-from tutelage.runs.setup import build_inputs, build_objectives, torch_settings
+from tutelage.runs.setup import build_inputs, build_objectives, needs_teacher, torch_settings
 from tutelage.training.evaluate import EvalOutputs
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Isolation, Lockstep
@@ -189,7 +189,7 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     stages = [[(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()] for recipe in pair]
     if any(getattr(first, name) != getattr(second, name) for name in _SHARED) or stages[0] != stages[1]:
         return False
-    both_use_teacher = all(any(objective.needs.teacher for objective in build_objectives(recipe)) for recipe in pair)
+    both_use_teacher = all(map(needs_teacher, pair))
     return not both_use_teacher or (first.outputs == second.outputs and _exponents(first) == _exponents(second))
 
 

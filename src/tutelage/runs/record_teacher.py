@@ -61,13 +61,12 @@ def record(
     """
     reporter = options.reporter
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
+    network = setup.require_teacher(inputs.teacher, "whose outputs are recorded")
     setup.check_compatible(inputs)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = inputs.splits.train, inputs.splits.classes
     batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
-    if inputs.teacher is None:
-        raise RecipeError("teacher: expected one whose outputs are recorded, got none; add teacher=...")
     if recipe.outputs is None:
         raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
     folder = Path(recipe.outputs)
@@ -84,11 +83,11 @@ def record(
             outputs.conclude(epochs)
             return folder
         probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
-        shapes = feature_shapes(inputs.teacher, names, probe)
+        shapes = feature_shapes(network, names, probe)
         size = _choose_form(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
-        teacher = PlannedTeacher(FrozenTeacher(inputs.teacher, names), recipe.fits()[0].settings, device, plan)
+        teacher = PlannedTeacher(FrozenTeacher(network, names), recipe.fits()[0].settings, device, plan)
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
         reporter.say(f"{folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
         reporter.begin(folder.name, len(todo), 0)
@@ -99,7 +98,7 @@ def record(
             began = time.monotonic()
             logits = torch.full((len(chunk), classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
-            requests = np.array_split(np.arange(chunk.start, chunk.stop), -(-len(chunk) // INNER))
+            requests = data.split_evenly(np.arange(chunk.start, chunk.stop), INNER)
             for batch in batches.at(epoch, requests):
                 moved = to_device(batch, device, channels_last=recipe.channels_last)
                 if outputs.speed is None:

@@ -1,17 +1,18 @@
-"""Checks that the run in a folder is the one to resume."""
+"""Is it the same run? How what a folder holds differs from what is planned, and what may differ on resume."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tutelage import config, models, records
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.runs.setup import RunInputs
 from tutelage.training.checkpoints import Checkpoint
 
@@ -19,10 +20,116 @@ FREE = {
     *("nonfinite", "checkpoint_steps", "checkpoint_seconds", "log_steps", "threads", "device", "weak_teacher"),
     *("outputs_limit_mb", "outputs_top", "outputs_max_error"),
     *("data.workers", "data.root", "data.memory_limit_mb", "data.on_corrupt"),
+    *("seeds", "baseline", "together"),
 }
-"""Keys that may change on resume: they say how a run is executed, not what it computes."""
-WHERE = {"data.source", "data.image", "data.label", "outputs"}
-"""Keys that say where data and outputs are; their content is checked by fingerprint, as the teacher's is."""
+"""Keys that may change on resume: they say how a run is executed, or how many a comparison has, not what is computed.
+A comparison's ``objectives`` may be added and left out, too."""
+WHERE = {"name", "data.source", "data.image", "data.label", "outputs"}
+"""Keys that say where run, data and outputs are; their content is checked by fingerprint, as the teacher's is."""
+
+
+def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str]:
+    """Describe how a recorded recipe, as YAML gives it, differs from a planned one; empty where they are of one run.
+
+    Two recipes of comparisons are compared alike. Keys that a later version added have their defaults. The folder of a
+    teacher counts by its last component, as runs may be moved together. A precision that is left open is the recorded
+    one.
+    """
+    before, now = _read(recorded, type(planned)), planned.model_dump(mode="json")
+    for recipe in (before, now):
+        if isinstance(teacher := recipe.get("teacher"), dict) and isinstance(name := teacher.get("name"), str):
+            # A model's name has a prefix, such as timm:, and is no path.
+            recipe["teacher"] = teacher if re.match(r"\w+:", name) else {**teacher, "name": Path(name).name}
+    if before.get("precision") in (None, "auto"):
+        before["precision"] = "fp32"
+    if now["precision"] == "auto":
+        now["precision"] = before["precision"]
+    if "objectives" in before and "objectives" in now:
+        both = [name for name in before["objectives"] if name in now["objectives"]]
+        for recipe in (before, now):
+            recipe["objectives"] = {name: recipe["objectives"][name] for name in both}
+    return [
+        f"{key} was {shown(then)}, is {shown(value)}"
+        for key, then, value in _changes(before, now)
+        if key not in FREE | WHERE
+    ]
+
+
+def _read(recorded: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
+    """Return a recorded recipe as it would be written now."""
+    # An objective of the user's own terms cannot be read back: another stands in for it.
+    for stand_in in ({}, {"objective": "cross_entropy"}):
+        with contextlib.suppress(RecipeError):
+            written = config.parse(kind, {**recorded, **stand_in}).model_dump(mode="json")
+            return written | {key: recorded.get(key) for key in stand_in}
+    return dict(recorded)
+
+
+def _changes(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield each dotted key whose values differ, with both; a missing one counts as none."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        # Of sections of different kinds, such as two optimizers, the keys mean different things.
+        other_kind = prefix and "name" in before and "name" in now and before["name"] != now["name"]
+        for key in ("name",) if other_kind else {**before, **now}:
+            yield from _changes(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif _are_sections(before) and _are_sections(now) and len(before) == len(now):
+        for i, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _changes(old, new, f"{prefix}.{i}")
+    elif before != now:
+        yield prefix, before, now
+
+
+def _are_sections(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value)
+
+
+def shown(value: Any) -> str:
+    """Show a setting in a message."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_differences(folder: Path, planned: Recipe, *, data: str | None) -> list[str]:
+    """Describe how the run in a folder, finished or not, differs from a planned one, its data and teacher included.
+
+    ``data`` is the fingerprint of the planned run's data as they are now; none where it is unknown. A teacher's is
+    known where it is a run's student. One whose weights were rounded for copying is still the teacher of its students.
+    """
+    lines = recipe_differences(config.read(folder / records.RECIPE), planned)
+    then = fingerprints(_manifest(folder))
+    if data and then.get("data") not in (None, data):
+        lines.append(f"the data's fingerprint was {then['data']}, is {data}")
+    if then.get("teacher") and isinstance(planned.teacher, Network) and planned.teacher.weights is None:
+        teacher = Path(planned.teacher.name)
+        weights = teacher / records.STUDENT
+        now = _fingerprint(weights.resolve(), weights.stat().st_mtime_ns) if weights.is_file() else None
+        if now and then["teacher"] not in (now, _fingerprint_before_rounding(teacher, now)):
+            lines.append(f"the teacher's fingerprint was {then['teacher']}, is {now}")
+    return lines
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / records.MANIFEST
+    return records.read_json(path) if path.is_file() else {}
+
+
+def _fingerprint_before_rounding(teacher: Path, fingerprint: str) -> str | None:
+    """Return the fingerprint of a teacher before its weights were rounded for copying; none where they were not."""
+    rounded = _manifest(teacher).get("rounded") or {}
+    return rounded.get("from") if rounded.get("fingerprint") == fingerprint else None
+
+
+@functools.lru_cache(maxsize=256)
+def _fingerprint(path: Path, written: int) -> str:
+    """Return the fingerprint of a network with a file's weights; a file is read again only when it has changed.
+
+    A network holds in float32 what a file rounds to half precision.
+    """
+    state = models.read(path)
+    return models.fingerprint(
+        {k: v.float() if v.is_floating_point() and v.itemsize < 4 else v for k, v in state.items()}
+    )
 
 
 def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
@@ -40,30 +147,19 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
     if earlier.get("status") == "finished":
         remedy = "type name=... for another, or remove the folder"
         raise RecipeError(f"name: expected a new run, got {folder}, which is finished; {remedy}")
-    if _essence((folder / records.RECIPE).read_text()) != _essence(config.dump(recipe)):
+    if differs := recipe_differences(config.read(folder / records.RECIPE), recipe):
         raise RecipeError(
-            f"name: expected the recipe of the unfinished run {folder} to resume it, got another one; "
-            "type name=... for a new run, or remove the folder"
+            f"name: expected the recipe of the unfinished run {folder} to resume it, got another one: "
+            f"{', '.join(differs)}; type name=... for a new run, or remove the folder"
         )
     return earlier
 
 
-def _essence(resolved: str) -> dict[str, Any]:
-    """A recipe without the keys that may change on resume; keys that a later version added have their defaults."""
-    value = yaml.safe_load(resolved)
-    with contextlib.suppress(RecipeError):
-        value = yaml.safe_load(config.dump(config.parse(Recipe, value)))
-    flat = {**value, **{f"data.{key}": inner for key, inner in value.pop("data").items()}}
-    if isinstance(teacher := flat.get("teacher"), dict) and isinstance(teacher.get("name"), str):
-        flat["teacher"] = {**teacher, "name": Path(teacher["name"]).name}
-    return {key: inner for key, inner in flat.items() if key not in FREE | WHERE | {"data"}}
-
-
-def fingerprints(manifest: records.Manifest | None) -> dict[str, str | None]:
+def fingerprints(manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
     """Return the fingerprints of data and teacher in a manifest; none without a manifest."""
     if not manifest:
         return {}
-    return {"data": manifest["data"]["fingerprint"], "teacher": (manifest["teacher"] or {}).get("fingerprint")}
+    return {what: (manifest.get(what) or {}).get("fingerprint") for what in ("data", "teacher")}
 
 
 def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None]) -> None:

@@ -258,7 +258,7 @@ class RunState:
 
     def teacher_mode(self) -> str:
         """Return how the teacher takes part in training."""
-        if not any(objective.needs.teacher for objective in self.objectives):
+        if not setup.needs_teacher(self.objectives):
             return "not asked"
         if self.outputs is None:
             return "live"

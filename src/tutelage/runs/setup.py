@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs.manifest import without_paths
-from tutelage.settings.fit import Fit
+from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
 from tutelage.types import UNLABELLED, Batch, Batches, Outputs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,28 @@ def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> 
 def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
     """Build the objective of each stage."""
     return tuple(from_spec(fit.objective) for fit in recipe.fits())
+
+
+def needs_teacher(run: Recipe | Iterable[Objective]) -> bool:
+    """Whether a run, given by its recipe or its objectives, learns from a teacher in any stage."""
+    return any(objective.needs.teacher for objective in (build_objectives(run) if isinstance(run, Recipe) else run))
+
+
+def check_teacher(teacher: object | None, objectives: Iterable[Objective]) -> None:
+    """Refuse objectives that need a teacher without one."""
+    for objective in objectives:
+        if objective.needs.teacher:
+            require_teacher(teacher, f"for objective {objective.name}")
+
+
+def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
+    """Return a run's teacher; refuse none. ``instead`` is what else to type."""
+    if teacher is None:
+        raise RecipeError(
+            f"teacher: expected one {purpose}, got none; add teacher=..., such as a run's folder"
+            f"{f', or {instead}' if instead else ''}"
+        )
+    return teacher
 
 
 def build_inputs(
@@ -92,12 +116,9 @@ def check_compatible(run_inputs: RunInputs) -> None:
     """Raise a `RecipeError` where data, teacher, student and objectives are not compatible."""
     splits, teacher, labels = run_inputs.splits, run_inputs.teacher, run_inputs.splits.train.labels
     soft = labels.is_floating_point()
+    check_teacher(teacher, run_inputs.objectives)
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
-        if needs.teacher and teacher is None:
-            raise RecipeError(
-                f"teacher: expected one for objective {name}, got none; add teacher=..., such as a run's folder"
-            )
         if needs.labels != "none" and not soft and not (labels != UNLABELLED).any():
             raise RecipeError(
                 f"data: expected labels for the supervised objective {name}, got none among {len(labels)} training "
@@ -145,7 +166,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
 
 def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
     """Refuse an epoch whose last batch, shared by ``world`` processes, is too small for a stage's objective."""
-    smallest = partial(data.smallest_share, samples, world=world)
+    smallest = partial(smallest_share, samples, world=world)
     for objective, fit in zip(objectives, fits, strict=True):
         batch_size, min_batch = fit.batch_size, objective.needs.min_batch
         if (got := smallest(batch_size)) < min_batch:
@@ -195,7 +216,7 @@ def _teacher_outputs(
 ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
     """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read."""
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
-    for index, inputs in split.stream(np.array_split(indices, -(-len(indices) // 256))):
+    for index, inputs in split.stream(data.split_evenly(indices, 256)):
         yield index, frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
 
 
@@ -303,9 +324,9 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
             yield name, data.BatchLoader(split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
-def steps_of(recipe: Recipe, samples: int) -> int:
-    """Return the number of steps of a run with so many training samples."""
-    return sum(fit.steps(samples) for fit in recipe.fits())
+def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
+    """Return the number of steps of a run with so many training samples, or of its first ``stages``."""
+    return sum(fit.steps(samples) for fit in recipe.fits()[:stages])
 
 
 @contextlib.contextmanager

@@ -195,4 +195,32 @@ class Fit:
 
     def steps(self, samples: int) -> int:
         """Return the number of optimizer steps over so many training samples."""
-        return -(-samples // self.batch_size) * self.settings.epochs
+        return steps_per_epoch(samples, self.batch_size) * self.settings.epochs
+
+
+def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:
+    """Return the number of steps in an epoch, where ``world`` processes share each batch.
+
+    The last batch has the samples that are left; fewer than there are processes are left out of training.
+
+    Raises:
+        ValueError: there are fewer samples, or a smaller batch, than processes.
+
+    Example:
+        >>> steps_per_epoch(100, 32), steps_per_epoch(98, 32, world=3)
+        (4, 3)
+    """
+    most = min(samples, batch_size)
+    if most < world:
+        raise ValueError(
+            f"batch_size: expected at least one sample for each of {world} processes, got {samples} samples in batches "
+            f"of {batch_size}; use at most {most} processes"
+        )
+    whole, remainder = divmod(samples, batch_size)
+    return whole + (remainder >= world)
+
+
+def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
+    """Return the fewest samples that one of ``world`` processes has in any of these steps."""
+    remainder = samples % batch_size
+    return (remainder if remainder >= world else min(batch_size, samples)) // world

@@ -22,7 +22,15 @@ from tutelage.data.registry import import_library
 from tutelage.report.table import aligned
 from tutelage.runs import autotune, manifest
 from tutelage.runs.run import finished
-from tutelage.runs.setup import RunInputs, build_inputs, build_objectives, held_out_sets, steps_of, torch_settings
+from tutelage.runs.setup import (
+    RunInputs,
+    build_inputs,
+    build_objectives,
+    held_out_sets,
+    needs_teacher,
+    steps_of,
+    torch_settings,
+)
 from tutelage.studies.plan import Job, StudyRequest, dry_run_recipe, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
 from tutelage.training.checkpoints import NAME
@@ -354,7 +362,7 @@ def _cost(request: StudyRequest, job: Job, times: Times, recorded: float | None,
     steps = steps_of(recipe, times.samples)
     left = max(steps - _done(request.runs / job.name, recipe, times.samples), 0)
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
-    uses_teacher = any(objective.needs.teacher for objective in build_objectives(recipe))
+    uses_teacher = needs_teacher(recipe)
     teacher_eval = times.teacher_eval_s or 0.0
     record = 0.0
     if uses_teacher and recipe.outputs and recipe.outputs not in stores:
@@ -382,7 +390,7 @@ def _done(folder: Path, recipe: Recipe, samples: int) -> int:
     """Return the number of steps before a run's last checkpoint."""
     names = (path.name for path in (folder / records.CHECKPOINTS).glob("*") if NAME.fullmatch(path.name))
     stage, step = map(int, max(names, default="0-0").split("-"))
-    return step + sum(fit.steps(samples) for fit in recipe.fits()[:stage])
+    return step + steps_of(recipe, samples, stages=stage)
 
 
 def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:

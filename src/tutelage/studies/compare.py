@@ -16,9 +16,9 @@ from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group, group_of
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import record
-from tutelage.runs.resume import FREE
+from tutelage.runs.resume import recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
-from tutelage.runs.setup import build_inputs, build_objectives, steps_of, torch_settings
+from tutelage.runs.setup import build_inputs, check_teacher, needs_teacher, steps_of, torch_settings
 
 
 def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:
@@ -38,13 +38,15 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     from tutelage.report.html import write_report
 
     reporter = options.reporter
+    objectives = [from_spec(spec) for spec in comparison.objectives.values()]
+    check_teacher(comparison.teacher, objectives)
     folder.mkdir(parents=True, exist_ok=True)
     splits = data.open_data(comparison.data)
     with folder_lock(folder, wait=True):
         comparison = _with_precision(comparison, folder, splits, options)
         training = comparison.training(f"{comparison.name}/teacher")
         planned = list(plan(comparison, folder))
-        _refuse_another(comparison, folder)
+        _refuse_another(comparison, planned, folder, splits)
         records.write_json(
             folder / records.COMPARISON,
             records.Comparison(
@@ -63,7 +65,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     if training is not None:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
         execute(training, folder / "teacher", options=with_reports(options))
-    taps = [tap for spec in comparison.objectives.values() for tap in from_spec(spec).needs.teacher_taps]
+    taps = [tap for objective in objectives for tap in objective.needs.teacher_taps]
     count = len(left)
     while left := [(recipe, path) for recipe, path in left if not finished(path)]:
         chosen = group_of([recipe for recipe, _ in left], comparison.together)
@@ -112,7 +114,7 @@ def with_reports(options: RunOptions) -> RunOptions:
 def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:
     """Choose the precision of all runs, by the first that uses a teacher, where it is ``auto``."""
     planned = [recipe for _, recipe in plan(comparison, folder)]
-    run = max(planned, key=lambda recipe: any(objective.needs.teacher for objective in build_objectives(recipe)))
+    run = max(planned, key=needs_teacher)
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
     run_inputs = partial(build_inputs, run, trust_code=options.trust_code, splits=splits)
     with torch_settings(run):
@@ -136,8 +138,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
             settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
             recipe = Recipe.model_construct(**settings)
             if recipe.outputs is not None:
-                uses_teacher = any(objective.needs.teacher for objective in build_objectives(recipe))
-                outputs = f"{recipe.outputs}/data{data_seed}" if uses_teacher else None
+                outputs = f"{recipe.outputs}/data{data_seed}" if needs_teacher(recipe) else None
                 recipe = recipe.model_copy(update={"outputs": outputs})
             yield {"folder": path, "objective": name, "seed": seed}, recipe
 
@@ -149,24 +150,23 @@ def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
         yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe
 
 
-def _refuse_another(comparison: Comparison, folder: Path) -> None:
+def _refuse_another(
+    comparison: Comparison, planned: Iterable[tuple[records.Entry, Recipe]], folder: Path, splits: data.Splits
+) -> None:
     """Refuse a folder that holds another comparison; seeds and objectives may be added to the same one."""
     path = folder / records.RECIPE
     if (folder / records.MANIFEST).exists():
         raise RecipeError(f"name: expected a folder for a comparison, got {folder}, which holds a run; type name=...")
     if path.exists():
-        then = config.parse(Comparison, config.read(path), where=str(path))
-        free = {"objectives", "seeds", "baseline", "together"} | FREE
-        fixed = [name for name in Comparison.model_fields if name not in free]
-        differs = [name for name in fixed if getattr(then, name) != getattr(comparison, name)]
-        differs += [
-            f"objectives.{name}"
-            for name, spec in then.objectives.items()
-            if comparison.objectives.get(name, spec) != spec
+        differs = recipe_differences(config.read(path), comparison) or [
+            f"{entry['folder']}: {line}"
+            for entry, recipe in planned
+            if (folder / entry["folder"] / records.RECIPE).exists()
+            for line in run_differences(folder / entry["folder"], recipe, data=splits.fingerprint)
         ]
         if differs:
             raise RecipeError(
-                f"name: expected the comparison that {folder} holds, got one with another {', '.join(differs)}; "
+                f"name: expected the comparison that {folder} holds, got another one: {', '.join(differs)}; "
                 "type name=... for a new one, or remove the folder"
             )
     records.write_bytes(path, config.dump(comparison).encode())

@@ -19,7 +19,7 @@ from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.objectives import from_recipe
 from tutelage.runs import manifest, resume
 from tutelage.runs.run import finished
-from tutelage.runs.setup import build_objectives, parse
+from tutelage.runs.setup import needs_teacher, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
 from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Study, merged, slug, unknown
 
@@ -231,10 +231,8 @@ def _listed(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Show a setting in a message, without paths."""
-    if value is None:
-        return "none"
-    return str(manifest.without_paths(value)) if isinstance(value, str) else json.dumps(manifest.without_paths(value))
+    """Show a setting in a record, without paths."""
+    return resume.shown(manifest.without_paths(value))
 
 
 # Runs
@@ -329,7 +327,7 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
     }
     recipe = parse(Recipe, value, where=f"{request.study.name}: {pair}, {name}")
     changes: dict[str, Any]
-    if any(objective.needs.teacher for objective in build_objectives(recipe)):
+    if needs_teacher(recipe):
         network = Network(name=str(request.runs / teacher)) if teacher else networks.teacher
         changes = {"name": f"{request.pool}/{slug(pair)}/{slug(name)}", "teacher": network}
     else:
