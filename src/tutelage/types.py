@@ -57,12 +57,12 @@ class Outputs(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where in a run a step is: what a scheduled weight or learning rate is a function of.
+    """Where in a fit a step is: what a scheduled weight or learning rate is a function of. A run's stage is a fit.
 
     Attributes:
         epoch: epochs done before this one, so 0 in the first.
-        step: optimizer steps done in the whole run.
-        fraction: of the run's steps done, in [0, 1).
+        step: optimizer steps done in the whole fit.
+        fraction: of the fit's steps done, in [0, 1).
         scheduled: the values of schedules at this step, by schedule; those that are missing are computed where they are
             read. A loop that computes them beforehand leaves nothing in a step that the host has to work out.
     """
@@ -177,7 +177,7 @@ class Batches(Protocol):
     samples: int
 
     def __len__(self) -> int:
-        """Return the number of steps in an epoch."""
+        """Return the number of steps in an epoch, for as many processes as share it."""
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield the batches of one epoch from step ``start`` on; with several processes, this one's share of each.

@@ -207,9 +207,9 @@ def arm(moment):
 
         RunState.finish = finished
     elif what == "forget":
-        from tutelage.training import step
+        from tutelage.training import job
 
-        step.restore_random = lambda *_: None
+        job.restore_random = lambda *_: None
     elif what == "outside":
         register_optimizer_step_post_hook(lambda *_: time.sleep(0.02))
     else:

@@ -956,14 +956,14 @@ def test_a_run_and_a_comparison_do_not_share_a_folder(tmp_path):
 
 def test_a_later_stage_continues_the_order_of_samples(tmp_path, monkeypatch):
     seen = []
-    whole = data.BatchLoader.epoch
+    whole = data.BatchLoader.at
 
-    def watched(self, epoch, **how):
+    def watched(self, epoch, requests):
         if self.train:
             seen.append(epoch)
-        return whole(self, epoch, **how)
+        return whole(self, epoch, requests)
 
-    monkeypatch.setattr(data.BatchLoader, "epoch", watched)
+    monkeypatch.setattr(data.BatchLoader, "at", watched)
     stages = [{"epochs": 2}, {"epochs": 1}]
     tutelage.train(model="mlp:8", data="digits", runs=tmp_path, device="cpu", name="s", stages=stages)
     assert seen == [0, 1, 2]

@@ -20,6 +20,15 @@ BUFFERS = {
 }
 
 
+class Holder(torch.nn.Module):
+    """Holds tensors as buffers."""
+
+    def __init__(self, *buffers):
+        super().__init__()
+        for i, buffer in enumerate(buffers):
+            self.register_buffer(f"b{i}", buffer)
+
+
 def spoil(buffer):
     buffer.copy_(torch.ones_like(buffer) if buffer.dtype == torch.bool else torch.full_like(buffer, 77))
 
@@ -28,7 +37,7 @@ def spoil(buffer):
 def test_every_buffer_is_as_it_was(unless):
     buffers = [make() for make in BUFFERS.values()]
     before, strides = [buffer.clone() for buffer in buffers], [buffer.stride() for buffer in buffers]
-    saved = SavedBuffers(buffers)
+    saved = SavedBuffers(Holder(*buffers))
     saved.save()
     for buffer in buffers:
         spoil(buffer)
@@ -41,7 +50,7 @@ def test_every_buffer_is_as_it_was(unless):
 @pytest.mark.parametrize("name", BUFFERS)
 def test_one_that_is_to_stay_is_left_alone(name):
     buffer = BUFFERS[name]()
-    saved = SavedBuffers([buffer])
+    saved = SavedBuffers(Holder(buffer))
     saved.save()
     spoil(buffer)
     moved = buffer.clone()
@@ -51,7 +60,7 @@ def test_one_that_is_to_stay_is_left_alone(name):
 
 def test_nothing_but_the_buffer_is_written():
     whole = BASE.clone()
-    saved = SavedBuffers([whole[:, 1:3]])
+    saved = SavedBuffers(Holder(whole[:, 1:3]))
     saved.save()
     whole.fill_(7.0)
     saved.restore()
@@ -60,10 +69,10 @@ def test_nothing_but_the_buffer_is_written():
 
 
 def test_what_nothing_can_write_to_is_no_matter():
-    saved = SavedBuffers([torch.tensor([2.0]).expand(3), torch.rand(2)])
+    saved = SavedBuffers(Holder(torch.tensor([2.0]).expand(3), torch.rand(2), None))
     saved.save()
     saved.restore()
-    SavedBuffers([]).save()
+    SavedBuffers(Holder()).save()
 
 
 def test_a_network_of_many_norms_costs_as_many_operations_as_one_of_few():
@@ -76,9 +85,81 @@ def test_a_network_of_many_norms_costs_as_many_operations_as_one_of_few():
 
     counts = []
     for norms in (1, 50):
-        saved = SavedBuffers([b for _ in range(norms) for b in torch.nn.BatchNorm2d(3).buffers()])
+        saved = SavedBuffers(torch.nn.Sequential(*(torch.nn.BatchNorm2d(3) for _ in range(norms))))
         with Count() as count:
             saved.save()
             saved.restore(unless=torch.tensor(True))
         counts.append(count.operations)
     assert counts[0] == counts[1] <= 12
+
+
+class Replaces(torch.nn.Module):
+    """A module that puts another tensor in the place of its buffer."""
+
+    def __init__(self, shape=(3,), dtype=torch.float32):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.made = torch.full(shape, 5.0, dtype=dtype)
+
+    def forward(self):
+        self.mean = self.made.clone()
+
+
+@pytest.mark.parametrize("shape", [(3,), (4,)])
+def test_a_buffer_that_is_replaced_is_put_back(shape):
+    module = Replaces(shape)
+    saved = SavedBuffers(module)
+    for _ in range(2):
+        saved.save()
+        module()
+        saved.restore()
+        assert torch.equal(module.mean, torch.zeros(3))
+
+
+def test_a_buffer_that_is_replaced_in_a_step_that_counts_is_the_one_to_go_back_to():
+    module = Replaces((4,))
+    saved = SavedBuffers(module)
+    saved.save()
+    module()
+    saved.save()
+    module.mean.zero_()
+    saved.restore()
+    assert torch.equal(module.mean, torch.full((4,), 5.0))
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_condition_decides_for_one_that_is_replaced_too(stays):
+    module = Replaces()
+    saved, first = SavedBuffers(module), module.mean
+    saved.save()
+    module()
+    saved.restore(unless=torch.tensor(stays))
+    assert torch.equal(module.mean, torch.full((3,), 5.0 if stays else 0.0))
+    assert module.mean is first
+
+
+def test_where_the_host_may_not_look_one_of_another_shape_stays():
+    for module in (Replaces((4,)), Replaces(dtype=torch.float64)):
+        saved = SavedBuffers(module)
+        saved.save()
+        module()
+        saved.restore(unless=torch.tensor(False))
+        assert torch.equal(module.mean, module.made)
+
+
+def test_those_of_a_module_that_guards_its_own_are_left_to_it():
+    guard = Holder(torch.zeros(2))
+    saved = SavedBuffers(torch.nn.Sequential(Holder(torch.zeros(2)), guard), but=[guard])
+    saved.save()
+    guard.b0.fill_(3.0)
+    saved.restore()
+    assert torch.equal(guard.b0, torch.full((2,), 3.0))
+
+
+def test_one_that_two_modules_share_is_one():
+    shared = torch.zeros(2)
+    saved = SavedBuffers(torch.nn.Sequential(Holder(shared), Holder(shared)))
+    saved.save()
+    shared.fill_(3.0)
+    saved.restore(unless=torch.tensor(False))
+    assert torch.equal(shared, torch.zeros(2))

@@ -213,7 +213,7 @@ def test_a_teacher_with_taps_says_the_same_compiled():
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
     planned = PlannedTeacher(teacher, settings(), torch.device("cpu"))
     plain = planned(batch)
-    planned.take(ComputePlan(teacher_compiled=True, samples=4))
+    planned.use(ComputePlan(teacher_compiled=True, samples=4))
     quick = planned(batch)
     assert plain.taps.keys() == quick.taps.keys() == {"norm", "conv"}
     for eager, compiled in ((plain.logits, quick.logits), *((plain.taps[n], quick.taps[n]) for n in plain.taps)):
@@ -224,7 +224,7 @@ def test_other_sizes_of_batch_are_computed_plainly():
     teacher, student = FrozenTeacher(seeded(Moving, 1)), PlannedStudent(seeded(Moving))
     plan = ComputePlan(teacher_compiled=True, student_compiled=True, samples=4)
     planned = PlannedTeacher(teacher, settings(), torch.device("cpu"), plan)
-    student.take(plan)
+    student.use(plan)
     few = Batch(torch.arange(3), images(3)[0], torch.zeros(3, dtype=torch.long))
     assert torch.equal(planned(few).logits, teacher(few).logits)
     assert student.call(3) is None
@@ -252,7 +252,7 @@ def test_a_compiled_distiller_deep_copies_and_saves_under_its_own_names():
     distiller = Distiller(seeded(Moving), MATCH)
     names = distiller.state_dict().keys()
     student = PlannedStudent(distiller.student)
-    student.take(ComputePlan(student_compiled=True, samples=4))
+    student.use(ComputePlan(student_compiled=True, samples=4))
     distiller.called = student.call(4)
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
     teacher = FrozenTeacher(seeded(Moving, 1))

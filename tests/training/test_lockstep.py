@@ -149,7 +149,7 @@ def together(cases, *, folders=None, resume=False, asked=None, **shared):
             FitJob(
                 distiller=distiller,
                 settings=case.settings(**shared),
-                asks=case.asks,
+                uses_teacher=case.asks,
                 held_out=held_out(),
                 keep=keep,
                 resume=saved,
@@ -204,7 +204,7 @@ def test_a_student_gets_its_own_features_alone():
             tap_names.append(set(outputs.taps))
             return outputs
 
-    jobs = [FitJob(distiller=case.distiller(), settings=settings(), asks=case.asks) for case in CASES[:3]]
+    jobs = [FitJob(distiller=case.distiller(), settings=settings(), uses_teacher=case.asks) for case in CASES[:3]]
     seen = [set() for _ in jobs]
     for job, mine in zip(jobs, seen, strict=True):
         plain = job.distiller.forward
@@ -282,7 +282,7 @@ def test_those_ahead_of_the_ones_that_failed_go_on_from_where_they_are(tmp_path)
             keep=keep,
             resume=keep.checkpoints.load(),
         ),
-        FitJob(distiller=fails.distiller(), settings=settings(), asks=False),
+        FitJob(distiller=fails.distiller(), settings=settings(), uses_teacher=False),
     ]
     results = results_of(jobs, chances=[chance, RngState(CPU)])
     assert [(k, type(record)) for k, record in results] == [(1, RuntimeError), (0, dict), (0, dict)]
@@ -299,7 +299,9 @@ def test_one_whose_record_cannot_be_kept_takes_no_further_step():
     def full():
         raise OSError("no space")
 
-    jobs = [FitJob(distiller=case.distiller(), settings=settings(epochs=3), asks=case.asks) for case in CASES[:2]]
+    jobs = [
+        FitJob(distiller=case.distiller(), settings=settings(epochs=3), uses_teacher=case.asks) for case in CASES[:2]
+    ]
     lockstep = lockstep_of(jobs)
     results = []
     for k, record in lockstep.run():

@@ -33,7 +33,16 @@ class BatchLoader:
         samples: samples per epoch.
     """
 
-    def __init__(self, split: Split, *, batch_size: int, data_seed: int = 0, train: bool, first_epoch: int = 0) -> None:
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        data_seed: int = 0,
+        train: bool,
+        first_epoch: int = 0,
+        world: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1 sample, got {batch_size}; type a number such as 64")
         if not len(split):
@@ -43,6 +52,7 @@ class BatchLoader:
         self.data_seed = data_seed
         self.train = train
         self.first_epoch = first_epoch
+        self.world = world
         self.samples = len(split)
 
     @property
@@ -51,7 +61,7 @@ class BatchLoader:
         return self.split.corrupt
 
     def __len__(self) -> int:
-        return self.steps()
+        return self.steps(world=self.world)
 
     def steps(self, *, world: int = 1) -> int:
         """Return the number of steps in an epoch with ``world`` processes.

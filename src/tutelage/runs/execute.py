@@ -66,7 +66,7 @@ def execute(
 def run_stage(run: RunState, stage: int) -> None:
     """Fit a stage of a run, or what is left of it, and record its epochs."""
     job = run.fit_job(stage)
-    teacher = run.training_teacher(stage, job.distiller.objective.needs.teacher_taps) if job.asks else None
+    teacher = run.training_teacher(stage, job.distiller.objective.needs.teacher_taps) if job.uses_teacher else None
     epochs = fit(
         job.distiller,
         teacher,

@@ -27,24 +27,23 @@ class RunGroup:
     """Runs that are trained in lockstep, stage by stage; an error of one ends that run alone.
 
     Args:
-        runs: by number.
+        runs: by number; the caller may still be adding to them.
         options: how they are executed.
         isolation: by the same numbers, what keeps their work apart.
     """
 
     def __init__(self, runs: Mapping[int, RunState], options: RunOptions, isolation: Isolation) -> None:
         self.runs, self.options, self.isolation = runs, options, isolation
-        names = [run.recipe.name for run in runs.values()]
-        for k, run in runs.items():
-            run.grouped = True
-            isolation.generators[k] = RngState(run.device)
-            run.manifest["class"] = list(
-                dict.fromkeys([*run.manifest["class"], *(name for name in names if name != run.recipe.name)])
-            )
-            records.write_json(run.folder / records.MANIFEST, run.manifest)
 
     def go(self) -> None:
         """Fit every stage, then evaluate and record."""
+        names = [run.recipe.name for run in self.runs.values()]
+        for k, run in self.left():
+            run.grouped = True
+            self.isolation.generators[k] = RngState(run.device)
+            others = [name for name in names if name != run.recipe.name]
+            run.manifest["class"] = list(dict.fromkeys([*run.manifest["class"], *others]))
+            self.isolation.attempt(k, run.write_manifest, "running")
         for k, run in self.left():
             self.isolation.attempt(k, run.begin)
         for stage in range(max((len(run.fits) for run in self.runs.values()), default=0)):
@@ -69,9 +68,9 @@ class RunGroup:
         if not jobs:
             return
         taps = dict.fromkeys(
-            tap for job in jobs.values() if job.asks for tap in job.distiller.objective.needs.teacher_taps
+            tap for job in jobs.values() if job.uses_teacher for tap in job.distiller.objective.needs.teacher_taps
         )
-        source = next((self.runs[k] for k, job in jobs.items() if job.asks), None)
+        source = next((self.runs[k] for k, job in jobs.items() if job.uses_teacher), None)
         teacher = source.training_teacher(stage, tuple(taps)) if source else None
         first = self.runs[next(iter(jobs))]
         lockstep = Lockstep(
@@ -116,6 +115,7 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
     if len(planned) == 1:
         run = isolation.attempt(0, execute, *planned[0], options=options)
         return [run or isolation.errors[0]]
+    group = RunGroup(runs, options, isolation)
     shared = _Shared([folder for _, folder in planned], options)
     with ExitStack() as stack, torch_settings(planned[0][0]):
         for k, (_, folder) in enumerate(planned):
@@ -124,11 +124,10 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
             for k, (recipe, folder) in enumerate(planned):
                 if k not in isolation.errors and (state := isolation.attempt(k, shared.begin, recipe, folder)):
                     runs[k] = state
-            RunGroup(runs, options, isolation).go()
+            group.go()
         except BaseException as error:
-            for k, state in runs.items():
-                if k not in isolation.errors and not state.finished:
-                    state.stop(error)
+            for _, state in group.left():
+                state.stop(error)
             if not isinstance(error, Exception):
                 raise
     results = {k: state.failure or Run(state.folder) for k, state in runs.items()}

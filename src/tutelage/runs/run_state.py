@@ -111,14 +111,12 @@ class RunState:
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
         self.outputs = setup.outputs_of(self.recipe, self.run_inputs)
-        first = 0
-        for objective, fit in zip(self.objectives, self.fits, strict=True):
+        for stage, objective in enumerate(self.objectives):
             if objective.needs.teacher:
                 gamma = setup.single_exponent(objective) if self.outputs.form else None
-                for epoch in range(first, first + fit.settings.epochs):
+                for epoch in range(self.first_epoch(stage), self.first_epoch(stage + 1)):
                     taps = objective.needs.teacher_taps
                     self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
-            first += fit.settings.epochs
 
     def check_student(self) -> None:
         """Refuse a student, perhaps the caller's module, whose logits are not those of the data's classes."""
@@ -192,25 +190,29 @@ class RunState:
         return FitJob(
             distiller=distiller,
             settings=self.fits[stage].settings,
-            asks=objective.needs.teacher,
+            uses_teacher=objective.needs.teacher,
             held_out=self.held_out,
             keep=self.sink._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
             to_beat=best["accuracy"] if best else None,
             resume=self.checkpoint if stage == self.stage else None,
         )
 
+    def first_epoch(self, stage: int) -> int:
+        """Return the number of epochs before a stage."""
+        return sum(fit.settings.epochs for fit in self.fits[:stage])
+
     def batches(self, stage: int, starts: Sequence[int]) -> Batches:
         """Return a stage's batches, which report their steps, with ``starts`` as in `Reporter.track`.
 
         Order and views continue after the epochs of earlier stages.
         """
-        before = sum(fit.settings.epochs for fit in self.fits[:stage])
         loader = data.BatchLoader(
             self.run_inputs.splits.train,
             batch_size=self.fits[stage].batch_size,
             data_seed=self.recipe.data_seed,
             train=True,
-            first_epoch=before,
+            first_epoch=self.first_epoch(stage),
+            world=self.accelerator.num_processes,
         )
         title = self.recipe.name + (f" and {len(starts) - 1} more" if len(starts) > 1 else "")
         title += f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else ""

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from types import FunctionType
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
+from tutelage.training.buffers import SavedBuffers
 from tutelage.training.distributed import mixed_precision, place
 from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Batch, Outputs, Teacher
@@ -110,28 +111,25 @@ class PlannedTeacher:
                     return cast(Outputs, self._compiled(batch))
             return self._teacher(batch)
 
-    def take(self, plan: ComputePlan) -> None:
+    def use(self, plan: ComputePlan) -> None:
         """Compute by this plan from now on; what was compiled once is not compiled again."""
         self.plan = plan
 
     def choose_plan(self, piece: Batch, *, steps: int, processes: int) -> ComputePlan:
-        """Choose the plan once, on a micro-batch: as `choose_plan`, or eager where nothing is to be measured."""
-        if self.plan is not None:
-            return self.plan
-        reason = reason_unmeasured(steps, processes, [self._settings.compile_teacher])
-        if self._compiled is None or reason is not None:
-            plan = ComputePlan(reasons={"teacher": reason} if self._compiled and reason else {})
-        else:
-            plan = choose_plan(
-                self._settings,
-                self.take,
-                ask=partial(self, piece),
-                steps=steps,
-                samples=len(piece.index),
-                device=self._device,
-            )
-        self.take(plan)
-        return plan
+        """Choose the plan once, on a micro-batch of a fit of so many steps."""
+        wanted = self._settings.compile_teacher
+        if self.plan is None:
+            reason = reason_unmeasured(steps, processes, [wanted])
+            if self._compiled is None:
+                self.plan = ComputePlan()
+            elif reason is not None:
+                self.plan = ComputePlan(reasons={"teacher": reason})
+            else:
+                trials = _Trials(partial(self, piece), self.use, steps, len(piece.index), self._device)
+                if trials.is_open("teacher", wanted):
+                    trials.attempt("teacher", wanted, replace(trials.plan, teacher_compiled=True))
+                self.plan = trials.chosen()
+        return self.plan
 
 
 class PlannedStudent:
@@ -144,9 +142,9 @@ class PlannedStudent:
     def __init__(self, student: nn.Module) -> None:
         # Dropout draws the numbers that it would draw uncompiled.
         self._compiled = _Compiled("student", student, {"fallback_random": True})
-        self.take(ComputePlan())
+        self.use(ComputePlan())
 
-    def take(self, plan: ComputePlan) -> None:
+    def use(self, plan: ComputePlan) -> None:
         """Compute by this plan from now on; what was compiled once is not compiled again."""
         self._plan = plan
         self._products = Products(plan.products)
@@ -154,6 +152,26 @@ class PlannedStudent:
     def call(self, samples: int) -> Callable[[Tensor], Any] | None:
         """Return what to call instead of the student for so many samples; none for itself."""
         return self._compiled if self._plan.student_compiled and samples == self._plan.samples else None
+
+    def choose_plan(
+        self, step: Callable[[], Any], settings: FitSettings, *, steps: int, samples: int, device: torch.device
+    ) -> ComputePlan:
+        """Try what the settings leave open in ``steps`` of micro-batches of ``samples``.
+
+        ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts.
+        """
+        trials = _Trials(step, self.use, steps, samples, device)
+        if trials.is_open("products", settings.gradient_products):
+            with Products() as probe:
+                step()
+            if shapes := faster_products(probe.seen, device):
+                candidate = replace(trials.plan, products=shapes)
+                trials.attempt("products", settings.gradient_products, candidate, after="with products")
+            else:
+                trials.reasons["products"] = "none is faster"
+        if trials.is_open("student", settings.compile_student):
+            trials.attempt("student", settings.compile_student, replace(trials.plan, student_compiled=True))
+        return trials.chosen()
 
     def gradients(self, samples: int) -> AbstractContextManager[Any]:
         """Enter this while a graph of so many samples is made that gradients will flow through.
@@ -211,63 +229,58 @@ def reason_unmeasured(steps: int, processes: int, wanted: Collection[Switch]) ->
     return "a short fit" if steps < FEW and True not in wanted else None
 
 
-def choose_plan(
-    wanted: FitSettings,
-    take: Callable[[ComputePlan], None],
-    *,
-    step: Callable[[], Any] | None = None,
-    ask: Callable[[], Any] | None = None,
-    steps: int,
-    samples: int,
-    device: torch.device,
-) -> ComputePlan:
-    """Try what the settings leave open in ``steps`` of micro-batches of ``samples``; ``take`` changes to a plan.
+class _Trials:
+    """Forms of one computation, tried in turn, each against the best so far.
 
-    ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts; ``ask`` runs the
-    teacher, a network, on a micro-batch. Of what is none, nothing is chosen.
+    Args:
+        run: computes it once, and changes nothing that lasts.
+        use: changes to a plan.
+        steps: how often it is ahead.
+        samples: of a micro-batch.
+        device: that it runs on.
     """
-    reasons: dict[str, str] = {}
-    plan = ComputePlan(samples=samples)
-    runs = [run for run in (step, ask) if run is not None]
-    for run in runs:  # warms up
-        run()
-    ahead = steps * sum(seconds(run, device) for run in runs)
 
-    def is_open(form: str, setting: Switch) -> bool:
+    def __init__(
+        self,
+        run: Callable[[], Any],
+        use: Callable[[ComputePlan], None],
+        steps: int,
+        samples: int,
+        device: torch.device,
+    ) -> None:
+        self.run, self.use, self.steps, self.device = run, use, steps, device
+        self.plan, self.reasons = ComputePlan(samples=samples), dict[str, str]()
+
+    @cached_property
+    def ahead(self) -> float:
+        """Estimated seconds of all that is ahead, measured where it is first asked for."""
+        self.run()  # warms up
+        return self.steps * seconds(self.run, self.device)
+
+    def is_open(self, form: str, setting: Switch) -> bool:
         """Whether a form is to be tried; else note why not."""
         if setting is False:
-            reasons[form] = "switched off"
-        elif setting == "auto" and COSTS[form] > SHARE * ahead:
-            reasons[form] = f"not tried: {ahead:.0f} s of it are ahead"
-        return form not in reasons
+            self.reasons[form] = "switched off"
+        elif setting == "auto" and COSTS[form] > SHARE * self.ahead:
+            self.reasons[form] = f"not tried: {self.ahead:.0f} s of it are ahead"
+        return form not in self.reasons
 
-    def try_plan(form: str, setting: Switch, candidate: ComputePlan, run: Callable[[], Any]) -> None:
-        nonlocal plan
+    def attempt(self, form: str, setting: Switch, candidate: ComputePlan, *, after: str = "compiled") -> None:
+        """Time a plan against the best so far, and keep the faster one, or the one that is asked for."""
 
-        def run_as(tried: ComputePlan) -> None:
-            take(tried)
-            run()
+        def run_by(plan: ComputePlan) -> None:
+            self.use(plan)
+            self.run()
 
-        current, changed = least_seconds([partial(run_as, plan), partial(run_as, candidate)], device)
-        after = "with products" if form == "products" else "compiled"
-        reasons[form] = f"{current * 1e3:.1f} ms eager, {changed * 1e3:.1f} ms {after}"
+        current, changed = least_seconds([partial(run_by, self.plan), partial(run_by, candidate)], self.device)
+        self.reasons[form] = f"{current * 1e3:.1f} ms eager, {changed * 1e3:.1f} ms {after}"
         if setting is True or current >= GAIN * changed:
-            plan = candidate
-        take(plan)
+            self.plan = candidate
+        self.use(self.plan)
 
-    if ask is not None and is_open("teacher", wanted.compile_teacher):
-        try_plan("teacher", wanted.compile_teacher, replace(plan, teacher_compiled=True), ask)
-    if step is not None:
-        if is_open("products", wanted.gradient_products):
-            with Products() as probe:
-                step()
-            if shapes := faster_products(probe.seen, device):
-                try_plan("products", wanted.gradient_products, replace(plan, products=shapes), step)
-            else:
-                reasons["products"] = "none is faster"
-        if is_open("student", wanted.compile_student):
-            try_plan("student", wanted.compile_student, replace(plan, student_compiled=True), step)
-    return replace(plan, reasons=reasons)
+    def chosen(self) -> ComputePlan:
+        """Return the best, with what was measured."""
+        return replace(self.plan, reasons=self.reasons)
 
 
 def faster_products(seen: Mapping[Shape, tuple[int, torch.dtype]], device: torch.device) -> tuple[Shape, ...]:
@@ -325,14 +338,12 @@ def _synchronize(device: torch.device) -> None:
 @contextmanager
 def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a module's buffers, its gradients and the generators back where they were."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    generators = random_state(device)
+    buffers, generators = SavedBuffers(module), random_state(device)
+    buffers.save()
     try:
         yield
     finally:
         restore_random(*generators, device)
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                buffer.copy_(buffers[name])
+        buffers.restore()
         for parameter in module.parameters():
             parameter.grad = None

@@ -1,4 +1,4 @@
-"""Where a fit runs: the device, and the processes that share its steps. The only importer of accelerate."""
+"""Where a fit runs: the device, and the processes that share its steps. All calls of accelerate are here."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def mixed_precision(device: torch.device, precision: str) -> AbstractContextMana
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def wrap(module: nn.Module, accelerator: Accelerator, *, alone: list[str]) -> nn.Module:
+def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[str]) -> nn.Module:
     """Return what to call in place of a module so that processes average its gradients; one process calls the module.
 
-    Buffers that ``alone`` names are not sent from the first process to the others before every step.
+    Buffers that ``unsynchronised`` names are not sent from the first process to the others before every step.
     """
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, alone)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, unsynchronised)
     if accelerator.num_processes == 1:
         return module
     devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
@@ -82,6 +82,13 @@ def wrap(module: nn.Module, accelerator: Accelerator, *, alone: list[str]) -> nn
 def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
     """Enter this around the forward pass of a micro-batch that is not a step's last: gradients are averaged with it."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def agreed(flag: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return whether a ``()`` bool is true in all processes."""
+    if accelerator.num_processes == 1:
+        return flag
+    return accelerator.reduce(flag.float()) == accelerator.num_processes
 
 
 def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,18 +13,20 @@ from accelerate import Accelerator
 from tutelage import records
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings
+from tutelage.submodules import unwrapped
 from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink, under
-from tutelage.training.compile import ComputePlan, PlannedTeacher, choose_plan, reason_unmeasured, unchanged
-from tutelage.training.distributed import step_totals, summed
+from tutelage.training.compile import ComputePlan, PlannedTeacher, reason_unmeasured, unchanged
+from tutelage.training.deadline import DeadlineExceeded
+from tutelage.training.distributed import batches_on, step_totals, summed
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
-from tutelage.training.metrics import empty_nonfinite_log, raise_if_nonfinite
+from tutelage.training.metrics import raise_if_nonfinite
 from tutelage.training.optim import optimizer_state, restore_optimizer
 from tutelage.training.rng import random_state, restore_random
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch
-from tutelage.types import Batch, Progress
+from tutelage.types import Batch, Batches, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class FitJob:
 
     distiller: Distiller  # the student with its objective
     settings: FitSettings  # how to train it
-    asks: bool = True  # whether it gets the teacher's outputs; an objective that needs none may do without
+    uses_teacher: bool = True  # whether it gets the teacher's outputs; an objective that needs none may do without
     held_out: Sequence[EvalSet] = ()  # as for `fit`, and so are the next three
     keep: CheckpointSink | None = None  # where its state goes
     to_beat: float | None = None  # the best accuracy of earlier stages
@@ -45,8 +47,8 @@ class FitJob:
         return 0 if self.resume is None else int(self.resume.state["step"])
 
 
-class Trained(NamedTuple):
-    """What an epoch's training came to."""
+class TrainingTotals(NamedTuple):
+    """What an epoch's steps came to."""
 
     sums: Mapping[str, float]  # over all processes: `EpochMetrics.names`
     seconds: float
@@ -81,7 +83,8 @@ class FitState:
         self.plan: ComputePlan | None = None
         self.history: list[records.Epoch] = []
         self.to_beat = job.to_beat
-        self.trained = 0  # samples since the epoch began or was resumed
+        self.total_steps = steps * job.settings.epochs
+        self.samples_seen = 0  # since the epoch began or was resumed
         self.began = self.saved = 0.0
         if job.resume is not None:
             self._restore(job.resume)
@@ -90,11 +93,21 @@ class FitState:
         """Begin an epoch, or what is left of it."""
         memory.restart(self.device)
         self.began = self.saved = time.monotonic()
-        self.trained = 0
+        self.samples_seen = 0
         self.train.distiller.train()
 
+    def epoch(self, batches: Batches) -> Iterator[Batch]:
+        """Begin an epoch, or what is left of it; yield its batches on the device. Where a deadline ends them, save."""
+        self.begin_epoch()
+        now, how = self.now, {"channels_last": self.settings.channels_last}
+        try:
+            yield from batches_on(self.accelerator, batches, now.epoch, now.step_in_epoch, **how)
+        except DeadlineExceeded:
+            self.save_steps()
+            raise
+
     def begin_step(self, batch: Batch, teacher: PlannedTeacher | None) -> None:
-        """Choose how steps are computed, before the first; set the learning rate and the scheduled weights."""
+        """Set what a step reads: before the first how it is computed, then its learning rate and scheduled weights."""
         if self.plan is None:
             self._choose_plan(batch, teacher)
         now, settings, steps = self.now, self.settings, self.steps
@@ -106,16 +119,14 @@ class FitState:
             end=(now.step_in_epoch + 1) / steps,
             epochs=settings.epochs,
         )
-        for group in self.train.optimizer.param_groups:
-            group["lr"] = now.rate
-        now.progress = Progress(now.epoch, now.step, now.step / (steps * settings.epochs))
+        now.progress = Progress(now.epoch, now.step, now.step / self.total_steps)
         schedules = self.job.distiller.objective.schedules
         now.progress = now.progress._replace(scheduled={each: each(now.progress) for each in schedules})
 
     def end_step(self, batch: Batch) -> None:
         """Count a step, read the log and save where that is due."""
         now, settings = self.now, self.settings
-        self.trained += len(batch.index)
+        self.samples_seen += len(batch.index)
         now.step += 1
         now.step_in_epoch += 1
         if now.step % settings.log_steps == 0:
@@ -126,20 +137,20 @@ class FitState:
 
     def save_steps(self) -> None:
         """Save the steps since the epoch began or was resumed, if there are any."""
-        if self.trained:
+        if self.samples_seen:
             self._raise_if_nonfinite()
             self._save()
             self.saved = time.monotonic()
 
-    def end_training(self) -> Trained:
-        """Return what the epoch's training came to; here the host waits for the device."""
+    def end_training(self) -> TrainingTotals:
+        """Return what the epoch's steps came to; here the host waits for the device."""
         self._raise_if_nonfinite()
         sums = dict(zip(self.train.metrics.names, summed(self.now.sums, self.accelerator), strict=True))
-        return Trained(sums, time.monotonic() - self.began, memory.peak(self.device))
+        return TrainingTotals(sums, time.monotonic() - self.began, memory.peak(self.device))
 
-    def end_epoch(self, trained: Trained) -> records.Epoch:
+    def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
         """Evaluate, save, and return the record."""
-        now, job = self.now, self.job
+        now, job, processes = self.now, self.job, self.accelerator.num_processes
         evaluations = {held.name: self._evaluate(held) for held in job.held_out}
         now.epoch += 1
         now.step_in_epoch = 0
@@ -148,13 +159,13 @@ class FitState:
             "epoch": now.epoch,
             "step": now.step,
             "learning_rate": now.rate,
-            "train": self.train.metrics.means(trained.sums, has_teacher=job.asks),
+            "train": self.train.metrics.means(totals.sums, has_teacher=job.uses_teacher),
             "validation": evaluations.get("validation"),
             "test": evaluations.get("test"),
-            "images_per_second": self.trained * self.accelerator.num_processes / max(trained.seconds, 1e-9),
+            "images_per_second": self.samples_seen * processes / max(totals.seconds, 1e-9),
             "seconds": time.monotonic() - self.began,
-            "memory_mb": trained.memory,
-            "skipped_steps": int(trained.sums["skipped"]),
+            "memory_mb": totals.memory,
+            "skipped_steps": int(totals.sums["skipped"]) // processes,  # All skip the same ones.
         }
         self.history.append(record)
         # The first held-out set is the one that the best weights are chosen by.
@@ -162,11 +173,10 @@ class FitState:
         if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
             self.to_beat = accuracy
             if job.keep is not None and self.accelerator.is_main_process:
-                student = job.distiller.student
-                weights = getattr(student, "network", student).state_dict()
+                weights = unwrapped(job.distiller.student).state_dict()
                 job.keep.checkpoints.write(job.keep.best, to_bytes(weights))
-        self.trained = 0
-        now.sums, now.nonfinite_log = self.train.metrics.zeros.clone(), empty_nonfinite_log(self.device)
+        self.samples_seen = 0
+        now.clear()
         self._save()
         return record
 
@@ -188,14 +198,14 @@ class FitState:
             raise_if_nonfinite(self.now.nonfinite_log, stage=self.stage)
 
     @property
-    def ahead(self) -> int:
-        """Steps that are left."""
-        return self.steps * self.settings.epochs - self.now.step
+    def steps_left(self) -> int:
+        """Steps that are left of the fit."""
+        return self.total_steps - self.now.step
 
     def _choose_plan(self, batch: Batch, teacher: PlannedTeacher | None) -> None:
-        """Choose how teacher and student are computed; the student's state and the generators stay as they are."""
+        """Choose how teacher and student are computed; measuring the student leaves it and the generators alone."""
         settings, train, processes = self.settings, self.train, self.accelerator.num_processes
-        piece, how = split_batch(batch, settings.accumulate)[0], {"steps": self.ahead, "processes": processes}
+        piece, how = split_batch(batch, settings.accumulate)[0], {"steps": self.steps_left, "processes": processes}
         teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, **how)
         reason = reason_unmeasured(wanted=(settings.compile_student, settings.gradient_products), **how)
         if reason is not None:
@@ -205,22 +215,22 @@ class FitState:
         totals, samples = step_totals(piece, self.accelerator), len(piece.index)
 
         def step() -> None:
-            with train.computing(samples):
-                output = train.module(piece, outputs, Progress(), totals)
+            # A student may write into its inputs.
+            own = piece._replace(inputs=piece.inputs.clone())
+            with train.forward_context(samples):
+                output = train.module(own, outputs, Progress(), totals)
             output.loss.total.backward()
             for term in train.stateful_terms:
                 term.commit(torch.zeros((), dtype=torch.bool, device=self.device))
 
         with unchanged(train.distiller, self.device):
-            plan = choose_plan(
-                settings, train.student.take, step=step, steps=self.ahead, samples=samples, device=self.device
-            )
+            plan = train.student.choose_plan(step, settings, steps=self.steps_left, samples=samples, device=self.device)
         self._adopt(plan.after(teacher_plan))
 
     def _adopt(self, plan: ComputePlan) -> None:
         """Compute by a plan, and record it."""
         self.plan = plan
-        self.train.student.take(plan)
+        self.train.student.use(plan)
         if self.job.keep is not None and self.job.keep.announce is not None:
             self.job.keep.announce(plan.to_json())
 
@@ -259,8 +269,9 @@ class FitState:
         self.train.distiller.load_state_dict(under("lesson.", tensors))
         restore_optimizer(self.train.optimizer, checkpoint)
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
-        self.history, self.to_beat = state["history"], state["to_beat"]
-        now.sums, now.nonfinite_log = tensors["sums"].to(self.device), tensors["blame"].to(self.device)
+        self.history, self.to_beat = [*state["history"]], state["to_beat"]
+        now.sums.copy_(tensors["sums"])
+        now.nonfinite_log.copy_(tensors["blame"])
         # Checkpoints of older versions were computed eagerly.
         self._adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
         restore_random(tensors, state["rng"], self.device)

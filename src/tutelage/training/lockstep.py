@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import ParamSpec, TypeVar
 
 from accelerate import Accelerator
 
@@ -14,44 +11,13 @@ from tutelage import records
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on
+from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
-from tutelage.training.rng import RngState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
 
-P = ParamSpec("P")
-R = TypeVar("R")
 SHARED = ("epochs", "accumulate", "precision", "channels_last", "compile_teacher")
 """Settings in which all that are fitted in lockstep agree."""
-
-
-class Isolation:
-    """Keeps the work of several students or runs apart: an error ends the one whose work it is.
-
-    Args:
-        on_error: called with the number of each that ends so, and the error.
-
-    Attributes:
-        generators: by number, the random generators that its work draws from; by default the process's.
-        errors: by number, what has ended it.
-    """
-
-    def __init__(self, on_error: Callable[[int, Exception], None] | None = None) -> None:
-        self.generators: dict[int, RngState] = {}
-        self.errors: dict[int, Exception] = {}
-        self._on_error = on_error
-
-    def attempt(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-        """Do some work of the ``k``-th; return what it returns, none where it fails."""
-        try:
-            with self.generators.get(k) or nullcontext():
-                return work(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
-            traceback.clear_frames(error.__traceback__)  # Its tensors are not kept while the others continue.
-            self.errors[k] = error
-            if self._on_error is not None:
-                self._on_error(k, error)
-            return None
 
 
 class Lockstep:
@@ -107,7 +73,8 @@ class Lockstep:
             if state := self.isolation.attempt(k, partial(FitState, job, self.accelerator, **how)):
                 self._states[k] = state
         if self.teacher is not None:
-            plan = next((state.plan for state in self._states.values() if state.plan is not None), None)
+            plans = (state.plan for state in self._students().values() if state.job.uses_teacher)
+            plan = next((plan for plan in plans if plan is not None), None)
             self._teacher = PlannedTeacher(self.teacher, self.settings, self.accelerator.device, plan)
         while epochs := [epoch for epoch, _ in self._positions() if epoch < self.settings.epochs]:
             yield from self._run_epoch(min(epochs))
@@ -115,8 +82,8 @@ class Lockstep:
     def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch]]:
         """Train an epoch from where the least advanced student is in it; then each is evaluated and saved."""
         start = min(step for at, step in self._positions() if at == epoch)
-        for state in self._at(epoch, start).values():
-            state.begin_epoch()
+        for k, state in self._at(epoch, start).items():
+            self.isolation.attempt(k, state.begin_epoch)
         how = {"channels_last": self.settings.channels_last}
         try:
             for step, batch in enumerate(batches_on(self.accelerator, self.batches, epoch, start, **how), start):
@@ -125,52 +92,53 @@ class Lockstep:
                     return
                 outputs = self._teacher_outputs(batch, present)
                 for k, state in present.items():
-                    if step > start and not state.trained:  # It joins from a checkpoint.
-                        state.begin_epoch()
-                    # A student may write into its inputs.
-                    own = batch if state is [*present.values()][-1] else batch._replace(inputs=batch.inputs.clone())
-                    self.isolation.attempt(k, self._step, state, own, outputs)
+                    # A student may write into its inputs; a lone one needs no copy.
+                    own = batch if len(present) == 1 else batch._replace(inputs=batch.inputs.clone())
+                    joins = step > start and not state.samples_seen  # from a checkpoint
+                    self.isolation.attempt(k, self._step, state, own, outputs, joins=joins)
         except DeadlineExceeded:
-            for k, state in self._left().items():
+            for k, state in self._students().items():
                 self.isolation.attempt(k, state.save_steps)
             raise
-        done = {k: state for k, state in self._left().items() if state.now.epoch == epoch}
-        trained = {k: self.isolation.attempt(k, state.end_training) for k, state in done.items()}
-        for k, ended in trained.items():
-            if ended and (record := self.isolation.attempt(k, done[k].end_epoch, ended)):
+        done = {k: state for k, state in self._students().items() if state.now.epoch == epoch}
+        totals = {k: self.isolation.attempt(k, state.end_training) for k, state in done.items()}
+        for k, sums in totals.items():
+            if sums and (record := self.isolation.attempt(k, done[k].end_epoch, sums)):
                 yield k, record
 
-    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs]) -> None:
+    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], *, joins: bool) -> None:
         """Take one student's step with the teacher's outputs for its micro-batches."""
         job = state.job
-        state.begin_step(batch, self._teacher if job.asks else None)
+        if joins:
+            state.begin_epoch()
+        state.begin_step(batch, self._teacher if job.uses_teacher else None)
         taps = job.distiller.objective.needs.teacher_taps
-        train_step(state.train, batch, _replayed(outputs, taps) if job.asks else None)
+        train_step(state.train, batch, _replayed(outputs, taps) if job.uses_teacher else None)
         state.end_step(batch)
 
     def _teacher_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> list[Outputs]:
         """Return the teacher's outputs for each micro-batch; none where no student is to get them."""
-        asking = [state for state in present.values() if state.job.asks]
-        if self._teacher is None or not asking:
+        using = [state for state in present.values() if state.job.uses_teacher]
+        if self._teacher is None or not using:
             return []
         pieces = split_batch(batch, self.settings.accumulate)
-        self._teacher.choose_plan(pieces[0], steps=asking[0].ahead, processes=self.accelerator.num_processes)
+        # Students begin by the plan that the teacher has.
+        self._teacher.choose_plan(pieces[0], steps=using[0].steps_left, processes=self.accelerator.num_processes)
         return [self._teacher(piece) for piece in pieces]
 
-    def _left(self) -> dict[int, FitState]:
-        """Return the students that have not failed."""
-        for k in self.isolation.errors:
-            self._states.pop(k, None)
-        return dict(self._states)
+    def _students(self) -> dict[int, FitState]:
+        """Return the students that have not failed; the others are let go of, so that their memory is free."""
+        self._states = {k: state for k, state in self._states.items() if k not in self.isolation.errors}
+        return self._states
 
     def _positions(self) -> list[tuple[int, int]]:
         """Return the epoch and the step in it that each student is at."""
-        return [(state.now.epoch, state.now.step_in_epoch) for state in self._left().values()]
+        return [(state.now.epoch, state.now.step_in_epoch) for state in self._students().values()]
 
     def _at(self, epoch: int, step: int) -> dict[int, FitState]:
         """Return the students whose next step this is."""
         at = (epoch, step)
-        return {k: s for k, s in self._left().items() if (s.now.epoch, s.now.step_in_epoch) == at}
+        return {k: s for k, s in self._students().items() if (s.now.epoch, s.now.step_in_epoch) == at}
 
 
 def _replayed(outputs: Sequence[Outputs], taps: Sequence[str]) -> Teacher:

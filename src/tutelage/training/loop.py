@@ -14,8 +14,6 @@ from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import PlannedTeacher
-from tutelage.training.deadline import DeadlineExceeded
-from tutelage.training.distributed import batches_on
 from tutelage.training.evaluate import EvalSet
 from tutelage.training.job import FitJob, FitState
 from tutelage.training.step import train_step
@@ -42,7 +40,7 @@ def fit(
         teacher: asked about every batch; none where the objective needs none.
         batches: the training set.
         settings: how to train.
-        accelerator: the device and processes to train on.
+        accelerator: where to train.
         held_out: sets to evaluate the student on after every epoch; the first is the one that ``best`` is chosen by.
         keep: where checkpoints and the best weights go; none to keep nothing.
         stage: a number that orders the fits of one run.
@@ -52,12 +50,12 @@ def fit(
     Raises:
         NonFiniteError: a loss or gradient was not finite and ``settings.nonfinite`` is ``stop``.
         CheckpointError: a checkpoint could not be written.
-        DeadlineExceeded: the batches end by it (`deadline.TimedBatches`); a checkpoint is written.
+        Exception: what the batches, the teacher or the student raise.
     """
     job = FitJob(
         distiller=distiller,
         settings=settings,
-        asks=teacher is not None,
+        uses_teacher=teacher is not None,
         held_out=held_out,
         keep=keep,
         to_beat=to_beat,
@@ -65,15 +63,9 @@ def fit(
     )
     state = FitState(job, accelerator, steps=len(batches), stage=stage)
     planned = PlannedTeacher(teacher, settings, accelerator.device, state.plan) if teacher is not None else None
-    for epoch in range(state.now.epoch, settings.epochs):
-        state.begin_epoch()
-        stream = batches_on(accelerator, batches, epoch, state.now.step_in_epoch, channels_last=settings.channels_last)
-        try:
-            for batch in stream:
-                state.begin_step(batch, planned)
-                train_step(state.train, batch, planned)
-                state.end_step(batch)
-        except DeadlineExceeded:
-            state.save_steps()
-            raise
+    while state.now.epoch < settings.epochs:
+        for batch in state.epoch(batches):
+            state.begin_step(batch, planned)
+            train_step(state.train, batch, planned)
+            state.end_step(batch)
         yield state.end_epoch(state.end_training())

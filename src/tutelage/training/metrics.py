@@ -22,14 +22,16 @@ class EpochMetrics:
     Attributes:
         names: of the sums: the loss, each term, and what is counted.
         zeros: the sums before the first step, ``(len(names),)`` float64.
-        skipped: the sums of a step that is not applied.
+        skipped_sums: those of a step that is not applied.
     """
 
     def __init__(self, objective: BoundObjective, device: torch.device) -> None:
         self.objective = objective
         self.names = ("loss", *objective.names, *COUNTED)
         self.zeros = torch.zeros(len(self.names), dtype=torch.float64, device=device)
-        self.skipped = torch.tensor([float(name == "skipped") for name in self.names], dtype=torch.float64).to(device)
+        self.skipped_sums = torch.tensor([float(name == "skipped") for name in self.names], dtype=torch.float64).to(
+            device
+        )
 
     @torch.no_grad()
     def measure(self, batch: Batch, teacher: Outputs | None, output: StepOutput, totals: Totals) -> Tensor:
@@ -82,18 +84,18 @@ def empty_nonfinite_log(device: torch.device) -> Tensor:
 @torch.no_grad()
 def log_nonfinite(
     log: Tensor, finite: Tensor, *, step: int, index: Tensor, logits: Sequence[tuple[Tensor, ...]]
-) -> Tensor:
-    """Return the log after a step.
+) -> None:
+    """Write a step into the log if it was not finite, and the epoch's first.
 
     Args:
-        log: the log before it.
+        log: of the epoch.
         finite: ``()`` bool, whether the step was finite.
         step: steps done before it.
         index: of its samples.
         logits: per micro-batch, in order, those of its samples: the student's, and the teacher's where there is one.
     """
     if finite.device.type == "cpu" and finite:  # Elsewhere to look would be to wait.
-        return log
+        return
     # A row's sum is not finite where one of its logits is not, or where they are so large that they are to blame.
     rows = [torch.stack([values.float().sum(-1) for values in piece]) for piece in logits]
     suspect = ~torch.isfinite(torch.cat(rows, dim=1)).all(0)
@@ -102,7 +104,7 @@ def log_nonfinite(
     entry[:1].fill_(step)  # An assignment would copy the number from the host, and wait.
     entry[1] = suspect.sum()
     entry[2 : 2 + len(samples)] = samples
-    return torch.where(~finite & (log[0] < 0), entry, log)
+    log.copy_(torch.where(~finite & (log[0] < 0), entry, log))
 
 
 def raise_if_nonfinite(log: Tensor, *, stage: int) -> None:

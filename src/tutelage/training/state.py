@@ -24,17 +24,22 @@ from tutelage.types import Progress, StatefulTerm
 class StepValues:
     """All that changes from step to step besides parameters, moments, buffers and generators.
 
-    Its numbers are the host's, and a step reads them here alone: one that is captured for a device finds tensors here,
-    and is the same otherwise.
+    Its numbers are the host's, set before a step, which reads them here alone: one that is captured for a device finds
+    tensors here, and is the same otherwise. Its tensors are written in place.
     """
 
     epoch: int = 0  # epochs done
     step: int = 0  # steps done
     step_in_epoch: int = 0  # of them in this epoch
-    rate: float = 0.0  # the learning rate, which the optimizer's groups hold too
+    rate: float = 0.0  # the learning rate
     progress: Progress = field(default_factory=Progress)  # for the terms, with the values of scheduled weights
     sums: Tensor  # of the epoch so far: `EpochMetrics.names`
     nonfinite_log: Tensor  # of the epoch so far: `metrics.log_nonfinite`
+
+    def clear(self) -> None:
+        """Empty the sums and the log for another epoch."""
+        self.sums.zero_()
+        self.nonfinite_log.fill_(-1)
 
 
 class TrainState:
@@ -61,24 +66,33 @@ class TrainState:
         self.parameters = [p for p in distiller.parameters() if p.requires_grad]
         terms = distiller.objective.terms.values()
         self.stateful_terms: list[StatefulTerm] = [term for term in terms if isinstance(term, StatefulTerm)]
-        guarded = {id(buffer) for term in self.stateful_terms for buffer in cast(nn.Module, term).buffers()}
-        alone = [name for name, buffer in distiller.named_buffers() if id(buffer) in guarded]
-        self.module = wrap(distiller, accelerator, alone=alone)
-        self.buffers = SavedBuffers(buffer for buffer in distiller.buffers() if id(buffer) not in guarded)
+        guards = [cast(nn.Module, term) for term in self.stateful_terms]
+        guarded = {id(buffer) for guard in guards for buffer in guard.buffers()}
+        unsynchronised = [name for name, buffer in distiller.named_buffers() if id(buffer) in guarded]
+        self.module = wrap(distiller, accelerator, unsynchronised=unsynchronised)
+        self.buffers = SavedBuffers(distiller, but=guards)
         self.student = PlannedStudent(distiller.student)
         self.metrics = EpochMetrics(distiller.objective, self.device)
         self.now = StepValues(sums=self.metrics.zeros.clone(), nonfinite_log=empty_nonfinite_log(self.device))
 
     @contextmanager
-    def computing(self, samples: int, *, last: bool = True) -> Iterator[None]:
-        """Enter this for the forward pass of a micro-batch of so many samples, the ``last`` of a step or not."""
+    def forward_context(self, samples: int, *, last: bool = True) -> Iterator[None]:
+        """Enter this for the forward pass of a micro-batch of so many samples, the ``last`` of a step or not.
+
+        It sets the precision, the form that the student is computed in, and whether processes average the gradients.
+        """
         self.distiller.called = self.student.call(samples)
         local = nullcontext() if last else local_gradients(self.module)
-        with mixed_precision(self.device, self.settings.precision), self.student.gradients(samples), local:
-            yield
+        try:
+            with mixed_precision(self.device, self.settings.precision), self.student.gradients(samples), local:
+                yield
+        finally:
+            self.distiller.called = None
 
     def apply(self, finite: Tensor) -> None:
         """Step the optimizer if ``finite``; else leave parameters, moments and buffers as they were."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.now.rate
         if self.device.type == "cpu":
             if finite:
                 self.optimizer.step()

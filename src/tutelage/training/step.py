@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import nn
 
-from tutelage.training.distributed import step_totals
+from tutelage.training.distributed import agreed, step_totals
 from tutelage.training.metrics import log_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.types import Batch, Teacher
@@ -19,31 +19,31 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
     Off the CPU the host waits for nothing.
 
     Args:
-        state: what the step reads and changes; its schedules are set.
+        state: what the step reads and changes; `FitState.begin_step` has set its numbers.
         batch: on the device; cut into ``settings.accumulate`` micro-batches.
         teacher: called on every micro-batch; none where the objective needs none.
     """
-    now, settings = state.now, state.settings
-    totals = step_totals(batch, state.accelerator)
+    now, metrics = state.now, state.metrics
+    totals = step_totals(batch, state.accelerator)  # what means divide by
     state.buffers.save()
     shares, logits = [], []
-    pieces = split_batch(batch, settings.accumulate)
+    pieces = split_batch(batch, state.settings.accumulate)
     for piece in pieces:
         outputs = teacher(piece) if teacher is not None else None
-        with state.computing(len(piece.index), last=piece is pieces[-1]):
+        with state.forward_context(len(piece.index), last=piece is pieces[-1]):
             output = state.module(piece, outputs, now.progress, totals)
         output.loss.total.backward()
-        shares.append(state.metrics.measure(piece, outputs, output, totals))
+        shares.append(metrics.measure(piece, outputs, output, totals))
         logits.append(tuple(each.logits.detach() for each in (output.outputs, outputs) if each is not None))
-    sums = reduce(torch.add, shares)
+    sums = reduce(torch.add, shares)  # of the loss first
     parameters = [p for p in state.parameters if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if settings.clip is not None:
-        nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
-    finite = torch.isfinite(norm) & torch.isfinite(sums[0])
+    if state.settings.clip is not None:
+        nn.utils.clip_grads_with_norm_(parameters, state.settings.clip, norm)
+    finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
     state.apply(finite)
-    now.sums += torch.where(finite, sums, state.metrics.skipped)
-    now.nonfinite_log = log_nonfinite(now.nonfinite_log, finite, step=now.step, index=batch.index, logits=logits)
+    now.sums += torch.where(finite, sums, metrics.skipped_sums)
+    log_nonfinite(now.nonfinite_log, finite, step=now.step, index=batch.index, logits=logits)
 
 
 def split_batch(batch: Batch, pieces: int) -> list[Batch]:

@@ -1,0 +1,42 @@
+"""Work of several students or runs side by side, in which an error ends the one whose work it is."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import ParamSpec, TypeVar
+
+from tutelage.training.rng import RngState
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Isolation:
+    """Keeps the work of several students or runs apart.
+
+    Args:
+        on_error: called with the number of each that an error ends, and the error.
+
+    Attributes:
+        generators: by number, the random generators that its work draws from; by default the process's.
+        errors: by number, what has ended it.
+    """
+
+    def __init__(self, on_error: Callable[[int, Exception], None] | None = None) -> None:
+        self.generators: dict[int, RngState] = {}
+        self.errors: dict[int, Exception] = {}
+        self._on_error = on_error
+
+    def attempt(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """Do some work of the ``k``-th; return what it returns, none where it fails."""
+        try:
+            with self.generators.get(k) or nullcontext():
+                return work(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
+            traceback.clear_frames(error.__traceback__)  # Its tensors are not kept while the others continue.
+            self.errors[k] = error
+            if self._on_error is not None:
+                self._on_error(k, error)
+            return None
