@@ -260,3 +260,52 @@ def test_a_compiled_distiller_deep_copies_and_saves_under_its_own_names():
     assert distiller.state_dict().keys() == names
     distiller.called = None
     assert copy.deepcopy(distiller).state_dict().keys() == names
+
+
+class Counts(Moving):
+    """Counts its forward passes, and writes into its inputs."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x.mul_(2.0).sub_(0.5))
+
+
+def test_where_all_is_switched_off_no_pass_is_lost(monkeypatch):
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
+    student, teacher = seeded(Counts), Counts()
+    rows = Rows(*images(), batch_size=16)
+    fitted(student, rows, teacher=FrozenTeacher(teacher), objective=MATCH, epochs=1, **off)
+    assert (student.calls, teacher.calls) == (3, 3)
+
+
+def test_a_student_that_writes_into_its_inputs_is_measured_on_a_copy(monkeypatch):
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    monkeypatch.setattr(f"{COMPILE}.SHARE", 0.0)  # Measured, and nothing is worth trying.
+    sums = []
+
+    class Keeps(Counts):
+        def forward(self, x):
+            sums.append(float(x.sum()))
+            return super().forward(x)
+
+    fitted(seeded(Keeps), Rows(*images(), batch_size=48), epochs=1)
+    assert len(sums) > 2
+    assert len(set(sums)) == 1
+
+
+def test_a_student_with_an_expanded_buffer_is_measured(monkeypatch):
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    student = seeded(Moving)
+    student.register_buffer("one", torch.ones(1).expand(3))
+    fitted(student, Rows(*images(), batch_size=16), epochs=1)
+    assert torch.equal(student.one, torch.ones(3))
+
+
+def test_a_fit_leaves_its_distiller_uncompiled(tmp_path):
+    distiller = Distiller(seeded(Moving), MATCH)
+    rows, teacher = Rows(*images(), batch_size=10), FrozenTeacher(seeded(Moving, 1))
+    list(fit(distiller, teacher, rows, settings(epochs=1, **FAST), accelerator=accelerator_on("cpu")))
+    assert distiller.called is None

@@ -337,3 +337,37 @@ def test_settings_that_do_not_agree_are_refused(name, value):
     ]
     with pytest.raises(ValueError, match=f"{name}: expected one value for all that are fitted together"):
         lockstep_of(jobs, lambda batch: Outputs(batch.inputs))
+
+
+def test_one_that_cannot_begin_an_epoch_ends_alone():
+    class Refuses(Writing):
+        def train(self, mode=True):
+            if mode and getattr(self, "trained", False):
+                raise RuntimeError("no more")
+            self.trained = mode
+            return super().train(mode)
+
+    cases = [Case(Refuses, objectives.kd(temperature=2.0), 5), *CASES[:2]]
+    distillers, histories = together(cases)
+    assert isinstance(histories[0][-1], RuntimeError)
+    assert_alike(distillers[1:], histories[1:], CASES[:2])
+
+
+def test_a_resumed_group_computes_its_teacher_as_one_that_uses_it_did(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    cases, folders = [CASES[3], CASES[1]], [tmp_path / "labels", tmp_path / "teacher"]
+    fast = {"compile_teacher": True, "compile_student": False, "gradient_products": False, "checkpoint_steps": 1}
+    for case, folder in zip(cases, folders, strict=True):
+        with pytest.raises(KeyboardInterrupt):
+            list(alone(case, folder=folder, rows=batches(stop_before=(1, 1)), **fast)[1])
+    plans = [case.keep(folder).checkpoints.load().state["speed"] for case, folder in zip(cases, folders, strict=True)]
+    assert [plan["teacher_compiled"] for plan in plans] == [False, True]
+    jobs = []
+    for case, folder in zip(cases, folders, strict=True):
+        saved = case.keep(folder).checkpoints.load()
+        jobs.append(
+            FitJob(distiller=case.distiller(), settings=case.settings(**fast), uses_teacher=case.asks, resume=saved)
+        )
+    lockstep = lockstep_of(jobs, FrozenTeacher(teacher().network))
+    list(lockstep.run())
+    assert lockstep.teacher.plan.teacher_compiled

@@ -732,3 +732,58 @@ def test_what_a_fit_held_is_free_when_it_ends():
     finally:
         gc.enable()
         hook.remove()
+
+
+def test_a_checkpoint_can_be_resumed_from_twice(tmp_path):
+    rows = Rows(*samples(), batch_size=16, stop_before=(1, 2))
+    with pytest.raises(KeyboardInterrupt):
+        fitted(mlp(), rows, folder=tmp_path, checkpoint_steps=1)
+    saved = Checkpoints(tmp_path / "checkpoints").load()
+    histories = []
+    for _ in range(2):
+        distiller = Distiller(mlp(), objectives.cross_entropy())
+        rows = Rows(*samples(), batch_size=16)
+        histories.append(
+            untimed(fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), resume=saved))
+        )
+    assert histories[0] == histories[1]
+
+
+def test_the_best_weights_are_the_whole_students(tmp_path):
+    class Named(nn.Module):
+        """A module of the user's, of which a part is called like that of a model with a card."""
+
+        def __init__(self):
+            super().__init__()
+            self.network, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.network(x))
+
+    keep = CheckpointSink(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
+    rows, student = Rows(*samples(), batch_size=16), seeded(Named)
+    how = {"accelerator": accelerator_on("cpu"), "held_out": [EvalSet("test", rows)], "keep": keep}
+    list(fit(Distiller(student, objectives.cross_entropy()), None, rows, settings(), **how))
+    assert safetensors.torch.load_file(tmp_path / "best.safetensors").keys() == student.state_dict().keys()
+
+
+def test_a_running_mean_that_is_replaced_is_put_back_when_a_step_is_skipped():
+    class Running(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = mlp()
+            self.register_buffer("mean", torch.zeros(6))
+
+        def forward(self, x):
+            if self.training:
+                self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return self.body(x - self.mean)
+
+    inputs, labels = samples(48)
+    inputs[17] = torch.nan
+    without = torch.cat([torch.arange(16), torch.arange(24, 48)])
+    students = Running(), Running()
+    (record,) = fitted(students[0], Rows(inputs, labels, batch_size=8), nonfinite="skip", epochs=1)
+    fitted(students[1], Rows(inputs[without], labels[without], batch_size=8), epochs=1)
+    assert record["skipped_steps"] == 1
+    assert same_bits(state(students[0]), state(students[1]))

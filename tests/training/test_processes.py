@@ -46,10 +46,26 @@ def fit_student(name):
     return state(distiller), record["train"]["terms"], record["train"]["loss"]
 
 
+def breaks_on_one(student_logits, labels):
+    """Its value is infinite for samples of class 3, its gradient finite for all."""
+    return student_logits.square().sum(-1) + torch.where(labels == 3, torch.inf, 0.0)
+
+
+def fit_past_a_broken_loss():
+    """Fit steps of 4 samples, of which the third has one of class 3, in the first process's share; skip it."""
+    inputs, labels = samples(20)
+    labels = torch.where(torch.arange(20) == 8, 3, labels % 3)
+    objective = Objective.of(WeightedTerm("broken", 1.0, Apply(breaks_on_one)))
+    distiller, rows = Distiller(mlp(seed=0), objective), Shares(inputs, labels, batch_size=4)
+    how = settings(epochs=1, nonfinite="skip")
+    (record,) = fit(distiller, None, rows, how, accelerator=accelerator_on("cpu"))
+    return state(distiller), record["skipped_steps"]
+
+
 def one_of_two(rank, port, folder, name):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    torch.save(fit_student(name), folder / f"{rank}.pt")
+    torch.save((*fit_student(name), *fit_past_a_broken_loss()), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -60,9 +76,14 @@ def test_two_processes_train_and_record_what_one_does(name, tmp_path):
         port = free.getsockname()[1]
     multiprocessing.spawn(one_of_two, (port, tmp_path, name), nprocs=2)
     wanted, means, loss = fit_student(name)
+    kept, skipped = fit_past_a_broken_loss()
+    assert skipped == 1
     for rank in range(2):
-        weights, terms, total = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        weights, terms, total, after, count = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in wanted.items():
             torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(terms, means, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(total, loss, rtol=1e-5, atol=1e-7)
+        # Whether a step counts is decided by all, and it is one step however many there are.
+        assert count == skipped
+        torch.testing.assert_close(after, kept, rtol=1e-4, atol=1e-6)

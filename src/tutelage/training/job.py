@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from tutelage.training.optim import optimizer_state, restore_optimizer
 from tutelage.training.rng import random_state, restore_random
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch
-from tutelage.types import Batch, Batches, Progress
+from tutelage.types import Batch, Batches, Outputs, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,14 +212,17 @@ class FitState:
         if reason is not None:
             self._adopt(ComputePlan(reasons={"student": reason}).after(teacher_plan))
             return
-        outputs = teacher(piece) if teacher is not None else None
         totals, samples = step_totals(piece, self.accelerator), len(piece.index)
+
+        @cache
+        def outputs() -> Outputs | None:
+            return teacher(piece) if teacher is not None else None
 
         def step() -> None:
             # A student may write into its inputs.
-            own = piece._replace(inputs=piece.inputs.clone())
+            teacher_outputs, own = outputs(), piece._replace(inputs=piece.inputs.clone())
             with train.forward_context(samples):
-                output = train.module(own, outputs, Progress(), totals)
+                output = train.module(own, teacher_outputs, Progress(), totals)
             output.loss.total.backward()
             for term in train.stateful_terms:
                 term.commit(torch.zeros((), dtype=torch.bool, device=self.device))

@@ -56,11 +56,11 @@ class Lockstep:
                     f"{name}: expected one value for all that are fitted together, got "
                     f"{', '.join(sorted(map(str, values)))}; fit them one after the other"
                 )
-        self.jobs, self.teacher, self.batches = jobs, teacher, batches
+        self.jobs, self.batches = jobs, batches
         self.accelerator, self.isolation, self.stage = accelerator, isolation, stage
         self.settings = next(iter(jobs.values())).settings
+        self.teacher = PlannedTeacher(teacher, self.settings, accelerator.device) if teacher is not None else None
         self._states: dict[int, FitState] = {}
-        self._teacher: PlannedTeacher | None = None
 
     def run(self) -> Iterator[tuple[int, records.Epoch]]:
         """Train, yielding each student's number and record after every epoch; the errors of one are in ``isolation``.
@@ -72,10 +72,9 @@ class Lockstep:
             how = {"steps": len(self.batches), "stage": self.stage}
             if state := self.isolation.attempt(k, partial(FitState, job, self.accelerator, **how)):
                 self._states[k] = state
-        if self.teacher is not None:
-            plans = (state.plan for state in self._students().values() if state.job.uses_teacher)
-            plan = next((plan for plan in plans if plan is not None), None)
-            self._teacher = PlannedTeacher(self.teacher, self.settings, self.accelerator.device, plan)
+        for state in self._students().values():
+            if self.teacher is not None and state.job.uses_teacher and state.plan is not None:
+                self.teacher.use(state.plan)
         while epochs := [epoch for epoch, _ in self._positions() if epoch < self.settings.epochs]:
             yield from self._run_epoch(min(epochs))
 
@@ -111,7 +110,7 @@ class Lockstep:
         job = state.job
         if joins:
             state.begin_epoch()
-        state.begin_step(batch, self._teacher if job.uses_teacher else None)
+        state.begin_step(batch, self.teacher if job.uses_teacher else None)
         taps = job.distiller.objective.needs.teacher_taps
         train_step(state.train, batch, _replayed(outputs, taps) if job.uses_teacher else None)
         state.end_step(batch)
@@ -119,12 +118,12 @@ class Lockstep:
     def _teacher_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> list[Outputs]:
         """Return the teacher's outputs for each micro-batch; none where no student is to get them."""
         using = [state for state in present.values() if state.job.uses_teacher]
-        if self._teacher is None or not using:
+        if self.teacher is None or not using:
             return []
         pieces = split_batch(batch, self.settings.accumulate)
         # Students begin by the plan that the teacher has.
-        self._teacher.choose_plan(pieces[0], steps=using[0].steps_left, processes=self.accelerator.num_processes)
-        return [self._teacher(piece) for piece in pieces]
+        self.teacher.choose_plan(pieces[0], steps=using[0].steps_left, processes=self.accelerator.num_processes)
+        return [self.teacher(piece) for piece in pieces]
 
     def _students(self) -> dict[int, FitState]:
         """Return the students that have not failed; the others are let go of, so that their memory is free."""
