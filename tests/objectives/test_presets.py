@@ -276,6 +276,19 @@ def test_a_preset_of_ones_own_stands_in_a_recipe(own_names):
         from_recipe("logit_distanc")
 
 
+def test_a_value_for_a_preset_without_arguments_is_answered(own_names):
+    @objectives.preset("none")
+    def fixed() -> Objective:
+        """``mean -log p``."""
+        return objectives.cross_entropy()
+
+    assert from_recipe("fixed") == fixed()
+    with pytest.raises(
+        ValueError, match=r"^objective.fixed: expected a mapping of its arguments, got 3; for example fixed$"
+    ):
+        from_recipe({"fixed": 3})
+
+
 def test_a_preset_may_compose_others(own_names):
     @objectives.preset("a KD that is TTM")
     def kd_as_ttm(*, temperature: float, lam: float = 0.9) -> Objective:

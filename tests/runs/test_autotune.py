@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from tutelage import api, config, records
-from tutelage.config.schema import Comparison, Recipe
+from tutelage.config.schema import Comparison, Recipe, RecipeError
 from tutelage.runs import autotune
 from tutelage.runs.dry_run import dry_run
 from tutelage.runs.execute import execute
@@ -17,6 +17,7 @@ from tutelage.runs.run import RunOptions
 from tutelage.runs.setup import build_inputs
 from tutelage.studies import plan, schema
 from tutelage.studies.compare import compare
+from tutelage.teacher_cache.top_k import TeacherCacheError
 from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
@@ -219,3 +220,37 @@ def test_runs_that_were_begun_in_two_precisions_are_not_resumed_together(tmp_pat
     assert run.manifest["precision"]["value"] == "fp32"
     assert str(error).startswith("precision: expected fp32, as the runs beside b have, got bf16")
     assert execute(parsed(name="b"), tmp_path / "b").manifest["precision"]["value"] == "bf16"
+
+
+def test_a_begun_run_does_not_take_the_precision_of_outputs_that_it_did_not_read(tmp_path, timed):
+    teacher = execute(parsed(student="mlp:16", epochs=3), tmp_path / "teacher")
+    how = {"teacher": str(teacher.folder), "objective": "kd"}
+    options = RunOptions(deadline=Deadline(0.0))
+    with pytest.raises(DeadlineExceeded):
+        execute(parsed(**how, precision="fp32"), tmp_path / "run", options=options)
+    outputs = str(tmp_path / "outputs")
+    record(parsed(**how, precision="bf16", outputs=outputs))
+    with pytest.raises(TeacherCacheError, match=r"precision \(expected fp32, got bf16\)"):
+        execute(parsed(**how, outputs=outputs), tmp_path / "run")
+    assert config.read(tmp_path / "run" / records.RECIPE)["precision"] == "fp32"
+
+
+def test_a_run_that_cannot_begin_leaves_its_precision_to_the_others(tmp_path, timed, monkeypatch):
+    timed(BF16_WINS)
+    time_step = autotune.time_step
+
+    def step(recipe, *rest, **how):
+        if recipe.student.name.startswith("file:"):
+            raise ValueError("no step can be taken")
+        return time_step(recipe, *rest, **how)
+
+    monkeypatch.setattr(autotune, "time_step", step)
+    file = tmp_path / "narrow.py"
+    layers = "torch.nn.Flatten(), torch.nn.Linear(64, 7)"
+    file.write_text(f"import torch\n\n\ndef narrow(classes, **_):\n    return torch.nn.Sequential({layers})\n")
+    value = [parsed(name="a", student=f"file:{file}:narrow"), parsed(name="b"), parsed(name="c")]
+    options = RunOptions(trust_code=True)
+    error, *runs = execute_group([(recipe, tmp_path / recipe.name) for recipe in value], options=options)
+    assert isinstance(error, RecipeError)
+    assert [run.manifest["status"] for run in runs] == ["finished", "finished"]
+    assert len({run.manifest["precision"]["value"] for run in runs}) == 1

@@ -17,6 +17,7 @@ from tutelage.runs.group import can_share_batches, execute_group
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions
+from tutelage.training.deadline import Deadline, DeadlineExceeded
 from tutelage.training.evaluate import NonFiniteError
 
 STUDENT = f"file:{KILLED_RUN}:student"
@@ -310,3 +311,36 @@ def test_others_are_refused(teacher, tmp_path):
     with pytest.raises(ValueError, match="recipes: expected some that can share batches"):
         together(mixed)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_the_last_evaluation_is_not_reached_nothing_has_failed(teacher, tmp_path):
+    """Time is up when all steps are done: the runs are interrupted, and resumed."""
+
+    class Late(Watches):
+        def note(self, text):
+            super().note(text)
+            if self.left == 0:
+                deadline.moment = 0.0
+
+    names, deadline = ("labels", "dropout"), Deadline(1e12)
+    reporter = Late(epochs=2 * 3)
+    options = RunOptions(reporter=reporter, trust_code=True, deadline=deadline)
+    results = execute_group(planned(tmp_path, teacher, names), options=options)
+    assert [type(result) for result in results] == [DeadlineExceeded] * 2
+    assert not [line for line in reporter.lines if "failed" in line]
+    assert [manifest(tmp_path / name)["status"] for name in names] == ["interrupted"] * 2
+    assert [type(run) for run in together(planned(tmp_path, teacher, names))] == [Run] * 2
+
+
+def test_only_runs_that_have_finished_are_said_to_have(teacher, tmp_path):
+    class Speechless(Watches):
+        def say(self, text):
+            if text.startswith("labels: test accuracy"):
+                raise ValueError("no words")
+            super().say(text)
+
+    finished = []
+    options = RunOptions(reporter=Speechless(), trust_code=True, when_finished=lambda f: finished.append(f.name))
+    results = execute_group(planned(tmp_path, teacher, ("labels", "dropout")), options=options)
+    assert [type(result) for result in results] == [ValueError, Run]
+    assert finished == ["dropout"]

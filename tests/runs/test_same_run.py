@@ -117,3 +117,17 @@ def test_a_comparison_may_get_other_objectives_and_seeds_but_each_objective_stay
     assert recipe_differences(then, of(other="kd", pkt="pkt", ttm={"ttm": {"gamma": 1, "beta": 1}})) == []
     hot = {"kd": {"temperature": 9.0}}
     assert recipe_differences(then, of(kd=hot)) == ["objectives.kd.0.kd.temperature was 4.0, is 9.0"]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "lines"),
+    [
+        ("there/outputs", "here/outputs", []),
+        ("there/outputs", None, ["outputs was there/outputs, is none"]),
+        (None, "here/outputs", ["outputs was none, is here/outputs"]),
+    ],
+)
+def test_a_comparisons_teacher_is_recorded_for_all_runs_or_live_for_all(then, now, lines):
+    value = {key: VALUE[key] for key in ("name", "student", "teacher")} | {"objectives": {"kd": "kd"}}
+    before = yaml.safe_load(config.dump(config.parse(Comparison, {**value, "outputs": then})))
+    assert recipe_differences(before, config.parse(Comparison, {**value, "outputs": now, "seeds": 2})) == lines

@@ -17,6 +17,7 @@ BUFFERS = {
     "some columns": lambda: BASE.clone()[:, 1:3],
     "every other row": lambda: BASE.clone()[::2],
     "of a size 1": lambda: torch.rand(1, 4, 1).transpose(0, 2),
+    "conjugated": lambda: torch.rand(3, dtype=torch.complex64).conj(),
 }
 
 
@@ -163,3 +164,39 @@ def test_one_that_two_modules_share_is_one():
     shared.fill_(3.0)
     saved.restore(unless=torch.tensor(False))
     assert torch.equal(shared, torch.zeros(2))
+
+
+SPECIAL = {
+    "sparse": lambda scale: scale * torch.eye(3).to_sparse(),
+    "compressed": lambda scale: scale * torch.eye(3).to_sparse_csr(),
+    "quantised": lambda scale: torch.quantize_per_tensor(scale * torch.eye(3), 0.1, 0, torch.quint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of sparse and quantised tensors
+@pytest.mark.parametrize("name", SPECIAL)
+def test_a_special_tensor_is_copied_by_itself(name):
+    buffer = SPECIAL[name](1.0)
+    saved = SavedBuffers(Holder(buffer, torch.zeros(2)))
+    saved.save()
+    buffer.copy_(SPECIAL[name](2.0))
+    saved.restore()
+    dense = buffer.dequantize() if buffer.is_quantized else buffer.to_dense()
+    torch.testing.assert_close(dense, torch.eye(3))
+
+
+@pytest.mark.parametrize("unless", [None, torch.tensor(False), torch.tensor(True)])
+@pytest.mark.parametrize("way", ["data", "set_"])
+def test_a_buffer_that_is_given_other_memory_is_put_back(way, unless):
+    module = Holder(torch.zeros(3), torch.zeros(2))
+    saved, buffer = SavedBuffers(module), module.b0
+    for _ in range(2):
+        module.b0.zero_()
+        saved.save()
+        if way == "data":
+            module.b0.data = torch.full((3,), 5.0)
+        else:
+            module.b0.set_(torch.full((3,), 5.0))
+        saved.restore(unless=unless)
+        assert torch.equal(module.b0, torch.full((3,), 0.0 if unless is None or not unless else 5.0))
+        assert module.b0 is buffer

@@ -787,3 +787,18 @@ def test_a_running_mean_that_is_replaced_is_put_back_when_a_step_is_skipped():
     fitted(students[1], Rows(inputs[without], labels[without], batch_size=8), epochs=1)
     assert record["skipped_steps"] == 1
     assert same_bits(state(students[0]), state(students[1]))
+
+
+def test_batches_of_a_kind_of_the_users_own_are_learned_from():
+    class Own:
+        def __init__(self, batch):
+            self.index, self.inputs, self.labels = batch.index, batch.inputs, batch.labels
+
+    class Rewrapped(Rows):
+        def epoch(self, epoch, **how):
+            return map(Own, super().epoch(epoch, **how))
+
+    own, plain = mlp(), mlp()
+    history = fitted(own, Rewrapped(*samples(), batch_size=16))
+    assert untimed(history) == untimed(fitted(plain, Rows(*samples(), batch_size=16)))
+    assert same_bits(state(own), state(plain))

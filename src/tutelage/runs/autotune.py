@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -37,12 +37,18 @@ R = TypeVar("R", bound=Recipe)
 
 
 def resolve_precision(
-    recipe: R, run_inputs: Callable[[], RunInputs], *, folders: Sequence[Path] = (), run: Recipe | None = None
+    recipe: R,
+    run_inputs: Callable[[], RunInputs],
+    *,
+    folder: Path | None = None,
+    beside: Sequence[Path] = (),
+    chosen: str | None = None,
+    run: Recipe | None = None,
 ) -> tuple[R, str | None]:
     """Return a recipe with one of `CHOICES` where it leaves its precision open, and what was measured, if anything was.
 
-    That of the recorded outputs that it reads comes first, then that of the first of ``folders`` in which a run or a
-    comparison was begun. Else some training steps are timed in float32 and in bfloat16, on copies of the networks;
+    That of the run or comparison that is resumed comes first, then that of the recorded outputs that it reads, then
+    that of runs beside it. Else some training steps are timed in float32 and in bfloat16, on copies of the networks;
     bfloat16 is taken where it is `GAIN` times faster. Fits of less than `FEW` steps, several processes, and runs of
     which no step can be taken get float32, untimed.
 
@@ -50,7 +56,9 @@ def resolve_precision(
         recipe: a run's or a comparison's.
         run_inputs: returns the objects to time steps of; its teacher may be a random one in the place of one that is
             still to be trained.
-        folders: of the run that is resumed, and of those that share its steps.
+        folder: its own; it may have been begun there.
+        beside: folders of runs that share its steps; they may have been begun.
+        chosen: the precision that was chosen for these runs, if it was.
         run: of a comparison, the run to time.
     """
     if recipe.precision != "auto":
@@ -61,10 +69,10 @@ def resolve_precision(
 
     # The outputs of a comparison have a folder for each data seed.
     paths = sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else []
-    earlier = [records.read_json(path).get("key") or {} for path in paths]
-    earlier += [config.read(folder / records.RECIPE) for folder in folders if (folder / records.RECIPE).exists()]
-    if recorded := next((value["precision"] for value in earlier if value.get("precision") in CHOICES), None):
-        return resolved(recorded)
+    outputs = [records.read_json(path).get("key") or {} for path in paths]
+    for earlier in (_begun(folder), *outputs, *map(_begun, beside), {"precision": chosen}):
+        if (recorded := str(earlier.get("precision"))) in CHOICES:
+            return resolved(recorded)
     inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN)
     if steps_of(timed, len(inputs.splits.train)) < FEW or accelerator_on(recipe.device).num_processes > 1:
         return resolved("fp32")
@@ -79,6 +87,12 @@ def resolve_precision(
     return resolved(
         precision, f"precision {precision}: a step takes {slow * 1e3:.1f} ms in fp32, {fast * 1e3:.1f} ms in bf16"
     )
+
+
+def _begun(folder: Path | None) -> dict[str, Any]:
+    """Return the recipe of what was begun in a folder; an empty one where nothing was."""
+    path = None if folder is None else folder / records.RECIPE
+    return config.read(path) if path is not None and path.exists() else {}
 
 
 def with_untrained_teacher(recipe: Recipe) -> Recipe:

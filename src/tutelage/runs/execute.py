@@ -40,7 +40,7 @@ def execute(
     with folder_lock(folder), torch_settings(recipe):
         earlier = resume.earlier_manifest(folder, recipe)
         inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
-        recipe, reason = autotune.resolve_precision(recipe, lambda: inputs, folders=[folder])
+        recipe, reason = autotune.resolve_precision(recipe, lambda: inputs, folder=folder)
         if reason:
             options.reporter.say(f"{recipe.name}: {reason}")
         training = recipe.training(f"{recipe.name}/teacher")

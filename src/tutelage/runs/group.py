@@ -48,11 +48,11 @@ class RunGroup:
             self.isolation.attempt(k, run.begin)
         for stage in range(max((len(run.fits) for run in self.runs.values()), default=0)):
             self.fit_stage(stage)
-        for k, run in self.left():
-            self.isolation.attempt(k, run.check_time)
+        for _, run in self.left()[:1]:
+            run.check_time()  # of all of them
         for k, run in self.left():
             self.isolation.attempt(k, run.finish)
-            if run.finished and self.options.when_finished is not None:
+            if k not in self.isolation.errors and self.options.when_finished is not None:
                 self.options.when_finished(run.folder)
 
     def left(self) -> list[tuple[int, RunState]]:
@@ -151,7 +151,9 @@ class _Shared:
         run_inputs = build_inputs(recipe, splits=self.splits, teacher=self.teacher, trust_code=self.options.trust_code)
         self.splits, self.teacher = run_inputs.splits, self.teacher or run_inputs.teacher
         resume.same_fingerprints(run_inputs, resume.fingerprints(earlier))
-        recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs, folders=[folder, *self.folders])
+        recipe, reason = autotune.resolve_precision(
+            recipe, lambda: run_inputs, folder=folder, beside=self.folders, chosen=self.precision
+        )
         self.precision, self.reason = self.precision or recipe.precision, self.reason or reason
         if recipe.precision != self.precision:
             raise RecipeError(

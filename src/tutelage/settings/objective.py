@@ -123,7 +123,7 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     if not isinstance(arguments, Mapping):
         raise ValueError(
             f"objective.{name}: expected a mapping of its arguments, got {arguments!r}; "
-            f"for example {{{name}: {{{known[0]}: 1}}}}"
+            f"for example {f'{{{name}: {{{known[0]}: 1}}}}' if known else name}"
         )
     errors = []
     scale = entry.get("scale", 1)

@@ -118,7 +118,7 @@ def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, o
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
     run_inputs = partial(build_inputs, run, trust_code=options.trust_code, splits=splits)
     with torch_settings(run):
-        comparison, why = autotune.resolve_precision(comparison, run_inputs, folders=[folder], run=run)
+        comparison, why = autotune.resolve_precision(comparison, run_inputs, folder=folder, run=run)
     if why:
         options.reporter.say(f"{comparison.name}: {why}")
     return comparison

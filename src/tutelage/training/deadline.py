@@ -38,11 +38,11 @@ class Deadline:
 
     def end_training(self) -> None:
         """Take note that an epoch's steps are done, and its evaluations begin."""
-        self._trained = self.clock()
+        self._trained = time.monotonic()
 
     def end_evaluation(self) -> None:
         """Take note that an epoch's evaluations, or some of them, are done: how long they take is known now."""
-        self.evaluation = self.clock() - self._trained
+        self.evaluation = time.monotonic() - self._trained
 
     def check(self, what: str, work: float = 0.0) -> None:
         """Refuse to begin work that there is no time for.

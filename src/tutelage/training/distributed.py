@@ -44,13 +44,12 @@ def batches_on(
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:
     """Move a batch to the device, images in the layout that convolutions are fast in."""
-    index, inputs, labels, view = batch
-    layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
+    layout = torch.channels_last if channels_last and batch.inputs.ndim == 4 else torch.preserve_format
     return Batch(
-        index.to(device, non_blocking=True),
-        inputs.to(device, non_blocking=True, memory_format=layout),
-        labels.to(device, non_blocking=True),
-        view,
+        batch.index.to(device, non_blocking=True),
+        batch.inputs.to(device, non_blocking=True, memory_format=layout),
+        batch.labels.to(device, non_blocking=True),
+        getattr(batch, "view", None),  # A loader of the user's may have batches of its own kind.
     )
 
 
