@@ -207,9 +207,9 @@ def arm(moment):
 
         RunState.finish = finished
     elif what == "forget":
-        from tutelage.training import job
+        from tutelage.training import state
 
-        job.restore_random = lambda *_: None
+        state.restore_random = lambda *_: None
     elif what == "outside":
         register_optimizer_step_post_hook(lambda *_: time.sleep(0.02))
     else:

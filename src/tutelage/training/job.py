@@ -17,14 +17,12 @@ from tutelage.settings.fit import FitSettings
 from tutelage.submodules import unwrapped
 from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
-from tutelage.training.checkpoints import Checkpoint, CheckpointSink, under
+from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import ComputePlan, PlannedTeacher, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on, step_totals, summed
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
 from tutelage.training.metrics import raise_if_nonfinite
-from tutelage.training.optim import optimizer_state, restore_optimizer
-from tutelage.training.rng import random_state, restore_random
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch
 from tutelage.types import Batch, Batches, Outputs, Progress
@@ -110,7 +108,7 @@ class FitState:
     def begin_step(self, batch: Batch, teacher: PlannedTeacher | None) -> None:
         """Set what a step reads: before the first how it is computed, then its learning rate and scheduled weights."""
         if self.plan is None:
-            self._choose_plan(batch, teacher)
+            self._adopt(_choose_plan(self.train, batch, teacher, steps=self.steps_left))
         now, settings, steps = self.now, self.settings, self.steps
         now.rate = optim.learning_rate(
             settings.schedule,
@@ -152,7 +150,7 @@ class FitState:
     def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
         """Evaluate, save, and return the record."""
         now, job, processes = self.now, self.job, self.accelerator.num_processes
-        evaluations = {held.name: self._evaluate(held) for held in job.held_out}
+        evaluations = {held.name: _evaluate(self.train, held) for held in job.held_out}
         now.epoch += 1
         now.step_in_epoch = 0
         record: records.Epoch = {
@@ -181,18 +179,6 @@ class FitState:
         self._save()
         return record
 
-    def _evaluate(self, held: EvalSet) -> records.EvaluationMeans:
-        distiller, settings = self.job.distiller, self.settings
-        outputs = collect_outputs(
-            distiller.student,
-            held.batches,
-            device=self.device,
-            precision=settings.precision,
-            channels_last=settings.channels_last,
-            who="student",
-        )
-        return summarize(held.name, outputs, held.teacher, gamma=distiller.objective.target_gamma)
-
     def _raise_if_nonfinite(self) -> None:
         """Stop the run after a non-finite step, unless such steps are to be skipped."""
         if self.settings.nonfinite != "skip":
@@ -202,34 +188,6 @@ class FitState:
     def steps_left(self) -> int:
         """Steps that are left of the fit."""
         return self.total_steps - self.now.step
-
-    def _choose_plan(self, batch: Batch, teacher: PlannedTeacher | None) -> None:
-        """Choose how teacher and student are computed; measuring the student leaves it and the generators alone."""
-        settings, train, processes = self.settings, self.train, self.accelerator.num_processes
-        piece, how = split_batch(batch, settings.accumulate)[0], {"steps": self.steps_left, "processes": processes}
-        teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, **how)
-        reason = reason_unmeasured(wanted=(settings.compile_student, settings.gradient_products), **how)
-        if reason is not None:
-            self._adopt(ComputePlan(reasons={"student": reason}).after(teacher_plan))
-            return
-        totals, samples = step_totals(piece, self.accelerator), len(piece.index)
-
-        @cache
-        def outputs() -> Outputs | None:
-            return teacher(piece) if teacher is not None else None
-
-        def step() -> None:
-            # A student may write into its inputs.
-            teacher_outputs, own = outputs(), piece._replace(inputs=piece.inputs.clone())
-            with train.forward_context(samples):
-                output = train.module(own, teacher_outputs, Progress(), totals)
-            output.loss.total.backward()
-            for term in train.stateful_terms:
-                term.commit(torch.zeros((), dtype=torch.bool, device=self.device))
-
-        with unchanged(train.distiller, self.device):
-            plan = train.student.choose_plan(step, settings, steps=self.steps_left, samples=samples, device=self.device)
-        self._adopt(plan.after(teacher_plan))
 
     def _adopt(self, plan: ComputePlan) -> None:
         """Compute by a plan, and record it."""
@@ -243,22 +201,9 @@ class FitState:
         keep, now = self.job.keep, self.now
         if keep is None or not self.accelerator.is_main_process:
             return
-        moments, optimizer = optimizer_state(self.train.optimizer)
-        generators, rng = random_state(self.device)
-        tensors = {
-            **{f"lesson.{name}": tensor for name, tensor in self.train.distiller.state_dict().items()},
-            **moments,
-            "sums": now.sums,
-            "blame": now.nonfinite_log,
-            **generators,
-        }
-        state = {
+        tensors, state = self.train.packed()
+        state |= {
             "stage": self.stage,
-            "epoch": now.epoch,
-            "step": now.step,
-            "step_in_epoch": now.step_in_epoch,
-            "optimizer": optimizer,
-            "rng": rng,
             "history": self.history,
             "to_beat": self.to_beat,
             "choices": dict(keep.choices),
@@ -268,14 +213,47 @@ class FitState:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Resume from a checkpoint of this stage."""
-        tensors, state = checkpoint
-        now = self.now
-        self.train.distiller.load_state_dict(under("lesson.", tensors))
-        restore_optimizer(self.train.optimizer, checkpoint)
-        now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
+        state = checkpoint.state
+        self.train.unpack(checkpoint)
         self.history, self.to_beat = [*state["history"]], state["to_beat"]
-        now.sums.copy_(tensors["sums"])
-        now.nonfinite_log.copy_(tensors["blame"])
         # Checkpoints of older versions were computed eagerly.
         self._adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
-        restore_random(tensors, state["rng"], self.device)
+
+
+def _choose_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher | None, *, steps: int) -> ComputePlan:
+    """Choose how teacher and student are computed in so many steps; measuring leaves state and generators alone."""
+    settings, processes = train.settings, train.accelerator.num_processes
+    piece = split_batch(batch, settings.accumulate)[0]
+    teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, steps=steps, processes=processes)
+    if reason := reason_unmeasured(steps, processes, (settings.compile_student, settings.gradient_products)):
+        return ComputePlan(reasons={"student": reason}).after(teacher_plan)
+    totals, samples = step_totals(piece, train.accelerator), len(piece.index)
+
+    @cache
+    def outputs() -> Outputs | None:
+        return teacher(piece) if teacher is not None else None
+
+    def step() -> None:
+        # A student may write into its inputs.
+        teacher_outputs, own = outputs(), piece._replace(inputs=piece.inputs.clone())
+        with train.forward_context(samples):
+            output = train.module(own, teacher_outputs, Progress(), totals)
+        output.loss.total.backward()
+        for term in train.stateful_terms:
+            term.commit(torch.zeros((), dtype=torch.bool, device=train.device))
+
+    with unchanged(train.distiller, train.device):
+        plan = train.student.choose_plan(step, settings, steps=steps, samples=samples, device=train.device)
+    return plan.after(teacher_plan)
+
+
+def _evaluate(train: TrainState, held: EvalSet) -> records.EvaluationMeans:
+    outputs = collect_outputs(
+        train.distiller.student,
+        held.batches,
+        device=train.device,
+        precision=train.settings.precision,
+        channels_last=train.settings.channels_last,
+        who="student",
+    )
+    return summarize(held.name, outputs, held.teacher, gamma=train.distiller.objective.target_gamma)

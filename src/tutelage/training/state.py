@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings
 from tutelage.training import optim
 from tutelage.training.buffers import SavedBuffers
+from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
 from tutelage.training.distributed import local_gradients, mixed_precision, place, wrap
 from tutelage.training.metrics import EpochMetrics, empty_nonfinite_log
+from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Progress, StatefulTerm
 
 
@@ -106,3 +108,31 @@ class TrainState:
         for term in self.stateful_terms:
             term.commit(finite)
         self.optimizer.zero_grad()
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the state as a checkpoint holds it, generators included: tensors, and plain values.
+
+        Their names on disk are those of the first version.
+        """
+        now = self.now
+        moments, optimizer = optim.optimizer_state(self.optimizer)
+        generators, rng = random_state(self.device)
+        tensors = {
+            **{f"lesson.{name}": tensor for name, tensor in self.distiller.state_dict().items()},
+            **moments,
+            "sums": now.sums,
+            "blame": now.nonfinite_log,
+            **generators,
+        }
+        state = {"epoch": now.epoch, "step": now.step, "step_in_epoch": now.step_in_epoch}
+        return tensors, {**state, "optimizer": optimizer, "rng": rng}
+
+    def unpack(self, checkpoint: Checkpoint) -> None:
+        """Put state and generators where they were at a checkpoint."""
+        (tensors, state), now = checkpoint, self.now
+        self.distiller.load_state_dict(under("lesson.", tensors))
+        optim.restore_optimizer(self.optimizer, checkpoint)
+        now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
+        now.sums.copy_(tensors["sums"])
+        now.nonfinite_log.copy_(tensors["blame"])
+        restore_random(tensors, state["rng"], self.device)
