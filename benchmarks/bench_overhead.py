@@ -17,16 +17,14 @@ Only documented calls are made, so that modules may move between the two version
 
 import argparse
 import itertools
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parents[1]
+import versions
+
 STEPS = 400
 NORMS = (0, 20, 56)
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
@@ -158,62 +156,36 @@ def serve():
         names.reverse()
         return [*names[names.index("distill") :], "loss"]
 
-    print("ready", flush=True)
-    for line in sys.stdin:
-        asked = line.strip()
-        answers = {"operations": operations, "frames": frames}
-        print(json.dumps(answers[asked]() if asked in answers else microseconds(int(asked))), flush=True)
-
-
-def started(source, folder):
-    """Start a version's process."""
-    env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    typed = [sys.executable, Path(__file__).resolve(), "--serve"]
-    return subprocess.Popen(typed, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def asked(process, request):
-    print(request, file=process.stdin, flush=True)
-    return json.loads(process.stdout.readline())
+    answers = {"operations": operations, "frames": frames}
+    versions.serve(lambda asked: answers[asked]() if asked in answers else microseconds(int(asked)))
 
 
 def measure(sources, rounds, scratch):
     """Return every figure by version, and print them."""
-    sides = {side: started(source, scratch) for side, source in sources.items()}
-    figures = {side: {} for side in sides}
-    for process in sides.values():
-        assert process.stdout.readline() == "ready\n", "a version did not start"
-    for side, process in sides.items():
-        operations, frames = asked(process, "operations"), asked(process, "frames")
-        figures[side] |= {"operations": operations, "frames": frames}
+    sides = {side: versions.Version(__file__, source, scratch) for side, source in sources.items()}
+    figures = {}
+    for side, version in sides.items():
+        operations, frames = version.ask("operations"), version.ask("frames")
+        figures[side] = {"operations": operations, "frames": frames}
         print(f"{side}: {operations['step']} operations a step, {operations['more than by hand']} more than by hand")
         print(f"{side}: {len(frames)} frames: {' > '.join(frames)}")
     for norms in NORMS:
-        times = {side: [asked(process, norms)][1:] for side, process in sides.items()}  # the first warms up
-        for turn in range(rounds):
-            for side in list(sides) if turn % 2 else list(sides)[::-1]:
-                times[side].append(asked(sides[side], norms))
-        for side, rows in times.items():
-            figures[side][f"microseconds, {norms} norms"] = rows
+        answers = versions.in_turn(sides, rounds, norms)
+        for side in sides:
+            rows = figures[side][f"microseconds, {norms} norms"] = [answer[side] for answer in answers]
             loop, by_hand = (statistics.median(row[name] for row in rows) for name in ("loop", "by hand"))
             ratio = statistics.median(row["loop"] / row["by hand"] for row in rows)
             print(f"{side}: {norms:>2} norms: {loop:.0f} us a step, {by_hand:.0f} by hand, {ratio:.2f} times as long")
-    for process in sides.values():
-        process.stdin.close()
-        process.wait()
+    for version in sides.values():
+        version.end()
     return figures
 
 
 def main(base, rounds, scratch):
     if base is None:
-        return measure({"here": HERE / "src"}, rounds, scratch)
-    git = ["git", "-C", str(HERE)]
-    tree = scratch / "tree"
-    subprocess.run([*git, "worktree", "add", "--quiet", "--detach", tree, base], check=True)
-    try:
-        return measure({"base": tree / "src", "here": HERE / "src"}, rounds, scratch)
-    finally:
-        subprocess.run([*git, "worktree", "remove", "--force", tree], check=True)
+        return measure({"here": versions.HERE / "src"}, rounds, scratch)
+    with versions.checked_out(base, scratch) as sources:
+        return measure(sources, rounds, scratch)
 
 
 if __name__ == "__main__":

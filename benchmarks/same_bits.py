@@ -23,10 +23,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+import versions
 import yaml
 from safetensors.torch import load_file
 
-HERE = Path(__file__).resolve().parents[1]
 SIDES = "base", "here"
 ALIKE = {"resume": [("killed", "whole"), ("stopped", "whole")], "lockstep": [("together", "alone")]}
 """Folders of a case that must be the same within one version."""
@@ -129,13 +129,8 @@ def run(sources, cases, folder):
 
 
 def main(base, cases, folder):
-    git = ["git", "-C", str(HERE)]
-    tree = folder / "tree"
-    subprocess.run([*git, "worktree", "add", "--quiet", "--detach", tree, base], check=True)
-    try:
-        run({"base": tree / "src", "here": HERE / "src"}, cases, folder)
-    finally:
-        subprocess.run([*git, "worktree", "remove", "--force", tree], check=True)
+    with versions.checked_out(base, folder) as sources:
+        run(sources, cases, folder)
     done = {side: json.loads((folder / side / "done.json").read_text()) for side in SIDES}
     print(f"{'case':<10} tensors  records  base  here  seconds each")
     return not [name for name in done["base"] if not judge(name, folder, done)]

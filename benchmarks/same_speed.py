@@ -10,15 +10,14 @@ version is faster. Only documented calls are made, so that modules may move betw
 """
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parents[1]
+import versions
+
 PAIRS = {"steps resnet56/resnet20": ("resnet56", "resnet20"), "steps vgg13/vgg8": ("vgg13", "vgg8")}
 SHAPES = {"losses 64 x 100": (64, 100, 400), "losses 256 x 1000": (256, 1000, 60)}
 """Batch, classes, and how often forward and backward are done."""
@@ -68,49 +67,20 @@ def serve():
             torch.stack(kernels.cross_entropy_and_wttm(z, v, labels, gamma=0.25)).sum().backward()
         return times / (time.perf_counter() - began)
 
-    print("ready", flush=True)
-    for line in sys.stdin:
-        name = line.strip()
-        print(steps(*PAIRS[name]) if name in PAIRS else loss(*SHAPES[name]), flush=True)
-
-
-def started(source, folder):
-    """Start a version's process."""
-    env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    typed = [sys.executable, Path(__file__).resolve(), "--serve"]
-    return subprocess.Popen(typed, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def asked(process, name):
-    print(name, file=process.stdin, flush=True)
-    return float(process.stdout.readline())
+    versions.serve(lambda name: steps(*PAIRS[name]) if name in PAIRS else loss(*SHAPES[name]))
 
 
 def measure(base, rounds, scratch):
     """Return every ratio by measurement, and print each row as it is known."""
-    git = ["git", "-C", str(HERE)]
-    tree = scratch / "tree"
-    subprocess.run([*git, "worktree", "add", "--quiet", "--detach", tree, base], check=True)
-    try:
-        sides = {side: started(source, scratch) for side, source in (("base", tree / "src"), ("here", HERE / "src"))}
-        for process in sides.values():
-            assert process.stdout.readline() == "ready\n", "a version did not start"
+    with versions.checked_out(base, scratch) as sources:
+        sides = {side: versions.Version(__file__, source, scratch) for side, source in sources.items()}
         ratios = {}
         for name in (*PAIRS, *SHAPES):
-            for side in sides:
-                asked(sides[side], name)  # warm-up
-            pairs = []
-            for turn in range(rounds):
-                order = list(sides) if turn % 2 else list(sides)[::-1]
-                speeds = {side: asked(sides[side], name) for side in order}
-                pairs.append(speeds["here"] / speeds["base"])
-            ratios[name] = pairs
-            print(f"{name:<26} {statistics.median(pairs):.3f}  {min(pairs):.3f} to {max(pairs):.3f}", flush=True)
-        for process in sides.values():
-            process.stdin.close()
-            process.wait()
-    finally:
-        subprocess.run([*git, "worktree", "remove", "--force", tree], check=True)
+            ratios[name] = [row["here"] / row["base"] for row in versions.in_turn(sides, rounds, name)]
+            middle, pairs = statistics.median(ratios[name]), ratios[name]
+            print(f"{name:<26} {middle:.3f}  {min(pairs):.3f} to {max(pairs):.3f}", flush=True)
+        for version in sides.values():
+            version.end()
     return ratios
 
 
