@@ -10,8 +10,11 @@ from tests._helpers.fit_cases import Moving, same_bits, samples, seeded, setting
 from tutelage import objectives
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
+from tutelage.settings.fit import SGD, AdamW
 from tutelage.settings.weights import Linear
+from tutelage.training import optim
 from tutelage.training.distributed import accelerator_on, to_device
+from tutelage.training.optim import build
 from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import Batch, Progress, View
@@ -50,6 +53,7 @@ def test_a_step_asks_nothing_of_the_device(name, accumulate, monkeypatch):
     meta, objective = torch.device("meta"), OBJECTIVES[name]
     training = state_of(objective, device=meta, accumulate=accumulate, clip=0.5)
     monkeypatch.setattr(training.optimizer, "step", lambda: None)
+    training.optimizer.defaults["fused"] = True
     teacher = teacher_of(objective)
     batch = to_device(BATCH, meta, channels_last=True)
     for _ in range(2):
@@ -57,6 +61,43 @@ def test_a_step_asks_nothing_of_the_device(name, accumulate, monkeypatch):
     assert training.now.sums.device.type == "meta"
     with pytest.raises((RuntimeError, NotImplementedError)):
         bool(training.now.sums[0] > 0)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1), AdamW(lr=0.1)])
+def test_a_step_that_the_host_does_not_look_at_is_the_same(optimizer, monkeypatch):
+    """As on a GPU: a fused optimizer skips by itself, and the buffers follow it; the first step is skipped too."""
+    trained = []
+    for fused in (False, True):
+        device = SimpleNamespace(type="cuda" if fused else "cpu")
+        with monkeypatch.context() as patch:
+            patch.setattr(optim, "build", lambda *args, device=device: build(*args[:2], device))
+            training = state_of(OBJECTIVES["kd"], optimizer=optimizer)
+        assert bool(training.optimizer.defaults["fused"]) is fused
+        torch.manual_seed(5)
+        for spoilt in (True, False, True, False):
+            images = IMAGES.clone()
+            images[3] = torch.nan if spoilt else images[3]
+            training.now.rate = 0.1
+            train_step(training, BATCH._replace(inputs=images), teacher_of(OBJECTIVES["kd"]))
+        trained.append((state(training.distiller), training.now.sums))
+    for name, value in trained[0][0].items():
+        torch.testing.assert_close(trained[1][0][name], value, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(trained[1][1], trained[0][1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_rate_of_a_step_is_the_states():
+    training = state_of(OBJECTIVES["kd"])
+    before = state(training.distiller)
+    train_step(training, BATCH, teacher_of(OBJECTIVES["kd"]))
+    parameters = {name for name, _ in training.distiller.named_parameters()}
+    assert all(
+        torch.equal(value, before[name]) for name, value in state(training.distiller).items() if name in parameters
+    )
+    training.now.rate = 0.1
+    train_step(training, BATCH, teacher_of(OBJECTIVES["kd"]))
+    assert not same_bits(
+        {name: before[name] for name in parameters}, {name: state(training.distiller)[name] for name in parameters}
+    )
 
 
 def test_what_a_schedule_says_is_read_from_the_state_alone():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -41,8 +41,7 @@ def resolve_precision(
     run_inputs: Callable[[], RunInputs],
     *,
     folder: Path | None = None,
-    beside: Sequence[Path] = (),
-    chosen: str | None = None,
+    beside: str | None = None,
     run: Recipe | None = None,
 ) -> tuple[R, str | None]:
     """Return a recipe with one of `CHOICES` where it leaves its precision open, and what was measured, if anything was.
@@ -57,8 +56,7 @@ def resolve_precision(
         run_inputs: returns the objects to time steps of; its teacher may be a random one in the place of one that is
             still to be trained.
         folder: its own; it may have been begun there.
-        beside: folders of runs that share its steps; they may have been begun.
-        chosen: the precision that was chosen for these runs, if it was.
+        beside: the precision of runs that share its steps, if they have one.
         run: of a comparison, the run to time.
     """
     if recipe.precision != "auto":
@@ -70,7 +68,7 @@ def resolve_precision(
     # The outputs of a comparison have a folder for each data seed.
     paths = sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else []
     outputs = [records.read_json(path).get("key") or {} for path in paths]
-    for earlier in (_begun(folder), *outputs, *map(_begun, beside), {"precision": chosen}):
+    for earlier in (_begun(folder), *outputs, {"precision": beside}):
         if (recorded := str(earlier.get("precision"))) in CHOICES:
             return resolved(recorded)
     inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN)

@@ -18,8 +18,9 @@ from tutelage.runs.run import DEFAULTS, Run, RunOptions
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import build_inputs, build_objectives, needs_teacher, torch_settings
 from tutelage.training.evaluate import EvalOutputs
+from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
-from tutelage.training.lockstep import Isolation, Lockstep
+from tutelage.training.lockstep import Lockstep
 from tutelage.training.rng import RngState
 
 
@@ -116,14 +117,17 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
         run = isolation.attempt(0, execute, *planned[0], options=options)
         return [run or isolation.errors[0]]
     group = RunGroup(runs, options, isolation)
-    shared = _Shared([folder for _, folder in planned], options)
+    shared = _Shared(options)
     with ExitStack() as stack, torch_settings(planned[0][0]):
         for k, (_, folder) in enumerate(planned):
             isolation.attempt(k, stack.enter_context, folder_lock(folder))
         try:
-            for k, (recipe, folder) in enumerate(planned):
+            # Those that were begun, and those that read recorded outputs, have a precision that the others take.
+            order = sorted(enumerate(planned), key=lambda item: (not _is_begun(item[1][1]), item[1][0].outputs is None))
+            for k, (recipe, folder) in order:
                 if k not in isolation.errors and (state := isolation.attempt(k, shared.begin, recipe, folder)):
                     runs[k] = state
+            runs |= {k: runs.pop(k) for k in sorted(runs)}
             group.go()
         except BaseException as error:
             for _, state in group.left():
@@ -134,11 +138,15 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
     return [results.get(k) or isolation.errors[k] for k in range(len(planned))]
 
 
+def _is_begun(folder: Path) -> bool:
+    return (folder / records.RECIPE).exists()
+
+
 class _Shared:
     """What the runs of a group share, opened by the first that needs it."""
 
-    def __init__(self, folders: Sequence[Path], options: RunOptions) -> None:
-        self.folders, self.options = folders, options
+    def __init__(self, options: RunOptions) -> None:
+        self.options = options
         self.splits: data.Splits | None = None
         self.teacher: Classifier | None = None
         self.teacher_outputs: dict[str, EvalOutputs] = {}
@@ -151,14 +159,12 @@ class _Shared:
         run_inputs = build_inputs(recipe, splits=self.splits, teacher=self.teacher, trust_code=self.options.trust_code)
         self.splits, self.teacher = run_inputs.splits, self.teacher or run_inputs.teacher
         resume.same_fingerprints(run_inputs, resume.fingerprints(earlier))
-        recipe, reason = autotune.resolve_precision(
-            recipe, lambda: run_inputs, folder=folder, beside=self.folders, chosen=self.precision
-        )
+        recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs, folder=folder, beside=self.precision)
         self.precision, self.reason = self.precision or recipe.precision, self.reason or reason
         if recipe.precision != self.precision:
             raise RecipeError(
                 f"precision: expected {self.precision}, as the runs beside {recipe.name} have, got {recipe.precision}, "
-                "which it began with; execute it alone"
+                "which it began with or its recorded outputs have; execute it alone"
             )
         return RunState(
             recipe,

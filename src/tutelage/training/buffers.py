@@ -2,89 +2,107 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from operator import is_
 
 import torch
 from torch import Tensor, nn
+
+Owner = dict[str, Tensor | None]
+"""A module's own buffers by name."""
 
 
 class SavedBuffers:
     """A copy of a module's buffers, such as running means and variances: one tensor per dtype, however many they are.
 
     Args:
-        module: its buffers are written in place, or given other memory, or replaced in a forward pass.
+        module: in a forward pass its buffers may be written in place, given other memory, replaced, added or deleted,
+            but no submodule added.
         but: submodules that guard their own.
     """
 
     def __init__(self, module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
         guarded = {inner for guard in but for inner in guard.modules()}
-        self._owners = [owner._buffers for owner in module.modules() if owner not in guarded]
+        self._owners: list[Owner] = [owner._buffers for owner in module.modules() if owner not in guarded]
         self._gather()
 
     def _gather(self) -> None:
         """Find the buffers, and those whose memory can be joined as rows; the others are copied one by one."""
-        self._slots = [_Slot(owner, name, b) for owner in self._owners for name, b in owner.items() if b is not None]
+        self._held = [(owner, dict(owner)) for owner in self._owners]
+        counts = Counter(id(buffer) for _, held in self._held for buffer in held.values() if buffer is not None)
+        self._shared = {key for key, count in counts.items() if count > 1}
+        buffers = {id(b): b for _, held in self._held for b in held.values() if b is not None}
+        self._memories = [(b, b.detach(), b.data_ptr()) for b in buffers.values() if _is_plain(b)]
         rows: dict[torch.dtype, list[Tensor]] = {}
-        self._apart: list[Tensor] = []
-        for slot in {id(slot.buffer): slot for slot in self._slots}.values():
-            memory = slot.memory
-            if slot.address is not None and _is_expanded(memory):
+        self._single = [b for b in buffers.values() if not _is_plain(b)]
+        for _, memory, _ in self._memories:
+            if _is_expanded(memory):
                 continue  # Nothing can write to it in place.
-            row = None if slot.address is None else _row(memory)
-            if row is None:
-                self._apart.append(slot.buffer)
-            else:
+            if (row := _row(memory)) is not None:
                 rows.setdefault(row.dtype, []).append(row)
+            else:
+                self._single.append(memory)
         self._rows = list(rows.values())
 
     def save(self) -> None:
         """Copy the buffers as they are now."""
-        if any(slot.replaced for slot in self._slots):
+        moved = any(buffer.data_ptr() != address for buffer, _, address in self._memories)
+        if moved or any(_changed(owner, held) for owner, held in self._held):
             self._gather()
         self._copies = [torch.cat(rows) for rows in self._rows]
-        self._copies_apart = [memory.clone() for memory in self._apart]
+        self._copies_single = [buffer.clone() for buffer in self._single]
 
     @torch.no_grad()
-    def restore(self, unless: Tensor | None = None) -> None:
-        """Write the copy back, without a condition or ``unless`` this ``()`` bool on their device is true.
-
-        What has taken a buffer's place is dropped; with a condition, which the host does not know, its values are
-        written into the buffer, unless it has another shape or dtype: then it stays.
-        """
-        for slot in self._slots:
-            if not slot.replaced:
-                continue
-            if unless is not None:
-                new = slot.owner.get(slot.name)
-                if new is None or (new.shape, new.dtype) != (slot.memory.shape, slot.memory.dtype):
-                    continue
-                slot.memory.copy_(new)
-            slot.buffer.data = slot.memory
-            slot.owner[slot.name] = slot.buffer
+    def restore(self) -> None:
+        """Put the buffers back as they were saved."""
+        for owner, held in self._held:
+            if _changed(owner, held):
+                owner.clear()
+                owner.update(held)
+        for buffer, memory, address in self._memories:
+            if buffer.data_ptr() != address:
+                buffer.data = memory
         for rows, copy in zip(self._rows, self._copies, strict=True):
-            kept = copy if unless is None else torch.where(unless, torch.cat(rows), copy)
-            torch._foreach_copy_(rows, list(kept.split([len(row) for row in rows])))
-        for memory, copy in zip(self._apart, self._copies_apart, strict=True):
-            memory.copy_(copy if unless is None else torch.where(unless, memory, copy))
+            _write(rows, copy)
+        for buffer, copy in zip(self._single, self._copies_single, strict=True):
+            buffer.copy_(copy)
+
+    @torch.no_grad()
+    def restore_unless(self, applied: Tensor) -> None:
+        """Put the buffers back unless this ``()`` bool on their device is true, which the host does not ask for.
+
+        So it decides for values alone. Those of a tensor that has replaced a buffer of one module are written into the
+        buffer; a tensor of another shape or kind stays, as do buffers that were added, deleted, or given other memory.
+        """
+        replaced: list[tuple[Owner, str, Tensor, Tensor]] = []
+        for owner, held in self._held:
+            for name, buffer in held.items() if _changed(owner, held) else ():
+                new = owner.get(name)
+                if buffer is not None and new is not None and new is not buffer and self._can_take(buffer, new):
+                    replaced.append((owner, name, buffer, new.clone()))
+        for owner, name, buffer, value in replaced:
+            owner[name] = buffer.copy_(value)
+        for rows, copy in zip(self._rows, self._copies, strict=True):
+            _write(rows, torch.where(applied, torch.cat(rows), copy))
+        for buffer, copy in zip(self._single, self._copies_single, strict=True):
+            if buffer.layout is torch.strided:
+                buffer.copy_(torch.where(applied, buffer, copy))
+
+    def _can_take(self, buffer: Tensor, new: Tensor) -> bool:
+        """Whether a buffer of one module alone can be given the values of another tensor."""
+        alike = _is_plain(new) and _is_plain(buffer) and (new.shape, new.dtype) == (buffer.shape, buffer.dtype)
+        return alike and not _is_expanded(buffer) and id(buffer) not in self._shared
 
 
-class _Slot:
-    """A buffer, where a module has it, and its memory."""
+def _changed(owner: Owner, held: Owner) -> bool:
+    """Whether a module has other buffers than it had."""
+    return len(owner) != len(held) or not all(map(is_, owner.values(), held.values()))
 
-    __slots__ = ("address", "buffer", "memory", "name", "owner")
 
-    def __init__(self, owner: dict[str, Tensor | None], name: str, buffer: Tensor) -> None:
-        self.owner, self.name, self.buffer, self.memory = owner, name, buffer, buffer.detach()
-        # Sparse, nested and other special tensors have none.
-        plain = type(buffer) is Tensor and buffer.layout is torch.strided and not buffer.is_nested
-        self.address = buffer.data_ptr() if plain else None
-
-    @property
-    def replaced(self) -> bool:
-        """Whether the module has another tensor there, or the buffer other memory."""
-        if self.owner.get(self.name) is not self.buffer:
-            return True
-        return self.address is not None and self.buffer.data_ptr() != self.address
+def _is_plain(buffer: Tensor) -> bool:
+    """Whether a tensor is values in memory with strides, and neither sparse, nested nor of another class."""
+    return type(buffer) is Tensor and buffer.layout is torch.strided and not buffer.is_nested
 
 
 def _is_expanded(memory: Tensor) -> bool:
@@ -100,3 +118,7 @@ def _row(memory: Tensor) -> Tensor | None:
         return memory.permute(order).view(-1)
     except RuntimeError:
         return None
+
+
+def _write(rows: list[Tensor], joined: Tensor) -> None:
+    torch._foreach_copy_(rows, list(joined.split([len(row) for row in rows])))

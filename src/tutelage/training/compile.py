@@ -115,6 +115,10 @@ class PlannedTeacher:
         """Compute by this plan from now on; what was compiled once is not compiled again."""
         self.plan = plan
 
+    def _on_copy(self, batch: Batch) -> None:
+        """Compute outputs of a batch that a teacher may write into."""
+        self(batch._replace(inputs=batch.inputs.clone()))
+
     def choose_plan(self, piece: Batch, *, steps: int, processes: int) -> ComputePlan:
         """Choose the plan once, on a micro-batch of a fit of so many steps."""
         wanted = self._settings.compile_teacher
@@ -125,7 +129,7 @@ class PlannedTeacher:
             elif reason is not None:
                 self.plan = ComputePlan(reasons={"teacher": reason})
             else:
-                trials = _Trials(partial(self, piece), self.use, steps, len(piece.index), self._device)
+                trials = _Trials(partial(self._on_copy, piece), self.use, steps, len(piece.index), self._device)
                 if trials.is_open("teacher", wanted):
                     trials.attempt("teacher", wanted, replace(trials.plan, teacher_compiled=True))
                 self.plan = trials.chosen()

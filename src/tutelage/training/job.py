@@ -83,6 +83,7 @@ class FitState:
         self.history: list[records.Epoch] = []
         self.to_beat = job.to_beat
         self.total_steps = steps * job.settings.epochs
+        self.in_epoch = False
         self.samples_seen = 0  # since the epoch began or was resumed
         self.began = self.saved = 0.0
         if job.resume is not None:
@@ -92,15 +93,15 @@ class FitState:
         """Begin an epoch, or what is left of it."""
         memory.restart(self.device)
         self.began = self.saved = time.monotonic()
-        self.samples_seen = 0
+        self.in_epoch, self.samples_seen = True, 0
         self.train.distiller.train()
 
     def epoch(self, batches: Batches) -> Iterator[Batch]:
         """Begin an epoch, or what is left of it; yield its batches on the device. Where a deadline ends them, save."""
         self.begin_epoch()
-        now, how = self.now, {"channels_last": self.settings.channels_last}
+        now, channels_last = self.now, self.settings.channels_last
         try:
-            yield from batches_on(self.accelerator, batches, now.epoch, now.step_in_epoch, **how)
+            yield from batches_on(self.accelerator, batches, now.epoch, now.step_in_epoch, channels_last=channels_last)
         except DeadlineExceeded:
             self.save_steps()
             raise
@@ -141,7 +142,7 @@ class FitState:
             self._save()
             self.saved = time.monotonic()
 
-    def end_training(self) -> TrainingTotals:
+    def training_totals(self) -> TrainingTotals:
         """Return what the epoch's steps came to; here the host waits for the device."""
         self._raise_if_nonfinite()
         sums = dict(zip(self.train.metrics.names, summed(self.now.sums, self.accelerator), strict=True))
@@ -174,7 +175,7 @@ class FitState:
             if job.keep is not None and self.accelerator.is_main_process:
                 weights = unwrapped(job.distiller.student).state_dict()
                 job.keep.checkpoints.write(job.keep.best, to_bytes(weights))
-        self.samples_seen = 0
+        self.in_epoch, self.samples_seen = False, 0
         now.clear()
         self._save()
         return record

@@ -68,13 +68,13 @@ class Lockstep:
         Raises:
             Exception: what they share failed: the batches or the teacher.
         """
+        begin = partial(FitState, accelerator=self.accelerator, steps=len(self.batches), stage=self.stage)
         for k, job in self.jobs.items():
-            how = {"steps": len(self.batches), "stage": self.stage}
-            if state := self.isolation.attempt(k, partial(FitState, job, self.accelerator, **how)):
+            if state := self.isolation.attempt(k, begin, job):
                 self._states[k] = state
-        for state in self._students().values():
-            if self.teacher is not None and state.job.uses_teacher and state.plan is not None:
-                self.teacher.use(state.plan)
+        resumed = [state for state in self._students().values() if state.job.uses_teacher and state.plan is not None]
+        if self.teacher is not None and resumed:
+            self.teacher.plan = resumed[0].plan
         while epochs := [epoch for epoch, _ in self._positions() if epoch < self.settings.epochs]:
             yield from self._run_epoch(min(epochs))
 
@@ -83,9 +83,9 @@ class Lockstep:
         start = min(step for at, step in self._positions() if at == epoch)
         for k, state in self._at(epoch, start).items():
             self.isolation.attempt(k, state.begin_epoch)
-        how = {"channels_last": self.settings.channels_last}
+        stream = batches_on(self.accelerator, self.batches, epoch, start, channels_last=self.settings.channels_last)
         try:
-            for step, batch in enumerate(batches_on(self.accelerator, self.batches, epoch, start, **how), start):
+            for step, batch in enumerate(stream, start):
                 present = self._at(epoch, step)
                 if not present:  # Those that were at this step have failed: continue from where the others are.
                     return
@@ -93,26 +93,25 @@ class Lockstep:
                 for k, state in present.items():
                     # A student may write into its inputs; a lone one needs no copy.
                     own = batch if len(present) == 1 else batch._replace(inputs=batch.inputs.clone())
-                    joins = step > start and not state.samples_seen  # from a checkpoint
-                    self.isolation.attempt(k, self._step, state, own, outputs, joins=joins)
+                    self.isolation.attempt(k, self._step, state, own, outputs)
         except DeadlineExceeded:
             for k, state in self._students().items():
                 self.isolation.attempt(k, state.save_steps)
             raise
         done = {k: state for k, state in self._students().items() if state.now.epoch == epoch}
-        totals = {k: self.isolation.attempt(k, state.end_training) for k, state in done.items()}
+        totals = {k: self.isolation.attempt(k, state.training_totals) for k, state in done.items()}
         for k, sums in totals.items():
             if sums and (record := self.isolation.attempt(k, done[k].end_epoch, sums)):
                 yield k, record
 
-    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], *, joins: bool) -> None:
+    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs]) -> None:
         """Take one student's step with the teacher's outputs for its micro-batches."""
         job = state.job
-        if joins:
+        if not state.in_epoch:  # It joins from a checkpoint.
             state.begin_epoch()
         state.begin_step(batch, self.teacher if job.uses_teacher else None)
         taps = job.distiller.objective.needs.teacher_taps
-        train_step(state.train, batch, _replayed(outputs, taps) if job.uses_teacher else None)
+        train_step(state.train, batch, _replayed(outputs, taps) if job.uses_teacher and outputs else None)
         state.end_step(batch)
 
     def _teacher_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> list[Outputs]:

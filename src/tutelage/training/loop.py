@@ -68,4 +68,4 @@ def fit(
             state.begin_step(batch, planned)
             train_step(state.train, batch, planned)
             state.end_step(batch)
-        yield state.end_epoch(state.end_training())
+        yield state.end_epoch(state.training_totals())

@@ -95,16 +95,15 @@ class TrainState:
         """Step the optimizer if ``finite``; else leave parameters, moments and buffers as they were."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.now.rate
-        if self.device.type == "cpu":
-            if finite:
-                self.optimizer.step()
-            else:
-                self.buffers.restore()
-        else:
+        if self.optimizer.defaults["fused"]:
             # Fused optimizers read these two, which gradient scalers set, and skip on the device.
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-            self.buffers.restore(unless=finite)
+            self.buffers.restore_unless(finite)
+        elif finite:  # The host asks the device, which costs nothing on the CPU.
+            self.optimizer.step()
+        else:
+            self.buffers.restore()
         for term in self.stateful_terms:
             term.commit(finite)
         self.optimizer.zero_grad()

@@ -41,7 +41,7 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
     if state.settings.clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, state.settings.clip, norm)
     finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
-    state.apply(finite)
+    state.apply(finite)  # or put the buffers back
     now.sums += torch.where(finite, sums, metrics.skipped_sums)
     log_nonfinite(now.nonfinite_log, finite, step=now.step, index=batch.index, logits=logits)
 
