@@ -309,3 +309,19 @@ def test_a_fit_leaves_its_distiller_uncompiled(tmp_path):
     rows, teacher = Rows(*images(), batch_size=10), FrozenTeacher(seeded(Moving, 1))
     list(fit(distiller, teacher, rows, settings(epochs=1, **FAST), accelerator=accelerator_on("cpu")))
     assert distiller.called is None
+
+
+def test_a_teacher_that_writes_into_its_inputs_is_measured_on_a_copy(monkeypatch):
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    monkeypatch.setattr(f"{COMPILE}.SHARE", 0.0)
+    sums = []
+
+    class Keeps(Counts):
+        def forward(self, x):
+            sums.append(float(x.sum()))
+            return super().forward(x)
+
+    rows, off = Rows(*images(), batch_size=48), {"compile_student": False, "gradient_products": False}
+    fitted(seeded(Moving), rows, teacher=FrozenTeacher(seeded(Keeps)), objective=MATCH, epochs=1, **off)
+    assert len(sums) > 1
+    assert len(set(sums)) == 1

@@ -802,3 +802,17 @@ def test_batches_of_a_kind_of_the_users_own_are_learned_from():
     history = fitted(own, Rewrapped(*samples(), batch_size=16))
     assert untimed(history) == untimed(fitted(plain, Rows(*samples(), batch_size=16)))
     assert same_bits(state(own), state(plain))
+
+
+def test_a_gradient_that_is_left_over_of_a_frozen_part_is_not_clipped_by():
+    def student(left_over):
+        network = mlp()
+        network[0].requires_grad_(False)
+        if left_over:
+            network[0].weight.grad = torch.full_like(network[0].weight, 1e6)
+        return network
+
+    students = [student(False), student(True)]
+    for each in students:
+        fitted(each, Rows(*samples(), batch_size=16), clip=0.1)
+    assert same_bits(*map(state, students))
