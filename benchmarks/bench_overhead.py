@@ -15,7 +15,6 @@
 Only documented calls are made, so that modules may move between the two versions.
 """
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -160,9 +159,8 @@ def serve():
     versions.serve(lambda asked: answers[asked]() if asked in answers else microseconds(int(asked)))
 
 
-def measure(sources, rounds, scratch):
+def measure(sides, rounds):
     """Return every figure by version, and print them."""
-    sides = {side: versions.Version(__file__, source, scratch) for side, source in sources.items()}
     figures = {}
     for side, version in sides.items():
         operations, frames = version.ask("operations"), version.ask("frames")
@@ -176,31 +174,8 @@ def measure(sources, rounds, scratch):
             loop, by_hand = (statistics.median(row[name] for row in rows) for name in ("loop", "by hand"))
             ratio = statistics.median(row["loop"] / row["by hand"] for row in rows)
             print(f"{side}: {norms:>2} norms: {loop:.0f} us a step, {by_hand:.0f} by hand, {ratio:.2f} times as long")
-    for version in sides.values():
-        version.end()
-    return figures
-
-
-def main(base, rounds, scratch):
-    if base is None:
-        return measure({"here": versions.HERE / "src"}, rounds, scratch)
-    with versions.checked_out(base, scratch) as sources:
-        return measure(sources, rounds, scratch)
+    return {"figures": figures}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("base", metavar="BASE", nargs="?", help="a git revision")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", type=Path, help="a JSON file for every figure")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        sys.exit(serve())
-    with tempfile.TemporaryDirectory() as scratch:
-        figures = main(arguments.base, arguments.rounds, Path(scratch))
-    if arguments.write:
-        import output  # of this version alone
-
-        command = f"python benchmarks/bench_overhead.py {arguments.base or ''} --rounds {arguments.rounds}"
-        output.write(arguments.write, {"command": command, "n": arguments.rounds, "figures": figures})
+    versions.main(__file__, __doc__, serve, measure, rounds=5, alone=True)

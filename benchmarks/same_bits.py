@@ -129,7 +129,7 @@ def run(sources, cases, folder):
 
 
 def main(base, cases, folder):
-    with versions.checked_out(base, folder) as sources:
+    with versions.sources_of(base, folder) as sources:
         run(sources, cases, folder)
     done = {side: json.loads((folder / side / "done.json").read_text()) for side in SIDES}
     print(f"{'case':<10} tensors  records  base  here  seconds each")

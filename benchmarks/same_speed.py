@@ -9,12 +9,9 @@ measurement, the median over rounds of this version's speed over BASE's, with th
 version is faster. Only documented calls are made, so that modules may move between the two.
 """
 
-import argparse
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import versions
 
@@ -70,35 +67,14 @@ def serve():
     versions.serve(lambda name: steps(*PAIRS[name]) if name in PAIRS else loss(*SHAPES[name]))
 
 
-def measure(base, rounds, scratch):
+def measure(sides, rounds):
     """Return every ratio by measurement, and print each row as it is known."""
-    with versions.checked_out(base, scratch) as sources:
-        sides = {side: versions.Version(__file__, source, scratch) for side, source in sources.items()}
-        ratios = {}
-        for name in (*PAIRS, *SHAPES):
-            ratios[name] = [row["here"] / row["base"] for row in versions.in_turn(sides, rounds, name)]
-            middle, pairs = statistics.median(ratios[name]), ratios[name]
-            print(f"{name:<26} {middle:.3f}  {min(pairs):.3f} to {max(pairs):.3f}", flush=True)
-        for version in sides.values():
-            version.end()
-    return ratios
+    ratios = {}
+    for name in (*PAIRS, *SHAPES):
+        pairs = ratios[name] = [row["here"] / row["base"] for row in versions.in_turn(sides, rounds, name)]
+        print(f"{name:<26} {statistics.median(pairs):.3f}  {min(pairs):.3f} to {max(pairs):.3f}", flush=True)
+    return {"ratios": ratios}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("base", metavar="BASE", nargs="?", help="a git revision")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--write", type=Path, help="a JSON file for every ratio")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        sys.exit(serve())
-    if not arguments.base:
-        parser.error("expected BASE, a git revision, got none; type for example HEAD~1")
-    with tempfile.TemporaryDirectory() as scratch:
-        ratios = measure(arguments.base, arguments.rounds, Path(scratch))
-    if arguments.write:
-        import output  # of this version alone
-
-        command = f"python benchmarks/same_speed.py {arguments.base} --rounds {arguments.rounds}"
-        output.write(arguments.write, {"command": command, "n": arguments.rounds, "ratios": ratios})
+    versions.main(__file__, __doc__, serve, measure, rounds=10)

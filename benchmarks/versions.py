@@ -1,9 +1,11 @@
 """What the scripts share that hold this version of the package against another: its source, and a process of each."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +13,11 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def checked_out(base, scratch):
-    """Yield the source of both versions, ``base`` and ``here``; the first is checked out into a temporary worktree."""
+def sources_of(base, scratch):
+    """Yield the source of each version, ``base`` if there is one, in a temporary worktree, and ``here``."""
+    if base is None:
+        yield {"here": HERE / "src"}
+        return
     git, tree = ["git", "-C", str(HERE)], scratch / "tree"
     subprocess.run([*git, "worktree", "add", "--quiet", "--detach", tree, base], check=True)
     try:
@@ -58,3 +63,31 @@ def in_turn(sides, rounds, request):
         order = list(sides) if turn % 2 else list(sides)[::-1]
         answers.append({side: sides[side].ask(request) for side in order})
     return answers
+
+
+def main(script, description, serve, measure, *, rounds, alone=False):
+    """Serve, or measure both versions and write the figures; without BASE this version, where ``alone`` is allowed.
+
+    ``measure`` gets the versions by side and the number of rounds.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("base", metavar="BASE", nargs="?", help="a git revision")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--write", type=Path, help="a JSON file for every figure")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        sys.exit(serve())
+    if not arguments.base and not alone:
+        parser.error("expected BASE, a git revision, got none; type for example HEAD~1")
+    with tempfile.TemporaryDirectory() as folder, sources_of(arguments.base, Path(folder)) as sources:
+        sides = {side: Version(script, source, folder) for side, source in sources.items()}
+        figures = measure(sides, arguments.rounds)
+        for version in sides.values():
+            version.end()
+    if arguments.write:
+        import output  # of this version alone
+
+        typed = [arguments.base] if arguments.base else []
+        command = " ".join(["python", f"benchmarks/{Path(script).name}", *typed, f"--rounds {arguments.rounds}"])
+        output.write(arguments.write, {"command": command, "n": arguments.rounds, **figures})

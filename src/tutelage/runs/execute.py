@@ -70,7 +70,7 @@ def run_stage(run: RunState, stage: int) -> None:
     epochs = fit(
         job.distiller,
         teacher,
-        run.batches(stage, [job.start]),
+        run.tracked_batches(stage, [job.start]),
         job.settings,
         accelerator=run.accelerator,
         held_out=job.held_out,

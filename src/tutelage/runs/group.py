@@ -77,7 +77,7 @@ class RunGroup:
         lockstep = Lockstep(
             jobs,
             teacher,
-            first.batches(stage, [job.start for job in jobs.values()]),
+            first.tracked_batches(stage, [job.start for job in jobs.values()]),
             accelerator=first.accelerator,
             isolation=self.isolation,
             stage=stage,

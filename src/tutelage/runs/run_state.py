@@ -201,8 +201,8 @@ class RunState:
         """Return the number of epochs before a stage."""
         return sum(fit.settings.epochs for fit in self.fits[:stage])
 
-    def batches(self, stage: int, starts: Sequence[int]) -> Batches:
-        """Return a stage's batches, which report their steps, with ``starts`` as in `Reporter.track`.
+    def tracked_batches(self, stage: int, starts: Sequence[int]) -> Batches:
+        """Begin a stage for the reporter; return its batches, which report their steps from ``starts``, one per run.
 
         Order and views continue after the epochs of earlier stages.
         """
