@@ -31,7 +31,7 @@ def ickd(*, weight: Weight = 2.5, student_tap: str = "card:stage.-1", teacher_ta
     """``weight / channels * ||G_s - G_t||_F**2``, G the Gram matrix of a sample's channels, its rows of length 1.
 
     A learned 1 x 1 convolution with a batch norm takes the student's channels to the teacher's. It carries no
-    cross-entropy. It carries no cross-entropy. Published settings: CIFAR-100 2.5, on the last stage.
+    cross-entropy. Published settings: CIFAR-100 2.5, on the last stage.
 
     Args:
         weight: of `losses.inter_channel`.
