@@ -101,9 +101,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            # Fused optimizers want a moment in its parameter's memory layout; a checkpoint's are contiguous.
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            # A copy: one checkpoint may be resumed twice. Fused optimizers want a moment in its parameter's memory layout.
+            if isinstance(value, Tensor):
+                like = parameter if value.shape == parameter.shape else value
+                values[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
     if optimizer.defaults["fused"]:
         _complete(optimizer)
 
