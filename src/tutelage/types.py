@@ -123,6 +123,7 @@ class Requirements:
         teacher_norms: its binding reads the weights of the teacher's batch norm at these taps.
         class_means: its binding reads each class's mean of these features of the teacher, over the training samples.
         min_batch: samples that it needs at least in a batch.
+        host_waits: its computation makes the host wait for the device: no step with it can be captured as a graph.
     """
 
     teacher: bool
@@ -137,6 +138,7 @@ class Requirements:
     teacher_norms: tuple[str, ...] = ()
     class_means: tuple[str, ...] = ()
     min_batch: int = 1
+    host_waits: bool = False
 
 
 class Term(Protocol):
@@ -168,6 +170,14 @@ class Teacher(Protocol):
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return the teacher's outputs for the batch; no gradient flows into them."""
+
+
+@runtime_checkable
+class Opens(Protocol):
+    """Optional interface for teachers that read an epoch's outputs before its first step."""
+
+    def open(self, view: View | None) -> None:
+        """Make the outputs of these views ready, in the memory that those of the views before had."""
 
 
 class Batches(Protocol):

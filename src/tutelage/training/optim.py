@@ -101,7 +101,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            # Copies: a checkpoint may be resumed twice. Fused optimizers want a moment in its parameter's memory layout.
+            # Copies: a checkpoint may be resumed twice. Fused forms want a moment in its parameter's memory layout.
             if isinstance(value, Tensor):
                 like = parameter if value.shape == parameter.shape else value
                 values[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)

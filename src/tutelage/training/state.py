@@ -37,6 +37,7 @@ class StepValues:
     step: int = 0  # steps done
     step_in_epoch: int = 0  # of them in this epoch
     learning_rate: float = 0.0  # of the step, as a plain optimizer and the records have it
+    fraction: float = 0.0  # of the fit that is done
     rate: Tensor  # the same, ``()`` float32
     progress: Progress  # of the step, for the terms, with the values of all scheduled weights
     sums: Tensor  # of the epoch so far: `EpochMetrics.names`
@@ -61,7 +62,7 @@ class StepValues:
 
     def set(self, learning_rate: float, fraction: float) -> None:
         """Set what a step reads: its learning rate, and the progress and scheduled weights at a fraction of the fit."""
-        self.learning_rate = learning_rate
+        self.learning_rate, self.fraction = learning_rate, fraction
         here = Progress(self.epoch, self.step, fraction)
         schedules = cast(Iterable[Schedule], self.progress.scheduled)
         self._whole.copy_(_sent([here.epoch, here.step], self._whole), non_blocking=True)
@@ -144,6 +145,12 @@ class TrainState:
         for term in self.stateful_terms:
             term.commit(finite)
         self.optimizer.zero_grad()
+
+    def lasting(self) -> list[Tensor]:
+        """Return the tensors that a step changes and the next one reads, the generators' state aside."""
+        moments = [value for values in self.optimizer.state.values() for value in values.values()]
+        own = [*self.distiller.parameters(), *self.distiller.buffers(), self.now.sums, self.now.nonfinite_log]
+        return own + [value for value in moments if isinstance(value, Tensor)]
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state as a checkpoint holds it, generators included: tensors, and plain values.
