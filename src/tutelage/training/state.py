@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -146,11 +146,15 @@ class TrainState:
             term.commit(finite)
         self.optimizer.zero_grad()
 
-    def lasting(self) -> list[Tensor]:
-        """Return the tensors that a step changes and the next one reads, the generators' state aside."""
+    def lasting(self) -> Mapping[str, Sequence[Tensor]]:
+        """Return the tensors that a step changes and the next one reads, by kind; generators have their own state."""
         moments = [value for values in self.optimizer.state.values() for value in values.values()]
-        own = [*self.distiller.parameters(), *self.distiller.buffers(), self.now.sums, self.now.nonfinite_log]
-        return own + [value for value in moments if isinstance(value, Tensor)]
+        return {
+            "parameters": list(self.parameters),
+            "buffers": list(self.distiller.buffers()),
+            "moments": [value for value in moments if isinstance(value, Tensor)],
+            "counts": [self.now.sums, self.now.nonfinite_log],
+        }
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state as a checkpoint holds it, generators included: tensors, and plain values.
