@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,7 +157,7 @@ def _sent_ahead(batches: Iterable[_Sent], device: torch.device) -> Iterator[_Sen
     if device.type != "cuda":
         yield from (_each(batch, lambda tensor: tensor.to(device)) for batch in batches)
         return
-    copies, before = torch.cuda.Stream(device), None
+    copies, before = _copy_stream(device), None
     for batch in batches:
         with torch.cuda.stream(copies):
             sent = _each(batch, lambda tensor: _pinned(tensor).to(device, non_blocking=True))
@@ -166,6 +167,12 @@ def _sent_ahead(batches: Iterable[_Sent], device: torch.device) -> Iterator[_Sen
         before = (sent, arrived)
     if before is not None:
         yield _received(*before)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream that all copies to a device are on: memory that is free again belongs to its stream."""
+    return torch.cuda.Stream(device)
 
 
 def _received(sent: _Sent, arrived: torch.cuda.Event) -> _Sent:
