@@ -119,7 +119,9 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
     context = run_context(objective, replace(run_inputs, student=student, teacher=network))
     teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network and objective.needs.teacher else None
     train = run_inputs.splits.train
-    batches = data.BatchLoader(train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True)
+    batches = data.loader_on(
+        accelerator.device, train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True
+    )
     timed, settings = _TimedBatches(batches, TIMED, limit), replace(planned.settings, epochs=1)
     (record,) = fit(Distiller(student, objective, context), teacher, timed, settings, accelerator=accelerator)
     return StepTime(timed.seconds, record["train"]["terms"])
@@ -127,7 +129,8 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
 
 def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> float:
     """Return the seconds per sample that a network takes in evaluation, from one batch of a split."""
-    timed = _TimedBatches(data.BatchLoader(split, batch_size=EVALUATED, train=False), 1, math.inf)
+    device = accelerator_on(recipe.device).device
+    timed = _TimedBatches(data.loader_on(device, split, batch_size=EVALUATED, train=False), 1, math.inf)
     network = copy.deepcopy(network)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
 from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, evaluation_outputs, steps_of
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import Batch
 
@@ -33,6 +34,7 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
     training = recipe.training(f"{recipe.name}/teacher")
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
+        ("pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
         ("classes", str(splits.classes)),
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
         ("student", _network(run_inputs.student)),

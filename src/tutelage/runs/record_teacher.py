@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -66,18 +67,19 @@ def record(
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = inputs.splits.train, inputs.splits.classes
-    batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
     if recipe.outputs is None:
         raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
     folder = Path(recipe.outputs)
     # The cache is opened under the lock: another process may just have created it.
-    with folder_lock(folder, wait=True), setup.torch_settings(recipe):
+    with folder_lock(folder, wait=True), setup.torch_settings(recipe), contextlib.ExitStack() as stack:
         recipe, reason = autotune.resolve_precision(recipe, lambda: inputs)
         if reason:
             reporter.say(reason)
         outputs = setup.outputs_of(recipe, inputs)
         accelerator = accelerator_on(recipe.device)
         device = accelerator.device
+        batches = data.loader_on(device, split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
+        stack.callback(inputs.splits.close)
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         if not todo:
             outputs.conclude(epochs)
@@ -105,7 +107,7 @@ def record(
                     steps, processes = len(todo) * len(requests), accelerator.num_processes
                     outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
                 teacher_outputs = teacher(moved)
-                rows = batch.index - chunk.start
+                rows = batch.index.cpu() - chunk.start
                 logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:
                     features[name][rows] = teacher_outputs.taps[name].float().cpu()

@@ -89,7 +89,7 @@ class RunState:
             "hardware": manifest.hardware(self.device),
             "software": manifest.software(),
             "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
-            "data": manifest.describe_data(splits),
+            "data": manifest.describe_data(splits, self.device),
             "teacher": self.describe_teacher(announce=first_of_group),
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
@@ -206,7 +206,8 @@ class RunState:
 
         Order and views continue after the epochs of earlier stages.
         """
-        loader = data.BatchLoader(
+        loader = data.loader_on(
+            self.device,
             self.run_inputs.splits.train,
             batch_size=self.fits[stage].batch_size,
             data_seed=self.recipe.data_seed,
@@ -244,6 +245,8 @@ class RunState:
             if self.failure is not None and self.failure is not error:
                 raise self.failure from error
             raise
+        finally:
+            self.run_inputs.splits.close()
 
     def stop(self, error: BaseException) -> None:
         """Record why the run ends here; its ``failure`` is the exception, or on a full disk one that names a remedy."""

@@ -251,7 +251,9 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     return {name: (total / counts.clamp(min=1)[:, None]).float() for name, total in sums.items()}
 
 
-VIEW_IRRELEVANT = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}
+VIEW_IRRELEVANT = {
+    *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
+}
 """Settings of data that do not change a view; the data themselves are identified by their fingerprint."""
 
 
@@ -318,10 +320,11 @@ def evaluation_outputs(recipe: Recipe, network: torch.nn.Module, batches: Batche
 
 def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
     """Yield the sets to evaluate on by name, the one that selects the best epoch first."""
+    device = accelerator_on(recipe.device).device
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
             # Evaluation keeps no gradients, so larger batches than training's fit.
-            yield name, data.BatchLoader(split, batch_size=max(recipe.batch_size, 256), train=False)
+            yield name, data.loader_on(device, split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
