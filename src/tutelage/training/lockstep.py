@@ -13,6 +13,7 @@ from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
+from tutelage.training.precision import float32_products
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
 
@@ -85,15 +86,16 @@ class Lockstep:
             self.isolation.attempt(k, state.begin_epoch)
         stream = batches_on(self.accelerator, self.batches, epoch, start, channels_last=self.settings.channels_last)
         try:
-            for step, batch in enumerate(stream, start):
-                present = self._at(epoch, step)
-                if not present:  # Those that were at this step have failed: continue from where the others are.
-                    return
-                outputs = self._teacher_outputs(batch, present)
-                for k, state in present.items():
-                    # A student may write into its inputs; a lone one needs no copy.
-                    own = batch if len(present) == 1 else batch._replace(inputs=batch.inputs.clone())
-                    self.isolation.attempt(k, self._step, state, own, outputs)
+            with float32_products(self.accelerator.device, self.settings.precision):
+                for step, batch in enumerate(stream, start):
+                    present = self._at(epoch, step)
+                    if not present:  # Those that were at this step have failed: continue from where the others are.
+                        return
+                    outputs = self._teacher_outputs(batch, present)
+                    for k, state in present.items():
+                        # A student may write into its inputs; a lone one needs no copy.
+                        own = batch if len(present) == 1 else batch._replace(inputs=batch.inputs.clone())
+                        self.isolation.attempt(k, self._step, state, own, outputs)
         except DeadlineExceeded:
             for k, state in self._students().items():
                 self.isolation.attempt(k, state.save_steps)

@@ -16,8 +16,9 @@ from tutelage.training import optim
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
-from tutelage.training.distributed import local_gradients, mixed_precision, place, wrap
+from tutelage.training.distributed import local_gradients, place, wrap
 from tutelage.training.metrics import EpochMetrics, empty_nonfinite_log
+from tutelage.training.precision import mixed_precision
 from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Progress, StatefulTerm
 
