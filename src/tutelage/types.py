@@ -59,18 +59,21 @@ class Outputs(NamedTuple):
 class Progress(NamedTuple):
     """Where in a fit a step is: what a scheduled weight or learning rate is a function of. A run's stage is a fit.
 
+    In a step of `fit` all are ``()`` tensors on the device, int64 and float32, so that a step can be captured once and
+    replayed: a term computes with them as with numbers, and reads none on the host, as ``if progress.epoch > 5`` would.
+
     Attributes:
         epoch: epochs done before this one, so 0 in the first.
         step: optimizer steps done in the whole fit.
         fraction: of the fit's steps done, in [0, 1).
-        scheduled: the values of schedules at this step, by schedule; those that are missing are computed where they are
-            read. A loop that computes them beforehand leaves nothing in a step that the host has to work out.
+        scheduled: the values of schedules at this step, by schedule; those that are missing are computed on the host
+            where they are read. A loop that computes them beforehand leaves the host nothing to work out in a step.
     """
 
-    epoch: int = 0
-    step: int = 0
-    fraction: float = 0.0
-    scheduled: Mapping[Hashable, float] = {}
+    epoch: int | Tensor = 0
+    step: int | Tensor = 0
+    fraction: float | Tensor = 0.0
+    scheduled: Mapping[Hashable, float | Tensor] = {}
 
 
 class Totals(NamedTuple):

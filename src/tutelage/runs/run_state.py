@@ -332,4 +332,6 @@ def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validatio
     parts.append(f"{epoch['images_per_second']:.0f} images/s")
     if epoch["skipped_steps"]:
         parts.append(f"{epoch['skipped_steps']} steps skipped")
+    if epoch.get("overflowed_steps"):
+        parts.append(f"{epoch['overflowed_steps']} steps overflowed")
     return ", ".join(parts)

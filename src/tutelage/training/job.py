@@ -111,7 +111,7 @@ class FitState:
         if self.plan is None:
             self._adopt(_choose_plan(self.train, batch, teacher, steps=self.steps_left))
         now, settings, steps = self.now, self.settings, self.steps
-        now.rate = optim.learning_rate(
+        rate = optim.learning_rate(
             settings.schedule,
             settings.optimizer.lr,
             epoch=now.epoch,
@@ -119,9 +119,7 @@ class FitState:
             end=(now.step_in_epoch + 1) / steps,
             epochs=settings.epochs,
         )
-        now.progress = Progress(now.epoch, now.step, now.step / self.total_steps)
-        schedules = self.job.distiller.objective.schedules
-        now.progress = now.progress._replace(scheduled={each: each(now.progress) for each in schedules})
+        now.set(rate, now.step / self.total_steps)
 
     def end_step(self, batch: Batch) -> None:
         """Count a step, read the log and save where that is due."""
@@ -158,7 +156,7 @@ class FitState:
             "stage": self.stage,
             "epoch": now.epoch,
             "step": now.step,
-            "learning_rate": now.rate,
+            "learning_rate": now.learning_rate,
             "train": self.train.metrics.means(totals.sums, has_teacher=job.uses_teacher),
             "validation": evaluations.get("validation"),
             "test": evaluations.get("test"),
@@ -167,6 +165,8 @@ class FitState:
             "memory_mb": totals.memory,
             "skipped_steps": int(totals.sums["skipped"]) // processes,  # All skip the same ones.
         }
+        if now.loss_scale is not None:
+            record["overflowed_steps"] = int(now.loss_scale.overflows)
         self.history.append(record)
         # The first held-out set is the one that the best weights are chosen by.
         accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None

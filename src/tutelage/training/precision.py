@@ -5,12 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tutelage.settings.fit import Precision
 
+FIRST_SCALE = 2.0**16
+LARGEST_SCALE = 2.0**24
+GROWTH_STEPS = 2000
+"""These, and the factor of 2, are those of `torch.amp.GradScaler`, which has no largest scale."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,6 +43,49 @@ def mixed_precision(device: torch.device, precision: Precision) -> AbstractConte
     """
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
+
+
+@dataclass
+class LossScale:
+    """The factor of the loss under ``fp16``, by which small gradients stay above what float16 takes for 0.
+
+    A step whose scaled gradient overflows is not applied and halves the factor; it is no non-finite step, unless its
+    loss is not finite either, or the factor has fallen below 1: then it is not to blame. After `GROWTH_STEPS` applied
+    steps in a row the factor is doubled. Its tensors are ``()``, lie on the device and are written in place.
+    """
+
+    value: Tensor  # the factor, float32
+    applied: Tensor  # steps in a row that were applied since it changed, int32
+    overflows: Tensor  # steps of the epoch that lowered it, int64
+
+    @classmethod
+    def on(cls, device: torch.device) -> LossScale:
+        """Return the factor before the first step, `FIRST_SCALE`."""
+        return cls(
+            torch.full((), FIRST_SCALE, device=device),
+            torch.zeros((), dtype=torch.int32, device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
+        )
+
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divide gradients by the factor, a power of two: exactly, but for what was below float32's smallest."""
+        torch._foreach_mul_(gradients, self.value.reciprocal())
+
+    def update(self, finite: Tensor, finite_loss: Tensor) -> Tensor:
+        """Change the factor after a step, and return whether it overflowed; all are ``()`` bool.
+
+        Args:
+            finite: the step was applied.
+            finite_loss: its loss was finite.
+        """
+        overflow = ~finite & finite_loss & (self.value >= 1)
+        self.applied.copy_(torch.where(finite, self.applied + 1, 0))
+        grows = self.applied >= GROWTH_STEPS
+        factor = torch.where(overflow, self.value / 2, torch.where(grows, self.value * 2, self.value))
+        self.value.copy_(factor.clamp(max=LARGEST_SCALE))
+        self.applied.masked_fill_(grows, 0)
+        self.overflows += overflow
+        return overflow
 
 
 @contextmanager

@@ -1,0 +1,3 @@
+"""Graphs of a device's work."""
+
+CAPTURES = {"cuda": None}
