@@ -89,7 +89,7 @@ def test_real_steps_are_timed_and_change_nothing(monkeypatch):
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe))
     before = {name: value.clone() for name, value in run_inputs.student.state_dict().items()}
     chosen, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
-    assert chosen.precision in autotune.CHOICES
+    assert chosen.precision in autotune.candidates(torch.device("cpu"))
     assert reason.startswith(f"precision {chosen.precision}: ")
     assert all(torch.equal(before[name], value) for name, value in run_inputs.student.state_dict().items())
 
@@ -111,9 +111,10 @@ def test_a_run_records_its_choice_and_trains_in_it(tmp_path, timed):
     assert yaml.safe_load((run.folder / records.RECIPE).read_text())["precision"] == "bf16"
     assert run.manifest["precision"] == {
         "value": "bf16",
+        "computed": "bf16",
         "why": "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16",
     }
-    assert typed.manifest["precision"] == {"value": "bf16", "why": None}
+    assert typed.manifest["precision"] == {"value": "bf16", "computed": "bf16", "why": None}
     teacher = yaml.safe_load((run.folder / "teacher" / records.RECIPE).read_text())
     assert teacher["precision"] == "bf16"
     losses = [[epoch["train"]["loss"] for epoch in each.epochs] for each in (run, typed, plain)]
@@ -206,7 +207,9 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
     assert {job.recipe.precision for job in plan.jobs(assignment)} == {"bf16"}
     plain = plan.assign(parse(study), parse(study), runs=tmp_path)
     assert {job.recipe.precision for job in plan.jobs(plain)} == {"fp32"}
-    with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or bf16"):
+    with pytest.raises(
+        config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or tf32 or bf16"
+    ):
         parse({**study, "protocol": {"data": "digits", "precision": "auto"}})
 
 
