@@ -94,6 +94,36 @@ def test_real_steps_are_timed_and_change_nothing(monkeypatch):
     assert all(torch.equal(before[name], value) for name, value in run_inputs.student.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("tf32", "bf16", "choices"),
+    [(True, True, ["tf32", "bf16"]), (False, True, ["fp32", "bf16"]), (False, False, ["fp32"])],
+)
+def test_a_gpu_is_timed_in_what_its_tensor_cores_have(tf32, bf16, choices, monkeypatch):
+    monkeypatch.setattr(autotune, "has_tf32", lambda _: tf32)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
+    assert autotune.candidates(torch.device("cuda")) == choices
+
+
+def test_a_gpu_with_tf32_says_so_where_nothing_is_timed(timed, monkeypatch):
+    timed({"tf32": 2.4, "bf16": 2.0}, few=10**6)
+    monkeypatch.setattr(autotune, "has_tf32", lambda _: True)
+    chosen, reason = resolved(parsed())
+    assert chosen.precision == "tf32"
+    assert reason == "precision tf32: fewer than 1000000 steps are not timed; type precision=... for another"
+
+
+def test_tf32_on_a_device_without_it_is_float32_and_said(tmp_path, capsys):
+    lines = []
+    options = RunOptions(
+        reporter=type("Lines", (type(RunOptions().reporter),), {"say": lambda _, text: lines.append(text)})()
+    )
+    run = execute(parsed(precision="tf32"), tmp_path / "run", options=options)
+    plain = execute(parsed(precision="fp32"), tmp_path / "plain")
+    assert lines.count("run: precision tf32: computed as fp32, the device has no TF32") == 1
+    assert run.manifest["precision"] == {"value": "tf32", "computed": "fp32", "why": None}
+    assert [epoch["train"] for epoch in run.epochs] == [epoch["train"] for epoch in plain.epochs]
+
+
 def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(autotune, "FEW", 1)
     chosen, reason = resolved(parsed(objective="kd"))
@@ -207,9 +237,7 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
     assert {job.recipe.precision for job in plan.jobs(assignment)} == {"bf16"}
     plain = plan.assign(parse(study), parse(study), runs=tmp_path)
     assert {job.recipe.precision for job in plan.jobs(plain)} == {"fp32"}
-    with pytest.raises(
-        config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or tf32 or bf16"
-    ):
+    with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or tf32"):
         parse({**study, "protocol": {"data": "digits", "precision": "auto"}})
 
 
