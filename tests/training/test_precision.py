@@ -167,3 +167,18 @@ def test_a_checkpoint_keeps_the_scale_and_other_precisions_have_none():
     }
     assert same_bits(parameters(first), parameters(second))
     assert not [name for name in state_of(objective).packed()[0] if name.startswith("loss_scale")]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_casts_of_weights_are_not_kept_between_uses(cached):
+    """A cast that is kept could not be captured; networks that use each weight once have the same bits either way."""
+    bits = []
+    for enabled in (cached, False):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=enabled):
+            network(BATCH.inputs).float().square().sum().backward()
+        bits.append([p.grad for p in network.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*bits, strict=True))
+    with precision.mixed_precision(CPU, "bf16"):
+        assert not torch.is_autocast_cache_enabled()
