@@ -23,6 +23,7 @@ from tutelage.training.deadline import Deadline, DeadlineExceeded
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
 TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}
 BF16_WINS = {"fp32": 2.4, "bf16": 2.0}
+FP16 = {"precision": "fp16", "epochs": 3}
 NEARLY = {"fp32": 2.39, "bf16": 2.0}
 
 
@@ -285,3 +286,21 @@ def test_a_run_that_cannot_begin_leaves_its_precision_to_the_others(tmp_path, ti
     assert isinstance(error, RecipeError)
     assert [run.manifest["status"] for run in runs] == ["finished", "finished"]
     assert len({run.manifest["precision"]["value"] for run in runs}) == 1
+
+
+def test_a_run_in_fp16_is_resumed_with_its_loss_scale(tmp_path):
+    def run(name, deadline=None):
+        return execute(parsed(**FP16, name=name), tmp_path / name, options=RunOptions(deadline=deadline))
+
+    whole, now = run("whole"), [0.0]
+
+    def clock():
+        now[0] += 0.01
+        return now[0]
+
+    with pytest.raises(DeadlineExceeded):
+        run("parts", Deadline(0.3, clock=clock))
+    resumed = run("parts")
+    assert [epoch["train"] for epoch in resumed.epochs] == [epoch["train"] for epoch in whole.epochs]
+    assert all("overflowed_steps" in epoch for epoch in whole.epochs)
+    assert (resumed.folder / records.STUDENT).read_bytes() == (whole.folder / records.STUDENT).read_bytes()
