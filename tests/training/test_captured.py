@@ -122,6 +122,11 @@ def test_replayed_steps_are_the_eager_ones_of_every_optimizer(optimizer, accumul
     assert_same_bits("kd", optimizer=optimizer, accumulate=accumulate)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_replayed_steps_are_the_eager_ones_in_mixed_precision(precision):
+    assert_same_bits("kd", precision=precision)
+
+
 CASES = {
     "sgd": {},
     "schedules": {"optimizer": AdamW(lr=0.01), "schedule": Cosine(warmup=0.5), "clip": 0.5},

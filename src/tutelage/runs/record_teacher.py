@@ -23,6 +23,7 @@ from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.compile import ComputePlan, PlannedTeacher
 from tutelage.training.distributed import accelerator_on, to_device
+from tutelage.training.precision import fallback, float32_products
 
 INNER = 256
 """Batch size of the teacher."""
@@ -89,7 +90,10 @@ def record(
         size = _choose_form(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
-        teacher = PlannedTeacher(FrozenTeacher(network, names), recipe.fits()[0].settings, device, plan)
+        settings = recipe.fits()[0].settings
+        teacher = PlannedTeacher(FrozenTeacher(network, names), settings, device, plan)
+        if line := fallback(device, settings.precision):
+            reporter.say(f"{folder.name}: {line}")
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
         reporter.say(f"{folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
         reporter.begin(folder.name, len(todo), 0)
@@ -103,10 +107,11 @@ def record(
             requests = data.split_evenly(np.arange(chunk.start, chunk.stop), INNER)
             for batch in batches.at(epoch, requests):
                 moved = to_device(batch, device, channels_last=recipe.channels_last)
-                if outputs.speed is None:
-                    steps, processes = len(todo) * len(requests), accelerator.num_processes
-                    outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
-                teacher_outputs = teacher(moved)
+                with float32_products(device, settings.precision):
+                    if outputs.speed is None:
+                        steps, processes = len(todo) * len(requests), accelerator.num_processes
+                        outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
+                    teacher_outputs = teacher(moved)
                 rows = batch.index.cpu() - chunk.start
                 logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:

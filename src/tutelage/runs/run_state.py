@@ -26,6 +26,7 @@ from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
 from tutelage.training.job import FitJob
+from tutelage.training.precision import computed_precision, fallback
 from tutelage.types import UNLABELLED, Batches, Teacher
 
 
@@ -64,8 +65,11 @@ class RunState:
         setup.check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
-        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
+        precision = self.fits[0].settings.precision
         first_of_group = not teacher_outputs
+        if (line := fallback(self.device, precision)) and first_of_group:
+            self.reporter.say(f"{recipe.name}: {line}")
+        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
         self.held_out: list[EvalSet] = []
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
@@ -94,7 +98,11 @@ class RunState:
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
-            "precision": {"value": recipe.precision, "why": reason},
+            "precision": {
+                "value": precision,
+                "computed": computed_precision(self.device, precision),
+                "why": reason,
+            },
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
@@ -327,4 +335,6 @@ def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validatio
     parts.append(f"{epoch['images_per_second']:.0f} images/s")
     if epoch["skipped_steps"]:
         parts.append(f"{epoch['skipped_steps']} steps skipped")
+    if epoch.get("overflowed_steps"):
+        parts.append(f"{epoch['overflowed_steps']} steps overflowed")
     return ", ".join(parts)

@@ -23,8 +23,9 @@ from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient,
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.training.buffers import SavedBuffers
-from tutelage.training.distributed import mixed_precision, place
+from tutelage.training.distributed import place
 from tutelage.training.graphs import NotCapturableError
+from tutelage.training.precision import mixed_precision
 from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Batch, Opens, Outputs, Teacher
 
