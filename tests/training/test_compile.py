@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -191,6 +192,26 @@ def test_where_compiling_fails_the_fit_goes_on_plainly_and_says_so(tmp_path, mon
     assert [text.partition(":")[0] for text in messages] == ["teacher", "student"]
     assert "compile_student=false" in messages[1]
     assert same_bits(state(plain), state(student))
+
+
+def test_warnings_of_the_compiler_are_no_failure_of_compiling(monkeypatch):
+    """Even where the user has made errors of them."""
+    from torch._inductor import compile_fx
+
+    inner, warned = compile_fx.compile_fx_inner, []
+
+    def warns(*args, **how):
+        warned.append(1)
+        warnings.warn_explicit("an old form", DeprecationWarning, "lowering.py", 1, module="torch._inductor.lowering")
+        return inner(*args, **how)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", warns)
+    plan = ComputePlan(teacher_compiled=True, samples=4)
+    planned = PlannedTeacher(FrozenTeacher(mlp()), settings(), torch.device("cpu"), plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        planned(Batch(torch.arange(4), samples(4)[0], torch.zeros(4, dtype=torch.long)))
+    assert warned
 
 
 def test_a_recorded_teacher_is_not_compiled(tmp_path):
