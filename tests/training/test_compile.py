@@ -196,22 +196,24 @@ def test_where_compiling_fails_the_fit_goes_on_plainly_and_says_so(tmp_path, mon
 
 def test_warnings_of_the_compiler_are_no_failure_of_compiling(monkeypatch):
     """Even where the user has made errors of them."""
-    from torch._inductor import compile_fx
+    calls = []
 
-    inner, warned = compile_fx.compile_fx_inner, []
+    def compiling(function, **_):
+        def call(*inputs):
+            warnings.warn("an old form", DeprecationWarning, stacklevel=1)
+            calls.append(1)
+            return function(*inputs)
 
-    def warns(*args, **how):
-        warned.append(1)
-        warnings.warn_explicit("an old form", DeprecationWarning, "lowering.py", 1, module="torch._inductor.lowering")
-        return inner(*args, **how)
+        warnings.warn("a slow form", RuntimeWarning, stacklevel=1)
+        return call
 
-    monkeypatch.setattr(compile_fx, "compile_fx_inner", warns)
-    plan = ComputePlan(teacher_compiled=True, samples=4)
-    planned = PlannedTeacher(FrozenTeacher(mlp()), settings(), torch.device("cpu"), plan)
+    monkeypatch.setattr(torch, "compile", compiling)
+    student = PlannedStudent(mlp())
+    student.use(ComputePlan(student_compiled=True, samples=4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        planned(Batch(torch.arange(4), samples(4)[0], torch.zeros(4, dtype=torch.long)))
-    assert warned
+        student.call(4)(samples(4)[0])
+    assert calls
 
 
 def test_a_recorded_teacher_is_not_compiled(tmp_path):
