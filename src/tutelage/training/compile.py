@@ -222,12 +222,15 @@ class _Compiled:
         # Compiled forms are cached, and limited in number, per code object: each module gets its own copy.
         function = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
         try:
-            compiled = torch.compile(function, dynamic=False)
-            from torch._inductor import config
+            # What a compiler warns of is its own, such as deprecations: as errors they would end the compiling.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compiled = torch.compile(function, dynamic=False)
+                from torch._inductor import config
 
-            # As options of torch.compile they would come too late: the tracer reads them as well.
-            with config.patch(self._options):
-                outputs = compiled(*inputs)
+                # As options of torch.compile they would come too late: the tracer reads them as well.
+                with config.patch(self._options):
+                    outputs = compiled(*inputs)
         except Exception as error:  # noqa: BLE001  whatever a compiler raises, eager works or tells why not
             self._call = module
             warnings.warn(
