@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from tutelage.settings.fit import Switch
 from tutelage.types import Batch
 
 T = TypeVar("T")
@@ -95,6 +96,21 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
         for _ in range(WARM_UP):
             work()
     torch.cuda.current_stream().wait_stream(stream)
+
+
+def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
+    """Return what turns work on a device into its replay; none where nothing is to be captured.
+
+    To capture the work does it several times.
+    """
+    if device.type not in CAPTURES or wanted is False:
+        return None
+
+    def replayed(work: Callable[[], None]) -> Callable[[], None]:
+        warm_up(work, device)
+        return CAPTURES[device.type](work, device).replay
+
+    return replayed
 
 
 class Captured(Generic[T]):
