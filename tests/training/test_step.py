@@ -14,9 +14,8 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
 from tutelage.settings.fit import SGD, AdamW
 from tutelage.settings.weights import Linear
-from tutelage.training import optim
 from tutelage.training.distributed import accelerator_on, to_device
-from tutelage.training.optim import build
+from tutelage.training.graphs import CAPTURES
 from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import Batch, Progress, View
@@ -65,7 +64,7 @@ def test_a_step_asks_nothing_of_the_device(name, accumulate, monkeypatch):
     meta, objective = torch.device("meta"), OBJECTIVES[name]
     training = state_of(objective, device=meta, accumulate=accumulate, clip=0.5)
     monkeypatch.setattr(training.optimizer, "step", lambda: None)
-    training.optimizer.defaults["fused"] = True
+    training.fused = True
     teacher = teacher_of(objective)
     batch = to_device(BATCH, meta, channels_last=True)
     teacher = teacher.to(meta) if teacher else None
@@ -81,16 +80,16 @@ def test_a_step_that_the_host_does_not_look_at_is_the_same(optimizer, monkeypatc
     """As on a GPU: a fused optimizer skips by itself, and the buffers follow it; the first step is skipped too."""
     trained = []
     for fused in (False, True):
-        device = SimpleNamespace(type="cuda" if fused else "cpu")
         with monkeypatch.context() as patch:
-            patch.setattr(optim, "build", lambda *args, device=device: build(*args[:2], device))
+            if fused:
+                patch.setitem(CAPTURES, "cpu", None)
             training = state_of(OBJECTIVES["kd"], optimizer=optimizer)
-        assert bool(training.optimizer.defaults["fused"]) is fused
+        assert training.fused is bool(training.optimizer.defaults["fused"]) is fused
         torch.manual_seed(5)
         for spoilt in (True, False, True, False):
             images = IMAGES.clone()
             images[3] = torch.nan if spoilt else images[3]
-            training.now.rate = 0.1
+            training.now.set(0.1, 0.0)
             train_step(training, BATCH._replace(inputs=images), teacher_of(OBJECTIVES["kd"]))
         trained.append((state(training.distiller), training.now.sums))
     for name, value in trained[0][0].items():
@@ -104,10 +103,23 @@ def test_the_rate_of_a_step_is_the_states():
     training = state_of(OBJECTIVES["kd"])
     moved, weight = [], training.distiller.student.head.weight
     for rate in (0.0, 0.1):
-        before, training.now.rate = weight.detach().clone(), rate
+        before = weight.detach().clone()
+        training.now.set(rate, 0.0)
         train_step(training, BATCH, teacher_of(OBJECTIVES["kd"]))
         moved.append(not torch.equal(weight, before))
     assert moved == [False, True]
+
+
+def test_what_changes_from_step_to_step_lies_where_it_was():
+    """As a captured step needs it: the same tensors on the device, and other values in them."""
+    training = state_of(OBJECTIVES["scheduled"])
+    tensors = [training.now.rate, *training.now.progress[:3], training.now.progress.scheduled[SCHEDULED]]
+    values = []
+    for step in (0, 3):
+        training.now.epoch, training.now.step = step // 2, step
+        training.now.set(0.5 / (step + 1), step / 4)
+        values.append([tensor.item() for tensor in tensors])
+    assert values == [[0.5, 0, 0, 0.0, 1.0], [0.125, 1, 3, 0.75, 0.25]]
 
 
 def test_what_a_schedule_says_is_read_from_the_state_alone():
@@ -115,7 +127,7 @@ def test_what_a_schedule_says_is_read_from_the_state_alone():
     losses = []
     for scheduled in ({}, {SCHEDULED: 1.0}, {SCHEDULED: 0.0}):
         training = state_of(OBJECTIVES["scheduled"])
-        training.now.progress = Progress(0, 0, 0.5, scheduled)
+        training.now.progress = Progress(0, 0, 0.5, scheduled)  # without one the schedule is asked
         train_step(training, BATCH, teacher_of(OBJECTIVES["scheduled"]))
         losses.append(float(training.now.sums[0]))
     assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
@@ -137,6 +149,7 @@ def test_a_skipped_step_changes_its_count_and_its_log_alone():
     spoilt = IMAGES.clone()
     spoilt[7] = torch.inf
     training.now.step = 1
+    training.now.set(0.1, 0.5)
     train_step(training, BATCH._replace(inputs=spoilt), teacher)
     assert same_bits(state(training.distiller), before)
     assert all(

@@ -199,6 +199,7 @@ class Recipe(_Section):
     compile_teacher: Switch = FitSettings.compile_teacher
     compile_student: Switch = FitSettings.compile_student
     gradient_products: Switch = FitSettings.gradient_products
+    graphs: Switch = FitSettings.graphs
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

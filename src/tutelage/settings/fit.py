@@ -160,6 +160,7 @@ class FitSettings:
         compile_teacher: compile the teacher's forward pass.
         compile_student: compile the student.
         gradient_products: compute the weight gradients of convolutions as matrix products, each shape for itself.
+        graphs: capture a step as one CUDA graph, and replay it.
     """
 
     epochs: Count = 240
@@ -176,6 +177,7 @@ class FitSettings:
     compile_teacher: Switch = "auto"
     compile_student: Switch = "auto"
     gradient_products: Switch = "auto"
+    graphs: Switch = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):

@@ -16,7 +16,6 @@ from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.evaluate import EvalSet
 from tutelage.training.job import FitJob, FitState
-from tutelage.training.step import train_step
 from tutelage.types import Batches, Teacher
 
 
@@ -66,6 +65,6 @@ def fit(
     while state.now.epoch < settings.epochs:
         for batch in state.epoch(batches):
             state.begin_step(batch, planned)
-            train_step(state.train, batch, planned)
+            state.step(state.train, batch, planned)  # `train_step`, or what replays it
             state.end_step(batch)
         yield state.end_epoch(state.training_totals())

@@ -43,7 +43,8 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
     finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
     state.apply(finite)  # or put the buffers back
     now.sums += torch.where(finite, sums, metrics.skipped_sums)
-    log_nonfinite(now.nonfinite_log, finite, step=now.step, index=batch.index, logits=logits)
+    if state.fused or not finite:  # Where the host has asked already, it need not write into an untouched log.
+        log_nonfinite(now.nonfinite_log, finite, step=now.progress.step, index=batch.index, logits=logits)
 
 
 def split_batch(batch: Batch, pieces: int) -> list[Batch]:
