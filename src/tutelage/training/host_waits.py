@@ -136,7 +136,7 @@ def _place() -> str:
     node = torch._C._current_autograd_node()
     # A device's backward pass has a thread of its own, without a line of ours.
     line = f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}" if frame is not None else ""
-    return " in ".join(filter(None, (line, node and node.name())))
+    return " in ".join(filter(None, (line, node.name() if node is not None else "")))
 
 
 def _looks_on(frame: FrameType) -> bool:
