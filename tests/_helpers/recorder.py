@@ -31,6 +31,13 @@ class Recorder:
         pass
 
 
+class Unchanged(TorchDispatchMode):
+    """Executes operations as torch decomposes them under such a mode, which may round otherwise than without."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
 class _Recording(TorchDispatchMode):
     def __init__(self, operations):
         super().__init__()
@@ -38,13 +45,8 @@ class _Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        read = [
-            (leaf.untyped_storage().data_ptr(), leaf)
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        ]
+        read = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         made = function(*args, **kwargs)
-        own = {address for address, _ in read}
         # What has memory of its own was made here; views and what is written in place lie where they lay.
         written = [
             (leaf, k)

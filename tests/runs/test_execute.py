@@ -180,6 +180,7 @@ def test_the_manifest_tells_where_a_result_comes_from(distilled, teacher):
         "channels": 1,
         "image_size": [8, 8],
         "sizes": splits.sizes(),
+        "place": "in memory, 0.1 MiB of 8-bit values",
     }
     assert manifest["data"]["sizes"] == {"train": 1150, "validation": 287, "test": 360, "labelled": 200, "corrupt": 0}
     assert manifest["objective_terms"] == [{"ce": 1.0, "wttm": 1.0}, {"ce": 1.0}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -57,9 +57,7 @@ class CapturedStep:
             before.restore()
             self._captured = Captured(step, batch, apart=apart)
             for shift in (0, 1):
-                eager = before.changes(lambda: step(batch), shift=shift)
-                replayed = before.changes(lambda: self._captured(batch), shift=shift)
-                if not _close(eager, replayed):
+                if not before.same(lambda: step(batch), lambda: self._captured(batch), shift=shift):
                     raise NotCapturableError("a replayed step differs from the eager one")
         finally:
             before.restore()
@@ -86,8 +84,8 @@ class Snapshot:
 
     def __init__(self, state: TrainState, batch: Batch) -> None:
         self._state, self._batch = state, batch
-        self._tensors = [*state.lasting(), batch.inputs]
-        self._copies = [tensor.detach().clone() for tensor in self._tensors]
+        self._kinds = {**state.lasting(), "inputs": [batch.inputs]}
+        self._copies = _copied(self._kinds)
         self._generators = random_state(state.device)
         now = state.now
         self._numbers = (now.epoch, now.step, now.learning_rate, now.fraction)
@@ -95,8 +93,9 @@ class Snapshot:
     @torch.no_grad()
     def restore(self, *, shift: int = 0) -> None:
         """Put everything back; with a ``shift``, at the progress of another step and with another rate."""
-        for tensor, copy in zip(self._tensors, self._copies, strict=True):
-            tensor.copy_(copy)
+        for kind, tensors in self._kinds.items():
+            for tensor, copy in zip(tensors, self._copies[kind], strict=True):
+                tensor.copy_(copy)
         for parameter in self._state.parameters:
             parameter.grad = None
         restore_random(*self._generators, self._state.device)
@@ -107,20 +106,33 @@ class Snapshot:
 
     def batch(self) -> Batch:
         """Return the batch as it was, in memory of its own."""
-        return self._batch._replace(inputs=self._copies[-1].clone())
+        return self._batch._replace(inputs=self._copies["inputs"][0].clone())
 
-    def changes(self, work: Callable[[], object], *, shift: int) -> list[Tensor]:
-        """Return by how much work changes each tensor."""
-        self.restore(shift=shift)
-        work()
-        return [tensor.detach() - copy for tensor, copy in zip(self._tensors[:-1], self._copies[:-1], strict=True)]
+    def same(self, work: Callable[[], object], other: Callable[[], object], *, shift: int) -> bool:
+        """Whether two pieces of work change the same from here, within `TOLERANCE` of what the first changes."""
+        outcomes = []
+        for piece in (work, other):
+            self.restore(shift=shift)
+            piece()
+            outcomes.append(_copied(self._state.lasting()))
+        return all(_close(self._copies[kind], *(outcome[kind] for outcome in outcomes)) for kind in outcomes[0])
 
 
-def _close(expected: list[Tensor], got: list[Tensor]) -> bool:
-    """Whether changes agree: of whole numbers exactly, of others altogether within `TOLERANCE`."""
-    pairs = list(zip(expected, got, strict=True))
-    if not all(torch.equal(one, other) for one, other in pairs if not one.is_floating_point()):
-        return False
-    moved = sum(float(one.double().square().sum()) for one, _ in pairs if one.is_floating_point())
-    apart = sum(float((one - other).double().square().sum()) for one, other in pairs if one.is_floating_point())
+def _copied(kinds: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+    return {kind: [tensor.detach().clone() for tensor in tensors] for kind, tensors in kinds.items()}
+
+
+def _close(before: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
+    """Whether outcomes agree: whole numbers and what is finite exactly, all else together by their Euclidean norms."""
+    moved = apart = 0.0
+    for was, one, other in zip(before, expected, got, strict=True):
+        if not one.is_floating_point():
+            if not torch.equal(one, other):
+                return False
+            continue
+        if not torch.equal(one.isfinite(), other.isfinite()):
+            return False
+        was, one, other = (values.double().nan_to_num(0, 0, 0) for values in (was, one, other))
+        moved += float((one - was).square().sum())
+        apart += float((one - other).square().sum())
     return apart <= TOLERANCE**2 * moved

@@ -23,8 +23,9 @@ from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient,
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.training.buffers import SavedBuffers
-from tutelage.training.distributed import mixed_precision, place
+from tutelage.training.distributed import place
 from tutelage.training.graphs import NotCapturableError
+from tutelage.training.precision import mixed_precision
 from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Batch, Opens, Outputs, Teacher
 
@@ -221,12 +222,15 @@ class _Compiled:
         # Compiled forms are cached, and limited in number, per code object: each module gets its own copy.
         function = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
         try:
-            compiled = torch.compile(function, dynamic=False)
-            from torch._inductor import config
+            # What a compiler warns of is its own, such as deprecations: as errors they would end the compiling.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compiled = torch.compile(function, dynamic=False)
+                from torch._inductor import config
 
-            # As options of torch.compile they would come too late: the tracer reads them as well.
-            with config.patch(self._options):
-                outputs = compiled(*inputs)
+                # As options of torch.compile they would come too late: the tracer reads them as well.
+                with config.patch(self._options):
+                    outputs = compiled(*inputs)
         except Exception as error:  # noqa: BLE001  whatever a compiler raises, eager works or tells why not
             self._call = module
             warnings.warn(

@@ -60,11 +60,6 @@ def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> No
         module.to(memory_format=torch.channels_last)
 
 
-def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Enter this while networks run: in bfloat16 where the precision is ``bf16``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[str]) -> nn.Module:
     """Return what to call in place of a module so that processes average its gradients; one process calls the module.
 

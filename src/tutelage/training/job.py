@@ -193,6 +193,8 @@ class FitState:
             "memory_mb": totals.memory,
             "skipped_steps": int(totals.sums["skipped"]) // processes,  # All skip the same ones.
         }
+        if now.loss_scale is not None:
+            record["overflowed_steps"] = int(now.loss_scale.overflows)
         self.history.append(record)
         # The first held-out set is the one that the best weights are chosen by.
         accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None

@@ -16,6 +16,7 @@ from tutelage.training.distributed import batches_on
 from tutelage.training.graphs import Captured, NotCapturableError, warm_up
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
+from tutelage.training.precision import float32_products
 from tutelage.training.step import split_batch
 from tutelage.types import Batch, Batches, Outputs, Teacher
 
@@ -89,17 +90,12 @@ class Lockstep:
             self.isolation.attempt(k, state.begin_epoch)
         stream = batches_on(self.accelerator, self.batches, epoch, start, channels_last=self.settings.channels_last)
         try:
-            for step, batch in enumerate(stream, start):
-                present = self._at(epoch, step)
-                if not present:  # Those that were at this step have failed: continue from where the others are.
-                    return
-                for state in present.values():
-                    state.join()
-                shared, outputs = self._with_outputs(batch, present)
-                for k, state in present.items():
-                    captured = isinstance(state.step, CapturedStep)
-                    attempt = self.isolation.attempt_drawless if captured else self.isolation.attempt
-                    attempt(k, self._step, state, shared, outputs, len(present))
+            with float32_products(self.accelerator.device, self.settings.precision):
+                for step, batch in enumerate(stream, start):
+                    present = self._at(epoch, step)
+                    if not present:  # Those that were at this step have failed: continue from where the others are.
+                        return
+                    self._take_steps(batch, present)
         except DeadlineExceeded:
             for k, state in self._students().items():
                 self.isolation.attempt(k, state.save_steps)
@@ -109,6 +105,16 @@ class Lockstep:
         for k, sums in totals.items():
             if sums and (record := self.isolation.attempt(k, done[k].end_epoch, sums)):
                 yield k, record
+
+    def _take_steps(self, batch: Batch, present: Mapping[int, FitState]) -> None:
+        """Take every student's step on a batch."""
+        for state in present.values():
+            state.join()
+        shared, outputs = self._with_outputs(batch, present)
+        for k, state in present.items():
+            captured = isinstance(state.step, CapturedStep)
+            attempt = self.isolation.attempt_drawless if captured else self.isolation.attempt
+            attempt(k, self._step, state, shared, outputs, len(present))
 
     def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> None:
         """Take one student's step with the teacher's outputs for its micro-batches."""

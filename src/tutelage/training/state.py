@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,9 +18,10 @@ from tutelage.training import optim
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
-from tutelage.training.distributed import local_gradients, mixed_precision, place, wrap
+from tutelage.training.distributed import local_gradients, place, wrap
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics, empty_nonfinite_log
+from tutelage.training.precision import LossScale, mixed_precision
 from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Progress, StatefulTerm
 
@@ -36,12 +37,13 @@ class StepValues:
     epoch: int = 0  # epochs done
     step: int = 0  # steps done
     step_in_epoch: int = 0  # of them in this epoch
-    learning_rate: float = 0.0  # of the step, as a plain optimizer and the records have it
     fraction: float = 0.0  # of the fit that is done
-    rate: Tensor  # the same, ``()`` float32
+    learning_rate: float = 0.0  # of the step, as a plain optimizer and the records have it
+    rate: Tensor  # the same for a fused optimizer, ``()`` float32
     progress: Progress  # of the step, for the terms, with the values of all scheduled weights
     sums: Tensor  # of the epoch so far: `EpochMetrics.names`
     nonfinite_log: Tensor  # of the epoch so far: `metrics.log_nonfinite`
+    loss_scale: LossScale | None = None  # under ``fp16`` alone
     _whole: Tensor  # the memory of epoch and step in ``progress``
     _real: Tensor  # the memory of ``rate``, and of the other numbers in ``progress``
 
@@ -73,6 +75,8 @@ class StepValues:
         """Empty the sums and the log for another epoch."""
         self.sums.zero_()
         self.nonfinite_log.fill_(-1)
+        if self.loss_scale is not None:
+            self.loss_scale.overflows.zero_()
 
 
 def _sent(numbers: list[Any], to: Tensor) -> Tensor:
@@ -114,6 +118,8 @@ class TrainState:
         self.student = PlannedStudent(distiller.student)
         self.metrics = EpochMetrics(distiller.objective, self.device)
         self.now = StepValues.on(self.device, sums=self.metrics.zeros.clone(), schedules=distiller.objective.schedules)
+        if settings.precision == "fp16":
+            self.now.loss_scale = LossScale.on(self.device)
 
     @contextmanager
     def forward_context(self, samples: int, *, last: bool = True) -> Iterator[None]:
@@ -146,11 +152,16 @@ class TrainState:
             term.commit(finite)
         self.optimizer.zero_grad()
 
-    def lasting(self) -> list[Tensor]:
-        """Return the tensors that a step changes and the next one reads, the generators' state aside."""
+    def lasting(self) -> Mapping[str, Sequence[Tensor]]:
+        """Return the tensors that a step changes and the next one reads, by kind; generators have their own state."""
         moments = [value for values in self.optimizer.state.values() for value in values.values()]
-        own = [*self.distiller.parameters(), *self.distiller.buffers(), self.now.sums, self.now.nonfinite_log]
-        return own + [value for value in moments if isinstance(value, Tensor)]
+        return {
+            "parameters": list(self.parameters),
+            "buffers": list(self.distiller.buffers()),
+            "moments": [value for value in moments if isinstance(value, Tensor)],
+            "counts": [self.now.sums, self.now.nonfinite_log],
+            "loss scale": [] if self.now.loss_scale is None else list(vars(self.now.loss_scale).values()),
+        }
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state as a checkpoint holds it, generators included: tensors, and plain values.
@@ -167,6 +178,8 @@ class TrainState:
             "blame": now.nonfinite_log,
             **generators,
         }
+        if now.loss_scale is not None:
+            tensors |= {f"loss_scale.{name}": tensor for name, tensor in vars(now.loss_scale).items()}
         state = {"epoch": now.epoch, "step": now.step, "step_in_epoch": now.step_in_epoch}
         return tensors, {**state, "optimizer": optimizer, "rng": rng}
 
@@ -178,4 +191,7 @@ class TrainState:
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         now.sums.copy_(tensors["sums"])
         now.nonfinite_log.copy_(tensors["blame"])
+        if now.loss_scale is not None:
+            for name, tensor in vars(now.loss_scale).items():
+                tensor.copy_(tensors[f"loss_scale.{name}"])
         restore_random(tensors, state["rng"], self.device)

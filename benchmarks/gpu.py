@@ -1,0 +1,229 @@
+"""What holds and what is fast on a GPU, in parts of less than nine minutes each, which resume where they were stopped.
+
+    python benchmarks/gpu.py                          all parts, until the time is up; type it again to go on
+    python benchmarks/gpu.py bugs                     what fails, waits, differs from the CPU or cannot be resumed
+    python benchmarks/gpu.py ratios                   steps against the published loop and a whole-step CUDA graph
+    python benchmarks/gpu.py losses                   cross-entropy and WTTM, the last layer with them: time and memory
+    python benchmarks/gpu.py schedule --data FOLDER   vgg13 teaches vgg8 on CIFAR-100, 240 epochs, four methods
+    python benchmarks/gpu.py report                   prints the tables; of a GPU it writes results/gpu.json
+
+    --out FOLDER         where results and runs lie, by default runs/gpu; one machine and size each
+    --data FOLDER        CIFAR-100 as Parquet, for the schedule alone; the other parts draw random images
+    --teacher FOLDER     a run's folder: the schedule's teacher, in place of one that it trains
+    --budget SECONDS     of this call, by default 540
+    --device cuda|cpu    by default cuda
+    --small              tiny sizes and a few steps: whether it all runs, which says nothing of speed
+    --again              does again what failed
+
+Each part consists of items. A worker process does one after the other and adds each result to ``results.jsonl`` at
+once; items that have one are not done again. Where an item broke the worker, another process does the rest: a capture
+that is refused can leave CUDA's generators unusable. The exit status is 1 where an item of this call failed.
+"""
+
+import contextlib
+import faulthandler
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import output
+import torch
+
+from tutelage.runs import manifest
+
+PARTS = "bugs", "ratios", "losses", "schedule"
+LIMIT = 200.0
+"""Seconds after which an item of unknown length counts as hanging."""
+BROKEN = 75
+"""The exit status of a worker that another is to take over from."""
+RESULT = Path(__file__).parent / "results" / "gpu.json"
+
+
+class Record:
+    """Results as JSON lines: first the machine, then an entry for every item that began or ended."""
+
+    def __init__(self, out):
+        self.path = out / "results.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        # A worker that is killed may leave half a line.
+        entries = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                entries.append(json.loads(line))
+        self.machine = entries[0] if entries else None
+        self.items = {(entry["part"], entry["item"]): entry for entry in entries[1:]}
+
+    def open(self, device, small):
+        """Write the machine, or refuse the results of another."""
+        hardware = manifest.hardware(torch.device(device))
+        machine = {"small": small, "hardware": hardware, "software": manifest.software()}
+        if self.machine is None:
+            self.machine = machine
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(machine) + "\n")
+        for key in ("small", "hardware", "software"):
+            if self.machine[key] != machine[key]:
+                raise SystemExit(
+                    f"--out: expected results of this machine and size, got {key} {self.machine[key]} in {self.path}, "
+                    f"here it is {machine[key]}; type --out another folder"
+                )
+
+    def add(self, part, item, status, **more):
+        """Append an entry: ``began``, ``ok``, ``FAIL`` or ``unfinished``."""
+        entry = {"part": part, "item": item, "status": status, **more}
+        self.items[part, item] = entry
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def entries(self, part, *statuses):
+        """Return a part's entries of these statuses, by item."""
+        return {item: entry for (of, item), entry in self.items.items() if of == part and entry["status"] in statuses}
+
+
+def module_of(part):
+    return importlib.import_module(f"gpu_{part}")
+
+
+def left_of(record, part, items):
+    done = record.entries(part, "ok", "FAIL")
+    return [item for item in items if item not in done]
+
+
+def work(part, options):
+    """Do the items of a part that are left, as long as the time suffices."""
+    if part == "bugs":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch requires it where algorithms are deterministic
+    record, items = Record(options.out), module_of(part).items(options)
+    for item in left_of(record, part, items):
+        seconds, run = items[item]
+        left = options.until - time.time()
+        if left < seconds:
+            return
+        record.add(part, item, "began")
+        if not seconds:  # It minds the time itself.
+            faulthandler.dump_traceback_later(left + 40, exit=True)
+        else:
+            faulthandler.dump_traceback_later(min(max(LIMIT, 2 * seconds), left + 40), exit=True)
+        began = time.perf_counter()
+        status, more, broken = "ok", {}, False
+        try:
+            more = {"result": run()}
+            if more["result"].pop("unfinished", False):
+                status = "unfinished"
+        except Exception as error:  # noqa: BLE001  whatever it is, the other items do not depend on it
+            status, more = "FAIL", {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+            broken = not isinstance(error, AssertionError)
+        faulthandler.cancel_dump_traceback_later()
+        more |= {"seconds": round(time.perf_counter() - began, 2), "commit": manifest.version()["commit"]}
+        record.add(part, item, status, **more)
+        print(f"{status:<5} {item:<46} {more['seconds']:6.1f} s  {told(more)}", flush=True)
+        if status == "unfinished":
+            return
+        if broken:
+            sys.exit(BROKEN)
+
+
+def told(entry):
+    """Return an entry's error, or what is short in its result."""
+    short = {key: value for key, value in entry.get("result", {}).items() if not isinstance(value, dict | list)}
+    return entry.get("error") or ", ".join(f"{key} {value}" for key, value in short.items())
+
+
+def run_part(part, options):
+    """Do a part by workers, one after the other; return whether all of it is done."""
+    items = module_of(part).items(options)
+    while left_of(record := Record(options.out), part, items):
+        if time.time() > options.until - 5:
+            return False
+        typed = [sys.executable, __file__, part, *options.typed, "--until", str(options.until)]
+        code = subprocess.run(typed).returncode
+        record = Record(options.out)
+        for item in record.entries(part, "began"):
+            error = f"the worker ended with exit status {code}; what it wrote last says where"
+            record.add(part, item, "FAIL", error=error, commit=manifest.version()["commit"])
+            print(f"FAIL  {item:<46} {error}", flush=True)
+            code = BROKEN
+        if code not in (0, BROKEN):
+            raise SystemExit(f"{part}: expected exit status 0, got {code}; what the worker wrote says why")
+        if code == 0 and left_of(record, part, items):  # There was no time for the next one.
+            return False
+    return True
+
+
+def report(out):
+    """Print the tables of what was recorded, and write them: a GPU's beside the other results."""
+    record = Record(out)
+    if record.machine is None:
+        raise SystemExit(f"--out: expected recorded results, got none in {out}; type python benchmarks/gpu.py first")
+    hardware, software = record.machine["hardware"], record.machine["software"]
+    counts = record.machine["small"] is False and hardware["device"] == "cuda"
+    print(f"{hardware['gpu'] or hardware['processor']}, torch {software['torch']}, Python {software['python']}")
+    if not counts:
+        print(f"in small or without a GPU ({hardware['device']}): that it runs is all that this says")
+    parts = {}
+    for part in PARTS:
+        entries = record.entries(part, "ok", "FAIL", "unfinished")
+        if entries:
+            print(f"\n{part}")
+            parts[part] = {"items": entries, "summary": module_of(part).report(entries)}
+    path = RESULT if counts else out / "gpu.json"
+    output.write(path, record.machine | {"parts": parts})
+    print(f"\nwritten: {path}")
+
+
+def arguments():
+    parser = output.parser(__doc__)
+    parser.add_argument("part", nargs="?", choices=[*PARTS, "report"])
+    parser.add_argument("--out", type=Path, default=Path("runs") / "gpu")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--budget", type=float, default=540.0)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--until", type=float)
+    options = parser.parse_args()
+    if options.device == "cuda" and options.part != "report" and not torch.cuda.is_available():
+        parser.error("--device: expected a GPU, got none that torch can see; type --device cpu --small to try it here")
+    for key in ("data", "teacher"):
+        path = getattr(options, key)
+        if path is not None and not path.is_dir():
+            parser.error(f"--{key}: expected a folder, got {path}")
+    options.typed = ["--out", str(options.out), "--device", options.device, *["--small"] * options.small]
+    for key in ("data", "teacher"):
+        if (path := getattr(options, key)) is not None:
+            options.typed += [f"--{key}", str(path)]
+    return options
+
+
+def main():
+    options = arguments()
+    if options.part == "report":
+        report(options.out)
+        return
+    if options.until:
+        work(options.part, options)
+        return
+    options.until = time.time() + options.budget
+    record = Record(options.out)
+    record.open(options.device, options.small)
+    before = dict(record.items)
+    if options.again:
+        for part, item in [key for key, entry in record.items.items() if entry["status"] == "FAIL"]:
+            record.add(part, item, "again")
+    parts = [options.part] if options.part else [p for p in PARTS if p != "schedule" or options.data]
+    for part in parts:
+        if not run_part(part, options):
+            print(f"{part}: the time is up; type the same again to go on", flush=True)
+            break
+    failed = [e for key, e in Record(options.out).items.items() if e["status"] == "FAIL" and e != before.get(key)]
+    report(options.out)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
