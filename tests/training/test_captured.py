@@ -14,10 +14,12 @@ from tutelage import models, objectives, taps
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.objectives.methods.contrastive import OtherClasses
+from tutelage.runs.resume import FREE
 from tutelage.settings.fit import SGD, AdamW, Cosine
 from tutelage.settings.weights import Linear
 from tutelage.studies import overview
 from tutelage.training.captured import CapturedStep, reason_eager
+from tutelage.training.checkpoints import Checkpoints
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.graphs import CAPTURES, CaptureError
 from tutelage.training.isolation import Isolation
@@ -177,6 +179,18 @@ def test_a_fit_of_graphs_resumes_with_the_same_bits(tmp_path):
     resumed = fit_of("schedules", graphs=True, folder=tmp_path, resume=True)
     assert resumed[0] == whole[0][1:]
     assert same_bits(resumed[1], whole[1])
+
+
+def test_a_fit_of_graphs_resumes_without_them(tmp_path):
+    """As it is told to after a capture that was refused; another value on resume is no other run."""
+    with pytest.raises(KeyboardInterrupt):
+        fit_of("sgd", graphs=True, folder=tmp_path, stop_before=(1, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        records, _ = fit_of("sgd", graphs=False, folder=tmp_path, resume=True)
+    assert len(records) == 1
+    assert not Checkpoints(tmp_path / "checkpoints").load().state["speed"]["graph"]
+    assert "graphs" in FREE
 
 
 def lockstep(graphs, *, teacher=True):
