@@ -79,6 +79,8 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str]) -> list[tuple[str, s
     memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB of the process at its peak"
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         memory += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
+        if any(fit.settings.graphs is not False for fit in fits):
+            memory += "; a captured step keeps its own beside that, about as much again (graphs=false: none)"
     return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", memory)]
 
 

@@ -25,6 +25,7 @@ from tutelage.training.checkpoints import CheckpointError, Checkpoints, Checkpoi
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
+from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
 from tutelage.training.precision import computed_precision, fallback
 from tutelage.types import UNLABELLED, Batches, Teacher
@@ -222,6 +223,7 @@ class RunState:
             train=True,
             first_epoch=self.first_epoch(stage),
             world=self.accelerator.num_processes,
+            capture=capturing(self.device, wanted=self.fits[stage].settings.graphs),
         )
         title = self.recipe.name + (f" and {len(starts) - 1} more" if len(starts) > 1 else "")
         title += f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else ""

@@ -12,6 +12,8 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from tutelage.settings.fit import Switch
+from tutelage.training.host_waits import HostWaits
 from tutelage.types import Batch
 
 T = TypeVar("T")
@@ -84,17 +86,38 @@ WARM_UP = 3
 
 
 def warm_up(work: Callable[[], object], device: torch.device) -> None:
-    """Run work as often as a capture needs it, on a stream beside the current one, as captures are."""
-    if device.type != "cuda":
-        for _ in range(WARM_UP):
-            work()
-        return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream())
+    """Run work as often as a capture needs it, on a stream beside the current one, as captures are.
+
+    Raises:
+        NotCapturableError: it would make the host wait. A refused capture would leave the device's generator unusable.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP - 1):
             work()
-    torch.cuda.current_stream().wait_stream(stream)
+        with HostWaits(device) as waits:
+            work()
+    if stream is not None:
+        torch.cuda.current_stream().wait_stream(stream)
+    if waits.found:
+        raise NotCapturableError(f"the host waits for the device: {', '.join(sorted(waits.found))}")
+
+
+def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
+    """Return what turns work on a device into its replay; none where nothing is to be captured.
+
+    To capture the work does it several times.
+    """
+    if device.type not in CAPTURES or wanted is False:
+        return None
+
+    def replayed(work: Callable[[], None]) -> Callable[[], None]:
+        warm_up(work, device)
+        return CAPTURES[device.type](work, device).replay
+
+    return replayed
 
 
 class Captured(Generic[T]):

@@ -169,7 +169,6 @@ class FitState:
 
     def training_totals(self) -> TrainingTotals:
         """Return what the epoch's steps came to; here the host waits for the device."""
-        self.join()
         self._raise_if_nonfinite()
         sums = dict(zip(self.train.metrics.names, summed(self.now.sums, self.accelerator), strict=True))
         return TrainingTotals(sums, time.monotonic() - self.began, memory.peak(self.device))

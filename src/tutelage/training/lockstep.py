@@ -108,13 +108,13 @@ class Lockstep:
 
     def _take_steps(self, batch: Batch, present: Mapping[int, FitState]) -> None:
         """Take every student's step on a batch."""
-        for state in present.values():
-            state.join()
         shared, outputs = self._with_outputs(batch, present)
         for k, state in present.items():
             captured = isinstance(state.step, CapturedStep)
             attempt = self.isolation.attempt_drawless if captured else self.isolation.attempt
             attempt(k, self._step, state, shared, outputs, len(present))
+        for state in present.values():
+            state.join()  # before another batch takes the place of this one
 
     def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> None:
         """Take one student's step with the teacher's outputs for its micro-batches."""
