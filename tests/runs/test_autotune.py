@@ -19,6 +19,7 @@ from tutelage.studies import plan, schema
 from tutelage.studies.compare import compare
 from tutelage.teacher_cache.top_k import TeacherCacheError
 from tutelage.training.deadline import Deadline, DeadlineExceeded
+from tutelage.training.graphs import CAPTURES
 
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
 TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}
@@ -53,11 +54,21 @@ def resolved(recipe):
     return autotune.resolve_precision(recipe, lambda: run_inputs)
 
 
+@pytest.mark.parametrize(("graphs", "expected"), [("auto", True), (False, False)])
+def test_steps_are_timed_as_graphs_where_they_may_run_so(timed, monkeypatch, graphs, expected):
+    monkeypatch.setitem(CAPTURES, "cpu", None)
+    seen = timed(BF16_WINS)
+    chosen, _ = resolved(parsed(graphs=graphs))
+    assert {recipe.graphs for recipe in seen} == {expected}
+    assert chosen.graphs == graphs
+
+
 def test_the_faster_one_is_taken_where_it_is_much_faster(timed):
     seen = timed(BF16_WINS)
     chosen, reason = resolved(parsed())
     assert chosen.precision == "bf16"
     assert reason == "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
+    assert {recipe.graphs for recipe in seen} == {"auto"}
     assert [recipe.precision for recipe in seen] == ["fp32", "bf16"] * 2
     assert not any(recipe.compile_teacher or recipe.compile_student or recipe.gradient_products for recipe in seen)
     assert chosen == parsed(precision="bf16")

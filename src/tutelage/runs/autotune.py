@@ -19,6 +19,7 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs.setup import RunInputs, evaluation_outputs, run_context, steps_of
 from tutelage.settings.fit import Precision
 from tutelage.training.distributed import accelerator_on
+from tutelage.training.graphs import CAPTURES
 from tutelage.training.loop import fit
 from tutelage.training.precision import has_tf32
 from tutelage.types import Batch
@@ -28,7 +29,7 @@ GAIN = 1.2
 FEW = 400
 """Fits of fewer steps are not timed: timing takes sixteen steps, at most 4 % of longer ones."""
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
-"""How the timed steps are computed: other speed-ups are chosen later, in the chosen precision."""
+"""How the timed steps are computed: other speed-ups are chosen later, in the chosen precision, but for graphs."""
 TIMED = 3
 """Timed steps, after one to warm up."""
 EVALUATED = 256
@@ -77,7 +78,9 @@ def resolve_precision(
     reference, *others = choices = candidates(accelerator.device)
     if accelerator.device.type == "cuda" and not others:
         return resolved(reference, f"precision {reference}: the device has no bfloat16; precision=fp16 is there to try")
-    inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN)
+    # Launched one by one, the operations of small networks take as long in any precision.
+    graphs = {"graphs": True} if accelerator.device.type in CAPTURES and recipe.graphs is not False else {}
+    inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN | graphs)
     few = steps_of(timed, len(inputs.splits.train)) < FEW
     if few or accelerator.num_processes > 1:
         untimed = f"fewer than {FEW} steps" if few else "several processes"
