@@ -50,7 +50,7 @@ TAPS = ("student_taps", "teacher_taps")
             Requirements,
             (
                 *("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics", "indices"),
-                *("teacher_head", "teacher_norms", "class_means", "min_batch"),
+                *("teacher_head", "teacher_norms", "class_means", "min_batch", "host_waits"),
             ),
         ),
         (Projection, ("student", "teacher", "kind", "always")),
