@@ -1,20 +1,31 @@
-# make demo | test | test-slow | bench | check | generated
+# make demo | test | test-slow | test-cuda | test-lowest | bench | check | generated
 # Each target sets up .venv by itself; PYTHON names the interpreter that the environment is made of.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+LOWEST := .venv-lowest
+# A file's tests stay in one process, as they share what is dear to make; each process has one thread.
+SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow bench check generated clean
+.PHONY: demo test test-slow test-cuda test-lowest bench check generated clean
 
 demo: $(STAMP)
 	$(BIN)/tutelage compare recipes/digits.yaml
 
-# A file's tests stay in one process, as they share what is dear to make; each process has one thread.
 test: $(STAMP) check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
+	if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then $(MAKE) test-cuda; fi
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# In a process of their own: the others are not to see the device.
+test-cuda: $(STAMP)
+	$(BIN)/python -m pytest -m cuda $$(grep -rl "mark\.cuda" tests --include="test_*.py")
+
+# With the lowest versions that pyproject.toml admits; their wheels are of Python 3.11 and 3.12.
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(SUITE)
 
 bench: $(STAMP)
 	$(BIN)/tutelage doctor --bench
@@ -38,5 +49,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,dev]"
 	touch $(STAMP)
 
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	grep -oE '"[A-Za-z-]+>=[0-9.]+"' pyproject.toml | grep -v setuptools | tr -d '"' | sed 's/>=/==/' > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[all,dev]" --constraint $(LOWEST)/lowest.txt
+	touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache build
+	rm -rf .venv $(LOWEST) .mypy_cache .ruff_cache build

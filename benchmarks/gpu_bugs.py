@@ -235,9 +235,7 @@ def items(options):
             momentum = "" if getattr(optimizer, "momentum", 1.0) else " without momentum"
             checks[f"NaN step skipped: {optimizer.name}{momentum}{form}"] = partial(skips, optimizer, **settings)
         for name, optimizer in (("kd", SGD()), ("kd", AdamW()), ("crd", SGD())):
-            checks[f"resumed to the bit: {name} {optimizer.name}{form}"] = partial(
-                resumes, name, optimizer, **settings
-            )
+            checks[f"resumed to the bit: {name} {optimizer.name}{form}"] = partial(resumes, name, optimizer, **settings)
     checks |= {f"as on the CPU: {name}": partial(as_on_the_cpu, name) for name in names}
     checks |= {f"replayed: {name}": partial(replayed, name) for name in names}  # last: what breaks costs a process
     bits = {name: (20.0, partial(deterministic, check, options)) for name, check in checks.items()}

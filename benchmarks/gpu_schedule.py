@@ -1,2 +1,6 @@
-def items(options): return {}
-def report(entries): return {}
+def items(options):
+    return {}
+
+
+def report(entries):
+    return {}

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 
@@ -16,6 +16,7 @@ from tutelage.config.schema import Recipe, parse
 from tutelage.runs import manifest
 from tutelage.runs.execute import execute
 from tutelage.runs.run import RunOptions
+from tutelage.settings.fit import Precision
 
 EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib"}
 """Each extra with a module that it installs."""
@@ -44,7 +45,7 @@ def examine() -> Iterator[Finding]:
     for extra, module in EXTRAS.items():
         installed = importlib.util.find_spec(module) is not None
         yield Finding(f"extra {extra}", "installed" if installed else f"not installed; pip install 'tutelage[{extra}]'")
-    yield from map(_step, ("fp32", "bf16"))
+    yield from map(_step, get_args(Precision) if count else ("fp32", "bf16"))
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     yield Finding("disk", f"{free:.1f} GB free here", good=free > 0.1)
 

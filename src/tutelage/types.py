@@ -59,18 +59,21 @@ class Outputs(NamedTuple):
 class Progress(NamedTuple):
     """Where in a fit a step is: what a scheduled weight or learning rate is a function of. A run's stage is a fit.
 
+    In a step of `fit` all are ``()`` tensors on the device, int64 and float32, so that a step can be captured once and
+    replayed: a term computes with them as with numbers, and reads none on the host, as ``if progress.epoch > 5`` would.
+
     Attributes:
         epoch: epochs done before this one, so 0 in the first.
         step: optimizer steps done in the whole fit.
         fraction: of the fit's steps done, in [0, 1).
-        scheduled: the values of schedules at this step, by schedule; those that are missing are computed where they are
-            read. A loop that computes them beforehand leaves nothing in a step that the host has to work out.
+        scheduled: the values of schedules at this step, by schedule; those that are missing are computed on the host
+            where they are read. A loop that computes them beforehand leaves the host nothing to work out in a step.
     """
 
-    epoch: int = 0
-    step: int = 0
-    fraction: float = 0.0
-    scheduled: Mapping[Hashable, float] = {}
+    epoch: int | Tensor = 0
+    step: int | Tensor = 0
+    fraction: float | Tensor = 0.0
+    scheduled: Mapping[Hashable, float | Tensor] = {}
 
 
 class Totals(NamedTuple):
@@ -120,6 +123,7 @@ class Requirements:
         teacher_norms: its binding reads the weights of the teacher's batch norm at these taps.
         class_means: its binding reads each class's mean of these features of the teacher, over the training samples.
         min_batch: samples that it needs at least in a batch.
+        host_waits: its computation makes the host wait for the device: no step with it can be captured as a graph.
     """
 
     teacher: bool
@@ -134,6 +138,7 @@ class Requirements:
     teacher_norms: tuple[str, ...] = ()
     class_means: tuple[str, ...] = ()
     min_batch: int = 1
+    host_waits: bool = False
 
 
 class Term(Protocol):
@@ -165,6 +170,14 @@ class Teacher(Protocol):
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return the teacher's outputs for the batch; no gradient flows into them."""
+
+
+@runtime_checkable
+class Opens(Protocol):
+    """Optional interface for teachers that read an epoch's outputs before its first step."""
+
+    def open(self, view: View | None) -> None:
+        """Make the outputs of these views ready, in the memory that those of the views before had."""
 
 
 class Batches(Protocol):

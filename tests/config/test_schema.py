@@ -615,7 +615,10 @@ def test_a_key_that_is_near_to_nothing_is_answered_with_all():
             {"deterministic": "perhaps"},
             "deterministic: expected true or false, got 'perhaps'; for example deterministic=false",
         ),
-        ({"precision": "fp16"}, "precision: expected one of auto, fp32, bf16, got 'fp16'; for example precision=bf16"),
+        (
+            {"precision": "fp8"},
+            "precision: expected one of auto, fp32, tf32, bf16, fp16, got 'fp8'; for example precision=auto",
+        ),
         ({"device": "gpu"}, "device: expected one of auto, cpu, cuda, got 'gpu'; for example device=cpu"),
         ({"nonfinite": 3}, "nonfinite: expected one of stop, skip, got 3; for example nonfinite=stop"),
         ({"student": 3}, "student: expected a model's name, got 3; for example student=cifar:resnet20"),

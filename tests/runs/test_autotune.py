@@ -19,10 +19,12 @@ from tutelage.studies import plan, schema
 from tutelage.studies.compare import compare
 from tutelage.teacher_cache.top_k import TeacherCacheError
 from tutelage.training.deadline import Deadline, DeadlineExceeded
+from tutelage.training.graphs import CAPTURES
 
 VALUE = {"name": "run", "data": "digits", "student": "mlp:8", "device": "cpu", "threads": 1, "epochs": 2}
 TAUGHT = {"teacher": {"train": {"model": "mlp:16", "epochs": 3}}, "objective": {"wttm": {"gamma": 0.5, "beta": 1.0}}}
 BF16_WINS = {"fp32": 2.4, "bf16": 2.0}
+FP16 = {"precision": "fp16", "epochs": 3}
 NEARLY = {"fp32": 2.39, "bf16": 2.0}
 
 
@@ -52,11 +54,21 @@ def resolved(recipe):
     return autotune.resolve_precision(recipe, lambda: run_inputs)
 
 
+@pytest.mark.parametrize(("graphs", "expected"), [("auto", True), (False, False)])
+def test_steps_are_timed_as_graphs_where_they_may_run_so(timed, monkeypatch, graphs, expected):
+    monkeypatch.setitem(CAPTURES, "cpu", None)
+    seen = timed(BF16_WINS)
+    chosen, _ = resolved(parsed(graphs=graphs))
+    assert {recipe.graphs for recipe in seen} == {expected}
+    assert chosen.graphs == graphs
+
+
 def test_the_faster_one_is_taken_where_it_is_much_faster(timed):
     seen = timed(BF16_WINS)
     chosen, reason = resolved(parsed())
     assert chosen.precision == "bf16"
     assert reason == "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16"
+    assert {recipe.graphs for recipe in seen} == {"auto"}
     assert [recipe.precision for recipe in seen] == ["fp32", "bf16"] * 2
     assert not any(recipe.compile_teacher or recipe.compile_student or recipe.gradient_products for recipe in seen)
     assert chosen == parsed(precision="bf16")
@@ -89,9 +101,39 @@ def test_real_steps_are_timed_and_change_nothing(monkeypatch):
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe))
     before = {name: value.clone() for name, value in run_inputs.student.state_dict().items()}
     chosen, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
-    assert chosen.precision in autotune.CHOICES
+    assert chosen.precision in autotune.candidates(torch.device("cpu"))
     assert reason.startswith(f"precision {chosen.precision}: ")
     assert all(torch.equal(before[name], value) for name, value in run_inputs.student.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("tf32", "bf16", "choices"),
+    [(True, True, ["tf32", "bf16"]), (False, True, ["fp32", "bf16"]), (False, False, ["fp32"])],
+)
+def test_a_gpu_is_timed_in_what_its_tensor_cores_have(tf32, bf16, choices, monkeypatch):
+    monkeypatch.setattr(autotune, "has_tf32", lambda _: tf32)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
+    assert autotune.candidates(torch.device("cuda")) == choices
+
+
+def test_a_gpu_with_tf32_says_so_where_nothing_is_timed(timed, monkeypatch):
+    timed({"tf32": 2.4, "bf16": 2.0}, few=10**6)
+    monkeypatch.setattr(autotune, "has_tf32", lambda _: True)
+    chosen, reason = resolved(parsed())
+    assert chosen.precision == "tf32"
+    assert reason == "precision tf32: fewer than 1000000 steps are not timed; type precision=... for another"
+
+
+def test_tf32_on_a_device_without_it_is_float32_and_said(tmp_path, capsys):
+    lines = []
+    options = RunOptions(
+        reporter=type("Lines", (type(RunOptions().reporter),), {"say": lambda _, text: lines.append(text)})()
+    )
+    run = execute(parsed(precision="tf32"), tmp_path / "run", options=options)
+    plain = execute(parsed(precision="fp32"), tmp_path / "plain")
+    assert lines.count("run: precision tf32: computed as fp32, the device has no TF32") == 1
+    assert run.manifest["precision"] == {"value": "tf32", "computed": "fp32", "why": None}
+    assert [epoch["train"] for epoch in run.epochs] == [epoch["train"] for epoch in plain.epochs]
 
 
 def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
@@ -111,9 +153,10 @@ def test_a_run_records_its_choice_and_trains_in_it(tmp_path, timed):
     assert yaml.safe_load((run.folder / records.RECIPE).read_text())["precision"] == "bf16"
     assert run.manifest["precision"] == {
         "value": "bf16",
+        "computed": "bf16",
         "why": "precision bf16: a step takes 2400.0 ms in fp32, 2000.0 ms in bf16",
     }
-    assert typed.manifest["precision"] == {"value": "bf16", "why": None}
+    assert typed.manifest["precision"] == {"value": "bf16", "computed": "bf16", "why": None}
     teacher = yaml.safe_load((run.folder / "teacher" / records.RECIPE).read_text())
     assert teacher["precision"] == "bf16"
     losses = [[epoch["train"]["loss"] for epoch in each.epochs] for each in (run, typed, plain)]
@@ -206,7 +249,7 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
     assert {job.recipe.precision for job in plan.jobs(assignment)} == {"bf16"}
     plain = plan.assign(parse(study), parse(study), runs=tmp_path)
     assert {job.recipe.precision for job in plan.jobs(plain)} == {"fp32"}
-    with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or bf16"):
+    with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or tf32"):
         parse({**study, "protocol": {"data": "digits", "precision": "auto"}})
 
 
@@ -254,3 +297,21 @@ def test_a_run_that_cannot_begin_leaves_its_precision_to_the_others(tmp_path, ti
     assert isinstance(error, RecipeError)
     assert [run.manifest["status"] for run in runs] == ["finished", "finished"]
     assert len({run.manifest["precision"]["value"] for run in runs}) == 1
+
+
+def test_a_run_in_fp16_is_resumed_with_its_loss_scale(tmp_path):
+    def run(name, deadline=None):
+        return execute(parsed(**FP16, name=name), tmp_path / name, options=RunOptions(deadline=deadline))
+
+    whole, now = run("whole"), [0.0]
+
+    def clock():
+        now[0] += 0.01
+        return now[0]
+
+    with pytest.raises(DeadlineExceeded):
+        run("parts", Deadline(0.3, clock=clock))
+    resumed = run("parts")
+    assert [epoch["train"] for epoch in resumed.epochs] == [epoch["train"] for epoch in whole.epochs]
+    assert all("overflowed_steps" in epoch for epoch in whole.epochs)
+    assert (resumed.folder / records.STUDENT).read_bytes() == (whole.folder / records.STUDENT).read_bytes()

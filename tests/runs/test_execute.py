@@ -180,6 +180,7 @@ def test_the_manifest_tells_where_a_result_comes_from(distilled, teacher):
         "channels": 1,
         "image_size": [8, 8],
         "sizes": splits.sizes(),
+        "place": "in memory, 0.1 MiB of 8-bit values",
     }
     assert manifest["data"]["sizes"] == {"train": 1150, "validation": 287, "test": 360, "labelled": 200, "corrupt": 0}
     assert manifest["objective_terms"] == [{"ce": 1.0, "wttm": 1.0}, {"ce": 1.0}]
@@ -257,7 +258,7 @@ def test_the_metrics_are_one_schema_per_line(distilled):
         (1, 2, 10),
     ]
     for epoch in epochs:
-        assert epoch.keys() == records.Epoch.__annotations__.keys()
+        assert epoch.keys() == records.Epoch.__annotations__.keys() - {"overflowed_steps"}  # under fp16 alone
         assert epoch["validation"]["samples"] == 287
         assert epoch["test"]["samples"] == 360
     assert {e["learning_rate"] for e in epochs if e["stage"] == 0} == {0.2}

@@ -1,10 +1,18 @@
 """What a run consists of, and what it needs."""
 
 import pytest
+import torch
 
 from tutelage import config, objectives
 from tutelage.config.schema import Network, Recipe, RecipeError
-from tutelage.runs.setup import build_objectives, check_teacher, needs_teacher, require_teacher, steps_of
+from tutelage.runs.setup import (
+    build_objectives,
+    check_teacher,
+    needs_teacher,
+    require_teacher,
+    steps_of,
+    torch_settings,
+)
 
 
 def recipe(**keys):
@@ -46,3 +54,13 @@ def test_a_run_that_lacks_its_teacher_is_refused_with_what_needs_one():
     assert require_teacher("mlp:16", "to distil") == "mlp:16"
     with pytest.raises(RecipeError, match=r"^teacher: expected one to distil, got none; add teacher=.*, or train$"):
         require_teacher(None, "to distil", instead="train")
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_cudnn_times_its_algorithms_unless_a_run_is_deterministic(before, deterministic, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    recipe = config.parse(Recipe, {"name": "run", "student": "mlp:8", "deterministic": deterministic})
+    with torch_settings(recipe):
+        assert torch.backends.cudnn.benchmark is not deterministic
+    assert torch.backends.cudnn.benchmark is before

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -191,6 +192,28 @@ def test_where_compiling_fails_the_fit_goes_on_plainly_and_says_so(tmp_path, mon
     assert [text.partition(":")[0] for text in messages] == ["teacher", "student"]
     assert "compile_student=false" in messages[1]
     assert same_bits(state(plain), state(student))
+
+
+def test_warnings_of_the_compiler_are_no_failure_of_compiling(monkeypatch):
+    """Even where the user has made errors of them."""
+    calls = []
+
+    def compiling(function, **_):
+        def call(*inputs):
+            warnings.warn("an old form", DeprecationWarning, stacklevel=1)
+            calls.append(1)
+            return function(*inputs)
+
+        warnings.warn("a slow form", RuntimeWarning, stacklevel=1)
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    student = PlannedStudent(mlp())
+    student.use(ComputePlan(student_compiled=True, samples=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student.call(4)(samples(4)[0])
+    assert calls
 
 
 def test_a_recorded_teacher_is_not_compiled(tmp_path):

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -6,9 +7,8 @@ from torch import nn
 
 from tutelage import models
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
-from tutelage.training.optim import build, learning_rate
-
-CPU = torch.device("cpu")
+from tutelage.training.checkpoints import Checkpoint
+from tutelage.training.optim import build, learning_rate, optimizer_state, restore_optimizer
 
 
 def rate(schedule, epoch, position=1.0, *, peak=0.05, epochs=240):
@@ -94,7 +94,7 @@ def stepped_without_gradient(settings):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.fill_(1.0)
-    optimizer = build(settings, module, CPU)
+    optimizer = build(settings, module, fused=False)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -119,7 +119,7 @@ def test_adamw_does_not_decay_what_a_network_lists():
             return {"token", "position"}
 
     module = nn.ModuleDict({"student": Tokens()})
-    decayed, kept = build(AdamW(weight_decay=0.5), module, CPU).param_groups
+    decayed, kept = build(AdamW(weight_decay=0.5), module, fused=False).param_groups
     assert [decayed["weight_decay"], kept["weight_decay"]] == [0.5, 0.0]
     assert {id(p) for p in decayed["params"]} == {id(module["student"].layer.weight)}
     assert len(kept["params"]) == 3
@@ -127,7 +127,7 @@ def test_adamw_does_not_decay_what_a_network_lists():
 
 def test_adamw_does_not_decay_the_tokens_of_a_timm_transformer():
     network = models.create("timm:deit_tiny_patch16_224", classes=10).network
-    decayed, kept = build(AdamW(), network, CPU).param_groups
+    decayed, kept = build(AdamW(), network, fused=False).param_groups
     names = {id(p): name for name, p in network.named_parameters()}
     assert {"cls_token", "pos_embed"} <= {names[id(p)] for p in kept["params"]}
     assert all(names[id(p)].endswith("weight") for p in decayed["params"])
@@ -143,7 +143,7 @@ def test_sgd_steps_as_written(nesterov):
     """``b = m * b + g``, ``w -= lr * b``, or ``w -= lr * (g + m * b)`` with Nesterov's momentum."""
     weight = nn.Linear(1, 1, bias=False)
     weight.weight.data.fill_(2.0)
-    optimizer = build(SGD(lr=0.1, momentum=0.5, weight_decay=0.0, nesterov=nesterov), weight, CPU)
+    optimizer = build(SGD(lr=0.1, momentum=0.5, weight_decay=0.0, nesterov=nesterov), weight, fused=False)
     value, moment = 2.0, 0.0
     for gradient in (1.0, -3.0, 0.5):
         weight.weight.grad = torch.full((1, 1), gradient)
@@ -154,7 +154,7 @@ def test_sgd_steps_as_written(nesterov):
 
 
 def test_adamw_takes_its_numbers():
-    optimizer = build(AdamW(lr=3e-4, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.2), network(), CPU)
+    optimizer = build(AdamW(lr=3e-4, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.2), network(), fused=False)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
     for group in optimizer.param_groups:
         assert (group["lr"], tuple(group["betas"]), group["eps"]) == (3e-4, (0.8, 0.95), 1e-6)
@@ -163,18 +163,45 @@ def test_adamw_takes_its_numbers():
 def test_frozen_parameters_are_left_out():
     module = network()
     module[0].requires_grad_(False)
-    count = sum(len(group["params"]) for group in build(SGD(), module, CPU).param_groups)
+    count = sum(len(group["params"]) for group in build(SGD(), module, fused=False).param_groups)
     assert count == 4
     with pytest.raises(ValueError, match=r"student: expected trainable parameters, got none; unfreeze"):
-        build(SGD(), module.requires_grad_(False), CPU)
+        build(SGD(), module.requires_grad_(False), fused=False)
+
+
+@pytest.mark.parametrize("settings", [SGD(lr=0.1), SGD(lr=0.1, momentum=0.0), AdamW(lr=0.1)])
+def test_a_fused_optimizer_goes_on_where_a_plain_one_was_saved(settings):
+    """Of parameters without a gradient so far the plain one has saved no state."""
+    plain_module, module = (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)) for _ in range(2))
+    module.load_state_dict(plain_module.state_dict())
+    plain, fused = build(settings, plain_module, fused=False), build(settings, module, fused=True)
+    plain_module[0](torch.ones(1, 3)).sum().backward()
+    plain.step()
+    saved = Checkpoint(*(lambda tensors, state: (tensors, {"optimizer": state}))(*optimizer_state(plain)))
+    module.load_state_dict(plain_module.state_dict())
+    restore_optimizer(fused, saved)
+    names = {frozenset(values) for values in fused.state.values()}
+    assert len(names) <= 1, "every parameter has all its state"
+    for optimizer, network in ((plain, plain_module), (fused, module)):
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(0.2) if optimizer is fused else 0.2
+        optimizer.zero_grad()
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    for parameter, twin in zip(module.parameters(), plain_module.parameters(), strict=True):
+        torch.testing.assert_close(parameter, twin)
+    assert json.dumps(optimizer_state(fused)[1])
+    assert [group["lr"] for group in optimizer_state(fused)[1]["groups"]] == [pytest.approx(0.2)] * len(
+        fused.param_groups
+    )
 
 
 def test_a_fused_first_step_that_is_skipped_leaves_a_momentum_of_zero():
     """The fused form is CUDA's choice, and runs on the CPU too."""
     module, control = nn.Linear(3, 2), nn.Linear(3, 2)
     control.load_state_dict(module.state_dict())
-    optimizer = build(SGD(lr=0.1), module, torch.device("cuda"))
-    plain = build(SGD(lr=0.1), control, CPU)
+    optimizer = build(SGD(lr=0.1), module, fused=True)
+    plain = build(SGD(lr=0.1), control, fused=False)
     for skipped in (True, False, False):
         for parameter, twin in zip(module.parameters(), control.parameters(), strict=True):
             parameter.grad = torch.full_like(parameter, torch.inf if skipped else 0.5)

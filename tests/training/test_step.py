@@ -1,22 +1,15 @@
-"""One step: what it reads, what it changes, and that it asks nothing of the device."""
-
-from contextlib import nullcontext
-from types import SimpleNamespace
+"""One step: what it reads and what it changes; that it asks nothing of the device is in `test_stand_in`."""
 
 import pytest
 import torch
 from tests._helpers.fit_cases import Moving, same_bits, samples, seeded, settings, state
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from tutelage import objectives
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.objectives import BindContext
 from tutelage.settings.fit import SGD, AdamW
 from tutelage.settings.weights import Linear
-from tutelage.training import optim
-from tutelage.training.distributed import accelerator_on, to_device
-from tutelage.training.optim import build
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.graphs import CAPTURES
 from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import Batch, Progress, View
@@ -24,56 +17,19 @@ from tutelage.types import Batch, Progress, View
 IMAGES, LABELS = samples(12, shape=(2, 8, 8))
 BATCH = Batch(torch.arange(12), IMAGES, LABELS, View(3, 0))
 SCHEDULED = Linear(start=1.0, end=0.0)
-TAPPED = {"student_tap": "deeper", "teacher_tap": "deeper"}
-SHAPES = {"student_shapes": {"deeper": (5, 3, 3)}, "teacher_shapes": {"deeper": (5, 3, 3)}}
-CONTEXT = BindContext(samples=12, classes=4, labels=LABELS, **SHAPES)
 OBJECTIVES = {
-    "labels": objectives.cross_entropy(),
     "kd": objectives.kd(temperature=2.0),
-    "wttm": objectives.wttm(gamma=0.5, beta=1.0),
     "scheduled": objectives.ttm(gamma=0.5, beta=SCHEDULED),
-    "features": objectives.fitnet(weight=1.0, **TAPPED) + objectives.kd(),
     "a learned temperature": objectives.ctkd(),
 }
 
 
-def state_of(objective, *, device=None, **changes):
-    distiller = Distiller(seeded(Moving), objective, CONTEXT)
-    accelerator = accelerator_on("cpu") if device is None else SimpleNamespace(device=device, num_processes=1)
-    return TrainState(distiller, settings(**changes), accelerator)
+def state_of(objective, **changes):
+    return TrainState(Distiller(seeded(Moving), objective), settings(**changes), accelerator_on("cpu"))
 
 
 def teacher_of(objective):
     return FrozenTeacher(seeded(Moving, 1), objective.needs.teacher_taps) if objective.needs.teacher else None
-
-
-class StaysThere(TorchDispatchMode):
-    """Refuses operations that read or make a tensor elsewhere: a copy to the device would make the host wait."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        leaves = tree_flatten((args, kwargs, made))[0]
-        assert {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)} <= {"meta"}, function
-        return made
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_step_asks_nothing_of_the_device(name, accumulate, monkeypatch):
-    """On the meta device, where a tensor has no value to ask for; torch's fused optimizers do not exist there."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    meta, objective = torch.device("meta"), OBJECTIVES[name]
-    training = state_of(objective, device=meta, accumulate=accumulate, clip=0.5)
-    monkeypatch.setattr(training.optimizer, "step", lambda: None)
-    training.optimizer.defaults["fused"] = True
-    teacher = teacher_of(objective)
-    batch = to_device(BATCH, meta, channels_last=True)
-    teacher = teacher.to(meta) if teacher else None
-    train_step(training, batch, teacher)  # the first makes what lasts
-    with StaysThere():
-        train_step(training, batch, teacher)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        bool(training.now.sums[0] > 0)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1), AdamW(lr=0.1)])
@@ -81,16 +37,16 @@ def test_a_step_that_the_host_does_not_look_at_is_the_same(optimizer, monkeypatc
     """As on a GPU: a fused optimizer skips by itself, and the buffers follow it; the first step is skipped too."""
     trained = []
     for fused in (False, True):
-        device = SimpleNamespace(type="cuda" if fused else "cpu")
         with monkeypatch.context() as patch:
-            patch.setattr(optim, "build", lambda *args, device=device: build(*args[:2], device))
+            if fused:
+                patch.setitem(CAPTURES, "cpu", None)
             training = state_of(OBJECTIVES["kd"], optimizer=optimizer)
-        assert bool(training.optimizer.defaults["fused"]) is fused
+        assert training.fused is bool(training.optimizer.defaults["fused"]) is fused
         torch.manual_seed(5)
         for spoilt in (True, False, True, False):
             images = IMAGES.clone()
             images[3] = torch.nan if spoilt else images[3]
-            training.now.rate = 0.1
+            training.now.set(0.1, 0.0)
             train_step(training, BATCH._replace(inputs=images), teacher_of(OBJECTIVES["kd"]))
         trained.append((state(training.distiller), training.now.sums))
     for name, value in trained[0][0].items():
@@ -104,10 +60,23 @@ def test_the_rate_of_a_step_is_the_states():
     training = state_of(OBJECTIVES["kd"])
     moved, weight = [], training.distiller.student.head.weight
     for rate in (0.0, 0.1):
-        before, training.now.rate = weight.detach().clone(), rate
+        before = weight.detach().clone()
+        training.now.set(rate, 0.0)
         train_step(training, BATCH, teacher_of(OBJECTIVES["kd"]))
         moved.append(not torch.equal(weight, before))
     assert moved == [False, True]
+
+
+def test_what_changes_from_step_to_step_lies_where_it_was():
+    """As a captured step needs it: the same tensors on the device, and other values in them."""
+    training = state_of(OBJECTIVES["scheduled"])
+    tensors = [training.now.rate, *training.now.progress[:3], training.now.progress.scheduled[SCHEDULED]]
+    values = []
+    for step in (0, 3):
+        training.now.epoch, training.now.step = step // 2, step
+        training.now.set(0.5 / (step + 1), step / 4)
+        values.append([tensor.item() for tensor in tensors])
+    assert values == [[0.5, 0, 0, 0.0, 1.0], [0.125, 1, 3, 0.75, 0.25]]
 
 
 def test_what_a_schedule_says_is_read_from_the_state_alone():
@@ -115,7 +84,7 @@ def test_what_a_schedule_says_is_read_from_the_state_alone():
     losses = []
     for scheduled in ({}, {SCHEDULED: 1.0}, {SCHEDULED: 0.0}):
         training = state_of(OBJECTIVES["scheduled"])
-        training.now.progress = Progress(0, 0, 0.5, scheduled)
+        training.now.progress = Progress(0, 0, 0.5, scheduled)  # without one the schedule is asked
         train_step(training, BATCH, teacher_of(OBJECTIVES["scheduled"]))
         losses.append(float(training.now.sums[0]))
     assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
@@ -137,6 +106,7 @@ def test_a_skipped_step_changes_its_count_and_its_log_alone():
     spoilt = IMAGES.clone()
     spoilt[7] = torch.inf
     training.now.step = 1
+    training.now.set(0.1, 0.5)
     train_step(training, BATCH._replace(inputs=spoilt), teacher)
     assert same_bits(state(training.distiller), before)
     assert all(

@@ -15,7 +15,9 @@ from tutelage.data import DataSettings
 from tutelage.data.build import Description, Pixels, from_pixels
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher
-from tutelage.training.distributed import mixed_precision, to_device
+from tutelage.settings.fit import Precision
+from tutelage.training.distributed import to_device
+from tutelage.training.precision import mixed_precision
 from tutelage.types import Batch, Outputs, Teacher
 
 CLASSES = 100
@@ -45,7 +47,7 @@ def cached_logits(device: torch.device) -> Teacher:
 
 
 @torch.no_grad()
-def forward(teacher: FrozenTeacher, batches: Iterable[Batch], device: torch.device, *, precision: str) -> None:
+def forward(teacher: FrozenTeacher, batches: Iterable[Batch], device: torch.device, *, precision: Precision) -> None:
     """Move each batch and run the teacher on it, channels last."""
     for batch in batches:
         moved = to_device(batch, device, channels_last=True)

@@ -71,9 +71,10 @@ def measure(run_inputs: RunInputs, recipe: Recipe, *, rounds: int) -> Times:
     batches = data.BatchLoader(split, batch_size=BATCH, data_seed=recipe.data_seed, train=True)
     views = list(batches.at(0, data.split_evenly(np.arange(len(split)), BATCH)))
     teacher = FrozenTeacher(run_inputs.teacher).to(device).to(memory_format=torch.channels_last)
+    precision = recipe.fits()[0].settings.precision
     forms = {
         RECORDING: partial(_record, run_inputs, recipe),
-        REFERENCE: partial(_seconds, partial(forward, teacher, views, device, precision=recipe.precision)),
+        REFERENCE: partial(_seconds, partial(forward, teacher, views, device, precision=precision)),
     }
     with timing.threads(recipe.threads or torch.get_num_threads()):
         taken = timing.in_turn(forms, rounds)

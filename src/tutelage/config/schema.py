@@ -18,7 +18,18 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_va
 from tutelage.config import messages
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings
-from tutelage.settings.fit import SGD, Constant, Count, Fit, FitSettings, Optimizer, Positive, Schedule, Switch
+from tutelage.settings.fit import (
+    SGD,
+    Constant,
+    Count,
+    Fit,
+    FitSettings,
+    Optimizer,
+    Positive,
+    Precision,
+    Schedule,
+    Switch,
+)
 from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
 from tutelage.settings.outputs import BOUND
 
@@ -117,7 +128,7 @@ class Training(_Section):
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
     clip: Positive | None = None
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     labelled: int | None = Field(None, ge=0)
     seed: SeedField | None = None
     data_seed: SeedField | None = None
@@ -161,7 +172,7 @@ class Recipe(_Section):
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of the CPU; none for torch's own choice. Exact resume needs the same number.
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
-        precision: ``fp32``, ``bf16``, or ``auto`` for the faster one, which is measured when the run begins
+        precision: one of `FitSettings`, or ``auto`` for one that is measured when the run begins
             (`runs.autotune.resolve_precision`); until then it counts as ``fp32``.
         weak_teacher: continue though the teacher is no better than chance.
         stages: several fits in turn; each says what differs.
@@ -190,7 +201,7 @@ class Recipe(_Section):
     schedule: ScheduleField = Constant()
     accumulate: Count = FitSettings.accumulate
     clip: Positive | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", Precision] = "auto"
     channels_last: bool = FitSettings.channels_last
     nonfinite: Literal["stop", "skip"] = FitSettings.nonfinite
     checkpoint_steps: Count | None = FitSettings.checkpoint_steps
@@ -199,6 +210,7 @@ class Recipe(_Section):
     compile_teacher: Switch = FitSettings.compile_teacher
     compile_student: Switch = FitSettings.compile_student
     gradient_products: Switch = FitSettings.gradient_products
+    graphs: Switch = FitSettings.graphs
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

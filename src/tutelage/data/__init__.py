@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from tutelage.data.datasets import Splits as Splits
     from tutelage.data.loader import BatchLoader as BatchLoader
     from tutelage.data.loader import split_evenly as split_evenly
+    from tutelage.data.on_device import describe_place as describe_place
+    from tutelage.data.on_device import loader_on as loader_on
     from tutelage.data.registry import available as available
     from tutelage.data.registry import open_data as open_data
     from tutelage.data.sources.from_torch import from_datasets as from_datasets
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _MODULES = {
     **dict.fromkeys(("Mixing", "Split", "Splits"), "data.datasets"),
     **dict.fromkeys(("BatchLoader", "split_evenly"), "data.loader"),
+    **dict.fromkeys(("describe_place", "loader_on"), "data.on_device"),
     **dict.fromkeys(("available", "open_data"), "data.registry"),
     "from_datasets": "data.sources.from_torch",
     **dict.fromkeys(("DataSettings", "RandAugment"), "settings.data"),

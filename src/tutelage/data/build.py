@@ -17,6 +17,7 @@ from tutelage.data import cache, rng
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit
+from tutelage.data.workers import WorkerPool
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
@@ -113,6 +114,7 @@ def from_pixels(
     _, height, width, channels = train.values.shape
     layout = images.Layout(height, width, channels, margin)
     tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
+    pool = WorkerPool()
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         half = test if part == "test" else train
@@ -121,6 +123,10 @@ def from_pixels(
             positions=torch.from_numpy(positions),
             settings=settings if part == "train" else None,
             divisor=divisor,
+            on_device=settings.on_device,
+            # Only what RandAugment does to a picture is worth a process of its own.
+            workers=settings.workers if part == "train" and settings.randaugment is not None else 0,
+            pool=pool,
             corrupt=list(half.corrupt) if part == "train" or half is not train else [],
             **fields,
         )
@@ -151,6 +157,8 @@ def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
 
 
 def _streamed(train: Raw, test: Raw, description: Description, layout: images.Layout) -> Splits:
+    pool = WorkerPool()
+
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         return StreamSplit(
             reader=test.reader if part == "test" else train.reader,
@@ -159,6 +167,8 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
             settings=description.settings,
             augmented=part == "train",
             workers=description.settings.workers,
+            pool=pool,
+            on_device=description.settings.on_device,
             **fields,
         )
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from tutelage.data.transforms import to_float, vary
+from tutelage.data.workers import WorkerPool
 from tutelage.settings.data import DataSettings
+from tutelage.settings.fit import Switch
 from tutelage.types import UNLABELLED, View
 
 
@@ -40,38 +39,6 @@ class Mixing:
     image_size: tuple[int, int]
 
 
-class _Requests(Dataset[Any]):
-    """A function of a request, as the data set that `DataLoader` wants: a request is what its sampler yields."""
-
-    def __init__(self, function: Callable[[NDArray[np.int64]], Any]) -> None:
-        self.function = function
-
-    def __getitem__(self, request: NDArray[np.int64]) -> Any:
-        return self.function(request)
-
-
-def _unchanged(result: Any) -> Any:
-    return result
-
-
-def in_workers(
-    function: Callable[[NDArray[np.int64]], Any], requests: Iterable[NDArray[np.int64]], *, workers: int
-) -> Iterator[Any]:
-    """Map a function over requests, in order, in this process (no workers) or in others."""
-    if workers == 0:
-        yield from map(function, requests)
-        return
-    yield from DataLoader(
-        _Requests(function),
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        # Its own: the default one would be advanced by each loader, and with it dropout after a resume.
-        generator=torch.Generator(),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Split(ABC):
     """Samples with fixed indices ``0 .. len - 1``.
@@ -81,12 +48,18 @@ class Split(ABC):
         mixing: how training batches mix samples, whose labels are soft then, or None; `fetch` and `stream` never mix.
         corrupt: names of the images so far that could not be read, each once.
         workers: processes that fetch what is streamed, at least 0.
+        pool: those processes, which the splits of a data set share.
+        divisor: the value of white in 8-bit images.
+        on_device: whether its pixels lie on a device that is not the CPU: ``auto``, true or false.
     """
 
     labels: Tensor
     mixing: Mixing | None = None
     corrupt: list[str] = field(default_factory=list)
     workers: int = 0
+    pool: WorkerPool = field(default_factory=WorkerPool)
+    divisor: float = 255.0
+    on_device: Switch = "auto"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,10 +71,25 @@ class Split(ABC):
     def stream(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Fetch batches in order; each comes with the indices that could be read."""
-        return in_workers(partial(self._indexed, view=view), requests, workers=self.workers)
+        """Fetch batches in order, as `fetch` does; each comes with the indices that could be read."""
+        for index, images in self.stream_images(requests, view=view):
+            yield index, self.to_inputs(images)
+
+    def stream_images(
+        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None, pin_memory: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Fetch batches like `stream`, images as they are kept: `to_inputs` makes inputs of them.
+
+        With ``pin_memory`` what workers fetch lies in page-locked memory.
+        """
+        yield from self.pool.map(self._indexed, requests, view=view, workers=self.workers, pin_memory=pin_memory)
+
+    def to_inputs(self, images: Tensor) -> Tensor:
+        """Return 8-bit images as float32 ``(batch, channels, height, width)`` in [0, 1]; others as they are."""
+        return to_float(images, divisor=self.divisor) if images.dtype == torch.uint8 else images
 
     def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor]:
+        """Return the indices, and ``(batch, height, width, channels)`` uint8 or what `fetch` returns."""
         return index, self.fetch(index, view=view)
 
 
@@ -112,14 +100,16 @@ class MemorySplit(Split):
     pixels: Tensor  # ``(all, height, width, channels)`` uint8, CPU
     positions: Tensor  # ``(len,)`` int64, this split's rows of ``pixels``
     settings: DataSettings | None = None  # how views are augmented, or None
-    divisor: float = 255.0  # the value of white
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], strided as channels-last."""
+        return self.to_inputs(self._indexed(index, view=view)[1])
+
+    def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor]:
         images = self.pixels[self.positions[torch.from_numpy(index)]]
         if view is not None and self.settings is not None:
             images = vary(images, index, view=view, settings=self.settings, white=self.divisor)
-        return to_float(images, divisor=self.divisor)
+        return index, images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +147,19 @@ class Splits:
     divisor: float = 255.0
     interpolation: str = "bilinear"
 
+    def by_name(self) -> dict[str, Split]:
+        """Return the splits that there are."""
+        splits = [("train", self.train), ("validation", self.validation), ("test", self.test)]
+        return {name: split for name, split in splits if split is not None}
+
+    def close(self) -> None:
+        """End the worker processes; they start again where a split is used again."""
+        for split in self.by_name().values():
+            split.pool.close()
+
     def sizes(self) -> dict[str, int]:
         """Return counts: samples per split, training samples with a label, and unreadable images so far."""
-        splits = [("train", self.train), ("validation", self.validation), ("test", self.test)]
-        present = {name: split for name, split in splits if split is not None}
+        present = self.by_name()
         sizes = {name: len(split) for name, split in present.items()}
         sizes["labelled"] = int((self.train.labels != UNLABELLED).sum())
         return sizes | {"corrupt": len({name for split in present.values() for name in split.corrupt})}

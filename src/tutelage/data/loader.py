@@ -73,20 +73,29 @@ class BatchLoader:
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield this process's share of the batches of one epoch, from step ``start`` on."""
-        if not 0 <= rank < world:
-            raise ValueError(f"rank: expected a number in [0, {world}), got {rank}; pass the process's own")
+        self.check_rank(rank, world)
         epoch += self.first_epoch
         yield from self.at(epoch, self._requests(epoch, start=start, rank=rank, world=world))
 
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
         """Yield a batch per array of indices, with the views that training has of them in an epoch."""
-        view = View(self.data_seed, epoch) if self.train else None
+        view = self.view(epoch)
         if view is not None and self.split.mixing is not None:
             yield from mixed_batches(self.split, self.split.mixing, requests, view=view)
             return
         for positions, inputs in self.split.stream(requests, view=view):
             index = torch.from_numpy(positions)
             yield Batch(index, inputs, self.split.labels[index], view)
+
+    def view(self, epoch: int) -> View | None:
+        """Return the view of an epoch, counted from the first stage's first; none where samples are not augmented."""
+        return View(self.data_seed, epoch) if self.train else None
+
+    @staticmethod
+    def check_rank(rank: int, world: int) -> None:
+        """Refuse a process's number outside the processes."""
+        if not 0 <= rank < world:
+            raise ValueError(f"rank: expected a number in [0, {world}), got {rank}; pass the process's own")
 
     def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
         order = permutation(self.data_seed, epoch, self.samples) if self.train else np.arange(self.samples)

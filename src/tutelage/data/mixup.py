@@ -18,6 +18,16 @@ from tutelage.data.datasets import Mixing, Split
 from tutelage.types import UNLABELLED, Batch, View
 
 
+class MixedRows(NamedTuple):
+    """The samples of a batch that could be read, and how each is mixed: arrays ``(batch,)``, ``box`` ``(batch, 4)``."""
+
+    index: NDArray[np.int64]  # type: ignore[assignment]  # indices of the data set, over tuple.index
+    labels: Tensor
+    partner: NDArray[np.int64]  # the partner's row among the images, the sample's own where it is not mixed
+    share: NDArray[np.float64]  # as of `Mix`
+    box: NDArray[np.int64]  # as of `Mix`
+
+
 class Mix(NamedTuple):
     """How each sample of a batch is mixed."""
 
@@ -65,14 +75,32 @@ def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: Vi
 def mixed_batches(
     split: Split, mixing: Mixing, requests: Iterable[NDArray[np.int64]], *, view: View
 ) -> Iterator[Batch]:
-    """Fetch batches in order, mixed.
+    """Fetch batches in order, mixed, with soft labels."""
+    for rows, images in mixed_images(split, mixing, requests, view=view):
+        inputs = split.to_inputs(images)
+        for i in np.flatnonzero(rows.share < 1).tolist():
+            sample, partner = inputs[i], inputs[rows.partner[i]]
+            if rows.box[i].any():
+                top, bottom, left, right = rows.box[i].tolist()
+                sample[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+            else:
+                # Two products and a sum: a fused form rounds otherwise, depending on where in a batch a value lies.
+                sample.mul_(float(rows.share[i])).add_(partner.mul_(1 - float(rows.share[i])))
+        yield Batch(torch.from_numpy(rows.index), inputs[: len(rows.index)], rows.labels, view)
+
+
+def mixed_images(
+    split: Split, mixing: Mixing, requests: Iterable[NDArray[np.int64]], *, view: View, pin_memory: bool = False
+) -> Iterator[tuple[MixedRows, Tensor]]:
+    """Fetch batches in order, and say how they are to be mixed: images of the samples, then of their partners.
 
     A partner comes with its own view of the epoch: its own crop, flip and operations. A sample whose partner cannot be
     read is not mixed.
 
     Returns:
-        Batches with soft labels ``share * onehot(label) + (1 - share) * onehot(partner's label)``, float32
-        ``(batch, classes)``; where no sample of the split has a label they stay indices, all -100.
+        Soft labels ``share * onehot(label) + (1 - share) * onehot(partner's label)``, float32 ``(batch, classes)``;
+        where no sample of the split has a label they stay indices, all -100. The images are those of
+        `Split.stream_images`.
     """
     drawn: deque[tuple[NDArray[np.int64], Mix]] = deque()
 
@@ -83,44 +111,26 @@ def mixed_batches(
             yield np.concatenate([index, mix.partner[mix.share < 1]])
 
     labelled = bool((split.labels != UNLABELLED).any())
-    for readable, inputs in split.stream(with_partners(), view=view):
+    for readable, images in split.stream_images(with_partners(), view=view, pin_memory=pin_memory):
         indices, mix = drawn.popleft()
-        kept, shares = _mix_inputs(indices, mix, readable, inputs)
-        index, partner, share = (torch.from_numpy(array[kept]) for array in (indices, mix.partner, shares))
+        count, mixed = len(indices), np.flatnonzero(mix.share < 1)
+        read = np.isin(np.concatenate([indices, mix.partner[mixed]]), readable)
+        kept = read[:count]
+        if not kept.any():
+            raise ValueError(
+                f"data.source: expected at least 1 readable image in every batch, got none among {count}; "
+                "raise batch_size or remove the files that cannot be read"
+            )
+        rows = np.cumsum(read) - 1
+        partner, share, box = rows[:count].copy(), mix.share.copy(), mix.box.copy()
+        partner[mixed] = rows[count:]
+        alone = mixed[~read[count:]]
+        partner[alone], share[alone], box[alone] = rows[alone], 1, 0
+        index, other, own = (torch.from_numpy(array[kept]) for array in (indices, mix.partner, share))
         labels = split.labels[index]
         if labelled:
-            soft, rows = torch.zeros(len(index), mixing.classes, dtype=torch.float64), torch.arange(len(index))
-            soft[rows, labels] = share
-            soft[rows, split.labels[partner]] += 1 - share
+            soft, row = torch.zeros(len(index), mixing.classes, dtype=torch.float64), torch.arange(len(index))
+            soft[row, labels] = own
+            soft[row, split.labels[other]] += 1 - own
             labels = soft.float()
-        yield Batch(index, inputs[: len(index)], labels, view)
-
-
-def _mix_inputs(
-    index: NDArray[np.int64], mix: Mix, readable: NDArray[np.int64], inputs: Tensor
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Mix ``inputs`` in place: of the ``readable`` among samples and partners, in order.
-
-    Returns which samples could be read, and the share that each has kept.
-    """
-    count, mixed = len(index), np.flatnonzero(mix.share < 1)
-    read = np.isin(np.concatenate([index, mix.partner[mixed]]), readable)
-    if not read[:count].any():
-        raise ValueError(
-            f"data.source: expected at least 1 readable image in every batch, got none among {count}; "
-            "raise batch_size or remove the files that cannot be read"
-        )
-    row = np.cumsum(read) - 1
-    share = mix.share.copy()
-    for at, i in enumerate(mixed.tolist(), start=count):
-        if not read[at]:
-            share[i] = 1
-        elif read[i]:
-            sample, partner = inputs[row[i]], inputs[row[at]]
-            if mix.cut[i]:
-                top, bottom, left, right = mix.box[i].tolist()
-                sample[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
-            else:
-                # Two products and a sum: a fused form rounds otherwise, depending on where in a batch a value lies.
-                sample.mul_(float(share[i])).add_(partner.mul_(1 - float(share[i])))
-    return read[:count], share
+        yield MixedRows(indices[kept], labels, partner[kept], share[kept], box[kept]), images

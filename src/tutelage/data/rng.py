@@ -63,6 +63,16 @@ def draw(seed: int, epoch: int, index: NDArray[np.integer], stream: int) -> NDAr
     return bits.reshape(np.shape(index))
 
 
+def draw_series(seeds: NDArray[np.uint64], counts: NDArray[np.int64], stream: int) -> NDArray[np.uint64]:
+    """Return ``draw(seed, 0, arange(count), stream)`` of each seed and its count, one after the other."""
+    key = _mix(seeds + np.uint64(_GOLDEN))
+    for part in (0, stream):
+        key = _mix(key + np.uint64((part + _GOLDEN) & _MASK))
+    counter = np.arange(1, counts.sum() + 1) - np.repeat(np.cumsum(counts) - counts, counts)
+    bits: NDArray[np.uint64] = _mix(np.repeat(key, counts) + counter.astype(np.uint64) * np.uint64(_GOLDEN))
+    return bits
+
+
 def integers(bits: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:
     """Map hashes to integers in ``[0, bound)``, uniform to within ``bound / 2**32``; ``1 <= bound <= 2**32``."""
     return (((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)

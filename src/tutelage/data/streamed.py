@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage.data.datasets import Split, in_workers
-from tutelage.data.transforms import boxes, to_float, vary
+from tutelage.data.datasets import Split
+from tutelage.data.transforms import boxes, vary
 from tutelage.images import UNREADABLE, Fault, Layout, Reader, centre, cut, decode, one_line, stop_on
 from tutelage.settings.data import DataSettings
 from tutelage.types import View
@@ -36,21 +35,21 @@ class StreamSplit(Split):
         Raises:
             ValueError: an image cannot be read; never skipped here, where the caller relies on the length.
         """
-        _, images, faults = self._decode(index, view)
+        _, images, faults = self._decode(index, view=view)
         if faults:
             stop_on(faults[0])
-        return to_float(images, divisor=255.0)
+        return self.to_inputs(images)
 
-    def stream(
-        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
+    def stream_images(
+        self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None, pin_memory: bool = False
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Fetch batches in order, with the indices that could be read.
 
         Raises:
             ValueError: an image cannot be read and ``on_corrupt`` is ``"stop"``, or none of a batch can be read.
         """
-        decode_view = partial(self._decode, view=view)
-        for index, images, faults in in_workers(decode_view, requests, workers=self.workers):
+        decoded = self.pool.map(self._decode, requests, view=view, workers=self.workers, pin_memory=pin_memory)
+        for index, images, faults in decoded:
             if faults and self.settings.on_corrupt == "stop":
                 stop_on(faults[0])
             if faults and not len(index):
@@ -62,9 +61,9 @@ class StreamSplit(Split):
                     f"and no other: {shown}{more} ({faults[0].reason}); raise batch_size or remove these files"
                 )
             self.corrupt.extend(dict.fromkeys(fault.name for fault in faults if fault.name not in self.corrupt))
-            yield index, to_float(images, divisor=255.0)
+            yield index, images
 
-    def _decode(self, index: NDArray[np.int64], view: View | None) -> tuple[NDArray[np.int64], Tensor, list[Fault]]:
+    def _decode(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor, list[Fault]]:
         """Return the indices that could be read, their images, and the faults of the others.
 
         Faults are values, because from a worker an exception would arrive as a traceback.

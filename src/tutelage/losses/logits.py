@@ -347,14 +347,14 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     return t * t * _divergence(log_q, log_p)
 
 
-def scaled_gradient(values: Tensor, *, factor: float) -> Tensor:
+def scaled_gradient(values: Tensor, *, factor: float | Tensor) -> Tensor:
     """Return values as they are, with their gradient multiplied: by a negative factor, a gradient reversal.
 
     ``x`` forwards, ``factor * dx`` backwards.
 
     Args:
         values: any shape and floating dtype.
-        factor: any finite number; 0 stops the gradient.
+        factor: any finite number, or a ``()`` tensor of one; 0 stops the gradient.
 
     Returns:
         The same values.

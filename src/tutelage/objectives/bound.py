@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, shape_of
-from tutelage.settings.weights import Automatic, Schedule, Weight, weight_at
+from tutelage.settings.weights import Automatic, Schedule, Weight, scaled, weight_at
 from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
 
@@ -39,7 +39,7 @@ class BoundObjective(nn.Module):
         parts = list(named_parts(calls))
         self.supervised = frozenset(part.name for part, _ in parts if part.term.needs.labels != "none")
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in parts})
-        self._weights: dict[str, tuple[Weight, float]] = {}
+        self._weights: dict[str, Weight] = {}
         self.resolved: dict[str, dict[str, float]] = {}
         for part, scale in parts:
             term, weight = self.terms[part.name], part.weight
@@ -47,10 +47,10 @@ class BoundObjective(nn.Module):
             if isinstance(weight, Automatic):
                 numbers["beta"] = balanced_weight(cast(Term, term), context)
                 weight = numbers["beta"] * weight.factor
-            self._weights[part.name] = (weight, scale)
+            self._weights[part.name] = cast(Weight, scaled(weight, scale))
             if numbers:
                 self.resolved[part.name] = numbers
-        numbered = [weight for weight, _ in self._weights.values()]
+        numbered = [*self._weights.values()]
         numbered += [number for term in self.terms.values() for number in getattr(term, "scheduled", ())]
         self.schedules = tuple(dict.fromkeys(number for number in numbered if isinstance(number, Schedule)))
         # One list per preset call, in the order of the terms: terms of one call share a map, those of two calls do not.
@@ -104,9 +104,8 @@ class BoundObjective(nn.Module):
                     values = term(outputs, inputs.teacher, inputs.batch, progress)
                     _check_shape(name, values, term.needs, outputs.logits.shape[:-1])
                     mean = _mean(values, term.needs, inputs.batch, inputs.totals)
-                    weight, scale = self._weights[name]
                     parts[name] = mean.detach()
-                    weighted.append(mean * (weight_at(weight, progress) * scale))
+                    weighted.append(mean * weight_at(self._weights[name], progress))
             return Loss(torch.stack(weighted).sum(), parts)
 
 

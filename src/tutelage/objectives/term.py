@@ -132,6 +132,7 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         teacher_norms=_unique(tap for n in needs for tap in n.teacher_norms),
         class_means=_unique(tap for n in needs for tap in n.class_means),
         min_batch=max((n.min_batch for n in needs), default=1),
+        host_waits=any(n.host_waits for n in needs),
     )
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 
@@ -17,17 +17,19 @@ from tutelage.config.schema import Recipe, TrainedTeacher
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs.setup import RunInputs, evaluation_outputs, run_context, steps_of
+from tutelage.settings.fit import Precision
 from tutelage.training.distributed import accelerator_on
+from tutelage.training.graphs import CAPTURES
 from tutelage.training.loop import fit
+from tutelage.training.precision import has_tf32
 from tutelage.types import Batch
 
 GAIN = 1.2
-"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so float32 wins a near tie."""
+"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so it loses a near tie."""
 FEW = 400
 """Fits of fewer steps are not timed: timing takes sixteen steps, at most 4 % of longer ones."""
-CHOICES = ("fp32", "bf16")
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
-"""How the timed steps are computed: other speed-ups are chosen later, in the chosen precision."""
+"""How the timed steps are computed: other speed-ups are chosen later, in the chosen precision, but for graphs."""
 TIMED = 3
 """Timed steps, after one to warm up."""
 EVALUATED = 256
@@ -44,12 +46,13 @@ def resolve_precision(
     beside: str | None = None,
     run: Recipe | None = None,
 ) -> tuple[R, str | None]:
-    """Return a recipe with one of `CHOICES` where it leaves its precision open, and what was measured, if anything was.
+    """Return a recipe with a precision where it leaves that open, and why, where the machine decided it.
 
     That of the run or comparison that is resumed comes first, then that of the recorded outputs that it reads, then
-    that of runs beside it. Else some training steps are timed in float32 and in bfloat16, on copies of the networks;
-    bfloat16 is taken where it is `GAIN` times faster. Fits of less than `FEW` steps, several processes, and runs of
-    which no step can be taken get float32, untimed.
+    that of runs beside it. Else some training steps are timed in what the device has (`candidates`), on copies of the
+    networks; bfloat16 is taken where it is `GAIN` times faster than the device's float32 or TF32. Fits of less than
+    `FEW` steps, several processes, and runs of which no step can be taken get the latter, untimed. ``fp16`` is never
+    chosen: what overflows in it is the networks' own matter.
 
     Args:
         recipe: a run's or a comparison's.
@@ -69,22 +72,40 @@ def resolve_precision(
     paths = sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else []
     outputs = [records.read_json(path).get("key") or {} for path in paths]
     for earlier in (_begun(folder), *outputs, {"precision": beside}):
-        if (recorded := str(earlier.get("precision"))) in CHOICES:
+        if (recorded := str(earlier.get("precision"))) in get_args(Precision):
             return resolved(recorded)
-    inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN)
-    if steps_of(timed, len(inputs.splits.train)) < FEW or accelerator_on(recipe.device).num_processes > 1:
-        return resolved("fp32")
-    forms = [timed.model_copy(update={"precision": choice}) for choice in CHOICES]
+    accelerator = accelerator_on(recipe.device)
+    reference, *others = choices = candidates(accelerator.device)
+    if accelerator.device.type == "cuda" and not others:
+        return resolved(reference, f"precision {reference}: the device has no bfloat16; precision=fp16 is there to try")
+    # Launched one by one, the operations of small networks take as long in any precision.
+    graphs = {"graphs": True} if accelerator.device.type in CAPTURES and recipe.graphs is not False else {}
+    inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN | graphs)
+    few = steps_of(timed, len(inputs.splits.train)) < FEW
+    if few or accelerator.num_processes > 1:
+        untimed = f"fewer than {FEW} steps" if few else "several processes"
+        reason = f"precision {reference}: {untimed} are not timed; type precision=... for another"
+        return resolved(reference, reason if reference != "fp32" else None)
+    forms = [timed.model_copy(update={"precision": choice}) for choice in choices]
     # In turn, and the fastest counts: other load on the machine only adds time.
     try:
         rounds = [[time_step(form, inputs).seconds for form in forms] for _ in range(2)]
     except Exception as error:  # noqa: BLE001  the run will raise the same error
-        return resolved("fp32", f"precision fp32: no step could be timed ({type(error).__name__})")
+        return resolved(reference, f"precision {reference}: no step could be timed ({type(error).__name__})")
     slow, fast = (min(seconds) for seconds in zip(*rounds, strict=True))
-    precision = "bf16" if slow >= GAIN * fast else "fp32"
+    precision = choices[slow >= GAIN * fast]
     return resolved(
-        precision, f"precision {precision}: a step takes {slow * 1e3:.1f} ms in fp32, {fast * 1e3:.1f} ms in bf16"
+        precision,
+        f"precision {precision}: a step takes {slow * 1e3:.1f} ms in {choices[0]}, {fast * 1e3:.1f} ms in {choices[1]}",
     )
+
+
+def candidates(device: torch.device) -> list[Precision]:
+    """Return the precisions that a device is timed in, the one to beat first."""
+    reference: Precision = "tf32" if has_tf32(device) else "fp32"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return [reference]
+    return [reference, "bf16"]
 
 
 def _begun(folder: Path | None) -> dict[str, Any]:
@@ -119,7 +140,9 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
     context = run_context(objective, replace(run_inputs, student=student, teacher=network))
     teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network and objective.needs.teacher else None
     train = run_inputs.splits.train
-    batches = data.BatchLoader(train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True)
+    batches = data.loader_on(
+        accelerator.device, train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True
+    )
     timed, settings = _TimedBatches(batches, TIMED, limit), replace(planned.settings, epochs=1)
     (record,) = fit(Distiller(student, objective, context), teacher, timed, settings, accelerator=accelerator)
     return StepTime(timed.seconds, record["train"]["terms"])
@@ -127,7 +150,8 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
 
 def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> float:
     """Return the seconds per sample that a network takes in evaluation, from one batch of a split."""
-    timed = _TimedBatches(data.BatchLoader(split, batch_size=EVALUATED, train=False), 1, math.inf)
+    device = accelerator_on(recipe.device).device
+    timed = _TimedBatches(data.loader_on(device, split, batch_size=EVALUATED, train=False), 1, math.inf)
     network = copy.deepcopy(network)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)

@@ -12,8 +12,17 @@ from tutelage import data, models
 from tutelage.config.schema import Recipe
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
-from tutelage.runs.setup import build_inputs, check_compatible, check_last_batch, evaluation_outputs, steps_of
+from tutelage.runs.setup import (
+    build_inputs,
+    check_compatible,
+    check_last_batch,
+    evaluation_outputs,
+    steps_of,
+    torch_settings,
+)
+from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import evaluate_outputs
+from tutelage.training.precision import fallback
 from tutelage.types import Batch
 
 SAMPLE = 512
@@ -22,8 +31,11 @@ SAMPLE = 512
 
 def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
     """Resolve a recipe, try one batch, and return a summary of the run as (name, value) pairs to print."""
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
+    with torch_settings(recipe):
+        return _try(recipe, trust_code)
+
+
+def _try(recipe: Recipe, trust_code: bool | frozenset[str]) -> list[tuple[str, str]]:
     # A teacher that is still to be trained has no accuracy yet, but its network gives the cost of a step.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
     splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
@@ -33,6 +45,7 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
     training = recipe.training(f"{recipe.name}/teacher")
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
+        ("pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
         ("classes", str(splits.classes)),
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
         ("student", _network(run_inputs.student)),
@@ -44,7 +57,9 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
             samples = f"a sample of {len(outputs.labels)} test samples"
             accuracy = f"{evaluate_outputs(outputs)['accuracy']:.2%} on {samples}"
         summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
-    summary.append(("precision", reason.removeprefix("precision ") if reason else recipe.precision))
+    precision = recipe.fits()[0].settings.precision
+    line = fallback(accelerator_on(recipe.device).device, precision) or reason
+    summary.append(("precision", line.removeprefix("precision ") if line else precision))
     total = 0.0
     for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
@@ -64,6 +79,8 @@ def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> lis
     memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB of the process at its peak"
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         memory += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
+        if any(fit.settings.graphs is not False for fit in fits):
+            memory += "; a captured step keeps its own beside that, about as much again (graphs=false: none)"
     return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", memory)]
 
 

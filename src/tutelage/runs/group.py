@@ -134,6 +134,9 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
                 state.stop(error)
             if not isinstance(error, Exception):
                 raise
+        finally:
+            if shared.splits is not None:
+                shared.splits.close()
     results = {k: state.failure or Run(state.folder) for k, state in runs.items()}
     return [results.get(k) or isolation.errors[k] for k in range(len(planned))]
 

@@ -67,10 +67,11 @@ def version() -> dict[str, str | None]:
     return {"version": __version__, "commit": commit}
 
 
-def describe_data(splits: data.Splits) -> dict[str, Any]:
-    """Describe the data for a manifest."""
+def describe_data(splits: data.Splits, device: torch.device) -> dict[str, Any]:
+    """Describe the data for a manifest, and where a run on a device has them."""
     keys = ("source", "fingerprint", "classes", "channels", "image_size")
-    return {**{key: getattr(splits, key) for key in keys}, "sizes": splits.sizes()}
+    described = {key: getattr(splits, key) for key in keys}
+    return {**described, "sizes": splits.sizes(), "place": data.describe_place(splits, device)}
 
 
 def describe_network(network: Classifier) -> dict[str, Any]:

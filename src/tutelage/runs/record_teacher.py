@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.compile import ComputePlan, PlannedTeacher
 from tutelage.training.distributed import accelerator_on, to_device
+from tutelage.training.precision import fallback, float32_products
 
 INNER = 256
 """Batch size of the teacher."""
@@ -66,18 +68,19 @@ def record(
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = inputs.splits.train, inputs.splits.classes
-    batches = data.BatchLoader(split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
     if recipe.outputs is None:
         raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
     folder = Path(recipe.outputs)
     # The cache is opened under the lock: another process may just have created it.
-    with folder_lock(folder, wait=True), setup.torch_settings(recipe):
+    with folder_lock(folder, wait=True), setup.torch_settings(recipe), contextlib.ExitStack() as stack:
         recipe, reason = autotune.resolve_precision(recipe, lambda: inputs)
         if reason:
             reporter.say(reason)
         outputs = setup.outputs_of(recipe, inputs)
         accelerator = accelerator_on(recipe.device)
         device = accelerator.device
+        batches = data.loader_on(device, split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
+        stack.callback(inputs.splits.close)
         todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
         if not todo:
             outputs.conclude(epochs)
@@ -87,7 +90,10 @@ def record(
         size = _choose_form(outputs, recipe, shapes, epochs)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
-        teacher = PlannedTeacher(FrozenTeacher(network, names), recipe.fits()[0].settings, device, plan)
+        settings = recipe.fits()[0].settings
+        teacher = PlannedTeacher(FrozenTeacher(network, names), settings, device, plan)
+        if line := fallback(device, settings.precision):
+            reporter.say(f"{folder.name}: {line}")
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
         reporter.say(f"{folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
         reporter.begin(folder.name, len(todo), 0)
@@ -101,11 +107,12 @@ def record(
             requests = data.split_evenly(np.arange(chunk.start, chunk.stop), INNER)
             for batch in batches.at(epoch, requests):
                 moved = to_device(batch, device, channels_last=recipe.channels_last)
-                if outputs.speed is None:
-                    steps, processes = len(todo) * len(requests), accelerator.num_processes
-                    outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
-                teacher_outputs = teacher(moved)
-                rows = batch.index - chunk.start
+                with float32_products(device, settings.precision):
+                    if outputs.speed is None:
+                        steps, processes = len(todo) * len(requests), accelerator.num_processes
+                        outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
+                    teacher_outputs = teacher(moved)
+                rows = batch.index.cpu() - chunk.start
                 logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:
                     features[name][rows] = teacher_outputs.taps[name].float().cpu()

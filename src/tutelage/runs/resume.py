@@ -17,9 +17,18 @@ from tutelage.runs.setup import RunInputs
 from tutelage.training.checkpoints import Checkpoint
 
 FREE = {
-    *("nonfinite", "checkpoint_steps", "checkpoint_seconds", "log_steps", "threads", "device", "weak_teacher"),
+    *(
+        "nonfinite",
+        "checkpoint_steps",
+        "checkpoint_seconds",
+        "log_steps",
+        "threads",
+        "device",
+        "weak_teacher",
+        "graphs",
+    ),
     *("outputs_limit_mb", "outputs_top", "outputs_max_error"),
-    *("data.workers", "data.root", "data.memory_limit_mb", "data.on_corrupt"),
+    *("data.workers", "data.root", "data.memory_limit_mb", "data.on_device", "data.on_corrupt"),
     *("seeds", "baseline", "together"),
 }
 """Keys that may change on resume: they say how a run is executed, or how many a comparison has, not what is computed.

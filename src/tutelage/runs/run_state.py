@@ -25,7 +25,9 @@ from tutelage.training.checkpoints import CheckpointError, Checkpoints, Checkpoi
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
+from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
+from tutelage.training.precision import computed_precision, fallback
 from tutelage.types import UNLABELLED, Batches, Teacher
 
 
@@ -64,8 +66,11 @@ class RunState:
         setup.check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
-        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
+        precision = self.fits[0].settings.precision
         first_of_group = not teacher_outputs
+        if (line := fallback(self.device, precision)) and first_of_group:
+            self.reporter.say(f"{recipe.name}: {line}")
+        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
         self.held_out: list[EvalSet] = []
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
@@ -89,12 +94,16 @@ class RunState:
             "hardware": manifest.hardware(self.device),
             "software": manifest.software(),
             "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
-            "data": manifest.describe_data(splits),
+            "data": manifest.describe_data(splits, self.device),
             "teacher": self.describe_teacher(announce=first_of_group),
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
-            "precision": {"value": recipe.precision, "why": reason},
+            "precision": {
+                "value": precision,
+                "computed": computed_precision(self.device, precision),
+                "why": reason,
+            },
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
@@ -206,13 +215,15 @@ class RunState:
 
         Order and views continue after the epochs of earlier stages.
         """
-        loader = data.BatchLoader(
+        loader = data.loader_on(
+            self.device,
             self.run_inputs.splits.train,
             batch_size=self.fits[stage].batch_size,
             data_seed=self.recipe.data_seed,
             train=True,
             first_epoch=self.first_epoch(stage),
             world=self.accelerator.num_processes,
+            capture=capturing(self.device, wanted=self.fits[stage].settings.graphs),
         )
         title = self.recipe.name + (f" and {len(starts) - 1} more" if len(starts) > 1 else "")
         title += f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else ""
@@ -244,6 +255,8 @@ class RunState:
             if self.failure is not None and self.failure is not error:
                 raise self.failure from error
             raise
+        finally:
+            self.run_inputs.splits.close()
 
     def stop(self, error: BaseException) -> None:
         """Record why the run ends here; its ``failure`` is the exception, or on a full disk one that names a remedy."""
@@ -324,4 +337,6 @@ def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validatio
     parts.append(f"{epoch['images_per_second']:.0f} images/s")
     if epoch["skipped_steps"]:
         parts.append(f"{epoch['skipped_steps']} steps skipped")
+    if epoch.get("overflowed_steps"):
+        parts.append(f"{epoch['overflowed_steps']} steps overflowed")
     return ", ".join(parts)

@@ -24,6 +24,7 @@ from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
+from tutelage.training.precision import float32_products
 from tutelage.types import UNLABELLED, Batch, Batches, Outputs
 
 T = TypeVar("T")
@@ -214,10 +215,15 @@ STATISTICS = 10_000
 def _teacher_outputs(
     teacher: Classifier, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
 ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
-    """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read."""
+    """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read.
+
+    They are computed in float32, whatever the run's precision is.
+    """
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
     for index, inputs in split.stream(data.split_evenly(indices, 256)):
-        yield index, frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
+        with float32_products(device, "fp32"):
+            outputs = frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
+        yield index, outputs
 
 
 def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -251,7 +257,9 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     return {name: (total / counts.clamp(min=1)[:, None]).float() for name, total in sums.items()}
 
 
-VIEW_IRRELEVANT = {"workers", "memory_limit_mb", "root", "on_corrupt", "source", "image", "label", "labelled"}
+VIEW_IRRELEVANT = {
+    *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
+}
 """Settings of data that do not change a view; the data themselves are identified by their fingerprint."""
 
 
@@ -309,19 +317,25 @@ def single_exponent(objective: Objective) -> float | None:
 
 def evaluation_outputs(recipe: Recipe, network: torch.nn.Module, batches: Batches, who: str = "network") -> EvalOutputs:
     """Move a network to the recipe's device, and return its outputs on an evaluation set."""
-    device, precision = accelerator_on(recipe.device).device, recipe.precision
+    device, settings = accelerator_on(recipe.device).device, recipe.fits()[0].settings
     network = network.to(device)
     return collect_outputs(
-        network, batches, device=device, precision=precision, channels_last=recipe.channels_last, who=who
+        network,
+        batches,
+        device=device,
+        precision=settings.precision,
+        channels_last=settings.channels_last,
+        who=who,
     )
 
 
 def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
     """Yield the sets to evaluate on by name, the one that selects the best epoch first."""
+    device = accelerator_on(recipe.device).device
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
             # Evaluation keeps no gradients, so larger batches than training's fit.
-            yield name, data.BatchLoader(split, batch_size=max(recipe.batch_size, 256), train=False)
+            yield name, data.loader_on(device, split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
@@ -331,15 +345,21 @@ def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
 
 @contextlib.contextmanager
 def torch_settings(recipe: Recipe) -> Iterator[None]:
-    """Set threads and determinism as the recipe says, and restore them afterwards: the process may be a notebook's."""
+    """Set threads and determinism as the recipe says, and restore them afterwards: the process may be a notebook's.
+
+    Where the run need not be deterministic, cuDNN times its algorithms for each shape: a run's batches have few shapes.
+    """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     try:
         torch.set_num_threads(recipe.threads or threads)
         if recipe.deterministic:
             # torch requires it of cuBLAS before the first matrix product.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(recipe.deterministic)
+        torch.backends.cudnn.benchmark = not recipe.deterministic
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
+from tutelage.settings.fit import Switch
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
@@ -70,11 +72,17 @@ class DataSettings:
     test: Literal["held_out", "train"] = "held_out"
     """The test set of a source that has none: a fifth of each class, or the training images without augmentation."""
     workers: int = 0
-    """Processes that decode a streamed data set, at least 0; no effect on the values."""
+    """Processes that decode a streamed data set, or apply RandAugment, at least 0; no effect on the values."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """On an image that cannot be read: stop and name it, or leave it out and count it."""
     memory_limit_mb: int = 2048
     """Largest data set held in memory, MiB of 8-bit pixels, at least 0; a larger one is streamed."""
+    on_device: Switch = "auto"
+    """Keep the pixels on the GPU as 8-bit values, and augment there; no effect on the values.
+
+    Where a data set is held in memory and RandAugment is off. ``auto``: where they take at most a quarter of the GPU's
+    free memory. Without a GPU it says nothing.
+    """
     root: str = "data"
     """Folder that ``torchvision:`` downloads into."""
 
@@ -107,6 +115,7 @@ def check(settings: DataSettings) -> DataSettings:
         ("workers", s.workers >= 0, count, "0"),
         ("on_corrupt", s.on_corrupt in ("stop", "skip"), "'stop' or 'skip'", "stop"),
         ("memory_limit_mb", s.memory_limit_mb >= 0, count, "0"),
+        ("on_device", s.on_device in ("auto", True, False), "auto, true or false", "auto"),
     ]
     if (r := s.randaugment) is not None:
         rows += [

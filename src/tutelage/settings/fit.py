@@ -13,6 +13,8 @@ from tutelage.settings.objective import ObjectiveSpec
 Count = Annotated[int, Ge(1)]
 """A whole number of at least one."""
 Positive = Annotated[float, Gt(0)]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""What networks are computed in; see `training.precision`."""
 Switch = Literal["auto"] | bool
 """``auto`` measures which is faster, where the fit is long enough to repay it; true and false decide it."""
 
@@ -151,7 +153,9 @@ class FitSettings:
         epochs: >= 1.
         accumulate: micro-batches that a batch is cut into, >= 1; losses and gradients are those of the whole batch.
         clip: largest L2 norm of the gradient; none for no clipping.
-        precision: ``fp32``, or ``bf16`` autocast for the networks (terms are float32 either way).
+        precision: ``fp32`` is float32, in convolutions too; ``tf32`` the same with products in TF32, where the device
+            has it; ``bf16`` and ``fp16`` are autocast for the networks (terms stay float32), ``fp16`` with a scale of
+            the loss.
         channels_last: memory layout of convolutions, for speed.
         nonfinite: what a non-finite loss or gradient does: ``stop`` the run, or ``skip`` the step; it is never applied.
         checkpoint_steps: steps between checkpoints within an epoch; none for none. One is written after every epoch.
@@ -160,6 +164,7 @@ class FitSettings:
         compile_teacher: compile the teacher's forward pass.
         compile_student: compile the student.
         gradient_products: compute the weight gradients of convolutions as matrix products, each shape for itself.
+        graphs: capture a step as one CUDA graph, and replay it.
     """
 
     epochs: Count = 240
@@ -167,7 +172,7 @@ class FitSettings:
     schedule: Schedule = field(default_factory=Constant)
     accumulate: Count = 1
     clip: Positive | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = True
     nonfinite: Literal["stop", "skip"] = "stop"
     checkpoint_steps: Count | None = None
@@ -176,6 +181,7 @@ class FitSettings:
     compile_teacher: Switch = "auto"
     compile_student: Switch = "auto"
     gradient_products: Switch = "auto"
+    graphs: Switch = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):

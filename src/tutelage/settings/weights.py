@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tutelage.types import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def is_number(value: Any) -> bool:
@@ -72,7 +75,7 @@ class Linear(Schedule):
         return self.start + (self.end - self.start) * self._position(progress)
 
     def _position(self, progress: Progress) -> float:
-        return min(1.0, max(0.0, (progress.fraction - self.begin) / (self.until - self.begin)))
+        return min(1.0, max(0.0, (float(progress.fraction) - self.begin) / (self.until - self.begin)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class WarmUp(Schedule):
         return self.value * self._position(progress)
 
     def _position(self, progress: Progress) -> float:
-        return min((progress.epoch + 1) / self.epochs, 1.0)
+        return min((int(progress.epoch) + 1) / self.epochs, 1.0)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ AutomaticNumber = Annotated[float | Automatic, "or auto"]
 SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm_up": CosineWarmUp}
 
 
-def weight_at(weight: Weight, progress: Progress) -> float:
+def weight_at(weight: Weight, progress: Progress) -> float | Tensor:
     """Return a weight's value at this progress: of a schedule the one that ``progress`` holds, or it is computed."""
     if not isinstance(weight, Schedule):
         return weight

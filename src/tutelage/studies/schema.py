@@ -10,7 +10,7 @@ import copy
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -18,7 +18,7 @@ from tutelage import objectives, records
 from tutelage.config import messages
 from tutelage.config.schema import NetworkField, Recipe, RecipeError, TeacherField, TrainedTeacher, Training
 from tutelage.objectives import PRESETS, Objective, from_spec
-from tutelage.settings.fit import SGD, Constant
+from tutelage.settings.fit import SGD, Constant, Precision
 
 TEACHER = "teacher"
 """The name of a pair's first row, which no method may have."""
@@ -326,7 +326,8 @@ def _errors_in(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None =
         if key in settings
     ]
     if settings.get("precision") == "auto":
-        lines.append("precision: expected one for all runs, fp32 or bf16, got 'auto'; type precision=bf16")
+        one = " or ".join(get_args(Precision))
+        lines.append(f"precision: expected one for all runs, {one}, got 'auto'; type precision=bf16")
     kept = {key: value for key, value in settings.items() if key not in ELSEWHERE}
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context={"check": from_spec})

@@ -209,7 +209,7 @@ class CachedTeacher:
     """A teacher whose outputs are read from a cache by the view of a batch: `types.Teacher`.
 
     One epoch is open at a time. On the CPU a batch's rows are read from its mapped files; elsewhere the whole epoch is
-    moved to the device.
+    moved to the device, into memory that stays the same, so that a step which reads it can be captured.
 
     Args:
         cache: of its outputs.
@@ -226,12 +226,19 @@ class CachedTeacher:
     ) -> None:
         self._cache, self._taps, self._gamma, self._device = cache, taps, gamma, torch.device(device)
         self._chunks: dict[str, list[dict[str, Tensor]]] = {}
+        self._on_device: dict[str, dict[str, Tensor]] = {}
         self._view: View | None = None
         if cache.form is not None:
             cache.form.at(gamma)
 
-    def _open(self, view: View | None) -> None:
-        """Read the outputs for an epoch's views."""
+    def open(self, view: View | None) -> None:
+        """Read the outputs for an epoch's views, unless they are open.
+
+        Raises:
+            TeacherCacheError: as a call.
+        """
+        if view is not None and view == self._view:
+            return
         seed = self._cache.key.get("data_seed")
         if view is None or seed not in (None, view.seed):
             raise TeacherCacheError(
@@ -244,8 +251,20 @@ class CachedTeacher:
         for chunk in outputs[LOGITS]:
             chunk.pop("error", None)
         if self._device.type != "cpu":
-            outputs = {what: [_joined(chunks, self._device)] for what, chunks in outputs.items()}
+            for what, chunks in outputs.items():
+                self._move(chunks, self._on_device.setdefault(what, {}))
+            outputs = {what: [tensors] for what, tensors in self._on_device.items()}
         self._view, self._chunks = view, outputs
+
+    def _move(self, chunks: Sequence[Mapping[str, Tensor]], joined: dict[str, Tensor]) -> None:
+        """Copy an epoch's chunks into one tensor of each name on the device."""
+        for name, first in chunks[0].items():
+            if name not in joined:
+                joined[name] = first.new_empty((self._cache.samples, *first.shape[1:]), device=self._device)
+            start = 0
+            for chunk in chunks:
+                joined[name][start : start + len(chunk[name])] = chunk[name]
+                start += len(chunk[name])
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return the recorded outputs of the batch's views.
@@ -254,8 +273,7 @@ class CachedTeacher:
             TeacherCacheError: the batch does not say which view it is, or it is one of another data seed; or that
                 epoch's outputs are missing or damaged.
         """
-        if batch.view is None or batch.view != self._view:
-            self._open(batch.view)
+        self.open(batch.view)
         index = batch.index.to(self._device)
         order, parts = None, [(0, index)]
         if len(self._chunks[LOGITS]) > 1:
@@ -266,11 +284,6 @@ class CachedTeacher:
         if self._cache.form is not None:
             return Outputs(self._cache.form.unpack(logits, self._gamma), taps)
         return Outputs(logits["values"].float() + logits["mean"], taps)
-
-
-def _joined(chunks: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    """Return an epoch's chunks as one, on the device."""
-    return {name: torch.cat([chunk[name].to(device) for chunk in chunks]) for name in chunks[0]}
 
 
 def _parts(index: Tensor, rows: int) -> tuple[Tensor, list[tuple[int, Tensor]]]:

@@ -23,13 +23,15 @@ from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient,
 from tutelage.modules import FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.training.buffers import SavedBuffers
-from tutelage.training.distributed import mixed_precision, place
+from tutelage.training.distributed import place
+from tutelage.training.graphs import NotCapturableError
+from tutelage.training.precision import mixed_precision
 from tutelage.training.rng import random_state, restore_random
-from tutelage.types import Batch, Outputs, Teacher
+from tutelage.types import Batch, Opens, Outputs, Teacher
 
 SHARE = 0.05
 """Share of a fit's estimated time that a trial compilation may cost at most."""
-COSTS = {"teacher": 20.0, "products": 2.0, "student": 60.0}
+COSTS = {"teacher": 20.0, "products": 2.0, "student": 60.0, "graph": 2.0}
 """Assumed seconds of a trial: compiling took 3 to 60 for networks of 8 to 60 layers on two cores."""
 GAIN = 1.05
 """How many times faster a plan must be to replace the eager one."""
@@ -47,6 +49,7 @@ class ComputePlan:
 
     teacher_compiled: bool = False  # the teacher's forward pass is compiled, its weights taken as constants
     student_compiled: bool = False  # the student's forward and backward pass are compiled
+    graph: bool = False  # a step is captured, and replayed
     products: tuple[Shape, ...] = ()  # convolutions whose weight gradient is one product
     # of a micro-batch that compiled forms are for. Others, such as an epoch's last, run eagerly: each size would be
     # compiled anew.
@@ -59,6 +62,7 @@ class ComputePlan:
         return {
             "teacher_compiled": self.teacher_compiled,
             "student_compiled": self.student_compiled,
+            "graph": self.graph,
             "products": [list(shape) for shape in self.products],
             "samples": self.samples,
             "why": dict(self.reasons),
@@ -111,6 +115,16 @@ class PlannedTeacher:
                     return cast(Outputs, self._compiled(batch))
             return self._teacher(batch)
 
+    @property
+    def compiles(self) -> bool:
+        """Whether it can be compiled."""
+        return self._compiled is not None
+
+    def prepare(self, batch: Batch) -> None:
+        """Do between steps what outputs of a batch need of the host: a cache opens the outputs of its view."""
+        if isinstance(self._teacher, Opens):
+            self._teacher.open(batch.view)
+
     def use(self, plan: ComputePlan) -> None:
         """Compute by this plan from now on; what was compiled once is not compiled again."""
         self.plan = plan
@@ -129,7 +143,7 @@ class PlannedTeacher:
             elif reason is not None:
                 self.plan = ComputePlan(reasons={"teacher": reason})
             else:
-                trials = _Trials(partial(self._on_copy, piece), self.use, steps, len(piece.index), self._device)
+                trials = Trials(partial(self._on_copy, piece), self.use, steps, len(piece.index), self._device)
                 if trials.is_open("teacher", wanted):
                     trials.attempt("teacher", wanted, replace(trials.plan, teacher_compiled=True))
                 self.plan = trials.chosen()
@@ -164,7 +178,7 @@ class PlannedStudent:
 
         ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts.
         """
-        trials = _Trials(step, self.use, steps, samples, device)
+        trials = Trials(step, self.use, steps, samples, device)
         if trials.is_open("products", settings.gradient_products):
             with Products() as probe:
                 step()
@@ -208,12 +222,15 @@ class _Compiled:
         # Compiled forms are cached, and limited in number, per code object: each module gets its own copy.
         function = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
         try:
-            compiled = torch.compile(function, dynamic=False)
-            from torch._inductor import config
+            # What a compiler warns of is its own, such as deprecations: as errors they would end the compiling.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compiled = torch.compile(function, dynamic=False)
+                from torch._inductor import config
 
-            # As options of torch.compile they would come too late: the tracer reads them as well.
-            with config.patch(self._options):
-                outputs = compiled(*inputs)
+                # As options of torch.compile they would come too late: the tracer reads them as well.
+                with config.patch(self._options):
+                    outputs = compiled(*inputs)
         except Exception as error:  # noqa: BLE001  whatever a compiler raises, eager works or tells why not
             self._call = module
             warnings.warn(
@@ -233,7 +250,7 @@ def reason_unmeasured(steps: int, processes: int, wanted: Collection[Switch]) ->
     return "a short fit" if steps < FEW and True not in wanted else None
 
 
-class _Trials:
+class Trials:
     """Forms of one computation, tried in turn, each against the best so far.
 
     Args:
@@ -254,6 +271,7 @@ class _Trials:
     ) -> None:
         self.run, self.use, self.steps, self.device = run, use, steps, device
         self.plan, self.reasons = ComputePlan(samples=samples), dict[str, str]()
+        self._step = "eager"
 
     @cached_property
     def ahead(self) -> float:
@@ -276,10 +294,14 @@ class _Trials:
             self.use(plan)
             self.run()
 
-        current, changed = least_seconds([partial(run_by, self.plan), partial(run_by, candidate)], self.device)
-        self.reasons[form] = f"{current * 1e3:.1f} ms eager, {changed * 1e3:.1f} ms {after}"
-        if setting is True or current >= GAIN * changed:
-            self.plan = candidate
+        try:
+            current, changed = least_seconds([partial(run_by, self.plan), partial(run_by, candidate)], self.device)
+        except NotCapturableError as error:
+            self.reasons[form] = f"not captured: {error}"
+        else:
+            self.reasons[form] = f"{current * 1e3:.1f} ms {self._step}, {changed * 1e3:.1f} ms {after}"
+            if setting is True or current >= GAIN * changed:
+                self.plan, self._step = candidate, after
         self.use(self.plan)
 
     def chosen(self) -> ComputePlan:

@@ -60,11 +60,6 @@ def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> No
         module.to(memory_format=torch.channels_last)
 
 
-def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Enter this while networks run: in bfloat16 where the precision is ``bf16``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[str]) -> nn.Module:
     """Return what to call in place of a module so that processes average its gradients; one process calls the module.
 
@@ -81,6 +76,11 @@ def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[st
 def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
     """Enter this around the forward pass of a micro-batch that is not a step's last: gradients are averaged with it."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def single_process(accelerator: Accelerator) -> bool:
+    """Whether no other process shares the steps."""
+    return accelerator.num_processes == 1
 
 
 def agreed(flag: Tensor, accelerator: Accelerator) -> Tensor:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tutelage import losses, targets
 from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
-from tutelage.training.distributed import mixed_precision, to_device
+from tutelage.settings.fit import Precision
+from tutelage.training.distributed import to_device
+from tutelage.training.precision import float32_products, mixed_precision
 from tutelage.types import UNLABELLED, Batches
 
 BINS = 15
@@ -46,7 +48,7 @@ def collect_outputs(
     batches: Batches,
     *,
     device: torch.device,
-    precision: str,
+    precision: Precision,
     channels_last: bool,
     who: str = "network",
 ) -> EvalOutputs:
@@ -59,11 +61,12 @@ def collect_outputs(
     network.eval()
     logits, labels = [], []
     try:
-        for batch in batches.epoch(0):
-            inputs = to_device(batch, device, channels_last=channels_last).inputs
-            with mixed_precision(device, precision):
-                logits.append(network(inputs).float().cpu())
-            labels.append(batch.labels.cpu())
+        with float32_products(device, precision):
+            for batch in batches.epoch(0):
+                inputs = to_device(batch, device, channels_last=channels_last).inputs
+                with mixed_precision(device, precision):
+                    logits.append(network(inputs).float().cpu())
+                labels.append(batch.labels.cpu())
     finally:
         network.train(mode)
     outputs = EvalOutputs(torch.cat(logits), torch.cat(labels))

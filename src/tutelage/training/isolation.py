@@ -31,9 +31,13 @@ class Isolation:
 
     def attempt(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Do some work of the ``k``-th; return what it returns, none where it fails."""
+        with self.generators.get(k) or nullcontext():
+            return self.attempt_drawless(k, work, *args, **kwargs)
+
+    def attempt_drawless(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """As `attempt`, for work that draws nothing on the host: to swap the generators takes as long as a step."""
         try:
-            with self.generators.get(k) or nullcontext():
-                return work(*args, **kwargs)
+            return work(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
             traceback.clear_frames(error.__traceback__)  # Its tensors are not kept while the others continue.
             self.errors[k] = error

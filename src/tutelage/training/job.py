@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -17,15 +18,17 @@ from tutelage.settings.fit import FitSettings
 from tutelage.submodules import unwrapped
 from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
+from tutelage.training.captured import CapturedStep, Snapshot, reason_eager
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
-from tutelage.training.compile import ComputePlan, PlannedTeacher, reason_unmeasured, unchanged
+from tutelage.training.compile import ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on, step_totals, summed
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
+from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.metrics import raise_if_nonfinite
 from tutelage.training.state import TrainState
-from tutelage.training.step import split_batch
-from tutelage.types import Batch, Batches, Outputs, Progress
+from tutelage.training.step import split_batch, train_step
+from tutelage.types import Batch, Batches, Outputs, Progress, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,9 @@ class FitJob:
     def start(self) -> int:
         """The step that it begins at."""
         return 0 if self.resume is None else int(self.resume.state["step"])
+
+
+_OFF = "switched off"
 
 
 class TrainingTotals(NamedTuple):
@@ -66,6 +72,8 @@ class FitState:
     Attributes:
         train: what a step reads and changes.
         plan: how it is computed, once that is chosen.
+        step: takes a step: `train_step`, or a graph of it.
+        reason_eager: why steps are not captured, where that does not lie in this fit.
         history: the records of its epochs.
     """
 
@@ -80,6 +88,8 @@ class FitState:
         self.train = TrainState(job.distiller, job.settings, accelerator)
         self.now = self.train.now
         self.plan: ComputePlan | None = None
+        self.step: Callable[[TrainState, Batch, Teacher | None], None] = train_step
+        self.reason_eager: str | None = None
         self.history: list[records.Epoch] = []
         self.to_beat = job.to_beat
         self.total_steps = steps * job.settings.epochs
@@ -106,12 +116,19 @@ class FitState:
             self.save_steps()
             raise
 
-    def begin_step(self, batch: Batch, teacher: PlannedTeacher | None) -> None:
-        """Set what a step reads: before the first how it is computed, then its learning rate and scheduled weights."""
-        if self.plan is None:
-            self._adopt(_choose_plan(self.train, batch, teacher, steps=self.steps_left))
+    def begin_step(
+        self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None = None, *, apart: bool = False
+    ) -> None:
+        """Set what a step reads: its learning rate and scheduled weights; before the first choose how it is computed.
+
+        Args:
+            batch: the step's.
+            teacher: as for `train_step`.
+            outputs: what is called in its place, where its outputs are known already.
+            apart: others are trained on the batch beside this one.
+        """
         now, settings, steps = self.now, self.settings, self.steps
-        now.rate = optim.learning_rate(
+        rate = optim.learning_rate(
             settings.schedule,
             settings.optimizer.lr,
             epoch=now.epoch,
@@ -119,9 +136,13 @@ class FitState:
             end=(now.step_in_epoch + 1) / steps,
             epochs=settings.epochs,
         )
-        now.progress = Progress(now.epoch, now.step, now.step / self.total_steps)
-        schedules = self.job.distiller.objective.schedules
-        now.progress = now.progress._replace(scheduled={each: each(now.progress) for each in schedules})
+        now.set(rate, now.step / self.total_steps)
+        if teacher is not None:
+            teacher.prepare(batch)
+        if self.plan is None:
+            self._adopt(self._choose_plan(batch, teacher, outputs, apart=apart))
+        elif self.plan.graph and self.step is train_step:  # It is resumed.
+            self._capture(self.plan, batch, outputs or teacher, apart=apart)
 
     def end_step(self, batch: Batch) -> None:
         """Count a step, read the log and save where that is due."""
@@ -130,14 +151,21 @@ class FitState:
         now.step += 1
         now.step_in_epoch += 1
         if now.step % settings.log_steps == 0:
+            self.join()
             self._raise_if_nonfinite()
         due = settings.checkpoint_steps and now.step_in_epoch % settings.checkpoint_steps == 0
         if now.step_in_epoch < self.steps and (due or time.monotonic() - self.saved > settings.checkpoint_seconds):
             self.save_steps()
 
+    def join(self) -> None:
+        """Let what the device is given from now on follow the steps so far."""
+        if isinstance(self.step, CapturedStep):
+            self.step.join()
+
     def save_steps(self) -> None:
         """Save the steps since the epoch began or was resumed, if there are any."""
         if self.samples_seen:
+            self.join()
             self._raise_if_nonfinite()
             self._save()
             self.saved = time.monotonic()
@@ -158,7 +186,7 @@ class FitState:
             "stage": self.stage,
             "epoch": now.epoch,
             "step": now.step,
-            "learning_rate": now.rate,
+            "learning_rate": now.learning_rate,
             "train": self.train.metrics.means(totals.sums, has_teacher=job.uses_teacher),
             "validation": evaluations.get("validation"),
             "test": evaluations.get("test"),
@@ -167,6 +195,8 @@ class FitState:
             "memory_mb": totals.memory,
             "skipped_steps": int(totals.sums["skipped"]) // processes,  # All skip the same ones.
         }
+        if now.loss_scale is not None:
+            record["overflowed_steps"] = int(now.loss_scale.overflows)
         self.history.append(record)
         # The first held-out set is the one that the best weights are chosen by.
         accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
@@ -186,6 +216,13 @@ class FitState:
             raise_if_nonfinite(self.now.nonfinite_log, stage=self.stage)
 
     @property
+    def to_be_captured(self) -> bool:
+        """Whether steps may be, or are to be, captured."""
+        if self.plan is not None:
+            return self.plan.graph
+        return self._reason_eager() is None
+
+    @property
     def steps_left(self) -> int:
         """Steps that are left of the fit."""
         return self.total_steps - self.now.step
@@ -196,6 +233,48 @@ class FitState:
         self.train.student.use(plan)
         if self.job.keep is not None and self.job.keep.announce is not None:
             self.job.keep.announce(plan.to_json())
+
+    def _choose_plan(
+        self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None, *, apart: bool
+    ) -> ComputePlan:
+        """Choose how steps are computed; measuring leaves state and generators alone."""
+        wanted, reason = self.settings.graphs, self._reason_eager()
+        if reason is None:
+            plan = _choose_captured_plan(self, batch, teacher, outputs, apart=apart)
+            reason = None if plan.graph or wanted == "auto" else plan.reasons["graph"]
+        else:
+            plan = _choose_eager_plan(self.train, batch, teacher, steps=self.steps_left)
+            if self.device.type in CAPTURES:
+                plan = replace(plan, reasons={**plan.reasons, "graph": reason})
+            elif wanted == "auto":
+                return plan
+        self._warn_eager(reason)
+        return plan
+
+    def _reason_eager(self) -> str | None:
+        """Return why steps are not captured, as far as that is known beforehand."""
+        return _OFF if self.settings.graphs is False else self.reason_eager or reason_eager(self.train)
+
+    def _warn_eager(self, reason: str | None) -> None:
+        """Say why steps are not captured, unless they are not to be."""
+        if reason not in (None, _OFF):
+            warnings.warn(
+                f"graphs: expected to capture a step, got {reason}; it is computed eagerly (graphs=false says so "
+                "beforehand)",
+                stacklevel=2,
+            )
+
+    def _capture(self, plan: ComputePlan, batch: Batch, teacher: Teacher | None, *, apart: bool) -> None:
+        """Capture the step of a run that is resumed, as it did before."""
+        reason = self._reason_eager()
+        try:
+            if reason is None:
+                self.step = CapturedStep(self.train, batch, teacher, apart=apart)
+                return
+        except NotCapturableError as error:
+            reason = str(error)
+        self._warn_eager(reason)
+        self._adopt(replace(plan, graph=False, reasons={**plan.reasons, "graph": reason}))
 
     def _save(self) -> None:
         """Write a checkpoint from which the run resumes with the same bits."""
@@ -221,7 +300,48 @@ class FitState:
         self._adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
 
 
-def _choose_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher | None, *, steps: int) -> ComputePlan:
+def _choose_captured_plan(
+    state: FitState, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None, *, apart: bool
+) -> ComputePlan:
+    """Choose among whole steps where they can be captured: eager, as a graph, and either with compiled networks."""
+    train, settings, asked = state.train, state.settings, outputs or teacher
+    given = teacher.plan if teacher is not None and outputs is not None and teacher.plan else ComputePlan()
+    wanted = (settings.graphs, settings.compile_student, settings.compile_teacher)
+    if reason := reason_unmeasured(state.steps_left, 1, wanted):
+        return ComputePlan(reasons={"student": reason, "graph": reason}).after(given)
+    steps: dict[str, Callable[[TrainState, Batch, Teacher | None], None]] = {}
+
+    def use(plan: ComputePlan) -> None:
+        train.student.use(plan)
+        if teacher is not None and outputs is None:
+            teacher.use(plan)
+        key = str(replace(plan, reasons={}))
+        if key not in steps:
+            steps[key] = CapturedStep(train, batch, asked, apart=apart) if plan.graph else train_step
+        state.step = steps[key]
+
+    def step() -> None:
+        state.step(train, batch, asked)
+
+    before = Snapshot(train, batch)
+    samples = len(split_batch(batch, settings.accumulate)[0].index)
+    trials = Trials(step, use, state.steps_left, samples, train.device)
+    try:
+        if trials.is_open("graph", settings.graphs):
+            trials.attempt("graph", settings.graphs, replace(trials.plan, graph=True), after="as a graph")
+        alone = teacher is not None and outputs is None and teacher.compiles
+        if alone and trials.is_open("teacher", settings.compile_teacher):
+            candidate = replace(trials.plan, teacher_compiled=True)
+            trials.attempt("teacher", settings.compile_teacher, candidate, after="with a compiled teacher")
+        if trials.is_open("student", settings.compile_student):
+            candidate = replace(trials.plan, student_compiled=True)
+            trials.attempt("student", settings.compile_student, candidate, after="with a compiled student")
+    finally:
+        before.restore()
+    return trials.chosen().after(given)
+
+
+def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher | None, *, steps: int) -> ComputePlan:
     """Choose how teacher and student are computed in so many steps; measuring leaves state and generators alone."""
     settings, processes = train.settings, train.accelerator.num_processes
     piece = split_batch(batch, settings.accumulate)[0]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 
 from accelerate import Accelerator
 
 from tutelage import records
+from tutelage.training.captured import CapturedStep
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on
+from tutelage.training.graphs import Captured, NotCapturableError, warm_up
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
-from tutelage.training.step import split_batch, train_step
+from tutelage.training.precision import float32_products
+from tutelage.training.step import split_batch
 from tutelage.types import Batch, Batches, Outputs, Teacher
 
 SHARED = ("epochs", "accumulate", "precision", "channels_last", "compile_teacher")
@@ -61,6 +65,7 @@ class Lockstep:
         self.settings = next(iter(jobs.values())).settings
         self.teacher = PlannedTeacher(teacher, self.settings, accelerator.device) if teacher is not None else None
         self._states: dict[int, FitState] = {}
+        self._pass: Captured[list[Outputs]] | None = None  # the teacher's, where the students' steps are captured
 
     def run(self) -> Iterator[tuple[int, records.Epoch]]:
         """Train, yielding each student's number and record after every epoch; the errors of one are in ``isolation``.
@@ -85,15 +90,12 @@ class Lockstep:
             self.isolation.attempt(k, state.begin_epoch)
         stream = batches_on(self.accelerator, self.batches, epoch, start, channels_last=self.settings.channels_last)
         try:
-            for step, batch in enumerate(stream, start):
-                present = self._at(epoch, step)
-                if not present:  # Those that were at this step have failed: continue from where the others are.
-                    return
-                outputs = self._teacher_outputs(batch, present)
-                for k, state in present.items():
-                    # A student may write into its inputs; a lone one needs no copy.
-                    own = batch if len(present) == 1 else batch._replace(inputs=batch.inputs.clone())
-                    self.isolation.attempt(k, self._step, state, own, outputs)
+            with float32_products(self.accelerator.device, self.settings.precision):
+                for step, batch in enumerate(stream, start):
+                    present = self._at(epoch, step)
+                    if not present:  # Those that were at this step have failed: continue from where the others are.
+                        return
+                    self._take_steps(batch, present)
         except DeadlineExceeded:
             for k, state in self._students().items():
                 self.isolation.attempt(k, state.save_steps)
@@ -104,25 +106,53 @@ class Lockstep:
             if sums and (record := self.isolation.attempt(k, done[k].end_epoch, sums)):
                 yield k, record
 
-    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs]) -> None:
+    def _take_steps(self, batch: Batch, present: Mapping[int, FitState]) -> None:
+        """Take every student's step on a batch."""
+        shared, outputs = self._with_outputs(batch, present)
+        for k, state in present.items():
+            captured = isinstance(state.step, CapturedStep)
+            attempt = self.isolation.attempt_drawless if captured else self.isolation.attempt
+            attempt(k, self._step, state, shared, outputs, len(present))
+        for state in present.values():
+            state.join()  # before another batch takes the place of this one
+
+    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> None:
         """Take one student's step with the teacher's outputs for its micro-batches."""
         job = state.job
         if not state.in_epoch:  # It joins from a checkpoint.
             state.begin_epoch()
-        state.begin_step(batch, self.teacher if job.uses_teacher else None)
-        taps = job.distiller.objective.needs.teacher_taps
-        train_step(state.train, batch, _replayed(outputs, taps) if job.uses_teacher and outputs else None)
+        teacher = self.teacher if job.uses_teacher else None
+        given = _repeated(outputs, job.distiller.objective.needs.teacher_taps) if teacher is not None else None
+        apart = students > 1
+        state.begin_step(batch, teacher, given, apart=apart)
+        # A student may write into its inputs; a lone one needs no copy, and a captured step makes its own.
+        copied = apart and not isinstance(state.step, CapturedStep)
+        state.step(state.train, batch._replace(inputs=batch.inputs.clone()) if copied else batch, given)
         state.end_step(batch)
 
-    def _teacher_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> list[Outputs]:
-        """Return the teacher's outputs for each micro-batch; none where no student is to get them."""
+    def _with_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> tuple[Batch, list[Outputs]]:
+        """Return the batch with the teacher's outputs for each micro-batch; none where no student is to get them."""
         using = [state for state in present.values() if state.job.uses_teacher]
         if self.teacher is None or not using:
-            return []
-        pieces = split_batch(batch, self.settings.accumulate)
+            return batch, []
+        teacher, pieces = self.teacher, split_batch(batch, self.settings.accumulate)
         # Students begin by the plan that the teacher has.
-        self.teacher.choose_plan(pieces[0], steps=using[0].steps_left, processes=self.accelerator.num_processes)
-        return [self.teacher(piece) for piece in pieces]
+        teacher.choose_plan(pieces[0], steps=using[0].steps_left, processes=self.accelerator.num_processes)
+        teacher.prepare(batch)
+
+        def outputs(batch: Batch) -> list[Outputs]:
+            return [teacher(piece) for piece in split_batch(batch, self.settings.accumulate)]
+
+        if self._pass is None and any(state.to_be_captured for state in using):
+            try:
+                warm_up(partial(outputs, batch), batch.index.device)
+                self._pass = Captured(outputs, batch)
+            except NotCapturableError as error:
+                for state in using:  # Their graphs would read outputs that do not come to the same memory again.
+                    state.reason_eager = f"a teacher that is not captured: {error}"
+        if self._pass is not None and self._pass.fits(batch):
+            return self._pass.place(batch), self._pass(batch)
+        return batch, outputs(batch)
 
     def _students(self) -> dict[int, FitState]:
         """Return the students that have not failed; the others are let go of, so that their memory is free."""
@@ -139,7 +169,7 @@ class Lockstep:
         return {k: s for k, s in self._students().items() if (s.now.epoch, s.now.step_in_epoch) == at}
 
 
-def _replayed(outputs: Sequence[Outputs], taps: Sequence[str]) -> Teacher:
+def _repeated(outputs: Sequence[Outputs], taps: Sequence[str]) -> Teacher:
     """Return a teacher that answers with these outputs in turn, with the features that a student would have alone."""
-    own = iter([Outputs(each.logits, {name: each.taps[name] for name in taps}) for each in outputs])
+    own = cycle([Outputs(each.logits, {name: each.taps[name] for name in taps}) for each in outputs])
     return lambda batch: next(own)

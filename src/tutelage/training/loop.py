@@ -16,7 +16,7 @@ from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.evaluate import EvalSet
 from tutelage.training.job import FitJob, FitState
-from tutelage.training.step import train_step
+from tutelage.training.precision import float32_products
 from tutelage.types import Batches, Teacher
 
 
@@ -64,8 +64,9 @@ def fit(
     state = FitState(job, accelerator, steps=len(batches), stage=stage)
     planned = PlannedTeacher(teacher, settings, accelerator.device, state.plan) if teacher is not None else None
     while state.now.epoch < settings.epochs:
-        for batch in state.epoch(batches):
-            state.begin_step(batch, planned)
-            train_step(state.train, batch, planned)
-            state.end_step(batch)
+        with float32_products(accelerator.device, settings.precision):
+            for batch in state.epoch(batches):
+                state.begin_step(batch, planned)
+                state.step(state.train, batch, planned)  # `train_step`, or what replays it
+                state.end_step(batch)
         yield state.end_epoch(state.training_totals())

@@ -83,7 +83,7 @@ def empty_nonfinite_log(device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def log_nonfinite(
-    log: Tensor, finite: Tensor, *, step: int, index: Tensor, logits: Sequence[tuple[Tensor, ...]]
+    log: Tensor, finite: Tensor, *, step: int | Tensor, index: Tensor, logits: Sequence[tuple[Tensor, ...]]
 ) -> None:
     """Write a step into the log if it was not finite, and the epoch's first.
 
@@ -94,15 +94,12 @@ def log_nonfinite(
         index: of its samples.
         logits: per micro-batch, in order, those of its samples: the student's, and the teacher's where there is one.
     """
-    if finite.device.type == "cpu" and finite:  # Elsewhere to look would be to wait.
-        return
     # A row's sum is not finite where one of its logits is not, or where they are so large that they are to blame.
     rows = [torch.stack([values.float().sum(-1) for values in piece]) for piece in logits]
     suspect = ~torch.isfinite(torch.cat(rows, dim=1)).all(0)
     samples = torch.where(suspect, index, -1).sort(descending=True).values[:NAMED]
     entry = torch.full_like(log, -1)
-    entry[:1].fill_(step)  # An assignment would copy the number from the host, and wait.
-    entry[1] = suspect.sum()
+    entry[0], entry[1] = step, suspect.sum()
     entry[2 : 2 + len(samples)] = samples
     log.copy_(torch.where(~finite & (log[0] < 0), entry, log))
 

@@ -16,27 +16,50 @@ from tutelage.settings.fit import SGD, Constant, MultiStep, Optimizer, Schedule,
 from tutelage.training.checkpoints import Checkpoint, under
 
 
-def build(settings: Optimizer, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """Build the optimizer of a module's trainable parameters."""
+def build(settings: Optimizer, module: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
+    """Build the optimizer of a module's trainable parameters.
+
+    The ``fused`` form can be captured in a graph: its rate may be a tensor, and it skips a step that is not finite
+    without the host being asked. All its state exists from the beginning.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("student: expected trainable parameters, got none; unfreeze it with requires_grad_(True)")
     options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "name"}
-    # On CUDA the fused form can skip a non-finite step without the host being asked.
-    fused = device.type == "cuda"
+    optimizer: torch.optim.Optimizer
     if isinstance(settings, SGD):
         optimizer = torch.optim.SGD(parameters, **options, fused=fused)
-        if fused and settings.momentum:
-            # The fused form makes its buffers in the first step, and leaves them uninitialised where it skips that one.
-            for parameter in parameters:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        if fused:
+            _complete(optimizer)
         return optimizer
     exempt = _exempt(module)
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) not in exempt]},
         {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], **options, fused=fused)
+    groups = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(groups, **options, fused=fused, capturable=fused)
+    if fused:
+        _complete(optimizer)
+    return optimizer
+
+
+def _complete(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter the state that a fused optimizer would make for it in a step.
+
+    Made there, it would lie in a graph's own memory, and SGD's would stay uninitialised where the step is skipped. A
+    checkpoint that was written on a CPU lacks the state of parameters that had no gradient yet.
+    """
+    for group in optimizer.param_groups:
+        adam = "betas" in group
+        names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",) if group["momentum"] else ()
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            for name in names:
+                if state.get(name) is None:
+                    state[name] = torch.zeros_like(parameter)
+            if adam and "step" not in state:
+                state["step"] = torch.zeros((), device=parameter.device)
 
 
 def _exempt(module: nn.Module) -> set[int]:
@@ -61,7 +84,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
                 tensors[f"optimizer.{i}.{name}"] = value
             else:
                 plain.setdefault(str(i), {})[name] = value
-    return tensors, {"plain": plain, "groups": content["param_groups"]}
+    groups = [{**group, "lr": float(group["lr"])} for group in content["param_groups"]]
+    return tensors, {"plain": plain, "groups": groups}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
@@ -72,16 +96,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
         i, key = name.split(".", 1)
         moments.setdefault(int(i), {})[key] = tensor
     # How the optimizer is computed belongs to the device, which may be another than the checkpoint's.
-    groups = [
-        {**saved, "fused": current.get("fused")}
-        for saved, current in zip(content["groups"], optimizer.param_groups, strict=True)
-    ]
+    form = [{key: group[key] for key in ("fused", "capturable") if key in group} for group in optimizer.param_groups]
+    groups = [{**saved, **own} for saved, own in zip(content["groups"], form, strict=True)]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            # Fused optimizers want a moment in its parameter's memory layout; a checkpoint's are contiguous.
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            # Copies: a checkpoint may be resumed twice. Fused forms want a moment in its parameter's memory layout.
+            if isinstance(value, Tensor):
+                like = parameter if value.shape == parameter.shape else value
+                values[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
+    if optimizer.defaults["fused"]:
+        _complete(optimizer)
 
 
 def learning_rate(schedule: Schedule, peak: float, *, epoch: int, begin: float, end: float, epochs: int) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _State = tuple[Tensor, Tensor | None, Any, Any]
+_CPU = torch.device("cpu")
 
 
 class RngState:
@@ -37,14 +38,28 @@ class RngState:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._state: _State | None = None
+        self._own: torch.Generator | None = None  # the device's
 
     def __enter__(self) -> RngState:
         if self._state is not None:
-            _restore(*self._state, self._device)
+            _restore(*self._state, _CPU)
+        if self._device.type == "cuda":
+            # Swapped, not copied: what is captured in the block draws from this state in every replay.
+            default = _default_generator(self._device)
+            self._outer = default.graphsafe_get_state()
+            self._own = self._own or default.clone_state()
+            default.graphsafe_set_state(self._own)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._state = _current(self._device)
+        self._state = _current(_CPU)
+        if self._device.type == "cuda":
+            _default_generator(self._device).graphsafe_set_state(self._outer)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    torch.cuda.init()
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
 
 
 def _current(device: torch.device) -> _State:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings
+from tutelage.settings.weights import Schedule
 from tutelage.training import optim
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
-from tutelage.training.distributed import local_gradients, mixed_precision, place, wrap
+from tutelage.training.distributed import local_gradients, place, wrap
+from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics, empty_nonfinite_log
+from tutelage.training.precision import LossScale, mixed_precision
 from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Progress, StatefulTerm
 
@@ -26,22 +30,58 @@ from tutelage.types import Progress, StatefulTerm
 class StepValues:
     """All that changes from step to step besides parameters, moments, buffers and generators.
 
-    Its numbers are the host's, set before a step, which reads them here alone: one that is captured for a device finds
-    tensors here, and is the same otherwise. Its tensors are written in place.
+    The numbers are the host's and are not read in a step. Its tensors keep their memory and are written in place,
+    ``rate`` and ``progress`` between steps, so that a step can be captured once and replayed.
     """
 
     epoch: int = 0  # epochs done
     step: int = 0  # steps done
     step_in_epoch: int = 0  # of them in this epoch
-    rate: float = 0.0  # the learning rate
-    progress: Progress = field(default_factory=Progress)  # for the terms, with the values of scheduled weights
+    fraction: float = 0.0  # of the fit that is done
+    learning_rate: float = 0.0  # of the step, as a plain optimizer and the records have it
+    rate: Tensor  # the same for a fused optimizer, ``()`` float32
+    progress: Progress  # of the step, for the terms, with the values of all scheduled weights
     sums: Tensor  # of the epoch so far: `EpochMetrics.names`
     nonfinite_log: Tensor  # of the epoch so far: `metrics.log_nonfinite`
+    loss_scale: LossScale | None = None  # under ``fp16`` alone
+    _whole: Tensor  # the memory of epoch and step in ``progress``
+    _real: Tensor  # the memory of ``rate``, and of the other numbers in ``progress``
+
+    @classmethod
+    def on(cls, device: torch.device, *, sums: Tensor, schedules: Sequence[Schedule]) -> StepValues:
+        """Return the values before the first step, their tensors on a device."""
+        whole = torch.zeros(2, dtype=torch.int64, device=device)
+        real = torch.zeros(2 + len(schedules), device=device)
+        (epoch, step), (rate, fraction, *values) = whole.unbind(), real.unbind()
+        return cls(
+            rate=rate,
+            progress=Progress(epoch, step, fraction, dict(zip(schedules, values, strict=True))),
+            sums=sums,
+            nonfinite_log=empty_nonfinite_log(device),
+            _whole=whole,
+            _real=real,
+        )
+
+    def set(self, learning_rate: float, fraction: float) -> None:
+        """Set what a step reads: its learning rate, and the progress and scheduled weights at a fraction of the fit."""
+        self.learning_rate, self.fraction = learning_rate, fraction
+        here = Progress(self.epoch, self.step, fraction)
+        schedules = cast(Iterable[Schedule], self.progress.scheduled)
+        self._whole.copy_(_sent([here.epoch, here.step], self._whole), non_blocking=True)
+        numbers = [learning_rate, fraction, *(schedule(here) for schedule in schedules)]
+        self._real.copy_(_sent(numbers, self._real), non_blocking=True)
 
     def clear(self) -> None:
         """Empty the sums and the log for another epoch."""
         self.sums.zero_()
         self.nonfinite_log.fill_(-1)
+        if self.loss_scale is not None:
+            self.loss_scale.overflows.zero_()
+
+
+def _sent(numbers: list[Any], to: Tensor) -> Tensor:
+    """Return numbers in memory from which they can be copied to a device without the host waiting."""
+    return torch.tensor(numbers, dtype=to.dtype, pin_memory=to.device.type == "cuda")
 
 
 class TrainState:
@@ -58,13 +98,15 @@ class TrainState:
         buffers: those that a step which is not applied leaves as they were; terms guard their own.
         student: the forms that the student is computed in.
         now: all that changes from step to step besides.
+        fused: the optimizer is torch's fused form: rate and skipping are tensors, and the host asks nothing in a step.
     """
 
     def __init__(self, distiller: Distiller, settings: FitSettings, accelerator: Accelerator) -> None:
         self.distiller, self.settings, self.accelerator = distiller, settings, accelerator
         self.device = accelerator.device
         place(distiller, self.device, channels_last=settings.channels_last)
-        self.optimizer = optim.build(settings.optimizer, distiller, self.device)
+        self.fused = self.device.type in CAPTURES
+        self.optimizer = optim.build(settings.optimizer, distiller, fused=self.fused)
         self.parameters = [p for p in distiller.parameters() if p.requires_grad]
         terms = distiller.objective.terms.values()
         self.stateful_terms: list[StatefulTerm] = [term for term in terms if isinstance(term, StatefulTerm)]
@@ -75,7 +117,9 @@ class TrainState:
         self.buffers = SavedBuffers(distiller, but=guards)
         self.student = PlannedStudent(distiller.student)
         self.metrics = EpochMetrics(distiller.objective, self.device)
-        self.now = StepValues(sums=self.metrics.zeros.clone(), nonfinite_log=empty_nonfinite_log(self.device))
+        self.now = StepValues.on(self.device, sums=self.metrics.zeros.clone(), schedules=distiller.objective.schedules)
+        if settings.precision == "fp16":
+            self.now.loss_scale = LossScale.on(self.device)
 
     @contextmanager
     def forward_context(self, samples: int, *, last: bool = True) -> Iterator[None]:
@@ -94,8 +138,8 @@ class TrainState:
     def apply(self, finite: Tensor) -> None:
         """Step the optimizer if ``finite``; else leave parameters, moments and buffers as they were."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.now.rate
-        if self.optimizer.defaults["fused"]:
+            group["lr"] = self.now.rate if self.fused else self.now.learning_rate
+        if self.fused:
             # Fused optimizers read these two, which gradient scalers set, and skip on the device.
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -107,6 +151,17 @@ class TrainState:
         for term in self.stateful_terms:
             term.commit(finite)
         self.optimizer.zero_grad()
+
+    def lasting(self) -> Mapping[str, Sequence[Tensor]]:
+        """Return the tensors that a step changes and the next one reads, by kind; generators have their own state."""
+        moments = [value for values in self.optimizer.state.values() for value in values.values()]
+        return {
+            "parameters": list(self.parameters),
+            "buffers": list(self.distiller.buffers()),
+            "moments": [value for value in moments if isinstance(value, Tensor)],
+            "counts": [self.now.sums, self.now.nonfinite_log],
+            "loss scale": [] if self.now.loss_scale is None else list(vars(self.now.loss_scale).values()),
+        }
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state as a checkpoint holds it, generators included: tensors, and plain values.
@@ -123,6 +178,8 @@ class TrainState:
             "blame": now.nonfinite_log,
             **generators,
         }
+        if now.loss_scale is not None:
+            tensors |= {f"loss_scale.{name}": tensor for name, tensor in vars(now.loss_scale).items()}
         state = {"epoch": now.epoch, "step": now.step, "step_in_epoch": now.step_in_epoch}
         return tensors, {**state, "optimizer": optimizer, "rng": rng}
 
@@ -134,4 +191,7 @@ class TrainState:
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         now.sums.copy_(tensors["sums"])
         now.nonfinite_log.copy_(tensors["blame"])
+        if now.loss_scale is not None:
+            for name, tensor in vars(now.loss_scale).items():
+                tensor.copy_(tensors[f"loss_scale.{name}"])
         restore_random(tensors, state["rng"], self.device)

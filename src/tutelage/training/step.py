@@ -16,14 +16,15 @@ from tutelage.types import Batch, Teacher
 def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None:
     """Take one optimizer step; one whose loss or gradient is not finite is logged and not applied.
 
-    Off the CPU the host waits for nothing.
+    Under ``fp16`` one whose scaled gradient overflows is not applied either, but lowers the scale in place of an entry
+    in the log: see `LossScale`. Off the CPU the host waits for nothing.
 
     Args:
         state: what the step reads and changes; `FitState.begin_step` has set its numbers.
         batch: on the device; cut into ``settings.accumulate`` micro-batches.
         teacher: called on every micro-batch; none where the objective needs none.
     """
-    now, metrics = state.now, state.metrics
+    now, metrics, scale = state.now, state.metrics, state.now.loss_scale
     totals = step_totals(batch, state.accelerator)  # what means divide by
     state.buffers.save()
     shares, logits = [], []
@@ -32,18 +33,26 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
         outputs = teacher(piece) if teacher is not None else None
         with state.forward_context(len(piece.index), last=piece is pieces[-1]):
             output = state.module(piece, outputs, now.progress, totals)
-        output.loss.total.backward()
+        (output.loss.total if scale is None else output.loss.total * scale.value).backward()
         shares.append(metrics.measure(piece, outputs, output, totals))
         logits.append(tuple(each.logits.detach() for each in (output.outputs, outputs) if each is not None))
     sums = reduce(torch.add, shares)  # of the loss first
     parameters = [p for p in state.parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if scale is not None:
+        scale.unscale(gradients)
+    norm = nn.utils.get_total_norm(gradients)
     if state.settings.clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, state.settings.clip, norm)
     finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
     state.apply(finite)  # or put the buffers back
-    now.sums += torch.where(finite, sums, metrics.skipped_sums)
-    log_nonfinite(now.nonfinite_log, finite, step=now.step, index=batch.index, logits=logits)
+    skipped, sound = metrics.skipped_sums, finite
+    if scale is not None:
+        overflow = scale.update(finite, agreed(torch.isfinite(sums[0]), state.accelerator))
+        skipped, sound = torch.where(overflow, metrics.zeros, skipped), finite | overflow
+    now.sums += torch.where(finite, sums, skipped)
+    if state.fused or not sound:  # Where the host has asked already, it need not write into an untouched log.
+        log_nonfinite(now.nonfinite_log, sound, step=now.progress.step, index=batch.index, logits=logits)
 
 
 def split_batch(batch: Batch, pieces: int) -> list[Batch]:

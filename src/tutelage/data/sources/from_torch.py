@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.data.datasets import Split, Splits
+from tutelage.data.workers import WorkerPool
 from tutelage.images import pixels_of
 from tutelage.types import UNLABELLED, View
 
@@ -98,6 +99,7 @@ def from_datasets(
     if workers < 0:
         raise ValueError(f"workers: expected a whole number of at least 0, got {workers}; type workers=0")
     splits: dict[str, Split] = {}
+    pool = WorkerPool()
     expected = None
     for part, dataset in {"train": train, "validation": validation, "test": test}.items():
         if dataset is None:
@@ -116,7 +118,7 @@ def from_datasets(
                 f"{part}: expected labels in [0, {classes}) or -100, got {int(labels[wrong[0]])} for sample "
                 f"{int(wrong[0])}; raise classes or mend the labels"
             )
-        splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers)
+        splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers, pool=pool)
     channels, height, width = shape
     return Splits(
         train=splits["train"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ from tutelage.objectives.term import (
 )
 from tutelage.settings.objective import Names
 from tutelage.settings.weights import Weight, scaled
-from tutelage.types import Batch
+from tutelage.types import Batch, Requirements
 
 SLOPE = 0.1
 """Of the leaky ReLUs."""
@@ -118,6 +118,12 @@ class Stages(FeatureTerm):
     # takes the student's maps and the teacher's, at least two of each, in the order of the stages
     loss: Callable[..., Tensor]
     arguments: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments
+    host_waits: bool = False  # its computation makes the host wait for the device
+
+    @property
+    def needs(self) -> Requirements:
+        """What the bound term reads."""
+        return replace(super().needs, host_waits=self.host_waits)
 
     def _check(self) -> None:
         if len(self.student_taps) < 2:
@@ -227,7 +233,8 @@ def kd_svd(
     """``weight * sum_l sum((g_s - g_t)**2)`` with ``g = exp(-(a - b)**2 / 8)`` of leading singular vectors a and b.
 
     Each stage with the next one. It carries no cross-entropy. Published settings: CIFAR-100 1, k 1. It has no learned
-    map: widths must agree.
+    map: widths must agree. On a GPU the host waits for each singular value decomposition, to read whether it succeeded:
+    steps are not captured as graphs.
 
     Args:
         weight: of the whole.
@@ -237,5 +244,11 @@ def kd_svd(
 
     Differs from: public code, which leaves the vectors' signs as they come; here they are fixed.
     """
-    vectors = Stages(loss=losses.kd_svd, arguments={"k": k}, student_taps=student_taps, teacher_taps=teacher_taps)
+    vectors = Stages(
+        loss=losses.kd_svd,
+        arguments={"k": k},
+        student_taps=student_taps,
+        teacher_taps=teacher_taps,
+        host_waits=True,
+    )
     return objective_of(WeightedTerm("kd_svd", weight, vectors))

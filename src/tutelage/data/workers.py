@@ -1,0 +1,126 @@
+"""Processes that fetch for the splits of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from tutelage.types import View
+
+Fetch = Callable[..., Any]
+"""Called with indices and, by name, their view."""
+Task = tuple[int, NDArray[np.int64], View | None]
+"""The number of a function, and what it is called with."""
+
+
+class _Functions(Dataset[Any]):
+    """Functions of a task, as the data set that `DataLoader` wants."""
+
+    def __init__(self, functions: list[Fetch]) -> None:
+        self.functions = functions
+
+    def __getitem__(self, task: Task) -> Any:
+        number, index, view = task
+        return self.functions[number](index, view=view)
+
+
+class _Tasks:
+    """The tasks of one pass, as the sampler that `DataLoader` wants."""
+
+    def __init__(self, tasks: Iterable[Task] = ()) -> None:
+        self.tasks = tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+
+class WorkerPool:
+    """Worker processes that the splits of a data set share.
+
+    They start when they are first needed and last from epoch to epoch, through evaluations, until `close`; afterwards
+    they start again where they are needed. A function that they have not met starts them anew.
+    """
+
+    def __init__(self) -> None:
+        self._functions: list[Fetch] = []
+        self._tasks = _Tasks()
+        self._loader: DataLoader[Any] | None = None
+        self._under_way: object | None = None  # the pass that the processes work for
+
+    def __reduce__(self) -> tuple[type[WorkerPool], tuple[()]]:
+        return WorkerPool, ()  # A copy in a worker, or in a file, has no processes.
+
+    def map(
+        self,
+        function: Fetch,
+        requests: Iterable[NDArray[np.int64]],
+        *,
+        view: View | None,
+        workers: int,
+        pin_memory: bool = False,
+    ) -> Iterator[Any]:
+        """Map a function over arrays of indices, in order, in this process (no workers) or in others.
+
+        Where a pass is under way already, a second one has processes of its own.
+        """
+        if workers == 0:
+            yield from (function(index, view=view) for index in requests)
+            return
+        if self._under_way is not None:
+            tasks = _Tasks((0, index, view) for index in requests)
+            yield from _loader([function], tasks, workers=workers, pin_memory=pin_memory, persistent=False)
+            return
+        loader = self._loader
+        if function not in self._functions:
+            self._functions.append(function)
+            loader = None
+        if loader is None or (loader.num_workers, loader.pin_memory) != (workers, pin_memory):
+            self._end()
+            # The processes have a copy of the list as it is now.
+            loader = _loader([*self._functions], self._tasks, workers=workers, pin_memory=pin_memory, persistent=True)
+            self._loader = loader
+        number = self._functions.index(function)
+        self._tasks.tasks = ((number, index, view) for index in requests)
+        this = self._under_way = object()
+        try:
+            yield from loader
+        finally:
+            if self._under_way is this:
+                self._under_way = None
+
+    def close(self) -> None:
+        """End the processes."""
+        self._end()
+        self._functions.clear()
+
+    def _end(self) -> None:
+        # The iterator would end them when nothing refers to it, as the traceback of what ended a pass may do for long.
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+        self._loader = self._under_way = None
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def _loader(
+    functions: list[Fetch], tasks: _Tasks, *, workers: int, pin_memory: bool, persistent: bool
+) -> DataLoader[Any]:
+    return DataLoader(
+        _Functions(functions),
+        batch_size=None,
+        sampler=tasks,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        persistent_workers=persistent,
+        # Its own: the default one would be advanced by each loader, and with it dropout after a resume.
+        generator=torch.Generator(),
+    )

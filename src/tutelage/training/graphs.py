@@ -1,0 +1,180 @@
+"""Work on a device that is captured once, as a graph, and replayed: one launch in place of hundreds.
+
+Captured work is a function of tensors that keep their memory. It reads no value on the host, and a replay repeats what
+the device did, not what Python did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from tutelage.settings.fit import Switch
+from tutelage.training.host_waits import HostWaits
+from tutelage.types import Batch
+
+T = TypeVar("T")
+
+
+class Graph(Protocol):
+    """Captured work."""
+
+    def replay(self) -> None:
+        """Do the work again, after what the current stream has to do; the host waits for nothing."""
+
+    def join(self) -> None:
+        """Let what the current stream is given from now on follow the last replay."""
+
+
+class NotCapturableError(Exception):
+    """A step that is to be computed eagerly; the message says why."""
+
+
+class CaptureError(RuntimeError):
+    """Work that was expected to be captured was refused; the process cannot capture again."""
+
+
+class CudaGraph:
+    """A CUDA graph: `Graph`.
+
+    Its memory is its own, so that replays of several graphs may overlap. What it draws comes from the generator that is
+    the device's default one while it is captured.
+
+    Args:
+        work: runs on the device alone, and has run before.
+        device: a CUDA device.
+        apart: replay on a stream of its own, beside others; `join` it.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device, *, apart: bool = False) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.Stream(device) if apart else None
+        # Threads that pin memory call CUDA meanwhile, which the global mode would refuse.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            work()
+
+    def replay(self) -> None:
+        """Replay the graph."""
+        if self._stream is None:
+            self._graph.replay()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._graph.replay()
+
+    def join(self) -> None:
+        """Let the current stream wait for the last replay."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+
+class Capture(Protocol):
+    """A way to capture work on a kind of device."""
+
+    def __call__(self, work: Callable[[], None], device: torch.device, *, apart: bool = False) -> Graph:
+        """Capture some work; whether that does it once is undefined."""
+
+
+CAPTURES: dict[str, Capture] = {"cuda": CudaGraph}
+"""How work is captured, by type of device. A fit's optimizer there is fused: it can be captured."""
+
+WARM_UP = 3
+"""How often work runs before it is captured: libraries allocate and choose in the first runs."""
+
+
+def warm_up(work: Callable[[], object], device: torch.device) -> None:
+    """Run work as often as a capture needs it, on a stream beside the current one, as captures are.
+
+    Raises:
+        NotCapturableError: it would make the host wait. A refused capture would leave the device's generator unusable.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP - 1):
+            work()
+        with HostWaits(device) as waits:
+            work()
+    if stream is not None:
+        torch.cuda.current_stream().wait_stream(stream)
+    if waits.found:
+        raise NotCapturableError(f"the host waits for the device: {', '.join(sorted(waits.found))}")
+
+
+def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
+    """Return what turns work on a device into its replay; none where nothing is to be captured.
+
+    To capture the work does it several times.
+    """
+    if device.type not in CAPTURES or wanted is False:
+        return None
+
+    def replayed(work: Callable[[], None]) -> Callable[[], None]:
+        warm_up(work, device)
+        return CAPTURES[device.type](work, device).replay
+
+    return replayed
+
+
+class Captured(Generic[T]):
+    """A function of a batch, captured for batches of one shape.
+
+    Args:
+        function: runs on the device alone, and has run before. It may write into the batch.
+        batch: the first; its tensors become the ones that the graph reads.
+        apart: as for `CudaGraph`.
+
+    Attributes:
+        result: what the function returned while it was captured; a call renews its tensors.
+
+    Raises:
+        CaptureError: the device refused.
+    """
+
+    def __init__(self, function: Callable[[Batch], T], batch: Batch, *, apart: bool = False) -> None:
+        self.batch = batch
+        device = batch.index.device
+
+        def work() -> None:
+            self.result = function(self.batch)
+
+        try:
+            self._graph = CAPTURES[device.type](work, device, apart=apart)
+        except Exception as error:
+            raise CaptureError(
+                f"graphs: expected to capture a step, got {type(error).__name__}: {error}; this process may refuse to "
+                "draw on the device from now on: type the same command with graphs=false, which resumes"
+            ) from error
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether a batch has the shape that was captured."""
+        return all(map(_alike, _tensors(self.batch), _tensors(batch)))
+
+    def place(self, batch: Batch) -> Batch:
+        """Copy a batch to where the graph reads it, unless it lies there; return it there."""
+        for slot, tensor in zip(_tensors(self.batch), _tensors(batch), strict=True):
+            if slot.data_ptr() != tensor.data_ptr():
+                slot.copy_(tensor, non_blocking=True)
+        return self.batch._replace(view=batch.view)
+
+    def __call__(self, batch: Batch) -> T:
+        """Call the function on a batch that `fits`."""
+        self.place(batch)
+        self._graph.replay()
+        return self.result
+
+    def join(self) -> None:
+        """As `Graph.join`."""
+        self._graph.join()
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return batch.index, batch.inputs, batch.labels
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())

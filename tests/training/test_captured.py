@@ -1,0 +1,329 @@
+"""A captured step against the eager one: to the bit, by a recorder of operations in place of a CUDA graph."""
+
+import itertools
+import random
+import warnings
+
+import pytest
+import torch
+from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
+from tests._helpers.recorder import Recorder, Unchanged
+from torch import nn
+
+from tutelage import models, objectives, taps
+from tutelage.modules import Distiller, FrozenTeacher, network_context
+from tutelage.objectives import Apply, Objective, WeightedTerm
+from tutelage.objectives.methods.contrastive import OtherClasses
+from tutelage.runs.resume import FREE
+from tutelage.settings.fit import SGD, AdamW, Cosine
+from tutelage.settings.weights import Linear
+from tutelage.studies import overview
+from tutelage.training.captured import CapturedStep, reason_eager
+from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.graphs import CAPTURES, CaptureError
+from tutelage.training.isolation import Isolation
+from tutelage.training.job import FitJob
+from tutelage.training.lockstep import Lockstep
+from tutelage.training.rng import RngState
+from tutelage.training.state import TrainState
+from tutelage.training.step import train_step
+from tutelage.types import Batch
+
+CLASSES, SAMPLES, STEPS = 10, 64, 4
+TOKENS = "vitkd"  # reads networks of 224 pixels
+PRESETS = [name for name in objectives.PRESETS if name != TOKENS]
+
+
+@pytest.fixture(autouse=True)
+def capturing(monkeypatch):
+    """The recorder captures on the CPU; CRD draws as it does on a device, in operations and not in Python."""
+    monkeypatch.setitem(CAPTURES, "cpu", Recorder)
+    monkeypatch.setattr(OtherClasses, "_per_sample", OtherClasses._batched)
+
+
+def networks(name):
+    if name == TOKENS:
+        pair, side = ("timm:deit_tiny_patch16_224", "timm:deit3_small_patch16_224"), 224
+    else:
+        pair, side = ("cifar:resnet8", "cifar:resnet8" if name in ("fsp", "kd_svd") else "cifar:resnet14"), 32
+    return *(models.create(each, classes=CLASSES) for each in pair), side
+
+
+def preset_state(name, **changes):
+    """A preset's state before the first step, its teacher, and the side of its images."""
+    objective = objectives.cross_entropy() if name == "cross_entropy" else overview.default(name)
+    torch.manual_seed(0)
+    student, teacher, side = networks(name)
+    images, needs = torch.rand(2, 3, side, side), objective.needs
+    shapes = taps.feature_shapes(teacher, needs.class_means, images)
+    context = network_context(
+        objective,
+        student,
+        teacher,
+        images,
+        samples=SAMPLES,
+        classes=CLASSES,
+        labels=torch.arange(SAMPLES) % CLASSES,
+        teacher_logits=torch.randn(SAMPLES, CLASSES),
+        class_means={tap: torch.randn(CLASSES, *shape) for tap, shape in shapes.items()},
+    )
+    distiller = Distiller(student, objective, context).train()
+    training = TrainState(distiller, settings(epochs=1, clip=1.0, **changes), accelerator_on("cpu"))
+    torch.manual_seed(1)
+    return training, FrozenTeacher(teacher, needs.teacher_taps) if needs.teacher else None, side
+
+
+def batches(side, *, spoilt=2):
+    """Four batches, of which one is not finite; its step is not applied."""
+    generator = torch.Generator().manual_seed(3)
+    for step in range(STEPS):
+        images = torch.rand(8, 3, side, side, generator=generator)
+        images[0, 0, 0, 0] = torch.nan if step == spoilt else 0.5
+        index = torch.randperm(SAMPLES, generator=generator)[:8]
+        yield Batch(index, images, index % CLASSES)
+
+
+def trained(name, *, captured, **changes):
+    """All that steps of a preset change, and how many operations were captured."""
+    training, teacher, side = preset_state(name, **changes)
+    step, operations = train_step, 0
+    for k, batch in enumerate(batches(side)):
+        training.now.step = k
+        training.now.set(0.01 / (k + 1), k / STEPS)
+        if captured and step is train_step:
+            step = CapturedStep(training, batch, teacher)
+            operations = len(step._captured._graph.operations)
+        step(training, batch, teacher)
+    return {f"{kind} {k}": t for kind, ts in training.lasting().items() for k, t in enumerate(ts)}, operations
+
+
+def assert_same_bits(name, **changes):
+    with Unchanged():
+        eager, _ = trained(name, captured=False, **changes)
+    replayed, operations = trained(name, captured=True, **changes)
+    differing = [key for key, value in eager.items() if not torch.equal(value, replayed[key])]
+    assert not differing
+    assert operations > 100
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_replayed_steps_are_the_eager_ones(name):
+    """Of every preset; among the steps is one that is not applied."""
+    assert_same_bits(name)
+
+
+@pytest.mark.slow
+def test_replayed_steps_are_the_eager_ones_of_transformers():
+    assert_same_bits(TOKENS)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.0), SGD(lr=0.1, nesterov=True), AdamW(lr=0.01)])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_replayed_steps_are_the_eager_ones_of_every_optimizer(optimizer, accumulate):
+    assert_same_bits("kd", optimizer=optimizer, accumulate=accumulate)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_replayed_steps_are_the_eager_ones_in_mixed_precision(precision):
+    assert_same_bits("kd", precision=precision)
+
+
+CASES = {
+    "sgd": {},
+    "schedules": {"optimizer": AdamW(lr=0.01), "schedule": Cosine(warmup=0.5), "clip": 0.5},
+    "skipped steps": {"nonfinite": "skip"},
+    "accumulate": {"accumulate": 2},
+}
+OBJECTIVE = objectives.wttm(gamma=0.5, beta=Linear(start=2.0, end=0.5))
+
+
+def fit_of(case, *, graphs, folder=None, stop_before=None, resume=False):
+    """A student with batch norm and dropout, in batches of which the last is smaller; its records and its state."""
+    inputs, labels = samples(44, shape=(2, 8, 8))
+    if case == "skipped steps":
+        inputs[5] = torch.nan
+    rows = Rows(inputs, labels, batch_size=8, shuffle=True, stop_before=stop_before)
+    student, teacher = seeded(Moving), FrozenTeacher(seeded(Moving, 1))
+    torch.manual_seed(2), random.seed(2)
+    records = fitted(
+        student,
+        rows,
+        teacher=teacher,
+        objective=OBJECTIVE,
+        folder=folder,
+        resume=resume,
+        graphs=graphs,
+        checkpoint_steps=2,
+        **CASES[case],
+    )
+    return untimed(records), state(student)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fit_of_graphs_is_the_eager_fit(case):
+    """Records and weights; the choice leaves no trace, the last batch of an epoch has no graph."""
+    with Unchanged():
+        eager = fit_of(case, graphs=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        captured = fit_of(case, graphs=True)
+    assert captured[0] == eager[0]
+    assert same_bits(captured[1], eager[1])
+
+
+def test_a_fit_of_graphs_resumes_with_the_same_bits(tmp_path):
+    whole = fit_of("schedules", graphs=True)
+    with pytest.raises(KeyboardInterrupt):
+        fit_of("schedules", graphs=True, folder=tmp_path, stop_before=(1, 3))
+    resumed = fit_of("schedules", graphs=True, folder=tmp_path, resume=True)
+    assert resumed[0] == whole[0][1:]
+    assert same_bits(resumed[1], whole[1])
+
+
+def test_a_fit_of_graphs_resumes_without_them(tmp_path):
+    """As it is told to after a capture that was refused; another value on resume is no other run."""
+    with pytest.raises(KeyboardInterrupt):
+        fit_of("sgd", graphs=True, folder=tmp_path, stop_before=(1, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        records, _ = fit_of("sgd", graphs=False, folder=tmp_path, resume=True)
+    assert len(records) == 1
+    assert not Checkpoints(tmp_path / "checkpoints").load().state["speed"]["graph"]
+    assert "graphs" in FREE
+
+
+def lockstep(graphs, *, teacher=True):
+    """Three students, of which the second fails in its ninth step."""
+
+    class Failing(nn.Module):
+        def __init__(self, student, calls):
+            super().__init__()
+            self.student, self.calls = student, calls
+
+        def forward(self, x):
+            self.calls -= 1
+            if self.calls < 0:
+                raise ValueError("no more")
+            return self.student(x)
+
+    isolation, jobs = Isolation(), {}
+    for k in range(3):
+        student = Failing(seeded(Moving, k), 1000 if k != 1 or graphs else 8)
+        objective = objectives.kd() if teacher else objectives.cross_entropy()
+        jobs[k] = FitJob(
+            distiller=Distiller(student, objective),
+            settings=settings(graphs=graphs, optimizer=SGD(lr=0.05 * (k + 1))),
+            uses_teacher=teacher,
+        )
+        isolation.generators[k] = RngState(torch.device("cpu"))
+        with isolation.generators[k]:
+            torch.manual_seed(k)
+    rows = Rows(*samples(44, shape=(2, 8, 8)), batch_size=8)
+    frozen = FrozenTeacher(seeded(Moving, 9)) if teacher else None
+    group = Lockstep(jobs, frozen, rows, accelerator=accelerator_on("cpu"), isolation=isolation)
+    records = {}
+    for k, record in group.run():
+        records.setdefault(k, []).append(*untimed([record]))
+    return records, {k: state(job.distiller.student.student) for k, job in jobs.items()}, isolation.errors, group
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_students_in_lockstep_have_graphs_of_their_own(teacher, monkeypatch):
+    """The recorder draws from the process's generators; a CUDA graph has those that it was captured with."""
+    plain = Isolation.attempt_drawless
+
+    def drawing(self, k, work, *args):
+        with self.generators[k]:
+            return plain(self, k, work, *args)
+
+    monkeypatch.setattr(Isolation, "attempt", drawing)
+    monkeypatch.setattr(Isolation, "attempt_drawless", drawing)
+    with Unchanged():
+        eager, weights, _, _ = lockstep(False, teacher=teacher)
+    records, captured, errors, group = lockstep(True, teacher=teacher)
+    assert not errors
+    assert all(isinstance(each.step, CapturedStep) for each in group._states.values())
+    for k in (0, 2):
+        assert records[k] == eager[k]
+        assert same_bits(captured[k], weights[k])
+    if teacher:
+        assert group._pass._graph.replays == 10  # two epochs of six steps, whose last is smaller
+
+
+def host_read(student_logits):
+    """A loss that is another one after its first calls, as Python sees it."""
+    host_read.calls += 1
+    return student_logits.square().mean(-1) * host_read.calls
+
+
+def python_state():
+    host_read.calls = 0
+    return Objective.of(WeightedTerm("python", 1.0, Apply(host_read)))
+
+
+def progress_read():
+    class Reads(nn.Module):
+        needs = Apply(host_read).needs
+
+        def forward(self, student, teacher, batch, progress):
+            return student.logits.square().mean(-1) * (1 + 10 * float(progress.fraction))
+
+    class Described:
+        needs, target_gamma = Reads.needs, None
+
+        def bind(self, context):
+            return Reads()
+
+    return Objective.of(WeightedTerm("reads", 1.0, Described()))
+
+
+@pytest.mark.parametrize("planted", [python_state, progress_read])
+def test_a_step_that_python_changes_is_not_replayed(planted):
+    """It is computed eagerly, with one line that says why, and with the values that it has without graphs."""
+    records = []
+    for graphs in (False, True):
+        rows = Rows(*samples(), batch_size=16)
+        caught = warnings.catch_warnings(record=True)
+        with caught as seen:
+            warnings.simplefilter("always")
+            fitted(mlp(), rows, objective=planted(), graphs=graphs, epochs=1)
+        records.append([str(warning.message) for warning in seen])
+    assert records[0] == []
+    assert len(records[1]) == 1
+    assert records[1][0].startswith("graphs: expected to capture a step, got not captured: a replayed step differs")
+
+
+def test_a_refused_capture_says_what_to_type(monkeypatch):
+    def refuse(work, device, *, apart=False):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setitem(CAPTURES, "cpu", refuse)
+    with pytest.raises(CaptureError, match=r"got RuntimeError: operation not permitted .* with graphs=false"):
+        fitted(mlp(), Rows(*samples(), batch_size=16), graphs=True)
+
+
+def test_measuring_and_capturing_leave_everything_as_it_was():
+    training, teacher, side = preset_state("crd")
+    batch = next(batches(side, spoilt=None))
+    training.now.set(0.1, 0.25)
+    tensors = [*itertools.chain(*training.lasting().values()), batch.inputs, *training.now.progress[:3]]
+    before = [tensor.clone() for tensor in tensors]
+    drawn = torch.get_rng_state()
+    CapturedStep(training, batch, teacher)
+    for one, other in zip(before, tensors, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(parameter.grad is None for parameter in training.parameters)
+
+
+def test_why_steps_are_eager(monkeypatch):
+    training, _, _ = preset_state("kd")
+    assert reason_eager(training) is None
+    monkeypatch.delitem(CAPTURES, "cpu")
+    assert reason_eager(training) == "no CUDA device"
+    with pytest.warns(UserWarning, match=r"graphs: expected to capture a step, got no CUDA device; it is computed"):
+        fitted(mlp(), Rows(*samples(), batch_size=16), graphs=True, epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted(mlp(), Rows(*samples(), batch_size=16), epochs=1)
