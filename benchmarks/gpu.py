@@ -36,8 +36,8 @@ import torch
 from tutelage.runs import manifest
 
 PARTS = "bugs", "ratios", "losses", "schedule"
-LIMIT = 200.0
-"""Seconds after which an item of unknown length counts as hanging."""
+GRACE = 40.0
+"""Seconds after the budget's end at which an item that still runs counts as hanging."""
 BROKEN = 75
 """The exit status of a worker that another is to take over from."""
 RESULT = Path(__file__).parent / "results" / "gpu.json"
@@ -104,10 +104,7 @@ def work(part, options):
         if left < seconds:
             return
         record.add(part, item, "began")
-        if not seconds:  # It minds the time itself.
-            faulthandler.dump_traceback_later(left + 40, exit=True)
-        else:
-            faulthandler.dump_traceback_later(min(max(LIMIT, 2 * seconds), left + 40), exit=True)
+        faulthandler.dump_traceback_later(left + GRACE, exit=True)
         began = time.perf_counter()
         status, more, broken = "ok", {}, False
         try:
@@ -215,7 +212,7 @@ def main():
     if options.again:
         for part, item in [key for key, entry in record.items.items() if entry["status"] == "FAIL"]:
             record.add(part, item, "again")
-    parts = [options.part] if options.part else [p for p in PARTS if p != "schedule" or options.data]
+    parts = [options.part] if options.part else [p for p in PARTS if p != "schedule" or options.data or options.small]
     for part in parts:
         if not run_part(part, options):
             print(f"{part}: the time is up; type the same again to go on", flush=True)

@@ -29,10 +29,12 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.distributed import accelerator_on
+from tutelage.training.graphs import capturing
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
 from tutelage.training.loop import fit
+from tutelage.training.precision import float32_products
 from tutelage.training.rng import RngState
 
 GOALS = {"live": 5.0, "recorded": 9.0, "six": 15.0}
@@ -155,7 +157,9 @@ def by_hand(make, n):
 def ours(students, teacher, splits, settings, options, *, batch, n):
     """Return what times our loop: `fit`, or with several students `Lockstep`; a round is an epoch of ``n`` steps."""
     accelerator = accelerator_on(options.device)
-    loader = data.BatchLoader(splits.train, batch_size=batch, train=True)
+    device = accelerator.device
+    capture = capturing(device, wanted=settings.graphs)
+    loader = data.loader_on(device, splits.train, batch_size=batch, train=True, capture=capture)
     batches = FirstBatches(loader, n, whole=not options.small)
     distillers = [Distiller(student, objectives.wttm(gamma=GAMMA, beta=BETA)) for student in students]
     if len(distillers) == 1:
@@ -163,12 +167,13 @@ def ours(students, teacher, splits, settings, options, *, batch, n):
     else:
         jobs = {k: FitJob(distiller=distiller, settings=settings) for k, distiller in enumerate(distillers)}
         isolation = Isolation()
-        isolation.generators = {k: RngState(accelerator.device) for k in jobs}
+        isolation.generators = {k: RngState(device) for k in jobs}
         epochs = Lockstep(jobs, teacher, batches, accelerator=accelerator, isolation=isolation).run()
 
     def seconds():
-        for _ in distillers:
-            next(epochs)
+        with float32_products(device, settings.precision):
+            for _ in distillers:
+                next(epochs)
         if len(distillers) > 1:
             for error in isolation.errors.values():
                 raise error
