@@ -95,8 +95,6 @@ def left_of(record, part, items):
 
 def work(part, options):
     """Do the items of a part that are left, as long as the time suffices."""
-    if part == "bugs":
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch requires it where algorithms are deterministic
     record, items = Record(options.out), module_of(part).items(options)
     for item in left_of(record, part, items):
         seconds, run = items[item]
@@ -104,7 +102,7 @@ def work(part, options):
         if left < seconds:
             return
         record.add(part, item, "began")
-        faulthandler.dump_traceback_later(left + GRACE, exit=True)
+        faulthandler.dump_traceback_later(left + GRACE, exit=True, file=sys.__stderr__)
         began = time.perf_counter()
         status, more, broken = "ok", {}, False
         try:
@@ -133,11 +131,13 @@ def told(entry):
 def run_part(part, options):
     """Do a part by workers, one after the other; return whether all of it is done."""
     items = module_of(part).items(options)
+    # torch requires it where algorithms are deterministic.
+    env = os.environ | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if part == "bugs" else {})
     while left_of(record := Record(options.out), part, items):
         if time.time() > options.until - 5:
             return False
         typed = [sys.executable, __file__, part, *options.typed, "--until", str(options.until)]
-        code = subprocess.run(typed).returncode
+        code = subprocess.run(typed, env=env).returncode
         record = Record(options.out)
         for item in record.entries(part, "began"):
             error = f"the worker ended with exit status {code}; what it wrote last says where"

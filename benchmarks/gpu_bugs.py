@@ -6,6 +6,7 @@ transformers, is left out.
 
 import random
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -104,7 +105,9 @@ def train(name, batches, options, *, keep=None, resume=None, device=None, **sett
         sink = keep or CheckpointSink(Checkpoints(Path(folder) / "c"), Path(folder) / "best", {})
         fitted = FitSettings(epochs=1, log_steps=10**9, checkpoint_seconds=1e9, **EAGER | settings)
         sink = sink._replace(announce=plans.append)
-        (record,) = fit(distiller, teacher, batches, fitted, accelerator=where, keep=sink, resume=resume)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "graphs: expected to capture")  # `replayed` says it
+            (record,) = fit(distiller, teacher, batches, fitted, accelerator=where, keep=sink, resume=resume)
     state = {key: tensor.detach().cpu().clone() for key, tensor in distiller.state_dict().items()}
     return state, record, plans[-1] if plans else {}
 

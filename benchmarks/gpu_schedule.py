@@ -7,6 +7,7 @@ cross-entropy whole. Networks compute in bfloat16. The students of a seed are tr
 ``runs`` under the results, and are resumed where they stopped.
 """
 
+import importlib.util
 import json
 import statistics
 import time
@@ -39,8 +40,6 @@ def request(options):
     if options.small:  # Its data come with scikit-learn.
         protocol |= {"data": {"source": "digits"}, "epochs": 1, "batch_size": 512}
         pair |= {"teacher": {"train": {"model": "mlp:8"}}, "student": "mlp:4"}
-    elif options.data is None:
-        raise SystemExit("--data: expected the folder of CIFAR-100, got none; type --data path/to/cifar100")
     else:
         protocol["data"] = protocol["data"] | {"source": f"hf:{options.data}"}
     if options.teacher:
@@ -76,20 +75,26 @@ def train(options):
             "accuracy": [round(100 * epoch["test"]["accuracy"], 2) for epoch in epochs],
             "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         }
-    published = {name: method.published.get(PAIR) for name, method in asked.study.methods.items()}
+    values = {name: method.published.get(PAIR) for name, method in asked.study.methods.items()}
+    # What is trained in small is not what was published.
+    published = {name: value.model_dump() if value and not options.small else None for name, value in values.items()}
     done = sum(run["finished"] for run in runs.values())
     return {
         "finished": done,
         "of": len(jobs),
         "epochs": asked.study.recipe.epochs,
         "runs": runs,
-        "published": {name: value.model_dump() if value else None for name, value in published.items()},
+        "published": published,
         "unfinished": done < len(jobs),
     }
 
 
 def items(options):
     """Return the study; it minds its time itself."""
+    if options.data is None and not options.small:
+        raise SystemExit("--data: expected the folder of CIFAR-100, got none; type --data path/to/cifar100")
+    if missing := [name for name in ("datasets", "plotly") if importlib.util.find_spec(name) is None]:
+        raise SystemExit(f"schedule: expected the packages datasets and plotly, got no {' and no '.join(missing)}")
     return {f"{PAIR}, {', '.join((*METHODS, MATCHED))}": (30.0, lambda: train(options))}
 
 
