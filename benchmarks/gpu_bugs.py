@@ -134,7 +134,8 @@ def waits(name, options):
     except RuntimeError as error:
         if "synchronizing CUDA operation" not in str(error):
             raise
-        assert overview.default(name).needs.host_waits, f"the host waits{_where(error)}"
+        if not overview.default(name).needs.host_waits:
+            raise AssertionError(f"the host waits{_where(error)}") from None
         return {"watched": watched, "waits": f"as it says{_where(error)}"}
     finally:
         if watched:
@@ -171,7 +172,9 @@ def replayed(name, options):
     eager, _, _ = train(name, batches, options)
     state, _, plan = train(name, batches, options, graphs=True)
     off = gap(eager, state)
-    verdict = "captured" if plan["graph"] else f"not captured: {plan['why'].get('graph', 'the device captures nothing')}"
+    verdict = (
+        "captured" if plan["graph"] else f"not captured: {plan['why'].get('graph', 'the device captures nothing')}"
+    )
     assert off == 0, f"{verdict}; expected the eager step's bits, got a difference of {off:.1e}"
     assert plan["graph"] or overview.default(name).needs.host_waits or options.device == "cpu", verdict
     return {"verdict": verdict}
@@ -229,7 +232,9 @@ def items(options):
             momentum = "" if getattr(optimizer, "momentum", 1.0) else " without momentum"
             checks[f"NaN step skipped: {optimizer.name}{momentum}{form}"] = partial(skips, optimizer, graphs=graphs)
         for name, optimizer in (("kd", SGD()), ("kd", AdamW()), ("crd", SGD())):
-            checks[f"resumed to the bit: {name} {optimizer.name}{form}"] = partial(resumes, name, optimizer, graphs=graphs)
+            checks[f"resumed to the bit: {name} {optimizer.name}{form}"] = partial(
+                resumes, name, optimizer, graphs=graphs
+            )
     checks |= {f"as on the CPU: {name}": partial(as_on_the_cpu, name) for name in names}
     checks |= {f"replayed: {name}": partial(replayed, name) for name in names}  # last: what breaks costs a process
     bits = {name: (20.0, partial(deterministic, check, options)) for name, check in checks.items()}

@@ -33,7 +33,8 @@ def layer_inputs(options, tokens, width, classes):
     draw = torch.Generator(options.device).manual_seed(0)
     shapes = ((tokens, width), (classes, width)) * 2
     tensors = [
-        torch.randn(shape, generator=draw, device=options.device, dtype=torch.bfloat16) * (3 / width**0.5 if k % 2 else 1)
+        torch.randn(shape, generator=draw, device=options.device, dtype=torch.bfloat16)
+        * (3 / width**0.5 if k % 2 else 1)
         for k, shape in enumerate(shapes)
     ]
     for tensor in tensors[:2]:
@@ -80,7 +81,9 @@ def measure(loss, tensors, *, n):
 def of_logits(form, compiled, shape, options):
     """Measure one form of the two losses."""
     form = torch.compile(form, dynamic=False) if compiled else form
-    result = measure(lambda *tensors: losses.weighted(*form(*tensors)), inputs(options, *shape), n=2 if options.small else 20)
+    result = measure(
+        lambda *tensors: losses.weighted(*form(*tensors)), inputs(options, *shape), n=2 if options.small else 20
+    )
     # Reads both logits and writes the gradient, once each.
     return result | {"floor_ms": 1e3 * 3 * 2 * shape[0] * shape[1] / BYTES_A_SECOND}
 
@@ -95,7 +98,7 @@ def of_layer(form, compiled, options, *, tokens, width, classes):
 
 def items(options):
     """Return each form of each shape with the seconds that it may take."""
-    shapes, layer = (((8, 50),), dict(tokens=6, width=4, classes=9)) if options.small else (SHAPES, LAYER)
+    shapes, layer = (((8, 50),), {"tokens": 6, "width": 4, "classes": 9}) if options.small else (SHAPES, LAYER)
     # In small nothing is compiled: that takes as long for small sizes.
     forms = {
         f"{name.removeprefix('reference: ')}{', compiled' if compiled else ''}": (name, compiled)
@@ -146,6 +149,11 @@ def report(entries):
             result = entry["result"]
             memory = "" if result["added_mb"] is None else f", {result['added_mb']:,.0f} MB added"
             spread = f"{result['least']:.3g} to {result['most']:.3g}, n = {result['n']}"
-            print(f"    {form:<26}{result['ms']:10.3g} ms ({spread}){memory}, first call {result['first_call_s']:.1f} s")
-    ms = {form: {name: e["result"]["ms"] for name, e in entries.items() if "result" in e} for form, entries in tables.items()}
+            print(
+                f"    {form:<26}{result['ms']:10.3g} ms ({spread}){memory}, first call {result['first_call_s']:.1f} s"
+            )
+    ms = {
+        form: {name: e["result"]["ms"] for name, e in entries.items() if "result" in e}
+        for form, entries in tables.items()
+    }
     return {"ms": ms}

@@ -207,6 +207,7 @@ def torch_defaults():
 def measure(pair, options):
     """Time all forms on one pair, in turn."""
     n, rounds, batch, group, samples = (2, 1, 4, 2, 64) if options.small else (200, 5, 64, 6, 50_000)
+    torch.backends.cudnn.benchmark = True  # in all forms: a run does so, and so does RepDistiller, the published code
     device, splits = accelerator_on(options.device).device, random_images(samples)
     teacher, student = (partial(network, name, device) for name in pair)
     settings = FitSettings(epochs=240, precision="bf16", checkpoint_seconds=1e9)
@@ -279,17 +280,24 @@ def report(entries):
             speed = f"{1e3 * many * result['batch'] / median:,.0f}"
             first = f"{result['first_call_s'][form]:.1f} s"
             print(
-                f"  {result['pair']:<22}{form:<16}{median:>10.2f}{min(each):>9.2f}{max(each):>9.2f}{speed:>10}{first:>12}"
+                f"  {result['pair']:<22}{form:<16}{median:>10.2f}{min(each):>9.2f}{max(each):>9.2f}"
+                f"{speed:>10}{first:>12}"
             )
-        print("  " + ", ".join(f"{form} {up:.2f}x ({over:.2f} of the graph)" for form, (up, over) in ratios_of(result).items()))
+        print(
+            "  "
+            + ", ".join(f"{form} {up:.2f}x ({over:.2f} of the graph)" for form, (up, over) in ratios_of(result).items())
+        )
     summary = {}
     for form, goal in GOALS.items():
-        up, over = (statistics.geometric_mean(each) for each in zip(*(ratios_of(r)[form] for r in results), strict=True))
+        up, over = (
+            statistics.geometric_mean(each) for each in zip(*(ratios_of(r)[form] for r in results), strict=True)
+        )
         summary[form] = {"times_as_fast_as_published": up, "goal": goal, "times_as_long_as_graph": over, "most": NEAR}
         print(
             f"  geometric mean of {len(results)} pairs, {form}: {up:.2f}x the published loop (goal {goal:g}), "
             f"{over:.2f} times as long as the graph (at most {NEAR})"
         )
     steps = {(r["n"]["steps"], r["n"]["rounds"]) for r in results}
-    print(f"  n: {', '.join(f'{count} steps in each of {rounds} rounds' for count, rounds in steps)}; medians of the rounds")
+    n = ", ".join(f"{count} steps in each of {rounds} rounds" for count, rounds in steps)
+    print(f"  n: {n}; medians of the rounds")
     return summary

@@ -106,7 +106,7 @@ def report(entries):
             print(f"  FAIL {item}: {entry['error']}")
             continue
         result = entry["result"]
-        print(f"  {result['finished']} of {result['of']} runs finished, test accuracy of the last epoch, {result['epochs']} in all")
+        print(f"  {result['finished']} of {result['of']} runs finished; test accuracy after {result['epochs']} epochs")
         methods = dict.fromkeys([TEACHER, *result["published"]])
         for method in methods:
             runs = [run for run in result["runs"].values() if run["method"] == method]
@@ -118,6 +118,7 @@ def report(entries):
             spread = f" ± {statistics.stdev(last):.2f}" if len(last) > 1 else ""
             shown = f"{mean:.2f}{spread}, n = {len(last)}" if last else "-"
             begun = f"; unfinished at epoch {', '.join(map(str, at))}" if at else ""
-            print(f"  {method:<20} {' '.join(f'{each:.2f}' for each in last):<20} {shown:<22} published {published}{begun}")
+            each = " ".join(f"{accuracy:.2f}" for accuracy in last)
+            print(f"  {method:<20} {each:<20} {shown:<22} published {published}{begun}")
             summary[method] = {"last": last, "mean": mean, "published": value}
     return summary

@@ -109,8 +109,13 @@ def test_results_of_another_machine_or_size_are_refused(gpu, tmp_path):
 
 
 MS = {
-    **{"published": [20.0, 22.0, 21.0], "live": [3.0], "recorded": [1.5], "six": [6.0]},
-    **{"graph live": [2.5], "graph recorded": [2.0], "graph six": [5.0]},
+    "published": [20.0, 22.0, 21.0],
+    "live": [3.0],
+    "recorded": [1.5],
+    "six": [6.0],
+    "graph live": [2.5],
+    "graph recorded": [2.0],
+    "graph six": [5.0],
 }
 PAIR = {"pair": "a/b", "batch": 64, "students": 6, "n": {"steps": 200, "rounds": 3}, "ms": MS}
 LOSS = {"n": 3, "ms": 4.5, "least": 4.4, "most": 4.6, "added_mb": 520.0, "first_call_s": 9.0, "floor_ms": 0.26}
