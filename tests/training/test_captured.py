@@ -179,6 +179,23 @@ def test_a_fit_of_graphs_resumes_with_the_same_bits(tmp_path):
     assert same_bits(resumed[1], whole[1])
 
 
+def test_a_graph_leaves_the_tensors_of_a_loader_alone():
+    """Batches may be parts of a data set on the device, or always the same ones."""
+    inputs, labels = samples()
+    before, parts = (
+        inputs.clone(),
+        [Batch(*each) for each in zip(*(t.split(16) for t in (torch.arange(48), inputs, labels)))],
+    )
+
+    class Parts(Rows):
+        def epoch(self, epoch, *, start=0, rank=0, world=1):
+            yield from parts[start:]
+
+    fitted(mlp(), Parts(inputs, labels, batch_size=16), graphs=True)
+    assert torch.equal(inputs, before)
+    assert torch.equal(torch.cat([part.index for part in parts]), torch.arange(48))
+
+
 def lockstep(graphs, *, teacher=True):
     """Three students, of which the second fails in its ninth step."""
 

@@ -36,7 +36,7 @@ class CapturedStep:
 
     Args:
         state: what the step reads and changes; all of it, the generators too, is as before afterwards.
-        batch: the first; its tensors become those that the graph reads.
+        batch: the first.
         teacher: as for `train_step`; its outputs keep their memory where it is not called in the step.
         apart: others are replayed beside it, and read the batch: see `CudaGraph`.
 
@@ -49,7 +49,7 @@ class CapturedStep:
         self._apart = apart
 
         def step(batch: Batch) -> None:
-            train_step(state, self._own(batch), teacher)
+            train_step(state, batch, teacher)
 
         before = Snapshot(state, batch)
         try:
@@ -68,11 +68,9 @@ class CapturedStep:
             self._captured(batch)
         else:
             self.join()
-            train_step(state, self._own(batch), teacher)
-
-    def _own(self, batch: Batch) -> Batch:
-        """Return a batch that the student may write into."""
-        return batch._replace(inputs=batch.inputs.clone()) if self._apart else batch
+            # A student may write into its inputs, which the graph has a copy of.
+            own = batch._replace(inputs=batch.inputs.clone()) if self._apart else batch
+            train_step(state, own, teacher)
 
     def join(self) -> None:
         """Let what the current stream is given from now on follow the last step."""

@@ -125,7 +125,7 @@ class Captured(Generic[T]):
 
     Args:
         function: runs on the device alone, and has run before. It may write into the batch.
-        batch: the first; its tensors become the ones that the graph reads.
+        batch: the first; the graph reads memory of its own, as a user's batches may be parts of a data set.
         apart: as for `CudaGraph`.
 
     Attributes:
@@ -136,7 +136,8 @@ class Captured(Generic[T]):
     """
 
     def __init__(self, function: Callable[[Batch], T], batch: Batch, *, apart: bool = False) -> None:
-        self.batch = batch
+        index, inputs, labels = (tensor.clone() for tensor in _tensors(batch))
+        self.batch = batch._replace(index=index, inputs=inputs, labels=labels)
         device = batch.index.device
 
         def work() -> None:
@@ -155,10 +156,9 @@ class Captured(Generic[T]):
         return all(map(_alike, _tensors(self.batch), _tensors(batch)))
 
     def place(self, batch: Batch) -> Batch:
-        """Copy a batch to where the graph reads it, unless it lies there; return it there."""
+        """Copy a batch to where the graph reads it; return it there."""
         for slot, tensor in zip(_tensors(self.batch), _tensors(batch), strict=True):
-            if slot.data_ptr() != tensor.data_ptr():
-                slot.copy_(tensor, non_blocking=True)
+            slot.copy_(tensor, non_blocking=True)
         return self.batch._replace(view=batch.view)
 
     def __call__(self, batch: Batch) -> T:
