@@ -3,6 +3,7 @@
 import itertools
 import random
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tutelage.settings.fit import SGD, AdamW, Cosine
 from tutelage.settings.weights import Linear
 from tutelage.studies import overview
 from tutelage.training.captured import CapturedStep, reason_eager
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.graphs import CAPTURES, CaptureError
 from tutelage.training.isolation import Isolation
@@ -182,10 +184,8 @@ def test_a_fit_of_graphs_resumes_with_the_same_bits(tmp_path):
 def test_a_graph_leaves_the_tensors_of_a_loader_alone():
     """Batches may be parts of a data set on the device, or always the same ones."""
     inputs, labels = samples()
-    before, parts = (
-        inputs.clone(),
-        [Batch(*each) for each in zip(*(t.split(16) for t in (torch.arange(48), inputs, labels)))],
-    )
+    before, tensors = inputs.clone(), (torch.arange(48), inputs, labels)
+    parts = [Batch(*each) for each in zip(*(tensor.split(16) for tensor in tensors), strict=True)]
 
     class Parts(Rows):
         def epoch(self, epoch, *, start=0, rank=0, world=1):
@@ -252,6 +252,39 @@ def test_students_in_lockstep_have_graphs_of_their_own(teacher, monkeypatch):
         assert same_bits(captured[k], weights[k])
     if teacher:
         assert group._pass._graph.replays == 10  # two epochs of six steps, whose last is smaller
+
+
+@pytest.mark.parametrize("stop_before", [None, (0, 5)])
+def test_students_in_lockstep_keep_to_generators_of_their_own(stop_before, tmp_path):
+    """Where a step is no replay, as an epoch's last and smaller one, and where a checkpoint is saved."""
+    seeds = []
+
+    class Seeds(nn.Sequential):
+        def forward(self, x):
+            if self.training and len(x) < 8:
+                seeds.append(torch.initial_seed())
+            return super().forward(x)
+
+    isolation, jobs = Isolation(), {}
+    for k in (0, 1):
+        jobs[k] = FitJob(
+            distiller=Distiller(Seeds(mlp()), objectives.cross_entropy()),
+            settings=settings(graphs=True, checkpoint_steps=2, epochs=1),
+            uses_teacher=False,
+            keep=CheckpointSink(Checkpoints(tmp_path / str(k)), tmp_path / "best.safetensors", {}),
+        )
+        isolation.generators[k] = RngState(torch.device("cpu"))
+        with isolation.generators[k]:
+            torch.manual_seed(k)
+    rows = Rows(*samples(44), batch_size=8, stop_before=stop_before)
+    group = Lockstep(jobs, None, rows, accelerator=accelerator_on("cpu"), isolation=isolation)
+    with pytest.raises(KeyboardInterrupt) if stop_before else nullcontext():
+        list(group.run())
+    assert seeds == ([] if stop_before else [0, 1])
+    for k, job in jobs.items():
+        saved = job.keep.checkpoints.load()
+        assert saved.state["step"] == (4 if stop_before else 6)
+        assert torch.equal(saved.tensors["rng.cpu"], torch.Generator().manual_seed(k).get_state())
 
 
 def host_read(student_logits):

@@ -64,13 +64,17 @@ class CapturedStep:
 
     def __call__(self, state: TrainState, batch: Batch, teacher: Teacher | None) -> None:
         """Take a step."""
-        if self._captured.fits(batch):
+        if self.fits(batch):
             self._captured(batch)
         else:
             self.join()
             # A student may write into its inputs, which the graph has a copy of.
             own = batch._replace(inputs=batch.inputs.clone()) if self._apart else batch
             train_step(state, own, teacher)
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether a step on this batch is replayed, and draws nothing on the host."""
+        return self._captured.fits(batch)
 
     def join(self) -> None:
         """Let what the current stream is given from now on follow the last step."""
