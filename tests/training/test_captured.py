@@ -4,7 +4,9 @@ import itertools
 import random
 import warnings
 from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
@@ -328,6 +330,68 @@ def test_a_step_that_python_changes_is_not_replayed(planted):
     assert records[0] == []
     assert len(records[1]) == 1
     assert records[1][0].startswith("graphs: expected to capture a step, got not captured: a replayed step differs")
+
+
+class Keeping(nn.Module):
+    """A loss that subtracts a moving average of logits, which is an attribute and moves little."""
+
+    needs = Apply(host_read).needs
+
+    def __init__(self):
+        super().__init__()
+        self.average = torch.zeros(4)
+
+    def forward(self, student, teacher, batch, progress):
+        self.average = 0.999 * self.average + 0.001 * student.logits.detach().mean(0)
+        return (student.logits - self.average).square().mean(-1)
+
+
+class Drawing(nn.Module):
+    """A loss of a random number that the host draws."""
+
+    needs = Apply(host_read).needs
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, student, teacher, batch, progress):
+        return student.logits.square().mean(-1) * self.draw()
+
+
+class Unread(nn.Module):
+    """A loss that keeps a table from its first call on, and what it computed last."""
+
+    needs = Apply(host_read).needs
+    table = last = None
+
+    def forward(self, student, teacher, batch, progress):
+        self.table = torch.arange(4.0) if self.table is None else self.table
+        self.last = student.logits.square() * self.table
+        return self.last.mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("term", "reason"),
+    [
+        (
+            Keeping,
+            r"not captured: tensors that one step makes and the next one reads.* aten::mul.Tensor, .*test_captured",
+        ),
+        (lambda: Drawing(random.random), "not captured: random numbers that are drawn on the host"),
+        (lambda: Drawing(np.random.rand), "not captured: random numbers that are drawn on the host"),
+        (Unread, None),
+    ],
+)
+def test_what_python_keeps_or_draws_is_found_before_a_capture(term, reason):
+    """Replays agree with eager steps from the same state: a number that is drawn once is then the same."""
+    with pytest.warns(UserWarning, match=reason) if reason else nullcontext():
+        fitted(mlp(), Rows(*samples(), batch_size=16), objective=Objective.of(bound(term())), graphs=True, epochs=1)
+
+
+def bound(term):
+    """Return a weighted term that binds to this module."""
+    return WeightedTerm("own", 1.0, SimpleNamespace(needs=term.needs, target_gamma=None, bind=lambda context: term))
 
 
 def test_a_refused_capture_says_what_to_type(monkeypatch):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tutelage.settings.fit import Switch
-from tutelage.training.host_waits import HostWaits
+from tutelage.training.host_waits import HostWaits, KeptTensors
+from tutelage.training.rng import host_generators
 from tutelage.types import Batch
 
 T = TypeVar("T")
@@ -81,28 +82,38 @@ class Capture(Protocol):
 CAPTURES: dict[str, Capture] = {"cuda": CudaGraph}
 """How work is captured, by type of device. A fit's optimizer there is fused: it can be captured."""
 
-WARM_UP = 3
-"""How often work runs before it is captured: libraries allocate and choose in the first runs."""
+WARM_UP = 2
+"""How often work runs before it is watched and captured: libraries allocate and choose in the first runs."""
 
 
 def warm_up(work: Callable[[], object], device: torch.device) -> None:
     """Run work as often as a capture needs it, on a stream beside the current one, as captures are.
 
     Raises:
-        NotCapturableError: it would make the host wait. A refused capture would leave the device's generator unusable.
+        NotCapturableError: it would make the host wait, draws on the host, or keeps tensors from one run to the next. A
+            refused capture would leave the device's generator unusable; a replay would repeat numbers and tensors.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP - 1):
+        for _ in range(WARM_UP):
             work()
-        with HostWaits(device) as waits:
+        drawn = host_generators(device)
+        with HostWaits(device) as waits, KeptTensors() as kept:
+            work()
+            kept.next_run()
             work()
     if stream is not None:
         torch.cuda.current_stream().wait_stream(stream)
     if waits.found:
         raise NotCapturableError(f"the host waits for the device: {', '.join(sorted(waits.found))}")
+    if host_generators(device) != drawn:
+        raise NotCapturableError("random numbers that are drawn on the host, which a replay would repeat")
+    if kept.found:
+        raise NotCapturableError(
+            f"tensors that one step makes and the next one reads, other than buffers: {', '.join(sorted(kept.found))}"
+        )
 
 
 def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
