@@ -3,7 +3,10 @@
 import itertools
 import random
 import warnings
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
@@ -19,7 +22,7 @@ from tutelage.settings.fit import SGD, AdamW, Cosine
 from tutelage.settings.weights import Linear
 from tutelage.studies import overview
 from tutelage.training.captured import CapturedStep, reason_eager
-from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.graphs import CAPTURES, CaptureError
 from tutelage.training.isolation import Isolation
@@ -193,6 +196,21 @@ def test_a_fit_of_graphs_resumes_without_them(tmp_path):
     assert "graphs" in FREE
 
 
+def test_a_graph_leaves_the_tensors_of_a_loader_alone():
+    """Batches may be parts of a data set on the device, or always the same ones."""
+    inputs, labels = samples()
+    before, tensors = inputs.clone(), (torch.arange(48), inputs, labels)
+    parts = [Batch(*each) for each in zip(*(tensor.split(16) for tensor in tensors), strict=True)]
+
+    class Parts(Rows):
+        def epoch(self, epoch, *, start=0, rank=0, world=1):
+            yield from parts[start:]
+
+    fitted(mlp(), Parts(inputs, labels, batch_size=16), graphs=True)
+    assert torch.equal(inputs, before)
+    assert torch.equal(torch.cat([part.index for part in parts]), torch.arange(48))
+
+
 def lockstep(graphs, *, teacher=True):
     """Three students, of which the second fails in its ninth step."""
 
@@ -251,6 +269,39 @@ def test_students_in_lockstep_have_graphs_of_their_own(teacher, monkeypatch):
         assert group._pass._graph.replays == 10  # two epochs of six steps, whose last is smaller
 
 
+@pytest.mark.parametrize("stop_before", [None, (0, 5)])
+def test_students_in_lockstep_keep_to_generators_of_their_own(stop_before, tmp_path):
+    """Where a step is no replay, as an epoch's last and smaller one, and where a checkpoint is saved."""
+    seeds = []
+
+    class Seeds(nn.Sequential):
+        def forward(self, x):
+            if self.training and len(x) < 8:
+                seeds.append(torch.initial_seed())
+            return super().forward(x)
+
+    isolation, jobs = Isolation(), {}
+    for k in (0, 1):
+        jobs[k] = FitJob(
+            distiller=Distiller(Seeds(mlp()), objectives.cross_entropy()),
+            settings=settings(graphs=True, checkpoint_steps=2, epochs=1),
+            uses_teacher=False,
+            keep=CheckpointSink(Checkpoints(tmp_path / str(k)), tmp_path / "best.safetensors", {}),
+        )
+        isolation.generators[k] = RngState(torch.device("cpu"))
+        with isolation.generators[k]:
+            torch.manual_seed(k)
+    rows = Rows(*samples(44), batch_size=8, stop_before=stop_before)
+    group = Lockstep(jobs, None, rows, accelerator=accelerator_on("cpu"), isolation=isolation)
+    with pytest.raises(KeyboardInterrupt) if stop_before else nullcontext():
+        list(group.run())
+    assert seeds == ([] if stop_before else [0, 1])
+    for k, job in jobs.items():
+        saved = job.keep.checkpoints.load()
+        assert saved.state["step"] == (4 if stop_before else 6)
+        assert torch.equal(saved.tensors["rng.cpu"], torch.Generator().manual_seed(k).get_state())
+
+
 def host_read(student_logits):
     """A loss that is another one after its first calls, as Python sees it."""
     host_read.calls += 1
@@ -292,6 +343,68 @@ def test_a_step_that_python_changes_is_not_replayed(planted):
     assert records[0] == []
     assert len(records[1]) == 1
     assert records[1][0].startswith("graphs: expected to capture a step, got not captured: a replayed step differs")
+
+
+class Keeping(nn.Module):
+    """A loss that subtracts a moving average of logits, which is an attribute and moves little."""
+
+    needs = Apply(host_read).needs
+
+    def __init__(self):
+        super().__init__()
+        self.average = torch.zeros(4)
+
+    def forward(self, student, teacher, batch, progress):
+        self.average = 0.999 * self.average + 0.001 * student.logits.detach().mean(0)
+        return (student.logits - self.average).square().mean(-1)
+
+
+class Drawing(nn.Module):
+    """A loss of a random number that the host draws."""
+
+    needs = Apply(host_read).needs
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, student, teacher, batch, progress):
+        return student.logits.square().mean(-1) * self.draw()
+
+
+class Unread(nn.Module):
+    """A loss that keeps a table from its first call on, and what it computed last."""
+
+    needs = Apply(host_read).needs
+    table = last = None
+
+    def forward(self, student, teacher, batch, progress):
+        self.table = torch.arange(4.0) if self.table is None else self.table
+        self.last = student.logits.square() * self.table
+        return self.last.mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("term", "reason"),
+    [
+        (
+            Keeping,
+            r"not captured: tensors that one step makes and the next one reads.* aten::mul.Tensor, .*test_captured",
+        ),
+        (lambda: Drawing(random.random), "not captured: random numbers that are drawn on the host"),
+        (lambda: Drawing(np.random.rand), "not captured: random numbers that are drawn on the host"),
+        (Unread, None),
+    ],
+)
+def test_what_python_keeps_or_draws_is_found_before_a_capture(term, reason):
+    """Replays agree with eager steps from the same state: a number that is drawn once is then the same."""
+    with pytest.warns(UserWarning, match=reason) if reason else nullcontext():
+        fitted(mlp(), Rows(*samples(), batch_size=16), objective=Objective.of(bound(term())), graphs=True, epochs=1)
+
+
+def bound(term):
+    """Return a weighted term that binds to this module."""
+    return WeightedTerm("own", 1.0, SimpleNamespace(needs=term.needs, target_gamma=None, bind=lambda context: term))
 
 
 def test_a_refused_capture_says_what_to_type(monkeypatch):

@@ -36,7 +36,7 @@ class CapturedStep:
 
     Args:
         state: what the step reads and changes; all of it, the generators too, is as before afterwards.
-        batch: the first; its tensors become those that the graph reads.
+        batch: the first.
         teacher: as for `train_step`; its outputs keep their memory where it is not called in the step.
         apart: others are replayed beside it, and read the batch: see `CudaGraph`.
 
@@ -49,7 +49,7 @@ class CapturedStep:
         self._apart = apart
 
         def step(batch: Batch) -> None:
-            train_step(state, self._own(batch), teacher)
+            train_step(state, batch, teacher)
 
         before = Snapshot(state, batch)
         try:
@@ -64,15 +64,17 @@ class CapturedStep:
 
     def __call__(self, state: TrainState, batch: Batch, teacher: Teacher | None) -> None:
         """Take a step."""
-        if self._captured.fits(batch):
+        if self.fits(batch):
             self._captured(batch)
         else:
             self.join()
-            train_step(state, self._own(batch), teacher)
+            # A student may write into its inputs, which the graph has a copy of.
+            own = batch._replace(inputs=batch.inputs.clone()) if self._apart else batch
+            train_step(state, own, teacher)
 
-    def _own(self, batch: Batch) -> Batch:
-        """Return a batch that the student may write into."""
-        return batch._replace(inputs=batch.inputs.clone()) if self._apart else batch
+    def fits(self, batch: Batch) -> bool:
+        """Whether a step on this batch is replayed, and draws nothing on the host."""
+        return self._captured.fits(batch)
 
     def join(self) -> None:
         """Let what the current stream is given from now on follow the last step."""

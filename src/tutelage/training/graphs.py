@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tutelage.settings.fit import Switch
-from tutelage.training.host_waits import HostWaits
+from tutelage.training.host_waits import HostWaits, KeptTensors
+from tutelage.training.rng import host_generators
 from tutelage.types import Batch
 
 T = TypeVar("T")
@@ -81,28 +82,38 @@ class Capture(Protocol):
 CAPTURES: dict[str, Capture] = {"cuda": CudaGraph}
 """How work is captured, by type of device. A fit's optimizer there is fused: it can be captured."""
 
-WARM_UP = 3
-"""How often work runs before it is captured: libraries allocate and choose in the first runs."""
+WARM_UP = 2
+"""How often work runs before it is watched and captured: libraries allocate and choose in the first runs."""
 
 
 def warm_up(work: Callable[[], object], device: torch.device) -> None:
     """Run work as often as a capture needs it, on a stream beside the current one, as captures are.
 
     Raises:
-        NotCapturableError: it would make the host wait. A refused capture would leave the device's generator unusable.
+        NotCapturableError: it would make the host wait, draws on the host, or keeps tensors from one run to the next. A
+            refused capture would leave the device's generator unusable; a replay would repeat numbers and tensors.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP - 1):
+        for _ in range(WARM_UP):
             work()
-        with HostWaits(device) as waits:
+        drawn = host_generators(device)
+        with HostWaits(device) as waits, KeptTensors() as kept:
+            work()
+            kept.next_run()
             work()
     if stream is not None:
         torch.cuda.current_stream().wait_stream(stream)
     if waits.found:
         raise NotCapturableError(f"the host waits for the device: {', '.join(sorted(waits.found))}")
+    if host_generators(device) != drawn:
+        raise NotCapturableError("random numbers that are drawn on the host, which a replay would repeat")
+    if kept.found:
+        raise NotCapturableError(
+            f"tensors that one step makes and the next one reads, other than buffers: {', '.join(sorted(kept.found))}"
+        )
 
 
 def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
@@ -125,7 +136,7 @@ class Captured(Generic[T]):
 
     Args:
         function: runs on the device alone, and has run before. It may write into the batch.
-        batch: the first; its tensors become the ones that the graph reads.
+        batch: the first; the graph reads memory of its own, as a user's batches may be parts of a data set.
         apart: as for `CudaGraph`.
 
     Attributes:
@@ -136,7 +147,8 @@ class Captured(Generic[T]):
     """
 
     def __init__(self, function: Callable[[Batch], T], batch: Batch, *, apart: bool = False) -> None:
-        self.batch = batch
+        index, inputs, labels = (tensor.clone() for tensor in _tensors(batch))
+        self.batch = batch._replace(index=index, inputs=inputs, labels=labels)
         device = batch.index.device
 
         def work() -> None:
@@ -155,10 +167,9 @@ class Captured(Generic[T]):
         return all(map(_alike, _tensors(self.batch), _tensors(batch)))
 
     def place(self, batch: Batch) -> Batch:
-        """Copy a batch to where the graph reads it, unless it lies there; return it there."""
+        """Copy a batch to where the graph reads it; return it there."""
         for slot, tensor in zip(_tensors(self.batch), _tensors(batch), strict=True):
-            if slot.data_ptr() != tensor.data_ptr():
-                slot.copy_(tensor, non_blocking=True)
+            slot.copy_(tensor, non_blocking=True)
         return self.batch._replace(view=batch.view)
 
     def __call__(self, batch: Batch) -> T:

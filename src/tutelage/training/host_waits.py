@@ -1,4 +1,4 @@
-"""The operations by which the host would wait for a device: a step that has none can be captured in a CUDA graph."""
+"""What keeps a step from being captured in a CUDA graph: waits of the host, and tensors that Python keeps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -104,6 +105,45 @@ class HostWaits(TorchDispatchMode):
             self.note(f"{name} to the {target.type.upper()}")
         elif not self.holds(source) and target.type == self.device.type and not (non_blocking and source.is_pinned()):
             self.note(f"{name} from the {source.device.type.upper()}")
+
+
+class KeptTensors(TorchDispatchMode):
+    """Notes, while it is entered, each operation of a second run that reads memory which the first one made.
+
+    Such is a moving average in an attribute that every run replaces: a replay would read that of the capture forever.
+    What only earlier runs made, such as a table that is kept from the first on, is constant.
+
+    Attributes:
+        found: how often, by operation and place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self._made: dict[int, StorageWeakRef] = {}
+        self._kept: dict[int, StorageWeakRef] | None = None  # of the first run, in the second
+
+    def next_run(self) -> None:
+        """Begin the second run."""
+        self._kept = {key: storage for key, storage in self._made.items() if not storage.expired()}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        read = _storages((args, kwargs))
+        made = function(*args, **kwargs)
+        if self._kept is None:  # A weak reference keeps the number from naming other memory later.
+            self._made |= {key: StorageWeakRef(s) for key, s in _storages(made).items() if key not in read}
+        elif read.keys() & self._kept.keys():
+            self.found[f"{name_of(function)}, {_place()}"] += 1
+        return made
+
+
+def _storages(values: Any) -> dict[int, torch.UntypedStorage]:
+    """Return the memory of all tensors in a tree, by its number."""
+    tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.layout is torch.strided)
+    return {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
 
 
 def name_of(function: Any) -> str:

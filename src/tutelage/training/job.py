@@ -146,6 +146,11 @@ class FitState:
 
     def end_step(self, batch: Batch) -> None:
         """Count a step, read the log and save where that is due."""
+        if self.count_step(batch):
+            self.save_steps()
+
+    def count_step(self, batch: Batch) -> bool:
+        """Count a step and read the log where that is due; return whether it is time to save."""
         now, settings = self.now, self.settings
         self.samples_seen += len(batch.index)
         now.step += 1
@@ -154,8 +159,8 @@ class FitState:
             self.join()
             self._raise_if_nonfinite()
         due = settings.checkpoint_steps and now.step_in_epoch % settings.checkpoint_steps == 0
-        if now.step_in_epoch < self.steps and (due or time.monotonic() - self.saved > settings.checkpoint_seconds):
-            self.save_steps()
+        late = time.monotonic() - self.saved > settings.checkpoint_seconds
+        return bool(now.step_in_epoch < self.steps and (due or late))
 
     def join(self) -> None:
         """Let what the device is given from now on follow the steps so far."""

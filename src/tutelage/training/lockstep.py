@@ -110,14 +110,15 @@ class Lockstep:
         """Take every student's step on a batch."""
         shared, outputs = self._with_outputs(batch, present)
         for k, state in present.items():
-            captured = isinstance(state.step, CapturedStep)
-            attempt = self.isolation.attempt_drawless if captured else self.isolation.attempt
-            attempt(k, self._step, state, shared, outputs, len(present))
+            replayed = isinstance(state.step, CapturedStep) and state.step.fits(batch)
+            attempt = self.isolation.attempt_drawless if replayed else self.isolation.attempt
+            if attempt(k, self._step, state, shared, outputs, len(present)):
+                self.isolation.attempt(k, state.save_steps)  # with its own generators
         for state in present.values():
             state.join()  # before another batch takes the place of this one
 
-    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> None:
-        """Take one student's step with the teacher's outputs for its micro-batches."""
+    def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> bool:
+        """Take one student's step with the teacher's outputs for its micro-batches; return whether to save."""
         job = state.job
         if not state.in_epoch:  # It joins from a checkpoint.
             state.begin_epoch()
@@ -128,7 +129,7 @@ class Lockstep:
         # A student may write into its inputs; a lone one needs no copy, and a captured step makes its own.
         copied = apart and not isinstance(state.step, CapturedStep)
         state.step(state.train, batch._replace(inputs=batch.inputs.clone()) if copied else batch, given)
-        state.end_step(batch)
+        return state.count_step(batch)
 
     def _with_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> tuple[Batch, list[Outputs]]:
         """Return the batch with the teacher's outputs for each micro-batch; none where no student is to get them."""

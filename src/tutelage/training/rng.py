@@ -76,6 +76,13 @@ def _restore(cpu: Tensor, cuda: Tensor | None, python: Any, numpy: Any, device: 
     np.random.set_state(numpy)
 
 
+def host_generators(device: torch.device) -> tuple[object, ...]:
+    """Return where the host's generators are, to be compared: Python's, NumPy's, and torch's CPU one off the CPU."""
+    cpu, _, python, (kind, keys, *position) = _current(_CPU)
+    drawn = b"" if device.type == "cpu" else cpu.numpy().tobytes()
+    return python, kind, np.asarray(keys).tobytes(), *position, drawn
+
+
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the state of every random generator, as a checkpoint holds it: tensors, and plain values."""
     cpu, cuda, python, (kind, keys, *position) = _current(device)
