@@ -141,7 +141,8 @@ class FitState:
             teacher.prepare(batch)
         if self.plan is None:
             self._adopt(self._choose_plan(batch, teacher, outputs, apart=apart))
-        elif self.plan.graph and self.step is train_step:  # It is resumed.
+        elif self.plan.graph and not (isinstance(self.step, CapturedStep) and self.step.samples >= len(batch.index)):
+            # It is resumed; maybe before an epoch's last, smaller batch, which whole ones follow.
             self._capture(self.plan, batch, outputs or teacher, apart=apart)
 
     def end_step(self, batch: Batch) -> None:
