@@ -7,7 +7,7 @@
     python benchmarks/gpu.py schedule --data FOLDER   vgg13 teaches vgg8 on CIFAR-100, 240 epochs, four methods
     python benchmarks/gpu.py report                   prints the tables; of a GPU it writes results/gpu.json
 
-    --out FOLDER         where results and runs lie, by default runs/gpu; one machine and size each
+    --out FOLDER         where results and runs lie, by default runs/gpu; one GPU, torch and size each
     --data FOLDER        CIFAR-100 as Parquet, for the schedule alone; the other parts draw random images
     --teacher FOLDER     a run's folder: the schedule's teacher, in place of one that it trains
     --budget SECONDS     of this call, by default 540
@@ -28,6 +28,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import output
@@ -65,12 +66,14 @@ class Record:
             self.machine = machine
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(machine) + "\n")
-        for key in ("small", "hardware", "software"):
-            if self.machine[key] != machine[key]:
-                raise SystemExit(
-                    f"--out: expected results of this machine and size, got {key} {self.machine[key]} in {self.path}, "
-                    f"here it is {machine[key]}; type --out another folder"
-                )
+        there, here = (
+            {"small": each["small"], "gpu": each["hardware"]["gpu"], "torch": each["software"]["torch"]}
+            for each in (self.machine, machine)
+        )
+        if there != here:
+            raise SystemExit(
+                f"--out: expected results of {here}, got those of {there} in {self.path}; type --out another folder"
+            )
 
     def add(self, part, item, status, **more):
         """Append an entry: ``began``, ``ok``, ``FAIL`` or ``unfinished``."""
@@ -111,7 +114,8 @@ def work(part, options):
                 status = "unfinished"
         except Exception as error:  # noqa: BLE001  whatever it is, the other items do not depend on it
             status, more = "FAIL", {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
-            broken = not isinstance(error, AssertionError)
+            if broken := not isinstance(error, AssertionError):
+                traceback.print_exc()
         faulthandler.cancel_dump_traceback_later()
         more |= {"seconds": round(time.perf_counter() - began, 2), "commit": manifest.version()["commit"]}
         record.add(part, item, status, **more)
@@ -139,7 +143,7 @@ def run_part(part, options):
         typed = [sys.executable, __file__, part, *options.typed, "--until", str(options.until)]
         code = subprocess.run(typed, env=env).returncode
         record = Record(options.out)
-        for item in record.entries(part, "began"):
+        for item in record.entries(part, "began") if code not in (0, BROKEN) else ():
             error = f"the worker ended with exit status {code}; what it wrote last says where"
             record.add(part, item, "FAIL", error=error, commit=manifest.version()["commit"])
             print(f"FAIL  {item:<46} {error}", flush=True)
