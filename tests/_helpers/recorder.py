@@ -31,6 +31,25 @@ class Recorder:
         pass
 
 
+class Late(Recorder):
+    """As late as a graph on a stream of its own may be: what is replayed is done where it is joined."""
+
+    def __init__(self, work, device, *, apart=False):
+        super().__init__(work, device, apart=apart)
+        self.apart, self.pending = apart, 0
+
+    def replay(self):
+        if self.apart:
+            self.pending += 1
+        else:
+            super().replay()
+
+    def join(self):
+        for _ in range(self.pending):
+            super().replay()
+        self.pending = 0
+
+
 class Unchanged(TorchDispatchMode):
     """Executes operations as torch decomposes them under such a mode, which may round otherwise than without."""
 

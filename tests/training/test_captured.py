@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
-from tests._helpers.recorder import Recorder, Unchanged
+from tests._helpers.recorder import Late, Recorder, Unchanged
 from torch import nn
 
 from tutelage import models, objectives, taps
@@ -434,14 +434,17 @@ def test_a_refused_capture_says_what_to_type(monkeypatch):
         fitted(mlp(), Rows(*samples(), batch_size=16), graphs=True)
 
 
-def test_measuring_and_capturing_leave_everything_as_it_was():
+@pytest.mark.parametrize("apart", [False, True])
+def test_measuring_and_capturing_leave_everything_as_it_was(apart, monkeypatch):
+    """On a stream of its own too, where a replay that is not joined is compared too early and done too late."""
+    monkeypatch.setitem(CAPTURES, "cpu", Late)
     training, teacher, side = preset_state("crd")
     batch = next(batches(side, spoilt=None))
     training.now.set(0.1, 0.25)
     tensors = [*itertools.chain(*training.lasting().values()), batch.inputs, *training.now.progress[:3]]
     before = [tensor.clone() for tensor in tensors]
     drawn = torch.get_rng_state()
-    CapturedStep(training, batch, teacher)
+    CapturedStep(training, batch, teacher, apart=apart).join()
     for one, other in zip(before, tensors, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(torch.get_rng_state(), drawn)

@@ -51,13 +51,17 @@ class CapturedStep:
         def step(batch: Batch) -> None:
             train_step(state, batch, teacher)
 
+        def replayed() -> None:
+            self._captured(batch)
+            self.join()  # What is compared, and put back, is read and written on the current stream.
+
         before = Snapshot(state, batch)
         try:
             warm_up(lambda: step(before.batch()), state.device)
             before.restore()
             self._captured = Captured(step, batch, apart=apart)
             for shift in (0, 1):
-                if not before.same(lambda: step(batch), lambda: self._captured(batch), shift=shift):
+                if not before.same(lambda: step(batch), replayed, shift=shift):
                     raise NotCapturableError("a replayed step differs from the eager one")
         finally:
             before.restore()

@@ -6,7 +6,9 @@ the device did, not what Python did.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -54,7 +56,7 @@ class CudaGraph:
         self._graph = torch.cuda.CUDAGraph()
         self._stream = torch.cuda.Stream(device) if apart else None
         # Threads that pin memory call CUDA meanwhile, which the global mode would refuse.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with _own_workspaces(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             work()
 
     def replay(self) -> None:
@@ -70,6 +72,25 @@ class CudaGraph:
         """Let the current stream wait for the last replay."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Enter this around a capture.
+
+    cuBLAS keeps a workspace for each stream. All captures are on the same one: graphs would share that of the first,
+    which overlapping replays would overwrite and which would be freed with it. Cleared, each allocates one of its own.
+    And no collection of garbage may destroy another graph meanwhile, which would end the capture.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+        if collecting:
+            gc.enable()
 
 
 class Capture(Protocol):
