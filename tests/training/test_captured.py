@@ -389,6 +389,47 @@ def test_what_python_keeps_or_draws_is_found_before_a_capture(term, reason):
         fitted(mlp(), Rows(*samples(), batch_size=16), objective=Objective.of(bound(term())), graphs=True, epochs=1)
 
 
+@pytest.mark.parametrize(
+    ("precision", "value", "reason"),
+    [
+        ("fp32", torch.nan, "a first step that is not finite"),
+        ("fp16", 0.5, "a replayed step differs"),  # though the first steps overflow
+        ("fp16", torch.nan, "a first step that is not finite"),
+    ],
+)
+def test_first_steps_that_are_not_applied_show_nothing(precision, value, reason):
+    inputs, labels = samples()
+    inputs[0] = value
+    loud = 1e4 * python_state() if precision == "fp16" else python_state()
+    rows = Rows(inputs, labels, batch_size=16)
+    with pytest.warns(UserWarning, match=f"got not captured: {reason}"):
+        fitted(mlp(), rows, objective=loud, graphs=True, epochs=1, precision=precision, nonfinite="skip")
+
+
+class Making(nn.Module):
+    """A network that makes and replaces buffers in its steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("mask", None, persistent=False)
+        self.register_buffer("last", torch.zeros(0), persistent=False)
+
+    def forward(self, x):
+        self.mask = torch.ones(6) if self.mask is None else self.mask
+        self.last = x.detach().mean(1)
+        return self.layer(x * self.mask)
+
+
+def test_a_step_is_captured_though_its_first_makes_buffers():
+    training = TrainState(Distiller(Making(), objectives.cross_entropy()).train(), settings(), accelerator_on("cpu"))
+    training.now.set(0.1, 0.0)
+    inputs, labels = samples(8)
+    step = CapturedStep(training, Batch(torch.arange(8), inputs, labels), None)
+    step(training, Batch(torch.arange(8), 2 * inputs, labels), None)
+    torch.testing.assert_close(training.distiller.student.last, 2 * inputs.mean(1))
+
+
 def bound(term):
     """Return a weighted term that binds to this module."""
     return WeightedTerm("own", 1.0, SimpleNamespace(needs=term.needs, target_gamma=None, bind=lambda context: term))
