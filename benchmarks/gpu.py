@@ -7,7 +7,7 @@
     python benchmarks/gpu.py schedule --data FOLDER   vgg13 teaches vgg8 on CIFAR-100, 240 epochs, four methods
     python benchmarks/gpu.py report                   prints the tables; of a GPU it writes results/gpu.json
 
-    --out FOLDER         where results and runs lie, by default runs/gpu; one machine and size each
+    --out FOLDER         where results and runs lie, by default runs/gpu; one GPU, torch and size each
     --data FOLDER        CIFAR-100 as Parquet, for the schedule alone; the other parts draw random images
     --teacher FOLDER     a run's folder: the schedule's teacher, in place of one that it trains
     --budget SECONDS     of this call, by default 540
@@ -28,6 +28,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import output
@@ -36,8 +37,8 @@ import torch
 from tutelage.runs import manifest
 
 PARTS = "bugs", "ratios", "losses", "schedule"
-LIMIT = 200.0
-"""Seconds after which an item of unknown length counts as hanging."""
+GRACE = 40.0
+"""Seconds after the budget's end at which an item that still runs counts as hanging."""
 BROKEN = 75
 """The exit status of a worker that another is to take over from."""
 RESULT = Path(__file__).parent / "results" / "gpu.json"
@@ -65,12 +66,14 @@ class Record:
             self.machine = machine
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(machine) + "\n")
-        for key in ("small", "hardware", "software"):
-            if self.machine[key] != machine[key]:
-                raise SystemExit(
-                    f"--out: expected results of this machine and size, got {key} {self.machine[key]} in {self.path}, "
-                    f"here it is {machine[key]}; type --out another folder"
-                )
+        there, here = (
+            {"small": each["small"], "gpu": each["hardware"]["gpu"], "torch": each["software"]["torch"]}
+            for each in (self.machine, machine)
+        )
+        if there != here:
+            raise SystemExit(
+                f"--out: expected results of {here}, got those of {there} in {self.path}; type --out another folder"
+            )
 
     def add(self, part, item, status, **more):
         """Append an entry: ``began``, ``ok``, ``FAIL`` or ``unfinished``."""
@@ -95,8 +98,6 @@ def left_of(record, part, items):
 
 def work(part, options):
     """Do the items of a part that are left, as long as the time suffices."""
-    if part == "bugs":
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch requires it where algorithms are deterministic
     record, items = Record(options.out), module_of(part).items(options)
     for item in left_of(record, part, items):
         seconds, run = items[item]
@@ -104,10 +105,7 @@ def work(part, options):
         if left < seconds:
             return
         record.add(part, item, "began")
-        if not seconds:  # It minds the time itself.
-            faulthandler.dump_traceback_later(left + 40, exit=True)
-        else:
-            faulthandler.dump_traceback_later(min(max(LIMIT, 2 * seconds), left + 40), exit=True)
+        faulthandler.dump_traceback_later(left + GRACE, exit=True, file=sys.__stderr__)
         began = time.perf_counter()
         status, more, broken = "ok", {}, False
         try:
@@ -116,7 +114,8 @@ def work(part, options):
                 status = "unfinished"
         except Exception as error:  # noqa: BLE001  whatever it is, the other items do not depend on it
             status, more = "FAIL", {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
-            broken = not isinstance(error, AssertionError)
+            if broken := not isinstance(error, AssertionError):
+                traceback.print_exc()
         faulthandler.cancel_dump_traceback_later()
         more |= {"seconds": round(time.perf_counter() - began, 2), "commit": manifest.version()["commit"]}
         record.add(part, item, status, **more)
@@ -136,13 +135,15 @@ def told(entry):
 def run_part(part, options):
     """Do a part by workers, one after the other; return whether all of it is done."""
     items = module_of(part).items(options)
+    # torch requires it where algorithms are deterministic.
+    env = os.environ | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if part == "bugs" else {})
     while left_of(record := Record(options.out), part, items):
         if time.time() > options.until - 5:
             return False
         typed = [sys.executable, __file__, part, *options.typed, "--until", str(options.until)]
-        code = subprocess.run(typed).returncode
+        code = subprocess.run(typed, env=env).returncode
         record = Record(options.out)
-        for item in record.entries(part, "began"):
+        for item in record.entries(part, "began") if code not in (0, BROKEN) else ():
             error = f"the worker ended with exit status {code}; what it wrote last says where"
             record.add(part, item, "FAIL", error=error, commit=manifest.version()["commit"])
             print(f"FAIL  {item:<46} {error}", flush=True)
@@ -215,7 +216,7 @@ def main():
     if options.again:
         for part, item in [key for key, entry in record.items.items() if entry["status"] == "FAIL"]:
             record.add(part, item, "again")
-    parts = [options.part] if options.part else [p for p in PARTS if p != "schedule" or options.data]
+    parts = [options.part] if options.part else [p for p in PARTS if p != "schedule" or options.data or options.small]
     for part in parts:
         if not run_part(part, options):
             print(f"{part}: the time is up; type the same again to go on", flush=True)

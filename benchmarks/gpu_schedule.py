@@ -1,6 +1,124 @@
+"""The published schedule: vgg13 teaches vgg8 on CIFAR-100 for 240 epochs, four methods, three seeds each.
+
+A study like any other (`tutelage.studies`): its protocol, gammas, betas and published values are those of table 1 of
+arXiv:2402.11148, and beside kd, ttm and wttm it has KD with TTM's target and factor: temperature ``1 / gamma``, weight
+``beta * gamma``, as `losses.kd` has the factor ``T**2`` and KL's gradient by the logits ``1 / T``, and the
+cross-entropy whole. Networks compute in bfloat16. The students of a seed are trained in lockstep. The runs lie in
+``runs`` under the results, and are resumed where they stopped.
+"""
+
+import importlib.util
+import json
+import statistics
+import time
+
+from tutelage import config, records
+from tutelage.runs.run import RunOptions, finished
+from tutelage.runs.terminal import TerminalReporter
+from tutelage.studies import plan, study_file
+from tutelage.studies.budget import Budget
+from tutelage.studies.run_study import run_study
+from tutelage.studies.schema import TEACHER, parse
+
+PAIR, METHODS, MATCHED, SEEDS = "vgg13/vgg8", ("kd", "ttm", "wttm"), "kd matched to ttm", 3
+END = 20.0
+"""Seconds of the budget that are left for the end of the worker and for the table."""
+
+
+def request(options):
+    """Return the request of the study: of table 1 the pair and three methods, and the fourth."""
+    value = config.read(study_file.find("table1"))
+    methods = {name: value["methods"][name] for name in METHODS}
+    ttm = methods["ttm"]["pairs"][PAIR]["ttm"]
+    matched = {"temperature": 1 / ttm["gamma"], "weight": ttm["beta"] * ttm["gamma"], "supervised": 1.0}
+    for method in methods.values():
+        for key in ("pairs", "published"):
+            method[key] = {pair: entry for pair, entry in method.get(key, {}).items() if pair == PAIR}
+    methods[MATCHED] = {"objective": {"kd": matched}}
+    pair = dict(value["pairs"][PAIR])
+    protocol = value["protocol"] | {"precision": "bf16", "device": options.device}
+    if options.small:  # Its data come with scikit-learn.
+        protocol |= {"data": {"source": "digits"}, "epochs": 1, "batch_size": 512}
+        pair |= {"teacher": {"train": {"model": "mlp:8"}}, "student": "mlp:4"}
+    else:
+        protocol["data"] = protocol["data"] | {"source": f"hf:{options.data}"}
+    if options.teacher:
+        pair["teacher"] = str(options.teacher)
+    study = parse(
+        {
+            "name": "gpu-schedule",
+            "title": "vgg13 teaches vgg8 on CIFAR-100: KD, KD matched to TTM, TTM, WTTM",
+            "source": value["source"],
+            "protocol": protocol,
+            "pairs": {PAIR: pair},
+            "methods": methods,
+            "seeds": 1 if options.small else SEEDS,
+        }
+    )
+    return plan.assign(study, study, runs=options.out / "runs", pool="schedule")
+
+
+def train(options):
+    """Train what is left inside the budget; return the accuracy of every epoch so far, in percent."""
+    asked, seconds = request(options), options.until - time.time() - END
+    reporter = TerminalReporter()
+    budget = Budget(seconds, time.monotonic() + seconds)
+    failed = run_study(asked, options=RunOptions(reporter=reporter), budget=budget, show_plan=False)
+    assert not failed, "; ".join(f"{name}: {why}" for name, why in failed.items())
+    jobs, runs = plan.jobs(asked), {}
+    for job in jobs:
+        path = asked.runs / job.name / records.METRICS
+        epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        runs[f"{job.method}, seed {job.recipe.seed}"] = {
+            "method": job.method,
+            "finished": finished(asked.runs / job.name),
+            "accuracy": [round(100 * epoch["test"]["accuracy"], 2) for epoch in epochs],
+            "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        }
+    values = {name: method.published.get(PAIR) for name, method in asked.study.methods.items()}
+    # What is trained in small is not what was published.
+    published = {name: value.model_dump() if value and not options.small else None for name, value in values.items()}
+    done = sum(run["finished"] for run in runs.values())
+    return {
+        "finished": done,
+        "of": len(jobs),
+        "epochs": asked.study.recipe.epochs,
+        "runs": runs,
+        "published": published,
+        "unfinished": done < len(jobs),
+    }
+
+
 def items(options):
-    return {}
+    """Return the study; it minds its time itself."""
+    if options.data is None and not options.small:
+        raise SystemExit("--data: expected the folder of CIFAR-100, got none; type --data path/to/cifar100")
+    if missing := [name for name in ("datasets", "plotly") if importlib.util.find_spec(name) is None]:
+        raise SystemExit(f"schedule: expected the packages datasets and plotly, got no {' and no '.join(missing)}")
+    return {f"{PAIR}, {', '.join((*METHODS, MATCHED))}": (30.0, lambda: train(options))}
 
 
 def report(entries):
-    return {}
+    """Print the last epochs' accuracies against the published ones; return means by method."""
+    summary = {}
+    for item, entry in entries.items():
+        if "error" in entry:
+            print(f"  FAIL {item}: {entry['error']}")
+            continue
+        result = entry["result"]
+        print(f"  {result['finished']} of {result['of']} runs finished; test accuracy after {result['epochs']} epochs")
+        methods = dict.fromkeys([TEACHER, *result["published"]])
+        for method in methods:
+            runs = [run for run in result["runs"].values() if run["method"] == method]
+            last = [run["accuracy"][-1] for run in runs if run["finished"]]
+            at = [len(run["accuracy"]) for run in runs if not run["finished"]]
+            value = result["published"].get(method)
+            published = f"{value['mean']} ± {value['std']}, n = {value['n']}" if value else "-"
+            mean = statistics.fmean(last) if last else None
+            spread = f" ± {statistics.stdev(last):.2f}" if len(last) > 1 else ""
+            shown = f"{mean:.2f}{spread}, n = {len(last)}" if last else "-"
+            begun = f"; unfinished at epoch {', '.join(map(str, at))}" if at else ""
+            each = " ".join(f"{accuracy:.2f}" for accuracy in last)
+            print(f"  {method:<20} {each:<20} {shown:<22} published {published}{begun}")
+            summary[method] = {"last": last, "mean": mean, "published": value}
+    return summary

@@ -130,6 +130,21 @@ def test_pkt_matches_numpy():
     assert losses.pkt(student, teacher).item() == pytest.approx(expected, rel=1e-10)
 
 
+def test_pkt_of_embeddings_that_point_nearly_the_same_way_keeps_its_digits():
+    generator = torch.Generator().manual_seed(0)
+    middle = torch.randn(64, generator=generator, dtype=torch.float64)
+    student, teacher = (middle + 0.05 * torch.randn(64, 64, generator=generator, dtype=torch.float64) for _ in range(2))
+    exact = losses.pkt(student, teacher).item()
+    assert losses.pkt(student.float(), teacher.float()).item() == pytest.approx(exact, rel=2e-3)
+
+
+def test_pkt_of_embeddings_that_point_in_opposite_ways_keeps_its_digits():
+    student, teacher = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0], [1.0]])
+    q, p = (torch.tensor(row) for row in ([1.0, 2**-23], [0.5, 0.5]))  # as float32 has them
+    exact = (p * ((p + 1e-7).double() / (q + 1e-7).double()).log()).sum().item() / 2
+    assert losses.pkt(student, teacher).item() == pytest.approx(exact, rel=1e-5)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_similarity_matches_numpy_on_features_of_any_shape(order):
     student, teacher = pair(width=12, other=8)

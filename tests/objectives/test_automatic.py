@@ -75,8 +75,8 @@ def test_an_automatic_beta_makes_the_first_gradient_a_fixed_share_of_cross_entro
     for part, module in bound.terms.items():
         z = torch.zeros(50, CLASSES, dtype=torch.float64, requires_grad=True)
         term = module(Outputs(z), Outputs(logits.double()), batch, Progress())
-        weight, scale_ = bound._weights[part]
-        (gradient,) = torch.autograd.grad(weight * scale_ * term.sum(), z)
+        weight = bound._weights[part]
+        (gradient,) = torch.autograd.grad(weight * term.sum(), z)
         size[part] = gradient.norm(dim=-1).mean().item()
     match = next(part for part in size if part != "ce")
     assert size["ce"] == pytest.approx(math.sqrt(1 - 1 / CLASSES), rel=1e-12)

@@ -17,6 +17,7 @@ from tutelage import models, objectives, taps
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.objectives.methods.contrastive import OtherClasses
+from tutelage.runs.resume import FREE
 from tutelage.settings.fit import SGD, AdamW, Cosine
 from tutelage.settings.weights import Linear
 from tutelage.studies import overview
@@ -140,7 +141,7 @@ CASES = {
 OBJECTIVE = objectives.wttm(gamma=0.5, beta=Linear(start=2.0, end=0.5))
 
 
-def fit_of(case, *, graphs, folder=None, stop_before=None, resume=False):
+def fit_of(case, *, graphs, folder=None, stop_before=None, resume=False, checkpoint_steps=2):
     """A student with batch norm and dropout, in batches of which the last is smaller; its records and its state."""
     inputs, labels = samples(44, shape=(2, 8, 8))
     if case == "skipped steps":
@@ -156,7 +157,7 @@ def fit_of(case, *, graphs, folder=None, stop_before=None, resume=False):
         folder=folder,
         resume=resume,
         graphs=graphs,
-        checkpoint_steps=2,
+        checkpoint_steps=checkpoint_steps,
         **CASES[case],
     )
     return untimed(records), state(student)
@@ -181,6 +182,36 @@ def test_a_fit_of_graphs_resumes_with_the_same_bits(tmp_path):
     resumed = fit_of("schedules", graphs=True, folder=tmp_path, resume=True)
     assert resumed[0] == whole[0][1:]
     assert same_bits(resumed[1], whole[1])
+
+
+def test_a_fit_that_resumes_before_a_small_batch_captures_whole_ones(tmp_path, monkeypatch):
+    """A checkpoint before an epoch's last batch; the graphs of both are of this fit."""
+    captured = []
+
+    class Counted(CapturedStep):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            captured.append(self)
+
+    monkeypatch.setattr("tutelage.training.job.CapturedStep", Counted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_of("sgd", graphs=True, folder=tmp_path, stop_before=(0, 5), checkpoint_steps=5)
+    captured.clear()
+    resumed = fit_of("sgd", graphs=True, folder=tmp_path, resume=True)
+    assert [step.samples for step in captured] == [4, 8]
+    assert same_bits(resumed[1], fit_of("sgd", graphs=True)[1])
+
+
+def test_a_fit_of_graphs_resumes_without_them(tmp_path):
+    """As it is told to after a capture that was refused; another value on resume is no other run."""
+    with pytest.raises(KeyboardInterrupt):
+        fit_of("sgd", graphs=True, folder=tmp_path, stop_before=(1, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        records, _ = fit_of("sgd", graphs=False, folder=tmp_path, resume=True)
+    assert len(records) == 1
+    assert not Checkpoints(tmp_path / "checkpoints").load().state["speed"]["graph"]
+    assert "graphs" in FREE
 
 
 def test_a_graph_leaves_the_tensors_of_a_loader_alone():

@@ -275,9 +275,11 @@ def test_recording_a_teacher_waits_for_each_batchs_outputs_and_for_nothing_else(
     found = waits_of(lambda: record_teacher.record(recipe), makes_on_cpu=True)
     back = {what for what in found if "to the CPU" in what}
     assert {what.split(":")[2] for what in back} == {"_to_copy to the CPU, runs/record_teacher.py"}
+    assert len({found[what] for what in back}) == 1  # each once a batch: indices, and logits
+    assert len(back) == 2
     places = {what.split(", ")[1] for what in set(found) - back}
     moved = places_in(Classifier._apply, "models/classifier.py") | places_in(_column, "models/classifier.py")
-    assert {place.split(":")[0] for place in places - moved} == {"training/distributed.py"}
+    assert {place.split(":")[0] for place in places - moved} == {"data/on_device.py"}  # what sends the batches
 
 
 def test_lockstep_waits_for_an_epochs_sums_and_for_nothing_else():

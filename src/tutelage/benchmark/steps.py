@@ -50,7 +50,7 @@ def measure_pair(pair: tuple[str, str], splits: data.Splits, *, batch: int = BAT
     teacher, student = pair
     batches = data.BatchLoader(splits.train, batch_size=batch, train=True)
     forms = {
-        "reference": _reference(network(teacher, device), network(student, device), splits.train, device, batch, n),
+        "reference": published(network(teacher, device), network(student, device), splits.train, device, batch, n),
         "live": _ours(FrozenTeacher(network(teacher, device)), network(student, device), batches, n),
         "recorded": _ours(cached_logits(device), network(student, device), batches, n),
     }
@@ -70,14 +70,21 @@ def _ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, n: int
     return seconds
 
 
-def _reference(
-    teacher: nn.Module, student: nn.Module, split: data.Split, device: torch.device, batch: int, n: int
+def published(
+    teacher: nn.Module,
+    student: nn.Module,
+    split: data.Split,
+    device: torch.device,
+    batch: int,
+    n: int,
+    *,
+    workers: int = 2,
 ) -> Callable[[], float]:
     """Return what times the published procedure, without the first two steps, which start the loader's workers."""
     teacher.eval()
     student.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    loader = torch.utils.data.DataLoader(_Images(split), batch_size=batch, shuffle=True, num_workers=2)
+    loader = torch.utils.data.DataLoader(_Images(split), batch_size=batch, shuffle=True, num_workers=workers)
 
     def seconds() -> float:
         stream = iter(loader)

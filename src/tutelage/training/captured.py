@@ -75,6 +75,11 @@ class CapturedStep:
             own = batch._replace(inputs=batch.inputs.clone()) if self._apart else batch
             train_step(state, own, teacher)
 
+    @property
+    def samples(self) -> int:
+        """Of the batches that are replayed."""
+        return len(self._captured.batch.index)
+
     def fits(self, batch: Batch) -> bool:
         """Whether a step on this batch is replayed, and draws nothing on the host."""
         return self._captured.fits(batch)

@@ -49,6 +49,9 @@ class FitJob:
         return 0 if self.resume is None else int(self.resume.state["step"])
 
 
+_OFF = "switched off"
+
+
 class TrainingTotals(NamedTuple):
     """What an epoch's steps came to."""
 
@@ -138,7 +141,8 @@ class FitState:
             teacher.prepare(batch)
         if self.plan is None:
             self._adopt(self._choose_plan(batch, teacher, outputs, apart=apart))
-        elif self.plan.graph and self.step is train_step:  # It is resumed.
+        elif self.plan.graph and not (isinstance(self.step, CapturedStep) and self.step.samples >= len(batch.index)):
+            # It is resumed; maybe before an epoch's last, smaller batch, which whole ones follow.
             self._capture(self.plan, batch, outputs or teacher, apart=apart)
 
     def end_step(self, batch: Batch) -> None:
@@ -222,7 +226,7 @@ class FitState:
         """Whether steps may be, or are to be, captured."""
         if self.plan is not None:
             return self.plan.graph
-        return self.settings.graphs is not False and (self.reason_eager or reason_eager(self.train)) is None
+        return self._reason_eager() is None
 
     @property
     def steps_left(self) -> int:
@@ -240,8 +244,7 @@ class FitState:
         self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None, *, apart: bool
     ) -> ComputePlan:
         """Choose how steps are computed; measuring leaves state and generators alone."""
-        wanted = self.settings.graphs
-        reason = "switched off" if wanted is False else self.reason_eager or reason_eager(self.train)
+        wanted, reason = self.settings.graphs, self._reason_eager()
         if reason is None:
             plan = _choose_captured_plan(self, batch, teacher, outputs, apart=apart)
             reason = None if plan.graph or wanted == "auto" else plan.reasons["graph"]
@@ -251,20 +254,32 @@ class FitState:
                 plan = replace(plan, reasons={**plan.reasons, "graph": reason})
             elif wanted == "auto":
                 return plan
-        if reason is not None and wanted is not False:
-            _warn_eager(reason)
+        self._warn_eager(reason)
         return plan
+
+    def _reason_eager(self) -> str | None:
+        """Return why steps are not captured, as far as that is known beforehand."""
+        return _OFF if self.settings.graphs is False else self.reason_eager or reason_eager(self.train)
+
+    def _warn_eager(self, reason: str | None) -> None:
+        """Say why steps are not captured, unless they are not to be."""
+        if reason not in (None, _OFF):
+            warnings.warn(
+                f"graphs: expected to capture a step, got {reason}; it is computed eagerly (graphs=false says so "
+                "beforehand)",
+                stacklevel=2,
+            )
 
     def _capture(self, plan: ComputePlan, batch: Batch, teacher: Teacher | None, *, apart: bool) -> None:
         """Capture the step of a run that is resumed, as it did before."""
-        reason = self.reason_eager or reason_eager(self.train)
+        reason = self._reason_eager()
         try:
             if reason is None:
                 self.step = CapturedStep(self.train, batch, teacher, apart=apart)
                 return
         except NotCapturableError as error:
             reason = str(error)
-        _warn_eager(reason)
+        self._warn_eager(reason)
         self._adopt(replace(plan, graph=False, reasons={**plan.reasons, "graph": reason}))
 
     def _save(self) -> None:
@@ -289,13 +304,6 @@ class FitState:
         self.history, self.to_beat = [*state["history"]], state["to_beat"]
         # Checkpoints of older versions were computed eagerly.
         self._adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
-
-
-def _warn_eager(reason: str) -> None:
-    warnings.warn(
-        f"graphs: expected to capture a step, got {reason}; it is computed eagerly (graphs=false says so beforehand)",
-        stacklevel=2,
-    )
 
 
 def _choose_captured_plan(

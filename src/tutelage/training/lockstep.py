@@ -144,7 +144,8 @@ class Lockstep:
         def outputs(batch: Batch) -> list[Outputs]:
             return [teacher(piece) for piece in split_batch(batch, self.settings.accumulate)]
 
-        if self._pass is None and any(state.to_be_captured for state in using):
+        outgrown = self._pass is None or len(batch.index) > len(self._pass.batch.index)
+        if outgrown and any(state.to_be_captured for state in using):
             try:
                 warm_up(partial(outputs, batch), batch.index.device)
                 self._pass = Captured(outputs, batch)
