@@ -284,7 +284,48 @@ def test_students_in_lockstep_have_graphs_of_their_own(teacher, monkeypatch):
         assert records[k] == eager[k]
         assert same_bits(captured[k], weights[k])
     if teacher:
-        assert group._pass._graph.replays == 10  # two epochs of six steps, whose last is smaller
+        assert group._pass._graph.replays == 2 + 10  # held twice; two epochs of six steps, whose last is smaller
+
+
+def taught(teacher, graphs):
+    """What students in lockstep weigh after three steps with a teacher."""
+    isolation, jobs = Isolation(), {}
+    for k in (0, 1):
+        distiller = Distiller(mlp(seed=k), objectives.kd())
+        jobs[k] = FitJob(distiller=distiller, settings=settings(graphs=graphs, epochs=1))
+    rows = Rows(*samples(), batch_size=16)
+    list(Lockstep(jobs, teacher, rows, accelerator=accelerator_on("cpu"), isolation=isolation).run())
+    assert not isolation.errors
+    return torch.cat([p.detach().flatten() for job in jobs.values() for p in job.distiller.parameters()])
+
+
+def test_a_teachers_pass_that_python_changes_is_not_replayed():
+    """As one of two teachers that take turns."""
+
+    class InTurn:
+        def __init__(self):
+            self.calls, self.teachers = 0, [FrozenTeacher(mlp(seed=5)), FrozenTeacher(mlp(seed=6))]
+
+        def __call__(self, batch):
+            self.calls += 1
+            return self.teachers[self.calls % 2](batch)
+
+    with pytest.warns(UserWarning, match="got a teacher that is not captured: a replayed pass differs"):
+        taught(InTurn(), True)
+
+
+def test_a_teacher_may_write_into_its_inputs_while_its_pass_is_captured():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = mlp(seed=5)
+
+        def forward(self, x):
+            return self.network(x.mul_(1.5))
+
+    with Unchanged():
+        eager = taught(FrozenTeacher(Writing()), False)
+    assert torch.equal(taught(FrozenTeacher(Writing()), True), eager)
 
 
 @pytest.mark.parametrize("stop_before", [None, (0, 5)])

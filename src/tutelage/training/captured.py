@@ -135,14 +135,14 @@ class Snapshot:
             self.restore(shift=shift)
             piece()
             outcomes.append(_copied(self._state.lasting()))
-        return all(_close(self._copies[kind], *(outcome[kind] for outcome in outcomes)) for kind in outcomes[0])
+        return all(close(self._copies[kind], *(outcome[kind] for outcome in outcomes)) for kind in outcomes[0])
 
 
 def _copied(kinds: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
     return {kind: [tensor.detach().clone() for tensor in tensors] for kind, tensors in kinds.items()}
 
 
-def _close(before: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
+def close(before: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
     """Whether outcomes agree: whole numbers and what is finite exactly, all else together by their Euclidean norms."""
     if not len(before) == len(expected) == len(got):
         return False
