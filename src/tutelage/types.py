@@ -61,6 +61,7 @@ class Progress(NamedTuple):
 
     In a step of `fit` all are ``()`` tensors on the device, int64 and float32, so that a step can be captured once and
     replayed: a term computes with them as with numbers, and reads none on the host, as ``if progress.epoch > 5`` would.
+    They keep their memory, so a term that keeps one clones it; as the key of a dict, each is itself and not its number.
 
     Attributes:
         epoch: epochs done before this one, so 0 in the first.

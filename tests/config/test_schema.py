@@ -734,6 +734,11 @@ def test_a_key_that_is_near_to_nothing_is_answered_with_all():
             "stages: expected a list of mappings, got {'epochs': 1}; for example stages=[{epochs: 1}]",
         ),
         ({"stages": [{}, 3]}, "stages.1: expected a mapping, got 3; for example stages.1={epochs: 1}"),
+        ({"graphs": "maybe"}, "graphs: expected auto, true or false, got 'maybe'; for example graphs=auto"),
+        (
+            {"data": {"on_device": "cuda"}},
+            "data.on_device: expected auto, true or false, got 'cuda'; for example data.on_device=auto",
+        ),
         (
             {"stages": [{"epochs": 0}]},
             "stages.0.epochs: expected a whole number >= 1 or null, got 0; for example stages.0.epochs=1",

@@ -284,7 +284,48 @@ def test_students_in_lockstep_have_graphs_of_their_own(teacher, monkeypatch):
         assert records[k] == eager[k]
         assert same_bits(captured[k], weights[k])
     if teacher:
-        assert group._pass._graph.replays == 10  # two epochs of six steps, whose last is smaller
+        assert group._pass._graph.replays == 2 + 10  # held twice; two epochs of six steps, whose last is smaller
+
+
+def taught(teacher, graphs):
+    """What students in lockstep weigh after three steps with a teacher."""
+    isolation, jobs = Isolation(), {}
+    for k in (0, 1):
+        distiller = Distiller(mlp(seed=k), objectives.kd())
+        jobs[k] = FitJob(distiller=distiller, settings=settings(graphs=graphs, epochs=1))
+    rows = Rows(*samples(), batch_size=16)
+    list(Lockstep(jobs, teacher, rows, accelerator=accelerator_on("cpu"), isolation=isolation).run())
+    assert not isolation.errors
+    return torch.cat([p.detach().flatten() for job in jobs.values() for p in job.distiller.parameters()])
+
+
+def test_a_teachers_pass_that_python_changes_is_not_replayed():
+    """As one of two teachers that take turns."""
+
+    class InTurn:
+        def __init__(self):
+            self.calls, self.teachers = 0, [FrozenTeacher(mlp(seed=5)), FrozenTeacher(mlp(seed=6))]
+
+        def __call__(self, batch):
+            self.calls += 1
+            return self.teachers[self.calls % 2](batch)
+
+    with pytest.warns(UserWarning, match="got a teacher that is not captured: a replayed pass differs"):
+        taught(InTurn(), True)
+
+
+def test_a_teacher_may_write_into_its_inputs_while_its_pass_is_captured():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = mlp(seed=5)
+
+        def forward(self, x):
+            return self.network(x.mul_(1.5))
+
+    with Unchanged():
+        eager = taught(FrozenTeacher(Writing()), False)
+    assert torch.equal(taught(FrozenTeacher(Writing()), True), eager)
 
 
 @pytest.mark.parametrize("stop_before", [None, (0, 5)])
@@ -418,6 +459,47 @@ def test_what_python_keeps_or_draws_is_found_before_a_capture(term, reason):
     """Replays agree with eager steps from the same state: a number that is drawn once is then the same."""
     with pytest.warns(UserWarning, match=reason) if reason else nullcontext():
         fitted(mlp(), Rows(*samples(), batch_size=16), objective=Objective.of(bound(term())), graphs=True, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "value", "reason"),
+    [
+        ("fp32", torch.nan, "a first step that is not finite"),
+        ("fp16", 0.5, "a replayed step differs"),  # though the first steps overflow
+        ("fp16", torch.nan, "a first step that is not finite"),
+    ],
+)
+def test_first_steps_that_are_not_applied_show_nothing(precision, value, reason):
+    inputs, labels = samples()
+    inputs[0] = value
+    loud = 1e4 * python_state() if precision == "fp16" else python_state()
+    rows = Rows(inputs, labels, batch_size=16)
+    with pytest.warns(UserWarning, match=f"got not captured: {reason}"):
+        fitted(mlp(), rows, objective=loud, graphs=True, epochs=1, precision=precision, nonfinite="skip")
+
+
+class Making(nn.Module):
+    """A network that makes and replaces buffers in its steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("mask", None, persistent=False)
+        self.register_buffer("last", torch.zeros(0), persistent=False)
+
+    def forward(self, x):
+        self.mask = torch.ones(6) if self.mask is None else self.mask
+        self.last = x.detach().mean(1)
+        return self.layer(x * self.mask)
+
+
+def test_a_step_is_captured_though_its_first_makes_buffers():
+    training = TrainState(Distiller(Making(), objectives.cross_entropy()).train(), settings(), accelerator_on("cpu"))
+    training.now.set(0.1, 0.0)
+    inputs, labels = samples(8)
+    step = CapturedStep(training, Batch(torch.arange(8), inputs, labels), None)
+    step(training, Batch(torch.arange(8), 2 * inputs, labels), None)
+    torch.testing.assert_close(training.distiller.student.last, 2 * inputs.mean(1))
 
 
 def bound(term):

@@ -166,7 +166,10 @@ def test_a_checkpoint_keeps_the_scale_and_other_precisions_have_none():
         "overflows": 0,
     }
     assert same_bits(parameters(first), parameters(second))
-    assert not [name for name in state_of(objective).packed()[0] if name.startswith("loss_scale")]
+    plain = state_of(objective)
+    assert not [name for name in plain.packed()[0] if name.startswith("loss_scale")]
+    second.unpack(Checkpoint(*copy.deepcopy(plain.packed())))  # goes on from the scale that it has
+    assert second.now.loss_scale.value == 256.0
 
 
 @pytest.mark.parametrize("cached", [True, False])

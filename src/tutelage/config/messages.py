@@ -93,6 +93,8 @@ def _find(kind: type[BaseModel], path: Sequence[str | int]) -> SchemaLocation:
         if len(inside) > 1 and (tagged := [section for section in inside if part == _tag(section)]):
             inside = tagged
             continue
+        if not inside and _alternatives(annotation):
+            continue  # It names one of them.
         key.append(str(part))
         around = inside
         field = next((member for section in inside if (member := _members(section).get(str(part)))), None)
@@ -163,6 +165,12 @@ def _sections(annotation: Any) -> Iterator[type]:
             yield from _sections(inner)
 
 
+def _alternatives(annotation: Any) -> list[Any]:
+    """What a value may be where it may be of several types, null apart."""
+    core = _core(annotation)[0]
+    return list(typing.get_args(core)) if typing.get_origin(core) in (typing.Union, types.UnionType) else []
+
+
 def _core(annotation: Any) -> tuple[Any, bool]:
     """Take an annotation apart: without its metadata and without null, and whether null was allowed."""
     if typing.get_origin(annotation) is Annotated:
@@ -189,6 +197,8 @@ _SAMPLES = {int: "1", float: "1.0", bool: "true", str: "text"}
 
 def _phrase(core: Any) -> str:
     inner = typing.get_args(core)
+    if alternatives := _alternatives(core):
+        return ", ".join(dict.fromkeys(_phrase(each).removeprefix("one of ") for each in alternatives))
     if typing.get_origin(core) is Literal:
         return f"one of {', '.join(inner)}"
     if typing.get_origin(core) is tuple:

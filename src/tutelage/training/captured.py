@@ -59,10 +59,13 @@ class CapturedStep:
         try:
             warm_up(lambda: step(before.batch()), state.device)
             before.restore()
+            before = Snapshot(state, batch)  # Buffers that the student makes in its first step are there now.
             self._captured = Captured(step, batch, apart=apart)
             for shift in (0, 1):
                 if not before.same(lambda: step(batch), replayed, shift=shift):
                     raise NotCapturableError("a replayed step differs from the eager one")
+            if not before.applied():
+                raise NotCapturableError("a first step that is not finite, which shows nothing of what a step changes")
         finally:
             before.restore()
 
@@ -103,7 +106,10 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, *, shift: int = 0) -> None:
-        """Put everything back; with a ``shift``, at the progress of another step and with another rate."""
+        """Put everything back; with a ``shift``, at the progress of another step and with another rate.
+
+        Nor does a loss that is not scaled overflow: under ``fp16`` the first steps do, and would show nothing.
+        """
         for kind, tensors in self._kinds.items():
             for tensor, copy in zip(tensors, self._copies[kind], strict=True):
                 tensor.copy_(copy)
@@ -111,9 +117,16 @@ class Snapshot:
             parameter.grad = None
         restore_random(*self._generators, self._state.device)
         now, (epoch, step, rate, fraction) = self._state.now, self._numbers
+        if shift and now.loss_scale is not None:
+            now.loss_scale.value.fill_(1.0)
         now.epoch, now.step = epoch + shift, step + shift
         now.set(rate / (1 + shift), (fraction + shift) / (1 + shift))
         now.epoch, now.step = epoch, step
+
+    def applied(self) -> bool:
+        """Whether the step that was taken last was applied."""
+        samples = self._state.metrics.names.index("samples")
+        return bool(self._state.now.sums[samples] > self._copies["counts"][0][samples])
 
     def batch(self) -> Batch:
         """Return the batch as it was, in memory of its own."""
@@ -126,17 +139,21 @@ class Snapshot:
             self.restore(shift=shift)
             piece()
             outcomes.append(_copied(self._state.lasting()))
-        return all(_close(self._copies[kind], *(outcome[kind] for outcome in outcomes)) for kind in outcomes[0])
+        return all(close(self._copies[kind], *(outcome[kind] for outcome in outcomes)) for kind in outcomes[0])
 
 
 def _copied(kinds: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
     return {kind: [tensor.detach().clone() for tensor in tensors] for kind, tensors in kinds.items()}
 
 
-def _close(before: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
+def close(before: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
     """Whether outcomes agree: whole numbers and what is finite exactly, all else together by their Euclidean norms."""
+    if not len(before) == len(expected) == len(got):
+        return False
     moved = apart = 0.0
     for was, one, other in zip(before, expected, got, strict=True):
+        if was.shape != one.shape:
+            return False
         if not one.is_floating_point():
             if not torch.equal(one, other):
                 return False

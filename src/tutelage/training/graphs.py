@@ -161,6 +161,7 @@ class Captured(Generic[T]):
         apart: as for `CudaGraph`.
 
     Attributes:
+        batch: in the memory that the graph reads.
         result: what the function returned while it was captured; a call renews its tensors.
 
     Raises:
@@ -187,15 +188,10 @@ class Captured(Generic[T]):
         """Whether a batch has the shape that was captured."""
         return all(map(_alike, _tensors(self.batch), _tensors(batch)))
 
-    def place(self, batch: Batch) -> Batch:
-        """Copy a batch to where the graph reads it; return it there."""
+    def __call__(self, batch: Batch) -> T:
+        """Call the function on a batch that `fits`, copied to where the graph reads it."""
         for slot, tensor in zip(_tensors(self.batch), _tensors(batch), strict=True):
             slot.copy_(tensor, non_blocking=True)
-        return self.batch._replace(view=batch.view)
-
-    def __call__(self, batch: Batch) -> T:
-        """Call the function on a batch that `fits`."""
-        self.place(batch)
         self._graph.replay()
         return self.result
 

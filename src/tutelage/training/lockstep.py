@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 
+import torch
 from accelerate import Accelerator
 
 from tutelage import records
-from tutelage.training.captured import CapturedStep
+from tutelage.training.captured import CapturedStep, close
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on
@@ -147,13 +148,13 @@ class Lockstep:
         outgrown = self._pass is None or len(batch.index) > len(self._pass.batch.index)
         if outgrown and any(state.to_be_captured for state in using):
             try:
-                warm_up(partial(outputs, batch), batch.index.device)
-                self._pass = Captured(outputs, batch)
+                self._pass = _captured_pass(outputs, batch)
             except NotCapturableError as error:
                 for state in using:  # Their graphs would read outputs that do not come to the same memory again.
                     state.reason_eager = f"a teacher that is not captured: {error}"
         if self._pass is not None and self._pass.fits(batch):
-            return self._pass.place(batch), self._pass(batch)
+            replayed = self._pass(batch)
+            return self._pass.batch._replace(view=batch.view), replayed
         return batch, outputs(batch)
 
     def _students(self) -> dict[int, FitState]:
@@ -169,6 +170,26 @@ class Lockstep:
         """Return the students whose next step this is."""
         at = (epoch, step)
         return {k: s for k, s in self._students().items() if (s.now.epoch, s.now.step_in_epoch) == at}
+
+
+def _captured_pass(outputs: Callable[[Batch], list[Outputs]], batch: Batch) -> Captured[list[Outputs]]:
+    """Capture a teacher's pass, on copies of a batch that the teacher may write into.
+
+    Raises:
+        NotCapturableError: a replay does not give the outputs that the eager pass does.
+    """
+
+    def copy() -> Batch:
+        return batch._replace(inputs=batch.inputs.clone())
+
+    warm_up(lambda: outputs(copy()), batch.index.device)
+    captured = Captured(outputs, batch)
+    for _ in range(2):
+        for eager, replayed in zip(outputs(copy()), captured(batch), strict=True):
+            pairs = [(eager.logits, replayed.logits), *((eager.taps[k], replayed.taps[k]) for k in eager.taps)]
+            if not all(close([torch.zeros_like(one)], [one], [other]) for one, other in pairs):
+                raise NotCapturableError("a replayed pass differs from the eager one")
+    return captured
 
 
 def _repeated(outputs: Sequence[Outputs], taps: Sequence[str]) -> Teacher:

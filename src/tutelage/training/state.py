@@ -191,7 +191,7 @@ class TrainState:
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         now.sums.copy_(tensors["sums"])
         now.nonfinite_log.copy_(tensors["blame"])
-        if now.loss_scale is not None:
-            for name, tensor in vars(now.loss_scale).items():
-                tensor.copy_(tensors[f"loss_scale.{name}"])
+        saved = under("loss_scale.", tensors)  # none of a fit that was in another precision
+        for name, tensor in vars(now.loss_scale).items() if now.loss_scale is not None and saved else ():
+            tensor.copy_(saved[name])
         restore_random(tensors, state["rng"], self.device)
