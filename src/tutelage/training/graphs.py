@@ -117,16 +117,18 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            work()
-        drawn = host_generators(device)
-        with HostWaits(device) as waits, KeptTensors() as kept:
-            work()
-            kept.next_run()
-            work()
-    if stream is not None:
-        torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                work()
+            drawn = host_generators(device)
+            with HostWaits(device) as waits, KeptTensors() as kept:
+                work()
+                kept.next_run()
+                work()
+    finally:
+        if stream is not None:
+            torch.cuda.current_stream().wait_stream(stream)
     if waits.found:
         raise NotCapturableError(f"the host waits for the device: {', '.join(sorted(waits.found))}")
     if host_generators(device) != drawn:
@@ -135,6 +137,21 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
         raise NotCapturableError(
             f"tensors that one step makes and the next one reads, other than buffers: {', '.join(sorted(kept.found))}"
         )
+
+
+def _capture(work: Callable[[], None], device: torch.device, *, apart: bool = False) -> Graph:
+    """Capture work that has been warmed up.
+
+    Raises:
+        CaptureError: the device refused.
+    """
+    try:
+        return CAPTURES[device.type](work, device, apart=apart)
+    except Exception as error:
+        raise CaptureError(
+            f"graphs: expected to capture a step, got {type(error).__name__}: {error}; this process may refuse to "
+            "draw on the device from now on: type the same command with graphs=false, which resumes"
+        ) from error
 
 
 def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
@@ -146,8 +163,11 @@ def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[],
         return None
 
     def replayed(work: Callable[[], None]) -> Callable[[], None]:
-        warm_up(work, device)
-        return CAPTURES[device.type](work, device).replay
+        try:
+            warm_up(work, device)
+        except NotCapturableError:
+            return work
+        return _capture(work, device).replay
 
     return replayed
 
@@ -176,13 +196,7 @@ class Captured(Generic[T]):
         def work() -> None:
             self.result = function(self.batch)
 
-        try:
-            self._graph = CAPTURES[device.type](work, device, apart=apart)
-        except Exception as error:
-            raise CaptureError(
-                f"graphs: expected to capture a step, got {type(error).__name__}: {error}; this process may refuse to "
-                "draw on the device from now on: type the same command with graphs=false, which resumes"
-            ) from error
+        self._graph = _capture(work, device, apart=apart)
 
     def fits(self, batch: Batch) -> bool:
         """Whether a batch has the shape that was captured."""
@@ -205,4 +219,4 @@ def _tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+    return (one.shape, one.dtype) == (other.shape, other.dtype)
