@@ -9,18 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests._helpers.captured_cases import PRESETS, TOKENS, batches, capture_on_the_cpu, preset_state, trained
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
-from tests._helpers.recorder import Late, Recorder, Unchanged
+from tests._helpers.recorder import Late, Unchanged
 from torch import nn
 
-from tutelage import models, objectives, taps
-from tutelage.modules import Distiller, FrozenTeacher, network_context
+from tutelage import objectives
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
-from tutelage.objectives.methods.contrastive import OtherClasses
 from tutelage.runs.resume import FREE
 from tutelage.settings.fit import SGD, AdamW, Cosine
 from tutelage.settings.weights import Linear
-from tutelage.studies import overview
 from tutelage.training.captured import CapturedStep, reason_eager
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
@@ -30,75 +29,12 @@ from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
 from tutelage.training.rng import RngState
 from tutelage.training.state import TrainState
-from tutelage.training.step import train_step
 from tutelage.types import Batch
-
-CLASSES, SAMPLES, STEPS = 10, 64, 4
-TOKENS = "vitkd"  # reads networks of 224 pixels
-PRESETS = [name for name in objectives.PRESETS if name != TOKENS]
 
 
 @pytest.fixture(autouse=True)
 def capturing(monkeypatch):
-    """The recorder captures on the CPU; CRD draws as it does on a device, in operations and not in Python."""
-    monkeypatch.setitem(CAPTURES, "cpu", Recorder)
-    monkeypatch.setattr(OtherClasses, "_per_sample", OtherClasses._batched)
-
-
-def networks(name):
-    if name == TOKENS:
-        pair, side = ("timm:deit_tiny_patch16_224", "timm:deit3_small_patch16_224"), 224
-    else:
-        pair, side = ("cifar:resnet8", "cifar:resnet8" if name in ("fsp", "kd_svd") else "cifar:resnet14"), 32
-    return *(models.create(each, classes=CLASSES) for each in pair), side
-
-
-def preset_state(name, **changes):
-    """A preset's state before the first step, its teacher, and the side of its images."""
-    objective = objectives.cross_entropy() if name == "cross_entropy" else overview.default(name)
-    torch.manual_seed(0)
-    student, teacher, side = networks(name)
-    images, needs = torch.rand(2, 3, side, side), objective.needs
-    shapes = taps.feature_shapes(teacher, needs.class_means, images)
-    context = network_context(
-        objective,
-        student,
-        teacher,
-        images,
-        samples=SAMPLES,
-        classes=CLASSES,
-        labels=torch.arange(SAMPLES) % CLASSES,
-        teacher_logits=torch.randn(SAMPLES, CLASSES),
-        class_means={tap: torch.randn(CLASSES, *shape) for tap, shape in shapes.items()},
-    )
-    distiller = Distiller(student, objective, context).train()
-    training = TrainState(distiller, settings(epochs=1, clip=1.0, **changes), accelerator_on("cpu"))
-    torch.manual_seed(1)
-    return training, FrozenTeacher(teacher, needs.teacher_taps) if needs.teacher else None, side
-
-
-def batches(side, *, spoilt=2):
-    """Four batches, of which one is not finite; its step is not applied."""
-    generator = torch.Generator().manual_seed(3)
-    for step in range(STEPS):
-        images = torch.rand(8, 3, side, side, generator=generator)
-        images[0, 0, 0, 0] = torch.nan if step == spoilt else 0.5
-        index = torch.randperm(SAMPLES, generator=generator)[:8]
-        yield Batch(index, images, index % CLASSES)
-
-
-def trained(name, *, captured, **changes):
-    """All that steps of a preset change, and how many operations were captured."""
-    training, teacher, side = preset_state(name, **changes)
-    step, operations = train_step, 0
-    for k, batch in enumerate(batches(side)):
-        training.now.step = k
-        training.now.set(0.01 / (k + 1), k / STEPS)
-        if captured and step is train_step:
-            step = CapturedStep(training, batch, teacher)
-            operations = len(step._captured._graph.operations)
-        step(training, batch, teacher)
-    return {f"{kind} {k}": t for kind, ts in training.lasting().items() for k, t in enumerate(ts)}, operations
+    capture_on_the_cpu(monkeypatch)
 
 
 def assert_same_bits(name, **changes):
