@@ -4,10 +4,10 @@
     python benchmarks/bench_graphs.py --all                 vitkd too, whose networks read 224 pixels: two minutes more
     python benchmarks/bench_graphs.py --write RESULT.json
 
-No GPU takes part. A step of each preset is written down operation by operation and executed again for the next
-batches, among them one that is not applied, and held against eager steps (`tests/_helpers/recorder.py` says what that proves).
-Then a student of KD, resnet20 of resnet56, 64 images, is trained with a graph whose replay does nothing: what is left is
-the host's part of a step, its operations and microseconds (the tenth percentile), beside those of the eager step.
+No GPU takes part. A step of each preset is written down operation by operation, executed again for the next batches,
+of which one is not applied, and held against eager steps (`tests/_helpers/recorder.py` says what that proves). Then a
+student of KD, resnet20 of resnet56, 64 images, is trained with a graph whose replay does nothing. What is left is the
+host's part of a step: its operations, and its microseconds (the tenth percentile).
 """
 
 import itertools
