@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pytest import MonkeyPatch
+import pytest
 from tests._helpers import captured_cases
 from tests._helpers.recorder import Recorder, Unchanged
 
@@ -117,7 +117,7 @@ if __name__ == "__main__":
     parser.add_argument("--write", type=Path, metavar="RESULT.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         captured_cases.capture_on_the_cpu(patch)
         presets = table(objectives.PRESETS if options.all else captured_cases.PRESETS)
         patch.setitem(CAPTURES, "cpu", Idle)
