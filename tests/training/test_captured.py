@@ -20,6 +20,7 @@ from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.runs.resume import FREE
 from tutelage.settings.fit import SGD, AdamW, Cosine
 from tutelage.settings.weights import Linear
+from tutelage.training import compile
 from tutelage.training.captured import CapturedStep, reason_eager
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
@@ -441,6 +442,15 @@ def test_a_step_is_captured_though_its_first_makes_buffers():
 def bound(term):
     """Return a weighted term that binds to this module."""
     return WeightedTerm("own", 1.0, SimpleNamespace(needs=term.needs, target_gamma=None, bind=lambda context: term))
+
+
+def test_a_step_that_is_not_captured_is_told_of_where_nobody_asked_for_graphs(monkeypatch):
+    monkeypatch.setattr(compile, "FEW", 1)
+    monkeypatch.setitem(compile.COSTS, "graph", 0.0)
+    with pytest.warns(
+        UserWarning, match=r"graphs: expected to capture a step, got not captured: a replayed step differs"
+    ):
+        fitted(mlp(), Rows(*samples(), batch_size=16), objective=python_state(), epochs=1, compile_student=False)
 
 
 def test_a_refused_capture_says_what_to_type(monkeypatch):

@@ -41,6 +41,8 @@ FEW = 200
 """Steps below which nothing is measured: that alone takes some."""
 ROUNDS = 5
 """How often each call is timed."""
+NOT_CAPTURED = "not captured"
+"""How the reason of a step begins that was to be captured and could not be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +299,7 @@ class Trials:
         try:
             current, changed = least_seconds([partial(run_by, self.plan), partial(run_by, candidate)], self.device)
         except NotCapturableError as error:
-            self.reasons[form] = f"not captured: {error}"
+            self.reasons[form] = f"{NOT_CAPTURED}: {error}"
         else:
             self.reasons[form] = f"{current * 1e3:.1f} ms {self._step}, {changed * 1e3:.1f} ms {after}"
             if setting is True or current >= GAIN * changed:

@@ -20,7 +20,7 @@ from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
 from tutelage.training.captured import CapturedStep, Snapshot, reason_eager
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
-from tutelage.training.compile import ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
+from tutelage.training.compile import NOT_CAPTURED, ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on, step_totals, summed
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
@@ -247,13 +247,13 @@ class FitState:
         wanted, reason = self.settings.graphs, self._reason_eager()
         if reason is None:
             plan = _choose_captured_plan(self, batch, teacher, outputs, apart=apart)
-            reason = None if plan.graph or wanted == "auto" else plan.reasons["graph"]
+            said = plan.reasons["graph"]
+            reason = said if not plan.graph and (wanted is True or said.startswith(NOT_CAPTURED)) else None
         else:
             plan = _choose_eager_plan(self.train, batch, teacher, steps=self.steps_left)
-            if self.device.type in CAPTURES:
-                plan = replace(plan, reasons={**plan.reasons, "graph": reason})
-            elif wanted == "auto":
+            if wanted == "auto" and self.device.type not in CAPTURES:
                 return plan
+            plan = replace(plan, reasons={**plan.reasons, "graph": reason})
         self._warn_eager(reason)
         return plan
 
@@ -280,6 +280,7 @@ class FitState:
         except NotCapturableError as error:
             reason = str(error)
         self._warn_eager(reason)
+        self.step = train_step
         self._adopt(replace(plan, graph=False, reasons={**plan.reasons, "graph": reason}))
 
     def _save(self) -> None:
