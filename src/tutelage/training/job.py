@@ -333,6 +333,7 @@ def _choose_captured_plan(
     before = Snapshot(train, batch)
     samples = len(split_batch(batch, settings.accumulate)[0].index)
     trials = Trials(step, use, state.steps_left, samples, train.device)
+    trials.reasons["products"] = "not where steps may be captured"
     try:
         if trials.is_open("graph", settings.graphs):
             trials.attempt("graph", settings.graphs, replace(trials.plan, graph=True), after="as a graph")

@@ -17,7 +17,7 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
     """Take one optimizer step; one whose loss or gradient is not finite is logged and not applied.
 
     Under ``fp16`` one whose scaled gradient overflows is not applied either, but lowers the scale in place of an entry
-    in the log: see `LossScale`. Off the CPU the host waits for nothing.
+    in the log: see `LossScale`. On CUDA the host waits for nothing.
 
     Args:
         state: what the step reads and changes; `FitState.begin_step` has set its numbers.
