@@ -1,13 +1,16 @@
-"""Which presets' steps are replayed to the bit, and what a replayed step leaves the host to do.
+"""Which presets' steps are replayed to the bit, and what a replayed step leaves the host to do. No GPU takes part.
 
-    python benchmarks/bench_graphs.py                       about a minute on one core
+    python benchmarks/bench_graphs.py                       about two minutes on one core
     python benchmarks/bench_graphs.py --all                 vitkd too, whose networks read 224 pixels: two minutes more
     python benchmarks/bench_graphs.py --write RESULT.json
 
-No GPU takes part. A step of each preset is written down operation by operation, executed again for the next batches,
-of which one is not applied, and held against eager steps (`tests/_helpers/recorder.py` says what that proves). Then a
-student of KD, resnet20 of resnet56, 64 images, is trained with a graph whose replay does nothing. What is left is the
-host's part of a step: its operations, and its microseconds (the tenth percentile).
+- presets: a step of each is written down operation by operation and executed again for the next batches, of which one
+  is not applied. All that these steps change is held against eager steps, which run under a dispatch mode that does
+  nothing: torch decomposes operations under such a mode (`tests/_helpers/recorder.py`).
+- host: students of KD, resnet20 of resnet56, 64 images, in a fit whose graph does nothing when it is replayed. What is
+  left is the host's part of a step: its operations, and its microseconds, the tenth percentile over steps. With one
+  image in place of 64 hardly anything is copied: what Python takes. The reference is the eager step of the same run;
+  it is computed on the CPU and the replayed one is not, so that the ratio of their times is no speed-up.
 """
 
 import itertools
@@ -29,28 +32,42 @@ from tutelage import Batch, models, objectives
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import SGD, FitSettings
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.graphs import CAPTURES
+from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
+from tutelage.training.loop import fit
 
-STEPS = {"eager": 10, "replayed": 200}
+STEPS = {"eager": 24, "replayed": 400, "replayed, one image": 400}
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
 
 
-def table(names):
-    """Return and print a row a preset."""
-    rows = {}
-    for name in names:
-        with Unchanged():
-            eager, _ = captured_cases.trained(name, captured=False)
+def row(name):
+    """Return what becomes of a preset's replayed steps."""
+    needs = captured_cases.preset_state(name)[0].distiller.objective.needs
+    with Unchanged():
+        eager, _ = captured_cases.trained(name, captured=False)
+    try:
         replayed, operations = captured_cases.trained(name, captured=True)
-        same = all(torch.equal(value, replayed[key]) for key, value in eager.items())
-        needs = captured_cases.preset_state(name)[0].distiller.objective.needs
-        rows[name] = {"operations": operations, "same bits": same, "host waits": needs.host_waits}
-        verdict = "to the bit" if same else "with other bits"
-        waits = "; stays eager on a GPU, where the host waits in it" if needs.host_waits else ""
-        print(f"{name:<22} {operations:5} operations, replayed {verdict}{waits}", flush=True)
+    except NotCapturableError as error:
+        return {"operations": None, "same bits": False, "why": str(error), "host waits": needs.host_waits}
+    differing = [key for key, value in eager.items() if not torch.equal(value, replayed[key])]
+    why = f"other bits: {', '.join(differing)}" if differing else None
+    return {"operations": operations, "same bits": not differing, "why": why, "host waits": needs.host_waits}
+
+
+def table(*, everything):
+    """Return a row a preset, and print it."""
+    rows = {}
+    for name in objectives.PRESETS:
+        if name == captured_cases.TOKENS and not everything:
+            rows[name] = None
+            print(f"{name:<22} not run; type --all", flush=True)
+            continue
+        got = rows[name] = row(name)
+        verdict = "to the bit" if got["same bits"] else got["why"]
+        waits = "; stays eager on a GPU, where the host waits in it" if got["host waits"] else ""
+        print(f"{name:<22} {got['operations'] or '-':>5} operations, replayed: {verdict}{waits}", flush=True)
     return rows
 
 
@@ -77,9 +94,9 @@ class Idle(Recorder):
 class Batches:
     """One batch, again and again; when each was asked for, and the operations of the second to last step."""
 
-    def __init__(self, steps):
-        index, images = torch.arange(64), torch.rand(64, 3, 32, 32)
-        self.batch, self.steps, self.samples = Batch(index, images, index % 100), steps, 64 * steps
+    def __init__(self, steps, samples):
+        index, images = torch.arange(samples), torch.rand(samples, 3, 32, 32)
+        self.batch, self.steps, self.samples = Batch(index, images, index % 100), steps, samples * steps
         self.moments, self.count = [], Count()
 
     def __len__(self):
@@ -87,8 +104,7 @@ class Batches:
 
     def epoch(self, epoch, *, start=0, rank=0, world=1):
         for step in range(self.steps):
-            if step == 1:
-                Idle.idle = True
+            Idle.idle = step > 0
             if step == self.steps - 2:
                 self.count.__enter__()
             if step == self.steps - 1:
@@ -98,17 +114,42 @@ class Batches:
 
 
 def host(form, students):
-    """Return the operations of a step, and its microseconds."""
-    Idle.idle = False
-    settings = FitSettings(epochs=1, optimizer=SGD(), checkpoint_seconds=1e9, graphs=form == "replayed", **PLAIN)
-    jobs = {
-        k: FitJob(distiller=Distiller(models.create("cifar:resnet20", classes=100), objectives.kd()), settings=settings)
-        for k in range(students)
-    }
-    batches, teacher = Batches(STEPS[form]), FrozenTeacher(models.create("cifar:resnet56", classes=100))
-    list(Lockstep(jobs, teacher, batches, accelerator=accelerator_on("cpu"), isolation=Isolation()).run())
-    times = [after - before for before, after in itertools.pairwise(batches.moments[2:-2])]
-    return {"operations": batches.count.operations, "microseconds": 1e6 * statistics.quantiles(times, n=10)[0]}
+    """Return the operations of a step, and its microseconds: of one student in `fit`, of several in lockstep."""
+    graphs, steps = form != "eager", STEPS[form]
+    settings = FitSettings(epochs=1, optimizer=SGD(), checkpoint_seconds=1e9, graphs=graphs, **PLAIN)
+    made = [Distiller(models.create("cifar:resnet20", classes=100), objectives.kd()) for _ in range(students)]
+    batches, teacher = (
+        Batches(steps, 1 if "one" in form else 64),
+        FrozenTeacher(models.create("cifar:resnet56", classes=100)),
+    )
+    device = accelerator_on("cpu")
+    if students == 1:
+        list(fit(*made, teacher, batches, settings, accelerator=device))
+    else:
+        jobs = {k: FitJob(distiller=each, settings=settings) for k, each in enumerate(made)}
+        list(Lockstep(jobs, teacher, batches, accelerator=device, isolation=Isolation()).run())
+    # Without the first step, which captures, and the one whose operations are counted.
+    times = [after - before for before, after in itertools.pairwise(batches.moments[2:-1])]
+    tenth = statistics.quantiles(times, n=10, method="inclusive")[0]
+    return {"operations": batches.count.operations, "microseconds": 1e6 * tenth}
+
+
+def hosts():
+    """Return the host's part of a step, by the number of students, and print it."""
+    figures = {}
+    for students in (1, 6):
+        name = "one student in fit" if students == 1 else f"{students} students in lockstep"
+        eager, replayed, python = (host(form, students) for form in STEPS)
+        ratios = {key: eager[key] / replayed[key] for key in eager}
+        figures[name] = {**dict(zip(STEPS, (eager, replayed, python), strict=True)), "eager / replayed": ratios}
+        print(
+            f"{name}: a replayed step leaves the host {replayed['operations']} operations and "
+            f"{replayed['microseconds']:.0f} us, {python['microseconds']:.0f} with one image; the eager step, computed "
+            f"on the CPU, has {eager['operations']}, {ratios['operations']:.0f} times as many, and takes "
+            f"{eager['microseconds']:.0f} us, {ratios['microseconds']:.0f} times as long, which is no speed-up",
+            flush=True,
+        )
+    return figures
 
 
 if __name__ == "__main__":
@@ -117,17 +158,16 @@ if __name__ == "__main__":
     parser.add_argument("--write", type=Path, metavar="RESULT.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    print("No GPU takes part: a recorder of operations stands in for CUDA graphs, on the CPU.")
     with pytest.MonkeyPatch.context() as patch:
         captured_cases.capture_on_the_cpu(patch)
-        presets = table(objectives.PRESETS if options.all else captured_cases.PRESETS)
+        presets = table(everything=options.all)
         patch.setitem(CAPTURES, "cpu", Idle)
-        hosts = {}
-        for students in (1, 6):
-            figures = hosts[f"{students} students"] = {form: host(form, students) for form in STEPS}
-            eager, replayed = figures["eager"], figures["replayed"]
-            print(
-                f"students: {students}; a replayed step has {replayed['operations']} operations and "
-                f"{replayed['microseconds']:.0f} us of the host, an eager one {eager['operations']} operations: "
-                f"{eager['operations'] / replayed['operations']:.0f} times as many"
-            )
-    output.write(options.write, {"presets": presets, "host": hosts})
+        record = {
+            "command": f"python benchmarks/bench_graphs.py{' --all' * options.all}",
+            "gpu": "none took part: a recorder of operations on the CPU",
+            "n": {"replayed steps of a preset": captured_cases.STEPS, "steps of the host": STEPS},
+            "presets": presets,
+            "host": hosts(),
+        }
+    output.write(options.write, record)

@@ -15,7 +15,7 @@ from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import Batch
 
-CLASSES, SAMPLES, STEPS = 10, 64, 4
+CLASSES, SAMPLES, STEPS = 10, 64, 5
 TOKENS = "vitkd"  # reads networks of 224 pixels
 PRESETS = [name for name in objectives.PRESETS if name != TOKENS]
 
@@ -59,7 +59,7 @@ def preset_state(name, **changes):
 
 
 def batches(side, *, spoilt=2):
-    """Four batches, of which one is not finite; its step is not applied."""
+    """Five batches, of which one is not finite; its step is not applied."""
     generator = torch.Generator().manual_seed(3)
     for step in range(STEPS):
         images = torch.rand(8, 3, side, side, generator=generator)
