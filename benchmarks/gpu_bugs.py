@@ -5,6 +5,7 @@ transformers, is left out.
 """
 
 import random
+import sys
 import tempfile
 import warnings
 from functools import partial
@@ -13,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tutelage import models, objectives, taps
-from tutelage.modules import Distiller, FrozenTeacher, network_context
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests._helpers.contexts import drawn_context
+
+from tutelage import models, objectives
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import SGD, AdamW, FitSettings
 from tutelage.studies import overview
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
@@ -76,18 +80,7 @@ def build(name, options):
         for n in (depth[0], depth[name not in SAME_SHAPES])
     )
     images = torch.rand(2, 3, 32, 32)
-    means = taps.feature_shapes(teacher, needs.class_means, images).items()
-    context = network_context(
-        objective,
-        student,
-        teacher,
-        images,
-        samples=SAMPLES,
-        classes=CLASSES,
-        labels=torch.arange(SAMPLES) % CLASSES,
-        teacher_logits=torch.randn(SAMPLES, CLASSES),
-        class_means={tap: torch.randn(CLASSES, *shape) for tap, shape in means},
-    )
+    context = drawn_context(objective, student, teacher, images, samples=SAMPLES, classes=CLASSES)
     return Distiller(student, objective, context), FrozenTeacher(teacher, needs.teacher_taps) if needs.teacher else None
 
 

@@ -1,11 +1,12 @@
 """Steps of every preset, eager and captured by the recorder, as tests and the table of presets take them."""
 
 import torch
+from tests._helpers.contexts import drawn_context
 from tests._helpers.fit_cases import settings
 from tests._helpers.recorder import Recorder
 
-from tutelage import models, objectives, taps
-from tutelage.modules import Distiller, FrozenTeacher, network_context
+from tutelage import models, objectives
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives.methods.contrastive import OtherClasses
 from tutelage.studies import overview
 from tutelage.training.captured import CapturedStep
@@ -40,18 +41,7 @@ def preset_state(name, **changes):
     torch.manual_seed(0)
     student, teacher, side = networks(name)
     images, needs = torch.rand(2, 3, side, side), objective.needs
-    shapes = taps.feature_shapes(teacher, needs.class_means, images)
-    context = network_context(
-        objective,
-        student,
-        teacher,
-        images,
-        samples=SAMPLES,
-        classes=CLASSES,
-        labels=torch.arange(SAMPLES) % CLASSES,
-        teacher_logits=torch.randn(SAMPLES, CLASSES),
-        class_means={tap: torch.randn(CLASSES, *shape) for tap, shape in shapes.items()},
-    )
+    context = drawn_context(objective, student, teacher, images, samples=SAMPLES, classes=CLASSES)
     distiller = Distiller(student, objective, context).train()
     training = TrainState(distiller, settings(epochs=1, clip=1.0, **changes), accelerator_on("cpu"))
     torch.manual_seed(1)

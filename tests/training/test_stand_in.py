@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests._helpers.contexts import drawn_context
 from tests._helpers.fit_cases import Rows, mlp, samples, settings
 from tests._helpers.stand_in import ACCELERATOR, META, on_the_stand_in, waits_of
 from torch import nn
 
-from tutelage import config, models, objectives, taps
+from tutelage import config, models, objectives
 from tutelage.config.schema import Recipe
 from tutelage.models.classifier import Classifier, _column
-from tutelage.modules import Distiller, FrozenTeacher, network_context
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Linear, Objective, WeightedTerm
 from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute
@@ -57,18 +58,7 @@ class Lesson:
         student, teacher, size = pair or (PAIR if needs.student_taps or needs.teacher_taps else SMALL)
         student, teacher = create(student), create(teacher)
         images = torch.rand(4, 3, size, size)
-        shapes = taps.feature_shapes(teacher, needs.class_means, images[:2])
-        context = network_context(
-            objective,
-            student,
-            teacher,
-            images[:2],
-            samples=SAMPLES,
-            classes=CLASSES,
-            labels=torch.arange(SAMPLES) % CLASSES,
-            teacher_logits=torch.randn(SAMPLES, CLASSES),
-            class_means={tap: torch.randn(CLASSES, *shape) for tap, shape in shapes.items()},
-        )
+        context = drawn_context(objective, student, teacher, images[:2], samples=SAMPLES, classes=CLASSES)
         self.job = FitJob(
             distiller=Distiller(student, objective, context),
             settings=settings(clip=1.0, **EAGER, **changes),
