@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from tutelage.types import Batch
 GAIN = 1.2
 """How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so it loses a near tie."""
 FEW = 400
-"""Fits of fewer steps are not timed: timing takes sixteen steps, at most 4 % of longer ones."""
+"""Fits of fewer steps are not timed: timing takes sixteen steps, at most 4 % of longer ones; to capture takes more."""
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
 """How the timed steps are computed: other speed-ups are chosen later, in the chosen precision, but for graphs."""
 TIMED = 3
@@ -78,9 +79,7 @@ def resolve_precision(
     reference, *others = choices = candidates(accelerator.device)
     if accelerator.device.type == "cuda" and not others:
         return resolved(reference, f"precision {reference}: the device has no bfloat16; precision=fp16 is there to try")
-    # Launched one by one, the operations of small networks take as long in any precision.
-    graphs = {"graphs": True} if accelerator.device.type in CAPTURES and recipe.graphs is not False else {}
-    inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN | graphs)
+    inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN)
     few = steps_of(timed, len(inputs.splits.train)) < FEW
     if few or accelerator.num_processes > 1:
         untimed = f"fewer than {FEW} steps" if few else "several processes"
@@ -131,7 +130,8 @@ class StepTime(NamedTuple):
 def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: float = math.inf) -> StepTime:
     """Time a few real training steps of a stage on copies of student and live teacher, recorded outputs or not.
 
-    After ``limit`` seconds no further step is taken; the first to warm up and one more always are.
+    After ``limit`` seconds no further step is taken; the first to warm up and one more always are. Steps that a run may
+    replay as graphs are timed so: launched one by one, the operations of small networks take as long in any precision.
     """
     accelerator = accelerator_on(recipe.device)
     objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]
@@ -144,7 +144,11 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
         accelerator.device, train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True
     )
     timed, settings = _TimedBatches(batches, TIMED, limit), replace(planned.settings, epochs=1)
-    (record,) = fit(Distiller(student, objective, context), teacher, timed, settings, accelerator=accelerator)
+    if accelerator.device.type in CAPTURES and settings.graphs == "auto":  # Else so few steps are not captured.
+        settings = replace(settings, graphs=not objective.needs.host_waits)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "graphs: ")  # The run says it.
+        (record,) = fit(Distiller(student, objective, context), teacher, timed, settings, accelerator=accelerator)
     return StepTime(timed.seconds, record["train"]["terms"])
 
 
