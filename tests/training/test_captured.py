@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from tutelage.training.graphs import CAPTURES, CaptureError
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
+from tutelage.training.loop import fit
 from tutelage.training.rng import RngState
 from tutelage.training.state import TrainState
 from tutelage.types import Batch
@@ -204,14 +206,14 @@ def lockstep(graphs, *, teacher=True):
 @pytest.mark.parametrize("teacher", [True, False])
 def test_students_in_lockstep_have_graphs_of_their_own(teacher, monkeypatch):
     """The recorder draws from the process's generators; a CUDA graph has those that it was captured with."""
-    plain = Isolation.attempt_drawless
+    plain = Isolation.attempt_without_generators
 
     def drawing(self, k, work, *args):
         with self.generators[k]:
             return plain(self, k, work, *args)
 
     monkeypatch.setattr(Isolation, "attempt", drawing)
-    monkeypatch.setattr(Isolation, "attempt_drawless", drawing)
+    monkeypatch.setattr(Isolation, "attempt_without_generators", drawing)
     with Unchanged():
         eager, weights, _, _ = lockstep(False, teacher=teacher)
     records, captured, errors, group = lockstep(True, teacher=teacher)
@@ -451,6 +453,17 @@ def test_a_step_that_is_not_captured_is_told_of_where_nobody_asked_for_graphs(mo
         UserWarning, match=r"graphs: expected to capture a step, got not captured: a replayed step differs"
     ):
         fitted(mlp(), Rows(*samples(), batch_size=16), objective=python_state(), epochs=1, compile_student=False)
+
+
+@pytest.mark.parametrize(("products", "said"), [(True, "products|faster"), ("auto", "not tried where steps")])
+def test_products_are_taken_beside_a_graph_where_they_are_asked_for(tmp_path, products, said):
+    distiller, plans = Distiller(seeded(Moving), objectives.cross_entropy()), []
+    sink = CheckpointSink(Checkpoints(tmp_path / "c"), tmp_path / "best", {}, plans.append)
+    rows = Rows(*samples(16, shape=(2, 8, 8)), batch_size=8)
+    chosen = settings(graphs=True, gradient_products=products, epochs=1)
+    list(fit(distiller, None, rows, chosen, accelerator=accelerator_on("cpu"), keep=sink))
+    assert plans[0]["graph"]
+    assert re.search(said, plans[0]["why"]["products"])
 
 
 def test_a_refused_capture_says_what_to_type(monkeypatch):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tutelage.training.distributed import single_process
 from tutelage.training.graphs import CAPTURES, Captured, NotCapturableError, warm_up
 from tutelage.training.rng import random_state, restore_random
 from tutelage.training.state import TrainState
@@ -22,7 +21,7 @@ def reason_eager(state: TrainState) -> str | None:
     """Return why a fit's steps cannot be captured, as far as that is known beforehand."""
     if state.device.type not in CAPTURES:
         return "no CUDA device"
-    if not single_process(state.accelerator):
+    if state.accelerator.num_processes > 1:
         return "several processes"
     if state.distiller.objective.needs.host_waits:
         return "a term of the objective makes the host wait in every step"

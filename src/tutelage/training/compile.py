@@ -183,14 +183,7 @@ class PlannedStudent:
         ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts.
         """
         trials = Trials(step, self.use, steps, samples, device)
-        if trials.is_open("products", settings.gradient_products):
-            with Products() as probe:
-                step()
-            if shapes := faster_products(probe.seen, device):
-                candidate = replace(trials.plan, products=shapes)
-                trials.attempt("products", settings.gradient_products, candidate, after="with products")
-            else:
-                trials.reasons["products"] = "none is faster"
+        trials.attempt_products(settings.gradient_products)
         if trials.is_open("student", settings.compile_student):
             trials.attempt("student", settings.compile_student, replace(trials.plan, student_compiled=True))
         return trials.chosen()
@@ -307,6 +300,17 @@ class Trials:
             if setting is True or current >= GAIN * changed:
                 self.plan, self._step = candidate, after
         self.use(self.plan)
+
+    def attempt_products(self, setting: Switch) -> None:
+        """Try the weight gradients of convolutions as products, of those shapes for which that is faster."""
+        if not self.is_open("products", setting):
+            return
+        with Products() as probe:
+            self.run()
+        if shapes := faster_products(probe.seen, self.device):
+            self.attempt("products", setting, replace(self.plan, products=shapes), after="with products")
+        else:
+            self.reasons["products"] = "none is faster"
 
     def chosen(self) -> ComputePlan:
         """Return the best, with what was measured."""

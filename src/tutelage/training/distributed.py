@@ -78,11 +78,6 @@ def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def single_process(accelerator: Accelerator) -> bool:
-    """Whether no other process shares the steps."""
-    return accelerator.num_processes == 1
-
-
 def agreed(flag: Tensor, accelerator: Accelerator) -> Tensor:
     """Return whether a ``()`` bool is true in all processes."""
     if accelerator.num_processes == 1:

@@ -32,9 +32,9 @@ class Isolation:
     def attempt(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Do some work of the ``k``-th; return what it returns, none where it fails."""
         with self.generators.get(k) or nullcontext():
-            return self.attempt_drawless(k, work, *args, **kwargs)
+            return self.attempt_without_generators(k, work, *args, **kwargs)
 
-    def attempt_drawless(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+    def attempt_without_generators(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """As `attempt`, for work that draws nothing on the host: to swap the generators takes as long as a step."""
         try:
             return work(*args, **kwargs)

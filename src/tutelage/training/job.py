@@ -73,7 +73,7 @@ class FitState:
         train: what a step reads and changes.
         plan: how it is computed, once that is chosen.
         step: takes a step: `train_step`, or a graph of it.
-        reason_eager: why steps are not captured, where that does not lie in this fit.
+        group_reason: why steps are not captured, where that lies in what a group shares.
         history: the records of its epochs.
     """
 
@@ -89,7 +89,7 @@ class FitState:
         self.now = self.train.now
         self.plan: ComputePlan | None = None
         self.step: Callable[[TrainState, Batch, Teacher | None], None] = train_step
-        self.reason_eager: str | None = None
+        self.group_reason: str | None = None
         self.history: list[records.Epoch] = []
         self.to_beat = job.to_beat
         self.total_steps = steps * job.settings.epochs
@@ -259,7 +259,7 @@ class FitState:
 
     def _reason_eager(self) -> str | None:
         """Return why steps are not captured, as far as that is known beforehand."""
-        return _OFF if self.settings.graphs is False else self.reason_eager or reason_eager(self.train)
+        return _OFF if self.settings.graphs is False else self.group_reason or reason_eager(self.train)
 
     def _warn_eager(self, reason: str | None) -> None:
         """Say why steps are not captured, unless they are not to be."""
@@ -313,7 +313,7 @@ def _choose_captured_plan(
     """Choose among whole steps where they can be captured: eager, as a graph, and either with compiled networks."""
     train, settings, asked = state.train, state.settings, outputs or teacher
     given = teacher.plan if teacher is not None and outputs is not None and teacher.plan else ComputePlan()
-    wanted = (settings.graphs, settings.compile_student, settings.compile_teacher)
+    wanted = (settings.graphs, settings.compile_student, settings.compile_teacher, settings.gradient_products)
     if reason := reason_unmeasured(state.steps_left, 1, wanted):
         return ComputePlan(reasons={"student": reason, "graph": reason}).after(given)
     steps: dict[str, Callable[[TrainState, Batch, Teacher | None], None]] = {}
@@ -333,8 +333,11 @@ def _choose_captured_plan(
     before = Snapshot(train, batch)
     samples = len(split_batch(batch, settings.accumulate)[0].index)
     trials = Trials(step, use, state.steps_left, samples, train.device)
-    trials.reasons["products"] = "not where steps may be captured"
     try:
+        if settings.gradient_products is True:
+            trials.attempt_products(True)
+        else:  # They save time of a CPU.
+            trials.reasons["products"] = "not tried where steps may be captured"
         if trials.is_open("graph", settings.graphs):
             trials.attempt("graph", settings.graphs, replace(trials.plan, graph=True), after="as a graph")
         alone = teacher is not None and outputs is None and teacher.compiles

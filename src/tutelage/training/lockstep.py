@@ -112,7 +112,7 @@ class Lockstep:
         shared, outputs = self._with_outputs(batch, present)
         for k, state in present.items():
             replayed = isinstance(state.step, CapturedStep) and state.step.fits(batch)
-            attempt = self.isolation.attempt_drawless if replayed else self.isolation.attempt
+            attempt = self.isolation.attempt_without_generators if replayed else self.isolation.attempt
             if attempt(k, self._step, state, shared, outputs, len(present)):
                 self.isolation.attempt(k, state.save_steps)  # with its own generators
         for state in present.values():
@@ -151,7 +151,7 @@ class Lockstep:
                 self._pass = _captured_pass(outputs, batch)
             except NotCapturableError as error:
                 for state in using:  # Their graphs would read outputs that do not come to the same memory again.
-                    state.reason_eager = f"a teacher that is not captured: {error}"
+                    state.group_reason = f"a teacher that is not captured: {error}"
         if self._pass is not None and self._pass.fits(batch):
             replayed = self._pass(batch)
             return self._pass.batch._replace(view=batch.view), replayed
