@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tutelage import checks
+from tutelage.types import Sparse
 
 Transform = Callable[[Tensor], Tensor]
 """A mapping f of each probability on its own, in log space: from ``log x`` to ``log f(x)``, elementwise."""
@@ -203,6 +204,20 @@ def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
         tensor(2.)
     """
     return torch.logsumexp(_mapped(log_probs, f), dim=-1)
+
+
+def dense(logits: Sparse) -> Tensor:
+    """Return all logits ``(..., classes)`` of a row of which the largest and a level are known.
+
+    In the wider dtype of values and level; differentiable in both.
+
+    Example:
+        >>> dense(Sparse(torch.tensor([[3.0]]), torch.tensor([[1]]), torch.tensor([0.5]), 3))
+        tensor([[0.5000, 3.0000, 0.5000]])
+    """
+    dtype = torch.promote_types(logits.values.dtype, logits.level.dtype)
+    level = logits.level.to(dtype)[..., None].expand(*logits.level.shape, logits.classes)
+    return level.scatter(-1, logits.index, logits.values.to(dtype))
 
 
 # Where f is this flat in log space, log f(x) = log x + log(slope) - c * x to the last bit of a float64.

@@ -56,6 +56,22 @@ class Outputs(NamedTuple):
     taps: Mapping[str, Tensor] = {}
 
 
+class Sparse(NamedTuple):
+    """A teacher's largest logits, and one logit that stands for each of the others.
+
+    Attributes:
+        values: ``(..., top)``.
+        index: ``(..., top)`` int64, the classes of the values, each at most once.
+        level: ``(...)``, the logit of every other class; ``-inf`` for probability 0.
+        classes: of the whole row.
+    """
+
+    values: Tensor
+    index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on it
+    level: Tensor
+    classes: int
+
+
 class Progress(NamedTuple):
     """Where in a fit a step is: what a scheduled weight or learning rate is a function of. A run's stage is a fit.
 

@@ -1,38 +1,47 @@
-"""Last linear layers, cross-entropy and weighted transformed teacher matching, a chunk of tokens at a time.
+"""Last linear layers, cross-entropy and a loss of the logits, without the logits ever being whole in memory.
 
 The logits of a large vocabulary take more memory than anything else in a step; here those of one chunk exist at a time.
 The forward pass knows the weights of the terms, so it computes the gradients too, in the chunk's own memory; the
-backward pass multiplies them by the incoming gradient.
+backward pass multiplies them by the incoming gradient. A chunk is some tokens with all classes; in Triton it is all
+tokens with some classes, whose logits are made twice: then a class's weights have their whole gradient at once, and no
+sum of it in float32, twice as large as itself, has to be kept.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage import checks
-from tutelage.kernels import joint
+from tutelage import checks, losses
+from tutelage.kernels import cpu_sweeps
+from tutelage.kernels.divergence import Divergence, LogitLoss, divergence_of, is_wttm
+from tutelage.kernels.logits import check_classwise, in_triton
 from tutelage.types import UNLABELLED, Loss
 
 CHUNK = 1 << 25
-"""Logits in a chunk where none is named: 134 MB in float32, twice, for the student and the teacher."""
+"""Logits of a network in a chunk of tokens where none is named: 134 MB in float32."""
+SHARE = 1 << 14
+"""Bytes of a device's memory for each logit of a network in a chunk of classes: of 80 GB, 5 million logits."""
+FEWEST = 128
+"""Classes that a chunk of classes has at least, and a multiple of which it has: matrix products want it so."""
 SLICE = 1 << 12
-"""Classes whose weights' gradient is made at a time where it must be widened before it is added."""
+"""Rows of a product that are made at a time where they must be widened before they are added."""
 
 
 @torch.compiler.disable
-def linear_cross_entropy_and_wttm(
+def linear(
+    loss: LogitLoss,
     student_hidden: Tensor,
     student_weight: Tensor,
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     labels: Tensor,
     *,
-    gamma: float,
-    beta: float,
+    weight: float = 1.0,
     supervised: float = 1.0,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
@@ -40,35 +49,40 @@ def linear_cross_entropy_and_wttm(
     ignore_index: int = UNLABELLED,
     chunk: int | None = None,
 ) -> Loss:
-    """Compute cross-entropy plus WTTM of two last linear layers without their logits ever being whole in memory.
+    """Compute cross-entropy plus a loss of two last linear layers without their logits ever being whole in memory.
 
-    ``supervised * sum_L w * CE / sum_L w + beta * sum w * WTTM / sum w`` with ``z = h W^T + b`` of each network, CE and
-    WTTM as in `losses.cross_entropy` and `losses.wttm`, and ``w`` the tokens' weights, 1 where none are given. ``L``
-    are the labelled tokens. *All* tokens take part in the matching term, labelled or not: a token that must not, such
-    as padding, gets weight 0. A mean over no weight at all is 0, and so is its gradient.
+    ``supervised * sum_L w * CE / sum_L w + weight * sum w * D / sum w`` with ``z = h W^T + b`` of each network, CE as
+    in `losses.cross_entropy`, ``D`` the loss, and ``w`` the tokens' weights, 1 where none are given. ``L`` are the
+    labelled tokens. *All* tokens take part in the loss ``D``, labelled or not: a token that must not, such as padding,
+    gets weight 0. A mean over no weight at all is 0, and so is its gradient.
 
-    The logits of ``chunk`` tokens are made in the dtype of ``hidden``, the loss in at least float32, the weights'
-    gradient is summed up in at least float32 and returned in the weights' dtype. Autocast has no effect in here. Beside
-    what comes in and its gradients, memory holds two chunks of logits. Under ``torch.compile`` the graph breaks here.
+    Logits are made in the dtype of ``hidden``, the losses in at least float32, the weights' gradient is summed up in at
+    least float32 and returned in the weights' dtype. Autocast has no effect in here. Beside what comes in and its
+    gradients, memory holds two chunks of logits and, for narrower dtypes, a float32 sum: of the weights' gradient, or
+    in Triton of the hidden states'. What is computed how is as for `cross_entropy_and`; losses without a form of their
+    own take several chunks' memory. On CUDA the host waits for nothing. Under ``torch.compile`` the graph breaks here.
 
     Args:
+        loss: a function of student's and teacher's logits, ``(tokens, classes)``, of values ``(tokens,)``, its
+            hyperparameters bound: ``functools.partial(losses.wttm, gamma=0.9)``. Those of `losses` that
+            `cross_entropy_and` names are fast; any other is differentiated by autograd, a chunk at a time.
         student_hidden: ``(..., width)``, any floating dtype.
         student_weight: ``(classes, width)``, of the same dtype, as `torch.nn.Linear` keeps it.
         teacher_hidden: ``(..., width of the teacher)``, any floating dtype; gets no gradient.
         teacher_weight: ``(classes, width of the teacher)``, of the same dtype; gets no gradient.
         labels: ``(...)`` int64 class indices, or ``ignore_index``. Soft labels would be as large as the logits.
-        gamma: the exponent, finite and above 0.
-        beta: the weight of the matching term, finite and at least 0.
+        weight: of the loss, finite and at least 0.
         supervised: the weight of the cross-entropy, finite and at least 0.
         student_bias: ``(classes,)``, of the student's dtype; none for 0.
         teacher_bias: ``(classes,)``, of the teacher's dtype; gets no gradient; none for 0.
         sample_weight: ``(...)``, floating, finite and at least 0 (not checked); gets no gradient; none for 1.
         ignore_index: the class index of a token without a label.
-        chunk: tokens whose logits are made at a time, at least 1; none for about 2**25 logits.
+        chunk: logits of each network that exist at a time, at least 1; none for 2**25, and in Triton for as many as
+            the device's memory has room for.
 
     Returns:
-        ``total``, ``()``, at least float32, and ``parts``: the two means, ``cross_entropy`` and ``wttm``, not weighted
-        and detached.
+        ``total``, ``()``, at least float32, and ``parts``: the two means, ``cross_entropy`` and ``matching``, not
+        weighted and detached.
 
     Raises:
         TypeError, ValueError: if a dtype, a shape or a number is not as above.
@@ -80,8 +94,8 @@ def linear_cross_entropy_and_wttm(
 
     Example:
         >>> layer, labels = (torch.ones(2, 3), torch.eye(4, 3)), torch.tensor([0, -100])
-        >>> loss = linear_cross_entropy_and_wttm(*layer, *layer, labels, gamma=1.0, beta=2.0)
-        >>> loss.total, loss.parts["wttm"]
+        >>> loss = linear(partial(losses.wttm, gamma=1.0), *layer, *layer, labels, weight=2.0)
+        >>> loss.total, loss.parts["matching"]
         (tensor(1.2143), tensor(0.))
     """
     _check_layer("student", student_hidden, student_weight, student_bias)
@@ -91,8 +105,12 @@ def linear_cross_entropy_and_wttm(
             f"teacher_weight: expected as many classes as student_weight, {student_weight.shape[0]}, got "
             f"{teacher_weight.shape[0]}; both networks need one vocabulary, in one order"
         )
-    checks.positive(gamma, "gamma", example=0.1)
-    checks.weight(beta, "beta", example=1.0)
+    if not callable(loss):
+        raise TypeError(
+            f"loss: expected a function of student's and teacher's logits, got {type(loss).__name__}; type for example "
+            "functools.partial(losses.wttm, gamma=0.9)"
+        )
+    checks.weight(weight, "weight", example=1.0)
     checks.weight(supervised, "supervised", example=1.0)
     tokens, classes = student_hidden.shape[:-1], student_weight.shape[0]
     if teacher_hidden.shape[:-1] != tokens:
@@ -102,13 +120,11 @@ def linear_cross_entropy_and_wttm(
         )
     labels = _labels(labels, tokens, classes, ignore_index)
     weights = _weights(sample_weight, tokens, student_hidden)
-    if chunk is None:
-        chunk = max(1, CHUNK // classes)
-    elif isinstance(chunk, bool) or not isinstance(chunk, int):
-        raise TypeError(f"chunk: expected a number of tokens, got {type(chunk).__name__}; type for example chunk=256")
-    elif chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token, got {chunk}; type for example chunk=256")
-    total, ce, wttm = _Linear.apply(
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
+        raise TypeError(f"chunk: expected a number of logits, got {type(chunk).__name__}; type for example chunk=2**22")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 logit, got {chunk}; type for example chunk=2**22")
+    total, ce, matching = _Linear.apply(
         student_hidden.reshape(-1, student_hidden.shape[-1]),
         student_weight,
         student_bias,
@@ -117,14 +133,14 @@ def linear_cross_entropy_and_wttm(
         teacher_bias.detach() if teacher_bias is not None else None,
         labels,
         weights,
-        (float(gamma), float(beta), float(supervised), chunk),
+        _Settings(loss, divergence_of(loss), float(weight), float(supervised), chunk),
     )
-    return Loss(total, {"cross_entropy": ce, "wttm": wttm})
+    return Loss(total, {"cross_entropy": ce, "matching": matching})
 
 
 def _check_layer(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    joint.check_classwise(hidden, f"{name}_hidden")
-    joint.check_classwise(weight, f"{name}_weight")
+    check_classwise(hidden, f"{name}_hidden")
+    check_classwise(weight, f"{name}_weight")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
         raise ValueError(
             f"{name}_weight: expected shape (classes, {hidden.shape[-1]}), as {name}_hidden is wide, got "
@@ -147,7 +163,7 @@ def _labels(labels: Tensor, tokens: torch.Size, classes: int, ignore_index: int)
     if isinstance(labels, Tensor) and labels.is_floating_point():
         raise TypeError(
             f"labels: expected int64 class indices, got {labels.dtype}; soft labels are as large as the logits: "
-            "type losses.cross_entropy and losses.wttm"
+            "type losses.cross_entropy and the loss"
         )
     if isinstance(labels, Tensor) and labels.dtype == torch.int64:
         if ignore_index != UNLABELLED:
@@ -185,76 +201,222 @@ def _share(weights: Tensor) -> Tensor:
     return torch.where(total == 0, 0.0, weights / total)
 
 
+class _Layer(NamedTuple):
+    """A last layer with what goes into it."""
+
+    hidden: Tensor  # (tokens, width)
+    weight: Tensor  # (classes, width)
+    bias: Tensor | None  # (classes,)
+
+    def logits(self, tokens: slice = slice(None), classes: slice = slice(None)) -> Tensor:
+        """Return the logits of some tokens and classes."""
+        return F.linear(self.hidden[tokens], self.weight[classes], None if self.bias is None else self.bias[classes])
+
+
+class _Settings(NamedTuple):
+    loss: LogitLoss
+    divergence: Divergence | None  # which point of the family the loss is
+    weight: float
+    supervised: float
+    chunk: int | None  # logits
+
+
+class _Weights(NamedTuple):
+    """What each token's values are summed up with, ``(tokens,)``, and how the terms are weighted."""
+
+    of_ce: Tensor
+    of_loss: Tensor
+    supervised: float
+    weight: float
+    scale: Tensor  # a power of 2, by which gradients are larger meanwhile: those of a mean vanish in float16
+
+    def by_ce(self, tokens: slice = slice(None)) -> Tensor:
+        """Return the gradient by the cross-entropies, scaled."""
+        return self.scale * self.supervised * self.of_ce[tokens]
+
+    def by_loss(self, tokens: slice = slice(None)) -> Tensor:
+        """Return the gradient by the loss's values, scaled."""
+        return self.scale * self.weight * self.of_loss[tokens]
+
+
+class _Gradients:
+    """The gradients by hidden states, weight and bias that are asked for, as they are summed up.
+
+    Args:
+        layer: the student's.
+        needs: of the three.
+        summed: those of which parts are added, and which are summed up in at least float32.
+    """
+
+    def __init__(self, layer: _Layer, needs: tuple[bool, ...], summed: tuple[bool, ...]) -> None:
+        wide = torch.promote_types(layer.hidden.dtype, torch.float32)
+        self.hidden, self.weight, self.bias = (
+            torch.zeros_like(x, dtype=wide if wider else x.dtype) if needed and x is not None else None
+            for x, needed, wider in zip(layer, needs, summed, strict=True)
+        )
+        self._layer, self.any = layer, any(needs)
+
+    def of_tokens(self, dz: Tensor, part: slice) -> None:
+        """Take the gradient by some tokens' logits."""
+        if self.hidden is not None:
+            torch.mm(dz, self._layer.weight, out=self.hidden[part])
+        if self.weight is not None:
+            _add_product(self.weight, dz.T, self._layer.hidden[part])
+        if self.bias is not None:
+            self.bias += dz.sum(0, dtype=self.bias.dtype)
+
+    def of_classes(self, dz: Tensor, part: slice) -> None:
+        """Take the gradient by some classes' logits."""
+        if self.hidden is not None:
+            _add_product(self.hidden, dz, self._layer.weight[part])
+        if self.weight is not None:
+            rows = self.weight[part]
+            whole = torch.zeros_like(rows, dtype=torch.float32)
+            _add_product(whole, dz.T, self._layer.hidden)
+            rows.copy_(whole)
+        if self.bias is not None:
+            self.bias[part] = dz.sum(0, dtype=torch.float32)
+
+    def returned(self) -> list[Tensor | None]:
+        """Return them in the dtype of what they are by."""
+        pairs = zip((self.hidden, self.weight, self.bias), self._layer, strict=True)
+        return [d.to(x.dtype) if d is not None and x is not None else None for d, x in pairs]
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        teacher_hidden: Tensor,
-        teacher_weight: Tensor,
-        teacher_bias: Tensor | None,
-        labels: Tensor,
-        weights: Tensor,
-        settings: tuple[float, float, float, int],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        gamma, beta, supervised, chunk = settings
-        of_ce, of_wttm = _share(weights.masked_fill(labels == UNLABELLED, 0.0)), _share(weights)
-        ce, wttm = weights.new_zeros(2, dtype=joint.dtype_of(hidden, teacher_hidden))
-        wide = ce.dtype
-        needs = ctx.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden) if needs[0] else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
-        d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), chunk):
-                part = slice(start, start + chunk)
-                z = F.linear(hidden[part], weight, bias)
-                v = F.linear(teacher_hidden[part], teacher_weight, teacher_bias)
-                ce_values, wttm_values, statistics = joint.forward(z, v, labels[part], gamma)
-                # A token without weight counts nothing, also where its term is infinite.
-                ce += (of_ce[part] * ce_values).masked_fill(of_ce[part] == 0, 0.0).sum()
-                wttm += (of_wttm[part] * wttm_values).masked_fill(of_wttm[part] == 0, 0.0).sum()
-                if not any(needs):
-                    continue
-                by_ce, by_wttm = supervised * of_ce[part], beta * of_wttm[part]
-                dz = joint.backward(z, v, labels[part], statistics, by_ce, by_wttm, gamma, out=z)
-                if d_hidden is not None:
-                    torch.mm(dz, weight, out=d_hidden[part])
-                if d_weight is not None:
-                    _add_product(d_weight, dz, hidden[part])
-                if d_bias is not None:
-                    d_bias += dz.sum(0, dtype=wide)
-                del z, v, dz  # Before the next chunk's are made.
-        # The weights are leaves: what is narrower than its sum is made once, at the end.
-        d_weight, d_bias = (d.to(weight.dtype) if d is not None else None for d in (d_weight, d_bias))
-        ctx.gradients = [d_hidden, d_weight, d_bias]
-        ctx.save_for_backward(hidden, weight, bias)  # For the error of a second derivative alone.
-        ctx.mark_non_differentiable(ce, wttm)
-        return supervised * ce + beta * wttm, ce, wttm
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        student, teacher = _Layer(*inputs[:3]), _Layer(*inputs[3:6])
+        labels, weights, settings = inputs[6:]
+        weight, supervised = settings.weight, settings.supervised
+        of_ce, of_loss = _share(weights.masked_fill(labels == UNLABELLED, 0.0)), _share(weights)
+        scale = _power_of_two(of_ce, of_loss)
+        of = _Weights(of_ce, of_loss, supervised, weight, scale)
+        run = _by_classes if settings.divergence and in_triton(student.hidden, teacher.hidden) else _by_tokens
+        with torch.autocast(student.hidden.device.type, enabled=False):
+            values, gradients = run(settings, student, teacher, labels, of, ctx.needs_input_grad[:3])
+        # A token without weight counts nothing, also where its term is infinite.
+        ce, matching = ((w * x).masked_fill(w == 0, 0.0).sum() for w, x in zip((of_ce, of_loss), values, strict=True))
+        ctx.gradients, ctx.scale = gradients, scale
+        ctx.save_for_backward(*student)  # For the error of a second derivative alone.
+        ctx.mark_non_differentiable(ce, matching)
+        return supervised * ce + weight * matching, ce, matching
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(
-                "linear_cross_entropy_and_wttm: expected one backward pass per call, got a second; its gradients are "
-                "handed over, not copied: call the function again"
+                "kernels.linear: expected one backward pass per call, got a second; its gradients are handed over, "
+                "not copied: call the function again"
             )
         returned: list[Tensor | None] = []
         for buffer, source in zip(gradients, ctx.saved_tensors, strict=True):
             if buffer is not None:
                 with torch.no_grad():
-                    buffer.mul_(gradient)
-            returned.append(joint.once(buffer, source) if buffer is not None else None)
+                    buffer.mul_(gradient / ctx.scale)
+            returned.append(cpu_sweeps.once(buffer, source) if buffer is not None else None)
         return *returned, None, None, None, None, None, None
 
 
-def _add_product(total: Tensor, dz: Tensor, hidden: Tensor) -> None:
-    """Add ``dz^T hidden``; where the sum is wider than they are, a slice of it at a time."""
-    if total.dtype == dz.dtype == hidden.dtype:
-        total.addmm_(dz.T, hidden)
-        return
-    for part in range(0, dz.shape[1], SLICE):
-        total[part : part + SLICE] += dz[:, part : part + SLICE].T @ hidden
+def _by_tokens(
+    settings: _Settings, student: _Layer, teacher: _Layer, labels: Tensor, of: _Weights, needs: tuple[bool, ...]
+) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
+    """Go over the tokens by chunks; return their cross-entropies and values, and the gradients, scaled."""
+    tokens, classes = len(labels), len(student.weight)
+    gradients = _Gradients(student, needs, (False, True, True))
+    divergence = settings.divergence
+    if student.hidden.device.type == "cpu" and divergence is not None and is_wttm(divergence):
+        values_and_gradient = partial(_swept, divergence.teacher_gamma)
+    else:
+        values_and_gradient = partial(_differentiated, settings.loss)
+    dtype = cpu_sweeps.dtype_of(student.hidden, teacher.hidden)
+    ce, values = of.of_ce.new_empty(2, tokens, dtype=dtype)
+    size = max(1, (settings.chunk or CHUNK) // classes)
+    for start in range(0, tokens, size):
+        part = slice(start, start + size)
+        z, v = student.logits(part), teacher.logits(part)
+        by = (of.by_ce(part), of.by_loss(part)) if gradients.any else None
+        ce[part], values[part], dz = values_and_gradient(z, v, labels[part], by)
+        if dz is not None:
+            gradients.of_tokens(dz, part)
+        del z, v, dz  # Before the next chunk's are made.
+    return (ce, values), gradients.returned()
+
+
+By = tuple[Tensor, Tensor] | None
+"""Gradients by cross-entropies and values, ``(tokens,)``; none where no gradient is asked for."""
+Chunk = tuple[Tensor, Tensor, Tensor | None]
+"""Cross-entropies and values of a chunk's tokens, and the gradient by its logits."""
+
+
+def _swept(gamma: float, z: Tensor, v: Tensor, labels: Tensor, by: By) -> Chunk:
+    ce, values, statistics = cpu_sweeps.forward(z, v, labels, gamma)
+    dz = cpu_sweeps.backward(z, v, labels, statistics, *by, gamma, out=z) if by is not None else None
+    return ce, values, dz
+
+
+def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: By) -> Chunk:
+    with torch.set_grad_enabled(by is not None):
+        z.requires_grad_(by is not None)
+        ce, values = losses.cross_entropy(z, labels), loss(z, v)
+        if values.shape != labels.shape:
+            raise ValueError(
+                f"loss: expected one value per token, shape {tuple(labels.shape)}, got {tuple(values.shape)}; "
+                "leave the mean over tokens to kernels.linear"
+            )
+        if by is None:
+            return ce, values, None
+        (dz,) = torch.autograd.grad([ce, values], z, list(by))
+    return ce.detach(), values.detach(), dz.masked_fill_(((by[0] == 0) & (by[1] == 0))[:, None], 0.0)
+
+
+def _by_classes(
+    settings: _Settings, student: _Layer, teacher: _Layer, labels: Tensor, of: _Weights, needs: tuple[bool, ...]
+) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
+    """Go over the classes by chunks, in Triton; return what `_by_tokens` does."""
+    from tutelage.kernels import triton_sweeps
+
+    assert settings.divergence is not None  # Others have no form in Triton.
+    tokens, classes = len(labels), len(student.weight)
+    gradients = _Gradients(student, needs, (True, False, False))
+    sweeps = triton_sweeps.Sweeps(settings.divergence, labels, classes)
+    size = _classes_at_a_time(settings.chunk, student.hidden.device, tokens)
+    parts = [slice(start, min(start + size, classes)) for start in range(0, classes, size)]
+    logits: list[Tensor] = []
+    for sweep in sweeps.forward:
+        for part in parts:
+            logits.clear()  # Before the next chunk's are made.
+            logits += [layer.logits(classes=part) for layer in (student, teacher)]
+            sweep(logits[0], logits[1:], part)
+    if gradients.any:
+        by = of.by_ce(), of.by_loss()
+        for part in reversed(parts):  # The last chunk's logits are there.
+            logits = logits or [layer.logits(classes=part) for layer in (student, teacher)]
+            gradients.of_classes(sweeps.backward(logits[0], logits[1:], part, *by, out=logits[0]), part)
+            logits.clear()
+    return (sweeps.ce, sweeps.values), gradients.returned()
+
+
+def _classes_at_a_time(chunk: int | None, device: torch.device, tokens: int) -> int:
+    if chunk is None:
+        chunk = torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else CHUNK
+        return max(FEWEST, chunk // max(1, tokens) // FEWEST * FEWEST)
+    return max(1, chunk // max(1, tokens))
+
+
+def _power_of_two(*shares: Tensor) -> Tensor:
+    """Return the power of 2 that brings the largest share near 1."""
+    largest = torch.stack([share.amax() if share.numel() else share.new_zeros(()) for share in shares]).amax()
+    return torch.where(largest > 0, (-largest.log2()).floor().exp2(), 1.0)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add ``a b``, in the dtype of the sum."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        for part in range(0, len(total), SLICE):
+            total[part : part + SLICE] += a[part : part + SLICE] @ b

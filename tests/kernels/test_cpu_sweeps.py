@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage import kernels, losses
-from tutelage.kernels import joint
+from tutelage.kernels import cpu_sweeps
 
 INF = math.inf
 
 
 @pytest.fixture(params=[1, 7, 1 << 16], ids=["a row a block", "a few rows a block", "one block"])
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(joint, "BLOCK", request.param * 9 if request.param < 100 else request.param)
+    monkeypatch.setattr(cpu_sweeps, "BLOCK", request.param * 9 if request.param < 100 else request.param)
 
 
 def draw(shape=(17, 9), scale=3.0, dtype=torch.float64, seed=0):
@@ -260,7 +260,7 @@ def test_a_compiled_caller_may_use_one_of_the_two(used):
 @pytest.mark.parametrize("name", ["cross_entropy_and_wttm", "cross_entropy_and_wttm_backward"])
 def test_what_a_compiler_is_told_of_the_operations_is_so(name):
     z, v, labels, _ = draw(dtype=torch.bfloat16)
-    statistics = joint.forward(z, v, labels, 0.25)[2]
+    statistics = cpu_sweeps.forward(z, v, labels, 0.25)[2]
     row = torch.ones(17)
     inputs = (z, v, labels, 0.25) if name.endswith("wttm") else (z, v, labels, statistics, row, row, 0.25)
     torch.library.opcheck(getattr(torch.ops.tutelage, name).default, inputs)
@@ -308,14 +308,14 @@ def test_nothing_of_the_size_of_the_logits_is_made_but_the_gradient():
     z, v, labels, _ = draw((2000, 1000), dtype=torch.float32)
     mode = Largest()
     with mode:
-        statistics = joint.forward(z, v, labels, 0.25)[2]
+        statistics = cpu_sweeps.forward(z, v, labels, 0.25)[2]
     whole, inputs = z.untyped_storage().nbytes(), {z.data_ptr(), v.data_ptr(), labels.data_ptr()}
     threads = torch.get_num_threads()
-    assert max(size for at, size in mode.storages.items() if at not in inputs) <= 4 * 4 * joint.BLOCK * threads
+    assert max(size for at, size in mode.storages.items() if at not in inputs) <= 4 * 4 * cpu_sweeps.BLOCK * threads
     mode = Largest()
     ones = torch.ones(2000)
     with mode:
-        gradient = joint.backward(z, v, labels, statistics, ones, ones, 0.25)
+        gradient = cpu_sweeps.backward(z, v, labels, statistics, ones, ones, 0.25)
     new_storages = {at: size for at, size in mode.storages.items() if at not in inputs and size >= whole / 2}
     assert new_storages == {gradient.data_ptr(): whole}
 

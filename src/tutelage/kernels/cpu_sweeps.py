@@ -1,4 +1,4 @@
-"""Cross-entropy and weighted transformed teacher matching in two sweeps over the logits, one forward and one backward.
+"""Cross-entropy and weighted transformed teacher matching on a CPU: two sweeps over the logits, forward and backward.
 
 Logits are read from memory once in each direction, in blocks of rows that stay in the processor's cache; five numbers
 per row are kept, and nothing of the size of the logits is made but the gradient.
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage import checks, losses
 from tutelage.types import UNLABELLED
 
 BLOCK = 1 << 16
@@ -35,60 +34,6 @@ to 1e-6 in float32."""
 
 Rows = tuple[Tensor, ...]
 """Sums by row, unbound: unpacking a tensor costs more."""
-
-
-def cross_entropy_and_wttm(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float
-) -> tuple[Tensor, Tensor]:
-    """Compute `losses.cross_entropy` and `losses.wttm` together, with one gradient buffer and no other of that size.
-
-    ``CE(y, q) = -log q[y]`` and ``U_gamma(p) * KL(p_gamma || q)``, with ``q = softmax(z)``, ``p = softmax(v)``,
-    ``p_gamma = softmax(gamma * v)`` and ``U_gamma(p) = sum_j p[j]**gamma``. The gradient by the logits of
-    ``a * CE + b * WTTM`` is ``(a + b * U) * q - a * onehot(y) - b * U * p_gamma``.
-
-    Either value may be used alone. The logits are kept for the backward pass, not copied: changing them in place before
-    it is an error. Soft labels, and devices other than the CPU, are computed by the two losses themselves; inside
-    ``torch.compile`` this is one operation of the graph in each direction.
-
-    Args:
-        student_logits: ``(..., classes)``, any floating dtype, ``z``.
-        teacher_logits: the same shape, any floating dtype, ``v``; gets no gradient; ``-inf`` means probability 0.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: cross-entropy exactly 0 in value and
-            gradient; or soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1 (not
-            checked).
-        gamma: the exponent, finite and above 0.
-
-    Returns:
-        Two of ``(...)``, at least float32: the cross-entropies in nats, and the matching terms in nats times the power
-        sum. The gradient comes in the student's dtype.
-
-    Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-        RuntimeError: from a second derivative, which is not defined; type `losses.cross_entropy` and `losses.wttm`.
-
-    Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 4.
-
-    Example:
-        >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
-        >>> cross_entropy_and_wttm(student, teacher, torch.tensor([0]), gamma=0.5)
-        (tensor([0.1269]), tensor([1.2925]))
-    """
-    check_classwise(student_logits, "student_logits")
-    check_classwise(teacher_logits, "teacher_logits")
-    checks.same_shape(student_logits, teacher_logits, "student_logits", "teacher_logits")
-    is_index = checks.labels_for(student_logits, labels)
-    checks.positive(gamma, "gamma", example=0.1)
-    teacher_logits = teacher_logits.detach()
-    if not is_index or student_logits.device.type != "cpu":
-        return losses.cross_entropy(student_logits, labels), losses.wttm(student_logits, teacher_logits, gamma=gamma)
-    rows = [logits.reshape(-1, logits.shape[-1]) for logits in (student_logits, teacher_logits)]
-    ce, wttm = _Joint.apply(*rows, labels.reshape(-1), float(gamma))
-    return ce.reshape(labels.shape), wttm.reshape(labels.shape)
-
-
-def check_classwise(tensor: Tensor, name: str) -> None:
-    """Check as `checks.classwise` does, without its float32 copy of narrower logits."""
-    checks.classwise(tensor[..., :1] if isinstance(tensor, Tensor) and tensor.ndim else tensor, name)
 
 
 def dtype_of(student_logits: Tensor, teacher_logits: Tensor) -> torch.dtype:
@@ -305,6 +250,11 @@ def _(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tenso
 @_backward.register_fake
 def _(z: Tensor, v: Tensor, labels: Tensor, statistics: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def cross_entropy_and_wttm(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return each row's cross-entropy and WTTM, differentiable once in ``z``; as for `forward`."""
+    return _Joint.apply(z, v, labels, gamma)
 
 
 class _Joint(torch.autograd.Function):

@@ -1,0 +1,65 @@
+"""Which losses the forms in here are made for: one family, of which each is a point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tutelage import checks, losses
+
+LogitLoss = Callable[[Tensor, Tensor], Tensor]
+"""A loss of student's and teacher's logits, ``(..., classes)``, that returns one value per sample, ``(...)``."""
+
+
+class Divergence(NamedTuple):
+    """``factor * w(p) * D(softmax(teacher_gamma * v), softmax(student_gamma * z))``, what kernels compute.
+
+    Attributes:
+        kind: of `losses.divergence`.
+        mixture: the kind's parameter; 0 where it has none.
+        student_gamma: exponent of the student's distribution.
+        teacher_gamma: exponent of the teacher's.
+        factor: of all values.
+        power_sum: whether ``w`` is the teacher's power sum, else 1.
+    """
+
+    kind: str = "forward"
+    mixture: float = 0.0
+    student_gamma: float = 1.0
+    teacher_gamma: float = 1.0
+    factor: float = 1.0
+    power_sum: bool = False
+
+
+def _kd(*, temperature: float) -> Divergence:
+    checks.positive(temperature, "temperature", example=4.0)
+    gamma = 1 / temperature
+    return Divergence(student_gamma=gamma, teacher_gamma=gamma, factor=temperature * temperature)
+
+
+def _ttm(*, gamma: float, power_sum: bool = False) -> Divergence:
+    checks.positive(gamma, "gamma", example=0.1)
+    return Divergence(teacher_gamma=float(gamma), power_sum=power_sum)
+
+
+FUSED: Mapping[Callable[..., Tensor], Callable[..., Divergence]] = {
+    losses.kd: _kd,
+    losses.ttm: _ttm,
+    losses.wttm: partial(_ttm, power_sum=True),
+}
+"""The losses that are points of the family, by their hyperparameters."""
+
+
+def divergence_of(loss: LogitLoss) -> Divergence | None:
+    """Return which point of the family a loss is; none where it is another."""
+    function, arguments = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
+    describe = FUSED.get(function)
+    return describe(**arguments) if describe is not None else None
+
+
+def is_wttm(divergence: Divergence) -> bool:
+    """Whether a point of the family is WTTM, of which there is a form for the CPU."""
+    return divergence._replace(teacher_gamma=1.0) == Divergence(power_sum=True)

@@ -1,0 +1,139 @@
+"""Cross-entropy beside a loss of two networks' logits, in the fastest form that there is for a device and a dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from tutelage import checks, losses, targets
+from tutelage.kernels import cpu_sweeps
+from tutelage.kernels.divergence import LogitLoss, divergence_of, is_wttm
+from tutelage.types import Sparse
+
+TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else frozenset[str]()
+"""Types of devices whose form is in Triton."""
+TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+def cross_entropy_and(
+    loss: LogitLoss, student_logits: Tensor, teacher_logits: Tensor | Sparse, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute `losses.cross_entropy` and a loss of both networks' logits together.
+
+    Of `losses.kd`, `losses.ttm`, `losses.wttm` and `losses.divergence` there is a form that sweeps over the logits once
+    forward (twice for the kinds that mix the two distributions) and once backward, computes in float32, and makes
+    nothing of the size of the logits but one gradient:
+
+    * on CUDA with Triton all of them, in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
+    * on the CPU `losses.wttm`, in every floating dtype.
+
+    Anything else, soft labels too, is computed by the two losses themselves. The choice is by device and dtype alone.
+    The logits are kept for the backward pass, not copied: changing them in place before it is an error. Inside
+    ``torch.compile`` a form is one operation of the graph in each direction. On CUDA the host waits for nothing.
+
+    Args:
+        loss: a function of student's and teacher's logits, its hyperparameters bound:
+            ``functools.partial(losses.kd, temperature=4.0)``.
+        student_logits: ``(..., classes)``, any floating dtype, ``z``.
+        teacher_logits: the same shape, any floating dtype, ``v``, or their top classes; gets no gradient; ``-inf``
+            means probability 0.
+        labels: ``(...)`` int64 class indices, where -100 means unlabelled: cross-entropy exactly 0 in value and
+            gradient; or soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1 (not
+            checked). On CUDA an index that is no class makes the value NaN.
+
+    Returns:
+        Two of ``(...)``, at least float32: the cross-entropies in nats, and the loss's values. The gradient comes in
+        the student's dtype.
+
+    Raises:
+        TypeError, ValueError: if a dtype, a shape or a number is not as above.
+        RuntimeError: from a second derivative, which the forms do not have; type `losses.cross_entropy` and the loss.
+
+    Source: Zheng and Yang, arXiv 2402.11148, Section 4; one pass over a softmax: Milakov and Gimelshein, "Online
+        normalizer calculation for softmax", arXiv 1805.02867.
+
+    Example:
+        >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> cross_entropy_and(partial(losses.kd, temperature=2.0), student, teacher, torch.tensor([0]))
+        (tensor([0.1269]), tensor([1.8485]))
+    """
+    check_classwise(student_logits, "student_logits")
+    teacher: Sequence[Tensor]
+    if isinstance(teacher_logits, Sparse):
+        _check_sparse(teacher_logits, student_logits)
+        teacher = [x.detach() for x in (teacher_logits.values, teacher_logits.index, teacher_logits.level)]
+    else:
+        check_classwise(teacher_logits, "teacher_logits")
+        checks.same_shape(student_logits, teacher_logits, "student_logits", "teacher_logits")
+        teacher = [teacher_logits.detach()]
+    is_index = checks.labels_for(student_logits, labels)
+    divergence = divergence_of(loss)
+    if divergence is not None and is_index:
+        z, *rows = (x.flatten(0, -2) if x.ndim > 1 else x[None] for x in (student_logits, *teacher[:2]))
+        rows += [level.flatten() for level in teacher[2:]]
+        values = None
+        if in_triton(z, *(x for x in rows if x.is_floating_point())):
+            from tutelage.kernels import triton_sweeps
+
+            values = triton_sweeps.cross_entropy_and(divergence, z, rows, labels.flatten())
+        elif len(rows) == 1 and is_wttm(divergence) and z.device.type == "cpu":
+            values = cpu_sweeps.cross_entropy_and_wttm(z, rows[0], labels.flatten(), divergence.teacher_gamma)
+        if values is not None:
+            return values[0].view(labels.shape), values[1].view(labels.shape)
+    v = targets.dense(teacher_logits) if isinstance(teacher_logits, Sparse) else teacher_logits
+    return losses.cross_entropy(student_logits, labels), loss(student_logits, v.detach())
+
+
+def cross_entropy_and_wttm(
+    student_logits: Tensor, teacher_logits: Tensor | Sparse, labels: Tensor, *, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Compute `losses.cross_entropy` and `losses.wttm` together: `cross_entropy_and` with that loss.
+
+    The gradient by the logits of ``a * CE + b * WTTM`` is ``(a + b * U) * q - a * onehot(y) - b * U * p_gamma``, with
+    ``q = softmax(z)``, ``p_gamma = softmax(gamma * v)`` and ``U = sum_j p[j]**gamma``.
+
+    Args, returns, errors: as for `cross_entropy_and`; ``gamma`` is the exponent, finite and above 0.
+
+    Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 4.
+
+    Example:
+        >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> cross_entropy_and_wttm(student, teacher, torch.tensor([0]), gamma=0.5)
+        (tensor([0.1269]), tensor([1.2925]))
+    """
+    return cross_entropy_and(partial(losses.wttm, gamma=gamma), student_logits, teacher_logits, labels)
+
+
+def in_triton(*tensors: Tensor) -> bool:
+    """Whether the form in Triton is made for these tensors."""
+    return all(x.device.type in TRITON_DEVICES and x.dtype in TRITON_DTYPES for x in tensors)
+
+
+def check_classwise(tensor: Tensor, name: str) -> None:
+    """Check as `checks.classwise` does, without its float32 copy of narrower logits."""
+    checks.classwise(tensor[..., :1] if isinstance(tensor, Tensor) and tensor.ndim else tensor, name)
+
+
+def _check_sparse(teacher: Sparse, student_logits: Tensor) -> None:
+    values, index, level, classes = teacher
+    check_classwise(values, "teacher_logits.values")
+    shape = student_logits.shape
+    if classes != shape[-1] or values.shape[:-1] != shape[:-1] or values.shape[-1] > classes:
+        raise ValueError(
+            f"teacher_logits: expected top classes of student_logits' shape, {tuple(shape)}, got values "
+            f"{tuple(values.shape)} of {classes} classes; feed both networks the same batch and the same classes"
+        )
+    if index.dtype != torch.int64 or index.shape != values.shape:
+        raise ValueError(
+            f"teacher_logits.index: expected int64 of shape {tuple(values.shape)}, got {index.dtype} of "
+            f"{tuple(index.shape)}; type the classes that the values belong to, index.long()"
+        )
+    if level.shape != shape[:-1] or not level.is_floating_point():
+        raise ValueError(
+            f"teacher_logits.level: expected a floating logit of shape {tuple(shape[:-1])}, got {level.dtype} of "
+            f"{tuple(level.shape)}; type the logit that each of the other classes has"
+        )

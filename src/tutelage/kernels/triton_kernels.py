@@ -1,0 +1,392 @@
+"""Cross-entropy and the divergences of `losses` in Triton: one sweep over the logits forward, or two, and one backward.
+
+A program has one row and goes over its classes in blocks. It reads logits in their dtype, computes in float32, keeps
+eight numbers a row, and writes nothing of the size of the logits but the gradient.
+
+With ``a`` and ``g`` for the exponents of student and teacher, ``mz`` and ``mv`` for the rows' maxima so far:
+
+* First sweep: ``S = sum exp(a (z - mz))``, ``W = sum exp(g (v - mv))``, where they are needed the same sums with
+  exponent 1, and for `forward` ``M = sum exp(g (v - mv)) * (g (v - mv) - a (z - mz))``, for `reverse` its mirror image.
+  A larger maximum rescales what was summed up before. ``KL(p || q) = M / W + log S - log W``.
+* Second sweep, for the kinds that mix ``p`` and ``q``: the sums of the kind's terms ``f(log p, log q)`` and of
+  ``h = q df/dq``.
+* Backward: ``dz = a w (h - q sum h)`` of the divergence, weighted, and ``q - onehot(y)`` of the cross-entropy.
+
+Of a teacher whose top classes alone are known, a sweep reads the level in every class's place, and the top classes are
+put right afterwards: what the level added there is taken off.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tutelage.types import UNLABELLED
+
+# Kinds, as the kernels' constants.
+FORWARD, REVERSE, JENSEN_SHANNON, SKEW, TOTAL_VARIATION = (tl.constexpr(k) for k in range(5))
+KINDS = {
+    "forward": FORWARD,
+    "reverse": REVERSE,
+    "jensen_shannon": JENSEN_SHANNON,
+    "skew": SKEW,
+    "total_variation": TOTAL_VARIATION,
+}
+NONE = tl.constexpr(UNLABELLED)
+ABSENT = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def _product(weight, value):
+    """0 where the weight is 0, whatever the value; compared with 0, so that NaN stays NaN."""
+    return tl.where(weight == 0.0, 0.0, weight * value)
+
+
+@triton.jit
+def _moments(b, c, a, g, KIND: tl.constexpr):
+    """``exp(a b)``, ``exp(g c)`` and the addend of M, at shifted logits ``b`` and ``c``."""
+    s = tl.exp(a * b)
+    w = tl.exp(g * c)
+    if KIND == FORWARD:
+        m = _product(w, g * c - a * b)
+    elif KIND == REVERSE:
+        m = _product(s, a * b - g * c)
+    else:
+        m = tl.zeros_like(s)
+    return s, w, m
+
+
+@triton.jit
+def _terms(log_p, log_q, mixture, KIND: tl.constexpr):
+    """A kind's ``f`` and ``h = q df/dq`` (of `REVERSE` less ``q``, which cancels), at log-probabilities."""
+    p = tl.exp(log_p)
+    q = tl.exp(log_q)
+    if KIND == FORWARD:
+        f = _product(p, log_p - log_q)
+        h = -p
+    elif KIND == REVERSE:
+        f = _product(q, log_q - log_p)
+        h = f
+    elif KIND == JENSEN_SHANNON:
+        log_m = tl.log(mixture * p + (1.0 - mixture) * q)
+        h = (1.0 - mixture) * _product(q, log_q - log_m)
+        f = mixture * _product(p, log_p - log_m) + h
+    elif KIND == SKEW:
+        m = mixture * p + (1.0 - mixture) * q
+        f = _product(p, log_p - tl.log(m))
+        h = -_product(p, (1.0 - mixture) * q / m)
+    else:
+        f = 0.5 * tl.abs(p - q)
+        h = tl.where(q > p, 0.5 * q, tl.where(q < p, -0.5 * q, 0.0 * q))
+    return f, h
+
+
+@triton.jit
+def _finite(old, new):
+    """A maximum before and after a block, as shifts: 0 while nothing but ``-inf`` was seen."""
+    after = tl.where(new == ABSENT, 0.0, new)
+    return tl.where(old == ABSENT, after, old), after
+
+
+@triton.jit
+def _corrected(top, level, here):
+    """What sums lack where top classes were read as the level: an infinite addend is not taken off an infinite sum."""
+    return tl.sum(tl.where(here, tl.where(tl.abs(level) == float("inf"), top, top - level), 0.0), 0)
+
+
+@triton.jit
+def forward(
+    z,
+    v,
+    index,
+    level,
+    labels,
+    statistics,
+    ce,
+    values,
+    z_stride,
+    v_stride,
+    classes,
+    first,
+    all_classes,
+    top,
+    a,
+    g,
+    factor,
+    mixture,
+    KIND: tl.constexpr,
+    SCALED: tl.constexpr,
+    POWER_SUM: tl.constexpr,
+    SPARSE: tl.constexpr,
+    FIRST_SWEEP: tl.constexpr,
+    SECOND_SWEEP: tl.constexpr,
+    BEGINS: tl.constexpr,
+    ENDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOP: tl.constexpr,
+):
+    """Sweep over one row's classes, ``classes`` of ``all_classes`` from ``first`` on; see the module."""
+    row = tl.program_id(0).to(tl.int64)
+    z += row * z_stride
+    v += row * v_stride
+    statistics += row * 8
+    lanes = tl.arange(0, BLOCK)
+    if SPARSE:
+        level_v = tl.load(level + row).to(tl.float32)
+        places = tl.arange(0, TOP)
+        kept = places < top
+        at = tl.load(index + row * top + places, mask=kept, other=0)
+        top_z = tl.load(z + at, mask=kept, other=ABSENT).to(tl.float32)
+        top_v = tl.load(v + places, mask=kept, other=ABSENT).to(tl.float32)
+    if FIRST_SWEEP:
+        max_z = ABSENT
+        max_v = ABSENT
+        sum_1 = tl.zeros([BLOCK], tl.float32)
+        sum_z = tl.zeros([BLOCK], tl.float32)
+        sum_v = tl.zeros([BLOCK], tl.float32)
+        power = tl.zeros([BLOCK], tl.float32)
+        mixed = tl.zeros([BLOCK], tl.float32)
+        if not BEGINS:
+            alone = lanes == 0
+            max_z = tl.load(statistics)
+            sum_1 = tl.where(alone, tl.load(statistics + 1), 0.0)
+            sum_z = tl.where(alone, tl.load(statistics + 2), 0.0)
+            max_v = tl.load(statistics + 3)
+            sum_v = tl.where(alone, tl.load(statistics + 4), 0.0)
+            power = tl.where(alone, tl.load(statistics + 5), 0.0)
+            mixed = tl.where(alone, tl.load(statistics + 6), 0.0)
+        if SPARSE:
+            max_v = tl.maximum(level_v, tl.max(top_v, 0))
+        for start in range(0, classes, BLOCK):
+            i = start + lanes
+            inside = i < classes
+            x = tl.load(z + i, mask=inside, other=ABSENT).to(tl.float32)
+            if SPARSE:
+                y = tl.where(inside, level_v, ABSENT)
+                new_v = max_v
+            else:
+                y = tl.load(v + i, mask=inside, other=ABSENT).to(tl.float32)
+                new_v = tl.maximum(max_v, tl.max(y, 0))
+            new_z = tl.maximum(max_z, tl.max(x, 0))
+            from_z, to_z = _finite(max_z, new_z)
+            from_v, to_v = _finite(max_v, new_v)
+            max_z = new_z
+            max_v = new_v
+            less_z = from_z - to_z
+            less_v = from_v - to_v
+            b = x - to_z
+            c = y - to_v
+            s, w, m = _moments(b, c, a, g, KIND)
+            if KIND == FORWARD:
+                mixed = _product(tl.exp(g * less_v), mixed + sum_v * (g * less_v - a * less_z)) + m
+            elif KIND == REVERSE:
+                mixed = _product(tl.exp(a * less_z), mixed + sum_z * (a * less_z - g * less_v)) + m
+            if SCALED:
+                sum_1 = sum_1 * tl.exp(less_z) + tl.exp(b)
+            if POWER_SUM:
+                power = power * tl.exp(less_v) + tl.exp(c)
+            sum_z = sum_z * tl.exp(a * less_z) + s
+            sum_v = sum_v * tl.exp(g * less_v) + w
+        total_1 = tl.sum(sum_1, 0)
+        total_z = tl.sum(sum_z, 0)
+        total_v = tl.sum(sum_v, 0)
+        total_power = tl.sum(power, 0)
+        total_mixed = tl.sum(mixed, 0)
+        _, to_z = _finite(max_z, max_z)
+        _, to_v = _finite(max_v, max_v)
+        if SPARSE:
+            _, w_top, m_top = _moments(top_z - to_z, top_v - to_v, a, g, KIND)
+            _, w_level, m_level = _moments(top_z - to_z, level_v - to_v, a, g, KIND)
+            total_v += _corrected(w_top, w_level, kept)
+            total_mixed += _corrected(m_top, m_level, kept)
+            if POWER_SUM:
+                total_power += _corrected(tl.exp(top_v - to_v), tl.exp(level_v - to_v), kept)
+        label = tl.load(labels + row)
+        local = label - first
+        labelled = label != NONE
+        here = labelled & (local >= 0) & (local < classes)
+        at_label = tl.load(z + tl.where(here, local, 0), mask=here, other=0.0).to(tl.float32)
+        if not BEGINS:
+            at_label += tl.load(statistics + 7)
+        if ENDS:
+            log_z = tl.log(total_z)
+            log_v = tl.log(total_v)
+            log_1 = log_z
+            if SCALED:
+                log_1 = tl.log(total_1)
+            legal = (label >= 0) & (label < all_classes)
+            of_label = tl.where(legal, log_1 - (at_label - to_z), float("nan"))
+            tl.store(ce + row, tl.where(labelled, of_label, 0.0))
+            weight = factor
+            if POWER_SUM:
+                weight = factor * tl.exp(log_v - g * tl.log(total_power))
+            sum_h = -1.0
+            if KIND == FORWARD:
+                tl.store(values + row, weight * (total_mixed / total_v + (log_z - log_v)))
+            elif KIND == REVERSE:
+                sum_h = total_mixed / total_z + (log_v - log_z)
+                tl.store(values + row, weight * sum_h)
+            tl.store(statistics, to_z)
+            tl.store(statistics + 1, log_1)
+            tl.store(statistics + 2, log_z)
+            tl.store(statistics + 3, to_v)
+            tl.store(statistics + 4, log_v)
+            tl.store(statistics + 5, weight)
+            tl.store(statistics + 6, sum_h)
+        else:
+            tl.store(statistics, max_z)
+            tl.store(statistics + 1, total_1)
+            tl.store(statistics + 2, total_z)
+            tl.store(statistics + 3, max_v)
+            tl.store(statistics + 4, total_v)
+            tl.store(statistics + 5, total_power)
+            tl.store(statistics + 6, total_mixed)
+        tl.store(statistics + 7, at_label)
+    if SECOND_SWEEP:
+        if not FIRST_SWEEP:
+            to_z = tl.load(statistics)
+            log_z = tl.load(statistics + 2)
+            to_v = tl.load(statistics + 3)
+            log_v = tl.load(statistics + 4)
+            weight = tl.load(statistics + 5)
+        sum_f = tl.zeros([BLOCK], tl.float32)
+        sums_h = tl.zeros([BLOCK], tl.float32)
+        if not BEGINS:
+            sum_f = tl.where(lanes == 0, tl.load(values + row), 0.0)
+            sums_h = tl.where(lanes == 0, tl.load(statistics + 6), 0.0)
+        for start in range(0, classes, BLOCK):
+            i = start + lanes
+            inside = i < classes
+            x = tl.load(z + i, mask=inside, other=ABSENT).to(tl.float32)
+            if SPARSE:
+                y = tl.where(inside, level_v, ABSENT)
+            else:
+                y = tl.load(v + i, mask=inside, other=ABSENT).to(tl.float32)
+            f, h = _terms(g * (y - to_v) - log_v, a * (x - to_z) - log_z, mixture, KIND)
+            sum_f += tl.where(inside, f, 0.0)
+            sums_h += tl.where(inside, h, 0.0)
+        total_f = tl.sum(sum_f, 0)
+        total_h = tl.sum(sums_h, 0)
+        if SPARSE:
+            log_q = a * (top_z - to_z) - log_z
+            f_top, h_top = _terms(g * (top_v - to_v) - log_v, log_q, mixture, KIND)
+            f_level, h_level = _terms(g * (level_v - to_v) - log_v, log_q, mixture, KIND)
+            total_f += _corrected(f_top, f_level, kept)
+            total_h += _corrected(h_top, h_level, kept)
+        if ENDS:
+            total_f = weight * total_f
+        tl.store(values + row, total_f)
+        tl.store(statistics + 6, total_h)
+
+
+@triton.jit
+def _gradient(
+    b, c, local, of_ce, of_values, log_1, log_z, log_v, sum_h, a, g, mixture, KIND, SCALED, HAS_CE, HAS_VALUES
+):
+    """The gradient at shifted logits ``b`` and ``c``; ``local`` says where the label is."""
+    log_q = a * b - log_z
+    q = tl.exp(log_q)
+    d = tl.zeros_like(b)
+    if HAS_VALUES:
+        _, h = _terms(g * c - log_v, log_q, mixture, KIND)
+        d = _product(of_values, h - _product(q, sum_h))
+    if HAS_CE:
+        if SCALED:
+            q = tl.exp(b - log_1)
+        d += _product(of_ce, q - tl.where(local, 1.0, 0.0))
+    return d
+
+
+@triton.jit
+def backward(
+    z,
+    v,
+    index,
+    level,
+    labels,
+    statistics,
+    of_ce,
+    of_values,
+    dz,
+    z_stride,
+    v_stride,
+    dz_stride,
+    classes,
+    first,
+    all_classes,
+    top,
+    a,
+    g,
+    mixture,
+    KIND: tl.constexpr,
+    SCALED: tl.constexpr,
+    SPARSE: tl.constexpr,
+    HAS_CE: tl.constexpr,
+    HAS_VALUES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOP: tl.constexpr,
+):
+    """Write the gradient by one row's logits, ``classes`` of ``all_classes`` from ``first`` on."""
+    row = tl.program_id(0).to(tl.int64)
+    z += row * z_stride
+    v += row * v_stride
+    dz += row * dz_stride
+    statistics += row * 8
+    label = tl.load(labels + row)
+    by_ce = 0.0
+    if HAS_CE:
+        legal = (label >= 0) & (label < all_classes)
+        by_ce = tl.where(label == NONE, 0.0, tl.where(legal, tl.load(of_ce + row).to(tl.float32), float("nan")))
+    by_values = 0.0
+    if HAS_VALUES:
+        by_values = a * tl.load(statistics + 5) * tl.load(of_values + row).to(tl.float32)
+    to_z = tl.load(statistics)
+    log_1 = tl.load(statistics + 1)
+    log_z = tl.load(statistics + 2)
+    to_v = tl.load(statistics + 3)
+    log_v = tl.load(statistics + 4)
+    sum_h = tl.load(statistics + 6)
+    if SPARSE:
+        level_v = tl.load(level + row).to(tl.float32)
+    for start in range(0, classes, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        inside = i < classes
+        x = tl.load(z + i, mask=inside, other=ABSENT).to(tl.float32)
+        if SPARSE:
+            y = tl.where(inside, level_v, ABSENT)
+        else:
+            y = tl.load(v + i, mask=inside, other=ABSENT).to(tl.float32)
+        # fmt: off
+        d = _gradient(
+            x - to_z, y - to_v, i == label - first, by_ce, by_values, log_1, log_z, log_v, sum_h, a, g, mixture,
+            KIND, SCALED, HAS_CE, HAS_VALUES,
+        )
+        tl.store(dz + i, d.to(dz.dtype.element_ty), mask=inside)
+    if SPARSE:
+        # Other threads wrote there what holds at the level.
+        tl.debug_barrier()
+        places = tl.arange(0, TOP)
+        kept = places < top
+        at = tl.load(index + row * top + places, mask=kept, other=0)
+        x = tl.load(z + at, mask=kept, other=ABSENT).to(tl.float32)
+        y = tl.load(v + places, mask=kept, other=ABSENT).to(tl.float32)
+        d = _gradient(
+            x - to_z,
+            y - to_v,
+            at == label,
+            by_ce,
+            by_values,
+            log_1,
+            log_z,
+            log_v,
+            sum_h,
+            a,
+            g,
+            mixture,
+            KIND,
+            SCALED,
+            HAS_CE,
+            HAS_VALUES,
+        )
+        # fmt: on
+        tl.store(dz + at, d.to(dz.dtype.element_ty), mask=kept)

@@ -1,0 +1,229 @@
+"""The sweeps of `triton_kernels` as operations of PyTorch: started, differentiable, and told to a compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from tutelage.kernels import triton_kernels
+from tutelage.kernels.divergence import Divergence
+
+BLOCK = 2048
+"""Classes in a block at most."""
+COLUMNS = 8
+"""Of a row's statistics: mz, log sum exp z, log S, mv, log W, weight of the divergence, sum h, logit of the label.
+Between first sweeps over a part of the classes each, the sums stand in place of their logarithms, that of the teacher
+at exponent 1 in the weight's, and M in that of sum h."""
+
+
+class Sweeps:
+    """The sweeps over the logits of some rows, which may come in parts of the classes.
+
+    Args:
+        divergence: beside the cross-entropy.
+        labels: ``(rows,)`` int64, -100 where unlabelled.
+        classes: of a whole row.
+        statistics: of sweeps that were taken before; none to take them.
+
+    Attributes:
+        statistics: ``(rows, 8)`` float32, what `backward` reads.
+        ce: ``(rows,)`` float32, the cross-entropies.
+        values: ``(rows,)`` float32, the divergence's values.
+    """
+
+    def __init__(self, divergence: Divergence, labels: Tensor, classes: int, statistics: Tensor | None = None) -> None:
+        self._divergence, self._labels, self._classes = divergence, labels.contiguous(), classes
+        self._mixes = divergence.kind not in ("forward", "reverse")
+        rows = len(labels)
+        self.statistics = (
+            torch.empty(rows, COLUMNS, dtype=torch.float32, device=labels.device) if statistics is None else statistics
+        )
+        self.ce, self.values = (self.statistics.new_empty(rows) for _ in range(2))
+
+    @property
+    def forward(self) -> list[Callable[[Tensor, Sequence[Tensor], slice], None]]:
+        """One after the other, each over all parts of the classes in order."""
+        sweep = partial(self.sweep, first=True, second=False)
+        return [sweep, partial(self.sweep, first=False, second=True)] if self._mixes else [sweep]
+
+    def whole(self, z: Tensor, teacher: Sequence[Tensor]) -> None:
+        """Take all forward sweeps over whole rows at once."""
+        self.sweep(z, teacher, slice(0, self._classes), first=True, second=self._mixes)
+
+    def sweep(self, z: Tensor, teacher: Sequence[Tensor], part: slice, *, first: bool, second: bool) -> None:
+        """Sweep over a part of the classes, ``(rows, classes of the part)``.
+
+        ``teacher`` is its logits, or, for whole rows alone, values, index and level of `types.Sparse`.
+        """
+        d = self._divergence
+        self._launch(
+            triton_kernels.forward,
+            z,
+            teacher,
+            part,
+            outputs=(self.ce, self.values),
+            numbers=(d.student_gamma, d.teacher_gamma, d.factor, d.mixture),
+            POWER_SUM=d.power_sum,
+            FIRST_SWEEP=first,
+            SECOND_SWEEP=second,
+            BEGINS=part.start == 0,
+            ENDS=part.stop == self._classes,
+        )
+
+    def backward(
+        self,
+        z: Tensor,
+        teacher: Sequence[Tensor],
+        part: slice,
+        of_ce: Tensor | None,
+        of_values: Tensor | None,
+        out: Tensor,
+    ) -> Tensor:
+        """Write the gradient by a part's logits to ``out``, which may be ``z`` where the teacher's logits are dense.
+
+        ``of_ce`` and ``of_values`` are the gradients by the values, ``(rows,)``; none for 0.
+        """
+        d = self._divergence
+        of_ce, of_values = (by.contiguous() if by is not None else None for by in (of_ce, of_values))
+        self._launch(
+            triton_kernels.backward,
+            z,
+            teacher,
+            part,
+            outputs=(of_ce, of_values, out),
+            numbers=(d.student_gamma, d.teacher_gamma, d.mixture),
+            HAS_CE=of_ce is not None,
+            HAS_VALUES=of_values is not None,
+        )
+        return out
+
+    def _launch(
+        self,
+        kernel: Any,
+        z: Tensor,
+        teacher: Sequence[Tensor],
+        part: slice,
+        *,
+        outputs: tuple[Tensor | None, ...],
+        numbers: tuple[float, ...],
+        **constants: bool,
+    ) -> None:
+        rows, classes = z.shape
+        if not rows:
+            return
+        z = _rows(z)
+        v, index, level = (_rows(teacher[0]), *teacher[1:]) if len(teacher) == 3 else (_rows(teacher[0]), None, None)
+        top = v.shape[1] if index is not None else 0
+        block = min(BLOCK, triton.next_power_of_2(classes))
+        strides = (z.stride(0), v.stride(0), *(out.stride(0) for out in outputs if out is not None and out.ndim == 2))
+        with _on(z.device):
+            kernel[(rows,)](
+                z,
+                v,
+                index.contiguous() if index is not None else None,
+                level.contiguous() if level is not None else None,
+                self._labels,
+                self.statistics,
+                *outputs,
+                *strides,
+                classes,
+                part.start,
+                self._classes,
+                top,
+                *numbers,
+                KIND=triton_kernels.KINDS[self._divergence.kind],
+                SCALED=self._divergence.student_gamma != 1,
+                SPARSE=index is not None,
+                BLOCK=block,
+                TOP=triton.next_power_of_2(max(top, 1)),
+                num_warps=max(1, min(8, block // 256)),
+                **constants,
+            )
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Return logits whose rows are contiguous."""
+    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """A kernel is started on the current device, whichever its tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def cross_entropy_and(
+    divergence: Divergence, z: Tensor, teacher: Sequence[Tensor], labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return each row's cross-entropy and divergence, ``(rows,)`` float32, differentiable once in ``z``.
+
+    Logits are ``(rows, classes)``; ``teacher`` is as for `Sweeps.sweep`.
+    """
+    ce, values, _ = _forward(z, list(teacher), labels, *divergence)
+    return ce, values
+
+
+_DIVERGENCE = "str kind, float mixture, float student_gamma, float teacher_gamma, float factor, bool power_sum"
+
+
+@torch.library.custom_op(
+    "tutelage::cross_entropy_and",
+    mutates_args=(),
+    schema=f"(Tensor z, Tensor[] teacher, Tensor labels, {_DIVERGENCE}) -> (Tensor, Tensor, Tensor)",
+)
+def _forward(z: Tensor, teacher: Sequence[Tensor], labels: Tensor, *divergence: Any) -> tuple[Tensor, Tensor, Tensor]:
+    sweeps = Sweeps(Divergence(*divergence), labels, z.shape[1])
+    sweeps.whole(z, teacher)
+    return sweeps.ce, sweeps.values, sweeps.statistics
+
+
+@torch.library.custom_op(
+    "tutelage::cross_entropy_and_backward",
+    mutates_args=(),
+    schema="(Tensor z, Tensor[] teacher, Tensor labels, Tensor statistics, Tensor? of_ce, Tensor? of_values, "
+    f"{_DIVERGENCE}) -> Tensor",
+)
+def _backward(
+    z: Tensor,
+    teacher: Sequence[Tensor],
+    labels: Tensor,
+    statistics: Tensor,
+    of_ce: Tensor | None,
+    of_values: Tensor | None,
+    *divergence: Any,
+) -> Tensor:
+    sweeps = Sweeps(Divergence(*divergence), labels, z.shape[1], statistics)
+    out = torch.empty_like(z, memory_format=torch.contiguous_format)
+    return sweeps.backward(z, teacher, slice(0, z.shape[1]), of_ce, of_values, out)
+
+
+@_forward.register_fake
+def _(z: Tensor, teacher: Sequence[Tensor], labels: Tensor, *divergence: Any) -> tuple[Tensor, Tensor, Tensor]:
+    row = z.new_empty(len(z), dtype=torch.float32)
+    return row, torch.empty_like(row), row.new_empty(len(z), COLUMNS)
+
+
+@_backward.register_fake
+def _(z: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    z, teacher, labels, *ctx.divergence = inputs
+    ctx.save_for_backward(z, labels, output[2], *teacher)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+
+
+def _differentiate(ctx: Any, of_ce: Tensor | None, of_values: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    z, labels, statistics, *teacher = ctx.saved_tensors
+    dz = _backward(z, teacher, labels, statistics, of_ce, of_values, *ctx.divergence)
+    return dz, [None] * len(teacher), None, *[None] * len(ctx.divergence)
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
