@@ -36,6 +36,11 @@ def fraction(value: float, name: str, *, example: float) -> None:
     _number(value, name, example, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 
+def mixture_weight(value: float, name: str, *, example: float, ends: str) -> None:
+    """Refuse a hyperparameter outside (0, 1); ``ends`` is what to type for what it would be at 0 and 1."""
+    _number(value, name, example, lambda x: 0 < x < 1, f"a number above 0 and below 1 (at the ends: type {ends})")
+
+
 def weight(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter that is not a finite number of at least 0."""
     _number(value, name, example, lambda x: 0 <= x < math.inf, "a finite number of at least 0")

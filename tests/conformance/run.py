@@ -1,4 +1,4 @@
-"""Hold the losses against recorded values and gradients of the methods' own public code.
+"""Hold the losses against recorded values and gradients of the methods' own public code, or of their definitions.
 
     python tests/conformance/run.py tests/conformance/losses.jsonl
     python tests/conformance/run.py FILE.jsonl --methods KD,TTM
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from tutelage import losses
+from tutelage import losses, targets
 from tutelage.objectives import projectors
 from tutelage.objectives.methods.fusion import Fusion, Generation
 from tutelage.types import Projection
@@ -294,6 +294,55 @@ def _norm_direction(case: Case) -> Tensor:
     return case.hyper["nd_loss_factor"] * value
 
 
+def _by_definition(case: Case) -> Tensor:
+    return losses.divergence(case["z_s"], case["z_t"], **case.hyper).mean()
+
+
+def _kept(case: Case, values: Tensor) -> Tensor:
+    """The mean over the positions that the mask keeps, of all sequences together; NaN where it keeps none."""
+    return values[case["mask"] != 0].mean()
+
+
+def _token_divergence(case: Case, kind: str, **number: float) -> Tensor:
+    return _kept(case, losses.divergence(case["z_s"], case["z_t"], kind=kind, **number))
+
+
+def _token_cross_entropy(case: Case) -> Tensor:
+    return _kept(case, losses.cross_entropy(case["z_s"], case["z_t"].softmax(dim=-1)))
+
+
+def _gjsd(case: Case) -> Tensor:
+    """The ends are the two KL divergences; the temperature comes without its square.
+
+    Where nothing is kept the value is 0; without a mask the sum is divided by the sequences.
+    """
+    beta, temperature = case.hyper["beta"], case.hyper["temperature"]
+    how = {0.0: {"kind": "forward"}, 1.0: {"kind": "reverse"}}.get(beta, {"kind": "jensen_shannon", "beta": beta})
+    values = losses.divergence(case["z_s"] / temperature, case["z_t"] / temperature, **how)
+    if "mask" not in case.inputs:
+        return values.sum() / len(values)
+    kept = case["mask"] != 0
+    return (values * kept).sum() / kept.sum().clamp(min=1)
+
+
+def _symmetric_kl(case: Case) -> Tensor:
+    ratio = case.hyper["sym_kd_ratio"]
+    return ratio * _token_cross_entropy(case) + (1 - ratio) * _token_divergence(case, "reverse")
+
+
+def _skewed_cross_entropy(case: Case) -> Tensor:
+    """The skewed divergence and the teacher's entropy."""
+    entropy = _kept(case, targets.shannon_entropy(case["z_t"].log_softmax(dim=-1)))
+    return _token_divergence(case, "skew", alpha=case.hyper["lam"]) + entropy
+
+
+def _skewed_reverse(case: Case) -> Tensor:
+    """``KL(q || m)``: what is left of the Jensen-Shannon divergence without its other term."""
+    lam = case.hyper["lam"]
+    both = _token_divergence(case, "jensen_shannon", beta=1 - lam)
+    return (both - (1 - lam) * _token_divergence(case, "skew", alpha=1 - lam)) / lam
+
+
 # Recorded losses are means over the batch, ours are one value a sample.
 METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     # At a temperature of 1 `kd` is the KL divergence; the features are as they are there.
@@ -304,6 +353,15 @@ METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "KD": lambda c: losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["T"]).mean(),
     "TTM": lambda c: losses.ttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
     "WTTM": lambda c: losses.wttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
+    "divergence": _by_definition,
+    "GJSD": _gjsd,
+    "FKL.llm": _token_cross_entropy,
+    "RKL.llm": lambda c: _token_divergence(c, "reverse"),
+    "SymKL.llm": _symmetric_kl,
+    "TVD.llm": lambda c: _token_divergence(c, "total_variation"),
+    "JSD.llm": lambda c: _token_divergence(c, "jensen_shannon", beta=1 - c.hyper["lam"]),
+    "SFKL.llm": _skewed_cross_entropy,
+    "SRKL.llm": _skewed_reverse,
     "CRD.contrast": lambda c: losses.contrast(c["x"].squeeze(2).log(), samples=c.hyper["n_data"]).mean(),
     "CRD": _crd,
     "ITRD.corr": lambda c: _itrd(c, correlation=1.0, mutual=0.0),

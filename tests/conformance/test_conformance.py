@@ -8,14 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import definitions
 import numpy as np
 import pytest
 import run
 from draw import draw
 
+from tutelage.losses.divergences import KINDS
+
 HERE = Path(__file__).parent
 OURS = HERE / "losses.jsonl"
-SHARED = HERE.parents[1] / ".." / "shared" / "conformance" / "losses.jsonl"
+SHARED = HERE.parents[1] / ".." / "shared" / "conformance"
+FULL = [
+    pytest.param(path, marks=pytest.mark.skipif(not path.exists(), reason=f"{path.name} is not beside the repository"))
+    for path in (SHARED / "losses.jsonl", SHARED / "losses2.jsonl")
+]
 ROWS = run.read(OURS)
 
 
@@ -25,22 +32,28 @@ def test_row_is_reproduced(row):
     assert run.check(row).verdict == "passed"
 
 
+def test_rows_of_definitions_are_those_that_the_script_writes():
+    ours = [row for row in ROWS if row["method"] == definitions.METHOD]
+    assert {row["hyper"]["kind"] for row in ours} == KINDS.keys()
+    assert [definitions.row_of(recipe) for recipe in definitions.recipes()] == ours
+
+
 def test_every_committed_method_is_built():
     assert {row["method"] for row in ROWS} >= {"KD", "TTM", "WTTM"}
     assert {row["method"] for row in ROWS} <= run.METHODS.keys()
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the full file of recorded losses is not beside the repository")
-def test_full_file_has_no_failure(capsys):
-    assert run.main([str(SHARED)]) == 0
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
+def test_full_file_has_no_failure(path, capsys):
+    assert run.main([str(path)]) == 0
     totals = capsys.readouterr().out.splitlines()[-1]
-    built = sum(row["method"] in run.METHODS for row in run.read(SHARED))
+    built = sum(row["method"] in run.METHODS for row in run.read(path))
     assert totals.startswith(f"{built} passed, 0 failed, ")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the full file of recorded losses is not beside the repository")
-def test_every_recipe_of_the_full_file_draws_its_recorded_inputs():
-    for row in run.read(SHARED):
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
+def test_every_recipe_of_the_full_file_draws_its_recorded_inputs(path):
+    for row in run.read(path):
         drawn = draw(row["seed"], row["inputs"])
         assert list(drawn) == [spec["name"] for spec in row["inputs"]]
 

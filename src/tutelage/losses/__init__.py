@@ -17,6 +17,7 @@ from tutelage.losses.contrastive import contrast as contrast
 from tutelage.losses.contrastive import crd as crd
 from tutelage.losses.contrastive import log_normaliser as log_normaliser
 from tutelage.losses.contrastive import moved as moved
+from tutelage.losses.divergences import divergence as divergence
 from tutelage.losses.features import attention_transfer as attention_transfer
 from tutelage.losses.features import hide as hide
 from tutelage.losses.features import hint as hint
