@@ -114,6 +114,72 @@ def test_bfloat16_sums_the_weights_gradient_up_in_float32():
         assert worst < 0.02  # 512 chunks summed up in bfloat16 are 0.1 off.
 
 
+def test_a_mean_over_many_tokens_does_not_vanish_in_float16():
+    inputs = draw((4096,), classes=300, dtype=torch.float16, bias=False)
+    inputs["student_hidden"] *= 0.1
+    exact = all_of(plain, {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()})
+    values = all_of(fused, inputs)
+    for i in (3, 4):  # Of a mean over these tokens the gradient by a logit is 1e-6, of which float16 knows a digit.
+        worst = (values[i].double() - exact[i]).abs().max() / exact[i].abs().max()
+        assert worst < 2e-3
+
+
+LOSSES = {
+    "kd": partial(losses.kd, temperature=3.0),
+    "ttm": partial(losses.ttm, gamma=0.3),
+    "skew": partial(losses.divergence, kind="skew"),
+    "one of one's own": lambda z, v: (z - v).square().mean(-1),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("chunk", [None, 4 * 11])
+def test_any_loss_of_logits(loss, chunk):
+    inputs = draw()
+    inputs["labels"][1] = -100
+    inputs["sample_weight"] = torch.rand(3, 7, dtype=torch.float64)
+    inputs["sample_weight"][0, :2] = 0
+    for name in LEARNED:
+        inputs[name].requires_grad_()
+    arguments = {name: x for name, x in inputs.items() if name not in ("labels", "sample_weight")}
+    z, v = (
+        F.linear(*(arguments[f"{who}_{what}"] for what in ("hidden", "weight", "bias")))
+        for who in ("student", "teacher")
+    )
+    w = inputs["sample_weight"]
+    matching = (w * loss(z, v)).sum() / w.sum()
+    labelled = w * (inputs["labels"] != -100)
+    ce = (labelled * losses.cross_entropy(z, inputs["labels"])).sum() / labelled.sum()
+    expected = torch.autograd.grad(0.5 * ce + 2 * matching, [inputs[name] for name in LEARNED])
+    total, parts = kernels.linear(loss, **inputs, weight=2.0, supervised=0.5, chunk=chunk)
+    torch.testing.assert_close(parts, {"cross_entropy": ce.detach(), "matching": matching.detach()})
+    for got, gradient in zip(torch.autograd.grad(total, [inputs[name] for name in LEARNED]), expected, strict=True):
+        torch.testing.assert_close(got, gradient)
+    with torch.no_grad():
+        torch.testing.assert_close(kernels.linear(loss, **inputs, weight=2.0, supervised=0.5).total, total.detach())
+
+
+def test_a_token_without_weight_counts_nothing_where_its_loss_is_infinite():
+    inputs = draw(bias=False)
+    inputs["sample_weight"] = torch.ones(3, 7, dtype=torch.float64)
+    inputs["sample_weight"][1, 2] = 0
+    inputs["student_weight"].requires_grad_()
+
+    def infinite(z, v):
+        return losses.ttm(z, v, gamma=0.3) / (torch.arange(len(z)) != 9)
+
+    total = kernels.linear(infinite, **inputs).total
+    assert total.isfinite()
+    assert torch.autograd.grad(total, inputs["student_weight"])[0].isfinite().all()
+
+
+def test_a_loss_must_return_a_value_a_token():
+    with pytest.raises(ValueError, match=r"loss: expected one value per token, shape \(21,\), got \(\)"):
+        kernels.linear(lambda z, v: (z - v).square().mean(), **draw())
+    with pytest.raises(TypeError, match="loss: expected a function of student's and teacher's logits, got str"):
+        kernels.linear("wttm", **draw())
+
+
 def test_one_dimension_of_tokens_and_none_at_all():
     agree(draw((5,)))
     values = all_of(fused, draw((0,)))

@@ -32,6 +32,11 @@ LOW, HIGH = 1e-13, 1e13
 """Sums of exponentials within these need no shift: nothing that matters has vanished, and their logarithms are exact
 to 1e-6 in float32."""
 
+NO_SECOND_DERIVATIVE = (
+    "tutelage.kernels: expected a first derivative, got a second, which these functions do not have; "
+    "type losses.cross_entropy and the loss itself instead"
+)
+
 Rows = tuple[Tensor, ...]
 """Sums by row, unbound: unpacking a tensor costs more."""
 
@@ -300,7 +305,4 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError(
-            "tutelage.kernels: expected a first derivative, got a second, which these functions do not have; "
-            "type losses.cross_entropy and losses.wttm instead"
-        )
+        raise RuntimeError(NO_SECOND_DERIVATIVE)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tutelage import checks, losses
+from tutelage.losses.divergences import parameter_of
 
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
 """A loss of student's and teacher's logits, ``(..., classes)``, that returns one value per sample, ``(...)``."""
@@ -45,10 +46,15 @@ def _ttm(*, gamma: float, power_sum: bool = False) -> Divergence:
     return Divergence(teacher_gamma=float(gamma), power_sum=power_sum)
 
 
+def _divergence(*, kind: str, alpha: float | None = None, beta: float | None = None) -> Divergence:
+    return Divergence(kind, float(parameter_of(kind, alpha, beta)))
+
+
 FUSED: Mapping[Callable[..., Tensor], Callable[..., Divergence]] = {
     losses.kd: _kd,
     losses.ttm: _ttm,
     losses.wttm: partial(_ttm, power_sum=True),
+    losses.divergence: _divergence,
 }
 """The losses that are points of the family, by their hyperparameters."""
 

@@ -23,15 +23,9 @@ import triton.language as tl
 
 from tutelage.types import UNLABELLED
 
-# Kinds, as the kernels' constants.
-FORWARD, REVERSE, JENSEN_SHANNON, SKEW, TOTAL_VARIATION = (tl.constexpr(k) for k in range(5))
-KINDS = {
-    "forward": FORWARD,
-    "reverse": REVERSE,
-    "jensen_shannon": JENSEN_SHANNON,
-    "skew": SKEW,
-    "total_variation": TOTAL_VARIATION,
-}
+KINDS = {k: i for i, k in enumerate(("forward", "reverse", "jensen_shannon", "skew", "total_variation"))}
+"""Kinds of divergences, as the kernels' constants."""
+FORWARD, REVERSE, JENSEN_SHANNON, SKEW = (tl.constexpr(i) for i in range(4))
 NONE = tl.constexpr(UNLABELLED)
 ABSENT = tl.constexpr(float("-inf"))
 
@@ -57,6 +51,16 @@ def _moments(b, c, a, g, KIND: tl.constexpr):
 
 
 @triton.jit
+def _over_mixture(log_p, log_q, mixture):
+    """``log p / m`` and ``log q / m`` for ``m = mixture p + (1 - mixture) q``: near 0 where the two are near."""
+    p_leads = log_p >= log_q
+    lead = tl.where(p_leads, log_p, log_q)
+    share = tl.where(p_leads, mixture, 1.0 - mixture)
+    log_m = tl.log(share + (1.0 - share) * tl.exp(-tl.abs(log_p - log_q)))
+    return log_p - lead - log_m, log_q - lead - log_m
+
+
+@triton.jit
 def _terms(log_p, log_q, mixture, KIND: tl.constexpr):
     """A kind's ``f`` and ``h = q df/dq`` (of `REVERSE` less ``q``, which cancels), at log-probabilities."""
     p = tl.exp(log_p)
@@ -68,16 +72,16 @@ def _terms(log_p, log_q, mixture, KIND: tl.constexpr):
         f = _product(q, log_q - log_p)
         h = f
     elif KIND == JENSEN_SHANNON:
-        log_m = tl.log(mixture * p + (1.0 - mixture) * q)
-        h = (1.0 - mixture) * _product(q, log_q - log_m)
-        f = mixture * _product(p, log_p - log_m) + h
+        p_over_m, q_over_m = _over_mixture(log_p, log_q, mixture)
+        h = (1.0 - mixture) * _product(q, q_over_m)
+        f = mixture * _product(p, p_over_m) + h
     elif KIND == SKEW:
-        m = mixture * p + (1.0 - mixture) * q
-        f = _product(p, log_p - tl.log(m))
-        h = -_product(p, (1.0 - mixture) * q / m)
+        p_over_m, _ = _over_mixture(log_p, log_q, mixture)
+        f = _product(p, p_over_m)
+        h = -_product(q, (1.0 - mixture) * tl.exp(p_over_m))
     else:
         f = 0.5 * tl.abs(p - q)
-        h = tl.where(q > p, 0.5 * q, tl.where(q < p, -0.5 * q, 0.0 * q))
+        h = tl.where(q > p, 0.5 * q, tl.where(q < p, -0.5 * q, 0.0 * (q - p)))  # NaN stays NaN.
     return f, h
 
 

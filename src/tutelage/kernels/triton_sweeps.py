@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from tutelage.kernels import triton_kernels
+from tutelage.kernels.cpu_sweeps import NO_SECOND_DERIVATIVE
 from tutelage.kernels.divergence import Divergence
 
 BLOCK = 2048
@@ -226,4 +227,9 @@ def _differentiate(ctx: Any, of_ce: Tensor | None, of_values: Tensor | None, _: 
     return dz, [None] * len(teacher), None, *[None] * len(ctx.divergence)
 
 
+def _refuse(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
 _forward.register_autograd(_differentiate, setup_context=_keep)
+_backward.register_autograd(_refuse)
