@@ -103,8 +103,9 @@ def functions(folder):
             value = getattr(losses, name)(student_logits=leaf, **{key: arguments[key] for key in needed})
             value.sum().backward()
             tensors |= {name: value.detach(), f"{name}.gradient": leaf.grad}
-    leaf = z.clone().requires_grad_()
-    both = kernels.cross_entropy_and_wttm(leaf, v, arguments["labels"], gamma=0.25)
+    z, v = torch.randn(2, 256, 600, generator=torch.Generator().manual_seed(0)).mul(3)  # So many that a form is used.
+    leaf = z.requires_grad_()
+    both = kernels.cross_entropy_and_wttm(leaf, v, torch.arange(256), gamma=0.25)
     torch.stack(both).sum().backward()
     tensors |= {"kernel": torch.stack(both).detach(), "kernel.gradient": leaf.grad}
     folder.mkdir()

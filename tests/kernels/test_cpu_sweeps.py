@@ -10,9 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage import kernels, losses
-from tutelage.kernels import cpu_sweeps
+from tutelage.kernels import cpu_sweeps, logits
 
 INF = math.inf
+
+
+@pytest.fixture(autouse=True)
+def _however_few(monkeypatch):
+    monkeypatch.setattr(logits, "FEW", 0)
 
 
 @pytest.fixture(params=[1, 7, 1 << 16], ids=["a row a block", "a few rows a block", "one block"])
@@ -355,3 +360,16 @@ def test_logits_that_change_before_the_backward_pass_are_an_error():
         moved.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         ce.sum().backward()
+
+
+def test_few_logits_are_computed_by_the_plain_functions(monkeypatch):
+    monkeypatch.undo()
+    z, v, labels, weights = draw((10, 100), dtype=torch.float32)
+    ours, theirs = (
+        values_and_gradient(form, z, v, labels, weights, 0.25) for form in (kernels.cross_entropy_and_wttm, plain)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    many = draw((256, 1000), dtype=torch.float32)
+    assert many[0].numel() >= logits.FEW
+    ours, theirs = (values_and_gradient(form, *many, 0.25) for form in (kernels.cross_entropy_and_wttm, plain))
+    assert not torch.equal(ours[2], theirs[2])  # Another order of sums.

@@ -16,6 +16,8 @@ from tutelage.types import Sparse
 
 TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else frozenset[str]()
 """Types of devices whose form is in Triton."""
+FEW = 1 << 17
+"""Logits below which the CPU's form takes longer than the plain functions (`benchmarks/bench_losses.py`)."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -29,9 +31,9 @@ def cross_entropy_and(
     nothing of the size of the logits but one gradient:
 
     * on CUDA with Triton all of them, in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
-    * on the CPU `losses.wttm`, in every floating dtype.
+    * on the CPU `losses.wttm`, in every floating dtype, from 2**17 logits on; fewer are faster without.
 
-    Anything else, soft labels too, is computed by the two losses themselves. The choice is by device and dtype alone.
+    Anything else, soft labels too, is computed by the two losses themselves. The choice is by device, dtype and size.
     The logits are kept for the backward pass, not copied: changing them in place before it is an error. Inside
     ``torch.compile`` a form is one operation of the graph in each direction. On CUDA the host waits for nothing.
 
@@ -80,7 +82,7 @@ def cross_entropy_and(
             from tutelage.kernels import triton_sweeps
 
             values = triton_sweeps.cross_entropy_and(divergence, z, rows, labels.flatten())
-        elif len(rows) == 1 and is_wttm(divergence) and z.device.type == "cpu":
+        elif len(rows) == 1 and is_wttm(divergence) and z.device.type == "cpu" and z.numel() >= FEW:
             values = cpu_sweeps.cross_entropy_and_wttm(z, rows[0], labels.flatten(), divergence.teacher_gamma)
         if values is not None:
             return values[0].view(labels.shape), values[1].view(labels.shape)
