@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutelage import kernels, losses
+from tutelage.kernels import cpu_sweeps
 
 SETTINGS = {"gamma": 0.3, "beta": 1.7, "supervised": 0.6}
 LEARNED = ("student_hidden", "student_weight", "student_bias")
@@ -277,6 +278,16 @@ def test_a_caller_may_be_compiled():
     compiled = torch.compile(call, backend="aot_eager")
     for one, other in zip(all_of(compiled, inputs), all_of(call, inputs), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_no_gradient_is_made_where_none_is_asked_for(monkeypatch):
+    inputs = {name: x.requires_grad_() if x.is_floating_point() else x for name, x in draw().items()}
+    expected = fused(**inputs, **SETTINGS).total
+    monkeypatch.delattr(cpu_sweeps, "backward")
+    with torch.no_grad():
+        assert torch.equal(fused(**inputs, **SETTINGS).total, expected)
+    detached = {name: x.detach() for name, x in inputs.items()}
+    assert torch.equal(fused(**detached, **SETTINGS).total, expected)
 
 
 class Largest(TorchDispatchMode):

@@ -28,6 +28,8 @@ SHARE = 1 << 14
 """Bytes of a device's memory for each logit of a network in a chunk of classes: of 80 GB, 5 million logits."""
 FEWEST = 128
 """Classes that a chunk of classes has at least, and a multiple of which it has: matrix products want it so."""
+KEPT = 256.0
+"""Scale at most of a gradient that is a sum over tokens: in float16 it is exact down to 2e-7, and finite up to 255."""
 SLICE = 1 << 12
 """Rows of a product that are made at a time where they must be widened before they are added."""
 
@@ -133,7 +135,7 @@ def linear(
         teacher_bias.detach() if teacher_bias is not None else None,
         labels,
         weights,
-        _Settings(loss, divergence_of(loss), float(weight), float(supervised), chunk),
+        _Settings(loss, divergence_of(loss), float(weight), float(supervised), chunk, torch.is_grad_enabled()),
     )
     return Loss(total, {"cross_entropy": ce, "matching": matching})
 
@@ -219,6 +221,7 @@ class _Settings(NamedTuple):
     weight: float
     supervised: float
     chunk: int | None  # logits
+    differentiable: bool  # gradients are asked for, which autograd does not say under `torch.no_grad`
 
 
 class _Weights(NamedTuple):
@@ -228,7 +231,7 @@ class _Weights(NamedTuple):
     of_loss: Tensor
     supervised: float
     weight: float
-    scale: Tensor  # a power of 2, by which gradients are larger meanwhile: those of a mean vanish in float16
+    scale: Tensor  # of the gradients by logits, a power of 2: in float16 those of a mean over many tokens vanish
 
     def by_ce(self, tokens: slice = slice(None)) -> Tensor:
         """Return the gradient by the cross-entropies, scaled."""
@@ -246,15 +249,20 @@ class _Gradients:
         layer: the student's.
         needs: of the three.
         summed: those of which parts are added, and which are summed up in at least float32.
+        scale: of the gradients by logits that they are made of.
+
+    Attributes:
+        kept: the scale at which sums over all tokens are rounded, which at that of single tokens might overflow.
     """
 
-    def __init__(self, layer: _Layer, needs: tuple[bool, ...], summed: tuple[bool, ...]) -> None:
+    def __init__(self, layer: _Layer, needs: tuple[bool, ...], summed: tuple[bool, ...], scale: Tensor) -> None:
         wide = torch.promote_types(layer.hidden.dtype, torch.float32)
         self.hidden, self.weight, self.bias = (
             torch.zeros_like(x, dtype=wide if wider else x.dtype) if needed and x is not None else None
             for x, needed, wider in zip(layer, needs, summed, strict=True)
         )
-        self._layer, self.any = layer, any(needs)
+        self._layer, self._scale, self.any = layer, scale, any(needs)
+        self.kept = scale.clamp(max=KEPT)
 
     def of_tokens(self, dz: Tensor, part: slice) -> None:
         """Take the gradient by some tokens' logits."""
@@ -273,14 +281,21 @@ class _Gradients:
             rows = self.weight[part]
             whole = torch.zeros_like(rows, dtype=torch.float32)
             _add_product(whole, dz.T, self._layer.hidden)
-            rows.copy_(whole)
+            rows.copy_(whole.mul_(self.kept / self._scale))
         if self.bias is not None:
-            self.bias[part] = dz.sum(0, dtype=torch.float32)
+            self.bias[part] = dz.sum(0, dtype=torch.float32) * (self.kept / self._scale)
 
-    def returned(self) -> list[Tensor | None]:
-        """Return them in the dtype of what they are by."""
-        pairs = zip((self.hidden, self.weight, self.bias), self._layer, strict=True)
-        return [d.to(x.dtype) if d is not None and x is not None else None for d, x in pairs]
+    def returned(self, *, over_tokens: bool) -> list[tuple[Tensor, Tensor] | None]:
+        """Return them in the dtype of what they are by, each with its scale.
+
+        ``over_tokens``: the sums over all tokens are only now complete.
+        """
+        if over_tokens:
+            for total in (self.weight, self.bias):
+                if total is not None:
+                    total.mul_(self.kept / self._scale)
+        sums = zip((self.hidden, self.weight, self.bias), self._layer, (self._scale, self.kept, self.kept), strict=True)
+        return [(d.to(x.dtype), scale) if d is not None and x is not None else None for d, x, scale in sums]
 
 
 class _Linear(torch.autograd.Function):
@@ -290,14 +305,14 @@ class _Linear(torch.autograd.Function):
         labels, weights, settings = inputs[6:]
         weight, supervised = settings.weight, settings.supervised
         of_ce, of_loss = _share(weights.masked_fill(labels == UNLABELLED, 0.0)), _share(weights)
-        scale = _power_of_two(of_ce, of_loss)
-        of = _Weights(of_ce, of_loss, supervised, weight, scale)
+        of = _Weights(of_ce, of_loss, supervised, weight, _power_of_two(of_ce, of_loss))
         run = _by_classes if settings.divergence and in_triton(student.hidden, teacher.hidden) else _by_tokens
         with torch.autocast(student.hidden.device.type, enabled=False):
-            values, gradients = run(settings, student, teacher, labels, of, ctx.needs_input_grad[:3])
+            needs = tuple(needed and settings.differentiable for needed in ctx.needs_input_grad[:3])
+            values, gradients = run(settings, student, teacher, labels, of, needs)
         # A token without weight counts nothing, also where its term is infinite.
         ce, matching = ((w * x).masked_fill(w == 0, 0.0).sum() for w, x in zip((of_ce, of_loss), values, strict=True))
-        ctx.gradients, ctx.scale = gradients, scale
+        ctx.gradients = gradients
         ctx.save_for_backward(*student)  # For the error of a second derivative alone.
         ctx.mark_non_differentiable(ce, matching)
         return supervised * ce + weight * matching, ce, matching
@@ -311,20 +326,23 @@ class _Linear(torch.autograd.Function):
                 "not copied: call the function again"
             )
         returned: list[Tensor | None] = []
-        for buffer, source in zip(gradients, ctx.saved_tensors, strict=True):
-            if buffer is not None:
-                with torch.no_grad():
-                    buffer.mul_(gradient / ctx.scale)
-            returned.append(cpu_sweeps.once(buffer, source) if buffer is not None else None)
+        for pair, source in zip(gradients, ctx.saved_tensors, strict=True):
+            if pair is None:
+                returned.append(None)
+                continue
+            buffer, scale = pair
+            with torch.no_grad():
+                buffer.mul_(gradient / scale)
+            returned.append(cpu_sweeps.once(buffer, source))
         return *returned, None, None, None, None, None, None
 
 
 def _by_tokens(
     settings: _Settings, student: _Layer, teacher: _Layer, labels: Tensor, of: _Weights, needs: tuple[bool, ...]
-) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
+) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor] | None]]:
     """Go over the tokens by chunks; return their cross-entropies and values, and the gradients, scaled."""
     tokens, classes = len(labels), len(student.weight)
-    gradients = _Gradients(student, needs, (False, True, True))
+    gradients = _Gradients(student, needs, (False, True, True), of.scale)
     divergence = settings.divergence
     if student.hidden.device.type == "cpu" and divergence is not None and is_wttm(divergence):
         values_and_gradient = partial(_swept, divergence.teacher_gamma)
@@ -341,7 +359,7 @@ def _by_tokens(
         if dz is not None:
             gradients.of_tokens(dz, part)
         del z, v, dz  # Before the next chunk's are made.
-    return (ce, values), gradients.returned()
+    return (ce, values), gradients.returned(over_tokens=True)
 
 
 By = tuple[Tensor, Tensor] | None
@@ -373,13 +391,13 @@ def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: B
 
 def _by_classes(
     settings: _Settings, student: _Layer, teacher: _Layer, labels: Tensor, of: _Weights, needs: tuple[bool, ...]
-) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
+) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor] | None]]:
     """Go over the classes by chunks, in Triton; return what `_by_tokens` does."""
     from tutelage.kernels import triton_sweeps
 
     assert settings.divergence is not None  # Others have no form in Triton.
     tokens, classes = len(labels), len(student.weight)
-    gradients = _Gradients(student, needs, (True, False, False))
+    gradients = _Gradients(student, needs, (True, False, False), of.scale)
     sweeps = triton_sweeps.Sweeps(settings.divergence, labels, classes)
     size = _classes_at_a_time(settings.chunk, student.hidden.device, tokens)
     parts = [slice(start, min(start + size, classes)) for start in range(0, classes, size)]
@@ -395,7 +413,7 @@ def _by_classes(
             logits = logits or [layer.logits(classes=part) for layer in (student, teacher)]
             gradients.of_classes(sweeps.backward(logits[0], logits[1:], part, *by, out=logits[0]), part)
             logits.clear()
-    return (sweeps.ce, sweeps.values), gradients.returned()
+    return (sweeps.ce, sweeps.values), gradients.returned(over_tokens=False)
 
 
 def _classes_at_a_time(chunk: int | None, device: torch.device, tokens: int) -> int:
