@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests._helpers.stand_in import META, waits_of
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,6 +24,8 @@ from tutelage.kernels import logits
 from tutelage.types import UNLABELLED, Sparse
 
 pytest.importorskip("triton")
+from tutelage.kernels import triton_sweeps
+
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 pytestmark = [pytest.mark.triton, *([pytest.mark.cuda] if DEVICE == "cuda" else [])]
 
@@ -124,8 +127,6 @@ def test_scales(device, loss, scale):
 
 @of_each
 def test_a_small_block_follows_another_whatever_their_maxima(device, loss, monkeypatch):
-    from tutelage.kernels import triton_sweeps
-
     monkeypatch.setattr(triton_sweeps, "BLOCK", 4)
     z, v, labels, weights = draw((6, 19))
     z[0], v[1] = z[0].sort().values, v[1].sort().values  # Every block has a larger maximum,
@@ -155,8 +156,6 @@ def test_equal_networks_are_at_no_distance(device, loss):
 @of_each
 @pytest.mark.parametrize("block", [4, 2048])
 def test_classes_without_probability(device, loss, block, monkeypatch):
-    from tutelage.kernels import triton_sweeps
-
     monkeypatch.setattr(triton_sweeps, "BLOCK", block)
     z, v, labels, weights = draw((6, 12))
     labels %= 4
@@ -220,7 +219,7 @@ def test_unlabelled_rows_have_no_cross_entropy(device):
 
 
 def test_a_label_that_is_no_class_is_seen(device):
-    from tutelage.kernels import divergence, triton_sweeps
+    from tutelage.kernels import divergence
 
     z, v, labels, _ = on(device, *draw())
     labels[0], labels[2] = 9, -1
@@ -321,6 +320,27 @@ def test_nothing_of_the_size_of_the_logits_is_kept(device):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         kernels.cross_entropy_and(LOSSES["wttm"], z, v, labels)
     assert sum(kept.values()) <= 8 * 8
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_the_host_waits_for_nothing(loss, monkeypatch):
+    """On a device that stands in for a GPU, where what is to be started is left out."""
+    monkeypatch.setattr(logits, "TRITON_DEVICES", frozenset({META.type}))
+    monkeypatch.setattr(triton_sweeps.Sweeps, "_launch", lambda *_, **__: None)
+
+    def call():
+        z, v = (torch.empty(6, 50, device=META, dtype=torch.bfloat16) for _ in range(2))
+        labels = torch.empty(6, device=META, dtype=torch.int64)
+        z.requires_grad_()
+        for teacher in (v, Sparse(v[:, :3], labels[:, None].expand(6, 3), v[:, 0], 50)):
+            ce, values = kernels.cross_entropy_and(loss, z, teacher, labels)
+            (ce + values).sum().backward()
+        weight = torch.empty(50, 4, device=META, dtype=torch.bfloat16, requires_grad=True)
+        hidden = torch.empty(6, 4, device=META, dtype=torch.bfloat16, requires_grad=True)
+        layers = hidden, weight, hidden.detach(), weight.detach(), labels
+        kernels.linear(loss, *layers, sample_weight=labels.float(), student_bias=weight[:, 0]).total.backward()
+
+    assert not waits_of(call)
 
 
 SOURCE = Path(kernels.__file__).parents[2]

@@ -1,7 +1,4 @@
-"""No step makes the host wait, on a device that stands in for a GPU; and that it would be seen.
-
-`tutelage.kernels.joint` and `tutelage.kernels.linear`, which no preset calls, do make it wait, and are left out.
-"""
+"""No step makes the host wait, on a device that stands in for a GPU; and that it would be seen."""
 
 from dataclasses import replace
 

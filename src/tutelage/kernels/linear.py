@@ -120,7 +120,7 @@ def linear(
             f"teacher_hidden: expected the tokens of student_hidden, {tuple(tokens)}, got "
             f"{tuple(teacher_hidden.shape[:-1])}; feed both networks the same batch"
         )
-    labels = _labels(labels, tokens, classes, ignore_index)
+    labels = _labels(labels, student_hidden, classes, ignore_index)
     weights = _weights(sample_weight, tokens, student_hidden)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
         raise TypeError(f"chunk: expected a number of logits, got {type(chunk).__name__}; type for example chunk=2**22")
@@ -161,7 +161,8 @@ def _check_layer(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None)
         )
 
 
-def _labels(labels: Tensor, tokens: torch.Size, classes: int, ignore_index: int) -> Tensor:
+def _labels(labels: Tensor, hidden: Tensor, classes: int, ignore_index: int) -> Tensor:
+    tokens = hidden.shape[:-1]
     if isinstance(labels, Tensor) and labels.is_floating_point():
         raise TypeError(
             f"labels: expected int64 class indices, got {labels.dtype}; soft labels are as large as the logits: "
@@ -172,7 +173,7 @@ def _labels(labels: Tensor, tokens: torch.Size, classes: int, ignore_index: int)
             labels = labels.masked_fill(labels == UNLABELLED, -1).masked_fill(labels == ignore_index, UNLABELLED)
         _check_shape("labels", labels, tokens, "class index")
     # Of the logits only the shape is asked for.
-    checks.labels_for(torch.empty(1).expand(*tokens, classes), labels)
+    checks.labels_for(hidden[..., :1].expand(*tokens, classes), labels)
     return labels.reshape(-1)
 
 
@@ -200,7 +201,7 @@ def _check_shape(name: str, tensor: Tensor, tokens: torch.Size, what: str) -> No
 def _share(weights: Tensor) -> Tensor:
     """Return the weights over their sum; 0 where that is 0."""
     total = weights.sum()
-    return torch.where(total == 0, 0.0, weights / total)
+    return (weights / total).masked_fill(total == 0, 0.0)
 
 
 class _Layer(NamedTuple):
@@ -426,7 +427,7 @@ def _classes_at_a_time(chunk: int | None, device: torch.device, tokens: int) -> 
 def _power_of_two(*shares: Tensor) -> Tensor:
     """Return the power of 2 that brings the largest share near 1."""
     largest = torch.stack([share.amax() if share.numel() else share.new_zeros(()) for share in shares]).amax()
-    return torch.where(largest > 0, (-largest.log2()).floor().exp2(), 1.0)
+    return (-largest.log2()).floor().exp2().masked_fill(largest == 0, 1.0)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
