@@ -34,7 +34,7 @@ TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump
 def compiled(kernel, architecture, dtype, constants):
     """Return the registers of a thread, and the bytes of its own memory beyond them."""
     signature, values = {}, {}
-    constants = {"BLOCK": triton_sweeps.BLOCK, "TOP": 64, **constants}
+    constants = {"BLOCK": triton_sweeps.BLOCK, "BLOCKS": 63, "TOP": 64, **constants}
     for name in kernel.arg_names:
         absent = name in ("index", "level") and not constants["SPARSE"]
         if name in constants or absent:

@@ -75,8 +75,8 @@ def cross_entropy_and(
     is_index = checks.labels_for(student_logits, labels)
     divergence = divergence_of(loss)
     if divergence is not None and is_index:
-        z, *rows = (x.flatten(0, -2) if x.ndim > 1 else x[None] for x in (student_logits, *teacher[:2]))
-        rows += [level.flatten() for level in teacher[2:]]
+        z, *rows = [x.flatten(0, -2) if x.ndim > 1 else x[None] for x in (student_logits, *teacher[:2])]
+        rows = [*rows, *(level.flatten() for level in teacher[2:])]
         values = None
         if in_triton(z, *(x for x in rows if x.is_floating_point())):
             from tutelage.kernels import triton_sweeps

@@ -127,6 +127,7 @@ def forward(
     BEGINS: tl.constexpr,
     ENDS: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
     TOP: tl.constexpr,
 ):
     """Sweep over one row's classes, ``classes`` of ``all_classes`` from ``first`` on; see the module."""
@@ -161,8 +162,8 @@ def forward(
             mixed = tl.where(alone, tl.load(statistics + 6), 0.0)
         if SPARSE:
             max_v = tl.maximum(level_v, tl.max(top_v, 0))
-        for start in range(0, classes, BLOCK):
-            i = start + lanes
+        for block in range(BLOCKS):
+            i = block * BLOCK + lanes
             inside = i < classes
             x = tl.load(z + i, mask=inside, other=ABSENT).to(tl.float32)
             if SPARSE:
@@ -258,8 +259,8 @@ def forward(
         if not BEGINS:
             sum_f = tl.where(lanes == 0, tl.load(values + row), 0.0)
             sums_h = tl.where(lanes == 0, tl.load(statistics + 6), 0.0)
-        for start in range(0, classes, BLOCK):
-            i = start + lanes
+        for block in range(BLOCKS):
+            i = block * BLOCK + lanes
             inside = i < classes
             x = tl.load(z + i, mask=inside, other=ABSENT).to(tl.float32)
             if SPARSE:
@@ -328,6 +329,7 @@ def backward(
     HAS_CE: tl.constexpr,
     HAS_VALUES: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
     TOP: tl.constexpr,
 ):
     """Write the gradient by one row's logits, ``classes`` of ``all_classes`` from ``first`` on."""
@@ -352,8 +354,8 @@ def backward(
     sum_h = tl.load(statistics + 6)
     if SPARSE:
         level_v = tl.load(level + row).to(tl.float32)
-    for start in range(0, classes, BLOCK):
-        i = start + tl.arange(0, BLOCK)
+    for block in range(BLOCKS):
+        i = block * BLOCK + tl.arange(0, BLOCK)
         inside = i < classes
         x = tl.load(z + i, mask=inside, other=ABSENT).to(tl.float32)
         if SPARSE:

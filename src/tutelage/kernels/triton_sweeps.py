@@ -142,6 +142,7 @@ class Sweeps:
                 SCALED=self._divergence.student_gamma != 1,
                 SPARSE=index is not None,
                 BLOCK=block,
+                BLOCKS=triton.cdiv(classes, block),
                 TOP=triton.next_power_of_2(max(top, 1)),
                 num_warps=max(1, min(8, block // 256)),
                 **constants,
