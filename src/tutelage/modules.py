@@ -31,6 +31,7 @@ class Distiller(nn.Module):
 
     Attributes:
         called: the compiled form that is called in place of the student; none to call the student itself.
+        called_objective: the same of the objective.
 
     Example:
         >>> import torch, tutelage
@@ -50,6 +51,7 @@ class Distiller(nn.Module):
         self.objective = objective.bind(context)
         self._taps = Taps(student, objective.needs.student_taps)
         self.called: Callable[[Tensor], Any] | None = None
+        self.called_objective: Callable[..., Loss] | None = None
 
     def forward(
         self,
@@ -76,8 +78,9 @@ class Distiller(nn.Module):
             )
         logits, features = self._taps(self.called or self.student, batch.inputs)
         outputs = Outputs(_logits(logits, "student"), features)
+        loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
         # The features end here: metrics read the logits.
-        return StepOutput(self.objective(outputs, teacher, batch, progress, totals), Outputs(outputs.logits))
+        return StepOutput(loss, Outputs(outputs.logits))
 
 
 class FrozenTeacher(nn.Module):

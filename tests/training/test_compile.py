@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
 
-from tutelage import objectives
+from tutelage import kernels, objectives
 from tutelage.kernels.conv_weight_grad import Shape
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
@@ -208,7 +208,7 @@ def test_warnings_of_the_compiler_are_no_failure_of_compiling(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", compiling)
-    student = PlannedStudent(mlp())
+    student = PlannedStudent(Distiller(mlp(), MATCH))
     student.use(ComputePlan(student_compiled=True, samples=4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -244,7 +244,7 @@ def test_a_teacher_with_taps_says_the_same_compiled():
 
 
 def test_other_sizes_of_batch_are_computed_plainly():
-    teacher, student = FrozenTeacher(seeded(Moving, 1)), PlannedStudent(seeded(Moving))
+    teacher, student = FrozenTeacher(seeded(Moving, 1)), PlannedStudent(Distiller(seeded(Moving), MATCH))
     plan = ComputePlan(teacher_compiled=True, student_compiled=True, samples=4)
     planned = PlannedTeacher(teacher, settings(), torch.device("cpu"), plan)
     student.use(plan)
@@ -274,7 +274,7 @@ def test_a_choice_survives_json():
 def test_a_compiled_distiller_deep_copies_and_saves_under_its_own_names():
     distiller = Distiller(seeded(Moving), MATCH)
     names = distiller.state_dict().keys()
-    student = PlannedStudent(distiller.student)
+    student = PlannedStudent(distiller)
     student.use(ComputePlan(student_compiled=True, samples=4))
     distiller.called = student.call(4)
     batch = Batch(torch.arange(4), images(4)[0], torch.zeros(4, dtype=torch.long))
@@ -348,3 +348,104 @@ def test_a_teacher_that_writes_into_its_inputs_is_measured_on_a_copy(monkeypatch
     fitted(seeded(Moving), rows, teacher=FrozenTeacher(seeded(Keeps)), objective=MATCH, epochs=1, **off)
     assert len(sums) > 1
     assert len(set(sums)) == 1
+
+
+def compiled_by(backend):
+    """What stands in for ``torch.compile``: the same, by a faster backend."""
+    real = torch.compile
+    return lambda function, **options: real(function, backend=backend, **options)
+
+
+@pytest.mark.parametrize("form", ["compiled", "fused"])
+def test_a_form_of_the_losses_is_taken_by_name_kept_on_resume_and_plain_but_for_rounding(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", compiled_by("aot_eager"))
+    monkeypatch.setattr("tutelage.kernels.logits.FEW", 0)
+    off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
+    _, slow = fit_student(epochs=2)
+    plans, how = [], {"epochs": 2, "checkpoint_steps": 2, "loss_form": form, **off}
+    whole, fast = fit_student(tmp_path / "whole", plans=plans, **how)
+    assert plans[0]["loss_form"] == form
+    other = {"compiled": "fused", "fused": "compiled"}[form]
+    assert f"ms with {form} losses" in plans[0]["why"][f"{form} losses"]
+    assert plans[0]["why"][f"{other} losses"] == "switched off"
+    for eager, changed in zip(slow, fast, strict=True):
+        assert eager["train"]["loss"] == pytest.approx(changed["train"]["loss"], rel=1e-5)
+        assert eager["train"].keys() == changed["train"].keys()
+    with pytest.raises(KeyboardInterrupt):
+        fit_student(tmp_path / "cut", rows=Rows(*images(), batch_size=10, stop_before=(1, 3)), **how)
+    monkeypatch.setattr(f"{COMPILE}.seconds", lambda *_: pytest.fail("measured again"))
+    resumed, after = fit_student(tmp_path / "cut", plans=plans, resume=True, **how)
+    assert plans[-1]["loss_form"] == form
+    assert same_bits(state(whole), state(resumed))
+    assert untimed(fast)[1] == untimed(after)[0]
+
+
+def test_the_form_that_is_named_computes_the_losses(monkeypatch):
+    calls = []
+    both = kernels.cross_entropy_and
+    monkeypatch.setattr(kernels, "cross_entropy_and", lambda *inputs: calls.append("fused") or both(*inputs))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: lambda *inputs: calls.append("compiled") or function(*inputs)
+    )
+    off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
+    rows = Rows(*images(), batch_size=10)  # Four batches of ten, and one of eight, which is not compiled.
+    for form, expected in (("plain", 0), ("compiled", 4), ("fused", 5)):
+        calls.clear()
+        monkeypatch.setattr(f"{COMPILE}.least_seconds", lambda calls, _: [1.0] * len(calls))
+        distiller = Distiller(seeded(Moving), MATCH)
+        how = settings(epochs=1, loss_form=form, **off)
+        list(fit(distiller, FrozenTeacher(seeded(Moving, 1)), rows, how, accelerator=accelerator_on("cpu")))
+        assert calls == [form] * expected
+        assert distiller.called_objective is None
+        assert not distiller.objective.fused
+
+
+def test_losses_are_plain_on_a_cpu_and_measured_on_cuda(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
+    monkeypatch.setattr(f"{COMPILE}.GAIN", 0.0)
+    off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
+    plans = []
+    fit_student(tmp_path / "cpu", plans=plans, **off)
+    assert plans[0]["loss_form"] == "plain"
+    assert not any("losses" in form for form in plans[0]["why"])
+    monkeypatch.setattr(f"{COMPILE}.MEASURES_LOSSES", {"cpu"})
+    fit_student(tmp_path / "measured", plans=plans, **off)
+    assert plans[1]["loss_form"] == "fused"  # Measured last; all are fast enough.
+    assert "ms eager" in plans[1]["why"]["compiled losses"]
+    assert "ms with compiled losses" in plans[1]["why"]["fused losses"]
+    monkeypatch.setattr(f"{COMPILE}.GAIN", 1e9)
+    fit_student(tmp_path / "slower", plans=plans, **off)
+    assert plans[2]["loss_form"] == "plain"
+
+
+def test_an_objective_without_such_a_pair_is_not_fused(tmp_path):
+    student, rows = mlp(), Rows(*samples(), batch_size=16)
+    fitted(student, rows, objective=objectives.cross_entropy(), folder=tmp_path, loss_form="fused")
+    saved = Checkpoints(tmp_path / "checkpoints").load().state["speed"]
+    assert saved["loss_form"] == "plain"
+    assert saved["why"]["fused losses"] == "no cross-entropy with a loss of logits beside it"
+
+
+def test_where_compiling_the_losses_fails_the_fit_goes_on_plainly_and_says_so(monkeypatch):
+    plain, _ = fit_student()
+
+    def broken(*_, **__):
+        def call(*_):
+            raise RuntimeError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match=r"objective: expected to compile it, got .*loss_form=plain says so"):
+        student, _ = fit_student(loss_form="compiled", compile_teacher=False, compile_student=False)
+    assert same_bits(state(plain), state(student))
+
+
+@pytest.mark.slow
+def test_the_losses_are_compiled_by_inductor():
+    _, slow = fit_student(epochs=2)
+    _, fast = fit_student(epochs=2, loss_form="compiled", compile_teacher=False, compile_student=False)
+    for eager, compiled in zip(slow, fast, strict=True):
+        assert eager["train"]["loss"] == pytest.approx(compiled["train"]["loss"], rel=1e-4)

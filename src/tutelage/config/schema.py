@@ -24,6 +24,7 @@ from tutelage.settings.fit import (
     Count,
     Fit,
     FitSettings,
+    LossForm,
     Optimizer,
     Positive,
     Precision,
@@ -211,6 +212,7 @@ class Recipe(_Section):
     compile_student: Switch = FitSettings.compile_student
     gradient_products: Switch = FitSettings.gradient_products
     graphs: Switch = FitSettings.graphs
+    loss_form: Literal["auto"] | LossForm = FitSettings.loss_form
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from tutelage import kernels, losses
+from tutelage.kernels.divergence import LogitLoss, divergence_of
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
-from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, shape_of
+from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, present, shape_of
 from tutelage.settings.weights import Automatic, Schedule, Weight, scaled, weight_at
 from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
@@ -27,6 +30,8 @@ class BoundObjective(nn.Module):
         target_gamma: the exponent of the transformed teacher that is matched, if any.
         supervised: names of the terms whose means are over labelled samples.
         schedules: of the terms' weights and of the terms themselves: what `Progress.scheduled` may hold.
+        pair: names of the cross-entropy and of a loss of logits beside it that can be computed at once; none without.
+        fused: compute them so.
         resolved: numbers that were computed at binding, by term and argument; empty where nothing is ``auto``. Typed in
             place of ``auto``, they give the same run.
     """
@@ -64,6 +69,9 @@ class BoundObjective(nn.Module):
             call_names = tuple(itertools.islice(names, len(call.parts)))
             self._calls.append(_BoundCall(call_names, routes, call_needs if call.gather else None))
 
+        local = [name for call in self._calls if call.gathers is None for name in call.names]
+        self.pair, self.fused = _fusible({name: self.terms[name] for name in local}), False
+
     @property
     def names(self) -> tuple[str, ...]:
         """The terms' names, in order."""
@@ -90,7 +98,9 @@ class BoundObjective(nn.Module):
             The weighted sum, ``()``, and each term's mean.
         """
         with torch.autocast(student.logits.device.type, enabled=False):
-            wide_student = _mapped(student, _widened)
+            fused = self._fused_values(student, teacher, batch) if self.fused else {}
+            # Where nothing else reads the logits, no wide copy of them is made.
+            wide_student = _mapped(student, _widened) if len(fused) < len(self.names) else student
             wide_teacher = None if teacher is None else _mapped(teacher, _detached)
             local = _Inputs(wide_student, wide_teacher, batch, totals or count(batch, wide_student.logits))
             parts, weighted = {}, []
@@ -101,12 +111,22 @@ class BoundObjective(nn.Module):
                 outputs = _projected(inputs.student, call.routes, cast(nn.ModuleList, maps))
                 for name in call.names:
                     term = cast(Term, self.terms[name])
-                    values = term(outputs, inputs.teacher, inputs.batch, progress)
+                    values = fused.get(name)
+                    if values is None:
+                        values = term(outputs, inputs.teacher, inputs.batch, progress)
                     _check_shape(name, values, term.needs, outputs.logits.shape[:-1])
                     mean = _mean(values, term.needs, inputs.batch, inputs.totals)
                     parts[name] = mean.detach()
                     weighted.append(mean * weight_at(self._weights[name], progress))
             return Loss(torch.stack(weighted).sum(), parts)
+
+    def _fused_values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """Return the values of the terms that are computed at once, by name."""
+        if self.pair is None:
+            return {}
+        loss = cast(LogitLoss, self.terms[self.pair[1]].applied)
+        values = kernels.cross_entropy_and(loss, student.logits, present(teacher).logits, batch.labels)
+        return dict(zip(self.pair, values, strict=True))
 
 
 def count(batch: Batch, logits: Tensor) -> Totals:
@@ -123,6 +143,17 @@ class _BoundCall(NamedTuple):
     names: tuple[str, ...]
     routes: dict[str, tuple[str, int | None]]  # by projected feature: its tap, and which map is applied to it, if any
     gathers: Requirements | None
+
+
+def _fusible(terms: Mapping[str, nn.Module]) -> tuple[str, str] | None:
+    """Return the names of the first cross-entropy and the first loss of logits that `kernels` has a form of."""
+    bound = {name: getattr(term, "applied", None) for name, term in terms.items()}
+    applied = {name: loss for name, loss in bound.items() if isinstance(loss, partial)}
+    supervised = [
+        name for name, loss in applied.items() if loss.func is losses.cross_entropy and not any(loss.keywords.values())
+    ]
+    matching = [name for name, loss in applied.items() if divergence_of(loss) is not None]
+    return (supervised[0], matching[0]) if supervised and matching else None
 
 
 def _check_shape(name: str, values: Tensor, needs: Requirements, expected: torch.Size) -> None:

@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
@@ -219,17 +220,16 @@ class Apply:
 
 
 class _Applied(nn.Module):
-    """A bound `Apply`: no parameters, no state."""
+    """A bound `Apply`: no parameters, no state. ``applied`` is the loss with its hyperparameters."""
 
     def __init__(self, spec: Apply) -> None:
         super().__init__()
         self.needs = spec.needs
-        self._spec = replace(spec, arguments=dict(spec.arguments))
+        self._spec, self.applied = spec, partial(spec.loss, **spec.arguments)
         self._readers = [LOSS_INPUTS[name] for name in spec.reads]
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
-        spec = self._spec
-        return spec.loss(*(read(spec, student, teacher, batch) for read in self._readers), **spec.arguments)
+        return self.applied(*(read(self._spec, student, teacher, batch) for read in self._readers))
 
 
 class BoundFeatures(nn.Module):

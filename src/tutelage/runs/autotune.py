@@ -29,7 +29,7 @@ GAIN = 1.2
 """How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so it loses a near tie."""
 FEW = 400
 """Fits of fewer steps are not timed: timing takes sixteen steps, at most 4 % of longer ones; to capture takes more."""
-PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
+PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False, "loss_form": "plain"}
 """How the timed steps are computed: other speed-ups are chosen later, in the chosen precision, but for graphs."""
 TIMED = 3
 """Timed steps, after one to warm up."""

@@ -17,6 +17,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """What networks are computed in; see `training.precision`."""
 Switch = Literal["auto"] | bool
 """``auto`` measures which is faster, where the fit is long enough to repay it; true and false decide it."""
+LossForm = Literal["plain", "compiled", "fused"]
+"""How an objective's losses are computed: one by one, compiled, or the cross-entropy with a loss of logits at once."""
 
 
 def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
@@ -165,6 +167,7 @@ class FitSettings:
         compile_student: compile the student.
         gradient_products: compute the weight gradients of convolutions as matrix products, each shape for itself.
         graphs: capture a step as one CUDA graph, and replay it.
+        loss_form: how the losses are computed; ``auto`` measures on CUDA, and is ``plain`` elsewhere.
     """
 
     epochs: Count = 240
@@ -182,6 +185,7 @@ class FitSettings:
     compile_student: Switch = "auto"
     gradient_products: Switch = "auto"
     graphs: Switch = "auto"
+    loss_form: Literal["auto"] | LossForm = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
-from tutelage.modules import FrozenTeacher
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.distributed import place
 from tutelage.training.graphs import NotCapturableError
 from tutelage.training.precision import mixed_precision
 from tutelage.training.rng import random_state, restore_random
-from tutelage.types import Batch, Opens, Outputs, Teacher
+from tutelage.types import Batch, Loss, Opens, Outputs, Teacher
 
 SHARE = 0.05
 """Share of a fit's estimated time that a trial compilation may cost at most."""
-COSTS = {"teacher": 20.0, "products": 2.0, "student": 60.0, "graph": 2.0}
+COSTS = {"teacher": 20.0, "products": 2.0, "student": 60.0, "graph": 2.0, "compiled losses": 20.0, "fused losses": 2.0}
 """Assumed seconds of a trial: compiling took 3 to 60 for networks of 8 to 60 layers on two cores."""
 GAIN = 1.05
 """How many times faster a plan must be to replace the eager one."""
@@ -41,6 +41,8 @@ FEW = 200
 """Steps below which nothing is measured: that alone takes some."""
 ROUNDS = 5
 """How often each call is timed."""
+MEASURES_LOSSES = frozenset({"cuda"})
+"""Types of devices on which the form of the losses is chosen by measurement; elsewhere they are plain if not asked."""
 NOT_CAPTURED = "not captured"
 """How the reason of a step begins that was to be captured and could not be."""
 
@@ -52,6 +54,7 @@ class ComputePlan:
     teacher_compiled: bool = False  # the teacher's forward pass is compiled, its weights taken as constants
     student_compiled: bool = False  # the student's forward and backward pass are compiled
     graph: bool = False  # a step is captured, and replayed
+    loss_form: str = "plain"  # how the losses are computed: `settings.fit.LossForm`
     products: tuple[Shape, ...] = ()  # convolutions whose weight gradient is one product
     # of a micro-batch that compiled forms are for. Others, such as an epoch's last, run eagerly: each size would be
     # compiled anew.
@@ -65,6 +68,7 @@ class ComputePlan:
             "teacher_compiled": self.teacher_compiled,
             "student_compiled": self.student_compiled,
             "graph": self.graph,
+            "loss_form": self.loss_form,
             "products": [list(shape) for shape in self.products],
             "samples": self.samples,
             "why": dict(self.reasons),
@@ -106,7 +110,9 @@ class PlannedTeacher:
         self._open = teacher.open if isinstance(teacher, Opens) else None
         self._compiled = (
             # Its weights become constants, batch norms are folded into convolutions whose outputs nothing else reads.
-            _Compiled("teacher", teacher, {"freezing": True}) if isinstance(teacher, FrozenTeacher) else None
+            _Compiled("teacher", teacher, {"freezing": True}, "compile_teacher=false")
+            if isinstance(teacher, FrozenTeacher)
+            else None
         )
         self.plan = plan
 
@@ -158,12 +164,15 @@ class PlannedStudent:
     """The forms that a fit's student can be called in: eager, and once chosen, faster.
 
     Args:
-        student: called by the distiller; compiled, it takes part in its gradients as before.
+        distiller: calls the student and its objective; compiled, they take part in its gradients as before.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, distiller: Distiller) -> None:
         # Dropout draws the numbers that it would draw uncompiled.
-        self._compiled = _Compiled("student", student, {"fallback_random": True})
+        exact = {"fallback_random": True}
+        self._objective = distiller.objective
+        self._compiled = _Compiled("student", distiller.student, exact, "compile_student=false")
+        self._compiled_objective = _Compiled("objective", distiller.objective, exact, "loss_form=plain")
         self.use(ComputePlan())
 
     def use(self, plan: ComputePlan) -> None:
@@ -175,6 +184,16 @@ class PlannedStudent:
         """Return what to call instead of the student for so many samples; none for itself."""
         return self._compiled if self._plan.student_compiled and samples == self._plan.samples else None
 
+    def call_objective(self, samples: int) -> Callable[..., Loss] | None:
+        """Return what to call instead of the objective for so many samples; none for itself."""
+        compiled = self._plan.loss_form == "compiled" and samples == self._plan.samples
+        return self._compiled_objective if compiled else None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the objective computes two losses at once."""
+        return self._plan.loss_form == "fused"
+
     def choose_plan(
         self, step: Callable[[], Any], settings: FitSettings, *, steps: int, samples: int, device: torch.device
     ) -> ComputePlan:
@@ -184,9 +203,22 @@ class PlannedStudent:
         """
         trials = Trials(step, self.use, steps, samples, device)
         trials.attempt_products(settings.gradient_products)
+        self.attempt_losses(trials, settings.loss_form)
         if trials.is_open("student", settings.compile_student):
             trials.attempt("student", settings.compile_student, replace(trials.plan, student_compiled=True))
         return trials.chosen()
+
+    def attempt_losses(self, trials: Trials, wanted: str) -> None:
+        """Try the forms that the losses can be computed in, or take the one that is asked for."""
+        if wanted == "plain" or (wanted == "auto" and trials.device.type not in MEASURES_LOSSES):
+            return
+        for form in ("compiled", "fused"):
+            switch: Switch = "auto" if wanted == "auto" else form == wanted
+            reason = f"{form} losses"
+            if form == "fused" and switch and self._objective.pair is None:
+                trials.reasons[reason] = "no cross-entropy with a loss of logits beside it"
+            elif trials.is_open(reason, switch):
+                trials.attempt(reason, switch, replace(trials.plan, loss_form=form), after=f"with {reason}")
 
     def gradients(self, samples: int) -> AbstractContextManager[Any]:
         """Enter this while a graph of so many samples is made that gradients will flow through.
@@ -199,11 +231,12 @@ class PlannedStudent:
 class _Compiled:
     """A module's call, compiled for one size of batch; the module itself and its names stay as they are.
 
-    Where compiling fails, as it does without a C++ compiler, the call is eager from then on, and a warning says so.
+    Where compiling fails, as it does without a C++ compiler, the call is eager from then on. A warning says so, and
+    which setting does so ``beforehand``.
     """
 
-    def __init__(self, role: str, module: nn.Module, options: dict[str, Any]) -> None:
-        self._role, self._module, self._options = role, module, options
+    def __init__(self, role: str, module: nn.Module, options: dict[str, Any], beforehand: str) -> None:
+        self._role, self._module, self._options, self._beforehand = role, module, options, beforehand
         self._call: Callable[..., Any] | None = None
 
     def __call__(self, *inputs: Any) -> Any:
@@ -232,7 +265,7 @@ class _Compiled:
             self._call = module
             warnings.warn(
                 f"{self._role}: expected to compile it, got {type(error).__name__}; it is computed uncompiled "
-                f"(compile_{self._role}=false says so beforehand)",
+                f"({self._beforehand} says so beforehand)",
                 stacklevel=2,
             )
             return module(*inputs)

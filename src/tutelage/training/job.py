@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from tutelage import records
 from tutelage.modules import Distiller
-from tutelage.settings.fit import FitSettings
+from tutelage.settings.fit import FitSettings, Switch
 from tutelage.submodules import unwrapped
 from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
@@ -313,7 +313,7 @@ def _choose_captured_plan(
     """Choose among whole steps where they can be captured: eager, as a graph, and either with compiled networks."""
     train, settings, asked = state.train, state.settings, outputs or teacher
     given = teacher.plan if teacher is not None and outputs is not None and teacher.plan else ComputePlan()
-    wanted = (settings.graphs, settings.compile_student, settings.compile_teacher, settings.gradient_products)
+    wanted = [*_wanted(settings), settings.graphs, settings.compile_teacher]
     if reason := reason_unmeasured(state.steps_left, 1, wanted):
         return ComputePlan(reasons={"student": reason, "graph": reason}).after(given)
     steps: dict[str, Callable[[TrainState, Batch, Teacher | None], None]] = {}
@@ -340,6 +340,7 @@ def _choose_captured_plan(
             trials.reasons["products"] = "not tried where steps may be captured"
         if trials.is_open("graph", settings.graphs):
             trials.attempt("graph", settings.graphs, replace(trials.plan, graph=True), after="as a graph")
+        train.student.attempt_losses(trials, settings.loss_form)
         alone = teacher is not None and outputs is None and teacher.compiles
         if alone and trials.is_open("teacher", settings.compile_teacher):
             candidate = replace(trials.plan, teacher_compiled=True)
@@ -357,7 +358,7 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
     settings, processes = train.settings, train.accelerator.num_processes
     piece = split_batch(batch, settings.accumulate)[0]
     teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, steps=steps, processes=processes)
-    if reason := reason_unmeasured(steps, processes, (settings.compile_student, settings.gradient_products)):
+    if reason := reason_unmeasured(steps, processes, _wanted(settings)):
         return ComputePlan(reasons={"student": reason}).after(teacher_plan)
     totals, samples = step_totals(piece, train.accelerator), len(piece.index)
 
@@ -377,6 +378,11 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
     with unchanged(train.distiller, train.device):
         plan = train.student.choose_plan(step, settings, steps=steps, samples=samples, device=train.device)
     return plan.after(teacher_plan)
+
+
+def _wanted(settings: FitSettings) -> list[Switch]:
+    """Return whether forms of the student's part are asked for."""
+    return [settings.compile_student, settings.gradient_products, settings.loss_form in ("compiled", "fused")]
 
 
 def _evaluate(train: TrainState, held: EvalSet) -> records.EvaluationMeans:

@@ -115,7 +115,7 @@ class TrainState:
         unsynchronised = [name for name, buffer in distiller.named_buffers() if id(buffer) in guarded]
         self.module = wrap(distiller, accelerator, unsynchronised=unsynchronised)
         self.buffers = SavedBuffers(distiller, but=guards)
-        self.student = PlannedStudent(distiller.student)
+        self.student = PlannedStudent(distiller)
         self.metrics = EpochMetrics(distiller.objective, self.device)
         self.now = StepValues.on(self.device, sums=self.metrics.zeros.clone(), schedules=distiller.objective.schedules)
         if settings.precision == "fp16":
@@ -125,15 +125,18 @@ class TrainState:
     def forward_context(self, samples: int, *, last: bool = True) -> Iterator[None]:
         """Enter this for the forward pass of a micro-batch of so many samples, the ``last`` of a step or not.
 
-        It sets the precision, the form that the student is computed in, and whether processes average the gradients.
+        It sets the precision, the forms of student and objective, and whether processes average the gradients.
         """
         self.distiller.called = self.student.call(samples)
+        self.distiller.called_objective = self.student.call_objective(samples)
+        self.distiller.objective.fused = self.student.fused
         local = nullcontext() if last else local_gradients(self.module)
         try:
             with mixed_precision(self.device, self.settings.precision), self.student.gradients(samples), local:
                 yield
         finally:
-            self.distiller.called = None
+            self.distiller.called = self.distiller.called_objective = None
+            self.distiller.objective.fused = False
 
     def apply(self, finite: Tensor) -> None:
         """Step the optimizer if ``finite``; else leave parameters, moments and buffers as they were."""
