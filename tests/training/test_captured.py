@@ -76,6 +76,8 @@ CASES = {
     "schedules": {"optimizer": AdamW(lr=0.01), "schedule": Cosine(warmup=0.5), "clip": 0.5},
     "skipped steps": {"nonfinite": "skip"},
     "accumulate": {"accumulate": 2},
+    "losses at once": {"loss_form": "fused"},
+    "compiled losses": {"loss_form": "compiled"},
 }
 OBJECTIVE = objectives.wttm(gamma=0.5, beta=Linear(start=2.0, end=0.5))
 
@@ -103,8 +105,9 @@ def fit_of(case, *, graphs, folder=None, stop_before=None, resume=False, checkpo
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_fit_of_graphs_is_the_eager_fit(case):
+def test_a_fit_of_graphs_is_the_eager_fit(case, monkeypatch):
     """Records and weights; the choice leaves no trace, the last batch of an epoch has no graph."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     with Unchanged():
         eager = fit_of(case, graphs=False)
     with warnings.catch_warnings():
