@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tutelage import kernels, objectives
-from tutelage.objectives import BindContext
+from tutelage.objectives import BindContext, bound
 from tutelage.settings.weights import Linear
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress
 
@@ -26,10 +26,10 @@ def drawn(dtype=torch.float64, labels=None, seed=0):
 
 
 def outcome(objective, fused, z, v, batch, progress=Progress()):  # noqa: B008
-    bound = objective.bind(BindContext(classes=CLASSES))
-    bound.fused = fused
+    module = objective.bind(BindContext(classes=CLASSES))
+    module.fused = fused
     z = z.detach().requires_grad_()
-    loss = bound(Outputs(z), Outputs(v), batch, progress)
+    loss = module(Outputs(z), Outputs(v), batch, progress)
     return loss.total.detach(), loss.parts, torch.autograd.grad(loss.total, z)[0]
 
 
@@ -62,6 +62,14 @@ def test_at_once_is_one_by_one(objective, dtype, tolerance, monkeypatch):
     assert got[2].dtype == dtype
 
 
+@pytest.mark.parametrize(("alone", "copies"), [(True, 0), (False, 2)])
+def test_logits_are_copied_to_float32_only_where_another_term_reads_them(alone, copies, monkeypatch):
+    copied, widened = [], bound._widened
+    monkeypatch.setattr(bound, "_widened", lambda tensor: copied.append(tensor) or widened(tensor))
+    outcome(OBJECTIVES["wttm" if alone else "a sum"], True, *drawn(torch.bfloat16))
+    assert len(copied) == copies
+
+
 def test_soft_labels():
     z, v, batch = drawn(labels=torch.softmax(torch.randn(BATCH, CLASSES, dtype=torch.float64), -1))
     torch.testing.assert_close(*(outcome(OBJECTIVES["kd"], fused, z, v, batch) for fused in (True, False)))
@@ -82,9 +90,9 @@ def test_soft_labels():
     ],
 )
 def test_which_terms_are_a_pair(objective, pair):
-    bound = objective.bind(BindContext(classes=CLASSES))
-    assert bound.pair == pair
-    bound.fused = True  # Without a pair it changes nothing.
+    module = objective.bind(BindContext(classes=CLASSES))
+    assert module.pair == pair
+    module.fused = True  # Without a pair it changes nothing.
     z, v, batch = drawn()
     one, other = (outcome(objective, fused, z, v, batch) for fused in (True, False))
     torch.testing.assert_close(one, other)

@@ -9,13 +9,14 @@ import torch
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
 
 from tutelage import kernels, objectives
-from tutelage.kernels.conv_weight_grad import Shape
+from tutelage.kernels.conv_weight_grad import Products, Shape
 from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.settings.weights import Linear
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.compile import ComputePlan, PlannedStudent, PlannedTeacher, faster_products
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.loop import fit
-from tutelage.types import Batch, Progress
+from tutelage.types import Batch, Progress, View
 
 COMPILE = "tutelage.training.compile"
 MATCH = objectives.wttm(gamma=0.5, beta=1.0)
@@ -174,6 +175,14 @@ def test_products_and_a_compiled_student_do_not_meet(tmp_path, monkeypatch):
     assert len(plans[0]["products"]) == 2
     for name, tensor in state(plain).items():
         torch.testing.assert_close(state(quick)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_products_and_compiled_losses_do_not_meet():
+    student = PlannedStudent(Distiller(mlp(), MATCH))
+    shape = Shape(*(4, 4, 4, 4, 3, 3), *(1, 1), *(1, 1), *(1, 1))
+    student.use(ComputePlan(products=(shape,), samples=4, loss_form="compiled"))
+    assert isinstance(student.gradients(3), Products)
+    assert not isinstance(student.gradients(4), Products)
 
 
 def test_where_compiling_fails_the_fit_goes_on_plainly_and_says_so(tmp_path, monkeypatch):
@@ -378,6 +387,29 @@ def test_a_form_of_the_losses_is_taken_by_name_kept_on_resume_and_plain_but_for_
     assert plans[-1]["loss_form"] == form
     assert same_bits(state(whole), state(resumed))
     assert untimed(fast)[1] == untimed(after)[0]
+
+
+def test_losses_are_compiled_once_though_a_weight_is_scheduled_and_views_change(monkeypatch):
+    """A second compilation would be one that was not announced, and would draw other random numbers."""
+    compiled = []
+    real = torch.compile
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
+
+    class Viewed(Rows):
+        def epoch(self, epoch, **how):
+            for batch in super().epoch(epoch, **how):
+                yield batch._replace(view=View(0, epoch))
+
+    off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
+    objective = objectives.wttm(gamma=0.5, beta=Linear(start=2.0, end=0.5))
+    teacher, rows = FrozenTeacher(seeded(Moving, 1)), Viewed(*images(40), batch_size=10)
+    fitted(seeded(Moving), rows, teacher=teacher, objective=objective, epochs=3, loss_form="compiled", **off)
+    assert len(compiled) == 1
 
 
 def test_the_form_that_is_named_computes_the_losses(monkeypatch):

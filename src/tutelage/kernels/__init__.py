@@ -1,5 +1,21 @@
 """Faster and smaller forms of losses: the same values and gradients, kept only where a benchmark shows the gain."""
 
-from tutelage.kernels.linear import linear as linear
-from tutelage.kernels.logits import cross_entropy_and as cross_entropy_and
-from tutelage.kernels.logits import cross_entropy_and_wttm as cross_entropy_and_wttm
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tutelage.kernels.last_layer import linear as linear
+    from tutelage.kernels.logits import cross_entropy_and as cross_entropy_and
+    from tutelage.kernels.logits import cross_entropy_and_wttm as cross_entropy_and_wttm
+
+# The last layer's imports torch's compiler, which takes a second.
+_MODULES = {"linear": "last_layer", **dict.fromkeys(("cross_entropy_and", "cross_entropy_and_wttm"), "logits")}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

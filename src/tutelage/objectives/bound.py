@@ -99,10 +99,10 @@ class BoundObjective(nn.Module):
         """
         with torch.autocast(student.logits.device.type, enabled=False):
             fused = self._fused_values(student, teacher, batch) if self.fused else {}
-            # Where nothing else reads the logits, no wide copy of them is made.
-            wide_student = _mapped(student, _widened) if len(fused) < len(self.names) else student
-            wide_teacher = None if teacher is None else _mapped(teacher, _detached)
-            local = _Inputs(wide_student, wide_teacher, batch, totals or count(batch, wide_student.logits))
+            if len(fused) < len(self.names):  # Where nothing else reads the logits, no wide copies of them are made.
+                student = _mapped(student, _widened)
+                teacher = None if teacher is None else _mapped(teacher, _detached)
+            local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
                 inputs = local

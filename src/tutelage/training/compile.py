@@ -225,7 +225,8 @@ class PlannedStudent:
 
         What is compiled has the library's gradients: the compiler would trace into the products, and gets them wrong.
         """
-        return self._products if self._products.shapes and self.call(samples) is None else nullcontext()
+        compiled = self.call(samples) or self.call_objective(samples)
+        return self._products if self._products.shapes and compiled is None else nullcontext()
 
 
 class _Compiled:

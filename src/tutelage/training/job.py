@@ -28,7 +28,7 @@ from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.metrics import raise_if_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
-from tutelage.types import Batch, Batches, Outputs, Progress, Teacher
+from tutelage.types import Batch, Batches, Outputs, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,7 +370,8 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
         # A student may write into its inputs.
         teacher_outputs, own = outputs(), piece._replace(inputs=piece.inputs.clone())
         with train.forward_context(samples):
-            output = train.module(own, teacher_outputs, Progress(), totals)
+            # As steps have it: losses that are compiled for numbers of the host would be compiled anew in the first.
+            output = train.module(own, teacher_outputs, train.now.progress, totals)
         output.loss.total.backward()
         for term in train.stateful_terms:
             term.commit(torch.zeros((), dtype=torch.bool, device=train.device))
