@@ -7,9 +7,9 @@ states and weights. Each form runs in a fresh process: its processor time, and i
 gradients. Prints medians and ratios; with a file's name it records them with the machine, the versions and n. Forms
 that are named are measured anew and the others of the file kept.
 
-On a GPU: width 2048, bfloat16, WTTM, KD and Jensen-Shannon, see `gpu_losses.py`, and Liger where it is installed; a FORM
-is part of a line's name, such as "kd: kernels". ``--small`` tries that in tiny sizes, also with ``--device cpu``, and
-records nothing.
+On a GPU: width 2048, bfloat16, WTTM, KD and Jensen-Shannon, see `gpu_losses.py`, and Liger where it is installed; a
+FORM is part of a line's name, such as "kd: kernels". ``--small`` tries that in tiny sizes, also with ``--device cpu``,
+and records nothing.
 """
 
 from functools import partial

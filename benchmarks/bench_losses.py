@@ -10,9 +10,9 @@ Prints medians, the ratios and the geometric mean over the three shapes of the t
 them with the machine, the versions and n. Parts that are named (256x1000, 1024x32000, 512x128256, curves, memory) are
 measured anew and the others of the file kept.
 
-On a GPU: WTTM, KD, TTM and Jensen-Shannon in bfloat16, float16 and float32, see `gpu_losses.py`, and Liger and TRL where
-they are installed; a PART is part of a line's name, such as "float16, kd". ``--small`` tries that in tiny sizes, also
-with ``--device cpu``, and records nothing.
+On a GPU: WTTM, KD, TTM and Jensen-Shannon in bfloat16, float16 and float32, see `gpu_losses.py`, and Liger and TRL
+where they are installed; a PART is part of a line's name, such as "float16, kd". ``--small`` tries that in tiny sizes,
+also with ``--device cpu``, and records nothing.
 """
 
 import os

@@ -11,6 +11,7 @@ import statistics
 import time
 from functools import cache, partial
 from importlib.util import find_spec
+from itertools import pairwise
 
 import output
 import torch
@@ -47,7 +48,7 @@ def clocked(step, n, device):
         for _ in range(n):
             step()
             ends.append(time.perf_counter())
-        return [1e3 * (after - before) for before, after in zip(ends, ends[1:], strict=False)]
+        return [1e3 * (after - before) for before, after in pairwise(ends)]
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(n)]
     for began, ended in events:
         began.record()
@@ -57,18 +58,33 @@ def clocked(step, n, device):
     return [began.elapsed_time(ended) for began, ended in events]
 
 
+def known_rates(name):
+    """Return what is known of a device of this name; none of others, a part of one included."""
+    return next((known for pattern, known in RATES.items() if re.search(pattern, name)), None)
+
+
 @cache
 def rates(device, small):
     """Return the bytes and the bfloat16 operations a second, and whence they are known."""
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    for pattern, known in RATES.items():
-        if re.search(pattern, name):
-            return *known, "as known of this device"
+    if device == "cuda" and (known := known_rates(torch.cuda.get_device_name())):
+        return *known, "as known of this device"
     source = torch.zeros(1 << (16 if small else 30), dtype=torch.uint8, device=device)
     target, matrix = torch.empty_like(source), torch.zeros(2 * (32 if small else 8192,), device=device).bfloat16()
     steps = partial(target.copy_, source), partial(torch.mm, matrix, matrix)
     copied, multiplied = (1e-3 * statistics.median(clocked(step, 10, device)[3:]) for step in steps)
     return 2 * len(source) / copied, 2 * len(matrix) ** 3 / multiplied, "by a copy and a product, measured here"
+
+
+def logits_floor(options, size):
+    """Return the seconds in which so many bytes are read and written, and whence that is known."""
+    memory, _, source = rates(options.device, options.small)
+    return size / memory, source
+
+
+def layer_floor(options, count):
+    """Return the seconds that so many operations of products take, and whence that is known."""
+    _, operations, source = rates(options.device, options.small)
+    return count / operations, source
 
 
 def draw_logits(options, batch, classes, dtype):
@@ -182,12 +198,8 @@ def logits_items(options):
     jobs = {}
     for (batch, classes), dtypes in ({(8, 50): ("bfloat16", "float32")} if options.small else SHAPES).items():
         for dtype in dtypes:
-
-            def floor(size=3 * batch * classes * getattr(torch, dtype).itemsize):
-                memory, _, source = rates(options.device, options.small)
-                return size / memory, source
-
             draw = partial(draw_logits, options, batch, classes, dtype)
+            floor = partial(logits_floor, options, 3 * batch * classes * getattr(torch, dtype).itemsize)
             for name in ("wttm", "kd", "ttm", "jensen_shannon"):
                 for title, (form, how) in forms_of(name, layer=False, small=options.small).items():
                     job = partial(run, form, draw, floor, 20, options, **how)
@@ -198,14 +210,10 @@ def logits_items(options):
 def layer_items(options, **size):
     """Return each form of the last layer with each loss."""
     size = {"tokens": 6, "width": 4, "classes": 9} if options.small else LAYER | size
-
-    def floor():
-        # A product for each network's logits, and two for the gradients.
-        _, operations, source = rates(options.device, options.small)
-        return 4 * 2 * size["tokens"] * size["width"] * size["classes"] / operations, source
-
     shape = "{tokens} tokens, width {width}, {classes} classes, bfloat16".format(**size)
     draw = partial(draw_layer, options, **size)
+    # A product for each network's logits, and two for the gradients.
+    floor = partial(layer_floor, options, 4 * 2 * size["tokens"] * size["width"] * size["classes"])
     return {
         f"{shape}, {name}: {title}": partial(run, form, draw, floor, 10, options, **how)
         for name in ("wttm", "kd", "jensen_shannon")

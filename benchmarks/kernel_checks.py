@@ -2,12 +2,12 @@
 
     python benchmarks/kernel_checks.py [--write RESULT.json] [--device cuda] [--small]
 
-By default Triton's interpreter computes, on the CPU and in tiny shapes; it cuts float32 down to bfloat16, where a device
-rounds. All memory that a kernel is to fill is NaN beforehand. The error of values is the largest, relative to the value
-where that is above 1; that of a gradient is relative to the largest of its tensor. Of `kernels.linear` the values are
-the three that it returns, and the gradients those of hidden states and weights. With a file's name the errors are
-recorded with the machine and the versions, and the table beside them. The exit status is 1 where one is too large.
-`gpu.py` does these checks on a GPU, and `compiled`, `captured` and `waits_for_nothing`.
+By default Triton's interpreter computes, on the CPU and in tiny shapes; it cuts float32 down to bfloat16, where a
+device rounds. All memory that a kernel is to fill is NaN beforehand. The error of values is the largest, relative to
+the value where that is above 1; that of a gradient is relative to the largest of its tensor. Of `kernels.linear` the
+values are the three that it returns, and the gradients those of hidden states and weights. With a file's name the
+errors are recorded with the machine and the versions, and the table beside them. The exit status is 1 where one is too
+large. `gpu.py` does these checks on a GPU, and `compiled`, `captured` and `waits_for_nothing`.
 """
 
 import os
@@ -39,7 +39,7 @@ MOST = {
     "cross_entropy_and": {"value": (2e-5, 2e-5, 2e-5), "gradient": (2e-5, 1.2e-2, 1.5e-3)},
     "linear": {"value": (5e-5, 3e-2, 4e-3), "gradient": (5e-5, 3e-2, 4e-3)},
 }
-"""Errors at most, in the order of `DTYPES`: that of a gradient in bfloat16 is its own rounding, of `linear` that of logits as well."""
+"""Errors at most, in the order of `DTYPES`. A gradient is rounded to its dtype, and in `linear` the logits are too."""
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def exact(form, loss, tensors):
 
 
 def errors(form, name, dtype, shape, device):
-    """Return a form's errors of value and gradient with one loss, the most that they may be, and whether all is written."""
+    """Return a form's errors of value and gradient, the most that they may be, and whether all outputs are written."""
     loss = LOSSES[name]
     tensors = draw(form, shape, dtype, device)
     with filled_with_nan():
@@ -111,8 +111,14 @@ def errors(form, name, dtype, shape, device):
     gradient = max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(ours[1], gradients, strict=True))
     most = {what: by_dtype[DTYPES.index(dtype)] for what, by_dtype in MOST[form].items()}
     return {
-        **{"form": form, "loss": name, "dtype": str(dtype).removeprefix("torch."), "shape": list(shape)},
-        **{"value": value, "gradient": gradient, "most": most, "written": written},
+        "form": form,
+        "loss": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": list(shape),
+        "value": value,
+        "gradient": gradient,
+        "most": most,
+        "written": written,
         "holds": written and value <= most["value"] and gradient <= most["gradient"],
     }
 
@@ -137,6 +143,7 @@ def compiled(name, dtype, shape, options):
         ce, values = kernels.cross_entropy_and(LOSSES[name], 2 * z, v, labels)
         return ce.mean() + 3 * values.mean(), ce, values
 
+    torch.compiler.reset()  # Few recompilations of one function are allowed.
     backend = "aot_eager" if options.small else "inductor"
     results = []
     for form in (call, torch.compile(call, fullgraph=True, backend=backend)):
