@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 
 import gpu_losses
@@ -100,7 +101,7 @@ def exact(form, loss, tensors):
 
 
 def errors(form, name, dtype, shape, device):
-    """Return a form's errors of value and gradient, the most that they may be, and whether all outputs are written."""
+    """Return a form's errors of value and gradient, and whether all outputs are written and the errors within `MOST`."""
     loss = LOSSES[name]
     tensors = draw(form, shape, dtype, device)
     with filled_with_nan():
@@ -114,10 +115,9 @@ def errors(form, name, dtype, shape, device):
         "form": form,
         "loss": name,
         "dtype": str(dtype).removeprefix("torch."),
-        "shape": list(shape),
+        "shape": " x ".join(map(str, shape)),
         "value": value,
         "gradient": gradient,
-        "most": most,
         "written": written,
         "holds": written and value <= most["value"] and gradient <= most["gradient"],
     }
@@ -130,7 +130,7 @@ def table(rows):
     for row in rows:
         written, holds = ("yes" if row[key] else "NO" for key in ("written", "holds"))
         yield (
-            f"| `{row['form']}` | {row['loss']} | {row['dtype']} | {' x '.join(map(str, row['shape']))} "
+            f"| `{row['form']}` | {row['loss']} | {row['dtype']} | {row['shape']} "
             f"| {row['value']:.1e} | {row['gradient']:.1e} | {written} | {holds} |"
         )
 
@@ -230,10 +230,9 @@ if __name__ == "__main__":
     print("\n".join(lines))
     if arguments.write:
         hardware = manifest.hardware(torch.device(arguments.device))
-        output.write(arguments.write, {"interpreted": arguments.device == "cpu", "hardware": hardware, "errors": rows})
+        how = {"interpreted": arguments.device == "cpu", "n": 1, "triton": version("triton")}
+        output.write(arguments.write, {**how, "hardware": hardware, "most": MOST, "errors": rows})
         where = hardware["gpu"] or "Triton's interpreter"
-        head = (
-            f"# Kernels against the plain functions in float64\n\n{where}, torch {torch.__version__}; n = 1, seed 0\n\n"
-        )
+        head = f"# Kernels against the plain functions in float64\n\n{where}, torch {torch.__version__}, Triton {version('triton')}; n = 1, seed 0\n\n"
         arguments.write.with_suffix(".md").write_text(head + "\n".join(lines) + "\n")
     sys.exit(not all(row["holds"] for row in rows))
