@@ -101,7 +101,7 @@ def exact(form, loss, tensors):
 
 
 def errors(form, name, dtype, shape, device):
-    """Return a form's errors of value and gradient, and whether all outputs are written and the errors within `MOST`."""
+    """Return a form's errors of value and gradient, whether all outputs are written, and whether `MOST` holds."""
     loss = LOSSES[name]
     tensors = draw(form, shape, dtype, device)
     with filled_with_nan():
@@ -233,6 +233,7 @@ if __name__ == "__main__":
         how = {"interpreted": arguments.device == "cpu", "n": 1, "triton": version("triton")}
         output.write(arguments.write, {**how, "hardware": hardware, "most": MOST, "errors": rows})
         where = hardware["gpu"] or "Triton's interpreter"
-        head = f"# Kernels against the plain functions in float64\n\n{where}, torch {torch.__version__}, Triton {version('triton')}; n = 1, seed 0\n\n"
-        arguments.write.with_suffix(".md").write_text(head + "\n".join(lines) + "\n")
+        head = f"{where}, torch {torch.__version__}, Triton {how['triton']}; n = 1, seed 0"
+        text = ["# Kernels against the plain functions in float64", "", head, "", *lines, ""]
+        arguments.write.with_suffix(".md").write_text("\n".join(text))
     sys.exit(not all(row["holds"] for row in rows))
