@@ -69,7 +69,7 @@ def rates(device, small):
     if device == "cuda" and (known := known_rates(torch.cuda.get_device_name())):
         return *known, "as known of this device"
     source = torch.zeros(1 << (16 if small else 30), dtype=torch.uint8, device=device)
-    target, matrix = torch.empty_like(source), torch.zeros(2 * (32 if small else 8192,), device=device).bfloat16()
+    target, matrix = torch.empty_like(source), torch.randn(2 * (32 if small else 8192,), device=device).bfloat16()
     steps = partial(target.copy_, source), partial(torch.mm, matrix, matrix)
     copied, multiplied = (1e-3 * statistics.median(clocked(step, 10, device)[3:]) for step in steps)
     return 2 * len(source) / copied, 2 * len(matrix) ** 3 / multiplied, "by a copy and a product, measured here"
