@@ -1,16 +1,21 @@
 """Time the last linear layers with cross-entropy and WTTM, and their memory, against whole logits.
 
-    python benchmarks/bench_linear.py [RESULT.json [FORM ...]] [--tokens N] [--classes N]
+    python benchmarks/bench_linear.py [RESULT.json [FORM ...]] [--tokens N] [--classes N] [--device cuda]
 
 By default 4096 tokens and 128256 classes; width 1024 on both sides, float32, one thread; forward and backward to hidden
 states and weights. Each form runs in a fresh process: its processor time, and its peak over what it began with, less
 gradients. Prints medians and ratios; with a file's name it records them with the machine, the versions and n. Forms
 that are named are measured anew and the others of the file kept.
+
+On a GPU: width 2048, bfloat16, WTTM, KD and Jensen-Shannon, see `gpu_losses.py`, and Liger where it is installed; a
+FORM is part of a line's name, such as "kd: kernels". ``--small`` tries that in tiny sizes, also with ``--device cpu``,
+and records nothing.
 """
 
 from functools import partial
 from pathlib import Path
 
+import gpu_losses
 import output
 import torch
 
@@ -23,7 +28,11 @@ if __name__ == "__main__":
     parser.add_argument("forms", nargs="*", metavar="FORM")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--classes", type=int, default=CLASSES)
+    output.add_device(parser)
     arguments = parser.parse_args()
+    if arguments.device == "cuda" or arguments.small:
+        size = {"tokens": arguments.tokens, "classes": arguments.classes}
+        gpu_losses.bench(parser, arguments, gpu_losses.layer_items(arguments, **size), arguments.forms)
     torch.set_num_threads(1)
     forms = output.read(arguments.result).get("forms", {}) if arguments.forms else {}
     for name in arguments.forms or FORMS:

@@ -2,12 +2,17 @@
 
     python benchmarks/bench_losses.py [RESULT.json [PART ...]]
     python benchmarks/bench_losses.py RESULT.json --plot      draws RESULT.svg from it
+    python benchmarks/bench_losses.py [RESULT.json [PART ...]] --device cuda
 
 float32, one thread, gamma 0.1, the teacher's logits given. The forms are timed in turn in one process, by the processor
 time of that process; memory is that of a fresh process for each form. Compiling is counted apart, from an empty cache.
 Prints medians, the ratios and the geometric mean over the three shapes of the target; with a file's name it records
 them with the machine, the versions and n. Parts that are named (256x1000, 1024x32000, 512x128256, curves, memory) are
 measured anew and the others of the file kept.
+
+On a GPU: WTTM, KD, TTM and Jensen-Shannon in bfloat16, float16 and float32, see `gpu_losses.py`, and Liger and TRL
+where they are installed; a PART is part of a line's name, such as "float16, kd". ``--small`` tries that in tiny sizes,
+also with ``--device cpu``, and records nothing.
 """
 
 import os
@@ -15,6 +20,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import gpu_losses
 import output
 import torch
 
@@ -128,7 +134,10 @@ if __name__ == "__main__":
     parser.add_argument("result", nargs="?", type=Path)
     parser.add_argument("parts", nargs="*", metavar="PART")
     parser.add_argument("--plot", action="store_true")
+    output.add_device(parser)
     arguments = parser.parse_args()
+    if arguments.device == "cuda" or arguments.small:
+        gpu_losses.bench(parser, arguments, gpu_losses.logits_items(arguments), arguments.parts)
     if arguments.plot:
         plot(arguments.result)
         parser.exit()

@@ -188,8 +188,8 @@ def arguments():
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--until", type=float)
     options = parser.parse_args()
-    if options.device == "cuda" and options.part != "report" and not torch.cuda.is_available():
-        parser.error("--device: expected a GPU, got none that torch can see; type --device cpu --small to try it here")
+    if options.part != "report":
+        output.require_device(parser, options)
     for key in ("data", "teacher"):
         path = getattr(options, key)
         if path is not None and not path.is_dir():

@@ -1,7 +1,7 @@
-"""Whether training is right on a GPU: host waits, the CPU's results, skipped steps, resuming, replayed steps.
+"""Whether kernels and training are right on a GPU: results, host waits, skipped steps, resuming, replayed steps.
 
-Random images; two small residual networks under every preset with its default arguments. ViTKD, which needs
-transformers, is left out.
+Kernels as in `kernel_checks.py`. Of training: random images; two small residual networks under every preset with its
+default arguments. ViTKD, which needs transformers, is left out.
 """
 
 import random
@@ -11,6 +11,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import kernel_checks
 import numpy as np
 import torch
 
@@ -215,6 +216,35 @@ def deterministic(check, options):
         torch.use_deterministic_algorithms(False)
 
 
+def near_float64(form, name, dtype, shape, options):
+    """Hold a kernel against float64; where that fails, the errors are told."""
+    row = kernel_checks.errors(form, name, dtype, shape, options.device)
+    found = {key: row[key] for key in ("value", "gradient", "written")}
+    assert row["holds"], f"expected errors of at most {kernel_checks.MOST[form]} and all written, got {found}"
+    return found
+
+
+def kernel_items(options):
+    """Return the checks of kernels with the seconds that they may take, by name: last what can break a process."""
+    shapes, checks = kernel_checks.SHAPES["cpu" if options.small else "cuda"], {}
+    cases = {
+        f"{name} {str(dtype).removeprefix('torch.')} {shape[0]} x {shape[1]}": (name, dtype, shape)
+        for name in kernel_checks.LOSSES
+        for dtype in kernel_checks.DTYPES
+        for shape in shapes
+    }
+    for form in kernel_checks.FORMS:
+        checks |= {f"{form} near float64: {case}": partial(near_float64, form, *cases[case]) for case in cases}
+        of_form = partial(kernel_checks.waits_for_nothing, form)
+        checks |= {f"{form} without a host wait: {case}": partial(of_form, *cases[case]) for case in cases}
+    checks |= {
+        f"kernels in a compiled caller: {name}": partial(kernel_checks.compiled, name, torch.bfloat16, shapes[-1])
+        for name in kernel_checks.LOSSES
+    }
+    checks |= {f"kernels in a graph: {case}": partial(kernel_checks.captured, *cases[case]) for case in cases}
+    return {name: (30.0, partial(check, options)) for name, check in checks.items()}
+
+
 def items(options):
     """Return each check with the seconds that it may take, by name."""
     names = [name for name in objectives.PRESETS if name != "vitkd"]
@@ -231,7 +261,7 @@ def items(options):
     checks |= {f"as on the CPU: {name}": partial(as_on_the_cpu, name) for name in names}
     checks |= {f"replayed: {name}": partial(replayed, name) for name in names}  # last: what breaks costs a process
     bits = {name: (20.0, partial(deterministic, check, options)) for name, check in checks.items()}
-    return waiting | bits
+    return kernel_items(options) | waiting | bits
 
 
 def report(entries):

@@ -17,6 +17,18 @@ def parser(description):
     )
 
 
+def add_device(parser):
+    """Add where a script measures, and whether in tiny sizes."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--small", action="store_true")
+
+
+def require_device(parser, options):
+    """End the script where it is to measure a GPU and there is none."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: expected a GPU, got none that torch can see; type --device cpu --small to try it here")
+
+
 def machine():
     """Return what a record says of the versions and the processor."""
     hardware = manifest.hardware(torch.device("cpu"))

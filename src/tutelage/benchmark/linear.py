@@ -17,6 +17,7 @@ from tutelage import kernels
 from tutelage import losses as plain_losses
 from tutelage.benchmark import losses, timing
 from tutelage.benchmark.losses import BETA, GAMMA, KERNELS, REFERENCE
+from tutelage.kernels.divergence import LogitLoss
 
 WIDTH, CLASSES = 1024, 128_256
 
@@ -36,7 +37,9 @@ Form = Callable[..., Tensor]
 """Takes hidden states and weights of student and teacher and the labels; returns the loss."""
 
 
-def _whole(loss: losses.Form) -> Form:
+def whole(loss: losses.Form) -> Form:
+    """Return the form that makes all logits."""
+
     def form(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             v = teacher_hidden @ teacher_weight.T
@@ -45,14 +48,19 @@ def _whole(loss: losses.Form) -> Form:
     return form
 
 
-def _chunked(*inputs: Tensor) -> Tensor:
-    return kernels.linear(partial(plain_losses.wttm, gamma=GAMMA), *inputs, weight=BETA).total
+def chunked(loss: LogitLoss) -> Form:
+    """Return the form of `kernels.linear`."""
+
+    def form(*inputs: Tensor) -> Tensor:
+        return kernels.linear(loss, *inputs, weight=BETA).total
+
+    return form
 
 
 FORMS: dict[str, Form] = {
-    REFERENCE: _whole(losses.FORMS[REFERENCE]),
-    "losses": _whole(losses.FORMS["losses"]),
-    KERNELS: _chunked,
+    REFERENCE: whole(losses.FORMS[REFERENCE]),
+    "losses": whole(losses.FORMS["losses"]),
+    KERNELS: chunked(partial(plain_losses.wttm, gamma=GAMMA)),
 }
 
 
