@@ -45,7 +45,11 @@ def compiled(kernel, architecture, dtype, constants):
             signature[name] = f"*{POINTERS[name]}"
         else:
             signature[name] = "fp32" if name in NUMBERS else "i32"
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in values.items()})
+    at = {name: (place,) for place, name in enumerate(kernel.arg_names)}
+    # What Triton finds of tensors and of vocabularies that are a multiple of 16, so that it reads 128 bits at a time.
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith("stride")]
+    known = {at[name]: [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, signature, {at[name]: value for name, value in values.items()}, known)
     warps = triton_sweeps.BLOCK // 256
     code = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -72,7 +76,7 @@ def variants(few):
             if mixes:
                 sweeps.append(dict.fromkeys(whole, False) | {"SECOND_SWEEP": True})
         for sweep, dtype in itertools.product(sweeps, ("bf16",) if few else ("bf16", "fp16", "fp32")):
-            yield triton_kernels.forward, dtype, {**shared, **sweep, "POWER_SUM": kind == "forward"}
+            yield triton_kernels.forward, dtype, {**shared, **sweep, "POWER_SUM": kind == "forward" and not scaled}
         for dtype in ("bf16",) if few else ("bf16", "fp16", "fp32"):
             yield triton_kernels.backward, dtype, {**shared, "HAS_CE": True, "HAS_VALUES": True}
 

@@ -27,6 +27,7 @@ pytest.importorskip("triton")
 from tutelage.kernels import triton_sweeps
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Without it products warn where all is deterministic.
 pytestmark = [pytest.mark.triton, *([pytest.mark.cuda] if DEVICE == "cuda" else [])]
 
 INF = math.inf
@@ -272,6 +273,16 @@ def test_top_classes_alone(device, loss):
         assert kernels.cross_entropy_and(loss, *on(device, z, others, labels))[1].tolist() == [INF] * 5
     else:
         agree(device, loss, z, others, labels, weights)
+
+
+@of_each
+def test_a_top_class_that_is_none_is_neither_read_nor_written_and_seen(device, loss):
+    z, v, labels, _ = draw()
+    others = sparse(v, 3, -2.0)
+    others.index[1, 0], others.index[3, 2] = 9, -1
+    _, values, gradient = outcome(kernels.cross_entropy_and, loss, *on(device, z, others, labels), torch.ones(2, 5))
+    assert values.isnan().tolist() == [False, True, False, True, False]
+    assert gradient.isnan().any(-1).tolist() == [False, True, False, True, False]
 
 
 def test_a_caller_may_be_compiled_in_one_graph(device):

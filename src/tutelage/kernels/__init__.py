@@ -1,4 +1,4 @@
-"""Faster and smaller forms of losses: the same values and gradients, kept only where a benchmark shows the gain."""
+"""Faster and smaller forms of losses, of the same values and gradients; docs/kernels.md says what was measured."""
 
 from __future__ import annotations
 

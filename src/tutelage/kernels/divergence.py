@@ -38,7 +38,7 @@ class Divergence(NamedTuple):
 def _kd(*, temperature: float) -> Divergence:
     checks.positive(temperature, "temperature", example=4.0)
     gamma = 1 / temperature
-    return Divergence(student_gamma=gamma, teacher_gamma=gamma, factor=temperature * temperature)
+    return Divergence(student_gamma=gamma, teacher_gamma=gamma, factor=float(temperature * temperature))
 
 
 def _ttm(*, gamma: float, power_sum: bool = False) -> Divergence:

@@ -24,12 +24,15 @@ from tutelage.types import UNLABELLED, Loss
 
 CHUNK = 1 << 25
 """Logits of a network in a chunk of tokens where none is named: 134 MB in float32."""
-SHARE = 1 << 14
-"""Bytes of a device's memory for each logit of a network in a chunk of classes: of 80 GB, 5 million logits."""
+SHARE, MOST = 1 << 13, 1 << 22
+"""A chunk of classes has a logit of each network for so many bytes of the device's memory, and so many at most: 4,096
+tokens have 1,024 classes at a time on 80 GB, which keep the device's processors busy, in 17 MB of bfloat16."""
 FEWEST = 128
-"""Classes that a chunk of classes has at least, and a multiple of which it has: matrix products want it so."""
-KEPT = 256.0
+"""Classes that a chunk of classes has at least."""
+MAX_SUM_SCALE = 256.0
 """Scale at most of a gradient that is a sum over tokens: in float16 it is exact down to 2e-7, and finite up to 255."""
+_REFUSES_WIDE_SUMS = torch.__version__.startswith("2.9.")
+"""Its `torch.addmm` wants the sum in the dtype of the factors (pytorch/pytorch#167931)."""
 SLICE = 1 << 12
 """Rows of a product that are made at a time where they must be widened before they are added."""
 
@@ -61,8 +64,9 @@ def linear(
     Logits are made in the dtype of ``hidden``, the losses in at least float32, the weights' gradient is summed up in at
     least float32 and returned in the weights' dtype. Autocast has no effect in here. Beside what comes in and its
     gradients, memory holds two chunks of logits and, for narrower dtypes, a float32 sum: of the weights' gradient, or
-    in Triton of the hidden states'. What is computed how is as for `cross_entropy_and`; losses without a form of their
-    own take several chunks' memory. On CUDA the host waits for nothing. Under ``torch.compile`` the graph breaks here.
+    in Triton of the hidden states' and of a chunk's weights'. What is computed how is as for `cross_entropy_and`;
+    losses without a form of their own take several chunks' memory. On CUDA the host waits for nothing. Under
+    ``torch.compile`` the graph breaks here.
 
     Args:
         loss: a function of student's and teacher's logits, ``(tokens, classes)``, of values ``(tokens,)``, its
@@ -253,17 +257,17 @@ class _Gradients:
         scale: of the gradients by logits that they are made of.
 
     Attributes:
-        kept: the scale at which sums over all tokens are rounded, which at that of single tokens might overflow.
+        sum_scale: at which sums over all tokens are rounded, which at the scale of single tokens might overflow.
     """
 
     def __init__(self, layer: _Layer, needs: tuple[bool, ...], summed: tuple[bool, ...], scale: Tensor) -> None:
         wide = torch.promote_types(layer.hidden.dtype, torch.float32)
         self.hidden, self.weight, self.bias = (
-            torch.zeros_like(x, dtype=wide if wider else x.dtype) if needed and x is not None else None
-            for x, needed, wider in zip(layer, needs, summed, strict=True)
+            (torch.zeros_like(x, dtype=wide) if added else torch.empty_like(x)) if needed and x is not None else None
+            for x, needed, added in zip(layer, needs, summed, strict=True)
         )
         self._layer, self._scale, self.any = layer, scale, any(needs)
-        self.kept = scale.clamp(max=KEPT)
+        self.sum_scale = scale.clamp(max=MAX_SUM_SCALE)
 
     def of_tokens(self, dz: Tensor, part: slice) -> None:
         """Take the gradient by some tokens' logits."""
@@ -279,12 +283,9 @@ class _Gradients:
         if self.hidden is not None:
             _add_product(self.hidden, dz, self._layer.weight[part])
         if self.weight is not None:
-            rows = self.weight[part]
-            whole = torch.zeros_like(rows, dtype=torch.float32)
-            _add_product(whole, dz.T, self._layer.hidden)
-            rows.copy_(whole.mul_(self.kept / self._scale))
+            self.weight[part] = _wide_product(dz.T, self._layer.hidden).mul_(self.sum_scale / self._scale)
         if self.bias is not None:
-            self.bias[part] = dz.sum(0, dtype=torch.float32) * (self.kept / self._scale)
+            self.bias[part] = dz.sum(0, dtype=torch.float32).mul_(self.sum_scale / self._scale)
 
     def returned(self, *, over_tokens: bool) -> list[tuple[Tensor, Tensor] | None]:
         """Return them in the dtype of what they are by, each with its scale.
@@ -294,8 +295,13 @@ class _Gradients:
         if over_tokens:
             for total in (self.weight, self.bias):
                 if total is not None:
-                    total.mul_(self.kept / self._scale)
-        sums = zip((self.hidden, self.weight, self.bias), self._layer, (self._scale, self.kept, self.kept), strict=True)
+                    total.mul_(self.sum_scale / self._scale)
+        sums = zip(
+            (self.hidden, self.weight, self.bias),
+            self._layer,
+            (self._scale, self.sum_scale, self.sum_scale),
+            strict=True,
+        )
         return [(d.to(x.dtype), scale) if d is not None and x is not None else None for d, x, scale in sums]
 
 
@@ -419,8 +425,9 @@ def _by_classes(
 
 def _classes_at_a_time(chunk: int | None, device: torch.device, tokens: int) -> int:
     if chunk is None:
-        chunk = torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else CHUNK
-        return max(FEWEST, chunk // max(1, tokens) // FEWEST * FEWEST)
+        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else MOST * SHARE
+        # A power of 2, as blocks and the tiles of matrix products are.
+        return max(FEWEST, 1 << (min(MOST, memory // SHARE) // max(1, tokens)).bit_length() - 1)
     return max(1, chunk // max(1, tokens))
 
 
@@ -434,8 +441,15 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add ``a b``, in the dtype of the sum."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
-    elif total.is_cuda:
+    elif total.is_cuda and not _REFUSES_WIDE_SUMS:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         for part in range(0, len(total), SLICE):
-            total[part : part + SLICE] += a[part : part + SLICE] @ b
+            total[part : part + SLICE] += _wide_product(a[part : part + SLICE], b)
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a b`` in at least float32, on CUDA summed up in it too; elsewhere narrower dtypes are rounded before."""
+    if a.dtype in (torch.float32, torch.float64) or not a.is_cuda:
+        return (a @ b).to(torch.promote_types(a.dtype, torch.float32))
+    return torch.mm(a, b, out_dtype=torch.float32)

@@ -5,6 +5,9 @@ eight numbers a row, and writes nothing of the size of the logits but the gradie
 
 With ``a`` and ``g`` for the exponents of student and teacher, ``mz`` and ``mv`` for the rows' maxima so far:
 
+Logarithms and exponents are to base 2 inside, for which a device has instructions: the kernels get ``a`` and ``g``
+times ``log2 e``.
+
 * First sweep: ``S = sum exp(a (z - mz))``, ``W = sum exp(g (v - mv))``, where they are needed the same sums with
   exponent 1, and for `forward` ``M = sum exp(g (v - mv)) * (g (v - mv) - a (z - mz))``, for `reverse` its mirror image.
   A larger maximum rescales what was summed up before. ``KL(p || q) = M / W + log S - log W``.
@@ -25,7 +28,21 @@ from tutelage.types import UNLABELLED
 
 KINDS = {k: i for i, k in enumerate(("forward", "reverse", "jensen_shannon", "skew", "total_variation"))}
 """Kinds of divergences, as the kernels' constants."""
-FORWARD, REVERSE, JENSEN_SHANNON, SKEW = (tl.constexpr(i) for i in range(4))
+FORWARD, REVERSE, JENSEN_SHANNON, SKEW, _ = (tl.constexpr(kind) for kind in KINDS.values())
+
+COLUMNS = 8
+"""Of a row's statistics. Between first sweeps over a part of the classes each they hold sums, and afterwards what the
+names after the comma say: logarithms to base 2, the divergence's weight, and the sum of ``h``."""
+ROW = tl.constexpr(COLUMNS)
+MAX_Z = tl.constexpr(0)
+SUM_1, LOG_1 = tl.constexpr(1), tl.constexpr(1)
+SUM_Z, LOG_Z = tl.constexpr(2), tl.constexpr(2)
+MAX_V = tl.constexpr(3)
+SUM_V, LOG_V = tl.constexpr(4), tl.constexpr(4)
+POWER, WEIGHT = tl.constexpr(5), tl.constexpr(5)
+MIXED, SUM_H = tl.constexpr(6), tl.constexpr(6)
+LABEL = tl.constexpr(7)
+LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 NONE = tl.constexpr(UNLABELLED)
 ABSENT = tl.constexpr(float("-inf"))
 
@@ -38,9 +55,9 @@ def _product(weight, value):
 
 @triton.jit
 def _moments(b, c, a, g, KIND: tl.constexpr):
-    """``exp(a b)``, ``exp(g c)`` and the addend of M, at shifted logits ``b`` and ``c``."""
-    s = tl.exp(a * b)
-    w = tl.exp(g * c)
+    """``2**(a b)``, ``2**(g c)`` and the addend of M, at shifted logits ``b`` and ``c``."""
+    s = tl.exp2(a * b)
+    w = tl.exp2(g * c)
     if KIND == FORWARD:
         m = _product(w, g * c - a * b)
     elif KIND == REVERSE:
@@ -56,29 +73,29 @@ def _over_mixture(log_p, log_q, mixture):
     p_leads = log_p >= log_q
     lead = tl.where(p_leads, log_p, log_q)
     share = tl.where(p_leads, mixture, 1.0 - mixture)
-    log_m = tl.log(share + (1.0 - share) * tl.exp(-tl.abs(log_p - log_q)))
+    log_m = tl.log2(share + (1.0 - share) * tl.exp2(-tl.abs(log_p - log_q)))
     return log_p - lead - log_m, log_q - lead - log_m
 
 
 @triton.jit
 def _terms(log_p, log_q, mixture, KIND: tl.constexpr):
-    """A kind's ``f`` and ``h = q df/dq`` (of `REVERSE` less ``q``, which cancels), at log-probabilities."""
-    p = tl.exp(log_p)
-    q = tl.exp(log_q)
+    """A kind's ``f`` and ``h = q df/dq`` (of `REVERSE` less ``q``, which cancels), at log-probabilities to base 2."""
+    p = tl.exp2(log_p)
+    q = tl.exp2(log_q)
     if KIND == FORWARD:
-        f = _product(p, log_p - log_q)
+        f = _product(p, (log_p - log_q) * LN_2)
         h = -p
     elif KIND == REVERSE:
-        f = _product(q, log_q - log_p)
+        f = _product(q, (log_q - log_p) * LN_2)
         h = f
     elif KIND == JENSEN_SHANNON:
         p_over_m, q_over_m = _over_mixture(log_p, log_q, mixture)
-        h = (1.0 - mixture) * _product(q, q_over_m)
-        f = mixture * _product(p, p_over_m) + h
+        h = (1.0 - mixture) * _product(q, q_over_m * LN_2)
+        f = mixture * _product(p, p_over_m * LN_2) + h
     elif KIND == SKEW:
         p_over_m, _ = _over_mixture(log_p, log_q, mixture)
-        f = _product(p, p_over_m)
-        h = -_product(q, (1.0 - mixture) * tl.exp(p_over_m))
+        f = _product(p, p_over_m * LN_2)
+        h = -_product(q, (1.0 - mixture) * tl.exp2(p_over_m))
     else:
         f = 0.5 * tl.abs(p - q)
         h = tl.where(q > p, 0.5 * q, tl.where(q < p, -0.5 * q, 0.0 * (q - p)))  # NaN stays NaN.
@@ -134,13 +151,15 @@ def forward(
     row = tl.program_id(0).to(tl.int64)
     z += row * z_stride
     v += row * v_stride
-    statistics += row * 8
+    statistics += row * ROW
     lanes = tl.arange(0, BLOCK)
     if SPARSE:
         level_v = tl.load(level + row).to(tl.float32)
         places = tl.arange(0, TOP)
         kept = places < top
         at = tl.load(index + row * top + places, mask=kept, other=0)
+        illegal = kept & ((at < 0) | (at >= classes))
+        kept = kept & (at >= 0) & (at < classes)
         top_z = tl.load(z + at, mask=kept, other=ABSENT).to(tl.float32)
         top_v = tl.load(v + places, mask=kept, other=ABSENT).to(tl.float32)
     if FIRST_SWEEP:
@@ -153,13 +172,13 @@ def forward(
         mixed = tl.zeros([BLOCK], tl.float32)
         if not BEGINS:
             alone = lanes == 0
-            max_z = tl.load(statistics)
-            sum_1 = tl.where(alone, tl.load(statistics + 1), 0.0)
-            sum_z = tl.where(alone, tl.load(statistics + 2), 0.0)
-            max_v = tl.load(statistics + 3)
-            sum_v = tl.where(alone, tl.load(statistics + 4), 0.0)
-            power = tl.where(alone, tl.load(statistics + 5), 0.0)
-            mixed = tl.where(alone, tl.load(statistics + 6), 0.0)
+            max_z = tl.load(statistics + MAX_Z)
+            sum_1 = tl.where(alone, tl.load(statistics + SUM_1), 0.0)
+            sum_z = tl.where(alone, tl.load(statistics + SUM_Z), 0.0)
+            max_v = tl.load(statistics + MAX_V)
+            sum_v = tl.where(alone, tl.load(statistics + SUM_V), 0.0)
+            power = tl.where(alone, tl.load(statistics + POWER), 0.0)
+            mixed = tl.where(alone, tl.load(statistics + MIXED), 0.0)
         if SPARSE:
             max_v = tl.maximum(level_v, tl.max(top_v, 0))
         for block in range(BLOCKS):
@@ -183,15 +202,15 @@ def forward(
             c = y - to_v
             s, w, m = _moments(b, c, a, g, KIND)
             if KIND == FORWARD:
-                mixed = _product(tl.exp(g * less_v), mixed + sum_v * (g * less_v - a * less_z)) + m
+                mixed = _product(tl.exp2(g * less_v), mixed + sum_v * (g * less_v - a * less_z)) + m
             elif KIND == REVERSE:
-                mixed = _product(tl.exp(a * less_z), mixed + sum_z * (a * less_z - g * less_v)) + m
+                mixed = _product(tl.exp2(a * less_z), mixed + sum_z * (a * less_z - g * less_v)) + m
             if SCALED:
-                sum_1 = sum_1 * tl.exp(less_z) + tl.exp(b)
+                sum_1 = sum_1 * tl.exp2(less_z * LOG2_E) + tl.exp2(b * LOG2_E)
             if POWER_SUM:
-                power = power * tl.exp(less_v) + tl.exp(c)
-            sum_z = sum_z * tl.exp(a * less_z) + s
-            sum_v = sum_v * tl.exp(g * less_v) + w
+                power = power * tl.exp2(less_v * LOG2_E) + tl.exp2(c * LOG2_E)
+            sum_z = sum_z * tl.exp2(a * less_z) + s
+            sum_v = sum_v * tl.exp2(g * less_v) + w
         total_1 = tl.sum(sum_1, 0)
         total_z = tl.sum(sum_z, 0)
         total_v = tl.sum(sum_v, 0)
@@ -205,60 +224,63 @@ def forward(
             total_v += _corrected(w_top, w_level, kept)
             total_mixed += _corrected(m_top, m_level, kept)
             if POWER_SUM:
-                total_power += _corrected(tl.exp(top_v - to_v), tl.exp(level_v - to_v), kept)
+                top_power, level_power = tl.exp2((top_v - to_v) * LOG2_E), tl.exp2((level_v - to_v) * LOG2_E)
+                total_power += _corrected(top_power, level_power, kept)
+            # An index that is no class is not read, and seen.
+            total_v = tl.where(tl.max(illegal.to(tl.int32), 0) > 0, float("nan"), total_v)
         label = tl.load(labels + row)
         local = label - first
         labelled = label != NONE
         here = labelled & (local >= 0) & (local < classes)
         at_label = tl.load(z + tl.where(here, local, 0), mask=here, other=0.0).to(tl.float32)
         if not BEGINS:
-            at_label += tl.load(statistics + 7)
+            at_label += tl.load(statistics + LABEL)
         if ENDS:
-            log_z = tl.log(total_z)
-            log_v = tl.log(total_v)
+            log_z = tl.log(total_z) * LOG2_E
+            log_v = tl.log(total_v) * LOG2_E
             log_1 = log_z
             if SCALED:
-                log_1 = tl.log(total_1)
+                log_1 = tl.log(total_1) * LOG2_E
             legal = (label >= 0) & (label < all_classes)
-            of_label = tl.where(legal, log_1 - (at_label - to_z), float("nan"))
+            of_label = tl.where(legal, log_1 * LN_2 - (at_label - to_z), float("nan"))
             tl.store(ce + row, tl.where(labelled, of_label, 0.0))
             weight = factor
             if POWER_SUM:
-                weight = factor * tl.exp(log_v - g * tl.log(total_power))
+                weight = factor * tl.exp2(log_v - g * tl.log(total_power))
             sum_h = -1.0
             if KIND == FORWARD:
-                tl.store(values + row, weight * (total_mixed / total_v + (log_z - log_v)))
+                tl.store(values + row, weight * (total_mixed / total_v + (log_z - log_v)) * LN_2)
             elif KIND == REVERSE:
-                sum_h = total_mixed / total_z + (log_v - log_z)
+                sum_h = (total_mixed / total_z + (log_v - log_z)) * LN_2
                 tl.store(values + row, weight * sum_h)
-            tl.store(statistics, to_z)
-            tl.store(statistics + 1, log_1)
-            tl.store(statistics + 2, log_z)
-            tl.store(statistics + 3, to_v)
-            tl.store(statistics + 4, log_v)
-            tl.store(statistics + 5, weight)
-            tl.store(statistics + 6, sum_h)
+            tl.store(statistics + MAX_Z, to_z)
+            tl.store(statistics + LOG_1, log_1)
+            tl.store(statistics + LOG_Z, log_z)
+            tl.store(statistics + MAX_V, to_v)
+            tl.store(statistics + LOG_V, log_v)
+            tl.store(statistics + WEIGHT, weight)
+            tl.store(statistics + SUM_H, sum_h)
         else:
-            tl.store(statistics, max_z)
-            tl.store(statistics + 1, total_1)
-            tl.store(statistics + 2, total_z)
-            tl.store(statistics + 3, max_v)
-            tl.store(statistics + 4, total_v)
-            tl.store(statistics + 5, total_power)
-            tl.store(statistics + 6, total_mixed)
-        tl.store(statistics + 7, at_label)
+            tl.store(statistics + MAX_Z, max_z)
+            tl.store(statistics + SUM_1, total_1)
+            tl.store(statistics + SUM_Z, total_z)
+            tl.store(statistics + MAX_V, max_v)
+            tl.store(statistics + SUM_V, total_v)
+            tl.store(statistics + POWER, total_power)
+            tl.store(statistics + MIXED, total_mixed)
+        tl.store(statistics + LABEL, at_label)
     if SECOND_SWEEP:
         if not FIRST_SWEEP:
-            to_z = tl.load(statistics)
-            log_z = tl.load(statistics + 2)
-            to_v = tl.load(statistics + 3)
-            log_v = tl.load(statistics + 4)
-            weight = tl.load(statistics + 5)
+            to_z = tl.load(statistics + MAX_Z)
+            log_z = tl.load(statistics + LOG_Z)
+            to_v = tl.load(statistics + MAX_V)
+            log_v = tl.load(statistics + LOG_V)
+            weight = tl.load(statistics + WEIGHT)
         sum_f = tl.zeros([BLOCK], tl.float32)
         sums_h = tl.zeros([BLOCK], tl.float32)
         if not BEGINS:
             sum_f = tl.where(lanes == 0, tl.load(values + row), 0.0)
-            sums_h = tl.where(lanes == 0, tl.load(statistics + 6), 0.0)
+            sums_h = tl.where(lanes == 0, tl.load(statistics + SUM_H), 0.0)
         for block in range(BLOCKS):
             i = block * BLOCK + lanes
             inside = i < classes
@@ -281,7 +303,7 @@ def forward(
         if ENDS:
             total_f = weight * total_f
         tl.store(values + row, total_f)
-        tl.store(statistics + 6, total_h)
+        tl.store(statistics + SUM_H, total_h)
 
 
 @triton.jit
@@ -290,14 +312,14 @@ def _gradient(
 ):
     """The gradient at shifted logits ``b`` and ``c``; ``local`` says where the label is."""
     log_q = a * b - log_z
-    q = tl.exp(log_q)
+    q = tl.exp2(log_q)
     d = tl.zeros_like(b)
     if HAS_VALUES:
         _, h = _terms(g * c - log_v, log_q, mixture, KIND)
         d = _product(of_values, h - _product(q, sum_h))
     if HAS_CE:
         if SCALED:
-            q = tl.exp(b - log_1)
+            q = tl.exp2(b * LOG2_E - log_1)
         d += _product(of_ce, q - tl.where(local, 1.0, 0.0))
     return d
 
@@ -337,7 +359,7 @@ def backward(
     z += row * z_stride
     v += row * v_stride
     dz += row * dz_stride
-    statistics += row * 8
+    statistics += row * ROW
     label = tl.load(labels + row)
     by_ce = 0.0
     if HAS_CE:
@@ -345,13 +367,13 @@ def backward(
         by_ce = tl.where(label == NONE, 0.0, tl.where(legal, tl.load(of_ce + row).to(tl.float32), float("nan")))
     by_values = 0.0
     if HAS_VALUES:
-        by_values = a * tl.load(statistics + 5) * tl.load(of_values + row).to(tl.float32)
-    to_z = tl.load(statistics)
-    log_1 = tl.load(statistics + 1)
-    log_z = tl.load(statistics + 2)
-    to_v = tl.load(statistics + 3)
-    log_v = tl.load(statistics + 4)
-    sum_h = tl.load(statistics + 6)
+        by_values = tl.load(statistics + WEIGHT) * tl.load(of_values + row).to(tl.float32) * a * LN_2
+    to_z = tl.load(statistics + MAX_Z)
+    log_1 = tl.load(statistics + LOG_1)
+    log_z = tl.load(statistics + LOG_Z)
+    to_v = tl.load(statistics + MAX_V)
+    log_v = tl.load(statistics + LOG_V)
+    sum_h = tl.load(statistics + SUM_H)
     if SPARSE:
         level_v = tl.load(level + row).to(tl.float32)
     for block in range(BLOCKS):
@@ -374,6 +396,7 @@ def backward(
         places = tl.arange(0, TOP)
         kept = places < top
         at = tl.load(index + row * top + places, mask=kept, other=0)
+        kept = kept & (at >= 0) & (at < classes)
         x = tl.load(z + at, mask=kept, other=ABSENT).to(tl.float32)
         y = tl.load(v + places, mask=kept, other=ABSENT).to(tl.float32)
         d = _gradient(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,10 +18,7 @@ from tutelage.kernels.divergence import Divergence
 
 BLOCK = 2048
 """Classes in a block at most."""
-COLUMNS = 8
-"""Of a row's statistics: mz, log sum exp z, log S, mv, log W, weight of the divergence, sum h, logit of the label.
-Between first sweeps over a part of the classes each, the sums stand in place of their logarithms, that of the teacher
-at exponent 1 in the weight's, and M in that of sum h."""
+LOG2_E = 1 / math.log(2)
 
 
 class Sweeps:
@@ -41,11 +39,10 @@ class Sweeps:
     def __init__(self, divergence: Divergence, labels: Tensor, classes: int, statistics: Tensor | None = None) -> None:
         self._divergence, self._labels, self._classes = divergence, labels.contiguous(), classes
         self._mixes = divergence.kind not in ("forward", "reverse")
-        rows = len(labels)
-        self.statistics = (
-            torch.empty(rows, COLUMNS, dtype=torch.float32, device=labels.device) if statistics is None else statistics
-        )
-        self.ce, self.values = (self.statistics.new_empty(rows) for _ in range(2))
+        if statistics is None:
+            rows, empty = len(labels), partial(torch.empty, dtype=torch.float32, device=labels.device)
+            statistics, self.ce, self.values = empty(rows, triton_kernels.COLUMNS), empty(rows), empty(rows)
+        self.statistics = statistics
 
     @property
     def forward(self) -> list[Callable[[Tensor, Sequence[Tensor], slice], None]]:
@@ -69,7 +66,7 @@ class Sweeps:
             teacher,
             part,
             outputs=(self.ce, self.values),
-            numbers=(d.student_gamma, d.teacher_gamma, d.factor, d.mixture),
+            numbers=(d.student_gamma * LOG2_E, d.teacher_gamma * LOG2_E, d.factor, d.mixture),
             POWER_SUM=d.power_sum,
             FIRST_SWEEP=first,
             SECOND_SWEEP=second,
@@ -98,7 +95,8 @@ class Sweeps:
             teacher,
             part,
             outputs=(of_ce, of_values, out),
-            numbers=(d.student_gamma, d.teacher_gamma, d.mixture),
+            strides=(out.stride(0),),
+            numbers=(d.student_gamma * LOG2_E, d.teacher_gamma * LOG2_E, d.mixture),
             HAS_CE=of_ce is not None,
             HAS_VALUES=of_values is not None,
         )
@@ -112,6 +110,7 @@ class Sweeps:
         part: slice,
         *,
         outputs: tuple[Tensor | None, ...],
+        strides: tuple[int, ...] = (),
         numbers: tuple[float, ...],
         **constants: bool,
     ) -> None:
@@ -122,7 +121,6 @@ class Sweeps:
         v, index, level = (_rows(teacher[0]), *teacher[1:]) if len(teacher) == 3 else (_rows(teacher[0]), None, None)
         top = v.shape[1] if index is not None else 0
         block = min(BLOCK, triton.next_power_of_2(classes))
-        strides = (z.stride(0), v.stride(0), *(out.stride(0) for out in outputs if out is not None and out.ndim == 2))
         with _on(z.device):
             kernel[(rows,)](
                 z,
@@ -132,6 +130,8 @@ class Sweeps:
                 self._labels,
                 self.statistics,
                 *outputs,
+                z.stride(0),
+                v.stride(0),
                 *strides,
                 classes,
                 part.start,
@@ -207,7 +207,7 @@ def _backward(
 @_forward.register_fake
 def _(z: Tensor, teacher: Sequence[Tensor], labels: Tensor, *divergence: Any) -> tuple[Tensor, Tensor, Tensor]:
     row = z.new_empty(len(z), dtype=torch.float32)
-    return row, torch.empty_like(row), row.new_empty(len(z), COLUMNS)
+    return row, torch.empty_like(row), row.new_empty(len(z), triton_kernels.COLUMNS)
 
 
 @_backward.register_fake
