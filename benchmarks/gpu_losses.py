@@ -33,9 +33,9 @@ LOSSES = {
 } | {kind: partial(losses.divergence, kind=kind) for kind in KINDS}
 BETAS = {"kd": 0.0, "jensen_shannon": 0.5}
 """Of the generalised Jensen-Shannon divergence of others, which at 0 is the forward one."""
-RATES = {r"\bH100 80GB HBM3$": (3e12, 7e14), r"\bH200\b(?!.*MIG)": (4.8e12, 7e14)}
-"""Bytes and bfloat16 operations a second. Of an H100's the data sheet says 3.35e12 and 9.9e14, of which 7e14 is what
-products reach there; of an H200's memory it says 4.8e12, and its processor is the same."""
+RATES = {r"\bH100 80GB HBM3$": (3e12, 7e14), r"\bH200\b(?!.*MIG)": (4.3e12, 7e14)}
+"""Bytes and bfloat16 operations a second. Of an H100 the data sheet says 3.35e12 and 9.9e14, of which 3e12 and 7e14 are
+taken; of an H200's memory it says 4.8e12, of which as large a share is taken, and its processor is the same."""
 ALGORITHM, COMPILED = REFERENCE.removeprefix("reference: "), "losses, compiled"
 MOST_TIMES, MOST_MB = 1.3, 600.0
 """Goals of the last layer: times as long as whole logits and `COMPILED`; MB added."""
@@ -167,7 +167,7 @@ def forms_of(name, *, layer, small):
     plain = {"losses": whole(partial(both, loss))}
     if name == "wttm":
         plain = {ALGORITHM: whole(FORMS[REFERENCE])} | plain
-    forms = {title: (form, {}) for title, form in plain.items() if name == "wttm"}
+    forms = {title: (form, {}) for title, form in plain.items()}
     if not small:  # Compiling takes as long for small sizes.
         forms |= {f"{title}, compiled": (form, {"compiled": True}) for title, form in plain.items()}
     forms[KERNELS] = linear.chunked(loss) if layer else whole(partial(kernels.cross_entropy_and, loss)), {}

@@ -43,7 +43,7 @@ def checks(script, monkeypatch):
 def test_the_forms_of_logits_are_one_loss(name, gpu_losses):
     drawn = gpu_losses.draw_logits(SMALL, 6, 9, "float32")
     forms = gpu_losses.forms_of(name, layer=False, small=False)
-    assert {"losses, compiled", "kernels"} <= forms.keys()
+    assert {"losses", "losses, compiled", "kernels"} <= forms.keys()
     assert ("Algorithm 1, compiled" in forms) == (name == "wttm")
     values = [form(*drawn).detach() for form, how in forms.values() if "package" not in how]
     for value in values[1:]:
@@ -202,7 +202,7 @@ def test_times_are_held_against_the_floor_and_the_compiled_plain_forms(gpu_losse
 
 def test_floors_are_of_the_device_by_its_whole_name(gpu_losses):
     assert gpu_losses.known_rates("NVIDIA H100 80GB HBM3") == (3e12, 7e14)
-    assert gpu_losses.known_rates("NVIDIA H200") == (4.8e12, 7e14)
+    assert gpu_losses.known_rates("NVIDIA H200") == (4.3e12, 7e14)
     others = (
         "NVIDIA H100 PCIe",
         "NVIDIA GH200 480GB",
@@ -211,6 +211,32 @@ def test_floors_are_of_the_device_by_its_whole_name(gpu_losses):
         "",
     )
     assert [gpu_losses.known_rates(name) for name in others] == [None] * len(others)
+
+
+def test_floors_are_three_passes_over_the_logits_and_four_products(gpu_losses, monkeypatch):
+    monkeypatch.setattr(gpu_losses, "rates", lambda *_: (100.0, 10.0, "known"))
+    logits, layer = gpu_losses.logits_items(SMALL), gpu_losses.layer_items(SMALL)
+    for dtype, size in (("bfloat16", 2), ("float32", 4)):
+        assert logits[f"8 x 50, {dtype}, wttm: losses"]()["floor_ms"] == pytest.approx(1e3 * 3 * 8 * 50 * size / 100)
+    (floor,) = {layer[name]()["floor_ms"] for name in layer if name.endswith("wttm: losses")}
+    assert floor == pytest.approx(1e3 * 4 * 2 * 6 * 4 * 9 / 10)
+
+
+def test_a_copy_reads_and_writes_and_a_product_multiplies_and_adds(gpu_losses, monkeypatch):
+    monkeypatch.setattr(gpu_losses, "clocked", lambda step, n, device: [1e9] * 3 + [500.0] * (n - 3))
+    memory, operations, source = gpu_losses.rates.__wrapped__("cpu", True)
+    assert (memory, operations) == (2 * 2**16 / 0.5, 2 * 32**3 / 0.5)
+    assert "measured here" in source
+
+
+def test_memory_is_what_a_call_adds_to_what_it_was_given(gpu_losses, monkeypatch):
+    monkeypatch.setattr(gpu_losses, "clocked", lambda step, n, device: [1.0] * n)
+    cuda = {"empty_cache": None, "reset_peak_memory_stats": None, "memory_allocated": 7e6, "max_memory_allocated": 9e6}
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    given = SimpleNamespace(device=torch.device("cuda"), grad=None)
+    result = gpu_losses.measure(lambda _: torch.ones((), requires_grad=True), [given], n=2)
+    assert (result["added_mb"], result["ms"], result["n"]) == (2.0, 1.0, 2)
 
 
 def test_calls_on_a_gpu_are_timed_between_events(gpu_losses, monkeypatch):
