@@ -181,6 +181,25 @@ def test_a_loss_must_return_a_value_a_token():
         kernels.linear("wttm", **draw())
 
 
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        (losses.wttm, r"loss: expected losses\.wttm with gamma bound, got none of them; type functools\.partial\("),
+        (partial(losses.kd, gamma=2.0), r"loss: expected losses\.kd with temperature bound, got gamma; type"),
+        (partial(losses.divergence, kind="skew", gamma=1.0), "with kind alpha beta bound, got kind gamma; type"),
+        (partial(losses.divergence, kind="skew", beta=0.5), 'beta: expected none for kind="skew"'),
+        (partial(losses.kd, temperature=-1.0), "temperature: expected a finite number above 0"),
+        ("kd", "loss: expected a function of student's and teacher's logits, got str"),
+    ],
+)
+def test_a_loss_that_is_not_bound_is_refused(loss, match):
+    inputs = draw()
+    with pytest.raises((TypeError, ValueError), match=match):
+        kernels.linear(loss, **inputs)
+    with pytest.raises((TypeError, ValueError), match=match):
+        kernels.cross_entropy_and(loss, torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+
+
 def test_one_dimension_of_tokens_and_none_at_all():
     agree(draw((5,)))
     values = all_of(fused, draw((0,)))

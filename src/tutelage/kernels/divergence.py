@@ -50,22 +50,39 @@ def _divergence(*, kind: str, alpha: float | None = None, beta: float | None = N
     return Divergence(kind, float(parameter_of(kind, alpha, beta)))
 
 
-FUSED: Mapping[Callable[..., Tensor], Callable[..., Divergence]] = {
-    losses.kd: _kd,
-    losses.ttm: _ttm,
-    losses.wttm: partial(_ttm, power_sum=True),
-    losses.divergence: _divergence,
+FUSED: Mapping[Callable[..., Tensor], tuple[Callable[..., Divergence], tuple[str, ...]]] = {
+    losses.kd: (_kd, ("temperature",)),
+    losses.ttm: (_ttm, ("gamma",)),
+    losses.wttm: (partial(_ttm, power_sum=True), ("gamma",)),
+    losses.divergence: (_divergence, ("kind", "alpha", "beta")),
 }
-"""The losses that are points of the family, by their hyperparameters."""
+"""The losses that are points of the family, and their hyperparameters, of which each needs the first."""
 
 
 def divergence_of(loss: LogitLoss) -> Divergence | None:
-    """Return which point of the family a loss is; none where it is another."""
+    """Return which point of the family a loss is; none where it is another.
+
+    Raises:
+        TypeError, ValueError: it is no function, or its hyperparameters are not bound, not its own or out of range.
+    """
     function, arguments = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
-    describe = FUSED.get(function)
-    return describe(**arguments) if describe is not None else None
+    if not callable(function):
+        raise TypeError(
+            f"loss: expected a function of student's and teacher's logits, got {type(function).__name__}; type for "
+            "example functools.partial(losses.wttm, gamma=0.9)"
+        )
+    if function not in FUSED:
+        return None
+    describe, names = FUSED[function]
+    if names[0] not in arguments or not arguments.keys() <= set(names):
+        name = f"losses.{function.__name__}"
+        raise TypeError(
+            f"loss: expected {name} with {' '.join(names)} bound, got {' '.join(arguments) or 'none of them'}; type "
+            f"functools.partial({name}, {names[0]}=...)"
+        )
+    return describe(**arguments)
 
 
 def is_wttm(divergence: Divergence) -> bool:
     """Whether a point of the family is WTTM, of which there is a form for the CPU."""
-    return divergence._replace(teacher_gamma=1.0) == Divergence(power_sum=True)
+    return divergence == Divergence(teacher_gamma=divergence.teacher_gamma, power_sum=True)

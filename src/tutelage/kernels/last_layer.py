@@ -111,11 +111,7 @@ def linear(
             f"teacher_weight: expected as many classes as student_weight, {student_weight.shape[0]}, got "
             f"{teacher_weight.shape[0]}; both networks need one vocabulary, in one order"
         )
-    if not callable(loss):
-        raise TypeError(
-            f"loss: expected a function of student's and teacher's logits, got {type(loss).__name__}; type for example "
-            "functools.partial(losses.wttm, gamma=0.9)"
-        )
+    divergence = divergence_of(loss)
     checks.weight(weight, "weight", example=1.0)
     checks.weight(supervised, "supervised", example=1.0)
     tokens, classes = student_hidden.shape[:-1], student_weight.shape[0]
@@ -139,7 +135,7 @@ def linear(
         teacher_bias.detach() if teacher_bias is not None else None,
         labels,
         weights,
-        _Settings(loss, divergence_of(loss), float(weight), float(supervised), chunk, torch.is_grad_enabled()),
+        _Settings(loss, divergence, float(weight), float(supervised), chunk, torch.is_grad_enabled()),
     )
     return Loss(total, {"cross_entropy": ce, "matching": matching})
 
