@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -125,11 +126,31 @@ def test_a_mean_over_many_tokens_does_not_vanish_in_float16():
         assert worst < 2e-3
 
 
+def test_a_large_gradient_is_finite_in_float16_as_it_is_plainly():
+    inputs = draw((64,), classes=30, dtype=torch.float16, bias=False)
+    inputs["student_hidden"] *= 100
+    wide = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+    expected = all_of(plain, wide, beta=200.0)[4]
+    assert 2000 < expected.abs().max() < 60000
+    torch.testing.assert_close(all_of(fused, inputs, beta=200.0)[4].double(), expected, rtol=5e-3, atol=20)
+
+
+@dataclass
+class Distance:
+    """A loss as an object."""
+
+    factor: float
+
+    def __call__(self, z, v):
+        return self.factor * (z - v).abs().mean(-1)
+
+
 LOSSES = {
     "kd": partial(losses.kd, temperature=3.0),
     "ttm": partial(losses.ttm, gamma=0.3),
     "skew": partial(losses.divergence, kind="skew"),
     "one of one's own": lambda z, v: (z - v).square().mean(-1),
+    "one that is not hashable": Distance(2.0),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import FunctionType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -71,7 +72,7 @@ def divergence_of(loss: LogitLoss) -> Divergence | None:
             f"loss: expected a function of student's and teacher's logits, got {type(function).__name__}; type for "
             "example functools.partial(losses.wttm, gamma=0.9)"
         )
-    if function not in FUSED:
+    if not isinstance(function, FunctionType) or function not in FUSED:  # A callable object need not be hashable.
         return None
     describe, names = FUSED[function]
     if names[0] not in arguments or not arguments.keys() <= set(names):

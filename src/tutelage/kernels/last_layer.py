@@ -29,8 +29,6 @@ SHARE, MOST = 1 << 13, 1 << 22
 tokens have 1,024 classes at a time on 80 GB, which keep the device's processors busy, in 17 MB of bfloat16."""
 FEWEST = 128
 """Classes that a chunk of classes has at least."""
-MAX_SUM_SCALE = 256.0
-"""Scale at most of a gradient that is a sum over tokens: in float16 it is exact down to 2e-7, and finite up to 255."""
 _REFUSES_WIDE_SUMS = torch.__version__.startswith("2.9.")
 """Its `torch.addmm` wants the sum in the dtype of the factors (pytorch/pytorch#167931)."""
 SLICE = 1 << 12
@@ -64,7 +62,7 @@ def linear(
     Logits are made in the dtype of ``hidden``, the losses in at least float32, the weights' gradient is summed up in at
     least float32 and returned in the weights' dtype. Autocast has no effect in here. Beside what comes in and its
     gradients, memory holds two chunks of logits and, for narrower dtypes, a float32 sum: of the weights' gradient, or
-    in Triton of the hidden states' and of a chunk's weights'. What is computed how is as for `cross_entropy_and`;
+    in Triton, for bfloat16, of the hidden states' and of a chunk's weights'. What is computed how is as for `cross_entropy_and`;
     losses without a form of their own take several chunks' memory. On CUDA the host waits for nothing. Under
     ``torch.compile`` the graph breaks here.
 
@@ -249,26 +247,20 @@ class _Gradients:
     Args:
         layer: the student's.
         needs: of the three.
-        summed: those of which parts are added, and which are summed up in at least float32.
-        scale: of the gradients by logits that they are made of.
-
-    Attributes:
-        sum_scale: at which sums over all tokens are rounded, which at the scale of single tokens might overflow.
+        added: those of which parts are added, and which are summed up in at least float32.
     """
 
-    def __init__(self, layer: _Layer, needs: tuple[bool, ...], summed: tuple[bool, ...], scale: Tensor) -> None:
-        wide = torch.promote_types(layer.hidden.dtype, torch.float32)
+    def __init__(self, layer: _Layer, needs: tuple[bool, ...], added: tuple[bool, ...]) -> None:
+        self._layer, self.any = layer, any(needs)
         self.hidden, self.weight, self.bias = (
-            (torch.zeros_like(x, dtype=wide) if added else torch.empty_like(x)) if needed and x is not None else None
-            for x, needed, added in zip(layer, needs, summed, strict=True)
+            _buffer(x, added=sums) if needed and x is not None else None
+            for x, needed, sums in zip(layer, needs, added, strict=True)
         )
-        self._layer, self._scale, self.any = layer, scale, any(needs)
-        self.sum_scale = scale.clamp(max=MAX_SUM_SCALE)
 
     def of_tokens(self, dz: Tensor, part: slice) -> None:
         """Take the gradient by some tokens' logits."""
         if self.hidden is not None:
-            torch.mm(dz, self._layer.weight, out=self.hidden[part])
+            self.hidden[part] = dz @ self._layer.weight
         if self.weight is not None:
             _add_product(self.weight, dz.T, self._layer.hidden[part])
         if self.bias is not None:
@@ -279,26 +271,25 @@ class _Gradients:
         if self.hidden is not None:
             _add_product(self.hidden, dz, self._layer.weight[part])
         if self.weight is not None:
-            self.weight[part] = _wide_product(dz.T, self._layer.hidden).mul_(self.sum_scale / self._scale)
+            self.weight[part] = _wide_product(dz.T, self._layer.hidden)
         if self.bias is not None:
-            self.bias[part] = dz.sum(0, dtype=torch.float32).mul_(self.sum_scale / self._scale)
+            self.bias[part] = dz.sum(0, dtype=torch.float32)
 
-    def returned(self, *, over_tokens: bool) -> list[tuple[Tensor, Tensor] | None]:
-        """Return them in the dtype of what they are by, each with its scale.
+    def kept(self) -> list[Tensor | None]:
+        """Return them for the backward pass: no wider than what they are by, but for float16."""
+        pairs = zip((self.hidden, self.weight, self.bias), self._layer, strict=True)
+        return [d.to(_kept_dtype(x)) if d is not None and x is not None else None for d, x in pairs]
 
-        ``over_tokens``: the sums over all tokens are only now complete.
-        """
-        if over_tokens:
-            for total in (self.weight, self.bias):
-                if total is not None:
-                    total.mul_(self.sum_scale / self._scale)
-        sums = zip(
-            (self.hidden, self.weight, self.bias),
-            self._layer,
-            (self._scale, self.sum_scale, self.sum_scale),
-            strict=True,
-        )
-        return [(d.to(x.dtype), scale) if d is not None and x is not None else None for d, x, scale in sums]
+
+def _buffer(source: Tensor, *, added: bool) -> Tensor:
+    if added:
+        return torch.zeros_like(source, dtype=torch.promote_types(source.dtype, torch.float32))
+    return torch.empty_like(source, dtype=_kept_dtype(source))
+
+
+def _kept_dtype(source: Tensor) -> torch.dtype:
+    """A gradient that is still scaled may overflow in float16, the only dtype with fewer exponents than float32."""
+    return torch.float32 if source.dtype == torch.float16 else source.dtype
 
 
 class _Linear(torch.autograd.Function):
@@ -308,14 +299,14 @@ class _Linear(torch.autograd.Function):
         labels, weights, settings = inputs[6:]
         weight, supervised = settings.weight, settings.supervised
         of_ce, of_loss = _share(weights.masked_fill(labels == UNLABELLED, 0.0)), _share(weights)
-        of = _Weights(of_ce, of_loss, supervised, weight, _power_of_two(of_ce, of_loss))
+        of = _Weights(of_ce, of_loss, supervised, weight, _power_of_two(supervised * of_ce, weight * of_loss))
         run = _by_classes if settings.divergence and in_triton(student.hidden, teacher.hidden) else _by_tokens
         with torch.autocast(student.hidden.device.type, enabled=False):
             needs = tuple(needed and settings.differentiable for needed in ctx.needs_input_grad[:3])
             values, gradients = run(settings, student, teacher, labels, of, needs)
         # A token without weight counts nothing, also where its term is infinite.
         ce, matching = ((w * x).masked_fill(w == 0, 0.0).sum() for w, x in zip((of_ce, of_loss), values, strict=True))
-        ctx.gradients = gradients
+        ctx.gradients, ctx.scale = gradients, of.scale
         ctx.save_for_backward(*student)  # For the error of a second derivative alone.
         ctx.mark_non_differentiable(ce, matching)
         return supervised * ce + weight * matching, ce, matching
@@ -329,23 +320,22 @@ class _Linear(torch.autograd.Function):
                 "not copied: call the function again"
             )
         returned: list[Tensor | None] = []
-        for pair, source in zip(gradients, ctx.saved_tensors, strict=True):
-            if pair is None:
+        for buffer, source in zip(gradients, ctx.saved_tensors, strict=True):
+            if buffer is None:
                 returned.append(None)
                 continue
-            buffer, scale = pair
             with torch.no_grad():
-                buffer.mul_(gradient / scale)
+                buffer = buffer.mul_(gradient / ctx.scale).to(source.dtype)
             returned.append(cpu_sweeps.once(buffer, source))
         return *returned, None, None, None, None, None, None
 
 
 def _by_tokens(
     settings: _Settings, student: _Layer, teacher: _Layer, labels: Tensor, of: _Weights, needs: tuple[bool, ...]
-) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor] | None]]:
+) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
     """Go over the tokens by chunks; return their cross-entropies and values, and the gradients, scaled."""
     tokens, classes = len(labels), len(student.weight)
-    gradients = _Gradients(student, needs, (False, True, True), of.scale)
+    gradients = _Gradients(student, needs, (False, True, True))
     divergence = settings.divergence
     if student.hidden.device.type == "cpu" and divergence is not None and is_wttm(divergence):
         values_and_gradient = partial(_swept, divergence.teacher_gamma)
@@ -362,7 +352,7 @@ def _by_tokens(
         if dz is not None:
             gradients.of_tokens(dz, part)
         del z, v, dz  # Before the next chunk's are made.
-    return (ce, values), gradients.returned(over_tokens=True)
+    return (ce, values), gradients.kept()
 
 
 By = tuple[Tensor, Tensor] | None
@@ -394,13 +384,13 @@ def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: B
 
 def _by_classes(
     settings: _Settings, student: _Layer, teacher: _Layer, labels: Tensor, of: _Weights, needs: tuple[bool, ...]
-) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor] | None]]:
+) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
     """Go over the classes by chunks, in Triton; return what `_by_tokens` does."""
     from tutelage.kernels import triton_sweeps
 
     assert settings.divergence is not None  # Others have no form in Triton.
     tokens, classes = len(labels), len(student.weight)
-    gradients = _Gradients(student, needs, (True, False, False), of.scale)
+    gradients = _Gradients(student, needs, (True, False, False))
     sweeps = triton_sweeps.Sweeps(settings.divergence, labels, classes)
     size = _classes_at_a_time(settings.chunk, student.hidden.device, tokens)
     parts = [slice(start, min(start + size, classes)) for start in range(0, classes, size)]
@@ -416,7 +406,7 @@ def _by_classes(
             logits = logits or [layer.logits(classes=part) for layer in (student, teacher)]
             gradients.of_classes(sweeps.backward(logits[0], logits[1:], part, *by, out=logits[0]), part)
             logits.clear()
-    return (sweeps.ce, sweeps.values), gradients.returned(over_tokens=False)
+    return (sweeps.ce, sweeps.values), gradients.kept()
 
 
 def _classes_at_a_time(chunk: int | None, device: torch.device, tokens: int) -> int:
@@ -428,7 +418,7 @@ def _classes_at_a_time(chunk: int | None, device: torch.device, tokens: int) -> 
 
 
 def _power_of_two(*shares: Tensor) -> Tensor:
-    """Return the power of 2 that brings the largest share near 1."""
+    """Return the power of 2 that brings the largest gradient by a value near 1."""
     largest = torch.stack([share.amax() if share.numel() else share.new_zeros(()) for share in shares]).amax()
     return (-largest.log2()).floor().exp2().masked_fill(largest == 0, 1.0)
 
