@@ -62,9 +62,9 @@ def linear(
     Logits are made in the dtype of ``hidden``, the losses in at least float32, the weights' gradient is summed up in at
     least float32 and returned in the weights' dtype. Autocast has no effect in here. Beside what comes in and its
     gradients, memory holds two chunks of logits and, for narrower dtypes, a float32 sum: of the weights' gradient, or
-    in Triton, for bfloat16, of the hidden states' and of a chunk's weights'. What is computed how is as for `cross_entropy_and`;
-    losses without a form of their own take several chunks' memory. On CUDA the host waits for nothing. Under
-    ``torch.compile`` the graph breaks here.
+    in Triton, for bfloat16, of the hidden states' and of a chunk's weights'. What is computed how is as for
+    `cross_entropy_and`; losses without a form of their own take several chunks' memory. On CUDA the host waits for
+    nothing. Under ``torch.compile`` the graph breaks here.
 
     Args:
         loss: a function of student's and teacher's logits, ``(tokens, classes)``, of values ``(tokens,)``, its
