@@ -195,6 +195,27 @@ def test_a_token_without_weight_counts_nothing_where_its_loss_is_infinite():
     assert torch.autograd.grad(total, inputs["student_weight"])[0].isfinite().all()
 
 
+@pytest.mark.parametrize("row", [float("inf"), float("nan")])
+def test_a_token_without_weight_counts_nothing_whatever_its_teacher_says(row):
+    inputs = draw(bias=False)
+    inputs["sample_weight"] = torch.ones(3, 7, dtype=torch.float64)
+    inputs["sample_weight"][1, 2] = 0
+    inputs["teacher_hidden"][1, 2] = row
+    inputs["student_weight"].requires_grad_()
+    total = fused(**inputs, **SETTINGS).total
+    assert total.isfinite()
+    assert torch.autograd.grad(total, inputs["student_weight"])[0].isfinite().all()
+
+
+def test_a_term_without_weight_counts_nothing_where_it_is_infinite():
+    inputs = draw()
+    inputs["labels"][0, 0] = 3
+    inputs["student_bias"][3] = inputs["teacher_bias"][3] = -torch.inf
+    total, parts = fused(**inputs, **(SETTINGS | {"supervised": 0.0}))
+    assert parts["cross_entropy"] == torch.inf
+    assert total == SETTINGS["beta"] * parts["matching"]
+
+
 def test_a_loss_must_return_a_value_a_token():
     with pytest.raises(ValueError, match=r"loss: expected one value per token, shape \(21,\), got \(\)"):
         kernels.linear(lambda z, v: (z - v).square().mean(), **draw())

@@ -276,6 +276,36 @@ def test_top_classes_alone(device, loss):
 
 
 @of_each
+@pytest.mark.parametrize("level", [0.0, 1e4, -INF, math.nan])
+def test_where_all_classes_are_known_the_level_is_nobodys(device, loss, level):
+    z, v, labels, weights = draw()
+    agree(device, loss, z, sparse(v - 20, 9, level), labels, weights)
+
+
+@of_each
+def test_top_classes_that_are_masked(device, loss):
+    z, v, labels, weights = draw()
+    labels %= 5
+    others = sparse(v, 3, -2.0)
+    others.values[:, 1] = -INF  # Both networks rule out a top class,
+    z.scatter_(1, others.index[:, 1:2], -INF)
+    labels.copy_(others.index[:, 0])
+    agree(device, loss, z, others, labels, weights)
+    z[:] = -INF  # or all but the top ones, which then are a distribution.
+    z.scatter_(1, others.index, v.gather(1, others.index) / 2)
+    agree(device, loss, z, Sparse(v.gather(1, others.index), others.index, others.level - INF, 9), labels, weights)
+
+
+@of_each
+def test_a_row_without_weight_counts_nothing_whatever_its_teacher_says(device, loss):
+    z, v, labels, weights = draw()
+    v[3, 2] = INF
+    weights[1, 3] = 0
+    gradient = outcome(kernels.cross_entropy_and, loss, *on(device, z, v, labels), weights)[2]
+    assert gradient.isfinite().all()
+
+
+@of_each
 def test_a_top_class_that_is_none_is_neither_read_nor_written_and_seen(device, loss):
     z, v, labels, _ = draw()
     others = sparse(v, 3, -2.0)

@@ -309,7 +309,9 @@ class _Linear(torch.autograd.Function):
         ctx.gradients, ctx.scale = gradients, of.scale
         ctx.save_for_backward(*student)  # For the error of a second derivative alone.
         ctx.mark_non_differentiable(ce, matching)
-        return supervised * ce + weight * matching, ce, matching
+        # A term without weight counts nothing either.
+        total = sum((w * mean for w, mean in ((supervised, ce), (weight, matching)) if w), torch.zeros_like(ce))
+        return total, ce, matching
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -363,8 +365,11 @@ Chunk = tuple[Tensor, Tensor, Tensor | None]
 
 def _swept(gamma: float, z: Tensor, v: Tensor, labels: Tensor, by: By) -> Chunk:
     ce, values, statistics = cpu_sweeps.forward(z, v, labels, gamma)
-    dz = cpu_sweeps.backward(z, v, labels, statistics, *by, gamma, out=z) if by is not None else None
-    return ce, values, dz
+    if by is None:
+        return ce, values, None
+    dz = cpu_sweeps.backward(z, v, labels, statistics, *by, gamma, out=z)
+    without = (by[0] == 0) & (by[1] == 0)
+    return ce, values, dz.masked_fill_(without[:, None], 0.0) if without.any() else dz
 
 
 def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: By) -> Chunk:

@@ -16,7 +16,8 @@ times ``log2 e``.
 * Backward: ``dz = a w (h - q sum h)`` of the divergence, weighted, and ``q - onehot(y)`` of the cross-entropy.
 
 Of a teacher whose top classes alone are known, a sweep reads the level in every class's place, and the top classes are
-put right afterwards: what the level added there is taken off.
+put right afterwards: what the level added there is taken off. Infinite addends are counted: none can be taken off a
+sum.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def _finite(old, new):
 
 @triton.jit
 def _corrected(top, level, here):
-    """What sums lack where top classes were read as the level: an infinite addend is not taken off an infinite sum."""
-    return tl.sum(tl.where(here, tl.where(tl.abs(level) == float("inf"), top, top - level), 0.0), 0)
+    """What a finite sum lacks where top classes were read as the level."""
+    return tl.sum(tl.where(here, top - tl.where(level == float("inf"), 0.0, level), 0.0), 0)
 
 
 @triton.jit
@@ -154,7 +155,8 @@ def forward(
     statistics += row * ROW
     lanes = tl.arange(0, BLOCK)
     if SPARSE:
-        level_v = tl.load(level + row).to(tl.float32)
+        # Where all classes are known none has the level, which may be anything.
+        level_v = tl.where(top < classes, tl.load(level + row).to(tl.float32), ABSENT)
         places = tl.arange(0, TOP)
         kept = places < top
         at = tl.load(index + row * top + places, mask=kept, other=0)
@@ -170,6 +172,7 @@ def forward(
         sum_v = tl.zeros([BLOCK], tl.float32)
         power = tl.zeros([BLOCK], tl.float32)
         mixed = tl.zeros([BLOCK], tl.float32)
+        infinite = tl.zeros([BLOCK], tl.float32)
         if not BEGINS:
             alone = lanes == 0
             max_z = tl.load(statistics + MAX_Z)
@@ -201,6 +204,9 @@ def forward(
             b = x - to_z
             c = y - to_v
             s, w, m = _moments(b, c, a, g, KIND)
+            if SPARSE:
+                infinite += tl.where(m == float("inf"), 1.0, 0.0)
+                m = tl.where(m == float("inf"), 0.0, m)
             if KIND == FORWARD:
                 mixed = _product(tl.exp2(g * less_v), mixed + sum_v * (g * less_v - a * less_z)) + m
             elif KIND == REVERSE:
@@ -223,6 +229,8 @@ def forward(
             _, w_level, m_level = _moments(top_z - to_z, level_v - to_v, a, g, KIND)
             total_v += _corrected(w_top, w_level, kept)
             total_mixed += _corrected(m_top, m_level, kept)
+            left = tl.sum(infinite, 0) - tl.sum(tl.where(kept & (m_level == float("inf")), 1.0, 0.0), 0)
+            total_mixed = tl.where(left > 0.5, float("inf"), total_mixed)
             if POWER_SUM:
                 top_power, level_power = tl.exp2((top_v - to_v) * LOG2_E), tl.exp2((level_v - to_v) * LOG2_E)
                 total_power += _corrected(top_power, level_power, kept)
@@ -367,7 +375,7 @@ def backward(
         by_ce = tl.where(label == NONE, 0.0, tl.where(legal, tl.load(of_ce + row).to(tl.float32), float("nan")))
     by_values = 0.0
     if HAS_VALUES:
-        by_values = tl.load(statistics + WEIGHT) * tl.load(of_values + row).to(tl.float32) * a * LN_2
+        by_values = _product(tl.load(of_values + row).to(tl.float32), tl.load(statistics + WEIGHT) * a * LN_2)
     to_z = tl.load(statistics + MAX_Z)
     log_1 = tl.load(statistics + LOG_1)
     log_z = tl.load(statistics + LOG_Z)
