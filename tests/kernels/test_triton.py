@@ -243,6 +243,14 @@ def test_student_and_teacher_may_differ_in_dtype(device):
     agree(device, LOSSES["wttm"], z, v.half(), labels, weights)
 
 
+def test_a_kind_without_a_kernel_is_computed_by_the_plain_function(device, monkeypatch):
+    from tutelage.losses import divergences
+
+    squared = {"squared": lambda log_q, log_p, _: (log_q.exp() - log_p.exp()).square().sum(-1)}
+    monkeypatch.setattr(divergences, "KINDS", {**divergences.KINDS, **squared})
+    agree(device, partial(losses.divergence, kind="squared"), *draw())
+
+
 def test_float64_is_computed_by_the_plain_functions(device):
     z, v, labels, weights = on(device, *draw(dtype=torch.float64))
     ours = outcome(kernels.cross_entropy_and, LOSSES["wttm"], z, v, labels, weights)

@@ -12,6 +12,8 @@ from torch import Tensor
 from tutelage import checks, losses
 from tutelage.losses.divergences import parameter_of
 
+KINDS = ("forward", "reverse", "jensen_shannon", "skew", "total_variation")
+"""Kinds of `losses.divergence` that there are forms of; the kernels' constants are in this order."""
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
 """A loss of student's and teacher's logits, ``(..., classes)``, that returns one value per sample, ``(...)``."""
 
@@ -20,7 +22,7 @@ class Divergence(NamedTuple):
     """``factor * w(p) * D(softmax(teacher_gamma * v), softmax(student_gamma * z))``, what kernels compute.
 
     Attributes:
-        kind: of `losses.divergence`.
+        kind: one of `KINDS`.
         mixture: the kind's parameter; 0 where it has none.
         student_gamma: exponent of the student's distribution.
         teacher_gamma: exponent of the teacher's.
@@ -47,11 +49,12 @@ def _ttm(*, gamma: float, power_sum: bool = False) -> Divergence:
     return Divergence(teacher_gamma=float(gamma), power_sum=power_sum)
 
 
-def _divergence(*, kind: str, alpha: float | None = None, beta: float | None = None) -> Divergence:
-    return Divergence(kind, float(parameter_of(kind, alpha, beta)))
+def _divergence(*, kind: str, alpha: float | None = None, beta: float | None = None) -> Divergence | None:
+    mixture = float(parameter_of(kind, alpha, beta))
+    return Divergence(kind, mixture) if kind in KINDS else None
 
 
-FUSED: Mapping[Callable[..., Tensor], tuple[Callable[..., Divergence], tuple[str, ...]]] = {
+FUSED: Mapping[Callable[..., Tensor], tuple[Callable[..., Divergence | None], tuple[str, ...]]] = {
     losses.kd: (_kd, ("temperature",)),
     losses.ttm: (_ttm, ("gamma",)),
     losses.wttm: (partial(_ttm, power_sum=True), ("gamma",)),

@@ -17,7 +17,7 @@ from tutelage.types import Sparse
 TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else frozenset[str]()
 """Types of devices whose form is in Triton."""
 FEW = 1 << 17
-"""Logits below which the CPU's form takes longer than the plain functions (`benchmarks/bench_losses.py`)."""
+"""Logits below which the CPU's form is no faster than the plain functions: benchmarks/LOG.md."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 

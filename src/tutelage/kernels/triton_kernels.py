@@ -3,10 +3,8 @@
 A program has one row and goes over its classes in blocks. It reads logits in their dtype, computes in float32, keeps
 eight numbers a row, and writes nothing of the size of the logits but the gradient.
 
-With ``a`` and ``g`` for the exponents of student and teacher, ``mz`` and ``mv`` for the rows' maxima so far:
-
-Logarithms and exponents are to base 2 inside, for which a device has instructions: the kernels get ``a`` and ``g``
-times ``log2 e``.
+Logarithms and exponents are to base 2 inside, for which a device has instructions: the kernels get the exponents
+``a`` and ``g`` of student and teacher times ``log2 e``. With ``mz`` and ``mv`` for the rows' maxima so far:
 
 * First sweep: ``S = sum exp(a (z - mz))``, ``W = sum exp(g (v - mv))``, where they are needed the same sums with
   exponent 1, and for `forward` ``M = sum exp(g (v - mv)) * (g (v - mv) - a (z - mz))``, for `reverse` its mirror image.
@@ -25,9 +23,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tutelage.kernels.divergence import KINDS as NAMES
 from tutelage.types import UNLABELLED
 
-KINDS = {k: i for i, k in enumerate(("forward", "reverse", "jensen_shannon", "skew", "total_variation"))}
+KINDS = {name: place for place, name in enumerate(NAMES)}
 """Kinds of divergences, as the kernels' constants."""
 FORWARD, REVERSE, JENSEN_SHANNON, SKEW, _ = (tl.constexpr(kind) for kind in KINDS.values())
 
@@ -160,8 +159,9 @@ def forward(
         places = tl.arange(0, TOP)
         kept = places < top
         at = tl.load(index + row * top + places, mask=kept, other=0)
-        illegal = kept & ((at < 0) | (at >= classes))
-        kept = kept & (at >= 0) & (at < classes)
+        legal_top = (at >= 0) & (at < classes)
+        illegal_top = kept & ~legal_top
+        kept = kept & legal_top
         top_z = tl.load(z + at, mask=kept, other=ABSENT).to(tl.float32)
         top_v = tl.load(v + places, mask=kept, other=ABSENT).to(tl.float32)
     if FIRST_SWEEP:
@@ -235,7 +235,7 @@ def forward(
                 top_power, level_power = tl.exp2((top_v - to_v) * LOG2_E), tl.exp2((level_v - to_v) * LOG2_E)
                 total_power += _corrected(top_power, level_power, kept)
             # An index that is no class is not read, and seen.
-            total_v = tl.where(tl.max(illegal.to(tl.int32), 0) > 0, float("nan"), total_v)
+            total_v = tl.where(tl.max(illegal_top.to(tl.int32), 0) > 0, float("nan"), total_v)
         label = tl.load(labels + row)
         local = label - first
         labelled = label != NONE
@@ -392,10 +392,23 @@ def backward(
             y = tl.where(inside, level_v, ABSENT)
         else:
             y = tl.load(v + i, mask=inside, other=ABSENT).to(tl.float32)
-        # fmt: off
         d = _gradient(
-            x - to_z, y - to_v, i == label - first, by_ce, by_values, log_1, log_z, log_v, sum_h, a, g, mixture,
-            KIND, SCALED, HAS_CE, HAS_VALUES,
+            x - to_z,
+            y - to_v,
+            i == label - first,
+            by_ce,
+            by_values,
+            log_1,
+            log_z,
+            log_v,
+            sum_h,
+            a,
+            g,
+            mixture,
+            KIND,
+            SCALED,
+            HAS_CE,
+            HAS_VALUES,
         )
         tl.store(dz + i, d.to(dz.dtype.element_ty), mask=inside)
     if SPARSE:
@@ -425,5 +438,4 @@ def backward(
             HAS_CE,
             HAS_VALUES,
         )
-        # fmt: on
         tl.store(dz + at, d.to(dz.dtype.element_ty), mask=kept)
