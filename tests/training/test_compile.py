@@ -185,16 +185,19 @@ def test_products_and_compiled_losses_do_not_meet():
     assert not isinstance(student.gradients(4), Products)
 
 
+def without_a_compiler(*_, **__):
+    """What stands in for ``torch.compile``: what it returns fails when it is called."""
+
+    def call(*_):
+        raise RuntimeError("no C++ compiler")
+
+    return call
+
+
 def test_where_compiling_fails_the_fit_goes_on_plainly_and_says_so(tmp_path, monkeypatch):
     plain, _ = fit_student()
 
-    def broken(*_, **__):
-        def call(*_):
-            raise RuntimeError("no C++ compiler")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
     with pytest.warns(UserWarning, match="expected to compile it, got RuntimeError") as caught:
         student, _ = fit_student(tmp_path, **FAST)
     messages = [str(warning.message) for warning in caught]
@@ -463,13 +466,7 @@ def test_an_objective_without_such_a_pair_is_not_fused(tmp_path):
 def test_where_compiling_the_losses_fails_the_fit_goes_on_plainly_and_says_so(monkeypatch):
     plain, _ = fit_student()
 
-    def broken(*_, **__):
-        def call(*_):
-            raise RuntimeError("no C++ compiler")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
     with pytest.warns(UserWarning, match=r"objective: expected to compile it, got .*loss_form=plain says so"):
         student, _ = fit_student(loss_form="compiled", compile_teacher=False, compile_student=False)
     assert same_bits(state(plain), state(student))
