@@ -3,8 +3,8 @@
     python benchmarks/bench_answers.py                            this version, seven rounds, about four minutes
     python benchmarks/bench_answers.py BASE --write answers.json  beside another version; keeps every figure
 
-BASE is a git revision, which is checked out into a temporary worktree. Each answer is that of a process of its own, on one
-thread; a round asks for all of them in turn. Printed are, per command, the median seconds of each version, the ratio to
+BASE is a git revision, which is checked out into a temporary worktree. Each answer is that of a process of its own, on
+one thread; a round asks for all of them in turn. Printed are, per command, the median seconds of each version, the ratio to
 ``python -c pass`` in the same rounds, the exit code, and this version's answer.
 """
 
@@ -59,9 +59,10 @@ MISTAKES = (
     "list objectve",
 )
 """Of the user's. The range of an argument's value, as in gamma=-1, is known to the losses alone, and needs torch."""
+VERBS = "train", "distill", "compare", "study", "record", "evaluate", "report", "list", "doctor"
 QUESTIONS = (
     "--help",
-    *(f"{verb} --help" for verb in "train distill compare study record evaluate report list doctor".split()),
+    *(f"{verb} --help" for verb in VERBS),
     *(f"list {what}" for what in ("models", "data", "objectives")),
 )
 

@@ -41,7 +41,7 @@ class TutelageError(Exception):
     """
 
     exit_code: ClassVar[int] = 2
-    _parts: tuple[Self, ...] = ()
+    _parts: tuple[TutelageError, ...] = ()
 
     def __init__(self, what: object, *, expected: object, got: object, instead: object) -> None:
         self.what, self.expected, self.got, self.instead = str(what), str(expected), str(got), str(instead)
