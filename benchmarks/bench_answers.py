@@ -4,8 +4,8 @@
     python benchmarks/bench_answers.py BASE --write answers.json  beside another version; keeps every figure
 
 BASE is a git revision, which is checked out into a temporary worktree. Each answer is that of a process of its own, on
-one thread; a round asks for all of them in turn. Printed are, per command, the median seconds of each version, the ratio to
-``python -c pass`` in the same rounds, the exit code, and this version's answer.
+one thread; a round asks for all of them in turn. Printed are, per command, the median seconds of each version, the
+ratio to ``python -c pass`` in the same rounds, the exit code, and this version's answer.
 """
 
 import argparse

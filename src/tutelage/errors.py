@@ -23,7 +23,7 @@ def nearest(name: object, known: Collection[str], *, otherwise: str = "type one 
 
     Example:
         >>> nearest("wtm", ["kd", "ttm", "wttm"])
-        'did you mean ttm?'
+        'did you mean wttm?'
     """
     near = get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else otherwise
