@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from tutelage import records
-from tutelage.config.schema import Network, Recipe, RecipeError
-from tutelage.objectives import from_recipe
+from tutelage.config.schema import Network, Recipe, RecipeError, known_presets
 from tutelage.runs import manifest, resume
 from tutelage.runs.run import finished
-from tutelage.runs.setup import needs_teacher, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
+from tutelage.settings.objective import read_objective
 from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Study, merged, slug, unknown
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -318,6 +317,8 @@ def _existing_seeds(stem: Path) -> set[int]:
 
 def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher: str | None) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
+    from tutelage.runs.setup import needs_teacher, parse  # torch, which what is typed is checked without
+
     networks = request.study.pairs[pair]
     value = {
         **merged({**PRECISION, **request.study.protocol}, networks.settings, method.settings),
@@ -381,7 +382,7 @@ def _scaled(section: Section, factor: float) -> Section:
     if schedule:
         changes["schedule"] = _schedule(schedule, factor)
     if objective:
-        changes["objective"] = from_recipe(_scaled_weights(objective.to_recipe(), factor)).spec
+        changes["objective"] = read_objective(_scaled_weights(objective.to_recipe(), factor), known_presets())
     return section.model_copy(update=changes)
 
 
