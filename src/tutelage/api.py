@@ -1,4 +1,4 @@
-"""The commands as functions: train, distill, evaluate; and recipes from a file, a run's folder or overrides."""
+"""The commands as functions: train, distill, evaluate."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from tutelage import config, data, models, objectives, records
-from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage import data, models, objectives, records
+from tutelage.config.schema import Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.resume import fingerprints
-from tutelage.runs.run import Run, RunOptions, finished
+from tutelage.runs.run import Run, RunOptions
 from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
 from tutelage.studies.compare import with_reports
@@ -159,89 +158,32 @@ def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
 
-def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
-    """Read a run's recipe from a file."""
-    value = config.read(path, overrides)
-    if "objectives" in value:
-        raise RecipeError(
-            f"{path}: expected the recipe of one run, got one that compares several objectives; "
-            f"type tutelage compare {path}"
-        )
-    return parse(Recipe, value, where=str(path))
-
-
-def from_overrides(overrides: Sequence[str]) -> Recipe:
-    """Read a run's recipe from ``key=value`` alone."""
-    return parse(Recipe, {"name": "run", **config.override({}, overrides)})
-
-
-def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
-    """Read the recipe of a run's folder: to resume the run or, if it is finished, to repeat it under a new name.
-
-    Returns:
-        The recipe and, without overrides, the fingerprints that data and teacher must have.
-    """
-    if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
-        missing = f"without {records.RECIPE} and {records.MANIFEST}"
-        raise RecipeError(f"recipe: expected a run's folder, got {folder} {missing}; name another")
-    manifest = records.read_json(folder / records.MANIFEST)
-    if not manifest.get("repeatable", False):
-        raise RecipeError(
-            f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
-            "run the program that made it"
-        )
-    value = config.read(folder / records.RECIPE)
-    if manifest["status"] == "finished":
-        stem = f"{value['name']}-again"
-        names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
-        value["name"] = next(name for name in names if not finished(runs / name))
-    recipe = parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
-    if overrides:
-        return recipe, None
-    expected = fingerprints(manifest)
-    # A teacher that the run trains itself is trained again.
-    return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
-
-
-def evaluate(
-    model: str, overrides: Sequence[str], *, best: bool = False, trust_code: bool | frozenset[str] = False
-) -> tuple[records.Judgement, str]:
-    """Evaluate a model on a test set, by default its run's.
+def evaluate(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> tuple[records.Judgement, str]:
+    """Evaluate the student of a recipe (`runs.recipes.to_evaluate`) on its test set, in detail.
 
     Args:
-        model: a run's folder, or a model's name.
-        overrides: ``data.*``, ``precision``, ``device`` and ``batch_size``.
-        best: a run's best weights instead of its last.
+        recipe: names the model and the data.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
 
     Returns:
         The evaluation, and a title with the model and the data.
     """
-    folder = Path(model)
-    value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
-    shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
-    kept = {key: value[key] for key in shared if key in value}
-    recipe = parse(Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate")
-    if best and not (folder / records.BEST).is_file():
-        raise RecipeError(
-            f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out"
-        )
-    weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
+    name, weights = recipe.student.name, recipe.student.weights
     splits = data.open_data(recipe.data)
     network = models.create(
-        recipe.student.name,
+        name,
         weights=weights,
-        classes=None if weights or Path(recipe.student.name).is_dir() else splits.classes,
+        classes=None if weights or Path(name).is_dir() else splits.classes,
         channels=splits.channels,
         image_size=splits.image_size,
         trust_code=trust_code,
     )
     if network.card.classes != splits.classes:
         raise RecipeError(
-            f"model {model}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
+            f"model {name}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
             "name the data that it was trained on, data.source=..."
         )
     outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
     if not bool((outputs.labels != UNLABELLED).any()):
         raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
-    return evaluate_outputs(outputs), f"{model} on {len(outputs.labels)} test samples of {splits.source}"
+    return evaluate_outputs(outputs), f"{name} on {len(outputs.labels)} test samples of {splits.source}"

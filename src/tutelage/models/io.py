@@ -21,6 +21,7 @@ from tutelage import records
 from tutelage.images import one_line
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
+from tutelage.models.names import weights_file
 from tutelage.tensor_files import to_bytes
 
 SUFFIX = ".safetensors"
@@ -57,9 +58,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, holds no state dict, or would have to run code to be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: expected a checkpoint's file, got {path}, which is none; check the path")
+    path = weights_file(path)
     content = _content(path)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

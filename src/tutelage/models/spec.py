@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -32,15 +31,6 @@ class ModelSpec:
     build: Callable[..., nn.Module]  # makes the network with random weights; called with ``classes=``
     # makes the network with the weights that the name's tag fixes, raises OSError without connection; none without tag
     fetch: Callable[[], nn.Module] | None = None
-
-
-def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> ValueError:
-    """Make the error for a name that no source knows, with the nearest of the known ones, and what lists them all."""
-    full = {name.casefold(): name for name in known}
-    candidates = {folded.partition(":")[2]: name for folded, name in full.items()} | full
-    near = dict.fromkeys(candidates[m] for m in difflib.get_close_matches(name.casefold(), candidates, n=4, cutoff=0.6))
-    hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
-    return ValueError(f"model: expected a known name, got {name!r}; {hint}`{else_type}` lists the names")
 
 
 def resized(statistics: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -262,6 +262,8 @@ class RunState:
         """Record why the run ends here; its ``failure`` is the exception, or on a full disk one that names a remedy."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
+        if interrupted:
+            error.add_note(f"{self.folder}: {Checkpoints(self.folder / records.CHECKPOINTS).describe_newest()}")
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             self.failure = CheckpointError(
                 f"{self.recipe.name}: expected room on the disk for the run's records, got none; "

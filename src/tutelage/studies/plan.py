@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from tutelage import records
 from tutelage.config.schema import Network, Recipe, RecipeError, known_presets
-from tutelage.runs import manifest, resume
+from tutelage.runs import manifest, preflight, resume
 from tutelage.runs.run import finished
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
 from tutelage.settings.objective import read_objective
@@ -136,6 +136,23 @@ def assign(
         seeds=seeds,
         epochs=epochs,
     )
+
+
+def check_names(request: StudyRequest) -> None:
+    """Refuse data that are not there, and names that no network has; a folder or a file may fail its own runs alone.
+
+    Raises:
+        TutelageError: such as an `InvalidValueError`, of all names at once.
+    """
+    pairs = {name: request.study.pairs[name] for name in request.pairs}
+    networks = [
+        (f"pairs.{name}.{key}", Network(name=network.name))
+        for name, pair in pairs.items()
+        for key, network in preflight.networks_of(pair.student, pair.teacher)
+        if "/" not in network.name and not network.name.startswith("file:")
+    ]
+    sources = preflight.source_errors(request.study.recipe.data.source)
+    preflight.refuse([*preflight.network_errors(networks), *sources])
 
 
 def identity(study: Study) -> dict[str, Any]:

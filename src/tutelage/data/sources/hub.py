@@ -15,6 +15,7 @@ import numpy as np
 from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
+from tutelage.data.names import local_folder
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
@@ -99,21 +100,18 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
             f"data.source: expected the library `datasets` for hf:, got none ({one_line(error)}); "
             "type: pip install 'tutelage[hf]'"
         ) from error
-    path = Path(name).expanduser()
-    local = path.is_dir()
-    if not local and (path.is_absolute() or name.startswith((".", "~"))):
-        raise FileNotFoundError(f"data.source: expected a folder, got hf:{name}, which is none; check the path")
+    folder = local_folder(name)
     try:
-        if local and (path / "dataset_dict.json").exists():
-            splits = datasets.load_from_disk(str(path))
+        if folder is not None and (folder / "dataset_dict.json").exists():
+            splits = datasets.load_from_disk(str(folder))
         else:
-            splits = datasets.load_dataset(str(path) if local else name)
+            splits = datasets.load_dataset(name if folder is None else str(folder))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise FileNotFoundError(
             f"data.source: expected a data set that can be read, got hf:{name} ({one_line(error)}); "
             "check the name and the connection, or type the path of a local copy after hf:"
         ) from error
-    return splits, local
+    return splits, folder is not None
 
 
 def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mapping[str, str] | None = None) -> str:

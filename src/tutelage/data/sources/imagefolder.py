@@ -12,6 +12,7 @@ import numpy as np
 from tutelage.data.build import Description, Raw, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import listing
+from tutelage.data.names import image_folder
 from tutelage.images import Encoded
 from tutelage.settings.data import DataSettings
 
@@ -50,11 +51,7 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
         FileNotFoundError: no such folder.
         ValueError: no class folders, no images, or a class in the test folder that is not in train.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"data.source: expected a folder, got imagefolder:{path}, which is none; check the path"
-        )
+    root = image_folder(path)
     train_root = root / "train" if (root / "train").is_dir() else root
     names = _classes(train_root, path)
     train = _scan(train_root, names, root, path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.models import structure
+from tutelage.models import names, structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
@@ -32,19 +32,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         TypeError: if the function returns no module.
     """
     name = f"{PREFIX}:{path}"
-    script, _, function = path.rpartition(":")
-    if not script or not function.isidentifier():
-        raise ValueError(f"model: expected file:path.py:function, got {name!r}; type file:my_models.py:student")
-    if not (request.trust_code is True or (request.trust_code and name in request.trust_code)):
-        raise ValueError(
-            f"model: expected consent to run the code of {name!r}, got none; read the file, then type --trust-code "
-            "(trust_code=True in Python)"
-        )
-    file = Path(script)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"model: expected a Python file, got {script!r}, which is none; check the path of {name!r}"
-        )
+    file, function = names.user_function(path, trust_code=request.trust_code)
     build = _Builder(file, function, request, name)
     classes = request.classes
     if classes is None or not build.takes("classes"):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from functools import partial
 
 from torch import Tensor, nn
 
+from tutelage.models import names
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "mlp"
-EXAMPLE = "mlp:256x256"
-LISTED = [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {EXAMPLE}")]
+LISTED = [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {names.MLP}")]
 
 
 class MLP(nn.Module):
@@ -40,8 +39,7 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
         ValueError: if the widths cannot be read, or the classes or the image size are not given.
     """
     name = f"{PREFIX}:{widths}"
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", widths):
-        raise ValueError(f"model: expected mlp: and the hidden widths joined by x, got {name!r}; type {EXAMPLE}")
+    hidden = names.hidden_widths(widths)
     if request.classes is None:
         raise ValueError(f"classes: expected a number for {name}, which has none of its own, got none; type classes=10")
     if request.image_size is None:
@@ -49,7 +47,6 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
             f"image_size: expected (height, width) for {name}, whose first layer depends on it, got none; "
             "type image_size=(8, 8)"
         )
-    hidden = tuple(int(width) for width in widths.split("x"))
     inputs = request.channels * math.prod(request.image_size)
     card = Card(
         name=name,
