@@ -5,11 +5,11 @@ import torch
 
 from tutelage import config, objectives
 from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.runs.preflight import require_teacher
 from tutelage.runs.setup import (
     build_objectives,
     check_teacher,
     needs_teacher,
-    require_teacher,
     steps_of,
     torch_settings,
 )

@@ -6,7 +6,7 @@ import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -70,17 +70,22 @@ def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
 
 
 @contextlib.contextmanager
-def counting(folder: Path) -> Iterator[None]:
+def noting(folder: Path, what: str, saved: Callable[[], int]) -> Iterator[None]:
+    """Where a command is stopped, note how many of what it makes are saved in a folder."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        count = saved()
+        error.add_note(f"{folder}: {count} {what}{'' if count == 1 else 's'}")
+        raise
+
+
+def noting_runs(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Where a command of several runs is stopped, note how many of those in a folder are finished."""
     from tutelage import records
     from tutelage.runs.run import finished
 
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        done = sum(finished(path.parent) for path in folder.rglob(records.MANIFEST))
-        error.add_note(f"{folder}: {done} finished run{'' if done == 1 else 's'}")
-        raise
+    return noting(folder, "finished run", lambda: sum(finished(path.parent) for path in folder.rglob(records.MANIFEST)))
 
 
 def print_dry_run(recipe: Recipe, trust: bool | frozenset[str]) -> None:

@@ -74,8 +74,8 @@ def study(
     )
     trust = common.trusted(trust_code, [name, *(overrides or [])])
     plan.check_names(request)
-    from tutelage import records  # and torch, which what is typed is checked without
-    from tutelage.objectives import from_spec
+    from tutelage import records
+    from tutelage.objectives import from_spec  # and with it torch: what can be refused without is refused by now
     from tutelage.studies import budget as budgets
     from tutelage.studies import run_study, workers
 
@@ -93,11 +93,11 @@ def study(
     else:
         workers.end_with_parent()
     if jobs > 1 and worker is None:
-        with common.counting(request.runs / request.pool):
+        with common.noting_runs(request.runs / request.pool):
             failed = workers.share_study(sys.argv[1:], request, jobs, budget=limit, trust_code=trust, say=typer.echo)
     else:
         show_plan = worker is None
-        with common.run_options(trust) as options, common.counting(request.runs / request.pool):
+        with common.run_options(trust) as options, common.noting_runs(request.runs / request.pool):
             failed = run_study.run_study(
                 request, options=options, budget=limit, together=together, show_plan=show_plan, workers=jobs
             )

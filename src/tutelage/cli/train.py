@@ -48,7 +48,7 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     if not teacher and recipe.teacher is not None:
         common.fail("teacher: expected none to train from labels, got one; type tutelage distill")
     preflight.check_names(recipe, trust_code=trust)
-    from tutelage import api  # torch, which what is typed is checked without
+    from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives
 
     check_objectives(recipe, where=source)
@@ -85,7 +85,7 @@ def compare(
         for run in comparisons.dry_runs(comparison, folder):
             common.print_dry_run(run, trust)
         return
-    with common.run_options(trust) as options, common.counting(folder):
+    with common.run_options(trust) as options, common.noting_runs(folder):
         comparisons.compare(comparison, folder, options=options)
     common.print_report(folder)
 
@@ -111,12 +111,15 @@ def record(
     parsed = recipes.from_file(Path(recipe), [*typed, *(f"{key}={v}" for key, v in short.items() if v is not None)])
     trust = common.trusted(trust_code, typed)
     preflight.require_teacher(parsed.teacher, "whose outputs are recorded")
-    preflight.require_outputs(parsed)
+    outputs = preflight.require_outputs(parsed)
     preflight.check_names(parsed, trust_code=trust)
     from tutelage.runs import record_teacher
     from tutelage.runs.setup import check_objectives
 
     check_objectives(parsed, where=recipe)
-    with common.run_options(trust) as options:
-        folder = record_teacher.record(parsed, options=options)
-    typer.echo(f"\noutputs: {folder}")
+    with (
+        common.run_options(trust) as options,
+        common.noting(outputs, "file", lambda: len(list(outputs.rglob("*.safetensors")))),
+    ):
+        record_teacher.record(parsed, options=options)
+    typer.echo(f"\noutputs: {outputs}")

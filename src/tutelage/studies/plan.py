@@ -334,7 +334,7 @@ def _existing_seeds(stem: Path) -> set[int]:
 
 def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher: str | None) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
-    from tutelage.runs.setup import needs_teacher, parse  # torch, which what is typed is checked without
+    from tutelage.runs.setup import needs_teacher, parse  # imports torch, and a request is checked without it
 
     networks = request.study.pairs[pair]
     value = {
