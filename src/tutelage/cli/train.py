@@ -75,12 +75,13 @@ def compare(
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
     comparison = config.parse(Comparison, config.read(path, overrides or []), where=str(path))
     trust = common.trusted(trust_code, overrides or [])
-    preflight.check_names(comparison, trust_code=trust)
+    folder = runs / comparison.name
+    if not folder.exists():  # a finished one is shown though its teacher be gone
+        preflight.check_names(comparison, trust_code=trust)
     from tutelage.runs.setup import check_objectives
     from tutelage.studies import compare as comparisons
 
     check_objectives(comparison, where=str(path))
-    folder = runs / comparison.name
     if dry_run:
         for run in comparisons.dry_runs(comparison, folder):
             common.print_dry_run(run, trust)
