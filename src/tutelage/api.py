@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from tutelage import data, models, objectives, records
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
+from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import execute
@@ -143,8 +144,10 @@ def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
     """Wrap a pair of data sets; their classes are those of the training set, or as many as a network has outputs."""
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
-            f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
-            "for example data='digits'"
+            "data",
+            "a source's name, settings, or (training set, test set)",
+            type(source).__name__,
+            "for example data='digits'",
         )
     names = getattr(source[0], "classes", None)
     if isinstance(names, Sequence):
@@ -152,8 +155,13 @@ def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
     modules = [network for network in networks if isinstance(network, nn.Module)]
     if not modules:
         raise RecipeError(
-            "data: expected data sets that name their classes, got none; give the training set an attribute `classes`, "
-            "or type data=tutelage.data.from_datasets(train, test, classes=10)"
+            "data",
+            "data sets that name their classes",
+            "none",
+            (
+                "give the training set an attribute `classes`, or type "
+                "data=tutelage.data.from_datasets(train, test, classes=10)"
+            ),
         )
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
@@ -180,10 +188,12 @@ def evaluate(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> tu
     )
     if network.card.classes != splits.classes:
         raise RecipeError(
-            f"model {name}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
-            "name the data that it was trained on, data.source=..."
+            f"model {name}",
+            f"{splits.classes} classes, as the data have",
+            network.card.classes,
+            "name the data that it was trained on, data.source=...",
         )
     outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
     if not bool((outputs.labels != UNLABELLED).any()):
-        raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
+        raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     return evaluate_outputs(outputs), f"{name} on {len(outputs.labels)} test samples of {splits.source}"

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
+from tutelage.errors import RecipeError
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import data, records
-from tutelage.config.schema import Recipe, RecipeError, TrainedTeacher
+from tutelage.config.schema import Recipe, TrainedTeacher
+from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.runs import autotune, resume
 from tutelage.runs.execute import execute

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutelage.config.schema import RecipeError
+from tutelage.errors import RecipeError
 
 
 class BusyError(RecipeError):

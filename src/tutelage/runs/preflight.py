@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tutelage.config.schema import Network, Recipe, RecipeError, TrainedTeacher
+from tutelage.config.schema import Network, Recipe, TrainedTeacher
 from tutelage.data import names as data_names
-from tutelage.errors import TutelageError
+from tutelage.errors import RecipeError, TutelageError
 from tutelage.models import names as model_names
 
 T = TypeVar("T")
@@ -73,8 +73,10 @@ def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
     """Return a run's teacher; refuse none. ``instead`` is what else to type."""
     if teacher is None:
         raise RecipeError(
-            f"teacher: expected one {purpose}, got none; add teacher=..., such as a run's folder"
-            f"{f', or {instead}' if instead else ''}"
+            "teacher",
+            f"one {purpose}",
+            "none",
+            f"add teacher=..., such as a run's folder{(f', or {instead}' if instead else '')}",
         )
     return teacher
 
@@ -82,5 +84,5 @@ def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
 def require_outputs(recipe: Recipe) -> Path:
     """Return the folder of a teacher's recorded outputs; refuse none."""
     if recipe.outputs is None:
-        raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
+        raise RecipeError("outputs", "a folder for the teacher's outputs", "none", "type outputs=runs/outputs")
     return Path(recipe.outputs)

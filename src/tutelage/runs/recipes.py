@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage import config, records
-from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.config.schema import Network, Recipe
+from tutelage.errors import RecipeError
 from tutelage.runs.resume import fingerprints
 from tutelage.runs.run import finished
 
@@ -19,8 +20,7 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
     value = config.read(path, overrides)
     if "objectives" in value:
         raise RecipeError(
-            f"{path}: expected the recipe of one run, got one that compares several objectives; "
-            f"type tutelage compare {path}"
+            path, "the recipe of one run", "one that compares several objectives", f"type tutelage compare {path}"
         )
     return config.parse(Recipe, value, where=str(path))
 
@@ -38,12 +38,14 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
     """
     if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
         missing = f"without {records.RECIPE} and {records.MANIFEST}"
-        raise RecipeError(f"recipe: expected a run's folder, got {folder} {missing}; name another")
+        raise RecipeError("recipe", "a run's folder", f"{folder} {missing}", "name another")
     manifest = records.read_json(folder / records.MANIFEST)
     if not manifest.get("repeatable", False):
         raise RecipeError(
-            f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
-            "run the program that made it"
+            "recipe",
+            "a run that names can repeat",
+            f"{folder}, which was made of Python objects",
+            "run the program that made it",
         )
     value = config.read(folder / records.RECIPE)
     if manifest["status"] == "finished":
@@ -72,8 +74,6 @@ def to_evaluate(model: str, overrides: Sequence[str], *, best: bool = False) -> 
     if not best:
         return recipe
     if not (folder / records.BEST).is_file():
-        raise RecipeError(
-            f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out"
-        )
+        raise RecipeError("--best", f"{records.BEST} in a run's folder", f"{model} without it", "leave --best out")
     weights = recipe.student.weights or str(folder / records.BEST)
     return recipe.model_copy(update={"student": Network(name=recipe.student.name, weights=weights)})

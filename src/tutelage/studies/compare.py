@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from tutelage import config, data, records
-from tutelage.config.schema import Comparison, Network, Recipe, RecipeError
+from tutelage.config.schema import Comparison, Network, Recipe
+from tutelage.errors import RecipeError
 from tutelage.objectives import from_spec
 from tutelage.runs import autotune
 from tutelage.runs.execute import execute

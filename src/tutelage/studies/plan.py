@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from tutelage import records
-from tutelage.config.schema import Network, Recipe, RecipeError, known_presets
+from tutelage.config.schema import Network, Recipe, known_presets
+from tutelage.errors import RecipeError
 from tutelage.runs import manifest, preflight, resume
 from tutelage.runs.run import finished
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
@@ -267,8 +268,10 @@ def jobs(request: StudyRequest) -> list[Job]:
             other = planned.setdefault(job.name, job)
             if other.recipe != job.recipe:
                 raise RecipeError(
-                    f"study: expected runs that differ to have names that do, got two for {job.name}, of "
-                    f"{other.pair} and of {job.pair}; rename a pair or a method"
+                    "study",
+                    "runs that differ to have names that do",
+                    f"two for {job.name}, of {other.pair} and of {job.pair}",
+                    "rename a pair or a method",
                 )
     return list(planned.values())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tutelage import config
 from tutelage.config import messages
-from tutelage.config.schema import RecipeError
+from tutelage.errors import RecipeError
 from tutelage.settings.objective import ObjectiveSpec
 from tutelage.studies.schema import Drawing, Method, Study, merged, methods_by_name, parse, presets_written_out, unknown
 
@@ -33,8 +33,10 @@ def read(
         return plain, plain
     if isinstance(plain, Drawing):
         raise RecipeError(
-            f"{name}: expected no override, got {overrides[0]}: it needs no runs, so there is nothing to override; "
-            f"type tutelage study {name}"
+            name,
+            "no override",
+            f"{overrides[0]}: it needs no runs, so there is nothing to override",
+            f"type tutelage study {name}",
         )
     methods = methods_by_name(value["methods"])
     long = {**value, "protocol": merged(value.get("protocol") or {}), "methods": methods}
@@ -91,8 +93,10 @@ def find(name: str) -> Path:
         return path
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(
-            f"study: expected a YAML file, got {name}, which is not there; check the path, or type tutelage study for "
-            "the package's own"
+            "study",
+            "a YAML file",
+            f"{name}, which is not there",
+            "check the path, or type tutelage study for the package's own",
         )
     if name in names():
         return PUBLISHED / f"{name}.yaml"

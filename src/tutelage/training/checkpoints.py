@@ -110,8 +110,7 @@ class Checkpoints:
                 return saved
         if names:
             raise CheckpointError(
-                f"checkpoints: expected a good one among {', '.join(names)}, got none; "
-                "to start anew, remove the run's folder"
+                "checkpoints", f"a good one among {', '.join(names)}", "none", "to start anew, remove the run's folder"
             )
         return None
 
@@ -130,8 +129,10 @@ class Checkpoints:
         except OSError as error:
             last = (self._names() or ["none"])[-1]
             raise CheckpointError(
-                f"{what}: expected room to write it, got {error.strerror or error}; the last good checkpoint is "
-                f"{last}: free some space and type the same command again to resume"
+                what,
+                "room to write it",
+                error.strerror or error,
+                (f"the last good checkpoint is {last}: free some space and type the same command again to resume"),
             ) from error
 
     def _names(self) -> list[str]:

@@ -16,6 +16,7 @@ from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.names import local_folder
+from tutelage.errors import InvalidValueError, MissingExtraError, NotFoundError
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
@@ -67,8 +68,8 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
 
     shown = f"hf:{Path(name).expanduser().resolve().name}" if local else f"hf:{name}"
     if "train" not in splits:
-        raise ValueError(
-            f"data.source: expected a split named train in {shown}, got {', '.join(splits)}; choose another data set"
+        raise InvalidValueError(
+            "data.source", f"a split named train in {shown}", ", ".join(splits), "choose another data set"
         )
     dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in splits["train"].features.items()}
     image = _column(splits["train"], "image", Image, settings.image)
@@ -96,9 +97,11 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise ImportError(
-            f"data.source: expected the library `datasets` for hf:, got none ({one_line(error)}); "
-            "type: pip install 'tutelage[hf]'"
+        raise MissingExtraError(
+            "data.source",
+            "the library `datasets` for hf:",
+            f"none ({one_line(error)})",
+            "type: pip install 'tutelage[hf]'",
         ) from error
     folder = local_folder(name)
     try:
@@ -107,9 +110,11 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         else:
             splits = datasets.load_dataset(name if folder is None else str(folder))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise FileNotFoundError(
-            f"data.source: expected a data set that can be read, got hf:{name} ({one_line(error)}); "
-            "check the name and the connection, or type the path of a local copy after hf:"
+        raise NotFoundError(
+            "data.source",
+            "a data set that can be read",
+            f"hf:{name} ({one_line(error)})",
+            "check the name and the connection, or type the path of a local copy after hf:",
         ) from error
     return splits, folder is not None
 
@@ -147,9 +152,11 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
         if split == "train":
             entries = [UNLABELLED if entry is None or entry == -1 else entry for entry in entries]
         if any(entry is None for entry in entries):
-            raise ValueError(
-                f"data.label: expected a class index in every row of the split {split}, got an empty {column}; "
-                "choose a data set whose rows are all labelled"
+            raise InvalidValueError(
+                "data.label",
+                f"a class index in every row of the split {split}",
+                f"an empty {column}",
+                "choose a data set whose rows are all labelled",
             )
         values[split] = np.array(entries, np.int64)
     names = getattr(halves["train"].features[column], "names", None)

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.models import names
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
@@ -41,11 +42,13 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
     name = f"{PREFIX}:{widths}"
     hidden = names.hidden_widths(widths)
     if request.classes is None:
-        raise ValueError(f"classes: expected a number for {name}, which has none of its own, got none; type classes=10")
+        raise InvalidValueError("classes", f"a number for {name}, which has none of its own", "none", "type classes=10")
     if request.image_size is None:
-        raise ValueError(
-            f"image_size: expected (height, width) for {name}, whose first layer depends on it, got none; "
-            "type image_size=(8, 8)"
+        raise InvalidValueError(
+            "image_size",
+            f"(height, width) for {name}, whose first layer depends on it",
+            "none",
+            "type image_size=(8, 8)",
         )
     inputs = request.channels * math.prod(request.image_size)
     card = Card(
