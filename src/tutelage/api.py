@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from tutelage import config, data, models, objectives, records
-from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.config.schema import Network, Recipe
+from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import execute
@@ -144,8 +145,10 @@ def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
     """Wrap a pair of data sets; their classes are those of the training set, or as many as a network has outputs."""
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
-            f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
-            "for example data='digits'"
+            "data",
+            "a source's name, settings, or (training set, test set)",
+            type(source).__name__,
+            "for example data='digits'",
         )
     names = getattr(source[0], "classes", None)
     if isinstance(names, Sequence):
@@ -153,8 +156,13 @@ def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
     modules = [network for network in networks if isinstance(network, nn.Module)]
     if not modules:
         raise RecipeError(
-            "data: expected data sets that name their classes, got none; give the training set an attribute `classes`, "
-            "or type data=tutelage.data.from_datasets(train, test, classes=10)"
+            "data",
+            "data sets that name their classes",
+            "none",
+            (
+                "give the training set an attribute `classes`, or type "
+                "data=tutelage.data.from_datasets(train, test, classes=10)"
+            ),
         )
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
@@ -164,8 +172,7 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
     value = config.read(path, overrides)
     if "objectives" in value:
         raise RecipeError(
-            f"{path}: expected the recipe of one run, got one that compares several objectives; "
-            f"type tutelage compare {path}"
+            path, "the recipe of one run", "one that compares several objectives", f"type tutelage compare {path}"
         )
     return parse(Recipe, value, where=str(path))
 
@@ -183,12 +190,14 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
     """
     if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
         missing = f"without {records.RECIPE} and {records.MANIFEST}"
-        raise RecipeError(f"recipe: expected a run's folder, got {folder} {missing}; name another")
+        raise RecipeError("recipe", "a run's folder", f"{folder} {missing}", "name another")
     manifest = records.read_json(folder / records.MANIFEST)
     if not manifest.get("repeatable", False):
         raise RecipeError(
-            f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
-            "run the program that made it"
+            "recipe",
+            "a run that names can repeat",
+            f"{folder}, which was made of Python objects",
+            "run the program that made it",
         )
     value = config.read(folder / records.RECIPE)
     if manifest["status"] == "finished":
@@ -223,9 +232,7 @@ def evaluate(
     kept = {key: value[key] for key in shared if key in value}
     recipe = parse(Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate")
     if best and not (folder / records.BEST).is_file():
-        raise RecipeError(
-            f"--best: expected {records.BEST} in a run's folder, got {model} without it; leave --best out"
-        )
+        raise RecipeError("--best", f"{records.BEST} in a run's folder", f"{model} without it", "leave --best out")
     weights = recipe.student.weights or (str(folder / records.BEST) if best else None)
     splits = data.open_data(recipe.data)
     network = models.create(
@@ -238,10 +245,12 @@ def evaluate(
     )
     if network.card.classes != splits.classes:
         raise RecipeError(
-            f"model {model}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
-            "name the data that it was trained on, data.source=..."
+            f"model {model}",
+            f"{splits.classes} classes, as the data have",
+            network.card.classes,
+            "name the data that it was trained on, data.source=...",
         )
     outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
     if not bool((outputs.labels != UNLABELLED).any()):
-        raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
+        raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     return evaluate_outputs(outputs), f"{model} on {len(outputs.labels)} test samples of {splits.source}"

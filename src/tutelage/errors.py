@@ -71,6 +71,10 @@ class TutelageError(Exception):
         """Return a copy in which ``rename`` was applied to what each error is about."""
         return type(self).of(type(part)(rename(part.what), *part._fields[1:]) for part in self.errors)
 
+    def within(self, where: str) -> Self:
+        """Return a copy that names first what the error is in, such as a file; only that where it is all there is."""
+        return self.renamed(lambda what: f"{where}: {what}" if what else where)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Worker processes send their errors; the default is to call the class with the message alone.
         return type(self), self._fields, {"_parts": self._parts}
@@ -82,6 +86,13 @@ class InvalidValueError(TutelageError, ValueError):
 
 class InvalidTypeError(TutelageError, TypeError):
     """A value of another type or dtype, or a call with other arguments."""
+
+
+def raise_all(errors: Iterable[TutelageError], kind: type[TutelageError] | None = None) -> None:
+    """Raise all errors as one, where there are any: of a kind, or a TypeError where one of them is."""
+    if found := list(errors):
+        mixed = InvalidTypeError if any(isinstance(error, TypeError) for error in found) else InvalidValueError
+        raise (kind or mixed).of(found)
 
 
 class RecipeError(InvalidValueError):
