@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 
@@ -127,3 +131,56 @@ class NetworkError(TutelageError, ConnectionError):
     """A server that does not answer."""
 
     exit_code = 1
+
+
+_LIBRARIES = frozenset(
+    (
+        "PIL",
+        "accelerate",
+        "datasets",
+        "numpy",
+        "safetensors",
+        "scipy",
+        "sklearn",
+        "timm",
+        "torch",
+        "torchvision",
+        "triton",
+    )
+)
+"""What this package computes with: an error raised there is that of whoever called it."""
+
+
+def explained(error: Exception) -> Exception:
+    """Return an error that names the user's object that ``error`` came out of, or where memory ran out; else itself.
+
+    The innermost caller decides. It is the user's where its module is neither this package's, a library's nor Python's
+    own; and where an object of this package says by ``user_code`` that what it calls is the user's.
+    """
+    if isinstance(error, TutelageError):
+        return error
+    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return RunError(
+            "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=2 to keep the batch"
+        )
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if module == __package__:
+            name = getattr(frame.f_locals.get("self"), "user_code", None)
+            return UserCodeError(name, "no error", reason, "mend it, or what is handed to it") if name else error
+        if module not in _LIBRARIES and module not in sys.stdlib_module_names:
+            place = f"{Path(frame.f_code.co_filename).name}, line {line}"
+            return UserCodeError(frame.f_code.co_qualname, "no error", reason, f"mend it in {place}")
+    return error
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Raise what is `explained` in place of an error; as a decorator too."""
+    try:
+        yield
+    except Exception as error:
+        if (known := explained(error)) is error:
+            raise
+        raise known from error

@@ -38,6 +38,11 @@ class Classifier(nn.Module):
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, None if values is None else _column(values, torch.float32), persistent=False)
 
+    @property
+    def user_code(self) -> str | None:
+        """The network's name where it is the user's own module; see `errors.explained`."""
+        return self.card.name if self.card.name.startswith(("object:", "file:")) else None
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits.
 

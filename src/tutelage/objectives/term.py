@@ -233,6 +233,13 @@ class _Applied(nn.Module):
         self._spec, self.applied = spec, partial(spec.loss, **spec.arguments)
         self._readers = [LOSS_INPUTS[name] for name in spec.reads]
 
+    @property
+    def user_code(self) -> str | None:
+        """The loss's name where it is the user's own function; see `errors.explained`."""
+        loss = self._spec.loss
+        ours = str(getattr(loss, "__module__", "")).startswith(f"{__package__.partition('.')[0]}.")
+        return None if ours else f"loss {getattr(loss, '__qualname__', type(loss).__name__)}"
+
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         return self.applied(*(read(self._spec, student, teacher, batch) for read in self._readers))
 

@@ -10,6 +10,7 @@ import torch
 
 from tutelage import data, models
 from tutelage.config.schema import Recipe
+from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
 from tutelage.runs.setup import (
@@ -29,6 +30,7 @@ SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""
 
 
+@explaining()
 def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
     """Resolve a recipe, try one batch, and return a summary of the run as (name, value) pairs to print."""
     with torch_settings(recipe):

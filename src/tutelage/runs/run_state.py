@@ -17,7 +17,7 @@ import torch
 
 from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
@@ -278,7 +278,9 @@ class RunState:
             )
             self.failure.__cause__ = error
         elif isinstance(error, Exception):
-            self.failure = error
+            self.failure = explained(error)
+            if self.failure is not error:
+                self.failure.__cause__ = error
 
     def teacher_mode(self) -> str:
         """Return how the teacher takes part in training."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError, UserCodeError
 from tutelage.models import structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
@@ -112,5 +112,9 @@ def _execute(file: Path) -> Any:
         raise InvalidValueError("model", "a Python file", file, "give it the ending .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserCodeError(f"file:{file}", "Python that runs", reason, "mend the file") from error
     return module
