@@ -190,6 +190,8 @@ BESIDE = ("scale", "gather")
 """Keys of an objective's entry in a recipe that are not presets."""
 
 ELSEWHERE = "choose another folder, such as --runs FOLDER"
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""By these, and where permission is denied, a download fails on the disk and not on the connection."""
 PAUSES = (0.01, 0.1, 1.0)
 """Seconds between attempts to replace a file that is being read."""
 
@@ -214,14 +216,19 @@ def writing(path: Path) -> Iterator[None]:
             f"'{path}'", expected="a folder to write it to", got="a file in the folder's place", instead=ELSEWHERE
         ) from error
     except OSError as error:
-        got, instead = error.strerror or str(error), f"allow it, or {ELSEWHERE}"
-        if error.errno == errno.ENOSPC:
-            there = next(filter(Path.exists, path.parents))
-            got += f", {shutil.disk_usage(there).free / 1e6:.1f} MB free"
-            instead = "free some space and type the same command again to resume"
-        refused = StorageError(f"'{path}'", expected="to be able to write it", got=got, instead=instead)
-        refused.errno, refused.strerror = error.errno, error.strerror
-        raise refused from error
+        raise storage_error(error, f"'{path}'", folder=path.parent, elsewhere=ELSEWHERE) from error
+
+
+def storage_error(error: OSError, what: str, *, folder: Path, elsewhere: str) -> StorageError:
+    """Return what to raise where the system refuses to write something into a folder, which need not be there."""
+    got, instead = error.strerror or str(error), f"allow it, or {elsewhere}"
+    if error.errno == errno.ENOSPC:
+        there = next(filter(Path.exists, (folder, *folder.parents)))
+        got += f", {shutil.disk_usage(there).free / 1e6:.1f} MB free"
+        instead = "free some space and type the same command again to resume"
+    refused = StorageError(what, expected="to be able to write it", got=got, instead=instead)
+    refused.errno, refused.strerror = error.errno, error.strerror
+    return refused
 
 
 def write_bytes(path: Path, content: bytes) -> None:

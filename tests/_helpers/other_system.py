@@ -30,7 +30,8 @@ def refuse(module, name, refused):
 
 def in_use(path):
     """Return whether this process has a file open or mapped, or one below a folder."""
-    used = {line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps", encoding="utf-8") if "/" in line}
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    used = {line.split(maxsplit=5)[5] for line in mapped if "/" in line}
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             used.add(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -97,7 +98,6 @@ def main(folder, workers):
         assert execute(student, folder / "student").manifest["resumed"] == 1
     load(folder / "student")
     write_report(folder / "student")
-    print("done")
 
 
 if __name__ == "__main__":

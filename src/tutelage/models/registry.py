@@ -55,6 +55,7 @@ def create(
         ValueError: if a name is unknown, or an argument does not fit it; the message says what to type.
         FileNotFoundError: if a path is none.
         ConnectionError: if the weights of a tag cannot be fetched.
+        StorageError: if they cannot be written to the cache of their library.
 
     Example:
         >>> student = create("cifar:resnet8", classes=10)
@@ -102,6 +103,11 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
     try:
         return spec.fetch(), spec.card
     except OSError as error:
+        if isinstance(error, PermissionError) or error.errno in records.DISK:
+            cache = "set TORCH_HOME (torchvision) or HF_HOME (timm) to another folder"
+            raise records.storage_error(
+                error, f"the weights of {name}", folder=Path(torch.hub.get_dir()), elsewhere=cache
+            ) from error
         raise ConnectionError(
             f"model: expected to fetch the weights of {name} from its publisher, got {type(error).__name__}; "
             f"connect, or give a local copy with weights=path; {name.partition('.')[0]} has random weights"
