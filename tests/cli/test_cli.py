@@ -449,7 +449,7 @@ def test_a_teacher_found_in_the_folder_of_an_unfinished_run_runs_no_code(here, i
 def test_a_console_whose_encoding_lacks_a_letter_prints_a_question_mark(monkeypatch):
     from tutelage.cli import app
 
-    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1251")
     monkeypatch.setattr(sys, "stdout", console)
     monkeypatch.setattr(sys, "argv", ["tutelage", "study"])
     with pytest.raises(SystemExit) as left:
