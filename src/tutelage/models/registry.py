@@ -82,7 +82,7 @@ def create(
                 f"model: expected a run's folder with {records.STUDENT} and {records.CARD}, got {name!r}, which lacks "
                 "them; finish the run, or name another folder"
             )
-        elif "/" in name and not colon:
+        elif name != saved.name and (not colon or saved.is_absolute()):  # On Windows a path may have a colon.
             raise FileNotFoundError(
                 f"model: expected a run's folder, got {name!r}, which is not there; train it first, or check the path"
             )
