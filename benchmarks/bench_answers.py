@@ -87,7 +87,7 @@ def main():
         folder = Path(scratch) / "work"
         folder.mkdir()
         for name, text in FILES.items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8")
         answers = {side: {command: [] for command in commands} for side in sources}
         for turn in range(arguments.rounds + 1):  # the first, which writes byte code, does not count
             for command in commands:

@@ -44,7 +44,7 @@ def part(typed: list[str], folder: Path, kill_after: float | None) -> tuple[floa
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    return time.monotonic() - began, process.returncode, (folder / "said.txt").read_text().splitlines()
+    return time.monotonic() - began, process.returncode, (folder / "said.txt").read_text(encoding="utf-8").splitlines()
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     took, code, before_kill = part(["study", *study, "--budget", arguments.budget], first, early)
     print(f"first part: {took:.1f} s, exit status {code}")
     if code != -signal.SIGKILL:
-        print((first / "said.txt").read_text())
+        print((first / "said.txt").read_text(encoding="utf-8"))
         sys.exit("the first part ended by itself, so it was not killed: give it more to do, or kill it earlier")
     before = statuses(first / "runs")
     kept = [name for name, status in before.items() if status == "finished"]
@@ -104,7 +104,7 @@ def main() -> None:
     }
     text = json.dumps(manifest.without_paths(record), indent=1) + "\n"
     if arguments.write:
-        arguments.write.write_text(text)
+        arguments.write.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -49,7 +49,7 @@ class Record:
 
     def __init__(self, out):
         self.path = out / "results.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         # A worker that is killed may leave half a line.
         entries = []
         for line in lines:

@@ -68,7 +68,7 @@ def train(options):
     jobs, runs = plan.jobs(asked), {}
     for job in jobs:
         path = asked.runs / job.name / records.METRICS
-        epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        epochs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
         runs[f"{job.method}, seed {job.recipe.seed}"] = {
             "method": job.method,
             "finished": finished(asked.runs / job.name),

@@ -37,7 +37,7 @@ def machine():
 
 def read(path):
     """Return a record that was written before; an empty one where there is none."""
-    return json.loads(path.read_text()) if path and path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
 
 
 def write(path, record):

@@ -45,8 +45,8 @@ def read(path):
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    return yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix == ".yaml" else json.loads(path.read_text())
 
 
 def first_difference(first, second):
@@ -125,13 +125,15 @@ def run(sources, cases, folder):
             going.append(subprocess.Popen(typed, cwd=work, env=env, stdout=log, stderr=subprocess.STDOUT))
     statuses = [process.wait() for process in going]
     if any(statuses):
-        raise SystemExit("\n".join(f"{side}:\n{(folder / side / 'log').read_text()[-2000:]}" for side in SIDES))
+        raise SystemExit(
+            "\n".join(f"{side}:\n{(folder / side / 'log').read_text(encoding='utf-8')[-2000:]}" for side in SIDES)
+        )
 
 
 def main(base, cases, folder):
     with versions.sources_of(base, folder) as sources:
         run(sources, cases, folder)
-    done = {side: json.loads((folder / side / "done.json").read_text()) for side in SIDES}
+    done = {side: json.loads((folder / side / "done.json").read_text(encoding="utf-8")) for side in SIDES}
     print(f"{'case':<10} tensors  records  base  here  seconds each")
     return not [name for name in done["base"] if not judge(name, folder, done)]
 

@@ -332,4 +332,4 @@ if __name__ == "__main__":
         done[folder.name] = {"seconds": time.monotonic() - began, "fault": fault}
         for report in Path().rglob("report.html"):
             report.unlink()  # five megabytes each
-        Path("done.json").write_text(json.dumps(done))
+        Path("done.json").write_text(json.dumps(done), encoding="utf-8")

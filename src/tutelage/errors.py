@@ -133,29 +133,11 @@ class NetworkError(TutelageError, ConnectionError):
     exit_code = 1
 
 
-_LIBRARIES = frozenset(
-    (
-        "PIL",
-        "accelerate",
-        "datasets",
-        "numpy",
-        "safetensors",
-        "scipy",
-        "sklearn",
-        "timm",
-        "torch",
-        "torchvision",
-        "triton",
-    )
-)
-"""What this package computes with: an error raised there is that of whoever called it."""
-
-
 def explained(error: Exception) -> Exception:
     """Return an error that names the user's object that ``error`` came out of, or where memory ran out; else itself.
 
-    The innermost caller decides. It is the user's where its module is neither this package's, a library's nor Python's
-    own; and where an object of this package says by ``user_code`` that what it calls is the user's.
+    The innermost object of this package in the traceback decides: what calls the user's modules and losses has an
+    attribute ``user_code``, the name of what it calls where that is the user's.
     """
     if isinstance(error, TutelageError):
         return error
@@ -164,15 +146,22 @@ def explained(error: Exception) -> Exception:
         return RunError(
             "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=2 to keep the batch"
         )
+    inner: list[str] = []  # functions below it that are neither a library's nor Python's own
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__")).partition(".")[0]
         if module == __package__:
-            name = getattr(frame.f_locals.get("self"), "user_code", None)
-            return UserCodeError(name, "no error", reason, "mend it, or what is handed to it") if name else error
+            caller = frame.f_locals.get("self")
+            names = [*inner, getattr(caller, "user_code", None)] if hasattr(caller, "user_code") else [None]
+            return (
+                UserCodeError(names[0], "no error", reason, "mend it, or what is handed to it") if names[0] else error
+            )
         if module not in _LIBRARIES and module not in sys.stdlib_module_names:
-            place = f"{Path(frame.f_code.co_filename).name}, line {line}"
-            return UserCodeError(frame.f_code.co_qualname, "no error", reason, f"mend it in {place}")
+            inner.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})")
     return error
+
+
+_LIBRARIES = frozenset({"PIL", "accelerate", "numpy", "safetensors", "scipy", "timm", "torch", "torchvision", "triton"})
+"""What a module or a loss calls: the error is that of its caller."""
 
 
 @contextmanager

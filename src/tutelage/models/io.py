@@ -209,7 +209,6 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
         The path of the weights.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / records.STUDENT
     records.write_bytes(path, to_bytes(classifier.network.state_dict()))
     records.write_json(folder / records.CARD, {"card": classifier.card.to_json(), "name": classifier.card.name})

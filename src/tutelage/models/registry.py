@@ -56,6 +56,7 @@ def create(
         ValueError: if a name is unknown, or an argument does not fit it; the message says what to type.
         FileNotFoundError: if a path is none.
         ConnectionError: if the weights of a tag cannot be fetched.
+        StorageError: if they cannot be written to the cache of their library.
 
     Example:
         >>> student = create("cifar:resnet8", classes=10)
@@ -84,7 +85,7 @@ def create(
                 f"{name!r}, which lacks them",
                 "finish the run, or name another folder",
             )
-        elif "/" in name and not colon:
+        elif name != saved.name and (not colon or saved.is_absolute()):  # On Windows a path may have a colon.
             raise NotFoundError(
                 "model", "a run's folder", f"{name!r}, which is not there", "train it first, or check the path"
             )
@@ -105,6 +106,11 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
     try:
         return spec.fetch(), spec.card
     except OSError as error:
+        if isinstance(error, PermissionError) or error.errno in records.DISK:
+            cache = "set TORCH_HOME (torchvision) or HF_HOME (timm) to another folder"
+            raise records.storage_error(
+                error, f"the weights of {name}", folder=Path(torch.hub.get_dir()), elsewhere=cache
+            ) from error
         raise NetworkError(
             "model",
             f"to fetch the weights of {name} from its publisher",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class BoundObjective(nn.Module):
         resolved: numbers that were computed at binding, by term and argument; empty where nothing is ``auto``. Typed in
             place of ``auto``, they give the same run.
     """
+
+    user_code: ClassVar[None] = None  # a term of the user's has functions of its own, which `errors.explained` names
 
     def __init__(
         self, calls: Sequence[PresetCall], context: BindContext, *, needs: Requirements, target_gamma: float | None

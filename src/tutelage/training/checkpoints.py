@@ -136,7 +136,7 @@ class Checkpoints:
 
 def _read(folder: Path) -> Checkpoint:
     contents = {}
-    for line in (folder / CHECKSUMS).read_text().splitlines():
+    for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines():
         digest, file = line.split("  ")
         contents[file] = (folder / file).read_bytes()
         if hashlib.sha256(contents[file]).hexdigest() != digest:

@@ -71,7 +71,7 @@ class _Builder:
     def __init__(self, file: Path, function: str, request: ModelRequest, name: str) -> None:
         module = _execute(file)
         self.function = getattr(module, function, None)
-        self.name = name
+        self.name = self.user_code = name
         self.request = request
         if not callable(self.function):
             names = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
