@@ -30,9 +30,9 @@ class DataSettings:
     source: str = "digits"
     """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>`` or ``torchvision:<class name>``."""
     image: str | None = None
-    """Image column of an ``hf:`` source; unset if there is only one."""
+    """Image column of an ``hf:`` source; unset uses the only one."""
     label: str | None = None
-    """Label column of an ``hf:`` source; unset if there is only one class-label column."""
+    """Label column of an ``hf:`` source; unset uses the only class-label column."""
     validation: float = 0.0
     """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
     labelled: int | None = None
