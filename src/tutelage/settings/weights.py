@@ -158,7 +158,7 @@ SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm
 
 
 def weight_at(weight: Weight, progress: Progress) -> float | Tensor:
-    """Return a weight's value at this progress; a schedule's is in ``progress``, or is computed."""
+    """Return a weight's value at this progress; a schedule's comes from ``progress`` if there, else it is computed."""
     if not isinstance(weight, Schedule):
         return weight
     return progress.scheduled[weight] if weight in progress.scheduled else weight(progress)
@@ -183,7 +183,7 @@ def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]
 def weight_from_recipe(
     value: Any, *, argument: str, signed: bool = False, automatic: bool = False
 ) -> Weight | Automatic:
-    """Read a weight from a recipe, a number or a schedule; only signed ones may be below 0, only automatic ones ``auto``.
+    """Read a weight, a number or a schedule, from a recipe; only a signed one may be below 0, an automatic one ``auto``.
 
     Raises:
         ValueError: if it is neither a number nor a known schedule with its own arguments, or it is below 0.
