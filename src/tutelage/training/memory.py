@@ -23,9 +23,9 @@ def restart(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> float | None:
-    """Return the peak since `restart` in MB (1e6 bytes); none where the system does not tell.
+    """Return the peak since `restart` in MB (1e6 bytes); ``None`` if the system does not tell.
 
-    On CUDA it is what tensors took; elsewhere what the whole process had in memory, its data and libraries included.
+    On CUDA it is the memory of tensors; elsewhere that of the whole process, data and libraries included.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MB

@@ -1,4 +1,4 @@
-"""The source ``file:path.py:function``: a network that the user's own code makes. It runs that code."""
+"""The source ``file:path.py:function``: a network that the user's code makes. It runs that code."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find a function in a file.
 
     The function is called with those of the keywords ``classes=``, ``channels=`` and ``image_size=`` that it takes, and
-    returns the network; without classes, those of its last linear layer count. Its inputs are not normalised: they
-    reach it as they are, in [0, 1]. The path is relative to the working folder.
+    returns the network; if no classes are given, its last linear layer determines them. Its inputs are not normalised:
+    they reach it unchanged, in [0, 1]. The path is relative to the working folder.
 
     Raises:
         ValueError: if the code is not trusted, the name cannot be read, or the file has no such function.
@@ -66,7 +66,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
 
 
 class _Builder:
-    """Calls the function with what it takes."""
+    """Calls the function with the keywords that it takes."""
 
     def __init__(self, file: Path, function: str, request: ModelRequest, name: str) -> None:
         module = _execute(file)
