@@ -5,7 +5,8 @@ A tap is written as
 - ``layer3.2.relu``: the output of that submodule,
 - ``layer3.2.relu:input``: its first input,
 - ``card:embedding``, ``card:stage.1``, ``card:before.1``: a submodule that the model's card names: the pooled embedding
-  that the classifier reads, a stage after or before its activation. Stages count from 0, negative ones from the last.
+  that the classifier reads, or a stage after or before its activation. Stages count from 0, negative ones from the
+  last.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.submodules import find_head, split_tap, unwrapped
 
 CARD = "card:"
@@ -27,7 +29,7 @@ SHOWN = 5
 
 
 class _Recorder:
-    """What hooks record during one call; nothing between calls."""
+    """The tensors that hooks record during one call; empty between calls."""
 
     def __init__(self) -> None:
         self.features: dict[str, Tensor] | None = None
@@ -37,18 +39,20 @@ class _Recorder:
         if self.features is None:
             return
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"tap {name}: expected a submodule that gives one tensor, got {type(value).__name__}; "
-                "name a submodule inside it or after it"
+            raise InvalidTypeError(
+                f"tap {name}",
+                "a submodule that gives one tensor",
+                type(value).__name__,
+                "name a submodule inside it or after it",
             )
         self.features[name] = value
-        # Counts how often a tensor was written to; tensors of inference mode do not count.
+        # The number of writes to a tensor; tensors of inference mode do not count them.
         self.versions[name] = 0 if value.is_inference() else value._version
 
 
 @dataclass(frozen=True)
 class _Hook:
-    """A hook as a value: a copy of a network with its taps records into the copied recorder."""
+    """A hook as a value, so that a copied network with its taps records into the copied recorder."""
 
     recorder: _Recorder
     name: str
@@ -61,11 +65,11 @@ class _Hook:
 class Taps:
     """A network's named features, recorded while it is called through this object.
 
-    A submodule that is called several times in one forward pass gives its last call's value. In-place activations are
-    switched to return a new tensor: they would overwrite a feature. The hooks are removed with this object.
+    If a submodule is called several times in one forward pass, the last call's value counts. In-place activations are
+    switched to return a new tensor, as they would overwrite a feature. The hooks are removed with this object.
 
     Raises:
-        ValueError: the network has no such submodule; the message names the nearest ones.
+        ValueError: if the network has no such submodule; the message names the nearest ones.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
@@ -82,7 +86,7 @@ class Taps:
                     setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
 
     def __call__(self, network: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        """Call the network, or a module that calls it; return its output and the features by tap."""
+        """Call the network, or a module that calls it, and return its output and the features by tap."""
         if not self._names:
             return network(inputs), {}
         self.recorder.features = {}
@@ -93,9 +97,11 @@ class Taps:
             self.recorder.features = None
         for name in self._names:
             if name not in features:
-                raise ValueError(
-                    f"tap {name}: expected a submodule that runs in the network's forward pass, got one that does not; "
-                    "name another, such as the module that contains it"
+                raise InvalidValueError(
+                    f"tap {name}",
+                    "a submodule that runs in the network's forward pass",
+                    "one that does not",
+                    "name another, such as the module that contains it",
                 )
         return output, features
 
@@ -103,10 +109,10 @@ class Taps:
 def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
     """Return the submodule of a tap, and whether its first input is taken instead of its output.
 
-    Where a module has a card, the submodules are those of the network inside it.
+    If the module has a card, the submodules are those of the network inside it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if there is no such submodule.
     """
     card = getattr(network, "card", None)
     path, is_input = split_tap(_on_card(card, name) if name.startswith(CARD) else name)
@@ -114,9 +120,11 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
     if not path or path not in modules:
         names = [n for n in modules if n]
         some = get_close_matches(path, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
-        raise ValueError(
-            f"tap {name}: expected a submodule of {getattr(card, 'name', type(network).__name__)}, got {path!r}; "
-            f"type for example {', '.join(some) if some else 'another network: it has no submodules'}"
+        raise InvalidValueError(
+            f"tap {name}",
+            f"a submodule of {getattr(card, 'name', type(network).__name__)}",
+            repr(path),
+            f"type for example {(', '.join(some) if some else 'another network: it has no submodules')}",
         )
     return modules[path], is_input
 
@@ -124,63 +132,67 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
 def _on_card(card: Any, name: str) -> str:
     """Return the path that a card gives for ``card:...``."""
     if card is None:
-        raise ValueError(
-            f"tap {name}: expected a model with a card, got a bare module; name one of its submodules instead"
+        raise InvalidValueError(
+            f"tap {name}", "a model with a card", "a bare module", "name one of its submodules instead"
         )
     what, _, number = name.removeprefix(CARD).partition(".")
     if what == "embedding" and not number:
         if card.embedding is None:
-            raise ValueError(
-                f"tap {name}: expected a card that names the pooled embedding, got that of {card.name}, which names "
-                "none; name a submodule, or NAME:input for what the classifier's last layer reads"
+            raise InvalidValueError(
+                f"tap {name}",
+                "a card that names the pooled embedding",
+                f"that of {card.name}, which names none",
+                "name a submodule, or NAME:input for what the classifier's last layer reads",
             )
         return str(card.embedding)
     paths = {"stage": card.stages[:-1], "before": card.stage_inputs[:-1]}.get(what)
     if paths is None or not number.removeprefix("-").isdecimal():
-        raise ValueError(
-            f"tap {name}: expected card:embedding, card:stage.N or card:before.N, got {name!r}; "
-            "for example card:stage.-1"
+        raise InvalidValueError(
+            f"tap {name}", "card:embedding, card:stage.N or card:before.N", repr(name), "for example card:stage.-1"
         )
     if not -len(paths) <= int(number) < len(paths):
-        raise ValueError(
-            f"tap {name}: expected a stage among the {len(paths)} that the card of {card.name} names, got {number}; "
-            + (f"type a number from {-len(paths)} to {len(paths) - 1}" if paths else "name a submodule instead")
-        )
+        instead = f"type a number from {-len(paths)} to {len(paths) - 1}" if paths else "name a submodule instead"
+        stages = f"a stage among the {len(paths)} that the card of {card.name} names"
+        raise InvalidValueError(f"tap {name}", stages, number, instead)
     return str(paths[int(number)])
 
 
 def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Copy weight and bias of a network's head, which must be the one layer that can be it and give the logits alone.
+    """Copy weight and bias of a network's head: the only layer that can be it, and the only source of the logits.
 
     Raises:
-        ValueError: there is none, it is not linear, or there are several.
+        ValueError: if there is none, it is not linear, or there are several.
     """
     found = find_head(network)
     if found is not None and found.candidates > 1:
-        raise ValueError(
-            "teacher: expected a module with one linear layer, or a card that names its head, got "
-            f"{found.candidates} linear layers; type tutelage.models.Classifier(network, Card(..., head=NAME))"
+        raise InvalidValueError(
+            "teacher",
+            "a module with one linear layer, or a card that names its head",
+            f"{found.candidates} linear layers",
+            "type tutelage.models.Classifier(network, Card(..., head=NAME))",
         )
     if found is None or found.joint or not isinstance(found.layer, nn.Linear):
         name = getattr(getattr(network, "card", None), "name", type(network).__name__)
         got = "none" if found is None else "one of two heads" if found.joint else type(found.layer).__name__
-        raise ValueError(
-            f"teacher: expected a linear last layer of {name}, whose weights the objective reads, got {got}; "
-            "take a teacher that ends in one, or an objective that reads none"
+        raise InvalidValueError(
+            "teacher",
+            f"a linear last layer of {name}, whose weights the objective reads",
+            got,
+            "take a teacher that ends in one, or an objective that reads none",
         )
     weight, bias = found.layer.weight, found.layer.bias
     return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
 def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """Copy weight and bias of the batch norm whose output is, or is added to, what a tap takes.
+    """Copy weight and bias of the batch norm whose output is, or is added to, the tapped value.
 
-    That is the submodule itself where it is a batch norm; the last child of a sequence. For an activation's input, such
-    as ``card:before.1``, it is the module before it in a sequence, and in another block the last batch norm among the
-    block's own children, so that the residual's counts, not the shortcut's.
+    That is the submodule itself if it is a batch norm, or the last child of a sequence. For an activation's input, such
+    as ``card:before.1``, it is the module before it in a sequence; in any other block it is the last batch norm among
+    the block's own children, so that the residual's counts, not the shortcut's.
 
     Raises:
-        ValueError: there is no such batch norm, or it has no weights.
+        ValueError: if there is no such batch norm, or it has no weights.
     """
     tapped, is_input = find(network, name)
     layer: nn.Module | None = tapped
@@ -193,22 +205,23 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     elif isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
     if not isinstance(layer, nn.BatchNorm2d) or layer.weight is None:
-        raise ValueError(
-            f"tap {name}: expected one of the teacher's behind a BatchNorm2d with weights, before the activation, got "
-            f"{'none there' if layer is None else type(layer).__name__}; name batch norms of the teacher by "
-            "norms=[...], one per tap"
+        raise InvalidValueError(
+            f"tap {name}",
+            "one of the teacher's behind a BatchNorm2d with weights, before the activation",
+            "none there" if layer is None else type(layer).__name__,
+            "name batch norms of the teacher by norms=[...], one per tap",
         )
     return layer.weight.detach().clone(), layer.bias.detach().clone()
 
 
 @torch.no_grad()
 def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
-    """Call a network once and return each feature's shape, without the batch axis; its mode is as before afterwards.
+    """Call a network once and return each feature's shape, without the batch axis; the network's mode is restored.
 
-    With no names the network is not called. ``inputs`` is a small batch.
+    Without names, the network is not called. ``inputs`` is a small batch.
 
     Raises:
-        ValueError: a feature was changed in place after it was recorded.
+        ValueError: if a feature was changed in place after it was recorded.
     """
     if not names:
         return {}
@@ -223,8 +236,10 @@ def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> 
             module.training = mode
     for name, value in features.items():
         if value._version != taps.recorder.versions[name]:
-            raise ValueError(
-                f"tap {name}: expected a feature that stays as it is, got one that the network changes in place "
-                "afterwards; name the submodule that contains it, or the next one"
+            raise InvalidValueError(
+                f"tap {name}",
+                "a feature that stays as it is",
+                "one that the network changes in place afterwards",
+                "name the submodule that contains it, or the next one",
             )
     return {name: tuple(value.shape[1:]) for name, value in features.items()}

@@ -1,4 +1,4 @@
-"""A model's card: what it is called, what it takes and gives, where its weights come from and its features are read."""
+"""A model's card: its name, inputs and outputs, the source of its weights, and where its features are read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tutelage.errors import InvalidValueError
 from tutelage.submodules import is_tap
 
 JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
-"""Fields with another name in files."""
+"""Names in files of the fields that have another name there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,29 +18,29 @@ class Card:
     """What is known about a classifier besides its weights.
 
     Attributes:
-        name: the full name as typed, such as ``cifar:resnet20``.
-        classes: size of the logits' last axis, at least 1.
-        channels: input channels, at least 1.
-        image_size: ``(height, width)`` in pixels the model was made for; none where it does not matter or is not known.
-        margin: the view that it was evaluated on is the centre of a copy this much larger, >= 1.
-        interpolation: how raw images are resized to that view, ``bilinear`` or ``bicubic``.
-        divisor: the value of white in raw images, above 0: these are divided by it.
-        mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation.
-        std: each channel's standard deviation, above 0; none exactly where ``mean`` is.
-        weights: the tag or the file's name that the weights come from; none for random weights.
-        source: where they were published.
-        licence: what they may be used for.
-        paper: what describes the network.
+        name: full name as typed, such as ``cifar:resnet20``.
+        classes: number of classes, the size of the logits' last axis, at least 1.
+        channels: number of input channels, at least 1.
+        image_size: size ``(height, width)`` in pixels the model was made for; ``None`` if irrelevant or unknown.
+        margin: size of the resized copy relative to the evaluated view, its centre, >= 1.
+        interpolation: interpolation that resizes raw images for that view, ``bilinear`` or ``bicubic``.
+        divisor: value of white in raw images, above 0, by which they are divided.
+        mean: mean per channel, subtracted from inputs in [0, 1]; ``None`` for no normalisation.
+        std: standard deviation per channel, above 0; ``None`` if and only if ``mean`` is.
+        weights: tag or file name that the weights come from; ``None`` for random weights.
+        source: place where they were published.
+        licence: licence of the weights.
+        paper: reference that describes the network.
         class_names: one name for each class.
-        stages: taps, see `tutelage.submodules`, of the stages, after their activation, and last the embedding; empty
-            where no embedding is known. A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)``
-            in a transformer.
-        stage_inputs: the stages' taps before their activation, as many as ``stages``; a stage's tap itself where no
-            activation ends it or none is known, and so throughout where none are given.
-        embedding: the tap of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
-        head: name of the linear layer whose output is the logits; none where there is no such layer.
-        fresh_head: the weights' own head was replaced by a random one for another number of classes: the model is to
-            be fine-tuned, and cannot teach yet.
+        stages: taps (see `tutelage.submodules`) of the stages, after their activation, and last the embedding; empty
+            if no embedding is known. A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)`` in
+            a transformer.
+        stage_inputs: taps of the stages before their activation, as many as ``stages``; a stage's own tap if no
+            activation is known to end it; all of them by default.
+        embedding: tap of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
+        head: name of the linear layer whose output is the logits; ``None`` if there is no such layer.
+        fresh_head: whether a random head for another number of classes replaced the weights' own: the model must be
+            fine-tuned before it can teach.
 
     Raises:
         ValueError: if a number of classes, of channels, of statistics, of names or of taps contradicts another.
@@ -77,45 +78,52 @@ class Card:
         if not 0 < self.divisor < float("inf"):
             raise self._error("divisor", "a number above 0", "type divisor=255")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std: expected both or neither, got one of them; give the other too")
+            raise InvalidValueError("mean and std", "both or neither", "one of them", "give the other too")
         for argument in ("mean", "std"):
             values = getattr(self, argument)
             if values is not None and len(values) != self.channels:
-                raise ValueError(
-                    f"{argument}: expected {self.channels} values, one per channel, got {len(values)}; "
-                    f"give {self.channels} values or channels={len(values)}"
+                raise InvalidValueError(
+                    argument,
+                    f"{self.channels} values, one per channel",
+                    len(values),
+                    f"give {self.channels} values or channels={len(values)}",
                 )
         if self.std is not None and min(self.std) <= 0:
             raise self._error("std", "values above 0", "use 1.0 for a channel to leave as it is")
         if self.class_names is not None and len(self.class_names) != self.classes:
-            raise ValueError(
-                f"class_names: expected {self.classes} names, got {len(self.class_names)}; "
-                f"give one name per class, or none"
+            raise InvalidValueError(
+                "class_names", f"{self.classes} names", len(self.class_names), "give one name per class, or none"
             )
         if not self.stage_inputs:
             object.__setattr__(self, "stage_inputs", self.stages)
         if len(self.stage_inputs) != len(self.stages):
-            raise ValueError(
-                f"stage_inputs: expected {len(self.stages)} taps, as many as stages, got {len(self.stage_inputs)}; "
-                "repeat a stage's tap where none comes before it, or give none"
+            raise InvalidValueError(
+                "stage_inputs",
+                f"{len(self.stages)} taps, as many as stages",
+                len(self.stage_inputs),
+                "repeat a stage's tap where none comes before it, or give none",
             )
         for tap in (*self.stages, *self.stage_inputs):
             if not is_tap(tap):
-                raise ValueError(
-                    f"stages: expected taps such as layer3 or fc:input, got {tap!r}; "
-                    "type a submodule's name, with :input behind it for what it reads"
+                raise InvalidValueError(
+                    "stages",
+                    "taps such as layer3 or fc:input",
+                    repr(tap),
+                    "type a submodule's name, with :input behind it for what it reads",
                 )
         if self.embedding is not None and self.embedding != (self.stages or (None,))[-1]:
-            raise ValueError(
-                f"embedding: expected the last of the stages, got {self.embedding!r} beside {self.stages!r}; "
-                "put it behind the stages"
+            raise InvalidValueError(
+                "embedding",
+                "the last of the stages",
+                f"{self.embedding!r} beside {self.stages!r}",
+                "put it behind the stages",
             )
 
     def _error(self, field: str, expected: str, advice: str) -> ValueError:
-        return ValueError(f"{field}: expected {expected}, got {getattr(self, field)!r}; {advice}")
+        return InvalidValueError(field, expected, repr(getattr(self, field)), advice)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as a value that JSON can hold; tuples become lists, and two fields have older names there."""
+        """Return the card as a JSON value; tuples become lists, and two fields keep older names there."""
         fields = dataclasses.asdict(self).items()
         return {JSON_NAMES.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in fields}
 
@@ -124,7 +132,7 @@ class Card:
         """Read a card back.
 
         Args:
-            value: what `to_json` returned, perhaps through a JSON file; fields it lacks take their defaults.
+            value: result of `to_json`, perhaps through a JSON file; missing fields take their defaults.
 
         Raises:
             ValueError: if a field is unknown or a required one is missing.
@@ -133,9 +141,11 @@ class Card:
         unknown = sorted(set(value) - set(fields))
         missing = sorted({"name", "classes"} - set(value))
         if unknown or missing:
-            raise ValueError(
-                f"card: expected the fields {', '.join(sorted(fields))}, got unknown {unknown} and missing {missing}; "
-                "write the card anew with this version"
+            raise InvalidValueError(
+                "card",
+                f"the fields {', '.join(sorted(fields))}",
+                f"unknown {unknown} and missing {missing}",
+                "write the card anew with this version",
             )
         arguments: dict[str, Any] = {fields[k]: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return cls(**arguments)

@@ -1,4 +1,4 @@
-"""How a function becomes a preset: named, its arguments checked, held by a recipe and read from one."""
+"""How a function becomes a preset: named, with checked arguments, written to recipes and read from them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tutelage import losses
+from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, raise_all
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.term import Apply, BindContext, PresetCall, WeightedTerm
 from tutelage.settings.objective import (
@@ -37,15 +38,15 @@ KINDS: dict[Any, str] = {
     str: "text",
     Names: "names",
 }
-"""The kind of an argument, by its annotation; any other is a number."""
+"""Kinds of arguments, by annotation; any other is a number."""
 
 
 class Preset(NamedTuple):
     """A named method.
 
     Attributes:
-        build: the function; keyword arguments only.
-        paper: where the method comes from.
+        build: function that makes the objective; keyword arguments only.
+        paper: source of the method.
     """
 
     build: Callable[..., Objective]
@@ -56,17 +57,17 @@ PRESETS: dict[str, Preset] = {}
 
 
 def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
-    """Name a function as a preset: its objective remembers the call, so that a recipe can hold it.
+    """Register a function as a preset, whose objective remembers the call so that a recipe can hold it.
 
     Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several. Those annotated
-    as `Weight` may be schedules too, and are at least 0; those annotated as `SignedWeight` may be below it. Those
+    as `Weight` may also be schedules, and are at least 0; those annotated as `SignedWeight` may be negative. Those
     annotated as `AutomaticWeight` or `AutomaticNumber` may be ``auto``. They are checked at the call.
 
     Args:
-        paper: where the method comes from.
+        paper: source of the method.
 
     Raises:
-        ValueError: there is a preset of that name already.
+        ValueError: if there already is a preset of that name.
     """
 
     def name_it(function: Callable[..., Objective]) -> Callable[..., Objective]:
@@ -80,16 +81,14 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
         def build(*positional: Any, **arguments: Any) -> Objective:
             if positional:
                 named = ", ".join(f"{p}={value!r}" for p, value in zip(signature, positional, strict=False))
-                raise TypeError(
-                    f"{name}: expected arguments by name, got {positional[0]!r} alone; type {name}({named})"
-                )
+                raise InvalidTypeError(name, "arguments by name", f"{positional[0]!r} alone", f"type {name}({named})")
             read = read_arguments(name, signature, arguments)
             parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in function(**read).parts)
             _probe(parts)
             return Objective((PresetCall(parts, name, read),))
 
         if name in PRESETS:
-            raise ValueError(f"preset: expected a new name, got {name!r}, which is taken; rename the function")
+            raise InvalidValueError("preset", "a new name", f"{name!r}, which is taken", "rename the function")
         PRESETS[name], SIGNATURES[name] = Preset(build, paper), signature
         return build
 
@@ -97,10 +96,10 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
 
 
 def objective_of(*parts: WeightedTerm) -> Objective:
-    """Make an objective of those parts whose weight is not the number zero."""
+    """Make an objective from the parts whose weight is not the number zero."""
     nonzero = [part for part in parts if part.weight != 0]
     if not nonzero:
-        raise ValueError("objective: expected a term with a weight other than 0, got none; for example supervised=1")
+        raise InvalidValueError("objective", "a term with a weight other than 0", "none", "for example supervised=1")
     return Objective.of(*nonzero)
 
 
@@ -122,7 +121,7 @@ def from_recipe(value: Any) -> Objective:
     An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true`` (`Objective.gathered`).
 
     Raises:
-        ValueError: an unknown preset or argument (the nearest known one is named), a missing or bad one.
+        ValueError: if a preset or argument is unknown (the nearest known one is named), missing or bad.
     """
     return value if isinstance(value, Objective) else from_spec(read_objective(value, SIGNATURES))
 
@@ -131,22 +130,23 @@ def from_spec(spec: ObjectiveSpec) -> Objective:
     """Build the objective that a recipe holds.
 
     Raises:
-        ValueError: with every value that an argument may not have; the presets do not add up; or the recipe holds the
-            weights of terms that were put together by hand.
+        ValueError: if an argument's value is refused (all are listed), the presets do not add up, or the recipe holds
+            the weights of terms that were put together by hand.
     """
     if not spec.presets:
-        raise ValueError(
-            "objective: expected presets, got terms put together by hand, which no recipe can make; "
-            "name the function that makes them as a preset, with @objectives.preset"
+        raise InvalidValueError(
+            "objective",
+            "presets",
+            "terms put together by hand, which no recipe can make",
+            "name the function that makes them as a preset, with @objectives.preset",
         )
     built, errors = [], []
     for call in spec.presets:
         try:
             built.append(_build(PRESETS[call.preset], json.dumps(call.to_recipe())))
-        except ValueError as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
+        except InvalidValueError as error:
+            errors.append(error)
+    raise_all(errors)
     return functools.reduce(lambda left, right: left + right, built)
 
 
@@ -157,14 +157,15 @@ def _build(preset: Preset, entry: str) -> Objective:
     try:
         objective = preset.build(**call.arguments)
         return call.scale * (objective.gathered() if call.gather else objective)
-    except (TypeError, ValueError) as error:
-        raise ValueError("\n".join(with_recipe_keys(error, call.preset, list(SIGNATURES[call.preset])))) from None
+    except TutelageError as error:
+        of_recipe = with_recipe_keys(error, call.preset, list(SIGNATURES[call.preset]))
+        raise InvalidValueError.of([of_recipe]) from None
 
 
 def signatures_json() -> str:
-    """Return what can be read of this package's presets without torch: ``config/objectives.json``.
+    """Return the facts about this package's presets that are read without torch: ``config/objectives.json``.
 
-    Of each its paper, whether it reads a teacher and which labels with the arguments that it has by default, and each
+    They are each one's paper, whether it reads a teacher and which labels with its default arguments, and each
     argument's kind and default.
     """
     table = {}
@@ -187,21 +188,21 @@ def _argument_json(argument: Argument) -> dict[str, Any]:
 
 
 def _probe(parts: Sequence[WeightedTerm]) -> None:
-    """Call each pure loss on two samples: it alone checks its hyperparameters, and would do so only in training."""
+    """Call each pure loss on two samples: only it checks its hyperparameters, and otherwise not until training."""
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     for part in parts:
-        term = getattr(part.term, "inner", part.term)  # what a description wraps
+        term = getattr(part.term, "inner", part.term)  # a description may wrap another
         if isinstance(term, Apply):
             errors = [error for shape in _FEATURES if (error := _error(term, shape, batch))]
-            # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what the
-            # message is about where the shape fits.
+            # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what
+            # the message is about if the shape fits.
             if len(errors) == len(_FEATURES):
                 of_shapes = ("student_features", "teacher_features")
                 raise next((error for error in errors if not str(error).startswith(of_shapes)), errors[0])
 
 
 _FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
-"""Shapes of the features that a loss is tried on: embeddings, tokens, maps."""
+"""Shapes of the features that losses are tried on: embeddings, tokens, maps."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:

@@ -43,6 +43,7 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     return tuple(dict.fromkeys(gamma for gamma in map(setup.single_exponent, objectives) if gamma is not None))
 
 
+@explaining()
 def record(
     recipe: Recipe, *, taps: Sequence[str] = (), options: RunOptions = DEFAULTS, run_inputs: RunInputs | None = None
 ) -> Path:

@@ -123,9 +123,12 @@ def check_compatible(run_inputs: RunInputs) -> None:
                 "give labels, or zero its supervised weight where it has one beside a teacher's",
             )
         if needs.labels == "index" and (soft or splits.train.mixing is not None):
-            got = "soft labels; " if soft else "the soft labels of mixed samples; type data.mixup=0 data.cutmix=0, or "
+            unmix = "" if soft else "type data.mixup=0 data.cutmix=0, or "
             raise RecipeError(
-                f"data: expected class indices for objective {name}, got {got}use an objective that takes them"
+                "data",
+                f"class indices for objective {name}",
+                "soft labels" if soft else "the soft labels of mixed samples",
+                f"{unmix}use an objective that takes them",
             )
         try:
             for tap in needs.student_taps:
@@ -137,8 +140,8 @@ def check_compatible(run_inputs: RunInputs) -> None:
                     taps.head(teacher)
                 for tap in needs.teacher_norms:
                     taps.batch_norm(teacher, tap)
-        except ValueError as error:
-            raise RecipeError(f"objective {name}: {error}") from None
+        except InvalidValueError as error:
+            raise RecipeError.of([error.within(f"objective {name}")]) from None
     if teacher is None:
         return
     card, remedy = teacher.card, "fine-tune it on these data with `tutelage train`, or name another"

@@ -1,35 +1,35 @@
-"""An objective as plain data: as a recipe holds it, read and checked without torch."""
+"""An objective as plain data, as in a recipe: read and checked without torch."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
 from tutelage.settings import weights
 
 Names = tuple[str, ...]
-"""The annotation of an argument that is one name or several: a text, or a list of texts."""
+"""Annotation of an argument that is one name or several: a string, or a list of strings."""
 
 REQUIRED: Any = object()
-"""The default of an argument that has none."""
+"""Default of an argument that has none."""
 
 
 class Argument(NamedTuple):
-    """A preset's argument: how it is read, a key of `ARGUMENT_READERS`, and its default as a recipe writes it."""
+    """A preset's argument: its reader, a key of `ARGUMENT_READERS`, and its default as written in a recipe."""
 
     kind: str
     default: Any = REQUIRED
 
 
 Signature = Mapping[str, Argument]
-"""A preset's arguments by name, in their order: the schema of its section in a recipe."""
+"""Arguments of a preset by name, in order: the schema of its section in a recipe."""
 
 SIGNATURES: dict[str, Signature] = {}
-"""Of the presets that were defined in this process; those of this package are also in ``config/objectives.json``."""
+"""Signatures of presets that were defined in this process; this package's are also in ``config/objectives.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class PresetSpec:
 
     preset: str
     arguments: Mapping[str, Any]
-    """By name, all of them, as a recipe writes them."""
+    """All arguments by name, as written in a recipe."""
     scale: float = 1.0
-    """A factor on every weight, > 0."""
+    """Factor on every weight, > 0."""
     gather: bool = False
-    """Its terms read the samples of all processes at once instead of each process's share."""
+    """Whether its terms read all processes' samples at once, not each process's share."""
 
     def to_recipe(self) -> dict[str, Any]:
-        """Return it as a recipe writes it: ``{preset: {argument: value}, scale: number, gather: true}``."""
+        """Return the preset as written in a recipe: ``{preset: {argument: value}, scale: number, gather: true}``."""
         return (
             {self.preset: dict(self.arguments)}
             | ({"scale": self.scale} if self.scale != 1 else {})
@@ -55,11 +55,11 @@ class PresetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """An objective as a recipe holds it; `tutelage.objectives.from_spec` builds it.
+    """An objective as held by a recipe; `tutelage.objectives.from_spec` builds it.
 
     Attributes:
-        presets: that add up to it; none where terms were put together by hand, which no recipe can make.
-        weights: of such terms, by name: what is written of them. Reading them back is refused.
+        presets: presets that add up to it; empty if terms were put together by hand, which no recipe can make.
+        weights: weights of such terms by name, for writing only: reading them back is refused.
     """
 
     presets: tuple[PresetSpec, ...] = ()
@@ -71,21 +71,22 @@ class ObjectiveSpec:
         return "+".join(call.preset for call in self.presets) or "custom"
 
     def to_recipe(self) -> Any:
-        """Return it as a recipe writes it: a list of presets with their arguments."""
+        """Return the objective as written in a recipe: a list of presets with their arguments."""
         return dict(self.weights) if self.weights is not None else [call.to_recipe() for call in self.presets]
 
 
 def read_objective(value: Any, signatures: Mapping[str, Signature]) -> ObjectiveSpec:
     """Read an objective from a recipe: a preset's name, ``{preset: {argument: value}}``, or a list of those.
 
-    An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true``. What values an argument may
-    have besides being a number, a weight or a name is known to the losses alone, and checked when it is built.
+    An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true``. That an argument is a
+    number, a weight or a name is checked here; further conditions are known only to the losses, and checked when the
+    objective is built.
 
-    An objective of `tutelage.objectives` stands for what would be written of it.
+    An objective of `tutelage.objectives` stands for its written form.
 
     Raises:
-        ValueError: with every fault: an unknown preset or argument (the nearest known one is named), a missing or bad
-            one.
+        ValueError: if a preset or argument is unknown (the nearest known one is named), missing or bad; all errors are
+            listed.
     """
     if isinstance(value, ObjectiveSpec):
         return value
@@ -93,15 +94,14 @@ def read_objective(value: Any, signatures: Mapping[str, Signature]) -> Objective
         return spec
     entries = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not entries:
-        raise ValueError("objective: expected a preset or a list of them, got an empty list; for example kd")
+        raise InvalidValueError("objective", "a preset or a list of them", "an empty list", "for example kd")
     presets, errors = [], []
     for entry in entries:
         try:
             presets.append(_read_entry(entry, signatures))
-        except ValueError as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
+        except InvalidValueError as error:
+            errors.append(error)
+    raise_all(errors)
     return ObjectiveSpec(presets=tuple(presets))
 
 
@@ -110,50 +110,54 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         entry = {entry: {}}
     names = [name for name in entry if name not in BESIDE] if isinstance(entry, Mapping) else []
     if len(names) != 1:
-        raise ValueError(
-            f"objective: expected one preset with its arguments, got {entry!r}; for example {{kd: {{temperature: 4}}}}"
+        raise InvalidValueError(
+            "objective", "one preset with its arguments", repr(entry), "for example {kd: {temperature: 4}}"
         )
     (name,) = names
     arguments = {} if entry[name] is None else entry[name]
     if name not in signatures:
-        near = get_close_matches(str(name), signatures, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "type one of those"
-        raise ValueError(f"objective: expected one of {', '.join(signatures)}, got {name!r}; {hint}")
+        raise InvalidValueError("objective", f"one of {', '.join(signatures)}", repr(name), nearest(name, signatures))
     known = list(signatures[name])
     if not isinstance(arguments, Mapping):
-        raise ValueError(
-            f"objective.{name}: expected a mapping of its arguments, got {arguments!r}; "
-            f"for example {f'{{{name}: {{{known[0]}: 1}}}}' if known else name}"
+        raise InvalidValueError(
+            f"objective.{name}",
+            "a mapping of its arguments",
+            repr(arguments),
+            f"for example {(f'{{{name}: {{{known[0]}: 1}}}}' if known else name)}",
         )
-    errors = []
+    errors: list[TutelageError] = []
     scale = entry.get("scale", 1)
     if not weights.is_number(scale) or scale <= 0:
-        errors.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
+        errors.append(
+            InvalidValueError(f"objective.{name}", "scale, a finite number > 0", repr(scale), "for example scale: 0.8")
+        )
     gather = entry.get("gather", False)
     if not isinstance(gather, bool):
-        errors.append(f"objective.{name}: expected gather, true or false, got {gather!r}; for example gather: true")
+        errors.append(
+            InvalidValueError(f"objective.{name}", "gather, true or false", repr(gather), "for example gather: true")
+        )
     values: dict[str, Any] = {}
     try:
         values = read_arguments(name, signatures[name], {str(key): value for key, value in arguments.items()})
-    except (TypeError, ValueError) as error:
-        errors += with_recipe_keys(error, name, [*known, *map(str, arguments)])
-    if errors:
-        raise ValueError("\n".join(errors))
+    except TutelageError as error:
+        errors.append(with_recipe_keys(error, name, [*known, *map(str, arguments)]))
+    raise_all(errors, InvalidValueError)
     return PresetSpec(preset=name, arguments=arguments_to_recipe(values), scale=float(scale), gather=gather)
 
 
-def with_recipe_keys(error: Exception, preset: str, arguments: Sequence[str]) -> Iterator[str]:
-    """Yield an error's lines, each beginning with its key in a recipe.
+def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]) -> TutelageError:
+    """Return a copy of an error that names each argument by its key in a recipe; the rest is the objective's."""
 
-    Most lines say which argument is meant; the rest speak of the objective as a whole.
-    """
-    for line in str(error).splitlines():
-        separator = "." if line.partition(":")[0] in arguments else ": "
-        yield f"objective.{preset}{separator}{line.removeprefix('objective: ')}"
+    def key(what: str) -> str:
+        if what.partition(":")[0] in arguments:
+            return f"objective.{preset}.{what}"
+        return f"objective.{preset}" if what == "objective" else f"objective.{preset}: {what}"
+
+    return error.renamed(key)
 
 
 def arguments_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a call's arguments as a recipe writes them."""
+    """Return a call's arguments as written in a recipe."""
     return {
         name: list(value) if isinstance(value, tuple) else weights.weight_to_recipe(value)
         for name, value in arguments.items()
@@ -161,61 +165,54 @@ def arguments_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a call's arguments, every fault at once, and fill in the defaults.
+    """Check a call's arguments, reporting all errors at once, and fill in the defaults.
 
     Raises:
-        TypeError: an argument is unknown, missing, or of another type.
-        ValueError: a value is out of range.
+        TypeError: if an argument is unknown, missing, or of another type.
+        ValueError: if a value is out of range.
     """
-    errors: list[TypeError | ValueError] = []
+    errors: list[TutelageError] = []
     for name in values:
         if name not in signature:
-            near = get_close_matches(name, signature, n=1)
-            hint = f"did you mean {near[0]}?" if near else "type one of those"
-            errors.append(
-                TypeError(f"{name}: expected an argument of {preset} ({', '.join(signature)}), got {name!r}; {hint}")
-            )
+            known = f"an argument of {preset} ({', '.join(signature)})"
+            errors.append(InvalidTypeError(name, known, repr(name), nearest(name, signature)))
     read: dict[str, Any] = {}
     for name, argument in signature.items():
         value = values.get(name, argument.default)
         if value is REQUIRED:
-            errors.append(TypeError(f"{name}: expected a value for {preset}, got none; for example {name}=1.0"))
+            errors.append(InvalidTypeError(name, f"a value for {preset}", "none", f"for example {name}=1.0"))
             continue
         try:
             read[name] = ARGUMENT_READERS[argument.kind](value, argument=name)
-        except (TypeError, ValueError) as error:
+        except TutelageError as error:
             errors.append(error)
-    if errors:
-        kind = TypeError if any(isinstance(error, TypeError) for error in errors) else ValueError
-        raise kind("\n".join(str(error) for error in errors))
+    raise_all(errors)
     return read
 
 
 def _number(value: Any, *, argument: str) -> float:
     if not weights.is_number(value):
-        raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
+        raise InvalidTypeError(argument, "a finite number", repr(value), f"for example {argument}=1.0")
     return value if isinstance(value, int) else float(value)
 
 
 def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:
-    automatic = weights.automatic_from_recipe(value)
+    automatic = weights.automatic_from_recipe(value, argument=argument)
     if automatic is None and isinstance(value, str):
-        raise TypeError(f"{argument}: expected a finite number or auto, got {value!r}; for example {argument}=auto")
+        raise InvalidTypeError(argument, "a finite number or auto", repr(value), f"for example {argument}=auto")
     return automatic or _number(value, argument=argument)
 
 
 def _text(value: Any, *, argument: str) -> str:
     if isinstance(value, str):
         return value
-    raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
+    raise InvalidTypeError(argument, "a name", repr(value), "type the name as text")
 
 
 def _names(value: Any, *, argument: str) -> Names:
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(
-            f"{argument}: expected a name or a list of names, got {value!r}; for example {argument}=[layer1]"
-        )
+        raise InvalidTypeError(argument, "a name or a list of names", repr(value), f"for example {argument}=[layer1]")
     return names
 
 
@@ -228,4 +225,4 @@ ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
     "text": _text,
     "names": _names,
 }
-"""How an argument is read, by its kind."""
+"""Readers of arguments, by kind."""

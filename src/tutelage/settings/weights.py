@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from tutelage.errors import InvalidValueError, nearest
 from tutelage.types import Progress
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number: YAML and JSON, a recipe and its records, have no infinity in common."""
+    """Whether a value is a finite number: YAML and JSON, for recipes and records, share no notation for infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -23,13 +23,13 @@ def is_number(value: Any) -> bool:
 class Schedule:
     """A weight that is a function of progress."""
 
-    scaled_fields: ClassVar[tuple[str, ...]]  # those that are multiplied where the weight is
+    scaled_fields: ClassVar[tuple[str, ...]]  # fields that are scaled along with the weight
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not is_number(value):
-                raise ValueError(
-                    f"schedule: expected {name} to be a finite number, got {value!r}; for example {name}: 1"
+                raise InvalidValueError(
+                    "schedule", f"{name} to be a finite number", repr(value), f"for example {name}: 1"
                 )
 
     def __call__(self, progress: Progress) -> float:
@@ -40,7 +40,7 @@ class Schedule:
         return f"{{{', '.join(f'{key}: {value}' for key, value in self.to_recipe().items())}}}"
 
     def to_recipe(self) -> dict[str, Any]:
-        """Return it as a recipe holds it."""
+        """Return the schedule as held by a recipe."""
         return {"schedule": next(name for name, kind in SCHEDULES.items() if kind is type(self)), **asdict(self)}
 
 
@@ -65,9 +65,11 @@ class Linear(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.begin < self.until <= 1:
-            raise ValueError(
-                f"schedule: expected 0 <= begin < until <= 1, got begin={self.begin} and until={self.until}; "
-                "both are fractions of the run: type for example begin=0.0 and until=1.0"
+            raise InvalidValueError(
+                "schedule",
+                "0 <= begin < until <= 1",
+                f"begin={self.begin} and until={self.until}",
+                "both are fractions of the run: type for example begin=0.0 and until=1.0",
             )
 
     def __call__(self, progress: Progress) -> float:
@@ -92,8 +94,8 @@ class WarmUp(Schedule):
     """``min(epoch / epochs, 1) * value`` with ``epoch`` counted from 1, as the published DKD trainer does it.
 
     Attributes:
-        value: the value after the warm-up.
-        epochs: its length in epochs, >= 1.
+        value: value after the warm-up.
+        epochs: length of the warm-up in epochs, >= 1.
     """
 
     scaled_fields = ("value",)
@@ -104,9 +106,7 @@ class WarmUp(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs < 1 or self.epochs != int(self.epochs):
-            raise ValueError(
-                f"schedule: expected epochs, a whole number >= 1, got {self.epochs}; for example epochs: 20"
-            )
+            raise InvalidValueError("schedule", "epochs, a whole number >= 1", self.epochs, "for example epochs: 20")
 
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
@@ -129,9 +129,9 @@ class CosineWarmUp(WarmUp):
 
 
 Weight = float | Schedule
-"""Any weight is a number >= 0 or a schedule of such numbers."""
+"""Weight: a number >= 0 or a schedule of such numbers."""
 SignedWeight = Annotated[Weight, "of either sign"]
-"""A weight that may be below 0."""
+"""Weight that may be below 0."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Automatic:
     """A number that is computed when an objective is bound, from teacher logits on some training samples; ``auto``.
 
     Attributes:
-        factor: what that number is multiplied by.
+        factor: factor on that number.
     """
 
     factor: float = 1.0
@@ -150,15 +150,15 @@ class Automatic:
 
 AUTO = Automatic()
 AutomaticWeight = Annotated[Weight | Automatic, "or auto"]
-"""A weight that may be found automatically."""
+"""Weight that may be found automatically."""
 AutomaticNumber = Annotated[float | Automatic, "or auto"]
-"""A number that may be found automatically."""
+"""Number that may be found automatically."""
 
 SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm_up": CosineWarmUp}
 
 
 def weight_at(weight: Weight, progress: Progress) -> float | Tensor:
-    """Return a weight's value at this progress: of a schedule the one that ``progress`` holds, or it is computed."""
+    """Return a weight's value at this progress; a schedule's comes from ``progress`` if there, else it is computed."""
     if not isinstance(weight, Schedule):
         return weight
     return progress.scheduled[weight] if weight in progress.scheduled else weight(progress)
@@ -174,7 +174,7 @@ def scaled(weight: Weight | Automatic, scale: float) -> Weight | Automatic:
 
 
 def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]:
-    """Return a weight as a recipe holds it: a number, ``auto``, or ``{schedule: linear, start: ..., ...}``."""
+    """Return a weight as held by a recipe: a number, ``auto``, or ``{schedule: linear, start: ..., ...}``."""
     if isinstance(weight, Automatic):
         return str(weight)
     return weight.to_recipe() if isinstance(weight, Schedule) else weight
@@ -183,12 +183,12 @@ def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]
 def weight_from_recipe(
     value: Any, *, argument: str, signed: bool = False, automatic: bool = False
 ) -> Weight | Automatic:
-    """Read a weight from a recipe, a number or a schedule; only a signed one may be below 0, an automatic one ``auto``.
+    """Read a weight (a number or a schedule) from a recipe. Only a signed one may be < 0, an automatic one ``auto``.
 
     Raises:
-        ValueError: it is neither a number nor a known schedule with its own arguments, or it is below 0.
+        ValueError: if it is neither a number nor a known schedule with its own arguments, or it is below 0.
     """
-    if automatic and (auto := automatic_from_recipe(value)):
+    if automatic and (auto := automatic_from_recipe(value, argument=argument)):
         return auto
     weight = _read_weight(value, argument=argument, beside=", auto" if automatic else "")
     if signed:
@@ -196,20 +196,20 @@ def weight_from_recipe(
     if isinstance(weight, Schedule):
         for name in weight.scaled_fields:
             if (number := getattr(weight, name)) < 0:
-                raise ValueError(f"{argument}: schedule: expected {name} >= 0, got {number}; for example {name}: 1")
+                raise InvalidValueError(f"{argument}: schedule", f"{name} >= 0", number, f"for example {name}: 1")
     elif weight < 0:
-        raise ValueError(f"{argument}: expected a weight >= 0, got {weight}; for example {argument}=0.9")
+        raise InvalidValueError(argument, "a weight >= 0", weight, f"for example {argument}=0.9")
     return weight
 
 
-def automatic_from_recipe(value: Any) -> Automatic | None:
-    """Read ``auto`` from a recipe; none where it is something else.
+def automatic_from_recipe(value: Any, *, argument: str) -> Automatic | None:
+    """Read ``auto`` from a recipe; return ``None`` if it is something else.
 
     Raises:
-        ValueError: a multiple of what would be found, which a recipe writes as the objective's scale.
+        ValueError: if it is a multiple of the automatic value, which a recipe writes as the objective's scale.
     """
     if isinstance(value, Automatic) and value.factor != 1:
-        raise ValueError(f"expected auto, got {value}; type {value.factor:g} * the whole objective instead")
+        raise InvalidValueError(argument, "auto", value, f"type {value.factor:g} * the whole objective instead")
     return AUTO if value == "auto" or isinstance(value, Automatic) else None
 
 
@@ -219,21 +219,23 @@ def _read_weight(value: Any, *, argument: str, beside: str) -> Weight:
     if is_number(value):
         return float(value)
     if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
-        raise ValueError(
-            f"{argument}: expected a number{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}, got {value!r}; "
-            f"for example {argument}=0.9"
+        raise InvalidValueError(
+            argument,
+            f"a number{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}",
+            repr(value),
+            f"for example {argument}=0.9",
         )
     kind = SCHEDULES[value["schedule"]]
     required = {field.name: field.default is MISSING for field in fields(kind)}
     arguments = {key: number for key, number in value.items() if key != "schedule"}
-    expected = f"{argument}: expected schedule {value['schedule']} with"
+    schedule = f"schedule {value['schedule']} with"
     if unknown := [str(key) for key in arguments if key not in required]:
-        near = get_close_matches(unknown[0], required, n=1)
-        hint = f"did you mean {near[0]}?" if near else "type one of those"
-        raise ValueError(f"{expected} {', '.join(required)}, got {unknown[0]!r}; {hint}")
+        known = f"{schedule} {', '.join(required)}"
+        raise InvalidValueError(argument, known, repr(unknown[0]), nearest(unknown[0], required))
     if missing := [key for key, needed in required.items() if needed and key not in arguments]:
-        raise ValueError(f"{expected} {' and '.join(missing)}, got none; for example {missing[0]}: 1")
+        needed = f"{schedule} {' and '.join(missing)}"
+        raise InvalidValueError(argument, needed, "none", f"for example {missing[0]}: 1")
     try:
         return kind(**arguments)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None
+    except InvalidValueError as error:
+        raise error.within(argument) from None

@@ -18,6 +18,7 @@ import torch
 from tutelage import data, records
 from tutelage.config.schema import Recipe
 from tutelage.data.registry import import_library
+from tutelage.errors import RecipeError
 from tutelage.report.table import aligned
 from tutelage.runs import autotune, manifest
 from tutelage.runs.run import finished
@@ -177,7 +178,6 @@ def prepare(
             except (ValueError, TypeError, OSError, ImportError) as error:
                 untimed[pair] = str(error).splitlines()[0] if str(error) else type(error).__name__
         if keep and timed != known:
-            request.folder.mkdir(parents=True, exist_ok=True)
             pairs = {pair: {FIELDS[key]: value for key, value in asdict(timed[pair]).items()} for pair in timed}
             records.write_json(request.folder / TIMES, {"machine": machine, "pairs": pairs})
         order, costs = _order(request, timed, hardware)

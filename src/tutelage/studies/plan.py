@@ -109,23 +109,20 @@ def assign(
         RecipeError: a name is unknown, or a number is out of range.
     """
     errors = [
-        f"--{key}: {unknown('a name of the study', name, tuple(known))}"
+        unknown(f"--{key}", "a name of the study", name, tuple(known))
         for key, names, known in (("pairs", pairs, study.pairs), ("methods", methods, study.methods))
         for name in names
         if name not in known
     ]
     errors += [
-        f"--{key}: expected a whole number >= 1, got {value}; for example --{key} 2"
+        RecipeError(f"--{key}", "a whole number >= 1", value, f"for example --{key} 2")
         for key, value in (("seeds", seeds), ("epochs", epochs))
         if value is not None and value < 1
     ]
     if pool is not None and not re.fullmatch(FOLDER, pool):
-        errors.append(
-            f"--pool: expected a folder's name of letters, digits, `.`, `_` and `-`, got {pool!r}; "
-            "for example --pool mine"
-        )
-    if errors:
-        raise RecipeError("\n".join(errors))
+        name = "a folder's name of letters, digits, `.`, `_` and `-`"
+        errors.append(RecipeError("--pool", name, repr(pool), "for example --pool mine"))
+    raise_all(errors, RecipeError)
     epochs = epochs if epochs != study.recipe.epochs else None
     return StudyRequest(
         study=study,
@@ -349,7 +346,7 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
     recipe = parse(Recipe, value, where=f"{request.study.name}: {pair}, {name}")
     changes: dict[str, Any]
     if needs_teacher(recipe):
-        network = Network(name=str(request.runs / teacher)) if teacher else networks.teacher
+        network = Network(name=(request.runs / teacher).as_posix()) if teacher else networks.teacher
         changes = {"name": f"{request.pool}/{slug(pair)}/{slug(name)}", "teacher": network}
     else:
         # A run without a teacher is the same for all teachers.

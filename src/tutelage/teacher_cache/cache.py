@@ -81,13 +81,14 @@ class TeacherCache:
         ]
         if differs:
             raise TeacherCacheError(
-                f"outputs: expected those of this run in {self.folder.name}, got others that differ in "
-                f"{'; '.join(differs)}; type outputs=... for another folder and record them with `tutelage record`"
+                "outputs",
+                f"those of this run in {self.folder.name}",
+                f"others that differ in {'; '.join(differs)}",
+                "type outputs=... for another folder and record them with `tutelage record`",
             )
 
     def begin(self, **more: Any) -> None:
         """Write ``outputs.json``: the key, the form, and further entries."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         value = {"schema": SCHEMA, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
         value["form"], value["speed"] = self.form.to_json() if self.form else None, self.speed
         records.write_json(self.folder / records.OUTPUTS, value | more)
@@ -162,7 +163,6 @@ class TeacherCache:
         features = ((name, {"values": _half(f"tap {name}", value.float())}) for name, value in taps.items())
         for what, tensors in chain([(LOGITS, packed)], features):
             path = self._path(epoch, chunk.start, what)
-            path.parent.mkdir(exist_ok=True)
             records.write_bytes(path, safetensors.torch.save(tensors, {"what": what, DIGEST: _digest(tensors)}))
 
     def read(self, epoch: int, what: str) -> list[dict[str, Tensor]]:
@@ -191,8 +191,10 @@ class TeacherCache:
         path = self._path(epoch, start, what)
         if not path.exists():
             raise TeacherCacheError(
-                f"outputs: expected the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}, got "
-                "none; record them with `tutelage record` and the run's recipe"
+                "outputs",
+                f"the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}",
+                "none",
+                "record them with `tutelage record` and the run's recipe",
             )
         return path
 
@@ -242,9 +244,10 @@ class CachedTeacher:
         seed = self._cache.key.get("data_seed")
         if view is None or seed not in (None, view.seed):
             raise TeacherCacheError(
-                f"outputs: expected a batch of the views of data seed {seed}, which were recorded, got "
-                f"{'one that does not say its view' if view is None else f'data seed {view.seed}'}; "
-                "take the batches of a training loader with that seed, or type outputs=null"
+                "outputs",
+                f"a batch of the views of data seed {seed}, which were recorded",
+                "one that does not say its view" if view is None else f"data seed {view.seed}",
+                "take the batches of a training loader with that seed, or type outputs=null",
             )
         self._view, self._chunks = None, {}  # so that two epochs are never in memory together
         outputs = {what: self._cache.read(view.epoch, what) for what in (LOGITS, *self._taps)}
@@ -317,8 +320,10 @@ def _load(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, T
 
 def _torn(path: Path) -> TeacherCacheError:
     return TeacherCacheError(
-        f"outputs: expected the chunk that was written, got another content in {path.parent.name}/{path.name}; "
-        "remove that file and record it again with `tutelage record`"
+        "outputs",
+        "the chunk that was written",
+        f"another content in {path.parent.name}/{path.name}",
+        "remove that file and record it again with `tutelage record`",
     )
 
 
@@ -326,8 +331,10 @@ def _half(what: str, values: Tensor) -> Tensor:
     half = values.half().cpu().contiguous()
     if bool(half.isinf().any()):
         raise TeacherCacheError(
-            f"outputs: expected {what} below 65504 in size, as float16 holds, got {float(values.abs().max()):.3g}; "
-            "distil from the live teacher: type outputs=null"
+            "outputs",
+            f"{what} below 65504 in size, as float16 holds",
+            f"{float(values.abs().max()):.3g}",
+            "distil from the live teacher: type outputs=null",
         )
     return half
 

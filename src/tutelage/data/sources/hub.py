@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage import records
 from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
@@ -129,25 +130,24 @@ def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mappi
     if chosen is not None and chosen in (*suitable, *integers):
         return chosen
     if chosen is None:
-        fault, suitable = f"one {kind.__name__} column, got {len(suitable)}", suitable or integers
+        expected, got, suitable = f"one {kind.__name__} column", str(len(suitable)), suitable or integers
     else:
         dtype = f" of type {dtypes[chosen]}" if chosen in dtypes else ""
-        fault = f"a column of {'class indices' if dtypes else 'images'}, got {chosen!r}{dtype}"
-    raise ValueError(_column_message(rows, key, fault, suitable))
+        expected, got = f"a column of {'class indices' if dtypes else 'images'}", f"{chosen!r}{dtype}"
+    raise _column_error(rows, key, expected, got, suitable)
 
 
-def _column_message(rows: Any, key: str, fault: str, suitable: Sequence[str]) -> str:
+def _column_error(rows: Any, key: str, expected: str, got: str, suitable: Sequence[str]) -> InvalidValueError:
     remedy = " or ".join(f"data.{key}={column}" for column in suitable)
-    return f"data.{key}: expected {fault}; the columns are {', '.join(rows.features)}; " + (
-        f"type {remedy}" if suitable else "none of them will do: choose another data set"
-    )
+    instead = f"type {remedy}" if suitable else "none of them will do: choose another data set"
+    return InvalidValueError(f"data.{key}", expected, got, f"the columns are {', '.join(rows.features)}; {instead}")
 
 
 def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str, Any]]:
     values: dict[str, Any] = {}
     for split, rows in halves.items():
         if column not in rows.features:
-            raise ValueError(_column_message(rows, "label", f"{column!r} in the split {split} too, got none", []))
+            raise _column_error(rows, "label", f"{column!r} in the split {split} too", "none", [])
         entries = rows.select_columns([column])[:][column]
         if split == "train":
             entries = [UNLABELLED if entry is None or entry == -1 else entry for entry in entries]

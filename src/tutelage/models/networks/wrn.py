@@ -13,6 +13,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.models.networks.layers import Entry, global_pool, he_normal_, stage
 
 STEM = 16
@@ -21,8 +22,8 @@ STEM = 16
 class WideBlock(nn.Module):
     """``shortcut + conv(relu(bn(conv(a))))`` with ``a = relu(bn(x))``.
 
-    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` where the number of channels changes. The stride is that
-    of the first convolution and of the shortcut; it is 1 where ``inputs`` and ``outputs`` are equal.
+    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` if the number of channels changes. The stride is that of
+    the first convolution and of the shortcut; it is 1 if ``inputs`` and ``outputs`` are equal.
 
     Differs from: the paper's implementation may drop activations between the convolutions; the benchmark never does,
     so there is no dropout.
@@ -51,11 +52,11 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Sequential):
     """A wide residual network for small images.
 
-    First weights: `he_normal_` for convolutions, 0 for the head's bias, and torch's own for the head's weight.
+    Initial weights: `he_normal_` for convolutions, 0 for the head's bias, and torch's own for the head's weight.
 
     Args:
-        depth: layers with weights, ``6 n + 4``.
-        widening: the stages have 16, 32 and 64 channels times this.
+        depth: number of layers with weights, ``6 n + 4``.
+        widening: factor on the stages' 16, 32 and 64 channels.
 
     Raises:
         ValueError: if the depth is not of that form.
@@ -65,7 +66,7 @@ class WideResNet(nn.Sequential):
         super().__init__()
         blocks, remainder = divmod(depth - 4, 6)
         if remainder or blocks < 1:
-            raise ValueError(f"depth: expected 6 n + 4 with n of at least 1, got {depth}; type depth=16")
+            raise InvalidValueError("depth", "6 n + 4 with n of at least 1", depth, "type depth=16")
         wide = STEM * widening
         self.conv1 = nn.Conv2d(channels, STEM, 3, padding=1, bias=False)
         self.block1 = nn.Sequential(OrderedDict(layer=stage(WideBlock, STEM, wide, blocks=blocks, stride=1)))

@@ -1,4 +1,4 @@
-"""The source ``file:path.py:function``: a network that the user's own code makes. It runs that code."""
+"""The source ``file:path.py:function``: a network that the user's code makes. It runs that code."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find a function in a file.
 
     The function is called with those of the keywords ``classes=``, ``channels=`` and ``image_size=`` that it takes, and
-    returns the network; without classes, those of its last linear layer count. Its inputs are not normalised: they
-    reach it as they are, in [0, 1]. The path is relative to the working folder.
+    returns the network; if no classes are given, its last linear layer determines them. Its inputs are not normalised:
+    they reach it unchanged, in [0, 1]. The path is relative to the working folder.
 
     Raises:
         ValueError: if the code is not trusted, the name cannot be read, or the file has no such function.
@@ -54,12 +54,12 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
 
 
 class _Builder:
-    """Calls the function with what it takes."""
+    """Calls the function with the keywords that it takes."""
 
     def __init__(self, file: Path, function: str, request: ModelRequest, name: str) -> None:
         module = _execute(file)
         self.function = getattr(module, function, None)
-        self.name = name
+        self.name = self.user_code = name
         self.request = request
         if not callable(self.function):
             names = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
@@ -86,7 +86,9 @@ class _Builder:
                 )
         network = self.function(**keywords)  # type: ignore[misc]
         if not isinstance(network, nn.Module):
-            raise TypeError(f"model: expected {self.name} to return a torch.nn.Module, got {type(network).__name__}")
+            raise InvalidTypeError(
+                "model", f"{self.name} to return a torch.nn.Module", type(network).__name__, "return the network itself"
+            )
         return network
 
 
@@ -98,5 +100,9 @@ def _execute(file: Path) -> Any:
         raise InvalidValueError("model", "a Python file", file, "give it the ending .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserCodeError(f"file:{file}", "Python that runs", reason, "mend the file") from error
     return module

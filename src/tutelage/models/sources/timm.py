@@ -20,10 +20,10 @@ LISTED = [("timm:ARCH[.TAG]", f"timm's classifiers; with a tag its weights, with
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find one of timm's image classifiers, random ones by default for 1000 classes.
+    """Find one of timm's image classifiers, if random by default for 1000 classes.
 
     Statistics, image size, margin and licence are those of the tag's configuration, or of the architecture's default
-    one. For other numbers of channels than 3, timm folds or repeats the first layer's weights, and each channel gets
+    one. For numbers of channels other than 3, timm folds or repeats the first layer's weights, and each channel gets
     the mean of the statistics.
 
     Raises:
@@ -43,10 +43,9 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     if tag:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{arch}.*")]
         if tag not in tags:
-            raise ValueError(
-                f"model: expected a tag of timm:{arch}, got {name!r}; type timm:{arch} for random weights, "
-                + (f"or one of {', '.join(f'timm:{arch}.{known}' for known in tags)}" if tags else "as it has no tag")
-            )
+            others = f"or one of {', '.join(f'timm:{arch}.{known}' for known in tags)}" if tags else "as it has no tag"
+            instead = f"type timm:{arch} for random weights, {others}"
+            raise InvalidValueError("model", f"a tag of timm:{arch}", repr(name), instead)
     config: Any = timm.get_pretrained_cfg(path)
     trained = config.num_classes if tag else CLASSES
     if not trained and request.classes is None:

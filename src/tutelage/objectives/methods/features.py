@@ -1,4 +1,4 @@
-"""Methods that match features stage by stage: maps, and tokens of vision transformers. None carries a cross-entropy."""
+"""Methods that match features stage by stage: maps or tokens of vision transformers. None includes a cross-entropy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage import checks, losses
+from tutelage.errors import InvalidValueError
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import STAGES, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, paired
@@ -55,37 +56,37 @@ class VID(FeatureTerm):
 
     module: ClassVar = _BoundVID
     one_pair: ClassVar = True
-    variance: float = 5.0  # at the start, above ``epsilon``
-    epsilon: float = 1e-5  # the least variance, above 0
+    variance: float = 5.0  # initial variance, above ``epsilon``
+    epsilon: float = 1e-5  # least variance, above 0
 
     def _check(self) -> None:
         checks.positive(self.epsilon, "epsilon", example=1e-5)
         checks.positive(self.variance, "variance", example=5.0)
         if self.variance <= self.epsilon:
-            raise ValueError(
-                f"variance: expected a number above epsilon, {self.epsilon}, got {self.variance}; "
-                "type for example variance=5.0"
+            raise InvalidValueError(
+                "variance", f"a number above epsilon, {self.epsilon}", self.variance, "type for example variance=5.0"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _TokenTerm(FeatureTerm):
-    """Features ``(batch, tokens, width)`` of both networks, without the tokens in front."""
+    """Features ``(batch, tokens, width)`` of both networks, without the leading tokens."""
 
-    prefix: int  # tokens in front that are no part of the image, such as the class token; they are left out
+    prefix: int  # number of leading tokens that are not part of the image, such as the class token; ignored
 
     def _check(self) -> None:
         checks.whole_number(self.prefix, "prefix", example=1, minimum=0)
 
     def sizes(self, context: BindContext) -> list[tuple[int, int, int]]:
-        """Return of each tap how many tokens it has behind the prefix, and the student's and the teacher's width."""
+        """Return the number of tokens after the prefix, the student's width and the teacher's width for each tap."""
         sizes = []
         for tap, (student, teacher) in zip(self.student_taps, self.shapes(context), strict=True):
             if len(student) != 2 or len(teacher) != 2 or student[0] != teacher[0] or student[0] <= self.prefix:
-                raise ValueError(
-                    f"tap {tap}: expected features (batch, tokens, width) with as many tokens in both networks, more "
-                    f"than {self.prefix}, got {student} and {teacher} without the batch; use two transformers with one "
-                    "patch size"
+                raise InvalidValueError(
+                    f"tap {tap}",
+                    (f"features (batch, tokens, width) with as many tokens in both networks, more than {self.prefix}"),
+                    f"{student} and {teacher} without the batch",
+                    "use two transformers with one patch size",
                 )
             sizes.append((student[0] - self.prefix, student[1], teacher[1]))
         return sizes
@@ -114,7 +115,7 @@ class _BoundMimic(BoundFeatures):
 class ViTKDMimic(_TokenTerm):
     """The student's tokens against the teacher's, block by block (`losses.vitkd_mimic`), summed over blocks.
 
-    Each block has a linear map of its own onto the teacher's width, none where the widths agree.
+    Each block has its own linear map onto the teacher's width, or none if the widths agree.
     """
 
     module: ClassVar = _BoundMimic
@@ -127,9 +128,11 @@ class _BoundGeneration(BoundFeatures):
         ((tokens, student, teacher),) = self.spec.sizes(context)
         prefix, self._side = self.spec.prefix, math.isqrt(tokens)
         if self._side**2 != tokens:
-            raise ValueError(
-                f"prefix: expected a number that leaves a square of the {tokens + prefix} tokens of tap "
-                f"{self.spec.student_taps[0]}, got {prefix}; type how many class tokens and registers the networks have"
+            raise InvalidValueError(
+                "prefix",
+                (f"a number that leaves a square of the {tokens + prefix} tokens of tap {self.spec.student_taps[0]}"),
+                prefix,
+                "type how many class tokens and registers the networks have",
             )
         self.align = _align(student, teacher)
         self.mask_token = nn.Parameter(torch.zeros(teacher))
@@ -149,15 +152,15 @@ class _BoundGeneration(BoundFeatures):
 
 @dataclass(frozen=True, kw_only=True)
 class ViTKDGeneration(_TokenTerm):
-    """The teacher's tokens, generated by two convolutions from a part of the student's (`losses.vitkd_generation`).
+    """The teacher's tokens, generated by two convolutions from some of the student's (`losses.vitkd_generation`).
 
-    The hidden tokens are drawn anew for each sample and step from torch's generator of the features' device. The tokens
-    behind the prefix fill a square.
+    The hidden tokens are drawn for each sample and step from torch's generator on the features' device. The tokens
+    after the prefix fill a square.
     """
 
     module: ClassVar = _BoundGeneration
     one_pair: ClassVar = True
-    masked: float  # share of the tokens that is hidden, above 0 and below 1
+    masked: float  # share of tokens that are hidden, above 0 and below 1
 
     def _check(self) -> None:
         super()._check()
@@ -174,15 +177,15 @@ def fitnet(
 ) -> Objective:
     """``weight * mean((r(f_s) - f_t)**2)``: one stage of the student is mapped onto the teacher's.
 
-    It carries no cross-entropy. Published settings: CIFAR-100 100, beside cross-entropy, in one stage: the hint is the
+    It includes no cross-entropy. Published settings: CIFAR-100 100, with cross-entropy, in one stage: the hint is the
     second stage of blocks, which is ``card:stage.2`` as the stem is ``card:stage.0``.
 
     Args:
-        weight: of the mean over all entries of the map.
-        projection: kind of the map: ``regressor`` (convolution, batch norm, ReLU), ``conv`` or ``connector``; or
-            ``linear`` for embeddings. A regressor gives nothing below 0: name features after a ReLU with it.
-        student_tap: a map.
-        teacher_tap: a map.
+        weight: weight of the mean over all entries of the map.
+        projection: kind of map: ``regressor`` (convolution, batch norm, ReLU), ``conv`` or ``connector``; or
+            ``linear`` for embeddings. A regressor outputs nothing below 0: use it with features after a ReLU.
+        student_tap: tap of a map.
+        teacher_tap: tap of a map.
 
     Differs from: the paper, which trains the student up to the hint first and then learns from logits: two stages of a
     recipe, ``stages: [{objective: fitnet, epochs: 10}, {objective: kd}]``.
@@ -202,17 +205,17 @@ def attention_transfer(
 ) -> Objective:
     """``weight * sum_l mean((Q_s - Q_t)**2)`` with Q the maps ``mean_c f**p``, scaled to length 1.
 
-    It carries no cross-entropy. Published settings: CIFAR-100 1000, p 2; each stage is a term of its own. The larger
-    map is averaged down.
+    It includes no cross-entropy. Published settings: CIFAR-100 1000, p 2; each stage is its own term. The larger map
+    is averaged down.
 
     Args:
-        weight: of each stage.
-        p: a whole number >= 1.
-        distance: ``mean_square``, or ``norm``, the paper's; its beta is twice the weight.
-        student_taps: of maps, one per stage.
-        teacher_taps: as many.
+        weight: weight of each stage.
+        p: power of the features, a whole number >= 1.
+        distance: kind of distance: ``mean_square``, or the paper's ``norm``, whose beta is twice the weight.
+        student_taps: taps of maps, one per stage.
+        teacher_taps: as many taps.
 
-    Differs from: the paper, which has norms that are not squared. The published stages are all behind the stem.
+    Differs from: the paper, whose norms are not squared. The published stages are all those after the stem.
     """
     attention = functools.partial(Apply, losses.attention_transfer, {"p": p, "distance": distance})
     pairs = paired(student_taps, teacher_taps)
@@ -231,15 +234,15 @@ def vid(
 ) -> Objective:
     """``weight * sum_l mean(0.5 * ((r(f_s) - f_t)**2 / v + log(v)))``, the variances v of channels learned.
 
-    It carries no cross-entropy. Published settings: CIFAR-100 1; each stage is a term of its own, with a regressor of
-    three 1x1 convolutions. Published are all stages behind the stem, which are four of VGG, MobileNetV2 and ResNet50.
+    It includes no cross-entropy. Published settings: CIFAR-100 1; each stage is its own term, with a regressor of three
+    1x1 convolutions. The published stages are all those after the stem: four for VGG, MobileNetV2 and ResNet50.
 
     Args:
-        weight: of each stage.
-        variance: at the start, > epsilon.
-        epsilon: the least variance, > 0.
-        student_taps: of maps, one a stage.
-        teacher_taps: as many.
+        weight: weight of each stage.
+        variance: initial variance, > epsilon.
+        epsilon: least variance, > 0.
+        student_taps: taps of maps, one per stage.
+        teacher_taps: as many taps.
 
     Differs from: one public copy, which never trains the variance.
     """
@@ -254,14 +257,14 @@ def vid(
 def vitkd(*, alpha: Weight = 3e-5, beta: Weight = 3e-6, masked: float = 0.5, prefix: int = 1) -> Objective:
     """``alpha * sum((A(s) - t)**2) + beta / masked * sum_hidden((G(s) - t)**2)``, on tokens of vision transformers.
 
-    The first two blocks are mimicked, the last is generated from the tokens that are not hidden. Blocks are the stages
-    of the models' cards. It carries no cross-entropy.
+    The first two blocks are mimicked, and the last is generated from the tokens that are not hidden. Blocks are the
+    stages of the models' cards. It includes no cross-entropy.
 
     Args:
-        alpha: of the mimicking term, a sum over tokens and width.
-        beta: of the generation term, a sum over hidden tokens and width.
-        masked: share of the tokens that is hidden, > 0 and < 1.
-        prefix: tokens in front that are no part of the image: the class token.
+        alpha: weight of the mimicking term, a sum over tokens and width.
+        beta: weight of the generation term, a sum over hidden tokens and width.
+        masked: share of tokens that are hidden, > 0 and < 1.
+        prefix: number of leading tokens that are not part of the image: the class token.
     """
     mimic = ViTKDMimic(student_taps=MIMICKED, teacher_taps=MIMICKED, prefix=prefix)
     generate = ViTKDGeneration(student_taps=(GENERATED,), teacher_taps=(GENERATED,), masked=masked, prefix=prefix)
