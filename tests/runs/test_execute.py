@@ -24,7 +24,7 @@ import tutelage
 from tutelage import api, config, data, models, objectives, records
 from tutelage.config.schema import Recipe
 from tutelage.data import DataSettings
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, StorageError
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.report import html
 from tutelage.runs.execute import execute

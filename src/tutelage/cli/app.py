@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import signal
 import sys
@@ -15,8 +16,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from tutelage.cli import inspect, study, train
-from tutelage.cli.common import OTHER, USER, fail
-from tutelage.errors import TutelageError, message
+from tutelage.cli.common import OTHER, fail
+from tutelage.errors import TutelageError, explained, message
 from tutelage.version import __version__
 
 app = typer.Typer(
@@ -30,8 +31,6 @@ app = typer.Typer(
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and SIGTERM, as shells have them: 128 and the signal's number."""
-USER_ERRORS = ValueError, TypeError, FileNotFoundError, NotADirectoryError, ConnectionError, ImportError
-"""Errors of a wrong value, file or extra in the user's input that are not yet a `TutelageError`."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -89,6 +88,8 @@ def main() -> None:
     if "--debug" in sys.argv[2:]:  # an option of every command, wherever it is typed
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A letter that its encoding lacks, as on Windows, is printed as "?".
+        sys.stdout.reconfigure(errors="replace")
     try:
         with _sigterm_raises():
             app()
@@ -132,26 +133,20 @@ def _stop(error: KeyboardInterrupt) -> NoReturn:
 
 def _explained(error: Exception) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
+    error = explained(error)
     text = str(error)
     if isinstance(error, TutelageError):
         return text, error.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         what, reason = error.filename or "system", error.strerror or type(error).__name__
         instead = "free space or change the permissions, then run the same command again"
-        return message(what, expected="a file that can be read and written", got=reason, instead=instead), OTHER
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
-        got = f"too little ({text.splitlines()[0] if text else type(error).__name__})"
-        return message("memory", expected="room for a batch", got=got, instead="type a smaller batch_size=..."), OTHER
-    if isinstance(error, USER_ERRORS):
-        return text or type(error).__name__, USER
-    if type(error).__module__.startswith("tutelage."):
-        return text, OTHER
+        return message(what, "a file that can be read and written", reason, instead), OTHER
     what = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")
     see = "please report it; run the command again with --debug to see where"
     return f"{what}: this is a bug in tutelage: {see}", OTHER
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+def _warn(warning: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # A user of the command line can do nothing about other packages' warnings.
     if category is UserWarning:
-        typer.echo(f"warning: {message}", err=True)
+        typer.echo(f"warning: {warning}", err=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tutelage.cli import common
+from tutelage.errors import NotFoundError
 
 
 def evaluate(
@@ -39,7 +40,9 @@ def report(
 ) -> None:
     """Write the report of a run, a comparison or a study again, and print its table."""
     if not folder.is_dir():
-        common.fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME")
+        raise NotFoundError(
+            "report", "a run's folder", f"{folder}, which is not there", "type tutelage report runs/NAME"
+        )
     from tutelage.studies.report import write_report
 
     write_report(folder)

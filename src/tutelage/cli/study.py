@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tutelage.cli import common, completion
+from tutelage.errors import InvalidValueError, TutelageError, raise_all
 
 if TYPE_CHECKING:
     from tutelage.studies.plan import StudyRequest
@@ -135,11 +136,10 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
     for recipe in plan.dry_run_recipes(request):
         try:
             common.print_dry_run(recipe, trust)
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except TutelageError as error:
             typer.echo(f"  does not fit: {error}")
-            errors.append(f"{recipe.name}: {error}")
-    if errors:
-        common.fail("\n".join(errors))
+            errors.append(error.within(recipe.name))
+    raise_all(errors)
 
 
 def _print_deviations(request: StudyRequest) -> None:
@@ -156,7 +156,7 @@ def _with_device(overrides: list[str], device: str | None) -> list[str]:
     for text in overrides:
         key, _, value = text.partition("=")
         if key in ("device", "protocol.device") and value != device:
-            common.fail(f"--device: expected one device, got --device {device} and {text}; leave one of them out")
+            raise InvalidValueError("--device", "one device", f"--device {device} and {text}", "leave one of them out")
     return [*overrides, f"device={device}"]
 
 
@@ -164,4 +164,4 @@ def _require_cuda() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        common.fail("--device: expected a CUDA device, got none that torch can see; type --device cpu")
+        raise InvalidValueError("--device", "a CUDA device", "none that torch can see", "type --device cpu")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tutelage.cli import common
+from tutelage.errors import RecipeError
 
 
 def train(
@@ -46,7 +47,7 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     if teacher:
         preflight.require_teacher(recipe.teacher, "to distil", instead="type tutelage train")
     if not teacher and recipe.teacher is not None:
-        common.fail("teacher: expected none to train from labels, got one; type tutelage distill")
+        raise RecipeError("teacher", "none to train from labels", "one", "type tutelage distill")
     preflight.check_names(recipe, trust_code=trust)
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, raise_all
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -43,9 +43,9 @@ def parse_source(source: str) -> tuple[str, str]:
     nearest = kinds[difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]]
     raise InvalidValueError(
         "data.source",
-        expected=f"one of {', '.join(_SOURCES)}",
-        got=repr(source),
-        instead=f"type data.source={nearest}",
+        f"one of {', '.join(_SOURCES)}",
+        repr(source),
+        f"type data.source={nearest}",
     )
 
 
@@ -53,9 +53,7 @@ def image_folder(path: str) -> Path:
     """Return the folder of ``imagefolder:path``."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise NotFoundError(
-            "data.source", expected="a folder", got=f"imagefolder:{path}, which is none", instead="check the path"
-        )
+        raise NotFoundError("data.source", "a folder", f"imagefolder:{path}, which is none", "check the path")
     return root
 
 
@@ -65,7 +63,5 @@ def local_folder(name: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")):
-        raise NotFoundError(
-            "data.source", expected="a folder", got=f"hf:{name}, which is none", instead="check the path"
-        )
+        raise NotFoundError("data.source", "a folder", f"hf:{name}, which is none", "check the path")
     return None

@@ -18,7 +18,6 @@ from tutelage.data.sources.digits import open_digits
 from tutelage.data.sources.hub import open_hub
 from tutelage.data.sources.imagefolder import open_folder
 from tutelage.data.sources.torchvision import open_vision
-from tutelage.errors import InvalidValueError
 from tutelage.settings.data import DataSettings, check
 
 _OPENERS = {"hf": open_hub, "imagefolder": open_folder, "torchvision": open_vision}

@@ -49,9 +49,7 @@ def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list 
     candidates = {folded.partition(":")[2]: name for folded, name in full.items()} | full
     near = dict.fromkeys(candidates[m] for m in difflib.get_close_matches(name.casefold(), candidates, n=4, cutoff=0.6))
     hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
-    return InvalidValueError(
-        "model", expected="a known name", got=repr(name), instead=f"{hint}`{else_type}` lists the names"
-    )
+    return InvalidValueError("model", "a known name", repr(name), f"{hint}`{else_type}` lists the names")
 
 
 def check_listed(name: str) -> None:
@@ -65,9 +63,7 @@ def check_listed(name: str) -> None:
 def hidden_widths(path: str) -> tuple[int, ...]:
     """Return the widths of the hidden layers in a name ``mlp:path``."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", path):
-        raise InvalidValueError(
-            "model", expected="mlp: and the hidden widths joined by x", got=repr(f"mlp:{path}"), instead=f"type {MLP}"
-        )
+        raise InvalidValueError("model", "mlp: and the hidden widths joined by x", repr(f"mlp:{path}"), f"type {MLP}")
     return tuple(int(width) for width in path.split("x"))
 
 
@@ -76,20 +72,16 @@ def user_function(path: str, *, trust_code: bool | frozenset[str]) -> tuple[Path
     name = f"file:{path}"
     script, _, function = path.rpartition(":")
     if not script or not function.isidentifier():
-        raise InvalidValueError(
-            "model", expected="file:path.py:function", got=repr(name), instead="type file:my_models.py:student"
-        )
+        raise InvalidValueError("model", "file:path.py:function", repr(name), "type file:my_models.py:student")
     if not (trust_code is True or (trust_code and name in trust_code)):
         raise InvalidValueError(
             "model",
-            expected=f"consent to run the code of {name!r}",
-            got="none",
-            instead="read the file, then type --trust-code (trust_code=True in Python)",
+            f"consent to run the code of {name!r}",
+            "none",
+            "read the file, then type --trust-code (trust_code=True in Python)",
         )
     if not Path(script).is_file():
-        raise NotFoundError(
-            "model", expected="a Python file", got=f"{script!r}, which is none", instead=f"check the path of {name!r}"
-        )
+        raise NotFoundError("model", "a Python file", f"{script!r}, which is none", f"check the path of {name!r}")
     return Path(script), function
 
 
@@ -101,16 +93,16 @@ def saved_student(name: str) -> Path:
     if name and folder.is_dir():
         raise InvalidValueError(
             "model",
-            expected=f"a run's folder with {records.STUDENT} and {records.CARD}",
-            got=f"{name!r}, which lacks them",
-            instead="finish the run, or name another folder",
+            f"a run's folder with {records.STUDENT} and {records.CARD}",
+            f"{name!r}, which lacks them",
+            "finish the run, or name another folder",
         )
-    if "/" in name and ":" not in name:
+    if name != folder.name and (":" not in name or folder.is_absolute()):  # On Windows a path may have a colon.
         raise NotFoundError(
             "model",
-            expected="a run's folder",
-            got=f"{name!r}, which is not there",
-            instead="train it first, or check the path",
+            "a run's folder",
+            f"{name!r}, which is not there",
+            "train it first, or check the path",
         )
     raise unknown(name, (listed for listed, _ in available()))
 
@@ -118,7 +110,5 @@ def saved_student(name: str) -> Path:
 def weights_file(path: str | Path) -> Path:
     """Return the path of a checkpoint that is there."""
     if not Path(path).is_file():
-        raise NotFoundError(
-            "weights", expected="a checkpoint's file", got=f"{path}, which is none", instead="check the path"
-        )
+        raise NotFoundError("weights", "a checkpoint's file", f"{path}, which is none", "check the path")
     return Path(path)

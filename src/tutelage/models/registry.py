@@ -95,6 +95,11 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
     try:
         return spec.fetch(), spec.card
     except OSError as error:
+        if isinstance(error, PermissionError) or error.errno in records.DISK:
+            cache = "set TORCH_HOME (torchvision) or HF_HOME (timm) to another folder"
+            raise records.storage_error(
+                error, f"the weights of {name}", folder=Path(torch.hub.get_dir()), elsewhere=cache
+            ) from error
         raise NetworkError(
             "model",
             f"to fetch the weights of {name} from its publisher",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tutelage.errors import InvalidValueError
 from tutelage.models.card import Card
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tutelage import data, records
 from tutelage.config.schema import Recipe, TrainedTeacher
-from tutelage.errors import RecipeError
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
 from tutelage.runs import autotune, resume
 from tutelage.runs.execute import execute

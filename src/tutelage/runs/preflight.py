@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tutelage.config.schema import Network, Recipe, TrainedTeacher
 from tutelage.data import names as data_names
-from tutelage.errors import RecipeError, TutelageError
+from tutelage.errors import RecipeError, TutelageError, raise_all
 from tutelage.models import names as model_names
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) ->
             theirs when they are asked.
     """
     networks = networks_of(recipe.student, recipe.teacher)
-    refuse([*network_errors(networks, trust_code=trust_code), *source_errors(recipe.data.source)])
+    raise_all([*network_errors(networks, trust_code=trust_code), *source_errors(recipe.data.source)])
 
 
 def networks_of(student: Network, teacher: Network | TrainedTeacher | None) -> list[tuple[str, Network]]:
@@ -61,12 +61,6 @@ def source_errors(source: str) -> Iterable[TutelageError]:
         data_names.check(source)
     except TutelageError as error:
         yield error
-
-
-def refuse(errors: Iterable[TutelageError]) -> None:
-    """Raise errors, if there are any, as one."""
-    if errors := tuple(errors):
-        raise type(errors[0]).of(errors)
 
 
 def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:

@@ -13,7 +13,7 @@ import torch
 
 from tutelage import data
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, setup
 from tutelage.runs.lock import folder_lock

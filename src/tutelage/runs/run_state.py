@@ -16,7 +16,7 @@ import torch
 
 from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
@@ -267,16 +267,10 @@ class RunState:
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
         if interrupted:
             error.add_note(f"{self.folder}: {Checkpoints(self.folder / records.CHECKPOINTS).describe_newest()}")
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            self.failure = CheckpointError(
-                self.recipe.name,
-                "room on the disk for the run's records",
-                "none",
-                "free some space and type the same command again to resume",
-            )
-            self.failure.__cause__ = error
-        elif isinstance(error, Exception):
-            self.failure = error
+        if isinstance(error, Exception):
+            self.failure = explained(error)
+            if self.failure is not error:
+                self.failure.__cause__ = error
 
     def teacher_mode(self) -> str:
         """Return how the teacher takes part in training."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tutelage import config, data, models, taps
 from tutelage.config.schema import Network, R, Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec

@@ -18,7 +18,6 @@ import torch
 from tutelage import data, records
 from tutelage.config.schema import Recipe
 from tutelage.data.registry import import_library
-from tutelage.errors import RecipeError
 from tutelage.report.table import aligned
 from tutelage.runs import autotune, manifest
 from tutelage.runs.run import finished

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from tutelage import records
 from tutelage.config.schema import Network, Recipe, known_presets
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, raise_all
 from tutelage.runs import manifest, preflight, resume
 from tutelage.runs.run import finished
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
@@ -150,7 +150,7 @@ def check_names(request: StudyRequest) -> None:
         if "/" not in network.name and not network.name.startswith("file:")
     ]
     sources = preflight.source_errors(request.study.recipe.data.source)
-    preflight.refuse([*preflight.network_errors(networks), *sources])
+    raise_all([*preflight.network_errors(networks), *sources])
 
 
 def identity(study: Study) -> dict[str, Any]:

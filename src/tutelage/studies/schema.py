@@ -18,12 +18,12 @@ from tutelage.config import messages
 from tutelage.config.schema import (
     NetworkField,
     Recipe,
-    RecipeError,
     TeacherField,
     TrainedTeacher,
     Training,
     known_presets,
 )
+from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest, raise_all
 from tutelage.settings.fit import SGD, Constant, Precision
 from tutelage.settings.objective import ObjectiveSpec, read_objective
 
@@ -226,7 +226,7 @@ class Study(_Section):
     @field_validator("protocol")
     @classmethod
     def _protocol_is_of_a_recipe(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        _refuse(f"protocol.{line}" for line in _errors_in(value, info))
+        raise_all(error.renamed("protocol.{}".format) for error in _errors_in(value, info))
         return value
 
     @field_validator("pairs")
@@ -254,9 +254,9 @@ class Study(_Section):
         ]
         errors += _same_folder("methods", value)
         for name, method in value.items():
-            lines += _wrong_settings("methods", {name: method}, info)
-            lines += _wrong_objective(name, method, list(info.data.get("pairs") or ()), info)
-        _refuse(lines)
+            errors += _wrong_settings("methods", {name: method}, info)
+            errors += _wrong_objective(name, method, list(info.data.get("pairs") or ()), info)
+        raise_all(errors)
         return value
 
     @field_validator("costs")
@@ -297,11 +297,11 @@ def _wrong_settings(key: str, entries: Mapping[str, Pair | Method], info: Valida
     """Yield what is wrong with the settings of pairs or methods, laid over the protocol."""
     protocol = info.data.get("protocol")
     for name, entry in entries.items() if protocol is not None else ():
-        for line in _errors_in(entry.settings, info, protocol) if entry.settings else ():
-            yield f"{key}.{name}.settings.{line}"
+        for error in _errors_in(entry.settings, info, protocol) if entry.settings else ():
+            yield error.renamed(f"{key}.{name}.settings.{{}}".format)
 
 
-def _wrong_objective(name: str, method: Method, pairs: Sequence[str], info: ValidationInfo) -> Iterator[str]:
+def _wrong_objective(name: str, method: Method, pairs: Sequence[str], info: ValidationInfo) -> Iterator[TutelageError]:
     """Yield what is wrong with a method's objective, and with the pairs that it names."""
     for key in ("pairs", "published") if pairs else ():
         for pair in getattr(method, key):
@@ -319,16 +319,16 @@ def _wrong_objective(name: str, method: Method, pairs: Sequence[str], info: Vali
             spec = method.spec_for(pair)
             if info.context is not None:
                 info.context["check"](spec)
-        except ValueError as error:
-            for line in str(error).splitlines():
-                lines.setdefault(line, f"methods.{name}{f' ({pair})' if pair else ''}: {line}")
-    yield from lines.values()
+        except InvalidValueError as error:
+            for each in error.errors:
+                errors.setdefault(str(each), each.within(f"methods.{name}{f' ({pair})' if pair else ''}"))
+    yield from errors.values()
 
 
 def _errors_in(
     settings: Mapping[str, Any], info: ValidationInfo, protocol: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Return what is wrong with keys of a recipe, laid over a protocol's; each line begins with the key."""
+) -> list[TutelageError]:
+    """Return what is wrong with keys of a recipe, laid over a protocol's."""
     instead = ELSEWHERE | ({} if protocol is None else {key: f"type {key}=... of the protocol" for key in SEEDS})
     errors: list[TutelageError] = [
         InvalidValueError(key, "none here", messages.shown(settings[key]), text)

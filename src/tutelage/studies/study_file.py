@@ -9,7 +9,7 @@ from typing import Any
 
 from tutelage import config
 from tutelage.config import messages
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, raise_all
 from tutelage.settings.objective import ObjectiveSpec
 from tutelage.studies.schema import Drawing, Method, Study, merged, methods_by_name, parse, presets_written_out, unknown
 

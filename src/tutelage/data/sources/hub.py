@@ -111,6 +111,11 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         else:
             splits = datasets.load_dataset(name if folder is None else str(folder))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if isinstance(error, OSError) and error.errno in records.DISK:
+            library = Path(datasets.config.HF_DATASETS_CACHE)
+            raise records.storage_error(
+                error, f"hf:{name} in '{library}'", folder=library, elsewhere="set HF_HOME to another folder"
+            ) from error
         raise NotFoundError(
             "data.source",
             "a data set that can be read",

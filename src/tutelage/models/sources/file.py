@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError, UserCodeError
 from tutelage.models import names, structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
