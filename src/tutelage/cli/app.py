@@ -15,9 +15,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tutelage import errors
 from tutelage.cli import inspect, study, train
 from tutelage.cli.common import OTHER, fail
-from tutelage.errors import TutelageError, explained, message
+from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
 app = typer.Typer(
@@ -133,20 +134,20 @@ def _stop(error: KeyboardInterrupt) -> NoReturn:
 
 def _explained(error: Exception) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
-    error = explained(error)
+    error = errors.explained(error)
     text = str(error)
     if isinstance(error, TutelageError):
         return text, error.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         what, reason = error.filename or "system", error.strerror or type(error).__name__
         instead = "free space or change the permissions, then run the same command again"
-        return message(what, "a file that can be read and written", reason, instead), OTHER
+        return errors.message(what, "a file that can be read and written", reason, instead), OTHER
     what = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")
     see = "please report it; run the command again with --debug to see where"
     return f"{what}: this is a bug in tutelage: {see}", OTHER
 
 
-def _warn(warning: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # A user of the command line can do nothing about other packages' warnings.
     if category is UserWarning:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"warning: {message}", err=True)
