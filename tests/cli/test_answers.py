@@ -47,7 +47,7 @@ MORE = (
     "study",
     "study table1 --budget 25",
     "study table1 --seeds 0",
-    "study table1 pairs.resnet56/resnet20.student=cifar:resnet21",
+    "study table1 --pairs resnet56/resnet20 pairs.resnet56/resnet20.student=cifar:resnet21",
     "study table1 data.source=imagefolder:nowhere",
     "distill student.yaml student=mlp:16x",
     "distill student.yaml student=resnet21 teacher=runs/nothing data.source=hf:./nowhere",
@@ -95,7 +95,7 @@ def test_help_and_lists_are_shown_without_torch(answers):
         ("study table1 --budget 25", ["--budget: expected a time with its unit"]),
         ("study table1 --seeds 0", ["--seeds: expected a whole number >= 1, got 0"]),
         (
-            "study table1 pairs.resnet56/resnet20.student=cifar:resnet21",
+            "study table1 --pairs resnet56/resnet20 pairs.resnet56/resnet20.student=cifar:resnet21",
             ["pairs.resnet56/resnet20.student: expected a known name, got 'cifar:resnet21'"],
         ),
         ("study table1 data.source=imagefolder:nowhere", ["data.source: expected a folder, got imagefolder:nowhere"]),

@@ -137,20 +137,24 @@ def assign(
 
 
 def check_names(request: StudyRequest) -> None:
-    """Refuse data that are not there, and names that no network has; a folder or a file may fail its own runs alone.
+    """Refuse data that are not there, and names that no network has where no pair is without one.
+
+    Otherwise they fail their own runs, and do not stop the others.
 
     Raises:
         TutelageError: such as an `InvalidValueError`, of all names at once.
     """
-    pairs = {name: request.study.pairs[name] for name in request.pairs}
-    networks = [
-        (f"pairs.{name}.{key}", Network(name=network.name))
-        for name, pair in pairs.items()
-        for key, network in preflight.networks_of(pair.student, pair.teacher)
-        if "/" not in network.name and not network.name.startswith("file:")
-    ]
-    sources = preflight.source_errors(request.study.recipe.data.source)
-    raise_all([*preflight.network_errors(networks), *sources])
+    errors = []
+    for name in request.pairs:
+        pair = request.study.pairs[name]
+        networks = [
+            (f"pairs.{name}.{key}", Network(name=network.name))
+            for key, network in preflight.networks_of(pair.student, pair.teacher)
+            if "/" not in network.name and not network.name.startswith("file:")  # a finished run needs no path any more
+        ]
+        errors.append(list(preflight.network_errors(networks)))
+    wrong = [error for each in errors for error in each] if all(errors) else []
+    raise_all([*wrong, *preflight.source_errors(request.study.recipe.data.source)])
 
 
 def identity(study: Study) -> dict[str, Any]:
