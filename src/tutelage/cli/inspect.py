@@ -21,7 +21,9 @@ def evaluate(
     from tutelage.report.table import percent
 
     typed = overrides or []
-    evaluation, title = api.evaluate(model, typed, best=best, trust_code=common.trusted(trust_code, [model, *typed]))
+    recipe = api.evaluation_recipe(model, typed)
+    trust = common.trusted(trust_code, [model, *typed])
+    evaluation, title = api.judge(recipe, recipe.student.name, best=best, trust_code=trust)
     typer.echo(title)
     typer.echo(f"  accuracy  {percent(evaluation['accuracy'])} %")
     typer.echo(f"  loss      {evaluation['loss']:.4f} nats")

@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, cast
 
 import torch
 
@@ -28,6 +28,8 @@ from tutelage.settings.objective import (
 )
 from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, SignedWeight, Weight, scaled
 from tutelage.types import Batch, Outputs, Progress
+
+P = ParamSpec("P")
 
 KINDS: dict[Any, str] = {
     Weight: "weight",
@@ -55,7 +57,7 @@ class Preset(NamedTuple):
 PRESETS: dict[str, Preset] = {}
 
 
-def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
+def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
     """Name a function as a preset: its objective remembers the call, so that a recipe can hold it.
 
     Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several. Those annotated
@@ -69,22 +71,22 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
         ValueError: there is a preset of that name already.
     """
 
-    def name_it(function: Callable[..., Objective]) -> Callable[..., Objective]:
-        name = function.__name__
+    def name_it(function: Callable[P, Objective]) -> Callable[P, Objective]:
+        name, make = function.__name__, cast(Callable[..., Objective], function)
         signature = {
             key: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
             for key, p in inspect.signature(function, eval_str=True).parameters.items()
         }
 
         @functools.wraps(function)
-        def build(*positional: Any, **arguments: Any) -> Objective:
+        def build(*positional: P.args, **arguments: P.kwargs) -> Objective:
             if positional:
                 named = ", ".join(f"{p}={value!r}" for p, value in zip(signature, positional, strict=False))
                 raise TypeError(
                     f"{name}: expected arguments by name, got {positional[0]!r} alone; type {name}({named})"
                 )
             read = read_arguments(name, signature, arguments)
-            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in function(**read).parts)
+            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in make(**read).parts)
             _probe(parts)
             return Objective((PresetCall(parts, name, read),))
 

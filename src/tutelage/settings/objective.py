@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tutelage.records import BESIDE
 from tutelage.settings import weights
 
-Names = tuple[str, ...]
+Names = str | Sequence[str]
 """The annotation of an argument that is one name or several: a text, or a list of texts."""
 
 REQUIRED: Any = object()
@@ -210,7 +210,7 @@ def _text(value: Any, *, argument: str) -> str:
     raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
 
 
-def _names(value: Any, *, argument: str) -> Names:
+def _names(value: Any, *, argument: str) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(name, str) and name for name in names):
         raise TypeError(

@@ -209,7 +209,7 @@ def reviewkd(*, weight: Weight = 1.0, student_taps: Names = LEVELS, teacher_taps
     epochs from 0, so that the first has a weight of 0, and `WarmUp` from 1.
     """
     return objective_of(
-        WeightedTerm("reviewkd", weight, ReviewKD(student_taps=student_taps, teacher_taps=teacher_taps))
+        WeightedTerm("reviewkd", weight, ReviewKD(student_taps=tuple(student_taps), teacher_taps=tuple(teacher_taps)))
     )
 
 
