@@ -41,7 +41,7 @@ _MODULE_OF = {
 }
 _MODULES = ("data", "errors", "kernels", "losses", "models", "objectives", "taps", "targets")
 
-__all__ = ["__version__", *_MODULES, *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *_MODULES, *_MODULE_OF]
 
 if not TYPE_CHECKING:  # where a type checker saw it, a misspelt name would be one of any type
 
