@@ -114,13 +114,11 @@ def modules(z: Tensor, v: Tensor, labels: Tensor) -> None:
         assert_type(error.instead, str)
 
 
-@preset("mine")
-def mine(*, weight: objectives.Weight = 1.0, temperature: float = 4.0) -> Objective:
-    """A preset of a user's own."""
-    term = Apply(tutelage.losses.kd, {"temperature": temperature})
-    return Objective.of(WeightedTerm("mine", weight, term))
-
-
 def of_ones_own() -> None:
+    @preset("mine")
+    def mine(*, weight: objectives.Weight = 1.0, temperature: float = 4.0) -> Objective:
+        term = Apply(tutelage.losses.kd, {"temperature": temperature})
+        return Objective.of(WeightedTerm("mine", weight, term))
+
     mine(weight=0.5, temperature=2)
     mine(wait=0.5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
