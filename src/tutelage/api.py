@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 from torch import nn
 
 from tutelage import config, data, models, objectives, records
-from tutelage.config.schema import TOGETHER, Comparison, Network, Recipe, RecipeError
-from tutelage.errors import InvalidTypeError
+from tutelage.config.schema import TOGETHER, Comparison, Network, Recipe
+from tutelage.errors import InvalidTypeError, RecipeError
 from tutelage.models import Classifier
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
@@ -206,8 +206,10 @@ def _splits_of(source: Any, settings: DataSettings, *networks: str | nn.Module |
         return source
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
-            f"data: expected a source's name, settings, or (training set, test set), got {type(source).__name__}; "
-            "for example data='digits'"
+            "data",
+            "a source's name, settings, or (training set, test set)",
+            type(source).__name__,
+            "for example data='digits'",
         )
     names = getattr(source[0], "classes", None)
     if isinstance(names, Sequence):
@@ -215,8 +217,13 @@ def _splits_of(source: Any, settings: DataSettings, *networks: str | nn.Module |
     modules = [network for network in networks if isinstance(network, nn.Module)]
     if not modules:
         raise RecipeError(
-            "data: expected data sets that name their classes, got none; give the training set an attribute `classes`, "
-            "or type data=tutelage.data.from_datasets(train, test, classes=10)"
+            "data",
+            "data sets that name their classes",
+            "none",
+            (
+                "give the training set an attribute `classes`, or type "
+                "data=tutelage.data.from_datasets(train, test, classes=10)"
+            ),
         )
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
@@ -226,8 +233,7 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
     value = config.read(path, overrides)
     if "objectives" in value:
         raise RecipeError(
-            f"{path}: expected the recipe of one run, got one that compares several objectives; "
-            f"type tutelage compare {path}"
+            path, "the recipe of one run", "one that compares several objectives", f"type tutelage compare {path}"
         )
     return parse(Recipe, value, where=str(path))
 
@@ -245,12 +251,14 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
     """
     if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
         missing = f"without {records.RECIPE} and {records.MANIFEST}"
-        raise RecipeError(f"recipe: expected a run's folder, got {folder} {missing}; name another")
+        raise RecipeError("recipe", "a run's folder", f"{folder} {missing}", "name another")
     manifest = records.read_json(folder / records.MANIFEST)
     if not manifest.get("repeatable", False):
         raise RecipeError(
-            f"recipe: expected a run that names can repeat, got {folder}, which was made of Python objects; "
-            "run the program that made it"
+            "recipe",
+            "a run that names can repeat",
+            f"{folder}, which was made of Python objects",
+            "run the program that made it",
         )
     value = config.read(folder / records.RECIPE)
     if manifest["status"] == "finished":
@@ -313,9 +321,9 @@ def compare(
         if not isinstance(value.get(key), str | Mapping | DataSettings | None):
             raise InvalidTypeError(
                 key,
-                expected="a name, so that each run can build it anew",
-                got=f"an object of type {type(value[key]).__name__}",
-                instead="for objects of your own type tutelage.distill(...) once for each objective and seed",
+                "a name, so that each run can build it anew",
+                f"an object of type {type(value[key]).__name__}",
+                "for objects of your own type tutelage.distill(...) once for each objective and seed",
             )
     value |= {
         "name": name or _file_name(value["student"], *objectives),
@@ -422,7 +430,7 @@ def judge(
     """
     name = recipe.student.name
     if best and not (Path(name) / records.BEST).is_file():
-        raise RecipeError(f"best: expected {records.BEST} in a run's folder, got {name} without it; leave best out")
+        raise RecipeError("best", f"{records.BEST} in a run's folder", f"{name} without it", "leave best out")
     weights = recipe.student.weights or (str(Path(name) / records.BEST) if best else None)
     splits = _splits_of(source, recipe.data, model)
     shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
@@ -438,10 +446,12 @@ def judge(
         )
     if network.card.classes != splits.classes:
         raise RecipeError(
-            f"model {name}: expected {splits.classes} classes, as the data have, got {network.card.classes}; "
-            "name the data that it was trained on, data.source=..."
+            f"model {name}",
+            f"{splits.classes} classes, as the data have",
+            network.card.classes,
+            "name the data that it was trained on, data.source=...",
         )
     outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
     if not bool((outputs.labels != UNLABELLED).any()):
-        raise RecipeError(f"data: expected labels in the test set of {splits.source}, got none; name data with labels")
+        raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     return evaluate_outputs(outputs), f"{name} on {len(outputs.labels)} test samples of {splits.source}"

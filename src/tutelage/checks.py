@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from difflib import get_close_matches
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tutelage.errors import InvalidTypeError, InvalidValueError, nearest
 from tutelage.types import UNLABELLED
 
 EMBEDDINGS = ("batch", "width")
@@ -54,15 +54,14 @@ def order(value: float) -> None:
 def whole_number(value: object, name: str, *, example: int, minimum: int = 1) -> None:
     """Refuse a hyperparameter that is not a whole number of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name}: expected a whole number >= {minimum}, got {value!r}; for example {name}={example}")
+        raise InvalidValueError(name, f"a whole number >= {minimum}", repr(value), f"for example {name}={example}")
 
 
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
     """Refuse a hyperparameter that is none of some names; the nearest is suggested."""
     if value not in names:
-        near = get_close_matches(str(value), names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"type for example {name}={example}"
-        raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}; {hint}")
+        hint = nearest(value, names, otherwise=f"type for example {name}={example}")
+        raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), hint)
 
 
 def kind_of(value: object) -> object:
@@ -79,9 +78,11 @@ def classwise(tensor: Tensor, name: str) -> Tensor:
     """
     tensor = _floating(tensor, name)
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
-        raise ValueError(
-            f"{name}: expected shape (..., classes) with at least one class, got {tuple(tensor.shape)}; "
-            "put the classes on the last axis"
+        raise InvalidValueError(
+            name,
+            "shape (..., classes) with at least one class",
+            tuple(tensor.shape),
+            "put the classes on the last axis",
         )
     return tensor
 
@@ -102,9 +103,11 @@ def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
     if axes[-1] == "...":
         axes = (*axes[:-1], *[axes[-2]] * (tensor.ndim - len(axes) + 1))
     if tensor.ndim != len(axes) or 0 in tensor.shape:
-        raise ValueError(
-            f"{name}: expected shape ({', '.join(axes)}), no axis empty, got {tuple(tensor.shape)}; "
-            "name another tap, or reshape what it gives"
+        raise InvalidValueError(
+            name,
+            f"shape ({', '.join(axes)}), no axis empty",
+            tuple(tensor.shape),
+            "name another tap, or reshape what it gives",
         )
     return tensor
 
@@ -139,14 +142,18 @@ def feature_pair(
     if same == "shape":
         same_shape(student, teacher, student_name, teacher_name)
     elif len(student) != len(teacher):
-        raise ValueError(
-            f"{teacher_name}: expected those of {len(student)} samples, as {student_name}, got {len(teacher)}; "
-            "feed both networks the same batch"
+        raise InvalidValueError(
+            teacher_name,
+            f"those of {len(student)} samples, as {student_name}",
+            len(teacher),
+            "feed both networks the same batch",
         )
     if len(student) < min_batch:
-        raise ValueError(
-            f"student_features: expected at least {min_batch} samples to compare or to normalise over, "
-            f"got {len(student)}; use larger batches"
+        raise InvalidValueError(
+            "student_features",
+            f"at least {min_batch} samples to compare or to normalise over",
+            len(student),
+            "use larger batches",
         )
     return student, teacher
 
@@ -154,10 +161,14 @@ def feature_pair(
 def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
     """Refuse a student and a teacher that differ in shape; nothing is broadcast."""
     if student.shape != teacher.shape:
-        raise ValueError(
-            f"{teacher_name}: expected the shape of {student_name}, {tuple(student.shape)}, "
-            f"got {tuple(teacher.shape)}; "
-            f"feed both networks the same batch and the same classes, or type {teacher_name}.expand_as({student_name})"
+        raise InvalidValueError(
+            teacher_name,
+            f"the shape of {student_name}, {tuple(student.shape)}",
+            tuple(teacher.shape),
+            (
+                f"feed both networks the same batch and the same classes, or type {teacher_name}.expand_as("
+                f"{student_name})"
+            ),
         )
 
 
@@ -179,23 +190,29 @@ def labels_for(logits: Tensor, labels: Tensor) -> bool:
         ValueError: if their shape is not the one above, or an index is neither a class nor -100.
     """
     if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a torch.Tensor, got {type(labels).__name__}; type torch.as_tensor(labels)")
+        raise InvalidTypeError("labels", "a torch.Tensor", type(labels).__name__, "type torch.as_tensor(labels)")
     if labels.is_floating_point():
         if labels.shape != logits.shape:
-            raise ValueError(
-                f"labels: expected soft labels (floating dtype) of shape {tuple(logits.shape)}, "
-                f"got {tuple(labels.shape)}; type labels.long() if these are class indices"
+            raise InvalidValueError(
+                "labels",
+                f"soft labels (floating dtype) of shape {tuple(logits.shape)}",
+                tuple(labels.shape),
+                "type labels.long() if these are class indices",
             )
         return False
     if labels.dtype != torch.int64:
-        raise TypeError(
-            f"labels: expected int64 class indices or floating soft labels, got {labels.dtype}; "
-            "type labels.long() for class indices, labels.float() for soft labels"
+        raise InvalidTypeError(
+            "labels",
+            "int64 class indices or floating soft labels",
+            labels.dtype,
+            "type labels.long() for class indices, labels.float() for soft labels",
         )
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels: expected class indices (int64) of shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}; "
-            "type labels.float() if these are one-hot rows"
+        raise InvalidValueError(
+            "labels",
+            f"class indices (int64) of shape {tuple(logits.shape[:-1])}",
+            tuple(labels.shape),
+            "type labels.float() if these are one-hot rows",
         )
     if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
         _in_range(labels, logits.shape[-1])
@@ -208,30 +225,32 @@ def _in_range(labels: Tensor, classes: int) -> None:
         return
     outside = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
     if outside.numel():
-        raise ValueError(
-            f"labels: expected class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled, "
-            f"got {int(outside[0])}; "
-            f"number the classes from 0, type {UNLABELLED} where there is no label, or give the networks more classes"
+        raise InvalidValueError(
+            "labels",
+            f"class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled",
+            int(outside[0]),
+            (
+                f"number the classes from 0, type {UNLABELLED} where there is no label, or give the networks "
+                "more classes"
+            ),
         )
 
 
 def _number(value: object, name: str, example: float, legal: Callable[[float], bool], expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"{name}: expected a Python number, got {type(value).__name__}; "
-            f"type float({name}), for example {name}={example}"
+        raise InvalidTypeError(
+            name, "a Python number", type(value).__name__, f"type float({name}), for example {name}={example}"
         )
     if not legal(value):
-        raise ValueError(f"{name}: expected {expected}, got {value}; type for example {name}={example}")
+        raise InvalidValueError(name, expected, value, f"type for example {name}={example}")
 
 
 def _floating(tensor: Tensor, name: str) -> Tensor:
     """Return a tensor in at least float32."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{name}: expected a torch.Tensor, got {type(tensor).__name__}; "
-            f"type torch.as_tensor({name}, dtype=torch.float32)"
+        raise InvalidTypeError(
+            name, "a torch.Tensor", type(tensor).__name__, f"type torch.as_tensor({name}, dtype=torch.float32)"
         )
     if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}; type {name}.float()")
+        raise InvalidTypeError(name, "a floating dtype", tensor.dtype, f"type {name}.float()")
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
-from functools import partial
 from typing import Any, ClassVar, Self
 
 
-def message(what: object, *, expected: object, got: object, instead: object) -> str:
+def message(what: object, expected: object, got: object, instead: object) -> str:
     """Write the four parts as one line.
 
     Example:
-        >>> message("gamma", expected="a finite number above 0", got=-1, instead="type for example gamma=0.3")
+        >>> message("gamma", "a finite number above 0", -1, "type for example gamma=0.3")
         'gamma: expected a finite number above 0, got -1; type for example gamma=0.3'
     """
     return f"{what}: expected {expected}, got {got}; {instead}"
@@ -43,9 +42,13 @@ class TutelageError(Exception):
     exit_code: ClassVar[int] = 2
     _parts: tuple[TutelageError, ...] = ()
 
-    def __init__(self, what: object, *, expected: object, got: object, instead: object) -> None:
+    def __init__(self, what: object, expected: object, got: object, instead: object) -> None:
         self.what, self.expected, self.got, self.instead = str(what), str(expected), str(got), str(instead)
-        super().__init__(message(what, expected=expected, got=got, instead=instead))
+        super().__init__(message(what, expected, got, instead))
+
+    @property
+    def _fields(self) -> tuple[str, str, str, str]:
+        return self.what, self.expected, self.got, self.instead
 
     @property
     def errors(self) -> tuple[TutelageError, ...]:
@@ -57,27 +60,24 @@ class TutelageError(Exception):
         """Make one error of several, each of which is a line of its message; the four parts are those of the first."""
         parts = tuple({str(part): part for error in errors for part in error.errors}.values())
         first = parts[0]
-        whole = cls(first.what, expected=first.expected, got=first.got, instead=first.instead)
+        whole = cls(*first._fields)
         whole._parts = parts if len(parts) > 1 else ()
         return whole
 
     def __str__(self) -> str:
-        return "\n".join(
-            message(part.what, expected=part.expected, got=part.got, instead=part.instead) for part in self.errors
-        )
+        return "\n".join(message(*part._fields) for part in self.errors)
 
     def renamed(self, rename: Callable[[str], str]) -> Self:
         """Return a copy in which ``rename`` was applied to what each error is about."""
-        copies = (
-            type(part)(rename(part.what), expected=part.expected, got=part.got, instead=part.instead)
-            for part in self.errors
-        )
-        return type(self).of(copies)
+        return type(self).of(type(part)(rename(part.what), *part._fields[1:]) for part in self.errors)
+
+    def within(self, where: str) -> Self:
+        """Return a copy that names first what the error is in, such as a file; only that where it is all there is."""
+        return self.renamed(lambda what: f"{where}: {what}" if what else where)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Worker processes send their errors; the default is to call the class with the message alone.
-        fields = {"expected": self.expected, "got": self.got, "instead": self.instead}
-        return partial(type(self), self.what, **fields), (), {"_parts": self._parts}
+        return type(self), self._fields, {"_parts": self._parts}
 
 
 class InvalidValueError(TutelageError, ValueError):
@@ -86,6 +86,13 @@ class InvalidValueError(TutelageError, ValueError):
 
 class InvalidTypeError(TutelageError, TypeError):
     """A value of another type or dtype, or a call with other arguments."""
+
+
+def raise_all(errors: Iterable[TutelageError], kind: type[TutelageError] | None = None) -> None:
+    """Raise all errors as one, where there are any: of a kind, or a TypeError where one of them is."""
+    if found := list(errors):
+        mixed = InvalidTypeError if any(isinstance(error, TypeError) for error in found) else InvalidValueError
+        raise (kind or mixed).of(found)
 
 
 class RecipeError(InvalidValueError):

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tutelage.errors import InvalidTypeError, InvalidValueError
+
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on files that are truncated, mistyped or absurd."""
 MARGIN = 256 / 224
@@ -113,9 +115,11 @@ def as_image(image: Any) -> Image.Image:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         return image_of(image)
     got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise TypeError(
-        f"images: expected paths, PIL images or uint8 arrays (height, width, channels), got {got}; "
-        "for a float tensor in [0, 1] call the classifier itself"
+    raise InvalidTypeError(
+        "images",
+        "paths, PIL images or uint8 arrays (height, width, channels)",
+        got,
+        "for a float tensor in [0, 1] call the classifier itself",
     )
 
 
@@ -131,7 +135,7 @@ def open_image(encoded: Encoded) -> Image.Image:
         image = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image.close()
-        raise ValueError(f"expected 8-bit pixels, got mode {image.mode}; convert the image to 8 bits")
+        raise InvalidValueError("image", "8-bit pixels", f"mode {image.mode}", "convert the image to 8 bits")
     return image
 
 
@@ -219,7 +223,7 @@ def find_layout(readers: Iterable[Reader], *, size: int | None, test_crop: float
         if mixed and colour:
             break
     if first is None:
-        raise ValueError("data.source: expected images, but not one of them can be opened; check the files")
+        raise InvalidValueError("data.source", "images", "files of which not one can be opened", "check the files")
     width, height = first
     if size is not None or mixed:
         width = height = size or DEFAULT_SIZE
@@ -274,7 +278,9 @@ def decode_all(
 
 def stop_on(fault: Fault) -> NoReturn:
     """Raise the error of a corrupt image."""
-    raise ValueError(
-        f"data.source: expected a readable image, got {fault.name} ({fault.reason}); "
-        "repair or remove the file, or type data.on_corrupt=skip"
+    raise InvalidValueError(
+        "data.source",
+        "a readable image",
+        f"{fault.name} ({fault.reason})",
+        "repair or remove the file, or type data.on_corrupt=skip",
     )

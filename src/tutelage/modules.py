@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import taps
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
 from tutelage.taps import Taps
 from tutelage.types import Batch, Loss, Outputs, Progress, Totals
@@ -73,8 +74,8 @@ class Distiller(nn.Module):
             ValueError: the objective needs a teacher and got none.
         """
         if teacher is not None and not isinstance(teacher, Outputs):
-            raise TypeError(
-                f"teacher: expected Outputs, got {type(teacher).__name__}; type Outputs(logits), or ask a FrozenTeacher"
+            raise InvalidTypeError(
+                "teacher", "Outputs", type(teacher).__name__, "type Outputs(logits), or ask a FrozenTeacher"
             )
         logits, features = self._taps(self.called or self.student, batch.inputs)
         outputs = Outputs(_logits(logits, "student"), features)
@@ -139,7 +140,7 @@ def network_context(
     """
     needs = objective.needs
     if (needs.teacher_taps or needs.teacher_head or needs.teacher_norms) and teacher is None:
-        raise ValueError(f"teacher: expected one for objective {objective.name}, got none; pass the network itself")
+        raise InvalidValueError("teacher", f"one for objective {objective.name}", "none", "pass the network itself")
     return BindContext(
         samples=samples,
         classes=classes,
@@ -155,8 +156,10 @@ def network_context(
 
 def _logits(output: object, who: str) -> Tensor:
     if not isinstance(output, Tensor):
-        raise TypeError(
-            f"{who}: expected a module that returns logits (batch, classes), got one that returns "
-            f"{type(output).__name__}; wrap it in a module that takes the logits out"
+        raise InvalidTypeError(
+            who,
+            "a module that returns logits (batch, classes)",
+            f"one that returns {type(output).__name__}",
+            "wrap it in a module that takes the logits out",
         )
     return output

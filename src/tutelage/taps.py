@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.submodules import find_head, split_tap, unwrapped
 
 CARD = "card:"
@@ -37,9 +38,11 @@ class _Recorder:
         if self.features is None:
             return
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"tap {name}: expected a submodule that gives one tensor, got {type(value).__name__}; "
-                "name a submodule inside it or after it"
+            raise InvalidTypeError(
+                f"tap {name}",
+                "a submodule that gives one tensor",
+                type(value).__name__,
+                "name a submodule inside it or after it",
             )
         self.features[name] = value
         # Counts how often a tensor was written to; tensors of inference mode do not count.
@@ -93,9 +96,11 @@ class Taps:
             self.recorder.features = None
         for name in self._names:
             if name not in features:
-                raise ValueError(
-                    f"tap {name}: expected a submodule that runs in the network's forward pass, got one that does not; "
-                    "name another, such as the module that contains it"
+                raise InvalidValueError(
+                    f"tap {name}",
+                    "a submodule that runs in the network's forward pass",
+                    "one that does not",
+                    "name another, such as the module that contains it",
                 )
         return output, features
 
@@ -114,9 +119,11 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
     if not path or path not in modules:
         names = [n for n in modules if n]
         some = get_close_matches(path, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
-        raise ValueError(
-            f"tap {name}: expected a submodule of {getattr(card, 'name', type(network).__name__)}, got {path!r}; "
-            f"type for example {', '.join(some) if some else 'another network: it has no submodules'}"
+        raise InvalidValueError(
+            f"tap {name}",
+            f"a submodule of {getattr(card, 'name', type(network).__name__)}",
+            repr(path),
+            f"type for example {(', '.join(some) if some else 'another network: it has no submodules')}",
         )
     return modules[path], is_input
 
@@ -124,28 +131,28 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
 def _on_card(card: Any, name: str) -> str:
     """Return the path that a card gives for ``card:...``."""
     if card is None:
-        raise ValueError(
-            f"tap {name}: expected a model with a card, got a bare module; name one of its submodules instead"
+        raise InvalidValueError(
+            f"tap {name}", "a model with a card", "a bare module", "name one of its submodules instead"
         )
     what, _, number = name.removeprefix(CARD).partition(".")
     if what == "embedding" and not number:
         if card.embedding is None:
-            raise ValueError(
-                f"tap {name}: expected a card that names the pooled embedding, got that of {card.name}, which names "
-                "none; name a submodule, or NAME:input for what the classifier's last layer reads"
+            raise InvalidValueError(
+                f"tap {name}",
+                "a card that names the pooled embedding",
+                f"that of {card.name}, which names none",
+                "name a submodule, or NAME:input for what the classifier's last layer reads",
             )
         return str(card.embedding)
     paths = {"stage": card.stages[:-1], "before": card.stage_inputs[:-1]}.get(what)
     if paths is None or not number.removeprefix("-").isdecimal():
-        raise ValueError(
-            f"tap {name}: expected card:embedding, card:stage.N or card:before.N, got {name!r}; "
-            "for example card:stage.-1"
+        raise InvalidValueError(
+            f"tap {name}", "card:embedding, card:stage.N or card:before.N", repr(name), "for example card:stage.-1"
         )
     if not -len(paths) <= int(number) < len(paths):
-        raise ValueError(
-            f"tap {name}: expected a stage among the {len(paths)} that the card of {card.name} names, got {number}; "
-            + (f"type a number from {-len(paths)} to {len(paths) - 1}" if paths else "name a submodule instead")
-        )
+        instead = f"type a number from {-len(paths)} to {len(paths) - 1}" if paths else "name a submodule instead"
+        stages = f"a stage among the {len(paths)} that the card of {card.name} names"
+        raise InvalidValueError(f"tap {name}", stages, number, instead)
     return str(paths[int(number)])
 
 
@@ -157,16 +164,20 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
     """
     found = find_head(network)
     if found is not None and found.candidates > 1:
-        raise ValueError(
-            "teacher: expected a module with one linear layer, or a card that names its head, got "
-            f"{found.candidates} linear layers; type tutelage.models.Classifier(network, Card(..., head=NAME))"
+        raise InvalidValueError(
+            "teacher",
+            "a module with one linear layer, or a card that names its head",
+            f"{found.candidates} linear layers",
+            "type tutelage.models.Classifier(network, Card(..., head=NAME))",
         )
     if found is None or found.joint or not isinstance(found.layer, nn.Linear):
         name = getattr(getattr(network, "card", None), "name", type(network).__name__)
         got = "none" if found is None else "one of two heads" if found.joint else type(found.layer).__name__
-        raise ValueError(
-            f"teacher: expected a linear last layer of {name}, whose weights the objective reads, got {got}; "
-            "take a teacher that ends in one, or an objective that reads none"
+        raise InvalidValueError(
+            "teacher",
+            f"a linear last layer of {name}, whose weights the objective reads",
+            got,
+            "take a teacher that ends in one, or an objective that reads none",
         )
     weight, bias = found.layer.weight, found.layer.bias
     return weight.detach().clone(), None if bias is None else bias.detach().clone()
@@ -193,10 +204,11 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     elif isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
     if not isinstance(layer, nn.BatchNorm2d) or layer.weight is None:
-        raise ValueError(
-            f"tap {name}: expected one of the teacher's behind a BatchNorm2d with weights, before the activation, got "
-            f"{'none there' if layer is None else type(layer).__name__}; name batch norms of the teacher by "
-            "norms=[...], one per tap"
+        raise InvalidValueError(
+            f"tap {name}",
+            "one of the teacher's behind a BatchNorm2d with weights, before the activation",
+            "none there" if layer is None else type(layer).__name__,
+            "name batch norms of the teacher by norms=[...], one per tap",
         )
     return layer.weight.detach().clone(), layer.bias.detach().clone()
 
@@ -223,8 +235,10 @@ def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> 
             module.training = mode
     for name, value in features.items():
         if value._version != taps.recorder.versions[name]:
-            raise ValueError(
-                f"tap {name}: expected a feature that stays as it is, got one that the network changes in place "
-                "afterwards; name the submodule that contains it, or the next one"
+            raise InvalidValueError(
+                f"tap {name}",
+                "a feature that stays as it is",
+                "one that the network changes in place afterwards",
+                "name the submodule that contains it, or the next one",
             )
     return {name: tuple(value.shape[1:]) for name, value in features.items()}

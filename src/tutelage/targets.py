@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tutelage import checks
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.types import Sparse
 
 Transform = Callable[[Tensor], Tensor]
@@ -295,9 +296,11 @@ class Pointwise:
         checks.known(self.name, "transform", TRANSFORMS, example="power")
         checks.positive(self.gamma, "gamma", example=0.1)
         if self.name != "power" and not SMALLEST_GAMMA <= self.gamma <= 1:
-            raise ValueError(
-                f"gamma: expected a number between {SMALLEST_GAMMA} and 1 for {self.name}, got {self.gamma}; "
-                "type for example gamma=0.01"
+            raise InvalidValueError(
+                "gamma",
+                f"a number between {SMALLEST_GAMMA} and 1 for {self.name}",
+                self.gamma,
+                "type for example gamma=0.01",
             )
 
     def __call__(self, log_probs: Tensor) -> Tensor:
@@ -347,9 +350,11 @@ def check_transform(f: Transform) -> None:
 def _hold(kept: Tensor, grid: Tensor, values: Tensor, expected: str) -> None:
     if not kept.all():
         at = int((~kept).nonzero()[0])
-        raise ValueError(
-            f"transform: expected {expected}, got log f(x) = {values[at].item():.3g} at log x = {grid[at].item():.3g}; "
-            'map log x to log f(x) elementwise in log space, or type for example Pointwise("logarithm", gamma=0.01)'
+        raise InvalidValueError(
+            "transform",
+            expected,
+            f"log f(x) = {values[at].item():.3g} at log x = {grid[at].item():.3g}",
+            ('map log x to log f(x) elementwise in log space, or type for example Pointwise("logarithm", gamma=0.01)'),
         )
 
 
@@ -358,11 +363,13 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
     values = f(log_probs)
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = checks.kind_of(values)
-        raise TypeError(f"transform: expected a floating tensor of log f(x), got {kind}; return one from the mapping")
+        raise InvalidTypeError("transform", "a floating tensor of log f(x)", kind, "return one from the mapping")
     if values.shape != log_probs.shape:
-        raise ValueError(
-            f"transform: expected log f(x) for each log x, shape {tuple(log_probs.shape)}, got {tuple(values.shape)}; "
-            "map elementwise and leave the sum over classes to targets.transform"
+        raise InvalidValueError(
+            "transform",
+            f"log f(x) for each log x, shape {tuple(log_probs.shape)}",
+            tuple(values.shape),
+            "map elementwise and leave the sum over classes to targets.transform",
         )
     return values
 
@@ -414,14 +421,12 @@ class SampleWeight:
         checks.known(self.of, "weight_of", ("teacher", "target"), example="teacher")
         checks.order(self.order)
         if self.of != "teacher" and self.name in ("constant", "power_sum"):
-            raise ValueError(
-                f"weight_of: expected teacher with weight_by {self.name}, got {self.of}; type for example "
-                "weight_by=entropy"
+            raise InvalidValueError(
+                "weight_of", f"teacher with weight_by {self.name}", self.of, "type for example weight_by=entropy"
             )
         if self.order != 1 and self.name != "entropy":
-            raise ValueError(
-                f"order: expected 1 with weight_by {self.name}, which has no order, got {self.order}; "
-                "type weight_by=entropy"
+            raise InvalidValueError(
+                "order", f"1 with weight_by {self.name}, which has no order", self.order, "type weight_by=entropy"
             )
 
     def __call__(self, log_probs: Tensor) -> Tensor:

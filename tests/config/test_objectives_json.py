@@ -42,11 +42,12 @@ def test_a_recipe_is_read_without_torch():
     code = """
 import json, sys
 from tutelage import config
+from tutelage.errors import RecipeError
 recipe = config.parse(config.Recipe, {"name": "x", "student": "mlp:8", "objective": [{"kd": {"temperature": 2}}]})
 text = config.dump(recipe)
 try:
     config.parse(config.Recipe, {"name": "x", "student": "mlp:8", "objective": {"kd": {"temprature": 2}}})
-except config.RecipeError as error:
+except RecipeError as error:
     print(json.dumps([sorted({"torch", "numpy", "torchvision"} & set(sys.modules)), str(error)]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,8 +12,9 @@ from tests._helpers import ROOT
 
 from tutelage import config, objectives
 from tutelage.config.files import dump, override, read
-from tutelage.config.schema import Comparison, Network, Recipe, RecipeError, Stage, TrainedTeacher
+from tutelage.config.schema import Comparison, Network, Recipe, Stage, TrainedTeacher
 from tutelage.data import DataSettings
+from tutelage.errors import RecipeError
 from tutelage.losses import confidence_penalty
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, Fit, FitSettings, MultiStep, Step

@@ -4,8 +4,8 @@ import pytest
 
 import tutelage
 from tutelage import losses, models, objectives
-from tutelage.config.schema import RecipeError
 from tutelage.data import DataSettings, open_data
+from tutelage.errors import RecipeError
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.term import Apply, WeightedTerm
 from tutelage.runs.setup import RunInputs, check_compatible

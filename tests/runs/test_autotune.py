@@ -8,7 +8,8 @@ import yaml
 from tests._helpers.recorder import Recorder
 
 from tutelage import api, config, records
-from tutelage.config.schema import Comparison, Recipe, RecipeError
+from tutelage.config.schema import Comparison, Recipe
+from tutelage.errors import RecipeError
 from tutelage.runs import autotune
 from tutelage.runs.dry_run import dry_run
 from tutelage.runs.execute import execute
@@ -143,7 +144,7 @@ def test_a_step_that_fails_is_left_to_the_run_to_tell(monkeypatch, tmp_path):
     chosen, reason = resolved(parsed(objective="kd"))
     assert chosen.precision == "fp32"
     assert reason.startswith("precision fp32: no step could be timed (")
-    with pytest.raises(config.RecipeError, match="teacher: expected one for objective kd"):
+    with pytest.raises(RecipeError, match="teacher: expected one for objective kd"):
         execute(parsed(objective="kd"), tmp_path / "run")
 
 
@@ -251,7 +252,7 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
     assert {job.recipe.precision for job in plan.jobs(assignment)} == {"bf16"}
     plain = plan.assign(parse(study), parse(study), runs=tmp_path)
     assert {job.recipe.precision for job in plan.jobs(plain)} == {"fp32"}
-    with pytest.raises(config.RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or tf32"):
+    with pytest.raises(RecipeError, match=r"protocol\.precision: expected one for all runs, fp32 or tf32"):
         parse({**study, "protocol": {"data": "digits", "precision": "auto"}})
 
 

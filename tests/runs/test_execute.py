@@ -22,8 +22,9 @@ from torch import nn
 
 import tutelage
 from tutelage import api, config, data, models, objectives, records
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
 from tutelage.data import DataSettings
+from tutelage.errors import RecipeError
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.report import html
 from tutelage.runs.execute import execute
@@ -860,9 +861,7 @@ def test_a_run_is_not_resumed_on_other_data_or_with_another_teacher(tmp_path):
     manifest["status"] = "failed"
     manifest["data"]["fingerprint"] = "0" * 16
     records.write_json(run.folder / records.MANIFEST, manifest)
-    with pytest.raises(
-        config.RecipeError, match=r"data: expected the fingerprint 0{16} that the run had, got [0-9a-f]{16}"
-    ):
+    with pytest.raises(RecipeError, match=r"data: expected the fingerprint 0{16} that the run had, got [0-9a-f]{16}"):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
 
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from tutelage import config
 from tutelage.cli.app import app
-from tutelage.config.schema import Comparison, Recipe, RecipeError
+from tutelage.config.schema import Comparison, Recipe
+from tutelage.errors import RecipeError
 from tutelage.objectives import from_recipe
 from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tutelage import config, objectives
-from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.config.schema import Network, Recipe
+from tutelage.errors import RecipeError
 from tutelage.runs.setup import (
     build_objectives,
     check_teacher,

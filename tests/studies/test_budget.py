@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tutelage import config, records
+from tutelage.errors import RecipeError
 from tutelage.runs import autotune
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
@@ -125,7 +126,7 @@ def test_a_budget_is_a_time_with_a_unit(typed, seconds):
     ],
 )
 def test_what_is_no_budget_is_answered_with_what_to_type(typed, message):
-    with pytest.raises(config.RecipeError, match=f"^--budget: expected .*({message})"):
+    with pytest.raises(RecipeError, match=f"^--budget: expected .*({message})"):
         budget.read(typed)
 
 

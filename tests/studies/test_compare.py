@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tutelage import api, config, records
-from tutelage.config.schema import Comparison, Recipe, RecipeError
+from tutelage.config.schema import Comparison, Recipe
+from tutelage.errors import RecipeError
 from tutelage.modules import Distiller
 from tutelage.report import html, results
 from tutelage.runs.execute import execute

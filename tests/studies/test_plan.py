@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tutelage import config, records
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
+from tutelage.errors import RecipeError
 from tutelage.runs import resume
 from tutelage.studies import plan, run_study, schema, study_file
 from tutelage.studies.foreign_runs import foreign_runs

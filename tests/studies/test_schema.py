@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tests._helpers import ROOT
 
-from tutelage.config.schema import RecipeError
+from tutelage.errors import RecipeError
 from tutelage.studies import schema, study_file
 from tutelage.studies.schema import Method, Pair, Study, parse
 from tutelage.studies.study_file import read

@@ -5,5 +5,4 @@ from tutelage.config.files import override as override
 from tutelage.config.files import read as read
 from tutelage.config.schema import Comparison as Comparison
 from tutelage.config.schema import Recipe as Recipe
-from tutelage.config.schema import RecipeError as RecipeError
 from tutelage.config.schema import parse as parse

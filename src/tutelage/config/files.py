@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
+from tutelage.errors import RecipeError, raise_all
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -23,20 +24,18 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a subclass of the safe loader
     except OSError as error:
         raise RecipeError(
-            f"recipe: expected a YAML file, got {path} ({error.strerror}); for example recipes/digits.yaml"
+            "recipe", "a YAML file", f"{path} ({error.strerror})", "for example recipes/digits.yaml"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
         what = getattr(error, "problem", None) or "not UTF-8"
         raise RecipeError(
-            f"recipe: expected YAML, got {path} ({line}{what}); write `key: value`, indented by spaces"
+            "recipe", "YAML", f"{path} ({line}{what})", "write `key: value`, indented by spaces"
         ) from None
     if not isinstance(value, dict):
         got = "nothing" if value is None else "a list" if isinstance(value, list) else "a single value"
-        raise RecipeError(
-            f"recipe: expected a mapping of keys, got {path} with {got}; for example `student: cifar:resnet20`"
-        )
+        raise RecipeError("recipe", "a mapping of keys", f"{path} with {got}", "for example `student: cifar:resnet20`")
     return override(value, overrides)
 
 
@@ -50,14 +49,13 @@ def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
         RecipeError: one or more are not ``key=value``, or lead nowhere.
     """
     changed = copy.deepcopy(dict(value))
-    errors = []
+    errors: list[RecipeError] = []
     for text in overrides:
         try:
             _put(changed, text)
         except RecipeError as error:
-            errors.append(str(error))
-    if errors:
-        raise RecipeError("\n".join(errors))
+            errors.append(error)
+    raise_all(errors, RecipeError)
     return changed
 
 
@@ -65,11 +63,11 @@ def _put(value: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     names = key.split(".")
     if not equals or not all(names):
-        raise RecipeError(f"override: expected key=value, got {text!r}; for example epochs=10")
+        raise RecipeError("override", "key=value", repr(text), "for example epochs=10")
     try:
         new = yaml.load(raw, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError:
-        raise RecipeError(f"override {key}: expected a YAML value, got {raw!r}; for example {key}=1") from None
+        raise RecipeError(f"override {key}", "a YAML value", repr(raw), f"for example {key}=1") from None
     section: Any = value
     for depth, name in enumerate(names[:-1], 1):
         section, slot = _slot(section, name, key)
@@ -95,9 +93,7 @@ def _slot(section: Any, name: str, key: str) -> tuple[Any, Any]:
             section[i] = {name: {}}
         if isinstance(section[i], dict) and name in section[i]:
             return section[i], name
-    raise RecipeError(
-        f"override {key}: expected an entry of a list of {len(section)}, got {name!r}; type its number, from 0"
-    )
+    raise RecipeError(f"override {key}", f"an entry of a list of {len(section)}", repr(name), "type its number, from 0")
 
 
 def _long(text: str, path: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Messages about a recipe's errors, one per line: what, what was expected, what was got, what to type."""
+"""Errors of a recipe, from what pydantic found: what, what was expected, what was got, what to type."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from tutelage.errors import RecipeError, TutelageError
 from tutelage.settings.objective import ObjectiveSpec
 
 SYNONYMS = {"model": "student", "student": "model"}
 """What a network to train is called, by whether it learns from another."""
 
 
-def explain(kind: type[BaseModel], detail: Any) -> list[str]:
-    """Put one error of pydantic's about a schema into lines, usually one; each begins with the dotted key."""
+def explained(kind: type[BaseModel], error: ValidationError) -> RecipeError:
+    """Return all errors that pydantic found, each about a dotted key of the schema."""
+    return RecipeError.of(each for detail in error.errors(include_url=False) for each in _explain(kind, detail))
+
+
+def _explain(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
     path, got, what = detail["loc"], detail["input"], detail["type"]
     if path[-1:] == ("[key]",):
         path, what = path[:-1], "invalid_key"
@@ -30,25 +36,24 @@ def explain(kind: type[BaseModel], detail: Any) -> list[str]:
     location = _find(kind, path)
     match what:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return [
-                f"{location.key}: expected a known key, got {path[-1]!r}; {_nearest(kind, location, str(path[-1]))}"
-            ]
+            near = _nearest(kind, location, str(path[-1]))
+            return (RecipeError(location.key, "a known key", repr(path[-1]), near),)
         case "invalid_key":
-            return [f"{location.key}: expected a key that is text, got {path[-1]!r}; put it in quotes"]
+            return (RecipeError(location.key, "a key that is text", repr(path[-1]), "put it in quotes"),)
         case "value_error":
-            return [_prefixed(location.key, text) for text in str(detail["ctx"]["error"]).splitlines()]
+            return detail["ctx"]["error"].renamed(partial(_under, location.key)).errors
         case "union_tag_invalid" | "union_tag_not_found":
             tags = [tag for section in _sections(location.annotation) if (tag := _tag(section))]
             tag = got.get("name") if isinstance(got, Mapping) else None
-            near = difflib.get_close_matches(str(tag), tags, n=1) or tags
+            near = (difflib.get_close_matches(str(tag), tags, n=1) or tags)[0]
             text = "none" if tag is None else repr(tag)
             key = f"{location.key}.name"
-            return [f"{key}: expected one of {', '.join(tags)}, got {text}; type {key}={near[0]}"]
+            return (RecipeError(key, f"one of {', '.join(tags)}", text, f"type {key}={near}"),)
     expected = (
         location.expected.replace("a number", "a finite number") if what == "finite_number" else location.expected
     )
     text = "none" if what == "missing" else shown(got)
-    return [f"{location.key}: expected {expected}, got {text}; for example {location.key}={location.example(got)}"]
+    return (RecipeError(location.key, expected, text, f"for example {location.key}={location.example(got)}"),)
 
 
 class SchemaLocation(NamedTuple):
@@ -103,12 +108,12 @@ def _find(kind: type[BaseModel], path: Sequence[str | int]) -> SchemaLocation:
     return SchemaLocation(".".join(key), around, annotation, field)
 
 
-def _prefixed(key: str, text: str) -> str:
-    """Begin a message with its key, in place of the section's name that it may begin with."""
+def _under(key: str, what: str) -> str:
+    """Return what an error is about as a key, in place of the section's name that it may begin with."""
     for section in (key.rpartition(".")[2], "objective"):
-        if re.match(rf"{re.escape(section)}[.: ]", text):
-            return key + text[len(section) :]
-    return f"{key}: {text}"
+        if re.match(rf"{re.escape(section)}(?:[.: ]|$)", what):
+            return key + what[len(section) :]
+    return f"{key}: {what}" if what else key
 
 
 def _nearest(kind: type[BaseModel], location: SchemaLocation, name: str) -> str:

@@ -16,6 +16,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tutelage.config import messages
+from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import (
@@ -33,10 +34,6 @@ from tutelage.settings.fit import (
 )
 from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
 from tutelage.settings.outputs import BOUND
-
-
-class RecipeError(ValueError):
-    """A recipe is wrong; the message lists every error, one per line."""
 
 
 @functools.cache
@@ -71,7 +68,7 @@ def _of_kind(default: str) -> BeforeValidator:
 
 def _check_seed(seed: int, info: ValidationInfo) -> int:
     if seed >= 2**63:  # generators take 64 bits
-        raise ValueError(f"expected a whole number >= 0 and < 2**63, got {seed}; for example {info.field_name}=0")
+        raise InvalidValueError("", "a whole number >= 0 and < 2**63", seed, f"for example {info.field_name}=0")
     return seed
 
 
@@ -280,22 +277,27 @@ class Comparison(Recipe):
     @field_validator("objective", mode="before")
     @classmethod
     def _objective_has_a_name(cls, value: Any) -> Any:
-        raise ValueError(
-            f"expected each objective of a comparison under its name, got {messages.shown(value)}; "
-            "type objectives.NAME=... instead"
+        raise InvalidValueError(
+            "",
+            "each objective of a comparison under its name",
+            messages.shown(value),
+            "type objectives.NAME=... instead",
         )
 
     @field_validator("stages")
     @classmethod
     def _stages_leave_the_objective(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
         errors = [
-            f"stages.{i}.objective: expected none in a comparison, where it would replace every entry's, "
-            f"got {stage.objective.name}; type objectives.NAME=... instead"
+            InvalidValueError(
+                f"stages.{i}.objective",
+                "none in a comparison, where it would replace every entry's",
+                stage.objective.name,
+                "type objectives.NAME=... instead",
+            )
             for i, stage in enumerate(value)
             if stage.objective is not None
         ]
-        if errors:
-            raise ValueError("\n".join(errors))
+        raise_all(errors)
         return value
 
     @field_validator("baseline")
@@ -304,7 +306,7 @@ class Comparison(Recipe):
         known = list(info.data.get("objectives", {}))
         if value is not None and known and value not in known:
             near = difflib.get_close_matches(value, known, n=1) or known
-            raise ValueError(f"expected one of {', '.join(known)}, got {value!r}; type baseline={near[0]}")
+            raise InvalidValueError("", f"one of {', '.join(known)}", repr(value), f"type baseline={near[0]}")
         return value
 
 
@@ -335,5 +337,4 @@ def parse(
     try:
         return kind.model_validate(dict(value), context={"check": check} if check else None)
     except pydantic.ValidationError as error:
-        lines = [line for detail in error.errors(include_url=False) for line in messages.explain(kind, detail)]
-        raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+        raise messages.explained(kind, error).within(where) from None

@@ -18,6 +18,7 @@ from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit
 from tutelage.data.workers import WorkerPool
+from tutelage.errors import InvalidValueError
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
@@ -55,8 +56,8 @@ class Pixels:
 def refuse_train_as_test(settings: DataSettings, source: str) -> None:
     """Refuse to evaluate a source that has a test set on its training images."""
     if settings.test == "train":
-        raise ValueError(
-            f"data.test: expected 'held_out' for {source}, which has a test set, got 'train'; type data.test=held_out"
+        raise InvalidValueError(
+            "data.test", f"'held_out' for {source}, which has a test set", "'train'", "type data.test=held_out"
         )
 
 
@@ -64,9 +65,11 @@ def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: 
     """Raise ValueError for labels outside the classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
-        raise ValueError(
-            f"data.label: expected classes 0 to {classes - 1} in {what}, got {int(labels[wrong[0]])} for sample "
-            f"{int(wrong[0])} ({wrong.size} such); {remedy}"
+        raise InvalidValueError(
+            "data.label",
+            f"classes 0 to {classes - 1} in {what}",
+            f"{int(labels[wrong[0]])} for sample {int(wrong[0])} ({wrong.size} such)",
+            remedy,
         )
 
 
@@ -146,10 +149,11 @@ def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
     kept = np.setdiff1d(np.arange(count), held_out)
     lost = np.setdiff1d(raw.labels, np.append(raw.labels[kept], UNLABELLED))
     if lost.size:
-        raise ValueError(
-            "data.source: expected images enough of every class to hold a fifth out for test, got none to learn from "
-            f"of {description.class_names[lost[0]]} ({lost.size} such); give it a test set, or type data.test=train to "
-            "judge on the training images"
+        raise InvalidValueError(
+            "data.source",
+            "images enough of every class to hold a fifth out for test",
+            f"none to learn from of {description.class_names[lost[0]]} ({lost.size} such)",
+            "give it a test set, or type data.test=train to judge on the training images",
         )
     train, test = (Raw(images.Subset(raw.reader, p), raw.labels[p], raw.identity) for p in (kept, held_out))
     note = f"The source has no test set: {len(held_out)} of its {count} images were held out (split_seed {seed})."
@@ -189,9 +193,11 @@ def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> 
     known = int((labels != UNLABELLED).sum())
     if 0 < known < len(labels):
         name = "mixup" if settings.mixup else "cutmix"
-        raise ValueError(
-            f"data.{name}: expected labels for all training samples or for none where samples are mixed, got labels "
-            f"for {known} of {len(labels)}; type data.mixup=0 data.cutmix=0, or data.labelled=null"
+        raise InvalidValueError(
+            f"data.{name}",
+            "labels for all training samples or for none where samples are mixed",
+            f"labels for {known} of {len(labels)}",
+            "type data.mixup=0 data.cutmix=0, or data.labelled=null",
         )
     return Mixing(
         mixup=settings.mixup,
@@ -249,9 +255,11 @@ def _divide(
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)
     if settings.validation and not 0 < held_count < count:
-        raise ValueError(
-            f"data.validation: expected a fraction that leaves samples on both sides of {count}, "
-            f"got {settings.validation}; type data.validation=0"
+        raise InvalidValueError(
+            "data.validation",
+            f"a fraction that leaves samples on both sides of {count}",
+            settings.validation,
+            "type data.validation=0",
         )
     held_out = stratified(train_labels, count=held_count, seed=seed, stream=rng.VALIDATION)
     kept = np.setdiff1d(np.arange(count), held_out)

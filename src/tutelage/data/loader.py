@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tutelage.data.datasets import Split
 from tutelage.data.mixup import mixed_batches
 from tutelage.data.rng import permutation
+from tutelage.errors import InvalidValueError
 from tutelage.settings.fit import steps_per_epoch
 from tutelage.types import Batch, View
 
@@ -44,9 +45,9 @@ class BatchLoader:
         world: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1 sample, got {batch_size}; type a number such as 64")
+            raise InvalidValueError("batch_size", "at least 1 sample", batch_size, "type a number such as 64")
         if not len(split):
-            raise ValueError("split: expected at least 1 sample, got 0; lower data.validation or choose other data")
+            raise InvalidValueError("split", "at least 1 sample", "0", "lower data.validation or choose other data")
         self.split = split
         self.batch_size = batch_size
         self.data_seed = data_seed
@@ -95,7 +96,7 @@ class BatchLoader:
     def check_rank(rank: int, world: int) -> None:
         """Refuse a process's number outside the processes."""
         if not 0 <= rank < world:
-            raise ValueError(f"rank: expected a number in [0, {world}), got {rank}; pass the process's own")
+            raise InvalidValueError("rank", f"a number in [0, {world})", rank, "pass the process's own")
 
     def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
         order = permutation(self.data_seed, epoch, self.samples) if self.train else np.arange(self.samples)

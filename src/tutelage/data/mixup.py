@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.data.datasets import Mixing, Split
+from tutelage.errors import InvalidValueError
 from tutelage.types import UNLABELLED, Batch, View
 
 
@@ -117,9 +118,11 @@ def mixed_images(
         read = np.isin(np.concatenate([indices, mix.partner[mixed]]), readable)
         kept = read[:count]
         if not kept.any():
-            raise ValueError(
-                f"data.source: expected at least 1 readable image in every batch, got none among {count}; "
-                "raise batch_size or remove the files that cannot be read"
+            raise InvalidValueError(
+                "data.source",
+                "at least 1 readable image in every batch",
+                f"none among {count}",
+                "raise batch_size or remove the files that cannot be read",
             )
         rows = np.cumsum(read) - 1
         partner, share, box = rows[:count].copy(), mix.share.copy(), mix.box.copy()

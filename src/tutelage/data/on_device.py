@@ -16,6 +16,7 @@ from tutelage.data.datasets import MemorySplit, Split, Splits
 from tutelage.data.loader import BatchLoader
 from tutelage.data.mixup import mixed_images
 from tutelage.data.resident import Capture, ResidentLoader, lies_on
+from tutelage.errors import InvalidValueError
 from tutelage.types import Batch
 
 SHARE = 1 / 4
@@ -84,9 +85,11 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
         few = f"they take {size / 2**20:,.0f} MiB, more than a quarter of the {free / 2**20:,.0f} MiB that are free"
         return few if size > SHARE * free else None
     if split.on_device is True:
-        raise ValueError(
-            f"data.on_device: expected images that can lie on the device, got some that cannot: {reason}; type "
-            "data.on_device=auto"
+        raise InvalidValueError(
+            "data.on_device",
+            "images that can lie on the device",
+            f"some that cannot: {reason}",
+            "type data.on_device=auto",
         )
     return reason
 

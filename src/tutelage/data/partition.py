@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.data.rng import draw
+from tutelage.errors import InvalidValueError
 from tutelage.types import UNLABELLED
 
 
@@ -39,9 +40,11 @@ def keep_labels(
     members = np.bincount(labels[labels != UNLABELLED], minlength=classes)
     if members.min() < per_class:
         scarce = int(members.argmin())
-        raise ValueError(
-            f"data.labelled: expected at most the {members[scarce]} training samples of class {scarce}, "
-            f"got {per_class}; type data.labelled={members[scarce] or 'null'}"
+        raise InvalidValueError(
+            "data.labelled",
+            f"at most the {members[scarce]} training samples of class {scarce}",
+            per_class,
+            f"type data.labelled={members[scarce] or 'null'}",
         )
     hashes = draw(seed, 0, np.arange(len(labels)), stream)
     kept = np.full_like(labels, UNLABELLED)

@@ -18,6 +18,7 @@ from tutelage.data.sources.digits import open_digits
 from tutelage.data.sources.hub import open_hub
 from tutelage.data.sources.imagefolder import open_folder
 from tutelage.data.sources.torchvision import open_vision
+from tutelage.errors import InvalidValueError
 from tutelage.settings.data import DataSettings, check
 
 _SOURCES = {
@@ -57,6 +58,6 @@ def open_data(settings: DataSettings) -> Splits:
         return _OPENERS[kind](name, settings)
     kinds = {pattern.partition(":")[0]: pattern for pattern in _SOURCES}
     nearest = kinds[difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]]
-    raise ValueError(
-        f"data.source: expected one of {', '.join(_SOURCES)}, got {settings.source!r}; type data.source={nearest}"
+    raise InvalidValueError(
+        "data.source", f"one of {', '.join(_SOURCES)}", repr(settings.source), f"type data.source={nearest}"
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tutelage.data.datasets import Split
 from tutelage.data.transforms import boxes, vary
+from tutelage.errors import InvalidValueError
 from tutelage.images import UNREADABLE, Fault, Layout, Reader, centre, cut, decode, one_line, stop_on
 from tutelage.settings.data import DataSettings
 from tutelage.types import View
@@ -56,9 +57,11 @@ class StreamSplit(Split):
                 # The number of steps is fixed, so an empty batch cannot be left out.
                 shown = ", ".join(fault.name for fault in faults[:_SHOWN])
                 more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-                raise ValueError(
-                    f"data.source: expected at least 1 readable image in every batch, got {len(faults)} unreadable "
-                    f"and no other: {shown}{more} ({faults[0].reason}); raise batch_size or remove these files"
+                raise InvalidValueError(
+                    "data.source",
+                    "at least 1 readable image in every batch",
+                    f"{len(faults)} unreadable and no other: {shown}{more} ({faults[0].reason})",
+                    "raise batch_size or remove these files",
                 )
             self.corrupt.extend(dict.fromkeys(fault.name for fault in faults if fault.name not in self.corrupt))
             yield index, images

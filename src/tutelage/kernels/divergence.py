@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tutelage import checks, losses
+from tutelage.errors import InvalidTypeError
 from tutelage.losses.divergences import parameter_of
 
 KINDS = ("forward", "reverse", "jensen_shannon", "skew", "total_variation")
@@ -71,18 +72,22 @@ def divergence_of(loss: LogitLoss) -> Divergence | None:
     """
     function, arguments = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     if not callable(function):
-        raise TypeError(
-            f"loss: expected a function of student's and teacher's logits, got {type(function).__name__}; type for "
-            "example functools.partial(losses.wttm, gamma=0.9)"
+        raise InvalidTypeError(
+            "loss",
+            "a function of student's and teacher's logits",
+            type(function).__name__,
+            "type for example functools.partial(losses.wttm, gamma=0.9)",
         )
     if not isinstance(function, FunctionType) or function not in FUSED:  # A callable object need not be hashable.
         return None
     describe, names = FUSED[function]
     if names[0] not in arguments or not arguments.keys() <= set(names):
         name = f"losses.{function.__name__}"
-        raise TypeError(
-            f"loss: expected {name} with {' '.join(names)} bound, got {' '.join(arguments) or 'none of them'}; type "
-            f"functools.partial({name}, {names[0]}=...)"
+        raise InvalidTypeError(
+            "loss",
+            f"{name} with {' '.join(names)} bound",
+            " ".join(arguments) or "none of them",
+            f"type functools.partial({name}, {names[0]}=...)",
         )
     return describe(**arguments)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks, losses
+from tutelage.errors import InvalidTypeError, InvalidValueError, RunError
 from tutelage.kernels import cpu_sweeps
 from tutelage.kernels.divergence import Divergence, LogitLoss, divergence_of, is_wttm
 from tutelage.kernels.logits import check_classwise, in_triton
@@ -114,25 +115,29 @@ def linear(
     _check_layer("student", student_hidden, student_weight, student_bias)
     _check_layer("teacher", teacher_hidden, teacher_weight, teacher_bias)
     if teacher_weight.shape[0] != student_weight.shape[0]:
-        raise ValueError(
-            f"teacher_weight: expected as many classes as student_weight, {student_weight.shape[0]}, got "
-            f"{teacher_weight.shape[0]}; both networks need one vocabulary, in one order"
+        raise InvalidValueError(
+            "teacher_weight",
+            f"as many classes as student_weight, {student_weight.shape[0]}",
+            teacher_weight.shape[0],
+            "both networks need one vocabulary, in one order",
         )
     divergence = divergence_of(loss)
     checks.weight(weight, "weight", example=1.0)
     checks.weight(supervised, "supervised", example=1.0)
     tokens, classes = student_hidden.shape[:-1], student_weight.shape[0]
     if teacher_hidden.shape[:-1] != tokens:
-        raise ValueError(
-            f"teacher_hidden: expected the tokens of student_hidden, {tuple(tokens)}, got "
-            f"{tuple(teacher_hidden.shape[:-1])}; feed both networks the same batch"
+        raise InvalidValueError(
+            "teacher_hidden",
+            f"the tokens of student_hidden, {tuple(tokens)}",
+            tuple(teacher_hidden.shape[:-1]),
+            "feed both networks the same batch",
         )
     labels = _labels(labels, student_hidden, classes, ignore_index)
     weights = _weights(sample_weight, tokens, student_hidden)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
-        raise TypeError(f"chunk: expected a number of logits, got {type(chunk).__name__}; type for example chunk=2**22")
+        raise InvalidTypeError("chunk", "a number of logits", type(chunk).__name__, "type for example chunk=2**22")
     if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 logit, got {chunk}; type for example chunk=2**22")
+        raise InvalidValueError("chunk", "at least 1 logit", chunk, "type for example chunk=2**22")
     total, ce, matching = _Linear.apply(
         student_hidden.reshape(-1, student_hidden.shape[-1]),
         student_weight,
@@ -151,29 +156,34 @@ def _check_layer(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None)
     check_classwise(hidden, f"{name}_hidden")
     check_classwise(weight, f"{name}_weight")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
-        raise ValueError(
-            f"{name}_weight: expected shape (classes, {hidden.shape[-1]}), as {name}_hidden is wide, got "
-            f"{tuple(weight.shape)}; type the layer's weight as torch.nn.Linear keeps it"
+        raise InvalidValueError(
+            f"{name}_weight",
+            f"shape (classes, {hidden.shape[-1]}), as {name}_hidden is wide",
+            tuple(weight.shape),
+            "type the layer's weight as torch.nn.Linear keeps it",
         )
     for what, tensor in ((f"{name}_weight", weight), (f"{name}_bias", bias)):
         if tensor is not None and tensor.dtype != hidden.dtype:
-            raise TypeError(
-                f"{what}: expected the dtype of {name}_hidden, {hidden.dtype}, got {tensor.dtype}; "
-                f"type {what}.to({hidden.dtype})"
+            raise InvalidTypeError(
+                what, f"the dtype of {name}_hidden, {hidden.dtype}", tensor.dtype, f"type {what}.to({hidden.dtype})"
             )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{name}_bias: expected shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}; "
-            f"type the bias of the layer whose weight {name}_weight is"
+        raise InvalidValueError(
+            f"{name}_bias",
+            f"shape {tuple(weight.shape[:1])}",
+            tuple(bias.shape),
+            f"type the bias of the layer whose weight {name}_weight is",
         )
 
 
 def _labels(labels: Tensor, hidden: Tensor, classes: int, ignore_index: int) -> Tensor:
     tokens = hidden.shape[:-1]
     if isinstance(labels, Tensor) and labels.is_floating_point():
-        raise TypeError(
-            f"labels: expected int64 class indices, got {labels.dtype}; soft labels are as large as the logits: "
-            "type losses.cross_entropy and the loss"
+        raise InvalidTypeError(
+            "labels",
+            "int64 class indices",
+            labels.dtype,
+            "soft labels are as large as the logits: type losses.cross_entropy and the loss",
         )
     if isinstance(labels, Tensor) and labels.dtype == torch.int64:
         if ignore_index != UNLABELLED:
@@ -189,9 +199,8 @@ def _weights(sample_weight: Tensor | None, tokens: torch.Size, hidden: Tensor) -
     if sample_weight is None:
         return hidden.new_ones(tokens.numel(), dtype=dtype)
     if not isinstance(sample_weight, Tensor) or not sample_weight.is_floating_point():
-        raise TypeError(
-            "sample_weight: expected a floating tensor, got "
-            f"{checks.kind_of(sample_weight)}; type sample_weight.float()"
+        raise InvalidTypeError(
+            "sample_weight", "a floating tensor", checks.kind_of(sample_weight), "type sample_weight.float()"
         )
     _check_shape("sample_weight", sample_weight, tokens, "weight")
     return sample_weight.detach().to(dtype).reshape(-1)
@@ -199,9 +208,11 @@ def _weights(sample_weight: Tensor | None, tokens: torch.Size, hidden: Tensor) -
 
 def _check_shape(name: str, tensor: Tensor, tokens: torch.Size, what: str) -> None:
     if tensor.shape != tokens:
-        raise ValueError(
-            f"{name}: expected shape {tuple(tokens)}, as student_hidden without its width, got {tuple(tensor.shape)}; "
-            f"type one {what} per token"
+        raise InvalidValueError(
+            name,
+            f"shape {tuple(tokens)}, as student_hidden without its width",
+            tuple(tensor.shape),
+            f"type one {what} per token",
         )
 
 
@@ -326,9 +337,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError(
-                "kernels.linear: expected one backward pass per call, got a second; its gradients are handed over, "
-                "not copied: call the function again"
+            raise RunError(
+                "kernels.linear",
+                "one backward pass per call",
+                "a second",
+                "its gradients are handed over, not copied: call the function again",
             )
         returned: list[Tensor | None] = []
         for buffer, source in zip(gradients, ctx.saved_tensors, strict=True):
@@ -386,9 +399,11 @@ def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: B
         z.requires_grad_(by is not None)
         ce, values = losses.cross_entropy(z, labels), loss(z, v)
         if values.shape != labels.shape:
-            raise ValueError(
-                f"loss: expected one value per token, shape {tuple(labels.shape)}, got {tuple(values.shape)}; "
-                "leave the mean over tokens to kernels.linear"
+            raise InvalidValueError(
+                "loss",
+                f"one value per token, shape {tuple(labels.shape)}",
+                tuple(values.shape),
+                "leave the mean over tokens to kernels.linear",
             )
         if by is None:
             return ce, values, None

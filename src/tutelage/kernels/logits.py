@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tutelage import checks, losses, targets
+from tutelage.errors import InvalidValueError
 from tutelage.kernels import cpu_sweeps
 from tutelage.kernels.divergence import LogitLoss, divergence_of, is_wttm
 from tutelage.types import Sparse
@@ -125,17 +126,23 @@ def _check_sparse(teacher: Sparse, student_logits: Tensor) -> None:
     check_classwise(values, "teacher_logits.values")
     shape = student_logits.shape
     if classes != shape[-1] or values.shape[:-1] != shape[:-1] or values.shape[-1] > classes:
-        raise ValueError(
-            f"teacher_logits: expected top classes of student_logits' shape, {tuple(shape)}, got values "
-            f"{tuple(values.shape)} of {classes} classes; feed both networks the same batch and the same classes"
+        raise InvalidValueError(
+            "teacher_logits",
+            f"top classes of student_logits' shape, {tuple(shape)}",
+            f"values {tuple(values.shape)} of {classes} classes",
+            "feed both networks the same batch and the same classes",
         )
     if index.dtype != torch.int64 or index.shape != values.shape:
-        raise ValueError(
-            f"teacher_logits.index: expected int64 of shape {tuple(values.shape)}, got {index.dtype} of "
-            f"{tuple(index.shape)}; type the classes that the values belong to, index.long()"
+        raise InvalidValueError(
+            "teacher_logits.index",
+            f"int64 of shape {tuple(values.shape)}",
+            f"{index.dtype} of {tuple(index.shape)}",
+            "type the classes that the values belong to, index.long()",
         )
     if level.shape != shape[:-1] or not level.is_floating_point():
-        raise ValueError(
-            f"teacher_logits.level: expected a floating logit of shape {tuple(shape[:-1])}, got {level.dtype} of "
-            f"{tuple(level.shape)}; type the logit that each of the other classes has"
+        raise InvalidValueError(
+            "teacher_logits.level",
+            f"a floating logit of shape {tuple(shape[:-1])}",
+            f"{level.dtype} of {tuple(level.shape)}",
+            "type the logit that each of the other classes has",
         )

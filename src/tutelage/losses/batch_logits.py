@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.errors import InvalidValueError
 
 _SMALL = 1e-8
 
@@ -56,7 +57,7 @@ def dist(
     checks.weight(beta, "beta", example=1.0)
     checks.weight(gamma, "gamma", example=1.0)
     if guard not in ("added", "clamped"):
-        raise ValueError(f"guard: expected one of added, clamped, got {guard!r}; for example guard='added'")
+        raise InvalidValueError("guard", "one of added, clamped", repr(guard), "for example guard='added'")
     between = 1 - _correlation(q, p, guard).mean()
     within = 1 - _correlation(q.T, p.T, guard).mean()
     return temperature * temperature * (beta * between + gamma * within)
@@ -122,9 +123,8 @@ def _rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) ->
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=4.0)
     if not student_logits.numel():
-        raise ValueError(
-            f"student_logits: expected at least one sample, got shape {tuple(student_logits.shape)}; "
-            "leave empty batches out"
+        raise InvalidValueError(
+            "student_logits", "at least one sample", f"shape {tuple(student_logits.shape)}", "leave empty batches out"
         )
     classes = student_logits.shape[-1]
     q, p = (torch.softmax(logits / temperature, dim=-1) for logits in (student_logits, teacher_logits))

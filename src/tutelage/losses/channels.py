@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.errors import InvalidValueError
 from tutelage.losses.features import same_size
 from tutelage.losses.pairwise import gram, unit_rows
 
@@ -69,9 +70,11 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """
     student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS, same="batch")
     if student.shape[1] != teacher.shape[1]:
-        raise ValueError(
-            f"student_features: expected the teacher's {teacher.shape[1]} channels, got {student.shape[1]}; "
-            "map the student's features first, for example by Apply(projection=...)"
+        raise InvalidValueError(
+            "student_features",
+            f"the teacher's {teacher.shape[1]} channels",
+            student.shape[1],
+            "map the student's features first, for example by Apply(projection=...)",
         )
     student_gram, teacher_gram = (unit_rows(gram(f.flatten(2))) for f in (student, teacher))
     return (student_gram - teacher_gram).square().sum((1, 2)) / student_gram.shape[1]

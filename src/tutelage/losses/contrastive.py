@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.errors import InvalidTypeError, InvalidValueError
 
 EPSILON = 1e-7
 """Added to the prior of a negative in the public code, and so here."""
@@ -44,18 +45,20 @@ def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperatur
     bank = checks.features(bank, "bank", axes=("samples", "dimension")).detach()
     checks.positive(temperature, "temperature", example=0.07)
     if bank.shape[1] != embeddings.shape[1]:
-        raise ValueError(
-            f"bank: expected rows as long as an embedding, {embeddings.shape[1]}, got {bank.shape[1]}; "
-            f"make it torch.zeros(samples, {embeddings.shape[1]})"
+        raise InvalidValueError(
+            "bank",
+            f"rows as long as an embedding, {embeddings.shape[1]}",
+            bank.shape[1],
+            f"make it torch.zeros(samples, {embeddings.shape[1]})",
         )
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64:
-        raise TypeError(
-            f"columns: expected an int64 tensor, got {checks.kind_of(columns)}; type torch.as_tensor(columns)"
-        )
+        raise InvalidTypeError("columns", "an int64 tensor", checks.kind_of(columns), "type torch.as_tensor(columns)")
     if columns.ndim != 2 or len(columns) != len(embeddings):
-        raise ValueError(
-            f"columns: expected shape ({len(embeddings)}, some), a row per sample, got {tuple(columns.shape)}; "
-            "type torch.cat([index[:, None], negatives], dim=1)"
+        raise InvalidValueError(
+            "columns",
+            f"shape ({len(embeddings)}, some), a row per sample",
+            tuple(columns.shape),
+            "type torch.cat([index[:, None], negatives], dim=1)",
         )
     return (embeddings @ bank.T).gather(1, columns) / temperature
 
@@ -111,9 +114,11 @@ def contrast(log_ratios: Tensor, *, samples: int) -> Tensor:
     _count(samples)
     negatives = log_ratios.shape[1] - 1
     if negatives < 1:
-        raise ValueError(
-            "log_ratios: expected the positive and at least one negative, shape (batch, 1 + negatives), "
-            f"got {tuple(log_ratios.shape)}; draw negatives"
+        raise InvalidValueError(
+            "log_ratios",
+            "the positive and at least one negative, shape (batch, 1 + negatives)",
+            tuple(log_ratios.shape),
+            "draw negatives",
         )
     prior = negatives / samples
     shifted = log_ratios - math.log(prior + EPSILON)
@@ -148,9 +153,11 @@ def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor,
     teacher_scores = checks.features(teacher_scores, "teacher_scores", axes=("batch", "1 + negatives"))
     checks.same_shape(student_scores, teacher_scores, "student_scores", "teacher_scores")
     if log_normalisers.shape != (2,):
-        raise ValueError(
-            f"log_normalisers: expected shape (2,), the student's and the teacher's, got "
-            f"{tuple(log_normalisers.shape)}; type torch.stack([of_student, of_teacher])"
+        raise InvalidValueError(
+            "log_normalisers",
+            "shape (2,), the student's and the teacher's",
+            tuple(log_normalisers.shape),
+            "type torch.stack([of_student, of_teacher])",
         )
     of_student, of_teacher = log_normalisers.detach()
     student_contrast = contrast(student_scores - of_student, samples=samples)
@@ -185,6 +192,6 @@ def moved(rows: Tensor, embeddings: Tensor, *, momentum: float) -> Tensor:
 
 def _count(samples: int) -> None:
     if isinstance(samples, bool) or not isinstance(samples, int):
-        raise TypeError(f"samples: expected a whole number, got {samples!r}; type for example samples=50000")
+        raise InvalidTypeError("samples", "a whole number", repr(samples), "type for example samples=50000")
     if samples < 1:
-        raise ValueError(f"samples: expected at least 1, got {samples}; type for example samples=50000")
+        raise InvalidValueError("samples", "at least 1", samples, "type for example samples=50000")

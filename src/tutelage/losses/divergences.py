@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tutelage import checks
+from tutelage.errors import InvalidValueError
 from tutelage.losses.logits import kl_divergence
 
 
@@ -86,7 +87,7 @@ def parameter_of(kind: str, alpha: float | None, beta: float | None) -> float:
     for name, value in (("alpha", alpha), ("beta", beta)):
         if name != own and value is not None:
             owners = " or ".join(f'kind="{other}"' for other, (its, _) in PARAMETERS.items() if its == name)
-            raise ValueError(f'{name}: expected none for kind="{kind}", got {value}; leave it out, or type {owners}')
+            raise InvalidValueError(name, f'none for kind="{kind}"', value, f"leave it out, or type {owners}")
     given = alpha if own == "alpha" else beta
     if given is None:
         return default

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.losses.pooling import averaged, common_size
 
 Distance = Literal["mean_square", "norm"]
@@ -71,7 +72,7 @@ def attention_transfer(
         return (student - teacher).square().mean(1)
     if distance == "norm":
         return torch.linalg.vector_norm(student - teacher, dim=-1)
-    raise ValueError(f'distance: expected mean_square or norm, got {distance!r}; type distance="mean_square"')
+    raise InvalidValueError("distance", "mean_square or norm", repr(distance), 'type distance="mean_square"')
 
 
 def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor) -> Tensor:
@@ -104,9 +105,11 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     variance = checks.features(variance, "variance", axes=("channels",))
     channels = teacher.shape[1]
     if len(variance) != channels:
-        raise ValueError(
-            f"variance: expected one value for each of the {channels} channels, got {len(variance)}; "
-            f"type torch.full(({channels},), 5.0)"
+        raise InvalidValueError(
+            "variance",
+            f"one value for each of the {channels} channels",
+            len(variance),
+            f"type torch.full(({channels},), 5.0)",
         )
     squares = (student - teacher).square().mean((2, 3))
     return (0.5 * (squares / variance + variance.log())).mean(1)
@@ -171,7 +174,7 @@ def attention(maps: Tensor, *, p: float) -> Tensor:
     """Return ``(batch, positions)``: means over channels of ``f**p``, scaled to length 1."""
     checks.positive(p, "p", example=2)
     if int(p) != p:
-        raise ValueError(f"p: expected a whole number, got {p}: features may be below 0; type for example p=2")
+        raise InvalidValueError("p", "a whole number", f"{p}: features may be below 0", "type for example p=2")
     return F.normalize(bounded(maps).pow(int(p)).mean(1).flatten(1), dim=1)
 
 
@@ -228,14 +231,15 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
     squares = (student - teacher).square().sum(2)
     _share(masked)
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
-        raise TypeError(
-            f"hidden: expected a bool tensor, got {checks.kind_of(hidden)}; "
-            "type losses.hide(torch.rand(batch, tokens), masked=0.5)"
+        raise InvalidTypeError(
+            "hidden", "a bool tensor", checks.kind_of(hidden), "type losses.hide(torch.rand(batch, tokens), masked=0.5)"
         )
     if hidden.shape != squares.shape:
-        raise ValueError(
-            f"hidden: expected shape {tuple(squares.shape)}, a value per token, got {tuple(hidden.shape)}; "
-            f"type losses.hide(torch.rand{tuple(squares.shape)}, masked={masked})"
+        raise InvalidValueError(
+            "hidden",
+            f"shape {tuple(squares.shape)}, a value per token",
+            tuple(hidden.shape),
+            f"type losses.hide(torch.rand{tuple(squares.shape)}, masked={masked})",
         )
     return squares.masked_fill(~hidden, 0.0).sum(1) / masked
 

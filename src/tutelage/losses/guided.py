@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.types import UNLABELLED
 
 
@@ -63,15 +64,17 @@ def srrl_regression(
     student, teacher = _pooled_pair(student_features, teacher_features)
     weight = checks.features(weight, "weight", axes=("classes", "width")).detach()
     if weight.shape[1] != student.shape[1]:
-        raise ValueError(
-            f"weight: expected (classes, {student.shape[1]}), a column per channel, got {tuple(weight.shape)}; "
-            "map the student's features to the width that the teacher's head reads"
+        raise InvalidValueError(
+            "weight",
+            f"(classes, {student.shape[1]}), a column per channel",
+            tuple(weight.shape),
+            "map the student's features to the width that the teacher's head reads",
         )
     if bias is not None:
         bias = checks.features(bias, "bias", axes=("classes",)).detach()
         if len(bias) != len(weight):
-            raise ValueError(
-                f"bias: expected {len(weight)} values, one per class, got {len(bias)}; use weight and bias of one layer"
+            raise InvalidValueError(
+                "bias", f"{len(weight)} values, one per class", len(bias), "use weight and bias of one layer"
             )
     dtype = torch.promote_types(student.dtype, weight.dtype)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -105,9 +108,14 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
     student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS)
     margins = checks.features(margins, "margins", axes=("channels",)).detach()
     if len(margins) != student.shape[1]:
-        raise ValueError(
-            f"margins: expected {student.shape[1]} values, one per channel, got {len(margins)}; "
-            "type margins=losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the teacher's activation"
+        raise InvalidValueError(
+            "margins",
+            f"{student.shape[1]} values, one per channel",
+            len(margins),
+            (
+                "type margins=losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the "
+                "teacher's activation"
+            ),
         )
     target = torch.maximum(teacher, margins[:, None, None].to(teacher.dtype))
     counts = (teacher > 0) | (student > target)
@@ -178,14 +186,15 @@ def norm_direction(
     student, teacher = checks.feature_pair(student_features, teacher_features, checks.EMBEDDINGS)
     class_means = checks.features(class_means, "class_means", axes=("classes", "width")).detach()
     if class_means.shape[1] != student.shape[1]:
-        raise ValueError(
-            f"class_means: expected (classes, {student.shape[1]}), got {tuple(class_means.shape)}; "
-            "give means of teacher_features"
+        raise InvalidValueError(
+            "class_means", f"(classes, {student.shape[1]})", tuple(class_means.shape), "give means of teacher_features"
         )
     if isinstance(labels, Tensor) and labels.is_floating_point():
-        raise TypeError(
-            f"labels: expected int64 class indices, got soft labels, {labels.dtype}; "
-            "type labels.argmax(-1), or use an objective that takes soft labels"
+        raise InvalidTypeError(
+            "labels",
+            "int64 class indices",
+            f"soft labels, {labels.dtype}",
+            "type labels.argmax(-1), or use an objective that takes soft labels",
         )
     checks.labels_for(student[:, :1].expand(-1, len(class_means)), labels)
     directions = F.normalize(class_means, dim=1).to(student.dtype)[labels.clamp(min=0)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks, targets
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.types import UNLABELLED
 
 
@@ -246,9 +247,11 @@ def transformed_matching(
         return values
     weight = sample_weight(log_p).detach()
     if weight.shape != values.shape:
-        raise ValueError(
-            f"sample_weight: expected one weight per sample, shape {tuple(values.shape)}, got {tuple(weight.shape)}; "
-            "sum over the classes, which are on the last axis"
+        raise InvalidValueError(
+            "sample_weight",
+            f"one weight per sample, shape {tuple(values.shape)}",
+            tuple(weight.shape),
+            "sum over the classes, which are on the last axis",
         )
     if normalise:
         weight = weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny)
@@ -279,7 +282,7 @@ def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
     student_logits = checks.classwise(student_logits, "student_logits")
     checks.order(order)
     if order == 0:
-        raise ValueError("order: expected a number above 0, got 0, which has no gradient; type for example order=0.25")
+        raise InvalidValueError("order", "a number above 0", "0, which has no gradient", "type for example order=0.25")
     return -targets.renyi_entropy(torch.log_softmax(student_logits, dim=-1), order=order)
 
 
@@ -307,8 +310,8 @@ def standardise(logits: Tensor) -> Tensor:
     """
     logits = checks.classwise(logits, "logits")
     if logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits: expected at least 2 classes, got {logits.shape[-1]}, which has no deviation; leave it as it is"
+        raise InvalidValueError(
+            "logits", "at least 2 classes", f"{logits.shape[-1]}, which has no deviation", "leave it as it is"
         )
     return (logits - logits.mean(dim=-1, keepdim=True)) / (logits.std(dim=-1, keepdim=True) + 1e-7)
 
@@ -337,10 +340,10 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
         kind = checks.kind_of(temperature)
-        raise TypeError(f"temperature: expected a floating tensor, got {kind}; type losses.kd(...) for a number")
+        raise InvalidTypeError("temperature", "a floating tensor", kind, "type losses.kd(...) for a number")
     if temperature.numel() != 1:
-        raise ValueError(
-            f"temperature: expected one entry, got {tuple(temperature.shape)}; type for example temperature.mean()"
+        raise InvalidValueError(
+            "temperature", "one entry", tuple(temperature.shape), "type for example temperature.mean()"
         )
     t = temperature.reshape(()).to(torch.promote_types(temperature.dtype, torch.float32))
     log_q, log_p = (torch.log_softmax(logits / t, dim=-1) for logits in (student_logits, teacher_logits))
@@ -372,7 +375,7 @@ def scaled_gradient(values: Tensor, *, factor: float | Tensor) -> Tensor:
     """
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = checks.kind_of(values)
-        raise TypeError(f"values: expected a floating tensor, got {kind}; type torch.as_tensor(values).float()")
+        raise InvalidTypeError("values", "a floating tensor", kind, "type torch.as_tensor(values).float()")
     # The difference is exactly 0, and carries the gradient.
     return values.detach() + factor * (values - values.detach())
 
@@ -419,14 +422,14 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
 def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
     """Return the labelled class of each sample, ``(..., 1)``, class 0 for an unlabelled one; refuse soft labels."""
     if not checks.labels_for(student_logits, labels):
-        raise ValueError(
-            f"labels: expected int64 class indices, got soft labels, {labels.dtype}, of which none is the labelled "
-            "class; type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data"
+        raise InvalidValueError(
+            "labels",
+            "int64 class indices",
+            f"soft labels, {labels.dtype}, of which none is the labelled class",
+            "type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data",
         )
     if student_logits.shape[-1] < 2:
-        raise ValueError(
-            f"student_logits: expected at least 2 classes, got {student_logits.shape[-1]}; add the other class"
-        )
+        raise InvalidValueError("student_logits", "at least 2 classes", student_logits.shape[-1], "add the other class")
     return labels.clamp(min=0).unsqueeze(-1)
 
 

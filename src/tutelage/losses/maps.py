@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.losses.features import Distance, attention, bounded, same_size
 from tutelage.losses.pooling import averaged, common_size
 
@@ -75,7 +76,7 @@ def factor_difference(
     features = checks.feature_pair(student_features, teacher_features, checks.ANY)
     _at_least_one(length_by, "length_by")
     if p not in (1, 2):
-        raise ValueError(f"p: expected 1 or 2, got {p!r}; type p=1")
+        raise InvalidValueError("p", "1 or 2", repr(p), "type p=1")
     student, teacher = (F.normalize(bounded(f).flatten(1), p=length_by, dim=1) for f in features)
     return (student - teacher).abs().mean(1) if p == 1 else torch.linalg.vector_norm(student - teacher, dim=-1)
 
@@ -145,7 +146,7 @@ def fsp(
     stages = _stages(student_features, teacher_features)
     for name, value, known in (("pool", pool, ("average", "maximum")), ("distance", distance, ("mean_square", "norm"))):
         if value not in known:
-            raise ValueError(f'{name}: expected {" or ".join(known)}, got {value!r}; type {name}="{known[0]}"')
+            raise InvalidValueError(name, " or ".join(known), repr(value), f'type {name}="{known[0]}"')
     flows = [
         _flow(student, further_student, pool) - _flow(teacher, further_teacher, pool)
         for (student, teacher), (further_student, further_teacher) in itertools.pairwise(stages)
@@ -195,16 +196,15 @@ def kd_svd(
     """
     stages = _stages(student_features, teacher_features)
     if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: expected a whole number, got {type(k).__name__}; type k=1")
+        raise InvalidTypeError("k", "a whole number", type(k).__name__, "type k=1")
     most = min(min(f.shape[1], f.shape[2:].numel()) for pair in stages for f in pair)
     if not 1 <= k <= most:
-        raise ValueError(
-            f"k: expected at least 1 vector, and at most {most}, the fewest positions or channels of a map, got {k}; "
-            "type k=1"
+        raise InvalidValueError(
+            "k", f"at least 1 vector, and at most {most}, the fewest positions or channels of a map", k, "type k=1"
         )
     signs = [None] * len(stages) if first_signs is None else list(first_signs)
     if len(signs) != len(stages):
-        raise ValueError(f"first_signs: expected {len(stages)} tensors, one per stage, got {len(signs)}; leave it out")
+        raise InvalidValueError("first_signs", f"{len(stages)} tensors, one per stage", len(signs), "leave it out")
     vectors = [_singular(*pair, k=k, first_signs=sign) for pair, sign in zip(stages, signs, strict=True)]
     total = torch.stack(
         [
@@ -219,33 +219,34 @@ def kd_svd(
 def _at_least_one(value: float, name: str) -> None:
     checks.positive(value, name, example=1)
     if value < 1:
-        raise ValueError(f"{name}: expected a number of at least 1, got {value}; type for example {name}=1")
+        raise InvalidValueError(name, "a number of at least 1", value, f"type for example {name}=1")
 
 
 def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return pairs of maps, checked, in at least float32, the teacher's without a gradient."""
     for name, maps in (("student_features", student_features), ("teacher_features", teacher_features)):
         if not isinstance(maps, list | tuple):
-            raise TypeError(
-                f"{name}: expected a list of maps, one per stage, got {type(maps).__name__}; type [first, second]"
-            )
+            raise InvalidTypeError(name, "a list of maps, one per stage", type(maps).__name__, "type [first, second]")
         if len(maps) < 2:
-            raise ValueError(
-                f"{name}: expected at least 2 stages, between which changes are compared, got {len(maps)}; "
-                "name more taps"
+            raise InvalidValueError(
+                name, "at least 2 stages, between which changes are compared", len(maps), "name more taps"
             )
     if len(student_features) != len(teacher_features):
-        raise ValueError(
-            f"teacher_features: expected {len(student_features)} stages, as student_features, "
-            f"got {len(teacher_features)}; name as many taps of both networks"
+        raise InvalidValueError(
+            "teacher_features",
+            f"{len(student_features)} stages, as student_features",
+            len(teacher_features),
+            "name as many taps of both networks",
         )
     pairs = []
     for stage, pair in enumerate(zip(student_features, teacher_features, strict=True)):
         student, teacher = checks.feature_pair(*pair, checks.MAPS, same="batch", stage=f"[{stage}]")
         if student.shape[1] != teacher.shape[1]:
-            raise ValueError(
-                f"teacher_features[{stage}]: expected {student.shape[1]} channels, as student_features[{stage}], "
-                f"got {teacher.shape[1]}; name stages of equal width, or use another objective"
+            raise InvalidValueError(
+                f"teacher_features[{stage}]",
+                f"{student.shape[1]} channels, as student_features[{stage}]",
+                teacher.shape[1],
+                "name stages of equal width, or use another objective",
             )
         pairs.append((student, teacher))
     return pairs
@@ -273,8 +274,8 @@ def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor |
     elif first_signs.shape == (len(teacher), k):
         signs = teacher_vectors[:, :1].sign() * first_signs[:, None].to(teacher_vectors)
     else:
-        raise ValueError(
-            f"first_signs: expected shape {(len(teacher), k)} per stage, got {tuple(first_signs.shape)}; leave it out"
+        raise InvalidValueError(
+            "first_signs", f"shape {(len(teacher), k)} per stage", tuple(first_signs.shape), "leave it out"
         )
     teacher_vectors = teacher_vectors * signs
     candidates = _leading(_matrix(student), k + 3)

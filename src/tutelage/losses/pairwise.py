@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tutelage import checks
+from tutelage.errors import InvalidValueError
 
 _NEAREST = 1e-6
 """Distances of different samples are at least this, without a gradient below it."""
@@ -153,7 +154,7 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
     axes = ("batch", "feature", "...")
     features = checks.feature_pair(student_features, teacher_features, axes, same="batch")
     if row_norm not in (1, 2):
-        raise ValueError(f"row_norm: expected 1 or 2, got {row_norm!r}; type row_norm=2 for the published form")
+        raise InvalidValueError("row_norm", "1 or 2", repr(row_norm), "type row_norm=2 for the published form")
     student, teacher = (unit_rows(gram(f.flatten(1)), order=row_norm) for f in features)
     return (student - teacher).square().mean()
 
@@ -221,7 +222,7 @@ def correlation_kernel(
     """
     features = _embeddings(student_features, teacher_features)
     if kernel not in ("gaussian", "bilinear"):
-        raise ValueError(f"kernel: expected one of gaussian, bilinear, got {kernel!r}; type kernel='gaussian'")
+        raise InvalidValueError("kernel", "one of gaussian, bilinear", repr(kernel), "type kernel='gaussian'")
     checks.positive(gamma, "gamma", example=0.4)
     checks.whole_number(order, "order", example=2)
     student, teacher = (gram(F.normalize(f, dim=1) if normalise else f) for f in features)

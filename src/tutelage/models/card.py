@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tutelage.errors import InvalidValueError
 from tutelage.submodules import is_tap
 
 JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
@@ -77,42 +78,49 @@ class Card:
         if not 0 < self.divisor < float("inf"):
             raise self._error("divisor", "a number above 0", "type divisor=255")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std: expected both or neither, got one of them; give the other too")
+            raise InvalidValueError("mean and std", "both or neither", "one of them", "give the other too")
         for argument in ("mean", "std"):
             values = getattr(self, argument)
             if values is not None and len(values) != self.channels:
-                raise ValueError(
-                    f"{argument}: expected {self.channels} values, one per channel, got {len(values)}; "
-                    f"give {self.channels} values or channels={len(values)}"
+                raise InvalidValueError(
+                    argument,
+                    f"{self.channels} values, one per channel",
+                    len(values),
+                    f"give {self.channels} values or channels={len(values)}",
                 )
         if self.std is not None and min(self.std) <= 0:
             raise self._error("std", "values above 0", "use 1.0 for a channel to leave as it is")
         if self.class_names is not None and len(self.class_names) != self.classes:
-            raise ValueError(
-                f"class_names: expected {self.classes} names, got {len(self.class_names)}; "
-                f"give one name per class, or none"
+            raise InvalidValueError(
+                "class_names", f"{self.classes} names", len(self.class_names), "give one name per class, or none"
             )
         if not self.stage_inputs:
             object.__setattr__(self, "stage_inputs", self.stages)
         if len(self.stage_inputs) != len(self.stages):
-            raise ValueError(
-                f"stage_inputs: expected {len(self.stages)} taps, as many as stages, got {len(self.stage_inputs)}; "
-                "repeat a stage's tap where none comes before it, or give none"
+            raise InvalidValueError(
+                "stage_inputs",
+                f"{len(self.stages)} taps, as many as stages",
+                len(self.stage_inputs),
+                "repeat a stage's tap where none comes before it, or give none",
             )
         for tap in (*self.stages, *self.stage_inputs):
             if not is_tap(tap):
-                raise ValueError(
-                    f"stages: expected taps such as layer3 or fc:input, got {tap!r}; "
-                    "type a submodule's name, with :input behind it for what it reads"
+                raise InvalidValueError(
+                    "stages",
+                    "taps such as layer3 or fc:input",
+                    repr(tap),
+                    "type a submodule's name, with :input behind it for what it reads",
                 )
         if self.embedding is not None and self.embedding != (self.stages or (None,))[-1]:
-            raise ValueError(
-                f"embedding: expected the last of the stages, got {self.embedding!r} beside {self.stages!r}; "
-                "put it behind the stages"
+            raise InvalidValueError(
+                "embedding",
+                "the last of the stages",
+                f"{self.embedding!r} beside {self.stages!r}",
+                "put it behind the stages",
             )
 
     def _error(self, field: str, expected: str, advice: str) -> ValueError:
-        return ValueError(f"{field}: expected {expected}, got {getattr(self, field)!r}; {advice}")
+        return InvalidValueError(field, expected, repr(getattr(self, field)), advice)
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as a value that JSON can hold; tuples become lists, and two fields have older names there."""
@@ -133,9 +141,11 @@ class Card:
         unknown = sorted(set(value) - set(fields))
         missing = sorted({"name", "classes"} - set(value))
         if unknown or missing:
-            raise ValueError(
-                f"card: expected the fields {', '.join(sorted(fields))}, got unknown {unknown} and missing {missing}; "
-                "write the card anew with this version"
+            raise InvalidValueError(
+                "card",
+                f"the fields {', '.join(sorted(fields))}",
+                f"unknown {unknown} and missing {missing}",
+                "write the card anew with this version",
             )
         arguments: dict[str, Any] = {fields[k]: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return cls(**arguments)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models.card import Card
 from tutelage.models.predict import Prediction, predict
 
@@ -54,9 +55,11 @@ class Classifier(nn.Module):
         logits = self.network(self.normalise(inputs))
         if not isinstance(logits, Tensor) or logits.dim() < 2:
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise TypeError(
-                f"{self.card.name}: expected the network to return logits, one tensor of shape (batch, classes), "
-                f"got {got}; wrap the network in a module that returns its logits alone"
+            raise InvalidTypeError(
+                self.card.name,
+                "the network to return logits, one tensor of shape (batch, classes)",
+                got,
+                "wrap the network in a module that returns its logits alone",
             )
         return logits
 
@@ -72,14 +75,18 @@ class Classifier(nn.Module):
         if self.mean is None or self.std is None:
             return inputs
         if not inputs.is_floating_point():
-            raise TypeError(
-                f"inputs: expected floating point values in [0, 1] for {self.card.name}, got {inputs.dtype}; "
-                "type inputs.float() / 255"
+            raise InvalidTypeError(
+                "inputs",
+                f"floating point values in [0, 1] for {self.card.name}",
+                inputs.dtype,
+                "type inputs.float() / 255",
             )
         if inputs.dim() < 3 or inputs.shape[-3] != self.card.channels:
-            raise ValueError(
-                f"inputs: expected (batch, {self.card.channels}, height, width) for {self.card.name}, "
-                f"got {tuple(inputs.shape)}; create the model with channels= as many as the data has"
+            raise InvalidValueError(
+                "inputs",
+                f"(batch, {self.card.channels}, height, width) for {self.card.name}",
+                tuple(inputs.shape),
+                "create the model with channels= as many as the data has",
             )
         return ((inputs - self.mean) / self.std).to(inputs.dtype)
 

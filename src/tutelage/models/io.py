@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tutelage import records
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
 from tutelage.images import one_line
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
@@ -59,7 +60,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"weights: expected a checkpoint's file, got {path}, which is none; check the path")
+        raise NotFoundError("weights", "a checkpoint's file", f"{path}, which is none", "check the path")
     content = _content(path)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -67,9 +68,11 @@ def read(path: str | Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         got = f"the keys {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(
-            f"weights: expected a state dict in {path}, bare or under {', '.join(WRAPPERS)}, got {got}; "
-            "save it anew with torch.save(network.state_dict(), path)"
+        raise InvalidValueError(
+            "weights",
+            f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}",
+            got,
+            "save it anew with torch.save(network.state_dict(), path)",
         )
     return {str(name): value for name, value in content.items()}
 
@@ -86,15 +89,18 @@ def _content(path: Path) -> Any:
         reason = one_line(error)[:120]
         if isinstance(error, pickle.UnpicklingError):
             if refused := re.search(r"GLOBAL (\w[\w.]*)", str(error)):
-                raise ValueError(
-                    f"weights: expected tensors alone, got {path}, which refers to {refused.group(1)} and could run "
-                    "code when read; it was not read. If you trust it, load it in a process of its own and save its "
-                    "state dict anew"
+                raise InvalidValueError(
+                    "weights",
+                    "tensors alone",
+                    f"{path}, which refers to {refused.group(1)} and could run code when read",
+                    ("it was not read. If you trust it, load it in a process of its own and save its state dict anew"),
                 ) from error
             reason = "no pickle of tensors alone"
-        raise ValueError(
-            f"weights: expected a whole checkpoint, got {path} of {path.stat().st_size} bytes, which is cut off, "
-            f"damaged or of another format ({reason}); fetch or save it again"
+        raise InvalidValueError(
+            "weights",
+            "a whole checkpoint",
+            (f"{path} of {path.stat().st_size} bytes, which is cut off, damaged or of another format ({reason})"),
+            "fetch or save it again",
         ) from error
 
 
@@ -139,7 +145,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
                     f"the checkpoint has {stored} classes and the model {classes}: type classes={stored} "
                     "to take it as it is"
                 )
-        raise ValueError(f"weights: expected a checkpoint of {name}, got {path or 'one'} with {problems}; {hint}")
+        raise InvalidValueError("weights", f"a checkpoint of {name}", f"{path or 'one'} with {problems}", hint)
     network.load_state_dict(optional | state)
 
 
@@ -174,8 +180,8 @@ def fingerprint(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         value = state[name]
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"state: expected tensors alone, got {type(value).__name__} under {name!r}; leave extra state out"
+            raise InvalidTypeError(
+                "state", "tensors alone", f"{type(value).__name__} under {name!r}", "leave extra state out"
             )
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         # reshape on a channels-last tensor would keep its order of bytes in memory, so contiguous comes first
@@ -221,8 +227,8 @@ def read_card(folder: Path) -> Card:
         value = records.read_json(path)
         card = Card.from_json(value["card"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"model: expected a card in {path}, got one that cannot be read ({error}); save the student anew"
+        raise InvalidValueError(
+            "model", f"a card in {path}", f"one that cannot be read ({error})", "save the student anew"
         ) from error
     # The saved head is the one that was trained, however it came to be.
     return dataclasses.replace(card, weights=f"{folder.resolve().name}/{records.STUDENT}", fresh_head=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.images import Layout, as_image, centre, convert, image_of, pixels_of, rescale
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ def _view(image: Any, card: Card) -> Tensor:
     decoded = convert(as_image(image), channels=card.channels)
     pixels, white = pixels_of(decoded), card.divisor
     if pixels.max() > white:
-        raise ValueError(
-            f"images: expected values from 0 to {white:g}, as the images that {card.name} was trained on have, "
-            f"got {pixels.max()}; multiply them by {white:g}/255 where 255 is their white"
+        raise InvalidValueError(
+            "images",
+            f"values from 0 to {white:g}, as the images that {card.name} was trained on have",
+            pixels.max(),
+            f"multiply them by {white:g}/255 where 255 is their white",
         )
     if card.image_size is not None:
         height, width = card.image_size

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tutelage import records
+from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError, NotFoundError
 from tutelage.models import io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
@@ -62,7 +63,7 @@ def create(
         torch.Size([2, 10])
     """
     if not isinstance(name, str):
-        raise TypeError(f"model: expected a name, got {type(name).__name__}; type adopt(module) for one of your own")
+        raise InvalidTypeError("model", "a name", type(name).__name__, "type adopt(module) for one of your own")
     request = ModelRequest(
         classes=classes, channels=channels, image_size=image_size, trust_code=trust_code, tagged=weights is None
     )
@@ -77,13 +78,15 @@ def create(
             spec = _rebuilt(saved, request)
             weights = saved / records.STUDENT if weights is None else weights
         elif name and saved.is_dir():
-            raise ValueError(
-                f"model: expected a run's folder with {records.STUDENT} and {records.CARD}, got {name!r}, which lacks "
-                "them; finish the run, or name another folder"
+            raise InvalidValueError(
+                "model",
+                f"a run's folder with {records.STUDENT} and {records.CARD}",
+                f"{name!r}, which lacks them",
+                "finish the run, or name another folder",
             )
         elif "/" in name and not colon:
-            raise FileNotFoundError(
-                f"model: expected a run's folder, got {name!r}, which is not there; train it first, or check the path"
+            raise NotFoundError(
+                "model", "a run's folder", f"{name!r}, which is not there", "train it first, or check the path"
             )
         else:
             raise unknown(name, (known for known, _ in available()))
@@ -102,9 +105,11 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
     try:
         return spec.fetch(), spec.card
     except OSError as error:
-        raise ConnectionError(
-            f"model: expected to fetch the weights of {name} from its publisher, got {type(error).__name__}; "
-            f"connect, or give a local copy with weights=path; {name.partition('.')[0]} has random weights"
+        raise NetworkError(
+            "model",
+            f"to fetch the weights of {name} from its publisher",
+            type(error).__name__,
+            f"connect, or give a local copy with weights=path; {name.partition('.')[0]} has random weights",
         ) from error
 
 
@@ -132,9 +137,11 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     card = io.read_card(saved)
     prefix, _, path = card.name.partition(":")
     if prefix not in _SOURCES:
-        raise ValueError(
-            f"model: expected a student that a name can rebuild in {saved}, got {card.name!r}, a module of the user's "
-            f"own; build the module and type tutelage.models.load(module, read({str(saved / records.STUDENT)!r}))"
+        raise InvalidValueError(
+            "model",
+            f"a student that a name can rebuild in {saved}",
+            f"{card.name!r}, a module of the user's own",
+            (f"build the module and type tutelage.models.load(module, read({str(saved / records.STUDENT)!r}))"),
         )
     size = request.image_size or card.image_size
     built = _SOURCES[prefix](
@@ -171,10 +178,10 @@ def adopt(
     if isinstance(module, Classifier):
         return module
     if not isinstance(module, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module or a name, got {type(module).__name__}; give one of those")
+        raise InvalidTypeError("model", "a torch.nn.Module or a name", type(module).__name__, "give one of those")
     classes = structure.head_classes(module) if classes is None else classes
     if classes is None:
-        raise ValueError(f"classes: expected a number for {name}, which has no linear layer, got none; type classes=10")
+        raise InvalidValueError("classes", f"a number for {name}, which has no linear layer", "none", "type classes=10")
     return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
 
 

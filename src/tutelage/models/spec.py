@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.models.card import Card
 
 
@@ -34,13 +35,13 @@ class ModelSpec:
     fetch: Callable[[], nn.Module] | None = None
 
 
-def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> ValueError:
+def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> InvalidValueError:
     """Make the error for a name that no source knows, with the nearest of the known ones, and what lists them all."""
     full = {name.casefold(): name for name in known}
     candidates = {folded.partition(":")[2]: name for folded, name in full.items()} | full
     near = dict.fromkeys(candidates[m] for m in difflib.get_close_matches(name.casefold(), candidates, n=4, cutoff=0.6))
     hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
-    return ValueError(f"model: expected a known name, got {name!r}; {hint}`{else_type}` lists the names")
+    return InvalidValueError("model", "a known name", repr(name), f"{hint}`{else_type}` lists the names")
 
 
 def resized(statistics: Sequence[float], channels: int) -> tuple[float, ...]:

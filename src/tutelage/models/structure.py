@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.submodules import find_head, input_of
 
 STAGE = re.compile(r"(layer|stage)\d+")
@@ -139,9 +140,11 @@ def replace_head(network: nn.Module, *, old: int, new: int) -> None:
         return
     head = find_head(network, classes=old)
     if head is None or not head.path or not isinstance(head.layer, nn.Linear | nn.Conv2d):
-        raise ValueError(
-            f"classes: expected {old}, as the network has and as no linear head was found to replace, got {new}; "
-            f"type classes={old}, or change the head in a function of your own (file:path.py:function)"
+        raise InvalidValueError(
+            "classes",
+            f"{old}, as the network has and as no linear head was found to replace",
+            new,
+            f"type classes={old}, or change the head in a function of your own (file:path.py:function)",
         )
     layer, biased = head.layer, head.layer.bias is not None
     if isinstance(layer, nn.Linear):

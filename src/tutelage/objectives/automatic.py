@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tutelage import targets
+from tutelage.errors import InvalidValueError
 from tutelage.objectives.term import BindContext
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
@@ -38,9 +39,11 @@ def balanced_weight(term: Term, context: BindContext) -> float:
     """
     needs = term.needs
     if needs.labels != "none" or needs.student_taps or needs.teacher_taps or needs.projections:
-        raise ValueError(
-            "beta: expected a term that reads logits alone for auto, got one that reads labels or features; "
-            "type for example beta=3.0"
+        raise InvalidValueError(
+            "beta",
+            "a term that reads logits alone for auto",
+            "one that reads labels or features",
+            "type for example beta=3.0",
         )
     logits = _logits(context, "an automatic beta")
     # A coupled term has another value on a part of the samples.
@@ -48,9 +51,11 @@ def balanced_weight(term: Term, context: BindContext) -> float:
     size = torch.cat([_gradient(term, chunk.double()).norm(dim=-1) for chunk in chunks]).mean().item()
     classes = logits.shape[-1]
     if not size > 0:
-        raise ValueError(
-            "beta: expected a teacher that prefers a class somewhere, got one whose target is uniform on all "
-            f"{len(logits)} samples; train it, or type for example beta=3.0"
+        raise InvalidValueError(
+            "beta",
+            "a teacher that prefers a class somewhere",
+            f"one whose target is uniform on all {len(logits)} samples",
+            "train it, or type for example beta=3.0",
         )
     return _rounded(SHARE * math.sqrt((classes - 1) / classes) / size)
 
@@ -78,9 +83,11 @@ def equally_flat(name: str, context: BindContext) -> float:
     target_entropy = entropy("power", FLAT_GAMMA)
     low, high = math.log(targets.SMALLEST_GAMMA), 0.0
     if entropy(name, math.exp(low)) < target_entropy:
-        raise ValueError(
-            f"gamma: expected a teacher that {name} can make as flat as a power of {FLAT_GAMMA}, got one that is too "
-            "confident; type a number, for example gamma=1e-6"
+        raise InvalidValueError(
+            "gamma",
+            f"a teacher that {name} can make as flat as a power of {FLAT_GAMMA}",
+            "one that is too confident",
+            "type a number, for example gamma=1e-6",
         )
     while high - low > 10.0**-_DIGITS / 2:
         middle = (low + high) / 2
@@ -97,9 +104,11 @@ def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> floa
     log_probs = _logits(context, "a weight normalised over the training set").double().log_softmax(dim=-1)
     mean = _mean(weigh, log_probs)
     if not mean > 0:
-        raise ValueError(
-            f"normalise: expected a weight above 0 somewhere, got 0 on all {len(log_probs)} training samples; "
-            "type normalise=none, or weight_by=power_sum, which is at least 1"
+        raise InvalidValueError(
+            "normalise",
+            "a weight above 0 somewhere",
+            f"0 on all {len(log_probs)} training samples",
+            "type normalise=none, or weight_by=power_sum, which is at least 1",
         )
     return _rounded(mean)
 
@@ -120,14 +129,18 @@ def _mean(function: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
 def _logits(context: BindContext, purpose: str) -> Tensor:
     logits = context.teacher_logits
     if logits is None:
-        raise ValueError(
-            f"context: expected the teacher's logits on training samples for {purpose}, got none; "
-            "type context=BindContext(teacher_logits=...), or a number in place of auto"
+        raise InvalidValueError(
+            "context",
+            f"the teacher's logits on training samples for {purpose}",
+            "none",
+            "type context=BindContext(teacher_logits=...), or a number in place of auto",
         )
     if logits.ndim != 2 or not len(logits) or not logits.isfinite().all():
-        raise ValueError(
-            "context: expected teacher_logits that are finite, of shape (samples, classes), got "
-            f"{'others' if logits.ndim == 2 and len(logits) else tuple(logits.shape)}; check the teacher"
+        raise InvalidValueError(
+            "context",
+            "teacher_logits that are finite, of shape (samples, classes)",
+            "others" if logits.ndim == 2 and len(logits) else tuple(logits.shape),
+            "check the teacher",
         )
     return logits.detach()
 

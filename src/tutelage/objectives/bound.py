@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import kernels, losses
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.kernels.divergence import LogitLoss, divergence_of
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
@@ -158,9 +159,11 @@ def _fusible(terms: Mapping[str, nn.Module]) -> tuple[str, str] | None:
 
 def _check_shape(name: str, values: Tensor, needs: Requirements, expected: torch.Size) -> None:
     if values.shape != expected and not (needs.coupled and values.ndim == 0):
-        raise ValueError(
-            f"term {name}: expected one value per sample, shape {tuple(expected)}, got {tuple(values.shape)}; "
-            "leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch"
+        raise InvalidValueError(
+            f"term {name}",
+            f"one value per sample, shape {tuple(expected)}",
+            tuple(values.shape),
+            ("leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch"),
         )
 
 
@@ -234,5 +237,7 @@ def _detached(tensor: Tensor) -> Tensor:
 
 def _module(term: object) -> nn.Module:
     if not isinstance(term, nn.Module):
-        raise TypeError(f"term: expected bind() to return an nn.Module, got {type(term).__name__}")
+        raise InvalidTypeError(
+            "term", "bind() to return an nn.Module", type(term).__name__, "return self where it is a module already"
+        )
     return term

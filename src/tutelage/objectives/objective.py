@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tutelage.errors import InvalidValueError
 from tutelage.objectives.bound import BoundObjective
 from tutelage.objectives.term import Apply, BindContext, PresetCall, TermSpec, WeightedTerm, joint_needs, named_parts
 from tutelage.settings.objective import ObjectiveSpec, PresetSpec, arguments_to_recipe
@@ -37,9 +38,11 @@ class Objective:
         if not isinstance(other, Objective):
             return NotImplemented
         if self.supervised and other.supervised:
-            raise ValueError(
-                f"objective: expected one supervised term, got one in {self.name!r} and one in {other.name!r}; "
-                f"{_one_to_zero((*other.pieces, *self.pieces))}"
+            raise InvalidValueError(
+                "objective",
+                "one supervised term",
+                f"one in {self.name!r} and one in {other.name!r}",
+                _one_to_zero((*other.pieces, *self.pieces)),
             )
         return Objective(self.pieces + other.pieces)
 
@@ -47,7 +50,7 @@ class Objective:
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
         if not (math.isfinite(factor) and factor > 0):
-            raise ValueError(f"objective: expected a factor > 0, got {factor}; to drop an objective, do not add it")
+            raise InvalidValueError("objective", "a factor > 0", factor, "to drop an objective, do not add it")
         return Objective(tuple(replace(piece, scale=piece.scale * factor) for piece in self.pieces))
 
     __rmul__ = __mul__
@@ -73,9 +76,11 @@ class Objective:
         """
         coupled = [any(part.term.needs.coupled for part in piece.parts) for piece in self.pieces]
         if not any(coupled):
-            raise ValueError(
-                f"objective: expected a term that couples a batch's samples, to be gathered for, got {self.name}, "
-                "which is the same however a batch is split over processes; leave gather out"
+            raise InvalidValueError(
+                "objective",
+                "a term that couples a batch's samples, to be gathered for",
+                f"{self.name}, which is the same however a batch is split over processes",
+                "leave gather out",
             )
         pieces = zip(self.pieces, coupled, strict=True)
         return Objective(tuple(replace(piece, gather=piece.gather or couples) for piece, couples in pieces))
@@ -145,9 +150,11 @@ class Objective:
             ValueError: a term was put together by hand, so no preset call makes it.
         """
         if self.spec.weights is not None:
-            raise ValueError(
-                "objective: expected presets, got terms put together by hand, which no recipe can hold; "
-                "name the function that makes them as a preset, with @objectives.preset"
+            raise InvalidValueError(
+                "objective",
+                "presets",
+                "terms put together by hand, which no recipe can hold",
+                "name the function that makes them as a preset, with @objectives.preset",
             )
         return list(self.spec.to_recipe())
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.types import Projection
 
 Shape = tuple[int, ...]
@@ -15,9 +16,11 @@ Shape = tuple[int, ...]
 def linear(student: Shape, teacher: Shape) -> nn.Module:
     """Return ``nn.Linear`` from one width to another, with a bias, on features ``(batch, width)``."""
     if len(student) != 1 or len(teacher) != 1:
-        raise ValueError(
-            f"projection: expected features (batch, width) on both sides of a linear map, got {student} and {teacher} "
-            "without the batch; name taps after the pooling, such as card:embedding"
+        raise InvalidValueError(
+            "projection",
+            "features (batch, width) on both sides of a linear map",
+            f"{student} and {teacher} without the batch",
+            "name taps after the pooling, such as card:embedding",
         )
     return nn.Linear(student[0], teacher[0])
 
@@ -26,9 +29,11 @@ def conv(student: Shape, teacher: Shape) -> nn.Module:
     """Return a 1x1 convolution with a bias, on maps of equal size."""
     _maps("conv", student, teacher)
     if student[1:] != teacher[1:]:
-        raise ValueError(
-            f"projection: expected maps of equal height and width for a conv, got {student} and {teacher} without the "
-            "batch; name taps of equal sizes, or type projection=regressor where the method has that argument"
+        raise InvalidValueError(
+            "projection",
+            "maps of equal height and width for a conv",
+            f"{student} and {teacher} without the batch",
+            "name taps of equal sizes, or type projection=regressor where the method has that argument",
         )
     return nn.Conv2d(student[0], teacher[0], 1)
 
@@ -67,17 +72,21 @@ def _reaching(kind: str, student: Shape, teacher: Shape) -> nn.Module:
         return nn.ConvTranspose2d(channels, outputs, 4, stride=2, padding=1)
     if all(side >= target_side for side, target_side in zip(size, target, strict=True)):
         return nn.Conv2d(channels, outputs, (1 + size[0] - target[0], 1 + size[1] - target[1]))
-    raise ValueError(
-        "projection: expected a student's map half as large as the teacher's, or at least as large, for a "
-        f"{kind}, got {student} and {teacher} without the batch; name taps of closer sizes"
+    raise InvalidValueError(
+        "projection",
+        f"a student's map half as large as the teacher's, or at least as large, for a {kind}",
+        f"{student} and {teacher} without the batch",
+        "name taps of closer sizes",
     )
 
 
 def _maps(kind: str, student: Shape, teacher: Shape) -> None:
     if len(student) != 3 or len(teacher) != 3:
-        raise ValueError(
-            f"projection: expected maps (batch, channels, height, width) on both sides of a {kind}, got {student} and "
-            f"{teacher} without the batch; name taps of maps, such as card:stage.-1, or another kind of map"
+        raise InvalidValueError(
+            "projection",
+            f"maps (batch, channels, height, width) on both sides of a {kind}",
+            f"{student} and {teacher} without the batch",
+            "name taps of maps, such as card:stage.-1, or another kind of map",
         )
 
 
@@ -100,7 +109,7 @@ def build(projection: Projection, student: Shape, teacher: Shape) -> nn.Module:
         ValueError: the kind is unknown, or cannot map these shapes.
     """
     if projection.kind not in KINDS:
-        raise ValueError(
-            f"projection: expected a kind among {', '.join(KINDS)}, got {projection.kind!r}; type one of those"
+        raise InvalidValueError(
+            "projection", f"a kind among {', '.join(KINDS)}", repr(projection.kind), "type one of those"
         )
     return KINDS[projection.kind](student, teacher)

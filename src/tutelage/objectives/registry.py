@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, ParamSpec, cast
 import torch
 
 from tutelage import losses
+from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, raise_all
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.term import Apply, BindContext, PresetCall, WeightedTerm
 from tutelage.settings.objective import (
@@ -82,16 +83,14 @@ def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objecti
         def build(*positional: P.args, **arguments: P.kwargs) -> Objective:
             if positional:
                 named = ", ".join(f"{p}={value!r}" for p, value in zip(signature, positional, strict=False))
-                raise TypeError(
-                    f"{name}: expected arguments by name, got {positional[0]!r} alone; type {name}({named})"
-                )
+                raise InvalidTypeError(name, "arguments by name", f"{positional[0]!r} alone", f"type {name}({named})")
             read = read_arguments(name, signature, arguments)
             parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in make(**read).parts)
             _probe(parts)
             return Objective((PresetCall(parts, name, read),))
 
         if name in PRESETS:
-            raise ValueError(f"preset: expected a new name, got {name!r}, which is taken; rename the function")
+            raise InvalidValueError("preset", "a new name", f"{name!r}, which is taken", "rename the function")
         PRESETS[name], SIGNATURES[name] = Preset(build, paper), signature
         return build
 
@@ -102,7 +101,7 @@ def objective_of(*parts: WeightedTerm) -> Objective:
     """Make an objective of those parts whose weight is not the number zero."""
     nonzero = [part for part in parts if part.weight != 0]
     if not nonzero:
-        raise ValueError("objective: expected a term with a weight other than 0, got none; for example supervised=1")
+        raise InvalidValueError("objective", "a term with a weight other than 0", "none", "for example supervised=1")
     return Objective.of(*nonzero)
 
 
@@ -137,18 +136,19 @@ def from_spec(spec: ObjectiveSpec) -> Objective:
             weights of terms that were put together by hand.
     """
     if not spec.presets:
-        raise ValueError(
-            "objective: expected presets, got terms put together by hand, which no recipe can make; "
-            "name the function that makes them as a preset, with @objectives.preset"
+        raise InvalidValueError(
+            "objective",
+            "presets",
+            "terms put together by hand, which no recipe can make",
+            "name the function that makes them as a preset, with @objectives.preset",
         )
     built, errors = [], []
     for call in spec.presets:
         try:
             built.append(_build(PRESETS[call.preset], json.dumps(call.to_recipe())))
-        except ValueError as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
+        except InvalidValueError as error:
+            errors.append(error)
+    raise_all(errors)
     return functools.reduce(lambda left, right: left + right, built)
 
 
@@ -159,8 +159,9 @@ def _build(preset: Preset, entry: str) -> Objective:
     try:
         objective = preset.build(**call.arguments)
         return call.scale * (objective.gathered() if call.gather else objective)
-    except (TypeError, ValueError) as error:
-        raise ValueError("\n".join(with_recipe_keys(error, call.preset, list(SIGNATURES[call.preset])))) from None
+    except TutelageError as error:
+        of_recipe = with_recipe_keys(error, call.preset, list(SIGNATURES[call.preset]))
+        raise InvalidValueError.of([of_recipe]) from None
 
 
 def signatures_json() -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import projectors
 from tutelage.settings.weights import Automatic, AutomaticWeight, WeightValue, value_of
 from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Term
@@ -179,15 +180,19 @@ class Apply:
     def __post_init__(self) -> None:
         for name in self.reads:
             if name not in LOSS_INPUTS:
-                raise TypeError(
-                    f"loss: expected positional parameters among {', '.join(LOSS_INPUTS)}, got {name!r}; "
-                    "rename it, or put it after a * where it is a hyperparameter"
+                raise InvalidTypeError(
+                    "loss",
+                    f"positional parameters among {', '.join(LOSS_INPUTS)}",
+                    repr(name),
+                    "rename it, or put it after a * where it is a hyperparameter",
                 )
             network, _, kind = name.partition("_")
             if kind == "features" and not getattr(self, f"{network}_tap"):
-                raise TypeError(
-                    f"{network}_tap: expected the tap that {name} are read from, got none; "
-                    f'for example {network}_tap="card:embedding"'
+                raise InvalidTypeError(
+                    f"{network}_tap",
+                    f"the tap that {name} are read from",
+                    "none",
+                    f'for example {network}_tap="card:embedding"',
                 )
 
     @property
@@ -278,8 +283,8 @@ class FeatureTerm:
     def __post_init__(self) -> None:
         pairs = paired(self.student_taps, self.teacher_taps)
         if self.one_pair and len(pairs) != 1:
-            raise ValueError(
-                f"student_taps: expected one tap of each network, got {len(pairs)}; add a term for each further pair"
+            raise InvalidValueError(
+                "student_taps", "one tap of each network", len(pairs), "add a term for each further pair"
             )
         self._check()
 
@@ -314,16 +319,18 @@ def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
 def present(teacher: Outputs | None) -> Outputs:
     """Return the teacher's outputs; refuse none."""
     if teacher is None:
-        raise ValueError("teacher: expected its outputs, got none; the objective matches a teacher, so pass one")
+        raise InvalidValueError("teacher", "its outputs", "none", "the objective matches a teacher, so pass one")
     return teacher
 
 
 def paired(student_taps: Sequence[str], teacher_taps: Sequence[str]) -> list[tuple[str, str]]:
     """Return the taps of both networks in pairs; refuse more of one network than of the other."""
     if len(student_taps) != len(teacher_taps):
-        raise ValueError(
-            f"teacher_taps: expected {len(student_taps)}, as many as student_taps, got {len(teacher_taps)}; "
-            "name one tap of the teacher for each of the student"
+        raise InvalidValueError(
+            "teacher_taps",
+            f"{len(student_taps)}, as many as student_taps",
+            len(teacher_taps),
+            "name one tap of the teacher for each of the student",
         )
     return list(zip(student_taps, teacher_taps, strict=True))
 
@@ -338,11 +345,11 @@ def shape_of(
     shape = shapes[tap]
     axes, expected, hint = KINDS[kind] if kind else ((len(shape),), "", "")
     if len(shape) not in axes:
-        raise ValueError(f"tap {tap}: expected {expected} of the {network}, got {shape} without the batch; {hint}")
+        raise InvalidValueError(f"tap {tap}", f"{expected} of the {network}", f"{shape} without the batch", hint)
     return shape
 
 
 def missing(what: str, argument: str = "") -> ValueError:
     """Return the error of a context that lacks something, and the argument of `network_context` that provides it."""
     call = f"tutelage.network_context(objective, student, teacher, inputs{argument})"
-    return ValueError(f"context: expected {what}, got none; type context={call}")
+    return InvalidValueError("context", what, "none", f"type context={call}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import records
+from tutelage.errors import InvalidValueError, NotFoundError
 
 FINISHED = "finished"
 NOT_STARTED = "not started"
@@ -84,9 +85,11 @@ def read(folder: Path | str) -> Subject:
     if comparison is not None:
         return _comparison(folder, comparison)
     if not (folder / records.MANIFEST).exists():
-        raise FileNotFoundError(
-            f"`folder` must be a run's or a comparison's, with {records.MANIFEST} or {records.COMPARISON} in it, "
-            f"got {str(folder)!r}; type the folder that `tutelage train`, `distill` or `compare` printed"
+        raise NotFoundError(
+            "folder",
+            f"a run's or a comparison's, with {records.MANIFEST} or {records.COMPARISON} in it",
+            repr(str(folder)),
+            "type the folder that `tutelage train`, `distill` or `compare` printed",
         )
     run = read_run(folder)
     return Subject(folder=folder, name=text(run.manifest.get("name")) or folder.resolve().name, runs=(run,))
@@ -138,11 +141,9 @@ def mapping(path: Path) -> Mapping[str, Any] | None:
     try:
         value = records.read_json(path)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} must be JSON, got: {error}; restore the file or run again") from error
+        raise InvalidValueError(path, "JSON", error, "restore the file or run again") from error
     if not isinstance(value, dict):
-        raise ValueError(
-            f"{str(path)!r} must hold a JSON object, got {type(value).__name__}; restore the file or run again"
-        )
+        raise InvalidValueError(path, "a JSON object", type(value).__name__, "restore the file or run again")
     return value
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import data, records
-from tutelage.config.schema import Recipe, RecipeError, TrainedTeacher
+from tutelage.config.schema import Recipe, TrainedTeacher
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
 from tutelage.runs import autotune, resume
 from tutelage.runs.execute import execute
@@ -104,7 +105,7 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
         ValueError: the recipes cannot share batches.
     """
     if any(not can_share_batches(first, second) for (first, _), (second, _) in itertools.combinations(planned, 2)):
-        raise ValueError("recipes: expected some that can share batches, got some that cannot; execute them one by one")
+        raise InvalidValueError("recipes", "some that can share batches", "some that cannot", "execute them one by one")
     runs: dict[int, RunState] = {}
 
     def fail(k: int, error: Exception) -> None:
@@ -166,8 +167,10 @@ class _Shared:
         self.precision, self.reason = self.precision or recipe.precision, self.reason or reason
         if recipe.precision != self.precision:
             raise RecipeError(
-                f"precision: expected {self.precision}, as the runs beside {recipe.name} have, got {recipe.precision}, "
-                "which it began with or its recorded outputs have; execute it alone"
+                "precision",
+                f"{self.precision}, as the runs beside {recipe.name} have",
+                f"{recipe.precision}, which it began with or its recorded outputs have",
+                "execute it alone",
             )
         return RunState(
             recipe,

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutelage.config.schema import RecipeError
+from tutelage.errors import RecipeError
 
 
 class BusyError(RecipeError):
@@ -28,7 +28,9 @@ def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise BusyError(
-                f"name: expected a folder that no other process writes to, got {folder}, where a run is in progress; "
-                "type name=... for another run, or wait"
+                "name",
+                "a folder that no other process writes to",
+                f"{folder}, where a run is in progress",
+                "type name=... for another run, or wait",
             ) from None
         yield

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from tutelage import data
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
+from tutelage.errors import RecipeError
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, setup
 from tutelage.runs.lock import folder_lock
@@ -69,7 +70,7 @@ def record(
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = inputs.splits.train, inputs.splits.classes
     if recipe.outputs is None:
-        raise RecipeError("outputs: expected a folder for the teacher's outputs, got none; type outputs=runs/outputs")
+        raise RecipeError("outputs", "a folder for the teacher's outputs", "none", "type outputs=runs/outputs")
     folder = Path(recipe.outputs)
     # The cache is opened under the lock: another process may just have created it.
     with folder_lock(folder, wait=True), setup.torch_settings(recipe), contextlib.ExitStack() as stack:
@@ -141,16 +142,19 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
 
     if outputs.begun and outputs.form is not None and top not in (None, outputs.form.kept):
         raise RecipeError(
-            f"outputs_top: expected {outputs.form.kept}, as {outputs.folder.name} was begun with, got {top}; "
-            "type outputs=... for another folder, or remove this one"
+            "outputs_top",
+            f"{outputs.form.kept}, as {outputs.folder.name} was begun with",
+            top,
+            "type outputs=... for another folder, or remove this one",
         )
     if not outputs.begun and top is not None and size(None) > limit_mb:
         outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error)
         if size(outputs.form) >= size(None):
             raise RecipeError(
-                f"outputs_top: expected fewer than take as much as all {classes} classes, {size(None):.3g} MB, "
-                f"got {top}, which take {size(outputs.form):.3g}; type a smaller outputs_top=..., or a larger "
-                "outputs_limit_mb=..."
+                "outputs_top",
+                f"fewer than take as much as all {classes} classes, {size(None):.3g} MB",
+                f"{top}, which take {size(outputs.form):.3g}",
+                "type a smaller outputs_top=..., or a larger outputs_limit_mb=...",
             )
     if (size_mb := size(outputs.form)) <= limit_mb:
         return size_mb
@@ -158,7 +162,8 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
     if fits and top is None:
         fewer = f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, "
     raise RecipeError(
-        f"outputs: expected at most {limit_mb:.0f} MB, got {size_mb:.0f} MB for {epochs} epochs of {samples} "
-        f"samples; type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or "
-        "outputs=null to ask the live teacher"
+        "outputs",
+        f"at most {limit_mb:.0f} MB",
+        f"{size_mb:.0f} MB for {epochs} epochs of {samples} samples",
+        (f"type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or outputs=null to ask the live teacher"),
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import config, models, records
-from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.config.schema import Network, Recipe
+from tutelage.errors import RecipeError
 from tutelage.runs.setup import RunInputs
 from tutelage.training.checkpoints import Checkpoint
 
@@ -142,17 +143,19 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
     """
     path = folder / records.MANIFEST
     if (folder / records.COMPARISON).exists():
-        raise RecipeError(f"name: expected a folder for a run, got {folder}, which holds a comparison; type name=...")
+        raise RecipeError("name", "a folder for a run", f"{folder}, which holds a comparison", "type name=...")
     if not path.exists():
         return None
     earlier = records.read_json(path)
     if earlier.get("status") == "finished":
         remedy = "type name=... for another, or remove the folder"
-        raise RecipeError(f"name: expected a new run, got {folder}, which is finished; {remedy}")
+        raise RecipeError("name", "a new run", f"{folder}, which is finished", remedy)
     if differs := recipe_differences(config.read(folder / records.RECIPE), recipe):
         raise RecipeError(
-            f"name: expected the recipe of the unfinished run {folder} to resume it, got another one: "
-            f"{', '.join(differs)}; type name=... for a new run, or remove the folder"
+            "name",
+            f"the recipe of the unfinished run {folder} to resume it",
+            f"another one: {', '.join(differs)}",
+            "type name=... for a new run, or remove the folder",
         )
     return earlier
 
@@ -171,8 +174,10 @@ def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None])
     for what, then in expected.items():
         if then is not None and got[what] != then:
             raise RecipeError(
-                f"{what}: expected the fingerprint {then} that the run had, got {got[what]}; "
-                f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
+                what,
+                f"the fingerprint {then} that the run had",
+                got[what],
+                f"put the same {what} back, or start a new run from the folder's {records.RECIPE}",
             )
 
 

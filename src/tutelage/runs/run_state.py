@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from tutelage import config, data, models, records
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
+from tutelage.errors import RecipeError
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
@@ -136,8 +137,10 @@ class RunState:
         student.train(mode)
         if width != classes:
             raise RecipeError(
-                f"student {student.card.name}: expected logits for the {classes} classes of the data, got {width}; "
-                "change its last layer"
+                f"student {student.card.name}",
+                f"logits for the {classes} classes of the data",
+                width,
+                "change its last layer",
             )
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
@@ -147,8 +150,10 @@ class RunState:
             return None
         if (width := test.teacher.logits.shape[-1]) != classes:
             raise RecipeError(
-                f"teacher {teacher.card.name}: expected logits for the {classes} classes of the data, got {width}; "
-                "name a teacher that was trained on these classes"
+                f"teacher {teacher.card.name}",
+                f"logits for the {classes} classes of the data",
+                width,
+                "name a teacher that was trained on these classes",
             )
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
@@ -157,8 +162,10 @@ class RunState:
             self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
-                f"teacher: expected one better than chance (1 in {classes}), got an accuracy of {accuracy:.2%}; "
-                "check its weights and the order of its classes, or type weak_teacher=true to train with it"
+                "teacher",
+                f"one better than chance (1 in {classes})",
+                f"an accuracy of {accuracy:.2%}",
+                "check its weights and the order of its classes, or type weak_teacher=true to train with it",
             )
         measured = {"accuracy": accuracy, "set": test.name, "mode": "eval", "answers": self.teacher_mode()}
         return {**manifest.describe_network(teacher), **measured}
@@ -264,8 +271,10 @@ class RunState:
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             self.failure = CheckpointError(
-                f"{self.recipe.name}: expected room on the disk for the run's records, got none; "
-                "free some space and type the same command again to resume"
+                self.recipe.name,
+                "room on the disk for the run's records",
+                "none",
+                "free some space and type the same command again to resume",
             )
             self.failure.__cause__ = error
         elif isinstance(error, Exception):

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from tutelage import config, data, models, taps
-from tutelage.config.schema import Network, R, Recipe, RecipeError
+from tutelage.config.schema import Network, R, Recipe
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
@@ -67,8 +68,10 @@ def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
     """Return a run's teacher; refuse none. ``instead`` is what else to type."""
     if teacher is None:
         raise RecipeError(
-            f"teacher: expected one {purpose}, got none; add teacher=..., such as a run's folder"
-            f"{f', or {instead}' if instead else ''}"
+            "teacher",
+            f"one {purpose}",
+            "none",
+            f"add teacher=..., such as a run's folder{(f', or {instead}' if instead else '')}",
         )
     return teacher
 
@@ -122,13 +125,18 @@ def check_compatible(run_inputs: RunInputs) -> None:
         needs, name = objective.needs, objective.name
         if needs.labels != "none" and not soft and not (labels != UNLABELLED).any():
             raise RecipeError(
-                f"data: expected labels for the supervised objective {name}, got none among {len(labels)} training "
-                "samples; give labels, or zero its supervised weight where it has one beside a teacher's"
+                "data",
+                f"labels for the supervised objective {name}",
+                f"none among {len(labels)} training samples",
+                "give labels, or zero its supervised weight where it has one beside a teacher's",
             )
         if needs.labels == "index" and (soft or splits.train.mixing is not None):
-            got = "soft labels; " if soft else "the soft labels of mixed samples; type data.mixup=0 data.cutmix=0, or "
+            unmix = "" if soft else "type data.mixup=0 data.cutmix=0, or "
             raise RecipeError(
-                f"data: expected class indices for objective {name}, got {got}use an objective that takes them"
+                "data",
+                f"class indices for objective {name}",
+                "soft labels" if soft else "the soft labels of mixed samples",
+                f"{unmix}use an objective that takes them",
             )
         try:
             for tap in needs.student_taps:
@@ -140,28 +148,34 @@ def check_compatible(run_inputs: RunInputs) -> None:
                     taps.head(teacher)
                 for tap in needs.teacher_norms:
                     taps.batch_norm(teacher, tap)
-        except ValueError as error:
-            raise RecipeError(f"objective {name}: {error}") from None
+        except InvalidValueError as error:
+            raise RecipeError.of([error.within(f"objective {name}")]) from None
     if teacher is None:
         return
     card, remedy = teacher.card, "fine-tune it on these data with `tutelage train`, or name another"
     if card.classes != splits.classes:
         raise RecipeError(
-            f"teacher {card.name}: expected {splits.classes} classes, as the data and the student have, got "
-            f"{card.classes}; {remedy} teacher"
+            f"teacher {card.name}",
+            f"{splits.classes} classes, as the data and the student have",
+            card.classes,
+            f"{remedy} teacher",
         )
     if card.fresh_head:
         raise RecipeError(
-            f"teacher {card.name}: expected weights for {splits.classes} classes, as the data have, got weights for "
-            "another number; fine-tune it on these data first with `tutelage train`, or name another"
+            f"teacher {card.name}",
+            f"weights for {splits.classes} classes, as the data have",
+            "weights for another number",
+            "fine-tune it on these data first with `tutelage train`, or name another",
         )
     # Names that have nothing in common are two ways to write the same classes, such as words and WordNet ids.
     names, data_names = tuple(card.class_names or ()), tuple(splits.class_names)
     if set(names) & set(data_names) and names != data_names:
         k = next(k for k, (a, b) in enumerate(zip(names, data_names, strict=True)) if a != b)
         raise RecipeError(
-            f"teacher {card.name}: expected the classes of the data in their order, got {names[k]!r} where they have "
-            f"{data_names[k]!r} (class {k}); {remedy}"
+            f"teacher {card.name}",
+            "the classes of the data in their order",
+            f"{names[k]!r} where they have {data_names[k]!r} (class {k})",
+            remedy,
         )
 
 
@@ -174,10 +188,13 @@ def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequen
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
             fitting = next((size for size in sizes if smallest(size) >= min_batch), None)
             raise RecipeError(
-                f"batch_size: expected {min_batch} samples or more in every batch for objective {objective.name}, got "
-                f"{got} in the smallest of {samples} samples by {batch_size}"
-                f"{f' on {world} processes' if world > 1 else ''}; "
-                f"{f'type batch_size={fitting}' if fitting else 'use more samples'}"
+                "batch_size",
+                f"{min_batch} samples or more in every batch for objective {objective.name}",
+                (
+                    f"{got} in the smallest of {samples} samples by {batch_size}"
+                    f"{(f' on {world} processes' if world > 1 else '')}"
+                ),
+                f"type batch_size={fitting}" if fitting else "use more samples",
             )
 
 
@@ -237,8 +254,10 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     assert run_inputs.teacher is not None
     if labels.is_floating_point() or not (labels != UNLABELLED).any():
         raise RecipeError(
-            "data: expected class indices of training samples, which the teacher's class means are taken over, got "
-            f"{'soft labels' if labels.is_floating_point() else 'no labels'}; use an objective without class means"
+            "data",
+            "class indices of training samples, which the teacher's class means are taken over",
+            "soft labels" if labels.is_floating_point() else "no labels",
+            "use an objective without class means",
         )
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
     sums: dict[str, torch.Tensor] = {}
@@ -248,8 +267,10 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
             feature = outputs.taps[name]
             if feature.dim() != 2:
                 raise RecipeError(
-                    f"tap {name}: expected a feature (batch, width) of the teacher, whose class means are taken, got "
-                    f"{tuple(feature.shape)}; name one after the pooling, such as card:embedding"
+                    f"tap {name}",
+                    "a feature (batch, width) of the teacher, whose class means are taken",
+                    tuple(feature.shape),
+                    "name one after the pooling, such as card:embedding",
                 )
             sums.setdefault(name, torch.zeros(classes, feature.shape[1], dtype=torch.float64))
             sums[name].index_add_(0, labels[index], feature.double().cpu())
@@ -275,8 +296,10 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     assert teacher is not None
     if splits.fingerprint is None:
         raise RecipeError(
-            "data: expected a source whose content is known, got one without a fingerprint; "
-            "outputs recorded of it could not be told from another's: type outputs=null"
+            "data",
+            "a source whose content is known",
+            "one without a fingerprint",
+            "outputs recorded of it could not be told from another's: type outputs=null",
         )
     key: dict[str, Any] = {
         "teacher": {
@@ -308,9 +331,10 @@ def single_exponent(objective: Objective) -> float | None:
     if more or gamma is None:
         got = ", ".join(sorted("another reading" if g is None else f"{g:.4g}" for g in gammas))
         raise RecipeError(
-            f"outputs: expected an objective that reads the teacher's logits at one exponent, as the top classes are "
-            f"kept for, got {objective.name} ({got}); record all classes, with a larger "
-            "outputs_limit_mb=..., in another folder, or type outputs=null"
+            "outputs",
+            ("an objective that reads the teacher's logits at one exponent, as the top classes are kept for"),
+            f"{objective.name} ({got})",
+            ("record all classes, with a larger outputs_limit_mb=..., in another folder, or type outputs=null"),
         )
     return gamma
 

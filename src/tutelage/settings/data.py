@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
+from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
 
 
@@ -124,15 +125,12 @@ def check(settings: DataSettings) -> DataSettings:
             ("randaugment.magnitude_std", 0 <= r.magnitude_std < math.inf, "a finite number of at least 0", "0.5"),
         ]
     errors = [
-        f"data.{name}: expected {expected}, got {attrgetter(name)(s)!r}; type data.{name}={example}"
+        InvalidValueError(f"data.{name}", expected, repr(attrgetter(name)(s)), f"type data.{name}={example}")
         for name, good, expected, example in rows
         if not good
     ]
     if s.crop_padding and s.random_resized_crop and not errors:
-        errors = [
-            "data.crop_padding: expected 0 together with data.random_resized_crop=true, "
-            f"got {s.crop_padding}; type data.crop_padding=0"
-        ]
-    if errors:
-        raise ValueError("\n".join(errors))
+        together = "0 together with data.random_resized_crop=true"
+        errors = [InvalidValueError("data.crop_padding", together, s.crop_padding, "type data.crop_padding=0")]
+    raise_all(errors)
     return settings

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
+from tutelage.errors import InvalidValueError
 from tutelage.settings.objective import ObjectiveSpec
 
 Count = Annotated[int, Ge(1)]
@@ -26,7 +27,7 @@ def _check(name: str, got: object, expected: str, good: bool, example: object) -
     if isinstance(got, float) and not math.isfinite(got):
         good, expected = False, f"{expected}, and finite"
     if not good:
-        raise ValueError(f"{name}: expected {expected}, got {got}; for example {name}={example}")
+        raise InvalidValueError(name, expected, got, f"for example {name}={example}")
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class FitSettings:
         for name in ("epochs", "accumulate", "log_steps"):
             _check(name, getattr(self, name), "a whole number >= 1", getattr(self, name) >= 1, 1)
         if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ValueError(f"clip: expected a gradient norm > 0, got {self.clip}; for no clipping type clip=null")
+            raise InvalidValueError("clip", "a gradient norm > 0", self.clip, "for no clipping type clip=null")
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
 
 
@@ -222,9 +223,11 @@ def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:
     """
     most = min(samples, batch_size)
     if most < world:
-        raise ValueError(
-            f"batch_size: expected at least one sample for each of {world} processes, got {samples} samples in batches "
-            f"of {batch_size}; use at most {most} processes"
+        raise InvalidValueError(
+            "batch_size",
+            f"at least one sample for each of {world} processes",
+            f"{samples} samples in batches of {batch_size}",
+            f"use at most {most} processes",
         )
     whole, remainder = divmod(samples, batch_size)
     return whole + (remainder >= world)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
 from tutelage.settings import weights
 
@@ -93,15 +93,14 @@ def read_objective(value: Any, signatures: Mapping[str, Signature]) -> Objective
         return spec
     entries = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not entries:
-        raise ValueError("objective: expected a preset or a list of them, got an empty list; for example kd")
+        raise InvalidValueError("objective", "a preset or a list of them", "an empty list", "for example kd")
     presets, errors = [], []
     for entry in entries:
         try:
             presets.append(_read_entry(entry, signatures))
-        except ValueError as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
+        except InvalidValueError as error:
+            errors.append(error)
+    raise_all(errors)
     return ObjectiveSpec(presets=tuple(presets))
 
 
@@ -110,46 +109,50 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         entry = {entry: {}}
     names = [name for name in entry if name not in BESIDE] if isinstance(entry, Mapping) else []
     if len(names) != 1:
-        raise ValueError(
-            f"objective: expected one preset with its arguments, got {entry!r}; for example {{kd: {{temperature: 4}}}}"
+        raise InvalidValueError(
+            "objective", "one preset with its arguments", repr(entry), "for example {kd: {temperature: 4}}"
         )
     (name,) = names
     arguments = {} if entry[name] is None else entry[name]
     if name not in signatures:
-        near = get_close_matches(str(name), signatures, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "type one of those"
-        raise ValueError(f"objective: expected one of {', '.join(signatures)}, got {name!r}; {hint}")
+        raise InvalidValueError("objective", f"one of {', '.join(signatures)}", repr(name), nearest(name, signatures))
     known = list(signatures[name])
     if not isinstance(arguments, Mapping):
-        raise ValueError(
-            f"objective.{name}: expected a mapping of its arguments, got {arguments!r}; "
-            f"for example {f'{{{name}: {{{known[0]}: 1}}}}' if known else name}"
+        raise InvalidValueError(
+            f"objective.{name}",
+            "a mapping of its arguments",
+            repr(arguments),
+            f"for example {(f'{{{name}: {{{known[0]}: 1}}}}' if known else name)}",
         )
-    errors = []
+    errors: list[TutelageError] = []
     scale = entry.get("scale", 1)
     if not weights.is_number(scale) or scale <= 0:
-        errors.append(f"objective.{name}: expected scale, a finite number > 0, got {scale!r}; for example scale: 0.8")
+        errors.append(
+            InvalidValueError(f"objective.{name}", "scale, a finite number > 0", repr(scale), "for example scale: 0.8")
+        )
     gather = entry.get("gather", False)
     if not isinstance(gather, bool):
-        errors.append(f"objective.{name}: expected gather, true or false, got {gather!r}; for example gather: true")
+        errors.append(
+            InvalidValueError(f"objective.{name}", "gather, true or false", repr(gather), "for example gather: true")
+        )
     values: dict[str, Any] = {}
     try:
         values = read_arguments(name, signatures[name], {str(key): value for key, value in arguments.items()})
-    except (TypeError, ValueError) as error:
-        errors += with_recipe_keys(error, name, [*known, *map(str, arguments)])
-    if errors:
-        raise ValueError("\n".join(errors))
+    except TutelageError as error:
+        errors.append(with_recipe_keys(error, name, [*known, *map(str, arguments)]))
+    raise_all(errors, InvalidValueError)
     return PresetSpec(preset=name, arguments=arguments_to_recipe(values), scale=float(scale), gather=gather)
 
 
-def with_recipe_keys(error: Exception, preset: str, arguments: Sequence[str]) -> Iterator[str]:
-    """Yield an error's lines, each beginning with its key in a recipe.
+def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]) -> TutelageError:
+    """Return a copy of an error that names each argument as its key in a recipe; the rest is the objective's."""
 
-    Most lines say which argument is meant; the rest speak of the objective as a whole.
-    """
-    for line in str(error).splitlines():
-        separator = "." if line.partition(":")[0] in arguments else ": "
-        yield f"objective.{preset}{separator}{line.removeprefix('objective: ')}"
+    def key(what: str) -> str:
+        if what.partition(":")[0] in arguments:
+            return f"objective.{preset}.{what}"
+        return f"objective.{preset}" if what == "objective" else f"objective.{preset}: {what}"
+
+    return error.renamed(key)
 
 
 def arguments_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,55 +170,48 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
         TypeError: an argument is unknown, missing, or of another type.
         ValueError: a value is out of range.
     """
-    errors: list[TypeError | ValueError] = []
+    errors: list[TutelageError] = []
     for name in values:
         if name not in signature:
-            near = get_close_matches(name, signature, n=1)
-            hint = f"did you mean {near[0]}?" if near else "type one of those"
-            errors.append(
-                TypeError(f"{name}: expected an argument of {preset} ({', '.join(signature)}), got {name!r}; {hint}")
-            )
+            known = f"an argument of {preset} ({', '.join(signature)})"
+            errors.append(InvalidTypeError(name, known, repr(name), nearest(name, signature)))
     read: dict[str, Any] = {}
     for name, argument in signature.items():
         value = values.get(name, argument.default)
         if value is REQUIRED:
-            errors.append(TypeError(f"{name}: expected a value for {preset}, got none; for example {name}=1.0"))
+            errors.append(InvalidTypeError(name, f"a value for {preset}", "none", f"for example {name}=1.0"))
             continue
         try:
             read[name] = ARGUMENT_READERS[argument.kind](value, argument=name)
-        except (TypeError, ValueError) as error:
+        except TutelageError as error:
             errors.append(error)
-    if errors:
-        kind = TypeError if any(isinstance(error, TypeError) for error in errors) else ValueError
-        raise kind("\n".join(str(error) for error in errors))
+    raise_all(errors)
     return read
 
 
 def _number(value: Any, *, argument: str) -> float:
     if not weights.is_number(value):
-        raise TypeError(f"{argument}: expected a finite number, got {value!r}; for example {argument}=1.0")
+        raise InvalidTypeError(argument, "a finite number", repr(value), f"for example {argument}=1.0")
     return value if isinstance(value, int) else float(value)
 
 
 def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:
-    automatic = weights.automatic_from_recipe(value)
+    automatic = weights.automatic_from_recipe(value, argument=argument)
     if automatic is None and isinstance(value, str):
-        raise TypeError(f"{argument}: expected a finite number or auto, got {value!r}; for example {argument}=auto")
+        raise InvalidTypeError(argument, "a finite number or auto", repr(value), f"for example {argument}=auto")
     return automatic or _number(value, argument=argument)
 
 
 def _text(value: Any, *, argument: str) -> str:
     if isinstance(value, str):
         return value
-    raise TypeError(f"{argument}: expected a name, got {value!r}; type the name as text")
+    raise InvalidTypeError(argument, "a name", repr(value), "type the name as text")
 
 
 def _names(value: Any, *, argument: str) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(
-            f"{argument}: expected a name or a list of names, got {value!r}; for example {argument}=[layer1]"
-        )
+        raise InvalidTypeError(argument, "a name or a list of names", repr(value), f"for example {argument}=[layer1]")
     return names
 
 

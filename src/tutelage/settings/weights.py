@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from tutelage.errors import InvalidValueError, nearest
 from tutelage.types import Progress
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Schedule:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not is_number(value):
-                raise ValueError(
-                    f"schedule: expected {name} to be a finite number, got {value!r}; for example {name}: 1"
+                raise InvalidValueError(
+                    "schedule", f"{name} to be a finite number", repr(value), f"for example {name}: 1"
                 )
 
     def __call__(self, progress: Progress) -> float:
@@ -65,9 +65,11 @@ class Linear(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.begin < self.until <= 1:
-            raise ValueError(
-                f"schedule: expected 0 <= begin < until <= 1, got begin={self.begin} and until={self.until}; "
-                "both are fractions of the run: type for example begin=0.0 and until=1.0"
+            raise InvalidValueError(
+                "schedule",
+                "0 <= begin < until <= 1",
+                f"begin={self.begin} and until={self.until}",
+                "both are fractions of the run: type for example begin=0.0 and until=1.0",
             )
 
     def __call__(self, progress: Progress) -> float:
@@ -104,9 +106,7 @@ class WarmUp(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs < 1 or self.epochs != int(self.epochs):
-            raise ValueError(
-                f"schedule: expected epochs, a whole number >= 1, got {self.epochs}; for example epochs: 20"
-            )
+            raise InvalidValueError("schedule", "epochs, a whole number >= 1", self.epochs, "for example epochs: 20")
 
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
@@ -198,7 +198,7 @@ def weight_from_recipe(
     Raises:
         ValueError: it is neither a number nor a known schedule with its own arguments, or it is below 0.
     """
-    if automatic and (auto := automatic_from_recipe(value)):
+    if automatic and (auto := automatic_from_recipe(value, argument=argument)):
         return auto
     weight = _read_weight(value, argument=argument, beside=", auto" if automatic else "")
     if signed:
@@ -206,20 +206,20 @@ def weight_from_recipe(
     if isinstance(weight, Schedule):
         for name in weight.scaled_fields:
             if (number := getattr(weight, name)) < 0:
-                raise ValueError(f"{argument}: schedule: expected {name} >= 0, got {number}; for example {name}: 1")
+                raise InvalidValueError(f"{argument}: schedule", f"{name} >= 0", number, f"for example {name}: 1")
     elif weight < 0:
-        raise ValueError(f"{argument}: expected a weight >= 0, got {weight}; for example {argument}=0.9")
+        raise InvalidValueError(argument, "a weight >= 0", weight, f"for example {argument}=0.9")
     return weight
 
 
-def automatic_from_recipe(value: Any) -> Automatic | None:
+def automatic_from_recipe(value: Any, *, argument: str) -> Automatic | None:
     """Read ``auto`` from a recipe; none where it is something else.
 
     Raises:
         ValueError: a multiple of what would be found, which a recipe writes as the objective's scale.
     """
     if isinstance(value, Automatic) and value.factor != 1:
-        raise ValueError(f"expected auto, got {value}; type {value.factor:g} * the whole objective instead")
+        raise InvalidValueError(argument, "auto", value, f"type {value.factor:g} * the whole objective instead")
     return AUTO if value == "auto" or isinstance(value, Automatic) else None
 
 
@@ -229,21 +229,23 @@ def _read_weight(value: Any, *, argument: str, beside: str) -> WeightValue:
     if is_number(value):
         return float(value)
     if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
-        raise ValueError(
-            f"{argument}: expected a number{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}, got {value!r}; "
-            f"for example {argument}=0.9"
+        raise InvalidValueError(
+            argument,
+            f"a number{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}",
+            repr(value),
+            f"for example {argument}=0.9",
         )
     kind = SCHEDULES[value["schedule"]]
     required = {field.name: field.default is MISSING for field in fields(kind)}
     arguments = {key: number for key, number in value.items() if key != "schedule"}
-    expected = f"{argument}: expected schedule {value['schedule']} with"
+    schedule = f"schedule {value['schedule']} with"
     if unknown := [str(key) for key in arguments if key not in required]:
-        near = get_close_matches(unknown[0], required, n=1)
-        hint = f"did you mean {near[0]}?" if near else "type one of those"
-        raise ValueError(f"{expected} {', '.join(required)}, got {unknown[0]!r}; {hint}")
+        known = f"{schedule} {', '.join(required)}"
+        raise InvalidValueError(argument, known, repr(unknown[0]), nearest(unknown[0], required))
     if missing := [key for key, needed in required.items() if needed and key not in arguments]:
-        raise ValueError(f"{expected} {' and '.join(missing)}, got none; for example {missing[0]}: 1")
+        needed = f"{schedule} {' and '.join(missing)}"
+        raise InvalidValueError(argument, needed, "none", f"for example {missing[0]}: 1")
     try:
         return kind(**arguments)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None
+    except InvalidValueError as error:
+        raise error.within(argument) from None

@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from tutelage import data, records
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
 from tutelage.data.registry import import_library
+from tutelage.errors import RecipeError
 from tutelage.report.table import aligned
 from tutelage.runs import autotune, manifest
 from tutelage.runs.run import finished
@@ -85,16 +86,16 @@ def read(typed: str) -> float:
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", typed.strip())
     if re.fullmatch(r"\d+(?:\.\d+)?", typed.strip()):
         raise RecipeError(
-            f"--budget: expected a time with its unit (s, m or h), got {typed}; "
-            f"for example --budget {typed}m for minutes, or --budget {typed}s for seconds"
+            "--budget",
+            "a time with its unit (s, m or h)",
+            typed,
+            f"for example --budget {typed}m for minutes, or --budget {typed}s for seconds",
         )
     if parts is None or not any(parts.groups()):
-        raise RecipeError(
-            f"--budget: expected a time such as 90s, 25m, 2h or 1h30m, got {typed!r}; for example --budget 25m"
-        )
+        raise RecipeError("--budget", "a time such as 90s, 25m, 2h or 1h30m", repr(typed), "for example --budget 25m")
     seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
     if not seconds > 0:
-        raise RecipeError(f"--budget: expected a time above 0, got {typed}; for example --budget 25m")
+        raise RecipeError("--budget", "a time above 0", typed, "for example --budget 25m")
     return seconds
 
 

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from tutelage import config, data, records
-from tutelage.config.schema import Comparison, Network, Recipe, RecipeError
+from tutelage.config.schema import Comparison, Network, Recipe
+from tutelage.errors import RecipeError
 from tutelage.objectives import from_spec
 from tutelage.report import results
 from tutelage.report.table import Table
@@ -183,7 +184,7 @@ def _refuse_another(
     """Refuse a folder that holds another comparison; seeds and objectives may be added to the same one."""
     path = folder / records.RECIPE
     if (folder / records.MANIFEST).exists():
-        raise RecipeError(f"name: expected a folder for a comparison, got {folder}, which holds a run; type name=...")
+        raise RecipeError("name", "a folder for a comparison", f"{folder}, which holds a run", "type name=...")
     if path.exists():
         differs = recipe_differences(config.read(path), comparison) or [
             f"{entry['folder']}: {line}"
@@ -193,7 +194,9 @@ def _refuse_another(
         ]
         if differs:
             raise RecipeError(
-                f"name: expected the comparison that {folder} holds, got another one: {', '.join(differs)}; "
-                "type name=... for a new one, or remove the folder"
+                "name",
+                f"the comparison that {folder} holds",
+                f"another one: {', '.join(differs)}",
+                "type name=... for a new one, or remove the folder",
             )
     records.write_bytes(path, config.dump(comparison).encode())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tutelage import records
+from tutelage.errors import InvalidValueError
 from tutelage.report.figures import Style, style
 from tutelage.report.reading import Run, number, section
 from tutelage.studies.paper_curves import divergence, entropy
@@ -179,7 +180,7 @@ def pictures(readings: Readings) -> list[Picture]:
     """
     for kind in readings.kinds:
         if kind not in PICTURES:
-            raise ValueError(
-                f"figures: expected any of {', '.join(PICTURES)}, got {kind!r}; name one of those in {records.STUDY}"
+            raise InvalidValueError(
+                "figures", f"any of {', '.join(PICTURES)}", repr(kind), f"name one of those in {records.STUDY}"
             )
     return [PICTURES[kind](readings) for kind in dict.fromkeys(readings.kinds)]

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from tutelage import records
-from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.config.schema import Network, Recipe
+from tutelage.errors import RecipeError, raise_all
 from tutelage.objectives import from_recipe
 from tutelage.runs import manifest, resume
 from tutelage.runs.run import finished
@@ -109,23 +110,20 @@ def assign(
         RecipeError: a name is unknown, or a number is out of range.
     """
     errors = [
-        f"--{key}: {unknown('a name of the study', name, tuple(known))}"
+        unknown(f"--{key}", "a name of the study", name, tuple(known))
         for key, names, known in (("pairs", pairs, study.pairs), ("methods", methods, study.methods))
         for name in names
         if name not in known
     ]
     errors += [
-        f"--{key}: expected a whole number >= 1, got {value}; for example --{key} 2"
+        RecipeError(f"--{key}", "a whole number >= 1", value, f"for example --{key} 2")
         for key, value in (("seeds", seeds), ("epochs", epochs))
         if value is not None and value < 1
     ]
     if pool is not None and not re.fullmatch(FOLDER, pool):
-        errors.append(
-            f"--pool: expected a folder's name of letters, digits, `.`, `_` and `-`, got {pool!r}; "
-            "for example --pool mine"
-        )
-    if errors:
-        raise RecipeError("\n".join(errors))
+        name = "a folder's name of letters, digits, `.`, `_` and `-`"
+        errors.append(RecipeError("--pool", name, repr(pool), "for example --pool mine"))
+    raise_all(errors, RecipeError)
     epochs = epochs if epochs != study.recipe.epochs else None
     return StudyRequest(
         study=study,
@@ -251,8 +249,10 @@ def jobs(request: StudyRequest) -> list[Job]:
             other = planned.setdefault(job.name, job)
             if other.recipe != job.recipe:
                 raise RecipeError(
-                    f"study: expected runs that differ to have names that do, got two for {job.name}, of "
-                    f"{other.pair} and of {job.pair}; rename a pair or a method"
+                    "study",
+                    "runs that differ to have names that do",
+                    f"two for {job.name}, of {other.pair} and of {job.pair}",
+                    "rename a pair or a method",
                 )
     return list(planned.values())
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from tutelage.errors import MissingExtraError
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -84,8 +86,10 @@ def _load() -> ModuleType:
         import matplotlib.style
         import matplotlib.ticker
     except ImportError as error:
-        raise ImportError(
-            f"figures: expected the library matplotlib to draw them, got none ({' '.join(str(error).split())}); "
-            "type: pip install 'tutelage[figures]'"
+        raise MissingExtraError(
+            "figures",
+            "the library matplotlib to draw them",
+            f"none ({' '.join(str(error).split())})",
+            "type: pip install 'tutelage[figures]'",
         ) from error
     return matplotlib

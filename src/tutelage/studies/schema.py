@@ -7,7 +7,6 @@ A study is data: those of the package lie in ``published/``, a user's own has th
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
@@ -16,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tutelage import objectives, records
 from tutelage.config import messages
-from tutelage.config.schema import NetworkField, Recipe, RecipeError, TeacherField, TrainedTeacher, Training
+from tutelage.config.schema import NetworkField, Recipe, TeacherField, TrainedTeacher, Training
+from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest, raise_all
 from tutelage.objectives import PRESETS, Objective, from_spec
 from tutelage.settings.fit import SGD, Constant, Precision
 
@@ -64,7 +64,7 @@ class Value(_Section):
     @classmethod
     def _mean_is_in_percent(cls, value: float) -> float:
         if 0 < value < 1:
-            raise ValueError(f"expected percent, got {value}; type 100 * {value}, {100 * value:g}")
+            raise InvalidValueError("", "percent", value, f"type 100 * {value}, {100 * value:g}")
         return value
 
 
@@ -164,9 +164,11 @@ def methods_by_name(value: Any) -> Any:
     if isinstance(value, list | tuple):
         names = [next(iter(_presets(entry)), "") for entry in value]
         if len(set(names)) < len(names) or "" in names or any(isinstance(entry, list) for entry in value):
-            raise ValueError(
-                "expected a list of presets, each once, or a mapping of names to objectives, got "
-                f"{messages.shown(value)}; type methods: {{NAME: {{PRESET: {{...}}}}}}"
+            raise InvalidValueError(
+                "",
+                "a list of presets, each once, or a mapping of names to objectives",
+                messages.shown(value),
+                "type methods: {NAME: {PRESET: {...}}}",
             )
         value = dict(zip(names, value, strict=True))
     if not isinstance(value, Mapping):
@@ -209,25 +211,26 @@ class Study(_Section):
     @classmethod
     def _name_is_free(cls, value: str) -> str:
         if value in SHARED:
-            raise ValueError(f"expected a name other than {' and '.join(SHARED)}, got {value!r}; type name=my-study")
+            other = f"a name other than {' and '.join(SHARED)}"
+            raise InvalidValueError("", other, repr(value), "type name=my-study")
         return value
 
     @field_validator("protocol")
     @classmethod
     def _protocol_is_of_a_recipe(cls, value: dict[str, Any]) -> dict[str, Any]:
-        _refuse(f"protocol.{line}" for line in _errors_in(value))
+        raise_all(error.renamed("protocol.{}".format) for error in _errors_in(value))
         return value
 
     @field_validator("pairs")
     @classmethod
     def _pairs_fit(cls, value: dict[str, Pair], info: ValidationInfo) -> dict[str, Pair]:
-        lines = [
-            f"pairs: expected names of the form TEACHER/STUDENT without commas and full stops, got {name!r}; "
-            "for example resnet56/resnet20"
+        form = "names of the form TEACHER/STUDENT without commas and full stops"
+        errors = [
+            InvalidValueError("pairs", form, repr(name), "for example resnet56/resnet20")
             for name in value
             if not re.fullmatch(f"{NAME}/{NAME}", name)
         ]
-        _refuse([*lines, *_same_folder("pairs", value), *_wrong_settings("pairs", value, info)])
+        raise_all([*errors, *_same_folder("pairs", value), *_wrong_settings("pairs", value, info)])
         return value
 
     _methods_are_named = field_validator("methods", mode="before")(methods_by_name)
@@ -235,17 +238,17 @@ class Study(_Section):
     @field_validator("methods")
     @classmethod
     def _methods_fit(cls, value: dict[str, Method], info: ValidationInfo) -> dict[str, Method]:
-        lines = [
-            f"methods: expected names without commas and full stops, other than {TEACHER!r}, got {name!r}; "
-            "for example kd"
+        form = f"names without commas and full stops, other than {TEACHER!r}"
+        errors: list[TutelageError] = [
+            InvalidValueError("methods", form, repr(name), "for example kd")
             for name in value
             if not re.fullmatch(NAME, name) or name == TEACHER
         ]
-        lines += _same_folder("methods", value)
+        errors += _same_folder("methods", value)
         for name, method in value.items():
-            lines += _wrong_settings("methods", {name: method}, info)
-            lines += _wrong_objective(name, method, list(info.data.get("pairs") or ()))
-        _refuse(lines)
+            errors += _wrong_settings("methods", {name: method}, info)
+            errors += _wrong_objective(name, method, list(info.data.get("pairs") or ()))
+        raise_all(errors)
         return value
 
     @field_validator("costs")
@@ -253,7 +256,7 @@ class Study(_Section):
     def _costs_are_of_a_method(cls, value: str | None, info: ValidationInfo) -> str | None:
         methods = info.data.get("methods", {})
         if value is not None and methods and value not in methods:
-            raise ValueError(unknown("a method of the study", value, list(methods)))
+            raise unknown("", "a method of the study", value, list(methods))
         return value
 
     @property
@@ -272,72 +275,63 @@ class Drawing(Study):
 # Validation
 
 
-def _refuse(lines: Iterable[str]) -> None:
-    if text := "\n".join(lines):
-        raise ValueError(text)
-
-
-def _same_folder(key: str, names: Iterable[str]) -> Iterator[str]:
+def _same_folder(key: str, names: Iterable[str]) -> Iterator[TutelageError]:
     """Yield an error for names that would share a folder."""
     taken: dict[str, str] = {}
     for name in names:
         other = taken.setdefault(slug(name), name)
         if other != name:
-            yield f"{key}: expected names that differ in letters and digits, got {other!r} and {name!r}; rename one"
+            both = f"{other!r} and {name!r}"
+            yield InvalidValueError(key, "names that differ in letters and digits", both, "rename one")
 
 
-def _wrong_settings(key: str, entries: Mapping[str, Pair | Method], info: ValidationInfo) -> Iterator[str]:
+def _wrong_settings(key: str, entries: Mapping[str, Pair | Method], info: ValidationInfo) -> Iterator[TutelageError]:
     """Yield what is wrong with the settings of pairs or methods, laid over the protocol."""
     protocol = info.data.get("protocol")
     for name, entry in entries.items() if protocol is not None else ():
-        for line in _errors_in(entry.settings, protocol) if entry.settings else ():
-            yield f"{key}.{name}.settings.{line}"
+        for error in _errors_in(entry.settings, protocol) if entry.settings else ():
+            yield error.renamed(f"{key}.{name}.settings.{{}}".format)
 
 
-def _wrong_objective(name: str, method: Method, pairs: Sequence[str]) -> Iterator[str]:
+def _wrong_objective(name: str, method: Method, pairs: Sequence[str]) -> Iterator[TutelageError]:
     """Yield what is wrong with a method's objective, and with the pairs that it names."""
     for key in ("pairs", "published") if pairs else ():
         for pair in getattr(method, key):
             if pair not in pairs:
-                yield f"methods.{name}.{key}: {unknown('a pair of the study', pair, pairs)}"
+                yield unknown(f"methods.{name}.{key}", "a pair of the study", pair, pairs)
     for pair, arguments in method.pairs.items():
         for preset in arguments:
             if preset not in method.presets:
-                where = f"methods.{name}.pairs.{pair}"
-                yield f"{where}: {unknown('a preset of its objective', preset, method.presets)}"
+                yield unknown(f"methods.{name}.pairs.{pair}", "a preset of its objective", preset, method.presets)
     if method.missing and method.published:
         return  # It is not built, and the table has its published values.
-    lines: dict[str, str] = {}
+    errors: dict[str, TutelageError] = {}
     for pair in (pairs or method.pairs) if method.pairs else [""]:
         try:
             method.objective_for(pair)
-        except ValueError as error:
-            for line in str(error).splitlines():
-                lines.setdefault(line, f"methods.{name}{f' ({pair})' if pair else ''}: {line}")
-    yield from lines.values()
+        except InvalidValueError as error:
+            for each in error.errors:
+                errors.setdefault(str(each), each.within(f"methods.{name}{f' ({pair})' if pair else ''}"))
+    yield from errors.values()
 
 
-def _errors_in(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = None) -> list[str]:
-    """Return what is wrong with keys of a recipe, laid over a protocol's; each line begins with the key."""
+def _errors_in(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = None) -> list[TutelageError]:
+    """Return what is wrong with keys of a recipe, laid over a protocol's."""
     instead = ELSEWHERE | ({} if protocol is None else {key: f"type {key}=... of the protocol" for key in SEEDS})
-    lines = [
-        f"{key}: expected none here, got {messages.shown(settings[key])}; {text}"
+    errors: list[TutelageError] = [
+        InvalidValueError(key, "none here", messages.shown(settings[key]), text)
         for key, text in instead.items()
         if key in settings
     ]
     if settings.get("precision") == "auto":
         one = " or ".join(get_args(Precision))
-        lines.append(f"precision: expected one for all runs, {one}, got 'auto'; type precision=bf16")
+        errors.append(InvalidValueError("precision", f"one for all runs, {one}", "'auto'", "type precision=bf16"))
     kept = {key: value for key, value in settings.items() if key not in ELSEWHERE}
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context={"check": from_spec})
     except ValidationError as error:
-        lines += _explained(Recipe, error)
-    return lines
-
-
-def _explained(kind: type[BaseModel], error: ValidationError) -> list[str]:
-    return [line for detail in error.errors(include_url=False) for line in messages.explain(kind, detail)]
+        errors += messages.explained(Recipe, error).errors
+    return errors
 
 
 def slug(name: str) -> str:
@@ -351,11 +345,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", joined).strip("-")
 
 
-def unknown(expected: str, name: str, known: Sequence[str]) -> str:
+def unknown(what: str, expected: str, name: str, known: Sequence[str]) -> RecipeError:
     """Return the error for an unknown name, with the nearest known one."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "type one of those"
-    return f"expected {expected} ({', '.join(known)}), got {name!r}; {hint}"
+    return RecipeError(what, f"{expected} ({', '.join(known)})", repr(name), nearest(name, known))
 
 
 # Layers of settings
@@ -395,4 +387,4 @@ def parse(value: Mapping[str, Any], *, where: str = "study") -> Study:
     try:
         return kind.model_validate(dict(value), context={"check": from_spec})
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{where}: {line}" for line in dict.fromkeys(_explained(kind, error)))) from None
+        raise messages.explained(kind, error).within(where) from None

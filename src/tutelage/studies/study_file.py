@@ -9,7 +9,7 @@ from typing import Any
 
 from tutelage import config
 from tutelage.config import messages
-from tutelage.config.schema import RecipeError
+from tutelage.errors import RecipeError, raise_all
 from tutelage.studies.schema import Drawing, Method, Study, merged, methods_by_name, parse, presets_written_out, unknown
 
 PUBLISHED = Path(__file__).parent / "published"
@@ -30,8 +30,10 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
         return plain, plain
     if isinstance(plain, Drawing):
         raise RecipeError(
-            f"{name}: expected no override, got {overrides[0]}: it needs no runs, so there is nothing to override; "
-            f"type tutelage study {name}"
+            name,
+            "no override",
+            f"{overrides[0]}: it needs no runs, so there is nothing to override",
+            f"type tutelage study {name}",
         )
     methods = methods_by_name(value["methods"])
     long = {**value, "protocol": merged(value.get("protocol") or {}), "methods": methods}
@@ -53,22 +55,22 @@ def _full_key(text: str, methods: Iterable[str]) -> str:
 
 def _refuse_ineffective(plain: Study, changed: Study, where: str) -> None:
     """Refuse overrides of a method's arguments for which a pair has its own values: they would change no run of it."""
-    lines: dict[tuple[str, str, str], str] = {}
+    errors: dict[tuple[str, str, str], RecipeError] = {}
     for name, method in changed.methods.items():
         before, after = (_arguments(of.objective) for of in (plain.methods.get(name, method), method))
         for pair, presets in method.pairs.items():
             for preset, key in ((preset, key) for preset, arguments in presets.items() for key in arguments):
                 old, new = (arguments.get(preset, {}).get(key) for arguments in (before, after))
                 if old != new:
-                    text = (
-                        f"{where}: methods.{name}.objective.{preset}.{key}: expected none where a pair has its own, "
-                        f"got {messages.shown(new)}, and {pair} has {messages.shown(presets[preset][key])}; "
-                        f"type methods.{name}.pairs.{pair}.{preset}.{key}={messages.shown(new)}, and the like for "
-                        "other pairs"
+                    typed = messages.shown(new)
+                    error = RecipeError(
+                        f"{where}: methods.{name}.objective.{preset}.{key}",
+                        "none where a pair has its own",
+                        f"{typed}, and {pair} has {messages.shown(presets[preset][key])}",
+                        f"type methods.{name}.pairs.{pair}.{preset}.{key}={typed}, and the like for other pairs",
                     )
-                    lines.setdefault((name, preset, key), text)
-    if lines:
-        raise RecipeError("\n".join(lines.values()))
+                    errors.setdefault((name, preset, key), error)
+    raise_all(errors.values(), RecipeError)
 
 
 def _arguments(objective: Any) -> dict[str, dict[str, Any]]:
@@ -88,12 +90,14 @@ def find(name: str) -> Path:
         return path
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(
-            f"study: expected a YAML file, got {name}, which is not there; check the path, or type tutelage study for "
-            "the package's own"
+            "study",
+            "a YAML file",
+            f"{name}, which is not there",
+            "check the path, or type tutelage study for the package's own",
         )
     if name in names():
         return PUBLISHED / f"{name}.yaml"
-    raise RecipeError(f"study: {unknown('a YAML file, or one of the package', name, names())}")
+    raise unknown("study", "a YAML file, or one of the package", name, names())
 
 
 def names() -> list[str]:

@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage import records
+from tutelage.errors import NotFoundError
 from tutelage.report import table as tables
 from tutelage.report.reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
 from tutelage.report.reading import text as string
@@ -94,9 +95,11 @@ def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
     folder = Path(folder)
     value = mapping(folder / records.STUDY)
     if value is None:
-        raise FileNotFoundError(
-            f"folder: expected a study's folder, with {records.STUDY} in it, got {str(folder)!r}; "
-            "type the folder that `tutelage study` printed"
+        raise NotFoundError(
+            "folder",
+            f"a study's folder, with {records.STUDY} in it",
+            repr(str(folder)),
+            "type the folder that `tutelage study` printed",
         )
     name = folder.resolve().name
     lists: dict[str, list[Any]] = {

@@ -81,8 +81,10 @@ class TeacherCache:
         ]
         if differs:
             raise TeacherCacheError(
-                f"outputs: expected those of this run in {self.folder.name}, got others that differ in "
-                f"{'; '.join(differs)}; type outputs=... for another folder and record them with `tutelage record`"
+                "outputs",
+                f"those of this run in {self.folder.name}",
+                f"others that differ in {'; '.join(differs)}",
+                "type outputs=... for another folder and record them with `tutelage record`",
             )
 
     def begin(self, **more: Any) -> None:
@@ -191,8 +193,10 @@ class TeacherCache:
         path = self._path(epoch, start, what)
         if not path.exists():
             raise TeacherCacheError(
-                f"outputs: expected the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}, got "
-                "none; record them with `tutelage record` and the run's recipe"
+                "outputs",
+                f"the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}",
+                "none",
+                "record them with `tutelage record` and the run's recipe",
             )
         return path
 
@@ -242,9 +246,10 @@ class CachedTeacher:
         seed = self._cache.key.get("data_seed")
         if view is None or seed not in (None, view.seed):
             raise TeacherCacheError(
-                f"outputs: expected a batch of the views of data seed {seed}, which were recorded, got "
-                f"{'one that does not say its view' if view is None else f'data seed {view.seed}'}; "
-                "take the batches of a training loader with that seed, or type outputs=null"
+                "outputs",
+                f"a batch of the views of data seed {seed}, which were recorded",
+                "one that does not say its view" if view is None else f"data seed {view.seed}",
+                "take the batches of a training loader with that seed, or type outputs=null",
             )
         self._view, self._chunks = None, {}  # so that two epochs are never in memory together
         outputs = {what: self._cache.read(view.epoch, what) for what in (LOGITS, *self._taps)}
@@ -317,8 +322,10 @@ def _load(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, T
 
 def _torn(path: Path) -> TeacherCacheError:
     return TeacherCacheError(
-        f"outputs: expected the chunk that was written, got another content in {path.parent.name}/{path.name}; "
-        "remove that file and record it again with `tutelage record`"
+        "outputs",
+        "the chunk that was written",
+        f"another content in {path.parent.name}/{path.name}",
+        "remove that file and record it again with `tutelage record`",
     )
 
 
@@ -326,8 +333,10 @@ def _half(what: str, values: Tensor) -> Tensor:
     half = values.half().cpu().contiguous()
     if bool(half.isinf().any()):
         raise TeacherCacheError(
-            f"outputs: expected {what} below 65504 in size, as float16 holds, got {float(values.abs().max()):.3g}; "
-            "distil from the live teacher: type outputs=null"
+            "outputs",
+            f"{what} below 65504 in size, as float16 holds",
+            f"{float(values.abs().max()):.3g}",
+            "distil from the live teacher: type outputs=null",
         )
     return half
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.errors import InvalidValueError
 from tutelage.settings.outputs import BOUND
 
 GAMMAS = (0.1, 0.125, 0.2, 0.25, 1 / 3, 0.5, 1.0)
@@ -29,7 +30,7 @@ MEASURES = ("mean_tv", "max_tv", "mean_power_sum", "max_power_sum")
 """Columns of a chunk's ``error``: mean and maximum of the total variation, and of the power sum's relative error."""
 
 
-class TeacherCacheError(ValueError):
+class TeacherCacheError(InvalidValueError):
     """Recorded outputs are not those of this teacher, these data or these views; or not there, torn, or too far off."""
 
 
@@ -49,17 +50,17 @@ class TopK:
     def __post_init__(self) -> None:
         if not 1 <= self.kept < self.classes:
             raise TeacherCacheError(
-                f"top: expected at least 1 and fewer than the {self.classes} classes, got {self.kept}; "
-                "type a larger outputs_limit_mb=... to keep them all"
+                "top",
+                f"at least 1 and fewer than the {self.classes} classes",
+                self.kept,
+                "type a larger outputs_limit_mb=... to keep them all",
             )
         if not (math.isfinite(self.bound) and self.bound > 0):
             raise TeacherCacheError(
-                f"outputs_max_error: expected a number above 0, got {self.bound}; type outputs_max_error={BOUND}"
+                "outputs_max_error", "a number above 0", self.bound, f"type outputs_max_error={BOUND}"
             )
         if not self.gammas or not all(math.isfinite(gamma) and gamma > 0 for gamma in self.gammas):
-            raise TeacherCacheError(
-                f"gammas: expected exponents above 0, got {self.gammas}; type for example (0.25, 1.0)"
-            )
+            raise TeacherCacheError("gammas", "exponents above 0", self.gammas, "type for example (0.25, 1.0)")
 
     @classmethod
     def of(cls, kept: int, classes: int, *, needed: Collection[float] = (), bound: float = BOUND) -> TopK:
@@ -151,9 +152,10 @@ class TopK:
             if math.isclose(known, gamma, rel_tol=1e-9):
                 return position
         raise TeacherCacheError(
-            f"outputs: expected an exponent that the tail was summed at, among "
-            f"{', '.join(f'{known:.4g}' for known in self.gammas)}, got gamma {gamma:.6g}; record them anew with this "
-            "recipe, in another folder, with `tutelage record`"
+            "outputs",
+            (f"an exponent that the tail was summed at, among {', '.join(f'{known:.4g}' for known in self.gammas)}"),
+            f"gamma {gamma:.6g}",
+            "record them anew with this recipe, in another folder, with `tutelage record`",
         )
 
     def check(self, error: Tensor, needed: Collection[float]) -> None:
@@ -168,8 +170,14 @@ class TopK:
             for what, (mean, largest) in zip(names, measured, strict=True):
                 if not mean <= self.bound:
                     raise TeacherCacheError(
-                        f"outputs: expected the top {self.kept} of {self.classes} classes to stand for all of them "
-                        f"to within {self.bound:g}, got a mean {what} of {mean:.2g} (at most {largest:.2g}) at gamma "
-                        f"{gamma:.4g}; type a larger outputs_top=..., outputs_limit_mb=... with "
-                        "the size of all of them, or outputs_max_error=..."
+                        "outputs",
+                        (
+                            f"the top {self.kept} of {self.classes} classes to stand for all of them to within "
+                            f"{self.bound:g}"
+                        ),
+                        f"a mean {what} of {mean:.2g} (at most {largest:.2g}) at gamma {gamma:.4g}",
+                        (
+                            "type a larger outputs_top=..., outputs_limit_mb=... with the size of all of them, or "
+                            "outputs_max_error=..."
+                        ),
                     )

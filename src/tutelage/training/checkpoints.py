@@ -20,6 +20,7 @@ import safetensors.torch
 from torch import Tensor
 
 from tutelage import records
+from tutelage.errors import RunError
 from tutelage.tensor_files import to_bytes
 
 TENSORS = "tensors.safetensors"
@@ -30,7 +31,7 @@ NAME = re.compile(r"\d{2,}-\d{9,}")
 """What a checkpoint is called; anything else in the folder is left alone."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written or none could be read."""
 
 
@@ -110,8 +111,7 @@ class Checkpoints:
                 return saved
         if names:
             raise CheckpointError(
-                f"checkpoints: expected a good one among {', '.join(names)}, got none; "
-                "to start anew, remove the run's folder"
+                "checkpoints", f"a good one among {', '.join(names)}", "none", "to start anew, remove the run's folder"
             )
         return None
 
@@ -122,8 +122,10 @@ class Checkpoints:
         except OSError as error:
             last = (self._names() or ["none"])[-1]
             raise CheckpointError(
-                f"{what}: expected room to write it, got {error.strerror or error}; the last good checkpoint is "
-                f"{last}: free some space and type the same command again to resume"
+                what,
+                "room to write it",
+                error.strerror or error,
+                (f"the last good checkpoint is {last}: free some space and type the same command again to resume"),
             ) from error
 
     def _names(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from tutelage.errors import InvalidValueError
 from tutelage.types import Batch, Batches
 
 
@@ -74,9 +75,11 @@ class TimedBatches:
             DeadlineExceeded: the time is up.
         """
         if world > 1:
-            raise ValueError(
-                f"deadline: expected none where several processes train together, got one for {world}: each would stop "
-                "at a step of its own; leave it out"
+            raise InvalidValueError(
+                "deadline",
+                "none where several processes train together",
+                f"one for {world}: each would stop at a step of its own",
+                "leave it out",
             )
         deadline = self._deadline
         for step, batch in enumerate(self._batches.epoch(epoch, start=start), start):

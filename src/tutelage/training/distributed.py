@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tutelage.errors import InvalidValueError
 from tutelage.types import UNLABELLED, Batch, Batches, Totals
 
 
@@ -23,7 +24,7 @@ def accelerator_on(device: str) -> Accelerator:
         ValueError: CUDA is asked for and is not there.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a CUDA device, got none that torch can see; type device=cpu or device=auto")
+        raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=_on_cpu(device), mixed_precision="no")

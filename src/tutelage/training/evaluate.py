@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from tutelage import losses, targets
+from tutelage.errors import RunError
 from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
 from tutelage.settings.fit import Precision
 from tutelage.training.distributed import to_device
@@ -23,7 +24,7 @@ NAMED = 16
 """How many samples of a non-finite step or evaluation are named."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """A loss, a gradient or logits were not finite. A step that was not is not applied."""
 
 
@@ -74,8 +75,10 @@ def collect_outputs(
     if bad:
         named = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
         raise NonFiniteError(
-            f"{who}: expected finite logits in evaluation, got NaN or infinity for {len(bad)} of {len(outputs.logits)} "
-            f"samples: {named}; look at these samples, or lower optimizer.lr if it is the student that diverged"
+            who,
+            "finite logits in evaluation",
+            f"NaN or infinity for {len(bad)} of {len(outputs.logits)} samples: {named}",
+            "look at these samples, or lower optimizer.lr if it is the student that diverged",
         )
     return outputs
 

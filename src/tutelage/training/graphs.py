@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from tutelage.errors import RunError
 from tutelage.settings.fit import Switch
 from tutelage.training.host_waits import HostWaits, KeptTensors
 from tutelage.training.rng import host_generators
@@ -36,7 +37,7 @@ class NotCapturableError(Exception):
     """A step that is to be computed eagerly; the message says why."""
 
 
-class CaptureError(RuntimeError):
+class CaptureError(RunError):
     """Work that was expected to be captured was refused; the process cannot capture again."""
 
 
@@ -149,8 +150,13 @@ def _capture(work: Callable[[], None], device: torch.device, *, apart: bool = Fa
         return CAPTURES[device.type](work, device, apart=apart)
     except Exception as error:
         raise CaptureError(
-            f"graphs: expected to capture a step, got {type(error).__name__}: {error}; this process may refuse to "
-            "draw on the device from now on: type the same command with graphs=false, which resumes"
+            "graphs",
+            "to capture a step",
+            f"{type(error).__name__}: {error}",
+            (
+                "this process may refuse to draw on the device from now on: type the same command with "
+                "graphs=false, which resumes"
+            ),
         ) from error
 
 

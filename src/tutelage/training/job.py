@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from tutelage import records
+from tutelage.errors import InvalidValueError
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.submodules import unwrapped
@@ -79,9 +80,11 @@ class FitState:
 
     def __init__(self, job: FitJob, accelerator: Accelerator, *, steps: int, stage: int = 0) -> None:
         if job.settings.accumulate > 1 and job.distiller.objective.needs.coupled:
-            raise ValueError(
-                "accumulate: expected 1 for an objective that couples a batch's samples, got "
-                f"{job.settings.accumulate}; its value would change with the micro-batches: type accumulate=1"
+            raise InvalidValueError(
+                "accumulate",
+                "1 for an objective that couples a batch's samples",
+                job.settings.accumulate,
+                "its value would change with the micro-batches: type accumulate=1",
             )
         self.job, self.accelerator, self.steps, self.stage = job, accelerator, steps, stage
         self.device, self.settings = accelerator.device, job.settings

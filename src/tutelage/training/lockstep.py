@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from tutelage import records
+from tutelage.errors import InvalidValueError
 from tutelage.training.captured import CapturedStep, close
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.deadline import DeadlineExceeded
@@ -57,9 +58,11 @@ class Lockstep:
         for name in SHARED:
             values = {getattr(job.settings, name) for job in jobs.values()}
             if len(values) > 1:
-                raise ValueError(
-                    f"{name}: expected one value for all that are fitted together, got "
-                    f"{', '.join(sorted(map(str, values)))}; fit them one after the other"
+                raise InvalidValueError(
+                    name,
+                    "one value for all that are fitted together",
+                    ", ".join(sorted(map(str, values))),
+                    "fit them one after the other",
                 )
         self.jobs, self.batches = jobs, batches
         self.accelerator, self.isolation, self.stage = accelerator, isolation, stage

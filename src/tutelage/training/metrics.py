@@ -117,7 +117,12 @@ def raise_if_nonfinite(log: Tensor, *, stage: int) -> None:
     named = ", ".join(map(str, bad)) or "none alone (the loss or a gradient was)"
     more = f" and {count - NAMED} more" if count > NAMED else ""
     raise NonFiniteError(
-        f"step {step + 1} of stage {stage + 1}: expected a finite loss and gradient, got NaN or infinity; "
-        f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
-        "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without such steps"
+        f"step {step + 1} of stage {stage + 1}",
+        "a finite loss and gradient",
+        "NaN or infinity",
+        (
+            f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
+            "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without "
+            "such steps"
+        ),
     )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.settings.fit import SGD, Constant, MultiStep, Optimizer, Schedule, Step
 from tutelage.training.checkpoints import Checkpoint, under
 
@@ -24,7 +25,7 @@ def build(settings: Optimizer, module: nn.Module, *, fused: bool) -> torch.optim
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
-        raise ValueError("student: expected trainable parameters, got none; unfreeze it with requires_grad_(True)")
+        raise InvalidValueError("student", "trainable parameters", "none", "unfreeze it with requires_grad_(True)")
     options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "name"}
     optimizer: torch.optim.Optimizer
     if isinstance(settings, SGD):

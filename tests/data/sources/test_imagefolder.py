@@ -380,5 +380,5 @@ def test_nothing_readable(tmp_path):
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="not one of them can be opened"):
+    with pytest.raises(ValueError, match="files of which not one can be opened"):
         open_data(settings(tmp_path, on_corrupt="skip"))

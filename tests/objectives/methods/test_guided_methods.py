@@ -11,7 +11,8 @@ from torch import nn
 
 import tutelage
 from tutelage import Batch, config, data, losses, models, objectives, taps
-from tutelage.config.schema import Recipe, RecipeError
+from tutelage.config.schema import Recipe
+from tutelage.errors import RecipeError
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute

@@ -18,6 +18,7 @@ from torch import Tensor
 from tutelage.data import rng
 from tutelage.data.datasets import Split, Splits
 from tutelage.data.workers import WorkerPool
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.images import pixels_of
 from tutelage.types import UNLABELLED, View
 
@@ -48,17 +49,21 @@ class TorchSplit(Split):
                 image, label = _sample(self.dataset, position)
             expected = int(self.labels[position])
             if label != expected:
-                raise ValueError(
-                    f"data: expected label {expected} for sample {position} as its targets say, got {label}; "
-                    "let __getitem__ and targets agree"
+                raise InvalidValueError(
+                    "data",
+                    f"label {expected} for sample {position} as its targets say",
+                    label,
+                    "let __getitem__ and targets agree",
                 )
             images.append(image)
         batch = torch.stack(images)
         low, high = float(batch.min()), float(batch.max())
         if not (low >= -SLACK and high <= 1 + SLACK):
-            raise ValueError(
-                f"data: expected images with values in [0, 1], got {low:.3g} to {high:.3g}; "
-                "leave normalisation out of the transforms: each model's card normalises its own inputs"
+            raise InvalidValueError(
+                "data",
+                "images with values in [0, 1]",
+                f"{low:.3g} to {high:.3g}",
+                "leave normalisation out of the transforms: each model's card normalises its own inputs",
             )
         return batch
 
@@ -95,9 +100,9 @@ def from_datasets(
     """
     names = tuple(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
-        raise ValueError(f"class_names: expected {classes} names, got {len(names)}; give one for each class")
+        raise InvalidValueError("class_names", f"{classes} names", len(names), "give one for each class")
     if workers < 0:
-        raise ValueError(f"workers: expected a whole number of at least 0, got {workers}; type workers=0")
+        raise InvalidValueError("workers", "a whole number of at least 0", workers, "type workers=0")
     splits: dict[str, Split] = {}
     pool = WorkerPool()
     expected = None
@@ -105,18 +110,20 @@ def from_datasets(
         if dataset is None:
             continue
         if not len(dataset):
-            raise ValueError(f"{part}: expected at least 1 sample, got 0; pass a data set with samples")
+            raise InvalidValueError(part, "at least 1 sample", "0", "pass a data set with samples")
         with _seeded(0):
             shape = tuple(_sample(dataset, 0)[0].shape)
         expected = expected or shape
         if shape != expected:
-            raise ValueError(f"{part}: expected images of shape {expected} as in train, got {shape}; resize them")
+            raise InvalidValueError(part, f"images of shape {expected} as in train", shape, "resize them")
         labels = _targets(dataset)
         wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= classes)))
         if wrong.size:
-            raise ValueError(
-                f"{part}: expected labels in [0, {classes}) or -100, got {int(labels[wrong[0]])} for sample "
-                f"{int(wrong[0])}; raise classes or mend the labels"
+            raise InvalidValueError(
+                part,
+                f"labels in [0, {classes}) or -100",
+                f"{int(labels[wrong[0]])} for sample {int(wrong[0])}",
+                "raise classes or mend the labels",
             )
         splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers, pool=pool)
     channels, height, width = shape
@@ -139,9 +146,7 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
         sample = (sample,)
     if not isinstance(sample, (tuple, list)) or len(sample) not in (1, 2):
         got = f"{len(sample)} values" if isinstance(sample, (tuple, list)) else type(sample).__name__
-        raise TypeError(
-            f"data: expected (image, label) of sample {position}, or an image alone, got {got}; return a pair"
-        )
+        raise InvalidTypeError("data", f"(image, label) of sample {position}, or an image alone", got, "return a pair")
     image, label = sample if len(sample) == 2 else (*sample, None)
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
@@ -149,9 +154,11 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
         image = torch.from_numpy(pixels_of(image).copy()).permute(2, 0, 1).to(torch.float32).div_(255.0)
     if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
-        raise TypeError(
-            f"data: expected a float image (channels, height, width) in [0, 1] of sample {position}, got {got}; "
-            "convert it in __getitem__, 8-bit values divided by 255"
+        raise InvalidTypeError(
+            "data",
+            f"a float image (channels, height, width) in [0, 1] of sample {position}",
+            got,
+            "convert it in __getitem__, 8-bit values divided by 255",
         )
     return image.to(torch.float32), _label(label, position)
 
@@ -173,9 +180,11 @@ def _label(label: Any, position: int) -> int:
     except (TypeError, ValueError, RuntimeError) as error:
         shape = f" of shape {tuple(label.shape)}" if isinstance(label, (torch.Tensor, np.ndarray)) else ""
         kind = f"{label.dtype} values" if shape else type(label).__name__
-        raise TypeError(
-            f"data: expected a class index as the label of sample {position}, a whole number, got {kind}{shape}; "
-            "return one whole number, or None where unlabelled (soft labels are the teacher's to give)"
+        raise InvalidTypeError(
+            "data",
+            f"a class index as the label of sample {position}, a whole number",
+            f"{kind}{shape}",
+            "return one whole number, or None where unlabelled (soft labels are the teacher's to give)",
         ) from error
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
+from tutelage.errors import InvalidValueError, MissingExtraError, NotFoundError
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
@@ -66,8 +67,8 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
 
     shown = f"hf:{Path(name).expanduser().resolve().name}" if local else f"hf:{name}"
     if "train" not in splits:
-        raise ValueError(
-            f"data.source: expected a split named train in {shown}, got {', '.join(splits)}; choose another data set"
+        raise InvalidValueError(
+            "data.source", f"a split named train in {shown}", ", ".join(splits), "choose another data set"
         )
     dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in splits["train"].features.items()}
     image = _column(splits["train"], "image", Image, settings.image)
@@ -95,23 +96,27 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise ImportError(
-            f"data.source: expected the library `datasets` for hf:, got none ({one_line(error)}); "
-            "type: pip install 'tutelage[hf]'"
+        raise MissingExtraError(
+            "data.source",
+            "the library `datasets` for hf:",
+            f"none ({one_line(error)})",
+            "type: pip install 'tutelage[hf]'",
         ) from error
     path = Path(name).expanduser()
     local = path.is_dir()
     if not local and (path.is_absolute() or name.startswith((".", "~"))):
-        raise FileNotFoundError(f"data.source: expected a folder, got hf:{name}, which is none; check the path")
+        raise NotFoundError("data.source", "a folder", f"hf:{name}, which is none", "check the path")
     try:
         if local and (path / "dataset_dict.json").exists():
             splits = datasets.load_from_disk(str(path))
         else:
             splits = datasets.load_dataset(str(path) if local else name)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise FileNotFoundError(
-            f"data.source: expected a data set that can be read, got hf:{name} ({one_line(error)}); "
-            "check the name and the connection, or type the path of a local copy after hf:"
+        raise NotFoundError(
+            "data.source",
+            "a data set that can be read",
+            f"hf:{name} ({one_line(error)})",
+            "check the name and the connection, or type the path of a local copy after hf:",
         ) from error
     return splits, local
 
@@ -126,32 +131,33 @@ def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mappi
     if chosen is not None and chosen in (*suitable, *integers):
         return chosen
     if chosen is None:
-        fault, suitable = f"one {kind.__name__} column, got {len(suitable)}", suitable or integers
+        expected, got, suitable = f"one {kind.__name__} column", str(len(suitable)), suitable or integers
     else:
         dtype = f" of type {dtypes[chosen]}" if chosen in dtypes else ""
-        fault = f"a column of {'class indices' if dtypes else 'images'}, got {chosen!r}{dtype}"
-    raise ValueError(_column_message(rows, key, fault, suitable))
+        expected, got = f"a column of {'class indices' if dtypes else 'images'}", f"{chosen!r}{dtype}"
+    raise _column_error(rows, key, expected, got, suitable)
 
 
-def _column_message(rows: Any, key: str, fault: str, suitable: Sequence[str]) -> str:
+def _column_error(rows: Any, key: str, expected: str, got: str, suitable: Sequence[str]) -> InvalidValueError:
     remedy = " or ".join(f"data.{key}={column}" for column in suitable)
-    return f"data.{key}: expected {fault}; the columns are {', '.join(rows.features)}; " + (
-        f"type {remedy}" if suitable else "none of them will do: choose another data set"
-    )
+    instead = f"type {remedy}" if suitable else "none of them will do: choose another data set"
+    return InvalidValueError(f"data.{key}", expected, got, f"the columns are {', '.join(rows.features)}; {instead}")
 
 
 def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str, Any]]:
     values: dict[str, Any] = {}
     for split, rows in halves.items():
         if column not in rows.features:
-            raise ValueError(_column_message(rows, "label", f"{column!r} in the split {split} too, got none", []))
+            raise _column_error(rows, "label", f"{column!r} in the split {split} too", "none", [])
         entries = rows.select_columns([column])[:][column]
         if split == "train":
             entries = [UNLABELLED if entry is None or entry == -1 else entry for entry in entries]
         if any(entry is None for entry in entries):
-            raise ValueError(
-                f"data.label: expected a class index in every row of the split {split}, got an empty {column}; "
-                "choose a data set whose rows are all labelled"
+            raise InvalidValueError(
+                "data.label",
+                f"a class index in every row of the split {split}",
+                f"an empty {column}",
+                "choose a data set whose rows are all labelled",
             )
         values[split] = np.array(entries, np.int64)
     names = getattr(halves["train"].features[column], "names", None)

@@ -12,6 +12,7 @@ import numpy as np
 from tutelage.data.build import Description, Raw, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import listing
+from tutelage.errors import InvalidValueError, NotFoundError
 from tutelage.images import Encoded
 from tutelage.settings.data import DataSettings
 
@@ -52,26 +53,28 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"data.source: expected a folder, got imagefolder:{path}, which is none; check the path"
-        )
+        raise NotFoundError("data.source", "a folder", f"imagefolder:{path}, which is none", "check the path")
     train_root = root / "train" if (root / "train").is_dir() else root
     names = _classes(train_root, path)
     train = _scan(train_root, names, root, path)
     counts = np.bincount(train.labels, minlength=len(names))
     if not counts.all():
-        raise ValueError(
-            f"data.source: expected images in every class folder of imagefolder:{path}, got none in "
-            f"{names[int(counts.argmin())]}; add images or remove the folder"
+        raise InvalidValueError(
+            "data.source",
+            f"images in every class folder of imagefolder:{path}",
+            f"none in {names[int(counts.argmin())]}",
+            "add images or remove the folder",
         )
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
     test, notes = None, []
     if test_root is not None:
         unknown = sorted(set(_classes(test_root, path)) - set(names))
         if unknown:
-            raise ValueError(
-                f"data.source: expected in {test_root.name} the classes of train, got {unknown[0]}; "
-                f"add it to train or remove it from {test_root.name}"
+            raise InvalidValueError(
+                "data.source",
+                f"in {test_root.name} the classes of train",
+                unknown[0],
+                f"add it to train or remove it from {test_root.name}",
             )
         test = _scan(test_root, names, root, f"{path} ({test_root.name})")
         if test_root.name != "test":
@@ -83,9 +86,7 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
 def _classes(root: Path, path: str) -> list[str]:
     names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
     if not names:
-        raise ValueError(
-            f"data.source: expected {_SHAPE}, got imagefolder:{path} without class folders; check the path"
-        )
+        raise InvalidValueError("data.source", _SHAPE, f"imagefolder:{path} without class folders", "check the path")
     return names
 
 
@@ -101,5 +102,5 @@ def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> Raw:
             labels += [label] * len(kept)
     if not names:
         kinds = " ".join(sorted(EXTENSIONS))
-        raise ValueError(f"data.source: expected images ({kinds}), got none in imagefolder:{path}; expected {_SHAPE}")
+        raise InvalidValueError("data.source", f"images ({kinds})", f"none in imagefolder:{path}", f"expected {_SHAPE}")
     return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))

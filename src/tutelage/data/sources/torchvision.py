@@ -12,6 +12,7 @@ import numpy as np
 
 from tutelage.data.build import Description, Raw, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
+from tutelage.errors import InvalidValueError, NotFoundError
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
 
@@ -47,9 +48,11 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
     known = [n for n in torchvision.datasets.__all__ if _halves(getattr(torchvision.datasets, n)) is not None]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"data.source: expected a torchvision data set with a training and a test half, got torchvision:{name}; "
-            f"type torchvision:{near}, or another of {', '.join(known)}"
+        raise InvalidValueError(
+            "data.source",
+            "a torchvision data set with a training and a test half",
+            f"torchvision:{name}",
+            f"type torchvision:{near}, or another of {', '.join(known)}",
         )
     refuse_train_as_test(settings, f"torchvision:{name}")
     build: Callable[..., Any] = getattr(torchvision.datasets, name)
@@ -58,9 +61,11 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
         try:
             halves.append(build(settings.root, download=True, **keywords))
         except (OSError, RuntimeError, ValueError) as error:
-            raise FileNotFoundError(
-                f"data.source: expected torchvision:{name} in data.root={settings.root} or a connection to download "
-                f"it, got neither ({one_line(error)}); download it elsewhere and type data.root=<folder>"
+            raise NotFoundError(
+                "data.source",
+                f"torchvision:{name} in data.root={settings.root} or a connection to download it",
+                f"neither ({one_line(error)})",
+                "download it elsewhere and type data.root=<folder>",
             ) from error
     labels = [_labels(half, name) for half in halves]
     classes = [str(c) for c in getattr(halves[0], "classes", range(int(labels[0].max(initial=0)) + 1))]
@@ -90,7 +95,9 @@ def _labels(dataset: Any, name: str) -> np.ndarray:
     try:
         return np.asarray([int(target) for target in targets], np.int64)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"data.source: expected one class for each image, got other targets from torchvision:{name}; "
-            "choose a classification data set"
+        raise InvalidValueError(
+            "data.source",
+            "one class for each image",
+            f"other targets from torchvision:{name}",
+            "choose a classification data set",
         ) from error

@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 from torch import nn
 
+from tutelage.errors import InvalidValueError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -33,9 +35,11 @@ def table(*families: Iterable[Entry]) -> Mapping[str, Entry]:
     merged: dict[str, Entry] = {}
     for entry in chain.from_iterable(families):
         if entry.name in merged:
-            raise ValueError(
-                f"entries: expected each name once, got {entry.name!r} twice "
-                f"({merged[entry.name].paper}; {entry.paper}); rename one of them"
+            raise InvalidValueError(
+                "entries",
+                "each name once",
+                f"{entry.name!r} twice ({merged[entry.name].paper}",
+                f"{entry.paper}); rename one of them",
             )
         merged[entry.name] = entry
     return MappingProxyType(merged)

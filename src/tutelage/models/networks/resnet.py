@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.models.networks.layers import Entry, conv_bn, global_pool, he_normal_, stage
 from tutelage.submodules import input_of
 
@@ -107,7 +108,7 @@ def basic_blocks(depth: int) -> tuple[int, int, int]:
     """Return how many basic blocks each of the three stages has in a network of ``depth`` layers with weights."""
     blocks, remainder = divmod(depth - 2, 6)
     if remainder or blocks < 1:
-        raise ValueError(f"depth: expected 6 n + 2 with n of at least 1, got {depth}; type depth=20")
+        raise InvalidValueError("depth", "6 n + 2 with n of at least 1", depth, "type depth=20")
     return (blocks,) * 3
 
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.models.networks.layers import Entry, global_pool, he_normal_, small_head_
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -52,9 +53,11 @@ class VGG(nn.Sequential):
         """
         height, width = x.shape[-2:]
         if min(height, width) < SMALLEST:
-            raise ValueError(
-                f"inputs: expected images of at least {SMALLEST}x{SMALLEST} pixels for a VGG network, which halves "
-                f"them three times, got {height}x{width}; enlarge them, or take a residual network"
+            raise InvalidValueError(
+                "inputs",
+                (f"images of at least {SMALLEST}x{SMALLEST} pixels for a VGG network, which halves them three times"),
+                f"{height}x{width}",
+                "enlarge them, or take a residual network",
             )
         return super().forward(x)
 

@@ -13,6 +13,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.models.networks.layers import Entry, global_pool, he_normal_, stage
 
 STEM = 16
@@ -65,7 +66,7 @@ class WideResNet(nn.Sequential):
         super().__init__()
         blocks, remainder = divmod(depth - 4, 6)
         if remainder or blocks < 1:
-            raise ValueError(f"depth: expected 6 n + 4 with n of at least 1, got {depth}; type depth=16")
+            raise InvalidValueError("depth", "6 n + 4 with n of at least 1", depth, "type depth=16")
         wide = STEM * widening
         self.conv1 = nn.Conv2d(channels, STEM, 3, padding=1, bias=False)
         self.block1 = nn.Sequential(OrderedDict(layer=stage(WideBlock, STEM, wide, blocks=blocks, stride=1)))

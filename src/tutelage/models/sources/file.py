@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
 from tutelage.models import structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
@@ -34,28 +35,30 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     name = f"{PREFIX}:{path}"
     script, _, function = path.rpartition(":")
     if not script or not function.isidentifier():
-        raise ValueError(f"model: expected file:path.py:function, got {name!r}; type file:my_models.py:student")
+        raise InvalidValueError("model", "file:path.py:function", repr(name), "type file:my_models.py:student")
     if not (request.trust_code is True or (request.trust_code and name in request.trust_code)):
-        raise ValueError(
-            f"model: expected consent to run the code of {name!r}, got none; read the file, then type --trust-code "
-            "(trust_code=True in Python)"
+        raise InvalidValueError(
+            "model",
+            f"consent to run the code of {name!r}",
+            "none",
+            "read the file, then type --trust-code (trust_code=True in Python)",
         )
     file = Path(script)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"model: expected a Python file, got {script!r}, which is none; check the path of {name!r}"
-        )
+        raise NotFoundError("model", "a Python file", f"{script!r}, which is none", f"check the path of {name!r}")
     build = _Builder(file, function, request, name)
     classes = request.classes
     if classes is None or not build.takes("classes"):
         actual = structure.head_classes(build(classes=classes))
         classes = actual if classes is None else classes
         if classes is None:
-            raise ValueError(f"classes: expected a number for {name}, got none; type classes=10")
+            raise InvalidValueError("classes", f"a number for {name}", "none", "type classes=10")
         if actual not in (None, classes):
-            raise ValueError(
-                f"classes: expected {actual}, as {name} makes them and takes no classes=, got {classes}; "
-                f"give the function a parameter classes, or type classes={actual}"
+            raise InvalidValueError(
+                "classes",
+                f"{actual}, as {name} makes them and takes no classes=",
+                classes,
+                f"give the function a parameter classes, or type classes={actual}",
             )
     source = f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     card = Card(name=name, classes=classes, channels=request.channels, image_size=request.image_size, source=source)
@@ -72,8 +75,8 @@ class _Builder:
         self.request = request
         if not callable(self.function):
             names = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-            raise ValueError(
-                f"model: expected a function of {file}, got {function!r}; it has {', '.join(names) or 'no function'}"
+            raise InvalidValueError(
+                "model", f"a function of {file}", repr(function), f"it has {', '.join(names) or 'no function'}"
             )
         self.parameters = inspect.signature(self.function).parameters
 
@@ -87,13 +90,17 @@ class _Builder:
         variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         for keyword, parameter in self.parameters.items():
             if parameter.default is parameter.empty and parameter.kind not in variable and keyword not in keywords:
-                raise ValueError(
-                    f"{keyword}: expected a value, which {self.name} requires, got none; "
-                    f"give the parameter a default, or the model {keyword}="
+                raise InvalidValueError(
+                    keyword,
+                    f"a value, which {self.name} requires",
+                    "none",
+                    f"give the parameter a default, or the model {keyword}=",
                 )
         network = self.function(**keywords)  # type: ignore[misc]
         if not isinstance(network, nn.Module):
-            raise TypeError(f"model: expected {self.name} to return a torch.nn.Module, got {type(network).__name__}")
+            raise InvalidTypeError(
+                "model", f"{self.name} to return a torch.nn.Module", type(network).__name__, "return the network itself"
+            )
         return network
 
 
@@ -102,7 +109,7 @@ def _execute(file: Path) -> Any:
     name = f"tutelage_file_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise ValueError(f"model: expected a Python file, got {file}; give it the ending .py")
+        raise InvalidValueError("model", "a Python file", file, "give it the ending .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

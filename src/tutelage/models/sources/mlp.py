@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
@@ -41,13 +42,15 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
     """
     name = f"{PREFIX}:{widths}"
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", widths):
-        raise ValueError(f"model: expected mlp: and the hidden widths joined by x, got {name!r}; type {EXAMPLE}")
+        raise InvalidValueError("model", "mlp: and the hidden widths joined by x", repr(name), f"type {EXAMPLE}")
     if request.classes is None:
-        raise ValueError(f"classes: expected a number for {name}, which has none of its own, got none; type classes=10")
+        raise InvalidValueError("classes", f"a number for {name}, which has none of its own", "none", "type classes=10")
     if request.image_size is None:
-        raise ValueError(
-            f"image_size: expected (height, width) for {name}, whose first layer depends on it, got none; "
-            "type image_size=(8, 8)"
+        raise InvalidValueError(
+            "image_size",
+            f"(height, width) for {name}, whose first layer depends on it",
+            "none",
+            "type image_size=(8, 8)",
         )
     hidden = tuple(int(width) for width in widths.split("x"))
     inputs = request.channels * math.prod(request.image_size)

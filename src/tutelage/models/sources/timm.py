@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tutelage.errors import InvalidValueError, MissingExtraError
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec, resized, unknown
@@ -31,8 +32,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(
-            "model: expected the timm package for a timm: name, got none; type pip install 'tutelage[timm]'"
+        raise MissingExtraError(
+            "model", "the timm package for a timm: name", "none", "type pip install 'tutelage[timm]'"
         ) from error
     name = f"{PREFIX}:{path}"
     arch, _, tag = path.partition(".")
@@ -41,15 +42,14 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     if tag:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{arch}.*")]
         if tag not in tags:
-            raise ValueError(
-                f"model: expected a tag of timm:{arch}, got {name!r}; type timm:{arch} for random weights, "
-                + (f"or one of {', '.join(f'timm:{arch}.{known}' for known in tags)}" if tags else "as it has no tag")
-            )
+            others = f"or one of {', '.join(f'timm:{arch}.{known}' for known in tags)}" if tags else "as it has no tag"
+            instead = f"type timm:{arch} for random weights, {others}"
+            raise InvalidValueError("model", f"a tag of timm:{arch}", repr(name), instead)
     config: Any = timm.get_pretrained_cfg(path)
     trained = config.num_classes if tag else CLASSES
     if not trained and request.classes is None:
-        raise ValueError(
-            f"classes: expected a number for {name}, whose weights have no head, got none; type classes=10"
+        raise InvalidValueError(
+            "classes", f"a number for {name}, whose weights have no head", "none", "type classes=10"
         )
     mean, std = (config.mean, config.std) if config else (MEAN, STD)
     size = tuple(config.input_size[1:]) if config else None

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from tutelage.errors import InvalidValueError
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec, unknown
@@ -39,15 +40,22 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     if arch not in known:
         raise unknown(name, (f"{PREFIX}:{name}" for name in known))
     if request.channels != 3:
-        raise ValueError(
-            f"channels: expected 3 for {name}, as all of torchvision's networks have, got {request.channels}; "
-            f"type a timm: or cifar: name, which take any number"
+        raise InvalidValueError(
+            "channels",
+            f"3 for {name}, as all of torchvision's networks have",
+            request.channels,
+            "type a timm: or cifar: name, which take any number",
         )
     members = models.get_model_weights(arch).__members__
     if tag and tag not in members:
-        raise ValueError(
-            f"model: expected weights of torchvision:{arch}, got {name!r}; type torchvision:{arch} for random weights, "
-            f"or one of {', '.join(f'torchvision:{arch}.{member}' for member in members)}"
+        raise InvalidValueError(
+            "model",
+            f"weights of torchvision:{arch}",
+            repr(name),
+            (
+                f"type torchvision:{arch} for random weights, or one of "
+                f"{', '.join(f'torchvision:{arch}.{member}' for member in members)}"
+            ),
         )
     weights = members[tag] if tag else None
     transforms = (weights or next(iter(members.values()))).transforms()

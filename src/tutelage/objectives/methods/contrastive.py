@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from tutelage import checks, losses
+from tutelage.errors import InvalidValueError
 from tutelage.objectives import gathering
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
@@ -44,9 +45,11 @@ class OtherClasses(nn.Module):
         _, class_index, sizes = classes.unique(return_inverse=True, return_counts=True)
         fewest = len(classes) - int(sizes.max())
         if not fewest:
-            raise ValueError(
-                f"labels: expected at least 2 classes among {len(classes)} training samples, whose samples are each "
-                "other's negatives, got 1; choose other data, or leave the contrast out"
+            raise InvalidValueError(
+                "labels",
+                (f"at least 2 classes among {len(classes)} training samples, whose samples are each other's negatives"),
+                "1",
+                "choose other data, or leave the contrast out",
             )
         self._some_with_replacement = fewest < count
         self._all_with_replacement = len(classes) - int(sizes.min()) < count
@@ -189,9 +192,11 @@ class _StepEmbeddings:
 def _check_index(index: Tensor, samples: int) -> None:
     # On an accelerator the kernel that reads the bank asserts instead, so that the step never waits.
     if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < samples:
-        raise ValueError(
-            f"batch.index: expected indices among the {samples} training samples of the context, got "
-            f"{int(index.min())} to {int(index.max())}; bind the objective to the labels of these data"
+        raise InvalidValueError(
+            "batch.index",
+            f"indices among the {samples} training samples of the context",
+            f"{int(index.min())} to {int(index.max())}",
+            "bind the objective to the labels of these data",
         )
 
 

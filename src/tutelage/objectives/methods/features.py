@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage import checks, losses
+from tutelage.errors import InvalidValueError
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import STAGES, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, paired
@@ -62,9 +63,8 @@ class VID(FeatureTerm):
         checks.positive(self.epsilon, "epsilon", example=1e-5)
         checks.positive(self.variance, "variance", example=5.0)
         if self.variance <= self.epsilon:
-            raise ValueError(
-                f"variance: expected a number above epsilon, {self.epsilon}, got {self.variance}; "
-                "type for example variance=5.0"
+            raise InvalidValueError(
+                "variance", f"a number above epsilon, {self.epsilon}", self.variance, "type for example variance=5.0"
             )
 
 
@@ -82,10 +82,11 @@ class _TokenTerm(FeatureTerm):
         sizes = []
         for tap, (student, teacher) in zip(self.student_taps, self.shapes(context), strict=True):
             if len(student) != 2 or len(teacher) != 2 or student[0] != teacher[0] or student[0] <= self.prefix:
-                raise ValueError(
-                    f"tap {tap}: expected features (batch, tokens, width) with as many tokens in both networks, more "
-                    f"than {self.prefix}, got {student} and {teacher} without the batch; use two transformers with one "
-                    "patch size"
+                raise InvalidValueError(
+                    f"tap {tap}",
+                    (f"features (batch, tokens, width) with as many tokens in both networks, more than {self.prefix}"),
+                    f"{student} and {teacher} without the batch",
+                    "use two transformers with one patch size",
                 )
             sizes.append((student[0] - self.prefix, student[1], teacher[1]))
         return sizes
@@ -127,9 +128,11 @@ class _BoundGeneration(BoundFeatures):
         ((tokens, student, teacher),) = self.spec.sizes(context)
         prefix, self._side = self.spec.prefix, math.isqrt(tokens)
         if self._side**2 != tokens:
-            raise ValueError(
-                f"prefix: expected a number that leaves a square of the {tokens + prefix} tokens of tap "
-                f"{self.spec.student_taps[0]}, got {prefix}; type how many class tokens and registers the networks have"
+            raise InvalidValueError(
+                "prefix",
+                (f"a number that leaves a square of the {tokens + prefix} tokens of tap {self.spec.student_taps[0]}"),
+                prefix,
+                "type how many class tokens and registers the networks have",
             )
         self.align = _align(student, teacher)
         self.mask_token = nn.Parameter(torch.zeros(teacher))

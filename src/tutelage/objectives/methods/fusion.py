@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage import checks, losses
+from tutelage.errors import InvalidValueError
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import BEFORE, EMBEDDING, BindContext, BoundFeatures, FeatureTerm, WeightedTerm
@@ -55,9 +56,11 @@ class Fusion(nn.Module):
             ValueError: a single sample has a level of one pixel in training: batch norm has no variance there.
         """
         if self.training and min(maps.shape[0] * maps.shape[2] * maps.shape[3] for maps in features) < 2:
-            raise ValueError(
-                "student_features: expected at least 2 samples in training where a level has one pixel, for batch "
-                "norm's variance, got 1; type another batch_size, or leave card:embedding out of the taps"
+            raise InvalidValueError(
+                "student_features",
+                "at least 2 samples in training where a level has one pixel, for batch norm's variance",
+                "1",
+                "type another batch_size, or leave card:embedding out of the taps",
             )
         fused: list[Tensor] = []
         deeper: Tensor | None = None
@@ -146,10 +149,11 @@ class _BoundMGD(BoundFeatures):
         (shapes,) = self.spec.shapes(context, "map or embedding")
         (student, *student_size), (teacher, *teacher_size) = ((*shape, 1, 1)[:3] for shape in shapes)
         if student_size != teacher_size:
-            raise ValueError(
-                f"tap {self.spec.student_taps[0]}: expected a map of the height and width of the teacher's "
-                f"{self.spec.teacher_taps[0]}, {tuple(teacher_size)}, got {tuple(student_size)}; "
-                "name taps where the two agree"
+            raise InvalidValueError(
+                f"tap {self.spec.student_taps[0]}",
+                (f"a map of the height and width of the teacher's {self.spec.teacher_taps[0]}, {tuple(teacher_size)}"),
+                tuple(student_size),
+                "name taps where the two agree",
             )
         self.remake = Generation(student, teacher)
 
@@ -177,7 +181,7 @@ class MGD(FeatureTerm):
     def _check(self) -> None:
         checks.fraction(self.masked, "masked", example=0.15)
         if self.mask not in MASKS:
-            raise ValueError(f"mask: expected {' or '.join(MASKS)}, got {self.mask!r}; type for example mask=channel")
+            raise InvalidValueError("mask", " or ".join(MASKS), repr(self.mask), "type for example mask=channel")
 
 
 def _as_map(features: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage import losses
+from tutelage.errors import InvalidValueError
 from tutelage.objectives import projectors
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
@@ -54,9 +55,11 @@ class _BoundSRRL(BoundFeatures):
         (student_tap,), (teacher_tap,) = self.spec.student_taps, self.spec.teacher_taps
         channels, *size = shape_of(context, "teacher", teacher_tap)
         if len(size) not in (0, 2) or channels != weight.shape[1]:
-            raise ValueError(
-                f"tap {teacher_tap}: expected the {weight.shape[1]} channels that the teacher's head reads, got "
-                f"{(channels, *size)} without the batch; type teacher_tap=card:embedding"
+            raise InvalidValueError(
+                f"tap {teacher_tap}",
+                f"the {weight.shape[1]} channels that the teacher's head reads",
+                f"{(channels, *size)} without the batch",
+                "type teacher_tap=card:embedding",
             )
         self.connector = nn.Sequential(
             *_connector(shape_of(context, "student", student_tap, "map")[0], channels), nn.ReLU()
@@ -86,7 +89,7 @@ class SRRL(FeatureTerm):
 
     def _check(self) -> None:
         if not 0 <= self.regression < math.inf:
-            raise ValueError(f"regression: expected a finite number >= 0, got {self.regression}; type regression=1.0")
+            raise InvalidValueError("regression", "a finite number >= 0", self.regression, "type regression=1.0")
 
 
 class _BoundOFD(BoundFeatures):
@@ -99,16 +102,19 @@ class _BoundOFD(BoundFeatures):
             channels, *size = shape_of(context, "teacher", teacher_tap, "map")
             margins = losses.ofd_margins(*context.teacher_norms[norm])
             if len(margins) != channels:
-                raise ValueError(
-                    f"norms: expected a batch norm of the {channels} channels of the teacher's tap {teacher_tap}, got "
-                    f"one of {len(margins)} at {norm}; name another"
+                raise InvalidValueError(
+                    "norms",
+                    f"a batch norm of the {channels} channels of the teacher's tap {teacher_tap}",
+                    f"one of {len(margins)} at {norm}",
+                    "name another",
                 )
             student_channels, *student_size = shape_of(context, "student", tap, "map")
             if any(side > limit for side, limit in zip(student_size, size, strict=True)):
-                raise ValueError(
-                    f"tap {tap}: expected a map of the student no larger than {tuple(size)}, as the teacher's tap "
-                    f"{teacher_tap}, got {tuple(student_size)}; name a later tap of the student or an earlier one of "
-                    "the teacher"
+                raise InvalidValueError(
+                    f"tap {tap}",
+                    f"a map of the student no larger than {tuple(size)}, as the teacher's tap {teacher_tap}",
+                    tuple(student_size),
+                    "name a later tap of the student or an earlier one of the teacher",
                 )
             self.connectors.append(nn.Sequential(*_connector(student_channels, channels)))
             self.register_buffer(f"margins_{level}", margins, persistent=False)
@@ -139,9 +145,11 @@ class OFD(FeatureTerm):
 
     def _check(self) -> None:
         if len(self.norms) not in (0, len(self.student_taps)):
-            raise ValueError(
-                f"norms: expected {len(self.student_taps)} names, as many as student_taps, got {len(self.norms)}; "
-                "name one of the teacher for each of the student"
+            raise InvalidValueError(
+                "norms",
+                f"{len(self.student_taps)} names, as many as student_taps",
+                len(self.norms),
+                "name one of the teacher for each of the student",
             )
 
     @property

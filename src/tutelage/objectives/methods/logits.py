@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import checks, losses, targets
+from tutelage.errors import InvalidValueError
 from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
@@ -158,9 +159,11 @@ def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
     if logits == "raw":
         return term
     if isinstance(weight, Automatic):
-        raise ValueError(
-            f"beta: expected a number where logits are standardised, got {weight}, which is found from raw logits; "
-            "type for example beta=9.0"
+        raise InvalidValueError(
+            "beta",
+            "a number where logits are standardised",
+            f"{weight}, which is found from raw logits",
+            "type for example beta=9.0",
         )
     return Standardised(term)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import checks, losses
+from tutelage.errors import InvalidValueError
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import (
@@ -42,9 +43,14 @@ class _BoundFactorTransfer(BoundFeatures):
         (((student, *_), (teacher, *_)),) = self.spec.shapes(context, "map")
         width = int(teacher * self.spec.rate)
         if width < 1:
-            raise ValueError(
-                f"rate: expected a number that leaves at least one of the {teacher} channels of the teacher's tap "
-                f"{self.spec.teacher_taps[0]}, got {self.spec.rate}; type for example rate=0.5"
+            raise InvalidValueError(
+                "rate",
+                (
+                    f"a number that leaves at least one of the {teacher} channels of the teacher's tap "
+                    f"{self.spec.teacher_taps[0]}"
+                ),
+                self.spec.rate,
+                "type for example rate=0.5",
             )
         self.encoder = _layers(nn.Conv2d, (teacher, teacher, width, width))
         self.decoder = _layers(nn.ConvTranspose2d, (width, width, teacher, teacher))
@@ -97,10 +103,11 @@ class _BoundStages(BoundFeatures):
         pairs = zip(self.spec.student_taps, self.spec.teacher_taps, shapes, strict=True)
         for tap, teacher_tap, (student_shape, teacher_shape) in pairs:
             if student_shape[0] != teacher_shape[0]:
-                raise ValueError(
-                    f"tap {tap}: expected as many channels as the teacher's tap {teacher_tap}, {teacher_shape[0]}, got "
-                    f"{student_shape[0]}; this method has no learned map: name stages of equal width, or take another "
-                    "objective"
+                raise InvalidValueError(
+                    f"tap {tap}",
+                    f"as many channels as the teacher's tap {teacher_tap}, {teacher_shape[0]}",
+                    student_shape[0],
+                    "this method has no learned map: name stages of equal width, or take another objective",
                 )
         # Maps that are too small for the loss are refused before training.
         student, teacher = ([torch.zeros(1, *shape) for shape in network] for network in zip(*shapes, strict=True))
@@ -127,9 +134,11 @@ class Stages(FeatureTerm):
 
     def _check(self) -> None:
         if len(self.student_taps) < 2:
-            raise ValueError(
-                f"student_taps: expected at least 2 stages, which are compared with the next, got "
-                f"{len(self.student_taps)}; for example student_taps=[card:stage.-2, card:stage.-1]"
+            raise InvalidValueError(
+                "student_taps",
+                "at least 2 stages, which are compared with the next",
+                len(self.student_taps),
+                "for example student_taps=[card:stage.-2, card:stage.-1]",
             )
         # The loss alone knows what its hyperparameters may be. A count of anything is bounded by the maps' sizes.
         counts = [value for value in self.arguments.values() if isinstance(value, int)]
