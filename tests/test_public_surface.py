@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from tests._helpers import ROOT
 
 import tutelage
 from tutelage import config, objectives
@@ -39,7 +40,9 @@ def fresh(code: str) -> Any:
 
 
 def test_the_import_and_its_listing_need_no_torch():
-    code = "from tutelage import TutelageError\n[*map(str, dir(tutelage)), tutelage.errors, tutelage.data, dir(tutelage.data)]\n"
+    code = (
+        "from tutelage import TutelageError\ndir(tutelage), tutelage.errors, dir(tutelage.data), dir(tutelage.models)\n"
+    )
     heavy = fresh(code + "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))")
     assert not {"torch", "numpy", "pydantic", "accelerate"} & set(heavy)
 
@@ -75,17 +78,22 @@ def test_the_verbs_and_the_packages_are_found_at_once():
 
 # What messages tell to type
 
-PACKAGES = "data|kernels|losses|models|objectives|taps|targets"
-TYPED = re.compile(r"\btutelage(?:\.[A-Za-z_]\w*)+")
-WITHOUT_TUTELAGE = re.compile(rf"(?<![\w.])(?:{PACKAGES})\.\w+(?=\()|(?<=@)objectives\.\w+|\btype (?:adopt|read|load)\(")
+TYPED = re.compile(r"(?<!-m )\btutelage(?:\.[A-Za-z_]\w*)+")
+WITHOUT_TUTELAGE = re.compile(
+    r"(?<![\w./])(?:data|models)\.\w+\("
+    r"|(?<![\w./])(?:kernels|losses|objectives|taps|targets)\.(?!json|md|py)[a-z_]+\b"
+    r"|\b(?:adopt|read|load|open_data|from_datasets)\("
+)
+"""A call, or a function of a package, where only `import tutelage` was typed."""
 
 
 def literals(path: Path) -> list[str]:
     """The texts of a file that are no docstrings, f-strings' parts among them."""
     tree = ast.parse(path.read_text())
-    statements = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return [node.value for node in texts if node not in statements]
+    nodes = list(ast.walk(tree))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [node.value for node in texts if id(node) not in docstrings]
 
 
 def test_what_messages_tell_to_type_is_there_after_a_bare_import():
@@ -100,7 +108,14 @@ def test_what_messages_tell_to_type_is_there_after_a_bare_import():
         "print(json.dumps(missing))"
     )
     assert not missing
-    assert not [text for text in texts if WITHOUT_TUTELAGE.search(text)], "write tutelage. before it"
+    sentences = [TYPED.sub("", text) for text in texts if " " in text]
+    assert not [text for text in sentences if WITHOUT_TUTELAGE.search(text)], "write tutelage. before it"
+
+
+def test_the_page_of_python_names_what_is_there_and_all_of_it():
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    names = {name.split(".")[1] for name in TYPED.findall(page)} | set(re.findall(r"`([A-Z]\w+)`", page))
+    assert names == set(tutelage.__all__) - {"__version__", "Run"}
 
 
 def test_the_search_of_messages_sees_a_name(tmp_path):

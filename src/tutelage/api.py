@@ -364,7 +364,7 @@ def evaluate(
     data: Data | None = None,
     best: bool = False,
     batch_size: int | None = None,
-    precision: Literal["auto"] | Precision | None = None,
+    precision: Literal["auto", Precision] | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     channels_last: bool | None = None,
     trust_code: bool | frozenset[str] = False,

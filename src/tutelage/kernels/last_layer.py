@@ -183,7 +183,7 @@ def _labels(labels: Tensor, hidden: Tensor, classes: int, ignore_index: int) -> 
             "labels",
             "int64 class indices",
             labels.dtype,
-            "soft labels are as large as the logits: type losses.cross_entropy and the loss",
+            "soft labels are as large as the logits: type tutelage.losses.cross_entropy and the loss",
         )
     if isinstance(labels, Tensor) and labels.dtype == torch.int64:
         if ignore_index != UNLABELLED:
@@ -403,7 +403,7 @@ def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: B
                 "loss",
                 f"one value per token, shape {tuple(labels.shape)}",
                 tuple(values.shape),
-                "leave the mean over tokens to kernels.linear",
+                "leave the mean over tokens to tutelage.kernels.linear",
             )
         if by is None:
             return ce, values, None

@@ -140,7 +140,7 @@ def from_spec(spec: ObjectiveSpec) -> Objective:
             "objective",
             "presets",
             "terms put together by hand, which no recipe can make",
-            "name the function that makes them as a preset, with @objectives.preset",
+            "name the function that makes them as a preset, with @tutelage.objectives.preset",
         )
     built, errors = [], []
     for call in spec.presets:

@@ -27,7 +27,7 @@ class RunSettings(TypedDict, total=False):
     """Of the initialisation and of dropout."""
     data_seed: int
     """Of order and augmentation."""
-    precision: Literal["auto"] | Precision
+    precision: Literal["auto", Precision]
     """What networks are computed in; ``auto`` measures whether bfloat16 is faster."""
     device: Literal["auto", "cpu", "cuda"]
     """Where to compute."""
