@@ -1,11 +1,11 @@
 """Time what the command line answers without computing anything: mistakes, help and listings.
 
     python benchmarks/bench_answers.py                            this version, seven rounds, about four minutes
-    python benchmarks/bench_answers.py BASE --write answers.json  beside another version; keeps every figure
+    python benchmarks/bench_answers.py BASE --write answers.json  next to another version; keeps every figure
 
-BASE is a git revision, which is checked out into a temporary worktree. Each answer is that of a process of its own, on
-one thread; a round asks for all of them in turn. Printed are, per command, the median seconds of each version, the
-ratio to ``python -c pass`` in the same rounds, the exit code, and this version's answer.
+BASE is a git revision, checked out into a temporary worktree. Each answer comes from its own process, on one thread; a
+round asks for all of them in turn. For each command the script prints the median seconds of each version, the ratio to
+``python -c pass`` in the same rounds, the exit code, and this version's answer.
 """
 
 import argparse
@@ -58,7 +58,7 @@ MISTAKES = (
     "report runs/nothing",
     "list objectve",
 )
-"""Of the user's. The range of an argument's value, as in gamma=-1, is known to the losses alone, and needs torch."""
+"""Mistakes of the user. Only the losses know an argument's range, as in gamma=-1, which needs torch."""
 VERBS = "train", "distill", "compare", "study", "record", "evaluate", "report", "list", "doctor"
 QUESTIONS = (
     "--help",
@@ -68,7 +68,7 @@ QUESTIONS = (
 
 
 def answer(command, source, folder):
-    """Return the seconds of a command's process, its exit code and the last line that it printed."""
+    """Return the seconds of a command's process, its exit code and its last printed line."""
     typed = ["-c", "pass"] if command == REFERENCE else ["-m", "tutelage", *command.split()]
     env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     began = time.perf_counter()
@@ -87,7 +87,7 @@ def main():
         folder = Path(scratch) / "work"
         folder.mkdir()
         for name, text in FILES.items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8")
         answers = {side: {command: [] for command in commands} for side in sources}
         for turn in range(arguments.rounds + 1):  # the first, which writes byte code, does not count
             for command in commands:

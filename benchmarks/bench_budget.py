@@ -1,10 +1,10 @@
-"""Prove `tutelage study --budget`: kill it with SIGKILL, copy its folder, resume there, and stop inside the budget.
+"""Test `tutelage study --budget`: kill it with SIGKILL, copy its folder, resume there, and stop inside the budget.
 
     python benchmarks/bench_budget.py --budget 20m --kill-after 6m --work WORK table1 --epochs 1 ...
 
-What stands after the options is a study and its own options. The first part is killed after so long; what is left of
-the budget is the second part's, in another folder, from a copy of the first's runs. Printed and recorded as JSON: how
-long each part took against what it was given, which runs were finished, begun and kept, and the table.
+A study and its own options follow the options. The first part is killed after the given time. The second part gets the
+rest of the budget, in another folder, from a copy of the first's runs. The script prints and records as JSON how long
+each part took of its time, which runs were finished, begun and kept, and the table.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tutelage.studies import budget
 
 
 def statuses(runs: Path) -> dict[str, str]:
-    """Each run's status, by its folder."""
+    """Return each run's status, by folder."""
     paths = sorted(runs.rglob(records.MANIFEST))
     return {path.parent.relative_to(runs).as_posix(): records.read_json(path)["status"] for path in paths}
 
 
 def part(typed: list[str], folder: Path, kill_after: float | None) -> tuple[float, int, list[str]]:
-    """Type a command in a folder; return the seconds that it took, its status and its lines."""
+    """Run a command in a folder; return its seconds, its exit status and its lines."""
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with (folder / "said.txt").open("w") as output:
@@ -44,11 +44,11 @@ def part(typed: list[str], folder: Path, kill_after: float | None) -> tuple[floa
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    return time.monotonic() - began, process.returncode, (folder / "said.txt").read_text().splitlines()
+    return time.monotonic() - began, process.returncode, (folder / "said.txt").read_text(encoding="utf-8").splitlines()
 
 
 def main() -> None:
-    """Do both parts, print and record."""
+    """Run both parts, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", required=True)
     parser.add_argument("--kill-after", required=True)
@@ -60,7 +60,7 @@ def main() -> None:
     took, code, before_kill = part(["study", *study, "--budget", arguments.budget], first, early)
     print(f"first part: {took:.1f} s, exit status {code}")
     if code != -signal.SIGKILL:
-        print((first / "said.txt").read_text())
+        print((first / "said.txt").read_text(encoding="utf-8"))
         sys.exit("the first part ended by itself, so it was not killed: give it more to do, or kill it earlier")
     before = statuses(first / "runs")
     kept = [name for name, status in before.items() if status == "finished"]
@@ -104,7 +104,7 @@ def main() -> None:
     }
     text = json.dumps(manifest.without_paths(record), indent=1) + "\n"
     if arguments.write:
-        arguments.write.write_text(text)
+        arguments.write.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -1,18 +1,18 @@
-"""Time a group of students on one teacher pass against the teacher and the students apart.
+"""Time a group of students on one teacher pass against the teacher and the students alone.
 
     python benchmarks/bench_class.py DATA [RESULT.json] [--rounds N] [--steps N] [--students N ...]
     python benchmarks/bench_class.py RESULT.json --plot      draws RESULT.svg from it
 
 A resnet56 teaches resnet20s by KD on CIFAR-100 (``DATA`` is a source such as ``hf:uoft-cs/cifar100``), batches of 64,
-bfloat16, with the CIFAR augmentation. Timed are steps of the loop; data sets, networks and evaluation are not. For 1,
-2, 4 and 8 students in one group, against
+bfloat16, with the CIFAR augmentation. Only steps of the loop are timed, not data sets, networks and evaluation. Groups
+of 1, 2, 4 and 8 students are compared with
 
-- the parts: the steps of the teacher alone, its batches made and placed, and as many times those of a student that is
-  given a batch and the teacher's answers that are there already;
-- separate runs: as many times a group of one, which makes its own batches and asks the live teacher.
+- the parts: the steps of the teacher alone, with its batches made and placed, plus for each student the steps of one
+  that is given a batch and the teacher's existing outputs;
+- separate runs: for each student a group of one, which makes its own batches and runs the live teacher.
 
-Every round times each form once, in turn, after a first one that warms up. Prints medians and ratios; with a file's
-name it records them with the machine, the versions and n. Weights are random: no time depends on them.
+Every round times each form once, in turn, after a warm-up round. Prints medians and ratios; given a file name, records
+them with the machine, the versions and n. Weights are random: no time depends on them.
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@
     python benchmarks/bench_crd.py [RESULT.json] [--columns N] [--rounds N]
 
 Scores of one side of the loss with their gradient: 64 samples, by default 1 + 16384 columns, a bank of 50000 rows of
-128. Prints both medians and the ratio; with a file's name it records them with the machine, the versions and n.
+128. Prints both medians and the ratio; given a file name, records them with the machine, the versions and n.
 """
 
 from functools import partial
@@ -19,18 +19,18 @@ BATCH, SAMPLES, DIMENSION = 64, 50_000, 128
 
 
 def dense(embeddings, bank, columns):
-    """One product with the whole bank, then the columns."""
+    """Multiply with the whole bank, then select the columns."""
     return losses.bank_scores(embeddings, bank, columns, temperature=0.07)
 
 
 def gathered(embeddings, bank, columns):
-    """The rows first: ``(batch, columns, dimension)``."""
+    """Gather the rows first: ``(batch, columns, dimension)``."""
     rows = bank.index_select(0, columns.flatten()).view(*columns.shape, -1)
     return torch.bmm(rows, embeddings[:, :, None])[..., 0] / 0.07
 
 
 def seconds(form, inputs):
-    """Time scores and gradient once, processor time of this process."""
+    """Time scores and gradient once, in processor time of this process."""
     return timing.backward(lambda: form(*inputs).sum())[0]
 
 

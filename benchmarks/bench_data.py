@@ -1,10 +1,10 @@
-"""Time what one core gives of the data: images per second of a loader, of an epoch's draws, and of decoding.
+"""Time the data pipeline on one core: images per second of a loader, of an epoch's draws, and of decoding.
 
     python benchmarks/bench_data.py [FOLDER] [--rounds N] [--write RESULT.json]
 
-At 32 pixels the images are random ones of CIFAR-100's shape, which cost the same. FOLDER, photographs in the form of
-``imagefolder:`` or a local ``hf:`` folder, is decoded at 224 pixels, in this process. Each figure is the best of the
-rounds, whose forms alternate; each ratio is against the form that its line names.
+At 32 pixels the images are random ones of CIFAR-100's shape, which cost the same. FOLDER has photographs, as for
+``imagefolder:`` or as a local ``hf:`` folder; they are decoded at 224 pixels, in this process. Each figure is the best
+of the rounds, whose forms alternate; each ratio is against the form that its line names.
 """
 
 import time
@@ -21,7 +21,7 @@ from tutelage.data.resident import ResidentLoader
 from tutelage.settings.data import DataSettings
 
 EPOCH = 50_000
-"""Samples of an epoch that is drawn: CIFAR's."""
+"""Samples of a drawn epoch: CIFAR's."""
 FORMS = {
     "crop and flip": {"crop_padding": 4, "flip": True},
     "with erasing": {"crop_padding": 4, "flip": True, "random_erasing": 0.25},
@@ -30,20 +30,20 @@ FORMS = {
 
 
 def loading(split, size, images=4096):
-    """Return what makes batches as the CPU has them, and how many images that is."""
+    """Return a function that makes batches for the CPU, and its number of images."""
     loader = data.BatchLoader(split, batch_size=size, train=True)
     requests = data.split_evenly(np.arange(min(images, len(split))), size)
     return lambda: [None for _ in loader.at(0, requests)], sum(map(len, requests))
 
 
 def drawing(split, size=64):
-    """Return what draws an epoch for a device, and of how many images."""
+    """Return a function that draws an epoch for a device, and its number of images."""
     loader = ResidentLoader(split, device=torch.device("cpu"), batch_size=size, train=True)
     return lambda: loader._draw(0, 0, 0, 1), len(split)
 
 
 def decoding(split, size=64, images=256, *, floats):
-    """Return what decodes photographs, to bytes or, as the main process did, on to float32."""
+    """Return a function that decodes photographs, to bytes or, as the main process did, to float32."""
     requests = data.split_evenly(np.arange(min(images, len(split))), size)
 
     def decode():
@@ -55,14 +55,14 @@ def decoding(split, size=64, images=256, *, floats):
 
 
 def converting(size=256, side=224):
-    """Return what a main process does to a batch of photographs: makes float32 of it, or hands it on as it is."""
+    """Return the main process's work on a batch of photographs: convert it to float32, or pass it on."""
     images = torch.zeros(size, side, side, 3, dtype=torch.uint8)
     split = data.datasets.MemorySplit(labels=torch.zeros(1), pixels=images[:1], positions=torch.zeros(1))
     return lambda: split.to_inputs(images), size
 
 
 def measure(forms, rounds):
-    """Return the most images per second that each form came to; the first round is lost."""
+    """Return the most images per second of each form; the first round does not count."""
     best = dict.fromkeys(forms, 0.0)
     for turn in range(rounds + 1):
         for name in list(forms) if turn % 2 else list(forms)[::-1]:

@@ -1,16 +1,16 @@
-"""Which presets' steps are replayed to the bit, and what a replayed step leaves the host to do. No GPU takes part.
+"""Check which presets' steps are replayed to the bit, and time the host's share of a replayed step. Needs no GPU.
 
     python benchmarks/bench_graphs.py                       about two minutes on one core
     python benchmarks/bench_graphs.py --all                 vitkd too, whose networks read 224 pixels: two minutes more
     python benchmarks/bench_graphs.py --write RESULT.json
 
-- presets: a step of each is written down operation by operation and executed again for the next batches, of which one
-  is not applied. All that these steps change is held against eager steps, which run under a dispatch mode that does
-  nothing: torch decomposes operations under such a mode (`tests/_helpers/recorder.py`).
-- host: students of KD, resnet20 of resnet56, 64 images, in a fit whose graph does nothing when it is replayed. What is
-  left is the host's part of a step: its operations, and its microseconds, the tenth percentile over steps. With one
-  image in place of 64 hardly anything is copied: what Python takes. The reference is the eager step of the same run;
-  it is computed on the CPU and the replayed one is not, so that the ratio of their times is no speed-up.
+- presets: a step of each is recorded operation by operation and executed again for the next batches, one of which is
+  not applied. Everything that these steps change is compared with eager steps under a dispatch mode that does nothing,
+  because torch decomposes operations under such a mode (`tests/_helpers/recorder.py`).
+- host: students of KD, resnet20 of resnet56, 64 images, in a fit whose graph does nothing on replay. The rest is the
+  host's share of a step: its operations, and its microseconds, the tenth percentile over steps. With one image instead
+  of 64 hardly anything is copied, which leaves Python's time. The reference is the eager step of the same run. It
+  computes on the CPU and the replayed one does not, so the ratio of their times is no speed-up.
 """
 
 import itertools
@@ -43,7 +43,7 @@ PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products"
 
 
 def row(name):
-    """Return what becomes of a preset's replayed steps."""
+    """Return the outcome of a preset's replayed steps."""
     needs = captured_cases.preset_state(name)[0].distiller.objective.needs
     with Unchanged():
         eager, _ = captured_cases.trained(name, captured=False)
@@ -57,7 +57,7 @@ def row(name):
 
 
 def table(*, everything):
-    """Return a row a preset, and print it."""
+    """Return a row per preset, and print it."""
     rows = {}
     for name in objectives.PRESETS:
         if name == captured_cases.TOKENS and not everything:
@@ -82,7 +82,7 @@ class Count(TorchDispatchMode):
 
 
 class Idle(Recorder):
-    """A graph whose replays, after those that it is held against eager steps by, do nothing."""
+    """A graph whose replays do nothing after the comparison with eager steps."""
 
     idle = False
 
@@ -92,7 +92,7 @@ class Idle(Recorder):
 
 
 class Batches:
-    """One batch, again and again; when each was asked for, and the operations of the second to last step."""
+    """One batch, repeated; records when each was requested, and the operations of the second to last step."""
 
     def __init__(self, steps, samples):
         index, images = torch.arange(samples), torch.rand(samples, 3, 32, 32)
@@ -114,7 +114,7 @@ class Batches:
 
 
 def host(form, students):
-    """Return the operations of a step, and its microseconds: of one student in `fit`, of several in lockstep."""
+    """Return the operations and microseconds of a step: of one student in `fit`, of several in lockstep."""
     graphs, steps = form != "eager", STEPS[form]
     settings = FitSettings(epochs=1, optimizer=SGD(), checkpoint_seconds=1e9, graphs=graphs, **PLAIN)
     made = [Distiller(models.create("cifar:resnet20", classes=100), objectives.kd()) for _ in range(students)]
@@ -128,14 +128,14 @@ def host(form, students):
     else:
         jobs = {k: FitJob(distiller=each, settings=settings) for k, each in enumerate(made)}
         list(Lockstep(jobs, teacher, batches, accelerator=device, isolation=Isolation()).run())
-    # Without the first step, which captures, and the one whose operations are counted.
+    # Leaves out the first step, which captures, and the one whose operations are counted.
     times = [after - before for before, after in itertools.pairwise(batches.moments[2:-1])]
     tenth = statistics.quantiles(times, n=10, method="inclusive")[0]
     return {"operations": batches.count.operations, "microseconds": 1e6 * tenth}
 
 
 def hosts():
-    """Return the host's part of a step, by the number of students, and print it."""
+    """Return the host's share of a step by the number of students, and print it."""
     figures = {}
     for students in (1, 6):
         name = "one student in fit" if students == 1 else f"{students} students in lockstep"

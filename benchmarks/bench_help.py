@@ -2,7 +2,7 @@
 
     python benchmarks/bench_help.py [RESULT.json] [--rounds N]
 
-Prints both medians and their ratio; with a file's name it records them with the machine, the versions and n.
+Prints both medians and their ratio; given a file name, records them with the machine, the versions and n.
 """
 
 from pathlib import Path

@@ -3,13 +3,13 @@
     python benchmarks/bench_linear.py [RESULT.json [FORM ...]] [--tokens N] [--classes N] [--device cuda]
 
 By default 4096 tokens and 128256 classes; width 1024 on both sides, float32, one thread; forward and backward to hidden
-states and weights. Each form runs in a fresh process: its processor time, and its peak over what it began with, less
-gradients. Prints medians and ratios; with a file's name it records them with the machine, the versions and n. Forms
-that are named are measured anew and the others of the file kept.
+states and weights. Each form runs in a fresh process, for its processor time and its peak memory above the start, less
+gradients. Prints medians and ratios; given a file name, records them with the machine, the versions and n. If you name
+forms, only those are measured again; the file's others are kept.
 
-On a GPU: width 2048, bfloat16, WTTM, KD and Jensen-Shannon, see `gpu_losses.py`, and Liger where it is installed; a
-FORM is part of a line's name, such as "kd: kernels". ``--small`` tries that in tiny sizes, also with ``--device cpu``,
-and records nothing.
+On a GPU: width 2048, bfloat16, WTTM, KD and Jensen-Shannon, see `gpu_losses.py`, and Liger if installed; a FORM is part
+of a line's name, such as "kd: kernels". ``--small`` tries that in tiny sizes, also with ``--device cpu``, and records
+nothing.
 """
 
 from functools import partial

@@ -4,15 +4,15 @@
     python benchmarks/bench_losses.py RESULT.json --plot      draws RESULT.svg from it
     python benchmarks/bench_losses.py [RESULT.json [PART ...]] --device cuda
 
-float32, one thread, gamma 0.1, the teacher's logits given. The forms are timed in turn in one process, by the processor
-time of that process; memory is that of a fresh process for each form. Compiling is counted apart, from an empty cache.
-Prints medians, the ratios and the geometric mean over the three shapes of the target; with a file's name it records
-them with the machine, the versions and n. Parts that are named (256x1000, 1024x32000, 512x128256, curves, memory) are
-measured anew and the others of the file kept.
+float32, one thread, gamma 0.1, the teacher's logits given. The forms alternate in one process and are timed by its
+processor time; memory is measured in a fresh process per form. Compiling is timed separately, from an empty cache.
+Prints medians, the ratios and the geometric mean over the three shapes of the target; given a file name, records them
+with the machine, the versions and n. If you name parts (256x1000, 1024x32000, 512x128256, curves, memory), only those
+are measured again; the file's others are kept.
 
-On a GPU: WTTM, KD, TTM and Jensen-Shannon in bfloat16, float16 and float32, see `gpu_losses.py`, and Liger and TRL
-where they are installed; a PART is part of a line's name, such as "float16, kd". ``--small`` tries that in tiny sizes,
-also with ``--device cpu``, and records nothing.
+On a GPU: WTTM, KD, TTM and Jensen-Shannon in bfloat16, float16 and float32, see `gpu_losses.py`, and Liger and TRL if
+installed; a PART is part of a line's name, such as "float16, kd". ``--small`` tries that in tiny sizes, also with
+``--device cpu``, and records nothing.
 """
 
 import os
@@ -31,7 +31,7 @@ CURVES = (256, 100), (256, 10_000), (256, 100_000), (64, 1000), (1024, 1000), (4
 
 
 def forward_sweep(z, v, labels):
-    """What `kernels` computes, written for a compiler: whole rows, masked, no blocks."""
+    """Compute what `kernels` does, in a form for a compiler: whole rows, masked, no blocks."""
     max_z, max_v = z.amax(-1), v.amax(-1)
     a, b = z - max_z[:, None], v - max_v[:, None]
     c = GAMMA * b

@@ -1,11 +1,11 @@
-"""What a step of every preset costs in time and memory, against a step of KD.
+"""Measure the time and memory of a step of every preset, against a step of KD.
 
     python benchmarks/bench_objectives.py data.source=hf:path/to/cifar100 [--write] [--rounds N] [--presets NAME ...]
 
-One step is the teacher's forward pass, the student's forward and backward pass with the objective, all in float32 on
-one thread, without the optimizer: 64 images of CIFAR-100, resnet56 teaching resnet20. ViTKD, which needs transformers,
-is compared with KD on two small ones. Time is processor time of this process, steps of all presets in turn, the median
-of N. Memory is what is kept for the backward pass, each tensor once, parameters not counted. --write records it for
+One step is the teacher's forward pass and the student's forward and backward pass with the objective, all in float32 on
+one thread, without the optimizer: 64 images of CIFAR-100, resnet56 teaching resnet20. ViTKD needs transformers and is
+compared with KD on two small ones. Time is processor time of this process, with the steps of all presets in turn, the
+median of N. Memory is what is kept for the backward pass, each tensor once, without parameters. --write records it for
 ``tutelage list objectives``.
 """
 
@@ -34,7 +34,7 @@ TRANSFORMERS = {"vitkd"}
 
 
 class Step(NamedTuple):
-    """What one step consists of."""
+    """Parts of one step."""
 
     distiller: Distiller
     teacher: FrozenTeacher | None
@@ -51,7 +51,7 @@ class Step(NamedTuple):
         return timing.backward(self.loss)[0]
 
     def saved_mb(self):
-        """Return what a forward pass saves for the backward pass, each tensor once, without parameters, 1e6 bytes."""
+        """Return the 1e6 bytes that a forward pass saves for the backward pass: each tensor once, no parameters."""
         parameters = {tensor.untyped_storage().data_ptr() for tensor in self.distiller.parameters()}
         saved = {}
 

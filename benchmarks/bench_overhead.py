@@ -1,18 +1,18 @@
-"""What a training step costs besides its networks and its loss: operations, Python's time, frames on the stack.
+"""Measure a training step without its networks and its loss: operations, Python's time, frames on the stack.
 
     python benchmarks/bench_overhead.py                        this version; about a minute on one core
-    python benchmarks/bench_overhead.py BASE                   beside another version, a git revision, in turn
+    python benchmarks/bench_overhead.py BASE                   next to another version, a git revision, alternating
     python benchmarks/bench_overhead.py BASE --write out.json  keeps every figure
 
-- operations: what torch dispatches in one step of resnet20 under KD with logits that are known already, 64 images,
-  float32, eager; and how many of them are not those of the step written by hand, without metrics, checks and undoing.
+- operations: what torch dispatches in one step of resnet20 under KD with known teacher logits, 64 images, float32,
+  eager; and how many of them a hand-written step without metrics, checks and undoing does not have.
 - microseconds: a step whose networks cost nothing (a student of two parameters and 0, 20 or 56 batch norms), in the
-  loop and written by hand without metrics, checks and undoing; the tenth percentile over 400 steps of each round, the
+  loop and hand-written without metrics, checks and undoing; the tenth percentile over 400 steps of each round, the
   median over rounds, and their ratio.
 - frames: functions of the package on the stack when a loss is computed, from `tutelage.distill` to the loss, both
   counted, comprehensions not.
 
-Only documented calls are made, so that modules may move between the two versions.
+The script only makes documented calls, so modules may move between the two versions.
 """
 
 import itertools
@@ -46,7 +46,7 @@ def serve():
     draw = torch.Generator().manual_seed(0)
 
     class Stream:
-        """Some batches; a list of what is called before each of them and after the last."""
+        """Some batches, with a list of functions to call before each of them and after the last."""
 
         def __init__(self, batches, before):
             self.batches, self.before, self.samples = batches, before, len(batches[0].index) * len(batches)
@@ -65,7 +65,7 @@ def serve():
         list(fit(Distiller(student, objectives.kd()), teacher, stream, settings, accelerator=accelerator_on("cpu")))
 
     class Count(TorchDispatchMode):
-        """Counts operations while it is switched on, those of backward passes too."""
+        """Counts operations while it is switched on, including those of backward passes."""
 
         operations = 0
 

@@ -4,10 +4,10 @@
 
 A resnet56 (benchmarks/results/cifar100-quick/teacher) on the first views of by default 2048 training images of
 CIFAR-100, batches of 256, channels-last, in float32 and in bfloat16, on one thread and on two. The reference is the
-forward pass on views that were made before. Recording makes the views, asks, and writes with a sync. Prints the ratio
-of the medians, of the clock on the wall and of this process's processor time, and of the fastest, which other processes
-disturb least; what opening and reading the epoch takes, and how far off the top-k form would be. With a file's name it
-records them with the machine, the versions and n.
+forward pass on existing views. Recording makes the views, runs the teacher, and writes with a sync. Prints the ratio of
+the medians, in wall-clock time and in this process's processor time, and of the fastest, which other processes disturb
+least; the time to open and read the epoch; and the error of the top-k form. Given a file name, records them with the
+machine, the versions and n.
 """
 
 import tempfile
@@ -59,7 +59,7 @@ def errors(logits):
 
 
 def recorded(run_inputs, original, samples):
-    """Record once more; return what reading takes and how far off the top-k form would be."""
+    """Record once more; return the time to read and the error of the top-k form."""
     with tempfile.TemporaryDirectory() as folder:
         copied = original.model_copy(update={"outputs": f"{folder}/outputs"})
         record_teacher.record(copied, run_inputs=run_inputs)

@@ -3,8 +3,8 @@
     python benchmarks/bench_step.py [data.source=hf:FOLDER] [--batches] [--steps N] [--rounds N] [--write RESULT.json]
     python benchmarks/bench_step.py RESULT.json --plot      draws RESULT.svg from its batches
 
-Four pairs at batch 64; prints images per second, the ratios of each pair and their geometric means. With ``--batches``
-one pair, resnet56/resnet20, at three batch sizes instead, which are written beside what the file has. Without a source
+Four pairs at batch 64; prints images per second, the ratios of each pair and their geometric means. ``--batches``
+instead times one pair, resnet56/resnet20, at three batch sizes, and adds them to what the file has. Without a source
 the images are random ones of CIFAR-100's shape, which cost the same.
 """
 

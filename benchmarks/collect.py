@@ -1,14 +1,14 @@
-"""Copy the records of a comparison or of a pool of studies, tables and pictures of reports into benchmarks/results.
+"""Copy records of a comparison or of a pool of studies, tables and pictures of reports, into benchmarks/results.
 
     python benchmarks/collect.py runs/cifar100-quick
     python benchmarks/collect.py --restore benchmarks/results/cifar100-quick
 
-What is kept are the recipes, manifests, metrics and evaluations, from which ``tutelage report benchmarks/results/NAME``
-makes the table and the report again, and the weights of teachers in float16 where they are small. Other weights and
-checkpoints stay behind. The picture needs Chromium and is left out without it.
+The first command keeps the recipes, manifests, metrics and evaluations, from which
+``tutelage report benchmarks/results/NAME`` makes the table and the report again, and the weights of small teachers in
+float16. Other weights and checkpoints are left behind. The picture needs Chromium and is left out without it.
 
-The second command puts the finished runs back into ``runs/NAME``, on whatever machine: the study then trains only what
-is left, with the teachers that were carried.
+The second command puts the finished runs back into ``runs/NAME``, on any machine; the study then trains only the rest,
+with the copied teachers.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from tutelage.tensor_files import to_bytes
 KEPT = (records.RECIPE, records.MANIFEST, records.METRICS, records.EVALUATION, records.COMPARISON, records.STUDY)
 DRAWN = ("table.md", "table.json", "figures.md", "*.svg", "*.png")
 CARRIED = 5_000_000
-"""Bytes in float16 up to which a teacher's weights are kept: resnet56 has 1.8 MB, resnet110 3.6 MB, wrn_40_2 4.6 MB."""
+"""Most bytes in float16 of teacher weights that are kept: resnet56 has 1.8 MB, resnet110 3.6 MB, wrn_40_2 4.6 MB."""
 TEACHERS = ("teacher", "teachers")
-"""Folders of teachers' runs: of a comparison, and of a pool."""
+"""Folders of teachers' runs, in a comparison and in a pool."""
 RESULTS = Path(__file__).parent / "results"
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
 def collect(folder: Path, results: Path = RESULTS) -> Path:
-    """Copy the records in a folder; return where to."""
+    """Copy the records in a folder; return the target."""
     collected = results / folder.name
     for path in sorted(folder.rglob("*")):
         if path.name in KEPT or any(path.match(pattern) for pattern in DRAWN):
@@ -51,9 +51,9 @@ def collect(folder: Path, results: Path = RESULTS) -> Path:
 
 
 def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
-    """Write a finished teacher's weights in float16 beside its records, where they are small; say whether they are.
+    """Write a finished teacher's weights in float16 next to its records if they are small; return whether they are.
 
-    The manifest's ``rounded`` says so: a study takes the copy for the teacher that its students had.
+    The manifest's ``rounded`` records this: a study accepts the copy as the teacher that its students had.
     """
     if records.read_json(teacher / records.MANIFEST).get("status") != "finished":
         return False
@@ -78,7 +78,7 @@ def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
 
 
 def restore(collected: Path, runs: Path = Path("runs")) -> Path:
-    """Copy the finished runs of a collected pool back; return where to. What is there already stays."""
+    """Copy the finished runs of a collected pool back; return the target. Existing files stay."""
     folder = runs / collected.name
     for path in sorted(collected.rglob(records.MANIFEST)):
         run, target = path.parent, folder / path.parent.relative_to(collected)
@@ -93,7 +93,7 @@ def restore(collected: Path, runs: Path = Path("runs")) -> Path:
 
 
 def photograph(folder: Path, picture: Path) -> None:
-    """Take a picture of a folder's report, in a browser without a network."""
+    """Take a picture of a folder's report, in an offline browser."""
     browser = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
     if browser is None:
         print("no Chromium: the picture is left out")

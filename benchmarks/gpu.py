@@ -1,23 +1,23 @@
-"""What holds and what is fast on a GPU, in parts of less than nine minutes each, which resume where they were stopped.
+"""Check and time tutelage on a GPU, in parts of less than nine minutes each that resume where they were stopped.
 
-    python benchmarks/gpu.py                          all parts, until the time is up; type it again to go on
+    python benchmarks/gpu.py                          all parts, until the time is up; run it again to resume
     python benchmarks/gpu.py bugs                     what fails, waits, differs from the CPU or cannot be resumed
     python benchmarks/gpu.py ratios                   steps against the published loop and a whole-step CUDA graph
     python benchmarks/gpu.py losses                   cross-entropy and WTTM, the last layer with them: time and memory
     python benchmarks/gpu.py schedule --data FOLDER   vgg13 teaches vgg8 on CIFAR-100, 240 epochs, four methods
-    python benchmarks/gpu.py report                   prints the tables; of a GPU it writes results/gpu.json
+    python benchmarks/gpu.py report                   prints the tables; for a GPU it writes results/gpu.json
 
-    --out FOLDER         where results and runs lie, by default runs/gpu; one GPU, torch and size each
-    --data FOLDER        CIFAR-100 as Parquet, for the schedule alone; the other parts draw random images
-    --teacher FOLDER     a run's folder: the schedule's teacher, in place of one that it trains
-    --budget SECONDS     of this call, by default 540
+    --out FOLDER         for results and runs, by default runs/gpu; one folder per GPU, torch and size
+    --data FOLDER        CIFAR-100 as Parquet, for the schedule only; the other parts draw random images
+    --teacher FOLDER     a run's folder: the schedule's teacher, instead of training one
+    --budget SECONDS     for this call, by default 540
     --device cuda|cpu    by default cuda
-    --small              tiny sizes and a few steps: whether it all runs, which says nothing of speed
-    --again              does again what failed
+    --small              tiny sizes and a few steps: whether it all runs, which says nothing about speed
+    --again              repeats what failed
 
-Each part consists of items. A worker process does one after the other and adds each result to ``results.jsonl`` at
-once; items that have one are not done again. Where an item broke the worker, another process does the rest: a capture
-that is refused can leave CUDA's generators unusable. The exit status is 1 where an item of this call failed.
+Each part consists of items. A worker process does one after the other and appends each result to ``results.jsonl`` at
+once; items with a result are not repeated. If an item breaks its worker, another process does the rest, because a
+refused capture can leave CUDA's generators unusable. The exit status is 1 if an item of this call failed.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ from tutelage.runs import manifest
 
 PARTS = "bugs", "ratios", "losses", "schedule"
 GRACE = 40.0
-"""Seconds after the budget's end at which an item that still runs counts as hanging."""
+"""Seconds after the budget's end at which a running item counts as hanging."""
 BROKEN = 75
-"""The exit status of a worker that another is to take over from."""
+"""Exit status of a worker that another must take over from."""
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 
 
 class Record:
-    """Results as JSON lines: first the machine, then an entry for every item that began or ended."""
+    """Results as JSON lines: first the machine, then an entry for every start or end of an item."""
 
     def __init__(self, out):
         self.path = out / "results.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        # A worker that is killed may leave half a line.
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        # A killed worker may leave half a line.
         entries = []
         for line in lines:
             with contextlib.suppress(json.JSONDecodeError):
@@ -97,7 +97,7 @@ def left_of(record, part, items):
 
 
 def work(part, options):
-    """Do the items of a part that are left, as long as the time suffices."""
+    """Do the remaining items of a part while there is time."""
     record, items = Record(options.out), module_of(part).items(options)
     for item in left_of(record, part, items):
         seconds, run = items[item]
@@ -112,7 +112,7 @@ def work(part, options):
             more = {"result": run()}
             if more["result"].pop("unfinished", False):
                 status = "unfinished"
-        except Exception as error:  # noqa: BLE001  whatever it is, the other items do not depend on it
+        except Exception as error:  # noqa: BLE001  the other items do not depend on it
             status, more = "FAIL", {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
             if broken := not isinstance(error, AssertionError):
                 traceback.print_exc()
@@ -127,15 +127,15 @@ def work(part, options):
 
 
 def told(entry):
-    """Return an entry's error, or what is short in its result."""
+    """Return an entry's error, or what its result lacks."""
     short = {key: value for key, value in entry.get("result", {}).items() if not isinstance(value, dict | list)}
     return entry.get("error") or ", ".join(f"{key} {value}" for key, value in short.items())
 
 
 def run_part(part, options):
-    """Do a part by workers, one after the other; return whether all of it is done."""
+    """Do a part by workers, one after the other; return whether it is complete."""
     items = module_of(part).items(options)
-    # torch requires it where algorithms are deterministic.
+    # torch requires it for deterministic algorithms.
     env = os.environ | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if part == "bugs" else {})
     while left_of(record := Record(options.out), part, items):
         if time.time() > options.until - 5:
@@ -156,7 +156,7 @@ def run_part(part, options):
 
 
 def report(out):
-    """Print the tables of what was recorded, and write them: a GPU's beside the other results."""
+    """Print the tables of the records and write them: for a GPU, next to the other results."""
     record = Record(out)
     if record.machine is None:
         raise SystemExit(f"--out: expected recorded results, got none in {out}; type python benchmarks/gpu.py first")

@@ -1,7 +1,7 @@
-"""Whether kernels and training are right on a GPU: results, host waits, skipped steps, resuming, replayed steps.
+"""Check kernels and training on a GPU: results, host waits, skipped steps, resuming, replayed steps.
 
-Kernels as in `kernel_checks.py`. Of training: random images; two small residual networks under every preset with its
-default arguments. ViTKD, which needs transformers, is left out.
+Kernels are checked as in `kernel_checks.py`. Training uses random images and two small residual networks, under every
+preset with its default arguments, except ViTKD, which needs transformers.
 """
 
 import random
@@ -31,15 +31,15 @@ from tutelage.types import Batch
 CLASSES, SAMPLES = 100, 1024
 EAGER = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products", "graphs"), False)
 TOLERANCE = 2e-3
-"""Of a loss on the GPU, relative to the CPU's, without TF32."""
+"""Error of a loss on the GPU, relative to the CPU's, without TF32."""
 WIDER = {"rkd": 0.02, "pkt": 0.05} | dict.fromkeys(("crd", "mgd", "kd_plus_plus"), 0.05)
-"""Small differences of large numbers; and what draws on the device, whose generator is not the CPU's."""
+"""Tolerances of small differences of large numbers, and of draws on the device, whose generator is not the CPU's."""
 SAME_SHAPES = {"fsp", "kd_svd"}
-"""Presets whose teacher has to have the student's shapes."""
+"""Presets whose teacher must have the student's shapes."""
 
 
 class Images:
-    """Batches on the device, a seed each; NaN in those of seed none; ``between(step)`` is called around each step."""
+    """Batches on the device, one per seed, NaN where the seed is none; ``between(step)`` is called around each step."""
 
     def __init__(self, seeds, options, *, device=None, stop_before=None, between=None):
         self.seeds, self.batch, self.device = seeds, 4 if options.small else 64, device or options.device
@@ -86,7 +86,7 @@ def build(name, options):
 
 
 def train(name, batches, options, *, keep=None, resume=None, device=None, **settings):
-    """Fit for an epoch; return the distiller's state on the CPU, the record, and how it was computed."""
+    """Fit for an epoch; return the distiller's state on the CPU, the record, and the compute plan."""
     distiller, teacher = build(name, options)
     where = accelerator_on(device or options.device)
     if teacher is not None:
@@ -111,12 +111,12 @@ def steps(options, count=4):
 
 
 def gap(first, second):
-    """Return by how much two states differ at most."""
+    """Return the largest difference of two states."""
     return max(float((first[key].double() - second[key].double()).abs().nan_to_num(1e9).max()) for key in first)
 
 
 def waits(name, options):
-    """Take steps under CUDA's own detector of host waits, but for the first, which makes what lasts."""
+    """Take steps under CUDA's own detector of host waits, except the first, which allocates lasting tensors."""
     watched = options.device == "cuda"
 
     def between(step):
@@ -149,7 +149,7 @@ def _where(error):
 
 
 def as_on_the_cpu(name, options):
-    """Take the same steps here and on the CPU, at a rate that leaves losses on random images where they are."""
+    """Take the same steps here and on the CPU, at a rate too low to change losses on random images."""
     there, here = (
         train(name, Images(steps(options), options, device=device), options, device=device, optimizer=SGD(lr=1e-3))[1]
         for device in (options.device, "cpu")
@@ -161,7 +161,7 @@ def as_on_the_cpu(name, options):
 
 
 def replayed(name, options):
-    """Ask for a replayed step: whether it was captured, and whether its bits are those of the eager step."""
+    """Check a replayed step: whether it was captured, and whether it has the bits of the eager step."""
     batches = Images(steps(options, 8), options)
     eager, _, _ = train(name, batches, options)
     state, _, plan = train(name, batches, options, graphs=True)
@@ -175,7 +175,7 @@ def replayed(name, options):
 
 
 def skips(optimizer, options, **settings):
-    """Train with a NaN batch among the others and without it: the end is the same, to the bit."""
+    """Train with and without a NaN batch among the others: the result is the same, to the bit."""
     seeds, settings = steps(options, 8), {"optimizer": optimizer, "nonfinite": "skip", **settings}
     some = seeds[: len(seeds) // 2]
     with_nan, record, _ = train("kd", Images([*some, None, *seeds[len(some) :]], options), options, **settings)
@@ -187,7 +187,7 @@ def skips(optimizer, options, **settings):
 
 
 def resumes(name, optimizer, options, **settings):
-    """Stop in the middle of an epoch, resume, and end in the bits of a run that was not stopped."""
+    """Stop in the middle of an epoch, resume, and get the bits of a run that was not stopped."""
     seeds, settings = steps(options, 8), {"optimizer": optimizer, **settings}
     at = len(seeds) // 2
     whole, _, _ = train(name, Images(seeds, options), options, **settings)
@@ -207,7 +207,7 @@ def resumes(name, optimizer, options, **settings):
 
 
 def deterministic(check, options):
-    """Do a check as a run with ``deterministic`` and ``fp32`` trains."""
+    """Do a check under the settings of a run with ``deterministic`` and ``fp32``."""
     torch.use_deterministic_algorithms(True)
     try:
         with float32_products(torch.device(options.device), "fp32"):
@@ -217,7 +217,7 @@ def deterministic(check, options):
 
 
 def near_float64(form, name, dtype, shape, options):
-    """Hold a kernel against float64; where that fails, the errors are told."""
+    """Compare a kernel with float64; on failure, report the errors."""
     row = kernel_checks.errors(form, name, dtype, shape, options.device)
     found = {key: row[key] for key in ("value", "gradient", "written")}
     assert row["holds"], f"expected errors of at most {kernel_checks.MOST[form]} and all written, got {found}"
@@ -225,7 +225,7 @@ def near_float64(form, name, dtype, shape, options):
 
 
 def kernel_items(options):
-    """Return the checks of kernels with the seconds that they may take, by name: last what can break a process."""
+    """Return the kernel checks with their time limits in seconds, by name; the last may break a process."""
     shapes, checks = kernel_checks.SHAPES["cpu" if options.small else "cuda"], {}
     cases = {
         f"{name} {str(dtype).removeprefix('torch.')} {shape[0]} x {shape[1]}": (name, dtype, shape)
@@ -246,7 +246,7 @@ def kernel_items(options):
 
 
 def items(options):
-    """Return each check with the seconds that it may take, by name."""
+    """Return each check with its time limit in seconds, by name."""
     names = [name for name in objectives.PRESETS if name != "vitkd"]
     waiting = {f"no host wait: {name}": (20.0, partial(waits, name, options)) for name in names}
     checks = {}
@@ -259,13 +259,13 @@ def items(options):
                 resumes, name, optimizer, graphs=graphs
             )
     checks |= {f"as on the CPU: {name}": partial(as_on_the_cpu, name) for name in names}
-    checks |= {f"replayed: {name}": partial(replayed, name) for name in names}  # last: what breaks costs a process
+    checks |= {f"replayed: {name}": partial(replayed, name) for name in names}  # last: a break costs a process
     bits = {name: (20.0, partial(deterministic, check, options)) for name, check in checks.items()}
     return kernel_items(options) | waiting | bits
 
 
 def report(entries):
-    """Print what failed and what was captured; return the counts."""
+    """Print failures and captures; return the counts."""
     failed = {item: entry["error"] for item, entry in entries.items() if entry["status"] == "FAIL"}
     for item, error in failed.items():
         print(f"  FAIL {item}: {error}")

@@ -1,9 +1,9 @@
-"""Cross-entropy with a loss of logits on a GPU, forward and backward: of logits, and of the last layer with them.
+"""Time cross-entropy with a loss on logits on a GPU, forward and backward: from logits, and with the last layer.
 
 `bench_losses.py` and `bench_linear.py` measure these forms with ``--device cuda``, and `gpu.py` in its parts. Time is
-between two events on the device, of every call; memory is the peak of a call beyond what it was given, its gradients
-included. Compiling is in the first call, which does not count. The floors are arithmetic: logits read once and their
-gradient written, at the memory's speed; four matrix products, at that of bfloat16 products.
+measured between two events on the device, for every call. Memory is the peak of a call beyond its inputs, gradients
+included. Compiling happens in the first call, which does not count. The floors are arithmetic: logits read once and
+their gradient written, at the memory's speed; four matrix products, at the speed of bfloat16 products.
 """
 
 import re
@@ -32,17 +32,17 @@ LOSSES = {
     "ttm": partial(losses.ttm, gamma=GAMMA),
 } | {kind: partial(losses.divergence, kind=kind) for kind in KINDS}
 BETAS = {"kd": 0.0, "jensen_shannon": 0.5}
-"""Of the generalised Jensen-Shannon divergence of others, which at 0 is the forward one."""
+"""Beta of other packages' generalised Jensen-Shannon divergence, which at 0 is the forward one."""
 RATES = {r"\bH100 80GB HBM3$": (3e12, 7e14), r"\bH200\b(?!.*MIG)": (4.3e12, 7e14)}
-"""Bytes and bfloat16 operations a second. Of an H100 the data sheet says 3.35e12 and 9.9e14, of which 3e12 and 7e14 are
-taken; of an H200's memory it says 4.8e12, of which as large a share is taken, and its processor is the same."""
+"""Bytes and bfloat16 operations per second. The H100's data sheet says 3.35e12 and 9.9e14; 3e12 and 7e14 are used here.
+The H200's says 4.8e12 for its memory; the same share is used, and its processor is the same."""
 ALGORITHM, COMPILED = REFERENCE.removeprefix("reference: "), "losses, compiled"
 MOST_TIMES, MOST_MB = 1.3, 600.0
-"""Goals of the last layer: times as long as whole logits and `COMPILED`; MB added."""
+"""Goals of the last layer: time relative to whole logits and to `COMPILED`; MB added."""
 
 
 def clocked(step, n, device):
-    """Return the milliseconds of each of ``n`` calls, which a GPU does without a wait between them."""
+    """Return the milliseconds of each of ``n`` calls, without waits between them on a GPU."""
     if device == "cpu":
         ends = [time.perf_counter()]
         for _ in range(n):
@@ -59,13 +59,13 @@ def clocked(step, n, device):
 
 
 def known_rates(name):
-    """Return what is known of a device of this name; none of others, a part of one included."""
+    """Return the known figures of a device of this name; none for others and for a part of one."""
     return next((known for pattern, known in RATES.items() if re.search(pattern, name)), None)
 
 
 @cache
 def rates(device, small):
-    """Return the bytes and the bfloat16 operations a second, and whence they are known."""
+    """Return the bytes and the bfloat16 operations per second, and their source."""
     if device == "cuda" and (known := known_rates(torch.cuda.get_device_name())):
         return *known, "as known of this device"
     source = torch.zeros(1 << (16 if small else 30), dtype=torch.uint8, device=device)
@@ -76,19 +76,19 @@ def rates(device, small):
 
 
 def logits_floor(options, size):
-    """Return the seconds in which so many bytes are read and written, and whence that is known."""
+    """Return the seconds to read and write so many bytes, and their source."""
     memory, _, source = rates(options.device, options.small)
     return size / memory, source
 
 
 def layer_floor(options, count):
-    """Return the seconds that so many operations of products take, and whence that is known."""
+    """Return the seconds for so many operations of products, and their source."""
     _, operations, source = rates(options.device, options.small)
     return count / operations, source
 
 
 def draw_logits(options, batch, classes, dtype):
-    """Draw logits of a student and a teacher, and labels."""
+    """Draw a student's and a teacher's logits, and labels."""
     draw = torch.Generator(options.device).manual_seed(0)
     random = partial(torch.randn, generator=draw, device=options.device, dtype=getattr(torch, dtype))
     labels = torch.randint(classes, (batch,), generator=draw, device=options.device)
@@ -106,7 +106,7 @@ def draw_layer(options, tokens, width, classes):
 
 
 def measure(loss, tensors, *, n):
-    """Time ``n`` calls forward and backward after two that warm up, and take the peak of memory of another."""
+    """Time ``n`` calls forward and backward after two warm-up calls; measure peak memory in another."""
     device, added = tensors[0].device.type, None
 
     def step():
@@ -138,21 +138,21 @@ def both(loss, z, v, labels):
 
 
 def liger(beta, z, v, labels):
-    """Liger's divergence, which takes log-probabilities: the loss alone."""
+    """Compute Liger's divergence, which takes log-probabilities: the loss alone."""
     from liger_kernel.transformers import LigerJSD
 
     return LigerJSD(beta=beta)(z.log_softmax(-1), v.log_softmax(-1))
 
 
 def liger_layer(beta, hidden, weight, teacher_hidden, teacher_weight, labels):
-    """Liger's last layer with its divergence: the loss alone."""
+    """Compute Liger's last layer with its divergence: the loss alone."""
     from liger_kernel.transformers import LigerFusedLinearJSD
 
     return LigerFusedLinearJSD(jsd_beta=beta)(hidden, weight, teacher_hidden, teacher_weight, labels)
 
 
 def trl(beta, z, v, labels):
-    """TRL's divergence of its GKD trainer: the loss alone."""
+    """Compute the divergence of TRL's GKD trainer: the loss alone."""
     try:
         from trl.experimental.gkd import GKDTrainer
     except ModuleNotFoundError:  # Versions before it was moved.
@@ -161,7 +161,7 @@ def trl(beta, z, v, labels):
 
 
 def forms_of(name, *, layer, small):
-    """Return the forms of a loss, each with how `run` is to take it, by title; each returns what is trained on."""
+    """Return the forms of a loss, each with how `run` calls it, by title; each returns the loss to train on."""
     whole = linear.whole if layer else lambda form: lambda *tensors: weighted(*form(*tensors))
     loss = LOSSES[name]
     plain = {"losses": whole(partial(both, loss))}
@@ -180,7 +180,7 @@ def forms_of(name, *, layer, small):
 
 
 def run(form, draw, floor, n, options, *, package=None, compiled=False):
-    """Measure a form, and leave the device's memory free for the next; say so where its package is missing."""
+    """Measure a form, and free the device's memory for the next; say so if its package is missing."""
     if package and find_spec(package) is None:
         return {"left_out": f"{package} is not installed"}
     try:
@@ -212,7 +212,7 @@ def layer_items(options, **size):
     size = {"tokens": 6, "width": 4, "classes": 9} if options.small else LAYER | size
     shape = "{tokens} tokens, width {width}, {classes} classes, bfloat16".format(**size)
     draw = partial(draw_layer, options, **size)
-    # A product for each network's logits, and two for the gradients.
+    # One product for each network's logits, and two for the gradients.
     floor = partial(layer_floor, options, 4 * 2 * size["tokens"] * size["width"] * size["classes"])
     return {
         f"{shape}, {name}: {title}": partial(run, form, draw, floor, 10, options, **how)
@@ -222,12 +222,12 @@ def layer_items(options, **size):
 
 
 def items(options):
-    """Return each form with the seconds that it may take."""
+    """Return each form with its time limit in seconds."""
     return {name: (60.0, job) for name, job in (logits_items(options) | layer_items(options)).items()}
 
 
 def report(entries):
-    """Print time and memory, times the floor and the compiled plain forms; return them by shape and form."""
+    """Print time, memory and ratios to the floor and the compiled plain forms; return them by shape and form."""
     tables = {}
     for item, entry in entries.items():
         title, form = item.split(": ", 1)
@@ -263,8 +263,8 @@ def report(entries):
 
 
 def bench(parser, options, jobs, wanted):
-    """Measure the jobs whose names contain what is wanted, print the table and record it; the exit status is 1 where
-    one failed."""
+    """Measure the jobs whose names contain what is wanted, print the table and record it; the exit status is 1 if one
+    failed."""
     output.require_device(parser, options)
     hardware, software = manifest.hardware(torch.device(options.device)), manifest.software()
     if options.result and (options.small or options.device == "cpu"):
@@ -285,7 +285,7 @@ def bench(parser, options, jobs, wanted):
     for name in chosen:
         try:
             entries[name] = {"result": jobs[name]()}
-        except Exception as error:  # noqa: BLE001  a form of another package, or one that memory is too small for
+        except Exception as error:  # noqa: BLE001  another package's form, or one that does not fit in memory
             failed, entries[name] = True, {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
         entries[name] |= {"commit": manifest.version()["commit"]}
         print(".", end="", flush=True)

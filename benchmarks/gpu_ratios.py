@@ -1,14 +1,14 @@
-"""Training steps of 64 images against the published loop, and against a whole-step CUDA graph written by hand.
+"""Time training steps of 64 images against the published loop, and against a hand-written whole-step CUDA graph.
 
-Per pair, all in one process and in turn, random images of CIFAR-100's shape and the loss of WTTM:
+Per pair, all in one process and in turn, on random images of CIFAR-100's shape with the loss of WTTM:
 
-- published: what papers of this field train with (`tutelage.benchmark.steps.published`): float32 with torch's defaults,
-  eager, eight loader workers, ``.item()`` in every step;
-- live, recorded: `fit` as it is by default, in bfloat16, with the teacher and with its recorded outputs;
+- published: the procedure of papers in this field (`tutelage.benchmark.steps.published`): float32 with torch's
+  defaults, eager, eight loader workers, ``.item()`` in every step;
+- live, recorded: `fit` with its defaults, in bfloat16, with the teacher and with its recorded outputs;
 - six: six students in lockstep with one live teacher, all six in one step;
-- graph: `WholeStep`, the least that does the same, with the teacher, with its logits, and with six students.
+- graph: `WholeStep`, the minimum that does the same, with the teacher, with its logits, and with six students.
 
-The first call of each form, in which it is compiled, measured or captured, is not in the figures; it is told apart.
+The first call of each form, in which it is compiled, measured or captured, is not in the figures but reported apart.
 """
 
 import statistics
@@ -38,24 +38,24 @@ from tutelage.training.precision import float32_products
 from tutelage.training.rng import RngState
 
 GOALS = {"live": 5.0, "recorded": 9.0, "six": 15.0}
-"""How many times the published loop's images per second, the six students' together."""
+"""Goals as multiples of the published loop's images per second; for six students, their sum."""
 NEAR = 1.25
-"""How many times as long as the graph by hand a step may take."""
+"""Longest time of a step, as a multiple of the hand-written graph's."""
 GRAPHS = {"live": "graph live", "recorded": "graph recorded", "six": "graph six"}
 
 
 class WholeStep:
-    """A training step as one captures it by hand: every tensor static, data and augmentation on the device.
+    """A training step captured by hand: every tensor static, data and augmentation on the device.
 
-    SGD with momentum, bfloat16 autocast, channels last; students beside each other on streams of their own. Without a
-    GPU each step is taken eagerly.
+    SGD with momentum, bfloat16 autocast, channels last; students side by side, each on its own stream. Without a GPU
+    each step is eager.
 
     Args:
         images: ``(samples, 32, 32, 3)`` uint8.
         labels: ``(samples,)``.
         students: networks on the device.
         teacher: a network on the device, or recorded logits ``(samples, classes)``.
-        batch: samples in a step.
+        batch: samples per step.
     """
 
     def __init__(self, images, labels, students, teacher, *, batch):
@@ -112,7 +112,7 @@ class WholeStep:
             current.wait_stream(stream)
 
     def _views(self, index):
-        """Crop at random from the padded images, flip at random, and make values in [0, 1] of them."""
+        """Crop the padded images at random, flip them at random, and scale them to [0, 1]."""
         top, left = torch.randint(9, (2, self.batch, 1), device=self.device)
         flip = torch.randint(2, (self.batch, 1), device=self.device, dtype=torch.bool)
         rows, columns = top + self.pixels, left + torch.where(flip, 31 - self.pixels, self.pixels)
@@ -136,7 +136,7 @@ class WholeStep:
 
 
 def by_hand(make, n):
-    """Return what times `WholeStep`, made in its first call."""
+    """Return a function that times `WholeStep`, made in its first call."""
     step = None
 
     def seconds():
@@ -155,7 +155,7 @@ def by_hand(make, n):
 
 
 def ours(students, teacher, splits, settings, options, *, batch, n):
-    """Return what times our loop: `fit`, or with several students `Lockstep`; a round is an epoch of ``n`` steps."""
+    """Return a function that times `fit`, or with several students `Lockstep`; a round is an epoch of ``n`` steps."""
     accelerator = accelerator_on(options.device)
     device = accelerator.device
     capture = capturing(device, wanted=settings.graphs)
@@ -183,7 +183,7 @@ def ours(students, teacher, splits, settings, options, *, batch, n):
 
 
 def random_cache(folder, samples, epochs):
-    """Write random outputs of a teacher for the training set's views of so many epochs; return the cache."""
+    """Write random teacher outputs for the training set's views of so many epochs; return the cache."""
     cache = TeacherCache(folder, {"data_seed": 0}, samples=samples, rows=samples)
     draw = torch.Generator().manual_seed(0)
     for epoch in range(epochs):
@@ -193,7 +193,7 @@ def random_cache(folder, samples, epochs):
 
 @contextmanager
 def torch_defaults():
-    """Compute float32 as torch does unless told otherwise: convolutions in TF32, products not."""
+    """Compute float32 as torch does by default: convolutions in TF32, products not."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("highest")
@@ -253,12 +253,12 @@ def measure(pair, options):
 
 
 def items(options):
-    """Return each pair with the seconds that it may take."""
+    """Return each pair with its time limit in seconds."""
     return {"/".join(pair): (20.0 if options.small else 120.0, partial(measure, pair, options)) for pair in PAIRS}
 
 
 def ratios_of(result):
-    """Return how many times as fast as the published loop, and times as long as the graph, by form."""
+    """Return the speed relative to the published loop and the time relative to the graph, by form."""
     ms = {name: statistics.median(each) for name, each in result["ms"].items()}
     share = {"six": result["students"]}
     return {form: (ms["published"] * share.get(form, 1) / ms[form], ms[form] / ms[GRAPHS[form]]) for form in GOALS}

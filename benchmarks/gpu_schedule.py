@@ -1,10 +1,10 @@
-"""The published schedule: vgg13 teaches vgg8 on CIFAR-100 for 240 epochs, four methods, three seeds each.
+"""Run the published schedule: vgg13 teaches vgg8 on CIFAR-100 for 240 epochs, four methods, three seeds each.
 
-A study like any other (`tutelage.studies`): its protocol, gammas, betas and published values are those of table 1 of
-arXiv:2402.11148, and beside kd, ttm and wttm it has KD with TTM's target and factor: temperature ``1 / gamma``, weight
-``beta * gamma``, as `losses.kd` has the factor ``T**2`` and KL's gradient by the logits ``1 / T``, and the
-cross-entropy whole. Networks compute in bfloat16. The students of a seed are trained in lockstep. The runs lie in
-``runs`` under the results, and are resumed where they stopped.
+It is a study like any other (`tutelage.studies`). Its protocol, gammas, betas and published values are those of table 1
+of arXiv:2402.11148. Next to kd, ttm and wttm it has KD with TTM's target and factor: temperature ``1 / gamma`` and
+weight ``beta * gamma``, because `losses.kd` has the factor ``T**2`` and KL's gradient by the logits has ``1 / T``, and
+the whole cross-entropy. Networks compute in bfloat16. The students of a seed are trained in lockstep. The runs are in
+``runs`` under the results, and resume where they stopped.
 """
 
 import importlib.util
@@ -22,11 +22,11 @@ from tutelage.studies.schema import TEACHER, parse
 
 PAIR, METHODS, MATCHED, SEEDS = "vgg13/vgg8", ("kd", "ttm", "wttm"), "kd matched to ttm", 3
 END = 20.0
-"""Seconds of the budget that are left for the end of the worker and for the table."""
+"""Seconds of the budget reserved for the end of the worker and for the table."""
 
 
 def request(options):
-    """Return the request of the study: of table 1 the pair and three methods, and the fourth."""
+    """Return the study's request: the pair and three methods of table 1, and the fourth method."""
     value = config.read(study_file.find("table1"))
     methods = {name: value["methods"][name] for name in METHODS}
     ttm = methods["ttm"]["pairs"][PAIR]["ttm"]
@@ -37,7 +37,7 @@ def request(options):
     methods[MATCHED] = {"objective": {"kd": matched}}
     pair = dict(value["pairs"][PAIR])
     protocol = value["protocol"] | {"precision": "bf16", "device": options.device}
-    if options.small:  # Its data come with scikit-learn.
+    if options.small:  # The data come with scikit-learn.
         protocol |= {"data": {"source": "digits"}, "epochs": 1, "batch_size": 512}
         pair |= {"teacher": {"train": {"model": "mlp:8"}}, "student": "mlp:4"}
     else:
@@ -59,7 +59,7 @@ def request(options):
 
 
 def train(options):
-    """Train what is left inside the budget; return the accuracy of every epoch so far, in percent."""
+    """Train the rest inside the budget; return the accuracy of every epoch so far, in percent."""
     asked, seconds = request(options), options.until - time.time() - END
     reporter = TerminalReporter()
     budget = Budget(seconds, time.monotonic() + seconds)
@@ -68,7 +68,7 @@ def train(options):
     jobs, runs = plan.jobs(asked), {}
     for job in jobs:
         path = asked.runs / job.name / records.METRICS
-        epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        epochs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
         runs[f"{job.method}, seed {job.recipe.seed}"] = {
             "method": job.method,
             "finished": finished(asked.runs / job.name),
@@ -76,7 +76,7 @@ def train(options):
             "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         }
     values = {name: method.published.get(PAIR) for name, method in asked.study.methods.items()}
-    # What is trained in small is not what was published.
+    # A small run is not the published one.
     published = {name: value.model_dump() if value and not options.small else None for name, value in values.items()}
     done = sum(run["finished"] for run in runs.values())
     return {
@@ -90,7 +90,7 @@ def train(options):
 
 
 def items(options):
-    """Return the study; it minds its time itself."""
+    """Return the study, which keeps its own time limit."""
     if options.data is None and not options.small:
         raise SystemExit("--data: expected the folder of CIFAR-100, got none; type --data path/to/cifar100")
     if missing := [name for name in ("datasets", "plotly") if importlib.util.find_spec(name) is None]:

@@ -1,13 +1,13 @@
-"""Hold the kernels against the plain functions in float64, and print the errors as a table in Markdown.
+"""Compare the kernels with the plain functions in float64, and print the errors as a table in Markdown.
 
     python benchmarks/kernel_checks.py [--write RESULT.json] [--device cuda] [--small]
 
-By default Triton's interpreter computes, on the CPU and in tiny shapes; it cuts float32 down to bfloat16, where a
-device rounds. All memory that a kernel is to fill is NaN beforehand. The error of values is the largest, relative to
-the value where that is above 1; that of a gradient is relative to the largest of its tensor. Of `kernels.linear` the
-values are the three that it returns, and the gradients those of hidden states and weights. With a file's name the
-errors are recorded with the machine and the versions, and the table beside them. The exit status is 1 where one is too
-large. `gpu.py` does these checks on a GPU, and `compiled`, `captured` and `waits_for_nothing`.
+By default Triton's interpreter computes, on the CPU and in tiny shapes; it truncates float32 to bfloat16 where a device
+rounds. All memory that a kernel must fill is NaN beforehand. The error of values is the largest one, relative to the
+value if that is above 1; the error of a gradient is relative to the largest entry of its tensor. For `kernels.linear`
+the values are the three that it returns, and the gradients those of hidden states and weights. Given a file name, the
+script records the errors with the machine and the versions, and the table next to them. The exit status is 1 if an
+error is too large. `gpu.py` does these checks on a GPU, and `compiled`, `captured` and `waits_for_nothing`.
 """
 
 import os
@@ -40,12 +40,12 @@ MOST = {
     "cross_entropy_and": {"value": (2e-5, 2e-5, 2e-5), "gradient": (2e-5, 1.2e-2, 1.5e-3)},
     "linear": {"value": (5e-5, 3e-2, 4e-3), "gradient": (5e-5, 3e-2, 4e-3)},
 }
-"""Errors at most, in the order of `DTYPES`. A gradient is rounded to its dtype, and in `linear` the logits are too."""
+"""Largest errors, in the order of `DTYPES`. A gradient is rounded to its dtype, and in `linear` the logits are too."""
 
 
 @contextmanager
 def filled_with_nan():
-    """New memory is NaN until it is written."""
+    """Fill new memory with NaN."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -54,7 +54,7 @@ def filled_with_nan():
 
 
 def draw(form, shape, dtype, device, *, seed=0):
-    """Return what a form takes after the loss: what it learns first, and labels last, of which one is missing."""
+    """Return a form's arguments after the loss: the trained ones first, labels last, one of them missing."""
     generator = torch.Generator().manual_seed(seed)
     rows, classes = shape
     shapes = (shape,) * 2 if form == "cross_entropy_and" else ((rows, WIDTH), (classes, WIDTH)) * 2
@@ -85,7 +85,7 @@ def outcome(form, loss, tensors):
 
 
 def exact(form, loss, tensors):
-    """Return what `outcome` does, by the plain functions in float64 on the CPU."""
+    """Return the same as `outcome`, by the plain functions in float64 on the CPU."""
     *floating, labels = (tensor.detach().cpu() for tensor in tensors)
     floating = [tensor.double() for tensor in floating]
     learning = [tensor.requires_grad_() for tensor in floating[: learned(form)]]
@@ -101,7 +101,7 @@ def exact(form, loss, tensors):
 
 
 def errors(form, name, dtype, shape, device):
-    """Return a form's errors of value and gradient, whether all outputs are written, and whether `MOST` holds."""
+    """Return a form's errors of value and gradient, whether it writes all outputs, and whether `MOST` holds."""
     loss = LOSSES[name]
     tensors = draw(form, shape, dtype, device)
     with filled_with_nan():
@@ -136,7 +136,7 @@ def table(rows):
 
 
 def compiled(name, dtype, shape, options):
-    """A compiled caller gives the eager values and gradient."""
+    """Check that a compiled caller gives the eager values and gradient."""
     tensors = draw("cross_entropy_and", shape, dtype, options.device)
 
     def call(z, v, labels):
@@ -155,7 +155,7 @@ def compiled(name, dtype, shape, options):
 
 
 def captured(name, dtype, shape, options):
-    """Forward and backward, captured and replayed on other logits, give the eager bits."""
+    """Check that forward and backward, captured and replayed on other logits, give the eager bits."""
     first, other = (draw("cross_entropy_and", shape, dtype, options.device, seed=seed) for seed in (0, 1))
 
     def step():
@@ -188,7 +188,7 @@ def captured(name, dtype, shape, options):
 
 
 def waits_for_nothing(form, name, dtype, shape, options):
-    """Forward and backward make the host wait for nothing, once they ran."""
+    """Check that forward and backward, after a first run, never make the host wait."""
     tensors = draw(form, shape, dtype, options.device)
     outcome(form, LOSSES[name], tensors)
     with no_host_wait() if options.device == "cuda" else nullcontext():
@@ -199,7 +199,7 @@ def waits_for_nothing(form, name, dtype, shape, options):
 @contextmanager
 def interpreted():
     """Compute in Triton's interpreter, on the CPU."""
-    if os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it when it is imported, which torch has done by now.
+    if os.environ.get("TRITON_INTERPRET") != "1":  # Triton reads it on import, which torch has done by now.
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"TRITON_INTERPRET": "1"})
     before, logits.TRITON_DEVICES = logits.TRITON_DEVICES, frozenset({"cpu"})
     try:
@@ -216,7 +216,7 @@ if __name__ == "__main__":
     output.add_device(parser)
     arguments = parser.parse_args()
     output.require_device(parser, arguments)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it where algorithms are deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it for deterministic algorithms.
     cases = [
         (form, name, dtype, shape)
         for form in FORMS

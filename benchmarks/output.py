@@ -1,4 +1,4 @@
-"""What the scripts here share: options, and how they write what they measured and draw it."""
+"""Shared code of these scripts: options, records and figures."""
 
 import argparse
 import json
@@ -18,30 +18,30 @@ def parser(description):
 
 
 def add_device(parser):
-    """Add where a script measures, and whether in tiny sizes."""
+    """Add the options ``--device`` and ``--small``."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--small", action="store_true")
 
 
 def require_device(parser, options):
-    """End the script where it is to measure a GPU and there is none."""
+    """End the script if it must measure a GPU and there is none."""
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected a GPU, got none that torch can see; type --device cpu --small to try it here")
 
 
 def machine():
-    """Return what a record says of the versions and the processor."""
+    """Return the versions and the processor, for a record."""
     hardware = manifest.hardware(torch.device("cpu"))
     return {**manifest.version(), "hardware": hardware, "software": manifest.software()}
 
 
 def read(path):
-    """Return a record that was written before; an empty one where there is none."""
-    return json.loads(path.read_text()) if path and path.exists() else {}
+    """Return an existing record, or an empty one."""
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
 
 
 def write(path, record):
-    """Write a record where a path is given, and the machine, unless the record has it."""
+    """Write a record to a path, if given, with the machine unless the record has it."""
     if path:
         content = {**record, **{k: v for k, v in machine().items() if k not in record}}
         path.write_text(json.dumps(content, indent=2) + "\n")
@@ -57,7 +57,7 @@ def part(path, name, command):
 
 @contextmanager
 def figure(result, columns=1, **settings):
-    """Yield new axes, in the style of all; then write the figure beside the record that it shows."""
+    """Yield new axes in the common style; then write the figure next to its record."""
     # An axis of powers of ten has a formula at each mark.
     with print_style.style(text__parse_math=True) as plt:
         drawn = plt.figure.Figure(figsize=(4.5 * columns, 3.4), layout="constrained")

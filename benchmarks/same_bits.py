@@ -1,14 +1,14 @@
-"""Hold what this version computes against another version of it, bit for bit, on one machine.
+"""Compare what this version computes with another version, bit for bit, on one machine.
 
     python benchmarks/same_bits.py BASE                      all cases; about five minutes on two cores
-    python benchmarks/same_bits.py BASE --cases views,bf16   of these alone
-    python benchmarks/same_bits.py BASE --keep FOLDER        keeps what both wrote, in FOLDER/base and FOLDER/here
+    python benchmarks/same_bits.py BASE --cases views,bf16   only these
+    python benchmarks/same_bits.py BASE --keep FOLDER        keeps the output of both, in FOLDER/base and FOLDER/here
 
-BASE is a git revision. It is checked out into a temporary worktree, and both versions, its `src` and that of this
-working tree, do the cases of `same_bits_cases.py` side by side, each in a process with one thread. The cases name only
-keys that BASE has. What the two leave is compared: every tensor of weights, checkpoints and recorded outputs by name,
-shape, dtype and bits, every record by its keys and values, without times, speeds, memory and the version. Within each
-version a run that was stopped is held against the one that was not, and students in lockstep against the same alone.
+BASE is a git revision, checked out into a temporary worktree. Both versions, its `src` and that of this working tree,
+run the cases of `same_bits_cases.py` side by side, each in a process with one thread. The cases name only keys that
+BASE has. Then the outputs are compared: every tensor of weights, checkpoints and recorded outputs by name, shape, dtype
+and bits, and every record by its keys and values, without times, speeds, memory and the version. Within each version a
+stopped run is compared with one that was not stopped, and students in lockstep with the same students alone.
 
 Exit status: 0 all is the same, 1 something differs, or a case failed or left nothing to compare.
 """
@@ -35,7 +35,7 @@ CHANGING = {"seconds", "images_per_second", "memory_mb", "started", "duration_s"
 
 
 def compared(folder):
-    """Find what is compared in a folder: tensors and records by their relative paths."""
+    """Find the files to compare in a folder: tensors and records by their relative paths."""
     kinds = "*.safetensors", "*.jsonl", "*.json", "*.yaml"
     return {str(path.relative_to(folder)): path for kind in kinds for path in sorted(folder.rglob(kind))}
 
@@ -45,12 +45,12 @@ def read(path):
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    return yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix == ".yaml" else json.loads(path.read_text())
 
 
 def first_difference(first, second):
-    """Say in what two values differ first; nothing where they do not."""
+    """Return the first difference of two values; none if they are equal."""
     if isinstance(first, dict) and isinstance(second, dict):
         if lone := sorted((first.keys() ^ second.keys()) - CHANGING):
             return f" {lone[0]}: only in the {'first' if lone[0] in first else 'second'}"
@@ -71,7 +71,7 @@ def first_difference(first, second):
 
 
 def hold(first, second, skipped=()):
-    """Compare two folders: how many tensors and records they share, and what differs first in each file."""
+    """Compare two folders: how many tensors and records they share, and the first difference in each file."""
     files, others = compared(first), compared(second)
     tensors, entries = 0, 0
     differences = [
@@ -89,7 +89,7 @@ def hold(first, second, skipped=()):
 
 
 def judge(name, folder, done):
-    """Print a case's row; say whether all of it is the same."""
+    """Print a case's row; return whether all of it is the same."""
     seconds = " ".join(f"{done[side][name]['seconds']:5.0f}" for side in SIDES)
     faults = [f"{side} failed: {fault}" for side in SIDES if (fault := done[side][name]["fault"])]
     tensors, entries, differences = hold(*(folder / side / name for side in SIDES))
@@ -111,7 +111,7 @@ def judge(name, folder, done):
 
 
 def run(sources, cases, folder):
-    """Have both versions do the cases, and wait for them."""
+    """Run the cases in both versions, and wait for them."""
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TUTELAGE_DEBUG": "1"}
     script = [sys.executable, Path(__file__).with_name("same_bits_cases.py")]
     going = []
@@ -125,13 +125,15 @@ def run(sources, cases, folder):
             going.append(subprocess.Popen(typed, cwd=work, env=env, stdout=log, stderr=subprocess.STDOUT))
     statuses = [process.wait() for process in going]
     if any(statuses):
-        raise SystemExit("\n".join(f"{side}:\n{(folder / side / 'log').read_text()[-2000:]}" for side in SIDES))
+        raise SystemExit(
+            "\n".join(f"{side}:\n{(folder / side / 'log').read_text(encoding='utf-8')[-2000:]}" for side in SIDES)
+        )
 
 
 def main(base, cases, folder):
     with versions.sources_of(base, folder) as sources:
         run(sources, cases, folder)
-    done = {side: json.loads((folder / side / "done.json").read_text()) for side in SIDES}
+    done = {side: json.loads((folder / side / "done.json").read_text(encoding="utf-8")) for side in SIDES}
     print(f"{'case':<10} tensors  records  base  here  seconds each")
     return not [name for name in done["base"] if not judge(name, folder, done)]
 

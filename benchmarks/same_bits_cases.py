@@ -1,10 +1,9 @@
-"""What `same_bits.py` has both versions do: one process per version, in its own folder.
+"""Cases that `same_bits.py` runs in both versions: one process per version, in its own folder.
 
     PYTHONPATH=SRC python benchmarks/same_bits_cases.py SRC RECIPES [CASE]...
 
-Everything is asked for by calls and commands that are documented, so that modules may be moved and renamed between two
-versions. Each case writes into a folder of its name below the current one; `done.json` says how long each took, or why
-it failed.
+The cases only use documented calls and commands, so modules may be moved and renamed between two versions. Each case
+writes into a folder of its name below the current one; `done.json` says how long each took, or why it failed.
 """
 
 import contextlib
@@ -42,7 +41,7 @@ PLAIN = {
     "device": "cpu",
     "weak_teacher": True,
 }
-"""Settings of every run that does not say otherwise."""
+"""Settings of every run, unless a case overrides them."""
 DIGITS = {"source": "digits", "validation": 0.5}
 
 
@@ -54,13 +53,13 @@ def distil(folder, objective, name, **changes):
 
 @functools.cache
 def teacher_folder():
-    """Return the folder of the teacher of most cases, trained once."""
+    """Return the folder of most cases' teacher, trained once."""
     run = tutelage.train(model="cifar:resnet14", data="digits", name="teacher", runs=".", epochs=2, **PLAIN)
     return str(run.folder)
 
 
 def command(*typed, **keys):
-    """Type a command; return what it printed."""
+    """Run a command; return what it printed."""
     sys.argv = ["tutelage", *map(str, typed), *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
@@ -88,7 +87,7 @@ def demo(folder):
 
 
 def functions(folder):
-    """Losses of logits as functions, with their gradients; the kernel for large vocabularies."""
+    """Losses on logits as functions, with their gradients; the kernel for large vocabularies."""
     z, v = torch.randn(2, 32, 40, generator=torch.Generator().manual_seed(0)).mul(3)
     numbers = {"temperature": 2.0, "gamma": 0.5, "alpha": 1.5, "beta": 2.0, "order": 0.25, "correct": 0.9}
     arguments = {"teacher_logits": v, "labels": torch.arange(32) % 40, **numbers}
@@ -124,7 +123,7 @@ VARIANTS = {
 
 
 def presets(folder):
-    """Every preset that BASE lists, for two epochs: with cross-entropy where it has none, or before KD as a stage."""
+    """Every preset that BASE lists, for two epochs: with cross-entropy if it has none, or as a stage before KD."""
     listed = re.findall(r"^(\w+)\((.*)\)$", command("list", "objectives"), re.MULTILINE)
     for name, arguments in listed:
         preset = {name: ARGUMENTS.get(name, {})}
@@ -157,7 +156,7 @@ def adamw(folder):
 
 
 def views(folder):
-    """Crops and flips, and with them all else that changes an image."""
+    """Crops and flips, together with everything else that changes an image."""
     cut = {**DIGITS, "crop_padding": 1, "flip": True}
     distil(folder, "ttm", "crops", data=cut)
     distil(folder, "kd", "mixed", data={**cut, "mixup": 0.8, "cutmix": 1.0})
@@ -173,7 +172,7 @@ STAGES = [
 
 
 def stages(folder):
-    """Three stages with another objective, batch and optimizer each; and a teacher that the run trains first."""
+    """Three stages, each with another objective, batch and optimizer; and a teacher that the run trains first."""
     distil(folder, {"wttm": {"gamma": 0.25, "beta": 1}}, "stages", stages=STAGES, data={**DIGITS, "labelled": 20})
     first = {"name": "teacher-first", "student": "mlp:8", "objective": "kd", "epochs": 1, "data": DIGITS, **PLAIN}
     first |= {"teacher": {"train": {"model": "mlp:32", "epochs": 2}}}
@@ -186,7 +185,7 @@ def bf16(folder):
 
 
 def recorded(folder):
-    """Outputs that are recorded and then read: all logits with features, and the largest of 40 classes."""
+    """Outputs recorded and then read: all logits with features, and the largest of 40 classes."""
     draw = np.random.default_rng(0)
     for label, i in itertools.product(range(40), range(7)):
         colour = np.array([label % 4, label // 4 % 4, label // 16]) * 80
@@ -216,7 +215,7 @@ def recorded(folder):
 
 
 class Dropping(nn.Sequential):
-    """A student whose bits depend on all that a checkpoint must hold."""
+    """A student whose bits depend on everything that a checkpoint must hold."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -225,7 +224,7 @@ class Dropping(nn.Sequential):
 
 
 def resume(folder):
-    """Runs that get a signal in the second epoch and are resumed, and one that gets none."""
+    """Runs that get a signal in the second epoch and resume, and one that gets none."""
     settings = {"optimizer": ADAMW, "schedule": WARM, "checkpoint_steps": 5, "data": {**DIGITS, "crop_padding": 1}}
     settings |= {"teacher": teacher_folder()}
 
@@ -246,13 +245,13 @@ def resume(folder):
 
 
 def signalled(sent, step):
-    """Let this process get a signal after so many steps."""
+    """Send this process a signal after so many steps."""
     left = itertools.count(1)
     register_optimizer_step_post_hook(lambda *_: signal.raise_signal(sent) if next(left) == step else None)
 
 
 class Dividing(nn.Module):
-    """A student that takes an image's brightness out, and is not finite where that is 0."""
+    """A student that divides by an image's brightness, and is not finite if that is 0."""
 
     def __init__(self):
         super().__init__()
@@ -332,4 +331,4 @@ if __name__ == "__main__":
         done[folder.name] = {"seconds": time.monotonic() - began, "fault": fault}
         for report in Path().rglob("report.html"):
             report.unlink()  # five megabytes each
-        Path("done.json").write_text(json.dumps(done))
+        Path("done.json").write_text(json.dumps(done), encoding="utf-8")

@@ -1,12 +1,12 @@
-"""Time training steps and losses of this version against another version of it, in turn, on one machine.
+"""Time training steps and losses of this version against another version, alternating, on one machine.
 
     python benchmarks/same_speed.py BASE                        ten rounds, about five minutes on one core
     python benchmarks/same_speed.py BASE --write results.json   keeps every figure
 
-BASE is a git revision, which is checked out into a temporary worktree. Each version waits in a process of its own, with
-one thread. A round asks both for a speed; which is asked first changes from round to round. Printed are, per
-measurement, the median over rounds of this version's speed over BASE's, with the smallest and the largest: above 1 this
-version is faster. Only documented calls are made, so that modules may move between the two.
+BASE is a git revision, checked out into a temporary worktree. Each version waits in its own process, with one thread. A
+round asks both for a speed; the order changes from round to round. For each measurement the script prints the median
+over rounds of this version's speed over BASE's, with the smallest and the largest: above 1 this version is faster. It
+only makes documented calls, so modules may move between the two versions.
 """
 
 import statistics
@@ -17,12 +17,12 @@ import versions
 
 PAIRS = {"steps resnet56/resnet20": ("resnet56", "resnet20"), "steps vgg13/vgg8": ("vgg13", "vgg8")}
 SHAPES = {"losses 64 x 100": (64, 100, 400), "losses 256 x 1000": (256, 1000, 60)}
-"""Batch, classes, and how often forward and backward are done."""
+"""Batch, classes, and repetitions of forward and backward."""
 IMAGES = 640
 
 
 def serve():
-    """Answer each name of a measurement with its speed: images per second, or losses per second."""
+    """Answer the name of each measurement with its speed: images per second, or losses per second."""
     import torch
 
     from tutelage import data, distill, kernels, losses, models
@@ -68,7 +68,7 @@ def serve():
 
 
 def measure(sides, rounds):
-    """Return every ratio by measurement, and print each row as it is known."""
+    """Return every ratio by measurement, and print each row when it is known."""
     ratios = {}
     for name in (*PAIRS, *SHAPES):
         pairs = ratios[name] = [row["here"] / row["base"] for row in versions.in_turn(sides, rounds, name)]

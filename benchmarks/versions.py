@@ -1,4 +1,4 @@
-"""What the scripts share that hold this version of the package against another: its source, and a process of each."""
+"""Shared code of the scripts that compare this version with another: the source and a process of each."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def sources_of(base, scratch):
-    """Yield the source of each version, ``base`` if there is one, in a temporary worktree, and ``here``."""
+    """Yield the source of each version: ``base``, if given, in a temporary worktree, and ``here``."""
     if base is None:
         yield {"here": HERE / "src"}
         return
@@ -27,7 +27,7 @@ def sources_of(base, scratch):
 
 
 class Version:
-    """A version in a process of its own with one thread, which answers requests: ``script --serve``, by `serve`."""
+    """A version in its own process with one thread, which answers requests: ``script --serve``, by `serve`."""
 
     def __init__(self, script, source, folder):
         env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -42,7 +42,7 @@ class Version:
         return json.loads(self.process.stdout.readline())
 
     def end(self):
-        """Wait for its end."""
+        """Wait for the process to end."""
         self.process.stdin.close()
         self.process.wait()
 
@@ -55,7 +55,7 @@ def serve(answer):
 
 
 def in_turn(sides, rounds, request):
-    """Ask all versions for the same, as often as there are rounds and in another order each time; the first is lost."""
+    """Ask all versions for the same, once per round and in another order each time; the first round does not count."""
     for version in sides.values():
         version.ask(request)
     answers = []
@@ -66,7 +66,7 @@ def in_turn(sides, rounds, request):
 
 
 def main(script, description, serve, measure, *, rounds, alone=False):
-    """Serve, or measure both versions and write the figures; without BASE this version, where ``alone`` is allowed.
+    """Serve, or measure both versions and write the figures; without BASE only this version, if ``alone`` allows it.
 
     ``measure`` gets the versions by side and the number of rounds.
     """

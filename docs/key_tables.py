@@ -1,9 +1,9 @@
-"""Write the tables of keys and presets of recipes.md anew, from the settings, the schema and the presets.
+"""Rewrite the tables of keys and presets in recipes.md from the settings, the schema and the presets.
 
     python docs/key_tables.py
 
-Keys, types and defaults come from the code; what a key means is the page's own text and stays. A new key's row ends in
-an ellipsis, which the tests refuse until its meaning is written.
+Keys, types and defaults come from the code; the meanings are the page's own text and stay. The row of a new key ends in
+an ellipsis, which the tests refuse until you write its meaning.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def bounds(field):
 
 
 def keys_of(kind, *, beyond=()):
-    """Each key of a section as (key, type, default), in the pages' words."""
+    """Yield each key of a section as (key, type, default), in the page's words."""
     if issubclass(kind, BaseModel):
         for name, field in kind.model_fields.items():
             if name not in beyond:
@@ -133,7 +133,7 @@ SECTIONS = {
 
 
 def presets():
-    """Each preset as the cells of its row: name, arguments, formula, paper."""
+    """Yield each preset as the cells of its row: name, arguments, formula, paper."""
     for name, preset in objectives.PRESETS.items():
         arguments = [
             f"`{p.name}`" if p.default is p.empty else f"`{p.name}={p.default}`"
@@ -144,7 +144,7 @@ def presets():
 
 
 def written(page):
-    """Return the page with the rows of its tables written anew."""
+    """Return the page with the rows of its tables rewritten."""
     for heading, rows in {**SECTIONS, "Objectives": list(presets())}.items():
         before, title, section = re.split(rf"^(#+ {re.escape(heading)}\n)", page, flags=re.MULTILINE)
         table = re.search(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)

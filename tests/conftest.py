@@ -1,5 +1,7 @@
 """Fixtures of several rooms' tests."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -18,3 +20,30 @@ def invoke(monkeypatch, capsys):
         return int(left.value.code or 0), out, err
 
     return call
+
+
+def _mounted(folder, options):
+    """Mount a tmpfs on a new folder, and unmount it."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", folder]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs takes root's rights, which these tests lack here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with room for 512 KiB."""
+    yield from _mounted(tmp_path / "disk", "size=512k")
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nothing can be written to."""
+    if os.geteuid() == 0:  # whom permissions do not stop
+        yield from _mounted(tmp_path / "disk", "ro")
+    else:
+        folder = tmp_path / "disk"
+        folder.mkdir(0o500)
+        yield folder

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
+import re
 import stat
 
 import pytest
 
 from tutelage import records
+from tutelage.errors import InvalidValueError, StorageError
 
 
 def epoch(number, *, test=0.5, validation=None, stage=0):
@@ -81,6 +85,97 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert os.listdir(tmp_path) == ["x"]
     records.write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_a_full_disk_is_said_with_the_file_the_room_and_a_remedy_and_the_old_file_stays(small_disk):
+    path = small_disk / "runs" / "x"
+    records.write_bytes(path, b"old")
+    with pytest.raises(StorageError) as caught:
+        records.write_bytes(path, bytes(2**20))
+    error = caught.value
+    assert (error.exit_code, error.errno, error.strerror) == (1, errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(path) in error.what
+    assert re.fullmatch(r"No space left on device, 0\.\d MB free", error.got)
+    assert "free some space" in error.instead
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["x"]
+    records.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_line_that_a_full_disk_cut_off_is_passed_over(small_disk):
+    records.append_epoch(small_disk, epoch(1))
+    ballast = small_disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+    def append_more():
+        for number in range(2, 12):
+            records.append_epoch(small_disk, epoch(number))
+
+    with pytest.raises(StorageError) as caught:
+        append_more()
+    assert records.METRICS in caught.value.what
+    ballast.unlink()
+    whole = list(records.read_epochs(small_disk))
+    assert [e["epoch"] for e in whole] == list(range(1, len(whole) + 1))
+    records.rewrite_epochs(small_disk, whole)
+    records.append_epoch(small_disk, epoch(len(whole) + 1))
+    assert len(list(records.read_epochs(small_disk))) == len(whole) + 1
+
+
+def test_what_cannot_be_written_to_is_said_and_where_to_write_instead(read_only):
+    for write in (
+        lambda: records.write_json(read_only / "a" / "x", {}),
+        lambda: records.append_epoch(read_only, epoch(1)),
+    ):
+        with pytest.raises(StorageError) as caught:
+            write()
+        assert str(read_only) in caught.value.what
+        assert "--runs" in caught.value.instead
+
+
+def test_a_file_in_the_place_of_a_folder_is_the_users_mistake(tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(InvalidValueError):
+        records.write_json(tmp_path / "runs" / "a" / "x.json", {})
+
+
+@pytest.mark.parametrize("refusals", [1, 3, 4])
+def test_a_file_that_another_process_reads_is_replaced_a_moment_later(tmp_path, monkeypatch, refusals):
+    """Windows refuses to replace a file while it is open."""
+    path, attempts, pauses, replace = tmp_path / "x", [], [], records.Path.replace
+    records.write_bytes(path, b"old")
+
+    def refuses(new, target):
+        attempts.append(target)
+        if len(attempts) <= refusals:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return replace(new, target)
+
+    monkeypatch.setattr(records.Path, "replace", refuses)
+    monkeypatch.setattr(records.time, "sleep", pauses.append)
+    for_ever = refusals > len(records.PAUSES)
+    with pytest.raises(StorageError) if for_ever else contextlib.nullcontext():
+        records.write_bytes(path, b"new")
+    assert path.read_bytes() == (b"old" if for_ever else b"new")
+    assert os.listdir(tmp_path) == ["x"]
+    assert pauses == list(records.PAUSES[:refusals])
+
+
+def test_a_system_that_opens_no_folders_writes_all_the_same(tmp_path, monkeypatch):
+    """As Windows does."""
+    plain = os.open
+
+    def opened(path, *arguments, **keywords):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return plain(path, *arguments, **keywords)
+
+    monkeypatch.setattr(records.os, "open", opened)
+    records.write_bytes(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
 
 
 def test_the_content_and_the_folder_are_synced_before_and_after_the_name_changes(tmp_path, monkeypatch):

@@ -151,8 +151,8 @@ def run(
 def _named(network: Model) -> str | nn.Module:
     """Return the folder of a run or a path as a name, and anything else unchanged."""
     if isinstance(network, Run):
-        return str(network.folder)
-    return str(network) if isinstance(network, Path) else network
+        network = network.folder
+    return network.as_posix() if isinstance(network, Path) else network
 
 
 def _file_name(student: str, *objectives: str) -> str:

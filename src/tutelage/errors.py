@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 
@@ -131,3 +135,45 @@ class NetworkError(TutelageError, ConnectionError):
     """A server that does not answer."""
 
     exit_code = 1
+
+
+def explained(error: Exception) -> Exception:
+    """Return an error that names the user's object that ``error`` came out of, or where memory ran out; else itself.
+
+    The innermost object of this package in the traceback decides: what calls the user's modules and losses has an
+    attribute ``user_code``, the name of what it calls where that is the user's.
+    """
+    if isinstance(error, TutelageError):
+        return error
+    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return RunError(
+            "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=2 to keep the batch"
+        )
+    inner: list[str] = []  # functions below it that are neither a library's nor Python's own
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if module == __package__:
+            caller = frame.f_locals.get("self")
+            names = [*inner, getattr(caller, "user_code", None)] if hasattr(caller, "user_code") else [None]
+            return (
+                UserCodeError(names[0], "no error", reason, "mend it, or what is handed to it") if names[0] else error
+            )
+        if module not in _LIBRARIES and module not in sys.stdlib_module_names:
+            inner.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})")
+    return error
+
+
+_LIBRARIES = frozenset({"PIL", "accelerate", "numpy", "safetensors", "scipy", "timm", "torch", "torchvision", "triton"})
+"""What a module or a loss calls: the error is that of its caller."""
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Raise what is `explained` in place of an error; as a decorator too."""
+    try:
+        yield
+    except Exception as error:
+        if (known := explained(error)) is error:
+            raise
+        raise known from error

@@ -1,4 +1,4 @@
-"""One step's forward pass as a module: a student with its bound objective, and the frozen teacher beside it."""
+"""The forward pass of a step as modules: a student with its bound objective, and a frozen teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tutelage.types import Batch, Loss, Outputs, Progress, Totals
 
 
 class StepOutput(NamedTuple):
-    """What a distiller returns: the loss, and the student's outputs that it was computed from."""
+    """The output of a distiller: the loss, and the student's outputs that it was computed from."""
 
     loss: Loss
     outputs: Outputs
@@ -27,12 +27,12 @@ class Distiller(nn.Module):
 
     Args:
         student: any module that turns ``batch.inputs`` into logits ``(batch, classes)``.
-        objective: what it learns from; bound here, so that nothing is shared between two distillers.
-        context: what the objective may read of the run.
+        objective: objective of the student; bound here, so that no two distillers share anything.
+        context: facts of the run that the objective may read.
 
     Attributes:
-        called: the compiled form that is called in place of the student; none to call the student itself.
-        called_objective: the same of the objective.
+        called: compiled form that is called in place of the student; ``None`` to call the student itself.
+        called_objective: compiled form of the objective, likewise.
 
     Example:
         >>> import torch, tutelage
@@ -64,14 +64,14 @@ class Distiller(nn.Module):
         """Run the student on a batch and compute the loss.
 
         Args:
-            batch: the samples.
-            teacher: a teacher's outputs for them; may be none where the objective needs none.
-            progress: where in the run this is, for scheduled weights.
-            totals: what means divide by; by default the counts of this batch.
+            batch: samples of the step.
+            teacher: teacher's outputs for them; may be ``None`` if the objective needs none.
+            progress: position in the run, for scheduled weights.
+            totals: divisors of the means; by default the counts of this batch.
 
         Raises:
-            TypeError: the student does not return logits, or the teacher's are not wrapped in `Outputs`.
-            ValueError: the objective needs a teacher and got none.
+            TypeError: if the student does not return logits, or the teacher's are not wrapped in `Outputs`.
+            ValueError: if the objective needs a teacher and got none.
         """
         if teacher is not None and not isinstance(teacher, Outputs):
             raise InvalidTypeError(
@@ -80,16 +80,16 @@ class Distiller(nn.Module):
         logits, features = self._taps(self.called or self.student, batch.inputs)
         outputs = Outputs(_logits(logits, "student"), features)
         loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
-        # The features end here: metrics read the logits.
+        # The features end here, as metrics read only the logits.
         return StepOutput(loss, Outputs(outputs.logits))
 
 
 class FrozenTeacher(nn.Module):
-    """A network that never changes: no gradient, and in evaluation mode whatever ``train()`` is called with.
+    """A network that never changes: without gradients, and in evaluation mode whatever ``train()`` is called with.
 
     Args:
         network: any module that turns ``batch.inputs`` into logits. Its parameters are frozen in place.
-        names: features in its outputs (`tutelage.taps`): an objective's ``needs.teacher_taps``.
+        names: features to return with its outputs (`tutelage.taps`): an objective's ``needs.teacher_taps``.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
@@ -99,7 +99,7 @@ class FrozenTeacher(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> FrozenTeacher:
-        """Stay in evaluation mode: a teacher whose dropout or batch norm moves is another teacher every step."""
+        """Stay in evaluation mode: with active dropout or batch norm, the teacher would change from step to step."""
         return super().train(False)
 
     @torch.no_grad()
@@ -123,11 +123,11 @@ def network_context(
 ) -> BindContext:
     """Return the context that an objective binds to, after at most one forward pass of each network.
 
-    A network is called on ``inputs``, a few samples as in training, only where its features are read. Keywords as in
-    `BindContext`.
+    A network is called on ``inputs``, a few samples as in training, only if its features are read. The keywords are
+    those of `BindContext`.
 
     Raises:
-        ValueError: a network lacks a tap, or changes it in place; the teacher lacks a head or a batch norm.
+        ValueError: if a network lacks a tap or changes it in place, or the teacher lacks a head or a batch norm.
 
     Example:
         >>> import torch, tutelage

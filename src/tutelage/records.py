@@ -7,11 +7,17 @@ A comparison's folder holds ``comparison.json`` and one run's folder for each en
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
+
+from tutelage.errors import InvalidValueError, StorageError
 
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
@@ -183,28 +189,85 @@ class Study(TypedDict):
 BESIDE = ("scale", "gather")
 """Keys of an objective's entry in a recipe that are not presets."""
 
+ELSEWHERE = "choose another folder, such as --runs FOLDER"
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""By these, and where permission is denied, a download fails on the disk and not on the connection."""
+PAUSES = (0.01, 0.1, 1.0)
+"""Seconds between attempts to replace a file that is being read."""
+
 Manifest = dict[str, Any]
 """``manifest.json``; its keys are documented in ``docs/records.md``."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically: temporary name, sync, rename, sync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Enter this where a file is written, so that what the system refuses is said with the file and a remedy.
+
+    Raises:
+        StorageError: the system refused; ``errno`` and ``strerror`` are its own.
+        InvalidValueError: a folder of the path is a file.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except StorageError:
         raise
-    sync_folder(path.parent)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InvalidValueError(
+            f"'{path}'", "a folder to write it to", "a file in the folder's place", ELSEWHERE
+        ) from error
+    except OSError as error:
+        raise storage_error(error, f"'{path}'", folder=path.parent, elsewhere=ELSEWHERE) from error
+
+
+def storage_error(error: OSError, what: str, *, folder: Path, elsewhere: str) -> StorageError:
+    """Return what to raise where the system refuses to write something into a folder, which need not be there."""
+    got, instead = error.strerror or str(error), f"allow it, or {elsewhere}"
+    if error.errno == errno.ENOSPC:
+        there = next(filter(Path.exists, (folder, *folder.parents)))
+        got += f", {shutil.disk_usage(there).free / 1e6:.1f} MB free"
+        instead = "free some space and type the same command again to resume"
+    refused = StorageError(what, "to be able to write it", got, instead)
+    refused.errno, refused.strerror = error.errno, error.strerror
+    return refused
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file atomically: temporary name, sync, rename, sync of the folder, which is made if missing.
+
+    Raises:
+        StorageError: the system refused; the old file stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    # Windows refuses to replace a file that another process is reading: a study's workers read each other's manifests.
+    for pause in PAUSES:
+        with contextlib.suppress(PermissionError):
+            temporary.replace(path)
+            return
+        time.sleep(pause)
+    temporary.replace(path)
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, if the system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder.
+        return
     try:
         os.fsync(descriptor)
     finally:
@@ -218,13 +281,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def append_epoch(folder: Path, record: Epoch) -> None:
-    """Add one epoch to a run's metrics, durably."""
-    with (folder / METRICS).open("ab") as file:
-        file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+    """Add one epoch to a run's metrics, durably.
+
+    Raises:
+        StorageError: the system refused; what it wrote of the line is passed over by `read_epochs`.
+    """
+    path, line = folder / METRICS, (json.dumps(record, allow_nan=False) + "\n").encode()
+    with writing(path), path.open("ab") as file:
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 

@@ -5,7 +5,8 @@ A tap is written as
 - ``layer3.2.relu``: the output of that submodule,
 - ``layer3.2.relu:input``: its first input,
 - ``card:embedding``, ``card:stage.1``, ``card:before.1``: a submodule that the model's card names: the pooled embedding
-  that the classifier reads, a stage after or before its activation. Stages count from 0, negative ones from the last.
+  that the classifier reads, or a stage after or before its activation. Stages count from 0, negative ones from the
+  last.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHOWN = 5
 
 
 class _Recorder:
-    """What hooks record during one call; nothing between calls."""
+    """The tensors that hooks record during one call; empty between calls."""
 
     def __init__(self) -> None:
         self.features: dict[str, Tensor] | None = None
@@ -45,13 +46,13 @@ class _Recorder:
                 "name a submodule inside it or after it",
             )
         self.features[name] = value
-        # Counts how often a tensor was written to; tensors of inference mode do not count.
+        # The number of writes to a tensor; tensors of inference mode do not count them.
         self.versions[name] = 0 if value.is_inference() else value._version
 
 
 @dataclass(frozen=True)
 class _Hook:
-    """A hook as a value: a copy of a network with its taps records into the copied recorder."""
+    """A hook as a value, so that a copied network with its taps records into the copied recorder."""
 
     recorder: _Recorder
     name: str
@@ -64,11 +65,11 @@ class _Hook:
 class Taps:
     """A network's named features, recorded while it is called through this object.
 
-    A submodule that is called several times in one forward pass gives its last call's value. In-place activations are
-    switched to return a new tensor: they would overwrite a feature. The hooks are removed with this object.
+    If a submodule is called several times in one forward pass, the last call's value counts. In-place activations are
+    switched to return a new tensor, as they would overwrite a feature. The hooks are removed with this object.
 
     Raises:
-        ValueError: the network has no such submodule; the message names the nearest ones.
+        ValueError: if the network has no such submodule; the message names the nearest ones.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
@@ -85,7 +86,7 @@ class Taps:
                     setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
 
     def __call__(self, network: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        """Call the network, or a module that calls it; return its output and the features by tap."""
+        """Call the network, or a module that calls it, and return its output and the features by tap."""
         if not self._names:
             return network(inputs), {}
         self.recorder.features = {}
@@ -108,10 +109,10 @@ class Taps:
 def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
     """Return the submodule of a tap, and whether its first input is taken instead of its output.
 
-    Where a module has a card, the submodules are those of the network inside it.
+    If the module has a card, the submodules are those of the network inside it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if there is no such submodule.
     """
     card = getattr(network, "card", None)
     path, is_input = split_tap(_on_card(card, name) if name.startswith(CARD) else name)
@@ -157,10 +158,10 @@ def _on_card(card: Any, name: str) -> str:
 
 
 def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Copy weight and bias of a network's head, which must be the one layer that can be it and give the logits alone.
+    """Copy weight and bias of a network's head: the only layer that can be it, and the only source of the logits.
 
     Raises:
-        ValueError: there is none, it is not linear, or there are several.
+        ValueError: if there is none, it is not linear, or there are several.
     """
     found = find_head(network)
     if found is not None and found.candidates > 1:
@@ -184,14 +185,14 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """Copy weight and bias of the batch norm whose output is, or is added to, what a tap takes.
+    """Copy weight and bias of the batch norm whose output is, or is added to, the tapped value.
 
-    That is the submodule itself where it is a batch norm; the last child of a sequence. For an activation's input, such
-    as ``card:before.1``, it is the module before it in a sequence, and in another block the last batch norm among the
-    block's own children, so that the residual's counts, not the shortcut's.
+    That is the submodule itself if it is a batch norm, or the last child of a sequence. For an activation's input, such
+    as ``card:before.1``, it is the module before it in a sequence; in any other block it is the last batch norm among
+    the block's own children, so that the residual's counts, not the shortcut's.
 
     Raises:
-        ValueError: there is no such batch norm, or it has no weights.
+        ValueError: if there is no such batch norm, or it has no weights.
     """
     tapped, is_input = find(network, name)
     layer: nn.Module | None = tapped
@@ -215,12 +216,12 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
-    """Call a network once and return each feature's shape, without the batch axis; its mode is as before afterwards.
+    """Call a network once and return each feature's shape, without the batch axis; the network's mode is restored.
 
-    With no names the network is not called. ``inputs`` is a small batch.
+    Without names, the network is not called. ``inputs`` is a small batch.
 
     Raises:
-        ValueError: a feature was changed in place after it was recorded.
+        ValueError: if a feature was changed in place after it was recorded.
     """
     if not names:
         return {}

@@ -1,7 +1,7 @@
-"""Transforms of a distribution over classes, the power and others, their sums, entropies and sample weights.
+"""Transforms of distributions over classes (the power and others), their sums, entropies and sample weights.
 
-Everything takes natural logarithms of probabilities of any floating dtype, with the classes on the last axis, and
-returns them in at least float32. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most
+All functions take natural logarithms of probabilities in any floating dtype, with the classes on the last axis, and
+return at least float32. In log space nothing underflows: ``softmax(v) ** gamma``, the form printed in most
 algorithms, is wrong by a factor of several in float16 at a logit gap of 25 and in float32 beyond a gap of about 100.
 """
 
@@ -19,26 +19,26 @@ from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.types import Sparse
 
 Transform = Callable[[Tensor], Tensor]
-"""A mapping f of each probability on its own, in log space: from ``log x`` to ``log f(x)``, elementwise."""
+"""Mapping f of single probabilities in log space: from ``log x`` to ``log f(x)``, elementwise."""
 
 # Above this order log(1 + S) of `renyi_entropy` cancels for flat distributions; below it log(sum) / (1 - order) does.
 _SERIES_UP_TO = 1.25
 
 
 def power(log_probs: Tensor, *, gamma: float) -> Tensor:
-    """Raise a distribution to a power and normalise it: the logarithm of the power-transformed distribution.
+    """Compute the logarithm of the power-transformed distribution: raised to a power, then normalised.
 
     ``log p_gamma[i] = gamma * log p[i] - log sum_j p[j]**gamma``, which is ``log_softmax(v / T)`` for
     ``log p = log_softmax(v)`` and ``gamma = 1 / T``: temperature scaling is a power transform.
 
     Args:
-        log_probs: ``(..., classes)``, or logits, whose shift cancels; ``-inf`` means probability 0.
-        gamma: exponent, finite and above 0; below 1 it flattens, above 1 it sharpens, at 1 it changes nothing.
+        log_probs: ``(..., classes)``, or logits, since a shift cancels; ``-inf`` means probability 0.
+        gamma: exponent, finite and above 0; flattens below 1, sharpens above 1, changes nothing at 1.
 
     Returns:
         ``(..., classes)`` log-probabilities (nats).
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3.
     Differs from: the authors' code, which computes ``softmax(v) ** gamma`` and divides by its sum; that underflows.
 
@@ -63,7 +63,7 @@ def log_power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
     Returns:
         ``(...)``; from 0 (one-hot) to ``(1 - gamma) * log(classes)`` (uniform) for ``gamma < 1``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: the sample weight of WTTM, arXiv 2402.11148, Section 4.
     Differs from: the authors' code, which sums ``softmax(v) ** gamma``; that underflows.
 
@@ -80,7 +80,7 @@ def power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
     """Compute a distribution's power sum, the exponential of `log_power_sum`.
 
     ``U_gamma(p) = sum_j p[j]**gamma``. It depends on ``gamma`` and on the number of classes (up to about 501 for 1000
-    classes at ``gamma = 0.1``), so a weight that multiplies it does not carry over from one to another.
+    classes at ``gamma = 0.1``), so a weight that multiplies it does not carry over to others.
 
     Args:
         log_probs: ``(..., classes)``, normalised; ``-inf`` is a class of probability 0.
@@ -89,7 +89,7 @@ def power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
     Returns:
         ``(...)``; from 1 (one-hot) to ``classes ** (1 - gamma)`` (uniform) for ``gamma < 1``, 1 at 1.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: the sample weight of WTTM, arXiv 2402.11148, Section 4.
 
     Example:
@@ -102,7 +102,7 @@ def power_sum(log_probs: Tensor, *, gamma: float) -> Tensor:
 def shannon_entropy(log_probs: Tensor) -> Tensor:
     """Compute Shannon entropy.
 
-    ``H(p) = -sum_i p[i] * log p[i]``, where a class of probability 0 adds 0 to value and gradient.
+    ``H(p) = -sum_i p[i] * log p[i]``; a class of probability 0 adds 0 to value and gradient.
 
     Args:
         log_probs: ``(..., classes)``, normalised; ``-inf`` is a class of probability 0.
@@ -110,7 +110,7 @@ def shannon_entropy(log_probs: Tensor) -> Tensor:
     Returns:
         ``(...)`` nats; between 0 (one-hot) and ``log(classes)`` (uniform).
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Shannon, "A Mathematical Theory of Communication", 1948.
     Differs from: `torch.distributions.Categorical.entropy`, which renormalises its logits and clamps ``-inf``.
 
@@ -128,19 +128,20 @@ def renyi_entropy(log_probs: Tensor, *, order: float) -> Tensor:
     """Compute Rényi entropy.
 
     ``H_a(p) = log(sum_i p[i]**a) / (1 - a)``, with its limits: order 0 is the logarithm of the number of classes of
-    probability above 0, order 1 is Shannon entropy, order infinity is ``-max_i log p[i]``. It never rises with it.
+    probability above 0, order 1 is Shannon entropy, order infinity is ``-max_i log p[i]``. It never rises with the
+    order.
 
     Up to order 1.25 it is computed as ``log(1 + S) / (1 - a)`` with ``S = sum_i p[i]**a - p[i]``, each difference by
     ``expm1``, so the quotient keeps its precision as the order approaches 1.
 
     Args:
         log_probs: ``(..., classes)``, normalised; ``-inf`` is a class of probability 0.
-        order: at least 0; infinity is legal. Order 0 has no gradient.
+        order: order of the entropy, at least 0, possibly infinity. Order 0 has no gradient.
 
     Returns:
         ``(...)`` nats; between 0 (one-hot) and ``log(classes)`` (uniform).
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Rényi, "On Measures of Entropy and Information", 1961; in distillation: arXiv 2402.11148, Section 3.
 
     Example:
@@ -164,18 +165,18 @@ def renyi_entropy(log_probs: Tensor, *, order: float) -> Tensor:
 
 
 def transform(log_probs: Tensor, f: Transform) -> Tensor:
-    """Map each probability and normalise: the logarithm of the transformed distribution, whatever the mapping.
+    """Compute the logarithm of a transformed distribution: each probability mapped, then normalised.
 
     ``log p_f[i] = log f(p[i]) - log sum_j f(p[j])``. With ``f(x) = x**gamma`` it is `power`.
 
     Args:
         log_probs: ``(..., classes)``, normalised, unlike for `power`; ``-inf`` means probability 0.
-        f: a `Pointwise`, or any `Transform`; what it must obey is tested by `check_transform`, not here.
+        f: a `Pointwise`, or any `Transform`; its conditions are checked by `check_transform`, not here.
 
     Returns:
         ``(..., classes)`` log-probabilities (nats).
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Zheng and Yang, arXiv 2402.11148, which uses the power and leaves other mappings open.
 
     Example:
@@ -186,7 +187,7 @@ def transform(log_probs: Tensor, f: Transform) -> Tensor:
 
 
 def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
-    """Compute the logarithm of what a transformed distribution is normalised by: the power sum of any mapping.
+    """Compute the logarithm of a transformed distribution's normaliser: the power sum of any mapping.
 
     ``log U_f(p) = log sum_j f(p[j])``. With ``f(x) = x**gamma`` it is `log_power_sum`.
 
@@ -195,10 +196,10 @@ def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
         f: a `Pointwise`, or any `Transform`.
 
     Returns:
-        ``(...)``. In ``[0, log(classes)]`` where ``f(0) = 0``, ``f(1) = 1``, ``f(x) >= x``.
+        ``(...)``. In ``[0, log(classes)]`` if ``f(0) = 0``, ``f(1) = 1``, ``f(x) >= x``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
-    Source: the sample weight of WTTM, arXiv 2402.11148, Section 4, for another mapping than the power.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
+    Source: the sample weight of WTTM, arXiv 2402.11148, Section 4, for mappings other than the power.
 
     Example:
         >>> log_sum(torch.tensor([0.25, 0.25, 0.25, 0.25]).log(), Pointwise("power", gamma=0.5)).exp()
@@ -208,9 +209,9 @@ def log_sum(log_probs: Tensor, f: Transform) -> Tensor:
 
 
 def dense(logits: Sparse) -> Tensor:
-    """Return all logits ``(..., classes)`` of a row of which the largest and a level are known.
+    """Return all logits ``(..., classes)`` of rows whose largest values and level are known.
 
-    In the wider dtype of values and level; differentiable in both.
+    The dtype is the wider one of values and level; differentiable in both.
 
     Example:
         >>> dense(Sparse(torch.tensor([[3.0]]), torch.tensor([[1]]), torch.tensor([0.5]), 3))
@@ -224,7 +225,7 @@ def dense(logits: Sparse) -> Tensor:
 # Where f is this flat in log space, log f(x) = log x + log(slope) - c * x to the last bit of a float64.
 _TAIL = -20.0
 SMALLEST_GAMMA = 1e-12
-"""Below it the mappings other than the power lose their precision in float32."""
+"""Least gamma of mappings other than the power: below it they lose precision in float32."""
 
 
 def _logarithm(log_x: Tensor, gamma: float) -> Tensor:
@@ -238,7 +239,7 @@ def _logarithm(log_x: Tensor, gamma: float) -> Tensor:
 def _complement(log_x: Tensor, gamma: float) -> Tensor:
     slope = 1 / gamma
     log_slope = math.log(slope)
-    # At x = 1 the inner logarithm and its gradient are infinite, although f is smooth there; eps**2 away it is f(1).
+    # At x = 1 the inner logarithm and its gradient are infinite, although f is smooth; eps**2 away it equals f(1).
     inside = log_x.clamp(min=_TAIL - log_slope, max=-(torch.finfo(log_x.dtype).eps ** 2))
     near = _log1mexp(slope * _log1mexp(inside))
     tail = log_x + log_slope - 0.5 * (slope - 1) * log_x.exp()
@@ -259,29 +260,29 @@ TRANSFORMS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "logarithm": _logarithm,
     "complement": _complement,
 }
-"""The mappings that have a name, as functions of ``(log x, gamma)``."""
+"""Named mappings, as functions of ``(log x, gamma)``."""
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A named mapping of probabilities with one parameter, which acts like the exponent of the power transform.
+    """A named mapping of probabilities with one parameter that acts like the exponent of the power transform.
 
-    At ``gamma = 1`` all of them change nothing; the smaller ``gamma``, the flatter the transformed distribution. They
+    At ``gamma = 1`` none changes anything; the smaller ``gamma``, the flatter the transformed distribution. They
     are concave, with ``f(0) = 0``, ``f(1) = 1`` and so ``f(x) >= x`` for ``gamma <= 1``:
 
-    * ``power``: ``x**gamma``. It divides the distance of any two log-probabilities by ``1 / gamma``.
+    * ``power``: ``x**gamma``. It divides the distance between any two log-probabilities by ``1 / gamma``.
     * ``rational``: ``x / (gamma + (1 - gamma) * x)``, of slope ``1 / gamma`` at 0.
     * ``logarithm``: ``log(1 + a * x) / log(1 + a)`` with ``a = 1 / gamma - 1``, of slope ``-a / log(gamma)`` at 0.
     * ``complement``: ``1 - (1 - x)**(1 / gamma)``, of slope ``1 / gamma`` at 0.
 
-    The slope of the last three is finite: they flatten the top and keep the ratios of small probabilities, and need a
-    far smaller ``gamma`` than the power for the same entropy.
+    The slope of the last three is finite: they flatten the top, keep the ratios of small probabilities, and need a far
+    smaller ``gamma`` than the power for the same entropy.
 
     Attributes:
-        name: one of `TRANSFORMS`.
-        gamma: finite and above 0; other than for ``power`` between 1e-12 and 1.
+        name: name of the mapping, one of `TRANSFORMS`.
+        gamma: parameter of the mapping, finite and above 0; between 1e-12 and 1 unless it is ``power``.
 
-    Raises: TypeError or ValueError where a name or a number is not as above.
+    Raises: TypeError or ValueError if a name or a number is not as above.
 
     Example:
         >>> Pointwise("complement", gamma=0.5)(torch.tensor([0.1, 1.0]).log()).exp()
@@ -310,19 +311,19 @@ class Pointwise:
 
 
 def check_transform(f: Transform) -> None:
-    """Refuse a mapping that is no transform of probabilities: f(0) = 0, f(1) = 1, never falling, never below x.
+    """Refuse an invalid transform of probabilities: f(0) = 0, f(1) = 1, never falling, never below x.
 
-    It is tried on a grid of ``log x`` from 0 down to -10000 and at ``-inf``, in float64 and float32, where a mapping
-    that leaves log space loses small probabilities. Call it once on a mapping of your own; the losses do not.
+    The mapping is tried on a grid of ``log x`` from 0 down to -10000 and at ``-inf``, in float64 and in float32, where
+    one that leaves log space loses small probabilities. Call this once on your own mapping; the losses do not.
 
     Args:
-        f: from ``log x`` to ``log f(x)``, elementwise.
+        f: mapping from ``log x`` to ``log f(x)``, elementwise.
 
     Raises:
-        TypeError: if it returns no floating tensor.
+        TypeError: if it does not return a floating tensor.
         ValueError: if it changes the shape, is not elementwise, or breaks one of the conditions.
 
-    Source: the conditions of arXiv 2402.11148 on point-wise mappings in place of the power.
+    Source: the conditions of arXiv 2402.11148 on point-wise mappings that replace the power.
 
     Example:
         >>> check_transform(Pointwise("logarithm", gamma=0.01))
@@ -340,7 +341,7 @@ def check_transform(f: Transform) -> None:
         _hold(~values.isnan(), grid, values, "a number")
         _hold((grid > -math.inf) | (values == -math.inf), grid, values, "f(0) = 0")
         _hold((grid < 0) | (values.abs() <= tolerance), grid, values, "f(1) = 1")
-        # A grid that falls: so must the values.
+        # The grid falls, so the values must too.
         falls = torch.ones_like(grid, dtype=torch.bool)
         falls[1:] = ~(values[1:] > values[:-1] + tolerance * (1 + values[:-1].abs()))
         _hold(falls, grid, values, "f that never falls")
@@ -375,29 +376,30 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
 
 
 WEIGHTS = ("constant", "power_sum", "entropy", "one_minus_top")
-"""The weights of samples that have a name."""
+"""Names of sample weights."""
 
 
 @dataclass(frozen=True)
 class SampleWeight:
-    """A weight of each sample by how unsure its teacher is, from the teacher's log-probabilities.
+    """A weight per sample that measures how unsure the teacher is, from the teacher's log-probabilities.
 
     * ``constant``: 1.
-    * ``power_sum``: ``sum_j f(p[j])`` of the teacher's own distribution, by the mapping; with the power, WTTM's weight.
+    * ``power_sum``: ``sum_j f(p[j])`` of the teacher's own distribution, with the mapping f; with the power, WTTM's
+      weight.
     * ``entropy``: the Rényi entropy of ``order``, nats; 1 is Shannon's, infinity is ``-log max_i p[i]``.
     * ``one_minus_top``: ``1 - max_i p[i]``.
 
-    A one-hot teacher has 1 by the first two and 0 by the last two.
+    A one-hot teacher has weight 1 by the first two and 0 by the last two.
 
     Attributes:
-        name: one of `WEIGHTS`.
-        transform: the mapping of the teacher's probabilities.
-        of: what an entropy or the top is of: ``"teacher"`` is its distribution, ``"target"`` the transformed one.
-        order: of an entropy; at least 0.
+        name: name of the weight, one of `WEIGHTS`.
+        transform: mapping of the teacher's probabilities.
+        of: distribution whose entropy or top is used: the ``"teacher"``'s own, or the transformed ``"target"``.
+        order: order of an entropy; at least 0.
 
     Raises:
-        TypeError: if ``order`` is no Python number.
-        ValueError: if a name is unknown, or ``of`` or ``order`` is given to a weight that has none.
+        TypeError: if ``order`` is not a Python number.
+        ValueError: if a name is unknown, or ``of`` or ``order`` is given for a weight that has none.
 
     Source: the power sum: Zheng and Yang, arXiv 2402.11148, which leaves other weights open.
 
@@ -439,5 +441,5 @@ class SampleWeight:
         log_probs = log_probs if self.of == "teacher" else transform(log_probs, self.transform)
         if self.name == "entropy":
             return renyi_entropy(log_probs, order=self.order)
-        # The sum of the others: 1 - max would lose an uncertainty smaller than the precision of 1.
+        # The sum of the others: 1 - max would lose uncertainties below the precision of 1.
         return log_probs.exp().scatter(-1, log_probs.argmax(dim=-1, keepdim=True), 0.0).sum(dim=-1)

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNLABELLED = -100
-"""The class index of a sample without a label; such a sample takes part in no supervised term."""
+"""Class index of a sample without a label; such a sample takes part in no supervised term."""
 
 
 class View(NamedTuple):
-    """Which random views to take: with a sample's index they determine its augmentation.
+    """Random view of samples: together with a sample's index it determines the augmentation.
 
     Attributes:
-        seed: the data seed.
-        epoch: epochs done before this one.
+        seed: data seed.
+        epoch: number of epochs before this one.
     """
 
     seed: int
@@ -32,10 +32,10 @@ class Batch(NamedTuple):
     """One batch of samples, on one device.
 
     Attributes:
-        index: ``(batch,)`` int64, each sample's index in its data set.
-        inputs: ``(batch, ...)``; images are ``(batch, channels, height, width)`` with values in [0, 1].
-        labels: ``(batch,)`` int64 class indices, -100 where unlabelled; or soft labels, float ``(batch, classes)``.
-        view: of the samples; none where they are not augmented. A teacher's recorded outputs are read by it.
+        index: indices of the samples in their data set, ``(batch,)`` int64.
+        inputs: inputs of the network, ``(batch, ...)``; images are ``(batch, channels, height, width)``, in [0, 1].
+        labels: class indices, ``(batch,)`` int64, -100 if unlabelled; or soft labels, float ``(batch, classes)``.
+        view: view of the samples, by which a teacher's recorded outputs are found; ``None`` without augmentation.
     """
 
     index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on a batch
@@ -48,7 +48,7 @@ class Outputs(NamedTuple):
     """A network's outputs for a batch.
 
     Attributes:
-        logits: ``(batch, classes)``.
+        logits: logits, ``(batch, classes)``.
         taps: features by tap, for objectives that match them.
     """
 
@@ -57,13 +57,13 @@ class Outputs(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """A teacher's largest logits, and one logit that stands for each of the others.
+    """A teacher's largest logits, and one logit that stands for all the others.
 
     Attributes:
-        values: ``(..., top)``.
-        index: ``(..., top)`` int64, the classes of the values, each at most once.
-        level: ``(...)``, the logit of every other class; ``-inf`` for probability 0.
-        classes: of the whole row.
+        values: largest logits, ``(..., top)``.
+        index: classes of the values, ``(..., top)`` int64, each at most once.
+        level: logit of every other class, ``(...)``; ``-inf`` for probability 0.
+        classes: number of classes in the whole row.
     """
 
     values: Tensor
@@ -73,18 +73,18 @@ class Sparse(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where in a fit a step is: what a scheduled weight or learning rate is a function of. A run's stage is a fit.
+    """A step's position in a fit, of which scheduled weights and learning rates are functions. A run's stage is a fit.
 
     In a step of `fit` all are ``()`` tensors on the device, int64 and float32, so that a step can be captured once and
-    replayed: a term computes with them as with numbers, and reads none on the host, as ``if progress.epoch > 5`` would.
-    They keep their memory, so a term that keeps one clones it; as the key of a dict, each is itself and not its number.
+    replayed: a term computes with them as with numbers, but never reads them on the host, as ``if progress.epoch > 5``
+    would. Their memory is reused, so clone one to keep it; as dict keys they compare by identity, not by value.
 
     Attributes:
-        epoch: epochs done before this one, so 0 in the first.
-        step: optimizer steps done in the whole fit.
-        fraction: of the fit's steps done, in [0, 1).
-        scheduled: the values of schedules at this step, by schedule; those that are missing are computed on the host
-            where they are read. A loop that computes them beforehand leaves the host nothing to work out in a step.
+        epoch: number of epochs before this one, so 0 in the first.
+        step: number of optimizer steps done in the whole fit.
+        fraction: fraction of the fit's steps done, in [0, 1).
+        scheduled: values of schedules at this step, by schedule; missing ones are computed on the host when they are
+            read. A loop that computes them beforehand leaves the host nothing to work out in a step.
     """
 
     epoch: int | Tensor = 0
@@ -94,9 +94,9 @@ class Progress(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What means divide by: counts over all micro-batches and processes of one optimizer step.
+    """Divisors of means: counts over all micro-batches and processes of one optimizer step.
 
-    They are divided by the number of processes, over which gradients are averaged afterwards.
+    The counts are divided by the number of processes, over which gradients are averaged afterwards.
     """
 
     samples: Tensor
@@ -104,7 +104,7 @@ class Totals(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A loss: the weighted sum of the terms, ``()``, and each term's mean by name, not weighted, detached."""
+    """A loss: the weighted sum of the terms, ``()``, and each term's unweighted, detached mean by name."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -113,8 +113,8 @@ class Loss(NamedTuple):
 class Projection(NamedTuple):
     """A learned map from a student's tap onto the shape of a teacher's.
 
-    Its ``kind`` is one of `tutelage.objectives.projectors.KINDS`; ``always``: map even where the shapes agree. Terms of
-    one preset call that name the same taps and kind share the map.
+    Its ``kind`` is one of `tutelage.objectives.projectors.KINDS`; with ``always`` it maps even if the shapes agree.
+    Terms of one preset call that name the same taps and kind share the map.
     """
 
     student: str
@@ -125,22 +125,22 @@ class Projection(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What a term reads, so that a run fails before training instead of in its first epoch.
+    """Requirements of a term, so that a run fails before training instead of in its first epoch.
 
     Attributes:
-        teacher: it reads the teacher's outputs.
-        labels: ``"none"``, ``"index"`` (class indices only) or ``"any"`` (class indices or soft labels).
-        coupled: it couples the samples of a batch: its value depends on how a batch is split.
+        teacher: whether it reads the teacher's outputs.
+        labels: labels that it reads: ``"none"``, ``"index"`` (class indices) or ``"any"`` (these or soft labels).
+        coupled: whether it couples the samples of a batch, so that its value depends on how a batch is split.
         student_taps: features of the student that it reads.
         teacher_taps: features of the teacher that it reads.
         projections: student's features that it reads through a learned map.
-        teacher_statistics: its binding reads the teacher's logits on training samples.
-        indices: it reads the samples' indices in the training set.
-        teacher_head: its binding reads the weights of the teacher's last layer.
-        teacher_norms: its binding reads the weights of the teacher's batch norm at these taps.
-        class_means: its binding reads each class's mean of these features of the teacher, over the training samples.
-        min_batch: samples that it needs at least in a batch.
-        host_waits: its computation makes the host wait for the device: no step with it can be captured as a graph.
+        teacher_statistics: whether its binding reads the teacher's logits on training samples.
+        indices: whether it reads the samples' indices in the training set.
+        teacher_head: whether its binding reads the weights of the teacher's last layer.
+        teacher_norms: taps at which its binding reads the weights of the teacher's batch norm.
+        class_means: teacher's features whose mean per class, over the training samples, its binding reads.
+        min_batch: smallest number of samples in a batch.
+        host_waits: whether its computation makes the host wait for the device, so that no step can be captured.
     """
 
     teacher: bool
@@ -161,7 +161,7 @@ class Requirements:
 class Term(Protocol):
     """A bound term of an objective: a module that holds whatever it needs for one run.
 
-    It returns ``(batch,)`` values, zero where a sample takes no part, or ``()`` where it couples the batch.
+    It returns values ``(batch,)``, zero for a sample that takes no part, or ``()`` if it couples the batch.
     """
 
     needs: Requirements
@@ -175,7 +175,7 @@ class StatefulTerm(Protocol):
     """Optional interface for bound terms that own buffers, such as a bank of embeddings.
 
     A call changes no buffer; `commit` does, once it is known whether the step was applied. So no copy of the buffers is
-    kept to undo a step, and several processes do not synchronise them: the term keeps them equal.
+    needed to undo a step. Several processes do not synchronise the buffers: the term keeps them equal.
     """
 
     def commit(self, applied: Tensor) -> None:
@@ -194,7 +194,7 @@ class Opens(Protocol):
     """Optional interface for teachers that read an epoch's outputs before its first step."""
 
     def open(self, view: View | None) -> None:
-        """Make the outputs of these views ready, in the memory that those of the views before had."""
+        """Make the outputs of these views ready, in the memory of the previous views' outputs."""
 
 
 class Batches(Protocol):
@@ -207,10 +207,10 @@ class Batches(Protocol):
     samples: int
 
     def __len__(self) -> int:
-        """Return the number of steps in an epoch, for as many processes as share it."""
+        """Return the number of steps per epoch, for as many processes as share it."""
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield the batches of one epoch from step ``start`` on; with several processes, this one's share of each.
 
-        Augmented batches say which ``view`` they are.
+        Augmented batches carry their ``view``.
         """

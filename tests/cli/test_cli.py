@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import subprocess
@@ -443,3 +444,16 @@ def test_a_teacher_found_in_the_folder_of_an_unfinished_run_runs_no_code(here, i
     assert code == 2
     one_line(err, "evil.py", "--trust-code")
     assert not (here / "ran").exists()
+
+
+def test_a_console_whose_encoding_lacks_a_letter_prints_a_question_mark(monkeypatch):
+    from tutelage.cli import app
+
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1251")
+    monkeypatch.setattr(sys, "stdout", console)
+    monkeypatch.setattr(sys, "argv", ["tutelage", "study"])
+    with pytest.raises(SystemExit) as left:
+        app.main()
+    console.flush()
+    assert not left.value.code
+    assert b"R?nyi" in console.buffer.getvalue()

@@ -289,3 +289,9 @@ def test_a_run_that_is_not_there_is_not_taken_for_a_name():
 def test_the_case_of_a_name_does_not_hide_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean cifar:ResNet50 or"):
         create("cifar:resnet50")
+
+
+def test_a_path_with_a_colon_that_is_not_there_is_no_unknown_name(tmp_path):
+    """As every absolute path on Windows has one."""
+    with pytest.raises(FileNotFoundError):
+        create(str(tmp_path / "C:" / "none"))

@@ -24,7 +24,7 @@ import tutelage
 from tutelage import api, config, data, models, objectives, records
 from tutelage.config.schema import Recipe
 from tutelage.data import DataSettings
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, StorageError
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.report import html
 from tutelage.runs.execute import execute
@@ -473,17 +473,6 @@ def test_half_precision_is_finite_and_resumes_exactly(tmp_path, teacher):
     assert whole.epochs[-1]["train"]["loss"] < whole.epochs[0]["train"]["loss"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    options = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", folder]
-    if os.geteuid() != 0 or subprocess.run(options, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs takes root's rights, which these tests lack here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_stops_a_run_that_resumes_when_there_is_room(tmp_path, small_disk, teacher, never_stopped):
     how = {"teacher": teacher, "objective": WTTM, **STOPPED}
     ballast = small_disk / "ballast"
@@ -888,12 +877,22 @@ def test_a_student_with_other_classes_is_refused_before_the_first_step(tmp_path,
 def test_a_disk_that_is_full_when_records_are_written_is_one_line(tmp_path, monkeypatch):
     import errno
 
-    def full(folder, record):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    plain = Path.open
 
-    monkeypatch.setattr(records, "append_epoch", full)
-    with pytest.raises(CheckpointError, match=r"room on the disk .* free some space and type the same command"):
+    def full(path, mode="r", *arguments, **keywords):
+        if path.name == records.METRICS and mode == "ab":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(path, mode, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(StorageError) as caught:
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
+    error = caught.value
+    assert records.METRICS in error.what
+    assert re.fullmatch(r"No space left on device, \d+\.\d MB free", error.got)
+    assert error.instead == "free some space and type the same command again to resume"
+    assert len(str(error).splitlines()) == 1
+    assert Run(tmp_path / "a").manifest["status"] == "failed"
     monkeypatch.undo()
     assert tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a").accuracy
 

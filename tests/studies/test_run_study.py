@@ -22,7 +22,7 @@ from tests._helpers import ROOT
 from tutelage import records
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions
-from tutelage.studies import plan, run_study, schema, study_file
+from tutelage.studies import plan, run_study, schema, study_file, workers
 from tutelage.studies import study_table as paper_table
 from tutelage.studies.workers import share
 
@@ -445,6 +445,22 @@ def test_a_worker_reports_what_failed(tmp_path, monkeypatch):
     assert status(done) == "finished"
     command = json.loads((done / records.MANIFEST).read_text())["command"]
     assert command == "tutelage study grid.yaml --methods cross_entropy"
+
+
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_a_worker_whose_parent_has_ended_is_interrupted(monkeypatch, system):
+    sent = []
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.os, "name", system)
+        patch.setattr(workers.os, "read", lambda descriptor, count: b"")
+        patch.setattr(workers.os, "kill", lambda process, number: sent.append(("kill", process, number)))
+        patch.setattr(workers.os, "_exit", lambda code: sent.append(("exit", code)))
+        patch.setattr(workers.signal, "raise_signal", lambda number: sent.append(("raise", number)))
+        patch.setattr(workers, "GRACE", 0)
+        workers._wait_for_parent()
+    # On Windows os.kill ends a process whatever the signal.
+    interrupted = ("raise", signal.SIGINT) if system == "nt" else ("kill", os.getpid(), signal.SIGINT)
+    assert sent == [interrupted, ("exit", 1)]
 
 
 def test_data_that_are_not_there_are_the_user_s_mistake_with_workers_too(invoke, tmp_path):

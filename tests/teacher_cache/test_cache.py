@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tutelage.errors import StorageError
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TeacherCacheError, TopK
 from tutelage.types import Batch, View
@@ -265,3 +266,16 @@ def test_a_disk_that_was_full_at_first_leaves_a_description_later(tmp_path, monk
             cache.write(0, range(4), torch.zeros(4, 3), {})
     cache.write(0, range(4), torch.zeros(4, 3), {})
     assert TeacherCache(tmp_path, KEY, samples=4).begun
+
+
+def test_a_full_disk_loses_no_chunk_and_recording_goes_on_when_there_is_room(small_disk):
+    cache = TeacherCache(small_disk / "outputs", KEY, samples=8, rows=4)
+    cache.write(0, range(4), torch.zeros(4, 3), {})
+    with pytest.raises(StorageError) as caught:
+        cache.write(0, range(4, 8), torch.zeros(4, 100_000), {})
+    assert "logits.safetensors" in caught.value.what
+    assert "free some space" in caught.value.instead
+    again = TeacherCache(small_disk / "outputs", KEY, samples=8)
+    assert list(again.missing(0)) == [range(4, 8)]
+    again.write(0, range(4, 8), torch.ones(4, 3), {})
+    assert len(again.read(0, "logits")) == 2

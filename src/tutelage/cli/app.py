@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import warnings
 from typing import Annotated, Any
 
@@ -49,6 +51,8 @@ def main_options(
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 the user's input is wrong, 1 anything else."""
     warnings.showwarning = _warn
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A letter that its encoding lacks, as on Windows, is printed as "?".
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except KeyboardInterrupt:

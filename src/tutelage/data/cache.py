@@ -40,7 +40,7 @@ def load(key: str) -> tuple[Layout, dict[str, NDArray[np.uint8]]] | None:
     """Return a layout and arrays as they were saved, or None: absent, damaged, or not readable."""
     path = folder() / "pixels" / key
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         layout = Layout(*meta["layout"])
         arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in meta["digests"]}
         intact = all(digest(array) == meta["digests"][name] for name, array in arrays.items())
@@ -60,7 +60,7 @@ def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool
             for name, array in arrays.items():
                 np.save(new / f"{name}.npy", array, allow_pickle=False)
             meta = {"layout": list(layout), "digests": {name: digest(array) for name, array in arrays.items()}}
-            (new / "meta.json").write_text(json.dumps(meta))
+            (new / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
             if (parent / key).exists():
                 shutil.rmtree(parent / key)
             new.rename(parent / key)

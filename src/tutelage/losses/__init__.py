@@ -1,9 +1,9 @@
 """Losses: pure functions of tensors; student first, teacher second, labels third, hyperparameters by keyword.
 
-What holds of all of them: tensors other than indices are of any floating dtype; everything is computed and returned in
+Common to all of them: tensors other than indices may have any floating dtype; everything is computed and returned in
 at least float32, whether or not autocast is on, and float64 stays float64. Gradients come back in the student's own
-dtype, and none reaches a teacher, detached or not, unless stated otherwise. A value is one per sample, ``(batch,)``,
-not reduced over the batch, or ``()`` where it couples the batch.
+dtype, and none reaches a teacher, detached or not, unless stated otherwise. A loss has one value per sample,
+``(batch,)``, not reduced over the batch, or a single value ``()`` if it couples the samples of a batch.
 """
 
 from tutelage.losses.batch_logits import dist as dist

@@ -1,7 +1,7 @@
-"""Losses on logits that couple the samples of a batch: ``()``, so their value depends on how a batch is split.
+"""Losses on logits that couple the samples of a batch: one value ``()``, which depends on how a batch is split.
 
-Precision and notation are those of `tutelage.losses.logits`. Where logits have more than two axes, all axes before the
-classes are one batch of rows: the pixels of a segmentation, the tokens of texts.
+Precision and notation are those of `tutelage.losses.logits`. If logits have more than two axes, all axes before the
+classes form one batch of rows: the pixels of a segmentation, the tokens of texts.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ def dist(
 
     ``T**2 * (beta * (1 - mean_n rho(q_n, p_n)) + gamma * (1 - mean_k rho(q_k, p_k)))`` with ``q = softmax(z / T)``,
     rows ``n``, columns ``k`` and Pearson's ``rho(a, b) = <a', b'> / (|a'| * |b'| + 1e-8)`` of ``a' = a - mean(a)``.
-    With one sample the columns are constant: the second bracket is 1, without a gradient. The ``1e-8`` shows where rows
-    are nearly uniform: identical inputs are not exactly at 0.
+    With one sample the columns are constant: the second bracket is 1, without a gradient. The ``1e-8`` matters where
+    rows are nearly uniform: identical inputs do not give exactly 0.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; all axes before the classes are the batch.
         teacher_logits: the same shape, ``v``.
-        beta: of the relation between classes, finite and at least 0.
-        gamma: of the relation within a class, finite and at least 0.
+        beta: weight of the relation between classes, finite and at least 0.
+        gamma: weight of the relation within a class, finite and at least 0.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
-        guard: ``"added"``: ``1e-8`` is added to the product of lengths; ``"clamped"``: no length is below it.
+        guard: use of ``1e-8``: ``"added"`` to the product of lengths, or ``"clamped"``, as the least length.
 
     Returns:
         ``()``, a pure number times ``T**2``; between 0 and ``2 * T**2 * (beta + gamma)``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are no samples.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are no samples.
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", arXiv 2205.10536.
     Differs from: the paper, whose formula has no ``T**2``; the authors' code has, and published results were made with
-        it. torchdistill's ``DISTLoss`` is the guard ``"clamped"``.
+        it. torchdistill's ``DISTLoss`` corresponds to the guard ``"clamped"``.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 2.0]]), torch.eye(3)[:2]
@@ -77,10 +77,10 @@ def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
     Returns:
         ``()``, a pure number of at least 0; 0 where the two agree.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are no samples.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are no samples.
     Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
-    Differs from: the authors' trainer, which means to leave out confident samples but multiplies a value that is
-        already reduced by a mask, and so by the share of the samples kept.
+    Differs from: the authors' trainer, which is meant to leave out confident samples but multiplies an already reduced
+        value by a mask, and so by the share of the samples kept.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
@@ -95,7 +95,7 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
     """Compute how far the classes' similarities differ: the classes' part of multi-level distillation.
 
     ``||P' P - Q' Q||_F**2 / K`` with the rows ``q_T`` of the batch in ``Q`` and ``p_T`` in ``P``: a sum over the
-    ``K**2`` pairs of classes, divided by ``K`` once. It grows with the square of the batch. There is no ``T**2``.
+    ``K**2`` pairs of classes, divided by ``K`` once. It grows with the square of the batch size. There is no ``T**2``.
 
     Args:
         student_logits: ``(..., classes)``; all axes before the classes are the batch.
@@ -105,7 +105,7 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
     Returns:
         ``()``, a pure number of at least 0; 0 where the two agree.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are no samples.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are no samples.
     Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
     Differs from: the authors' trainer as `mlkd_batch` does.
 

@@ -23,14 +23,14 @@ def nst(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
     Args:
         student_features: ``(batch, channels, height, width)``.
-        teacher_features: the same, with any number of channels and any size.
+        teacher_features: same layout, with any number of channels and any size.
 
     Returns:
         ``(batch,)``, no unit; at least 0, up to rounding.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv 1707.01219.
-        The published weight of 50 belongs to this form, a mean over pairs of channels; the paper halves it.
+        The published weight of 50 is for this form, a mean over pairs of channels; the paper halves it.
 
     Example:
         >>> student = torch.tensor([[[[1.0, 0.0]]]])
@@ -49,7 +49,8 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute inter-channel correlation distillation.
 
     ``(1 / channels) * sum_{c, d} (G_s[c, d] - G_t[c, d])**2``, where ``G`` is the Gram matrix ``(channels, channels)``
-    of a sample's channels over its positions, each row scaled to length 1. A row of 0 stays so, without gradient.
+    of a sample's channels over its positions, each row scaled to length 1. A row of zeros stays zero and gets no
+    gradient.
 
     Args:
         student_features: ``(batch, channels, height, width)``, mapped to the teacher's channels.
@@ -58,11 +59,11 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns:
         ``(batch,)``, no unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation", arXiv
-        2202.03680. The authors' results on CIFAR-100 are made with this form and a weight of 2.5.
+        2202.03680. The authors' results on CIFAR-100 were obtained with this form and a weight of 2.5.
     Differs from: the authors' ImageNet code and torchdistill, where the mean over the batch is divided by the batch
-        once more; the paper writes ``1 / channels**2`` and no scaling of rows.
+        size once more; the paper writes ``1 / channels**2`` and no scaling of rows.
 
     Example:
         >>> inter_channel(torch.eye(2).reshape(1, 2, 1, 2), torch.ones(1, 2, 1, 2))
@@ -81,11 +82,11 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Compare each channel's affinities between positions, whatever the channel's sign and size.
+    """Compare each channel's affinities between positions, ignoring the channel's sign and scale.
 
     ``sum_c ||s[c] s[c]' - t[c] t[c]'||_F / positions``, where ``s[c]`` and ``t[c]`` are channels as vectors over
     positions, scaled to length 1; it is computed as ``|s[c] - t[c]| * |s[c] + t[c]| / sqrt(2)``, without matrices over
-    positions. A channel that is 0 everywhere in one network alone counts 1 / positions, with no gradient.
+    positions. A channel that is 0 everywhere in just one network counts 1 / positions, with no gradient.
 
     Args:
         student_features: ``(batch, channels, height, width)``, mapped to the teacher's shape.
@@ -94,10 +95,10 @@ def affinity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns:
         ``(batch,)``, no unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: He et al., "Knowledge Adaptation for Efficient Semantic Segmentation", arXiv 1903.04688, as in torchdistill.
     Differs from: the paper, whose affinity is between positions, by the cosine over all channels at once; and from
-        torchdistill where a channel is 0 everywhere: NaN there.
+        torchdistill if a channel is 0 everywhere, which gives NaN there.
 
     Example:
         >>> affinity(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]))

@@ -1,4 +1,4 @@
-"""Contrast with banks: a sample's embedding by one network against embeddings of many samples by the other.
+"""Contrast with banks: one network's embedding of a sample against the other's embeddings of many samples.
 
 A bank holds one embedding per training sample; the scores of a batch are inner products with some of its rows.
 Everything is computed in log space. No gradient reaches a bank.
@@ -16,25 +16,25 @@ from tutelage import checks
 from tutelage.errors import InvalidTypeError, InvalidValueError
 
 EPSILON = 1e-7
-"""Added to the prior of a negative in the public code, and so here."""
+"""Constant added to the prior of a negative, as in the public code."""
 
 
 def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperature: float) -> Tensor:
     """Compute the scores of a batch with chosen rows of a bank.
 
     ``scores[i, j] = <embeddings[i], bank[columns[i, j]]> / temperature``. The columns are taken from one dense product
-    with the whole bank: gathering rows first moves ``dimension`` times as much memory.
+    with the whole bank: gathering rows first would move ``dimension`` times as much memory.
 
     Args:
         embeddings: ``(batch, dimension)``.
         bank: ``(samples, dimension)``; gets no gradient.
         columns: ``(batch, some)`` int64, rows of the bank.
-        temperature: finite and above 0.
+        temperature: temperature of the scores, finite and above 0.
 
     Returns:
         ``(batch, some)``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:
@@ -64,20 +64,20 @@ def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperatur
 
 
 def log_normaliser(scores: Tensor, *, samples: int) -> Tensor:
-    """Estimate the logarithm of the constant that turns scores into probabilities: batch-coupled.
+    """Estimate the logarithm of the constant that turns scores into probabilities; batch-coupled.
 
     ``log Z = log(samples * mean(exp(scores)))``, over all entries.
 
     Args:
         scores: ``(batch, some)``.
-        samples: of the bank, at least 1.
+        samples: number of samples in the bank, at least 1.
 
     Returns:
         ``()``, without gradient.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
-    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699; the estimate, taken
-        once from the first batch, is of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
+    Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699; the estimate, made
+        once from the first batch, is that of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
         Discrimination", arXiv 1805.01978.
 
     Example:
@@ -97,12 +97,12 @@ def contrast(log_ratios: Tensor, *, samples: int) -> Tensor:
 
     Args:
         log_ratios: ``(batch, 1 + m)``, ``scores - log Z``: the positive's first, then the negatives'.
-        samples: that a negative is drawn from, at least 1.
+        samples: number of samples that a negative is drawn from, at least 1.
 
     Returns:
         ``(batch,)`` nats.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there is no negative.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there is no negative.
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699, equation 18.
     Differs from: the authors' code and its copies in form only: ratios, no logarithms, the sum divided by the batch.
 
@@ -130,18 +130,18 @@ def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor,
     """Compute contrastive representation distillation: both networks' embeddings against the other's bank.
 
     ``contrast(student_scores - log Z_s) + contrast(teacher_scores - log Z_t)``, as in `contrast`. The teacher's scores
-    do get a gradient: it trains the map that embeds the teacher.
+    do get a gradient, which trains the map that embeds the teacher.
 
     Args:
         student_scores: ``(batch, 1 + negatives)``: `bank_scores` with the teacher's bank, the sample's row first.
         teacher_scores: the same shape: `bank_scores` of the teacher with the student's bank.
         log_normalisers: ``(2,)``: ``log Z_s`` and ``log Z_t`` (`log_normaliser`).
-        samples: of a bank, at least 1.
+        samples: number of samples in a bank, at least 1.
 
     Returns:
         ``(batch,)`` nats.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there is no negative.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there is no negative.
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:
@@ -170,14 +170,14 @@ def moved(rows: Tensor, embeddings: Tensor, *, momentum: float) -> Tensor:
     ``normalise(momentum * rows + (1 - momentum) * embeddings)``.
 
     Args:
-        rows: ``(batch, dimension)``, as the bank has them.
-        embeddings: the same shape; a sample's new embedding.
+        rows: ``(batch, dimension)``, the bank's current rows.
+        embeddings: same shape; each sample's new embedding.
         momentum: share of the old row that is kept, in [0, 1).
 
     Returns:
         The same shape and dtype as ``rows``, without gradient.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", arXiv 1910.10699.
 
     Example:

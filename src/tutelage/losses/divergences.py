@@ -1,7 +1,7 @@
 """Divergences between the student's distribution and the teacher's, by name: one value per sample, in nats.
 
-``q = softmax(z)`` is the student, ``p = softmax(v)`` the teacher. All is computed from log-probabilities. A class of
-probability 0 is masked before any product, so that ``0 * inf`` comes up neither forwards nor backwards.
+``q = softmax(z)`` is the student, ``p = softmax(v)`` the teacher. Everything is computed from log-probabilities. A
+class of probability 0 is masked before any product, so that ``0 * inf`` occurs neither forwards nor backwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def divergence(
 ) -> Tensor:
     """Compute a divergence between the student's distribution and the teacher's.
 
-    With ``q = softmax(z)`` and ``p = softmax(v)``, and its gradient by the student's logits:
+    With ``q = softmax(z)`` and ``p = softmax(v)``; its gradient with respect to the student's logits comes second:
 
     * ``forward``: ``KL(p || q)``; ``q - p``.
     * ``reverse``: ``KL(q || p)``; ``q * (log(q / p) - KL(q || p))``.
@@ -31,37 +31,37 @@ def divergence(
     * ``skew``: ``KL(p || m)`` with ``m = alpha * p + (1 - alpha) * q``;
       ``(1 - alpha) * q * (sum_i q[i] * p[i] / m[i] - p / m)``.
     * ``total_variation``: ``0.5 * sum_i |p[i] - q[i]|``; ``0.5 * q * (s - sum_i q[i] * s[i])`` with
-      ``s = sign(q - p)``, which is 0 where the two are equal.
+      ``s = sign(q - p)``, which is 0 if the two are equal.
 
-    There is no temperature and no ``T**2``: divide both networks' logits by it, as in
+    There is no temperature and no ``T**2``: divide both networks' logits by the temperature, as in
     ``kd(z, v, temperature=T) = T**2 * divergence(z / T, v / T, kind="forward")``. In the same way
     ``ttm(z, v, gamma=g) = divergence(z, g * v, kind="forward")``, and `wttm` is that times ``U_g(p)``.
 
-    A class with ``q = 0`` and ``p > 0`` makes ``forward`` infinite, one with ``p = 0`` and ``q > 0`` ``reverse``, there
-    with a gradient of NaN. The others are always finite: ``jensen_shannon`` is at most
+    A class with ``q = 0`` and ``p > 0`` makes ``forward`` infinite; one with ``p = 0`` and ``q > 0`` makes ``reverse``
+    infinite, with a gradient of NaN. The others are always finite: ``jensen_shannon`` is at most
     ``-beta * log(beta) - (1 - beta) * log(1 - beta)``, ``log(2)`` at 0.5; ``skew`` at most ``-log(alpha)``.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; ``-inf`` means probability 0.
         teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
-        kind: one of `KINDS`.
-        alpha: the teacher's share of the mixture of ``skew``, above 0 and below 1, by default 0.1; others have none.
-        beta: the teacher's share of the mixture of ``jensen_shannon``, and the weight of its first term, above 0 and
-            below 1, by default 0.5; others have none.
+        kind: name of the divergence, one of `KINDS`.
+        alpha: teacher's share of the mixture, above 0 and below 1, by default 0.1; for ``skew`` only.
+        beta: teacher's share of the mixture, and the weight of the first term, above 0 and below 1, by default 0.5;
+            for ``jensen_shannon`` only.
 
     Returns:
-        ``(...)`` nats, for ``total_variation`` a number in [0, 1] without unit; 0 where the two are equal, otherwise
+        ``(...)`` nats, or for ``total_variation`` a number in [0, 1] without unit; 0 if the two are equal, otherwise
         above 0, up to rounding.
 
-    Raises: TypeError or ValueError where a dtype, shape, name or number is not as above, or a number is given to a kind
-        that has none.
-    Source: ``jensen_shannon``: the generalised one of Agarwal et al., "On-Policy Distillation of Language Models",
+    Raises: TypeError or ValueError if a dtype, shape, name or number is not as above, or a number is given for a kind
+        that takes none.
+    Source: ``jensen_shannon``: the generalised form of Agarwal et al., "On-Policy Distillation of Language Models",
         arXiv 2306.13649; ``skew``: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models",
         arXiv 2402.03898.
     Differs from: TRL and Liger-Kernel, whose ``beta`` of 0 is ``KL(p || q)`` and of 1 ``KL(q || p)``, while the formula
         tends to 0 at both: type ``kind="forward"`` or ``kind="reverse"`` for these; DistiLLM's code, whose ``lam`` of
         the Jensen-Shannon divergence is the student's share, ``1 - beta``, and whose forward and skewed divergences
-        are cross-entropies, larger by the teacher's entropy, of equal gradient.
+        are cross-entropies, larger by the teacher's entropy, with equal gradients.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
@@ -76,11 +76,11 @@ def divergence(
 
 
 def parameter_of(kind: str, alpha: float | None, beta: float | None) -> float:
-    """Return the one number that a kind of `divergence` has, its default where none is given, 0.0 where it has none.
+    """Return the parameter of a kind of `divergence`: the default if none is given, 0.0 if it has none.
 
     Raises:
-        TypeError: if it is no Python number.
-        ValueError: if there is no such kind, a number is given that the kind does not have, or it is out of range.
+        TypeError: if it is not a Python number.
+        ValueError: if there is no such kind, a number is given for a kind that takes none, or it is out of range.
     """
     checks.known(kind, "kind", KINDS, example='"forward"')
     own, default = PARAMETERS.get(kind, ("", 0.0))
@@ -112,8 +112,8 @@ def _total_variation(log_q: Tensor, log_p: Tensor, _: float) -> Tensor:
 def _from_mixture(log_a: Tensor, log_b: Tensor, share_a: float, share_b: float) -> Tensor:
     """Return ``KL(a || share_a * a + share_b * b)``."""
     a = log_a.exp()
-    # log(m / a) = log(share_a + share_b * b / a): one side is a finite constant, so where a class has neither a nor b
-    # the backward pass of logaddexp is not one of two infinities, and nothing of the size of log a cancels.
+    # log(m / a) = log(share_a + share_b * b / a): one side is a finite constant, so if a class has neither a nor b,
+    # logaddexp never differentiates two infinities, and nothing of the size of log a cancels.
     ratio = (log_b - log_a).masked_fill(a == 0, 0.0) + math.log(share_b)
     return -(a * torch.logaddexp(ratio, ratio.new_full((), math.log(share_a)))).sum(dim=-1)
 
@@ -125,7 +125,7 @@ KINDS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "skew": lambda log_q, log_p, alpha: _from_mixture(log_p, log_q, alpha, 1 - alpha),
     "total_variation": _total_variation,
 }
-"""What `divergence` computes by name: from the student's log-probabilities, the teacher's and the kind's number."""
+"""Divergences by name: functions of the student's log-probabilities, the teacher's, and the kind's parameter."""
 
 PARAMETERS: Mapping[str, tuple[str, float]] = {"jensen_shannon": ("beta", 0.5), "skew": ("alpha", 0.1)}
-"""The number that a kind of `divergence` has, and its default; the others have none."""
+"""Parameters by kind of `divergence`, with their defaults; the other kinds have none."""

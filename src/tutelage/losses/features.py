@@ -1,4 +1,4 @@
-"""Losses on features: one value per sample. Where sizes may differ, the larger map is averaged down (`same_size`)."""
+"""Losses on features: one value per sample. If sizes may differ, the larger map is averaged down (`same_size`)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def hint(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     ``(1 / D) * sum_d (s[d] - t[d])**2`` over all ``D`` entries of a sample: channels and positions alike.
 
     Args:
-        student_features: ``(batch, ...)``, mapped to the teacher's shape where they differ.
+        student_features: ``(batch, ...)``, mapped to the teacher's shape if they differ.
         teacher_features: the same shape.
 
     Returns:
         ``(batch,)``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550.
-    Differs from: the paper, which has half the sum. Results on CIFAR-100 were published with the mean.
+    Differs from: the paper, which uses half the sum. Results on CIFAR-100 were published with the mean.
 
     Example:
         >>> hint(torch.full((1, 2, 3), 2.0), torch.zeros(1, 2, 3))
@@ -51,16 +51,18 @@ def attention_transfer(
 
     Args:
         student_features: ``(batch, channels, height, width)``.
-        teacher_features: the same, with any number of channels and any size.
-        p: a whole number of at least 1. At an odd one the features keep their sign.
-        distance: ``mean_square``; or ``norm``, neither squared nor divided by the number of positions.
+        teacher_features: same layout, with any number of channels and any size.
+        p: power of the features, a whole number of at least 1. An odd one keeps their sign.
+        distance: kind of distance: ``mean_square``; or ``norm``, neither squared nor divided by the number of
+            positions.
 
     Returns:
         ``(batch,)``, no unit; at most ``4 / positions``, or 2 for the norm.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", arXiv 1612.03928.
-    Differs from: the paper's equation: half the norm, of ``sum_c |f|**p``. Code and published results: the mean square.
+    Differs from: the paper's equation, half the norm of ``sum_c |f|**p``. Code and published results use the mean
+        square.
 
     Example:
         >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]])
@@ -83,17 +85,17 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     (`same_size`).
 
     Args:
-        student_features: ``(batch, channels, height, width)``, ``m``: a learned regressor's output; pool the input of
-            one that is not linear.
-        teacher_features: the same number of channels, ``t``; any size.
+        student_features: ``(batch, channels, height, width)``, ``m``: a learned regressor's output; if the regressor is
+            not linear, pool its input.
+        teacher_features: same number of channels, ``t``; any size.
         variance: ``(channels,)``, above 0; gets a gradient.
 
     Returns:
         ``(batch,)`` nats per entry; of either sign.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", arXiv 1904.05835.
-    Differs from: nothing in value. One public copy never trains the variance; a learned one is made by ``softplus``,
+    Differs from: nothing in value. One public copy never trains the variance; a learned one comes from ``softplus``,
         where public code has ``log(1 + exp(x))``, which overflows.
 
     Example:
@@ -118,7 +120,7 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
 def prime_aware(
     student_features: Tensor, teacher_features: Tensor, *, log_variance: Tensor, epsilon: float = 1e-6
 ) -> Tensor:
-    """Compute squared errors of features, each divided by a variance that the student gives with it.
+    """Compute squared errors of features, each divided by a variance that the student predicts.
 
     ``(1 / D) * sum_d ((t[d] - s[d])**2 / (epsilon + exp(v[d])) + v[d])`` over all ``D`` entries of a sample.
 
@@ -126,12 +128,12 @@ def prime_aware(
         student_features: ``(batch, ...)``, of the teacher's shape.
         teacher_features: the same shape.
         log_variance: the same shape, ``v``; gets a gradient.
-        epsilon: above 0.
+        epsilon: constant added to the variance, above 0.
 
     Returns:
         ``(batch,)``; of either sign.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Zhang et al., "Prime-Aware Adaptive Distillation", arXiv 2008.01458.
 
     Example:
@@ -142,7 +144,7 @@ def prime_aware(
     log_variance = checks.features(log_variance, "log_variance", axes=checks.ANY)
     checks.same_shape(student, log_variance, "student_features", "log_variance")
     checks.positive(epsilon, "epsilon", example=1e-6)
-    # exp(v) alone overflows, and takes the gradient with it.
+    # exp(v) alone overflows, and so does its gradient.
     precision = (-torch.logaddexp(log_variance, log_variance.new_tensor(math.log(epsilon)))).exp()
     return ((teacher - student).square() * precision + log_variance).flatten(1).mean(1)
 
@@ -152,13 +154,14 @@ def same_size(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
 
     Args:
         student_features: ``(batch, channels, height, width)``.
-        teacher_features: the same, with any number of channels and any size.
+        teacher_features: same layout, with any number of channels and any size.
 
     Returns:
-        Both, of one height and width. Where one does not divide the other, windows overlap, as in adaptive pooling.
+        Both maps, with equal height and width. If one size does not divide the other, windows overlap, as in adaptive
+        pooling.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
-    Source: public code of attention transfer, VID, FT and NST, as Tian et al. compared them, arXiv 1910.10699.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
+    Source: public code for attention transfer, VID, FT and NST, as compared by Tian et al., arXiv 1910.10699.
 
     Example:
         >>> student, teacher = same_size(torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 4, 4))
@@ -179,7 +182,7 @@ def attention(maps: Tensor, *, p: float) -> Tensor:
 
 
 def bounded(features: Tensor) -> Tensor:
-    """Divide each sample by its largest entry, if above 1, so that no norm overflows; a direction stays the same."""
+    """Divide each sample by its largest entry, if above 1, so that no norm overflows; directions stay the same."""
     return features / features.detach().abs().amax(tuple(range(1, features.ndim)), keepdim=True).clamp(min=1)
 
 
@@ -195,7 +198,7 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns:
         ``(batch,)``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
@@ -207,20 +210,20 @@ def vitkd_mimic(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
 
 def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden: Tensor, *, masked: float) -> Tensor:
-    """Compute the generation term of ViTKD: squared distances of the hidden tokens, generated again.
+    """Compute the generation term of ViTKD: squared distances of the regenerated hidden tokens.
 
     ``(1 / masked) * sum_{n hidden, d} (s[n, d] - t[n, d])**2``: a sum over hidden tokens and width, scaled up to all.
 
     Args:
         student_features: ``(batch, tokens, width)``: tokens generated from the visible ones.
         teacher_features: the same shape.
-        hidden: ``(batch, tokens)`` bool, of `hide`.
+        hidden: ``(batch, tokens)`` bool, from `hide`.
         masked: share of the tokens that were hidden, above 0 and below 1.
 
     Returns:
         ``(batch,)``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:
@@ -248,16 +251,16 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
 
 
 def hide(noise: Tensor, *, masked: float) -> Tensor:
-    """Choose the tokens to hide: of each sample, all but the ``int(tokens * (1 - masked))`` of smallest noise.
+    """Choose the tokens to hide: in each sample, all but the ``int(tokens * (1 - masked))`` with the smallest noise.
 
     Args:
         noise: ``(batch, tokens)``, such as ``torch.rand(batch, tokens)``.
-        masked: share to hide, above 0 and below 1.
+        masked: share of tokens to hide, above 0 and below 1.
 
     Returns:
         ``(batch, tokens)`` bool, true where hidden.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Yang et al., "ViTKD: Practical Guidelines for ViT feature knowledge distillation", arXiv 2209.02432.
 
     Example:

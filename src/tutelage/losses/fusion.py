@@ -1,4 +1,4 @@
-"""Losses on maps that a learned module makes of the student's: one value per sample."""
+"""Losses on maps that a learned module makes from the student's: one value per sample."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tutelage.losses.pooling import averaging
 
 
 def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Compute the hierarchical context loss of ReviewKD: mean squared distances of two maps and of their poolings.
+    """Compute the hierarchical context loss of ReviewKD: mean squared distances of two maps and their poolings.
 
     ``(m(s, t) + sum_k 2**-k * m(P_k(s), P_k(t))) / (1 + sum_k 2**-k)``, where ``m(a, b)`` is the mean of ``(a - b)**2``
     over channels and pixels (``1 / (C * h * w)``) and ``P_1, P_2, ...`` average a map over a grid of 4x4, 2x2 and 1x1
-    fields. A grid takes part where its side is below the map's shorter one, and ``k`` counts those that do: a map of
+    fields. A grid takes part if its side is below the map's shorter one, and ``k`` counts those that do: a map of
     4x4 has 2x2 as ``P_1`` and 1x1 as ``P_2``, a map of 1x1 has none.
 
     Args:
@@ -23,10 +23,10 @@ def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns:
         ``(batch,)``, squares of the features' unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044.
     Differs from: public code, which adds up the levels, takes the mean over the batch and compares the grid with the
-        height alone. Fields are those of adaptive average pooling, which may overlap.
+        height alone. Fields are those of adaptive average pooling and may overlap.
 
     Example:
         >>> import torch
@@ -50,7 +50,8 @@ def review(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the squared error of masked generative distillation, summed over channels and pixels.
 
-    ``sum_{c, h, w} (s[c, h, w] - t[c, h, w])**2``: a sum over all positions, masked or not; published weight 7e-5.
+    ``sum_{c, h, w} (s[c, h, w] - t[c, h, w])**2``: a sum over all positions, masked or not; the published weight is
+    7e-5.
 
     Args:
         student_features: ``(batch, channels, height, width)``: generated from a masked map.
@@ -59,7 +60,7 @@ def mgd(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns:
         ``(batch,)``, squares of the features' unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Yang et al., "Masked Generative Distillation", arXiv 2205.01529.
 
     Example:

@@ -1,4 +1,4 @@
-"""Losses that read more of the teacher than its features: its head, its batch norm, its class means."""
+"""Losses that use more of the teacher than its features: its head, its batch norm, its class means."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from tutelage.types import UNLABELLED
 def srrl_statistics(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the statistics term of softmax regression representation learning: the error of pooled features.
 
-    ``(1 / width) * sum_d (mean(s[d]) - mean(t[d]))**2``, the means over positions: a factor 1/width.
+    ``(1 / width) * sum_d (mean(s[d]) - mean(t[d]))**2``, with means over positions: a factor of 1/width.
 
     Args:
-        student_features: ``(batch, channels, height, width)`` or pooled, ``(batch, width)``; the teacher's channels.
-        teacher_features: one of both; the positions need not agree.
+        student_features: ``(batch, channels, height, width)`` or pooled, ``(batch, width)``; with the teacher's
+            channels.
+        teacher_features: either of these; the positions need not agree.
 
     Returns:
         ``(batch,)``, the square of the features' unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
 
     Example:
@@ -42,20 +43,21 @@ def srrl_regression(
     """Compute the regression term of softmax regression representation learning: the error behind the teacher's head.
 
     ``(1 / classes) * sum_k (h(mean(s))[k] - h(mean(t))[k])**2`` with ``h(x) = weight @ x + bias``, the teacher's last
-    layer, and the means over positions: a factor 1/classes.
+    layer, and means over positions: a factor of 1/classes.
 
     Args:
         student_features: as in `srrl_statistics`; the gradient goes through the head into them.
         teacher_features: as in `srrl_statistics`.
         weight: ``(classes, channels)`` of the teacher's head; gets no gradient.
-        bias: ``(classes,)`` of the teacher's head, or none; gets no gradient. It cancels.
+        bias: ``(classes,)`` of the teacher's head, or ``None``; gets no gradient. It cancels.
 
     Returns:
         ``(batch,)``, the square of the logits' unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning", ICLR 2021.
-    Differs from: nothing; the paper also names a cross-entropy with the teacher's softmax in place of squared errors.
+    Differs from: nothing; the paper also mentions a cross-entropy with the teacher's softmax in place of squared
+        errors.
 
     Example:
         >>> srrl_regression(torch.ones(1, 2), torch.zeros(1, 2), weight=torch.ones(3, 2))
@@ -83,7 +85,7 @@ def srrl_regression(
 
 
 def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) -> Tensor:
-    """Compute the distance of "A Comprehensive Overhaul of Feature Distillation", on one map before its activation.
+    """Compute the distance of "A Comprehensive Overhaul of Feature Distillation" on one map before its activation.
 
     ``sum_{c, h, w} d(s, max(t, m[c]))``, with ``d(s, u) = (s - u)**2`` where ``t > 0`` or ``s > u``, and 0 elsewhere: a
     sum over channels and positions, so it grows with both; the published weight is 1e-3. Where the teacher is below 0,
@@ -92,12 +94,12 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
     Args:
         student_features: ``(batch, channels, height, width)``, mapped to the teacher's channels.
         teacher_features: the same shape.
-        margins: ``(channels,)``, ``m``, none above 0: of `ofd_margins`. They get no gradient.
+        margins: ``(channels,)``, ``m``, none above 0: from `ofd_margins`. They get no gradient.
 
     Returns:
         ``(batch,)``, the square of the features' unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
 
     Example:
@@ -119,7 +121,7 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
         )
     target = torch.maximum(teacher, margins[:, None, None].to(teacher.dtype))
     counts = (teacher > 0) | (student > target)
-    # Left out before the square, so that an infinite difference that does not count leaves no NaN in the gradient.
+    # Masked before the square, so that an infinite difference that does not count leaves no NaN in the gradient.
     return torch.where(counts, student - target, 0.0).square().sum((1, 2, 3))
 
 
@@ -130,15 +132,15 @@ def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
     ``phi`` and ``Phi`` the standard normal's density and distribution; ``-3 * |weight|`` where ``Phi(z) <= 0.001``.
 
     Args:
-        weight: ``(channels,)``, of the batch norm. At 0 the output is the bias alone.
-        bias: the same shape.
+        weight: ``(channels,)``, weight of the batch norm. At 0 the output is the bias alone.
+        bias: same shape.
 
     Returns:
-        ``(channels,)``, none above 0; without a gradient.
+        ``(channels,)``, none above 0; no gradient.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
-    Differs from: public code where a weight is 0, which it divides by, and in its rounding to float32.
+    Differs from: public code if a weight is 0, by which it divides, and in its rounding to float32.
 
     Example:
         >>> ofd_margins(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 5.0]))
@@ -159,7 +161,7 @@ def ofd_margins(weight: Tensor, bias: Tensor) -> Tensor:
 def norm_direction(
     student_features: Tensor, teacher_features: Tensor, labels: Tensor, *, class_means: Tensor
 ) -> Tensor:
-    """Compute the term of KD++ on an embedding's norm and direction.
+    """Compute the KD++ term on an embedding's norm and direction.
 
     ``1 - <s, c / |c|> / max(|s|, |t|)`` with ``c`` the teacher's mean embedding of the sample's class. A student's
     embedding that is at least as long as the teacher's is only turned towards ``c``; a shorter one is also lengthened.
@@ -167,16 +169,16 @@ def norm_direction(
     Args:
         student_features: ``(batch, width)``, mapped to the teacher's width.
         teacher_features: the same shape.
-        labels: ``(batch,)`` int64; the value is 0 where it is -100.
-        class_means: ``(classes, width)``, over the training samples; gets no gradient. One of 0 gives the value 1.
+        labels: ``(batch,)`` int64; where a label is -100, the value is 0.
+        class_means: ``(classes, width)``, over the training samples; gets no gradient. A mean of 0 gives the value 1.
 
     Returns:
         ``(batch,)``, no unit, in [0, 2].
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or labels are soft.
     Source: Wang et al., "Improving Knowledge Distillation via Regularizing Feature Norm and Direction", arXiv
         2305.17007.
-    Differs from: the authors' code where both embeddings are 0: NaN there, 1 here.
+    Differs from: the authors' code if both embeddings are 0: NaN there, 1 here.
 
     Example:
         >>> s, t = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]])

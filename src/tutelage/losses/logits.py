@@ -18,7 +18,7 @@ from tutelage.types import UNLABELLED
 
 
 def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Compute the cross-entropy of the student against labels.
+    """Compute the student's cross-entropy with the labels.
 
     ``CE(y, q) = -sum_i y'[i] * log q[i]`` with ``y' = (1 - label_smoothing) * y + label_smoothing / classes``; ``y`` is
     the one-hot row of a class index, or the soft label itself.
@@ -35,7 +35,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     Raises:
         TypeError: if the logits are not a floating tensor, or the labels neither int64 nor floating.
         ValueError: if shapes do not fit, ``label_smoothing`` is outside [0, 1), or an index is neither a class nor
-            -100. The last is checked on the CPU outside ``torch.compile``; on CUDA the kernel asserts.
+            -100. The index is checked on the CPU outside ``torch.compile``; on CUDA the kernel asserts.
 
     Source: label smoothing: Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567.
     Differs from: `torch.nn.functional.cross_entropy`, which has classes on axis 1 and by default takes the mean. A mean
@@ -62,9 +62,9 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
 
 
 def confidence_penalty(student_logits: Tensor) -> Tensor:
-    """Compute the penalty on a confident student: minus its Shannon entropy.
+    """Compute a penalty on confident students: minus the Shannon entropy.
 
-    ``-H(q) = sum_i q[i] * log q[i]``. Its gradient by the logits is ``q * (log q + H(q))``.
+    ``-H(q) = sum_i q[i] * log q[i]``. The gradient with respect to the logits is ``q * (log q + H(q))``.
 
     Args:
         student_logits: ``(..., classes)``.
@@ -72,7 +72,7 @@ def confidence_penalty(student_logits: Tensor) -> Tensor:
     Returns:
         ``(...)`` nats; between ``-log(classes)`` (uniform) and 0 (one-hot).
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", arXiv
         1701.06548.
 
@@ -88,19 +88,19 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
     """Compute the Kullback-Leibler divergence of the student from the teacher.
 
     ``KL(p || q) = sum_i p[i] * (log p[i] - log q[i])``. A class with ``p = 0`` (``-inf``) contributes 0 to value and
-    gradient, also where ``q = 0`` there; a class with ``q = 0`` and ``p > 0`` makes it infinite.
+    gradient, even if ``q = 0`` there; a class with ``q = 0`` and ``p > 0`` makes it infinite.
 
     Args:
         student_log_probs: ``(..., classes)``, ``log q``, normalised (not checked).
         teacher_log_probs: the same shape, ``log p``.
 
     Returns:
-        ``(...)`` nats; 0 where the two are equal, otherwise above 0 up to rounding.
+        ``(...)`` nats; 0 if the two are equal, otherwise above 0, up to rounding.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Kullback and Leibler, "On Information and Sufficiency", 1951.
     Differs from: `torch.nn.functional.kl_div`, which by default takes the teacher's probabilities and averages over
-        classes too; and code that calls the cross-entropy ``-sum p * log q``, of equal gradient, a KL divergence.
+        classes too; and code that calls the cross-entropy ``-sum p * log q``, whose gradient is equal, a KL divergence.
 
     Example:
         >>> p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.5, 0.25, 0.25]])
@@ -113,8 +113,8 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
     """Compute the matching term of classic knowledge distillation.
 
-    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. Its gradient by the logits is ``T * (q_T - p_T)``. The
-    cross-entropy against labels is not in it.
+    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient with respect to the logits is ``T * (q_T - p_T)``. The
+    cross-entropy with the labels is not included.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
@@ -124,9 +124,9 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) ->
     Returns:
         ``(...)`` nats times ``T**2``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
-    Differs from: torchdistill's ``KDLoss``, which drops ``T**2`` where its ``alpha`` is 0; cls_KD's, which is a
+    Differs from: torchdistill's ``KDLoss``, which drops ``T**2`` if its ``alpha`` is 0; cls_KD's, which is a
         cross-entropy; and code that calls ``kl_div`` with ``reduction="mean"``, smaller by the number of classes.
 
     Example:
@@ -141,24 +141,25 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) ->
 
 
 def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tensor:
-    """Compute transformed teacher matching: the student, as it is, against the power-transformed teacher.
+    """Compute transformed teacher matching: the unchanged student against the power-transformed teacher.
 
     ``KL(p_gamma || q)`` with ``p_gamma = softmax(gamma * v)``, ``q = softmax(z)``: no temperature on the student, no
-    ``T**2``. Its gradient by the logits is ``q - p_gamma``. With ``T = 1 / gamma`` it is classic distillation plus a
-    Rényi entropy: ``KL(p_gamma || q) = T * KL(p_gamma || q_gamma) - (T - 1) * H_gamma(q) + (T - 1) * H(p_gamma)``.
+    ``T**2``. The gradient with respect to the logits is ``q - p_gamma``. With ``T = 1 / gamma`` it is classic
+    distillation plus a Rényi entropy:
+    ``KL(p_gamma || q) = T * KL(p_gamma || q_gamma) - (T - 1) * H_gamma(q) + (T - 1) * H(p_gamma)``.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
         teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
-        gamma: the exponent, finite and above 0; below 1 it flattens the teacher, at 1 this is `kd` at temperature 1.
+        gamma: exponent, finite and above 0; below 1 it flattens the teacher, at 1 this is `kd` at temperature 1.
 
     Returns:
         ``(...)`` nats.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3.
-    Differs from: the authors' code in precision only: it takes ``softmax(v) ** gamma``, which underflows (wrong by 10 %
-        and more in float16 from a logit scale of 5, by 0.4 % in float32 at a scale of 30 with 1000 classes).
+    Differs from: the authors' code in precision only: it computes ``softmax(v) ** gamma``, which underflows (wrong by
+        10 % or more in float16 from a logit scale of 5, by 0.4 % in float32 at a scale of 30 with 1000 classes).
 
     Example:
         >>> ttm(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), gamma=0.5)
@@ -174,18 +175,18 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Ten
     """Compute weighted transformed teacher matching: `ttm`, each sample weighted by its teacher's power sum.
 
     ``U_gamma(p) * KL(p_gamma || q)`` with ``U_gamma(p) = sum_j p[j]**gamma``, so a sample on which the teacher is
-    unsure counts more. Its gradient by the logits is ``U * (q - p_gamma)``. The weight lies between 1 and
+    unsure counts more. The gradient with respect to the logits is ``U * (q - p_gamma)``. The weight lies between 1 and
     ``classes ** (1 - gamma)``, so a loss weight does not carry over to another ``gamma`` or number of classes.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
         teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
-        gamma: the exponent, finite and above 0; at 1 this is `ttm` and `kd` at temperature 1.
+        gamma: exponent, finite and above 0; at 1 this is `ttm` and `kd` at temperature 1.
 
     Returns:
         ``(...)`` nats times the power sum.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 4.
     Differs from: the authors' code in precision only, as `ttm` does.
 
@@ -211,24 +212,25 @@ def transformed_matching(
     sample_weight: Callable[[Tensor], Tensor] | None = None,
     normalise: bool = False,
 ) -> Tensor:
-    """Compute the matching of any point-wise transform of the teacher, with any weight of samples.
+    """Compute the matching term for any point-wise transform of the teacher and any sample weight.
 
     ``w(p) * KL(p_f || q)`` with ``p_f[i] = f(p[i]) / sum_j f(p[j])``. With the power it is `ttm`, and with the power
-    sum for a weight, `wttm`. Its gradient by the logits is ``w * (q - p_f)``.
+    sum as the weight, `wttm`. The gradient with respect to the logits is ``w * (q - p_f)``.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
         teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
-        transform: from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or yours
+        transform: mapping from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or your own
             (`targets.check_transform`).
-        sample_weight: from the teacher's log-probabilities to weights ``(...)`` >= 0: a `targets.SampleWeight`, or
-            yours.
-        normalise: divide the weights by their mean over all samples, so values depend on the batch; all 0 stay 0.
+        sample_weight: function from the teacher's log-probabilities to weights ``(...)`` >= 0: a
+            `targets.SampleWeight`, or your own.
+        normalise: whether weights are divided by their mean over all samples, so values depend on the batch; if all
+            are 0 they stay 0.
 
     Returns:
         ``(...)`` nats times the weight.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, returned ones included.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, including those of returned tensors.
     Source: Zheng and Yang, arXiv 2402.11148, which leaves other transforms and weights open.
 
     Example:
@@ -259,10 +261,10 @@ def transformed_matching(
 
 
 def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
-    """Compute minus the Rényi entropy of the student: what transformed teacher matching adds to classic distillation.
+    """Compute minus the student's Rényi entropy: what transformed teacher matching adds to classic distillation.
 
-    ``-H_a(q) = -log(sum_i q[i]**a) / (1 - a)``. Its gradient by the logits is ``a / (1 - a) * (q - q_a)`` with the
-    power transform ``q_a``, and at ``a = 1`` that of `confidence_penalty`.
+    ``-H_a(q) = -log(sum_i q[i]**a) / (1 - a)``. The gradient with respect to the logits is ``a / (1 - a) * (q - q_a)``
+    with the power transform ``q_a``, and at ``a = 1`` that of `confidence_penalty`.
 
     Args:
         student_logits: ``(..., classes)``.
@@ -271,7 +273,7 @@ def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
     Returns:
         ``(...)`` nats; between ``-log(classes)`` (uniform) and 0 (one-hot).
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above; order 0 has no gradient.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above; order 0 has no gradient.
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148, Section 3:
         TTM is classic distillation with this term at ``order = 1 / T``, weighted by ``beta * (T - 1)``.
 
@@ -287,7 +289,7 @@ def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
 
 
 def standardise(logits: Tensor) -> Tensor:
-    """Standardise logits over the classes, so that a loss sees their shape and not their size.
+    """Standardise logits over the classes, so that a loss sees their shape and not their scale.
 
     ``(z - mean(z)) / (std(z) + 1e-7)`` with the unbiased deviation, which divides by ``classes - 1``. It goes in front
     of any loss of logits, on both networks: ``kd(standardise(z), standardise(v), temperature=2.0)``. The gradient goes
@@ -297,12 +299,12 @@ def standardise(logits: Tensor) -> Tensor:
         logits: ``(..., classes)``; at least two classes.
 
     Returns:
-        The same shape, without unit; 0 where a row is constant. There the gradient is finite but large, up to ``1e7``
-        times what comes in: a student whose logits start out all equal needs another initialisation.
+        Same shape, no unit; 0 where a row is constant. There the gradient is finite but large, up to ``1e7`` times
+        the incoming one: a student whose logits start out all equal needs another initialisation.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", arXiv 2403.01427.
-    Differs from: the paper, whose formula has no ``1e-7``; the authors' code has.
+    Differs from: the paper, whose formula has no ``1e-7``; the authors' code does.
 
     Example:
         >>> standardise(torch.tensor([[1.0, 2.0, 3.0]]))
@@ -317,10 +319,10 @@ def standardise(logits: Tensor) -> Tensor:
 
 
 def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor) -> Tensor:
-    """Compute `kd` at a temperature that is a tensor, and differentiable in it: what a learned temperature needs.
+    """Compute `kd` at a temperature that is a tensor, differentiably, as a learned temperature needs.
 
-    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient by ``T`` goes
-    through ``T**2`` and through both softmaxes.
+    ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient with respect to ``T`` goes through ``T**2`` and
+    through both softmaxes.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
@@ -330,7 +332,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     Returns:
         ``(...)`` nats times ``T**2``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Li et al., "Curriculum Temperature for Knowledge Distillation", arXiv 2211.16231.
 
     Example:
@@ -351,20 +353,20 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
 
 
 def scaled_gradient(values: Tensor, *, factor: float | Tensor) -> Tensor:
-    """Return values as they are, with their gradient multiplied: by a negative factor, a gradient reversal.
+    """Return the values unchanged and multiply their gradient: a gradient reversal if the factor is negative.
 
     ``x`` forwards, ``factor * dx`` backwards.
 
     Args:
         values: any shape and floating dtype.
-        factor: any finite number, or a ``()`` tensor of one; 0 stops the gradient.
+        factor: factor on the gradient: any finite number, or one in a ``()`` tensor; 0 stops the gradient.
 
     Returns:
         The same values.
 
-    Raises: TypeError where ``values`` are not a floating tensor.
+    Raises: TypeError if ``values`` is not a floating tensor.
     Source: Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", arXiv 1409.7495.
-    Differs from: layers of that name that put the minus sign in themselves; here it is in the factor.
+    Differs from: layers of that name that supply the minus sign themselves; here it is in the factor.
 
     Example:
         >>> x = torch.tensor(3.0, requires_grad=True)
@@ -376,27 +378,27 @@ def scaled_gradient(values: Tensor, *, factor: float | Tensor) -> Tensor:
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = checks.kind_of(values)
         raise InvalidTypeError("values", "a floating tensor", kind, "type torch.as_tensor(values).float()")
-    # The difference is exactly 0, and carries the gradient.
+    # The difference is exactly 0 and carries the gradient.
     return values.detach() + factor * (values - values.detach())
 
 
 def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, temperature: float) -> Tensor:
-    """Compute the regularisation by a virtual teacher (Tf-KD_reg): nearly sure of the label, then flattened.
+    """Compute the regularisation by a virtual teacher (Tf-KD_reg) that is nearly sure of the label, then flattened.
 
     ``KL(softmax(u / T) || q)`` with the virtual teacher's *probabilities* ``u``: ``correct`` at the label, and
-    ``(1 - correct) / (classes - 1)`` elsewhere. The student has no temperature, there is no ``T**2``. As ``u`` lies in
-    [0, 1], the target is nearly uniform for every ``T`` of 1 and more: the term smooths labels.
+    ``(1 - correct) / (classes - 1)`` elsewhere. The student has no temperature, and there is no ``T**2``. As ``u`` lies
+    in [0, 1], the target is nearly uniform for every ``T >= 1``: the term smooths labels.
 
     Args:
         student_logits: ``(..., classes)``; at least two classes.
         labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0.
-        correct: the virtual teacher's probability of the label, above 0 and below 1.
+        correct: virtual teacher's probability of the label, above 0 and below 1.
         temperature: ``T``, finite and above 0.
 
     Returns:
         ``(...)`` nats.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or labels are soft.
     Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723.
     Differs from: the authors' code by a factor: it averages over the classes too, and multiplies by a number, 100 for
         100 classes. The softmax of probabilities is theirs, and published results were made with it. The paper's text,
@@ -420,7 +422,7 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
 
 
 def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the labelled class of each sample, ``(..., 1)``, class 0 for an unlabelled one; refuse soft labels."""
+    """Return each sample's labelled class, ``(..., 1)``, class 0 if unlabelled; refuse soft labels."""
     if not checks.labels_for(student_logits, labels):
         raise InvalidValueError(
             "labels",
@@ -435,5 +437,5 @@ def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
     p = log_p.exp()
-    # Compared with 0 and not "above 0": a teacher that is NaN must stay NaN and be seen.
+    # Compared with 0, not "above 0": a NaN teacher must stay NaN and be noticed.
     return (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(dim=-1)

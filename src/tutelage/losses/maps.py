@@ -1,4 +1,4 @@
-"""Losses on maps, of one stage or of several: one value per sample."""
+"""Losses on maps of one or several stages: one value per sample."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from tutelage.losses.pooling import averaged, common_size
 
 
 def factor_transfer(student_features: Tensor, teacher_features: Tensor, *, p: float = 2, norm: float = 1) -> Tensor:
-    """Compute the distance between two factors' maps of attention.
+    """Compute the distance between the attention maps of two factors.
 
     ``(1 / positions) * sum_x |Q_s[x] - Q_t[x]|**norm`` with ``Q = A / ||A||_2`` and
     ``A[x] = (1 / C) * sum_c f[c, x]**p``. A larger map is averaged down first (`same_size`).
 
     Args:
         student_features: ``(batch, channels, height, width)``: the output of the student's translator.
-        teacher_features: the same, with any channels and size: the output of the teacher's paraphraser.
-        p: a whole number of at least 1.
-        norm: at least 1.
+        teacher_features: same layout, with any number of channels and any size: the output of the teacher's
+            paraphraser.
+        p: power of the features, a whole number of at least 1.
+        norm: power of the differences, at least 1.
 
     Returns:
         ``(batch,)``, no unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
     Differs from: the paper, which compares whole factors (`factor_difference`). Results on CIFAR-100 were published
         with this form, which sees no channels: it is attention transfer (`attention_transfer`) on factors.
@@ -58,16 +59,16 @@ def factor_difference(
     Args:
         student_features: ``(batch, ...)``.
         teacher_features: the same shape.
-        p: 1, a mean, or 2, a norm that is neither squared nor divided by ``D``.
+        p: order of the distance: 1, a mean, or 2, a norm that is neither squared nor divided by ``D``.
         length_by: order of the norm that the features are divided by, at least 1.
 
     Returns:
         ``(batch,)``, no unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv 1802.04977.
         Knowledge translation and adaptation (He et al., arXiv 1903.04688) has the same form on other features.
-    Differs from: the paper at ``p=1``, where it has the sum.
+    Differs from: the paper at ``p=1``, which uses the sum.
 
     Example:
         >>> factor_difference(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
@@ -82,7 +83,7 @@ def factor_difference(
 
 
 def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, margin: float = 1.0) -> Tensor:
-    """Compute how far a student's neurons are from being on where the teacher's are, and off where those are off.
+    """Compute how far a student's neurons are from being on where the teacher's are on, and off where they are off.
 
     ``sum_d max(0, m - s[d])**2`` over the entries where ``t[d] > 0``, plus ``max(0, s[d] + m)**2`` where it is not: a
     sum over all channels and positions, so it grows with the map.
@@ -95,11 +96,11 @@ def activation_boundary(student_features: Tensor, teacher_features: Tensor, *, m
     Returns:
         ``(batch,)``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", arXiv
         1811.03233.
     Differs from: the published objective, which weights stage ``l`` of ``L`` by ``2**(l - L + 1)`` and all by
-        ``3 / 1000``; here the preset ``activation_boundary`` does.
+        ``3 / 1000``; here the preset ``activation_boundary`` does that.
 
     Example:
         >>> activation_boundary(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, -1.0]]))
@@ -118,7 +119,7 @@ def fsp(
     pool: Literal["average", "maximum"] = "average",
     distance: Distance = "mean_square",
 ) -> Tensor:
-    """Compare the flow from each stage to the next: inner products of their channels.
+    """Compare the flow from each stage to the next: the inner products of their channels.
 
     ``sum_l (1 / (C * D)) * sum_{c, d} (M_s[c, d] - M_t[c, d])**2`` over consecutive stages ``a`` and ``b``, with
     ``M[c, d] = (1 / positions) * sum_x a[c, x] * b[d, x]``. The larger of the two is first pooled to the smaller one's
@@ -127,16 +128,17 @@ def fsp(
     Args:
         student_features: at least two maps ``(batch, channels, height, width)``, in order.
         teacher_features: as many, each with the student's number of channels; sizes may differ.
-        pool: how the larger map is made smaller: ``average`` or ``maximum``.
-        distance: ``mean_square``; or ``norm``, of the columns, neither squared nor divided by their number.
+        pool: kind of pooling of the larger map: ``average`` or ``maximum``.
+        distance: kind of distance: ``mean_square``; or ``norm``, of the columns, neither squared nor divided by their
+            number.
 
     Returns:
         ``(batch,)``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
     Differs from: the paper, which pools by the maximum and sums squares. Results on CIFAR-100 were published with means
-        and averages; one library has the norms of columns and the maximum.
+        and averages; one library uses the norms of columns and the maximum.
 
     Example:
         >>> maps = [torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2)]
@@ -166,28 +168,29 @@ def kd_svd(
     """Compare how leading singular vectors change from each stage to the next.
 
     ``sum_l sum_{c, c', j} (exp(-(a[c, j] - b[c', j])**2 / 8)_s - (the same)_t)**2`` over consecutive stages ``a`` and
-    ``b``. In each, of the matrix ``(positions, channels)`` of a sample's map: the teacher's are its first ``k`` right
-    singular vectors; the student's are those among its first ``k + 3`` that have the largest absolute cosine with each
-    of them, turned to its side. Both are multiplied by the teacher's singular values, scaled to length 1.
+    ``b``. In each, vectors come from the matrix ``(positions, channels)`` of a sample's map: the teacher's are the
+    first ``k`` right singular vectors; the student's are those among its first ``k + 3`` with the largest absolute
+    cosine to each of them, with matching sign. Both are multiplied by the teacher's singular values, scaled to length
+    1.
 
-    The sign of a singular vector is arbitrary, and the value depends on how the teacher's stand to each other from
-    stage to stage. Here each is turned so that its largest entry is above 0, whatever the library or device.
+    The sign of a singular vector is arbitrary, and the value depends on the relative signs of the teacher's from stage
+    to stage. Here each is turned so that its largest entry is above 0, whatever the library or device.
 
-    Where singular values are equal the vectors have no derivative; that part of the gradient is 0.
+    Where singular values are equal, the vectors have no derivative; that part of the gradient is 0.
 
     Args:
         student_features: at least two maps ``(batch, channels, height, width)``, in order.
         teacher_features: as many, each with the student's number of channels; sizes may differ.
-        k: how many vectors, at least 1 and at most the number of positions and of channels.
-        first_signs: of each stage ``(batch, k)``: signs of the first entries of the teacher's vectors instead.
+        k: number of vectors, at least 1 and at most the number of positions and of channels.
+        first_signs: signs, ``(batch, k)`` for each stage, that the first entries of the teacher's vectors get instead.
 
     Returns:
-        ``(batch,)``, no unit; not finite where a feature is not.
+        ``(batch,)``, no unit; not finite if a feature is not.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are not ``k`` vectors.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are fewer than ``k`` vectors.
     Source: Lee, Kim and Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018.
-    Differs from: public code, which takes the signs as they come. One public copy takes the matrix
-        ``(channels * height, width)``: give it maps with those axes in place of positions and channels.
+    Differs from: public code, which takes the signs as they come. One public copy uses the matrix
+        ``(channels * height, width)``; pass maps with those axes in place of positions and channels.
 
     Example:
         >>> maps = [torch.eye(2).reshape(1, 2, 2, 1) * torch.tensor([2.0, 1.0]).reshape(1, 2, 1, 1)] * 2
@@ -290,7 +293,7 @@ def _singular(student: Tensor, teacher: Tensor, *, k: int, first_signs: Tensor |
 def _matrix(maps: Tensor) -> Tensor:
     """Return ``(batch, positions, channels)``, scaled so that no square overflows; the vectors stay as they are."""
     rows = maps.flatten(2).mT
-    # A decomposition of what is not finite raises; the value of such a sample is made NaN in the end instead.
+    # Decomposing non-finite values raises; the value of such a sample becomes NaN at the end instead.
     rows = torch.where(rows.isfinite().all(2, keepdim=True).all(1, keepdim=True), rows, 0.0)
     scale = rows.detach().abs().amax((1, 2), keepdim=True)
     return rows / torch.where(scale > 0, scale, 1.0)
@@ -303,10 +306,10 @@ def _decomposed(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _leading(rows: Tensor, count: int) -> Tensor:
-    """Return the first right singular vectors ``(batch, channels, count)``, with their own derivative alone.
+    """Return the first right singular vectors ``(batch, channels, count)``, with only their own derivative.
 
-    That of a vector ``v`` with singular value ``s`` is ``(s**2 - A)^+ dA v`` for ``A = rows' rows``. The library's
-    covers all vectors, used or not, and is NaN where any two values are equal, as those of channels that never fire.
+    For a vector ``v`` with singular value ``s`` it is ``(s**2 - A)^+ dA v`` with ``A = rows' rows``. The library's
+    covers all vectors, used or not, and is NaN if any two values are equal, such as those of channels that never fire.
     """
     values, vectors = _decomposed(rows)
     chosen, squares = vectors[:, :, :count], values.square()

@@ -1,6 +1,6 @@
 """Losses on relations between the samples of a batch: distances, angles, similarities, correlations.
 
-Each returns one value ``()``, which changes with how a batch is split. The widths of student and teacher may differ
+Each returns one value ``()``, which depends on how a batch is split. The widths of student and teacher may differ
 unless stated otherwise. Distances and directions are of differences, so a common offset costs no digits.
 """
 
@@ -18,10 +18,10 @@ from tutelage import checks
 from tutelage.errors import InvalidValueError
 
 _NEAREST = 1e-6
-"""Distances of different samples are at least this, without a gradient below it."""
+"""Least distance between different samples; no gradient below it."""
 _PKT_EPS = 1e-7
 _ENTRIES = 2**25
-"""Numbers that the angles hold at once."""
+"""Largest number of angle entries held at once."""
 
 
 def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared: bool = False) -> Tensor:
@@ -29,22 +29,22 @@ def rkd_distance(student_features: Tensor, teacher_features: Tensor, *, squared:
 
     ``(1 / batch**2) * sum_{i, j} h(D_s[i, j] - D_t[i, j])``, where ``D`` are the Euclidean distances between samples
     divided by their mean over all pairs ``i != j``, and ``h(x) = x**2 / 2`` up to ``|x| = 1``, ``|x| - 1/2`` beyond.
-    The diagonal is 0 and counts in ``batch**2``. Distances are at least 1e-6, without a gradient below that. The
+    The diagonal is 0 and counts in ``batch**2``. Distances are at least 1e-6, with no gradient below that. The
     student's mean is differentiated too, so the gradient keeps the scale of the features. Memory grows with
     ``batch**2``.
 
     Args:
         student_features: ``(batch, width)``, such as the pooled embedding.
         teacher_features: ``(batch, width)``. The widths may differ.
-        squared: use the squared distances, of at least 1e-12, in place of the distances.
+        squared: whether squared distances, of at least 1e-12, take the place of the distances.
 
     Returns:
         ``()``, no unit; 0 for two samples, and for sets equal up to scale and shift.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068. Published results use the distances.
     Differs from: public code in the last digits: there the distances come from a Gram matrix, which in float32 with a
-        common offset of 100 standard deviations is off by 2e-3; and for one sample, which gives NaN there.
+        common offset of 100 standard deviations is off by 2e-3; and for one sample, where it gives NaN.
 
     Example:
         >>> rkd_distance(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [3.0]]))
@@ -62,10 +62,10 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Triples with ``j = i`` or ``k = i`` have a cosine of 0 and count in ``batch**3``.
 
     Time grows with ``batch**3 * width``, memory only up to a limit: where ``batch**2 * max(batch, width)`` is above
-    2**25, as with more than 256 samples of width 512, the vertices ``i`` go through in pieces of that many numbers (a
-    few tensors of 128 MiB in float32), and the pieces are computed once more for the gradient.
+    2**25, as with more than 256 samples of width 512, the vertices ``i`` are processed in pieces of that many numbers
+    (a few tensors of 128 MiB in float32), and the pieces are computed again for the gradient.
 
-    Where two of the student's samples are equal and the teacher's are not, a direction is 0 and its gradient of the
+    If two of the student's samples are equal and the teacher's are not, a direction is 0 and its gradient is of the
     order of 1e12, as in the public code: an unlucky step for a network that maps many samples to one point.
 
     Args:
@@ -75,7 +75,7 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns:
         ``()``, no unit; 0 for two samples, and for sets equal up to scale, shift and rotation.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Park et al., "Relational Knowledge Distillation", arXiv 1904.05068.
     Differs from: public code for one sample, whose value is 0 there beside a distance-wise term that is NaN.
 
@@ -90,7 +90,7 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     step = max(1, _ENTRIES // (batch * max(batch, student.shape[1], teacher.shape[1])))
     if step >= batch:
         return _angle_loss(student, teacher, 0, batch) / batch**3
-    # There is no random number in it; reading the generator's state makes the host wait for the device.
+    # No random numbers are involved, and reading the generator's state would make the host wait for the device.
     recomputed = partial(checkpoint, _angle_loss, use_reentrant=False, preserve_rng_state=False)
     pieces = [recomputed(student, teacher, start, start + step) for start in range(0, batch, step)]
     return torch.stack(pieces).sum() / batch**3
@@ -100,9 +100,9 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute probabilistic knowledge transfer: batch-coupled.
 
     ``(1 / batch**2) * sum_{i, j} p[i, j] * log((p[i, j] + 1e-7) / (q[i, j] + 1e-7))``, where ``p`` (teacher) and ``q``
-    (student) are rows ``(c[i, j] + 1) / 2`` divided by their sum, the diagonal with them, and ``c`` the cosine between
-    samples, each of whose lengths is taken 1e-7 longer. A mean over ``batch**2``, not over rows: that is why the
-    published weight is 30000, and it holds for batches of 64.
+    (student) are rows ``(c[i, j] + 1) / 2`` divided by their sum, diagonal included, and ``c`` is the cosine between
+    samples, with 1e-7 added to each length. It is a mean over ``batch**2``, not over rows: that is why the published
+    weight is 30000, for batches of 64.
 
     Args:
         student_features: ``(batch, width)``, such as the pooled embedding.
@@ -111,10 +111,10 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns:
         ``()`` nats divided by ``batch``; 0 for one sample.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", arXiv 1803.10837.
-    Differs from: public code where a sample is 0 everywhere, whose gradient is NaN there and 0 here; and in digits
-        where embeddings point nearly the same way, as those of networks before training: public code loses some there.
+    Differs from: public code if a sample is 0 everywhere, whose gradient is NaN there and 0 here; and in precision: if
+        embeddings point nearly the same way, as before training, public code loses digits.
 
     Example:
         >>> pkt(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item()  # log(3 / 2) / 2
@@ -133,17 +133,17 @@ def similarity(student_features: Tensor, teacher_features: Tensor, *, row_norm: 
     """Compute similarity-preserving distillation: batch-coupled.
 
     ``(1 / batch**2) * ||G_s - G_t||_F**2``, where ``G`` is the Gram matrix ``(batch, batch)`` of the flattened
-    features, each row scaled to length 1. A row that is 0 everywhere stays so and gets no gradient.
+    features, each row scaled to length 1. A row of zeros stays zero and gets no gradient.
 
     Args:
         student_features: ``(batch, ...)``, such as the last stage.
         teacher_features: ``(batch, ...)``. All but the batch may differ.
-        row_norm: 2 for the Euclidean length of a row, 1 for the sum of its absolute values.
+        row_norm: order of the rows' norm: 2 for the Euclidean length, 1 for the sum of absolute values.
 
     Returns:
         ``()``, no unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682.
     Differs from: torchdistill's ``row_norm=1``, by a factor of about 3; the published weight, 3000, is for 2.
 
@@ -172,9 +172,9 @@ def correlation(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Returns:
         ``()``, the square of the features' unit.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802, in the form of the
-        benchmark of Tian et al., arXiv 1910.10699, whose published results are made with it.
+        benchmark of Tian et al., arXiv 1910.10699, whose published results use it.
 
     Example:
         >>> correlation(torch.tensor([[1.0], [-2.0], [3.0]]), torch.zeros(3, 1))
@@ -203,18 +203,18 @@ def correlation_kernel(
     Args:
         student_features: ``(batch, width)``.
         teacher_features: ``(batch, width)``. The widths may differ.
-        kernel: ``gaussian``; or ``bilinear``, which is ``<f[i], f[j]>`` and reads neither ``gamma`` nor ``order``.
-        gamma: above 0.
-        order: of the expansion, a whole number of at least 1.
-        normalise: scale the features to length 1 first. Without it the expansion is no longer a Gaussian.
-        squared: the squared norm; without it ``(1 / batch**2) * ||K_s - K_t||_F``.
+        kernel: name of the kernel: ``gaussian``; or ``bilinear``, ``<f[i], f[j]>``, without ``gamma`` and ``order``.
+        gamma: factor of the squared distance, above 0.
+        order: order of the expansion, a whole number of at least 1.
+        normalise: whether features are first scaled to length 1. If not, the expansion is no longer a Gaussian.
+        squared: whether the norm is squared; if not, ``(1 / batch**2) * ||K_s - K_t||_F``.
 
     Returns:
-        ``()``, no unit where normalised.
+        ``()``, no unit if normalised.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", arXiv 1904.01802.
-    Differs from: torchdistill: ``normalise=False, squared=False``; and Tian et al., who so call `correlation`.
+    Differs from: torchdistill: ``normalise=False, squared=False``; and Tian et al., who use the name for `correlation`.
 
     Example:
         >>> correlation_kernel(torch.eye(2), torch.ones(2, 2), kernel="bilinear")
@@ -243,7 +243,7 @@ def _embeddings(student: Tensor, teacher: Tensor, *, min_batch: int = 1) -> tupl
 
 
 def _distances(features: Tensor, squared: bool) -> Tensor:
-    # Not by matrix multiplication: that loses digits to a common offset.
+    # Not by matrix multiplication, which loses digits to a common offset.
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=_NEAREST)
     distances = distances.square() if squared else distances
     batch = len(features)
@@ -269,7 +269,7 @@ def _neighbours(features: Tensor) -> Tensor:
 
 
 def unit_rows(matrices: Tensor, *, order: int = 2) -> Tensor:
-    """Scale each row to length 1 in a norm; one of length 0 stays, and gets no gradient."""
+    """Scale each row to length 1 in a norm; a row of length 0 stays 0 and gets no gradient."""
     length = torch.linalg.vector_norm(matrices, ord=order, dim=-1, keepdim=True)
     nonzero = length > 0
     return torch.where(nonzero, matrices / torch.where(nonzero, length, 1.0), 0.0)

@@ -1,4 +1,4 @@
-"""Averages of maps whose gradient is deterministic: that of adaptive pooling is not, on CUDA."""
+"""Averages of maps with a deterministic gradient, which adaptive pooling lacks on CUDA."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def averaged(maps: Tensor, size: Sequence[int]) -> Tensor:
 def averaging(cells: int, length: int, like: Tensor) -> Tensor:
     """Return the matrix ``(cells, length)`` that averages a side over its cells, which may overlap.
 
-    Cell i is from ``floor(i * length / cells)`` up to ``ceil((i + 1) * length / cells)``.
+    Cell ``i`` reaches from ``floor(i * length / cells)`` to ``ceil((i + 1) * length / cells)``.
     """
     position = torch.arange(length, device=like.device)
     cell = torch.arange(cells, device=like.device)[:, None]

@@ -1,4 +1,4 @@
-"""Losses on relations within a batch: one value ``()`` for all of it, which changes with how a batch is split."""
+"""Losses on relations within a batch: one value ``()``, which depends on how a batch is split."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def itrd_correlation(student_features: Tensor, teacher_features: Tensor, *, alph
 
     ``log2(sum_d |c[d] - 1|**(2 * alpha))`` with ``c[d] = (1 / batch) * sum_n s[n, d] * t[n, d]``, where ``s`` and ``t``
     are the features, each column standardised over the batch by its unbiased standard deviation. So ``c`` is at most
-    ``(batch - 1) / batch``, and the least value is ``log2(width) - 2 * alpha * log2(batch)``, not minus infinity. A
-    column that is constant over the batch has ``c[d] = 0``, and no gradient.
+    ``(batch - 1) / batch``, and the smallest value is ``log2(width) - 2 * alpha * log2(batch)``, not minus infinity. A
+    column that is constant over the batch has ``c[d] = 0`` and no gradient.
 
     Args:
         student_features: ``(batch, width)``, mapped to the teacher's width by a learned linear map.
         teacher_features: the same shape.
-        alpha: above 0; the published values are 1.01 and 1.5.
+        alpha: half the exponent, above 0; the published values are 1.01 and 1.5.
 
     Returns:
         ``()`` bits; of either sign.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
         2112.00459.
-    Differs from: the authors' code where a column is constant, as that of a channel that never fires: NaN there.
+    Differs from: the authors' code if a column is constant, as for a channel that never fires: NaN there.
 
     Example:
         >>> itrd_correlation(torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [0.0]]), alpha=1.0)
@@ -48,13 +48,13 @@ def itrd_mutual(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     scaled to length 1 and ``G_st = G_s * G_t`` entry by entry.
 
     Args:
-        student_features: ``(batch, width)``; public code maps it where the widths differ.
+        student_features: ``(batch, width)``; public code maps it if the widths differ.
         teacher_features: ``(batch, width)``.
 
     Returns:
         ``()``, no unit; in [0, 1].
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Miles, Lopez Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation", arXiv
         2112.00459: matrix-based Rényi entropies of order 2, without the logarithms.
 
@@ -72,20 +72,21 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
 
     ``log(sum_{n, d} |s[n, d] - t[n, d]|**exponent)``, where ``s`` and ``t`` are the features, each column standardised
     over the batch as a batch norm in training mode does (biased variance, 1e-5 added). The sum is over the whole batch
-    and the width, so the value grows with both; it has no lower bound but that of the dtype.
+    and the width, so the value grows with both; its only lower bound is that of the dtype.
 
     Args:
         student_features: ``(batch, width)``, mapped to the teacher's width by a learned linear map.
         teacher_features: the same shape.
-        exponent: above 0; the published value is 4. The larger it is, the more the largest differences count.
+        exponent: power of the differences, above 0; the published value is 4. The larger it is, the more the largest
+            differences count.
 
     Returns:
         ``()`` nats; of either sign.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or there are fewer than 2 samples.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are fewer than 2 samples.
     Source: Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", arXiv
         2303.11098.
-    Differs from: torchdistill's ``SRDLoss``: no normalisation, twice the value, and KL without ``T**2`` added.
+    Differs from: torchdistill's ``SRDLoss``: no normalisation, twice the value, and an added KL without ``T**2``.
 
     Example:
         >>> log_sum(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]]), exponent=4.0)
@@ -96,16 +97,16 @@ def log_sum(student_features: Tensor, teacher_features: Tensor, *, exponent: flo
 
 
 def log_power(differences: Tensor, *, exponent: float) -> Tensor:
-    """Compute ``log(sum |x|**exponent)`` over all entries: what `log_sum` is of features as they are.
+    """Compute ``log(sum |x|**exponent)`` over all entries: `log_sum` without the normalisation of features.
 
     Args:
-        differences: any shape.
-        exponent: above 0.
+        differences: tensor of any shape.
+        exponent: power of the entries, above 0.
 
     Returns:
-        ``()``. Where every entry is 0 it is that of the smallest number, and has no gradient.
+        ``()``. If every entry is 0 it is the value for the smallest number, without a gradient.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: as `log_sum`.
 
     Example:
@@ -114,7 +115,7 @@ def log_power(differences: Tensor, *, exponent: float) -> Tensor:
     """
     checks.positive(exponent, "exponent", example=4.0)
     tiny = torch.finfo(differences.dtype).tiny
-    # Over the largest one, so that no power of it overflows.
+    # Divided by the largest entry, so that no power overflows.
     largest = differences.detach().abs().amax().clamp(min=tiny)
     return (differences / largest).abs().pow(exponent).sum().clamp(min=tiny).log() + exponent * largest.log()
 
@@ -128,10 +129,10 @@ def _standardised(features: Tensor) -> Tensor:
     centred = features - features.mean(0)
     variance = centred.square().sum(0) / (len(features) - 1)
     varies = variance > 0
-    # The square root of 0 has no gradient: it is kept out of the graph, not only of the value.
+    # The square root of 0 has no gradient: keep it out of the graph, not only out of the value.
     return torch.where(varies, centred / torch.where(varies, variance, 1.0).sqrt(), 0.0)
 
 
 def _purity(matrix: Tensor) -> Tensor:
-    # Not `torch.trace`, in whose gradient the host reads a value.
+    # Not `torch.trace`, whose gradient makes the host read a value.
     return (matrix / matrix.diagonal().sum()).square().sum()

@@ -1,10 +1,10 @@
 """Losses on logits that single out the labelled class: one value per sample, in nats, not reduced over the batch.
 
 Shapes, precision and notation are those of `tutelage.losses.logits`. ``y`` is the labelled class; the *others* are the
-``classes - 1`` that are left, and ``a[i]`` and ``b[i]`` are the student's and the teacher's softmax over them alone. An
+remaining ``classes - 1``, and ``a[i]`` and ``b[i]`` are the student's and the teacher's softmax over them alone. An
 unlabelled sample (-100) has value 0 and gradient 0.
 
-Everything is in log space and goes through the margin ``m = z[y] - logsumexp(z[others])``, of which
+Everything is in log space and uses the margin ``m = z[y] - logsumexp(z[others])``, which gives
 ``log q[y] = -softplus(-m)`` and ``log(1 - q[y]) = -softplus(m)``: no probability is rounded to 0.
 """
 
@@ -22,28 +22,27 @@ from tutelage.types import UNLABELLED
 def dkd(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, alpha: float, beta: float, temperature: float
 ) -> Tensor:
-    """Compute decoupled knowledge distillation: the label's probability and the others', weighted apart.
+    """Compute decoupled knowledge distillation: the label's probability and the others', weighted separately.
 
     ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, all at temperature ``T``.
-    With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. With two classes the second
-    divergence is 0.
+    With ``alpha = 1`` and ``beta = 1 - p[y]`` it would be `kd`. With two classes, the second divergence is 0.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; at least two classes.
         teacher_logits: the same shape, ``v``.
         labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0.
-        alpha: of the label's divergence, finite and at least 0.
-        beta: of the others' divergence, finite and at least 0.
+        alpha: weight of the label's divergence, finite and at least 0.
+        beta: weight of the others' divergence, finite and at least 0.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
-        ``(...)`` nats times ``T**2``; 0 where the two networks agree.
+        ``(...)`` nats times ``T**2``; 0 if the two networks agree.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above, or labels are soft.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or labels are soft.
     Source: Zhao et al., "Decoupled Knowledge Distillation", arXiv 2203.08679.
     Differs from: the authors' code in precision only. It takes logarithms of probabilities and subtracts 1000 from the
         label's logit, which gives infinities and NaN once a network is sure (a gap of about 90 ``T`` in float32). Their
-        trainer multiplies the term by ``min(epoch / 20, 1)``: a weight's schedule here (`objectives.dkd`).
+        trainer multiplies the term by ``min(epoch / 20, 1)``, here a schedule of the weight (`objectives.dkd`).
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
@@ -65,26 +64,26 @@ def dkd(
 def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float, temperature: float) -> Tensor:
     """Compute normalised knowledge distillation: the teacher's probability of the label, and those of the others.
 
-    ``-p[y] * log q[y] - gamma * T**2 * sum_i b_T[i] * log a_T[i]``: the first term has no temperature, in the second
-    the others' softmaxes are at temperature ``T``. Both are cross-entropies: not 0 where the networks agree. The
-    labels' cross-entropy is added, not replaced. With two classes the second term is 0.
+    ``-p[y] * log q[y] - gamma * T**2 * sum_i b_T[i] * log a_T[i]``: the first term has no temperature, and in the
+    second the others' softmaxes are at temperature ``T``. Both are cross-entropies: not 0 if the networks agree. The
+    labels' cross-entropy is added, not replaced. With two classes, the second term is 0.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; at least two classes.
         teacher_logits: the same shape, ``v``.
         labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
-            ``(..., classes)``, of which the likeliest class is ``y`` (the first of several).
-        gamma: of the second term, finite and at least 0.
+            ``(..., classes)``, whose likeliest class is ``y`` (the first if there are several).
+        gamma: weight of the second term, finite and at least 0.
         temperature: ``T`` of the second term, finite and above 0.
 
     Returns:
         ``(...)`` nats, the second term times ``T**2``.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
         Loss and Customized Soft Labels", arXiv 2303.13005.
-    Differs from: the authors' code in precision only. That soft labels are read by their likeliest class is theirs too:
-        their results under Mixup and CutMix were made so.
+    Differs from: the authors' code in precision only. It too reduces soft labels to their likeliest class; its results
+        under Mixup and CutMix were obtained that way.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
@@ -108,26 +107,26 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
 
 
 def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """Compute weighted soft labels: a sample counts more where the student is worse at it than the teacher.
+    """Compute weighted soft labels: a sample counts more if the student does worse on it than the teacher.
 
     ``T**2 * w * -sum_i p_T[i] * log q_T[i]`` with ``w = 1 - exp(-CE(y, q) / (CE(y, p) + 1e-7))``, in [0, 1), at
-    temperature 1 and without a gradient. It is a cross-entropy, not a divergence: not 0 where the networks agree.
+    temperature 1 and without a gradient. It is a cross-entropy, not a divergence: not 0 if the networks agree.
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
         teacher_logits: the same shape, ``v``.
         labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
-            ``(..., classes)``, that both cross-entropies of the weight are then against.
+            ``(..., classes)``, which both cross-entropies of the weight then use.
         temperature: ``T``, finite and above 0; it divides both networks' logits, but not those of the weight.
 
     Returns:
         ``(...)`` nats times ``T**2`` and the weight.
 
-    Raises: TypeError or ValueError where a dtype, shape or number is not as above.
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
         arXiv 2102.00650.
-    Differs from: the authors' code in nothing but the labels that it takes. A Kullback-Leibler divergence in the
-        cross-entropy's place, as the paper writes, has the same gradient: the weight has none.
+    Differs from: the authors' code only in the labels that it takes. A Kullback-Leibler divergence in place of the
+        cross-entropy, as the paper writes, has the same gradient, as the weight has none.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
@@ -139,7 +138,7 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
     ratio = cross_entropy(student_logits.detach(), labels) / (cross_entropy(teacher_logits, labels) + 1e-7)
     log_q = torch.log_softmax(student_logits / temperature, dim=-1)
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
-    # An unlabelled sample's cross-entropies are 0, and with them the ratio and the weight.
+    # An unlabelled sample's cross-entropies are 0, and so are the ratio and the weight.
     return temperature * temperature * -torch.expm1(-ratio) * _crossed(log_q, log_p)
 
 

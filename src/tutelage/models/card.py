@@ -1,4 +1,4 @@
-"""A model's card: what it is called, what it takes and gives, where its weights come from and its features are read."""
+"""A model's card: its name, inputs and outputs, the source of its weights, and where its features are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tutelage.errors import InvalidValueError
 from tutelage.submodules import is_tap
 
 JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
-"""Fields with another name in files."""
+"""Names in files of the fields that have another name there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,29 +18,29 @@ class Card:
     """What is known about a classifier besides its weights.
 
     Attributes:
-        name: the full name as typed, such as ``cifar:resnet20``.
-        classes: size of the logits' last axis, at least 1.
-        channels: input channels, at least 1.
-        image_size: ``(height, width)`` in pixels the model was made for; none where it does not matter or is not known.
-        margin: the view that it was evaluated on is the centre of a copy this much larger, >= 1.
-        interpolation: how raw images are resized to that view, ``bilinear`` or ``bicubic``.
-        divisor: the value of white in raw images, above 0: these are divided by it.
-        mean: each channel's mean, subtracted from inputs in [0, 1]; none for no normalisation.
-        std: each channel's standard deviation, above 0; none exactly where ``mean`` is.
-        weights: the tag or the file's name that the weights come from; none for random weights.
-        source: where they were published.
-        licence: what they may be used for.
-        paper: what describes the network.
+        name: full name as typed, such as ``cifar:resnet20``.
+        classes: number of classes, the size of the logits' last axis, at least 1.
+        channels: number of input channels, at least 1.
+        image_size: size ``(height, width)`` in pixels the model was made for; ``None`` if irrelevant or unknown.
+        margin: size of the resized copy relative to the evaluated view, its centre, >= 1.
+        interpolation: interpolation that resizes raw images for that view, ``bilinear`` or ``bicubic``.
+        divisor: value of white in raw images, above 0, by which they are divided.
+        mean: mean per channel, subtracted from inputs in [0, 1]; ``None`` for no normalisation.
+        std: standard deviation per channel, above 0; ``None`` if and only if ``mean`` is.
+        weights: tag or file name that the weights come from; ``None`` for random weights.
+        source: place where they were published.
+        licence: licence of the weights.
+        paper: reference that describes the network.
         class_names: one name for each class.
-        stages: taps, see `tutelage.submodules`, of the stages, after their activation, and last the embedding; empty
-            where no embedding is known. A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)``
-            in a transformer.
-        stage_inputs: the stages' taps before their activation, as many as ``stages``; a stage's tap itself where no
-            activation ends it or none is known, and so throughout where none are given.
-        embedding: the tap of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
-        head: name of the linear layer whose output is the logits; none where there is no such layer.
-        fresh_head: the weights' own head was replaced by a random one for another number of classes: the model is to
-            be fine-tuned, and cannot teach yet.
+        stages: taps (see `tutelage.submodules`) of the stages, after their activation, and last the embedding; empty
+            if no embedding is known. A stage is ``(batch, channels, height, width)``, or ``(batch, tokens, width)`` in
+            a transformer.
+        stage_inputs: taps of the stages before their activation, as many as ``stages``; a stage's own tap if no
+            activation is known to end it; all of them by default.
+        embedding: tap of the pooled features ``(batch, width)`` that the head reads: the last of the stages.
+        head: name of the linear layer whose output is the logits; ``None`` if there is no such layer.
+        fresh_head: whether a random head for another number of classes replaced the weights' own: the model must be
+            fine-tuned before it can teach.
 
     Raises:
         ValueError: if a number of classes, of channels, of statistics, of names or of taps contradicts another.
@@ -123,7 +123,7 @@ class Card:
         return InvalidValueError(field, expected, repr(getattr(self, field)), advice)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as a value that JSON can hold; tuples become lists, and two fields have older names there."""
+        """Return the card as a JSON value; tuples become lists, and two fields keep older names there."""
         fields = dataclasses.asdict(self).items()
         return {JSON_NAMES.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in fields}
 
@@ -132,7 +132,7 @@ class Card:
         """Read a card back.
 
         Args:
-            value: what `to_json` returned, perhaps through a JSON file; fields it lacks take their defaults.
+            value: result of `to_json`, perhaps through a JSON file; missing fields take their defaults.
 
         Raises:
             ValueError: if a field is unknown or a required one is missing.

@@ -16,16 +16,16 @@ from tutelage.models.predict import Prediction, predict
 class Classifier(nn.Module):
     """A network together with its card.
 
-    ``logits = network((x - mean) / std)``, or ``network(x)`` where the card has no statistics. The statistics are no
-    part of the state: what is saved is ``classifier.network.state_dict()``, with the names its publisher gave.
+    ``logits = network((x - mean) / std)``, or ``network(x)`` if the card has no statistics. The statistics are not part
+    of the state: only ``classifier.network.state_dict()`` is saved, with the names its publisher gave.
 
     Args:
-        network: takes ``(batch, ...)`` and returns logits ``(batch, ..., classes)`` as one tensor.
-        card: what it is.
+        network: module that takes ``(batch, ...)`` and returns logits ``(batch, ..., classes)`` as one tensor.
+        card: card of the network.
 
     Attributes:
-        network: the bare module.
-        card: the card; the statistics are read from it once, when the classifier is made.
+        network: bare module.
+        card: card of the network; its statistics are read once, when the classifier is made.
     """
 
     mean: Tensor | None
@@ -38,18 +38,23 @@ class Classifier(nn.Module):
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, None if values is None else _column(values, torch.float32), persistent=False)
 
+    @property
+    def user_code(self) -> str | None:
+        """The network's name where it is the user's own module; see `errors.explained`."""
+        return self.card.name if self.card.name.startswith(("object:", "file:")) else None
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits.
 
         Args:
             inputs: ``(batch, channels, height, width)``, floating point, values in [0, 1]; any shape and dtype that the
-                network takes where the card has no statistics.
+                network takes if the card has no statistics.
 
         Returns:
             ``(batch, classes)``; more axes in between for networks that classify more than one item per sample.
 
         Raises:
-            TypeError: if the inputs are whole numbers, or the network does not return one tensor.
+            TypeError: if the inputs are integers, or the network does not return one tensor.
             ValueError: if the number of channels is not the card's.
         """
         logits = self.network(self.normalise(inputs))
@@ -70,7 +75,7 @@ class Classifier(nn.Module):
     def normalise(self, inputs: Tensor) -> Tensor:
         """Subtract the card's mean and divide by its standard deviation, per channel.
 
-        Computed in at least float32 and returned in the dtype of the inputs.
+        This is computed in at least float32 and returned in the dtype of the inputs.
         """
         if self.mean is None or self.std is None:
             return inputs
@@ -102,7 +107,7 @@ class Classifier(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Name the model where a module is printed."""
+        """Name the model when a module is printed."""
         return f"{self.card.name}, classes={self.card.classes}"
 
 

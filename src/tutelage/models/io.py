@@ -26,9 +26,9 @@ from tutelage.tensor_files import to_bytes
 
 SUFFIX = ".safetensors"
 WRAPPERS = ("model", "state_dict", "net")
-"""Keys under which training scripts keep the state dict of a network beside other things."""
+"""Keys under which training scripts keep a network's state dict, along with other things."""
 PREFIXES = ("module.", "_orig_mod.", "network.")
-"""What data parallelism, compilation and `Classifier` put before every name."""
+"""Prefixes that data parallelism, compilation and `Classifier` put before every name."""
 DAMAGED = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -41,18 +41,18 @@ DAMAGED = (
     IndexError,
     AttributeError,
 )
-"""What readers raise on damaged files."""
+"""Errors that readers raise on damaged files."""
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict; nothing in the file is executed.
 
     Args:
-        path: a ``.safetensors`` file, or anything `torch.save` wrote: a state dict, or a mapping that holds one under
+        path: a ``.safetensors`` file, or one written by `torch.save`: a state dict, or a mapping that holds one under
             ``model``, ``state_dict`` or ``net``.
 
     Returns:
-        Tensors on the CPU by name, as the file has them.
+        Tensors by name, on the CPU, as in the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -81,7 +81,7 @@ def _content(path: Path) -> Any:
     try:
         if path.suffix == SUFFIX:
             return safetensors.torch.load_file(path)
-        # Training scripts keep their arguments beside the weights; a Namespace only holds values.
+        # Training scripts keep their arguments with the weights; a Namespace only holds values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -107,14 +107,14 @@ def _content(path: Path) -> Any:
 def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the network", path: str | Path = "") -> None:
     """Copy a state dict into a network; every name and shape must fit.
 
-    Prefixes that wrappers put before all names (``module.``, ``_orig_mod.``, ``network.``) are taken off, and a missing
-    ``num_batches_tracked``, which old checkpoints lack, stays what it is.
+    Prefixes that wrappers put before all names (``module.``, ``_orig_mod.``, ``network.``) are removed. A missing
+    ``num_batches_tracked``, which old checkpoints lack, stays unchanged.
 
     Args:
-        network: gets the weights in place.
+        network: network that gets the weights, in place.
         state: tensors by name.
-        name: what the network is called in an error.
-        path: where the state was read, for an error.
+        name: name of the network in error messages.
+        path: file that the state was read from, for error messages.
 
     Raises:
         ValueError: if names are missing or unknown, or shapes differ.
@@ -150,7 +150,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
 
 
 def unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what stands before every name of a state and before no name that is expected."""
+    """Remove prefixes that every name of a state has and no expected name has."""
     state = dict(state)
     while True:
         prefix = next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None)
@@ -167,11 +167,11 @@ def _some(names: Any, most: int = 3) -> str:
 def fingerprint(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
     """Name a network's weights: the first 16 hex digits of a SHA-256.
 
-    Over names, in order, with each tensor's dtype, shape and bytes: the same on any device and in any memory format,
-    another for one flipped bit. Of a `Classifier`, its bare network counts.
+    It covers the names, in order, with each tensor's dtype, shape and bytes: equal on any device and in any memory
+    format, different after one flipped bit. For a `Classifier`, its bare network counts.
 
     Raises:
-        TypeError: if a state holds something else than tensors.
+        TypeError: if a state holds anything other than tensors.
     """
     if isinstance(module_or_state, Classifier):
         module_or_state = module_or_state.network
@@ -184,7 +184,7 @@ def fingerprint(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
                 "state", "tensors alone", f"{type(value).__name__} under {name!r}", "leave extra state out"
             )
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        # reshape on a channels-last tensor would keep its order of bytes in memory, so contiguous comes first
+        # reshape would keep a channels-last tensor's order of bytes in memory, so contiguous comes first
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
@@ -196,20 +196,20 @@ def parameters(module: nn.Module) -> int:
 
 
 def save(classifier: Classifier, folder: str | Path) -> Path:
-    """Write a classifier so that `create` makes it again from the folder's path.
+    """Write a classifier so that `create` can rebuild it from the folder's path.
 
     ``student.safetensors`` holds the bare network's state under its published key names; ``student.json`` holds
-    ``{"card": {...}, "name": ...}``, the name being the one that the network is built by. Both are replaced as a whole.
+    ``{"card": {...}, "name": ...}``, where the name is the one that the network is built by. Both files are replaced
+    atomically.
 
     Args:
-        classifier: what to save; neither copied to another device nor changed.
-        folder: made where it does not exist.
+        classifier: classifier to save; neither copied to another device nor changed.
+        folder: folder to write to; created if it does not exist.
 
     Returns:
         The path of the weights.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / records.STUDENT
     records.write_bytes(path, to_bytes(classifier.network.state_dict()))
     records.write_json(folder / records.CARD, {"card": classifier.card.to_json(), "name": classifier.card.name})
@@ -230,5 +230,5 @@ def read_card(folder: Path) -> Card:
         raise InvalidValueError(
             "model", f"a card in {path}", f"one that cannot be read ({error})", "save the student anew"
         ) from error
-    # The saved head is the one that was trained, however it came to be.
+    # The saved head is the trained one, whatever its origin.
     return dataclasses.replace(card, weights=f"{folder.resolve().name}/{records.STUDENT}", fresh_head=False)

@@ -1,4 +1,4 @@
-"""From raw images to classes: files, PIL images or 8-bit arrays, seen as the evaluation saw them."""
+"""From raw images to classes: files, PIL images or 8-bit arrays, preprocessed as in the evaluation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Prediction(NamedTuple):
-    """What a classifier says about one image.
+    """A classifier's prediction for one image.
 
     Attributes:
-        label: the likeliest class.
-        name: of that class, where the card has names.
-        probability: that the classifier gives it.
+        label: likeliest class.
+        name: name of that class, if the card has names.
+        probability: probability that the classifier gives it.
     """
 
     label: int
@@ -34,17 +34,17 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     """Classify raw images.
 
     Args:
-        classifier: takes values in [0, 1]; its mode is as before afterwards.
-        card: how it sees images, and its classes' names.
-        images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``.
+        classifier: classifier that takes values in [0, 1]; its mode is restored.
+        card: card that says how it sees images and what its classes are called.
+        images: one image or a sequence: paths, PIL images, or uint8 arrays ``(height, width[, channels])``.
 
     Returns:
         One prediction per image.
 
     Raises:
-        TypeError: something is none of these.
-        FileNotFoundError: a path is none.
-        ValueError: an image is brighter than the card's white.
+        TypeError: if something is none of these.
+        FileNotFoundError: if a path does not exist.
+        ValueError: if an image is brighter than the card's white.
     """
     sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not sequence:
@@ -63,7 +63,7 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
 
 
 def _view(image: Any, card: Card) -> Tensor:
-    """The evaluation view: resized to cover the card's size times its margin, centre crop, values in [0, 1]."""
+    """Return the evaluation view: resized to cover the card's size times its margin, centre crop, values in [0, 1]."""
     decoded = convert(as_image(image), channels=card.channels)
     pixels, white = pixels_of(decoded), card.divisor
     if pixels.max() > white:
@@ -75,7 +75,7 @@ def _view(image: Any, card: Card) -> Tensor:
         )
     if card.image_size is not None:
         height, width = card.image_size
-        if card.margin != 1 or decoded.size != (width, height):  # in all 8 bits before the resize rounds, as in data
+        if card.margin != 1 or decoded.size != (width, height):  # 8 bits before the resize rounds, as in data
             decoded, white = image_of(rescale(pixels, 255 / white)), 255.0
         layout = Layout(height, width, card.channels, card.margin)
         pixels = centre(decoded, layout, interpolation=card.interpolation)

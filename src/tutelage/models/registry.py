@@ -1,4 +1,4 @@
-"""From a name to a classifier: the sources, and what they share (seed, local weights, another head)."""
+"""From a name to a classifier: the sources, and what they share (seed, local weights, a new head)."""
 
 from __future__ import annotations
 
@@ -34,28 +34,29 @@ def create(
     """Make the classifier that a name stands for.
 
     A name fixes its weights: ``timm:resnet18.a1_in1k`` those of the tag, ``timm:resnet18`` random ones, a run's folder
-    its student's. Where ``classes`` differ from what the weights were trained for, they are loaded with their own head,
-    which a fresh one then replaces, and the card says ``fresh_head``: that is fine-tuning.
+    its student's. If ``classes`` differs from the weights' own number, they are loaded with their own head, which a
+    fresh one then replaces, and the card says ``fresh_head``: that is for fine-tuning.
 
     Args:
-        name: ``cifar:resnet20``, ``mlp:64``, ``timm:arch[.tag]``, ``torchvision:arch[.WEIGHTS]``,
+        name: name such as ``cifar:resnet20``, ``mlp:64``, ``timm:arch[.tag]``, ``torchvision:arch[.WEIGHTS]``,
             ``file:path.py:function``, or the path of a folder with a saved student.
-        classes: size of the logits; none for the model's own.
-        channels: input channels; of a saved student its own.
-        image_size: ``(height, width)`` in pixels; none for the model's own.
-        weights: a local checkpoint in place of the name's own weights: ``.safetensors``, or a file of
+        classes: number of classes; ``None`` for the model's own.
+        channels: number of input channels; a saved student keeps its own.
+        image_size: size ``(height, width)`` in pixels; ``None`` for the model's own.
+        weights: local checkpoint that replaces the name's own weights: ``.safetensors``, or a file written by
             `torch.save`; nothing in it is executed.
-        seed: fixes random weights, alone; no global generator is read or moved.
-        trust_code: allow ``file:`` names, which run code: all of them, or these.
+        seed: seed that alone determines random weights; no global generator is read or advanced.
+        trust_code: whether ``file:`` names, which run code, are allowed: all of them, or only these.
 
     Returns:
         The classifier, on the CPU, in training mode.
 
     Raises:
-        TypeError: if the name is no string.
+        TypeError: if the name is not a string.
         ValueError: if a name is unknown, or an argument does not fit it; the message says what to type.
-        FileNotFoundError: if a path is none.
+        FileNotFoundError: if a path does not exist.
         ConnectionError: if the weights of a tag cannot be fetched.
+        StorageError: if they cannot be written to the cache of their library.
 
     Example:
         >>> student = create("cifar:resnet8", classes=10)
@@ -72,7 +73,7 @@ def create(
     saved = Path(name)
     prefix, colon, path = name.partition(":")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would move the generators of accelerators too, which are not forked
+        # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
         if colon and prefix in _SOURCES:
             spec = _SOURCES[prefix](path, request)
@@ -86,7 +87,7 @@ def create(
                 f"{name!r}, which lacks them",
                 "finish the run, or name another folder",
             )
-        elif "/" in name and not colon:
+        elif name != saved.name and (not colon or saved.is_absolute()):  # On Windows a path may have a colon.
             raise NotFoundError(
                 "model", "a run's folder", f"{name!r}, which is not there", "train it first, or check the path"
             )
@@ -100,13 +101,18 @@ def create(
 
 
 def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
-    """Make the network with the weights that its name fixes: a tag's, or random ones."""
+    """Make the network with the weights that its name determines: a tag's, or random ones."""
     if spec.fetch is None:
         return spec.build(classes=spec.card.classes), spec.card
     name = spec.card.name
     try:
         return spec.fetch(), spec.card
     except OSError as error:
+        if isinstance(error, PermissionError) or error.errno in records.DISK:
+            cache = "set TORCH_HOME (torchvision) or HF_HOME (timm) to another folder"
+            raise records.storage_error(
+                error, f"the weights of {name}", folder=Path(torch.hub.get_dir()), elsewhere=cache
+            ) from error
         raise NetworkError(
             "model",
             f"to fetch the weights of {name} from its publisher",
@@ -116,7 +122,7 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
 
 
 def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Module, Card]:
-    """Make the network with a checkpoint's weights, and with its own classes where ``classes`` need a new head."""
+    """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head."""
     card = spec.card
     network = spec.build(classes=card.classes)
     state = io.unprefixed(io.read(path), network.state_dict())
@@ -129,7 +135,7 @@ def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Mod
 
 
 def _described(network: nn.Module, card: Card) -> Classifier:
-    """Fill in where features can be read, unless the source knows it."""
+    """Fill in where features can be read, unless the source says it."""
     if card.head is None:
         card = dataclasses.replace(card, **structure.read(network, classes=card.classes)._asdict())
     return Classifier(network, card)
@@ -152,7 +158,7 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
         dataclasses.replace(request, classes=card.classes, channels=card.channels, image_size=size, tagged=False),
     )
     weights = card.weights if request.tagged else None
-    # Where features are read is a fact of the network, which an older card may lack.
+    # Where features are read is a fact of the network that an older card may lack.
     known = {field: getattr(built.card, field) for field in structure.Structure._fields}
     return ModelSpec(card=dataclasses.replace(card, image_size=size, weights=weights, **known), build=built.build)
 
@@ -165,17 +171,17 @@ def adopt(
     channels: int = 3,
     image_size: tuple[int, int] | None = None,
 ) -> Classifier:
-    """Wrap a module of the user's own, whose inputs are not normalised.
+    """Wrap a user's module, whose inputs are not normalised.
 
     Args:
-        module: returns logits; a `Classifier` is returned as it is.
-        name: what to call it. Such a name rebuilds nothing.
-        classes: size of the logits; none for that of the last linear layer.
-        channels: input channels.
-        image_size: ``(height, width)`` in pixels.
+        module: module that returns logits; a `Classifier` is returned unchanged.
+        name: name of the classifier; nothing can be rebuilt from it.
+        classes: number of classes; ``None`` for that of the last linear layer.
+        channels: number of input channels.
+        image_size: size ``(height, width)`` in pixels.
 
     Raises:
-        TypeError: if it is no module.
+        TypeError: if it is not a module.
         ValueError: if no classes are given and the module has no linear layer.
     """
     if isinstance(module, Classifier):
@@ -189,5 +195,5 @@ def adopt(
 
 
 def available() -> list[tuple[str, str]]:
-    """Return what can be created: each name, or pattern of names, and a line about it."""
+    """Return what can be created: each name or pattern of names, with a line about it."""
     return [*(row for module in _MODULES for row in module.LISTED), ("PATH", "the folder of a run: its student")]

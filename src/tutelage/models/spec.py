@@ -15,28 +15,28 @@ from tutelage.models.card import Card
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """What the caller asks of a model besides its name."""
+    """What the caller requests of a model besides its name."""
 
-    classes: int | None = None  # none for the model's own
-    channels: int = 3  # input channels
-    image_size: tuple[int, int] | None = None  # ``(height, width)`` in pixels; none for the model's own
-    # whether a file of the user's own may be run: any, or those of these names
+    classes: int | None = None  # number of classes; None for the model's own
+    channels: int = 3  # number of input channels
+    image_size: tuple[int, int] | None = None  # ``(height, width)`` in pixels; None for the model's own
+    # whether a user's file may be run: any, or only those of these names
     trust_code: bool | frozenset[str] = False
-    tagged: bool = True  # whether the name's tag may fetch weights; without, it fixes the card alone
+    tagged: bool = True  # whether the name's tag may fetch weights; if not, it determines the card alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """How to make the model that a name stands for."""
 
-    card: Card  # with the number of classes that the name's own weights have, or that were asked for
-    build: Callable[..., nn.Module]  # makes the network with random weights; called with ``classes=``
-    # makes the network with the weights that the name's tag fixes, raises OSError without connection; none without tag
+    card: Card  # card with the number of classes of the name's own weights, or of the request
+    build: Callable[..., nn.Module]  # function that makes the network with random weights; called with ``classes=``
+    # function that makes it with the weights of the name's tag, raises OSError without connection; None without tag
     fetch: Callable[[], nn.Module] | None = None
 
 
 def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> InvalidValueError:
-    """Make the error for a name that no source knows, with the nearest of the known ones, and what lists them all."""
+    """Make the error for a name that no source knows, with the nearest known names and the command that lists them."""
     full = {name.casefold(): name for name in known}
     candidates = {folded.partition(":")[2]: name for folded, name in full.items()} | full
     near = dict.fromkeys(candidates[m] for m in difflib.get_close_matches(name.casefold(), candidates, n=4, cutoff=0.6))

@@ -2,13 +2,13 @@
 
 What is read:
 
-- the head: where `find_head` finds a linear layer that gives as many values as there are classes;
-- the embedding: what the head reads;
-- the stages, by the first of these that the network has: timm's ``feature_info``; children ``layer1``, ``layer2``, ...
-  or ``stage2``, ``stage3``, ... that are sequences, behind a stem's ``relu`` where there is one; a sequence
+- the head: if `find_head` finds a linear layer with as many outputs as there are classes;
+- the embedding: the head's input;
+- the stages, from the first of these that the network has: timm's ``feature_info``; children ``layer1``, ``layer2``,
+  ... or ``stage2``, ``stage3``, ... that are sequences, after a stem's ``relu`` if there is one; a sequence
   ``features``, cut where the resolution changes; a sequence of blocks of tokens ``encoder.layers``. Any other network,
-  and one whose maps have their channels last, has no stages;
-- a stage's value before its activation: where its last module is an activation, or a block of `LAST`.
+  or one whose maps have their channels last, has no stages;
+- a stage's value before its activation: if its last module is an activation, or a block in `LAST`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ LAST = {
     "timm.models.resnet.BasicBlock": "act2",
     "timm.models.resnet.Bottleneck": "act3",
 }
-"""Blocks whose output is that activation's; one that a block uses several times comes last there."""
+"""Blocks whose output is that activation's; if a block uses it several times, its last use is the output."""
 
 
 class Structure(NamedTuple):
-    """A card's fields that name submodules; see `Card`."""
+    """The card's fields that name submodules; see `Card`."""
 
     stages: tuple[str, ...] = ()
     stage_inputs: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ class Structure(NamedTuple):
 
 
 def read(network: nn.Module, *, classes: int) -> Structure:
-    """Look at a network's structure.
+    """Read a network's structure.
 
     Args:
         network: any module; it is neither called nor changed.
-        classes: how many values its head gives.
+        classes: number of outputs of its head.
 
     Returns:
-        The submodules; none at all where no head is found, as the last of the stages is then not known.
+        The submodules; none at all if no head is found, as the last stage is then unknown.
     """
     found = find_head(network, classes=classes)
     if found is None or found.joint or not isinstance(found.layer, nn.Linear) or found.classes != classes:
@@ -87,9 +87,9 @@ def _stages(network: nn.Module) -> Iterator[str]:
 
 
 def _cut(sequence: nn.Sequential) -> list[str]:
-    """Name the last child at each resolution; none where only the first child changes it."""
+    """Name the last child at each resolution; none if only the first child changes it."""
     children = list(sequence.named_children())
-    # Trailing pooling is the head's, and what follows a trailing normalisation may be written over it.
+    # Trailing pooling is the head's, and a later module may write over a trailing normalisation's output.
     while children and isinstance(children[-1][1], (*POOLS, nn.BatchNorm2d)):
         children.pop()
     pairs = zip(children, [*children[1:], None], strict=True)
@@ -116,13 +116,13 @@ def _before(name: str, module: nn.Module) -> str:
 
 
 def head_classes(network: nn.Module) -> int | None:
-    """Return how many values a network's last linear layer gives, or none if it has no such layer."""
+    """Return the number of outputs of a network's last linear layer, or ``None`` if it has none."""
     head = find_head(network)
     return None if head is None else head.classes
 
 
 def stored_classes(state: dict[str, Tensor], network: nn.Module, *, classes: int) -> int | None:
-    """Return how many classes a checkpoint's head has, or none if it lacks the head that the network has."""
+    """Return the number of classes of a checkpoint's head, or ``None`` if it lacks the network's head."""
     head = find_head(network, classes=classes)
     weight = None if head is None else state.get(f"{head.path}.weight")
     return None if weight is None or weight.dim() < 2 else weight.shape[0]

@@ -1,7 +1,6 @@
 """Numbers that are found once, before training, from the frozen teacher's logits on training samples.
 
-They are rounded to four significant digits: further digits are sampling noise, and a rounded number is short enough to
-be typed.
+They are rounded to four significant digits: further digits are sampling noise, and a short number is easy to type.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from tutelage.objectives.term import BindContext
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
 SHARE = 3.0
-"""The initial gradient of a term with an automatic weight, as a multiple of cross-entropy's."""
+"""Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's."""
 FLAT_GAMMA = 0.25
-"""The power whose mean entropy an automatic gamma of another mapping has: that of a temperature of 4."""
+"""Power whose mean entropy an automatic gamma of another mapping matches: that of a temperature of 4."""
 
 _ROWS = 1024
 _DIGITS = 4
@@ -30,11 +29,11 @@ def balanced_weight(term: Term, context: BindContext) -> float:
     """Find the weight that makes a term's gradient `SHARE` times as large as cross-entropy's for a uniform student.
 
     ``beta = SHARE * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
-    ``||q0 - onehot(y)|| = sqrt((K - 1) / K)`` whatever the label; ``g`` is the gradient of a sample's term by the
-    student's logits, which for a matching term is ``w * (q0 - p_f)``.
+    ``||q0 - onehot(y)|| = sqrt((K - 1) / K)`` whatever the label; ``g`` is the gradient of a sample's term
+    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``.
 
     Raises:
-        ValueError: the context lacks the teacher's logits or they are not finite, the term's gradient is 0 on all of
+        ValueError: if the context lacks the teacher's logits or they are not finite, the term's gradient is 0 on all of
             them, or the term reads something besides logits.
     """
     needs = term.needs
@@ -46,7 +45,7 @@ def balanced_weight(term: Term, context: BindContext) -> float:
             "type for example beta=3.0",
         )
     logits = _logits(context, "an automatic beta")
-    # A coupled term has another value on a part of the samples.
+    # A coupled term has a different value on part of the samples.
     chunks = [logits] if needs.coupled else logits.split(_ROWS)
     size = torch.cat([_gradient(term, chunk.double()).norm(dim=-1) for chunk in chunks]).mean().item()
     classes = logits.shape[-1]
@@ -61,16 +60,16 @@ def balanced_weight(term: Term, context: BindContext) -> float:
 
 
 def equally_flat(name: str, context: BindContext) -> float:
-    """Find the gamma of a mapping at which the transformed teacher is as flat as that of the power at `FLAT_GAMMA`.
+    """Find the gamma at which a mapping makes the teacher as flat as the power does at `FLAT_GAMMA`.
 
-    As flat means the same mean Shannon entropy on training samples, which falls as gamma rises: found by bisection.
+    Equally flat means the same mean Shannon entropy on training samples. It falls as gamma rises, so bisect.
 
     Args:
-        name: of the mapping, one of `targets.TRANSFORMS`.
-        context: with the teacher's logits.
+        name: name of the mapping, one of `targets.TRANSFORMS`.
+        context: context with the teacher's logits.
 
     Raises:
-        ValueError: the teacher's logits are missing or not finite, or no gamma is flat enough.
+        ValueError: if the teacher's logits are missing or not finite, or no gamma is flat enough.
     """
     if name == "power":
         return FLAT_GAMMA
@@ -99,7 +98,7 @@ def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> floa
     """Find the mean over training samples of a sample weight, a function of the teacher's log-probabilities.
 
     Raises:
-        ValueError: the teacher's logits are missing or not finite, or the weight is 0 on all of them.
+        ValueError: if the teacher's logits are missing or not finite, or the weight is 0 on all of them.
     """
     log_probs = _logits(context, "a weight normalised over the training set").double().log_softmax(dim=-1)
     mean = _mean(weigh, log_probs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,21 @@ from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projectio
 class BoundObjective(nn.Module):
     """An objective bound to one run.
 
-    Whatever precision the networks ran in, the terms are computed in float32 at least, with autocast switched off.
-    The teacher gets no gradient, nor do its features where a term maps them.
+    Whatever the networks' precision, the terms are computed in at least float32, with autocast switched off.
+    The teacher gets no gradient, nor do its features if a term maps them.
 
     Attributes:
-        needs: what the terms read.
-        target_gamma: the exponent of the transformed teacher that is matched, if any.
+        needs: requirements of the terms.
+        target_gamma: exponent of the transformed teacher that is matched, if any.
         supervised: names of the terms whose means are over labelled samples.
-        schedules: of the terms' weights and of the terms themselves: what `Progress.scheduled` may hold.
-        pair: names of the cross-entropy and of a loss of logits beside it that can be computed at once; none without.
-        fused: compute them so.
-        resolved: numbers that were computed at binding, by term and argument; empty where nothing is ``auto``. Typed in
+        schedules: schedules of the terms' weights and of the terms themselves, for `Progress.scheduled`.
+        pair: names of the cross-entropy and a loss of logits that can be computed at once; ``None`` without such.
+        fused: whether these are computed at once.
+        resolved: numbers that were computed at binding, by term and argument; empty if nothing is ``auto``. Typed in
             place of ``auto``, they give the same run.
     """
+
+    user_code: ClassVar[None] = None  # a term of the user's has functions of its own, which `errors.explained` names
 
     def __init__(
         self, calls: Sequence[PresetCall], context: BindContext, *, needs: Requirements, target_gamma: float | None
@@ -59,7 +61,7 @@ class BoundObjective(nn.Module):
         numbered = [*self._weights.values()]
         numbered += [number for term in self.terms.values() for number in getattr(term, "scheduled", ())]
         self.schedules = tuple(dict.fromkeys(number for number in numbered if isinstance(number, Schedule)))
-        # One list per preset call, in the order of the terms: terms of one call share a map, those of two calls do not.
+        # One list per preset call, in the order of the terms: terms share maps within a call, not across calls.
         self.projectors = nn.ModuleList()
         self._calls: list[_BoundCall] = []
         names = iter(self._weights)
@@ -89,18 +91,18 @@ class BoundObjective(nn.Module):
         """Compute the loss of one (micro-)batch.
 
         Args:
-            student: its outputs.
-            teacher: its outputs; may be none where no term needs them.
-            batch: the samples.
-            progress: where in the run this is.
-            totals: what means divide by; by default the counts of this batch.
+            student: student's outputs.
+            teacher: teacher's outputs; may be ``None`` if no term needs them.
+            batch: samples.
+            progress: position in the run.
+            totals: divisors of the means; by default the counts of this batch.
 
         Returns:
             The weighted sum, ``()``, and each term's mean.
         """
         with torch.autocast(student.logits.device.type, enabled=False):
             fused = self._fused_values(student, teacher, batch) if self.fused else {}
-            if len(fused) < len(self.names):  # Where nothing else reads the logits, no wide copies of them are made.
+            if len(fused) < len(self.names):  # Wide copies only if something else reads the logits.
                 student = _mapped(student, _widened)
                 teacher = None if teacher is None else _mapped(teacher, _detached)
             local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
@@ -122,7 +124,7 @@ class BoundObjective(nn.Module):
             return Loss(torch.stack(weighted).sum(), parts)
 
     def _fused_values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Return the values of the terms that are computed at once, by name."""
+        """Return the values of the fused terms, by name."""
         if self.pair is None:
             return {}
         loss = cast(LogitLoss, self.terms[self.pair[1]].applied)
@@ -131,7 +133,7 @@ class BoundObjective(nn.Module):
 
 
 def count(batch: Batch, logits: Tensor) -> Totals:
-    """Count a batch's samples, and those that have a label, without leaving the device."""
+    """Count a batch's samples, and those with a label, without leaving the device."""
     samples = logits.new_full((), logits.shape[:-1].numel(), dtype=torch.float32)
     if batch.labels.is_floating_point():
         return Totals(samples, samples)
@@ -139,15 +141,15 @@ def count(batch: Batch, logits: Tensor) -> Totals:
 
 
 class _BoundCall(NamedTuple):
-    """One preset call: its terms' names, its projected features, and what it gathers, if it does."""
+    """One preset call: its terms' names, its projected features, and what it gathers, if anything."""
 
     names: tuple[str, ...]
-    routes: dict[str, tuple[str, int | None]]  # by projected feature: its tap, and which map is applied to it, if any
+    routes: dict[str, tuple[str, int | None]]  # by projected feature: its tap, and the index of its map, if any
     gathers: Requirements | None
 
 
 def _fusible(terms: Mapping[str, nn.Module]) -> tuple[str, str] | None:
-    """Return the names of the first cross-entropy and the first loss of logits that `kernels` has a form of."""
+    """Return the names of the first cross-entropy and the first loss of logits that `kernels` can fuse."""
     bound = {name: getattr(term, "applied", None) for name, term in terms.items()}
     applied = {name: loss for name, loss in bound.items() if isinstance(loss, partial)}
     supervised = [
@@ -172,12 +174,12 @@ def _mean(values: Tensor, needs: Requirements, batch: Batch, totals: Totals) -> 
         return values * (len(batch.index) / totals.samples)
     if needs.labels == "none":
         return values.sum() / totals.samples
-    # Counts of several processes are divided by their number: of one label among two, the count is a half.
+    # Counts are divided by the number of processes: one label among two processes counts a half.
     return values.sum() / torch.where(totals.labelled > 0, totals.labelled, 1.0)
 
 
 class _Inputs(NamedTuple):
-    """What terms read, and what their means divide by."""
+    """Inputs of terms, and the divisors of their means."""
 
     student: Outputs
     teacher: Outputs | None
@@ -186,20 +188,20 @@ class _Inputs(NamedTuple):
 
 
 def _of_all_processes(local: _Inputs, needs: Requirements, *, counted: bool) -> _Inputs:
-    """Gather what ``needs`` names of all processes' shares; ``counted``: the totals are the counts of this share."""
+    """Gather all processes' shares of what ``needs`` names; if ``counted``, the totals count this share alone."""
     student, teacher, batch = gathering.gathered(
         *local[:3], student_taps=needs.student_taps, teacher_taps=needs.teacher_taps
     )
     if counted:
         return _Inputs(student, teacher, batch, count(batch, student.logits))
-    # Counts were divided by the number of processes for shares of the sum; here each process has the whole of it.
+    # Counts were divided by the number of processes for shares of the sum; here each process has the whole sum.
     return _Inputs(student, teacher, batch, Totals(*(total * gathering.processes() for total in local.totals)))
 
 
 def _projectors(
     projections: Sequence[Projection], context: BindContext
 ) -> tuple[nn.ModuleList, dict[str, tuple[str, int | None]]]:
-    """Build the maps of one preset call: one per pair of taps and kind, none where the shapes agree and may."""
+    """Build the maps of one preset call: one per pair of taps and kind, unless equal shapes need none."""
     maps, routes = nn.ModuleList(), {}
     built: dict[tuple[str, str, str], int] = {}
     for projection in projections:

@@ -1,7 +1,7 @@
-"""A step's samples of all processes, in the order of their ranks: what a batch-coupled term reads where it gathers.
+"""A step's samples of all processes, in the order of their ranks, for batch-coupled terms that gather.
 
 Shares may be unequal: they are padded to the longest, sent, and cut. Without a process group, or with one process,
-everything is returned as it is.
+everything is returned unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def processes() -> int:
 
 
 def shares(rows: Tensor) -> list[int]:
-    """Return how many rows each process has, given this process's, ``(batch, ...)``. The host waits for the sizes."""
+    """Return the number of rows of each process, given this one's, ``(batch, ...)``. The host waits for the sizes."""
     if processes() == 1:
         return [len(rows)]
     sizes = [torch.empty(1, dtype=torch.int64, device=rows.device) for _ in range(processes())]
@@ -31,7 +31,7 @@ def shares(rows: Tensor) -> list[int]:
 
 @torch.no_grad()
 def constant(rows: Tensor, lengths: list[int]) -> Tensor:
-    """Return all processes' rows, without gradient, given this process's and what `shares` returned."""
+    """Return all processes' rows, without gradient, given this process's rows and the result of `shares`."""
     if len(lengths) == 1:
         return rows.detach()
     padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
@@ -42,9 +42,9 @@ def constant(rows: Tensor, lengths: list[int]) -> Tensor:
 
 
 def differentiable(rows: Tensor, lengths: list[int]) -> Tensor:
-    """Return all processes' rows; the gradient of this process's is the sum of their gradients in all processes.
+    """Return all processes' rows; the gradient of this process's rows is the sum of their gradients in all processes.
 
-    Where each process computes the same value of them, that is the number of processes times its gradient. So once DDP
+    If each process computes the same value from them, that is the number of processes times its gradient. So once DDP
     has averaged the parameters' gradients over the processes, they are those of the value itself.
     """
     return rows if len(lengths) == 1 else _Gather.apply(rows, lengths)
@@ -74,7 +74,7 @@ def gathered(
 ) -> tuple[Outputs, Outputs | None, Batch]:
     """Return both networks' outputs for all processes' samples, and the samples without their inputs.
 
-    Features at other taps are left out. Gradients of the student's outputs flow back to each process's own.
+    Features at other taps are left out. Gradients of the student's outputs flow back to the process they came from.
     """
     lengths = shares(batch.index)
     if len(lengths) == 1:
@@ -86,6 +86,6 @@ def gathered(
     all_teacher = teacher and Outputs(
         constant(teacher.logits, lengths), {tap: constant(teacher.taps[tap], lengths) for tap in teacher_taps}
     )
-    # Images are most of a batch's bytes and no term reads them: an empty tensor takes their place.
+    # Images are most of a batch's bytes, and no term reads them: an empty tensor takes their place.
     empty = batch.inputs.new_empty((sum(lengths), 0))
     return all_student, all_teacher, Batch(constant(batch.index, lengths), empty, constant(batch.labels, lengths))

@@ -23,15 +23,15 @@ class Objective:
 
         objective = objectives.wttm(gamma=0.1, beta=3.0) + 0.5 * objectives.confidence_penalty(weight=0.1)
 
-    The mean of a supervised term is over labelled samples, of any other over all samples, in both cases of a whole
-    optimizer step: all micro-batches and all processes.
+    The mean of a supervised term is over labelled samples, that of any other over all samples; both cover a whole
+    optimizer step, with all micro-batches and all processes.
     """
 
     pieces: tuple[PresetCall, ...]
 
     @classmethod
     def of(cls, *parts: WeightedTerm) -> Objective:
-        """Make an objective of terms put together by hand."""
+        """Make an objective from terms put together by hand."""
         return cls((PresetCall(parts),))
 
     def __add__(self, other: Objective) -> Objective:
@@ -56,18 +56,18 @@ class Objective:
     __rmul__ = __mul__
 
     def gathered(self) -> Objective:
-        """Return the objective with every piece that couples a batch's samples computed on all processes' samples.
+        """Return the objective with all its batch-coupled parts computed on the samples of all processes.
 
-        By default each of several processes computes a batch-coupled term on its share of the batch, and the mean over
-        the shares counts: `losses.itrd_mutual`, for example, never sees two samples of different shares. Gathered,
-        value and gradient are those of one process on the whole batch, at the cost of sending logits and features, and
-        of every process computing the whole term. With one process nothing changes.
+        By default, each of several processes computes a batch-coupled term on its share of the batch, and the mean over
+        the shares counts: `losses.itrd_mutual`, for example, never sees two samples from different shares. Gathered,
+        value and gradient are those of one process on the whole batch, at the cost of sending logits and features and
+        of computing the whole term in every process. With one process nothing changes.
 
-        Samples come in the order of the processes' ranks, without their inputs. A term that draws numbers draws
-        separately in each process; the gradient is the mean over the draws.
+        Samples come in the order of the processes' ranks, without their inputs. A term that draws random numbers does
+        so separately in each process; the gradient is the mean over the draws.
 
         Raises:
-            ValueError: nothing in the objective couples samples, so that there is nothing to gather for.
+            ValueError: if nothing in the objective couples samples, so there is nothing to gather.
 
         Example:
             >>> from tutelage import objectives
@@ -92,7 +92,7 @@ class Objective:
 
     @property
     def parts(self) -> Iterator[tuple[WeightedTerm, float]]:
-        """Each term with the factor on its weight; names are made unique by a number."""
+        """Each term with the factor on its weight; a number makes names unique."""
         return named_parts(self.pieces)
 
     @property
@@ -102,31 +102,31 @@ class Objective:
 
     @property
     def needs(self) -> Requirements:
-        """What all the terms need together."""
+        """The joint requirements of all terms."""
         return joint_needs(part for part, _ in self.parts)
 
     @property
     def target_gamma(self) -> float | None:
-        """The exponent of the transformed teacher that is matched; none where no term has one, or two differ in it."""
+        """The exponent of the transformed teacher that is matched; ``None`` if no term has one, or two terms differ."""
         gammas = {part.term.target_gamma for part, _ in self.parts} - {None}
         return gammas.pop() if len(gammas) == 1 else None
 
     @property
     def read_at(self) -> frozenset[float | None]:
-        """The exponents at which terms read the teacher's logits: by ``p_gamma`` and ``U_gamma`` alone.
+        """The exponents at which terms read the teacher's logits through ``p_gamma`` and ``U_gamma`` alone.
 
-        ``None`` is among them where a term reads the logits in another way. Empty where no term reads them. A term that
-        reads features and has no exponent is taken to read nothing else.
+        ``None`` is among them if a term reads the logits in another way. Empty if no term reads them. A term that reads
+        features and has no exponent is taken to read nothing else.
         """
         return frozenset(gamma for part, _ in self.parts for gamma in _read_at(part.term))
 
     def weights(self) -> dict[str, Any]:
-        """Return each term's weight by name: a number, or a schedule as a recipe writes it."""
+        """Return each term's weight by name: a number, or a schedule as written in a recipe."""
         return {part.name: weight_to_recipe(scaled(part.weight, scale)) for part, scale in self.parts}
 
     @property
     def spec(self) -> ObjectiveSpec:
-        """The objective as plain data: what a recipe holds of it."""
+        """The objective as plain data, as held by a recipe."""
         if any(piece.preset is None for piece in self.pieces):
             return ObjectiveSpec(weights=self.weights())
         return ObjectiveSpec(
@@ -142,12 +142,12 @@ class Objective:
         )
 
     def to_recipe(self) -> list[dict[str, Any]]:
-        """Return the objective as a recipe writes it: ``[{preset: {argument: value}, scale: number}, ...]``.
+        """Return the objective as written in a recipe: ``[{preset: {argument: value}, scale: number}, ...]``.
 
         An entry that gathers has ``gather: true`` beside the preset.
 
         Raises:
-            ValueError: a term was put together by hand, so no preset call makes it.
+            ValueError: if a term was put together by hand, so that no preset call makes it.
         """
         if self.spec.weights is not None:
             raise InvalidValueError(
@@ -159,7 +159,7 @@ class Objective:
         return list(self.spec.to_recipe())
 
     def bind(self, context: BindContext = BindContext()) -> BoundObjective:  # noqa: B008  it is immutable
-        """Build the objective's fresh module for one run; nothing is shared between two of them."""
+        """Build a fresh module of the objective for one run; no two of them share anything."""
         return BoundObjective(self.pieces, context, needs=self.needs, target_gamma=self.target_gamma)
 
 

@@ -39,7 +39,7 @@ def conv(student: Shape, teacher: Shape) -> nn.Module:
 
 
 def conv1x1_bn(student: Shape, teacher: Shape) -> nn.Module:
-    """Return a 1x1 convolution without a bias and a batch norm; height and width stay the student's."""
+    """Return a 1x1 convolution without a bias, and a batch norm; height and width stay the student's."""
     _maps("conv1x1_bn", student, teacher)
     return nn.Sequential(nn.Conv2d(student[0], teacher[0], 1, bias=False), nn.BatchNorm2d(teacher[0]))
 
@@ -47,7 +47,7 @@ def conv1x1_bn(student: Shape, teacher: Shape) -> nn.Module:
 def connector(student: Shape, teacher: Shape) -> nn.Module:
     """Return a convolution with a bias and a batch norm on maps, for values before an activation.
 
-    The convolution is that of a `regressor`: 1x1 where the sizes agree.
+    The convolution is that of a `regressor`: 1x1 if the sizes agree.
     """
     return nn.Sequential(_reaching("connector", student, teacher), nn.BatchNorm2d(teacher[0]))
 
@@ -55,9 +55,8 @@ def connector(student: Shape, teacher: Shape) -> nn.Module:
 def regressor(student: Shape, teacher: Shape) -> nn.Module:
     """Return FitNet's regressor on maps: a convolution with a bias, a batch norm and a ReLU.
 
-    The convolution is 3x3 at stride 2 where the student's map is twice as large, a transposed 4x4 at stride 2 where it
-    is half as large; where it is larger otherwise it has no padding, and a kernel that leaves the teacher's size, which
-    is 1x1 where the sizes agree.
+    The convolution is 3x3 at stride 2 if the student's map is twice as large, and a transposed 4x4 at stride 2 if it is
+    half as large; otherwise it has no padding and the kernel that gives the teacher's size, 1x1 if the sizes agree.
     """
     return nn.Sequential(_reaching("regressor", student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
@@ -93,11 +92,11 @@ def _maps(kind: str, student: Shape, teacher: Shape) -> None:
 KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(
     {"linear": linear, "conv": conv, "conv1x1_bn": conv1x1_bn, "connector": connector, "regressor": regressor}
 )
-"""Kinds of maps, by the names that terms ask for."""
+"""Kinds of maps, by the names that terms use."""
 
 
 def name(projection: Projection) -> str:
-    """Return what the mapped feature is called among a student's taps."""
+    """Return the name of the mapped feature among a student's taps."""
     condition = "" if projection.always else " where they differ"
     return f"{projection.kind}({projection.student} onto {projection.teacher}{condition})"
 
@@ -106,7 +105,7 @@ def build(projection: Projection, student: Shape, teacher: Shape) -> nn.Module:
     """Build a fresh map.
 
     Raises:
-        ValueError: the kind is unknown, or cannot map these shapes.
+        ValueError: if the kind is unknown or cannot map these shapes.
     """
     if projection.kind not in KINDS:
         raise InvalidValueError(

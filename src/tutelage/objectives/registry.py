@@ -1,4 +1,4 @@
-"""How a function becomes a preset: named, its arguments checked, held by a recipe and read from one."""
+"""How a function becomes a preset: named, with checked arguments, written to recipes and read from them."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ KINDS: dict[Any, str] = {
     str: "text",
     Names: "names",
 }
-"""The kind of an argument, by its annotation; any other is a number."""
+"""Kinds of arguments, by annotation; any other is a number."""
 
 
 class Preset(NamedTuple):
     """A named method.
 
     Attributes:
-        build: the function; keyword arguments only.
-        paper: where the method comes from.
+        build: function that makes the objective; keyword arguments only.
+        paper: source of the method.
     """
 
     build: Callable[..., Objective]
@@ -59,17 +59,17 @@ PRESETS: dict[str, Preset] = {}
 
 
 def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
-    """Name a function as a preset: its objective remembers the call, so that a recipe can hold it.
+    """Register a function as a preset, whose objective remembers the call so that a recipe can hold it.
 
     Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several. Those annotated
-    as `Weight` may be schedules too, and are at least 0; those annotated as `SignedWeight` may be below it. Those
+    as `Weight` may also be schedules, and are at least 0; those annotated as `SignedWeight` may be negative. Those
     annotated as `AutomaticWeight` or `AutomaticNumber` may be ``auto``. They are checked at the call.
 
     Args:
-        paper: where the method comes from.
+        paper: source of the method.
 
     Raises:
-        ValueError: there is a preset of that name already.
+        ValueError: if there already is a preset of that name.
     """
 
     def name_it(function: Callable[P, Objective]) -> Callable[P, Objective]:
@@ -98,7 +98,7 @@ def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objecti
 
 
 def objective_of(*parts: WeightedTerm) -> Objective:
-    """Make an objective of those parts whose weight is not the number zero."""
+    """Make an objective from the parts whose weight is not the number zero."""
     nonzero = [part for part in parts if part.weight != 0]
     if not nonzero:
         raise InvalidValueError("objective", "a term with a weight other than 0", "none", "for example supervised=1")
@@ -123,7 +123,7 @@ def from_recipe(value: Any) -> Objective:
     An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true`` (`Objective.gathered`).
 
     Raises:
-        ValueError: an unknown preset or argument (the nearest known one is named), a missing or bad one.
+        ValueError: if a preset or argument is unknown (the nearest known one is named), missing or bad.
     """
     return value if isinstance(value, Objective) else from_spec(read_objective(value, SIGNATURES))
 
@@ -132,8 +132,8 @@ def from_spec(spec: ObjectiveSpec) -> Objective:
     """Build the objective that a recipe holds.
 
     Raises:
-        ValueError: with every value that an argument may not have; the presets do not add up; or the recipe holds the
-            weights of terms that were put together by hand.
+        ValueError: if an argument's value is refused (all are listed), the presets do not add up, or the recipe holds
+            the weights of terms that were put together by hand.
     """
     if not spec.presets:
         raise InvalidValueError(
@@ -165,9 +165,9 @@ def _build(preset: Preset, entry: str) -> Objective:
 
 
 def signatures_json() -> str:
-    """Return what can be read of this package's presets without torch: ``config/objectives.json``.
+    """Return the facts about this package's presets that are read without torch: ``config/objectives.json``.
 
-    Of each its paper, whether it reads a teacher and which labels with the arguments that it has by default, and each
+    They are each one's paper, whether it reads a teacher and which labels with its default arguments, and each
     argument's kind and default.
     """
     table = {}
@@ -190,21 +190,21 @@ def _argument_json(argument: Argument) -> dict[str, Any]:
 
 
 def _probe(parts: Sequence[WeightedTerm]) -> None:
-    """Call each pure loss on two samples: it alone checks its hyperparameters, and would do so only in training."""
+    """Call each pure loss on two samples: only it checks its hyperparameters, and otherwise not until training."""
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     for part in parts:
-        term = getattr(part.term, "inner", part.term)  # what a description wraps
+        term = getattr(part.term, "inner", part.term)  # a description may wrap another
         if isinstance(term, Apply):
             errors = [error for shape in _FEATURES if (error := _error(term, shape, batch))]
-            # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what the
-            # message is about where the shape fits.
+            # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what
+            # the message is about if the shape fits.
             if len(errors) == len(_FEATURES):
                 of_shapes = ("student_features", "teacher_features")
                 raise next((error for error in errors if not str(error).startswith(of_shapes)), errors[0])
 
 
 _FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
-"""Shapes of the features that a loss is tried on: embeddings, tokens, maps."""
+"""Shapes of the features that losses are tried on: embeddings, tokens, maps."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:

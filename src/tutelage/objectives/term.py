@@ -1,4 +1,4 @@
-"""Terms: what an objective is a weighted sum of."""
+"""Terms, of which an objective is a weighted sum."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]
     "teacher_features": lambda term, student, teacher, batch: present(teacher).taps[term.teacher_tap],
     "labels": lambda term, student, teacher, batch: batch.labels,
 }
-"""How a loss's positional arguments are read, by their names: a loss's signature says what it reads."""
+"""Readers of a loss's positional arguments, by name: a loss's signature says what it reads."""
 
 EMBEDDING = "card:embedding"
 STAGES = ("card:stage.-3", "card:stage.-2", "card:stage.-1")
 WITH_STEM = ("card:stage.-4", *STAGES)
 BEFORE = ("card:before.-3", "card:before.-2", "card:before.-1")
-"""Taps that methods are published with."""
+"""Taps with which methods were published."""
 
 _NAME_A_STAGE = "name a stage of a convolutional network, such as card:stage.-1"
 KINDS: Mapping[str, tuple[tuple[int, ...], str, str]] = {
@@ -37,25 +37,25 @@ KINDS: Mapping[str, tuple[tuple[int, ...], str, str]] = {
     "map": ((3,), "a map (batch, channels, height, width)", _NAME_A_STAGE),
     "map or embedding": ((1, 3), "features (batch, channels, height, width) or (batch, width)", _NAME_A_STAGE),
 }
-"""Kinds of features: possible numbers of axes without the batch, what a message calls them, and what it suggests."""
+"""Kinds of features: numbers of axes without the batch, and what messages call them and suggest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BindContext:
-    """What a bound objective may know of the run; `tutelage.network_context` builds it.
+    """What a bound objective may know about the run; `tutelage.network_context` builds it.
 
-    Values on training samples are computed without augmentation; shapes of features are without the batch.
+    Values on training samples are computed without augmentation; shapes of features omit the batch.
 
     Attributes:
-        samples: in the training set.
-        classes: of the logits.
-        labels: ``(samples,)`` int64, -100 where unlabelled, or float ``(samples, classes)``.
-        student_shapes: of features, by tap.
-        teacher_shapes: alike.
-        teacher_logits: on some training samples, float32 ``(some, classes)``.
-        teacher_head: weight ``(classes, width)`` of the last layer, and its bias.
-        teacher_norms: weight and bias ``(channels,)`` of batch norms, by tap.
-        class_means: of features, by tap, float32 ``(classes, width)``.
+        samples: number of samples in the training set.
+        classes: number of classes.
+        labels: labels of the training set, ``(samples,)`` int64, -100 if unlabelled, or float ``(samples, classes)``.
+        student_shapes: shapes of the student's features, by tap.
+        teacher_shapes: shapes of the teacher's features, by tap.
+        teacher_logits: teacher's logits on some training samples, float32 ``(some, classes)``.
+        teacher_head: weight ``(classes, width)`` and bias of the teacher's last layer.
+        teacher_norms: weight and bias ``(channels,)`` of the teacher's batch norms, by tap.
+        class_means: means of the teacher's features per class, by tap, float32 ``(classes, width)``.
     """
 
     samples: int | None = None
@@ -74,11 +74,11 @@ class TermSpec(Protocol):
 
     @property
     def needs(self) -> Requirements:
-        """What the bound term will read."""
+        """The requirements of the bound term."""
 
     @property
     def target_gamma(self) -> float | None:
-        """The exponent of the transformed teacher that it matches; none where it matches none."""
+        """The exponent of the transformed teacher that it matches; ``None`` if it matches none."""
 
     def bind(self, context: BindContext) -> Term:
         """Build the term for one run."""
@@ -102,17 +102,17 @@ class WeightedTerm:
 
 @dataclass(frozen=True)
 class PresetCall:
-    """What one preset call made, with the factor that the whole of it was scaled by."""
+    """The result of one preset call, with the factor that all of it was scaled by."""
 
     parts: tuple[WeightedTerm, ...]
-    preset: str | None = None  # none for terms put together by hand, which cannot be written to a recipe
+    preset: str | None = None  # None for terms put together by hand, which cannot be written to a recipe
     arguments: Mapping[str, Any] | None = None
-    scale: float = 1.0  # a factor on every weight
-    gather: bool = False  # its terms read the samples of all processes at once instead of each process's share
+    scale: float = 1.0  # factor on every weight
+    gather: bool = False  # whether its terms read all processes' samples at once, not each process's share
 
 
 def named_parts(calls: Iterable[PresetCall]) -> Iterator[tuple[WeightedTerm, float]]:
-    """Yield each term with the factor on its weight; names are made unique by a number."""
+    """Yield each term with the factor on its weight; a number makes names unique."""
     taken: set[str] = set()
     for call in calls:
         for part in call.parts:
@@ -123,7 +123,7 @@ def named_parts(calls: Iterable[PresetCall]) -> Iterator[tuple[WeightedTerm, flo
 
 
 def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
-    """Return what some terms need together."""
+    """Return the joint requirements of some terms."""
     parts = tuple(parts)
     needs = [part.term.needs for part in parts]
     kinds = {n.labels for n in needs}
@@ -150,19 +150,19 @@ class Apply:
     """A pure loss function with its hyperparameters.
 
     Attributes:
-        loss: its positional parameters are named after what they read (`LOSS_INPUTS`).
-        arguments: its keyword arguments.
-        target_gamma: the exponent of the transformed teacher that it matches, if any.
-        soft_labels: it takes soft labels too.
-        coupled: it returns ``()``: its value depends on how a batch is split.
-        min_batch: samples that it needs at least in a batch.
-        student_tap: what ``student_features`` are.
-        teacher_tap: what ``teacher_features`` are.
+        loss: loss whose positional parameters are named after what they read (`LOSS_INPUTS`).
+        arguments: keyword arguments of the loss.
+        target_gamma: exponent of the transformed teacher that it matches, if any.
+        soft_labels: whether it also takes soft labels.
+        coupled: whether it returns ``()``, so that its value depends on how a batch is split.
+        min_batch: smallest number of samples in a batch.
+        student_tap: tap of ``student_features``.
+        teacher_tap: tap of ``teacher_features``.
         projection: kind of a learned map of the student's features, one of `projectors.KINDS`.
-        project_always: map even where the shapes agree.
+        project_always: whether to map even if the shapes agree.
 
     Raises:
-        TypeError: a positional parameter of the loss is named after nothing that a term can read, or the loss reads
+        TypeError: if a positional parameter of the loss is named after nothing that a term can read, or the loss reads
             features and no tap is named.
     """
 
@@ -197,13 +197,13 @@ class Apply:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of what the loss reads, in the order of its positional parameters."""
+        """Names of the loss's inputs, in the order of its positional parameters."""
         parameters = inspect.signature(self.loss).parameters.values()
         return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
     @property
     def needs(self) -> Requirements:
-        """What the loss reads."""
+        """The requirements of the loss."""
         reads = self.reads
         return Requirements(
             teacher=any(name.startswith("teacher_") for name in reads),
@@ -227,7 +227,7 @@ class Apply:
         return projectors.name(self._projection) if self._projection else self.student_tap
 
     def bind(self, context: BindContext) -> Term:
-        """Build the term; nothing of the context is needed."""
+        """Build the term; it needs nothing from the context."""
         return _Applied(self)
 
 
@@ -239,6 +239,13 @@ class _Applied(nn.Module):
         self.needs = spec.needs
         self._spec, self.applied = spec, partial(spec.loss, **spec.arguments)
         self._readers = [LOSS_INPUTS[name] for name in spec.reads]
+
+    @property
+    def user_code(self) -> str | None:
+        """The loss's name where it is the user's own function; see `errors.explained`."""
+        loss = self._spec.loss
+        ours = str(getattr(loss, "__module__", "")).startswith(f"{__package__.partition('.')[0]}.")
+        return None if ours else f"loss {getattr(loss, '__qualname__', type(loss).__name__)}"
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         return self.applied(*(read(self._spec, student, teacher, batch) for read in self._readers))
@@ -252,14 +259,14 @@ class BoundFeatures(nn.Module):
     def __init__(self, spec: FeatureTerm, context: BindContext) -> None:
         super().__init__()
         self.spec, self.needs = spec, spec.needs
-        self.student_features = spec.student_taps  # names of what it reads among the student's taps
+        self.student_features = spec.student_taps  # names of its features among the student's taps
         self.build(context)
 
     def build(self, context: BindContext) -> None:
-        """Build the term's modules and buffers; by default there are none."""
+        """Build the term's modules and buffers; by default none."""
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the term's values, ``(batch,)``, or ``()`` where it couples the batch; features are in tap order."""
+        """Return the term's values, ``(batch,)``, or ``()`` if it couples the batch; features are in tap order."""
         raise NotImplementedError
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
@@ -271,14 +278,14 @@ class BoundFeatures(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureTerm:
-    """Base of terms that compare features of both networks, tap by tap, with modules that are trained."""
+    """Base of terms that compare features of both networks tap by tap, with trained modules."""
 
-    module: ClassVar[type[BoundFeatures]]  # the class of the bound term
-    base_needs: ClassVar[Requirements] = Requirements(teacher=True, labels="none")  # what it reads besides its taps
+    module: ClassVar[type[BoundFeatures]]  # class of the bound term
+    base_needs: ClassVar[Requirements] = Requirements(teacher=True, labels="none")  # requirements besides its taps
     target_gamma: ClassVar[None] = None  # features are no distribution
     one_pair: ClassVar[bool] = False  # whether it compares one feature of each network
     student_taps: tuple[str, ...]  # features of the student
-    teacher_taps: tuple[str, ...]  # as many of the teacher
+    teacher_taps: tuple[str, ...]  # features of the teacher, as many
 
     def __post_init__(self) -> None:
         pairs = paired(self.student_taps, self.teacher_taps)
@@ -289,15 +296,15 @@ class FeatureTerm:
         self._check()
 
     def _check(self) -> None:
-        """Refuse arguments out of range; by default none is."""
+        """Refuse arguments out of range; by default none."""
 
     @property
     def needs(self) -> Requirements:
-        """What the bound term reads."""
+        """The requirements of the bound term."""
         return replace(self.base_needs, student_taps=self.student_taps, teacher_taps=self.teacher_taps)
 
     def shapes(self, context: BindContext, kind: str | None = None) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Return the shapes of each pair of taps, student first, without the batch; refuse those of another kind."""
+        """Return the shapes of each pair of taps, student first, without the batch; refuse other kinds of features."""
         return [
             (shape_of(context, "student", student, kind), shape_of(context, "teacher", teacher, kind))
             for student, teacher in zip(self.student_taps, self.teacher_taps, strict=True)
@@ -307,7 +314,7 @@ class FeatureTerm:
         """Build the term for one run.
 
         Raises:
-            ValueError: the context lacks something, or the features are not of the kind that the method compares.
+            ValueError: if the context lacks something, or the features are not of the kind that the method compares.
         """
         return self.module(self, context)
 
@@ -317,14 +324,14 @@ def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def present(teacher: Outputs | None) -> Outputs:
-    """Return the teacher's outputs; refuse none."""
+    """Return the teacher's outputs; refuse ``None``."""
     if teacher is None:
         raise InvalidValueError("teacher", "its outputs", "none", "the objective matches a teacher, so pass one")
     return teacher
 
 
 def paired(student_taps: Sequence[str], teacher_taps: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the taps of both networks in pairs; refuse more of one network than of the other."""
+    """Return the taps of both networks in pairs; refuse unequal numbers."""
     if len(student_taps) != len(teacher_taps):
         raise InvalidValueError(
             "teacher_taps",
@@ -338,7 +345,7 @@ def paired(student_taps: Sequence[str], teacher_taps: Sequence[str]) -> list[tup
 def shape_of(
     context: BindContext, network: Literal["student", "teacher"], tap: str, kind: str | None = None
 ) -> tuple[int, ...]:
-    """Return the shape of a feature without the batch; refuse one that is unknown or of another kind of `KINDS`."""
+    """Return the shape of a feature without the batch; refuse an unknown one, or one of another kind of `KINDS`."""
     shapes = context.student_shapes if network == "student" else context.teacher_shapes
     if tap not in shapes:
         raise missing(f"the shape of the {network}'s tap {tap}")
@@ -350,6 +357,6 @@ def shape_of(
 
 
 def missing(what: str, argument: str = "") -> ValueError:
-    """Return the error of a context that lacks something, and the argument of `network_context` that provides it."""
+    """Return the error for a context that lacks something, with the argument of `network_context` that provides it."""
     call = f"tutelage.network_context(objective, student, teacher, inputs{argument})"
     return InvalidValueError("context", what, "none", f"type context={call}")

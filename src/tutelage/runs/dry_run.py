@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from tutelage import data, models
 from tutelage.config.schema import Recipe
+from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
 from tutelage.runs.setup import (
@@ -20,6 +20,7 @@ from tutelage.runs.setup import (
     steps_of,
     torch_settings,
 )
+from tutelage.training import memory
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import evaluate_outputs
 from tutelage.training.precision import fallback
@@ -29,6 +30,7 @@ SAMPLE = 512
 """Test samples that the teacher's accuracy is estimated on."""
 
 
+@explaining()
 def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
     """Resolve a recipe, try one batch, and return a summary of the run as (name, value) pairs to print."""
     with torch_settings(recipe):
@@ -76,12 +78,13 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str]) -> list[tuple[str, s
         steps = steps_of(training, len(splits.train))
         total += steps * seconds
         summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
-    memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB of the process at its peak"
+    megabytes = memory.peak(torch.device("cpu"))
+    used = "not told by the system" if megabytes is None else f"{megabytes:.0f} MB of the process at its peak"
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        memory += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
+        used += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
         if any(fit.settings.graphs is not False for fit in fits):
-            memory += "; a captured step keeps its own beside that, about as much again (graphs=false: none)"
-    return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", memory)]
+            used += "; a captured step keeps its own beside that, about as much again (graphs=false: none)"
+    return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", used)]
 
 
 class _Sample:

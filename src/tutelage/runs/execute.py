@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tutelage.config.schema import Network, Recipe
+from tutelage.errors import explaining
 from tutelage.runs import autotune, resume
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
@@ -14,6 +15,7 @@ from tutelage.runs.setup import RunInputs, build_inputs, torch_settings
 from tutelage.training.loop import fit
 
 
+@explaining()
 def execute(
     recipe: Recipe,
     folder: Path,

@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from tutelage import records
 from tutelage.errors import RecipeError
 
 
@@ -19,18 +22,21 @@ def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         BusyError: another process holds the lock, and this one does not wait.
+        StorageError: nothing can be written there, or its file system has no locks.
     """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    path = folder / ".lock"
+    with records.writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of the call and not of its thread; and never a mere marker file, which would outlive a process that is killed.
+        lock = FileLock(path, timeout=-1 if wait else 0, thread_local=False, fallback_to_soft=False)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
+            held = lock.acquire()
+        except Timeout:
             raise BusyError(
                 "name",
                 "a folder that no other process writes to",
                 f"{folder}, where a run is in progress",
                 "type name=... for another run, or wait",
             ) from None
+    with held:
         yield

@@ -13,7 +13,7 @@ import torch
 
 from tutelage import data
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, setup
 from tutelage.runs.lock import folder_lock
@@ -42,6 +42,7 @@ def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
     return tuple(dict.fromkeys(gamma for gamma in map(setup.single_exponent, objectives) if gamma is not None))
 
 
+@explaining()
 def record(
     recipe: Recipe, *, taps: Sequence[str] = (), options: RunOptions = DEFAULTS, run_inputs: RunInputs | None = None
 ) -> Path:

@@ -14,13 +14,13 @@ from tutelage.training.deadline import Deadline
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How runs are executed, as opposed to what they compute.
+    """Options for executing runs, as opposed to what they compute.
 
     Attributes:
-        trust_code: allow ``file:`` models, which run code: all, or those of these names.
-        deadline: when to stop with a checkpoint; none to run to the end.
-        command: as recorded in the manifest.
-        when_finished: called with the folder of each run that has finished, of a teacher that it trains too.
+        trust_code: whether ``file:`` models, which run code, are allowed: all, or only those of these names.
+        deadline: moment to stop with a checkpoint; ``None`` to run to the end.
+        command: command as recorded in the manifest.
+        when_finished: callback for the folder of each finished run, including a teacher's that it trains.
     """
 
     reporter: Reporter = field(default_factory=Reporter)
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def accuracy(self) -> float | None:
-        """The student's accuracy after the last epoch, a fraction; none where the test set has no labels."""
+        """The student's accuracy after the last epoch, a fraction; ``None`` if the test set has no labels."""
         return self.evaluation["student"]["accuracy"] if (self.folder / records.EVALUATION).exists() else None
 
     @property
@@ -66,12 +66,12 @@ class Run:
 
 
 def load(folder: str | Path, *, best: bool = False, trust_code: bool | frozenset[str] = False) -> Classifier:
-    """Load the student of a run, in evaluation mode, ready to predict: it takes images in [0, 1] as they are.
+    """Load the student of a run, in evaluation mode, ready to predict: it takes images in [0, 1].
 
     Args:
-        folder: the run's.
-        best: the weights that did best on the selection set, instead of the last ones.
-        trust_code: allow a student that was made by a ``file:`` model, which runs code.
+        folder: folder of the run.
+        best: whether to load the weights that did best on the selection set instead of the last ones.
+        trust_code: whether a student made by a ``file:`` model, which runs code, is allowed.
     """
     weights = Path(folder) / records.BEST if best else None
     return models.create(str(folder), weights=weights, trust_code=trust_code).eval()

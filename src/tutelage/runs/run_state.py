@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,12 @@ import torch
 
 from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
-from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
@@ -112,7 +111,6 @@ class RunState:
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
             "notes": list(splits.notes),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         records.write_bytes(folder / records.RECIPE, config.dump(recipe).encode())
         records.write_json(folder / records.MANIFEST, self.manifest)
 
@@ -254,31 +252,23 @@ class RunState:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Enter this while the run goes on: what ends it is recorded, and on a full disk says what to do."""
+        """Enter this while the run goes on: what ends it is recorded."""
         try:
             yield
         except BaseException as error:
             self.stop(error)
-            if self.failure is not None and self.failure is not error:
-                raise self.failure from error
             raise
         finally:
             self.run_inputs.splits.close()
 
     def stop(self, error: BaseException) -> None:
-        """Record why the run ends here; its ``failure`` is the exception, or on a full disk one that names a remedy."""
+        """Record why the run ends here; its ``failure`` is the exception."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            self.failure = CheckpointError(
-                self.recipe.name,
-                "room on the disk for the run's records",
-                "none",
-                "free some space and type the same command again to resume",
-            )
-            self.failure.__cause__ = error
-        elif isinstance(error, Exception):
-            self.failure = error
+        if isinstance(error, Exception):
+            self.failure = explained(error)
+            if self.failure is not error:
+                self.failure.__cause__ = error
 
     def teacher_mode(self) -> str:
         """Return how the teacher takes part in training."""
@@ -305,7 +295,6 @@ class RunState:
     def finish(self) -> None:
         """Write the student, its evaluation and the manifest."""
         splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
-        self.folder.mkdir(parents=True, exist_ok=True)
         models.save(student, self.folder)
         outputs = setup.evaluation_outputs(self.recipe, student, test.batches, "student")
         labelled = bool((outputs.labels != UNLABELLED).any())

@@ -16,37 +16,37 @@ class RandAugment:
     """RandAugment: random operations on each training image; `tutelage.data.randaugment` says which."""
 
     operations: int = 2
-    """Operations drawn for each image, at least 1; each of them is then applied with probability 1/2."""
+    """Operations drawn per image, at least 1; each is then applied with probability 1/2."""
     magnitude: float = 9.0
-    """How strong they are, in [0, 10]."""
+    """Strength of the operations, in [0, 10]."""
     magnitude_std: float = 0.5
     """Standard deviation of the magnitude from one operation to the next, at least 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which data set, how it is divided, and how training images are varied."""
+    """The data set, how it is split, and how training images are augmented."""
 
     source: str = "digits"
     """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>`` or ``torchvision:<class name>``."""
     image: str | None = None
-    """Image column of an ``hf:`` source; unset takes the only image column."""
+    """Image column of an ``hf:`` source; unset uses the only one."""
     label: str | None = None
-    """Label column of an ``hf:`` source; unset takes the only class-label column."""
+    """Label column of an ``hf:`` source; unset uses the only class-label column."""
     validation: float = 0.0
     """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
     labelled: int | None = None
     """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all."""
     split_seed: int = 0
-    """Seed of every division: validation, labelled, a test set where the source has none; between -2**63 and 2**63."""
+    """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
     crop_padding: int = 0
-    """Random crops of training images out of a border of zeros this wide; pixels, at least 0."""
+    """Width in pixels of the zero border that training images are randomly cropped from, at least 0."""
     flip: bool = False
     """Flip each training image left to right with probability 1/2."""
     random_resized_crop: bool = False
     """Train on random boxes of 8 to 100 % of an image's area and aspect ratio 3/4 to 4/3, resized."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of every resize, antialiased, and of RandAugment's rotations, shears and translations."""
+    """Interpolation of every resize, antialiased, and of RandAugment's rotations, shears and translations."""
     randaugment: RandAugment | None = None
     """Random operations on each training image; unset does none."""
     random_erasing: float = 0.0
@@ -56,33 +56,33 @@ class DataSettings:
     cutmix: float = 0.0
     """Alpha of CutMix: a rectangle of a training sample comes from another; 0 is off."""
     mix_probability: float = 1.0
-    """Of a sample to be mixed at all, where Mixup or CutMix is on."""
+    """Probability that a sample is mixed at all, if Mixup or CutMix is on."""
     switch_probability: float = 0.5
-    """Of CutMix where a sample is mixed and both are on."""
+    """Probability of CutMix for a mixed sample, if both are on."""
     size: int | None = None
     """Side of the square images, pixels, at least 1.
 
-    Unset keeps the size of a data set whose images all have one, and means 224 elsewhere. Images of mixed sizes are
+    Unset keeps the size if all images of the data set have the same, and is 224 otherwise. Images of mixed sizes are
     evaluated on the centre of a copy whose shorter side is 256/224 of this; images of one size are resized as a whole.
     """
     test_crop: float | None = None
-    """Share of the resized image's side that the evaluation view keeps, in (0, 1].
+    """Fraction of the resized image's side that the evaluation view keeps, in (0, 1].
 
     Unset means 224/256 = 0.875 for images of mixed sizes and 1 for images of one size.
     """
     test: Literal["held_out", "train"] = "held_out"
-    """The test set of a source that has none: a fifth of each class, or the training images without augmentation."""
+    """The test set if the source has none: a fifth of each class, or the training images without augmentation."""
     workers: int = 0
     """Processes that decode a streamed data set, or apply RandAugment, at least 0; no effect on the values."""
     on_corrupt: Literal["stop", "skip"] = "stop"
-    """On an image that cannot be read: stop and name it, or leave it out and count it."""
+    """On an unreadable image: stop and name it, or leave it out and count it."""
     memory_limit_mb: int = 2048
     """Largest data set held in memory, MiB of 8-bit pixels, at least 0; a larger one is streamed."""
     on_device: Switch = "auto"
     """Keep the pixels on the GPU as 8-bit values, and augment there; no effect on the values.
 
-    Where a data set is held in memory and RandAugment is off. ``auto``: where they take at most a quarter of the GPU's
-    free memory. Without a GPU it says nothing.
+    Works if the data set is held in memory and RandAugment is off. ``auto`` does so if they take at most a quarter of
+    the GPU's free memory. No effect without a GPU.
     """
     root: str = "data"
     """Folder that ``torchvision:`` downloads into."""

@@ -12,14 +12,14 @@ from tutelage.errors import InvalidValueError
 from tutelage.settings.objective import ObjectiveSpec
 
 Count = Annotated[int, Ge(1)]
-"""A whole number of at least one."""
+"""Whole number of at least one."""
 Positive = Annotated[float, Gt(0)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-"""What networks are computed in; see `training.precision`."""
+"""Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
-"""``auto`` measures which is faster, where the fit is long enough to repay it; true and false decide it."""
+"""Choice of a faster form: ``auto`` measures, if the fit is long enough to repay it; true and false decide."""
 LossForm = Literal["plain", "compiled", "fused"]
-"""How an objective's losses are computed: one by one, compiled, or the cross-entropy with a loss of logits at once."""
+"""Form of an objective's losses: one by one, compiled, or the cross-entropy and a loss of logits fused."""
 
 
 def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
@@ -36,9 +36,9 @@ class SGD:
 
     Attributes:
         lr: peak learning rate, > 0.
-        momentum: in [0, 1).
-        weight_decay: >= 0.
-        nesterov: Nesterov's momentum.
+        momentum: momentum, in [0, 1).
+        weight_decay: weight decay, >= 0.
+        nesterov: whether the momentum is Nesterov's.
     """
 
     name: Literal["sgd"] = "sgd"
@@ -57,16 +57,16 @@ class SGD:
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW (Loshchilov and Hutter 2019); no decay on one-dimensional parameters (norms, biases).
+    """AdamW (Loshchilov and Hutter 2019) without decay on one-dimensional parameters (norms, biases).
 
-    Nor on those that a network lists by a method ``no_weight_decay()``, as timm's transformers do with their class
-    token and positions.
+    Parameters that a network lists in a method ``no_weight_decay()`` do not decay either, such as the class token and
+    positions of timm's transformers.
 
     Attributes:
         lr: peak learning rate, > 0.
         betas: decay rates of the two moments, each in [0, 1).
-        eps: > 0.
-        weight_decay: >= 0, decoupled.
+        eps: constant added to the denominator, > 0.
+        weight_decay: decoupled weight decay, >= 0.
     """
 
     name: Literal["adamw"] = "adamw"
@@ -85,7 +85,7 @@ class AdamW:
 
 @dataclass(frozen=True)
 class Constant:
-    """The peak rate throughout, after ``warmup`` epochs, maybe a fraction of one, of a straight rise from 0."""
+    """The peak rate throughout, after a linear rise from 0 over ``warmup`` epochs (possibly a fraction)."""
 
     name: Literal["constant"] = "constant"
     warmup: float = 0.0
@@ -96,7 +96,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Step:
-    """Times ``factor`` > 0 after every ``every`` >= 1 epochs; the warm-up is that of `Constant`."""
+    """The rate times ``factor`` > 0 after every ``every`` >= 1 epochs; the warm-up is that of `Constant`."""
 
     name: Literal["step"] = "step"
     every: int = 30
@@ -111,7 +111,7 @@ class Step:
 
 @dataclass(frozen=True)
 class MultiStep:
-    """Times ``factor`` > 0 after each of ``milestones``, ascending: with 150, epoch 151 is the first at the lower rate.
+    """The rate times ``factor`` > 0 after each of ascending ``milestones``: 150 first affects epoch 151.
 
     The warm-up is that of `Constant`.
     """
@@ -130,7 +130,7 @@ class MultiStep:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from the peak to ``final``, a fraction of it in [0, 1], step by step, after the warm-up.
+    """Half a cosine from the peak to ``final``, a fraction of it in [0, 1], updated per step, after the warm-up.
 
     The warm-up is that of `Constant`.
     """
@@ -150,25 +150,26 @@ Schedule = Constant | Step | MultiStep | Cosine
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What the loop does.
+    """Settings of the training loop.
 
     Attributes:
-        epochs: >= 1.
-        accumulate: micro-batches that a batch is cut into, >= 1; losses and gradients are those of the whole batch.
-        clip: largest L2 norm of the gradient; none for no clipping.
-        precision: ``fp32`` is float32, in convolutions too; ``tf32`` the same with products in TF32, where the device
-            has it; ``bf16`` and ``fp16`` are autocast for the networks (terms stay float32), ``fp16`` with a scale of
-            the loss.
-        channels_last: memory layout of convolutions, for speed.
-        nonfinite: what a non-finite loss or gradient does: ``stop`` the run, or ``skip`` the step; it is never applied.
-        checkpoint_steps: steps between checkpoints within an epoch; none for none. One is written after every epoch.
+        epochs: number of epochs, >= 1.
+        accumulate: number of micro-batches per batch, >= 1; losses and gradients are those of the whole batch.
+        clip: largest L2 norm of the gradient; ``None`` for no clipping.
+        precision: precision of the networks: ``fp32`` is float32, in convolutions too; ``tf32`` the same with products
+            in TF32, if the device has it; ``bf16`` and ``fp16`` are autocast for the networks (terms stay float32),
+            ``fp16`` with loss scaling.
+        channels_last: whether convolutions use the channels-last memory layout, for speed.
+        nonfinite: effect of a non-finite loss or gradient: ``stop`` the run, or ``skip`` the step; it is never applied.
+        checkpoint_steps: number of steps between checkpoints within an epoch; ``None`` for none. One is written after
+            every epoch.
         checkpoint_seconds: time between checkpoints within an epoch, seconds.
-        log_steps: steps between reads of what the device has counted.
-        compile_teacher: compile the teacher's forward pass.
-        compile_student: compile the student.
-        gradient_products: compute the weight gradients of convolutions as matrix products, each shape for itself.
-        graphs: capture a step as one CUDA graph, and replay it.
-        loss_form: how the losses are computed; ``auto`` measures on CUDA, and is ``plain`` elsewhere.
+        log_steps: number of steps between reads of the device's counts.
+        compile_teacher: whether to compile the teacher's forward pass.
+        compile_student: whether to compile the student.
+        gradient_products: whether to compute weight gradients of convolutions as matrix products, decided per shape.
+        graphs: whether to capture a step as one CUDA graph and replay it.
+        loss_form: form of the losses; ``auto`` measures on CUDA, and is ``plain`` elsewhere.
     """
 
     epochs: Count = 240
@@ -200,22 +201,22 @@ class FitSettings:
 class Fit:
     """One of a run's fits."""
 
-    objective: ObjectiveSpec  # what the student learns from
-    settings: FitSettings  # how it is trained
+    objective: ObjectiveSpec  # objective of the student
+    settings: FitSettings  # settings of the training loop
     batch_size: int = 64  # samples per optimizer step, over all micro-batches and processes
 
     def steps(self, samples: int) -> int:
-        """Return the number of optimizer steps over so many training samples."""
+        """Return the number of optimizer steps for this many training samples."""
         return steps_per_epoch(samples, self.batch_size) * self.settings.epochs
 
 
 def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:
-    """Return the number of steps in an epoch, where ``world`` processes share each batch.
+    """Return the number of steps per epoch if ``world`` processes share each batch.
 
-    The last batch has the samples that are left; fewer than there are processes are left out of training.
+    The last batch has the remaining samples; if these are fewer than the processes, they are left out of training.
 
     Raises:
-        ValueError: there are fewer samples, or a smaller batch, than processes.
+        ValueError: if there are fewer samples, or a smaller batch, than processes.
 
     Example:
         >>> steps_per_epoch(100, 32), steps_per_epoch(98, 32, world=3)
@@ -234,6 +235,6 @@ def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:
 
 
 def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
-    """Return the fewest samples that one of ``world`` processes has in any of these steps."""
+    """Return the fewest samples that any of ``world`` processes has in any of these steps."""
     remainder = samples % batch_size
     return (remainder if remainder >= world else min(batch_size, samples)) // world

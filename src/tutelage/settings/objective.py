@@ -1,4 +1,4 @@
-"""An objective as plain data: as a recipe holds it, read and checked without torch."""
+"""An objective as plain data, as in a recipe: read and checked without torch."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tutelage.records import BESIDE
 from tutelage.settings import weights
 
 Names = str | Sequence[str]
-"""The annotation of an argument that is one name or several: a text, or a list of texts."""
+"""Annotation of an argument that is one name or several: a string, or a list of strings."""
 
 REQUIRED: Any = object()
-"""The default of an argument that has none."""
+"""Default of an argument that has none."""
 
 
 class Argument(NamedTuple):
-    """A preset's argument: how it is read, a key of `ARGUMENT_READERS`, and its default as a recipe writes it."""
+    """A preset's argument: its reader, a key of `ARGUMENT_READERS`, and its default as written in a recipe."""
 
     kind: str
     default: Any = REQUIRED
 
 
 Signature = Mapping[str, Argument]
-"""A preset's arguments by name, in their order: the schema of its section in a recipe."""
+"""Arguments of a preset by name, in order: the schema of its section in a recipe."""
 
 SIGNATURES: dict[str, Signature] = {}
-"""Of the presets that were defined in this process; those of this package are also in ``config/objectives.json``."""
+"""Signatures of presets that were defined in this process; this package's are also in ``config/objectives.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class PresetSpec:
 
     preset: str
     arguments: Mapping[str, Any]
-    """By name, all of them, as a recipe writes them."""
+    """All arguments by name, as written in a recipe."""
     scale: float = 1.0
-    """A factor on every weight, > 0."""
+    """Factor on every weight, > 0."""
     gather: bool = False
-    """Its terms read the samples of all processes at once instead of each process's share."""
+    """Whether its terms read all processes' samples at once, not each process's share."""
 
     def to_recipe(self) -> dict[str, Any]:
-        """Return it as a recipe writes it: ``{preset: {argument: value}, scale: number, gather: true}``."""
+        """Return the preset as written in a recipe: ``{preset: {argument: value}, scale: number, gather: true}``."""
         return (
             {self.preset: dict(self.arguments)}
             | ({"scale": self.scale} if self.scale != 1 else {})
@@ -55,11 +55,11 @@ class PresetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """An objective as a recipe holds it; `tutelage.objectives.from_spec` builds it.
+    """An objective as held by a recipe; `tutelage.objectives.from_spec` builds it.
 
     Attributes:
-        presets: that add up to it; none where terms were put together by hand, which no recipe can make.
-        weights: of such terms, by name: what is written of them. Reading them back is refused.
+        presets: presets that add up to it; empty if terms were put together by hand, which no recipe can make.
+        weights: weights of such terms by name, for writing only: reading them back is refused.
     """
 
     presets: tuple[PresetSpec, ...] = ()
@@ -71,21 +71,22 @@ class ObjectiveSpec:
         return "+".join(call.preset for call in self.presets) or "custom"
 
     def to_recipe(self) -> Any:
-        """Return it as a recipe writes it: a list of presets with their arguments."""
+        """Return the objective as written in a recipe: a list of presets with their arguments."""
         return dict(self.weights) if self.weights is not None else [call.to_recipe() for call in self.presets]
 
 
 def read_objective(value: Any, signatures: Mapping[str, Signature]) -> ObjectiveSpec:
     """Read an objective from a recipe: a preset's name, ``{preset: {argument: value}}``, or a list of those.
 
-    An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true``. What values an argument may
-    have besides being a number, a weight or a name is known to the losses alone, and checked when it is built.
+    An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true``. That an argument is a
+    number, a weight or a name is checked here; further conditions are known only to the losses, and checked when the
+    objective is built.
 
-    An objective of `tutelage.objectives` stands for what would be written of it.
+    An objective of `tutelage.objectives` stands for its written form.
 
     Raises:
-        ValueError: with every fault: an unknown preset or argument (the nearest known one is named), a missing or bad
-            one.
+        ValueError: if a preset or argument is unknown (the nearest known one is named), missing or bad; all errors are
+            listed.
     """
     if isinstance(value, ObjectiveSpec):
         return value
@@ -145,7 +146,7 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
 
 
 def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]) -> TutelageError:
-    """Return a copy of an error that names each argument as its key in a recipe; the rest is the objective's."""
+    """Return a copy of an error that names each argument by its key in a recipe; the rest is the objective's."""
 
     def key(what: str) -> str:
         if what.partition(":")[0] in arguments:
@@ -156,7 +157,7 @@ def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]
 
 
 def arguments_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a call's arguments as a recipe writes them."""
+    """Return a call's arguments as written in a recipe."""
     return {
         name: list(value) if isinstance(value, tuple) else weights.weight_to_recipe(value)
         for name, value in arguments.items()
@@ -164,11 +165,11 @@ def arguments_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a call's arguments, every fault at once, and fill in the defaults.
+    """Check a call's arguments, reporting all errors at once, and fill in the defaults.
 
     Raises:
-        TypeError: an argument is unknown, missing, or of another type.
-        ValueError: a value is out of range.
+        TypeError: if an argument is unknown, missing, or of another type.
+        ValueError: if a value is out of range.
     """
     errors: list[TutelageError] = []
     for name in values:
@@ -224,4 +225,4 @@ ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
     "text": _text,
     "names": _names,
 }
-"""How an argument is read, by its kind."""
+"""Readers of arguments, by kind."""

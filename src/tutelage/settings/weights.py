@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number: YAML and JSON, a recipe and its records, have no infinity in common."""
+    """Whether a value is a finite number: YAML and JSON, for recipes and records, share no notation for infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -23,7 +23,7 @@ def is_number(value: Any) -> bool:
 class Schedule:
     """A weight that is a function of progress."""
 
-    scaled_fields: ClassVar[tuple[str, ...]]  # those that are multiplied where the weight is
+    scaled_fields: ClassVar[tuple[str, ...]]  # fields that are scaled along with the weight
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -40,7 +40,7 @@ class Schedule:
         return f"{{{', '.join(f'{key}: {value}' for key, value in self.to_recipe().items())}}}"
 
     def to_recipe(self) -> dict[str, Any]:
-        """Return it as a recipe holds it."""
+        """Return the schedule as held by a recipe."""
         return {"schedule": next(name for name, kind in SCHEDULES.items() if kind is type(self)), **asdict(self)}
 
 
@@ -94,8 +94,8 @@ class WarmUp(Schedule):
     """``min(epoch / epochs, 1) * value`` with ``epoch`` counted from 1, as the published DKD trainer does it.
 
     Attributes:
-        value: the value after the warm-up.
-        epochs: its length in epochs, >= 1.
+        value: value after the warm-up.
+        epochs: length of the warm-up in epochs, >= 1.
     """
 
     scaled_fields = ("value",)
@@ -129,11 +129,11 @@ class CosineWarmUp(WarmUp):
 
 
 WeightValue = float | Schedule
-"""What a weight is once it has been read."""
+"""Weight that has been read."""
 Weight = WeightValue | Mapping[str, Any]
-"""Any weight is a number >= 0 or a schedule of such numbers, which may be written as a recipe writes it."""
+"""Weight: a number >= 0 or a schedule of such numbers, which may be written as in a recipe."""
 SignedWeight = Annotated[Weight, "of either sign"]
-"""A weight that may be below 0."""
+"""Weight that may be below 0."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Automatic:
     """A number that is computed when an objective is bound, from teacher logits on some training samples; ``auto``.
 
     Attributes:
-        factor: what that number is multiplied by.
+        factor: factor on that number.
     """
 
     factor: float = 1.0
@@ -152,15 +152,15 @@ class Automatic:
 
 AUTO = Automatic()
 AutomaticWeight = Annotated[Weight | Automatic | Literal["auto"], "or auto"]
-"""A weight that may be found automatically."""
+"""Weight that may be found automatically."""
 AutomaticNumber = Annotated[float | Automatic | Literal["auto"], "or auto"]
-"""A number that may be found automatically."""
+"""Number that may be found automatically."""
 
 SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm_up": CosineWarmUp}
 
 
 def weight_at(weight: WeightValue, progress: Progress) -> float | Tensor:
-    """Return a weight's value at this progress: of a schedule the one that ``progress`` holds, or it is computed."""
+    """Return a weight's value at this progress; a schedule's comes from ``progress`` if there, else it is computed."""
     if not isinstance(weight, Schedule):
         return weight
     return progress.scheduled[weight] if weight in progress.scheduled else weight(progress)
@@ -184,7 +184,7 @@ def scaled(weight: AutomaticWeight, scale: float) -> WeightValue | Automatic:
 
 
 def weight_to_recipe(weight: WeightValue | Automatic) -> float | str | dict[str, Any]:
-    """Return a weight as a recipe holds it: a number, ``auto``, or ``{schedule: linear, start: ..., ...}``."""
+    """Return a weight as held by a recipe: a number, ``auto``, or ``{schedule: linear, start: ..., ...}``."""
     if isinstance(weight, Automatic):
         return str(weight)
     return weight.to_recipe() if isinstance(weight, Schedule) else weight
@@ -193,10 +193,10 @@ def weight_to_recipe(weight: WeightValue | Automatic) -> float | str | dict[str,
 def weight_from_recipe(
     value: Any, *, argument: str, signed: bool = False, automatic: bool = False
 ) -> WeightValue | Automatic:
-    """Read a weight from a recipe, a number or a schedule; only a signed one may be below 0, an automatic one ``auto``.
+    """Read a weight (a number or a schedule) from a recipe. Only a signed one may be < 0, an automatic one ``auto``.
 
     Raises:
-        ValueError: it is neither a number nor a known schedule with its own arguments, or it is below 0.
+        ValueError: if it is neither a number nor a known schedule with its own arguments, or it is below 0.
     """
     if automatic and (auto := automatic_from_recipe(value, argument=argument)):
         return auto
@@ -213,10 +213,10 @@ def weight_from_recipe(
 
 
 def automatic_from_recipe(value: Any, *, argument: str) -> Automatic | None:
-    """Read ``auto`` from a recipe; none where it is something else.
+    """Read ``auto`` from a recipe; return ``None`` if it is something else.
 
     Raises:
-        ValueError: a multiple of what would be found, which a recipe writes as the objective's scale.
+        ValueError: if it is a multiple of the automatic value, which a recipe writes as the objective's scale.
     """
     if isinstance(value, Automatic) and value.factor != 1:
         raise InvalidValueError(argument, "auto", value, f"type {value.factor:g} * the whole objective instead")

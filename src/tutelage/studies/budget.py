@@ -229,7 +229,6 @@ def prepare(
             except (ValueError, TypeError, OSError, ImportError) as error:
                 untimed[pair] = str(error).splitlines()[0] if str(error) else type(error).__name__
         if keep and timed != known:
-            request.folder.mkdir(parents=True, exist_ok=True)
             pairs = {pair: {FIELDS[key]: value for key, value in asdict(timed[pair]).items()} for pair in timed}
             records.write_json(request.folder / TIMES, {"machine": machine, "pairs": pairs})
         order, costs = _order(request, timed, hardware)

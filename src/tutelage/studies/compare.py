@@ -68,7 +68,6 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     reporter = options.reporter
     objectives = [from_spec(spec) for spec in comparison.objectives.values()]
     check_teacher(comparison.teacher, objectives)
-    folder.mkdir(parents=True, exist_ok=True)
     splits = data.open_data(comparison.data)
     with folder_lock(folder, wait=True):
         comparison = _with_precision(comparison, folder, splits, options)
@@ -156,7 +155,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
     """Yield each run's entry and recipe, in the order of their execution."""
     settings = {name: getattr(comparison, name) for name in Recipe.model_fields}
     if comparison.training("teacher") is not None:
-        settings["teacher"] = Network(name=str(folder / "teacher"))
+        settings["teacher"] = Network(name=(folder / "teacher").as_posix())
     for k in range(comparison.seeds):
         seed = comparison.seed + k
         data_seed = comparison.data_seed + (0 if comparison.share_data_seed else k)
@@ -174,7 +173,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
 def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
     """Yield one run of each objective, to try; a teacher that the comparison trains is one that is still to train."""
     for _, recipe in islice(plan(comparison, folder), len(comparison.objectives)):
-        trained = isinstance(recipe.teacher, Network) and recipe.teacher.name == str(folder / "teacher")
+        trained = isinstance(recipe.teacher, Network) and recipe.teacher.name == (folder / "teacher").as_posix()
         yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe
 
 

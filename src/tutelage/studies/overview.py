@@ -44,7 +44,7 @@ def default(name: str) -> Objective:
 
 def rows() -> Iterator[Row]:
     """Yield a row for each of the package's presets."""
-    costs = json.loads(COSTS.read_text())["costs"] if COSTS.exists() else {}
+    costs = json.loads(COSTS.read_text(encoding="utf-8"))["costs"] if COSTS.exists() else {}
     tables = _tables()
     for name, preset in PRESETS.items():
         if objectives.is_built_in(name):
@@ -124,7 +124,7 @@ Memory is what is kept for the backward pass. Tables are those of arXiv:2402.111
 
 def page() -> str:
     """Return the documentation's page."""
-    record = json.loads(COSTS.read_text())
+    record = json.loads(COSTS.read_text(encoding="utf-8"))
     machine = (
         f"`python benchmarks/bench_objectives.py --write` on one thread of {record['hardware']['processor']}, torch "
         f"{record['software']['torch']}, float32, the median of {record['n']} steps"

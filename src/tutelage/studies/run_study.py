@@ -225,7 +225,6 @@ def write(request: StudyRequest, foreign: ForeignRuns) -> None:
     from tutelage.studies.study_table import write_tables
 
     folder = request.folder
-    folder.mkdir(parents=True, exist_ok=True)
     shown = [job for job in cells(request) if (job.pair, job.name) not in foreign]
     with folder_lock(folder, wait=True):
         records.write_json(folder / records.STUDY, record(request, shown))

@@ -53,7 +53,7 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
         The runs that failed, and why; a worker that broke off is named as well.
     """
     threads = str(max(1, torch.get_num_threads() // workers))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONIOENCODING": "utf-8"}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         started = []
@@ -64,7 +64,7 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 env=environment,
             )
             reader = threading.Thread(target=_forward, args=(child, k, say), daemon=True)
@@ -105,6 +105,9 @@ def _wait_for_parent() -> None:
     # The descriptor and not the stream, whose lock the interpreter needs when it ends.
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    if os.name == "nt":  # There os.kill would end this process at once.
+        signal.raise_signal(signal.SIGINT)
+    else:  # Of the process, so that it wakes the main thread.
+        os.kill(os.getpid(), signal.SIGINT)
     time.sleep(GRACE)
     os._exit(1)

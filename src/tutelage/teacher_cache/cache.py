@@ -89,7 +89,6 @@ class TeacherCache:
 
     def begin(self, **more: Any) -> None:
         """Write ``outputs.json``: the key, the form, and further entries."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         value = {"schema": SCHEMA, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
         value["form"], value["speed"] = self.form.to_json() if self.form else None, self.speed
         records.write_json(self.folder / records.OUTPUTS, value | more)
@@ -164,7 +163,6 @@ class TeacherCache:
         features = ((name, {"values": _half(f"tap {name}", value.float())}) for name, value in taps.items())
         for what, tensors in chain([(LOGITS, packed)], features):
             path = self._path(epoch, chunk.start, what)
-            path.parent.mkdir(exist_ok=True)
             records.write_bytes(path, safetensors.torch.save(tensors, {"what": what, DIGEST: _digest(tensors)}))
 
     def read(self, epoch: int, what: str) -> list[dict[str, Tensor]]:

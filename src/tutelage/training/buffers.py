@@ -1,4 +1,4 @@
-"""Buffers that a forward pass moves, gathered so that a step which is not applied leaves them as they were."""
+"""Buffers that a forward pass updates, saved so that a step that is not applied leaves them unchanged."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 Owner = dict[str, Tensor | None]
-"""A module's own buffers by name."""
+"""Own buffers of a module, by name."""
 
 
 class SavedBuffers:
-    """A copy of a module's buffers, such as running means and variances: one tensor per dtype, however many they are.
+    """A copy of a module's buffers, such as running means and variances: one tensor per dtype, however many there are.
 
     Args:
-        module: in a forward pass its buffers may be written in place, given other memory, replaced, added or deleted,
-            but no submodule added.
-        but: submodules that guard their own.
+        module: module whose buffers a forward pass may write in place, give other memory, replace, add or delete; it
+            may add no submodule.
+        but: submodules that guard their own buffers.
     """
 
     def __init__(self, module: nn.Module, but: Iterable[nn.Module] = ()) -> None:
@@ -46,7 +46,7 @@ class SavedBuffers:
         self._rows = list(rows.values())
 
     def save(self) -> None:
-        """Copy the buffers as they are now."""
+        """Copy the current buffers."""
         moved = any(buffer.data_ptr() != address for buffer, _, address in self._memories)
         if moved or any(_changed(owner, held) for owner, held in self._held):
             self._gather()
@@ -55,7 +55,7 @@ class SavedBuffers:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the buffers back as they were saved."""
+        """Restore the saved buffers."""
         for owner, held in self._held:
             if _changed(owner, held):
                 owner.clear()
@@ -70,10 +70,10 @@ class SavedBuffers:
 
     @torch.no_grad()
     def restore_unless(self, applied: Tensor) -> None:
-        """Put the buffers back unless this ``()`` bool on their device is true, which the host does not ask for.
+        """Restore the buffers unless this ``()`` bool on their device is true; the host does not read it.
 
-        So it decides for values alone. Those of a tensor that has replaced a buffer of one module are written into the
-        buffer; a tensor of another shape or kind stays, as do buffers that were added, deleted, or given other memory.
+        So it only affects values. Those of a tensor that replaced a buffer of one module are written into the buffer; a
+        tensor of another shape or kind stays, and so does any addition, deletion or change of memory.
         """
         replaced: list[tuple[Owner, str, Tensor, Tensor]] = []
         for owner, held in self._held:
@@ -90,18 +90,18 @@ class SavedBuffers:
                 buffer.copy_(torch.where(applied, buffer, copy))
 
     def _can_take(self, buffer: Tensor, new: Tensor) -> bool:
-        """Whether a buffer of one module alone can be given the values of another tensor."""
+        """Whether a buffer that belongs to one module only can take the values of another tensor."""
         alike = _is_plain(new) and _is_plain(buffer) and (new.shape, new.dtype) == (buffer.shape, buffer.dtype)
         return alike and not _is_expanded(buffer) and id(buffer) not in self._shared
 
 
 def _changed(owner: Owner, held: Owner) -> bool:
-    """Whether a module has other buffers than it had."""
+    """Whether a module's buffers are no longer the same."""
     return len(owner) != len(held) or not all(map(is_, owner.values(), held.values()))
 
 
 def _is_plain(buffer: Tensor) -> bool:
-    """Whether a tensor is values in memory with strides, and neither sparse, nested nor of another class."""
+    """Whether a tensor is strided values in memory, and not sparse, nested or of another class."""
     return type(buffer) is Tensor and buffer.layout is torch.strided and not buffer.is_nested
 
 
@@ -110,7 +110,7 @@ def _is_expanded(memory: Tensor) -> bool:
 
 
 def _row(memory: Tensor) -> Tensor | None:
-    """Return a tensor's memory as a row; none where it is none, as a part of another tensor's is not."""
+    """Return a tensor's memory as a row; ``None`` if it is not one, such as part of another tensor's."""
     if memory.is_conj() or memory.is_neg() or memory.is_quantized:
         return None
     order = sorted(range(memory.ndim), key=memory.stride, reverse=True)

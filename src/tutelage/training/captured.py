@@ -1,4 +1,4 @@
-"""A training step as a graph: warmed up, captured and held against the eager step, of which no training step comes."""
+"""A training step as a graph: warmed up, captured and compared with the eager step, without training on the way."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tutelage.training.step import train_step
 from tutelage.types import Batch, Teacher
 
 TOLERANCE = 0.01
-"""How far a replayed step may be from the eager one, as a share of what that changes: kernels add in another order."""
+"""Tolerance between a replayed step and the eager one, as a share of the change: kernels sum in another order."""
 
 
 def reason_eager(state: TrainState) -> str | None:
-    """Return why a fit's steps cannot be captured, as far as that is known beforehand."""
+    """Return why a fit's steps cannot be captured, if that is known beforehand."""
     if state.device.type not in CAPTURES:
         return "no CUDA device"
     if state.accelerator.num_processes > 1:
@@ -31,17 +31,17 @@ def reason_eager(state: TrainState) -> str | None:
 class CapturedStep:
     """A student's training step as a graph; called as `train_step`.
 
-    Batches of another shape than the first, such as an epoch's last, are computed eagerly.
+    Batches whose shape differs from the first's, such as an epoch's last, are computed eagerly.
 
     Args:
-        state: what the step reads and changes; all of it, the generators too, is as before afterwards.
-        batch: the first.
-        teacher: as for `train_step`; its outputs keep their memory where it is not called in the step.
-        apart: others are replayed beside it, and read the batch: see `CudaGraph`.
+        state: state that the step reads and changes; all of it, generators included, is restored afterwards.
+        batch: first batch.
+        teacher: teacher as for `train_step`; its outputs keep their memory if it is not called in the step.
+        apart: whether other graphs are replayed beside it and read the batch: see `CudaGraph`.
 
     Raises:
-        NotCapturableError: a replay does not do what the eager step does.
-        CaptureError: the device refused.
+        NotCapturableError: if a replay does not do what the eager step does.
+        CaptureError: if the device refused.
     """
 
     def __init__(self, state: TrainState, batch: Batch, teacher: Teacher | None, *, apart: bool = False) -> None:
@@ -52,13 +52,13 @@ class CapturedStep:
 
         def replayed() -> None:
             self._captured(batch)
-            self.join()  # What is compared, and put back, is read and written on the current stream.
+            self.join()  # The comparison and the restoring read and write on the current stream.
 
         before = Snapshot(state, batch)
         try:
             warm_up(lambda: step(before.batch()), state.device)
             before.restore()
-            before = Snapshot(state, batch)  # Buffers that the student makes in its first step are there now.
+            before = Snapshot(state, batch)  # Now with buffers that the student makes in its first step.
             self._captured = Captured(step, batch, apart=apart)
             for shift in (0, 1):
                 if not before.same(lambda: step(batch), replayed, shift=shift):
@@ -74,26 +74,26 @@ class CapturedStep:
             self._captured(batch)
         else:
             self.join()
-            # A student may write into its inputs, which the graph has a copy of.
+            # A student may write into its inputs, of which the graph has a copy.
             own = batch._replace(inputs=batch.inputs.clone()) if self._apart else batch
             train_step(state, own, teacher)
 
     @property
     def samples(self) -> int:
-        """Of the batches that are replayed."""
+        """Number of samples in replayed batches."""
         return len(self._captured.batch.index)
 
     def fits(self, batch: Batch) -> bool:
-        """Whether a step on this batch is replayed, and draws nothing on the host."""
+        """Whether a step on this batch is replayed, and so draws nothing on the host."""
         return self._captured.fits(batch)
 
     def join(self) -> None:
-        """Let what the current stream is given from now on follow the last step."""
+        """Order further work on the current stream after the last step."""
         self._captured.join()
 
 
 class Snapshot:
-    """All that a step changes, and the way back to it."""
+    """Everything that a step changes, to be restored."""
 
     def __init__(self, state: TrainState, batch: Batch) -> None:
         self._state, self._batch = state, batch
@@ -105,9 +105,9 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, *, shift: int = 0) -> None:
-        """Put everything back; with a ``shift``, at the progress of another step and with another rate.
+        """Restore everything; with a ``shift``, at the progress of another step and with another rate.
 
-        Nor does a loss that is not scaled overflow: under ``fp16`` the first steps do, and would show nothing.
+        The loss is then not scaled, lest it overflow: under ``fp16`` the first steps do, and would show nothing.
         """
         for kind, tensors in self._kinds.items():
             for tensor, copy in zip(tensors, self._copies[kind], strict=True):
@@ -123,16 +123,16 @@ class Snapshot:
         now.epoch, now.step = epoch, step
 
     def applied(self) -> bool:
-        """Whether the step that was taken last was applied."""
+        """Whether the last step was applied."""
         samples = self._state.metrics.names.index("samples")
         return bool(self._state.now.sums[samples] > self._copies["counts"][0][samples])
 
     def batch(self) -> Batch:
-        """Return the batch as it was, in memory of its own."""
+        """Return the original batch, in its own memory."""
         return self._batch._replace(inputs=self._copies["inputs"][0].clone())
 
     def same(self, work: Callable[[], object], other: Callable[[], object], *, shift: int) -> bool:
-        """Whether two pieces of work change the same from here, within `TOLERANCE` of what the first changes."""
+        """Whether two pieces of work make the same changes from here, within `TOLERANCE` of the first one's."""
         outcomes = []
         for piece in (work, other):
             self.restore(shift=shift)
@@ -146,7 +146,7 @@ def _copied(kinds: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
 
 
 def close(before: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
-    """Whether outcomes agree: whole numbers and what is finite exactly, all else together by their Euclidean norms."""
+    """Whether outcomes agree: integers and finiteness exactly, everything else together by Euclidean norms."""
     if not len(before) == len(expected) == len(got):
         return False
     moved = apart = 0.0

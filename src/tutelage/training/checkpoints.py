@@ -1,7 +1,7 @@
 """Checkpoints: safetensors plus plain state, written so that a kill, a crash or a full disk loses nothing.
 
 A checkpoint is a folder ``<stage>-<step>`` with ``tensors.safetensors``, ``state.json`` and ``checksums``. It is
-written under a temporary name, synced, and renamed; the last two are kept. One that fails its checksums is never read.
+written under a temporary name, synced, and renamed; the last two are kept. One that fails its checksums is never used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STATE = "state.json"
 CHECKSUMS = "checksums"
 KEPT = 2
 NAME = re.compile(r"\d{2,}-\d{9,}")
-"""What a checkpoint is called; anything else in the folder is left alone."""
+"""Pattern of checkpoint names; anything else in the folder is left alone."""
 
 
 class CheckpointError(RunError):
@@ -36,28 +36,28 @@ class CheckpointError(RunError):
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read: its tensors by name, on the CPU, and everything that is not a tensor."""
+    """A checkpoint as read: its tensors by name, on the CPU, and everything that is not a tensor."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, without it."""
+    """Return the tensors whose names begin with a prefix, which is removed."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder that is made when the first is written."""
+    """The checkpoints of one run, in a folder that is created with the first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write a checkpoint of tensors and plain values, whose name sorts after all before, and drop the oldest.
+        """Write a checkpoint of tensors and plain values, whose name sorts after all earlier ones, and drop the oldest.
 
         Raises:
-            CheckpointError: the disk refused; the checkpoints before stay.
+            CheckpointError: if the disk refused; earlier checkpoints stay.
         """
         contents = {TENSORS: to_bytes(tensors), STATE: (json.dumps(state) + "\n").encode()}
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
@@ -79,10 +79,10 @@ class Checkpoints:
             shutil.rmtree(self.folder / old, ignore_errors=True)
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write a file that belongs to the run's state, as a whole or not at all.
+        """Write a file that belongs to the run's state, atomically.
 
         Raises:
-            CheckpointError: the disk refused; the checkpoints stay.
+            CheckpointError: if the disk refused; the checkpoints stay.
         """
         with self._writing(path.name):
             records.write_bytes(path, content)
@@ -91,7 +91,7 @@ class Checkpoints:
         """Read the newest good checkpoint; warn of every newer one that is damaged, and drop it.
 
         Raises:
-            CheckpointError: there are checkpoints, and every one is damaged; they stay, so that this is not forgotten.
+            CheckpointError: if there are checkpoints but all are damaged; they stay, so that this is not forgotten.
         """
         names = self._names()
         damaged = []
@@ -105,7 +105,7 @@ class Checkpoints:
                 )
                 damaged.append(name)
             else:
-                # A damaged one would count among those that are kept; a temporary one was left by a kill.
+                # A damaged one would count among those kept; a temporary one was left by a kill.
                 for left in [*damaged, *(path.name for path in self.folder.glob(".*.tmp"))]:
                     shutil.rmtree(self.folder / left, ignore_errors=True)
                 return saved
@@ -136,7 +136,7 @@ class Checkpoints:
 
 def _read(folder: Path) -> Checkpoint:
     contents = {}
-    for line in (folder / CHECKSUMS).read_text().splitlines():
+    for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines():
         digest, file = line.split("  ")
         contents[file] = (folder / file).read_bytes()
         if hashlib.sha256(contents[file]).hexdigest() != digest:
@@ -147,10 +147,10 @@ def _read(folder: Path) -> Checkpoint:
 
 
 class CheckpointSink(NamedTuple):
-    """Where a run's state goes."""
+    """The destination of a run's state."""
 
-    checkpoints: Checkpoints  # of the run
-    best: Path  # the file for the weights that did best on the selection set
-    choices: Mapping[str, Any]  # facts that exact resume depends on; a resumed run warns where they differ
-    # called once with the chosen `ComputePlan`, as JSON holds it
+    checkpoints: Checkpoints  # checkpoints of the run
+    best: Path  # file for the weights that did best on the selection set
+    choices: Mapping[str, Any]  # facts that exact resume depends on; a resumed run warns if they differ
+    # callback, called once with the chosen `ComputePlan` as JSON
     announce: Callable[[dict[str, Any]], None] | None = None

@@ -1,8 +1,8 @@
 """How a fit is computed: compiled or not, which gradients as products. Chosen by measurement, and then kept.
 
-A plan changes results by rounding alone. It is chosen once, in a fit's first step, among what the settings leave open;
-compiling is tried only where the fit is long enough to repay it. Records and checkpoints hold the plan, and a resumed
-fit keeps it.
+A plan changes results only by rounding. It is chosen once, in a fit's first step, among the forms that the settings
+leave open; compiling is tried only if the fit is long enough to repay it. Records and checkpoints hold the plan, and a
+resumed fit keeps it.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Batch, Loss, Opens, Outputs, Teacher
 
 SHARE = 0.05
-"""Share of a fit's estimated time that a trial compilation may cost at most."""
+"""Largest share of a fit's estimated time that a trial compilation may cost."""
 COSTS = {"teacher": 20.0, "products": 2.0, "student": 60.0, "graph": 2.0, "compiled losses": 20.0, "fused losses": 2.0}
 """Assumed seconds of a trial: compiling took 3 to 60 for networks of 8 to 60 layers on two cores."""
 GAIN = 1.05
-"""How many times faster a plan must be to replace the eager one."""
+"""Least speed-up at which a plan replaces the eager one."""
 PRODUCT_GAIN = 1.2
-"""How many times faster a weight gradient must be as a product."""
+"""Least speed-up at which a weight gradient is computed as a product."""
 FEW = 200
-"""Steps below which nothing is measured: that alone takes some."""
+"""Number of steps below which nothing is measured, as measuring takes some itself."""
 ROUNDS = 5
-"""How often each call is timed."""
+"""Number of timings of each call."""
 MEASURES_LOSSES = frozenset({"cuda"})
-"""Types of devices on which the form of the losses is chosen by measurement; elsewhere they are plain if not asked."""
+"""Types of devices on which the form of the losses is measured; elsewhere it is plain unless requested."""
 NOT_CAPTURED = "not captured"
-"""How the reason of a step begins that was to be captured and could not be."""
+"""First words of the reason if a step that was to be captured could not be."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputePlan:
-    """How a fit is computed."""
+    """The chosen ways of computing a fit."""
 
-    teacher_compiled: bool = False  # the teacher's forward pass is compiled, its weights taken as constants
-    student_compiled: bool = False  # the student's forward and backward pass are compiled
-    graph: bool = False  # a step is captured, and replayed
-    loss_form: str = "plain"  # how the losses are computed: `settings.fit.LossForm`
+    teacher_compiled: bool = False  # whether the teacher's forward pass is compiled, with constant weights
+    student_compiled: bool = False  # whether the student's forward and backward passes are compiled
+    graph: bool = False  # whether a step is captured and replayed
+    loss_form: str = "plain"  # form of the losses: `settings.fit.LossForm`
     products: tuple[Shape, ...] = ()  # convolutions whose weight gradient is one product
-    # of a micro-batch that compiled forms are for. Others, such as an epoch's last, run eagerly: each size would be
-    # compiled anew.
+    # number of samples in a micro-batch for compiled forms. Other sizes, such as an epoch's last, run eagerly, as each
+    # would be compiled again.
     samples: int = 0
-    # what was measured, or why nothing was, by form; "why" on disk
+    # measurements, or why there are none, by form; "why" on disk
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON holds it."""
+        """Return the plan as a JSON value."""
         return {
             "teacher_compiled": self.teacher_compiled,
             "student_compiled": self.student_compiled,
@@ -75,7 +75,7 @@ class ComputePlan:
         }
 
     def after(self, teacher: ComputePlan) -> ComputePlan:
-        """Return this plan of a student with another's of the teacher."""
+        """Return this plan for a student combined with another for the teacher."""
         return replace(
             self,
             teacher_compiled=teacher.teacher_compiled,
@@ -91,13 +91,13 @@ class ComputePlan:
 
 
 class PlannedTeacher:
-    """A teacher that is computed by a plan, in the fit's precision: `types.Teacher`.
+    """A teacher that follows a plan, in the fit's precision: a `types.Teacher`.
 
     Args:
-        teacher: moved to the device; only a frozen network can be compiled.
-        settings: its precision and layout, and what may be chosen.
-        device: of the batches.
-        plan: one that was chosen before.
+        teacher: teacher, which is moved to the device; only a frozen network can be compiled.
+        settings: settings with its precision and layout, and the open choices.
+        device: device of the batches.
+        plan: plan that was chosen before, if any.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class PlannedTeacher:
         if isinstance(teacher, nn.Module):
             place(teacher, device, channels_last=settings.channels_last)
         self._teacher, self._settings, self._device = teacher, settings, device
-        # Asked once: to hold an object against a protocol takes 10 us, a good part of a replayed step.
+        # Checked once: matching an object with a protocol takes 10 us, a good part of a replayed step.
         self._open = teacher.open if isinstance(teacher, Opens) else None
         self._compiled = (
-            # Its weights become constants, batch norms are folded into convolutions whose outputs nothing else reads.
+            # Its weights become constants; batch norms are folded into convolutions whose outputs nothing else reads.
             _Compiled("teacher", teacher, {"freezing": True}, "compile_teacher=false")
             if isinstance(teacher, FrozenTeacher)
             else None
@@ -121,7 +121,7 @@ class PlannedTeacher:
         with mixed_precision(self._device, self._settings.precision):
             plan = self.plan
             if self._compiled and plan and plan.teacher_compiled and len(batch.index) == plan.samples:
-                with torch.no_grad():  # without it the compiler does not take weights for constants
+                with torch.no_grad():  # without it the compiler does not treat weights as constants
                     return cast(Outputs, self._compiled(batch))
             return self._teacher(batch)
 
@@ -131,20 +131,20 @@ class PlannedTeacher:
         return self._compiled is not None
 
     def prepare(self, batch: Batch) -> None:
-        """Do between steps what outputs of a batch need of the host: a cache opens the outputs of its view."""
+        """Do the host's work for a batch's outputs between steps: a cache opens the outputs of its view."""
         if self._open is not None:
             self._open(batch.view)
 
     def use(self, plan: ComputePlan) -> None:
-        """Compute by this plan from now on; what was compiled once is not compiled again."""
+        """Compute by this plan from now on; nothing is compiled twice."""
         self.plan = plan
 
     def _on_copy(self, batch: Batch) -> None:
-        """Compute outputs of a batch that a teacher may write into."""
+        """Compute outputs from a copy of the batch, which a teacher may write into."""
         self(batch._replace(inputs=batch.inputs.clone()))
 
     def choose_plan(self, piece: Batch, *, steps: int, processes: int) -> ComputePlan:
-        """Choose the plan once, on a micro-batch of a fit of so many steps."""
+        """Choose the plan once, on a micro-batch of a fit with this many steps."""
         wanted = self._settings.compile_teacher
         if self.plan is None:
             reason = reason_unmeasured(steps, processes, [wanted])
@@ -161,14 +161,14 @@ class PlannedTeacher:
 
 
 class PlannedStudent:
-    """The forms that a fit's student can be called in: eager, and once chosen, faster.
+    """The forms in which a fit's student can be called: eager, and faster ones once chosen.
 
     Args:
-        distiller: calls the student and its objective; compiled, they take part in its gradients as before.
+        distiller: distiller that calls the student and its objective; compiled forms keep its gradients.
     """
 
     def __init__(self, distiller: Distiller) -> None:
-        # Dropout draws the numbers that it would draw uncompiled.
+        # Dropout draws the same numbers as it would uncompiled.
         exact = {"fallback_random": True}
         self._objective = distiller.objective
         self._compiled = _Compiled("student", distiller.student, exact, "compile_student=false")
@@ -176,16 +176,16 @@ class PlannedStudent:
         self.use(ComputePlan())
 
     def use(self, plan: ComputePlan) -> None:
-        """Compute by this plan from now on; what was compiled once is not compiled again."""
+        """Compute by this plan from now on; nothing is compiled twice."""
         self._plan = plan
         self._products = Products(plan.products)
 
     def call(self, samples: int) -> Callable[[Tensor], Any] | None:
-        """Return what to call instead of the student for so many samples; none for itself."""
+        """Return what to call instead of the student for this many samples; ``None`` for the student itself."""
         return self._compiled if self._plan.student_compiled and samples == self._plan.samples else None
 
     def call_objective(self, samples: int) -> Callable[..., Loss] | None:
-        """Return what to call instead of the objective for so many samples; none for itself."""
+        """Return what to call instead of the objective for this many samples; ``None`` for the objective itself."""
         compiled = self._plan.loss_form == "compiled" and samples == self._plan.samples
         return self._compiled_objective if compiled else None
 
@@ -197,9 +197,9 @@ class PlannedStudent:
     def choose_plan(
         self, step: Callable[[], Any], settings: FitSettings, *, steps: int, samples: int, device: torch.device
     ) -> ComputePlan:
-        """Try what the settings leave open in ``steps`` of micro-batches of ``samples``.
+        """Try the forms that the settings leave open, for ``steps`` of micro-batches of ``samples``.
 
-        ``step`` takes the student's part of a step, gradients included, and changes nothing that lasts.
+        ``step`` takes the student's part of a step, gradients included, and changes nothing lasting.
         """
         trials = Trials(step, self.use, steps, samples, device)
         trials.attempt_products(settings.gradient_products)
@@ -209,7 +209,7 @@ class PlannedStudent:
         return trials.chosen()
 
     def attempt_losses(self, trials: Trials, wanted: str) -> None:
-        """Try the forms that the losses can be computed in, or take the one that is asked for."""
+        """Try the possible forms of the losses, or take the requested one."""
         if wanted == "plain" or (wanted == "auto" and trials.device.type not in MEASURES_LOSSES):
             return
         for form in ("compiled", "fused"):
@@ -221,9 +221,9 @@ class PlannedStudent:
                 trials.attempt(reason, switch, replace(trials.plan, loss_form=form), after=f"with {reason}")
 
     def gradients(self, samples: int) -> AbstractContextManager[Any]:
-        """Enter this while a graph of so many samples is made that gradients will flow through.
+        """Return the context in which an autograd graph of this many samples is built.
 
-        What is compiled has the library's gradients: the compiler would trace into the products, and gets them wrong.
+        Compiled forms use the library's gradients: the compiler would trace into the products, and gets them wrong.
         """
         compiled = self.call(samples) or self.call_objective(samples)
         return self._products if self._products.shapes and compiled is None else nullcontext()
@@ -232,8 +232,8 @@ class PlannedStudent:
 class _Compiled:
     """A module's call, compiled for one size of batch; the module itself and its names stay as they are.
 
-    Where compiling fails, as it does without a C++ compiler, the call is eager from then on. A warning says so, and
-    which setting does so ``beforehand``.
+    If compiling fails, as it does without a C++ compiler, the call is eager from then on. A warning says so, and names
+    the setting that chooses this ``beforehand``.
     """
 
     def __init__(self, role: str, module: nn.Module, options: dict[str, Any], beforehand: str) -> None:
@@ -244,7 +244,7 @@ class _Compiled:
         return self._call(*inputs) if self._call is not None else self._first(*inputs)
 
     def _first(self, *inputs: Any) -> Any:
-        """Compile and call; only now, as the compiler alone takes seconds to import."""
+        """Compile and call; not earlier, as importing the compiler alone takes seconds."""
         module = self._module
 
         def call(*inputs: Any) -> Any:
@@ -253,13 +253,14 @@ class _Compiled:
         # Compiled forms are cached, and limited in number, per code object: each module gets its own copy.
         function = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
         try:
-            # What a compiler warns of is its own, such as deprecations: as errors they would end the compiling.
+            # The compiler's warnings are its own business, such as deprecations: as errors they would end the
+            # compiling.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 compiled = torch.compile(function, dynamic=False)
                 from torch._inductor import config
 
-                # As options of torch.compile they would come too late: the tracer reads them as well.
+                # As options of torch.compile they would come too late: the tracer reads them too.
                 with config.patch(self._options):
                     outputs = compiled(*inputs)
         except Exception as error:  # noqa: BLE001  whatever a compiler raises, eager works or tells why not
@@ -275,8 +276,8 @@ class _Compiled:
 
 
 def reason_unmeasured(steps: int, processes: int, wanted: Collection[Switch]) -> str | None:
-    """Return why nothing is to be measured, if so."""
-    if processes > 1:  # Each would measure, and choose, for itself.
+    """Return why nothing is to be measured, if that is so."""
+    if processes > 1:  # Each would measure and choose for itself.
         return "several processes"
     return "a short fit" if steps < FEW and True not in wanted else None
 
@@ -285,11 +286,11 @@ class Trials:
     """Forms of one computation, tried in turn, each against the best so far.
 
     Args:
-        run: computes it once, and changes nothing that lasts.
-        use: changes to a plan.
-        steps: how often it is ahead.
-        samples: of a micro-batch.
-        device: that it runs on.
+        run: function that computes it once and changes nothing lasting.
+        use: function that switches to a plan.
+        steps: number of times it is still to be computed.
+        samples: number of samples in a micro-batch.
+        device: device that it runs on.
     """
 
     def __init__(
@@ -306,12 +307,12 @@ class Trials:
 
     @cached_property
     def ahead(self) -> float:
-        """Estimated seconds of all that is ahead, measured where it is first asked for."""
+        """Estimated seconds of all remaining computations, measured on first use."""
         self.run()  # warms up
         return self.steps * seconds(self.run, self.device)
 
     def is_open(self, form: str, setting: Switch) -> bool:
-        """Whether a form is to be tried; else note why not."""
+        """Whether a form is to be tried; if not, note why."""
         if setting is False:
             self.reasons[form] = "switched off"
         elif setting == "auto" and COSTS[form] > SHARE * self.ahead:
@@ -319,7 +320,7 @@ class Trials:
         return form not in self.reasons
 
     def attempt(self, form: str, setting: Switch, candidate: ComputePlan, *, after: str = "compiled") -> None:
-        """Time a plan against the best so far, and keep the faster one, or the one that is asked for."""
+        """Time a plan against the best so far, and keep the faster one, or the requested one."""
 
         def run_by(plan: ComputePlan) -> None:
             self.use(plan)
@@ -336,7 +337,7 @@ class Trials:
         self.use(self.plan)
 
     def attempt_products(self, setting: Switch) -> None:
-        """Try the weight gradients of convolutions as products, of those shapes for which that is faster."""
+        """Try the weight gradients of convolutions as products, for the shapes where that is faster."""
         if not self.is_open("products", setting):
             return
         with Products() as probe:
@@ -347,7 +348,7 @@ class Trials:
             self.reasons["products"] = "none is faster"
 
     def chosen(self) -> ComputePlan:
-        """Return the best, with what was measured."""
+        """Return the best plan, with the measurements."""
         return replace(self.plan, reasons=self.reasons)
 
 
@@ -360,7 +361,7 @@ def faster_products(seen: Mapping[Shape, tuple[int, torch.dtype]], device: torch
 
 def _speedup(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> float:
     """Return how many times faster a convolution's weight gradient is as a product, at a batch and dtype."""
-    generator = torch.Generator().manual_seed(0)  # the run's generators stay where they are
+    generator = torch.Generator().manual_seed(0)  # the run's generators do not advance
 
     def random(*size: int) -> Tensor:
         values = torch.randn(size, generator=generator).to(device, dtype)
@@ -390,9 +391,9 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def least_seconds(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
-    """Time calls in turn, so that a change of the machine's speed meets all; return the least of each.
+    """Time calls in turn, so that a change in the machine's speed affects all; return the minimum of each.
 
-    The first round warms up, or compiles, and does not count. The least: whatever else the machine does only adds.
+    The first round warms up, or compiles, and does not count. The minimum, as other work on the machine only adds time.
     """
     rounds = [[seconds(call, device) for call in calls] for _ in range(1 + ROUNDS)]
     return [min(times) for times in zip(*rounds[1:], strict=True)]
@@ -405,7 +406,7 @@ def _synchronize(device: torch.device) -> None:
 
 @contextmanager
 def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a module's buffers, its gradients and the generators back where they were."""
+    """Restore a module's buffers, its gradients and the generators afterwards."""
     buffers, generators = SavedBuffers(module), random_state(device)
     buffers.save()
     try:

@@ -10,18 +10,18 @@ from tutelage.types import Batch, Batches
 
 
 class DeadlineExceeded(RuntimeError):
-    """No time is left for the next piece of work; what was done is saved, and the same command resumes it."""
+    """No time is left for the next piece of work; progress is saved, and the same command resumes it."""
 
 
 class Deadline:
     """A moment after which no further piece of work is begun: a step, an evaluation, a chunk of recorded outputs.
 
-    What the last piece and its checkpoint take has to be kept back by whoever sets the moment.
+    Whoever sets the moment must leave time for the last piece and its checkpoint.
 
     Args:
-        moment: on the clock, seconds.
-        evaluation: seconds that an epoch's evaluations take, as far as is known.
-        clock: returns the seconds.
+        moment: time on the clock, seconds.
+        evaluation: seconds that an epoch's evaluations take, if known.
+        clock: function that returns the seconds.
     """
 
     def __init__(self, moment: float, *, evaluation: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,35 +30,35 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds that are left; below 0 after the moment."""
+        """Remaining seconds; below 0 after the moment."""
         return self.moment - self.clock()
 
     def over(self, work: float = 0.0) -> bool:
-        """Whether there is no time for work of so many seconds."""
+        """Whether there is no time for work that takes this many seconds."""
         return self.left <= work
 
     def end_training(self) -> None:
-        """Take note that an epoch's steps are done, and its evaluations begin."""
+        """Note that an epoch's steps are done and its evaluations begin."""
         self._trained = time.monotonic()
 
     def end_evaluation(self) -> None:
-        """Take note that an epoch's evaluations, or some of them, are done: how long they take is known now."""
+        """Note that some or all of an epoch's evaluations are done, so that their duration is known."""
         self.evaluation = time.monotonic() - self._trained
 
     def check(self, what: str, work: float = 0.0) -> None:
-        """Refuse to begin work that there is no time for.
+        """Refuse to begin work for which there is no time.
 
         Raises:
-            DeadlineExceeded: less than ``work`` seconds are left.
+            DeadlineExceeded: if fewer than ``work`` seconds are left.
         """
         if self.over(work):
             raise DeadlineExceeded(f"{what}: no time is left for it; type the same command again to resume")
 
 
 class TimedBatches:
-    """Batches that end by `DeadlineExceeded` where no time is left for a step; a fit saves when they do.
+    """Batches that end with `DeadlineExceeded` if no time is left for a step; a fit then saves.
 
-    An epoch's last step has the evaluations after it.
+    An epoch's last step is followed by the evaluations.
     """
 
     def __init__(self, batches: Batches, deadline: Deadline) -> None:
@@ -71,8 +71,8 @@ class TimedBatches:
         """Yield the batches of one epoch.
 
         Raises:
-            ValueError: there are several processes.
-            DeadlineExceeded: the time is up.
+            ValueError: if there are several processes.
+            DeadlineExceeded: if the time is up.
         """
         if world > 1:
             raise InvalidValueError(

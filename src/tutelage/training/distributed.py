@@ -18,10 +18,11 @@ from tutelage.types import UNLABELLED, Batch, Batches, Totals
 def accelerator_on(device: str) -> Accelerator:
     """Return the process's accelerator for ``auto``, ``cpu`` or ``cuda``.
 
-    There is one per process. Its own mixed precision stays off: it would be fixed for every later run of the process.
+    There is one per process. Its own mixed precision stays off, as it would be fixed for every later run of the
+    process.
 
     Raises:
-        ValueError: CUDA is asked for and is not there.
+        ValueError: if CUDA is requested but not available.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
@@ -44,38 +45,38 @@ def batches_on(
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:
-    """Move a batch to the device, images in the layout that convolutions are fast in."""
+    """Move a batch to the device, with images in the layout in which convolutions are fast."""
     layout = torch.channels_last if channels_last and batch.inputs.ndim == 4 else torch.preserve_format
     return Batch(
         batch.index.to(device, non_blocking=True),
         batch.inputs.to(device, non_blocking=True, memory_format=layout),
         batch.labels.to(device, non_blocking=True),
-        getattr(batch, "view", None),  # A loader of the user's may have batches of its own kind.
+        getattr(batch, "view", None),  # A user's loader may have its own kind of batches.
     )
 
 
 def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
-    """Move a module to the device, weights of convolutions in the layout that they are fast in."""
+    """Move a module to the device, with convolution weights in the layout in which they are fast."""
     module.to(device)
     if channels_last:
         module.to(memory_format=torch.channels_last)
 
 
 def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[str]) -> nn.Module:
-    """Return what to call in place of a module so that processes average its gradients; one process calls the module.
+    """Return what to call instead of a module so that processes average its gradients: for one process, the module.
 
-    Buffers that ``unsynchronised`` names are not sent from the first process to the others before every step.
+    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, unsynchronised)
     if accelerator.num_processes == 1:
         return module
     devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
-    # An objective of features alone gives the layers behind them no gradient, which DDP would wait for.
+    # An objective on features alone gives later layers no gradient, for which DDP would wait.
     return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
 
 def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
-    """Enter this around the forward pass of a micro-batch that is not a step's last: gradients are averaged with it."""
+    """Return the context for the forward pass of any but a step's last micro-batch, which averages the gradients."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
@@ -87,7 +88,7 @@ def agreed(flag: Tensor, accelerator: Accelerator) -> Tensor:
 
 
 def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
-    """Count a step's samples and labels over all processes, as means divide by them."""
+    """Count a step's samples and labels over all processes, as divisors of means."""
     samples = torch.full((), float(len(batch.index)), device=accelerator.device)
     labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().float()
     if accelerator.num_processes == 1:

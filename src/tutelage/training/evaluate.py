@@ -17,15 +17,15 @@ from tutelage.training.precision import float32_products, mixed_precision
 from tutelage.types import UNLABELLED, Batches
 
 BINS = 15
-"""Of the reliability diagram and the calibration error: equal widths, as in Guo et al. 2017 (arXiv:1706.04599)."""
+"""Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
 CHANCE = 0.01
 """Significance level at which a teacher must be better than chance."""
 NAMED = 16
-"""How many samples of a non-finite step or evaluation are named."""
+"""Number of samples of a non-finite step or evaluation that are named."""
 
 
 class NonFiniteError(RunError):
-    """A loss, a gradient or logits were not finite. A step that was not is not applied."""
+    """A loss, a gradient or logits were not finite. Such a step is not applied."""
 
 
 class EvalOutputs(NamedTuple):
@@ -36,11 +36,11 @@ class EvalOutputs(NamedTuple):
 
 
 class EvalSet(NamedTuple):
-    """A set that nothing is learned from."""
+    """A held-out set."""
 
-    name: str  # ``validation`` or ``test``
-    batches: Batches  # the whole set, in order, without augmentation
-    teacher: EvalOutputs | None = None  # the teacher's outputs on it, computed once; none without a teacher
+    name: str  # name: ``validation`` or ``test``
+    batches: Batches  # whole set, in order, without augmentation
+    teacher: EvalOutputs | None = None  # teacher's outputs on it, computed once; None without a teacher
 
 
 @torch.no_grad()
@@ -53,10 +53,10 @@ def collect_outputs(
     channels_last: bool,
     who: str = "network",
 ) -> EvalOutputs:
-    """Run a network on every sample, in evaluation mode; its mode is as before afterwards.
+    """Run a network on every sample, in evaluation mode; its mode is restored.
 
     Raises:
-        NonFiniteError: naming the network, ``who``, and the samples: no metric would mean anything.
+        NonFiniteError: if logits are not finite, as no metric would mean anything; it names ``who`` and the samples.
     """
     mode = network.training
     network.eval()
@@ -101,7 +101,7 @@ def summarize(name: str, student: EvalOutputs, teacher: EvalOutputs | None, *, g
 def evaluate_outputs(
     network: EvalOutputs, teacher: EvalOutputs | None = None, *, gamma: float | None = None
 ) -> Judgement:
-    """Return a network's judgement in detail over a labelled set."""
+    """Return a network's detailed evaluation on a labelled set."""
     log_q = network.logits.log_softmax(-1)
     known = network.labels != UNLABELLED
     confidence, predicted = log_q.exp().max(-1)
@@ -126,7 +126,7 @@ def evaluate_outputs(
 
 
 def better_than_chance(outputs: EvalOutputs) -> bool | None:
-    """Test whether a network beats guessing, by a one-sided binomial test; none where no sample has a label."""
+    """Test whether a network beats guessing, by a one-sided binomial test; ``None`` if no sample has a label."""
     correct, labelled = _correct(outputs)
     if not labelled:
         return None

@@ -1,4 +1,4 @@
-"""Work on a device that is captured once, as a graph, and replayed: one launch in place of hundreds.
+"""Work on a device that is captured once as a graph and replayed: one launch instead of hundreds.
 
 Captured work is a function of tensors that keep their memory. It reads no value on the host, and a replay repeats what
 the device did, not what Python did.
@@ -27,30 +27,30 @@ class Graph(Protocol):
     """Captured work."""
 
     def replay(self) -> None:
-        """Do the work again, after what the current stream has to do; the host waits for nothing."""
+        """Repeat the work, after pending work on the current stream; the host waits for nothing."""
 
     def join(self) -> None:
-        """Let what the current stream is given from now on follow the last replay."""
+        """Order further work on the current stream after the last replay."""
 
 
 class NotCapturableError(Exception):
-    """A step that is to be computed eagerly; the message says why."""
+    """A step must be computed eagerly; the message says why."""
 
 
 class CaptureError(RunError):
-    """Work that was expected to be captured was refused; the process cannot capture again."""
+    """Work that was expected to be capturable was refused; the process cannot capture again."""
 
 
 class CudaGraph:
-    """A CUDA graph: `Graph`.
+    """A CUDA graph: a `Graph`.
 
-    Its memory is its own, so that replays of several graphs may overlap. What it draws comes from the generator that is
-    the device's default one while it is captured.
+    It has its own memory, so that replays of several graphs may overlap. Its random numbers come from the generator
+    that is the device's default during the capture.
 
     Args:
-        work: runs on the device alone, and has run before.
-        device: a CUDA device.
-        apart: replay on a stream of its own, beside others; `join` it.
+        work: function that runs on the device alone and has run before.
+        device: CUDA device.
+        apart: whether to replay on a separate stream, beside others; `join` it.
     """
 
     def __init__(self, work: Callable[[], None], device: torch.device, *, apart: bool = False) -> None:
@@ -77,11 +77,11 @@ class CudaGraph:
 
 @contextmanager
 def _own_workspaces() -> Iterator[None]:
-    """Enter this around a capture.
+    """Give a capture its own workspaces.
 
-    cuBLAS keeps a workspace for each stream. All captures are on the same one: graphs would share that of the first,
-    which overlapping replays would overwrite and which would be freed with it. Cleared, each allocates one of its own.
-    And no collection of garbage may destroy another graph meanwhile, which would end the capture.
+    cuBLAS keeps a workspace per stream. All captures are on the same stream, so graphs would share the first one's,
+    which overlapping replays would overwrite and which would be freed with it. Once cleared, each allocates its own.
+    Also, garbage collection may not destroy another graph meanwhile, which would end the capture.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -98,22 +98,23 @@ class Capture(Protocol):
     """A way to capture work on a kind of device."""
 
     def __call__(self, work: Callable[[], None], device: torch.device, *, apart: bool = False) -> Graph:
-        """Capture some work; whether that does it once is undefined."""
+        """Capture some work; whether that also performs it is undefined."""
 
 
 CAPTURES: dict[str, Capture] = {"cuda": CudaGraph}
-"""How work is captured, by type of device. A fit's optimizer there is fused: it can be captured."""
+"""Ways to capture work, by type of device. A fit's optimizer there is fused, so that it can be captured."""
 
 WARM_UP = 2
-"""How often work runs before it is watched and captured: libraries allocate and choose in the first runs."""
+"""Number of runs before work is watched and captured: libraries allocate and choose in the first ones."""
 
 
 def warm_up(work: Callable[[], object], device: torch.device) -> None:
-    """Run work as often as a capture needs it, on a stream beside the current one, as captures are.
+    """Run work as often as a capture needs, on a side stream, as captures do.
 
     Raises:
-        NotCapturableError: it would make the host wait, draws on the host, or keeps tensors from one run to the next. A
-            refused capture would leave the device's generator unusable; a replay would repeat numbers and tensors.
+        NotCapturableError: if it would make the host wait, draws on the host, or keeps tensors from one run to the
+            next. A refused capture would leave the device's generator unusable; a replay would repeat numbers and
+            tensors.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
@@ -144,7 +145,7 @@ def _capture(work: Callable[[], None], device: torch.device, *, apart: bool = Fa
     """Capture work that has been warmed up.
 
     Raises:
-        CaptureError: the device refused.
+        CaptureError: if the device refused.
     """
     try:
         return CAPTURES[device.type](work, device, apart=apart)
@@ -161,9 +162,9 @@ def _capture(work: Callable[[], None], device: torch.device, *, apart: bool = Fa
 
 
 def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
-    """Return what turns work on a device into its replay; none where nothing is to be captured.
+    """Return a function that turns work on a device into its replay; ``None`` if nothing is to be captured.
 
-    To capture the work does it several times.
+    Capturing performs the work several times.
     """
     if device.type not in CAPTURES or wanted is False:
         return None
@@ -182,16 +183,16 @@ class Captured(Generic[T]):
     """A function of a batch, captured for batches of one shape.
 
     Args:
-        function: runs on the device alone, and has run before. It may write into the batch.
-        batch: the first; the graph reads memory of its own, as a user's batches may be parts of a data set.
-        apart: as for `CudaGraph`.
+        function: function that runs on the device alone and has run before. It may write into the batch.
+        batch: first batch; the graph reads its own memory, as a user's batches may be parts of a data set.
+        apart: whether to use a separate stream, as for `CudaGraph`.
 
     Attributes:
-        batch: in the memory that the graph reads.
-        result: what the function returned while it was captured; a call renews its tensors.
+        batch: batch in the memory that the graph reads.
+        result: result of the function during the capture; a call renews its tensors.
 
     Raises:
-        CaptureError: the device refused.
+        CaptureError: if the device refused.
     """
 
     def __init__(self, function: Callable[[Batch], T], batch: Batch, *, apart: bool = False) -> None:
@@ -216,7 +217,7 @@ class Captured(Generic[T]):
         return self.result
 
     def join(self) -> None:
-        """As `Graph.join`."""
+        """Order further work after the last replay, as `Graph.join`."""
         self._graph.join()
 
 

@@ -1,4 +1,4 @@
-"""What keeps a step from being captured in a CUDA graph: waits of the host, and tensors that Python keeps."""
+"""Obstacles to capturing a step in a CUDA graph: waits of the host, and tensors that Python keeps."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ WAITS = frozenset(
         # The host reads a value.
         *("_local_scalar_dense", "equal", "is_nonzero", "histc", "multinomial"),
         *("normal.float_Tensor", "normal.Tensor_Tensor"),  # is every standard deviation at least 0?
-        # It reads the number that they fill with; given as a Python number it is known.
+        # It reads the number that they fill with; a Python number would be known.
         *("index_fill.int_Tensor", "index_fill_.int_Tensor", "masked_fill.Tensor", "masked_fill_.Tensor"),
         # It reads the size of the result.
         *("nonzero", "masked_select", "bincount", "isin.Tensor_Tensor", "repeat_interleave.Tensor"),
         *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
-        # It reads whether a decomposition succeeded. Those that call `_linalg_check_errors` as an operation of its own
-        # (inv, cholesky, solve, lu_factor) are found by it.
+        # It reads whether a decomposition succeeded. Those that call `_linalg_check_errors` as a separate operation
+        # (inv, cholesky, solve, lu_factor) are found by that.
         *("_linalg_check_errors", "_linalg_svd", "_linalg_eigh", "linalg_eig", "linalg_eigvals", "_linalg_eigvals"),
         *("linalg_lstsq", "linalg_matrix_exp", "cholesky", "cholesky_inverse", "_cholesky_solve_helper"),
         # It reads lengths.
         *("_ctc_loss.Tensor", "_cudnn_ctc_loss.Tensor", "segment_reduce", "embedding_renorm_"),
     )
 )
-"""Operations that wait on CUDA whatever they are given, by their names in torch."""
+"""Operations that wait on CUDA whatever their arguments, by their names in torch."""
 MOVES_SCALARS = frozenset({"aten::where.self", "aten::index_put", "aten::index_put_", "aten::_foreach_copy_"})
-"""Operations that copy a CPU scalar to the device; others hand its number to their kernel."""
+"""Operations that copy a CPU scalar to the device; others pass its value to their kernel."""
 
 
 class HostWaits(TorchDispatchMode):
-    """Notes, while it is entered, each operation by which the host would wait for a device.
+    """Records, while active, each operation that would make the host wait for a device.
 
     These are reads of values or of sizes that depend on them, copies between the device and pageable memory, and
-    operations on tensors of both. The backward pass is seen too. On the CPU nothing is noted.
+    operations on tensors of both. The backward pass is covered too. On the CPU nothing is recorded.
 
     Args:
-        device: of the step.
+        device: device of the step.
 
     Attributes:
-        found: how often, by operation and place, such as ``aten::nonzero, losses/maps.py:12``: the innermost line
-            outside torch that asked for it, in the backward pass with the node of the graph.
+        found: counts by operation and place, such as ``aten::nonzero, losses/maps.py:12``: the innermost line outside
+            torch that caused it, in the backward pass with the node of the graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,7 +71,7 @@ class HostWaits(TorchDispatchMode):
         return function(*args, **kwargs)
 
     def look(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note an operation that waits."""
+        """Record an operation that waits."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         inside = [tensor for tensor in tensors if self.holds(tensor)]
         outside = [tensor for tensor in tensors if not self.holds(tensor)]
@@ -86,7 +86,7 @@ class HostWaits(TorchDispatchMode):
         elif name in WAITS and kwargs.get("output_size") is None:
             self.note(name)
         elif name == "aten::lift_fresh":
-            self.note("a tensor of Python numbers, copied from the CPU")  # `torch.tensor`, whose copy is not seen.
+            self.note("a tensor of Python numbers, copied from the CPU")  # `torch.tensor`, whose copy is invisible.
         elif _is_masked(name, args):
             self.note(f"{name} by a mask")
         elif outside and (name in MOVES_SCALARS or any(tensor.ndim > 0 for tensor in outside)):
@@ -97,7 +97,7 @@ class HostWaits(TorchDispatchMode):
         return tensor.device.type == self.device.type
 
     def note(self, what: str) -> None:
-        """Count something at the line that asked for it."""
+        """Count something at the line that caused it."""
         self.found[f"{what}, {_place()}"] += 1
 
     def _look_at_copy(self, name: str, source: Tensor, target: torch.device, *, non_blocking: bool) -> None:
@@ -108,20 +108,20 @@ class HostWaits(TorchDispatchMode):
 
 
 class KeptTensors(TorchDispatchMode):
-    """Notes, while it is entered, each operation of a second run that reads memory which the first one made.
+    """Records, while active, each operation of a second run that reads memory that the first one made.
 
-    Such is a moving average in an attribute that every run replaces: a replay would read that of the capture forever.
-    What only earlier runs made, such as a table that is kept from the first on, is constant.
+    An example is a moving average in an attribute that every run replaces: a replay would read the captured one
+    forever. Memory made only by earlier runs, such as a table kept from the first on, is constant.
 
     Attributes:
-        found: how often, by operation and place.
+        found: counts by operation and place.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
         self._made: dict[int, StorageWeakRef] = {}
-        self._kept: dict[int, StorageWeakRef] | None = None  # of the first run, in the second
+        self._kept: dict[int, StorageWeakRef] | None = None  # storages of the first run, in the second
 
     def next_run(self) -> None:
         """Begin the second run."""
@@ -141,7 +141,7 @@ class KeptTensors(TorchDispatchMode):
 
 
 def _storages(values: Any) -> dict[int, torch.UntypedStorage]:
-    """Return the memory of all tensors in a tree, by its number."""
+    """Return the storages of all tensors in a tree, by number."""
     tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.layout is torch.strided)
     return {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
 
@@ -158,7 +158,7 @@ def _is_masked(name: str, args: tuple[Any, ...]) -> bool:
 
 
 def _fills(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether an operation writes one number where a mask is true, which torch does as `masked_fill`."""
+    """Whether an operation writes one number where a mask is true, which torch runs as `masked_fill`."""
     if not name.startswith("aten::index_put") or args[3:] == (True,):
         return False
     indices = [index for index in args[1] if index is not None]
@@ -174,12 +174,12 @@ def _place() -> str:
     while frame is not None and _looks_on(frame):
         frame = frame.f_back
     node = torch._C._current_autograd_node()
-    # A device's backward pass has a thread of its own, without a line of ours.
+    # A device's backward pass has its own thread, without a line of ours.
     line = f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}" if frame is not None else ""
     return " in ".join(filter(None, (line, node.name() if node is not None else "")))
 
 
 def _looks_on(frame: FrameType) -> bool:
-    """Whether a frame is of torch or of a mode, which asks for nothing by itself."""
+    """Whether a frame belongs to torch or to a mode, which causes nothing by itself."""
     mode = isinstance(frame.f_locals.get("self"), TorchDispatchMode | TorchFunctionMode)
     return mode or frame.f_code.co_filename.startswith((TORCH, __file__))

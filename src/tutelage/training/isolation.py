@@ -1,4 +1,4 @@
-"""Work of several students or runs side by side, in which an error ends the one whose work it is."""
+"""Work of several students or runs side by side, in which an error ends only the one that caused it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Isolation:
     """Keeps the work of several students or runs apart.
 
     Args:
-        on_error: called with the number of each that an error ends, and the error.
+        on_error: callback for the number of each one that an error ends, and the error.
 
     Attributes:
-        generators: by number, the random generators that its work draws from; by default the process's.
-        errors: by number, what has ended it.
+        generators: random generators that each one's work draws from, by number; by default the process's.
+        errors: errors that ended them, by number.
     """
 
     def __init__(self, on_error: Callable[[int, Exception], None] | None = None) -> None:
@@ -30,16 +30,16 @@ class Isolation:
         self._on_error = on_error
 
     def attempt(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-        """Do some work of the ``k``-th; return what it returns, none where it fails."""
+        """Do some work of the ``k``-th and return its result, or ``None`` if it fails."""
         with self.generators.get(k) or nullcontext():
             return self.attempt_without_generators(k, work, *args, **kwargs)
 
     def attempt_without_generators(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-        """As `attempt`, for work that draws nothing on the host: to swap the generators takes as long as a step."""
+        """Do as `attempt` for work that draws nothing on the host: swapping the generators takes as long as a step."""
         try:
             return work(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
-            traceback.clear_frames(error.__traceback__)  # Its tensors are not kept while the others continue.
+            traceback.clear_frames(error.__traceback__)  # Its tensors are freed while the others continue.
             self.errors[k] = error
             if self._on_error is not None:
                 self._on_error(k, error)

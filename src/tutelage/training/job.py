@@ -36,17 +36,17 @@ from tutelage.types import Batch, Batches, Outputs, Teacher
 class FitJob:
     """One student, and how it is trained."""
 
-    distiller: Distiller  # the student with its objective
-    settings: FitSettings  # how to train it
+    distiller: Distiller  # student with its objective
+    settings: FitSettings  # settings of its training
     uses_teacher: bool = True  # whether it gets the teacher's outputs; an objective that needs none may do without
-    held_out: Sequence[EvalSet] = ()  # as for `fit`, and so are the next three
-    keep: CheckpointSink | None = None  # where its state goes
-    to_beat: float | None = None  # the best accuracy of earlier stages
-    resume: Checkpoint | None = None  # a checkpoint to resume from
+    held_out: Sequence[EvalSet] = ()  # held-out sets, as for `fit`, like the next three
+    keep: CheckpointSink | None = None  # destination of its state
+    to_beat: float | None = None  # best accuracy of earlier stages
+    resume: Checkpoint | None = None  # checkpoint to resume from
 
     @property
     def start(self) -> int:
-        """The step that it begins at."""
+        """The step at which it begins."""
         return 0 if self.resume is None else int(self.resume.state["step"])
 
 
@@ -54,28 +54,28 @@ _OFF = "switched off"
 
 
 class TrainingTotals(NamedTuple):
-    """What an epoch's steps came to."""
+    """The totals of an epoch's steps."""
 
-    sums: Mapping[str, float]  # over all processes: `EpochMetrics.names`
+    sums: Mapping[str, float]  # sums over all processes, as named by `EpochMetrics.names`
     seconds: float
-    memory: float | None  # its peak in MB
+    memory: float | None  # peak memory in MB
 
 
 class FitState:
     """One fit between its steps.
 
     Args:
-        job: the student, and how it is trained.
-        accelerator: the device and processes to train on.
-        steps: in an epoch.
-        stage: as for `fit`.
+        job: student, and how it is trained.
+        accelerator: device and processes to train on.
+        steps: number of steps per epoch.
+        stage: number of the stage, as for `fit`.
 
     Attributes:
-        train: what a step reads and changes.
-        plan: how it is computed, once that is chosen.
-        step: takes a step: `train_step`, or a graph of it.
-        group_reason: why steps are not captured, where that lies in what a group shares.
-        history: the records of its epochs.
+        train: state that a step reads and changes.
+        plan: plan of the computation, once chosen.
+        step: function that takes a step: `train_step`, or a graph of it.
+        group_reason: reason why steps are not captured, if it lies in what a group shares.
+        history: records of its epochs.
     """
 
     def __init__(self, job: FitJob, accelerator: Accelerator, *, steps: int, stage: int = 0) -> None:
@@ -97,20 +97,20 @@ class FitState:
         self.to_beat = job.to_beat
         self.total_steps = steps * job.settings.epochs
         self.in_epoch = False
-        self.samples_seen = 0  # since the epoch began or was resumed
+        self.samples_seen = 0  # number of samples since the epoch began or was resumed
         self.began = self.saved = 0.0
         if job.resume is not None:
             self._restore(job.resume)
 
     def begin_epoch(self) -> None:
-        """Begin an epoch, or what is left of it."""
+        """Begin an epoch, or the rest of it."""
         memory.restart(self.device)
         self.began = self.saved = time.monotonic()
         self.in_epoch, self.samples_seen = True, 0
         self.train.distiller.train()
 
     def epoch(self, batches: Batches) -> Iterator[Batch]:
-        """Begin an epoch, or what is left of it; yield its batches on the device. Where a deadline ends them, save."""
+        """Begin an epoch, or the rest of it, and yield its batches on the device. Save if a deadline ends them."""
         self.begin_epoch()
         now, channels_last = self.now, self.settings.channels_last
         try:
@@ -122,13 +122,13 @@ class FitState:
     def begin_step(
         self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None = None, *, apart: bool = False
     ) -> None:
-        """Set what a step reads: its learning rate and scheduled weights; before the first choose how it is computed.
+        """Set a step's learning rate and scheduled weights; before the first step, choose how it is computed.
 
         Args:
-            batch: the step's.
-            teacher: as for `train_step`.
-            outputs: what is called in its place, where its outputs are known already.
-            apart: others are trained on the batch beside this one.
+            batch: batch of the step.
+            teacher: teacher as for `train_step`.
+            outputs: substitute that is called in its place if its outputs are already known.
+            apart: whether others are trained on the batch beside this one.
         """
         now, settings, steps = self.now, self.settings, self.steps
         rate = optim.learning_rate(
@@ -145,16 +145,16 @@ class FitState:
         if self.plan is None:
             self._adopt(self._choose_plan(batch, teacher, outputs, apart=apart))
         elif self.plan.graph and not (isinstance(self.step, CapturedStep) and self.step.samples >= len(batch.index)):
-            # It is resumed; maybe before an epoch's last, smaller batch, which whole ones follow.
+            # A resumed fit; maybe before an epoch's last, smaller batch, which full ones follow.
             self._capture(self.plan, batch, outputs or teacher, apart=apart)
 
     def end_step(self, batch: Batch) -> None:
-        """Count a step, read the log and save where that is due."""
+        """Count a step, and read the log and save when due."""
         if self.count_step(batch):
             self.save_steps()
 
     def count_step(self, batch: Batch) -> bool:
-        """Count a step and read the log where that is due; return whether it is time to save."""
+        """Count a step and read the log when due; return whether it is time to save."""
         now, settings = self.now, self.settings
         self.samples_seen += len(batch.index)
         now.step += 1
@@ -167,7 +167,7 @@ class FitState:
         return bool(now.step_in_epoch < self.steps and (due or late))
 
     def join(self) -> None:
-        """Let what the device is given from now on follow the steps so far."""
+        """Order further work on the device after the steps so far."""
         if isinstance(self.step, CapturedStep):
             self.step.join()
 
@@ -180,7 +180,7 @@ class FitState:
             self.saved = time.monotonic()
 
     def training_totals(self) -> TrainingTotals:
-        """Return what the epoch's steps came to; here the host waits for the device."""
+        """Return the totals of the epoch's steps; here the host waits for the device."""
         self._raise_if_nonfinite()
         sums = dict(zip(self.train.metrics.names, summed(self.now.sums, self.accelerator), strict=True))
         return TrainingTotals(sums, time.monotonic() - self.began, memory.peak(self.device))
@@ -202,12 +202,12 @@ class FitState:
             "images_per_second": self.samples_seen * processes / max(totals.seconds, 1e-9),
             "seconds": time.monotonic() - self.began,
             "memory_mb": totals.memory,
-            "skipped_steps": int(totals.sums["skipped"]) // processes,  # All skip the same ones.
+            "skipped_steps": int(totals.sums["skipped"]) // processes,  # All processes skip the same ones.
         }
         if now.loss_scale is not None:
             record["overflowed_steps"] = int(now.loss_scale.overflows)
         self.history.append(record)
-        # The first held-out set is the one that the best weights are chosen by.
+        # The first held-out set decides which weights are best.
         accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
         if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
             self.to_beat = accuracy
@@ -226,18 +226,18 @@ class FitState:
 
     @property
     def to_be_captured(self) -> bool:
-        """Whether steps may be, or are to be, captured."""
+        """Whether steps may or must be captured."""
         if self.plan is not None:
             return self.plan.graph
         return self._reason_eager() is None
 
     @property
     def steps_left(self) -> int:
-        """Steps that are left of the fit."""
+        """Number of remaining steps of the fit."""
         return self.total_steps - self.now.step
 
     def _adopt(self, plan: ComputePlan) -> None:
-        """Compute by a plan, and record it."""
+        """Compute by a plan from now on, and record it."""
         self.plan = plan
         self.train.student.use(plan)
         if self.job.keep is not None and self.job.keep.announce is not None:
@@ -246,7 +246,7 @@ class FitState:
     def _choose_plan(
         self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None, *, apart: bool
     ) -> ComputePlan:
-        """Choose how steps are computed; measuring leaves state and generators alone."""
+        """Choose how steps are computed; measuring leaves state and generators unchanged."""
         wanted, reason = self.settings.graphs, self._reason_eager()
         if reason is None:
             plan = _choose_captured_plan(self, batch, teacher, outputs, apart=apart)
@@ -261,11 +261,11 @@ class FitState:
         return plan
 
     def _reason_eager(self) -> str | None:
-        """Return why steps are not captured, as far as that is known beforehand."""
+        """Return why steps are not captured, if that is known beforehand."""
         return _OFF if self.settings.graphs is False else self.group_reason or reason_eager(self.train)
 
     def _warn_eager(self, reason: str | None) -> None:
-        """Say why steps are not captured, unless they are not to be."""
+        """Warn why steps are not captured, unless that was the choice."""
         if reason not in (None, _OFF):
             warnings.warn(
                 f"graphs: expected to capture a step, got {reason}; it is computed eagerly (graphs=false says so "
@@ -274,7 +274,7 @@ class FitState:
             )
 
     def _capture(self, plan: ComputePlan, batch: Batch, teacher: Teacher | None, *, apart: bool) -> None:
-        """Capture the step of a run that is resumed, as it did before."""
+        """Capture the step of a resumed run, as before."""
         reason = self._reason_eager()
         try:
             if reason is None:
@@ -313,7 +313,7 @@ class FitState:
 def _choose_captured_plan(
     state: FitState, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None, *, apart: bool
 ) -> ComputePlan:
-    """Choose among whole steps where they can be captured: eager, as a graph, and either with compiled networks."""
+    """Choose among whole steps if they can be captured: eager, as a graph, and either with compiled networks."""
     train, settings, asked = state.train, state.settings, outputs or teacher
     given = teacher.plan if teacher is not None and outputs is not None and teacher.plan else ComputePlan()
     wanted = [*_wanted(settings), settings.graphs, settings.compile_teacher]
@@ -339,7 +339,7 @@ def _choose_captured_plan(
     try:
         if settings.gradient_products is True:
             trials.attempt_products(True)
-        else:  # They save time of a CPU.
+        else:  # They save CPU time.
             trials.reasons["products"] = "not tried where steps may be captured"
         if trials.is_open("graph", settings.graphs):
             trials.attempt("graph", settings.graphs, replace(trials.plan, graph=True), after="as a graph")
@@ -357,7 +357,7 @@ def _choose_captured_plan(
 
 
 def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher | None, *, steps: int) -> ComputePlan:
-    """Choose how teacher and student are computed in so many steps; measuring leaves state and generators alone."""
+    """Choose how teacher and student are computed for this many steps; measuring changes no state or generator."""
     settings, processes = train.settings, train.accelerator.num_processes
     piece = split_batch(batch, settings.accumulate)[0]
     teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, steps=steps, processes=processes)
@@ -373,7 +373,7 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
         # A student may write into its inputs.
         teacher_outputs, own = outputs(), piece._replace(inputs=piece.inputs.clone())
         with train.forward_context(samples):
-            # As steps have it: losses that are compiled for numbers of the host would be compiled anew in the first.
+            # As in steps: losses compiled for numbers on the host would be compiled again in the first step.
             output = train.module(own, teacher_outputs, train.now.progress, totals)
         output.loss.total.backward()
         for term in train.stateful_terms:
@@ -385,7 +385,7 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
 
 
 def _wanted(settings: FitSettings) -> list[Switch]:
-    """Return whether forms of the student's part are asked for."""
+    """Return the requested forms of the student's part."""
     return [settings.compile_student, settings.gradient_products, settings.loss_form in ("compiled", "fused")]
 
 

@@ -23,26 +23,26 @@ from tutelage.training.step import split_batch
 from tutelage.types import Batch, Batches, Outputs, Teacher
 
 SHARED = ("epochs", "accumulate", "precision", "channels_last", "compile_teacher")
-"""Settings in which all that are fitted in lockstep agree."""
+"""Settings that must agree among jobs fitted in lockstep."""
 
 
 class Lockstep:
-    """Several students fitted in lockstep: a batch is made, moved and passed through the teacher once for all.
+    """Several students fitted in lockstep: each batch is made, moved and passed through the teacher just once.
 
-    Each student takes the same steps, to the bit, as alone. Those that resume from a checkpoint take none until the
-    group reaches their step, so the group begins where the least advanced one was.
+    Each student takes the same steps, to the bit, as on its own. Those that resume from a checkpoint take none until
+    the group reaches their step, so the group begins where the least advanced one was.
 
     Args:
-        jobs: the students by number. Their settings agree in `SHARED`.
-        teacher: called on every batch; its outputs carry the features that any of the jobs reads.
-        batches: the training set.
-        accelerator: the device and processes to train on.
-        isolation: by the same numbers; each student draws from random generators of its own. Those that it has an error
-            of take no further step.
-        stage: as for `fit`.
+        jobs: students by number. Their settings agree in `SHARED`.
+        teacher: teacher of all; its outputs include the features that any of the jobs reads.
+        batches: training set.
+        accelerator: device and processes to train on.
+        isolation: isolation by the same numbers; each student draws from its own random generators. Students with an
+            error in it take no further step.
+        stage: number of the stage, as for `fit`.
 
     Raises:
-        ValueError: the jobs' settings do not agree.
+        ValueError: if the jobs' settings do not agree.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Lockstep:
         self.settings = next(iter(jobs.values())).settings
         self.teacher = PlannedTeacher(teacher, self.settings, accelerator.device) if teacher is not None else None
         self._states: dict[int, FitState] = {}
-        self._pass: Captured[list[Outputs]] | None = None  # the teacher's, where the students' steps are captured
+        self._pass: Captured[list[Outputs]] | None = None  # captured teacher pass, if the students' steps are captured
 
     def run(self) -> Iterator[tuple[int, records.Epoch]]:
         """Train, yielding each student's number and record after every epoch; the errors of one are in ``isolation``.
 
         Raises:
-            Exception: what they share failed: the batches or the teacher.
+            Exception: if something shared failed: the batches or the teacher.
         """
         begin = partial(FitState, accelerator=self.accelerator, steps=len(self.batches), stage=self.stage)
         for k, job in self.jobs.items():
@@ -88,7 +88,7 @@ class Lockstep:
             yield from self._run_epoch(min(epochs))
 
     def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch]]:
-        """Train an epoch from where the least advanced student is in it; then each is evaluated and saved."""
+        """Train an epoch from the least advanced student's step, then evaluate and save each student."""
         start = min(step for at, step in self._positions() if at == epoch)
         for k, state in self._at(epoch, start).items():
             self.isolation.attempt(k, state.begin_epoch)
@@ -97,7 +97,7 @@ class Lockstep:
             with float32_products(self.accelerator.device, self.settings.precision):
                 for step, batch in enumerate(stream, start):
                     present = self._at(epoch, step)
-                    if not present:  # Those that were at this step have failed: continue from where the others are.
+                    if not present:  # Those at this step have failed: continue where the others are.
                         return
                     self._take_steps(batch, present)
         except DeadlineExceeded:
@@ -119,7 +119,7 @@ class Lockstep:
             if attempt(k, self._step, state, shared, outputs, len(present)):
                 self.isolation.attempt(k, state.save_steps)  # with its own generators
         for state in present.values():
-            state.join()  # before another batch takes the place of this one
+            state.join()  # before another batch replaces this one
 
     def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> bool:
         """Take one student's step with the teacher's outputs for its micro-batches; return whether to save."""
@@ -130,18 +130,18 @@ class Lockstep:
         given = _repeated(outputs, job.distiller.objective.needs.teacher_taps) if teacher is not None else None
         apart = students > 1
         state.begin_step(batch, teacher, given, apart=apart)
-        # A student may write into its inputs; a lone one needs no copy, and a captured step makes its own.
+        # A student may write into its inputs; a single one needs no copy, and a captured step makes its own.
         copied = apart and not isinstance(state.step, CapturedStep)
         state.step(state.train, batch._replace(inputs=batch.inputs.clone()) if copied else batch, given)
         return state.count_step(batch)
 
     def _with_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> tuple[Batch, list[Outputs]]:
-        """Return the batch with the teacher's outputs for each micro-batch; none where no student is to get them."""
+        """Return the batch with the teacher's outputs for each micro-batch; none if no student gets them."""
         using = [state for state in present.values() if state.job.uses_teacher]
         if self.teacher is None or not using:
             return batch, []
         teacher, pieces = self.teacher, split_batch(batch, self.settings.accumulate)
-        # Students begin by the plan that the teacher has.
+        # Students begin with the teacher's plan.
         teacher.choose_plan(pieces[0], steps=using[0].steps_left, processes=self.accelerator.num_processes)
         teacher.prepare(batch)
 
@@ -153,7 +153,7 @@ class Lockstep:
             try:
                 self._pass = _captured_pass(outputs, batch)
             except NotCapturableError as error:
-                for state in using:  # Their graphs would read outputs that do not come to the same memory again.
+                for state in using:  # Their graphs would read outputs that do not return to the same memory.
                     state.group_reason = f"a teacher that is not captured: {error}"
         if self._pass is not None and self._pass.fits(batch):
             replayed = self._pass(batch)
@@ -161,12 +161,12 @@ class Lockstep:
         return batch, outputs(batch)
 
     def _students(self) -> dict[int, FitState]:
-        """Return the students that have not failed; the others are let go of, so that their memory is free."""
+        """Return the students that have not failed; drop the others, so that their memory is freed."""
         self._states = {k: state for k, state in self._states.items() if k not in self.isolation.errors}
         return self._states
 
     def _positions(self) -> list[tuple[int, int]]:
-        """Return the epoch and the step in it that each student is at."""
+        """Return each student's epoch and step within it."""
         return [(state.now.epoch, state.now.step_in_epoch) for state in self._students().values()]
 
     def _at(self, epoch: int, step: int) -> dict[int, FitState]:
@@ -176,10 +176,10 @@ class Lockstep:
 
 
 def _captured_pass(outputs: Callable[[Batch], list[Outputs]], batch: Batch) -> Captured[list[Outputs]]:
-    """Capture a teacher's pass, on copies of a batch that the teacher may write into.
+    """Capture a teacher's pass, on copies of a batch, which the teacher may write into.
 
     Raises:
-        NotCapturableError: a replay does not give the outputs that the eager pass does.
+        NotCapturableError: if a replay's outputs differ from the eager pass's.
     """
 
     def copy() -> Batch:
@@ -196,6 +196,6 @@ def _captured_pass(outputs: Callable[[Batch], list[Outputs]], batch: Batch) -> C
 
 
 def _repeated(outputs: Sequence[Outputs], taps: Sequence[str]) -> Teacher:
-    """Return a teacher that answers with these outputs in turn, with the features that a student would have alone."""
+    """Return a teacher that returns these outputs in turn, with the features that a student would get on its own."""
     own = cycle([Outputs(each.logits, {name: each.taps[name] for name in taps}) for each in outputs])
     return lambda batch: next(own)

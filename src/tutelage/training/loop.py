@@ -36,21 +36,21 @@ def fit(
     """Train a student, yielding a record after every epoch.
 
     Args:
-        distiller: the student with its objective.
-        teacher: asked about every batch; none where the objective needs none.
-        batches: the training set.
-        settings: how to train.
-        accelerator: where to train.
-        held_out: sets to evaluate the student on after every epoch; the first is the one that ``best`` is chosen by.
-        keep: where checkpoints and the best weights go; none to keep nothing.
-        stage: a number that orders the fits of one run.
-        to_beat: the best accuracy of earlier stages, a fraction.
-        resume: a checkpoint of this stage to resume from.
+        distiller: student with its objective.
+        teacher: teacher, called on every batch; ``None`` if the objective needs none.
+        batches: training set.
+        settings: settings of the training.
+        accelerator: device and processes to train on.
+        held_out: sets on which the student is evaluated after every epoch; the first decides ``best``.
+        keep: destination of checkpoints and the best weights; ``None`` to keep nothing.
+        stage: number that orders the fits of one run.
+        to_beat: best accuracy of earlier stages, a fraction.
+        resume: checkpoint of this stage to resume from.
 
     Raises:
-        NonFiniteError: a loss or gradient was not finite and ``settings.nonfinite`` is ``stop``.
-        CheckpointError: a checkpoint could not be written.
-        Exception: what the batches, the teacher or the student raise.
+        NonFiniteError: if a loss or gradient is not finite and ``settings.nonfinite`` is ``stop``.
+        CheckpointError: if a checkpoint cannot be written.
+        Exception: if the batches, the teacher or the student raise it.
     """
     job = FitJob(
         distiller=distiller,
@@ -67,6 +67,6 @@ def fit(
         with float32_products(accelerator.device, settings.precision):
             for batch in state.epoch(batches):
                 state.begin_step(batch, planned)
-                state.step(state.train, batch, planned)  # `train_step`, or what replays it
+                state.step(state.train, batch, planned)  # `train_step`, or its replay
                 state.end_step(batch)
         yield state.end_epoch(state.training_totals())

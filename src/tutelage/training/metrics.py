@@ -1,4 +1,4 @@
-"""What is counted while training, on the device, and the means that come of it."""
+"""Counts that are kept on the device while training, and the means that follow from them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped"
 
 
 class EpochMetrics:
-    """What an epoch's sums are of, and the means that follow from them.
+    """The sums of an epoch, and the means that follow from them.
 
     Attributes:
-        names: of the sums: the loss, each term, and what is counted.
-        zeros: the sums before the first step, ``(len(names),)`` float64.
-        skipped_sums: those of a step that is not applied.
+        names: names of the sums: the loss, each term, and the counts.
+        zeros: sums before the first step, ``(len(names),)`` float64.
+        skipped_sums: sums of a step that is not applied.
     """
 
     def __init__(self, objective: BoundObjective, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class EpochMetrics:
             agree = (predicted == v.argmax(-1)).sum()
             if self.objective.target_gamma is not None:
                 kl = losses.kl_divergence(log_q, (self.objective.target_gamma * v).log_softmax(-1)).sum()
-        # Terms are means over the whole step already; the epoch's mean weighs each step by what they are means over.
+        # Terms are already means over the whole step; the epoch's mean weights each step by what they are means over.
         samples, labelled = totals.samples.double(), totals.labelled.double()
         sums = [output.loss.total * samples]
         for name, part in output.loss.parts.items():
@@ -74,9 +74,9 @@ class EpochMetrics:
 
 
 def empty_nonfinite_log(device: torch.device) -> Tensor:
-    """Return a log of an epoch's first step that was not finite, int64; before there is one, -1 throughout.
+    """Return an empty log of an epoch's first non-finite step, int64, -1 throughout.
 
-    It holds the step, how many of its samples have logits that are not finite, and up to `NAMED` of their indices.
+    It holds the step, the number of its samples with non-finite logits, and up to `NAMED` of their indices.
     """
     return torch.full((2 + NAMED,), -1, dtype=torch.int64, device=device)
 
@@ -85,16 +85,16 @@ def empty_nonfinite_log(device: torch.device) -> Tensor:
 def log_nonfinite(
     log: Tensor, finite: Tensor, *, step: int | Tensor, index: Tensor, logits: Sequence[tuple[Tensor, ...]]
 ) -> None:
-    """Write a step into the log if it was not finite, and the epoch's first.
+    """Write a step to the log if it is the epoch's first non-finite one.
 
     Args:
-        log: of the epoch.
-        finite: ``()`` bool, whether the step was finite.
-        step: steps done before it.
-        index: of its samples.
-        logits: per micro-batch, in order, those of its samples: the student's, and the teacher's where there is one.
+        log: log of the epoch.
+        finite: whether the step was finite, ``()`` bool.
+        step: number of steps before it.
+        index: indices of its samples.
+        logits: logits of its samples per micro-batch, in order: the student's, and the teacher's if there is one.
     """
-    # A row's sum is not finite where one of its logits is not, or where they are so large that they are to blame.
+    # A row's sum is not finite if one of its logits is not, or if they are so large that they are the cause.
     rows = [torch.stack([values.float().sum(-1) for values in piece]) for piece in logits]
     suspect = ~torch.isfinite(torch.cat(rows, dim=1)).all(0)
     samples = torch.where(suspect, index, -1).sort(descending=True).values[:NAMED]
@@ -108,7 +108,7 @@ def raise_if_nonfinite(log: Tensor, *, stage: int) -> None:
     """Read the log, and stop the run if a step was not finite.
 
     Raises:
-        NonFiniteError: naming the step and its samples.
+        NonFiniteError: if a step was not finite; it names the step and its samples.
     """
     step, count, *samples = log.tolist()
     if step < 0:

@@ -1,6 +1,6 @@
-"""Optimizers, their state as a checkpoint holds it, and learning rates.
+"""Optimizers, their state as stored in checkpoints, and learning rates.
 
-A rate is a pure function of where in the run a step is; there is no schedule object to restore.
+A rate is a pure function of the step's position in the run; there is no schedule object to restore.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tutelage.training.checkpoints import Checkpoint, under
 def build(settings: Optimizer, module: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
     """Build the optimizer of a module's trainable parameters.
 
-    The ``fused`` form can be captured in a graph: its rate may be a tensor, and it skips a step that is not finite
-    without the host being asked. All its state exists from the beginning.
+    The ``fused`` form can be captured in a graph: its rate may be a tensor, and it skips a non-finite step without
+    involving the host. All its state exists from the beginning.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
@@ -46,10 +46,10 @@ def build(settings: Optimizer, module: nn.Module, *, fused: bool) -> torch.optim
 
 
 def _complete(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter the state that a fused optimizer would make for it in a step.
+    """Give every parameter the state that a fused optimizer would create for it in a step.
 
-    Made there, it would lie in a graph's own memory, and SGD's would stay uninitialised where the step is skipped. A
-    checkpoint that was written on a CPU lacks the state of parameters that had no gradient yet.
+    Created there, it would lie in a graph's own memory, and SGD's would stay uninitialised if the step is skipped. A
+    checkpoint written on a CPU lacks the state of parameters that had no gradient yet.
     """
     for group in optimizer.param_groups:
         adam = "betas" in group
@@ -64,7 +64,7 @@ def _complete(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _exempt(module: nn.Module) -> set[int]:
-    """Return the ids of parameters that are not to decay: of one dimension, or listed by their network as such."""
+    """Return the ids of parameters without decay: one-dimensional, or listed by their network."""
     exempt = {id(p) for p in module.parameters() if p.ndim <= 1}
     for part in module.modules():
         listed = getattr(part, "no_weight_decay", None)
@@ -75,7 +75,7 @@ def _exempt(module: nn.Module) -> set[int]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimizer's state, as a checkpoint holds it: tensors, and plain values."""
+    """Return an optimizer's state as stored in a checkpoint: tensors, and plain values."""
     content = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
@@ -90,19 +90,19 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Put an optimizer into the state that a checkpoint holds."""
+    """Restore an optimizer's state from a checkpoint."""
     content = checkpoint.state["optimizer"]
     moments: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in content["plain"].items()}
     for name, tensor in under("optimizer.", checkpoint.tensors).items():
         i, key = name.split(".", 1)
         moments.setdefault(int(i), {})[key] = tensor
-    # How the optimizer is computed belongs to the device, which may be another than the checkpoint's.
+    # How the optimizer is computed depends on the device, which may differ from the checkpoint's.
     form = [{key: group[key] for key in ("fused", "capturable") if key in group} for group in optimizer.param_groups]
     groups = [{**saved, **own} for saved, own in zip(content["groups"], form, strict=True)]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            # Copies: a checkpoint may be resumed twice. Fused forms want a moment in its parameter's memory layout.
+            # Copies: a checkpoint may be resumed twice. Fused forms need moments in their parameter's memory layout.
             if isinstance(value, Tensor):
                 like = parameter if value.shape == parameter.shape else value
                 values[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
@@ -114,14 +114,14 @@ def learning_rate(schedule: Schedule, peak: float, *, epoch: int, begin: float, 
     """Return the rate of one step.
 
     Args:
-        schedule: its shape.
-        peak: the optimizer's ``lr``.
-        epoch: epochs done before this one.
+        schedule: shape of the schedule.
+        peak: peak rate, the optimizer's ``lr``.
+        epoch: number of epochs before this one.
         begin: fraction of the epoch done before the step, in [0, 1): a decay follows it, so that its first rate is
             the peak.
         end: fraction of the epoch done after the step, in (0, 1]: a warm-up follows it, so that its first rate is
             not 0.
-        epochs: of the whole run.
+        epochs: number of epochs in the whole run.
     """
     if epoch + end < schedule.warmup:
         return peak * (epoch + end) / schedule.warmup

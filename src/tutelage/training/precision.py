@@ -1,4 +1,4 @@
-"""The precision that networks are computed in, on the device at hand."""
+"""The precision of networks on the device at hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tutelage.settings.fit import Precision
 FIRST_SCALE = 2.0**16
 LARGEST_SCALE = 2.0**24
 GROWTH_STEPS = 2000
-"""These, and the factor of 2, are those of `torch.amp.GradScaler`, which has no largest scale."""
+"""Steps until the scale doubles. Like the factor of 2, it is that of `torch.amp.GradScaler`, which has no maximum."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,20 +26,20 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def computed_precision(device: torch.device, precision: Precision) -> Precision:
-    """Return what a precision is computed as on a device: ``fp32`` for ``tf32`` where there is none."""
+    """Return the precision that a device really uses: ``fp32`` for ``tf32`` if it has no TF32."""
     return "fp32" if precision == "tf32" and not has_tf32(device) else precision
 
 
 def fallback(device: torch.device, precision: Precision) -> str | None:
-    """Return a line that says where a precision is computed as another on a device; none where it is what it is."""
+    """Return a line that says that a device uses another precision than requested; ``None`` if it does not."""
     computed = computed_precision(device, precision)
     return None if computed == precision else f"precision {precision}: computed as {computed}, the device has no TF32"
 
 
 def mixed_precision(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Enter this while networks run: in bfloat16 or float16 where the precision is ``bf16`` or ``fp16``.
+    """Return the context in which networks run: in bfloat16 or float16 if the precision is ``bf16`` or ``fp16``.
 
-    Weights are cast at each use: a cast that is kept from one use to the next could not be captured in a CUDA graph.
+    Weights are cast at each use: a cast kept from one use to the next could not be captured in a CUDA graph.
     """
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
@@ -47,16 +47,16 @@ def mixed_precision(device: torch.device, precision: Precision) -> AbstractConte
 
 @dataclass
 class LossScale:
-    """The factor of the loss under ``fp16``, by which small gradients stay above what float16 takes for 0.
+    """The factor of the loss under ``fp16`` that keeps small gradients from rounding to 0 in float16.
 
-    A step whose scaled gradient overflows is not applied and halves the factor; it is no non-finite step, unless its
-    loss is not finite either, or the factor has fallen below 1: then it is not to blame. After `GROWTH_STEPS` applied
-    steps in a row the factor is doubled. Its tensors are ``()``, lie on the device and are written in place.
+    A step whose scaled gradient overflows is not applied and halves the factor; it does not count as non-finite, unless
+    its loss is not finite either, or the factor has fallen below 1 and cannot be the cause. After `GROWTH_STEPS`
+    consecutive applied steps the factor is doubled. Its tensors are ``()``, lie on the device and are written in place.
     """
 
-    value: Tensor  # the factor, float32
-    applied: Tensor  # steps in a row that were applied since it changed, int32
-    overflows: Tensor  # steps of the epoch that lowered it, int64
+    value: Tensor  # factor, float32
+    applied: Tensor  # number of consecutive applied steps since it changed, int32
+    overflows: Tensor  # number of steps in the epoch that lowered it, int64
 
     @classmethod
     def on(cls, device: torch.device) -> LossScale:
@@ -68,15 +68,15 @@ class LossScale:
         )
 
     def unscale(self, gradients: list[Tensor]) -> None:
-        """Divide gradients by the factor, a power of two: exactly, but for what was below float32's smallest."""
+        """Divide gradients by the factor, a power of two: exactly, except below float32's smallest numbers."""
         torch._foreach_mul_(gradients, self.value.reciprocal())
 
     def update(self, finite: Tensor, finite_loss: Tensor) -> Tensor:
         """Change the factor after a step, and return whether it overflowed; all are ``()`` bool.
 
         Args:
-            finite: the step was applied.
-            finite_loss: its loss was finite.
+            finite: whether the step was applied.
+            finite_loss: whether its loss was finite.
         """
         overflow = ~finite & finite_loss & (self.value >= 1)
         self.applied.copy_(torch.where(finite, self.applied + 1, 0))
@@ -90,15 +90,15 @@ class LossScale:
 
 @contextmanager
 def float32_products(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Enter this around all that is computed in a precision, backward passes included.
+    """Set how float32 products are computed, around all work in a precision, backward passes included.
 
-    It sets what float32 matrix products, convolutions and recurrent layers are computed in, for the whole process, and
-    restores what was set before: TF32 under ``tf32`` on a device that has it, else float32, on the CPU too. Under
-    ``bf16`` and ``fp16`` that is what autocast leaves in float32: the objective's terms, which are float32 by promise.
+    This sets the precision of float32 matrix products, convolutions and recurrent layers for the whole process, and
+    restores the previous one: TF32 under ``tf32`` on a device that has it, else float32, on the CPU too. Under ``bf16``
+    and ``fp16`` it concerns what autocast leaves in float32: the objective's terms, which are float32 by promise.
 
     Of torch's two interfaces this sets the older one, which all versions have, and after which both can be read: after
     the newer one (2.9 and later) alone, reading the older raises an error, and `torch.backends.cudnn.flags` and parts
-    of the compiler read it. What a user has set by the newer one is put aside for the time.
+    of the compiler read it. Values set by a user through the newer one are put aside meanwhile.
     """
     tf32 = precision == "tf32" and has_tf32(device)
     with _no_deprecation():
@@ -106,7 +106,7 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
         matmul = torch.get_float32_matmul_precision()
         try:
             cudnn = torch.backends.cudnn.allow_tf32
-        except RuntimeError:  # It is on, and what has been put aside is off.
+        except RuntimeError:  # It is on, and the value put aside is off.
             cudnn = True
         _set_older("highest", cudnn=tf32)
         if tf32:
@@ -121,9 +121,9 @@ def float32_products(device: torch.device, precision: Precision) -> Iterator[Non
 
 
 def _newer_flags() -> list[tuple[Any, str]]:
-    """Return what holds a flag of torch's newer interface, and what the flag is where nobody has set it to less.
+    """Return the holders of flags of torch's newer interface, with each flag's value unless someone lowered it.
 
-    Those of all libraries and of a whole library, which others inherit, come first.
+    Flags of all libraries and of whole libraries, which others inherit, come first.
     """
     backends: Any = torch.backends
     if not hasattr(backends, "fp32_precision"):
@@ -146,7 +146,7 @@ def _set_older(matmul: str, *, cudnn: bool) -> None:
 
 @contextmanager
 def _no_deprecation() -> Iterator[None]:
-    """Some versions of torch warn of the older interface; later ones no longer do."""
+    """Silence the warning of some versions of torch about the older interface; later ones no longer give it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

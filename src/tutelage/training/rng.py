@@ -1,4 +1,4 @@
-"""The random generators of a run: apart from those of others, and as a checkpoint holds them."""
+"""The random generators of a run: separate from those of others, and as stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _CPU = torch.device("cpu")
 
 
 class RngState:
-    """One run's generators: those of torch (CPU, and the device's where it is CUDA), Python's ``random``, NumPy's.
+    """One run's generators: those of torch (CPU, and CUDA if that is the device), Python's ``random`` and NumPy.
 
-    A block ``with rng:`` draws where the block before of the same object left off, whatever was drawn in between by
-    others. The first block begins where the process's generators are. Such a block does not enter itself again.
+    A block ``with rng:`` draws from where the previous block of the same object left off, whatever others have drawn in
+    between. The first block begins at the state of the process's generators. Such blocks cannot be nested.
 
     Args:
-        device: of the run.
+        device: device of the run.
 
     Example:
         >>> first, second = RngState(torch.device("cpu")), RngState(torch.device("cpu"))
@@ -38,13 +38,13 @@ class RngState:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._state: _State | None = None
-        self._own: torch.Generator | None = None  # the device's
+        self._own: torch.Generator | None = None  # generator of the device
 
     def __enter__(self) -> RngState:
         if self._state is not None:
             _restore(*self._state, _CPU)
         if self._device.type == "cuda":
-            # Swapped, not copied: what is captured in the block draws from this state in every replay.
+            # Swapped, not copied: work captured in the block draws from this state in every replay.
             default = _default_generator(self._device)
             self._outer = default.graphsafe_get_state()
             self._own = self._own or default.clone_state()
@@ -63,7 +63,7 @@ def _default_generator(device: torch.device) -> torch.Generator:
 
 
 def _current(device: torch.device) -> _State:
-    """Return the state of every random generator: of torch, of the device where it is CUDA, of Python, of NumPy."""
+    """Return the state of every random generator: torch's, the device's if it is CUDA, Python's and NumPy's."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
 
@@ -77,21 +77,21 @@ def _restore(cpu: Tensor, cuda: Tensor | None, python: Any, numpy: Any, device: 
 
 
 def host_generators(device: torch.device) -> tuple[object, ...]:
-    """Return where the host's generators are, to be compared: Python's, NumPy's, and torch's CPU one off the CPU."""
+    """Return comparable states of the host's generators: Python's, NumPy's, and off the CPU torch's CPU one."""
     cpu, _, python, (kind, keys, *position) = _current(_CPU)
     drawn = b"" if device.type == "cpu" else cpu.numpy().tobytes()
     return python, kind, np.asarray(keys).tobytes(), *position, drawn
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the state of every random generator, as a checkpoint holds it: tensors, and plain values."""
+    """Return the state of every random generator as stored in a checkpoint: tensors, and plain values."""
     cpu, cuda, python, (kind, keys, *position) = _current(device)
     tensors = {"rng.cpu": cpu} | ({} if cuda is None else {"rng.cuda": cuda})
     return tensors, {"python": python, "numpy": [kind, np.asarray(keys).tolist(), *position]}
 
 
 def restore_random(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], device: torch.device) -> None:
-    """Put every random generator where it was at a `random_state`."""
+    """Restore every random generator from a `random_state`."""
     version, words, gauss = plain["python"]
     kind, keys, *position = plain["numpy"]
     numpy = (kind, np.array(keys, dtype=np.uint32), *position)

@@ -28,28 +28,28 @@ from tutelage.types import Progress, StatefulTerm
 
 @dataclass(kw_only=True)
 class StepValues:
-    """All that changes from step to step besides parameters, moments, buffers and generators.
+    """Everything that changes from step to step besides parameters, moments, buffers and generators.
 
-    The numbers are the host's and are not read in a step. Its tensors keep their memory and are written in place,
+    The numbers are the host's and are not read in a step. The tensors keep their memory and are written in place,
     ``rate`` and ``progress`` between steps, so that a step can be captured once and replayed.
     """
 
-    epoch: int = 0  # epochs done
-    step: int = 0  # steps done
-    step_in_epoch: int = 0  # of them in this epoch
-    fraction: float = 0.0  # of the fit that is done
-    learning_rate: float = 0.0  # of the step, as a plain optimizer and the records have it
-    rate: Tensor  # the same for a fused optimizer, ``()`` float32
-    progress: Progress  # of the step, for the terms, with the values of all scheduled weights
-    sums: Tensor  # of the epoch so far: `EpochMetrics.names`
-    nonfinite_log: Tensor  # of the epoch so far: `metrics.log_nonfinite`
-    loss_scale: LossScale | None = None  # under ``fp16`` alone
-    _whole: Tensor  # the memory of epoch and step in ``progress``
-    _real: Tensor  # the memory of ``rate``, and of the other numbers in ``progress``
+    epoch: int = 0  # number of epochs done
+    step: int = 0  # number of steps done
+    step_in_epoch: int = 0  # number of steps done in this epoch
+    fraction: float = 0.0  # fraction of the fit that is done
+    learning_rate: float = 0.0  # learning rate of the step, for a plain optimizer and the records
+    rate: Tensor  # learning rate for a fused optimizer, ``()`` float32
+    progress: Progress  # progress of the step, for the terms, with the values of all scheduled weights
+    sums: Tensor  # sums of the epoch so far, as named by `EpochMetrics.names`
+    nonfinite_log: Tensor  # log of the epoch so far: `metrics.log_nonfinite`
+    loss_scale: LossScale | None = None  # loss scale, under ``fp16`` only
+    _whole: Tensor  # memory of epoch and step in ``progress``
+    _real: Tensor  # memory of ``rate``, and of the other numbers in ``progress``
 
     @classmethod
     def on(cls, device: torch.device, *, sums: Tensor, schedules: Sequence[Schedule]) -> StepValues:
-        """Return the values before the first step, their tensors on a device."""
+        """Return the values before the first step, with tensors on a device."""
         whole = torch.zeros(2, dtype=torch.int64, device=device)
         real = torch.zeros(2 + len(schedules), device=device)
         (epoch, step), (rate, fraction, *values) = whole.unbind(), real.unbind()
@@ -63,7 +63,7 @@ class StepValues:
         )
 
     def set(self, learning_rate: float, fraction: float) -> None:
-        """Set what a step reads: its learning rate, and the progress and scheduled weights at a fraction of the fit."""
+        """Set the learning rate, and the progress and scheduled weights at a fraction of the fit, that a step reads."""
         self.learning_rate, self.fraction = learning_rate, fraction
         here = Progress(self.epoch, self.step, fraction)
         schedules = cast(Iterable[Schedule], self.progress.scheduled)
@@ -72,7 +72,7 @@ class StepValues:
         self._real.copy_(_sent(numbers, self._real), non_blocking=True)
 
     def clear(self) -> None:
-        """Empty the sums and the log for another epoch."""
+        """Clear the sums and the log for another epoch."""
         self.sums.zero_()
         self.nonfinite_log.fill_(-1)
         if self.loss_scale is not None:
@@ -80,25 +80,25 @@ class StepValues:
 
 
 def _sent(numbers: list[Any], to: Tensor) -> Tensor:
-    """Return numbers in memory from which they can be copied to a device without the host waiting."""
+    """Return numbers in memory that can be copied to a device without the host waiting."""
     return torch.tensor(numbers, dtype=to.dtype, pin_memory=to.device.type == "cuda")
 
 
 class TrainState:
-    """What a training step reads and changes.
+    """The state that a training step reads and changes.
 
     Args:
-        distiller: the student with its objective.
-        settings: how to train it.
-        accelerator: the device and processes to train on.
+        distiller: student with its objective.
+        settings: settings of its training.
+        accelerator: device and processes to train on.
 
     Attributes:
-        module: what a step calls: the distiller, or what averages its gradients over processes.
-        parameters: the trainable ones.
-        buffers: those that a step which is not applied leaves as they were; terms guard their own.
-        student: the forms that the student is computed in.
-        now: all that changes from step to step besides.
-        fused: the optimizer is torch's fused form: rate and skipping are tensors, and the host asks nothing in a step.
+        module: module that a step calls: the distiller, or its wrapper that averages gradients over processes.
+        parameters: trainable parameters.
+        buffers: buffers that a step leaves unchanged if it is not applied; terms guard their own.
+        student: forms in which the student is computed.
+        now: other values that change from step to step.
+        fused: whether the optimizer is torch's fused form: rate and skipping are tensors that the host never reads.
     """
 
     def __init__(self, distiller: Distiller, settings: FitSettings, accelerator: Accelerator) -> None:
@@ -123,9 +123,9 @@ class TrainState:
 
     @contextmanager
     def forward_context(self, samples: int, *, last: bool = True) -> Iterator[None]:
-        """Enter this for the forward pass of a micro-batch of so many samples, the ``last`` of a step or not.
+        """Set up the forward pass of a micro-batch of this many samples, the ``last`` of a step or not.
 
-        It sets the precision, the forms of student and objective, and whether processes average the gradients.
+        This sets the precision, the forms of student and objective, and whether processes average the gradients.
         """
         self.distiller.called = self.student.call(samples)
         self.distiller.called_objective = self.student.call_objective(samples)
@@ -139,7 +139,7 @@ class TrainState:
             self.distiller.objective.fused = False
 
     def apply(self, finite: Tensor) -> None:
-        """Step the optimizer if ``finite``; else leave parameters, moments and buffers as they were."""
+        """Step the optimizer if ``finite``; else leave parameters, moments and buffers unchanged."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.now.rate if self.fused else self.now.learning_rate
         if self.fused:
@@ -147,7 +147,7 @@ class TrainState:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
             self.buffers.restore_unless(finite)
-        elif finite:  # The host asks the device, which costs nothing on the CPU.
+        elif finite:  # The host reads the value, which costs nothing on the CPU.
             self.optimizer.step()
         else:
             self.buffers.restore()
@@ -167,7 +167,7 @@ class TrainState:
         }
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the state as a checkpoint holds it, generators included: tensors, and plain values.
+        """Return the state as stored in a checkpoint, generators included: tensors, and plain values.
 
         Their names on disk are those of the first version.
         """
@@ -187,14 +187,14 @@ class TrainState:
         return tensors, {**state, "optimizer": optimizer, "rng": rng}
 
     def unpack(self, checkpoint: Checkpoint) -> None:
-        """Put state and generators where they were at a checkpoint."""
+        """Restore state and generators from a checkpoint."""
         (tensors, state), now = checkpoint, self.now
         self.distiller.load_state_dict(under("lesson.", tensors))
         optim.restore_optimizer(self.optimizer, checkpoint)
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         now.sums.copy_(tensors["sums"])
         now.nonfinite_log.copy_(tensors["blame"])
-        saved = under("loss_scale.", tensors)  # none of a fit that was in another precision
+        saved = under("loss_scale.", tensors)  # empty if the fit was in another precision
         for name, tensor in vars(now.loss_scale).items() if now.loss_scale is not None and saved else ():
             tensor.copy_(saved[name])
         restore_random(tensors, state["rng"], self.device)

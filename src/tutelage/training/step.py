@@ -14,18 +14,18 @@ from tutelage.types import Batch, Teacher
 
 
 def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None:
-    """Take one optimizer step; one whose loss or gradient is not finite is logged and not applied.
+    """Take one optimizer step; if its loss or gradient is not finite, log it and do not apply it.
 
-    Under ``fp16`` one whose scaled gradient overflows is not applied either, but lowers the scale in place of an entry
-    in the log: see `LossScale`. On CUDA the host waits for nothing.
+    Under ``fp16``, a step whose scaled gradient overflows is not applied either, but lowers the scale instead of being
+    logged: see `LossScale`. On CUDA the host waits for nothing.
 
     Args:
-        state: what the step reads and changes; `FitState.begin_step` has set its numbers.
-        batch: on the device; cut into ``settings.accumulate`` micro-batches.
-        teacher: called on every micro-batch; none where the objective needs none.
+        state: state that the step reads and changes; `FitState.begin_step` has set its numbers.
+        batch: batch on the device; cut into ``settings.accumulate`` micro-batches.
+        teacher: teacher, called on every micro-batch; ``None`` if the objective needs none.
     """
     now, metrics, scale = state.now, state.metrics, state.now.loss_scale
-    totals = step_totals(batch, state.accelerator)  # what means divide by
+    totals = step_totals(batch, state.accelerator)  # divisors of means
     state.buffers.save()
     shares, logits = [], []
     pieces = split_batch(batch, state.settings.accumulate)
@@ -36,7 +36,7 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
         (output.loss.total if scale is None else output.loss.total * scale.value).backward()
         shares.append(metrics.measure(piece, outputs, output, totals))
         logits.append(tuple(each.logits.detach() for each in (output.outputs, outputs) if each is not None))
-    sums = reduce(torch.add, shares)  # of the loss first
+    sums = reduce(torch.add, shares)  # the loss's first
     parameters = [p for p in state.parameters if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     if scale is not None:
@@ -45,13 +45,13 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
     if state.settings.clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, state.settings.clip, norm)
     finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
-    state.apply(finite)  # or put the buffers back
+    state.apply(finite)  # or restore the buffers
     skipped, sound = metrics.skipped_sums, finite
     if scale is not None:
         overflow = scale.update(finite, agreed(torch.isfinite(sums[0]), state.accelerator))
         skipped, sound = torch.where(overflow, metrics.zeros, skipped), finite | overflow
     now.sums += torch.where(finite, sums, skipped)
-    if state.fused or not sound:  # Where the host has asked already, it need not write into an untouched log.
+    if state.fused or not sound:  # If the host has already read it, it need not write to an untouched log.
         log_nonfinite(now.nonfinite_log, sound, step=now.progress.step, index=batch.index, logits=logits)
 
 

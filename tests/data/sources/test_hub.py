@@ -1,3 +1,4 @@
+import errno
 import os
 import time
 
@@ -8,6 +9,7 @@ from PIL import Image
 from tests._helpers import SHARED
 
 from tutelage.data import BatchLoader, DataSettings, cache, open_data
+from tutelage.errors import StorageError
 
 datasets = pytest.importorskip("datasets")
 CIFAR = SHARED / "data" / "cifar100"
@@ -183,6 +185,17 @@ def test_a_cache_that_cannot_be_written_is_not_fatal(folder, tmp_path, monkeypat
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / "file"))
     assert len(open_data(settings(folder)).train) == 20
+
+
+def test_a_full_disk_is_no_missing_data_set(monkeypatch, tmp_path):
+    def full(name):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    with pytest.raises(StorageError) as caught:
+        open_data(DataSettings(source="hf:someone/rows"))
+    assert (caught.value.exit_code, caught.value.errno) == (1, errno.ENOSPC)
+    assert str(tmp_path / "rows") in caught.value.what
 
 
 def test_cache_folder(monkeypatch, tmp_path):

@@ -1,4 +1,6 @@
+import errno
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import torch
 
 from tutelage.data import DataSettings, open_data
+from tutelage.errors import StorageError
 
 
 def write(path, magic, array):
@@ -40,6 +43,19 @@ def test_a_data_set_that_is_there(root):
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"got torchvision:CIFAR_100; type torchvision:CIFAR100, or another of"):
         open_data(DataSettings(source="torchvision:CIFAR_100"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_download_that_the_disk_refuses(tmp_path, monkeypatch, code):
+    def refuses(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100.download", refuses)
+    with pytest.raises(StorageError) as caught:
+        open_data(DataSettings(source="torchvision:CIFAR100", root=str(tmp_path / "none")))
+    assert (caught.value.exit_code, caught.value.errno) == (1, code)
+    assert str(tmp_path / "none") in caught.value.what
+    assert ("free some space" if code == errno.ENOSPC else "data.root=") in caught.value.instead
 
 
 def test_what_cannot_be_downloaded_is_one_line(tmp_path):

@@ -1,8 +1,12 @@
+import errno
+import os
+
 import pytest
 import timm
 import torch
 import torchvision
 
+from tutelage.errors import StorageError
 from tutelage.models import create, fingerprint, parameters
 from tutelage.models.sources import timm as timm_source
 from tutelage.models.sources import torchvision as torchvision_source
@@ -189,6 +193,20 @@ def test_weights_that_cannot_be_fetched(no_network, name):
     with pytest.raises(ConnectionError, match=rf"weights of {name}.*local copy with weights=path") as caught:
         create(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_weights_that_the_disk_refuses(monkeypatch, code):
+    def refuses(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("torchvision.models.get_model", refuses)
+    name = "torchvision:resnet18.IMAGENET1K_V1"
+    with pytest.raises(StorageError) as caught:
+        create(name)
+    assert (caught.value.exit_code, caught.value.errno) == (1, code)
+    assert name in caught.value.what
+    assert ("free some space" if code == errno.ENOSPC else "TORCH_HOME") in caught.value.instead
 
 
 def test_timm_missing(monkeypatch):

@@ -18,7 +18,7 @@ from torch import Tensor
 from tutelage.data import rng
 from tutelage.data.datasets import Split, Splits
 from tutelage.data.workers import WorkerPool
-from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, UserCodeError
 from tutelage.images import pixels_of
 from tutelage.types import UNLABELLED, View
 
@@ -141,7 +141,13 @@ def from_datasets(
 
 
 def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
-    sample = dataset[position]
+    try:
+        sample = dataset[position]
+    except TutelageError:
+        raise
+    except Exception as error:
+        name, reason = f"{type(dataset).__name__}[{position}]", f"{type(error).__name__}: {error}"
+        raise UserCodeError(name, "a sample", reason, "mend the data set, or leave this sample out of it") from error
     if isinstance(sample, (torch.Tensor, Image.Image)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)) or len(sample) not in (1, 2):

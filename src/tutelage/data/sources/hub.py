@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage import records
 from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
@@ -112,6 +113,11 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         else:
             splits = datasets.load_dataset(str(path) if local else name)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if isinstance(error, OSError) and error.errno in records.DISK:
+            library = Path(datasets.config.HF_DATASETS_CACHE)
+            raise records.storage_error(
+                error, f"hf:{name} in '{library}'", folder=library, elsewhere="set HF_HOME to another folder"
+            ) from error
         raise NotFoundError(
             "data.source",
             "a data set that can be read",

@@ -6,10 +6,12 @@ import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tutelage import records
 from tutelage.data.build import Description, Raw, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
 from tutelage.errors import InvalidValueError, NotFoundError
@@ -42,6 +44,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
     Raises:
         ValueError: no such data set, or one without a training and a test half.
         FileNotFoundError: it is not in ``root`` and cannot be downloaded.
+        StorageError: it cannot be written to ``root``.
     """
     import torchvision
 
@@ -61,6 +64,11 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
         try:
             halves.append(build(settings.root, download=True, **keywords))
         except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, OSError) and (isinstance(error, PermissionError) or error.errno in records.DISK):
+                root = Path(settings.root)
+                raise records.storage_error(
+                    error, f"data.root '{root}'", folder=root, elsewhere="type data.root=<folder>"
+                ) from error
             raise NotFoundError(
                 "data.source",
                 f"torchvision:{name} in data.root={settings.root} or a connection to download it",

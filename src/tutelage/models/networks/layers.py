@@ -1,7 +1,8 @@
-"""What the benchmark's networks share: their table's entries, first weights, pooling, and stages of blocks.
+"""Shared parts of the benchmark's networks: table entries, initial weights, pooling, and stages of blocks.
 
 A network is the sequence of its children and maps normalised images ``(batch, channels, height, width)`` to logits
-``(batch, classes)``; both numbers are arguments. The pooling is global, so images may have any size.
+``(batch, classes)``; the numbers of channels and classes are arguments. The pooling is global, so images may have any
+size.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from tutelage.errors import InvalidValueError
 class Entry:
     """One network of a table."""
 
-    name: str  # without the source's prefix
-    build: Callable[..., nn.Module]  # makes it with random weights; called with ``classes=`` and ``channels=``
-    parameters: int  # their number at 100 classes and 3 channels
-    stages: tuple[str, ...]  # the stages' names, after their activation, and last the pooled embedding; see `Card`
+    name: str  # name without the source's prefix
+    build: Callable[..., nn.Module]  # maker with random weights; called with ``classes=`` and ``channels=``
+    parameters: int  # number of parameters at 100 classes and 3 channels
+    stages: tuple[str, ...]  # stages' names, after their activation, and last the pooled embedding; see `Card`
     # the same before their activation. The benchmark's first feature is activated on both lists.
     stage_inputs: tuple[str, ...]
     head: str  # name of the linear layer that gives the logits
-    paper: str  # what describes it
+    paper: str  # reference that describes it
 
 
 def table(*families: Iterable[Entry]) -> Mapping[str, Entry]:
-    """Merge families into one table, in their order; two entries of one name are a ValueError."""
+    """Merge families into one table, in order; two entries of the same name are a ValueError."""
     merged: dict[str, Entry] = {}
     for entry in chain.from_iterable(families):
         if entry.name in merged:
@@ -48,7 +49,7 @@ def table(*families: Iterable[Entry]) -> Mapping[str, Entry]:
 def he_normal_(network: nn.Module) -> None:
     """Draw the weights of every convolution from ``N(0, 2 / (kernel area * output channels))``; its bias becomes 0.
 
-    A grouped convolution counts all its output channels too, not those of one group.
+    For a grouped convolution too, all output channels count, not those of one group.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -79,6 +80,6 @@ def global_pool() -> nn.Sequential:
 def stage(
     block: Callable[..., nn.Module], inputs: int, outputs: int, *, blocks: int, stride: int, **options: int
 ) -> nn.Sequential:
-    """Return so many blocks in turn, of which the first changes the channels and has the stride."""
+    """Return a sequence of this many blocks, of which the first changes the channels and has the stride."""
     first = block(inputs, outputs, stride=stride, **options)
     return nn.Sequential(first, *(block(outputs, outputs, stride=1, **options) for _ in range(blocks - 1)))

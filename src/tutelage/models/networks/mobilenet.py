@@ -19,7 +19,7 @@ STAGES = ("conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "pool")
 class InvertedResidual(nn.Module):
     """Widen by a 1x1 convolution, filter each channel by a 3x3 one, narrow by a linear 1x1 one; add the input.
 
-    The input is added where the stride, of the 3x3 convolution, is 1 and the number of channels does not change. The
+    The input is added if the stride, of the 3x3 convolution, is 1 and the number of channels does not change. The
     wide part has ``expansion`` times the input's channels; at 1 its 1x1 convolution remains.
     """
 
@@ -43,7 +43,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Sequential):
     """MobileNetV2 for small images.
 
-    First weights: `he_normal_` for convolutions, `small_head_` for the head.
+    Initial weights: `he_normal_` for convolutions, `small_head_` for the head.
 
     Differs from: the paper's network, as the benchmark's does: ReLU is not cut off at 6, the stage of 12 channels has
         stride 1, half widths are not rounded to multiples of 8 (12 channels, not 16), the embedding keeps its full

@@ -21,7 +21,7 @@ WIDE = (32, 64, 128, 256)
 
 
 class BasicBlock(nn.Module):
-    """``relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))``; the shortcut is a 1x1 convolution where the shape changes.
+    """``relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))``; the shortcut is a 1x1 convolution if the shape changes.
 
     The stride is that of the first convolution and of the shortcut. The activations are not in place: a recorded input
     of ``relu2`` is the block's value before its activation.
@@ -45,7 +45,7 @@ class Bottleneck(nn.Module):
     """``relu(shortcut(x) + f(x))``, ``f`` being 1x1, 3x3 and 1x1 convolutions with batch normalisation.
 
     The stride is that of the 3x3 convolution, whose channels are a quarter of the outputs, and of the shortcut, which
-    is a 1x1 convolution where the shape changes.
+    is a 1x1 convolution if the shape changes.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
@@ -75,12 +75,12 @@ def _shortcut(inputs: int, outputs: int, *, stride: int) -> nn.Module:
 class ResNet(nn.Sequential):
     """A residual network for small images: a 3x3 convolution, then stages at strides 1, 2, 2 and so on.
 
-    First weights: `he_normal_` for convolutions, torch's own for the head.
+    Initial weights: `he_normal_` for convolutions, torch's own for the head.
 
     Args:
-        block: of all stages.
-        widths: channels of the first convolution and of each stage.
-        blocks: how many each stage has.
+        block: block of all stages.
+        widths: numbers of channels of the first convolution and of each stage.
+        blocks: number of blocks in each stage.
         head: name of the linear layer that gives the logits.
     """
 
@@ -105,7 +105,7 @@ class ResNet(nn.Sequential):
 
 
 def basic_blocks(depth: int) -> tuple[int, int, int]:
-    """Return how many basic blocks each of the three stages has in a network of ``depth`` layers with weights."""
+    """Return the number of basic blocks in each of the three stages of a network with ``depth`` layers with weights."""
     blocks, remainder = divmod(depth - 2, 6)
     if remainder or blocks < 1:
         raise InvalidValueError("depth", "6 n + 2 with n of at least 1", depth, "type depth=20")

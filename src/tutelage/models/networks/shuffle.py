@@ -2,7 +2,7 @@
 
 Their stem is one 1x1 convolution at stride 1 without pooling, so 32x32 images end as 4x4 maps. A stage's
 values before its activation are the inputs of its last block's ``relu3`` in the first version, such as
-``layer1.3.relu3``, and of its ``join`` in the second: both branches one after the other, not yet shuffled, of which it
+``layer1.3.relu3``, and of its ``join`` in the second: both branches concatenated, not yet shuffled, of which it
 activates only the second.
 """
 
@@ -66,7 +66,7 @@ class GroupedBlock(nn.Module):
 class ShuffleV1(nn.Sequential):
     """ShuffleNet with three groups for small images.
 
-    First weights: torch's own throughout, as the benchmark sets none.
+    Initial weights: torch's own throughout, as the benchmark sets none.
     """
 
     def __init__(self, *, classes: int, channels: int) -> None:
@@ -88,7 +88,7 @@ class Join(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, branches: Tensor) -> Tensor:
-        """Map ``(batch, 2 c, h, w)``, one branch after the other, to the same shape, interleaved."""
+        """Map ``(batch, 2 c, h, w)``, two concatenated branches, to the same shape, interleaved."""
         first, second = branches.chunk(2, 1)
         return torch.stack([first, self.relu(second)], 2).flatten(1, 2)
 
@@ -137,7 +137,7 @@ class DownBlock(nn.Module):
 class ShuffleV2(nn.Sequential):
     """ShuffleNet V2 at full width for small images.
 
-    First weights: torch's own throughout, as the benchmark sets none.
+    Initial weights: torch's own throughout, as the benchmark sets none.
     """
 
     def __init__(self, *, classes: int, channels: int) -> None:

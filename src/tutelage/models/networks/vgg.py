@@ -23,14 +23,14 @@ class VGG(nn.Sequential):
     """A VGG network for small images, from 8x8 pixels on.
 
     The first three stages are each followed by 2x2 max pooling, the last two are not: 32x32 images end as 4x4 maps,
-    whose mean is the embedding. The name's number counts VGG's three linear layers, of which one is here.
+    whose mean is the embedding. The number in the name counts VGG's three linear layers, of which only one is here.
 
-    First weights: `he_normal_` for convolutions, whose biases are 0, and `small_head_` for the head.
+    Initial weights: `he_normal_` for convolutions, whose biases are 0, and `small_head_` for the head.
 
     Args:
-        depths: convolutions in each of the five stages, which have 64, 128, 256, 512 and 512 channels.
+        depths: number of convolutions in each of the five stages, which have 64, 128, 256, 512 and 512 channels.
 
-    Differs from: the benchmark's code, which pools after the fourth stage too where images are exactly 64 pixels high.
+    Differs from: the benchmark's code, which pools after the fourth stage too if images are exactly 64 pixels high.
     """
 
     def __init__(self, depths: tuple[int, ...], *, classes: int, channels: int) -> None:

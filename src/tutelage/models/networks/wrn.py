@@ -22,8 +22,8 @@ STEM = 16
 class WideBlock(nn.Module):
     """``shortcut + conv(relu(bn(conv(a))))`` with ``a = relu(bn(x))``.
 
-    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` where the number of channels changes. The stride is that
-    of the first convolution and of the shortcut; it is 1 where ``inputs`` and ``outputs`` are equal.
+    The shortcut is ``x``, or a bare 1x1 convolution of ``a`` if the number of channels changes. The stride is that of
+    the first convolution and of the shortcut; it is 1 if ``inputs`` and ``outputs`` are equal.
 
     Differs from: the paper's implementation may drop activations between the convolutions; the benchmark never does,
     so there is no dropout.
@@ -52,11 +52,11 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Sequential):
     """A wide residual network for small images.
 
-    First weights: `he_normal_` for convolutions, 0 for the head's bias, and torch's own for the head's weight.
+    Initial weights: `he_normal_` for convolutions, 0 for the head's bias, and torch's own for the head's weight.
 
     Args:
-        depth: layers with weights, ``6 n + 4``.
-        widening: the stages have 16, 32 and 64 channels times this.
+        depth: number of layers with weights, ``6 n + 4``.
+        widening: factor on the stages' 16, 32 and 64 channels.
 
     Raises:
         ValueError: if the depth is not of that form.

@@ -1,4 +1,4 @@
-"""The source ``cifar:name``: networks for small images, as the CIFAR-100 distillation benchmark has them."""
+"""The source ``cifar:name``: networks for small images, as in the CIFAR-100 distillation benchmark."""
 
 from __future__ import annotations
 

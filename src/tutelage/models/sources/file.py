@@ -1,4 +1,4 @@
-"""The source ``file:path.py:function``: a network that the user's own code makes. It runs that code."""
+"""The source ``file:path.py:function``: a network that the user's code makes. It runs that code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError, UserCodeError
 from tutelage.models import structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
@@ -24,8 +24,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Find a function in a file.
 
     The function is called with those of the keywords ``classes=``, ``channels=`` and ``image_size=`` that it takes, and
-    returns the network; without classes, those of its last linear layer count. Its inputs are not normalised: they
-    reach it as they are, in [0, 1]. The path is relative to the working folder.
+    returns the network; if no classes are given, its last linear layer determines them. Its inputs are not normalised:
+    they reach it unchanged, in [0, 1]. The path is relative to the working folder.
 
     Raises:
         ValueError: if the code is not trusted, the name cannot be read, or the file has no such function.
@@ -66,12 +66,12 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
 
 
 class _Builder:
-    """Calls the function with what it takes."""
+    """Calls the function with the keywords that it takes."""
 
     def __init__(self, file: Path, function: str, request: ModelRequest, name: str) -> None:
         module = _execute(file)
         self.function = getattr(module, function, None)
-        self.name = name
+        self.name = self.user_code = name
         self.request = request
         if not callable(self.function):
             names = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
@@ -112,5 +112,9 @@ def _execute(file: Path) -> Any:
         raise InvalidValueError("model", "a Python file", file, "give it the ending .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserCodeError(f"file:{file}", "Python that runs", reason, "mend the file") from error
     return module

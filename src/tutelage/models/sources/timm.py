@@ -19,10 +19,10 @@ LISTED = [("timm:ARCH[.TAG]", f"timm's classifiers; with a tag its weights, with
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find one of timm's image classifiers, random ones by default for 1000 classes.
+    """Find one of timm's image classifiers, if random by default for 1000 classes.
 
     Statistics, image size, margin and licence are those of the tag's configuration, or of the architecture's default
-    one. For other numbers of channels than 3, timm folds or repeats the first layer's weights, and each channel gets
+    one. For numbers of channels other than 3, timm folds or repeats the first layer's weights, and each channel gets
     the mean of the statistics.
 
     Raises:

@@ -23,14 +23,14 @@ LISTED = [
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find one of torchvision's image classifiers, random ones by default for 1000 classes.
+    """Find one of torchvision's image classifiers, if random by default for 1000 classes.
 
     Statistics, image size and margin are those of the weights' own transforms; for random weights the ImageNet
-    statistics, with the size and margin of the architecture's first weights.
-    Heads that some networks have for training alone (Inception, GoogLeNet) are left out: a classifier returns logits.
+    statistics, with the size and margin of the architecture's first weights. Heads that some networks have for training
+    alone (Inception, GoogLeNet) are omitted, as a classifier returns logits.
 
     Raises:
-        ValueError: if torchvision has no such architecture or weights, or other channels than 3 are asked for.
+        ValueError: if torchvision has no such architecture or weights, or the number of channels requested is not 3.
     """
     from torchvision import models
 
@@ -78,7 +78,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     def build(*, classes: int) -> nn.Module:
         options: dict[str, Any] = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
         network = models.get_model(arch, weights=None, num_classes=classes, **options)
-        # Only a transformer's position embedding fixes the size; it says so by this attribute.
+        # Only a transformer's position embedding fixes the size, as this attribute says.
         if request.image_size and getattr(network, "image_size", request.image_size[0]) != request.image_size[0]:
             options["image_size"] = request.image_size[0]
             network = models.get_model(arch, weights=None, num_classes=classes, **options)

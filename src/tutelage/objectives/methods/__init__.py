@@ -1,1 +1,1 @@
-"""The methods, one file per family: their terms and presets. Files are named as those of the losses."""
+"""The methods, one file per family: their terms and presets. Files are named like those of the losses."""

@@ -14,7 +14,7 @@ from tutelage.objectives.term import Apply, WeightedTerm
 from tutelage.settings.weights import Weight
 
 MLKD_TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
-"""The temperatures that each of MLKD's terms is a mean over."""
+"""Temperatures over which each of MLKD's terms is averaged."""
 
 
 @preset("Huang et al. 2022, arXiv:2205.10536")
@@ -23,14 +23,14 @@ def dist(
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * (beta * (1 - rho_classes) + gamma * (1 - rho_batch))``.
 
-    It couples the samples of a batch. Published settings: CIFAR-100 T=4, ImageNet T=1, beta and gamma 2.
+    It couples the samples of a batch. Published settings: CIFAR-100 T=4, ImageNet T=1; beta and gamma 2.
 
     Args:
-        beta: of the correlation over the classes of a sample, >= 0.
-        gamma: of the correlation over the batch of a class, >= 0.
+        beta: weight of the correlation over the classes, per sample, >= 0.
+        gamma: weight of the correlation over the batch, per class, >= 0.
         temperature: T > 0, on both sides.
-        weight: of both.
-        supervised: of the cross-entropy.
+        weight: weight of both correlations.
+        supervised: weight of the cross-entropy.
     """
     match = Apply(losses.dist, {"beta": beta, "gamma": gamma, "temperature": temperature}, coupled=True)
     return objective_of(supervised_part(supervised), WeightedTerm("dist", weight, match))
@@ -40,19 +40,19 @@ def dist(
 def mlkd(*, instance: Weight = 4.5, batch: Weight = 4.5, classes: Weight = 4.5, supervised: Weight = 0.1) -> Objective:
     """``supervised * CE(y, q) + mean_T(instance * T**2 * KL + batch * ||G_b||**2 / N + classes * ||G_c||**2 / K)``.
 
-    The mean is over T = 2, 3, 4, 5 and 6; ``G_b`` and ``G_c`` are the differences of both networks' Gram matrices of
-    samples and of classes. It couples the samples of a batch.
+    The mean is over T = 2, 3, 4, 5 and 6; ``G_b`` and ``G_c`` are the differences between the networks' Gram matrices
+    of samples and of classes. It couples the samples of a batch.
 
     Args:
-        instance: of the KL; the authors' configuration has 0.9 for each of five temperatures.
-        batch: of `losses.mlkd_batch`.
-        classes: of `losses.mlkd_class`.
-        supervised: of the cross-entropy.
+        instance: weight of the KL; the authors' configuration has 0.9 for each of five temperatures.
+        batch: weight of `losses.mlkd_batch`.
+        classes: weight of `losses.mlkd_class`.
+        supervised: weight of the cross-entropy.
 
     Differs from: the authors' trainer, which sums over the temperatures and sees each image twice, weakly and strongly
     augmented. Cross-entropy and KL are on both views, though two of the strong view's five KLs read the weak one; the
-    other terms are on the weak view alone. On that, its masks of confident samples and classes multiply values that are
-    reduced already, by about one half. Here there is one view, and no mask.
+    other terms are on the weak view alone. There, its masks of confident samples and classes multiply values that are
+    already reduced, by about one half. Here there is one view, and no mask.
     """
     return objective_of(
         supervised_part(supervised),

@@ -22,18 +22,18 @@ from tutelage.types import UNLABELLED, Batch, Requirements
 
 
 class OtherClasses(nn.Module):
-    """Draws, for each sample of a batch, samples of other classes, from torch's generator of the batch's device.
+    """Draws samples of other classes for each sample of a batch, from torch's generator on the batch's device.
 
     They are drawn without replacement, independently per sample; a sample with fewer than ``count`` others gets them
-    with replacement. An unlabelled sample is a class by itself. The order of a sample's negatives has no meaning.
+    with replacement. An unlabelled sample is its own class. The order of a sample's negatives has no meaning.
 
     Args:
-        labels: of all samples, ``(samples,)`` int64, -100 where unlabelled; or float ``(samples, classes)``, of which
-            the largest counts.
-        count: negatives per sample.
+        labels: labels of all samples, ``(samples,)`` int64, -100 if unlabelled; or float ``(samples, classes)``, of
+            which the largest counts.
+        count: number of negatives per sample.
 
     Raises:
-        ValueError: all the samples are of one class.
+        ValueError: if all samples are of one class.
     """
 
     def __init__(self, labels: Tensor, *, count: int) -> None:
@@ -53,7 +53,7 @@ class OtherClasses(nn.Module):
             )
         self._some_with_replacement = fewest < count
         self._all_with_replacement = len(classes) - int(sizes.min()) < count
-        # Sorted by class, a sample's negatives are at all positions but one range.
+        # Sorted by class, a sample's negatives are at all positions except one range.
         self.register_buffer("sorted", classes.argsort(stable=True), persistent=False)
         self.register_buffer("start", (sizes.cumsum(0) - sizes)[class_index], persistent=False)
         self.register_buffer("size", sizes[class_index], persistent=False)
@@ -77,7 +77,7 @@ class OtherClasses(nn.Module):
         return rows
 
     def _batched(self, start: Tensor, size: Tensor) -> Tensor:
-        """Give every sample a random key and take the smallest keys: no synchronisation with the host."""
+        """Give every sample a random key and take the smallest keys, without synchronising with the host."""
         samples, device = len(self.sorted), start.device
         picks = torch.empty(len(start), self.count, dtype=torch.int64, device=device)
         if not self._all_with_replacement:
@@ -96,11 +96,11 @@ class OtherClasses(nn.Module):
 class BoundCRD(BoundFeatures):
     """A bound `CRD`: a step's embeddings are written to the banks when the step is committed.
 
-    Rows of the banks are replaced at the first of these: `commit`, the next call in training mode, the saving of its
-    state. In a custom training loop, a loss must have been through ``backward`` by then: its gradient needs the rows as
-    they were. Rows that are not finite are left as they were.
+    Rows of the banks are replaced at the first of these: `commit`, the next call in training mode, saving its state. A
+    custom training loop must have called ``backward`` on the loss by then, as its gradient needs the old rows. Rows
+    that would not be finite stay unchanged.
 
-    With several processes each has the whole of both banks, and writes what all of them have seen: the banks stay equal
+    With several processes, each holds both banks in full and writes what all of them have seen, so the banks stay equal
     without being sent.
     """
 
@@ -120,7 +120,7 @@ class BoundCRD(BoundFeatures):
         bound = 1 / math.sqrt(dimension / 3)
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, torch.empty(self.samples, dimension).uniform_(-bound, bound))
-        # Not a number until the first batch has fixed them.
+        # NaN until the first batch fixes them.
         self.register_buffer("log_normalisers", torch.full((2,), torch.nan))
         self._pending: _StepEmbeddings | None = None
         self._synchronised = False
@@ -153,7 +153,7 @@ class BoundCRD(BoundFeatures):
 
     @torch.no_grad()
     def commit(self, applied: Tensor) -> None:
-        """Write the last step's embeddings to the banks, where it was applied."""
+        """Write the last step's embeddings to the banks if it was applied."""
         if (step := self._pending) is None:
             return
         self._pending = None
@@ -181,7 +181,7 @@ class BoundCRD(BoundFeatures):
 
 @dataclass(frozen=True)
 class _StepEmbeddings:
-    """A step's embeddings, not written to the banks yet, and the normalisers that it used."""
+    """A step's embeddings, not yet written to the banks, and the normalisers that it used."""
 
     index: Tensor
     student: Tensor
@@ -220,12 +220,12 @@ class CRD(FeatureTerm):
 
     module: ClassVar = BoundCRD
     one_pair: ClassVar = True
-    # Labels are read when it is bound, from the context, and may be missing in a batch.
+    # Labels are read from the context at binding, and may be missing in a batch.
     base_needs: ClassVar = Requirements(teacher=True, labels="none", coupled=True, indices=True)
-    negatives: int  # per sample, drawn among the samples of other classes (`OtherClasses`), at least 1
-    temperature: float  # of the scores, above 0
+    negatives: int  # number per sample, drawn from other classes (`OtherClasses`), at least 1
+    temperature: float  # temperature of the scores, above 0
     momentum: float  # share of a bank's row that is kept when its sample is seen, in [0, 1)
-    dimension: int  # of the embeddings, at least 1
+    dimension: int  # dimension of the embeddings, at least 1
     student_taps: tuple[str, ...] = (EMBEDDING,)
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 
@@ -247,19 +247,19 @@ def crd(
 ) -> Objective:
     """``weight * (contrast(e_s(f_s), bank_t) + contrast(e_t(f_t), bank_s))``, on the networks' pooled embeddings.
 
-    It carries no cross-entropy. Published settings: a weight of 0.8, beside cross-entropy, KD or WTTM: ``wttm(...) +
-    0.8 * crd()``. Both banks are in memory and in checkpoints: ``8 * samples * dimension`` bytes.
+    It includes no cross-entropy. Published settings: a weight of 0.8, beside cross-entropy, KD or WTTM: ``wttm(...) +
+    0.8 * crd()``. Memory and checkpoints hold both banks: ``8 * samples * dimension`` bytes.
 
     Args:
-        weight: of the term.
-        negatives: of each sample, drawn among the samples of other classes without replacement; with it for a sample
+        weight: weight of the term.
+        negatives: number of negatives per sample, drawn from other classes without replacement; with it for a sample
             that has fewer of them.
-        temperature: of the scores, > 0.
-        momentum: share of a bank's row that is kept when its sample comes by, in [0, 1).
-        dimension: of the embeddings.
+        temperature: temperature of the scores, > 0.
+        momentum: share of a bank's row that is kept when its sample is seen, in [0, 1).
+        dimension: dimension of the embeddings.
 
-    Differs from: public code where labels are missing, which there cannot be: an unlabelled sample is here a class of
-    its own; and with several processes, where banks are shared here.
+    Differs from: public code in that labels may be missing, each unlabelled sample being its own class, and in that
+    several processes share the banks.
     """
     contrast = CRD(negatives=negatives, temperature=temperature, momentum=momentum, dimension=dimension)
     return objective_of(WeightedTerm("crd", weight, contrast))

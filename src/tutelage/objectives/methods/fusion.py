@@ -1,4 +1,4 @@
-"""Methods that generate the teacher's maps from the student's by learned modules. None carries a cross-entropy."""
+"""Methods that generate the teacher's maps from the student's by learned modules. None includes a cross-entropy."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tutelage.types import Batch, Requirements
 
 LEVELS = (*BEFORE, EMBEDDING)
 WIDEST = 512
-"""At most as many channels are passed from level to level."""
+"""Largest number of channels passed from level to level."""
 MASKS = ("channel", "position")
 
 
 class Fusion(nn.Module):
-    """Generates a map for each level, from the deepest to the shallowest, from that level and what was fused before.
+    """Generates a map for each level, from the deepest to the shallowest, out of that level and those already fused.
 
     A level's map is brought to ``mid = min(512, channels of the student's deepest level)`` channels, mixed with the
-    deeper levels' by two learned weights per pixel, brought to the teacher's size, and from there to its channels. What
-    is passed on is of the teacher's size already.
+    deeper levels' by two learned weights per pixel, brought to the teacher's size, and finally to its channels. The map
+    that is passed on already has the teacher's size.
 
     Args:
         student: channels of the student's levels, from the shallowest to the deepest.
-        teacher: the same of the teacher's.
+        teacher: channels of the teacher's levels, likewise.
     """
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
@@ -49,11 +49,11 @@ class Fusion(nn.Module):
         """Return a map of the teacher's shape for each level.
 
         Args:
-            features: the student's maps, from the shallowest to the deepest.
-            sizes: ``(height, width)`` of the teacher's.
+            features: student's maps, from the shallowest to the deepest.
+            sizes: sizes ``(height, width)`` of the teacher's maps.
 
         Raises:
-            ValueError: a single sample has a level of one pixel in training: batch norm has no variance there.
+            ValueError: if a single sample has a level of one pixel in training, where batch norm has no variance.
         """
         if self.training and min(maps.shape[0] * maps.shape[2] * maps.shape[3] for maps in features) < 2:
             raise InvalidValueError(
@@ -77,7 +77,7 @@ class _Level(nn.Module):
         self.leave = nn.Sequential(nn.Conv2d(mid, teacher, 3, padding=1, bias=False), nn.BatchNorm2d(teacher))
         self.mix = nn.Conv2d(2 * mid, 2, 1) if mixes else None
         for convolution in (self.enter[0], self.leave[0]):
-            # The bound sqrt(3 / fan_in): a variance of 1 / fan_in.
+            # The bound sqrt(3 / fan_in) gives a variance of 1 / fan_in.
             nn.init.kaiming_uniform_(cast(Tensor, convolution.weight), a=1)
 
     def forward(self, feature: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -106,19 +106,19 @@ class _BoundReviewKD(BoundFeatures):
 class ReviewKD(FeatureTerm):
     """The student's levels, each fused with the deeper ones, against the teacher's (`losses.review`), summed.
 
-    Taps are levels, from the shallowest to the deepest. Maps may have any sizes, and those of the networks may differ:
-    they are read when the term is called. Features ``(batch, width)`` are maps of one pixel.
+    Taps are levels, from the shallowest to the deepest. Maps may have any sizes, and the networks' may differ:
+    sizes are read when the term is called. Features ``(batch, width)`` are maps of one pixel.
     """
 
     module: ClassVar = _BoundReviewKD
-    # Its batch norm couples a batch no more than that of a network does.
+    # Its batch norm couples a batch no more than a network's does.
     base_needs: ClassVar = Requirements(teacher=True, labels="none", min_batch=2)
 
 
 class Generation(nn.Module):
     """Generates the teacher's map from a masked one of the student's: convolution, ReLU, convolution.
 
-    A 1x1 convolution brings the student's to the teacher's channels first, where they differ; its output is masked.
+    If the channels differ, a 1x1 convolution first maps the student's to the teacher's; its output is masked.
 
     Args:
         student: channels of the student's map.
@@ -136,8 +136,8 @@ class Generation(nn.Module):
         """Return ``(batch, teacher, height, width)``.
 
         Args:
-            features: ``(batch, student, height, width)``.
-            hidden: bool, broadcast to the returned shape: true where the map is set to 0.
+            features: student's map, ``(batch, student, height, width)``.
+            hidden: mask, bool, broadcast to the returned shape: true where the map is set to 0.
         """
         return cast(Tensor, self.generation(self.align(features).masked_fill(hidden, 0.0)))
 
@@ -167,16 +167,16 @@ class _BoundMGD(BoundFeatures):
 
 @dataclass(frozen=True, kw_only=True)
 class MGD(FeatureTerm):
-    """The teacher's map, generated by two convolutions from the student's after a part was masked (`losses.mgd`).
+    """The teacher's map, generated by two convolutions from the partly masked map of the student (`losses.mgd`).
 
-    The maps have one height and width. The mask is drawn anew for each sample and step from torch's generator of the
+    The maps have equal height and width. The mask is drawn for each sample and step from torch's generator on the
     features' device.
     """
 
     module: ClassVar = _BoundMGD
     one_pair: ClassVar = True
     masked: float  # probability that a channel, or a position, of a sample is set to 0, in [0, 1)
-    mask: str = "channel"  # ``channel`` or ``position``: what is masked at once
+    mask: str = "channel"  # unit of masking: ``channel`` or ``position``
 
     def _check(self) -> None:
         checks.fraction(self.masked, "masked", example=0.15)
@@ -185,7 +185,7 @@ class MGD(FeatureTerm):
 
 
 def _as_map(features: Tensor) -> Tensor:
-    """Return features ``(batch, width)`` as maps of one pixel, and maps as they are."""
+    """Return features ``(batch, width)`` as maps of one pixel, and maps unchanged."""
     return features[:, :, None, None] if features.ndim == 2 else features
 
 
@@ -193,7 +193,7 @@ def _as_map(features: Tensor) -> Tensor:
 def reviewkd(*, weight: Weight = 1.0, student_taps: Names = LEVELS, teacher_taps: Names = LEVELS) -> Objective:
     """``weight * sum_l hcl(F_l(f_s[l], ..., f_s[L]), f_t[l])``: each level, fused with the deeper ones.
 
-    The fusing modules are found from the features' shapes, and are trained. It carries no cross-entropy; published
+    The fusing modules follow from the features' shapes and are trained. It includes no cross-entropy; published
     results add it with a weight of 1.
 
     Published weights on CIFAR-100: 0.6 for resnet56/resnet20; 1 for resnet110/resnet32; 5 for resnet32x4 with
@@ -202,15 +202,15 @@ def reviewkd(*, weight: Weight = 1.0, student_taps: Names = LEVELS, teacher_taps
     over 20 epochs: ``weight=WarmUp(5.0, epochs=20)``.
 
     Args:
-        weight: of the sum over levels.
-        student_taps: levels, from the shallowest to the deepest: maps, or a pooled embedding as one pixel.
-        teacher_taps: as many. Sizes and channels may differ.
+        weight: weight of the sum over levels.
+        student_taps: taps of levels, from the shallowest to the deepest: maps, or a pooled embedding as one pixel.
+        teacher_taps: as many taps. Sizes and channels may differ.
 
-    Maps are taken before their activation, as published results took them; those of a ShuffleNet student were taken
-    after it: ``student_taps=("card:stage.-3", "card:stage.-2", "card:stage.-1", "card:embedding")``.
+    Maps are taken before their activation, as in published results; those of a ShuffleNet student were taken after
+    it: ``student_taps=("card:stage.-3", "card:stage.-2", "card:stage.-1", "card:embedding")``.
 
-    Differs from: public code, where the shapes are written down by hand for each pair, and where the warm-up counts
-    epochs from 0, so that the first has a weight of 0, and `WarmUp` from 1.
+    Differs from: public code, where the shapes are written by hand for each pair, and where the warm-up counts epochs
+    from 0, so that the first has a weight of 0; `WarmUp` counts from 1.
     """
     return objective_of(
         WeightedTerm("reviewkd", weight, ReviewKD(student_taps=tuple(student_taps), teacher_taps=tuple(teacher_taps)))
@@ -226,19 +226,19 @@ def mgd(
     student_tap: str = "card:stage.-1",
     teacher_tap: str = "card:stage.-1",
 ) -> Objective:
-    """``weight * sum((G(M * A(f_s)) - f_t)**2)``: the teacher's last map, generated from a part of the student's.
+    """``weight * sum((G(M * A(f_s)) - f_t)**2)``: the teacher's last map, generated from part of the student's.
 
     The defaults are the paper's and its code's for classification on ImageNet, for both ResNet34/ResNet18 and
-    ResNet50/MobileNetV1; none were published for CIFAR-100. It carries no cross-entropy; published results add it with
+    ResNet50/MobileNetV1; none were published for CIFAR-100. It includes no cross-entropy; published results add it with
     a weight of 1.
 
     Args:
-        weight: the paper's alpha, of a sum over channels and pixels: a larger map needs a smaller one.
-        masked: the paper's lambda: probability that a channel, or a position, of a sample is set to 0, in [0, 1).
-        mask: ``channel``, as the published code for classification does; or ``position``, the pixels, as the
-            paper describes and its code for detection and segmentation does.
-        student_tap: a map.
-        teacher_tap: a map of the same height and width.
+        weight: weight of a sum over channels and pixels, the paper's alpha: a larger map needs a smaller one.
+        masked: probability (the paper's lambda) that a channel, or a position, of a sample is set to 0, in [0, 1).
+        mask: unit of masking: ``channel``, as in the published code for classification; or ``position``, the pixels,
+            as in the paper and its code for detection and segmentation.
+        student_tap: tap of a map.
+        teacher_tap: tap of a map of the same height and width.
     """
     term = MGD(student_taps=(student_tap,), teacher_taps=(teacher_tap,), masked=masked, mask=mask)
     return objective_of(WeightedTerm("mgd", weight, term))

@@ -1,4 +1,4 @@
-"""Methods that read more of the teacher than its features: its head, its batch norms, its class means.
+"""Methods that use more of the teacher than its features: its head, its batch norms, its class means.
 
 The teacher's values are in non-persistent buffers, read again whenever a term is bound.
 """
@@ -75,11 +75,11 @@ class _BoundSRRL(BoundFeatures):
 
 @dataclass(frozen=True, kw_only=True)
 class SRRL(FeatureTerm):
-    """Pooled features against the teacher's, before its head and behind it.
+    """Pooled features against the teacher's, before and after its head.
 
     ``losses.srrl_statistics + regression * losses.srrl_regression``. The student's map goes through a 1x1 convolution
-    without a bias, a batch norm and a ReLU onto the teacher's channels, then the pooling. The teacher's tap is what its
-    head reads, ``(batch, width)``, or a map whose mean that is.
+    without a bias, a batch norm and a ReLU onto the teacher's channels, then the pooling. The teacher's tap is its
+    head's input, ``(batch, width)``, or a map with that mean.
     """
 
     module: ClassVar = _BoundSRRL
@@ -134,13 +134,13 @@ class _BoundOFD(BoundFeatures):
 class OFD(FeatureTerm):
     """Maps before their activation against the teacher's, above a margin per channel (`losses.ofd`), summed over taps.
 
-    The last tap counts in full, each one before it half as much as the next. A 1x1 convolution without a bias and a
-    batch norm take each of the student's maps onto the teacher's channels; a larger map of the teacher is averaged down
+    The last tap counts in full, each earlier one half as much as the next. A 1x1 convolution without a bias and a
+    batch norm map each of the student's maps onto the teacher's channels; a larger map of the teacher is averaged down
     to the student's size.
     """
 
     module: ClassVar = _BoundOFD
-    # the teacher's batch norms that the margins come from, one per tap; none to find them by ``teacher_taps``
+    # the teacher's batch norms that the margins come from, one per tap; None to find them by ``teacher_taps``
     norms: tuple[str, ...] = ()
 
     def _check(self) -> None:
@@ -154,7 +154,7 @@ class OFD(FeatureTerm):
 
     @property
     def needs(self) -> Requirements:
-        """What it reads."""
+        """The requirements of the term."""
         return replace(super().needs, teacher_norms=self.norms or self.teacher_taps)
 
 
@@ -176,7 +176,7 @@ class _BoundNormDirection(BoundFeatures):
 class NormDirection(FeatureTerm):
     """An embedding's norm and direction against the teacher's class means (`losses.norm_direction`).
 
-    Features are ``(batch, width)``; a linear map takes the student's to the teacher's width where the widths differ.
+    Features are ``(batch, width)``; a linear map takes the student's to the teacher's width if they differ.
     """
 
     module: ClassVar = _BoundNormDirection
@@ -184,7 +184,7 @@ class NormDirection(FeatureTerm):
 
     @property
     def needs(self) -> Requirements:
-        """What it reads."""
+        """The requirements of the term."""
         projection = Projection(self.student_taps[0], self.teacher_taps[0], "linear", always=False)
         return replace(super().needs, labels="index", projections=(projection,), class_means=self.teacher_taps)
 
@@ -195,14 +195,14 @@ def srrl(
 ) -> Objective:
     """``weight * (mean((s - t)**2) + regression * mean((h(s) - h(t))**2))``: h is the teacher's head, frozen.
 
-    Features are pooled; the student's map goes through a 1x1 convolution, a batch norm and a ReLU first, always. It
-    carries no cross-entropy: ``cross_entropy() + srrl()``. Published settings: 1 and 1, on ImageNet too.
+    Features are pooled; the student's map always goes through a 1x1 convolution, a batch norm and a ReLU first. It
+    includes no cross-entropy: ``cross_entropy() + srrl()``. Published settings: 1 and 1, on ImageNet too.
 
     Args:
-        weight: of the sum.
-        regression: of the second term within it.
-        student_tap: a map.
-        teacher_tap: what the teacher's head reads, or a map whose mean that is.
+        weight: weight of the sum.
+        regression: weight of the second term within it.
+        student_tap: tap of a map.
+        teacher_tap: tap of the input of the teacher's head, or of a map with that mean.
     """
     term = SRRL(student_taps=(student_tap,), teacher_taps=(teacher_tap,), regression=regression)
     return objective_of(WeightedTerm("srrl", weight, term))
@@ -215,16 +215,16 @@ def ofd(
     """``weight * sum_l 2**(l - L + 1) * sum(d(s_l, max(t_l, m_l)))``: maps before their activation, above a margin m.
 
     ``d(s, u)`` is ``(s - u)**2`` where the teacher is above 0 or ``s > u``, else 0; summed over channels and pixels.
-    The taps count from 0 to L - 1. It carries no cross-entropy. Published settings: 1e-3 on CIFAR-100; on ImageNet 1e-4
-    or 1e-5 by architecture.
+    The taps count from 0 to L - 1. It includes no cross-entropy. Published settings: 1e-3 on CIFAR-100; on ImageNet
+    1e-4 or 1e-5, depending on the architecture.
 
     Args:
-        weight: of the sum over taps.
-        student_taps: maps before their activation; published are all stages behind the stem, which a card of more than
-            three stages names beside these.
-        teacher_taps: as many of the teacher.
-        norms: the teacher's batch norms whose weights give the margins, one per tap; ``auto`` finds them by the
-            teacher's taps.
+        weight: weight of the sum over taps.
+        student_taps: taps of maps before their activation; the published ones are all stages after the stem, of which a
+            card with more than three stages names more than these.
+        teacher_taps: as many taps of the teacher.
+        norms: teacher's batch norms whose weights give the margins, one per tap; ``auto`` finds them by the teacher's
+            taps.
     """
     names = () if norms == AS_TAPS else tuple(norms)
     term = OFD(student_taps=tuple(student_taps), teacher_taps=tuple(teacher_taps), norms=names)
@@ -244,19 +244,19 @@ def kd_plus_plus(
     """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T) + norm_direction * (1 - <s, c/|c|> / max(|s|, |t|))``.
 
     c is the teacher's mean embedding of the sample's class, over the training samples. A linear map takes the student's
-    embedding to the teacher's width where the widths differ.
+    embedding to the teacher's width if they differ.
 
-    Published settings: CIFAR-100 by pair, weight 1 to 4 and norm_direction 0.5 to 2, here those of ResNet56 to
-    ResNet20; ImageNet 2.5 and 1, or 4 and 1. The authors' code raises the weight over 20 epochs, for which type
-    ``weight={schedule: warm_up, value: 1.0, epochs: 20}``; there the first epoch has 0.
+    Published settings: CIFAR-100 by pair, weight 1 to 4 and norm_direction 0.5 to 2, here those for ResNet56 to
+    ResNet20; ImageNet 2.5 and 1, or 4 and 1. The authors' code raises the weight over 20 epochs: type
+    ``weight={schedule: warm_up, value: 1.0, epochs: 20}``, although there the first epoch has 0.
 
     Args:
         temperature: T > 0, on both sides.
-        weight: of the KL, whose ``T**2`` is unconditional.
-        norm_direction: of the term on the embedding's norm and direction.
-        supervised: of the cross-entropy.
-        student_tap: a feature ``(batch, width)``.
-        teacher_tap: a feature ``(batch, width)``.
+        weight: weight of the KL, whose ``T**2`` is unconditional.
+        norm_direction: weight of the term on the embedding's norm and direction.
+        supervised: weight of the cross-entropy.
+        student_tap: tap of a feature ``(batch, width)``.
+        teacher_tap: tap of a feature ``(batch, width)``.
     """
     match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
     direction = NormDirection(student_taps=(student_tap,), teacher_taps=(teacher_tap,))

@@ -30,25 +30,25 @@ from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
 NORMALISE = ("none", "batch", "training")
 LOGITS = ("raw", "standardised")
-"""What a term of logits may read: the networks' logits as they are, or standardised."""
+"""Forms of the networks' logits that a term may read: unchanged or standardised."""
 CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
-"""The factor of the temperature's gradient over CTKD's authors' run."""
+"""Factor of the temperature's gradient over the CTKD authors' run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """``w(p) / m * KL(p_f || q)``: any mapping and any weight of samples that have a name.
+    """``w(p) / m * KL(p_f || q)``: any named mapping and any named sample weight.
 
     Raises:
-        ValueError: a name is unknown or a number out of range.
+        ValueError: if a name is unknown or a number is out of range.
     """
 
-    gamma: float | Automatic  # the mapping's parameter, or automatic: as flat as the power at `automatic.FLAT_GAMMA`
-    transform: str = "power"  # the mapping's name, `targets.Pointwise`
-    weight_by: str = "constant"  # the weight's name, `targets.SampleWeight`
-    weight_of: str = "teacher"  # what an entropy or the top is of
-    order: float = 1.0  # of an entropy
-    normalise: str = "none"  # what ``m`` is: 1, the weight's mean over the batch, or its mean over the training set
+    gamma: float | Automatic  # parameter of the mapping; automatic: as flat as the power at `automatic.FLAT_GAMMA`
+    transform: str = "power"  # name of the mapping, `targets.Pointwise`
+    weight_by: str = "constant"  # name of the weight, `targets.SampleWeight`
+    weight_of: str = "teacher"  # distribution whose entropy or top is used
+    order: float = 1.0  # order of an entropy
+    normalise: str = "none"  # choice of ``m``: 1, the weight's mean over the batch, or over the training set
 
     def __post_init__(self) -> None:
         checks.known(self.normalise, "normalise", NORMALISE, example="batch")
@@ -56,7 +56,7 @@ class Matching:
 
     @property
     def needs(self) -> Requirements:
-        """The teacher; the statistics of its logits where a number is found from them."""
+        """The teacher, and the statistics of its logits if a number is found from them."""
         automatic_gamma = isinstance(self.gamma, Automatic) and self.transform != "power"
         return Requirements(
             teacher=True,
@@ -67,22 +67,22 @@ class Matching:
 
     @property
     def target_gamma(self) -> float | None:
-        """The exponent; none where the mapping is no power."""
+        """The exponent; ``None`` if the mapping is not the power."""
         if self.transform != "power":
             return None
         return automatic.FLAT_GAMMA if isinstance(self.gamma, Automatic) else self.gamma
 
     @property
     def reads_at(self) -> float | None:
-        """The exponent through which alone it reads the teacher; none where a weight is of something else."""
+        """The exponent if the teacher is read through it alone; ``None`` if a weight reads something else."""
         return self.target_gamma if self.weight_by in ("constant", "power_sum") else None
 
     def weight(self, transform: targets.Pointwise) -> targets.SampleWeight:
-        """Return the sample weight beside a mapping."""
+        """Return the sample weight for a mapping."""
         return targets.SampleWeight(self.weight_by, transform=transform, of=self.weight_of, order=self.order)
 
     def bind(self, context: BindContext) -> Term:
-        """Build the term, and find the numbers that are left open."""
+        """Build the term, and find the numbers that are still open."""
         return _BoundMatching(self, context)
 
 
@@ -121,7 +121,7 @@ class Standardised:
 
     @property
     def needs(self) -> Requirements:
-        """What the inner term reads."""
+        """The requirements of the inner term."""
         return self.inner.needs
 
     def bind(self, context: BindContext) -> Term:
@@ -132,7 +132,7 @@ class Standardised:
 
 
 class _BoundStandardised(nn.Module):
-    """A bound `Standardised`: no parameters or state but the inner term's."""
+    """A bound `Standardised`: no parameters or state except the inner term's."""
 
     def __init__(self, inner: Term) -> None:
         super().__init__()
@@ -152,8 +152,8 @@ def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
     """Return a term of logits on ``raw`` or ``standardised`` ones.
 
     Raises:
-        ValueError: an unknown name, or an automatic weight on standardised logits: it is found from the gradient of an
-            untrained student, which standardisation makes arbitrarily large.
+        ValueError: if the name is unknown, or the weight is automatic on standardised logits: it would come from the
+            gradient of an untrained student, which standardisation makes arbitrarily large.
     """
     checks.known(logits, "logits", LOGITS, example="standardised")
     if logits == "raw":
@@ -172,22 +172,22 @@ def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
 class CTKD:
     """Curriculum temperature: `losses.ctkd` at ``T = lowest + span * sigmoid(theta)`` with a learned ``theta``.
 
-    ``theta`` gets its gradient multiplied by ``reversal``: below 0 it climbs where the student descends.
+    ``theta`` gets its gradient multiplied by ``reversal``: if negative, it climbs where the student descends.
     """
 
     needs: ClassVar = Requirements(teacher=True, labels="none")
     target_gamma: ClassVar[None] = None  # the temperature changes
-    reversal: float | Schedule  # a number of either sign, or a schedule of them
-    lowest: float = 1.0  # below every temperature, above 0
-    span: float = 20.0  # of the temperatures, above 0
-    theta: float = 1.0  # its value at the start
+    reversal: float | Schedule  # factor of the gradient, a number of either sign or a schedule
+    lowest: float = 1.0  # lower bound of the temperatures, above 0
+    span: float = 20.0  # span of the temperatures, above 0
+    theta: float = 1.0  # initial value
 
     def __post_init__(self) -> None:
         checks.positive(self.lowest, "lowest", example=1.0)
         checks.positive(self.span, "span", example=20.0)
 
     def bind(self, context: BindContext) -> Term:
-        """Build the term, its ``theta`` at the start."""
+        """Build the term with the initial ``theta``."""
         return _BoundCTKD(self)
 
 
@@ -220,7 +220,7 @@ def cross_entropy(*, label_smoothing: float = 0.0, weight: Weight = 1.0) -> Obje
 
 @preset("Pereyra et al. 2017, arXiv:1701.06548")
 def confidence_penalty(*, weight: Weight = 0.1) -> Objective:
-    """``-weight * H(q)``: a penalty on low entropy, in nats, with the paper's beta. It carries no cross-entropy."""
+    """``-weight * H(q)``: a penalty on low entropy, in nats, with the paper's beta. It includes no cross-entropy."""
     return objective_of(WeightedTerm("confidence_penalty", weight, Apply(losses.confidence_penalty)))
 
 
@@ -228,14 +228,14 @@ def confidence_penalty(*, weight: Weight = 0.1) -> Objective:
 def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
     """``-weight * H_order(q)``: the regulariser that TTM has and KD lacks, with its weight and order free.
 
-    It carries no cross-entropy: ``kd(...) + renyi_penalty(...)``. With ``order = 1/T`` and ``weight = beta * (T - 1)``,
-    ``kd(temperature=T, weight=lam, supervised=1 - lam) * (1 / (1 - lam))`` plus it is TTM up to a constant, where
-    ``beta = lam / (1 - lam) * T``.
+    It includes no cross-entropy: ``kd(...) + renyi_penalty(...)``. With ``order = 1/T`` and
+    ``weight = beta * (T - 1)``, ``kd(temperature=T, weight=lam, supervised=1 - lam) * (1 / (1 - lam))`` plus it is TTM
+    up to a constant, where ``beta = lam / (1 - lam) * T``.
 
     Args:
-        weight: of the penalty, in nats: any finite number. Below 0 the term rewards a low entropy, as TTM with T < 1
-            does.
-        order: of the Rényi entropy, > 0; at 1 it is the Shannon entropy.
+        weight: weight of the penalty, in nats, any finite number. Below 0 the term rewards low entropy, as TTM does
+            with T < 1.
+        order: order of the Rényi entropy, > 0; at 1 it is the Shannon entropy.
     """
     return objective_of(WeightedTerm("renyi_penalty", weight, Apply(losses.renyi_penalty, {"order": order})))
 
@@ -248,12 +248,12 @@ def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0
 
     Args:
         temperature: T > 0, on both sides.
-        weight: lambda in the paper of TTM; of the KL, whose ``T**2`` is unconditional.
-        supervised: of the cross-entropy, always on raw logits.
-        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427; theirs is T=2, a
-            weight of 9 and 0.1 of the cross-entropy on CIFAR-100).
+        weight: weight of the KL, whose ``T**2`` is unconditional; lambda in the TTM paper.
+        supervised: weight of the cross-entropy, always on raw logits.
+        logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427;
+            theirs is T=2, a weight of 9 and 0.1 of the cross-entropy on CIFAR-100).
 
-    Differs from: a public library that drops ``T**2`` where its alpha is 0, and codes that keep the cross-entropy at 1.
+    Differs from: a public library that drops ``T**2`` if its alpha is 0, and code that keeps the cross-entropy at 1.
     """
     match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
     return objective_of(supervised_part(supervised), WeightedTerm("kd", weight, on_logits(logits, match, weight)))
@@ -266,11 +266,11 @@ def ttm(
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
     Args:
-        gamma: the exponent, > 0; 1/T of knowledge distillation.
-        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
-        supervised: of the cross-entropy, always on raw logits.
-        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427), which no TTM is
-            published with; ``beta`` is a number then.
+        gamma: exponent, > 0; 1/T in knowledge distillation.
+        beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
+        supervised: weight of the cross-entropy, always on raw logits.
+        logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427),
+            unpublished for TTM; ``beta`` must then be a number.
     """
     match = Apply(losses.ttm, {"gamma": gamma}, target_gamma=gamma)
     return objective_of(supervised_part(supervised), WeightedTerm("ttm", beta, on_logits(logits, match, beta)))
@@ -291,13 +291,13 @@ def wttm(
     between gammas.
 
     Args:
-        gamma: the exponent, > 0.
-        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
-        supervised: of the cross-entropy.
-        normalise: ``none``; or divide the power sum by its mean over the ``batch``, which couples a batch's samples, or
-            over the ``training`` set, found once.
-        logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427), which no WTTM is
-            published with; ``beta`` is a number then, and the power sum is of the standardised teacher.
+        gamma: exponent, > 0.
+        beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
+        supervised: weight of the cross-entropy.
+        normalise: divisor of the power sum: ``none``, or its mean over the ``batch``, which couples a batch's samples,
+            or over the ``training`` set, found once.
+        logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427),
+            unpublished for WTTM; ``beta`` must then be a number, and the power sum is the standardised teacher's.
     """
     match: TermSpec = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
     if normalise != "none":
@@ -317,20 +317,20 @@ def transformed_matching(
     order: float = 1.0,
     normalise: str = "none",
 ) -> Objective:
-    """``supervised * CE(y, q) + beta * w(p) * KL(p_f || q)``: other transforms and weights in TTM's and WTTM's place.
+    """``supervised * CE(y, q) + beta * w(p) * KL(p_f || q)``: other transforms and weights than TTM's and WTTM's.
 
     ``transformed_matching(gamma=g, beta=b)`` is ``ttm``, and with ``weight_by=power_sum`` it is ``wttm``.
 
     Args:
-        transform: f: ``power``, ``rational``, ``logarithm`` or ``complement``.
-        gamma: the transform's parameter; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the
-            power at 0.25, which is a temperature of 4: the same mean entropy over the training set.
-        beta: of the matching term; ``auto`` balances its first gradient with cross-entropy's.
-        supervised: of the cross-entropy.
-        weight_by: w: ``constant``, ``power_sum`` (of f), ``entropy`` or ``one_minus_top``.
-        weight_of: what the last two are of: the ``teacher``'s p or the ``target`` p_f.
-        order: of a Rényi entropy; 1 is Shannon's.
-        normalise: ``none``; or divide w by its mean over the ``batch``, which couples a batch's samples, or over the
+        transform: name of f: ``power``, ``rational``, ``logarithm`` or ``complement``.
+        gamma: parameter of the transform; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the
+            power at 0.25, a temperature of 4: the same mean entropy over the training set.
+        beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
+        supervised: weight of the cross-entropy.
+        weight_by: name of w: ``constant``, ``power_sum`` (of f), ``entropy`` or ``one_minus_top``.
+        weight_of: distribution that the last two read: the ``teacher``'s p or the ``target`` p_f.
+        order: order of a Rényi entropy; 1 is Shannon's.
+        normalise: divisor of w: ``none``, or its mean over the ``batch``, which couples a batch's samples, or over the
             ``training`` set, found once.
     """
     read = cast(float | Automatic, gamma)  # by the decorator
@@ -352,19 +352,19 @@ def ctkd(
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)`` with a learned ``T = lowest + span * sigmoid(theta)``.
 
-    The temperature, one for all samples, is trained with the student, its gradient multiplied by ``reversal``: below 0
-    it makes the term harder. Published settings: the reversal falls to -1 within 10 epochs; on ImageNet within 5, and
-    both weights are 1.
+    The temperature, one for all samples, is trained with the student, its gradient multiplied by ``reversal``: if
+    negative, it makes the term harder. Published settings: the reversal falls to -1 within 10 epochs; on ImageNet
+    within 5, and both weights are 1.
 
     Args:
-        reversal: a number or schedule of either sign.
-        lowest: > 0, below every temperature.
-        span: > 0, of the temperatures.
-        theta: where theta starts; at 1 with the other defaults, T is 15.6.
-        weight: of the KL.
-        supervised: of the cross-entropy.
+        reversal: factor of the gradient, a number or schedule of either sign.
+        lowest: lower bound of the temperatures, > 0.
+        span: span of the temperatures, > 0.
+        theta: initial theta; at 1 with the other defaults, T is 15.6.
+        weight: weight of the KL.
+        supervised: weight of the cross-entropy.
 
-    Differs from: the authors' code, whose theta has the shape ``(1,)``, in nothing; the other form of the paper, with a
+    Differs from: nothing in the authors' code, apart from its theta of shape ``(1,)``; the paper's other form, with a
     temperature per sample, is not implemented.
     """
     read = cast(WeightValue, reversal)  # by the decorator
@@ -382,10 +382,10 @@ def teacher_free_kd(
     and 0.0095. The code's alpha is 0.1, 0.1 and 0.95, its multiplier 100, 50 and 1, and it averages over the classes.
 
     Args:
-        correct: u at the label, > 0 and < 1; the rest is spread evenly over the other classes.
+        correct: value of u at the label, > 0 and < 1; the rest is spread evenly over the other classes.
         temperature: T > 0, of the virtual teacher alone.
-        weight: of the KL: the code's ``alpha * multiplier / classes``.
-        supervised: of the cross-entropy.
+        weight: weight of the KL: the code's ``alpha * multiplier / classes``.
+        supervised: weight of the cross-entropy.
     """
     match = Apply(losses.teacher_free_kd, {"correct": correct, "temperature": temperature})
     return objective_of(supervised_part(supervised), WeightedTerm("teacher_free_kd", weight, match))

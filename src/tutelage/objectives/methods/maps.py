@@ -1,4 +1,4 @@
-"""Methods that match what is derived from maps: factors, boundaries, flows. None carries a cross-entropy."""
+"""Methods that match quantities derived from maps: factors, boundaries, flows. None includes a cross-entropy."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tutelage.settings.weights import Weight, scaled
 from tutelage.types import Batch, Requirements
 
 SLOPE = 0.1
-"""Of the leaky ReLUs."""
+"""Slope of the leaky ReLUs."""
 LARGEST = 256
-"""Channels and pixels per side of the maps that a loss is tried on, at most."""
+"""Largest number of channels, and of pixels per side, of the maps that losses are tried on."""
 
 
 class _BoundFactorTransfer(BoundFeatures):
@@ -63,7 +63,7 @@ class _BoundFactorTransfer(BoundFeatures):
 
 
 def _layers(layer: Callable[..., nn.Module], widths: tuple[int, ...]) -> nn.Sequential:
-    """Build 3x3 convolutions that keep the size, each with a batch norm and a leaky ReLU behind it.
+    """Build 3x3 convolutions that keep the size, each followed by a batch norm and a leaky ReLU.
 
     Without the batch norms a paraphraser at a student's learning rate, 0.05, diverges within about 40 steps.
     """
@@ -77,15 +77,15 @@ def _layers(layer: Callable[..., nn.Module], widths: tuple[int, ...]) -> nn.Sequ
 class FactorTransfer(FeatureTerm):
     """``losses.factor_transfer(T(s), E(t)) + reconstruction * losses.hint(D(E(t)), t)``.
 
-    The teacher's map is paraphrased into fewer channels, the student's translated into as many. The paraphraser ``E``
-    and ``D`` learns from the second part alone, the student and the translator ``T`` from the first alone.
+    The teacher's map is paraphrased into fewer channels, and the student's is translated into as many. The paraphraser
+    ``E`` and ``D`` learn from the second part alone, the student and the translator ``T`` from the first alone.
     """
 
     module: ClassVar = _BoundFactorTransfer
     one_pair: ClassVar = True
-    rate: float = 0.5  # channels of the factors, as a share of the teacher's; above 0
+    rate: float = 0.5  # number of channels of the factors, as a share of the teacher's; above 0
     p: float = 2  # power of the channels' mean
-    norm: float = 1  # of the difference
+    norm: float = 1  # power of the difference
     reconstruction: float = 0.005  # share of the paraphraser's error, above 0
 
     def _check(self) -> None:
@@ -122,14 +122,14 @@ class Stages(FeatureTerm):
     """A pure loss of two lists of maps, one per network, such as `losses.fsp` and `losses.kd_svd`."""
 
     module: ClassVar = _BoundStages
-    # takes the student's maps and the teacher's, at least two of each, in the order of the stages
+    # function of the student's maps and the teacher's, at least two of each, in the order of the stages
     loss: Callable[..., Tensor]
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments
-    host_waits: bool = False  # its computation makes the host wait for the device
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the loss
+    host_waits: bool = False  # whether its computation makes the host wait for the device
 
     @property
     def needs(self) -> Requirements:
-        """What the bound term reads."""
+        """The requirements of the bound term."""
         return replace(super().needs, host_waits=self.host_waits)
 
     def _check(self) -> None:
@@ -140,7 +140,7 @@ class Stages(FeatureTerm):
                 len(self.student_taps),
                 "for example student_taps=[card:stage.-2, card:stage.-1]",
             )
-        # The loss alone knows what its hyperparameters may be. A count of anything is bounded by the maps' sizes.
+        # Only the loss knows what its hyperparameters may be. Any count is bounded by the maps' sizes.
         counts = [value for value in self.arguments.values() if isinstance(value, int)]
         side = min(max(4, *counts), LARGEST) if counts else 4
         ones = [torch.ones(1, side, side, 1)] * 2
@@ -164,18 +164,18 @@ def factor_transfer(
     cross-entropy. Published settings: CIFAR-100 200, rate 0.5, p 2, norm 1.
 
     Args:
-        weight: of the whole.
-        rate: channels of the factors, as a share of the teacher's, > 0.
-        p: a whole number >= 1.
-        norm: >= 1.
-        reconstruction: of the paraphraser's error, > 0. It alone trains the paraphraser, and nothing else; as
-            published it has the weight 1, which is 0.005 times 200.
-        student_tap: a map.
-        teacher_tap: a map.
+        weight: weight of the whole loss.
+        rate: number of channels of the factors, as a share of the teacher's, > 0.
+        p: power of the features, a whole number >= 1.
+        norm: power of the differences, >= 1.
+        reconstruction: weight of the paraphraser's error, > 0. It alone trains the paraphraser, and nothing else; the
+            published weight is 1, which is 0.005 times 200.
+        student_tap: tap of a map.
+        teacher_tap: tap of a map.
 
-    Differs from: the paper, which compares whole factors, their channels too (`losses.factor_difference`); and from it
-    and the published runs in that the paraphraser learns beside the student, not for 30 epochs before it, and has batch
-    norms, without which it diverges at a student's learning rate.
+    Differs from: the paper, which compares whole factors, including channels (`losses.factor_difference`); and from the
+    paper and the published runs in that the paraphraser learns along with the student, not for 30 epochs before it, and
+    has batch norms, without which it diverges at a student's learning rate.
     """
     factors = FactorTransfer(
         student_taps=(student_tap,),
@@ -195,9 +195,9 @@ def activation_boundary(
     """``weight * 3 / 1000 * sum_l 2**(l - L + 1) * sum(hinge**2)``, with the stages ``l`` from 0 to ``L - 1``.
 
     The hinge is ``max(0, margin - c(f_s))`` where the teacher's neuron is on, ``max(0, margin + c(f_s))`` where it is
-    off; the margin is > 0. It carries no cross-entropy. Published settings: 30 epochs of this alone, then cross-entropy
-    alone: two stages of a recipe. Taps are of maps before their activation, one per stage, and each is a term of its
-    own; ``c`` is a convolution with batch norm where the shapes differ (the ``connector``).
+    off; the margin is > 0. It includes no cross-entropy. Published settings: 30 epochs of this alone, then
+    cross-entropy alone: two stages of a recipe. Taps are of maps before their activation, one per stage, and each is
+    its own term; ``c`` is a convolution with batch norm if the shapes differ (the ``connector``).
     """
     hinge = functools.partial(
         Apply, losses.activation_boundary, {"margin": margin}, projection="connector", project_always=False
@@ -220,15 +220,15 @@ def fsp(
 ) -> Objective:
     """``weight * sum_l mean((M_s - M_t)**2)`` with ``M[c, d] = (1 / pixels) * sum_x a[c, x] * b[d, x]``.
 
-    Each stage a with the next one, b, the stem being the first. It carries no cross-entropy. Published settings: 30
+    Each stage a is paired with the next, b; the stem is the first. It includes no cross-entropy. Published settings: 30
     epochs of this alone, then cross-entropy alone: two stages of a recipe. It has no learned map: widths must agree.
 
     Args:
-        weight: of the whole.
-        pool: how the larger map is downsampled: ``average``, or the paper's ``maximum``.
-        distance: ``mean_square``; or ``norm``, summed over columns.
-        student_taps: of maps, at least 2.
-        teacher_taps: as many, each as wide as the student's.
+        weight: weight of the whole loss.
+        pool: kind of pooling of the larger map: ``average``, or the paper's ``maximum``.
+        distance: kind of distance: ``mean_square``; or ``norm``, summed over columns.
+        student_taps: taps of maps, at least 2.
+        teacher_taps: as many taps, each as wide as the student's.
     """
     arguments = {"pool": pool, "distance": distance}
     flow = Stages(
@@ -243,17 +243,17 @@ def kd_svd(
 ) -> Objective:
     """``weight * sum_l sum((g_s - g_t)**2)`` with ``g = exp(-(a - b)**2 / 8)`` of leading singular vectors a and b.
 
-    Each stage with the next one. It carries no cross-entropy. Published settings: CIFAR-100 1, k 1. It has no learned
-    map: widths must agree. On a GPU the host waits for each singular value decomposition, to read whether it succeeded:
-    steps are not captured as graphs.
+    Each stage is paired with the next. It includes no cross-entropy. Published settings: CIFAR-100 1, k 1. It has no
+    learned map: widths must agree. On a GPU the host waits for each singular value decomposition, to read whether it
+    succeeded, so steps are not captured as graphs.
 
     Args:
-        weight: of the whole.
-        k: how many singular vectors, >= 1.
-        student_taps: of maps, at least 2.
-        teacher_taps: as many, each as wide as the student's.
+        weight: weight of the whole loss.
+        k: number of singular vectors, >= 1.
+        student_taps: taps of maps, at least 2.
+        teacher_taps: as many taps, each as wide as the student's.
 
-    Differs from: public code, which leaves the vectors' signs as they come; here they are fixed.
+    Differs from: public code, which takes the vectors' signs as they come; here they are fixed.
     """
     vectors = Stages(
         loss=losses.kd_svd,

@@ -1,4 +1,4 @@
-"""Methods that match relations between a batch's samples. None carries a cross-entropy."""
+"""Methods that match relations between a batch's samples. None includes a cross-entropy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class _BoundCorrelation(BoundFeatures):
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
         student_embeddings, teacher_embeddings = self.embed_student(student[0]), self.embed_teacher(teacher[0])
-        # The loss reads the difference alone. Passed so, the teacher's map learns too: a loss detaches its teacher.
+        # The loss reads only the difference. Passed this way, the teacher's map learns too: a loss detaches its
+        # teacher.
         return losses.correlation(student_embeddings - teacher_embeddings, torch.zeros_like(teacher_embeddings))
 
 
@@ -39,7 +40,7 @@ class Correlation(FeatureTerm):
     module: ClassVar = _BoundCorrelation
     one_pair: ClassVar = True
     base_needs: ClassVar = Requirements(teacher=True, labels="none", coupled=True, min_batch=2)
-    dimension: int  # of the embeddings, at least 1
+    dimension: int  # dimension of the embeddings, at least 1
     student_taps: tuple[str, ...] = (EMBEDDING,)
     teacher_taps: tuple[str, ...] = (EMBEDDING,)
 
@@ -53,13 +54,13 @@ def rkd(
 ) -> Objective:
     """``distance * mean(h(D_s - D_t)) + angle * mean(h(A_s - A_t))``: distances and angles within a batch, h Huber's.
 
-    It carries no cross-entropy. Published settings: CIFAR-100 25 and 50, beside cross-entropy, on the pooled embedding.
+    It includes no cross-entropy. Published settings: CIFAR-100 25 and 50, with cross-entropy, on the pooled embedding.
 
     Args:
-        distance: of `losses.rkd_distance`.
-        angle: of `losses.rkd_angle`, whose time grows with the third power of the batch.
-        student_tap: a feature ``(batch, width)``.
-        teacher_tap: a feature ``(batch, width)``.
+        distance: weight of `losses.rkd_distance`.
+        angle: weight of `losses.rkd_angle`, whose time grows with the third power of the batch.
+        student_tap: tap of a feature ``(batch, width)``.
+        teacher_tap: tap of a feature ``(batch, width)``.
     """
     on = functools.partial(Apply, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True, min_batch=2)
     return objective_of(
@@ -72,13 +73,13 @@ def rkd(
 def pkt(*, weight: Weight = 30000.0, student_tap: str = EMBEDDING, teacher_tap: str = EMBEDDING) -> Objective:
     """``weight * mean(p * log(p / q))``, p and q the similarities of a batch's samples, in rows that sum to 1.
 
-    It carries no cross-entropy. The mean is over ``batch**2`` pairs: the published 30000 is for batches of 64, and
-    ``weight / batch`` is what multiplies the mean KL divergence of the rows.
+    It includes no cross-entropy. The mean is over ``batch**2`` pairs: the published 30000 is for batches of 64, and
+    the mean KL divergence of the rows is multiplied by ``weight / batch``.
 
     Args:
-        weight: of `losses.pkt`.
-        student_tap: a feature ``(batch, width)``.
-        teacher_tap: a feature ``(batch, width)``.
+        weight: weight of `losses.pkt`.
+        student_tap: tap of a feature ``(batch, width)``.
+        teacher_tap: tap of a feature ``(batch, width)``.
     """
     term = Apply(losses.pkt, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
     return objective_of(WeightedTerm("pkt", weight, term))
@@ -90,12 +91,12 @@ def similarity(
 ) -> Objective:
     """``weight / batch**2 * ||G_s - G_t||_F**2``, G the Gram matrix of a batch's features, its rows of length 1.
 
-    It carries no cross-entropy. Published settings: CIFAR-100 3000, on the last stage.
+    It includes no cross-entropy. Published settings: CIFAR-100 3000, on the last stage.
 
     Args:
-        weight: of `losses.similarity`.
-        student_tap: a feature of any shape.
-        teacher_tap: a feature of any shape.
+        weight: weight of `losses.similarity`.
+        student_tap: tap of a feature of any shape.
+        teacher_tap: tap of a feature of any shape.
     """
     term = Apply(losses.similarity, student_tap=student_tap, teacher_tap=teacher_tap, coupled=True)
     return objective_of(WeightedTerm("similarity", weight, term))
@@ -107,15 +108,15 @@ def correlation(
 ) -> Objective:
     """``weight / (batch - 1) * sum(|e[n]| * |e[n + 1]|)``, e the difference of the two networks' learned embeddings.
 
-    It carries no cross-entropy. This is the form that benchmarks publish under the name: one learned linear map on each
-    network, the teacher's too, so that two maps to 0 would be its least value, and a dependence on the order of the
-    batch. The paper's form is `losses.correlation_kernel`.
+    It includes no cross-entropy. This is the form that benchmarks publish under the name: with a learned linear map on
+    each network, even the teacher's, so that two maps to 0 would minimise it, and dependent on the order of the batch.
+    The paper's form is `losses.correlation_kernel`.
 
     Args:
-        weight: of `losses.correlation`.
-        dimension: of the embeddings.
-        student_tap: a feature ``(batch, width)``.
-        teacher_tap: a feature ``(batch, width)``.
+        weight: weight of `losses.correlation`.
+        dimension: dimension of the embeddings.
+        student_tap: tap of a feature ``(batch, width)``.
+        teacher_tap: tap of a feature ``(batch, width)``.
     """
     term = Correlation(student_taps=(student_tap,), teacher_taps=(teacher_tap,), dimension=dimension)
     return objective_of(WeightedTerm("correlation", weight, term))

@@ -1,4 +1,4 @@
-"""Methods that match statistics of a batch's embeddings behind a learned linear map. None carries a cross-entropy."""
+"""Methods that match statistics of a batch's embeddings after a learned linear map. None includes a cross-entropy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def itrd(*, alpha: float = 1.01, correlation: Weight = 2.0, mutual: Weight = 1.0
     """``correlation * log2(sum_d |c[d] - 1|**(2 * alpha)) + mutual * (||G_s||**2 - ||G_st||**2)``, on embeddings.
 
     One linear map takes the student's embeddings to the teacher's width: always for the correlation term, for the
-    mutual term only where the widths differ. It carries no cross-entropy.
+    mutual term only if the widths differ. It includes no cross-entropy.
 
     Args:
-        alpha: > 0; published are 1.01 for teachers and students of one family and 1.5 for others.
-        correlation: of `losses.itrd_correlation`.
-        mutual: of `losses.itrd_mutual`; published are 1 and 0, the authors' code defaults to 0.05.
+        alpha: half the exponent, > 0; published values are 1.01 within a family of networks and 1.5 across families.
+        correlation: weight of `losses.itrd_correlation`.
+        mutual: weight of `losses.itrd_mutual`; published values are 1 and 0; the authors' code defaults to 0.05.
     """
     linear = functools.partial(Apply, student_tap=EMBEDDING, teacher_tap=EMBEDDING, projection="linear", coupled=True)
     return objective_of(
@@ -36,9 +36,9 @@ def srd(
 ) -> Objective:
     """``weight * log(sum_{n,d} |s[n,d] - t[n,d]|**exponent)``: batch-normalised embeddings after a learned linear map.
 
-    It carries no cross-entropy. It is `losses.log_sum` on features ``(batch, width)``, and couples the samples of a
-    batch; the map is always there, also where widths agree. The exponent is > 0, published is 4. A weight of 2 is that
-    of a public code, beside cross-entropy and a KL divergence.
+    It includes no cross-entropy. It is `losses.log_sum` on features ``(batch, width)``, and couples the samples of a
+    batch; the map is always there, even if widths agree. The exponent is > 0, 4 as published. A weight of 2 is that of
+    a public code, with cross-entropy and a KL divergence.
     """
     linear = functools.partial(Apply, student_tap=student_tap, teacher_tap=teacher_tap, projection="linear")
     term = linear(losses.log_sum, {"exponent": exponent}, coupled=True, min_batch=2)

@@ -1,4 +1,4 @@
-"""Methods on logits that treat the labelled class apart from the others."""
+"""Methods on logits that treat the labelled class separately from the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tutelage.objectives.term import Apply, WeightedTerm
 from tutelage.settings.weights import WarmUp, Weight
 
 DKD_WEIGHT = WarmUp(1.0, 20)
-"""The factor of the DKD term over its authors' run."""
+"""Factor of the DKD term over its authors' run."""
 
 
 @preset("Zhao et al. 2022, arXiv:2203.08679")
@@ -30,12 +30,13 @@ def dkd(
     ResNet50/MobileNetV1, without a warm-up: ``weight=1``.
 
     Args:
-        alpha: of the label's divergence, >= 0.
-        beta: of the others' divergence, >= 0.
+        alpha: weight of the label's divergence, >= 0.
+        beta: weight of the others' divergence, >= 0.
         temperature: T > 0, on both sides.
-        weight: of both divergences; the published one grows to 1 over 20 epochs, ``min(epoch / 20, 1)``.
-        supervised: of the cross-entropy.
-        logits: ``raw``, or ``standardised`` (Sun et al. 2024, arXiv:2403.01427; theirs is alpha 9, beta 72, T=2).
+        weight: weight of both divergences; the published weight grows to 1 over 20 epochs, ``min(epoch / 20, 1)``.
+        supervised: weight of the cross-entropy.
+        logits: form of the logits: ``raw``, or ``standardised`` (Sun et al. 2024, arXiv:2403.01427; theirs is alpha 9,
+            beta 72, T=2).
     """
     match = Apply(losses.dkd, {"alpha": alpha, "beta": beta, "temperature": temperature})
     return objective_of(supervised_part(supervised), WeightedTerm("dkd", weight, on_logits(logits, match, weight)))
@@ -48,10 +49,10 @@ def nkd(*, gamma: float = 3.5, temperature: float = 3.0, weight: Weight = 1.0, s
     Published settings: CIFAR-100 T=3, gamma 3.5; ImageNet T=1, gamma 1.5, and gamma 1 for vision transformers.
 
     Args:
-        gamma: of the term on the classes that are not labelled, >= 0.
+        gamma: weight of the term on the classes that are not labelled, >= 0.
         temperature: T > 0 of that term; the labelled class has none.
-        weight: of both terms.
-        supervised: of the cross-entropy, which the method keeps whole.
+        weight: weight of both terms.
+        supervised: weight of the cross-entropy, which the method keeps whole.
     """
     match = Apply(losses.nkd, {"gamma": gamma, "temperature": temperature}, soft_labels=True)
     return objective_of(supervised_part(supervised), WeightedTerm("nkd", weight, match))
@@ -65,8 +66,8 @@ def wsld(*, temperature: float = 4.0, weight: Weight = 2.25, supervised: Weight 
 
     Args:
         temperature: T > 0, on both sides.
-        weight: of the term.
-        supervised: of the cross-entropy.
+        weight: weight of the term.
+        supervised: weight of the cross-entropy.
     """
     match = Apply(losses.wsld, {"temperature": temperature}, soft_labels=True)
     return objective_of(supervised_part(supervised), WeightedTerm("wsld", weight, match))
