@@ -34,6 +34,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 # What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows, the
 # tables of keys, and the page of objectives.

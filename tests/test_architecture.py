@@ -459,8 +459,9 @@ def test_importing_what_is_light_imports_no_torch():
 
 
 PUBLIC = [
-    *("Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Run", "__version__", "distill", "load"),
-    *("losses", "models", "network_context", "objectives", "targets", "train"),
+    *("Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Run", "TutelageError", "__version__", "compare"),
+    *("data", "distill", "errors", "evaluate", "kernels", "load", "losses", "models", "network_context", "objectives"),
+    *("predict", "taps", "targets", "train"),
 ]
 
 
@@ -474,7 +475,7 @@ def test_the_public_surface():
 def test_a_public_name_is_there(name):
     value = getattr(tutelage, name)
     assert value is not None
-    if name in ("losses", "models", "objectives", "targets"):
+    if name in ("data", "errors", "kernels", "losses", "models", "objectives", "taps", "targets"):
         assert value is importlib.import_module(f"tutelage.{name}")
     elif name != "__version__":
         assert value.__name__ == name

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from . import data as data
+    from . import errors as errors
+    from . import kernels as kernels
     from . import losses as losses
     from . import models as models
     from . import objectives as objectives
+    from . import taps as taps
     from . import targets as targets
+    from .api import compare as compare
     from .api import distill as distill
+    from .api import evaluate as evaluate
+    from .api import predict as predict
     from .api import train as train
+    from .errors import TutelageError as TutelageError
     from .modules import Distiller as Distiller
     from .modules import FrozenTeacher as FrozenTeacher
     from .modules import network_context as network_context
@@ -25,28 +33,24 @@ if TYPE_CHECKING:
 
 # Lazy, because `import tutelage` stands before every command, and `--help` shall not wait for torch.
 _MODULE_OF = {
-    "Batch": "types",
-    "Outputs": "types",
-    "Progress": "types",
-    "FrozenTeacher": "modules",
-    "Distiller": "modules",
-    "Run": "runs.run",
-    "distill": "api",
-    "load": "runs.run",
-    "network_context": "modules",
-    "train": "api",
+    **dict.fromkeys(("Batch", "Outputs", "Progress"), "types"),
+    **dict.fromkeys(("Distiller", "FrozenTeacher", "network_context"), "modules"),
+    **dict.fromkeys(("Run", "load"), "runs.run"),
+    **dict.fromkeys(("compare", "distill", "evaluate", "predict", "train"), "api"),
+    "TutelageError": "errors",
 }
-_MODULES = ("losses", "models", "objectives", "targets")
+_MODULES = ("data", "errors", "kernels", "losses", "models", "objectives", "taps", "targets")
 
 __all__ = ["__version__", *_MODULES, *_MODULE_OF]
 
+if not TYPE_CHECKING:  # where a type checker saw it, a misspelt name would be one of any type
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        if name in _MODULE_OF:
+            return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
 
 
 def __dir__() -> list[str]:

@@ -1,47 +1,96 @@
-"""The commands as functions: train, distill, evaluate."""
+"""The commands as functions, every setting an argument."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
 from torch import nn
 
 from tutelage import data, models, objectives, records
-from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError
+from tutelage.config.schema import TOGETHER, Comparison, Recipe
+from tutelage.errors import InvalidTypeError, RecipeError
 from tutelage.models import Classifier
+from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
+from tutelage.runs import recipes
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.run import Run, RunOptions
+from tutelage.runs.run import Run, RunOptions, load
 from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
-from tutelage.studies.compare import with_reports
+from tutelage.settings.fit import Precision
+from tutelage.settings.run import RunSettings
+from tutelage.studies import compare as comparisons
+from tutelage.studies.compare import ComparedRuns, with_reports
 from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import UNLABELLED
 
+Model: TypeAlias = str | Path | Run | nn.Module
+"""A model's name, a run or its folder, or a module of the caller's."""
+Data: TypeAlias = "str | Mapping[str, Any] | DataSettings | data.Splits | Sequence[Any]"
+"""A source's name, settings with one, or the caller's (training set, test set)."""
+AnyObjective: TypeAlias = Objective | str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+"""An objective, or what a recipe writes of one."""
+F = TypeVar("F", bound=Callable[..., Any])
 
-def train(*, model: str | nn.Module, data: Any, **settings: Any) -> Run:
-    """Train a network from labels: `distill` without a teacher."""
-    return distill(
-        student=model, teacher=None, data=data, objective=settings.pop("objective", "cross_entropy"), **settings
-    )
+
+def _lists_settings(function: F) -> F:
+    """Let `help` and notebooks show each setting and its default where a signature has ``**settings``."""
+    signature = inspect.signature(function)
+    named = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(
+            key, inspect.Parameter.KEYWORD_ONLY, default=Recipe.model_fields[key].default, annotation=kind
+        )
+        for key, kind in typing.get_type_hints(RunSettings).items()
+    ]
+    vars(function)["__signature__"] = signature.replace(parameters=[*named, *settings])
+    return function
 
 
-def distill(
+@_lists_settings
+def train(
     *,
-    student: str | Path | Run | nn.Module,
-    teacher: str | Path | Run | nn.Module | None,
-    data: Any,
-    objective: Objective | str | Mapping[str, Any],
+    model: Model,
+    data: Data,
+    objective: AnyObjective = "cross_entropy",
     name: str | None = None,
     runs: str | Path = "runs",
     reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
-    **settings: Any,
+    **settings: Unpack[RunSettings],
+) -> Run:
+    """Train a network from labels: `distill` without a teacher."""
+    return distill(
+        student=model,
+        teacher=None,
+        data=data,
+        objective=objective,
+        name=name,
+        runs=runs,
+        reporter=reporter,
+        trust_code=trust_code,
+        **settings,
+    )
+
+
+@_lists_settings
+def distill(
+    *,
+    student: Model,
+    teacher: Model | None,
+    data: Data,
+    objective: AnyObjective,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    reporter: Reporter | None = None,
+    trust_code: bool | frozenset[str] = False,
+    **settings: Unpack[RunSettings],
 ) -> Run:
     """Distil a teacher into a student and record the run in ``runs/name``.
 
@@ -55,7 +104,7 @@ def distill(
         runs: the folder of all runs.
         reporter: shows the progress; by default nothing is shown.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
-        settings: the other fields of `Recipe`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
+        settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
         The run; an interrupted one is resumed.
@@ -65,16 +114,14 @@ def distill(
     """
     objective = objectives.from_recipe(objective)
     student, teacher = _named(student), _named(teacher) if teacher is not None else None
-    named = all(isinstance(value, str | Mapping | DataSettings | None) for value in (student, teacher, data))
+    named = isinstance(student, str) and isinstance(teacher, str | None) and _is_settings(data)
     label = student if isinstance(student, str) else type(student).__name__
-    short = Path(label).name if Path(label).is_dir() else label
-    source = data if isinstance(data, Mapping | DataSettings) else {"source": data if isinstance(data, str) else "own"}
     value: dict[str, Any] = {
-        "name": name or re.sub(r"[^A-Za-z0-9._]+", "-", f"{short}-{objective.name}"),
+        "name": name or _file_name(label, objective.name),
         "student": label,
         "objective": objective,
         **settings,
-        "data": source,
+        "data": data if _is_settings(data) else {"source": "own"},
     }
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
@@ -101,11 +148,22 @@ def run(
     return execute(recipe, folder, options=with_reports(options), run_inputs=run_inputs, expected=expected)
 
 
-def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
+def _named(network: Model) -> str | nn.Module:
     """Return the folder of a run or a path as a name, and anything else unchanged."""
     if isinstance(network, Run):
         network = network.folder
     return network.as_posix() if isinstance(network, Path) else network
+
+
+def _file_name(student: str, *objectives: str) -> str:
+    """Return what to call the run of a student's name or folder, where the caller does not say."""
+    name = Path(student).name if Path(student).is_dir() else student
+    return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([name, *objectives]))
+
+
+def _is_settings(source: Any) -> bool:
+    """Whether data are named, or left to a default, and not the caller's objects."""
+    return isinstance(source, str | Mapping | DataSettings | None)
 
 
 def _inputs_of(
@@ -117,10 +175,7 @@ def _inputs_of(
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
     """Build a run's inputs where some of them are the caller's objects; ``passed`` are its fits' objectives."""
-    if isinstance(source, str | Mapping | DataSettings):
-        splits = data.open_data(recipe.data)
-    else:
-        splits = source if isinstance(source, data.Splits) else _splits_of(source, student, teacher)
+    splits = _splits_of(source, recipe.data, student, teacher)
     shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
 
     def build(network: str | nn.Module) -> Classifier:
@@ -140,8 +195,15 @@ def _inputs_of(
     )
 
 
-def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
-    """Wrap a pair of data sets; their classes are those of the training set, or as many as a network has outputs."""
+def _splits_of(source: Any, settings: DataSettings, *networks: str | nn.Module | None) -> data.Splits:
+    """Open the data that settings name, or wrap the caller's.
+
+    The classes of a pair of data sets are those of the training set, or as many as a network has outputs.
+    """
+    if _is_settings(source):
+        return data.open_data(settings)
+    if isinstance(source, data.Splits):
+        return source
     if not isinstance(source, Sequence) or len(source) != 2:
         raise RecipeError(
             "data",
@@ -166,26 +228,160 @@ def _splits_of(source: Any, *networks: str | nn.Module | None) -> data.Splits:
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
 
-def evaluate(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> tuple[records.Judgement, str]:
-    """Evaluate the student of a recipe (`runs.recipes.to_evaluate`) on its test set, in detail.
+@_lists_settings
+def compare(
+    *,
+    student: str | Path | Run,
+    teacher: str | Path | Run | Mapping[str, Any] | None,
+    data: str | Mapping[str, Any] | DataSettings,
+    objectives: Mapping[str, AnyObjective],
+    seeds: int = 1,
+    baseline: str | None = None,
+    share_data_seed: bool = False,
+    together: int = TOGETHER,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    reporter: Reporter | None = None,
+    trust_code: bool | frozenset[str] = False,
+    **settings: Unpack[RunSettings],
+) -> ComparedRuns:
+    """Compare several objectives over several seeds on one task, in ``runs/name``.
 
     Args:
-        recipe: names the model and the data.
+        student: a model's name, or a run or its folder; every run builds it anew.
+        teacher: the same; ``{"train": {"model": ..., ...}}`` trains it first; none to learn from labels alone.
+        data: a source's name, or a mapping of `DataSettings`.
+        objectives: by the names that the table shows, such as ``{"kd": "kd", "wttm": objectives.wttm(beta=3.0)}``.
+        seeds: how many runs each; both seeds differ from run to run.
+        baseline: the entry that gains are measured against; by default the first.
+        share_data_seed: all seeds have the data seed of the first, so that order and views are the same for all runs.
+        together: how many students at most are trained in lockstep, on one batch and one teacher pass per step.
+        name: of the comparison; by default the student's and the objectives'.
+        runs: the folder of all runs.
+        reporter: shows the progress; by default nothing is shown.
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
+
+    Returns:
+        The comparison; an interrupted one is resumed.
+
+    Raises:
+        RecipeError: a setting is wrong (every error is listed), or the folder holds another comparison.
+        TypeError: a network or the data are the caller's objects, of which no second run can be made.
+    """
+    value: dict[str, Any] = {"student": _named(student), "data": data, **settings}
+    if teacher is not None:
+        value["teacher"] = teacher if isinstance(teacher, Mapping) else _named(teacher)
+    for key in ("student", "teacher", "data"):
+        if not isinstance(value.get(key), str | Mapping | DataSettings | None):
+            raise InvalidTypeError(
+                key,
+                "a name, so that each run can build it anew",
+                f"an object of type {type(value[key]).__name__}",
+                "for objects of your own type tutelage.distill(...) once for each objective and seed",
+            )
+    value |= {
+        "name": name or _file_name(value["student"], *objectives),
+        "objectives": objectives,
+        "seeds": seeds,
+        "baseline": baseline,
+        "share_data_seed": share_data_seed,
+        "together": together,
+    }
+    comparison = parse(Comparison, value, where="compare")
+    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.compare(...)")
+    comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
+    return ComparedRuns(folder)
+
+
+def predict(
+    model: str | Path | Run | Classifier, images: Any, *, best: bool = False, trust_code: bool | frozenset[str] = False
+) -> list[Prediction]:
+    """Classify raw images.
+
+    Args:
+        model: a run or its folder, a model's name, or a classifier.
+        images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``.
+        best: a run's best weights instead of its last.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+
+    Returns:
+        One prediction per image: the likeliest class, its name, and the probability that the classifier gives it.
+    """
+    network = _named(model)
+    classifier = load(network, best=best, trust_code=trust_code) if isinstance(network, str) else models.adopt(network)
+    return classifier.predict(images)
+
+
+def evaluate(
+    model: Model,
+    *,
+    data: Data | None = None,
+    best: bool = False,
+    batch_size: int | None = None,
+    precision: Literal["auto", Precision] | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    channels_last: bool | None = None,
+    trust_code: bool | frozenset[str] = False,
+) -> records.Judgement:
+    """Evaluate a model on a test set. What is left out is as in the model's run, or a recipe's default.
+
+    Args:
+        model: a run or its folder, a model's name, or a module.
+        data: as in `distill`, whose test set is taken; by default that of the run.
+        best: a run's best weights instead of its last.
+        batch_size: samples per batch; evaluation takes at least 256.
+        precision: what the network is computed in.
+        device: where to compute.
+        channels_last: memory layout of convolutions.
+        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+
+    Returns:
+        ``accuracy`` and ``ece`` as fractions, ``loss`` and ``entropy`` in nats, and the other keys of
+        ``evaluation.json``.
+
+    Raises:
+        RecipeError: a setting is wrong, or the model does not fit the data.
+    """
+    network = _named(model)
+    label = network if isinstance(network, str) else type(network).__name__
+    given = {
+        "data": data if _is_settings(data) else {"source": "own"},
+        "batch_size": batch_size,
+        "precision": precision,
+        "device": device,
+        "channels_last": channels_last,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    recipe = recipes.to_evaluate(label, settings=settings, best=best)
+    return judge(recipe, network, source=data, trust_code=trust_code)[0]
+
+
+def judge(
+    recipe: Recipe,
+    model: str | nn.Module,
+    *,
+    source: Any = None,
+    trust_code: bool | frozenset[str] = False,
+) -> tuple[records.Judgement, str]:
+    """Evaluate a model with a recipe's settings; ``source`` is the data where they are the caller's objects.
 
     Returns:
         The evaluation, and a title with the model and the data.
     """
     name, weights = recipe.student.name, recipe.student.weights
-    splits = data.open_data(recipe.data)
-    network = models.create(
-        name,
-        weights=weights,
-        classes=None if weights or Path(name).is_dir() else splits.classes,
-        channels=splits.channels,
-        image_size=splits.image_size,
-        trust_code=trust_code,
-    )
+    splits = _splits_of(source, recipe.data, model)
+    shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
+    if isinstance(model, nn.Module):
+        network = models.adopt(model, name, classes=splits.classes, **shape)
+    else:
+        network = models.create(
+            name,
+            weights=weights,
+            classes=None if weights or Path(name).is_dir() else splits.classes,
+            trust_code=trust_code,
+            **shape,
+        )
     if network.card.classes != splits.classes:
         raise RecipeError(
             f"model {name}",

@@ -44,6 +44,10 @@ class TutelageError(Exception):
     """
 
     exit_code: ClassVar[int] = 2
+    what: str
+    expected: str
+    got: str
+    instead: str
     _parts: tuple[TutelageError, ...] = ()
 
     def __init__(self, what: object, expected: object, got: object, instead: object) -> None:

@@ -370,7 +370,7 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
             "transform",
             f"log f(x) for each log x, shape {tuple(log_probs.shape)}",
             tuple(values.shape),
-            "map elementwise and leave the sum over classes to targets.transform",
+            "map elementwise and leave the sum over classes to tutelage.targets.transform",
         )
     return values
 

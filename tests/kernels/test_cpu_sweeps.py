@@ -220,7 +220,7 @@ def test_a_second_derivative_is_refused():
         ce, _ = kernels.cross_entropy_and_wttm(z, v, labels, gamma=0.25)
         (gradient,) = torch.autograd.grad(ce.pow(power).sum(), z, create_graph=True)
         # A penalty on the gradient must not be lost where the rest of the loss has a derivative.
-        with pytest.raises(RuntimeError, match=r"type losses\.cross_entropy"):
+        with pytest.raises(RuntimeError, match=r"type tutelage\.losses\.cross_entropy"):
             (z.sum() + gradient.sum()).backward()
 
 

@@ -315,7 +315,7 @@ def test_a_second_backward_pass_and_a_second_derivative_are_refused():
         total.backward()
     total = fused(**inputs, **SETTINGS).total
     (gradient,) = torch.autograd.grad(total, inputs["student_weight"], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"type losses\.cross_entropy"):
+    with pytest.raises(RuntimeError, match=r"type tutelage\.losses\.cross_entropy"):
         gradient.sum().backward()
 
 

@@ -352,7 +352,7 @@ def test_a_second_derivative_is_refused(device):
     z.requires_grad_()
     ce, _ = kernels.cross_entropy_and(LOSSES["ttm"], z, v, labels)
     (gradient,) = torch.autograd.grad(ce.pow(2).sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"type losses\.cross_entropy"):
+    with pytest.raises(RuntimeError, match=r"type tutelage\.losses\.cross_entropy"):
         gradient.sum().backward()
 
 

@@ -131,7 +131,7 @@ class TestNames:
         assert len(names) == len(set(names))
 
     def test_a_module_is_no_name(self):
-        with pytest.raises(TypeError, match=r"got Linear; type adopt\(module\)"):
+        with pytest.raises(TypeError, match=r"got Linear; type tutelage.models.adopt\(module\)"):
             create(nn.Linear(1, 2))
 
 

@@ -93,6 +93,6 @@ def test_a_parameter_that_names_nothing_is_refused(name):
 
 def test_a_hand_made_term_cannot_stand_in_a_recipe_and_says_why():
     with pytest.raises(
-        ValueError, match=r"objective: expected presets, got terms put together by hand.*@objectives.preset"
+        ValueError, match=r"objective: expected presets, got terms put together by hand.*@tutelage.objectives.preset"
     ):
         (objectives.kd() + Objective.of(WeightedTerm("margin", 0.5, Apply(margin)))).to_recipe()

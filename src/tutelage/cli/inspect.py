@@ -27,7 +27,7 @@ def evaluate(
     preflight.check_names(recipe, trust_code=trust)
     from tutelage import api
 
-    evaluation, title = api.evaluate(recipe, trust_code=trust)
+    evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)
     typer.echo(title)
     typer.echo(f"  accuracy  {percent(evaluation['accuracy'])} %")
     typer.echo(f"  loss      {evaluation['loss']:.4f} nats")

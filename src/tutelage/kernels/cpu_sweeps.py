@@ -34,7 +34,7 @@ to 1e-6 in float32."""
 
 NO_SECOND_DERIVATIVE = (
     "tutelage.kernels: expected a first derivative, got a second, which these functions do not have; "
-    "type losses.cross_entropy and the loss itself instead"
+    "type tutelage.losses.cross_entropy and the loss itself instead"
 )
 
 Rows = tuple[Tensor, ...]

@@ -9,8 +9,9 @@ sum of it in float32, twice as large as itself, has to be kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from tutelage.kernels import cpu_sweeps
 from tutelage.kernels.divergence import Divergence, LogitLoss, divergence_of, is_wttm
 from tutelage.kernels.logits import check_classwise, in_triton
 from tutelage.types import UNLABELLED, Loss
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 CHUNK = 1 << 25
 """Logits of a network in a chunk of tokens where none is named: 134 MB in float32."""
@@ -36,7 +40,12 @@ SLICE = 1 << 12
 """Rows of a product that are made at a time where they must be widened before they are added."""
 
 
-@torch.compiler.disable
+def _never_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """`torch.compiler.disable` with the types that it lacks."""
+    return torch.compiler.disable(function)
+
+
+@_never_compiled
 def linear(
     loss: LogitLoss,
     student_hidden: Tensor,
@@ -174,7 +183,7 @@ def _labels(labels: Tensor, hidden: Tensor, classes: int, ignore_index: int) -> 
             "labels",
             "int64 class indices",
             labels.dtype,
-            "soft labels are as large as the logits: type losses.cross_entropy and the loss",
+            "soft labels are as large as the logits: type tutelage.losses.cross_entropy and the loss",
         )
     if isinstance(labels, Tensor) and labels.dtype == torch.int64:
         if ignore_index != UNLABELLED:
@@ -394,7 +403,7 @@ def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: B
                 "loss",
                 f"one value per token, shape {tuple(labels.shape)}",
                 tuple(values.shape),
-                "leave the mean over tokens to kernels.linear",
+                "leave the mean over tokens to tutelage.kernels.linear",
             )
         if by is None:
             return ce, values, None

@@ -235,14 +235,17 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
     _share(masked)
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
         raise InvalidTypeError(
-            "hidden", "a bool tensor", checks.kind_of(hidden), "type losses.hide(torch.rand(batch, tokens), masked=0.5)"
+            "hidden",
+            "a bool tensor",
+            checks.kind_of(hidden),
+            "type tutelage.losses.hide(torch.rand(batch, tokens), masked=0.5)",
         )
     if hidden.shape != squares.shape:
         raise InvalidValueError(
             "hidden",
             f"shape {tuple(squares.shape)}, a value per token",
             tuple(hidden.shape),
-            f"type losses.hide(torch.rand{tuple(squares.shape)}, masked={masked})",
+            f"type tutelage.losses.hide(torch.rand{tuple(squares.shape)}, masked={masked})",
         )
     return squares.masked_fill(~hidden, 0.0).sum(1) / masked
 

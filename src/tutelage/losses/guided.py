@@ -115,7 +115,7 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
             f"{student.shape[1]} values, one per channel",
             len(margins),
             (
-                "type margins=losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the "
+                "type margins=tutelage.losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the "
                 "teacher's activation"
             ),
         )

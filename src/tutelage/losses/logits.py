@@ -342,7 +342,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     if not isinstance(temperature, Tensor) or not temperature.is_floating_point():
         kind = checks.kind_of(temperature)
-        raise InvalidTypeError("temperature", "a floating tensor", kind, "type losses.kd(...) for a number")
+        raise InvalidTypeError("temperature", "a floating tensor", kind, "type tutelage.losses.kd(...) for a number")
     if temperature.numel() != 1:
         raise InvalidValueError(
             "temperature", "one entry", tuple(temperature.shape), "type for example temperature.mean()"

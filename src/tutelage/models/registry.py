@@ -66,7 +66,9 @@ def create(
         torch.Size([2, 10])
     """
     if not isinstance(name, str):
-        raise InvalidTypeError("model", "a name", type(name).__name__, "type adopt(module) for one of your own")
+        raise InvalidTypeError(
+            "model", "a name", type(name).__name__, "type tutelage.models.adopt(module) for one of your own"
+        )
     request = ModelRequest(
         classes=classes, channels=channels, image_size=image_size, trust_code=trust_code, tagged=weights is None
     )
@@ -136,7 +138,8 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
             "model",
             f"a student that a name can rebuild in {saved}",
             f"{card.name!r}, a module of the user's own",
-            (f"build the module and type tutelage.models.load(module, read({str(saved / records.STUDENT)!r}))"),
+            "build the module and type "
+            f"tutelage.models.load(module, tutelage.models.read({str(saved / records.STUDENT)!r}))",
         )
     size = request.image_size or card.image_size
     built = _SOURCES[prefix](

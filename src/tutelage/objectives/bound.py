@@ -16,7 +16,7 @@ from tutelage.kernels.divergence import LogitLoss, divergence_of
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, present, shape_of
-from tutelage.settings.weights import Automatic, Schedule, Weight, scaled, weight_at
+from tutelage.settings.weights import Automatic, Schedule, WeightValue, scaled, weight_at
 from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
 
@@ -47,7 +47,7 @@ class BoundObjective(nn.Module):
         parts = list(named_parts(calls))
         self.supervised = frozenset(part.name for part, _ in parts if part.term.needs.labels != "none")
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in parts})
-        self._weights: dict[str, Weight] = {}
+        self._weights: dict[str, WeightValue] = {}
         self.resolved: dict[str, dict[str, float]] = {}
         for part, scale in parts:
             term, weight = self.terms[part.name], part.weight
@@ -55,7 +55,7 @@ class BoundObjective(nn.Module):
             if isinstance(weight, Automatic):
                 numbers["beta"] = balanced_weight(cast(Term, term), context)
                 weight = numbers["beta"] * weight.factor
-            self._weights[part.name] = cast(Weight, scaled(weight, scale))
+            self._weights[part.name] = cast(WeightValue, scaled(weight, scale))
             if numbers:
                 self.resolved[part.name] = numbers
         numbered = [*self._weights.values()]

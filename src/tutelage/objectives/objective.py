@@ -154,7 +154,7 @@ class Objective:
                 "objective",
                 "presets",
                 "terms put together by hand, which no recipe can hold",
-                "name the function that makes them as a preset, with @objectives.preset",
+                "name the function that makes them as a preset, with @tutelage.objectives.preset",
             )
         return list(self.spec.to_recipe())
 

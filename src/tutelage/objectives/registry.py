@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, cast
 
 import torch
 
@@ -29,6 +29,8 @@ from tutelage.settings.objective import (
 )
 from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, SignedWeight, Weight, scaled
 from tutelage.types import Batch, Outputs, Progress
+
+P = ParamSpec("P")
 
 KINDS: dict[Any, str] = {
     Weight: "weight",
@@ -56,7 +58,7 @@ class Preset(NamedTuple):
 PRESETS: dict[str, Preset] = {}
 
 
-def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Objective]]:
+def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
     """Register a function as a preset, whose objective remembers the call so that a recipe can hold it.
 
     Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several. Those annotated
@@ -70,20 +72,20 @@ def preset(paper: str) -> Callable[[Callable[..., Objective]], Callable[..., Obj
         ValueError: if there already is a preset of that name.
     """
 
-    def name_it(function: Callable[..., Objective]) -> Callable[..., Objective]:
-        name = function.__name__
+    def name_it(function: Callable[P, Objective]) -> Callable[P, Objective]:
+        name, make = function.__name__, cast(Callable[..., Objective], function)
         signature = {
             key: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
             for key, p in inspect.signature(function, eval_str=True).parameters.items()
         }
 
         @functools.wraps(function)
-        def build(*positional: Any, **arguments: Any) -> Objective:
+        def build(*positional: P.args, **arguments: P.kwargs) -> Objective:
             if positional:
                 named = ", ".join(f"{p}={value!r}" for p, value in zip(signature, positional, strict=False))
                 raise InvalidTypeError(name, "arguments by name", f"{positional[0]!r} alone", f"type {name}({named})")
             read = read_arguments(name, signature, arguments)
-            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in function(**read).parts)
+            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in make(**read).parts)
             _probe(parts)
             return Objective((PresetCall(parts, name, read),))
 
@@ -138,7 +140,7 @@ def from_spec(spec: ObjectiveSpec) -> Objective:
             "objective",
             "presets",
             "terms put together by hand, which no recipe can make",
-            "name the function that makes them as a preset, with @objectives.preset",
+            "name the function that makes them as a preset, with @tutelage.objectives.preset",
         )
     built, errors = [], []
     for call in spec.presets:

@@ -7,13 +7,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import projectors
-from tutelage.settings.weights import Automatic, Weight
+from tutelage.settings.weights import Automatic, AutomaticWeight, WeightValue, value_of
 from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Term
 
 LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {
@@ -89,8 +89,15 @@ class WeightedTerm:
     """One term with its name and weight."""
 
     name: str
-    weight: Weight | Automatic
+    weight: WeightValue | Automatic
     term: TermSpec
+
+    if TYPE_CHECKING:  # what it takes is wider than what it holds
+
+        def __init__(self, name: str, weight: AutomaticWeight, term: TermSpec) -> None: ...
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", value_of(self.weight))
 
 
 @dataclass(frozen=True)
@@ -323,7 +330,7 @@ def present(teacher: Outputs | None) -> Outputs:
     return teacher
 
 
-def paired(student_taps: tuple[str, ...], teacher_taps: tuple[str, ...]) -> list[tuple[str, str]]:
+def paired(student_taps: Sequence[str], teacher_taps: Sequence[str]) -> list[tuple[str, str]]:
     """Return the taps of both networks in pairs; refuse unequal numbers."""
     if len(student_taps) != len(teacher_taps):
         raise InvalidValueError(

@@ -11,7 +11,7 @@ from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, 
 from tutelage.records import BESIDE
 from tutelage.settings import weights
 
-Names = tuple[str, ...]
+Names = str | Sequence[str]
 """Annotation of an argument that is one name or several: a string, or a list of strings."""
 
 REQUIRED: Any = object()
@@ -209,7 +209,7 @@ def _text(value: Any, *, argument: str) -> str:
     raise InvalidTypeError(argument, "a name", repr(value), "type the name as text")
 
 
-def _names(value: Any, *, argument: str) -> Names:
+def _names(value: Any, *, argument: str) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
     if not names or not all(isinstance(name, str) and name for name in names):
         raise InvalidTypeError(argument, "a name or a list of names", repr(value), f"for example {argument}=[layer1]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tutelage.errors import InvalidValueError, nearest
 from tutelage.types import Progress
@@ -128,8 +128,10 @@ class CosineWarmUp(WarmUp):
         return self.value * (1 - math.cos(math.pi * self._position(progress))) / 2
 
 
-Weight = float | Schedule
-"""Weight: a number >= 0 or a schedule of such numbers."""
+WeightValue = float | Schedule
+"""Weight that has been read."""
+Weight = WeightValue | Mapping[str, Any]
+"""Weight: a number >= 0 or a schedule of such numbers, which may be written as in a recipe."""
 SignedWeight = Annotated[Weight, "of either sign"]
 """Weight that may be below 0."""
 
@@ -149,23 +151,31 @@ class Automatic:
 
 
 AUTO = Automatic()
-AutomaticWeight = Annotated[Weight | Automatic, "or auto"]
+AutomaticWeight = Annotated[Weight | Automatic | Literal["auto"], "or auto"]
 """Weight that may be found automatically."""
-AutomaticNumber = Annotated[float | Automatic, "or auto"]
+AutomaticNumber = Annotated[float | Automatic | Literal["auto"], "or auto"]
 """Number that may be found automatically."""
 
 SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm_up": CosineWarmUp}
 
 
-def weight_at(weight: Weight, progress: Progress) -> float | Tensor:
+def weight_at(weight: WeightValue, progress: Progress) -> float | Tensor:
     """Return a weight's value at this progress; a schedule's comes from ``progress`` if there, else it is computed."""
     if not isinstance(weight, Schedule):
         return weight
     return progress.scheduled[weight] if weight in progress.scheduled else weight(progress)
 
 
-def scaled(weight: Weight | Automatic, scale: float) -> Weight | Automatic:
+def value_of(weight: AutomaticWeight) -> WeightValue | Automatic:
+    """Return a weight as a value: one that is written as in a recipe is read."""
+    if isinstance(weight, Mapping | str):
+        return weight_from_recipe(weight, argument="weight", signed=True, automatic=True)
+    return weight
+
+
+def scaled(weight: AutomaticWeight, scale: float) -> WeightValue | Automatic:
     """Return a weight times a factor, throughout the run."""
+    weight = value_of(weight)
     if isinstance(weight, Automatic):
         return replace(weight, factor=weight.factor * scale)
     if isinstance(weight, Schedule):
@@ -173,7 +183,7 @@ def scaled(weight: Weight | Automatic, scale: float) -> Weight | Automatic:
     return weight * scale
 
 
-def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]:
+def weight_to_recipe(weight: WeightValue | Automatic) -> float | str | dict[str, Any]:
     """Return a weight as held by a recipe: a number, ``auto``, or ``{schedule: linear, start: ..., ...}``."""
     if isinstance(weight, Automatic):
         return str(weight)
@@ -182,7 +192,7 @@ def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]
 
 def weight_from_recipe(
     value: Any, *, argument: str, signed: bool = False, automatic: bool = False
-) -> Weight | Automatic:
+) -> WeightValue | Automatic:
     """Read a weight (a number or a schedule) from a recipe. Only a signed one may be < 0, an automatic one ``auto``.
 
     Raises:
@@ -213,7 +223,7 @@ def automatic_from_recipe(value: Any, *, argument: str) -> Automatic | None:
     return AUTO if value == "auto" or isinstance(value, Automatic) else None
 
 
-def _read_weight(value: Any, *, argument: str, beside: str) -> Weight:
+def _read_weight(value: Any, *, argument: str, beside: str) -> WeightValue:
     if type(value) in SCHEDULES.values():
         return value
     if is_number(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,8 @@ from tutelage import config, data, records
 from tutelage.config.schema import Comparison, Network, Recipe
 from tutelage.errors import RecipeError
 from tutelage.objectives import from_spec
+from tutelage.report import results
+from tutelage.report.table import Table
 from tutelage.runs import autotune
 from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group, group_of
@@ -20,6 +22,31 @@ from tutelage.runs.record_teacher import record
 from tutelage.runs.resume import recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.setup import build_inputs, check_teacher, needs_teacher, steps_of, torch_settings
+
+
+@dataclass(frozen=True)
+class ComparedRuns:
+    """A comparison's folder and what it holds."""
+
+    folder: Path
+
+    @property
+    def runs(self) -> dict[str, list[Run]]:
+        """Each objective's runs by its name, in the order of the seeds."""
+        runs: dict[str, list[Run]] = {}
+        for entry in records.read_json(self.folder / records.COMPARISON)["entries"]:
+            runs.setdefault(entry["objective"], []).append(Run(self.folder / entry["folder"]))
+        return runs
+
+    @property
+    def results(self) -> list[results.Result]:
+        """The rows of the table: the teacher, the baseline, then the other objectives, with means over the seeds."""
+        return results.rows(self.folder)
+
+    @property
+    def table(self) -> Table:
+        """The table; ``table.markdown()`` writes it."""
+        return results.table(self.results)
 
 
 def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:

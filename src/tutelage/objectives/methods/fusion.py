@@ -213,7 +213,7 @@ def reviewkd(*, weight: Weight = 1.0, student_taps: Names = LEVELS, teacher_taps
     from 0, so that the first has a weight of 0; `WarmUp` counts from 1.
     """
     return objective_of(
-        WeightedTerm("reviewkd", weight, ReviewKD(student_taps=student_taps, teacher_taps=teacher_taps))
+        WeightedTerm("reviewkd", weight, ReviewKD(student_taps=tuple(student_taps), teacher_taps=tuple(teacher_taps)))
     )
 
 

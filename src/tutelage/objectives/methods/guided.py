@@ -226,8 +226,8 @@ def ofd(
         norms: teacher's batch norms whose weights give the margins, one per tap; ``auto`` finds them by the teacher's
             taps.
     """
-    names = () if norms == AS_TAPS else norms
-    term = OFD(student_taps=student_taps, teacher_taps=teacher_taps, norms=names)
+    names = () if norms == AS_TAPS else tuple(norms)
+    term = OFD(student_taps=tuple(student_taps), teacher_taps=tuple(teacher_taps), norms=names)
     return objective_of(WeightedTerm("ofd", weight, term))
 
 

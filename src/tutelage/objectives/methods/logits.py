@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from tutelage.settings.weights import (
     Schedule,
     SignedWeight,
     Weight,
+    WeightValue,
     weight_at,
 )
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
@@ -147,7 +148,7 @@ def _standardised(outputs: Outputs) -> Outputs:
     return outputs._replace(logits=losses.standardise(outputs.logits))
 
 
-def on_logits(logits: str, term: TermSpec, weight: Weight | Automatic) -> TermSpec:
+def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
     """Return a term of logits on ``raw`` or ``standardised`` ones.
 
     Raises:
@@ -332,8 +333,9 @@ def transformed_matching(
         normalise: divisor of w: ``none``, or its mean over the ``batch``, which couples a batch's samples, or over the
             ``training`` set, found once.
     """
+    read = cast(float | Automatic, gamma)  # by the decorator
     match = Matching(
-        gamma=gamma, transform=transform, weight_by=weight_by, weight_of=weight_of, order=order, normalise=normalise
+        gamma=read, transform=transform, weight_by=weight_by, weight_of=weight_of, order=order, normalise=normalise
     )
     return objective_of(supervised_part(supervised), WeightedTerm("transformed_matching", beta, match))
 
@@ -365,7 +367,8 @@ def ctkd(
     Differs from: nothing in the authors' code, apart from its theta of shape ``(1,)``; the paper's other form, with a
     temperature per sample, is not implemented.
     """
-    match = CTKD(reversal=reversal, lowest=lowest, span=span, theta=theta)
+    read = cast(WeightValue, reversal)  # by the decorator
+    match = CTKD(reversal=read, lowest=lowest, span=span, theta=theta)
     return objective_of(supervised_part(supervised), WeightedTerm("ctkd", weight, match))
 
 

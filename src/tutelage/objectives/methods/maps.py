@@ -231,7 +231,9 @@ def fsp(
         teacher_taps: as many taps, each as wide as the student's.
     """
     arguments = {"pool": pool, "distance": distance}
-    flow = Stages(loss=losses.fsp, arguments=arguments, student_taps=student_taps, teacher_taps=teacher_taps)
+    flow = Stages(
+        loss=losses.fsp, arguments=arguments, student_taps=tuple(student_taps), teacher_taps=tuple(teacher_taps)
+    )
     return objective_of(WeightedTerm("fsp", weight, flow))
 
 
@@ -256,8 +258,8 @@ def kd_svd(
     vectors = Stages(
         loss=losses.kd_svd,
         arguments={"k": k},
-        student_taps=student_taps,
-        teacher_taps=teacher_taps,
+        student_taps=tuple(student_taps),
+        teacher_taps=tuple(teacher_taps),
         host_waits=True,
     )
     return objective_of(WeightedTerm("kd_svd", weight, vectors))

@@ -1,0 +1,67 @@
+"""The settings of a run as keyword arguments: what `tutelage.distill` and the other calls take, by name and type."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from tutelage.settings.fit import Count, LossForm, Optimizer, Positive, Precision, Schedule, Switch
+
+
+class RunSettings(TypedDict, total=False):
+    """Every field of a recipe but its name, data, networks and objective; what is left out has the recipe's default."""
+
+    epochs: Count
+    """Passes over the training set."""
+    batch_size: Count
+    """Samples per optimizer step, over all micro-batches and processes."""
+    optimizer: Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"]
+    """A name, or a mapping such as ``{"name": "adamw", "lr": 1e-3}``."""
+    schedule: Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"]
+    """Of the learning rate: a name, or a mapping such as ``{"name": "cosine", "warmup": 5}``."""
+    accumulate: Count
+    """Micro-batches that a batch is cut into; losses and gradients are those of the whole batch."""
+    clip: Positive | None
+    """Largest L2 norm of the gradient; none for no clipping."""
+    stages: Sequence[Mapping[str, Any]]
+    """Several fits in turn; each says what differs, such as ``[{"epochs": 5, "objective": "kd"}, {"epochs": 10}]``."""
+    seed: int
+    """Of the initialisation and of dropout."""
+    data_seed: int
+    """Of order and augmentation."""
+    precision: Literal["auto", Precision]
+    """What networks are computed in; ``auto`` measures whether bfloat16 is faster."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where to compute."""
+    threads: Count | None
+    """Of the CPU; none for torch's own choice. Exact resume needs the same number."""
+    deterministic: bool
+    """Ask torch for deterministic algorithms; exact resume on CUDA needs it."""
+    channels_last: bool
+    """Memory layout of convolutions, for speed."""
+    nonfinite: Literal["stop", "skip"]
+    """What a non-finite loss or gradient does: stop the run, or skip the step; it is never applied."""
+    weak_teacher: bool
+    """Continue though the teacher is no better than chance."""
+    outputs: str | None
+    """The folder of the teacher's recorded outputs, which are read instead of running it; none runs it."""
+    outputs_limit_mb: Positive
+    """Recording refuses to write more, MB of 10**6 bytes."""
+    outputs_top: Count | None
+    """Where all logits are above that, recording keeps so many per sample; none keeps all."""
+    outputs_max_error: Positive
+    """Recording refuses the top classes where they are further off than this."""
+    checkpoint_steps: Count | None
+    """Steps between checkpoints within an epoch; none for none. One is written after every epoch."""
+    checkpoint_seconds: Positive
+    """Time between checkpoints within an epoch, seconds."""
+    log_steps: Count
+    """Steps between reads of what the device has counted."""
+    compile_teacher: Switch
+    """Compile the teacher's forward pass."""
+    compile_student: Switch
+    """Compile the student."""
+    gradient_products: Switch
+    """Compute the weight gradients of convolutions as matrix products, each shape for itself."""
+    graphs: Switch
+    """Capture a step as one CUDA graph, and replay it."""
+    loss_form: Literal["auto"] | LossForm
+    """How the losses are computed; ``auto`` measures on CUDA, and is ``plain`` elsewhere."""
