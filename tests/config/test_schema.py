@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import yaml
 from tests._helpers import ROOT
+from tests._helpers.refusals import refused
 
 from tutelage import config, objectives
 from tutelage.config.files import dump, override, read
 from tutelage.config.schema import Comparison, Network, Recipe, Stage, TrainedTeacher
 from tutelage.data import DataSettings
-from tutelage.errors import RecipeError
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.losses import confidence_penalty
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, Fit, FitSettings, MultiStep, Step
@@ -59,38 +60,36 @@ def test_a_file_is_read_and_overridden(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "refusal"),
     [
-        ("a: [1\n", r"recipe: expected YAML, got .*recipe.yaml \(line 2: .*\); write `key: value`, indented by spaces"),
-        ("\ta: 1\n", r"recipe: expected YAML, got .* \(line 1: .*cannot start any token\); write"),
-        ("a: b: c\n", r"recipe: expected YAML, got .* \(line 1: mapping values are not allowed here\); write"),
-        (b"\xff\xfea", r"recipe: expected YAML, got .* \(.*\); write"),
-        (b"a: \xe9\n", r"recipe: expected YAML, got .* \(not UTF-8\); write"),
-        ("? [1]\n: 2\n", r"recipe: expected YAML, got .* \(line 1: found unhashable key\); write"),
-        ("a: 1\nb: 2\na: 3\n", r"recipe: expected YAML, got .* \(line 3: the key 'a' twice\); write"),
-        ("o:\n  kd: 1\n  kd: 2\n", r"recipe: expected YAML, got .* \(line 3: the key 'kd' twice\); write"),
-        ("", "recipe: expected a mapping of keys, got .* with nothing; for example `student: cifar:resnet20`"),
-        ("- 1\n", "recipe: expected a mapping of keys, got .* with a list; for example"),
-        ("cifar:resnet20", "recipe: expected a mapping of keys, got .* with a single value; for example"),
+        ("a: [1\n", refused(RecipeError, "recipe", got=2)),
+        ("\ta: 1\n", refused(RecipeError, "recipe")),
+        ("a: b: c\n", refused(RecipeError, "recipe", got=1)),
+        (b"\xff\xfea", refused(RecipeError, "recipe")),
+        (b"a: \xe9\n", refused(RecipeError, "recipe", got=8)),
+        ("? [1]\n: 2\n", refused(RecipeError, "recipe", got=1)),
+        ("a: 1\nb: 2\na: 3\n", refused(RecipeError, "recipe", got=3)),
+        ("o:\n  kd: 1\n  kd: 2\n", refused(RecipeError, "recipe", got=3)),
+        ("", refused(RecipeError, "recipe", suggests="cifar:resnet20")),
+        ("- 1\n", refused(RecipeError, "recipe")),
+        ("cifar:resnet20", refused(RecipeError, "recipe")),
     ],
 )
-def test_a_file_that_is_no_recipe_is_answered(tmp_path, text, message):
-    with pytest.raises(RecipeError, match=message) as caught:
+def test_a_file_that_is_no_recipe_is_answered(tmp_path, text, refusal):
+    with refusal as caught:
         read(write(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_answered(tmp_path):
     for path, why in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(
-            RecipeError, match=rf"recipe: expected a YAML file, got .* \({why}.*\); for example recipes/"
-        ):
+        with refused(RecipeError, "recipe"):
             read(path)
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.getcwd []", "!!python/name:os.getcwd", "!import_call x"])
 def test_a_recipe_runs_no_code(tmp_path, tag):
-    with pytest.raises(RecipeError, match=r"expected YAML, got .*could not determine a constructor for the tag"):
+    with refused(RecipeError, "recipe"):
         read(write(tmp_path, f"name: {tag}\n"))
 
 
@@ -221,48 +220,49 @@ def test_a_comparison_writes_no_objective_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "refusal"),
     [
-        (lambda: SGD(lr=math.inf), "optimizer.lr: expected a number > 0, and finite, got inf; for example"),
-        (lambda: Constant(warmup=math.inf), "schedule.warmup: expected epochs >= 0, and finite, got inf; for example"),
-        (lambda: FitSettings(clip=math.inf), "clip: expected a gradient norm > 0, got inf; for no clipping type"),
+        (lambda: SGD(lr=math.inf), refused(InvalidValueError, "optimizer.lr", got="inf", suggests="optimizer.lr=0.05")),
+        (
+            lambda: Constant(warmup=math.inf),
+            refused(InvalidValueError, "schedule.warmup", got="inf", suggests="schedule.warmup=0"),
+        ),
+        (lambda: FitSettings(clip=math.inf), refused(InvalidValueError, "clip", got="inf")),
         (
             lambda: FitSettings(checkpoint_seconds=math.inf),
-            "checkpoint_seconds: expected seconds >= 0, and finite, got inf; for example",
+            refused(InvalidValueError, "checkpoint_seconds", got="inf"),
         ),
     ],
 )
-def test_settings_made_in_python_are_finite_too(make, message):
-    with pytest.raises(ValueError, match=message):
+def test_settings_made_in_python_are_finite_too(make, refusal):
+    with refusal:
         make()
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "", "a..b=1", ".a=1", "a.=1"])
 def test_what_is_no_override_is_answered(text):
-    with pytest.raises(
-        RecipeError, match=rf"override: expected key=value, got '{re.escape(text)}'; for example epochs=10"
-    ):
+    with refused(RecipeError, "override", got=re.escape(text)):
         override({}, [text])
 
 
 @pytest.mark.parametrize(
-    ("value", "text", "message"),
+    ("value", "text", "refusal"),
     [
-        ({}, "milestones=[1", r"override milestones: expected a YAML value, got '\[1'; for example milestones=1"),
+        ({}, "milestones=[1", refused(RecipeError, "override milestones", got="'[1'", suggests="milestones=1")),
         (
             {"stages": [{}]},
             "stages.1.epochs=3",
-            "override stages.1.epochs: expected an entry of a list of 1, got '1'; type its",
+            refused(RecipeError, "override stages.1.epochs", got="'1'"),
         ),
         (
             {"objective": ["kd"]},
             "objective.ttm.gamma=3",
-            "override objective.ttm.gamma: expected an entry .*, got 'ttm'; type",
+            refused(RecipeError, "override objective.ttm.gamma", got="'ttm'"),
         ),
     ],
 )
-def test_an_override_that_leads_nowhere_is_answered(value, text, message):
-    with pytest.raises(RecipeError, match=message):
+def test_an_override_that_leads_nowhere_is_answered(value, text, refusal):
+    with refusal:
         override(value, [text])
 
 
@@ -412,7 +412,7 @@ def test_terms_put_together_by_hand_are_written_but_not_read():
     recipe = parsed(objective=Objective.of(WeightedTerm("mine", 2.0, Apply(confidence_penalty))))
     written = yaml.safe_load(dump(recipe))
     assert written["objective"] == {"mine": 2.0}
-    with pytest.raises(RecipeError, match=r"objective: expected one of .*, got 'mine'"):
+    with refused(RecipeError, "recipe: objective", got="'mine'"):
         parse(Recipe, written)
 
 
@@ -867,9 +867,7 @@ def test_every_fault_is_named_at_once_in_a_line_of_four_parts():
 
 
 def test_a_fault_says_where_the_recipe_came_from():
-    with pytest.raises(
-        RecipeError, match=r"^my.yaml: epochs: expected a whole number >= 1, got 0; for example epochs=240$"
-    ):
+    with refused(RecipeError, "my.yaml: epochs", got=0, suggests="epochs=240"):
         parse(Recipe, BASE | {"epochs": 0}, where="my.yaml")
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 from tests._helpers import ROOT
+from tests._helpers.refusals import refused
 
 from tutelage.errors import RecipeError
 from tutelage.studies import schema, study_file
@@ -283,14 +284,14 @@ def test_an_argument_of_a_pair_is_overridden_there(long):
 
 
 def test_a_study_without_runs_has_nothing_to_override():
-    with pytest.raises(RecipeError, match=r"got epochs=3: it needs no runs, so there is nothing to override; type"):
+    with refused(RecipeError, "figure4", got=3):
         read("figure4", ["epochs=3"])
 
 
 def test_a_study_that_is_not_there_is_answered_with_the_nearest():
-    with pytest.raises(RecipeError, match=r"got 'tabel1'; did you mean table1\?"):
+    with refused(RecipeError, "study", got="'tabel1'", suggests="table1"):
         study_file.find("tabel1")
-    with pytest.raises(RecipeError, match=r"got none\.yaml, which is not there"):
+    with refused(RecipeError, "study", got="none.yaml"):
         study_file.find("none.yaml")
 
 

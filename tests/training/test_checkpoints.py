@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
 from tutelage import records
 from tutelage.training.checkpoints import CHECKSUMS, STATE, TENSORS, CheckpointError, Checkpoints
@@ -122,9 +123,7 @@ def test_no_good_one_is_an_error_and_stays_one(checkpoints):
     for _ in range(2):
         with (
             pytest.warns(UserWarning, match="checksums"),
-            pytest.raises(
-                CheckpointError, match=rf"expected a good one among {name(3)}, {name(6)}, got none; to start anew"
-            ),
+            refused(CheckpointError, "checkpoints"),
         ):
             checkpoints.load()
 
@@ -184,19 +183,19 @@ def test_a_full_disk_leaves_the_last_good_one(small_disk):
     for step in (3, 6):
         checkpoints.save(name(step), tensors, {"step": step})
     assert kept(checkpoints) == [name(3), name(6)]
-    with pytest.raises(CheckpointError, match=rf"{name(9)}: .* No space left on device; .* {name(6)}: free some space"):
+    with refused(CheckpointError, "checkpoint 00-000000009"):
         checkpoints.save(name(9), {"w": torch.rand(40_000)}, {"step": 9})
     good = checkpoints.load()
     assert good.state == {"step": 6}
     assert torch.equal(good.tensors["w"], tensors["w"])
-    with pytest.raises(CheckpointError, match=r"best.safetensors: expected room to write it, got No space left"):
+    with refused(CheckpointError, "best.safetensors"):
         checkpoints.write(small_disk / "best.safetensors", bytes(10**6))
     assert not (small_disk / "best.safetensors").exists()
 
 
 def test_a_first_one_that_is_refused_says_that_there_is_none(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match=r"got File exists; the last good checkpoint is none: free"):
+    with refused(CheckpointError, "checkpoint 00-000000003"):
         save(Checkpoints(tmp_path / "checkpoints"), 3)
 
 
