@@ -99,7 +99,7 @@ def test_evaluation_is_in_order_and_not_varied(split):
 def test_faults(split):
     with refused(InvalidValueError, "batch_size", got=0):
         BatchLoader(split, batch_size=0, train=True)
-    with refused(InvalidValueError, "batch_size"):
+    with refused(InvalidValueError, "batch_size", got=1437, suggests=4):
         BatchLoader(split, batch_size=4, train=True).steps(world=8)
     with refused(InvalidValueError, "rank", got=2):
         next(BatchLoader(split, batch_size=4, train=True).epoch(0, rank=2, world=2))

@@ -103,7 +103,10 @@ def test_inputs_are_channels_last():
             {"source": "imagefoldr:x"},
             refused(InvalidValueError, "data.source", got="'imagefoldr:x'", suggests="data.source=imagefolder:<path>"),
         ),
-        ({"source": "hf:"}, refused(InvalidValueError, "data.source", got="'hf:'", suggests="data.source=hf:<hub")),
+        (
+            {"source": "hf:"},
+            refused(InvalidValueError, "data.source", got="'hf:'", suggests="data.source=hf:<hub"),
+        ),
     ],
 )
 def test_settings_are_refused_with_what_to_type(settings, refusal):

@@ -230,14 +230,14 @@ def test_a_sample_whose_partner_cannot_be_read_is_not_mixed(root):
             assert all(torch.equal(a, b) for a, b in zip((inputs, label), before[i], strict=True))
     assert split.corrupt == ["train/bee/1.png"]
     stopping = open_data(folder(root, mixup=0.8, memory_limit_mb=0)).train
-    with refused(InvalidValueError, "data.source"):
+    with refused(InvalidValueError, "data.source", got="train/bee/1.png"):
         list(BatchLoader(stopping, batch_size=6, train=True).epoch(0))
 
 
 def test_a_batch_of_samples_that_cannot_be_read_is_an_error(root):
     (root / "train" / "bee" / "1.png").write_bytes(b"")
     split = open_data(folder(root, mixup=0.8, memory_limit_mb=0, on_corrupt="skip")).train
-    with refused(InvalidValueError, "data.source"):
+    with refused(InvalidValueError, "data.source", suggests="batch_size"):
         list(BatchLoader(split, batch_size=1, train=True).epoch(0))
 
 
@@ -246,7 +246,7 @@ def test_samples_without_labels_stay_so_and_some_without_are_refused():
     batch = next(BatchLoader(split, batch_size=64, train=True).epoch(0))
     assert batch.labels.tolist() == [-100] * 64
     assert not torch.equal(batch.inputs, split.fetch(batch.index.numpy(), view=View(0, 0)))
-    with refused(InvalidValueError, "data.cutmix", got="50 of 1437", suggests="mixup=0 data.cutmix=0"):
+    with refused(InvalidValueError, "data.cutmix", got="50 of 1437", suggests="data.mixup=0 data.cutmix=0"):
         open_data(DataSettings(cutmix=1.0, labelled=5))
 
 

@@ -164,7 +164,7 @@ def test_where_pixels_lie(monkeypatch):
     assert on_device.reason_elsewhere(splits(count=61, on_device=True).train, cuda) is None
     assert "false" in on_device.reason_elsewhere(splits(on_device=False).train, cuda)
     assert "RandAugment" in on_device.reason_elsewhere(randaugment.train, cuda)
-    with refused(InvalidValueError, "data.on_device", suggests="data.on_device=auto"):
+    with refused(InvalidValueError, "data.on_device", got="RandAugment", suggests="data.on_device=auto"):
         on_device.reason_elsewhere(splits(randaugment=RandAugment(), on_device=True).train, cuda)
     assert describe_place(fits, cuda) == "train, validation, test on cuda, 0.0 MiB of 8-bit values"
     assert describe_place(randaugment, cuda).endswith("train on the host: RandAugment has no form there")

@@ -80,7 +80,7 @@ def test_labels_outside_the_classes(tmp_path):
         open_data(settings(store(tmp_path / "odd", train=rows(20, id=[0, 1] * 10), test=test), label="id"))
     with refused(InvalidValueError, "data.label", got=-1):
         open_data(settings(store(tmp_path / "blind", train=rows(20), test=rows(6, kind=[-1] * 6))))
-    with refused(InvalidValueError, "data.label"):
+    with refused(InvalidValueError, "data.label", got="kind"):
         open_data(settings(store(tmp_path / "bare", train=rows(4), test=rows(2, kind=[None, 1]))))
     with refused(InvalidValueError, "data.label", got=-2):
         open_data(settings(store(tmp_path / "low", train=rows(4, id=[0, 1, -2, 1]), test=rows(2)), label="id"))
@@ -130,7 +130,7 @@ def test_saved_to_disk(tmp_path):
 
 
 def test_a_path_that_is_not_there():
-    with refused(NotFoundError, "data.source", got="/absent"):
+    with refused(NotFoundError, "data.source", got="hf:./absent"):
         open_data(DataSettings(source="hf:./absent"))
 
 
@@ -138,11 +138,11 @@ def test_a_corrupt_row(tmp_path):
     bad = rows(6).cast_column("picture", datasets.Image(decode=False))
     bad = bad.map(lambda row, i: {"picture": {"bytes": b"junk", "path": None}} if i == 3 else {}, with_indices=True)
     folder = store(tmp_path / "bad", train=bad.cast_column("picture", datasets.Image()), test=rows(4))
-    with refused(InvalidValueError, "data.source", got=3):
+    with refused(InvalidValueError, "data.source", got="row 3"):
         open_data(settings(folder))
     splits = open_data(settings(folder, on_corrupt="skip"))
     assert (splits.train.corrupt, len(splits.train)) == (["train row 3"], 5)
-    with refused(InvalidValueError, "data.source", got=3):
+    with refused(InvalidValueError, "data.source", got="row 3"):
         open_data(settings(folder))
 
 
@@ -200,7 +200,7 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="a local copy of CIFAR-100 is not there")
 def test_cifar100():
-    with pytest.raises(ValueError, match=r"type data.label=fine_label or data.label=coarse_label"):
+    with refused(InvalidValueError, "data.label", suggests=["data.label=fine_label", "data.label=coarse_label"]):
         open_data(settings(CIFAR))
     splits = open_data(settings(CIFAR, label="fine_label", validation=0.1, labelled=40))
     assert splits.sizes() == {"train": 45_000, "validation": 5_000, "test": 10_000, "labelled": 4_000, "corrupt": 0}

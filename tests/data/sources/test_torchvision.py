@@ -40,12 +40,12 @@ def test_a_data_set_that_is_there(root):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with refused(InvalidValueError, "data.source", got="CIFAR_100", suggests="torchvision:CIFAR100"):
+    with refused(InvalidValueError, "data.source", got="torchvision:CIFAR_100", suggests="torchvision:CIFAR100"):
         open_data(DataSettings(source="torchvision:CIFAR_100"))
 
 
 def test_what_cannot_be_downloaded_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with refused(NotFoundError, "data.source", suggests="root=<folder>") as caught:
+    with refused(NotFoundError, "data.source", suggests="data.root=<folder>") as caught:
         open_data(DataSettings(source="torchvision:CIFAR100", root=str(tmp_path / "file")))
     assert "\n" not in str(caught.value)
