@@ -91,7 +91,7 @@ def test_gradients_pass_the_normalisation(images):
 
 
 def test_whole_numbers_and_other_channels_are_refused(images):
-    with refused(InvalidTypeError, "inputs", got="torch.uint8", suggests="inputs.float()"):
+    with refused(InvalidTypeError, "inputs", got="torch.uint8", suggests="inputs.float() / 255"):
         flat()((images * 255).to(torch.uint8))
     with refused(InvalidValueError, "inputs", got="(2, 1, 5, 7)"):
         flat()(images[:, :1])
@@ -102,8 +102,8 @@ def test_whole_numbers_and_other_channels_are_refused(images):
     [
         (lambda x: (x, x), "tuple"),
         (lambda x: {"logits": x}, "dict"),
-        (lambda x: x.sum(), r"shape \(\)"),
-        (lambda x: x[0, 0, 0], r"shape \(7,\)"),
+        (lambda x: x.sum(), "()"),
+        (lambda x: x[0, 0, 0], "(7,)"),
     ],
 )
 def test_what_is_not_logits_is_refused(images, output, got):
@@ -111,5 +111,5 @@ def test_what_is_not_logits_is_refused(images, output, got):
         def forward(self, x):
             return output(x)
 
-    with refused(InvalidTypeError, "odd"):
+    with refused(InvalidTypeError, "odd", got=got):
         Classifier(Odd(), Card(name="odd", classes=3))(images)

@@ -96,11 +96,11 @@ class TestNames:
 
     @pytest.mark.parametrize("name", ["", ":", "hf:org/name", "cifar", "cifar:", "timm:"])
     def test_a_name_like_no_other(self, name):
-        with refused(InvalidValueError, "model"):
+        with refused(InvalidValueError, "model", got=f"'{name}'"):
             create(name)
 
     def test_a_folder_that_is_no_run(self, tmp_path):
-        with refused(InvalidValueError, "model"):
+        with refused(InvalidValueError, "model", got=tmp_path):
             create(str(tmp_path))
 
     def test_all_that_is_listed_by_its_full_name_can_be_made(self):
@@ -185,7 +185,7 @@ class TestFolder:
     def test_a_module_of_the_users_own_is_not_rebuilt(self, tmp_path):
         mine = adopt(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "mine")
         path = save(mine, tmp_path)
-        with refused(InvalidValueError, "model", got="'mine'"):
+        with refused(InvalidValueError, "model", got="'mine'", suggests="tutelage.models.load"):
             create(str(tmp_path))
         other = adopt(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "mine")
         load(other, read(path))
@@ -219,7 +219,7 @@ class TestFolder:
 
 class TestFile:
     def test_without_trust_nothing_runs(self, file):
-        with refused(InvalidValueError, "model", suggests="(trust_code=True"):
+        with refused(InvalidValueError, "model", suggests=["--trust-code", "trust_code=True"]):
             create("file:mine.py:student", classes=4)
         assert not file.with_name("ran").exists()
 
@@ -240,9 +240,9 @@ class TestFile:
         assert create("file:mine.py:student", trust_code=True).card.classes == 7
         assert create("file:mine.py:fixed", trust_code=True).card.classes == 5
         assert create("file:mine.py:fixed", classes=5, trust_code=True).card.classes == 5
-        with refused(InvalidValueError, "classes", got=6):
+        with refused(InvalidValueError, "classes", got=6, suggests="classes=5"):
             create("file:mine.py:fixed", classes=6, trust_code=True)
-        with refused(InvalidValueError, "classes"):
+        with refused(InvalidValueError, "classes", suggests="classes=10"):
             create("file:mine.py:headless", trust_code=True)
 
     @pytest.mark.parametrize(
@@ -258,7 +258,10 @@ class TestFile:
                 refused(InvalidValueError, "model", got="'file:mine.py:a-b'", suggests="file:my_models.py:student"),
             ),
             ("file:none.py:student", refused(NotFoundError, "model", got="'none.py'")),
-            ("file:mine.py:other", refused(InvalidValueError, "model", got="'other'")),
+            (
+                "file:mine.py:other",
+                refused(InvalidValueError, "model", got="'other'", suggests="student, fixed, headless"),
+            ),
             ("file:mine.py:needy", refused(InvalidValueError, "depth")),
             ("file:mine.py:number", refused(InvalidTypeError, "model", got="int")),
         ],

@@ -177,18 +177,20 @@ def test_auxiliary_heads_are_left_out(name):
 def test_a_tag_must_exist():
     with refused(InvalidValueError, "model", got="'timm:resnet18.a9_in1k'", suggests="timm:resnet18.a1_in1k"):
         create("timm:resnet18.a9_in1k")
-    with refused(InvalidValueError, "model", got="'torchvision:resnet18.V9'", suggests="resnet18.IMAGENET1K_V1"):
+    with refused(
+        InvalidValueError, "model", got="'torchvision:resnet18.V9'", suggests="torchvision:resnet18.IMAGENET1K_V1"
+    ):
         create("torchvision:resnet18.V9")
 
 
 def test_weights_without_a_head_ask_for_classes():
-    with refused(InvalidValueError, "classes"):
+    with refused(InvalidValueError, "classes", suggests="classes=10"):
         create("timm:vit_small_patch14_dinov2.lvd142m")
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18.a1_in1k", "torchvision:resnet18.IMAGENET1K_V1"])
 def test_weights_that_cannot_be_fetched(no_network, name):
-    with refused(NetworkError, "model") as caught:
+    with refused(NetworkError, "model", suggests=["weights=path", name.partition(".")[0]]) as caught:
         create(name)
     assert "\n" not in str(caught.value)
 
@@ -197,5 +199,5 @@ def test_timm_missing(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "timm", None)
-    with refused(MissingExtraError, "model", suggests="'tutelage[timm]'"):
+    with refused(MissingExtraError, "model", suggests="pip install 'tutelage[timm]'"):
         create("timm:resnet18")
