@@ -304,7 +304,7 @@ def test_network_context_has_what_an_automatic_objective_needs():
 )
 def test_without_the_teacher_s_logits_it_says_what_to_type(objective, purpose):
     assert objective.needs.teacher_statistics
-    with refused(InvalidValueError, "context"):
+    with refused(InvalidValueError, "context", suggests="context=BindContext(teacher_logits=...)"):
         objective.bind()
 
 
@@ -315,7 +315,7 @@ def test_logits_that_are_none_are_refused(bad):
 
 
 def test_a_teacher_that_says_nothing_is_refused():
-    with refused(InvalidValueError, "beta", got=5):
+    with refused(InvalidValueError, "beta", got=5, suggests="beta=3.0"):
         objectives.ttm().bind(BindContext(teacher_logits=torch.zeros(5, 4)))
 
 
@@ -323,7 +323,7 @@ def test_a_teacher_that_is_sure_everywhere_has_no_doubt_to_weigh_by():
     sure = BindContext(teacher_logits=1e4 * torch.eye(4))
     with refused(InvalidValueError, "normalise", got=0, suggests="normalise=none"):
         objectives.transformed_matching(beta=1, weight_by="one_minus_top", normalise="training").bind(sure)
-    with refused(InvalidValueError, "gamma"):
+    with refused(InvalidValueError, "gamma", suggests="gamma=1e-6"):
         equally_flat("rational", BindContext(teacher_logits=100.0 * torch.eye(4)))
     assert mean_weight(targets.SampleWeight("power_sum", transform=targets.Pointwise("power", gamma=0.5)), sure) == 1.0
 
@@ -333,7 +333,7 @@ def labelled(student_logits, labels):
 
 
 def test_a_term_of_labels_has_no_automatic_weight():
-    with refused(InvalidValueError, "beta"):
+    with refused(InvalidValueError, "beta", suggests="beta=3.0"):
         Objective.of(WeightedTerm("mine", AUTO, objectives.Apply(labelled))).bind(context())
 
 

@@ -132,7 +132,7 @@ def test_a_loss_of_features_needs_taps():
 
 
 def test_binding_a_map_without_shapes_says_what_to_type():
-    with refused(InvalidValueError, "context", suggests="tutelage.network_context(objective"):
+    with refused(InvalidValueError, "context", suggests="tutelage.network_context"):
         Distiller(network(5), Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))))
 
 

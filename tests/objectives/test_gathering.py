@@ -213,5 +213,5 @@ def test_a_recipe_that_asks_for_nothing_is_refused(entry, refusal):
 
 
 def test_an_objective_that_couples_nothing_is_refused():
-    with refused(InvalidValueError, "objective", got="cross_entropy"):
+    with refused(InvalidValueError, "objective", got="cross_entropy+kd", suggests="gather"):
         (objectives.cross_entropy() + objectives.kd(supervised=0)).gathered()

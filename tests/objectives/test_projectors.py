@@ -79,12 +79,12 @@ def test_the_convolution_of_a_regressor_follows_the_sizes(student, kernel, strid
 @pytest.mark.parametrize(
     ("kind", "student", "teacher", "refusal"),
     [
-        ("conv", (3, 8, 8), (5, 4, 4), refused(InvalidValueError, "projection", got="(3, 8, 8)")),
-        ("connector", (3, 8, 8), (5, 16, 8), refused(InvalidValueError, "projection")),
-        ("conv", (3,), (5,), refused(InvalidValueError, "projection")),
-        ("regressor", (16, 3), (5, 8, 8), refused(InvalidValueError, "projection")),
-        ("regressor", (3, 6, 6), (5, 8, 8), refused(InvalidValueError, "projection")),
-        ("regressor", (3, 10, 7), (5, 8, 8), refused(InvalidValueError, "projection")),
+        ("conv", (3, 8, 8), (5, 4, 4), refused(InvalidValueError, "projection", got="(5, 4, 4)")),
+        ("connector", (3, 8, 8), (5, 16, 8), refused(InvalidValueError, "projection", got="(5, 16, 8)")),
+        ("conv", (3,), (5,), refused(InvalidValueError, "projection", got="(3,)")),
+        ("regressor", (16, 3), (5, 8, 8), refused(InvalidValueError, "projection", got="(16, 3)")),
+        ("regressor", (3, 6, 6), (5, 8, 8), refused(InvalidValueError, "projection", got="(3, 6, 6)")),
+        ("regressor", (3, 10, 7), (5, 8, 8), refused(InvalidValueError, "projection", got="(3, 10, 7)")),
     ],
 )
 def test_shapes_that_no_map_leads_between(kind, student, teacher, refusal):

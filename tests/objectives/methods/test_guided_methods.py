@@ -175,7 +175,7 @@ def test_a_teacher_without_the_batch_norm_or_the_head_is_refused():
         taps.batch_norm(model, "card:before.-1")
     with refused(InvalidValueError, "teacher"):
         taps.head(nn.Conv2d(1, 2, 3))
-    with refused(InvalidValueError, "teacher", got=2, suggests="tutelage.models.Classifier(network"):
+    with refused(InvalidValueError, "teacher", got=2, suggests="tutelage.models.Classifier"):
         taps.head(nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2)))
     with refused(InvalidValueError, "tap 0", got="BatchNorm2d"):
         taps.batch_norm(nn.Sequential(nn.BatchNorm2d(2, affine=False)), "0")

@@ -76,8 +76,8 @@ def test_tokens_are_mapped_where_widths_differ(wide, maps):
 @pytest.mark.parametrize(
     ("shapes", "refusal"),
     [
-        (((17, 6), (26, 8)), refused(InvalidValueError, "tap card:stage.0")),
-        (((6, 4, 4), (6, 4, 4)), refused(InvalidValueError, "tap card:stage.0")),
+        (((17, 6), (26, 8)), refused(InvalidValueError, "tap card:stage.0", got="(26, 8)")),
+        (((6, 4, 4), (6, 4, 4)), refused(InvalidValueError, "tap card:stage.0", got="(6, 4, 4)")),
         (((18, 6), (18, 8)), refused(InvalidValueError, "prefix")),
     ],
 )
