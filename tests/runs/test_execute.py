@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import getpass
 import hashlib
 import json
@@ -499,13 +500,10 @@ def test_a_full_disk_stops_a_run_that_resumes_when_there_is_room(tmp_path, small
         def note(self, text):
             fill()
 
-    with pytest.raises(CheckpointError) as caught:
+    with refused(CheckpointError, got=os.strerror(errno.ENOSPC)) as caught:
         do(small_disk / "stopped", reporter=Fills(), **how)
-    assert re.fullmatch(
-        r"checkpoint 00-0000000\d\d: expected room to write it, got No space left on device; the last good checkpoint "
-        r"is 00-00000000\d: free some space and type the same command again to resume",
-        str(caught.value),
-    )
+    assert re.fullmatch(r"checkpoint 00-\d{9}", caught.value.what)
+    assert re.search(r"\b00-\d{9}\b", caught.value.instead)
     ballast.unlink()
     run = do(small_disk / "stopped", **how)
     assert weights(run) == weights(never_stopped)
@@ -518,7 +516,7 @@ def test_a_full_disk_stops_a_run_that_resumes_when_there_is_room(tmp_path, small
 def test_a_finished_run_is_not_done_again(tmp_path):
     do(tmp_path / "run", epochs=1)
     before = digest(tmp_path)
-    with refused(RecipeError, "name", got="/run", suggests="name="):
+    with refused(RecipeError, "name", got=tmp_path / "run", suggests="name=..."):
         do(tmp_path / "run", epochs=1)
     assert digest(tmp_path) == before
 
@@ -527,7 +525,7 @@ def test_an_unfinished_run_is_resumed_by_its_own_recipe_only(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         do(tmp_path / "run", reporter=Stops(KeyboardInterrupt()))
     before = digest(tmp_path)
-    with refused(RecipeError, "name", got=2, suggests="name="):
+    with refused(RecipeError, "name", got=["epochs", 2, 5], suggests="name=..."):
         do(tmp_path / "run", epochs=5)
     assert digest(tmp_path) == before
 
@@ -541,7 +539,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
         [sys.executable, "-S", "-c", HOLD, tmp_path / "run" / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout.readline() == b"held\n"
-        with refused(BusyError, "name", suggests="name="):
+        with refused(BusyError, "name", got=tmp_path / "run", suggests="name=..."):
             do(tmp_path / "run", epochs=1)
         assert not (tmp_path / "run" / records.MANIFEST).exists()
         holder.send_signal(signal.SIGKILL)
@@ -553,7 +551,7 @@ def test_the_lock_is_held_for_the_whole_run(tmp_path):
 
     class Intrudes(Reporter):
         def note(self, text):
-            with refused(BusyError, "name") as caught:
+            with refused(BusyError, "name", got=tmp_path / "run") as caught:
                 do(tmp_path / "run", epochs=1)
             seen.append(caught)
 
@@ -562,7 +560,7 @@ def test_the_lock_is_held_for_the_whole_run(tmp_path):
 
 
 def test_an_objective_that_matches_a_teacher_needs_one(tmp_path):
-    with refused(RecipeError, "teacher", suggests="teacher="):
+    with refused(RecipeError, "teacher", suggests="teacher=..."):
         do(tmp_path / "run", objective=WTTM)
     assert not (tmp_path / "run" / records.MANIFEST).exists()
 
@@ -633,12 +631,8 @@ def test_a_teacher_no_better_than_chance_stops_the_run_unless_it_is_wanted(tmp_p
     with torch.no_grad():
         constant[3].weight.zero_()
     how = {"data": splits, "student": net(), "runs": tmp_path, "epochs": 1, "device": "cpu", "objective": "kd"}
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, "teacher", got="33.33%", suggests="weak_teacher=true"):
         tutelage.distill(teacher=constant, name="run", **how)
-    assert str(caught.value) == (
-        "teacher: expected one better than chance (1 in 3), got an accuracy of 33.33%; "
-        "check its weights and the order of its classes, or type weak_teacher=true to train with it"
-    )
     run = tutelage.distill(teacher=constant, name="run", weak_teacher=True, **how)
     assert run.manifest["teacher"]["accuracy"] == pytest.approx(1 / 3)
 
@@ -648,7 +642,7 @@ def test_a_teacher_whose_classes_are_in_another_order_is_detected(tmp_path, teac
     with torch.no_grad():
         network.network.head.weight.copy_(network.network.head.weight.roll(1, 0))
         network.network.head.bias.copy_(network.network.head.bias.roll(1, 0))
-    with refused(RecipeError, "teacher"):
+    with refused(RecipeError, "teacher", suggests=["classes", "weak_teacher=true"]):
         tutelage.distill(student="mlp:8", teacher=network, data="digits", objective="kd", runs=tmp_path, device="cpu")
 
 
@@ -721,7 +715,7 @@ def test_a_callers_own_modules_and_data_sets(tmp_path):
     assert manifest["student"]["normalisation"] == "none"
     assert "source: own" in (run.folder / records.RECIPE).read_text()
     assert (run.folder / records.STUDENT).exists()
-    with refused(InvalidValueError, "model", got="'object:Sequential'"):
+    with refused(InvalidValueError, "model", got="'object:Sequential'", suggests="tutelage.models.load"):
         load(run.folder)
     models.load(loaded, models.read(run.folder / records.STUDENT))
     assert models.fingerprint(loaded) == models.fingerprint(student)
@@ -802,7 +796,7 @@ def test_a_run_by_names_alone_is_repeatable(tmp_path):
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):
-    with refused(RecipeError, "distill: epochz", got="'epochz'"):
+    with refused(RecipeError, "distill: epochz", got="'epochz'", suggests="epochs"):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path / "runs", epochz=1)
     assert not (tmp_path / "runs").exists()
 
@@ -846,16 +840,16 @@ def test_a_run_is_not_resumed_on_other_data_or_with_another_teacher(tmp_path):
     run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
     manifest = run.manifest
     manifest["status"] = "failed"
-    manifest["data"]["fingerprint"] = "0" * 16
+    fingerprint, manifest["data"]["fingerprint"] = manifest["data"]["fingerprint"], "0" * 16
     records.write_json(run.folder / records.MANIFEST, manifest)
-    with refused(RecipeError, "data", got="4b0bc4831d50ec0e"):
+    with refused(RecipeError, "data", got=fingerprint):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
 
 
 def test_how_a_run_is_executed_may_change_on_resume_but_not_what_it_computes(tmp_path):
     run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a")
     records.write_json(run.folder / records.MANIFEST, {**run.manifest, "status": "failed"})
-    with refused(RecipeError, "name", got=2):
+    with refused(RecipeError, "name", got=["epochs", 2, 3]):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=3, device="cpu", name="a")
     free = {"nonfinite": "skip", "log_steps": 7, "checkpoint_seconds": 9.0, "weak_teacher": True}
     again = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a", **free)
@@ -871,8 +865,6 @@ def test_a_student_with_other_classes_is_refused_before_the_first_step(tmp_path,
 
 
 def test_a_disk_that_is_full_when_records_are_written_is_one_line(tmp_path, monkeypatch):
-    import errno
-
     def full(folder, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -913,7 +905,7 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused():
         check_compatible(RunInputs(splits=splits, student=student, teacher=teacher, objectives=(objectives.kd(),)))
 
     digits = [str(i) for i in range(10)]
-    with refused(RecipeError, "teacher mlp:8", got="'4'"):
+    with refused(RecipeError, "teacher mlp:8", got=["'4'", "'3'"]):
         taught_by(*digits[:3], "4", "3", *digits[5:])
     taught_by(*digits)
     taught_by()
@@ -979,7 +971,7 @@ def test_a_run_of_a_version_that_knew_fewer_keys_is_resumed(tmp_path):
     older = yaml.safe_load(path.read_text())
     del older["outputs"], older["data"]["mixup"]
     path.write_text(yaml.safe_dump(older))
-    with refused(RecipeError, "name", got=1):
+    with refused(RecipeError, "name", got=["clip", "none", 1.0]):
         tutelage.train(**how, clip=1.0)
     assert tutelage.train(**how).manifest["status"] == "finished"
 
@@ -1005,27 +997,26 @@ def test_what_auto_resolved_to_is_recorded_and_is_the_same_after_a_resume(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("samples", "batch_size", "world", "got"),
+    ("samples", "batch_size", "world", "suggests"),
     [
-        (1437, 4, 1, "got 1 in the smallest of 1437 samples by 4; type batch_size=3"),
-        (1, 8, 1, "got 1 in the smallest of 1 samples by 8; use more samples"),
-        (65, 16, 1, "got 1 in the smallest of 65 samples by 16; type batch_size=15"),
-        (67, 16, 2, "got 1 in the smallest of 67 samples by 16 on 2 processes; type batch_size=15"),
-        (64, 2, 2, "got 1 in the smallest of 64 samples by 2 on 2 processes; type batch_size=4"),
+        (1437, 4, 1, "batch_size=3"),
+        (1, 8, 1, "samples"),
+        (65, 16, 1, "batch_size=15"),
+        (67, 16, 2, "batch_size=15"),
+        (64, 2, 2, "batch_size=4"),
         (65, 16, 2, None),  # the last sample is left out
         (66, 16, 1, None),
         (64, 16, 1, None),
     ],
 )
-def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, batch_size, world, got):
+def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, batch_size, world, suggests):
     fits = [replace(recipe_of("x").fits()[0], batch_size=batch_size)]
     objective = objectives.kd() + objectives.rkd()
     check_last_batch(samples, [objectives.kd()], fits, world=world)
-    if got is None:
+    if suggests is None:
         check_last_batch(samples, [objective], fits, world=world)
         return
-    message = rf"^batch_size: expected 2 samples or more in every batch for objective kd\+rkd, {re.escape(got)}$"
-    with refused(RecipeError, "batch_size"):
+    with refused(RecipeError, "batch_size", got=[1, samples, batch_size], suggests=suggests):
         check_last_batch(samples, [objective], fits, world=world)
 
 
