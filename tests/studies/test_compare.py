@@ -113,13 +113,13 @@ def test_the_size_of_a_group_may_change_and_what_seeds_share_may_not(tmp_path):
     do(tmp_path, seeds=1, together=1)
     do(tmp_path, seeds=2, together=3)
     assert len(weights(tmp_path)) == 6
-    with refused(RecipeError, "name", got="share_data_seed", suggests="name="):
+    with refused(RecipeError, "name", got=["share_data_seed", "false", "true"], suggests="name=..."):
         do(tmp_path, seeds=2, share_data_seed=True)
 
 
 def test_a_comparison_that_lacks_its_teacher_is_refused_before_anything_is_written(tmp_path):
     """A recipe in the folder would refuse the comparison with the teacher that the message asks for."""
-    with refused(RecipeError, "teacher", suggests="teacher="):
+    with refused(RecipeError, "teacher", suggests="teacher=..."):
         do(tmp_path / "few", teacher=None)
     assert not (tmp_path / "few").exists()
 
@@ -136,9 +136,9 @@ def test_where_teacher_and_data_are_may_change_but_not_what_they_are(tmp_path):
     do(tmp_path / "few", teacher=str(tmp_path / "there/t"), data={"workers": 1}, **how)
     assert weights(tmp_path / "few").items() > before.items()
     resolved = (tmp_path / "few" / records.RECIPE).read_bytes()
-    with refused(RecipeError, "name", got="seed0"):
+    with refused(RecipeError, "name", got=["kd-seed0", "ce-seed0", "teacher's fingerprint"]):
         do(tmp_path / "few", teacher=str(tmp_path / "other/t"), **how)
-    with refused(RecipeError, "name", got=0, suggests="name="):
+    with refused(RecipeError, "name", got=["objectives.kd.0.kd.temperature", 4.0, 2], suggests="name=..."):
         do(
             tmp_path / "few",
             teacher=str(tmp_path / "here/t"),
@@ -147,7 +147,7 @@ def test_where_teacher_and_data_are_may_change_but_not_what_they_are(tmp_path):
     record = manifest(tmp_path / "few/ce-seed0")
     record["data"]["fingerprint"] = "f" * 16
     records.write_json(tmp_path / "few/ce-seed0" / records.MANIFEST, record)
-    with refused(RecipeError, "name"):
+    with refused(RecipeError, "name", got=["ce-seed0", "data's fingerprint", "f" * 16]):
         do(tmp_path / "few", teacher=str(tmp_path / "here/t"), **how)
     assert (tmp_path / "few" / records.RECIPE).read_bytes() == resolved
 

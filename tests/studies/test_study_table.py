@@ -198,7 +198,7 @@ def test_a_study_without_runs_has_a_page(tmp_path):
 
 
 def test_a_folder_that_is_no_study_s_is_refused(tmp_path):
-    with refused(NotFoundError, "folder"):
+    with refused(NotFoundError, "folder", got=tmp_path, suggests="tutelage study"):
         read_table(tmp_path)
 
 
