@@ -83,10 +83,14 @@ def test_a_cache_keeps_its_own_chunks(tmp_path):
 @pytest.mark.parametrize(
     ("key", "samples", "refusal"),
     [
-        ({**KEY, "teacher": "xyz"}, 10, refused(TeacherCacheError, "outputs")),
-        ({**KEY, "views": {"flip": False, "crop_padding": 4}}, 10, refused(TeacherCacheError, "outputs")),
-        ({**KEY, "more": 1}, 10, refused(TeacherCacheError, "outputs")),
-        (KEY, 11, refused(TeacherCacheError, "outputs", got=10)),
+        ({**KEY, "teacher": "xyz"}, 10, refused(TeacherCacheError, "outputs", got=["teacher", "xyz", "abc"])),
+        (
+            {**KEY, "views": {"flip": False, "crop_padding": 4}},
+            10,
+            refused(TeacherCacheError, "outputs", got=["views.flip", "False", "True"]),
+        ),
+        ({**KEY, "more": 1}, 10, refused(TeacherCacheError, "outputs", got=["more", 1])),
+        (KEY, 11, refused(TeacherCacheError, "outputs", got=["samples", 11, 10])),
     ],
 )
 def test_another_key_is_refused_and_the_difference_named(tmp_path, key, samples, refusal):
@@ -99,13 +103,13 @@ def test_another_schema_is_refused(tmp_path):
     written(tmp_path)
     path = tmp_path / "outputs.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
-    with refused(TeacherCacheError, "outputs"):
+    with refused(TeacherCacheError, "outputs", got=["schema", 1, 2]):
         TeacherCache(tmp_path, KEY, samples=10)
 
 
 def test_an_epoch_that_was_not_recorded_says_what_to_type(tmp_path):
     cache, *_ = written(tmp_path)
-    with refused(TeacherCacheError, "outputs"):
+    with refused(TeacherCacheError, "outputs", suggests="tutelage record"):
         read_outputs(cache, [0], epoch=2)
 
 
@@ -116,7 +120,7 @@ def test_a_damaged_chunk_is_refused_and_named(tmp_path, where):
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 255
     path.write_bytes(bytes(content))
-    with refused(TeacherCacheError, "outputs", got="0000/000000004.logits.safetensors"):
+    with refused(TeacherCacheError, "outputs", got="epoch-0000/000000004.logits.safetensors"):
         read_outputs(cache, [0])
 
 
@@ -129,7 +133,7 @@ def test_taps_of_like_names_lie_apart(tmp_path):
     assert [float(answer.taps[name]) for name in names] == [0, 1, 2, 3, 4]
     first, second = sorted(tmp_path.glob("epoch-0000/*tap.a-b*"))[:2]
     second.write_bytes(first.read_bytes())
-    with refused(TeacherCacheError, "outputs"):
+    with refused(TeacherCacheError, "outputs", got=f"epoch-0000/{second.name}"):
         read_outputs(cache, [0], taps=names)
 
 
@@ -157,12 +161,12 @@ def test_a_batch_of_no_view_or_of_another_seeds_is_refused(tmp_path):
     cache, *_ = written(tmp_path)
     teacher = CachedTeacher(cache)
     teacher(batch([0]))
-    with refused(TeacherCacheError, "outputs"):
+    with refused(TeacherCacheError, "outputs", suggests="outputs=null"):
         teacher(batch([0])._replace(view=None))
     teacher(batch([0], 1))
     with refused(TeacherCacheError, "outputs", got=6, suggests="outputs=null"):
         teacher(batch([0], 1, seed=6))
-    with refused(TeacherCacheError, "outputs"):
+    with refused(TeacherCacheError, "outputs", suggests="tutelage record"):
         teacher(batch([0], 2))
 
 
@@ -239,7 +243,7 @@ def test_a_damaged_chunk_of_the_top_form_is_refused(tmp_path, where):
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 255
     path.write_bytes(bytes(content))
-    with refused(TeacherCacheError, "outputs", got="0000/000000000.logits.safetensors"):
+    with refused(TeacherCacheError, "outputs", got="epoch-0000/000000000.logits.safetensors"):
         read_outputs(cache, [0])
 
 

@@ -83,7 +83,12 @@ def test_of_1000_classes_the_top_64_miss_most_of_p_gamma_at_a_quarter():
     assert float(p.topk(64).values.sum(-1).mean()) < 0.5
     assert float(logits.softmax(-1).topk(64).values.sum(-1).mean()) > 0.9
     error = form.pack(logits)["error"]
-    with refused(TeacherCacheError, "outputs", got=0.25, suggests="outputs_max_error="):
+    with refused(
+        TeacherCacheError,
+        "outputs",
+        got="gamma 0.25",
+        suggests=["outputs_top=...", "outputs_limit_mb=...", "outputs_max_error=..."],
+    ):
         form.check(error, (0.25,))
     form.check(error, (1.0,))
 
@@ -93,10 +98,10 @@ def test_a_power_sum_beyond_the_bound_is_refused():
     error = torch.zeros(len(form.gammas), 4)
     error[form.at(0.5)] = torch.tensor([0.001, 0.001, 0.2, 0.3])
     form.check(error, (0.25,))
-    with refused(TeacherCacheError, "outputs", got="U_gamma"):
+    with refused(TeacherCacheError, "outputs", got=["U_gamma", 0.2, 0.3, "gamma 0.5"]):
         form.check(error, (0.25, 0.5))
     error[form.at(0.5), 2] = math.nan
-    with refused(TeacherCacheError, "outputs"):
+    with refused(TeacherCacheError, "outputs", got="nan"):
         form.check(error, (0.5,))
 
 
@@ -140,14 +145,14 @@ def test_classes_are_numbered_as_short_as_they_can(classes, dtype):
 
 @pytest.mark.parametrize("kept", [0, 10, 11])
 def test_a_number_of_classes_that_is_none_is_refused(kept):
-    with refused(TeacherCacheError, "top", got=kept):
+    with refused(TeacherCacheError, "top", got=kept, suggests="outputs_limit_mb=..."):
         TopK.of(kept, 10)
 
 
 def test_faults_of_the_form():
     with refused(TeacherCacheError, "outputs_max_error", got=0):
         TopK.of(2, 10, bound=0)
-    with refused(TeacherCacheError, "gammas"):
+    with refused(TeacherCacheError, "gammas", got=-1.0):
         TopK.of(2, 10, needed=(-1.0,))
     form = TopK.of(2, 10, needed=(0.15,), bound=0.3)
     assert TopK.from_json(form.to_json()) == form
