@@ -338,7 +338,7 @@ def test_settings_that_do_not_agree_are_refused(name, value):
         FitJob(distiller=CASES[0].distiller(), settings=settings()),
         FitJob(distiller=CASES[1].distiller(), settings=settings(**{name: value})),
     ]
-    with refused(InvalidValueError, name):
+    with refused(InvalidValueError, name, got=value):
         lockstep_of(jobs, lambda batch: Outputs(batch.inputs))
 
 

@@ -167,7 +167,7 @@ def test_frozen_parameters_are_left_out():
     module[0].requires_grad_(False)
     count = sum(len(group["params"]) for group in build(SGD(), module, fused=False).param_groups)
     assert count == 4
-    with refused(InvalidValueError, "student"):
+    with refused(InvalidValueError, "student", suggests="requires_grad_(True)"):
         build(SGD(), module.requires_grad_(False), fused=False)
 
 
@@ -219,19 +219,19 @@ def test_a_fused_first_step_that_is_skipped_leaves_a_momentum_of_zero():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "suggests"),
     [
-        ({"epochs": 0}, "epochs: expected a whole number >= 1, got 0; for example epochs=1"),
-        ({"accumulate": 0}, "accumulate: expected a whole number >= 1, got 0; for example accumulate=1"),
-        ({"log_steps": 0}, "log_steps: expected a whole number >= 1, got 0; for example log_steps=1"),
-        ({"clip": 0.0}, "clip: expected a gradient norm > 0, got 0.0; for no clipping type clip=null"),
-        ({"clip": math.nan}, "clip: expected a gradient norm > 0, got nan; for no clipping type clip=null"),
+        ({"epochs": 0}, "epochs=1"),
+        ({"accumulate": 0}, "accumulate=1"),
+        ({"log_steps": 0}, "log_steps=1"),
+        ({"clip": 0.0}, "clip=null"),
+        ({"clip": math.nan}, "clip=null"),
     ],
 )
-def test_settings_out_of_range_are_refused(changes, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole message is compared
+def test_settings_out_of_range_are_refused(changes, suggests):
+    ((what, got),) = changes.items()
+    with refused(InvalidValueError, what, got=got, suggests=suggests):
         FitSettings(**changes)
-    assert str(caught.value) == message
 
 
 def test_a_learning_rate_of_zero_is_refused():
