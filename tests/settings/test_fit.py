@@ -26,5 +26,5 @@ def test_a_last_batch_of_fewer_samples_than_processes_is_no_step(samples, batch_
 
 @pytest.mark.parametrize(("samples", "batch_size", "most"), [(100, 2, 2), (2, 100, 2), (0, 8, 0)])
 def test_each_process_needs_a_sample(samples, batch_size, most):
-    with refused(InvalidValueError, "batch_size", got=samples):
+    with refused(InvalidValueError, "batch_size", got=samples, suggests=most):
         steps_per_epoch(samples, batch_size, world=3)

@@ -99,21 +99,21 @@ def test_an_objective_s_weight_follows_progress_and_its_scale():
         (True, refused(InvalidValueError, "beta", got="True", suggests="beta=0.9")),
         (None, refused(InvalidValueError, "beta", got="None")),
         (math.nan, refused(InvalidValueError, "beta", got="nan")),
-        ({"start": 1, "end": 0}, refused(InvalidValueError, "beta")),
-        ({"schedule": "linaer", "start": 1, "end": 0}, refused(InvalidValueError, "beta")),
+        ({"start": 1, "end": 0}, refused(InvalidValueError, "beta", suggests="beta=0.9")),
+        ({"schedule": "linaer", "start": 1, "end": 0}, refused(InvalidValueError, "beta", got="'linaer'")),
         (-1, refused(InvalidValueError, "beta", got=-1.0, suggests="beta=0.9")),
         (
             {"schedule": "linear", "start": 1, "end": -1},
-            refused(InvalidValueError, "beta: schedule", got=-1),
+            refused(InvalidValueError, "beta: schedule", got=-1, suggests="end: 1"),
         ),
-        (Cosine(-0.5, 1.0), refused(InvalidValueError, "beta: schedule", got=-0.5)),
-        (WarmUp(-2.0, 3), refused(InvalidValueError, "beta: schedule", got=-2.0)),
-        ({"schedule": ["linear"]}, refused(InvalidValueError, "beta")),
+        (Cosine(-0.5, 1.0), refused(InvalidValueError, "beta: schedule", got=-0.5, suggests="start: 1")),
+        (WarmUp(-2.0, 3), refused(InvalidValueError, "beta: schedule", got=-2.0, suggests="value: 1")),
+        ({"schedule": ["linear"]}, refused(InvalidValueError, "beta", got="['linear']")),
         (
             {"schedule": "linear", "strt": 1, "end": 0},
             refused(InvalidValueError, "beta", got="'strt'", suggests="start"),
         ),
-        ({"schedule": "linear", "end": 0}, refused(InvalidValueError, "beta")),
+        ({"schedule": "linear", "end": 0}, refused(InvalidValueError, "beta", suggests="start: 1")),
         (
             {"schedule": "linear", "start": "a", "end": 0},
             refused(InvalidValueError, "beta: schedule", got="'a'"),
@@ -124,11 +124,11 @@ def test_an_objective_s_weight_follows_progress_and_its_scale():
         ),
         (
             {"schedule": "linear", "start": 1, "end": 0, "begin": 0.5, "until": 0.5},
-            refused(InvalidValueError, "beta: schedule", got=0),
+            refused(InvalidValueError, "beta: schedule", got="begin=0.5"),
         ),
         (
             {"schedule": "linear", "start": 1, "end": 0, "until": 1.5},
-            refused(InvalidValueError, "beta: schedule", got=1, suggests="until=1.0"),
+            refused(InvalidValueError, "beta: schedule", got="until=1.5", suggests="until=1.0"),
         ),
         ({"schedule": "warm_up", "value": 1, "epochs": 0}, refused(InvalidValueError, "beta: schedule", got=0)),
         (
@@ -151,5 +151,5 @@ def test_a_schedule_of_another_class_is_refused():
     class Halved(Linear):
         pass
 
-    with refused(InvalidValueError, "weight"):
+    with refused(InvalidValueError, "weight", suggests="weight=0.9"):
         objectives.kd(weight=Halved(1.0, 0.0))
