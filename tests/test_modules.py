@@ -137,7 +137,7 @@ def test_distillers_of_one_objective_share_nothing():
 def test_answers_that_are_not_outputs_are_refused(wrong):
     distiller = Distiller(network(8, seed=0), objectives.kd())
     batch = Batch(torch.arange(4), torch.rand(4, 64), torch.arange(4))
-    with refused(InvalidTypeError, "teacher", suggests="Outputs(logits)"):
+    with refused(InvalidTypeError, "teacher", got=type(wrong).__name__, suggests="Outputs(logits)"):
         distiller(batch, wrong)
     assert distiller(batch, Outputs(torch.zeros(4, 10))).loss.total.isfinite()
 
@@ -151,7 +151,7 @@ def test_a_module_that_returns_no_logits_is_refused(make, who):
             return inputs, inputs
 
     batch = Batch(torch.arange(4), torch.rand(4, 10), torch.arange(4))
-    with refused(InvalidTypeError, who):
+    with refused(InvalidTypeError, who, got="tuple"):
         make(Pair())(batch)
 
 

@@ -351,27 +351,27 @@ def weight_by(name, **how):
 
 
 @pytest.mark.parametrize(
-    ("f", "message"),
+    ("f", "got"),
     [
-        (lambda x: 2 * x, r"expected f\(x\) >= x, got log f\(x\) = -2\.\d+e-06 at log x = -1\.\d+e-06"),
+        (lambda x: 2 * x, "log x = -1.04e-06"),
         (
             lambda x: (x.exp() + 0.1).log() - math.log(1.1),
-            r"expected f\(0\) = 0, got log f\(x\) = -2.4 at log x = -inf",
+            "log f(x) = -2.4 at log x = -inf",
         ),
-        (lambda x: 0.5 * x + 0.1, r"expected f\(1\) = 1, got log f\(x\) = 0.1 at log x = 0"),
-        (lambda x: torch.where((x > -3) & (x < -2), 0.0, 0.1 * x), "expected f that never falls, got .* at log x = -2"),
-        (lambda x: targets.power(x, gamma=0.5), "expected each log f.* to depend on its own log x alone, got"),
-        (lambda x: 0 * x, "expected a number, got log f.* = nan at log x = -inf"),
+        (lambda x: 0.5 * x + 0.1, "log f(x) = 0.1 at log x = 0"),
+        (lambda x: torch.where((x > -3) & (x < -2), 0.0, 0.1 * x), "log x = -2.14"),
+        (lambda x: targets.power(x, gamma=0.5), "log x = 0"),
+        (lambda x: 0 * x, "log f(x) = nan at log x = -inf"),
         # The smallest float64 is exp(-745), the smallest float32 exp(-103): the second is wrong in float32 alone.
-        (lambda x: (x.exp() ** 0.5).log(), r"expected f\(x\) >= x, got log f\(x\) = -inf at log x = -7\d\d"),
+        (lambda x: (x.exp() ** 0.5).log(), "log f(x) = -inf at log x = -771"),
         (
             lambda x: torch.where(x > -700, x.exp().sqrt().log(), 0.5 * x),
-            r"expected f\(x\) >= x, got log f\(x\) = -inf at log x = -1\d\d",
+            "log f(x) = -inf at log x = -111",
         ),
     ],
 )
-def test_a_mapping_that_is_no_transform_is_refused(f, message):
-    with refused(InvalidValueError, "transform"):
+def test_a_mapping_that_is_no_transform_is_refused(f, got):
+    with refused(InvalidValueError, "transform", got=got, suggests="Pointwise"):
         targets.check_transform(f)
 
 
@@ -446,19 +446,19 @@ def test_nan_is_not_hidden(name):
 @pytest.mark.parametrize("call", [targets.power, targets.log_power_sum, targets.power_sum])
 @pytest.mark.parametrize("gamma", [0, 0.0, -1.0, math.nan, INF, -INF])
 def test_bad_gamma_is_refused(call, gamma):
-    with refused(InvalidValueError, "gamma", got=gamma):
+    with refused(InvalidValueError, "gamma", got=gamma, suggests="gamma=0.1"):
         call(torch.zeros(3), gamma=gamma)
 
 
 @pytest.mark.parametrize("gamma", ["0.1", None, True, torch.tensor(0.1)])
 def test_gamma_of_another_type_is_refused(gamma):
-    with refused(InvalidTypeError, "gamma", got=type(gamma).__name__):
+    with refused(InvalidTypeError, "gamma", got=type(gamma).__name__, suggests="float(gamma)"):
         targets.power(torch.zeros(3), gamma=gamma)
 
 
 @pytest.mark.parametrize("order", [-0.5, math.nan, -INF])
 def test_bad_order_is_refused(order):
-    with refused(InvalidValueError, "order", got=order):
+    with refused(InvalidValueError, "order", got=order, suggests="order=0.25"):
         targets.renyi_entropy(torch.zeros(3), order=order)
 
 
@@ -466,7 +466,7 @@ def test_bad_order_is_refused(order):
 def test_bad_log_probs_are_refused(name):
     with refused(InvalidTypeError, "log_probs", got="torch.int64", suggests="log_probs.float()"):
         EVERY[name](torch.zeros(3, dtype=torch.int64))
-    with refused(InvalidTypeError, "log_probs", got="list", suggests="torch.as_tensor(log_probs"):
+    with refused(InvalidTypeError, "log_probs", got="list", suggests="torch.as_tensor"):
         EVERY[name]([0.0, 1.0])
     for shape in [(), (2, 0)]:
         with refused(InvalidValueError, "log_probs"):
