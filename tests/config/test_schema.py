@@ -62,17 +62,17 @@ def test_a_file_is_read_and_overridden(tmp_path):
 @pytest.mark.parametrize(
     ("text", "refusal"),
     [
-        ("a: [1\n", refused(RecipeError, "recipe", got=2)),
-        ("\ta: 1\n", refused(RecipeError, "recipe")),
-        ("a: b: c\n", refused(RecipeError, "recipe", got=1)),
-        (b"\xff\xfea", refused(RecipeError, "recipe")),
-        (b"a: \xe9\n", refused(RecipeError, "recipe", got=8)),
-        ("? [1]\n: 2\n", refused(RecipeError, "recipe", got=1)),
-        ("a: 1\nb: 2\na: 3\n", refused(RecipeError, "recipe", got=3)),
-        ("o:\n  kd: 1\n  kd: 2\n", refused(RecipeError, "recipe", got=3)),
-        ("", refused(RecipeError, "recipe", suggests="cifar:resnet20")),
-        ("- 1\n", refused(RecipeError, "recipe")),
-        ("cifar:resnet20", refused(RecipeError, "recipe")),
+        ("a: [1\n", refused(RecipeError, "recipe", got=["recipe.yaml", "line 2"])),
+        ("\ta: 1\n", refused(RecipeError, "recipe", got="line 1")),
+        ("a: b: c\n", refused(RecipeError, "recipe", got="line 1")),
+        (b"\xff\xfea", refused(RecipeError, "recipe", got="recipe.yaml")),
+        (b"a: \xe9\n", refused(RecipeError, "recipe", got="UTF-8")),
+        ("? [1]\n: 2\n", refused(RecipeError, "recipe", got="line 1")),
+        ("a: 1\nb: 2\na: 3\n", refused(RecipeError, "recipe", got=["line 3", "'a'"])),
+        ("o:\n  kd: 1\n  kd: 2\n", refused(RecipeError, "recipe", got=["line 3", "'kd'"])),
+        ("", refused(RecipeError, "recipe", suggests="student: cifar:resnet20")),
+        ("- 1\n", refused(RecipeError, "recipe", got="list")),
+        ("cifar:resnet20", refused(RecipeError, "recipe", got="value")),
     ],
 )
 def test_a_file_that_is_no_recipe_is_answered(tmp_path, text, refusal):
@@ -83,13 +83,13 @@ def test_a_file_that_is_no_recipe_is_answered(tmp_path, text, refusal):
 
 def test_a_file_that_is_not_there_is_answered(tmp_path):
     for path, why in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "Is a directory")):
-        with refused(RecipeError, "recipe"):
+        with refused(RecipeError, "recipe", got=[path, why], suggests="recipes/digits.yaml"):
             read(path)
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.getcwd []", "!!python/name:os.getcwd", "!import_call x"])
 def test_a_recipe_runs_no_code(tmp_path, tag):
-    with refused(RecipeError, "recipe"):
+    with refused(RecipeError, "recipe", got=["line 1", tag.split()[0].removeprefix("!!")]):
         read(write(tmp_path, f"name: {tag}\n"))
 
 
@@ -227,7 +227,7 @@ def test_a_comparison_writes_no_objective_of_its_own():
             lambda: Constant(warmup=math.inf),
             refused(InvalidValueError, "schedule.warmup", got="inf", suggests="schedule.warmup=0"),
         ),
-        (lambda: FitSettings(clip=math.inf), refused(InvalidValueError, "clip", got="inf")),
+        (lambda: FitSettings(clip=math.inf), refused(InvalidValueError, "clip", got="inf", suggests="clip=null")),
         (
             lambda: FitSettings(checkpoint_seconds=math.inf),
             refused(InvalidValueError, "checkpoint_seconds", got="inf"),
@@ -241,7 +241,7 @@ def test_settings_made_in_python_are_finite_too(make, refusal):
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "", "a..b=1", ".a=1", "a.=1"])
 def test_what_is_no_override_is_answered(text):
-    with refused(RecipeError, "override", got=re.escape(text)):
+    with refused(RecipeError, "override", got=f"'{text}'", suggests="epochs=10"):
         override({}, [text])
 
 
@@ -267,9 +267,8 @@ def test_an_override_that_leads_nowhere_is_answered(value, text, refusal):
 
 
 def test_every_wrong_override_is_named_at_once():
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, ["override", "override", "override b"], got=["'epochs'", "'=2'", "'[1'"]):
         override({}, ["epochs", "a=1", "=2", "b=[1"])
-    assert len(str(caught.value).splitlines()) == 3
 
 
 # ----------------------------------------------------------------------------------------------------- what is resolved
