@@ -14,16 +14,17 @@ from tests._helpers.refusals import refused
 from tutelage import losses, objectives
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import PRESETS, Apply, Cosine, Linear, Objective, WarmUp, WeightedTerm, from_recipe
+from tutelage.settings.objective import SIGNATURES
 from tutelage.types import Batch, Outputs
 
 
 @pytest.fixture
 def own_names():
     """Lets a test define presets."""
-    known = set(PRESETS)
+    known = set(SIGNATURES)
     yield
-    for name in set(PRESETS) - known:
-        del PRESETS[name]
+    for name in set(SIGNATURES) - known:
+        del PRESETS[name], SIGNATURES[name]
 
 
 def draw():
