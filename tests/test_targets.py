@@ -12,8 +12,10 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests._helpers.refusals import refused
 
 from tutelage import targets
+from tutelage.errors import InvalidTypeError, InvalidValueError
 
 INF = math.inf
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -316,28 +318,31 @@ def test_named_transforms_and_weights_are_values():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "refusal"),
     [
-        (lambda: pointwise("rationl"), r"transform: expected one of power, .*, got 'rationl'; did you mean rational\?"),
-        (lambda: pointwise("zzz"), "transform: expected one of .*, got 'zzz'; type for example transform=power"),
-        (lambda: pointwise("power", 0), "gamma: expected a finite number above 0, got 0; type"),
-        (lambda: pointwise("rational", 2), "gamma: expected a number between 1e-12 and 1 for rational, got 2; type"),
-        (lambda: pointwise("complement", 1e-13), "gamma: expected a number between .* got 1e-13; type for example"),
-        (lambda: weight_by("powersum"), r"weight_by: expected one of .*, got 'powersum'; did you mean power_sum\?"),
-        (lambda: weight_by("entropy", of="student"), "weight_of: expected one of teacher, target, got 'student'"),
+        (lambda: pointwise("rationl"), refused(InvalidValueError, "transform", got="'rationl'", suggests="rational")),
+        (lambda: pointwise("zzz"), refused(InvalidValueError, "transform", got="'zzz'", suggests="transform=power")),
+        (lambda: pointwise("power", 0), refused(InvalidValueError, "gamma", got=0)),
+        (lambda: pointwise("rational", 2), refused(InvalidValueError, "gamma", got=2)),
+        (lambda: pointwise("complement", 1e-13), refused(InvalidValueError, "gamma", got=1e-13)),
+        (
+            lambda: weight_by("powersum"),
+            refused(InvalidValueError, "weight_by", got="'powersum'", suggests="power_sum"),
+        ),
+        (lambda: weight_by("entropy", of="student"), refused(InvalidValueError, "weight_of", got="'student'")),
         (
             lambda: weight_by("power_sum", of="target"),
-            "weight_of: expected teacher with weight_by power_sum, got target",
+            refused(InvalidValueError, "weight_of", got="target"),
         ),
         (
             lambda: weight_by("constant", order=2),
-            "order: expected 1 with weight_by constant, .*, got 2; type weight_by",
+            refused(InvalidValueError, "order", got=2, suggests="weight_by=entropy"),
         ),
-        (lambda: weight_by("entropy", order=-1), "order: expected a number of at least 0"),
+        (lambda: weight_by("entropy", order=-1), refused(InvalidValueError, "order", got=-1)),
     ],
 )
-def test_bad_names_and_dials_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_names_and_dials_are_refused(call, refusal):
+    with refusal:
         call()
 
 
@@ -346,27 +351,27 @@ def weight_by(name, **how):
 
 
 @pytest.mark.parametrize(
-    ("f", "message"),
+    ("f", "got"),
     [
-        (lambda x: 2 * x, r"expected f\(x\) >= x, got log f\(x\) = -2\.\d+e-06 at log x = -1\.\d+e-06"),
+        (lambda x: 2 * x, "log x = -1"),
         (
             lambda x: (x.exp() + 0.1).log() - math.log(1.1),
-            r"expected f\(0\) = 0, got log f\(x\) = -2.4 at log x = -inf",
+            "log f(x) = -2.4 at log x = -inf",
         ),
-        (lambda x: 0.5 * x + 0.1, r"expected f\(1\) = 1, got log f\(x\) = 0.1 at log x = 0"),
-        (lambda x: torch.where((x > -3) & (x < -2), 0.0, 0.1 * x), "expected f that never falls, got .* at log x = -2"),
-        (lambda x: targets.power(x, gamma=0.5), "expected each log f.* to depend on its own log x alone, got"),
-        (lambda x: 0 * x, "expected a number, got log f.* = nan at log x = -inf"),
+        (lambda x: 0.5 * x + 0.1, "log f(x) = 0.1 at log x = 0"),
+        (lambda x: torch.where((x > -3) & (x < -2), 0.0, 0.1 * x), "log x = -2"),
+        (lambda x: targets.power(x, gamma=0.5), "log f(x)"),
+        (lambda x: 0 * x, "log f(x) = nan at log x = -inf"),
         # The smallest float64 is exp(-745), the smallest float32 exp(-103): the second is wrong in float32 alone.
-        (lambda x: (x.exp() ** 0.5).log(), r"expected f\(x\) >= x, got log f\(x\) = -inf at log x = -7\d\d"),
+        (lambda x: (x.exp() ** 0.5).log(), "log f(x) = -inf"),
         (
             lambda x: torch.where(x > -700, x.exp().sqrt().log(), 0.5 * x),
-            r"expected f\(x\) >= x, got log f\(x\) = -inf at log x = -1\d\d",
+            "log f(x) = -inf",
         ),
     ],
 )
-def test_a_mapping_that_is_no_transform_is_refused(f, message):
-    with pytest.raises(ValueError, match=f"transform: {message}.*; map log x to log f.*Pointwise"):
+def test_a_mapping_that_is_no_transform_is_refused(f, got):
+    with refused(InvalidValueError, "transform", got=got, suggests="Pointwise"):
         targets.check_transform(f)
 
 
@@ -441,28 +446,28 @@ def test_nan_is_not_hidden(name):
 @pytest.mark.parametrize("call", [targets.power, targets.log_power_sum, targets.power_sum])
 @pytest.mark.parametrize("gamma", [0, 0.0, -1.0, math.nan, INF, -INF])
 def test_bad_gamma_is_refused(call, gamma):
-    with pytest.raises(ValueError, match=rf"gamma: expected a finite number above 0, got {gamma}; type .*gamma=0.1"):
+    with refused(InvalidValueError, "gamma", got=gamma, suggests="gamma=0.1"):
         call(torch.zeros(3), gamma=gamma)
 
 
 @pytest.mark.parametrize("gamma", ["0.1", None, True, torch.tensor(0.1)])
 def test_gamma_of_another_type_is_refused(gamma):
-    with pytest.raises(TypeError, match=rf"gamma: expected a Python number, got {type(gamma).__name__}; type float"):
+    with refused(InvalidTypeError, "gamma", got=type(gamma).__name__, suggests="float(gamma)"):
         targets.power(torch.zeros(3), gamma=gamma)
 
 
 @pytest.mark.parametrize("order", [-0.5, math.nan, -INF])
 def test_bad_order_is_refused(order):
-    with pytest.raises(ValueError, match=rf"order: expected a number of at least 0 .*, got {order}; type .*order=0.25"):
+    with refused(InvalidValueError, "order", got=order, suggests="order=0.25"):
         targets.renyi_entropy(torch.zeros(3), order=order)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_bad_log_probs_are_refused(name):
-    with pytest.raises(TypeError, match=r"log_probs: expected a floating dtype, got torch.int64; type log_probs.float"):
+    with refused(InvalidTypeError, "log_probs", got="torch.int64", suggests="log_probs.float()"):
         EVERY[name](torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(TypeError, match=r"log_probs: expected a torch.Tensor, got list; type torch.as_tensor"):
+    with refused(InvalidTypeError, "log_probs", got="list", suggests="torch.as_tensor"):
         EVERY[name]([0.0, 1.0])
     for shape in [(), (2, 0)]:
-        with pytest.raises(ValueError, match=r"log_probs: expected shape \(..., classes\) .* classes on the last axis"):
+        with refused(InvalidValueError, "log_probs"):
             EVERY[name](torch.zeros(shape))

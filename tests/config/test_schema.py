@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import yaml
 from tests._helpers import ROOT
+from tests._helpers.refusals import refused
 
 from tutelage import config, objectives
 from tutelage.config.files import dump, override, read
 from tutelage.config.schema import Comparison, Network, Recipe, Stage, TrainedTeacher
 from tutelage.data import DataSettings
-from tutelage.errors import RecipeError
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.losses import confidence_penalty
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, Fit, FitSettings, MultiStep, Step
@@ -22,17 +23,6 @@ from tutelage.studies import study_file
 
 BASE = {"name": "x", "student": "cifar:resnet20"}
 COMPARED = BASE | {"objectives": {"kd": "kd", "ttm": {"ttm": {"gamma": 0.25, "beta": 4}}}}
-
-
-def faults(value, kind=Recipe):
-    with pytest.raises(RecipeError) as caught:
-        parse(kind, value)
-    return str(caught.value).splitlines()
-
-
-def fault(changes, kind=Recipe):
-    (line,) = faults((BASE if kind is Recipe else COMPARED) | changes, kind)
-    return line
 
 
 def parse(kind, value, **how):
@@ -59,38 +49,36 @@ def test_a_file_is_read_and_overridden(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "refusal"),
     [
-        ("a: [1\n", r"recipe: expected YAML, got .*recipe.yaml \(line 2: .*\); write `key: value`, indented by spaces"),
-        ("\ta: 1\n", r"recipe: expected YAML, got .* \(line 1: .*cannot start any token\); write"),
-        ("a: b: c\n", r"recipe: expected YAML, got .* \(line 1: mapping values are not allowed here\); write"),
-        (b"\xff\xfea", r"recipe: expected YAML, got .* \(.*\); write"),
-        (b"a: \xe9\n", r"recipe: expected YAML, got .* \(not UTF-8\); write"),
-        ("? [1]\n: 2\n", r"recipe: expected YAML, got .* \(line 1: found unhashable key\); write"),
-        ("a: 1\nb: 2\na: 3\n", r"recipe: expected YAML, got .* \(line 3: the key 'a' twice\); write"),
-        ("o:\n  kd: 1\n  kd: 2\n", r"recipe: expected YAML, got .* \(line 3: the key 'kd' twice\); write"),
-        ("", "recipe: expected a mapping of keys, got .* with nothing; for example `student: cifar:resnet20`"),
-        ("- 1\n", "recipe: expected a mapping of keys, got .* with a list; for example"),
-        ("cifar:resnet20", "recipe: expected a mapping of keys, got .* with a single value; for example"),
+        ("a: [1\n", refused(RecipeError, "recipe", got=["recipe.yaml", "line 2"])),
+        ("\ta: 1\n", refused(RecipeError, "recipe", got="line 1")),
+        ("a: b: c\n", refused(RecipeError, "recipe", got="line 1")),
+        (b"\xff\xfea", refused(RecipeError, "recipe", got="recipe.yaml")),
+        (b"a: \xe9\n", refused(RecipeError, "recipe", got="UTF-8")),
+        ("? [1]\n: 2\n", refused(RecipeError, "recipe", got="line 1")),
+        ("a: 1\nb: 2\na: 3\n", refused(RecipeError, "recipe", got=["line 3", "'a'"])),
+        ("o:\n  kd: 1\n  kd: 2\n", refused(RecipeError, "recipe", got=["line 3", "'kd'"])),
+        ("", refused(RecipeError, "recipe", suggests="student: cifar:resnet20")),
+        ("- 1\n", refused(RecipeError, "recipe", got="list")),
+        ("cifar:resnet20", refused(RecipeError, "recipe", got="value")),
     ],
 )
-def test_a_file_that_is_no_recipe_is_answered(tmp_path, text, message):
-    with pytest.raises(RecipeError, match=message) as caught:
+def test_a_file_that_is_no_recipe_is_answered(tmp_path, text, refusal):
+    with refusal as caught:
         read(write(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_answered(tmp_path):
     for path, why in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(
-            RecipeError, match=rf"recipe: expected a YAML file, got .* \({why}.*\); for example recipes/"
-        ):
+        with refused(RecipeError, "recipe", got=[path, why], suggests="recipes/digits.yaml"):
             read(path)
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.getcwd []", "!!python/name:os.getcwd", "!import_call x"])
 def test_a_recipe_runs_no_code(tmp_path, tag):
-    with pytest.raises(RecipeError, match=r"expected YAML, got .*could not determine a constructor for the tag"):
+    with refused(RecipeError, "recipe", got=["line 1", tag.split()[0].removeprefix("!!")]):
         read(write(tmp_path, f"name: {tag}\n"))
 
 
@@ -203,11 +191,11 @@ def test_a_section_without_a_name_is_of_the_default_kind():
 
 
 def test_a_key_of_another_kind_names_that_kind():
-    line = "recipe: optimizer.betas: expected a known key, got 'betas'; type optimizer.name=adamw with it"
-    assert fault({"optimizer": {"betas": [0.9, 0.9]}}) == line
-    assert fault({"stages": [{"schedule": {"milestones": [3]}}]}).endswith(
-        "type stages.0.schedule.name=multistep with it"
-    )
+    with refused(RecipeError, "recipe: optimizer.betas", got="'betas'", suggests="optimizer.name=adamw"):
+        parsed(optimizer={"betas": [0.9, 0.9]})
+    what = "recipe: stages.0.schedule.milestones"
+    with refused(RecipeError, what, suggests="stages.0.schedule.name=multistep"):
+        parsed(stages=[{"schedule": {"milestones": [3]}}])
 
 
 def test_the_largest_seed_is_accepted():
@@ -221,55 +209,55 @@ def test_a_comparison_writes_no_objective_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "refusal"),
     [
-        (lambda: SGD(lr=math.inf), "optimizer.lr: expected a number > 0, and finite, got inf; for example"),
-        (lambda: Constant(warmup=math.inf), "schedule.warmup: expected epochs >= 0, and finite, got inf; for example"),
-        (lambda: FitSettings(clip=math.inf), "clip: expected a gradient norm > 0, got inf; for no clipping type"),
+        (lambda: SGD(lr=math.inf), refused(InvalidValueError, "optimizer.lr", got="inf", suggests="optimizer.lr=0.05")),
+        (
+            lambda: Constant(warmup=math.inf),
+            refused(InvalidValueError, "schedule.warmup", got="inf", suggests="schedule.warmup=0"),
+        ),
+        (lambda: FitSettings(clip=math.inf), refused(InvalidValueError, "clip", got="inf", suggests="clip=null")),
         (
             lambda: FitSettings(checkpoint_seconds=math.inf),
-            "checkpoint_seconds: expected seconds >= 0, and finite, got inf; for example",
+            refused(InvalidValueError, "checkpoint_seconds", got="inf"),
         ),
     ],
 )
-def test_settings_made_in_python_are_finite_too(make, message):
-    with pytest.raises(ValueError, match=message):
+def test_settings_made_in_python_are_finite_too(make, refusal):
+    with refusal:
         make()
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "", "a..b=1", ".a=1", "a.=1"])
 def test_what_is_no_override_is_answered(text):
-    with pytest.raises(
-        RecipeError, match=rf"override: expected key=value, got '{re.escape(text)}'; for example epochs=10"
-    ):
+    with refused(RecipeError, "override", got=f"'{text}'", suggests="epochs=10"):
         override({}, [text])
 
 
 @pytest.mark.parametrize(
-    ("value", "text", "message"),
+    ("value", "text", "refusal"),
     [
-        ({}, "milestones=[1", r"override milestones: expected a YAML value, got '\[1'; for example milestones=1"),
+        ({}, "milestones=[1", refused(RecipeError, "override milestones", got="'[1'", suggests="milestones=1")),
         (
             {"stages": [{}]},
             "stages.1.epochs=3",
-            "override stages.1.epochs: expected an entry of a list of 1, got '1'; type its",
+            refused(RecipeError, "override stages.1.epochs", got="'1'"),
         ),
         (
             {"objective": ["kd"]},
             "objective.ttm.gamma=3",
-            "override objective.ttm.gamma: expected an entry .*, got 'ttm'; type",
+            refused(RecipeError, "override objective.ttm.gamma", got="'ttm'"),
         ),
     ],
 )
-def test_an_override_that_leads_nowhere_is_answered(value, text, message):
-    with pytest.raises(RecipeError, match=message):
+def test_an_override_that_leads_nowhere_is_answered(value, text, refusal):
+    with refusal:
         override(value, [text])
 
 
 def test_every_wrong_override_is_named_at_once():
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, ["override", "override", "override b"], got=["'epochs'", "'=2'", "'[1'"]):
         override({}, ["epochs", "a=1", "=2", "b=[1"])
-    assert len(str(caught.value).splitlines()) == 3
 
 
 # ----------------------------------------------------------------------------------------------------- what is resolved
@@ -412,7 +400,7 @@ def test_terms_put_together_by_hand_are_written_but_not_read():
     recipe = parsed(objective=Objective.of(WeightedTerm("mine", 2.0, Apply(confidence_penalty))))
     written = yaml.safe_load(dump(recipe))
     assert written["objective"] == {"mine": 2.0}
-    with pytest.raises(RecipeError, match=r"objective: expected one of .*, got 'mine'"):
+    with refused(RecipeError, "recipe: objective", got="'mine'"):
         parse(Recipe, written)
 
 
@@ -512,258 +500,155 @@ def test_a_trained_teacher_is_told_by_its_key():
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("changes", "what", "got", "suggests"),
     [
-        ({"epohcs": 1}, "epohcs: expected a known key, got 'epohcs'; did you mean epochs?"),
-        ({"sched": "cosine"}, "sched: expected a known key, got 'sched'; did you mean schedule?"),
-        ({"model": "mlp:8"}, "model: expected a known key, got 'model'; did you mean student?"),
-        ({"objectives": {}}, "objectives: expected a known key, got 'objectives'; did you mean objective?"),
+        ({"epohcs": 1}, "epohcs", "'epohcs'", "epochs"),
+        ({"sched": "cosine"}, "sched", "'sched'", "schedule"),
+        ({"model": "mlp:8"}, "model", "'model'", "student"),
+        ({"objectives": {}}, "objectives", "'objectives'", "objective"),
         # A key of another section is found there.
-        ({"lr": 1}, "lr: expected a known key, got 'lr'; did you mean optimizer.lr?"),
-        ({"flip": 1}, "flip: expected a known key, got 'flip'; did you mean data.flip?"),
-        ({"weights": 1}, "weights: expected a known key, got 'weights'; did you mean student.weights?"),
-        ({"data": {"sorce": "digits"}}, "data.sorce: expected a known key, got 'sorce'; did you mean data.source?"),
-        ({"data": {"lr": 1}}, "data.lr: expected a known key, got 'lr'; did you mean optimizer.lr?"),
-        (
-            {"optimizer": {"name": "sgd", "lrr": 1}},
-            "optimizer.lrr: expected a known key, got 'lrr'; did you mean optimizer.lr?",
-        ),
+        ({"lr": 1}, "lr", "'lr'", "optimizer.lr"),
+        ({"flip": 1}, "flip", "'flip'", "data.flip"),
+        ({"weights": 1}, "weights", "'weights'", "student.weights"),
+        ({"data": {"sorce": "digits"}}, "data.sorce", "'sorce'", "data.source"),
+        ({"data": {"lr": 1}}, "data.lr", "'lr'", "optimizer.lr"),
+        ({"optimizer": {"name": "sgd", "lrr": 1}}, "optimizer.lrr", "'lrr'", "optimizer.lr"),
         # The key is another kind's: that kind is named.
-        (
-            {"optimizer": {"name": "sgd", "betas": 1}},
-            "optimizer.betas: expected a known key, got 'betas'; type optimizer.name=adamw with it",
-        ),
-        (
-            {"schedule": {"name": "step", "evry": 1}},
-            "schedule.evry: expected a known key, got 'evry'; did you mean schedule.every?",
-        ),
-        (
-            {"student": {"name": "m", "weight": 1}},
-            "student.weight: expected a known key, got 'weight'; did you mean student.weights?",
-        ),
-        (
-            {"teacher": {"name": "m", "trian": {}}},
-            "teacher.trian: expected a known key, got 'trian'; did you mean teacher.train?",
-        ),
-        (
-            {"teacher": {"name": "m", "train": {"model": "m"}}},
-            "teacher.name: expected a known key, got 'name'; leave out teacher.name, or the keys "
-            "beside it that exclude it",
-        ),
-        (
-            {"teacher": {"train": {"model": "m", "epoch": 1}}},
-            "teacher.train.epoch: expected a known key, got 'epoch'; did you mean teacher.train.epochs?",
-        ),
+        ({"optimizer": {"name": "sgd", "betas": 1}}, "optimizer.betas", "'betas'", "optimizer.name=adamw"),
+        ({"schedule": {"name": "step", "evry": 1}}, "schedule.evry", "'evry'", "schedule.every"),
+        ({"student": {"name": "m", "weight": 1}}, "student.weight", "'weight'", "student.weights"),
+        ({"teacher": {"name": "m", "trian": {}}}, "teacher.trian", "'trian'", "teacher.train"),
+        ({"teacher": {"name": "m", "train": {"model": "m"}}}, "teacher.name", "'name'", "teacher.name"),
+        ({"teacher": {"train": {"model": "m", "epoch": 1}}}, "teacher.train.epoch", "'epoch'", "teacher.train.epochs"),
         (
             {"teacher": {"train": {"model": "m", "student": "m"}}},
-            "teacher.train.student: expected a known key, got 'student'; did you mean teacher.train.model?",
+            "teacher.train.student",
+            "'student'",
+            "teacher.train.model",
         ),
-        (
-            {"teacher": {"train": {"model": "m", "lr": 1}}},
-            "teacher.train.lr: expected a known key, got 'lr'; did you mean teacher.train.optimizer.lr?",
-        ),
+        ({"teacher": {"train": {"model": "m", "lr": 1}}}, "teacher.train.lr", "'lr'", "teacher.train.optimizer.lr"),
         (
             {"teacher": {"train": {"model": "m", "optimizer": {"name": "adamw", "beta": 1}}}},
-            "teacher.train.optimizer.beta: expected a known key, got 'beta'; did you mean "
-            "teacher.train.optimizer.betas?",
+            "teacher.train.optimizer.beta",
+            "'beta'",
+            "teacher.train.optimizer.betas",
         ),
-        (
-            {"stages": [{}, {"epoks": 1}]},
-            "stages.1.epoks: expected a known key, got 'epoks'; did you mean stages.1.epochs?",
-        ),
+        ({"stages": [{}, {"epoks": 1}]}, "stages.1.epoks", "'epoks'", "stages.1.epochs"),
         (
             {"stages": [{"schedule": {"name": "cosine", "finl": 1}}]},
-            "stages.0.schedule.finl: expected a known key, got 'finl'; did you mean stages.0.schedule.final?",
+            "stages.0.schedule.finl",
+            "'finl'",
+            "stages.0.schedule.final",
         ),
-        (
-            {"stages": [{"momentum": 1}]},
-            "stages.0.momentum: expected a known key, got 'momentum'; did you mean stages.0.optimizer.momentum?",
-        ),
-        (
-            {"objective": {"kd": {"temprature": 1}}},
-            "objective.kd.temprature: expected an argument of kd (temperature, weight, supervised, logits), "
-            "got 'temprature'; did you mean temperature?",
-        ),
-        (
-            {"stages": [{"objective": [{"kd": {"wieght": 1}}]}]},
-            "stages.0.objective.kd.wieght: expected an argument of kd (temperature, weight, supervised, logits), "
-            "got 'wieght'; did you mean weight?",
-        ),
+        ({"stages": [{"momentum": 1}]}, "stages.0.momentum", "'momentum'", "stages.0.optimizer.momentum"),
+        ({"objective": {"kd": {"temprature": 1}}}, "objective.kd.temprature", "'temprature'", "temperature"),
+        ({"stages": [{"objective": [{"kd": {"wieght": 1}}]}]}, "stages.0.objective.kd.wieght", "'wieght'", "weight"),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_nearest_known_one(changes, line):
-    assert fault(changes) == f"recipe: {line}"
+def test_an_unknown_key_is_answered_with_the_nearest_known_one(changes, what, got, suggests):
+    with refused(RecipeError, f"recipe: {what}", got=got, suggests=suggests):
+        parsed(**changes)
 
 
 def test_a_key_that_is_near_to_nothing_is_answered_with_all():
-    line = fault({"zzz": 1})
-    assert line.startswith("recipe: zzz: expected a known key, got 'zzz'; type one of accumulate, batch_size, ")
-    assert set(line.partition("type one of ")[2].split(", ")) == set(Recipe.model_fields)
+    with refused(RecipeError, "recipe: zzz", got="'zzz'", suggests=list(Recipe.model_fields)):
+        parsed(zzz=1)
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("changes", "what", "got", "suggests"),
     [
-        ({"epochs": 0}, "epochs: expected a whole number >= 1, got 0; for example epochs=240"),
-        ({"epochs": "many"}, "epochs: expected a whole number >= 1, got 'many'; for example epochs=240"),
-        ({"epochs": 1.5}, "epochs: expected a whole number >= 1, got 1.5; for example epochs=240"),
-        ({"epochs": None}, "epochs: expected a whole number >= 1, got null; for example epochs=240"),
-        ({"epochs": {"x": 1}}, "epochs: expected a whole number >= 1, got {'x': 1}; for example epochs=240"),
-        ({"seed": -1}, "seed: expected a whole number >= 0, got -1; for example seed=0"),
-        ({"clip": 0}, "clip: expected a number > 0 or null, got 0; for example clip=1.0"),
-        ({"threads": 0}, "threads: expected a whole number >= 1 or null, got 0; for example threads=1"),
-        (
-            {"deterministic": "perhaps"},
-            "deterministic: expected true or false, got 'perhaps'; for example deterministic=false",
-        ),
-        (
-            {"precision": "fp8"},
-            "precision: expected one of auto, fp32, tf32, bf16, fp16, got 'fp8'; for example precision=auto",
-        ),
-        ({"device": "gpu"}, "device: expected one of auto, cpu, cuda, got 'gpu'; for example device=cpu"),
-        ({"nonfinite": 3}, "nonfinite: expected one of stop, skip, got 3; for example nonfinite=stop"),
-        ({"student": 3}, "student: expected a model's name, got 3; for example student=cifar:resnet20"),
-        (
-            {"teacher": 3},
-            "teacher: expected a model's name, a run's folder or {train: ...}, got 3; for example teacher=runs/teacher",
-        ),
-        ({"teacher": {}}, "teacher.name: expected a model's name, got none; for example teacher.name=cifar:resnet20"),
+        ({"epochs": 0}, "epochs", 0, "epochs=240"),
+        ({"epochs": "many"}, "epochs", "'many'", "epochs=240"),
+        ({"epochs": 1.5}, "epochs", 1.5, "epochs=240"),
+        ({"epochs": None}, "epochs", "null", "epochs=240"),
+        ({"epochs": {"x": 1}}, "epochs", "{'x': 1}", "epochs=240"),
+        ({"seed": -1}, "seed", -1, "seed=0"),
+        ({"clip": 0}, "clip", 0, "clip=1.0"),
+        ({"threads": 0}, "threads", 0, "threads=1"),
+        ({"deterministic": "perhaps"}, "deterministic", "'perhaps'", "deterministic=false"),
+        ({"precision": "fp8"}, "precision", "'fp8'", "precision=auto"),
+        ({"device": "gpu"}, "device", "'gpu'", "device=cpu"),
+        ({"nonfinite": 3}, "nonfinite", 3, "nonfinite=stop"),
+        ({"student": 3}, "student", 3, "student=cifar:resnet20"),
+        ({"teacher": 3}, "teacher", 3, "teacher=runs/teacher"),
+        ({"teacher": {}}, "teacher.name", None, "teacher.name=cifar:resnet20"),
         (
             {"teacher": {"train": "cifar:resnet20"}},
-            "teacher.train: expected a mapping, got 'cifar:resnet20'; for example "
+            "teacher.train",
+            "'cifar:resnet20'",
             "teacher.train={model: cifar:resnet56}",
         ),
-        (
-            {"teacher": {"train": {"epochs": 3}}},
-            "teacher.train.model: expected a model's name, got none; for example teacher.train.model=cifar:resnet56",
-        ),
+        ({"teacher": {"train": {"epochs": 3}}}, "teacher.train.model", None, "teacher.train.model=cifar:resnet56"),
         (
             {"teacher": {"train": {"model": "m", "labelled": -1}}},
-            "teacher.train.labelled: expected a whole number >= 0 or null, got -1; "
-            "for example teacher.train.labelled=1",
+            "teacher.train.labelled",
+            -1,
+            "teacher.train.labelled=1",
         ),
-        ({"data": 3}, "data: expected a mapping, got 3; for example data={source: digits}"),
-        ({"data": {"source": 3}}, "data.source: expected text, got 3; for example data.source=digits"),
-        ({"data": {"flip": "often"}}, "data.flip: expected true or false, got 'often'; for example data.flip=false"),
-        (
-            {"data": {"on_corrupt": "x"}},
-            "data.on_corrupt: expected one of stop, skip, got 'x'; for example data.on_corrupt=stop",
-        ),
-        (
-            {"data": {"validation": 2}},
-            "data.validation: expected a fraction in [0, 1), got 2.0; type data.validation=0.1",
-        ),
-        (
-            {"data": {"crop_padding": 4, "random_resized_crop": True}},
-            "data.crop_padding: expected 0 together with data.random_resized_crop=true, got 4; "
-            "type data.crop_padding=0",
-        ),
-        ({"data": {1: 2}}, "data.1: expected a key that is text, got 1; put it in quotes"),
-        ({1: 2}, "1: expected a key that is text, got 1; put it in quotes"),
-        ({"optimizer": 3}, "optimizer: expected a mapping, got 3; for example optimizer={name: sgd}"),
-        ({"optimizer": "sgdd"}, "optimizer.name: expected one of sgd, adamw, got 'sgdd'; type optimizer.name=sgd"),
-        (
-            {"optimizer": {"name": "adam"}},
-            "optimizer.name: expected one of sgd, adamw, got 'adam'; type optimizer.name=adamw",
-        ),
-        (
-            {"optimizer": {"name": None}},
-            "optimizer.name: expected one of sgd, adamw, got none; type optimizer.name=sgd",
-        ),
-        ({"clip": math.inf}, "clip: expected a finite number > 0 or null, got inf; for example clip=1.0"),
-        (
-            {"checkpoint_seconds": math.inf},
-            "checkpoint_seconds: expected a finite number > 0, got inf; for example checkpoint_seconds=300.0",
-        ),
-        (
-            {"stages": [{"clip": math.inf}]},
-            "stages.0.clip: expected a finite number > 0 or null, got inf; for example stages.0.clip=1.0",
-        ),
-        (
-            {"optimizer": {"lr": math.inf}},
-            "optimizer.lr: expected a finite number, got inf; for example optimizer.lr=0.05",
-        ),
-        ({"seed": 2**63}, f"seed: expected a whole number >= 0 and < 2**63, got {2**63}; for example seed=0"),
-        (
-            {"data_seed": 10**23},
-            f"data_seed: expected a whole number >= 0 and < 2**63, got {10**23}; for example data_seed=0",
-        ),
-        (
-            {"teacher": {"train": {"model": "m", "seed": 2**63}}},
-            f"teacher.train.seed: expected a whole number >= 0 and < 2**63, got {2**63}; for example seed=0",
-        ),
-        (
-            {"data": {"split_seed": 2**63}},
-            f"data.split_seed: expected a whole number between -2**63 and 2**63, got {2**63}; type data.split_seed=0",
-        ),
-        (
-            {"objective": {"wttm": {"gamma": 0.5, "beta": -1}}},
-            "objective.wttm.beta: expected a weight >= 0, got -1.0; for example beta=0.9",
-        ),
-        (
-            {"optimizer": {"name": "sgd", "lr": -1}},
-            "optimizer.lr: expected a number > 0, got -1.0; for example optimizer.lr=0.05",
-        ),
-        (
-            {"optimizer": {"name": "sgd", "lr": "x"}},
-            "optimizer.lr: expected a number, got 'x'; for example optimizer.lr=0.05",
-        ),
-        (
-            {"optimizer": {"name": "adamw", "betas": [0.9]}},
-            "optimizer.betas: expected a list of 2 numbers, got [0.9]; for example optimizer.betas=[0.9, 0.999]",
-        ),
+        ({"data": 3}, "data", 3, "data={source: digits}"),
+        ({"data": {"source": 3}}, "data.source", 3, "data.source=digits"),
+        ({"data": {"flip": "often"}}, "data.flip", "'often'", "data.flip=false"),
+        ({"data": {"on_corrupt": "x"}}, "data.on_corrupt", "'x'", "data.on_corrupt=stop"),
+        ({"data": {"validation": 2}}, "data.validation", 2.0, "data.validation=0.1"),
+        ({"data": {"crop_padding": 4, "random_resized_crop": True}}, "data.crop_padding", 4, "data.crop_padding=0"),
+        ({"data": {1: 2}}, "data.1", 1, None),
+        ({1: 2}, "1", 1, None),
+        ({"optimizer": 3}, "optimizer", 3, "optimizer={name: sgd}"),
+        ({"optimizer": "sgdd"}, "optimizer.name", "'sgdd'", "optimizer.name=sgd"),
+        ({"optimizer": {"name": "adam"}}, "optimizer.name", "'adam'", "optimizer.name=adamw"),
+        ({"optimizer": {"name": None}}, "optimizer.name", None, "optimizer.name=sgd"),
+        ({"clip": math.inf}, "clip", "inf", "clip=1.0"),
+        ({"checkpoint_seconds": math.inf}, "checkpoint_seconds", "inf", "checkpoint_seconds=300.0"),
+        ({"stages": [{"clip": math.inf}]}, "stages.0.clip", "inf", "stages.0.clip=1.0"),
+        ({"optimizer": {"lr": math.inf}}, "optimizer.lr", "inf", "optimizer.lr=0.05"),
+        ({"seed": 2**63}, "seed", 2**63, "seed=0"),
+        ({"data_seed": 10**23}, "data_seed", 10**23, "data_seed=0"),
+        ({"teacher": {"train": {"model": "m", "seed": 2**63}}}, "teacher.train.seed", 2**63, "seed=0"),
+        ({"data": {"split_seed": 2**63}}, "data.split_seed", 2**63, "data.split_seed=0"),
+        ({"objective": {"wttm": {"gamma": 0.5, "beta": -1}}}, "objective.wttm.beta", -1.0, "beta=0.9"),
+        ({"optimizer": {"name": "sgd", "lr": -1}}, "optimizer.lr", -1.0, "optimizer.lr=0.05"),
+        ({"optimizer": {"name": "sgd", "lr": "x"}}, "optimizer.lr", "'x'", "optimizer.lr=0.05"),
+        ({"optimizer": {"name": "adamw", "betas": [0.9]}}, "optimizer.betas", "[0.9]", "optimizer.betas=[0.9, 0.999]"),
         (
             {"optimizer": {"name": "adamw", "betas": [0.9, 0.9, 0.9]}},
-            "optimizer.betas: expected a list of 2 numbers, got [0.9, 0.9, 0.9]; for example "
+            "optimizer.betas",
+            "[0.9, 0.9, 0.9]",
             "optimizer.betas=[0.9, 0.999]",
         ),
-        (
-            {"schedule": "cosin"},
-            "schedule.name: expected one of constant, step, multistep, cosine, got 'cosin'; type schedule.name=cosine",
-        ),
+        ({"schedule": "cosin"}, "schedule.name", "'cosin'", "schedule.name=cosine"),
         (
             {"schedule": {"name": "multistep", "milestones": 3}},
-            "schedule.milestones: expected a list of whole numbers, got 3; for example "
+            "schedule.milestones",
+            3,
             "schedule.milestones=[150, 180, 210]",
         ),
         (
             {"schedule": {"name": "multistep", "milestones": [1, "x"]}},
-            "schedule.milestones.1: expected a whole number, got 'x'; for example schedule.milestones.1=1",
+            "schedule.milestones.1",
+            "'x'",
+            "schedule.milestones.1=1",
         ),
-        (
-            {"stages": {"epochs": 1}},
-            "stages: expected a list of mappings, got {'epochs': 1}; for example stages=[{epochs: 1}]",
-        ),
-        ({"stages": [{}, 3]}, "stages.1: expected a mapping, got 3; for example stages.1={epochs: 1}"),
-        ({"graphs": "maybe"}, "graphs: expected auto, true or false, got 'maybe'; for example graphs=auto"),
-        (
-            {"data": {"on_device": "cuda"}},
-            "data.on_device: expected auto, true or false, got 'cuda'; for example data.on_device=auto",
-        ),
-        (
-            {"stages": [{"epochs": 0}]},
-            "stages.0.epochs: expected a whole number >= 1 or null, got 0; for example stages.0.epochs=1",
-        ),
-        (
-            {"stages": [{"optimizer": {"name": "sgd", "lr": 0}}]},
-            "stages.0.optimizer.lr: expected a number > 0, got 0.0; for example optimizer.lr=0.05",
-        ),
-        (
-            {"objective": {"ttm": {"gamma": 0, "beta": 1}}},
-            "objective.ttm.gamma: expected a finite number above 0, got 0; type for example gamma=0.1",
-        ),
+        ({"stages": {"epochs": 1}}, "stages", "{'epochs': 1}", "stages=[{epochs: 1}]"),
+        ({"stages": [{}, 3]}, "stages.1", 3, "stages.1={epochs: 1}"),
+        ({"graphs": "maybe"}, "graphs", "'maybe'", "graphs=auto"),
+        ({"data": {"on_device": "cuda"}}, "data.on_device", "'cuda'", "data.on_device=auto"),
+        ({"stages": [{"epochs": 0}]}, "stages.0.epochs", 0, "stages.0.epochs=1"),
+        ({"stages": [{"optimizer": {"name": "sgd", "lr": 0}}]}, "stages.0.optimizer.lr", 0.0, "optimizer.lr=0.05"),
+        ({"objective": {"ttm": {"gamma": 0, "beta": 1}}}, "objective.ttm.gamma", 0, "gamma=0.1"),
     ],
 )
-def test_a_wrong_value_is_answered(changes, line):
-    assert fault(changes) == f"recipe: {line}"
+def test_a_wrong_value_is_answered(changes, what, got, suggests):
+    with refused(RecipeError, f"recipe: {what}", got=got, suggests=suggests):
+        parse(Recipe, BASE | changes)
 
 
 @pytest.mark.parametrize(
     "name", ["../x", "a/../b", "a/..", "/x", "a//b", "a/", ".x", "a/.x", "a b", "a:b", "", 3, "~/x"]
 )
 def test_a_name_that_is_no_folder_below_runs_is_refused(name):
-    line = fault({"name": name})
-    assert re.match(r"recipe: name: expected a folder's name of letters, .*, got .*; for example name=first-run", line)
+    with refused(RecipeError, "recipe: name", suggests="name=first-run"):
+        parsed(name=name)
 
 
 @pytest.mark.parametrize("name", ["x", "digits/kd-seed0", "A1.b_c-d/e", "2024"])
@@ -772,75 +657,51 @@ def test_a_name_may_have_folders(name):
 
 
 def test_what_is_missing_is_named():
-    assert faults({}) == [
-        "recipe: name: expected a folder's name of letters, digits, `.`, `_` and `-`, got none; for "
-        "example name=first-run",
-        "recipe: student: expected a model's name, got none; for example student=cifar:resnet20",
-    ]
+    suggests = ["name=first-run", "student=cifar:resnet20"]
+    with refused(RecipeError, ["recipe: name", "recipe: student"], suggests=suggests):
+        parse(Recipe, {})
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("changes", "what", "got", "suggests"),
     [
-        (
-            {"objectives": {}},
-            "objectives: expected a mapping of names to objectives, got {}; for example objectives={kd: kd}",
-        ),
-        (
-            {"objectives": ["kd"]},
-            "objectives: expected a mapping of names to objectives, got ['kd']; for example objectives={kd: kd}",
-        ),
-        ({"objectives": {4: "kd"}}, "objectives.4: expected a key that is text, got 4; put it in quotes"),
-        (
-            {"objective": "kd"},
-            "objective: expected each objective of a comparison under its name, got 'kd'; "
-            "type objectives.NAME=... instead",
-        ),
-        (
-            {"stages": [{"epochs": 1}, {"objective": "kd"}]},
-            "stages.1.objective: expected none in a comparison, where it would replace every entry's, got kd; "
-            "type objectives.NAME=... instead",
-        ),
-        ({"seeds": 0}, "seeds: expected a whole number >= 1, got 0; for example seeds=1"),
-        ({"baseline": "kdd"}, "baseline: expected one of kd, ttm, got 'kdd'; type baseline=kd"),
-        ({"baseline": 3}, "baseline: expected one of the objectives' names or null, got 3; for example baseline=null"),
-        ({"seds": 1}, "seds: expected a known key, got 'seds'; did you mean seeds?"),
-        (
-            {"objectives": {"kd": {"kd": {"temperature": 0}}}},
-            "objectives.kd.kd.temperature: expected a finite number above 0, got 0; type for example temperature=4.0",
-        ),
+        ({"objectives": {}}, "objectives", "{}", "objectives={kd: kd}"),
+        ({"objectives": ["kd"]}, "objectives", "['kd']", "objectives={kd: kd}"),
+        ({"objectives": {4: "kd"}}, "objectives.4", 4, None),
+        ({"objective": "kd"}, "objective", "'kd'", "objectives.NAME=..."),
+        ({"stages": [{"epochs": 1}, {"objective": "kd"}]}, "stages.1.objective", "kd", "objectives.NAME=..."),
+        ({"seeds": 0}, "seeds", 0, "seeds=1"),
+        ({"baseline": "kdd"}, "baseline", "'kdd'", "baseline=kd"),
+        ({"baseline": 3}, "baseline", 3, "baseline=null"),
+        ({"seds": 1}, "seds", "'seds'", "seeds"),
+        ({"objectives": {"kd": {"kd": {"temperature": 0}}}}, "objectives.kd.kd.temperature", 0, "temperature=4.0"),
     ],
 )
-def test_a_comparison_that_is_wrong_is_answered(changes, line):
-    assert fault(changes, Comparison) == f"recipe: {line}"
+def test_a_comparison_that_is_wrong_is_answered(changes, what, got, suggests):
+    with refused(RecipeError, f"recipe: {what}", got=got, suggests=suggests):
+        parse(Comparison, COMPARED | changes)
 
 
 def test_a_comparison_needs_its_objectives():
-    (line,) = faults(BASE, Comparison)
-    assert line.startswith("recipe: objectives: expected a mapping of names to objectives, got none; for example")
+    with refused(RecipeError, "recipe: objectives", suggests="objectives={kd: kd}"):
+        parse(Comparison, BASE)
 
 
-FOUR = re.compile(r"^recipe: [\w.]+: expected .+, got .+; (for example|did you mean|type|zero|leave|put) .+")
-
-
-def test_every_fault_is_named_at_once_in_a_line_of_four_parts():
-    lines = faults(
-        {
-            "student": {"nam": "x"},
-            "data": {"validation": 2, "labelled": -1, "crop_padding": -1},
-            "teacher": {"train": {"model": 3, "epochs": 0, "optimizer": {"name": "sgd", "lrr": 1}}},
-            "objective": "kd",
-            "optimizer": {"name": None},
-            "epohcs": 3,
-            "batch_size": 0,
-            "stages": [{"epochs": 0}, {"schedule": "cosin"}],
-            "objectives": {"a": ["kdd", {"ttm": {"gama": 1, "beta": "x"}}], "b": {"wttm": {"gamma": 0, "beta": 1}}},
-            "seeds": 0,
-            "baseline": "c",
-        },
-        Comparison,
-    )
-    assert [line.split(": ")[1] for line in lines] == [
+def test_every_fault_is_named_at_once():
+    wrong = {
+        "student": {"nam": "x"},
+        "data": {"validation": 2, "labelled": -1, "crop_padding": -1},
+        "teacher": {"train": {"model": 3, "epochs": 0, "optimizer": {"name": "sgd", "lrr": 1}}},
+        "objective": "kd",
+        "optimizer": {"name": None},
+        "epohcs": 3,
+        "batch_size": 0,
+        "stages": [{"epochs": 0}, {"schedule": "cosin"}],
+        "objectives": {"a": ["kdd", {"ttm": {"gama": 1, "beta": "x"}}], "b": {"wttm": {"gamma": 0, "beta": 1}}},
+        "seeds": 0,
+        "baseline": "c",
+    }
+    whats = [
         "name",
         "data.validation",
         "data.labelled",
@@ -862,21 +723,22 @@ def test_every_fault_is_named_at_once_in_a_line_of_four_parts():
         "seeds",
         "epohcs",
     ]
-    for line in lines:
-        assert FOUR.match(line), line
+    with refused(RecipeError, [f"recipe: {what}" for what in whats]):
+        parse(Comparison, wrong)
 
 
 def test_a_fault_says_where_the_recipe_came_from():
-    with pytest.raises(
-        RecipeError, match=r"^my.yaml: epochs: expected a whole number >= 1, got 0; for example epochs=240$"
-    ):
+    with refused(RecipeError, "my.yaml: epochs", got=0, suggests="epochs=240"):
         parse(Recipe, BASE | {"epochs": 0}, where="my.yaml")
 
 
 def test_a_long_value_is_cut_short():
-    line = fault({"student": list(range(1000))})
-    assert len(line) < 200
-    assert "\n" not in fault({"epochs": "a\nb"})
+    with refused(RecipeError, "recipe: student") as caught:
+        parsed(student=list(range(1000)))
+    assert len(str(caught.value)) < 200
+    with refused(RecipeError, "recipe: epochs") as caught:
+        parsed(epochs="a\nb")
+    assert "\n" not in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------------- what is in the repository
@@ -902,18 +764,19 @@ def test_committed_recipes_are_right_and_name_public_sources(path):
 
 
 @pytest.mark.parametrize(
-    ("section", "line"),
+    ("section", "what", "got"),
     [
-        ({"optimizer": {"name": "sgd", "momentum": 1}}, "optimizer.momentum: expected a number in [0, 1), got 1.0"),
-        ({"optimizer": {"name": "sgd", "weight_decay": -1}}, "optimizer.weight_decay: expected a number >= 0, got"),
-        ({"optimizer": {"name": "adamw", "eps": 0}}, "optimizer.eps: expected a number > 0, got 0.0"),
-        ({"optimizer": {"name": "adamw", "betas": [0.9, 1]}}, "optimizer.betas: expected two numbers in [0, 1)"),
-        ({"schedule": {"name": "constant", "warmup": -1}}, "schedule.warmup: expected epochs >= 0, got -1.0"),
-        ({"schedule": {"name": "step", "every": 0}}, "schedule.every: expected epochs >= 1, got 0"),
-        ({"schedule": {"name": "multistep", "milestones": [9, 3]}}, "schedule.milestones: expected ascending epochs"),
-        ({"schedule": {"name": "multistep", "factor": 0}}, "schedule.factor: expected a number > 0, got 0.0"),
-        ({"schedule": {"name": "cosine", "final": 2}}, "schedule.final: expected a fraction of the peak in [0, 1]"),
+        ({"optimizer": {"name": "sgd", "momentum": 1}}, "optimizer.momentum", 1.0),
+        ({"optimizer": {"name": "sgd", "weight_decay": -1}}, "optimizer.weight_decay", -1.0),
+        ({"optimizer": {"name": "adamw", "eps": 0}}, "optimizer.eps", 0.0),
+        ({"optimizer": {"name": "adamw", "betas": [0.9, 1]}}, "optimizer.betas", "(0.9, 1.0)"),
+        ({"schedule": {"name": "constant", "warmup": -1}}, "schedule.warmup", -1.0),
+        ({"schedule": {"name": "step", "every": 0}}, "schedule.every", 0),
+        ({"schedule": {"name": "multistep", "milestones": [9, 3]}}, "schedule.milestones", "(9, 3)"),
+        ({"schedule": {"name": "multistep", "factor": 0}}, "schedule.factor", 0.0),
+        ({"schedule": {"name": "cosine", "final": 2}}, "schedule.final", 2.0),
     ],
 )
-def test_optimizers_and_schedules_know_their_ranges(section, line):
-    assert fault(section).startswith(f"recipe: {line}")
+def test_optimizers_and_schedules_know_their_ranges(section, what, got):
+    with refused(RecipeError, f"recipe: {what}", got=got):
+        parsed(**section)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
 from tutelage.data import BatchLoader, DataSettings, open_data, split_evenly
+from tutelage.errors import InvalidValueError
 from tutelage.settings.fit import smallest_share
 from tutelage.types import Batch, View
 
@@ -95,11 +97,11 @@ def test_evaluation_is_in_order_and_not_varied(split):
 
 
 def test_faults(split):
-    with pytest.raises(ValueError, match="batch_size: expected at least 1"):
+    with refused(InvalidValueError, "batch_size", got=0):
         BatchLoader(split, batch_size=0, train=True)
-    with pytest.raises(ValueError, match="at least one sample for each of 8 processes"):
+    with refused(InvalidValueError, "batch_size", got=1437, suggests=4):
         BatchLoader(split, batch_size=4, train=True).steps(world=8)
-    with pytest.raises(ValueError, match=r"rank: expected a number in \[0, 2\), got 2"):
+    with refused(InvalidValueError, "rank", got=2):
         next(BatchLoader(split, batch_size=4, train=True).epoch(0, rank=2, world=2))
 
 

@@ -1,9 +1,10 @@
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests._helpers.refusals import refused
 
 from tutelage.data.partition import keep_labels, stratified
+from tutelage.errors import InvalidValueError
 
 
 @settings(max_examples=50, deadline=None)
@@ -34,5 +35,5 @@ def test_keep_labels_keeps_so_many_of_each_class():
 
 
 def test_keep_labels_refuses_more_than_there_are():
-    with pytest.raises(ValueError, match=r"at most the 5 training samples of class 0, got 6; type data.labelled=5"):
+    with refused(InvalidValueError, "data.labelled", got=6, suggests="data.labelled=5"):
         keep_labels(np.repeat(np.arange(3), [5, 9, 30]), per_class=6, classes=3, seed=0, stream=5)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
 from tutelage import losses
+from tutelage.errors import InvalidTypeError, InvalidValueError
 
 LOSSES = {
     "dist": lambda z, v: losses.dist(z, v, beta=2.0, gamma=0.5, temperature=3.0),
@@ -103,19 +105,19 @@ def test_one_sample_has_no_relation_within_a_class():
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "refusal"),
     [
-        (lambda z, v: losses.dist(z, v, beta=-1.0, gamma=1.0, temperature=1.0), "beta: expected a finite number of at"),
-        (lambda z, v: losses.dist(z, v, beta=1.0, gamma=1.0, temperature=0), "temperature: expected a finite number"),
+        (lambda z, v: losses.dist(z, v, beta=-1.0, gamma=1.0, temperature=1.0), refused(InvalidValueError, "beta")),
+        (lambda z, v: losses.dist(z, v, beta=1.0, gamma=1.0, temperature=0), refused(InvalidValueError, "temperature")),
         (
             lambda z, v: losses.dist(z, v, beta=1, gamma=1, temperature=1, guard="none"),
-            "guard: expected one of added, c",
+            refused(InvalidValueError, "guard"),
         ),
-        (lambda z, v: losses.mlkd_batch(z, v[:, :3], temperature=1.0), "teacher_logits: expected the shape of"),
-        (lambda z, v: losses.mlkd_batch(z[:0], v[:0], temperature=1.0), "expected at least one sample"),
-        (lambda z, v: losses.mlkd_class(z, v.long(), temperature=1.0), "teacher_logits: expected a floating dtype"),
+        (lambda z, v: losses.mlkd_batch(z, v[:, :3], temperature=1.0), refused(InvalidValueError, "teacher_logits")),
+        (lambda z, v: losses.mlkd_batch(z[:0], v[:0], temperature=1.0), refused(InvalidValueError, "student_logits")),
+        (lambda z, v: losses.mlkd_class(z, v.long(), temperature=1.0), refused(InvalidTypeError, "teacher_logits")),
     ],
 )
-def test_what_does_not_fit_is_refused(call, says):
-    with pytest.raises((ValueError, TypeError), match=says):
+def test_what_does_not_fit_is_refused(call, refusal):
+    with refusal:
         call(*drawn())

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
 from tutelage import losses
+from tutelage.errors import InvalidTypeError, InvalidValueError
 
 
 def pair(batch=8, width=5, other=None, seed=0, dtype=torch.float64):
@@ -74,18 +76,27 @@ def test_they_compute_in_float32_and_teach_the_student_alone(dtype):
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "refusal"),
     [
-        (lambda s, t: losses.itrd_correlation(s[:1], t[:1], alpha=1), "student_features: expected at least 2 samples"),
-        (lambda s, t: losses.itrd_correlation(s, t[:, :3], alpha=1), "teacher_features: expected the shape of"),
-        (lambda s, t: losses.itrd_correlation(s, t, alpha=0), "alpha: expected a finite number above 0"),
-        (lambda s, t: losses.itrd_correlation(s[0], t[0], alpha=1), r"expected shape \(batch, width\)"),
-        (lambda s, t: losses.itrd_mutual(s, t[:4]), "teacher_features: expected those of 8 samples"),
-        (lambda s, t: losses.itrd_mutual(s, t.long()), "teacher_features: expected a floating dtype"),
+        (
+            lambda s, t: losses.itrd_correlation(s[:1], t[:1], alpha=1),
+            refused(InvalidValueError, "student_features", got=1),
+        ),
+        (
+            lambda s, t: losses.itrd_correlation(s, t[:, :3], alpha=1),
+            refused(InvalidValueError, "teacher_features", got="(8, 3)"),
+        ),
+        (lambda s, t: losses.itrd_correlation(s, t, alpha=0), refused(InvalidValueError, "alpha")),
+        (
+            lambda s, t: losses.itrd_correlation(s[0], t[0], alpha=1),
+            refused(InvalidValueError, "student_features", got="(5,)"),
+        ),
+        (lambda s, t: losses.itrd_mutual(s, t[:4]), refused(InvalidValueError, "teacher_features", got=4)),
+        (lambda s, t: losses.itrd_mutual(s, t.long()), refused(InvalidTypeError, "teacher_features")),
     ],
 )
-def test_what_does_not_fit_is_refused(call, says):
-    with pytest.raises((ValueError, TypeError), match=says):
+def test_what_does_not_fit_is_refused(call, refusal):
+    with refusal:
         call(*pair())
 
 
@@ -107,7 +118,7 @@ def test_log_power_neither_overflows_nor_loses_its_gradient():
     same = torch.ones(3, 2, requires_grad=True)
     losses.log_sum(same, same.detach(), exponent=4.0).backward()
     assert same.grad.tolist() == [[0.0, 0.0]] * 3
-    with pytest.raises(ValueError, match="exponent: expected a finite number above 0"):
+    with refused(InvalidValueError, "exponent", got=0.0):
         losses.log_power(x, exponent=0.0)
-    with pytest.raises(ValueError, match="expected at least 2 samples"):
+    with refused(InvalidValueError, "student_features", got=1):
         losses.log_sum(torch.ones(1, 2), torch.ones(1, 2), exponent=4.0)

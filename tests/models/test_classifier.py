@@ -3,8 +3,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tests._helpers.refusals import refused
 from torch import nn
 
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models import Card, Classifier, create
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -89,9 +91,9 @@ def test_gradients_pass_the_normalisation(images):
 
 
 def test_whole_numbers_and_other_channels_are_refused(images):
-    with pytest.raises(TypeError, match=r"inputs\.float\(\) / 255"):
+    with refused(InvalidTypeError, "inputs", got="torch.uint8", suggests="inputs.float() / 255"):
         flat()((images * 255).to(torch.uint8))
-    with pytest.raises(ValueError, match=r"expected \(batch, 3, height, width\).*got \(2, 1, 5, 7\)"):
+    with refused(InvalidValueError, "inputs", got="(2, 1, 5, 7)"):
         flat()(images[:, :1])
 
 
@@ -100,8 +102,8 @@ def test_whole_numbers_and_other_channels_are_refused(images):
     [
         (lambda x: (x, x), "tuple"),
         (lambda x: {"logits": x}, "dict"),
-        (lambda x: x.sum(), r"shape \(\)"),
-        (lambda x: x[0, 0, 0], r"shape \(7,\)"),
+        (lambda x: x.sum(), "()"),
+        (lambda x: x[0, 0, 0], "(7,)"),
     ],
 )
 def test_what_is_not_logits_is_refused(images, output, got):
@@ -109,5 +111,5 @@ def test_what_is_not_logits_is_refused(images, output, got):
         def forward(self, x):
             return output(x)
 
-    with pytest.raises(TypeError, match=f"odd: expected the network to return logits.*{got}"):
+    with refused(InvalidTypeError, "odd", got=got):
         Classifier(Odd(), Card(name="odd", classes=3))(images)

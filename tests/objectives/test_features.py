@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 from torch import nn
 
 import tutelage
 from tutelage import Batch
+from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Apply, BindContext, Objective, WeightedTerm, cross_entropy
 from tutelage.types import Outputs
@@ -125,19 +127,17 @@ def test_half_precision_features_are_computed_in_float32():
 
 
 def test_a_loss_of_features_needs_taps():
-    with pytest.raises(TypeError, match="teacher_tap: expected the tap that teacher_features are read from, got none"):
+    with refused(InvalidTypeError, "teacher_tap"):
         Apply(distance, student_tap="2")
 
 
 def test_binding_a_map_without_shapes_says_what_to_type():
-    with pytest.raises(
-        ValueError, match=r"context: expected the shape of the student's tap 2.*tutelage\.network_context"
-    ):
+    with refused(InvalidValueError, "context", suggests="tutelage.network_context"):
         Distiller(network(5), Objective.of(WeightedTerm("d", 1.0, term(projection="linear"))))
 
 
 def test_a_survey_needs_the_teacher_whose_features_are_read():
-    with pytest.raises(ValueError, match="teacher: expected one for objective custom, got none"):
+    with refused(InvalidValueError, "teacher"):
         network_context(Objective.of(WeightedTerm("d", 1.0, term())), network(5), None, batch().inputs)
 
 
@@ -162,7 +162,7 @@ def test_a_run_with_features_trains_its_map_and_keeps_it_out_of_the_student(tmp_
 
 def test_a_run_refuses_a_tap_that_is_not_there_before_it_begins(tmp_path):
     bad = Apply(distance, student_tap="hidden", teacher_tap="2")
-    with pytest.raises(ValueError, match="objective custom: tap hidden: expected a submodule"):
+    with refused(RecipeError, "objective custom: tap hidden", got="'hidden'"):
         tutelage.distill(
             student=network(5),
             teacher=network(7),

@@ -6,8 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
 from tutelage import losses, objectives
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import Apply, BindContext, Objective, WeightedTerm
 from tutelage.types import Batch, Outputs, Progress, Requirements
 
@@ -82,17 +84,10 @@ def test_the_description_s_arguments_are_its_own():
 @pytest.mark.parametrize("name", ["logits", "temperature", "input"])
 def test_a_parameter_that_names_nothing_is_refused(name):
     loss = eval(f"lambda student_logits, {name}: student_logits")
-    with pytest.raises(
-        TypeError,
-        match=rf"loss: expected positional parameters among student_logits, teacher_logits, student_features, "
-        rf"teacher_features, labels, got "
-        rf"'{name}'; rename it",
-    ):
+    with refused(InvalidTypeError, "loss", got=name):
         Apply(loss)
 
 
 def test_a_hand_made_term_cannot_stand_in_a_recipe_and_says_why():
-    with pytest.raises(
-        ValueError, match=r"objective: expected presets, got terms put together by hand.*@tutelage.objectives.preset"
-    ):
+    with refused(InvalidValueError, "objective", suggests="@tutelage.objectives.preset"):
         (objectives.kd() + Objective.of(WeightedTerm("margin", 0.5, Apply(margin)))).to_recipe()

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tests._helpers import synthetic
+from tests._helpers.refusals import refused
 
 from tutelage import records
+from tutelage.errors import InvalidValueError, NotFoundError
 from tutelage.report import results
 from tutelage.report.table import aligned
 
@@ -193,14 +195,14 @@ def test_print_table_shows_names_with_brackets_as_they_are(tmp_path):
 
 
 def test_no_records_is_an_error_that_says_what_to_type(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"manifest\.json.*comparison\.json.*tutelage"):
+    with refused(NotFoundError, "folder", got=tmp_path, suggests="tutelage train"):
         results.rows(tmp_path)
 
 
 def test_a_record_that_is_not_json_is_named(tmp_path):
     synthetic.write_run(tmp_path / "run")
     (tmp_path / "run" / records.EVALUATION).write_text("{torn")
-    with pytest.raises(ValueError, match=r"evaluation\.json"):
+    with refused(InvalidValueError, str(tmp_path / "run" / "evaluation.json")):
         results.rows(tmp_path / "run")
 
 

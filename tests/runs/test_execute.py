@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import getpass
 import hashlib
 import json
@@ -18,16 +19,18 @@ import safetensors.torch
 import torch
 import yaml
 from tests._helpers import KILLED_RUN
+from tests._helpers.refusals import refused
 from torch import nn
 
 import tutelage
 from tutelage import api, config, data, models, objectives, records
 from tutelage.config.schema import Recipe
 from tutelage.data import DataSettings
-from tutelage.errors import RecipeError, StorageError
+from tutelage.errors import InvalidValueError, RecipeError, StorageError
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.report import html
 from tutelage.runs.execute import execute
+from tutelage.runs.lock import BusyError
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, finished, load
 from tutelage.runs.setup import RunInputs, check_compatible, check_last_batch
@@ -398,7 +401,7 @@ def test_a_stopped_run_says_so_and_is_resumed(tmp_path, teacher, never_stopped, 
     assert (manifest["status"], manifest["resumed"], manifest["notes"]) == ("finished", 1, [])
     assert manifest["started"] == stopped.manifest["started"]
     assert 86400 < manifest["duration_s"] < 87000
-    with pytest.raises(RecipeError, match="which is finished"):
+    with refused(RecipeError, "name"):
         do(tmp_path / "stopped", **how)
 
 
@@ -427,7 +430,7 @@ def test_without_a_good_checkpoint_a_run_is_not_quietly_restarted(tmp_path):
     for _ in range(2):
         with (
             pytest.warns(UserWarning, match="checksums"),
-            pytest.raises(CheckpointError, match="to start anew, remove the run's folder"),
+            refused(CheckpointError, "checkpoints"),
         ):
             do(tmp_path / "run", epochs=3)
     assert len(Run(tmp_path / "run").epochs) == 2
@@ -486,13 +489,10 @@ def test_a_full_disk_stops_a_run_that_resumes_when_there_is_room(tmp_path, small
         def note(self, text):
             fill()
 
-    with pytest.raises(CheckpointError) as caught:
+    with refused(CheckpointError, got=os.strerror(errno.ENOSPC)) as caught:
         do(small_disk / "stopped", reporter=Fills(), **how)
-    assert re.fullmatch(
-        r"checkpoint 00-0000000\d\d: expected room to write it, got No space left on device; the last good checkpoint "
-        r"is 00-00000000\d: free some space and type the same command again to resume",
-        str(caught.value),
-    )
+    assert re.fullmatch(r"checkpoint 00-\d{9}", caught.value.what)
+    assert re.search(r"\b00-\d{9}\b", caught.value.instead)
     ballast.unlink()
     run = do(small_disk / "stopped", **how)
     assert weights(run) == weights(never_stopped)
@@ -505,7 +505,7 @@ def test_a_full_disk_stops_a_run_that_resumes_when_there_is_room(tmp_path, small
 def test_a_finished_run_is_not_done_again(tmp_path):
     do(tmp_path / "run", epochs=1)
     before = digest(tmp_path)
-    with pytest.raises(RecipeError, match=r"^name: expected a new run, got .*/run, which is finished; type name=..."):
+    with refused(RecipeError, "name", got=tmp_path / "run", suggests="name=..."):
         do(tmp_path / "run", epochs=1)
     assert digest(tmp_path) == before
 
@@ -514,10 +514,7 @@ def test_an_unfinished_run_is_resumed_by_its_own_recipe_only(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         do(tmp_path / "run", reporter=Stops(KeyboardInterrupt()))
     before = digest(tmp_path)
-    with pytest.raises(
-        RecipeError,
-        match=r"^name: expected the recipe of the unfinished run .*, got another one: epochs was 2, is 5; type name",
-    ):
+    with refused(RecipeError, "name", got=["epochs", 2, 5], suggests="name=..."):
         do(tmp_path / "run", epochs=5)
     assert digest(tmp_path) == before
 
@@ -531,9 +528,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
         [sys.executable, "-S", "-c", HOLD, tmp_path / "run" / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(
-            RecipeError, match=r"^name: expected a folder that no other process writes to, got .*; type name=..."
-        ):
+        with refused(BusyError, "name", got=tmp_path / "run", suggests="name=..."):
             do(tmp_path / "run", epochs=1)
         assert not (tmp_path / "run" / records.MANIFEST).exists()
         holder.send_signal(signal.SIGKILL)
@@ -545,7 +540,7 @@ def test_the_lock_is_held_for_the_whole_run(tmp_path):
 
     class Intrudes(Reporter):
         def note(self, text):
-            with pytest.raises(RecipeError, match="where a run is in progress") as caught:
+            with refused(BusyError, "name", got=tmp_path / "run") as caught:
                 do(tmp_path / "run", epochs=1)
             seen.append(caught)
 
@@ -554,7 +549,7 @@ def test_the_lock_is_held_for_the_whole_run(tmp_path):
 
 
 def test_an_objective_that_matches_a_teacher_needs_one(tmp_path):
-    with pytest.raises(RecipeError, match=r"^teacher: expected one for objective wttm, got none; add teacher="):
+    with refused(RecipeError, "teacher", suggests="teacher=..."):
         do(tmp_path / "run", objective=WTTM)
     assert not (tmp_path / "run" / records.MANIFEST).exists()
 
@@ -590,9 +585,7 @@ def net(classes=3, seed=0):
 def test_supervision_without_labels_is_refused(tmp_path):
     splits = own_splits(labels=torch.full((96,), UNLABELLED))
     how = {"data": splits, "student": net(), "runs": tmp_path, "epochs": 1, "device": "cpu", "weak_teacher": True}
-    with pytest.raises(
-        RecipeError, match=r"^data: expected labels for the supervised objective kd, got none among 96 .*"
-    ):
+    with refused(RecipeError, "data", got=96):
         tutelage.distill(teacher=net(), objective="kd", name="kd", **how)
     run = tutelage.distill(teacher=net(), objective=objectives.kd(supervised=0), name="kd-alone", **how)
     assert run.manifest["data"]["sizes"]["labelled"] == 0
@@ -607,11 +600,9 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, teacher):
     splits = own_splits()
     how = {"data": splits, "student": net(), "runs": tmp_path, "epochs": 1, "device": "cpu", "objective": "kd"}
     run_inputs = own_inputs(splits, models.create(teacher))
-    with pytest.raises(
-        RecipeError, match=r"^teacher mlp:16: expected 3 classes, as the data and the student have, got 10; "
-    ):
+    with refused(RecipeError, "teacher mlp:16", got=10):
         do(tmp_path / "run", teacher=teacher, objective="kd", run_inputs=run_inputs)
-    with pytest.raises(RecipeError, match=r"^teacher object:Sequential: expected logits for the 3 classes .*, got 5; "):
+    with refused(RecipeError, "teacher object:Sequential", got=5):
         tutelage.distill(teacher=net(5), name="own", **how)
 
 
@@ -619,9 +610,7 @@ def test_a_teacher_with_a_fresh_head_is_refused(tmp_path, teacher):
     splits = own_splits()
     fresh = models.create(teacher, classes=3)
     run_inputs = own_inputs(splits, fresh)
-    with pytest.raises(
-        RecipeError, match=r"^teacher mlp:16: expected weights for 3 classes, .* another number; fine-tune it"
-    ):
+    with refused(RecipeError, "teacher mlp:16"):
         do(tmp_path / "run", teacher=teacher, objective="kd", run_inputs=run_inputs)
 
 
@@ -631,12 +620,8 @@ def test_a_teacher_no_better_than_chance_stops_the_run_unless_it_is_wanted(tmp_p
     with torch.no_grad():
         constant[3].weight.zero_()
     how = {"data": splits, "student": net(), "runs": tmp_path, "epochs": 1, "device": "cpu", "objective": "kd"}
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, "teacher", got="33.33%", suggests="weak_teacher=true"):
         tutelage.distill(teacher=constant, name="run", **how)
-    assert str(caught.value) == (
-        "teacher: expected one better than chance (1 in 3), got an accuracy of 33.33%; "
-        "check its weights and the order of its classes, or type weak_teacher=true to train with it"
-    )
     run = tutelage.distill(teacher=constant, name="run", weak_teacher=True, **how)
     assert run.manifest["teacher"]["accuracy"] == pytest.approx(1 / 3)
 
@@ -646,7 +631,7 @@ def test_a_teacher_whose_classes_are_in_another_order_is_detected(tmp_path, teac
     with torch.no_grad():
         network.network.head.weight.copy_(network.network.head.weight.roll(1, 0))
         network.network.head.bias.copy_(network.network.head.bias.roll(1, 0))
-    with pytest.raises(RecipeError, match=r"expected one better than chance .* the order of its classes"):
+    with refused(RecipeError, "teacher", suggests=["classes", "weak_teacher=true"]):
         tutelage.distill(student="mlp:8", teacher=network, data="digits", objective="kd", runs=tmp_path, device="cpu")
 
 
@@ -666,9 +651,7 @@ def test_without_labels_to_test_on_a_teacher_is_believed(tmp_path):
 def test_a_teacher_that_is_not_finite_on_the_test_set_stops_the_run_before_it_begins(tmp_path, teacher):
     network = models.create(teacher)
     network.network.head.register_forward_hook(lambda module, inputs, logits: logits.log() * torch.nan)
-    with pytest.raises(
-        NonFiniteError, match=r"^teacher: expected finite logits in evaluation, .* for 360 of 360 samples"
-    ):
+    with refused(NonFiniteError, "teacher", got="360 of 360"):
         tutelage.distill(
             student="mlp:8", teacher=network, data="digits", objective="kd", runs=tmp_path, device="cpu", name="run"
         )
@@ -721,7 +704,7 @@ def test_a_callers_own_modules_and_data_sets(tmp_path):
     assert manifest["student"]["normalisation"] == "none"
     assert "source: own" in (run.folder / records.RECIPE).read_text()
     assert (run.folder / records.STUDENT).exists()
-    with pytest.raises(ValueError, match="a module of the user's own; build the module"):
+    with refused(InvalidValueError, "model", got="'object:Sequential'", suggests="tutelage.models.load"):
         load(run.folder)
     models.load(loaded, models.read(run.folder / records.STUDENT))
     assert models.fingerprint(loaded) == models.fingerprint(student)
@@ -783,15 +766,13 @@ def test_classes_of_a_callers_own_data(tmp_path, names):
         assert run.evaluation["class_names"] == list(names)
     else:
         assert tutelage.train(model=net(3), name="counted", **how).evaluation["class_names"] == ["0", "1", "2"]
-        with pytest.raises(RecipeError, match=r"^data: expected data sets that name their classes, got none; give"):
+        with refused(RecipeError, "data"):
             tutelage.train(model="mlp:8", name="unknown", **how)
 
 
 @pytest.mark.parametrize("source", [3, ("only one",), object()])
 def test_data_of_another_kind_are_refused(tmp_path, source):
-    with pytest.raises(
-        RecipeError, match=r"^data: expected a source's name, settings, or \(training set, test set\), got"
-    ):
+    with refused(RecipeError, "data"):
         tutelage.train(model=net(), data=source, runs=tmp_path)
 
 
@@ -804,7 +785,7 @@ def test_a_run_by_names_alone_is_repeatable(tmp_path):
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(RecipeError, match="epochz"):
+    with refused(RecipeError, "distill: epochz", got="'epochz'", suggests="epochs"):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path / "runs", epochz=1)
     assert not (tmp_path / "runs").exists()
 
@@ -848,16 +829,16 @@ def test_a_run_is_not_resumed_on_other_data_or_with_another_teacher(tmp_path):
     run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
     manifest = run.manifest
     manifest["status"] = "failed"
-    manifest["data"]["fingerprint"] = "0" * 16
+    fingerprint, manifest["data"]["fingerprint"] = manifest["data"]["fingerprint"], "0" * 16
     records.write_json(run.folder / records.MANIFEST, manifest)
-    with pytest.raises(RecipeError, match=r"data: expected the fingerprint 0{16} that the run had, got [0-9a-f]{16}"):
+    with refused(RecipeError, "data", got=fingerprint):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
 
 
 def test_how_a_run_is_executed_may_change_on_resume_but_not_what_it_computes(tmp_path):
     run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a")
     records.write_json(run.folder / records.MANIFEST, {**run.manifest, "status": "failed"})
-    with pytest.raises(RecipeError, match="got another one: epochs was 2, is 3; type"):
+    with refused(RecipeError, "name", got=["epochs", 2, 3]):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=3, device="cpu", name="a")
     free = {"nonfinite": "skip", "log_steps": 7, "checkpoint_seconds": 9.0, "weak_teacher": True}
     again = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=2, device="cpu", name="a", **free)
@@ -868,15 +849,11 @@ def test_how_a_run_is_executed_may_change_on_resume_but_not_what_it_computes(tmp
 @pytest.mark.parametrize("classes", [9, 12])
 def test_a_student_with_other_classes_is_refused_before_the_first_step(tmp_path, classes):
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-    with pytest.raises(
-        RecipeError, match=rf"student .*: expected logits for the 10 classes of the data, got {classes}"
-    ):
+    with refused(RecipeError, "student object:Sequential", got=classes):
         tutelage.train(model=student, data={"source": "digits"}, runs=tmp_path, epochs=1, device="cpu", name="a")
 
 
 def test_a_disk_that_is_full_when_records_are_written_is_one_line(tmp_path, monkeypatch):
-    import errno
-
     plain = Path.open
 
     def full(path, mode="r", *arguments, **keywords):
@@ -927,7 +904,7 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused():
         check_compatible(RunInputs(splits=splits, student=student, teacher=teacher, objectives=(objectives.kd(),)))
 
     digits = [str(i) for i in range(10)]
-    with pytest.raises(RecipeError, match=r"got '4' where they have '3' \(class 3\)"):
+    with refused(RecipeError, "teacher mlp:8", got=["'4'", "'3'"]):
         taught_by(*digits[:3], "4", "3", *digits[5:])
     taught_by(*digits)
     taught_by()
@@ -945,11 +922,11 @@ def test_a_run_and_a_comparison_do_not_share_a_folder(tmp_path):
     )
     compare(comparison, tmp_path / "c")
     before = (tmp_path / "c/recipe.yaml").read_bytes()
-    with pytest.raises(RecipeError, match="holds a comparison"):
+    with refused(RecipeError, "name"):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="c")
     assert (tmp_path / "c/recipe.yaml").read_bytes() == before
     tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="r")
-    with pytest.raises(RecipeError, match="holds a run"):
+    with refused(RecipeError, "name"):
         compare(comparison, tmp_path / "r")
 
 
@@ -993,7 +970,7 @@ def test_a_run_of_a_version_that_knew_fewer_keys_is_resumed(tmp_path):
     older = yaml.safe_load(path.read_text())
     del older["outputs"], older["data"]["mixup"]
     path.write_text(yaml.safe_dump(older))
-    with pytest.raises(RecipeError, match=r"got another one: clip was none, is 1.0; type"):
+    with refused(RecipeError, "name", got=["clip", "none", 1.0]):
         tutelage.train(**how, clip=1.0)
     assert tutelage.train(**how).manifest["status"] == "finished"
 
@@ -1019,34 +996,33 @@ def test_what_auto_resolved_to_is_recorded_and_is_the_same_after_a_resume(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("samples", "batch_size", "world", "got"),
+    ("samples", "batch_size", "world", "suggests"),
     [
-        (1437, 4, 1, "got 1 in the smallest of 1437 samples by 4; type batch_size=3"),
-        (1, 8, 1, "got 1 in the smallest of 1 samples by 8; use more samples"),
-        (65, 16, 1, "got 1 in the smallest of 65 samples by 16; type batch_size=15"),
-        (67, 16, 2, "got 1 in the smallest of 67 samples by 16 on 2 processes; type batch_size=15"),
-        (64, 2, 2, "got 1 in the smallest of 64 samples by 2 on 2 processes; type batch_size=4"),
+        (1437, 4, 1, "batch_size=3"),
+        (1, 8, 1, "samples"),
+        (65, 16, 1, "batch_size=15"),
+        (67, 16, 2, "batch_size=15"),
+        (64, 2, 2, "batch_size=4"),
         (65, 16, 2, None),  # the last sample is left out
         (66, 16, 1, None),
         (64, 16, 1, None),
     ],
 )
-def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, batch_size, world, got):
+def test_a_last_batch_that_is_too_small_for_an_objective_is_refused(samples, batch_size, world, suggests):
     fits = [replace(recipe_of("x").fits()[0], batch_size=batch_size)]
     objective = objectives.kd() + objectives.rkd()
     check_last_batch(samples, [objectives.kd()], fits, world=world)
-    if got is None:
+    if suggests is None:
         check_last_batch(samples, [objective], fits, world=world)
         return
-    message = rf"^batch_size: expected 2 samples or more in every batch for objective kd\+rkd, {re.escape(got)}$"
-    with pytest.raises(RecipeError, match=message):
+    with refused(RecipeError, "batch_size", got=[1, samples, batch_size], suggests=suggests):
         check_last_batch(samples, [objective], fits, world=world)
 
 
 @pytest.mark.parametrize("objective", ["rkd", "correlation", "itrd", "srd"])
 def test_it_is_refused_before_the_first_step(tmp_path, teacher, objective):
     wanted = [{"cross_entropy": {}}, {objective: {}}]
-    with pytest.raises(RecipeError, match="batch_size: expected 2 samples or more in every batch"):
+    with refused(RecipeError, "batch_size"):
         do(tmp_path / "run", teacher=teacher, objective=wanted, batch_size=4, epochs=1)
     assert not (tmp_path / "run" / records.MANIFEST).exists()
 

@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 from tests._helpers import KILLED_RUN
+from tests._helpers.refusals import refused
 
 from tutelage import config, models, records
 from tutelage.config.schema import Recipe
+from tutelage.errors import InvalidValueError
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import record_teacher, resume
 from tutelage.runs.execute import execute
@@ -308,7 +310,7 @@ def test_who_may_be_in_one_group(teacher):
 
 def test_others_are_refused(teacher, tmp_path):
     mixed = [*planned(tmp_path, teacher, ["crd"]), *planned(tmp_path, teacher, ["labels"], data_seed=6)]
-    with pytest.raises(ValueError, match="recipes: expected some that can share batches"):
+    with refused(InvalidValueError, "recipes"):
         together(mixed)
     assert not list(tmp_path.iterdir())
 

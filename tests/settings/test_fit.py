@@ -1,7 +1,9 @@
 """How many steps a fit has."""
 
 import pytest
+from tests._helpers.refusals import refused
 
+from tutelage.errors import InvalidValueError
 from tutelage.settings.fit import smallest_share, steps_per_epoch
 
 
@@ -24,5 +26,5 @@ def test_a_last_batch_of_fewer_samples_than_processes_is_no_step(samples, batch_
 
 @pytest.mark.parametrize(("samples", "batch_size", "most"), [(100, 2, 2), (2, 100, 2), (0, 8, 0)])
 def test_each_process_needs_a_sample(samples, batch_size, most):
-    with pytest.raises(ValueError, match=f"each of 3 processes, got {samples} .* at most {most} processes"):
+    with refused(InvalidValueError, "batch_size", got=samples, suggests=most):
         steps_per_epoch(samples, batch_size, world=3)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests._helpers.refusals import refused
 
 from tutelage import config, records
 from tutelage.errors import RecipeError
@@ -114,19 +115,19 @@ def test_a_budget_is_a_time_with_a_unit(typed, seconds):
 
 
 @pytest.mark.parametrize(
-    ("typed", "message"),
+    ("typed", "got", "suggests"),
     [
-        ("25", "got 25; for example --budget 25m for minutes, or --budget 25s for seconds"),
-        ("0m", "a time above 0, got 0m"),
-        ("soon", "a time such as 90s, 25m, 2h or 1h30m, got 'soon'"),
-        ("", "got ''"),
-        ("-5m", "got '-5m'"),
-        ("30m1h", "got '30m1h'"),
-        ("5d", "got '5d'"),
+        ("25", "25", ["--budget 25m", "--budget 25s"]),
+        ("0m", "0m", "--budget 25m"),
+        ("soon", "'soon'", "--budget 25m"),
+        ("", "''", "--budget 25m"),
+        ("-5m", "'-5m'", "--budget 25m"),
+        ("30m1h", "'30m1h'", "--budget 25m"),
+        ("5d", "'5d'", "--budget 25m"),
     ],
 )
-def test_what_is_no_budget_is_answered_with_what_to_type(typed, message):
-    with pytest.raises(RecipeError, match=f"^--budget: expected .*({message})"):
+def test_what_is_no_budget_is_answered_with_what_to_type(typed, got, suggests):
+    with refused(RecipeError, "--budget", got=got, suggests=suggests):
         time_limit.read(typed)
 
 

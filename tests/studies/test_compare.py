@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
 from tutelage import api, config, records
 from tutelage.config.schema import Comparison, Recipe
@@ -112,13 +113,13 @@ def test_the_size_of_a_group_may_change_and_what_seeds_share_may_not(tmp_path):
     do(tmp_path, seeds=1, together=1)
     do(tmp_path, seeds=2, together=3)
     assert len(weights(tmp_path)) == 6
-    with pytest.raises(RecipeError, match="got another one: share_data_seed was false, is true; type name"):
+    with refused(RecipeError, "name", got=["share_data_seed", "false", "true"], suggests="name=..."):
         do(tmp_path, seeds=2, share_data_seed=True)
 
 
 def test_a_comparison_that_lacks_its_teacher_is_refused_before_anything_is_written(tmp_path):
     """A recipe in the folder would refuse the comparison with the teacher that the message asks for."""
-    with pytest.raises(RecipeError, match=r"^teacher: expected one for objective kd, got none; add teacher="):
+    with refused(RecipeError, "teacher", suggests="teacher=..."):
         do(tmp_path / "few", teacher=None)
     assert not (tmp_path / "few").exists()
 
@@ -135,11 +136,9 @@ def test_where_teacher_and_data_are_may_change_but_not_what_they_are(tmp_path):
     do(tmp_path / "few", teacher=str(tmp_path / "there/t"), data={"workers": 1}, **how)
     assert weights(tmp_path / "few").items() > before.items()
     resolved = (tmp_path / "few" / records.RECIPE).read_bytes()
-    with pytest.raises(
-        RecipeError, match=r"got another one: kd-seed0: the teacher's fingerprint was \w+, is \w+, ce-seed0: "
-    ):
+    with refused(RecipeError, "name", got=["kd-seed0", "ce-seed0", "teacher's fingerprint"]):
         do(tmp_path / "few", teacher=str(tmp_path / "other/t"), **how)
-    with pytest.raises(RecipeError, match=r"got another one: objectives.kd.0.kd.temperature was 4.0, is 2; type name"):
+    with refused(RecipeError, "name", got=["objectives.kd.0.kd.temperature", 4.0, 2], suggests="name=..."):
         do(
             tmp_path / "few",
             teacher=str(tmp_path / "here/t"),
@@ -148,7 +147,7 @@ def test_where_teacher_and_data_are_may_change_but_not_what_they_are(tmp_path):
     record = manifest(tmp_path / "few/ce-seed0")
     record["data"]["fingerprint"] = "f" * 16
     records.write_json(tmp_path / "few/ce-seed0" / records.MANIFEST, record)
-    with pytest.raises(RecipeError, match=r"got another one: ce-seed0: the data's fingerprint was f{16}, is \w+; type"):
+    with refused(RecipeError, "name", got=["ce-seed0", "data's fingerprint", "f" * 16]):
         do(tmp_path / "few", teacher=str(tmp_path / "here/t"), **how)
     assert (tmp_path / "few" / records.RECIPE).read_bytes() == resolved
 

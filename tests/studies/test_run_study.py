@@ -18,8 +18,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 from tests._helpers import ROOT
+from tests._helpers.refusals import refused
 
 from tutelage import records
+from tutelage.errors import RecipeError
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions
 from tutelage.studies import plan, run_study, schema, study_file, workers
@@ -495,5 +497,5 @@ def test_a_study_of_functions_needs_no_runs(invoke, tmp_path):
     assert "0 of 0 runs to do" in out
     folder = tmp_path / "runs/figures/figure4"
     assert {"mappings.svg", "mappings.png", "figures.md", "report.html"} <= {path.name for path in folder.iterdir()}
-    with pytest.raises(ValueError, match="pairs: expected"):
+    with refused(RecipeError, ["study: pairs", "study: methods"]):
         schema.parse({"name": "x", "figures": ["entropy"]})

@@ -9,8 +9,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 from tests._helpers import synthetic
+from tests._helpers.refusals import refused
 
 from tutelage import records
+from tutelage.errors import NotFoundError
 from tutelage.studies import study_table as study
 from tutelage.studies.report import write_report
 from tutelage.studies.study_table import read_table, z_score
@@ -196,7 +198,7 @@ def test_a_study_without_runs_has_a_page(tmp_path):
 
 
 def test_a_folder_that_is_no_study_s_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected a study's folder, with study\.json in it"):
+    with refused(NotFoundError, "folder", got=tmp_path, suggests="tutelage study"):
         read_table(tmp_path)
 
 

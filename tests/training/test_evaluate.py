@@ -7,6 +7,7 @@ from scipy.special import log_softmax
 from scipy.stats import binom, entropy
 from sklearn.metrics import accuracy_score, log_loss, recall_score
 from tests._helpers.fit_cases import Moving, Rows, samples, seeded, state
+from tests._helpers.refusals import refused
 from torch import nn
 
 from tutelage import records
@@ -210,7 +211,7 @@ def test_logits_that_are_not_finite_stop_an_evaluation():
     inputs = torch.zeros(40, 3)
     inputs[[4, 17]] = 1.0
     rows = Rows(inputs, torch.zeros(40, dtype=torch.int64), batch_size=8)
-    with pytest.raises(NonFiniteError, match=r"^teacher: expected finite logits .* for 2 of 40 samples: 4, 17; look"):
+    with refused(NonFiniteError, "teacher", got=["2 of 40", "4, 17"]):
         asked(Breaks(), rows, who="teacher")
-    with pytest.raises(NonFiniteError, match=r"for 40 of 40 samples: 0, 1, .*, 15 and 24 more; look"):
+    with refused(NonFiniteError, "network", got=["40 of 40", 15, 24]):
         asked(Breaks(), Rows(torch.ones(40, 3), rows.labels, batch_size=8))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from tests._helpers.fit_cases import Moving, Rows, Says, mlp, same_bits, samples, seeded, settings, state, untimed
+from tests._helpers.refusals import refused
 from torch import nn
 
 from tutelage import objectives
+from tutelage.errors import InvalidValueError
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
@@ -336,7 +338,7 @@ def test_settings_that_do_not_agree_are_refused(name, value):
         FitJob(distiller=CASES[0].distiller(), settings=settings()),
         FitJob(distiller=CASES[1].distiller(), settings=settings(**{name: value})),
     ]
-    with pytest.raises(ValueError, match=f"{name}: expected one value for all that are fitted together"):
+    with refused(InvalidValueError, name, got=value):
         lockstep_of(jobs, lambda batch: Outputs(batch.inputs))
 
 

@@ -3,9 +3,11 @@ import math
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 from torch import nn
 
 from tutelage import models
+from tutelage.errors import InvalidValueError
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, FitSettings, MultiStep, Step
 from tutelage.training.checkpoints import Checkpoint
 from tutelage.training.optim import build, learning_rate, optimizer_state, restore_optimizer
@@ -165,7 +167,7 @@ def test_frozen_parameters_are_left_out():
     module[0].requires_grad_(False)
     count = sum(len(group["params"]) for group in build(SGD(), module, fused=False).param_groups)
     assert count == 4
-    with pytest.raises(ValueError, match=r"student: expected trainable parameters, got none; unfreeze"):
+    with refused(InvalidValueError, "student", suggests="requires_grad_(True)"):
         build(SGD(), module.requires_grad_(False), fused=False)
 
 
@@ -217,23 +219,21 @@ def test_a_fused_first_step_that_is_skipped_leaves_a_momentum_of_zero():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "suggests"),
     [
-        ({"epochs": 0}, "epochs: expected a whole number >= 1, got 0; for example epochs=1"),
-        ({"accumulate": 0}, "accumulate: expected a whole number >= 1, got 0; for example accumulate=1"),
-        ({"log_steps": 0}, "log_steps: expected a whole number >= 1, got 0; for example log_steps=1"),
-        ({"clip": 0.0}, "clip: expected a gradient norm > 0, got 0.0; for no clipping type clip=null"),
-        ({"clip": math.nan}, "clip: expected a gradient norm > 0, got nan; for no clipping type clip=null"),
+        ({"epochs": 0}, "epochs=1"),
+        ({"accumulate": 0}, "accumulate=1"),
+        ({"log_steps": 0}, "log_steps=1"),
+        ({"clip": 0.0}, "clip=null"),
+        ({"clip": math.nan}, "clip=null"),
     ],
 )
-def test_settings_out_of_range_are_refused(changes, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole message is compared
+def test_settings_out_of_range_are_refused(changes, suggests):
+    ((what, got),) = changes.items()
+    with refused(InvalidValueError, what, got=got, suggests=suggests):
         FitSettings(**changes)
-    assert str(caught.value) == message
 
 
 def test_a_learning_rate_of_zero_is_refused():
-    with pytest.raises(
-        ValueError, match=r"^optimizer\.lr: expected a number > 0, got 0\.0; for example optimizer\.lr=0\.05$"
-    ):
+    with refused(InvalidValueError, "optimizer.lr", got=0.0, suggests="optimizer.lr=0.05"):
         SGD(lr=0.0)

@@ -6,10 +6,12 @@ import socket
 import pytest
 import torch
 from tests._helpers.fit_cases import Rows, mlp, same_bits, samples, settings, state, untimed
+from tests._helpers.refusals import refused
 from torch import multiprocessing, nn
 
 import tutelage
 from tutelage import objectives
+from tutelage.errors import InvalidValueError
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Objective, WeightedTerm
 from tutelage.objectives.methods.contrastive import CRD
@@ -93,7 +95,7 @@ def test_a_first_step_that_is_not_applied_does_not_fix_the_constants():
 def test_it_is_not_accumulated():
     inputs, labels = samples(20)
     distiller, teacher = distiller_of(labels)
-    with pytest.raises(ValueError, match="accumulate: expected 1 for an objective that couples"):
+    with refused(InvalidValueError, "accumulate", got=2):
         fitted(distiller, teacher, Rows(inputs, labels, batch_size=10), accumulate=2)
 
 

@@ -6,9 +6,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
 from tutelage.data import DataSettings, open_data
-from tutelage.errors import StorageError
+from tutelage.errors import InvalidValueError, NotFoundError, StorageError
 
 
 def write(path, magic, array):
@@ -41,7 +42,7 @@ def test_a_data_set_that_is_there(root):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"got torchvision:CIFAR_100; type torchvision:CIFAR100, or another of"):
+    with refused(InvalidValueError, "data.source", got="torchvision:CIFAR_100", suggests="torchvision:CIFAR100"):
         open_data(DataSettings(source="torchvision:CIFAR_100"))
 
 
@@ -60,6 +61,6 @@ def test_a_download_that_the_disk_refuses(tmp_path, monkeypatch, code):
 
 def test_what_cannot_be_downloaded_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(FileNotFoundError, match=r"expected torchvision:CIFAR100 in data.root=") as caught:
+    with refused(NotFoundError, "data.source", suggests="data.root=<folder>") as caught:
         open_data(DataSettings(source="torchvision:CIFAR100", root=str(tmp_path / "file")))
     assert "\n" not in str(caught.value)

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 from torch import nn
 
 import tutelage
 from tutelage import losses, objectives
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import BindContext, CosineWarmUp, WarmUp, from_recipe
 from tutelage.types import Batch, Outputs, Progress
@@ -182,30 +184,30 @@ def test_a_mean_over_the_training_set_is_that_of_the_standardised_teacher():
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "refusal"),
     [
         (
             lambda: objectives.kd(logits="standardized"),
-            "logits: expected one of raw, standardised, got 'standardized'; d",
+            refused(InvalidValueError, "logits", got="'standardized'", suggests="standardised"),
         ),
-        (lambda: objectives.kd(logits=True), "logits: expected a name, got True"),
+        (lambda: objectives.kd(logits=True), refused(InvalidTypeError, "logits", got="True")),
         (
             lambda: objectives.wttm(logits="standardised"),
-            "beta: expected a number where logits are standardised, got au",
+            refused(InvalidValueError, "beta"),
         ),
-        (lambda: objectives.kd(temperature=-1, logits="standardised"), "temperature: expected a finite number above 0"),
-        (lambda: objectives.dkd(alpha=-1), "alpha: expected a finite number of at least 0"),
+        (lambda: objectives.kd(temperature=-1, logits="standardised"), refused(InvalidValueError, "temperature")),
+        (lambda: objectives.dkd(alpha=-1), refused(InvalidValueError, "alpha")),
         (
             lambda: objectives.mlkd(instance=0, batch=0, classes=0, supervised=0),
-            "objective: expected a term with a weight",
+            refused(InvalidValueError, "objective"),
         ),
-        (lambda: objectives.ctkd(lowest=0), "lowest: expected a finite number above 0, got 0"),
-        (lambda: objectives.ctkd(span=-1), "span: expected a finite number above 0, got -1"),
-        (lambda: objectives.teacher_free_kd(correct=1), r"correct: expected a number in \[0, 1\)"),
+        (lambda: objectives.ctkd(lowest=0), refused(InvalidValueError, "lowest", got=0)),
+        (lambda: objectives.ctkd(span=-1), refused(InvalidValueError, "span", got=-1)),
+        (lambda: objectives.teacher_free_kd(correct=1), refused(InvalidValueError, "correct")),
     ],
 )
-def test_what_does_not_fit_is_refused(call, says):
-    with pytest.raises((ValueError, TypeError), match=says):
+def test_what_does_not_fit_is_refused(call, refusal):
+    with refusal:
         call()
 
 

@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 import yaml
+from tests._helpers.refusals import refused
 from torch import nn
 
 import tutelage
 from tutelage import Distiller, FrozenTeacher, losses, network_context, objectives
+from tutelage.errors import InvalidValueError
 from tutelage.objectives import BindContext
 from tutelage.objectives.methods.pairwise import Correlation
 from tutelage.types import Batch
@@ -122,7 +124,7 @@ def test_nst_sums_over_its_taps():
 
 
 def test_nst_wants_a_tap_for_a_tap():
-    with pytest.raises(ValueError, match="teacher_taps: expected 1, as many as student_taps, got 2"):
+    with refused(InvalidValueError, "teacher_taps", got=2):
         objectives.nst(student_taps="1", teacher_taps=["1", "3"])
 
 
@@ -137,7 +139,7 @@ def test_ickd_maps_the_students_channels():
 
 def test_a_convolution_refuses_embeddings():
     objective = objectives.ickd(student_tap="5", teacher_tap="5")
-    with pytest.raises(ValueError, match=r"expected maps \(batch, channels, height, width\) on both sides"):
+    with refused(InvalidValueError, "projection", got="(8,)"):
         distiller_of(objective, batch())
 
 
@@ -160,10 +162,10 @@ def test_correlation_maps_both_networks_and_both_maps_learn():
 
 
 def test_correlation_refuses_maps_and_dimensions():
-    with pytest.raises(ValueError, match="dimension: expected a whole number >= 1, got 0"):
+    with refused(InvalidValueError, "dimension", got=0):
         objectives.correlation(dimension=0)
     shapes = {"card:embedding": (4, 2, 2)}
-    with pytest.raises(ValueError, match=r"tap card:embedding: expected a feature \(batch, width\) of the student"):
+    with refused(InvalidValueError, "tap card:embedding", got="(4, 2, 2)"):
         Correlation(dimension=3).bind(BindContext(student_shapes=shapes, teacher_shapes=shapes))
 
 
