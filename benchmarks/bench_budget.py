@@ -22,7 +22,7 @@ import torch
 
 from tutelage import records
 from tutelage.runs import manifest
-from tutelage.studies import budget
+from tutelage.studies import time_limit
 
 
 def statuses(runs: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="the JSON file to record in")
     arguments, study = parser.parse_known_args()
     first, second = arguments.work.resolve() / "first", arguments.work.resolve() / "second" / "place"
-    seconds, early = budget.read(arguments.budget), budget.read(arguments.kill_after)
+    seconds, early = time_limit.read(arguments.budget), time_limit.read(arguments.kill_after)
     took, code, before_kill = part(["study", *study, "--budget", arguments.budget], first, early)
     print(f"first part: {took:.1f} s, exit status {code}")
     if code != -signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""The commands as functions, every setting an argument; and recipes from a file, a run's folder or overrides."""
+"""The commands as functions: train, distill, compare, evaluate, predict; every setting is an argument."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
 from torch import nn
 
-from tutelage import config, data, models, objectives, records
-from tutelage.config.schema import TOGETHER, Comparison, Network, Recipe
+from tutelage import data, models, objectives, records
+from tutelage.config.schema import TOGETHER, Comparison, Recipe
 from tutelage.errors import InvalidTypeError, RecipeError
 from tutelage.models import Classifier
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
+from tutelage.runs import recipes
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.resume import fingerprints
-from tutelage.runs.run import Run, RunOptions, finished, load
+from tutelage.runs.run import Run, RunOptions, load
 from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
@@ -228,51 +228,6 @@ def _splits_of(source: Any, settings: DataSettings, *networks: str | nn.Module |
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
 
-def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
-    """Read a run's recipe from a file."""
-    value = config.read(path, overrides)
-    if "objectives" in value:
-        raise RecipeError(
-            path, "the recipe of one run", "one that compares several objectives", f"type tutelage compare {path}"
-        )
-    return parse(Recipe, value, where=str(path))
-
-
-def from_overrides(overrides: Sequence[str]) -> Recipe:
-    """Read a run's recipe from ``key=value`` alone."""
-    return parse(Recipe, {"name": "run", **config.override({}, overrides)})
-
-
-def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
-    """Read the recipe of a run's folder: to resume the run or, if it is finished, to repeat it under a new name.
-
-    Returns:
-        The recipe and, without overrides, the fingerprints that data and teacher must have.
-    """
-    if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
-        missing = f"without {records.RECIPE} and {records.MANIFEST}"
-        raise RecipeError("recipe", "a run's folder", f"{folder} {missing}", "name another")
-    manifest = records.read_json(folder / records.MANIFEST)
-    if not manifest.get("repeatable", False):
-        raise RecipeError(
-            "recipe",
-            "a run that names can repeat",
-            f"{folder}, which was made of Python objects",
-            "run the program that made it",
-        )
-    value = config.read(folder / records.RECIPE)
-    if manifest["status"] == "finished":
-        stem = f"{value['name']}-again"
-        names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
-        value["name"] = next(name for name in names if not finished(runs / name))
-    recipe = parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
-    if overrides:
-        return recipe, None
-    expected = fingerprints(manifest)
-    # A teacher that the run trains itself is trained again.
-    return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
-
-
 @_lists_settings
 def compare(
     *,
@@ -397,22 +352,10 @@ def evaluate(
         "device": device,
         "channels_last": channels_last,
     }
-    value = {**_of_run(label), **{key: each for key, each in given.items() if each is not None}}
-    judgement, _ = judge(parse(Recipe, value, where="evaluate"), network, source=data, best=best, trust_code=trust_code)
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    recipe = recipes.to_evaluate(label, best=best, **settings)
+    judgement, _ = judge(recipe, network, source=data, trust_code=trust_code)
     return judgement
-
-
-def evaluation_recipe(model: str, overrides: Sequence[str]) -> Recipe:
-    """Read the settings to evaluate a model with: its run's, and ``key=value``."""
-    return parse(Recipe, config.override(_of_run(model), overrides), where="evaluate")
-
-
-def _of_run(model: str) -> dict[str, Any]:
-    """Return a recipe to evaluate a model with, as its run's says it where it is of one."""
-    path = Path(model) / records.RECIPE
-    value = config.read(path) if path.exists() else {}
-    shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
-    return {"name": "evaluate", "student": model} | {key: value[key] for key in shared if key in value}
 
 
 def judge(
@@ -420,7 +363,6 @@ def judge(
     model: str | nn.Module,
     *,
     source: Any = None,
-    best: bool = False,
     trust_code: bool | frozenset[str] = False,
 ) -> tuple[records.Judgement, str]:
     """Evaluate a model with a recipe's settings; ``source`` is the data where they are the caller's objects.
@@ -428,10 +370,7 @@ def judge(
     Returns:
         The evaluation, and a title with the model and the data.
     """
-    name = recipe.student.name
-    if best and not (Path(name) / records.BEST).is_file():
-        raise RecipeError("best", f"{records.BEST} in a run's folder", f"{name} without it", "leave best out")
-    weights = recipe.student.weights or (str(Path(name) / records.BEST) if best else None)
+    name, weights = recipe.student.name, recipe.student.weights
     splits = _splits_of(source, recipe.data, model)
     shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
     if isinstance(model, nn.Module):

@@ -97,10 +97,13 @@ class InvalidTypeError(TutelageError, TypeError):
 
 
 def raise_all(errors: Iterable[TutelageError], kind: type[TutelageError] | None = None) -> None:
-    """Raise all errors as one, where there are any: of a kind, or a TypeError where one of them is."""
-    if found := list(errors):
-        mixed = InvalidTypeError if any(isinstance(error, TypeError) for error in found) else InvalidValueError
-        raise (kind or mixed).of(found)
+    """Raise errors, if there are any: a single one as it is, several as one. ``kind`` is that of what is raised."""
+    if not (found := list(errors)):
+        return
+    if kind is None and len(found) == 1:
+        raise found[0]
+    mixed = InvalidTypeError if any(isinstance(error, TypeError) for error in found) else InvalidValueError
+    raise (kind or mixed).of(found)
 
 
 class RecipeError(InvalidValueError):

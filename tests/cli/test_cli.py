@@ -221,6 +221,24 @@ def test_bad_objectives(objective, parts, teacher, here, invoke):
     one_line(err, *parts)
 
 
+@pytest.mark.parametrize(
+    ("typed", "where"),
+    [
+        ("distill one.yaml objective.kd.temperature=-1", "one.yaml: objective.kd.temperature: expected"),
+        ("record one.yaml outputs=runs/o objective.kd.temperature=-1", "one.yaml: objective.kd.temperature: expected"),
+        ("compare both.yaml objectives.k.kd.temperature=-1", "both.yaml: objectives.k.kd.temperature: expected"),
+        ("study table1 methods.kd.kd.temperature=-1", "table1: methods.kd: objective.kd.temperature: expected"),
+    ],
+)
+def test_values_that_the_losses_refuse_are_refused_before_anything_is_written(typed, where, here, invoke):
+    write(here / "one.yaml", teacher="mlp:16", objective="kd")
+    write(here / "both.yaml", teacher="mlp:16", objectives={"k": "kd"})
+    code, _, err = invoke(*typed.split())
+    assert code == 2
+    assert err.startswith(f"tutelage: {where}"), err
+    assert not (here / "runs").exists()
+
+
 def test_all_faults_at_once(here, invoke):
     code, _, err = invoke(
         "train", write(here / "f.yaml"), "epoch=3", "data.labeled=2", "optimizer.lrr=1", "batch_size=0"

@@ -6,7 +6,20 @@ import torch
 from torch import nn
 
 from tutelage import records
-from tutelage.models import Card, Classifier, adopt, available, create, fingerprint, load, parameters, read, save
+from tutelage.models import (
+    Card,
+    Classifier,
+    adopt,
+    available,
+    create,
+    fingerprint,
+    load,
+    names,
+    parameters,
+    read,
+    registry,
+    save,
+)
 
 CODE = """
 from dataclasses import dataclass
@@ -109,6 +122,9 @@ class TestNames:
             assert f"{parameters(create(name)):,} parameters" in listed[name]
         assert all(summary for summary in listed.values())
         assert {"mlp", "timm", "torchvision", "file"} <= {name.partition(":")[0] for name in listed}
+
+    def test_the_committed_list_is_that_of_the_sources(self):
+        assert names.LISTED.read_text(encoding="utf-8") == registry.listing_json(), "type make generated"
 
     def test_names_are_unique(self):
         names = [name for name, _ in available()]

@@ -7,10 +7,10 @@ import torch
 import yaml
 from tests._helpers.recorder import Recorder
 
-from tutelage import api, config, records
+from tutelage import config, records
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import RecipeError
-from tutelage.runs import autotune
+from tutelage.runs import autotune, recipes
 from tutelage.runs.dry_run import dry_run
 from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group
@@ -182,7 +182,7 @@ def test_a_resumed_run_keeps_its_precision_whatever_would_be_chosen_now(tmp_path
     assert run.manifest["status"] == "finished"
     assert run.manifest["precision"]["value"] == "fp32"
     # A finished run is repeated in its precision.
-    again, _ = api.again(run.folder, [], tmp_path)
+    again, _ = recipes.again(run.folder, [], tmp_path)
     assert again.precision == "fp32"
 
 

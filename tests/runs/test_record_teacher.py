@@ -338,10 +338,9 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests._helpers import killed_run
-from tutelage import api
 from tutelage.objectives import from_recipe
-from tutelage.runs import record_teacher
-recipe = api.from_file(Path(sys.argv[2]), [])
+from tutelage.runs import record_teacher, recipes
+recipe = recipes.from_file(Path(sys.argv[2]), [])
 killed_run.arm({"what": "write", "where": "epoch-0001", "count": 1})
 record_teacher.record(recipe.model_copy(update=json.loads(sys.argv[3])))
 """

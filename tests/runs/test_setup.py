@@ -6,11 +6,11 @@ import torch
 from tutelage import config, objectives
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import RecipeError
+from tutelage.runs.preflight import require_teacher
 from tutelage.runs.setup import (
     build_objectives,
     check_teacher,
     needs_teacher,
-    require_teacher,
     steps_of,
     torch_settings,
 )

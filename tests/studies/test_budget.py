@@ -20,8 +20,8 @@ from tutelage.runs import autotune
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
-from tutelage.studies import budget, plan, run_study, schema
-from tutelage.studies.budget import Budget
+from tutelage.studies import budget, plan, run_study, schema, time_limit
+from tutelage.studies.time_limit import Budget
 from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 QUICK = {"data": "digits", "epochs": 2, "batch_size": 64, "optimizer": {"lr": 0.1}, "device": "cpu", "threads": 1}
@@ -110,7 +110,7 @@ def by_width(monkeypatch):
     ("typed", "seconds"), [("90s", 90), ("25m", 1500), ("2h", 7200), ("1h30m", 5400), ("0.5m", 30), (" 1m5s ", 65)]
 )
 def test_a_budget_is_a_time_with_a_unit(typed, seconds):
-    assert budget.read(typed) == seconds
+    assert time_limit.read(typed) == seconds
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_budget_is_a_time_with_a_unit(typed, seconds):
 )
 def test_what_is_no_budget_is_answered_with_what_to_type(typed, message):
     with pytest.raises(RecipeError, match=f"^--budget: expected .*({message})"):
-        budget.read(typed)
+        time_limit.read(typed)
 
 
 def test_the_pair_that_takes_least_comes_first_and_each_row_is_whole_before_the_next(tmp_path, by_width):

@@ -8,7 +8,7 @@ import pytest
 from tests._helpers import ROOT
 
 from tutelage import objectives
-from tutelage.studies import overview
+from tutelage.studies import objective_rows, overview
 
 ROWS = {row.name: row for row in overview.rows()}
 
@@ -39,6 +39,11 @@ def test_costs_are_those_recorded():
     assert (ROWS["kd"].time, ROWS["kd"].memory) == ("1.00", "1.00")
     assert recorded["n"] >= 3
     assert recorded["commit"]
+
+
+def test_the_committed_rows_are_those_of_the_presets():
+    assert overview.ROWS.read_text(encoding="utf-8") == overview.rows_json(), "type make generated"
+    assert objective_rows.read() == list(ROWS.values())
 
 
 def test_the_page_is_the_table():

@@ -9,6 +9,7 @@ import yaml
 from tests._helpers import ROOT
 
 from tutelage.errors import RecipeError
+from tutelage.objectives import from_spec
 from tutelage.studies import schema, study_file
 from tutelage.studies.schema import Method, Pair, Study, parse
 from tutelage.studies.study_file import read
@@ -23,7 +24,7 @@ SMALL = {
 
 def faults(**changes):
     with pytest.raises(RecipeError) as error:
-        parse({**SMALL, **changes})
+        parse({**SMALL, **changes}, check=from_spec)
     return str(error.value).splitlines()
 
 
@@ -31,7 +32,7 @@ def test_short_forms_are_written_out():
     study = parse({**SMALL, "methods": ["kd", {"wttm": {"gamma": 0.5, "beta": 1}}]})
     assert list(study.methods) == ["kd", "wttm"]
     assert study.methods["kd"] == parse({**SMALL, "methods": {"kd": None}}).methods["kd"]
-    assert study.methods["wttm"].objective_for("wide/narrow").name == "wttm"
+    assert study.methods["wttm"].spec_for("wide/narrow").name == "wttm"
     assert study.pairs["wide/narrow"].student.name == "mlp:8"
     assert (study.seeds, study.teacher_seed, study.pool) == (1, 100, None)
 
@@ -211,7 +212,7 @@ def test_overrides_reach_the_protocol_and_the_study(tmp_path):
     assert (plain.seeds, plain.recipe.data.validation, plain.recipe.epochs) == (1, 0.0, 1)
     assert (changed.seeds, changed.recipe.data.validation, changed.recipe.epochs) == (3, 0.1, 4)
     assert changed.recipe.data.source == "digits"
-    assert changed.methods["kd"].objective_for("wide/narrow") != plain.methods["kd"].objective_for("wide/narrow")
+    assert changed.methods["kd"].spec_for("wide/narrow") != plain.methods["kd"].spec_for("wide/narrow")
     with pytest.raises(RecipeError, match=r"protocol\.epocs: expected a known key, got 'epocs'; did you mean epochs\?"):
         read(str(path), ["epocs=3"])
 

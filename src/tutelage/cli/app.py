@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import os
+import signal
 import sys
 import warnings
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tutelage import errors
 from tutelage.cli import inspect, study, train
-from tutelage.cli.common import OTHER, USER, fail
+from tutelage.cli.common import OTHER, fail
+from tutelage.errors import TutelageError
+from tutelage.version import __version__
 
 app = typer.Typer(
     name="tutelage",
     help="Knowledge distillation for PyTorch, built on transformed teacher matching (TTM, WTTM; arXiv:2402.11148).",
     epilog="Example: tutelage compare recipes/digits.yaml",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM, as shells have them: 128 and the signal's number."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a command as Ctrl-C does."""
+
+
+def stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that says, when it is stopped, what is saved and what to type. Typer would say "Aborted"."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            _stop(error)
+
+    return run
+
+
 for name, command, example in (
     ("train", train.train, "recipes/digits-teacher.yaml epochs=30"),
     ("distill", train.distill, "recipes/digits-wttm.yaml objective.wttm.gamma=0.3"),
@@ -33,15 +62,21 @@ for name, command, example in (
     ("list", inspect.list_, "objectives"),
     ("doctor", inspect.doctor, "--bench"),
 ):
-    app.command(name, epilog=f"Example: tutelage {name} {example}")(command)
+    app.command(name, epilog=f"Example: tutelage {name} {example}")(stoppable(command))
 
-USER_ERRORS = ValueError, TypeError, FileNotFoundError, NotADirectoryError, ConnectionError, ImportError
-"""Errors of a wrong value, file or extra in the user's input; all others are not the user's fault."""
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tutelage {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def main_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for every error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options of every command."""
     if debug:
@@ -49,18 +84,67 @@ def main_options(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 the user's input is wrong, 1 anything else."""
+    """Run the command line. Exit codes: 0 done, 2 the user's input is wrong, 130 and 143 stopped, 1 anything else."""
     warnings.showwarning = _warn
+    if "--debug" in sys.argv[2:]:  # an option of every command, wherever it is typed
+        sys.argv.remove("--debug")
+        sys.argv.insert(1, "--debug")
     if isinstance(sys.stdout, io.TextIOWrapper):  # A letter that its encoding lacks, as on Windows, is printed as "?".
         sys.stdout.reconfigure(errors="replace")
     try:
-        app()
-    except KeyboardInterrupt:
-        fail("stopped; type the same command again to resume", OTHER)
+        with _sigterm_raises():
+            app()
+    except KeyboardInterrupt as error:
+        _stop(error)
     except Exception as error:
         if os.environ.get("TUTELAGE_DEBUG"):
             raise
-        fail(str(error) or type(error).__name__, USER if isinstance(error, USER_ERRORS) else OTHER)
+        fail(*_explained(error))
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, so that a run records how it ended."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Whoever started several processes ends them by it at once; one that waits for another could not raise.
+        yield
+        return
+    process, before = os.getpid(), signal.getsignal(signal.SIGTERM)
+
+    def terminate(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:  # a fork of this process ends as if there were no handler
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(error: KeyboardInterrupt) -> NoReturn:
+    """End the command with what is saved, as the notes of the interruption say, and what to type."""
+    notes = getattr(error, "__notes__", [])
+    saved = "; ".join(notes) or "nothing was saved yet"
+    again = f"run the same command again{' to resume' if notes else ''}"
+    fail(f"stopped: {saved}; {again}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code."""
+    error = errors.explained(error)
+    text = str(error)
+    if isinstance(error, TutelageError):
+        return text, error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        what, reason = error.filename or "system", error.strerror or type(error).__name__
+        instead = "free space or change the permissions, then run the same command again"
+        return errors.message(what, "a file that can be read and written", reason, instead), OTHER
+    what = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")
+    see = "please report it; run the command again with --debug to see where"
+    return f"{what}: this is a bug in tutelage: {see}", OTHER
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -6,11 +6,13 @@ import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from tutelage.cli import completion
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
@@ -20,7 +22,12 @@ RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat or resume it.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as epochs=10 data.validation=0.1.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Overrides, such as epochs=10 data.validation=0.1.",
+        autocompletion=completion.overrides,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
@@ -60,6 +67,25 @@ def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
     reporter = TerminalReporter()
     with reporter.progress:
         yield RunOptions(reporter=reporter, trust_code=trust, command=command())
+
+
+@contextlib.contextmanager
+def noting(folder: Path, what: str, saved: Callable[[], int]) -> Iterator[None]:
+    """Where a command is stopped, note how many of what it makes are saved in a folder."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        count = saved()
+        error.add_note(f"{folder}: {count} {what}{'' if count == 1 else 's'}")
+        raise
+
+
+def noting_runs(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Where a command of several runs is stopped, note how many of those in a folder are finished."""
+    from tutelage import records
+    from tutelage.runs.run import finished
+
+    return noting(folder, "finished run", lambda: sum(finished(path.parent) for path in folder.rglob(records.MANIFEST)))
 
 
 def print_dry_run(recipe: Recipe, trust: bool | frozenset[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tutelage.cli import common
+from tutelage.errors import NotFoundError
 
 
 def evaluate(
@@ -17,13 +18,16 @@ def evaluate(
     trust_code: common.TrustCode = False,
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
-    from tutelage import api
     from tutelage.report.table import percent
+    from tutelage.runs import preflight, recipes
 
     typed = overrides or []
-    recipe = api.evaluation_recipe(model, typed)
     trust = common.trusted(trust_code, [model, *typed])
-    evaluation, title = api.judge(recipe, recipe.student.name, best=best, trust_code=trust)
+    recipe = recipes.to_evaluate(model, typed, best=best)
+    preflight.check_names(recipe, trust_code=trust)
+    from tutelage import api
+
+    evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)
     typer.echo(title)
     typer.echo(f"  accuracy  {percent(evaluation['accuracy'])} %")
     typer.echo(f"  loss      {evaluation['loss']:.4f} nats")
@@ -35,10 +39,12 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
 ) -> None:
     """Write the report of a run, a comparison or a study again, and print its table."""
+    if not folder.is_dir():
+        raise NotFoundError(
+            "report", "a run's folder", f"{folder}, which is not there", "type tutelage report runs/NAME"
+        )
     from tutelage.studies.report import write_report
 
-    if not folder.is_dir():
-        common.fail(f"report: expected a run's folder, got {folder}, which is none; type tutelage report runs/NAME")
     write_report(folder)
     common.print_report(folder)
 
@@ -46,10 +52,10 @@ def report(
 def list_(what: Annotated[Literal["models", "data", "objectives"], typer.Argument(help="What to list.")]) -> None:
     """List models, data sources, or objectives with their parameters and papers."""
     if what == "objectives":
-        from tutelage.studies import overview
+        from tutelage.studies import objective_rows
 
-        for row in overview.rows():
-            typer.echo(overview.signature(row.name))
+        for row in objective_rows.read():
+            typer.echo(row.signature)
             typer.echo(f"    {row.formula}")
             typer.echo(f"    {row.paper}" + (f"; tables {row.tables} of arXiv:2402.11148" if row.tables else ""))
             cost = f"; a step takes {row.time} times KD's time and keeps {row.memory} times its memory"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tutelage.cli import common
+from tutelage.cli import common, completion
+from tutelage.errors import InvalidValueError, TutelageError, raise_all
 
 if TYPE_CHECKING:
     from tutelage.studies.plan import StudyRequest
@@ -17,11 +18,20 @@ if TYPE_CHECKING:
 
 def study(
     name: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="A study of the package, or a YAML file; none to list them.")
+        str | None,
+        typer.Argument(
+            metavar="[STUDY]",
+            help="A study of the package, or a YAML file; none to list them.",
+            autocompletion=completion.studies,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the protocol, such as data.source=hf:path."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Overrides of the protocol, such as data.source=hf:path.",
+            autocompletion=completion.overrides,
+        ),
     ] = None,
     pairs: Annotated[str, typer.Option(help="Only these pairs, separated by commas.")] = "",
     methods: Annotated[str, typer.Option(help="Only these methods, separated by commas.")] = "",
@@ -50,24 +60,32 @@ def study(
 ) -> None:
     """Do a grid of runs, pairs by methods by seeds, and compare it with published values."""
     began = time.monotonic()
-    from tutelage import records
-    from tutelage.studies import budget as budgets
-    from tutelage.studies import plan, run_study, study_file, workers
+    from tutelage.studies import plan, study_file, time_limit
 
     if name is None or list_studies:
         width = max(map(len, study_file.names()))
         for known, title in study_file.titles():
             typer.echo(f"{known:<{width}}  {title}")
         return
-    time_limit = budgets.begin(budget, began, until)
-    plain, changed = study_file.read(name, _with_device(overrides or [], device))
+    limit = time_limit.begin(budget, began, until)
+    typed = _with_device(overrides or [], device)
+    plain, changed = study_file.read(name, typed)
     request = plan.assign(
         plain, changed, runs=runs, pairs=_listed(pairs), methods=_listed(methods), seeds=seeds, epochs=epochs, pool=pool
     )
     trust = common.trusted(trust_code, [name, *(overrides or [])])
+    plan.check_names(request)
+    from tutelage import records
+    from tutelage.objectives import from_spec  # and with it torch: what can be refused without is refused by now
+    from tutelage.studies import budget as budgets
+    from tutelage.studies import run_study, workers
+
+    study_file.read(name, typed, check=from_spec)
+    if device == "cuda":
+        _require_cuda()
     if dry_run:
-        if time_limit is not None:
-            for line in budgets.prepare(request, time_limit, workers=jobs, trust_code=trust, keep=False).lines():
+        if limit is not None:
+            for line in budgets.prepare(request, limit, workers=jobs, trust_code=trust, keep=False).lines():
                 typer.echo(line)
         _dry_run(request, trust)
         return
@@ -76,12 +94,13 @@ def study(
     else:
         workers.end_with_parent()
     if jobs > 1 and worker is None:
-        failed = workers.share_study(sys.argv[1:], request, jobs, budget=time_limit, trust_code=trust, say=typer.echo)
+        with common.noting_runs(request.runs / request.pool):
+            failed = workers.share_study(sys.argv[1:], request, jobs, budget=limit, trust_code=trust, say=typer.echo)
     else:
         show_plan = worker is None
-        with common.run_options(trust) as options:
+        with common.run_options(trust) as options, common.noting_runs(request.runs / request.pool):
             failed = run_study.run_study(
-                request, options=options, budget=time_limit, together=together, show_plan=show_plan, workers=jobs
+                request, options=options, budget=limit, together=together, show_plan=show_plan, workers=jobs
             )
     if worker is not None:
         records.write_json(worker, failed)
@@ -89,8 +108,8 @@ def study(
     if (request.folder / "study.json").exists():
         common.print_table(request.folder)
         typer.echo(f"\ntable: {request.folder / 'table.md'}\nreport: {request.folder / 'report.html'}")
-    if time_limit is not None:
-        left = budgets.prepare(request, time_limit, workers=jobs, measure=False)
+    if limit is not None:
+        left = budgets.prepare(request, limit, workers=jobs, measure=False)
         typer.echo(f"\n{budgets.progress(left)}")
         if left.left:
             typer.echo(f"to resume, here or where the folder {runs} was copied to: {common.command()}")
@@ -117,11 +136,10 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
     for recipe in plan.dry_run_recipes(request):
         try:
             common.print_dry_run(recipe, trust)
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except TutelageError as error:
             typer.echo(f"  does not fit: {error}")
-            errors.append(f"{recipe.name}: {error}")
-    if errors:
-        common.fail("\n".join(errors))
+            errors.append(error.within(recipe.name))
+    raise_all(errors)
 
 
 def _print_deviations(request: StudyRequest) -> None:
@@ -138,10 +156,12 @@ def _with_device(overrides: list[str], device: str | None) -> list[str]:
     for text in overrides:
         key, _, value = text.partition("=")
         if key in ("device", "protocol.device") and value != device:
-            common.fail(f"--device: expected one device, got --device {device} and {text}; leave one of them out")
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            common.fail("--device: expected a CUDA device, got none that torch can see; type --device cpu")
+            raise InvalidValueError("--device", "one device", f"--device {device} and {text}", "leave one of them out")
     return [*overrides, f"device={device}"]
+
+
+def _require_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InvalidValueError("--device", "a CUDA device", "none that torch can see", "type --device cpu")

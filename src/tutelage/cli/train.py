@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tutelage.cli import common
+from tutelage.errors import RecipeError
 
 
 def train(
@@ -33,21 +34,25 @@ def distill(
 
 
 def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path, *, teacher: bool) -> None:
-    from tutelage import api
-    from tutelage.runs.setup import require_teacher
+    from tutelage.runs import preflight, recipes
 
     trust = common.trusted(trust_code, [source, *overrides])
     expected = None
     if "=" in source and not Path(source).exists():
-        recipe = api.from_overrides([source, *overrides])
+        recipe = recipes.from_overrides([source, *overrides])
     elif Path(source).is_dir():
-        recipe, expected = api.again(Path(source), overrides, runs)
+        recipe, expected = recipes.again(Path(source), overrides, runs)
     else:
-        recipe = api.from_file(Path(source), overrides)
+        recipe = recipes.from_file(Path(source), overrides)
     if teacher:
-        require_teacher(recipe.teacher, "to distil", instead="type tutelage train")
+        preflight.require_teacher(recipe.teacher, "to distil", instead="type tutelage train")
     if not teacher and recipe.teacher is not None:
-        common.fail("teacher: expected none to train from labels, got one; type tutelage distill")
+        raise RecipeError("teacher", "none to train from labels", "one", "type tutelage distill")
+    preflight.check_names(recipe, trust_code=trust)
+    from tutelage import api  # and with it torch: what can be refused without is refused by now
+    from tutelage.runs.setup import check_objectives
+
+    check_objectives(recipe, where=source)
     if dry_run:
         common.print_dry_run(recipe, trust)
         return
@@ -66,18 +71,23 @@ def compare(
     """Compare several objectives over several seeds on one task."""
     from tutelage import config
     from tutelage.config.schema import Comparison
-    from tutelage.runs.setup import parse
-    from tutelage.studies import compare as comparisons
+    from tutelage.runs import preflight
 
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
-    comparison = parse(Comparison, config.read(path, overrides or []), where=str(path))
+    comparison = config.parse(Comparison, config.read(path, overrides or []), where=str(path))
     trust = common.trusted(trust_code, overrides or [])
     folder = runs / comparison.name
+    if not folder.exists():  # a finished one is shown though its teacher be gone
+        preflight.check_names(comparison, trust_code=trust)
+    from tutelage.runs.setup import check_objectives
+    from tutelage.studies import compare as comparisons
+
+    check_objectives(comparison, where=str(path))
     if dry_run:
         for run in comparisons.dry_runs(comparison, folder):
             common.print_dry_run(run, trust)
         return
-    with common.run_options(trust) as options:
+    with common.run_options(trust) as options, common.noting_runs(folder):
         comparisons.compare(comparison, folder, options=options)
     common.print_report(folder)
 
@@ -96,12 +106,22 @@ def record(
     trust_code: common.TrustCode = False,
 ) -> None:
     """Record a teacher's outputs for every view of a run; runs with the same outputs=... then read them."""
-    from tutelage import api
-    from tutelage.runs import record_teacher
+    from tutelage.runs import preflight, recipes
 
     typed = overrides or []
     short = {"outputs_limit_mb": limit_mb, "outputs_top": top, "outputs_max_error": max_error}
-    parsed = api.from_file(Path(recipe), [*typed, *(f"{key}={v}" for key, v in short.items() if v is not None)])
-    with common.run_options(common.trusted(trust_code, typed)) as options:
-        folder = record_teacher.record(parsed, options=options)
-    typer.echo(f"\noutputs: {folder}")
+    parsed = recipes.from_file(Path(recipe), [*typed, *(f"{key}={v}" for key, v in short.items() if v is not None)])
+    trust = common.trusted(trust_code, typed)
+    preflight.require_teacher(parsed.teacher, "whose outputs are recorded")
+    outputs = preflight.require_outputs(parsed)
+    preflight.check_names(parsed, trust_code=trust)
+    from tutelage.runs import record_teacher
+    from tutelage.runs.setup import check_objectives
+
+    check_objectives(parsed, where=recipe)
+    with (
+        common.run_options(trust) as options,
+        common.noting(outputs, "file", lambda: len(list(outputs.rglob("*.safetensors")))),
+    ):
+        record_teacher.record(parsed, options=options)
+    typer.echo(f"\noutputs: {outputs}")

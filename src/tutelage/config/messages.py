@@ -122,7 +122,7 @@ def _nearest(kind: type[BaseModel], location: SchemaLocation, name: str) -> str:
     known = sorted({member for section in location.around for member in _members(section)})
     if name in known:
         return f"leave out {location.key}, or the keys beside it that exclude it"
-    here = [path for section in location.around for path in _paths(section) if path.rpartition(".")[2] == name]
+    here = [path for section in location.around for path in paths(section) if path.rpartition(".")[2] == name]
     near = [SYNONYMS[name]] if SYNONYMS.get(name) in known else []
     near = near or sorted(here, key=len) or difflib.get_close_matches(name, known, n=1)
     near = [f"{above}.{path}" if above else path for path in near]
@@ -131,19 +131,27 @@ def _nearest(kind: type[BaseModel], location: SchemaLocation, name: str) -> str:
         kinds = [tag for other in others if name in _members(other) and (tag := _tag(other))]
         if kinds:
             return f"type {above}.name={kinds[0]} with it"
-    elsewhere = sorted((path for path in _paths(kind) if path.rpartition(".")[2] == name), key=len)
+    elsewhere = sorted((path for path in paths(kind) if path.rpartition(".")[2] == name), key=len)
     if not near and location.key not in elsewhere:
         near = elsewhere[:1]
     return f"did you mean {near[0]}?" if near else f"type one of {', '.join(known)}"
 
 
-def _paths(section: type) -> Iterator[str]:
+def paths(section: type) -> Iterator[str]:
     """Every key of a section and of the sections in it, dotted; what lies in lists is left out."""
     for name, field in _members(section).items():
         yield name
         if typing.get_origin(_core(field.annotation)[0]) is not tuple:
             for inner in _sections(field.annotation):
-                yield from (f"{name}.{path}" for path in _paths(inner))
+                yield from (f"{name}.{path}" for path in paths(inner))
+
+
+def choices(kind: type[BaseModel], key: str) -> list[str]:
+    """Return the values that a dotted key of a section may have, where the schema lists them."""
+    core = _core(_find(kind, key.split(".")).annotation)[0]
+    if core is bool:
+        return ["true", "false"]
+    return [_flow(value) for value in typing.get_args(core)] if typing.get_origin(core) is Literal else []
 
 
 def _members(section: Any) -> Mapping[str, FieldInfo]:

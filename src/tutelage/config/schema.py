@@ -49,8 +49,13 @@ def built_in_presets() -> Mapping[str, Signature]:
     }
 
 
+def known_presets() -> Mapping[str, Signature]:
+    """Return the signatures of this package's presets and of those that this process has defined."""
+    return {**built_in_presets(), **SIGNATURES}
+
+
 def _objective(value: Any, info: ValidationInfo) -> ObjectiveSpec:
-    spec = read_objective(value, {**built_in_presets(), **SIGNATURES})
+    spec = read_objective(value, known_presets())
     if info.context is not None and spec.presets:
         info.context["check"](spec)
     return spec

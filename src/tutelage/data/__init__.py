@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from tutelage.data.datasets import Splits as Splits
     from tutelage.data.loader import BatchLoader as BatchLoader
     from tutelage.data.loader import split_evenly as split_evenly
+    from tutelage.data.names import available as available
     from tutelage.data.on_device import describe_place as describe_place
     from tutelage.data.on_device import loader_on as loader_on
-    from tutelage.data.registry import available as available
     from tutelage.data.registry import open_data as open_data
     from tutelage.data.sources.from_torch import from_datasets as from_datasets
     from tutelage.settings.data import DataSettings as DataSettings
@@ -24,7 +24,8 @@ _MODULES = {
     **dict.fromkeys(("Mixing", "Split", "Splits"), "data.datasets"),
     **dict.fromkeys(("BatchLoader", "split_evenly"), "data.loader"),
     **dict.fromkeys(("describe_place", "loader_on"), "data.on_device"),
-    **dict.fromkeys(("available", "open_data"), "data.registry"),
+    "available": "data.names",
+    "open_data": "data.registry",
     "from_datasets": "data.sources.from_torch",
     **dict.fromkeys(("DataSettings", "RandAugment"), "settings.data"),
     "View": "types",

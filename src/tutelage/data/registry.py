@@ -10,29 +10,17 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 
 from tutelage.data.datasets import Splits
+from tutelage.data.names import parse_source
 from tutelage.data.sources.digits import open_digits
 from tutelage.data.sources.hub import open_hub
 from tutelage.data.sources.imagefolder import open_folder
 from tutelage.data.sources.torchvision import open_vision
-from tutelage.errors import InvalidValueError
 from tutelage.settings.data import DataSettings, check
 
-_SOURCES = {
-    "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
-    "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files or images",
-    "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
-    "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
-}
 _OPENERS = {"hf": open_hub, "imagefolder": open_folder, "torchvision": open_vision}
-
-
-def available() -> list[tuple[str, str]]:
-    """Return each kind of source: its pattern, and a description."""
-    return list(_SOURCES.items())
 
 
 def import_library(settings: DataSettings) -> None:
@@ -51,13 +39,5 @@ def open_data(settings: DataSettings) -> Splits:
         ImportError: an optional library is missing.
     """
     check(settings)
-    if settings.source == "digits":
-        return open_digits(settings)
-    kind, _, name = settings.source.partition(":")
-    if kind in _OPENERS and name:
-        return _OPENERS[kind](name, settings)
-    kinds = {pattern.partition(":")[0]: pattern for pattern in _SOURCES}
-    nearest = kinds[difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]]
-    raise InvalidValueError(
-        "data.source", f"one of {', '.join(_SOURCES)}", repr(settings.source), f"type data.source={nearest}"
-    )
+    kind, name = parse_source(settings.source)
+    return open_digits(settings) if kind == "digits" else _OPENERS[kind](name, settings)

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from tutelage.models.io import parameters as parameters
     from tutelage.models.io import read as read
     from tutelage.models.io import save as save
+    from tutelage.models.names import available as available
     from tutelage.models.registry import adopt as adopt
-    from tutelage.models.registry import available as available
     from tutelage.models.registry import create as create
 
 _MODULES = {
     "Card": "card",
     "Classifier": "classifier",
-    **dict.fromkeys(("adopt", "available", "create"), "registry"),
+    "available": "names",
+    **dict.fromkeys(("adopt", "create"), "registry"),
     **dict.fromkeys(("fingerprint", "load", "parameters", "read", "save"), "io"),
 }
 __all__ = list(_MODULES)

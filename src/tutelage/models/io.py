@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tutelage import records
-from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.images import one_line
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
+from tutelage.models.names import weights_file
 from tutelage.tensor_files import to_bytes
 
 SUFFIX = ".safetensors"
@@ -58,9 +59,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, holds no state dict, or would have to run code to be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise NotFoundError("weights", "a checkpoint's file", f"{path}, which is none", "check the path")
+    path = weights_file(path)
     content = _content(path)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 from torch import nn
 
 from tutelage import records
-from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError, NotFoundError
+from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError
 from tutelage.models import io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
+from tutelage.models.names import saved_student
 from tutelage.models.sources import cifar, file, mlp, timm, torchvision
-from tutelage.models.spec import ModelRequest, ModelSpec, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec
 
 _MODULES = (cifar, mlp, timm, torchvision, file)
 _SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
@@ -70,29 +72,16 @@ def create(
     request = ModelRequest(
         classes=classes, channels=channels, image_size=image_size, trust_code=trust_code, tagged=weights is None
     )
-    saved = Path(name)
     prefix, colon, path = name.partition(":")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
         if colon and prefix in _SOURCES:
             spec = _SOURCES[prefix](path, request)
-        elif name and (saved / records.STUDENT).is_file() and (saved / records.CARD).is_file():
+        else:
+            saved = saved_student(name)
             spec = _rebuilt(saved, request)
             weights = saved / records.STUDENT if weights is None else weights
-        elif name and saved.is_dir():
-            raise InvalidValueError(
-                "model",
-                f"a run's folder with {records.STUDENT} and {records.CARD}",
-                f"{name!r}, which lacks them",
-                "finish the run, or name another folder",
-            )
-        elif name != saved.name and (not colon or saved.is_absolute()):  # On Windows a path may have a colon.
-            raise NotFoundError(
-                "model", "a run's folder", f"{name!r}, which is not there", "train it first, or check the path"
-            )
-        else:
-            raise unknown(name, (known for known, _ in available()))
         network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes)
         if classes is not None and classes != card.classes:
             structure.replace_head(network, old=card.classes, new=classes)
@@ -194,6 +183,7 @@ def adopt(
     return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
 
 
-def available() -> list[tuple[str, str]]:
-    """Return what can be created: each name or pattern of names, with a line about it."""
-    return [*(row for module in _MODULES for row in module.LISTED), ("PATH", "the folder of a run: its student")]
+def listing_json() -> str:
+    """Return what can be created, from the sources themselves: ``models/models.json``, which `available` reads."""
+    rows = [*(row for module in _MODULES for row in module.LISTED), ("PATH", "the folder of a run: its student")]
+    return "[\n" + ",\n".join(f" {json.dumps(row)}" for row in rows) + "\n]\n"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from tutelage.errors import InvalidValueError
 from tutelage.models.card import Card
 
 
@@ -33,15 +31,6 @@ class ModelSpec:
     build: Callable[..., nn.Module]  # function that makes the network with random weights; called with ``classes=``
     # function that makes it with the weights of the name's tag, raises OSError without connection; None without tag
     fetch: Callable[[], nn.Module] | None = None
-
-
-def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> InvalidValueError:
-    """Make the error for a name that no source knows, with the nearest known names and the command that lists them."""
-    full = {name.casefold(): name for name in known}
-    candidates = {folded.partition(":")[2]: name for folded, name in full.items()} | full
-    near = dict.fromkeys(candidates[m] for m in difflib.get_close_matches(name.casefold(), candidates, n=4, cutoff=0.6))
-    hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
-    return InvalidValueError("model", "a known name", repr(name), f"{hint}`{else_type}` lists the names")
 
 
 def resized(statistics: Sequence[float], channels: int) -> tuple[float, ...]:

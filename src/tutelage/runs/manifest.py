@@ -9,14 +9,17 @@ import platform
 import re
 import subprocess
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
 from tutelage import data, models
-from tutelage.models import Classifier
 from tutelage.version import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+    from tutelage.models import Classifier
 
 PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "scikit-learn", "safetensors", "pydantic",
@@ -37,6 +40,8 @@ _PATH = re.compile(
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """Describe the machine: processor, cores, memory in GB, and the accelerator in use."""
+    import torch
+
     return {
         "device": device.type,
         "processor": _processor(),

@@ -17,6 +17,7 @@ from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, setup
 from tutelage.runs.lock import folder_lock
+from tutelage.runs.preflight import require_outputs, require_teacher
 from tutelage.runs.run import DEFAULTS, RunOptions
 from tutelage.runs.setup import RunInputs
 from tutelage.taps import feature_shapes
@@ -63,16 +64,13 @@ def record(
         TeacherCacheError: the top-k form is too inaccurate.
         DeadlineExceeded: the time is up; the same call resumes.
     """
-    reporter = options.reporter
+    reporter, folder = options.reporter, require_outputs(recipe)
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
-    network = setup.require_teacher(inputs.teacher, "whose outputs are recorded")
+    network = require_teacher(inputs.teacher, "whose outputs are recorded")
     setup.check_compatible(inputs)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = inputs.splits.train, inputs.splits.classes
-    if recipe.outputs is None:
-        raise RecipeError("outputs", "a folder for the teacher's outputs", "none", "type outputs=runs/outputs")
-    folder = Path(recipe.outputs)
     # The cache is opened under the lock: another process may just have created it.
     with folder_lock(folder, wait=True), setup.torch_settings(recipe), contextlib.ExitStack() as stack:
         recipe, reason = autotune.resolve_precision(recipe, lambda: inputs)

@@ -9,13 +9,15 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage import config, models, records
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import RecipeError
-from tutelage.runs.setup import RunInputs
-from tutelage.training.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    from tutelage.runs.setup import RunInputs
+    from tutelage.training.checkpoints import Checkpoint
 
 FREE = {
     *("nonfinite", "checkpoint_steps", "checkpoint_seconds", "log_steps", "threads", "device", "weak_teacher"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tutelage import models, records
-from tutelage.models import Classifier
 from tutelage.runs.reporter import Reporter
 from tutelage.training.deadline import Deadline
+
+if TYPE_CHECKING:
+    from tutelage.models import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)

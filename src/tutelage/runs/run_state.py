@@ -265,6 +265,8 @@ class RunState:
         """Record why the run ends here; its ``failure`` is the exception."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
+        if interrupted:
+            error.add_note(f"{self.folder}: {Checkpoints(self.folder / records.CHECKPOINTS).describe_newest()}")
         if isinstance(error, Exception):
             self.failure = explained(error)
             if self.failure is not error:

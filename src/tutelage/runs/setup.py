@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,13 @@ from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs.manifest import without_paths
+from tutelage.runs.preflight import require_teacher
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
 from tutelage.training.precision import float32_products
 from tutelage.types import UNLABELLED, Batch, Batches, Outputs
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,11 @@ def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> 
     return config.parse(kind, value, where=where, check=from_spec)
 
 
+def check_objectives(recipe: Recipe, *, where: str = "recipe") -> None:
+    """Refuse values of objectives' arguments that a recipe may hold and the losses refuse, as `parse` does."""
+    parse(type(recipe), recipe.model_dump(mode="json"), where=where)
+
+
 def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
     """Build the objective of each stage."""
     return tuple(from_spec(fit.objective) for fit in recipe.fits())
@@ -62,18 +66,6 @@ def check_teacher(teacher: object | None, objectives: Iterable[Objective]) -> No
     for objective in objectives:
         if objective.needs.teacher:
             require_teacher(teacher, f"for objective {objective.name}")
-
-
-def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
-    """Return a run's teacher; refuse none. ``instead`` is what else to type."""
-    if teacher is None:
-        raise RecipeError(
-            "teacher",
-            f"one {purpose}",
-            "none",
-            f"add teacher=..., such as a run's folder{(f', or {instead}' if instead else '')}",
-        )
-    return teacher
 
 
 def build_inputs(

@@ -1,4 +1,4 @@
-"""The table of objectives, from the presets themselves, the recorded costs and the published studies."""
+"""Makes the table of objectives from the presets themselves, the recorded costs and the published studies."""
 
 from __future__ import annotations
 
@@ -7,32 +7,20 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from tutelage import objectives
 from tutelage.objectives import PRESETS, Apply, Objective
 from tutelage.report.table import markdown_lines
 from tutelage.studies import study_file
+from tutelage.studies.objective_rows import ROWS, Row
 
 COSTS = Path(__file__).parent / "costs.json"
 """What ``benchmarks/bench_objectives.py`` recorded."""
 STAND_INS = {"order": 2.0}
 """For arguments without a default; any other has 1."""
 HEADINGS = ("Objective", "What it adds", "Source", "Needs", "Time x KD", "Memory x KD", "Tables")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What is known of one preset; cells are empty where nothing was measured."""
-
-    name: str
-    formula: str  # the first line of its docstring
-    paper: str
-    needs: str  # what its terms read
-    time: str  # of a training step, over that with KD
-    memory: str  # kept for the backward pass, over that with KD
-    tables: str  # of the paper of TTM and WTTM that it is in
 
 
 def default(name: str) -> Objective:
@@ -51,6 +39,7 @@ def rows() -> Iterator[Row]:
             cost = costs.get(name)
             yield Row(
                 name=name,
+                signature=signature(name),
                 formula=(preset.build.__doc__ or "").split("``")[1],
                 paper=preset.paper,
                 needs=", ".join(_needs(default(name))),
@@ -58,6 +47,11 @@ def rows() -> Iterator[Row]:
                 memory=f"{cost['memory']:.2f}" if cost else "",
                 tables=", ".join(tables.get(name, [])),
             )
+
+
+def rows_json() -> str:
+    """Return the rows as ``studies/objective_rows.json`` holds them."""
+    return json.dumps([asdict(row) for row in rows()], indent=1) + "\n"
 
 
 def signature(name: str) -> str:
@@ -71,7 +65,7 @@ def markdown() -> str:
     """Return the table as GitHub Markdown."""
     lines = []
     for row in rows():
-        name, formula, *cells = asdict(row).values()
+        name, _, formula, *cells = asdict(row).values()
         lines.append((f"`{name}`", f"`{formula}`".replace("|", r"\|"), *cells))
     return "\n".join(markdown_lines([HEADINGS, *lines], ["---"] * len(HEADINGS))) + "\n"
 
@@ -133,4 +127,5 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    ROWS.write_text(rows_json())
     sys.stdout.write(page())

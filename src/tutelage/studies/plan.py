@@ -15,13 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from tutelage import records
-from tutelage.config.schema import Network, Recipe
+from tutelage.config.schema import Network, Recipe, known_presets
 from tutelage.errors import RecipeError, raise_all
-from tutelage.objectives import from_recipe
-from tutelage.runs import manifest, resume
+from tutelage.runs import manifest, preflight, resume
 from tutelage.runs.run import finished
-from tutelage.runs.setup import needs_teacher, parse
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
+from tutelage.settings.objective import read_objective
 from tutelage.studies.schema import FOLDER, PRECISION, STAND_IN, TEACHER, Method, Study, merged, slug, unknown
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -135,6 +134,27 @@ def assign(
         seeds=seeds,
         epochs=epochs,
     )
+
+
+def check_names(request: StudyRequest) -> None:
+    """Refuse data that are not there, and names that no network has where no pair is without one.
+
+    Otherwise they fail their own runs, and do not stop the others.
+
+    Raises:
+        TutelageError: such as an `InvalidValueError`, of all names at once.
+    """
+    errors = []
+    for name in request.pairs:
+        pair = request.study.pairs[name]
+        networks = [
+            (f"pairs.{name}.{key}", Network(name=network.name))
+            for key, network in preflight.networks_of(pair.student, pair.teacher)
+            if "/" not in network.name and not network.name.startswith("file:")  # a finished run needs no path any more
+        ]
+        errors.append(list(preflight.network_errors(networks)))
+    wrong = [error for each in errors for error in each] if all(errors) else []
+    raise_all([*wrong, *preflight.source_errors(request.study.recipe.data.source)])
 
 
 def identity(study: Study) -> dict[str, Any]:
@@ -318,6 +338,8 @@ def _existing_seeds(stem: Path) -> set[int]:
 
 def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher: str | None) -> Recipe:
     """Return the recipe of a method's runs for one pair; its name lacks the seed."""
+    from tutelage.runs.setup import needs_teacher, parse  # imports torch, and a request is checked without it
+
     networks = request.study.pairs[pair]
     value = {
         **merged({**PRECISION, **request.study.protocol}, networks.settings, method.settings),
@@ -381,7 +403,7 @@ def _scaled(section: Section, factor: float) -> Section:
     if schedule:
         changes["schedule"] = _schedule(schedule, factor)
     if objective:
-        changes["objective"] = from_recipe(_scaled_weights(objective.to_recipe(), factor)).spec
+        changes["objective"] = read_objective(_scaled_weights(objective.to_recipe(), factor), known_presets())
     return section.model_copy(update=changes)
 
 

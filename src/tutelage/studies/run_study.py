@@ -17,11 +17,12 @@ from tutelage.runs.record_teacher import wanted_taps
 from tutelage.runs.run import DEFAULTS, RunOptions, finished
 from tutelage.runs.setup import steps_of
 from tutelage.studies import budget as budgets
-from tutelage.studies.budget import Budget, Plan
+from tutelage.studies.budget import Plan
 from tutelage.studies.compare import train
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
 from tutelage.studies.plan import Job, StudyRequest, cells, deviations, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
+from tutelage.studies.time_limit import Budget
 from tutelage.training.deadline import DeadlineExceeded
 
 PATIENCE = 2.0

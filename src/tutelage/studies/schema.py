@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from tutelage import objectives, records
+from tutelage import records
 from tutelage.config import messages
-from tutelage.config.schema import NetworkField, Recipe, TeacherField, TrainedTeacher, Training
+from tutelage.config.schema import (
+    NetworkField,
+    Recipe,
+    TeacherField,
+    TrainedTeacher,
+    Training,
+    known_presets,
+)
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest, raise_all
-from tutelage.objectives import PRESETS, Objective, from_spec
 from tutelage.settings.fit import SGD, Constant, Precision
+from tutelage.settings.objective import ObjectiveSpec, read_objective
 
 TEACHER = "teacher"
 """The name of a pair's first row, which no method may have."""
@@ -126,7 +133,8 @@ class Method(_Section):
     @property
     def missing(self) -> list[str]:
         """The presets of its objective that are not built."""
-        return [name for name in self.presets if name not in PRESETS]
+        known = known_presets()
+        return [name for name in self.presets if name not in known]
 
     def entry(self, pair: str) -> list[Any]:
         """Return the objective of one pair, as a recipe writes it."""
@@ -137,13 +145,13 @@ class Method(_Section):
                     entry[preset] = {**(entry[preset] or {}), **arguments}
         return entries
 
-    def objective_for(self, pair: str) -> Objective:
+    def spec_for(self, pair: str) -> ObjectiveSpec:
         """Return the objective of one pair.
 
         Raises:
-            ValueError: a preset or an argument is unknown, missing or wrong.
+            ValueError: a preset or an argument is unknown, missing or of another type.
         """
-        return objectives.from_recipe(self.entry(pair))
+        return read_objective(self.entry(pair), known_presets())
 
 
 def presets_written_out(objective: Any) -> list[Any]:
@@ -217,8 +225,8 @@ class Study(_Section):
 
     @field_validator("protocol")
     @classmethod
-    def _protocol_is_of_a_recipe(cls, value: dict[str, Any]) -> dict[str, Any]:
-        raise_all(error.renamed("protocol.{}".format) for error in _errors_in(value))
+    def _protocol_is_of_a_recipe(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        raise_all(error.renamed("protocol.{}".format) for error in _errors_in(value, info))
         return value
 
     @field_validator("pairs")
@@ -247,7 +255,7 @@ class Study(_Section):
         errors += _same_folder("methods", value)
         for name, method in value.items():
             errors += _wrong_settings("methods", {name: method}, info)
-            errors += _wrong_objective(name, method, list(info.data.get("pairs") or ()))
+            errors += _wrong_objective(name, method, list(info.data.get("pairs") or ()), info)
         raise_all(errors)
         return value
 
@@ -289,11 +297,11 @@ def _wrong_settings(key: str, entries: Mapping[str, Pair | Method], info: Valida
     """Yield what is wrong with the settings of pairs or methods, laid over the protocol."""
     protocol = info.data.get("protocol")
     for name, entry in entries.items() if protocol is not None else ():
-        for error in _errors_in(entry.settings, protocol) if entry.settings else ():
+        for error in _errors_in(entry.settings, info, protocol) if entry.settings else ():
             yield error.renamed(f"{key}.{name}.settings.{{}}".format)
 
 
-def _wrong_objective(name: str, method: Method, pairs: Sequence[str]) -> Iterator[TutelageError]:
+def _wrong_objective(name: str, method: Method, pairs: Sequence[str], info: ValidationInfo) -> Iterator[TutelageError]:
     """Yield what is wrong with a method's objective, and with the pairs that it names."""
     for key in ("pairs", "published") if pairs else ():
         for pair in getattr(method, key):
@@ -308,14 +316,18 @@ def _wrong_objective(name: str, method: Method, pairs: Sequence[str]) -> Iterato
     errors: dict[str, TutelageError] = {}
     for pair in (pairs or method.pairs) if method.pairs else [""]:
         try:
-            method.objective_for(pair)
+            spec = method.spec_for(pair)
+            if info.context is not None:
+                info.context["check"](spec)
         except InvalidValueError as error:
             for each in error.errors:
                 errors.setdefault(str(each), each.within(f"methods.{name}{f' ({pair})' if pair else ''}"))
     yield from errors.values()
 
 
-def _errors_in(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None = None) -> list[TutelageError]:
+def _errors_in(
+    settings: Mapping[str, Any], info: ValidationInfo, protocol: Mapping[str, Any] | None = None
+) -> list[TutelageError]:
     """Return what is wrong with keys of a recipe, laid over a protocol's."""
     instead = ELSEWHERE | ({} if protocol is None else {key: f"type {key}=... of the protocol" for key in SEEDS})
     errors: list[TutelageError] = [
@@ -328,7 +340,7 @@ def _errors_in(settings: Mapping[str, Any], protocol: Mapping[str, Any] | None =
         errors.append(InvalidValueError("precision", f"one for all runs, {one}", "'auto'", "type precision=bf16"))
     kept = {key: value for key, value in settings.items() if key not in ELSEWHERE}
     try:
-        Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context={"check": from_spec})
+        Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context=info.context)
     except ValidationError as error:
         errors += messages.explained(Recipe, error).errors
     return errors
@@ -377,14 +389,16 @@ def _over(old: Any, new: Any, kind: str | None = None) -> Any:
     return {**old, **{key: _over(old.get(key), value) for key, value in new.items()}}
 
 
-def parse(value: Mapping[str, Any], *, where: str = "study") -> Study:
-    """Check a study as a whole.
+def parse(
+    value: Mapping[str, Any], *, where: str = "study", check: Callable[[ObjectiveSpec], object] | None = None
+) -> Study:
+    """Check a study as a whole; ``check`` is that of `config.parse`.
 
     Raises:
         RecipeError: with every fault at once, unknown keys with the nearest known one.
     """
     kind = Drawing if value.get("figures") == DRAWN and not {"pairs", "methods"} & value.keys() else Study
     try:
-        return kind.model_validate(dict(value), context={"check": from_spec})
+        return kind.model_validate(dict(value), context={"check": check} if check else None)
     except ValidationError as error:
         raise messages.explained(kind, error).within(where) from None

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tutelage import config
 from tutelage.config import messages
 from tutelage.errors import RecipeError, raise_all
+from tutelage.settings.objective import ObjectiveSpec
 from tutelage.studies.schema import Drawing, Method, Study, merged, methods_by_name, parse, presets_written_out, unknown
 
 PUBLISHED = Path(__file__).parent / "published"
 
 
-def read(name: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
+def read(
+    name: str, overrides: Sequence[str] = (), *, check: Callable[[ObjectiveSpec], object] | None = None
+) -> tuple[Study, Study]:
     """Read a study by the name of one of the package's, or from a file; return it as it is written and with overrides.
 
     Of ``key=value``, a key that is not a study's own is one of its protocol: ``data.source=...``; and
-    ``methods.NAME.PRESET...`` is short for ``methods.NAME.objective.PRESET...``.
+    ``methods.NAME.PRESET...`` is short for ``methods.NAME.objective.PRESET...``. ``check`` is that of `config.parse`.
 
     Raises:
         RecipeError: there is no such study, something in it is wrong, or an override would change no run.
     """
     value = config.read(find(name))
-    plain = parse(value, where=name)
+    plain = parse(value, where=name, check=check)
     if not overrides:
         return plain, plain
     if isinstance(plain, Drawing):
@@ -37,7 +40,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> tuple[Study, Study]:
         )
     methods = methods_by_name(value["methods"])
     long = {**value, "protocol": merged(value.get("protocol") or {}), "methods": methods}
-    changed = parse(config.override(long, [_full_key(text, methods) for text in overrides]), where=name)
+    changed = parse(config.override(long, [_full_key(text, methods) for text in overrides]), where=name, check=check)
     _refuse_ineffective(plain, changed, name)
     return plain, changed
 

@@ -17,8 +17,8 @@ import torch
 from tutelage import data, records
 from tutelage.studies import budget as budgets
 from tutelage.studies import plan
-from tutelage.studies.budget import Budget
 from tutelage.studies.plan import StudyRequest
+from tutelage.studies.time_limit import Budget
 
 GRACE = 60.0
 """Seconds for a worker to stop in an orderly way once its parent has ended."""

@@ -115,6 +115,14 @@ class Checkpoints:
             )
         return None
 
+    def describe_newest(self) -> str:
+        """Say which step the newest checkpoint is of."""
+        names = self._names()
+        if not names:
+            return "no checkpoint yet"
+        state = json.loads((self.folder / names[-1] / STATE).read_text())
+        return f"a checkpoint after epoch {state['epoch']}, step {state['step']}"
+
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
         try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, RunError
 from tutelage.types import Batch, Batches
 
+AGAIN = "run the same command again to resume"
 
-class DeadlineExceeded(RuntimeError):
+
+class DeadlineExceeded(RunError):
     """No time is left for the next piece of work; progress is saved, and the same command resumes it."""
 
 
@@ -52,7 +54,7 @@ class Deadline:
             DeadlineExceeded: if fewer than ``work`` seconds are left.
         """
         if self.over(work):
-            raise DeadlineExceeded(f"{what}: no time is left for it; type the same command again to resume")
+            raise DeadlineExceeded(what, "time left for it", "none", AGAIN)
 
 
 class TimedBatches:
@@ -84,6 +86,6 @@ class TimedBatches:
         deadline = self._deadline
         for step, batch in enumerate(self._batches.epoch(epoch, start=start), start):
             if deadline.over(deadline.evaluation if step == len(self) - 1 else 0.0):
-                raise DeadlineExceeded(f"stopped in time before step {step + 1} of epoch {epoch + 1}")
+                raise DeadlineExceeded(f"step {step + 1} of epoch {epoch + 1}", "time left for it", "none", AGAIN)
             yield batch
         deadline.end_training()

@@ -16,6 +16,7 @@ from tutelage import records
 from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
+from tutelage.data.names import local_folder
 from tutelage.errors import InvalidValueError, MissingExtraError, NotFoundError
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
@@ -103,15 +104,12 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
             f"none ({one_line(error)})",
             "type: pip install 'tutelage[hf]'",
         ) from error
-    path = Path(name).expanduser()
-    local = path.is_dir()
-    if not local and (path.is_absolute() or name.startswith((".", "~"))):
-        raise NotFoundError("data.source", "a folder", f"hf:{name}, which is none", "check the path")
+    folder = local_folder(name)
     try:
-        if local and (path / "dataset_dict.json").exists():
-            splits = datasets.load_from_disk(str(path))
+        if folder is not None and (folder / "dataset_dict.json").exists():
+            splits = datasets.load_from_disk(str(folder))
         else:
-            splits = datasets.load_dataset(str(path) if local else name)
+            splits = datasets.load_dataset(name if folder is None else str(folder))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if isinstance(error, OSError) and error.errno in records.DISK:
             library = Path(datasets.config.HF_DATASETS_CACHE)
@@ -124,7 +122,7 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
             f"hf:{name} ({one_line(error)})",
             "check the name and the connection, or type the path of a local copy after hf:",
         ) from error
-    return splits, local
+    return splits, folder is not None
 
 
 def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mapping[str, str] | None = None) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from tutelage.data.build import Description, Raw, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import listing
-from tutelage.errors import InvalidValueError, NotFoundError
+from tutelage.data.names import image_folder
+from tutelage.errors import InvalidValueError
 from tutelage.images import Encoded
 from tutelage.settings.data import DataSettings
 
@@ -51,9 +52,7 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
         FileNotFoundError: no such folder.
         ValueError: no class folders, no images, or a class in the test folder that is not in train.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise NotFoundError("data.source", "a folder", f"imagefolder:{path}, which is none", "check the path")
+    root = image_folder(path)
     train_root = root / "train" if (root / "train").is_dir() else root
     names = _classes(train_root, path)
     train = _scan(train_root, names, root, path)

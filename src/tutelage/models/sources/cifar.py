@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from tutelage.models import names
 from tutelage.models.card import Card
 from tutelage.models.networks import mobilenet, resnet, shuffle, vgg, wrn
 from tutelage.models.networks.layers import table
-from tutelage.models.spec import ModelRequest, ModelSpec, unknown
+from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "cifar"
 CLASSES = 100
@@ -27,8 +28,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         ValueError: if there is no such network.
     """
     name = f"{PREFIX}:{path}"
-    if path not in NETWORKS:
-        raise unknown(name, (f"{PREFIX}:{known}" for known in NETWORKS))
+    names.check_listed(name)
     entry = NETWORKS[path]
     colour = request.channels == len(MEAN)
     card = Card(

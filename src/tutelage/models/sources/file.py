@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError, UserCodeError
-from tutelage.models import structure
+from tutelage.errors import InvalidTypeError, InvalidValueError, UserCodeError
+from tutelage.models import names, structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
@@ -33,19 +33,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         TypeError: if the function returns no module.
     """
     name = f"{PREFIX}:{path}"
-    script, _, function = path.rpartition(":")
-    if not script or not function.isidentifier():
-        raise InvalidValueError("model", "file:path.py:function", repr(name), "type file:my_models.py:student")
-    if not (request.trust_code is True or (request.trust_code and name in request.trust_code)):
-        raise InvalidValueError(
-            "model",
-            f"consent to run the code of {name!r}",
-            "none",
-            "read the file, then type --trust-code (trust_code=True in Python)",
-        )
-    file = Path(script)
-    if not file.is_file():
-        raise NotFoundError("model", "a Python file", f"{script!r}, which is none", f"check the path of {name!r}")
+    file, function = names.user_function(path, trust_code=request.trust_code)
     build = _Builder(file, function, request, name)
     classes = request.classes
     if classes is None or not build.takes("classes"):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from functools import partial
 
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidValueError
+from tutelage.models import names
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "mlp"
-EXAMPLE = "mlp:256x256"
-LISTED = [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {EXAMPLE}")]
+LISTED = [("mlp:WIDTHxWIDTH", f"fully connected with ReLU, for tiny images; such as {names.MLP}")]
 
 
 class MLP(nn.Module):
@@ -41,8 +40,7 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
         ValueError: if the widths cannot be read, or the classes or the image size are not given.
     """
     name = f"{PREFIX}:{widths}"
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", widths):
-        raise InvalidValueError("model", "mlp: and the hidden widths joined by x", repr(name), f"type {EXAMPLE}")
+    hidden = names.hidden_widths(widths)
     if request.classes is None:
         raise InvalidValueError("classes", f"a number for {name}, which has none of its own", "none", "type classes=10")
     if request.image_size is None:
@@ -52,7 +50,6 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
             "none",
             "type image_size=(8, 8)",
         )
-    hidden = tuple(int(width) for width in widths.split("x"))
     inputs = request.channels * math.prod(request.image_size)
     card = Card(
         name=name,

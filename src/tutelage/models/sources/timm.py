@@ -10,7 +10,8 @@ from torch import nn
 from tutelage.errors import InvalidValueError, MissingExtraError
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.spec import ModelRequest, ModelSpec, resized, unknown
+from tutelage.models.names import unknown
+from tutelage.models.spec import ModelRequest, ModelSpec, resized
 
 PREFIX = "timm"
 EXAMPLE = "timm:resnet18.a1_in1k"

@@ -9,7 +9,8 @@ from torch import nn
 from tutelage.errors import InvalidValueError
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.spec import ModelRequest, ModelSpec, unknown
+from tutelage.models.names import unknown
+from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "torchvision"
 CLASSES = 1000

@@ -1,0 +1,67 @@
+"""Names of data sets, read without numpy and torch: which kinds there are, and which paths are none."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from tutelage.errors import InvalidValueError, NotFoundError
+
+_SOURCES = {
+    "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
+    "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files or images",
+    "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
+    "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
+}
+
+
+def available() -> list[tuple[str, str]]:
+    """Return each kind of source: its pattern, and a description."""
+    return list(_SOURCES.items())
+
+
+def check(source: str) -> None:
+    """Refuse a source of no known kind, or a path of nothing; what a library or the Hub has is left to them.
+
+    Raises:
+        InvalidValueError: the kind is unknown.
+        NotFoundError: there is no such folder.
+    """
+    match parse_source(source):
+        case "imagefolder", path:
+            image_folder(path)
+        case "hf", name:
+            local_folder(name)
+
+
+def parse_source(source: str) -> tuple[str, str]:
+    """Return the kind of a source, and what stands behind the colon."""
+    kinds = {pattern.partition(":")[0]: pattern for pattern in _SOURCES}
+    kind, _, name = source.partition(":")
+    if source in _SOURCES or (name and kind in kinds and kind not in _SOURCES):
+        return kind, name
+    nearest = kinds[difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]]
+    raise InvalidValueError(
+        "data.source",
+        f"one of {', '.join(_SOURCES)}",
+        repr(source),
+        f"type data.source={nearest}",
+    )
+
+
+def image_folder(path: str) -> Path:
+    """Return the folder of ``imagefolder:path``."""
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise NotFoundError("data.source", "a folder", f"imagefolder:{path}, which is none", "check the path")
+    return root
+
+
+def local_folder(name: str) -> Path | None:
+    """Return the folder of ``hf:name``; none where it is a data set of the Hub's."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise NotFoundError("data.source", "a folder", f"hf:{name}, which is none", "check the path")
+    return None

@@ -1,0 +1,114 @@
+"""Names of models, read without torch: which are listed, and which stand for nothing, as far as no library is asked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tutelage import records
+from tutelage.errors import InvalidValueError, NotFoundError
+
+LISTED = Path(__file__).parent / "models.json"
+"""Generated from what each source lists."""
+MLP = "mlp:256x256"
+"""An example of its source's names."""
+
+
+def available() -> list[tuple[str, str]]:
+    """Return what can be created: each name, or pattern of names, and a line about it."""
+    return [(name, summary) for name, summary in json.loads(LISTED.read_text(encoding="utf-8"))]
+
+
+def check(name: str, *, trust_code: bool | frozenset[str] = False) -> None:
+    """Refuse a name that stands for no model; what torchvision and timm have is left to them.
+
+    Raises:
+        InvalidValueError: the name is unknown or cannot be read, or is a file's whose code is not trusted.
+        NotFoundError: it is the path of a folder or a file that is not there.
+    """
+    prefix, colon, path = name.partition(":")
+    match prefix if colon else "":
+        case "cifar":
+            check_listed(name)
+        case "mlp":
+            hidden_widths(path)
+        case "file":
+            user_function(path, trust_code=trust_code)
+        case "timm" | "torchvision":
+            pass
+        case _:
+            saved_student(name)
+
+
+def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> InvalidValueError:
+    """Make the error for a name that no source knows, with the nearest of the known ones, and what lists them all."""
+    full = {name.casefold(): name for name in known}
+    candidates = {folded.partition(":")[2]: name for folded, name in full.items()} | full
+    near = dict.fromkeys(candidates[m] for m in difflib.get_close_matches(name.casefold(), candidates, n=4, cutoff=0.6))
+    hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
+    return InvalidValueError("model", "a known name", repr(name), f"{hint}`{else_type}` lists the names")
+
+
+def check_listed(name: str) -> None:
+    """Refuse a name that is not listed, of a source whose names all are."""
+    prefix = name.partition(":")[0]
+    known = [listed for listed, _ in available() if listed.startswith(f"{prefix}:")]
+    if name not in known:
+        raise unknown(name, known)
+
+
+def hidden_widths(path: str) -> tuple[int, ...]:
+    """Return the widths of the hidden layers in a name ``mlp:path``."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", path):
+        raise InvalidValueError("model", "mlp: and the hidden widths joined by x", repr(f"mlp:{path}"), f"type {MLP}")
+    return tuple(int(width) for width in path.split("x"))
+
+
+def user_function(path: str, *, trust_code: bool | frozenset[str]) -> tuple[Path, str]:
+    """Return the file and the function of a name ``file:path``, whose code may be run."""
+    name = f"file:{path}"
+    script, _, function = path.rpartition(":")
+    if not script or not function.isidentifier():
+        raise InvalidValueError("model", "file:path.py:function", repr(name), "type file:my_models.py:student")
+    if not (trust_code is True or (trust_code and name in trust_code)):
+        raise InvalidValueError(
+            "model",
+            f"consent to run the code of {name!r}",
+            "none",
+            "read the file, then type --trust-code (trust_code=True in Python)",
+        )
+    if not Path(script).is_file():
+        raise NotFoundError("model", "a Python file", f"{script!r}, which is none", f"check the path of {name!r}")
+    return Path(script), function
+
+
+def saved_student(name: str) -> Path:
+    """Return the folder with a saved student that a name without a source is the path of."""
+    folder = Path(name)
+    if name and (folder / records.STUDENT).is_file() and (folder / records.CARD).is_file():
+        return folder
+    if name and folder.is_dir():
+        raise InvalidValueError(
+            "model",
+            f"a run's folder with {records.STUDENT} and {records.CARD}",
+            f"{name!r}, which lacks them",
+            "finish the run, or name another folder",
+        )
+    if name != folder.name and (":" not in name or folder.is_absolute()):  # On Windows a path may have a colon.
+        raise NotFoundError(
+            "model",
+            "a run's folder",
+            f"{name!r}, which is not there",
+            "train it first, or check the path",
+        )
+    raise unknown(name, (listed for listed, _ in available()))
+
+
+def weights_file(path: str | Path) -> Path:
+    """Return the path of a checkpoint that is there."""
+    if not Path(path).is_file():
+        raise NotFoundError("weights", "a checkpoint's file", f"{path}, which is none", "check the path")
+    return Path(path)

@@ -1,0 +1,82 @@
+"""What is wrong with a recipe besides its keys and values, as far as it is found without torch, in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from tutelage.config.schema import Network, Recipe, TrainedTeacher
+from tutelage.data import names as data_names
+from tutelage.errors import RecipeError, TutelageError, raise_all
+from tutelage.models import names as model_names
+
+T = TypeVar("T")
+
+
+def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> None:
+    """Refuse names and paths of networks and data that stand for nothing, all of them at once.
+
+    Raises:
+        TutelageError: such as an `InvalidValueError` or a `NotFoundError`; the libraries that have the others raise
+            theirs when they are asked.
+    """
+    networks = networks_of(recipe.student, recipe.teacher)
+    raise_all([*network_errors(networks, trust_code=trust_code), *source_errors(recipe.data.source)])
+
+
+def networks_of(student: Network, teacher: Network | TrainedTeacher | None) -> list[tuple[str, Network]]:
+    """Return the networks of a recipe by their keys."""
+    if teacher is None:
+        return [("model", student)]
+    if isinstance(teacher, TrainedTeacher):
+        return [("student", student), ("teacher.train.model", teacher.train.model)]
+    return [("student", student), ("teacher", teacher)]
+
+
+def network_errors(
+    networks: Iterable[tuple[str, Network]], *, trust_code: bool | frozenset[str] = False
+) -> Iterable[TutelageError]:
+    """Yield what is wrong with the names and paths of networks, each given with its key in a recipe."""
+    for key, network in networks:
+        try:
+            model_names.check(network.name, trust_code=trust_code)
+        except TutelageError as error:
+            yield error.renamed(partial(_with_key, key))
+        try:
+            if network.weights is not None:
+                model_names.weights_file(network.weights)
+        except TutelageError as error:
+            yield error.renamed(partial(_with_key, key))
+
+
+def _with_key(key: str, what: str) -> str:
+    return key if what == "model" else f"{key}.{what}"
+
+
+def source_errors(source: str) -> Iterable[TutelageError]:
+    """Yield what is wrong with a source of data."""
+    try:
+        data_names.check(source)
+    except TutelageError as error:
+        yield error
+
+
+def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
+    """Return a run's teacher; refuse none. ``instead`` is what else to type."""
+    if teacher is None:
+        raise RecipeError(
+            "teacher",
+            f"one {purpose}",
+            "none",
+            f"add teacher=..., such as a run's folder{(f', or {instead}' if instead else '')}",
+        )
+    return teacher
+
+
+def require_outputs(recipe: Recipe) -> Path:
+    """Return the folder of a teacher's recorded outputs; refuse none."""
+    if recipe.outputs is None:
+        raise RecipeError("outputs", "a folder for the teacher's outputs", "none", "type outputs=runs/outputs")
+    return Path(recipe.outputs)

@@ -1,0 +1,80 @@
+"""A run's recipe, read from a file, from overrides alone, or from a run's folder. No torch.
+
+Ranges of objectives' values are known to the losses; `runs.setup.check_objectives` refuses what is outside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage import config, records
+from tutelage.config.schema import Network, Recipe
+from tutelage.errors import RecipeError
+from tutelage.runs.resume import fingerprints
+from tutelage.runs.run import finished
+
+
+def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
+    """Read a run's recipe from a file."""
+    value = config.read(path, overrides)
+    if "objectives" in value:
+        raise RecipeError(
+            path, "the recipe of one run", "one that compares several objectives", f"type tutelage compare {path}"
+        )
+    return config.parse(Recipe, value, where=str(path))
+
+
+def from_overrides(overrides: Sequence[str]) -> Recipe:
+    """Read a run's recipe from ``key=value`` alone."""
+    return config.parse(Recipe, {"name": "run", **config.override({}, overrides)})
+
+
+def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
+    """Read the recipe of a run's folder: to resume the run or, if it is finished, to repeat it under a new name.
+
+    Returns:
+        The recipe and, without overrides, the fingerprints that data and teacher must have.
+    """
+    if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
+        missing = f"without {records.RECIPE} and {records.MANIFEST}"
+        raise RecipeError("recipe", "a run's folder", f"{folder} {missing}", "name another")
+    manifest = records.read_json(folder / records.MANIFEST)
+    if not manifest.get("repeatable", False):
+        raise RecipeError(
+            "recipe",
+            "a run that names can repeat",
+            f"{folder}, which was made of Python objects",
+            "run the program that made it",
+        )
+    value = config.read(folder / records.RECIPE)
+    if manifest["status"] == "finished":
+        stem = f"{value['name']}-again"
+        names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
+        value["name"] = next(name for name in names if not finished(runs / name))
+    recipe = config.parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
+    if overrides:
+        return recipe, None
+    expected = fingerprints(manifest)
+    # A teacher that the run trains itself is trained again.
+    return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
+
+
+def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False, **settings: Any) -> Recipe:
+    """Return a recipe whose student is a model to evaluate: a run's, with that run's data, or any that a name has.
+
+    ``best`` takes the run's best weights instead of its last; ``settings`` replace those of the run.
+    """
+    folder = Path(model)
+    value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
+    shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
+    kept = {key: value[key] for key in shared if key in value}
+    changed = config.override({"name": "evaluate", **kept, **settings, "student": model}, overrides)
+    recipe = config.parse(Recipe, changed, where="evaluate")
+    if not best:
+        return recipe
+    if not (folder / records.BEST).is_file():
+        raise RecipeError("best", f"{records.BEST} in a run's folder", f"{model} without it", "leave best out")
+    weights = recipe.student.weights or str(folder / records.BEST)
+    return recipe.model_copy(update={"student": Network(name=recipe.student.name, weights=weights)})

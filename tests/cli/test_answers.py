@@ -1,0 +1,142 @@
+"""What the command line answers without torch: mistakes, help and listings, each in one process that has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tests._helpers import ROOT
+
+HEAVY = (
+    *("torch", "torchvision", "sklearn", "scipy", "numpy", "accelerate", "transformers", "timm", "datasets"),
+    *("matplotlib", "plotly", "pandas", "PIL"),
+)
+CODE = """
+import contextlib, io, json, sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            raise ImportError(f"{name} was imported")
+
+sys.meta_path.insert(0, Missing())
+import bench_answers
+from tutelage.cli import main
+
+answers = {}
+for name, text in bench_answers.FILES.items():
+    open(name, "w").write(text)
+for command in (*bench_answers.MISTAKES, *bench_answers.QUESTIONS, *sys.argv[1:]):
+    sys.argv = ["tutelage", *command.split()]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as left:
+            code = left.code
+    answers[command] = [code, out.getvalue(), err.getvalue()]
+print(json.dumps([bench_answers.MISTAKES, bench_answers.QUESTIONS, answers]))
+"""
+NEEDS_TORCH = "distill student.yaml objective.wttm.gamma=-1"
+MORE = (
+    "--version",
+    "study",
+    "study table1 --budget 25",
+    "study table1 --seeds 0",
+    "study table1 --pairs resnet56/resnet20 pairs.resnet56/resnet20.student=cifar:resnet21",
+    "study table1 data.source=imagefolder:nowhere",
+    "distill student.yaml student=mlp:16x",
+    "distill student.yaml student=resnet21 teacher=runs/nothing data.source=hf:./nowhere",
+    "distill student.yaml teacher.weights=nothing.pth",
+    'distill student.yaml teacher={"train":{"model":"cifar:resnet21"}}',
+    "train teacher.yaml student=file:net.py:make",
+    "record student.yaml outputs=runs/outputs student=cifar:resnet21",
+    "evaluate mlp:16 --best",
+)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """Exit code, output and errors of every command of the benchmark and some more."""
+    folder = tmp_path_factory.mktemp("answers")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")])}
+    typed = [sys.executable, "-c", f"HEAVY = {HEAVY}\n{CODE}", *MORE, NEEDS_TORCH]
+    done = subprocess.run(typed, cwd=folder, env=env, text=True, capture_output=True, check=True)
+    assert not (folder / "runs").exists()
+    return json.loads(done.stdout)
+
+
+def test_every_mistake_is_refused_without_torch(answers):
+    mistakes, _, answered = answers
+    assert len(mistakes) >= 29
+    for command in mistakes:
+        code, out, err = answered[command]
+        assert (code, out) == (2, ""), (command, out, err)
+        assert "was imported" not in err, (command, err)
+        assert "expected" in err or "Did you mean" in err or "is not one of" in err, (command, err)
+
+
+def test_help_and_lists_are_shown_without_torch(answers):
+    _, questions, answered = answers
+    assert len(questions) >= 13
+    for command in (*questions, "--version", "study"):
+        code, out, err = answered[command]
+        assert (code, err) == (0, ""), (command, err)
+        assert out
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("study table1 --budget 25", ["--budget: expected a time with its unit"]),
+        ("study table1 --seeds 0", ["--seeds: expected a whole number >= 1, got 0"]),
+        (
+            "study table1 --pairs resnet56/resnet20 pairs.resnet56/resnet20.student=cifar:resnet21",
+            ["pairs.resnet56/resnet20.student: expected a known name, got 'cifar:resnet21'"],
+        ),
+        ("study table1 data.source=imagefolder:nowhere", ["data.source: expected a folder, got imagefolder:nowhere"]),
+        ("distill student.yaml student=mlp:16x", ["student: expected mlp: and the hidden widths joined by x"]),
+        (
+            "distill student.yaml student=resnet21 teacher=runs/nothing data.source=hf:./nowhere",
+            ["student: expected a known name", "teacher: expected a run's folder", "data.source: expected a folder"],
+        ),
+        ("distill student.yaml teacher.weights=nothing.pth", ["teacher.weights: expected a checkpoint's file"]),
+        (
+            'distill student.yaml teacher={"train":{"model":"cifar:resnet21"}}',
+            ["teacher.train.model: expected a known name"],
+        ),
+        ("train teacher.yaml student=file:net.py:make", ["model: expected a Python file"]),
+        ("record student.yaml outputs=runs/outputs student=cifar:resnet21", ["student: expected a known name"]),
+        ("evaluate mlp:16 --best", ["best: expected best.safetensors"]),
+    ],
+)
+def test_further_mistakes_are_refused_without_torch(answers, command, lines):
+    code, _, err = answers[2][command]
+    assert code == 2, err
+    for line, start in zip(err.splitlines(), lines, strict=True):
+        assert line.startswith(f"tutelage: {start}"), line
+
+
+def test_the_process_has_no_torch(answers):
+    assert "torch" in answers[2][NEEDS_TORCH][2]
+    assert "was imported" in answers[2][NEEDS_TORCH][2]
+
+
+def test_the_version_is_that_of_the_package(answers):
+    from tutelage import __version__
+
+    assert answers[2]["--version"][1] == f"tutelage {__version__}\n"
+
+
+def test_what_is_listed_is_what_there_is(answers):
+    from tutelage import data, models, objectives
+
+    listed = {what: answers[2][f"list {what}"][1] for what in ("models", "data", "objectives")}
+    for name, summary in (*models.available(), *data.available()):
+        assert any(name in listed[what] and summary in listed[what] for what in ("models", "data")), name
+    shown = [line.partition("(")[0] for line in listed["objectives"].splitlines() if not line.startswith(" ")]
+    assert shown == [name for name in objectives.PRESETS if objectives.is_built_in(name)]

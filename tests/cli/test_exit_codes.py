@@ -1,0 +1,154 @@
+"""How a command ends that is not done: stopped, by the machine, by a bug."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+import pytest
+
+from tutelage import doctor
+from tutelage.cli.app import main
+from tutelage.errors import InvalidValueError, RunError
+
+RECIPE = "name: one\nstudent: mlp:8\ndata: digits\nepochs: 3\nbatch_size: 512\ndevice: cpu\n"
+
+
+@pytest.fixture
+def doctor_raises(invoke, monkeypatch, tmp_path):
+    """Have a command raise an error; return its exit code and what it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TUTELAGE_DEBUG", raising=False)
+
+    def call(error, *typed):
+        def examine():
+            raise error
+
+        monkeypatch.setattr(doctor, "examine", examine)
+        code, _, err = invoke(*(typed or ("doctor",)))
+        return code, err
+
+    return call
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_what_is_saved_and_resumes(sent, code, invoke, monkeypatch, tmp_path):
+    from tutelage.runs.run_state import RunState
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text(RECIPE)
+    record_epoch, before = RunState.record_epoch, signal.getsignal(signal.SIGTERM)
+
+    def stops_after_two(run, stage, epoch):
+        record_epoch(run, stage, epoch)
+        if epoch["epoch"] == 2:
+            signal.raise_signal(sent)
+
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(RunState, "record_epoch", stops_after_two)
+            left, _, err = invoke("train", "one.yaml")
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    (line,) = err.splitlines()
+    assert left == code
+    assert line.startswith("tutelage: stopped: runs/one: a checkpoint after epoch 2, step 6")
+    assert line.endswith("; run the same command again to resume")
+    assert signal.getsignal(signal.SIGTERM) == before
+    left, out, err = invoke("train", "one.yaml")
+    assert left == 0, err
+    assert "resuming after epoch 2, step 6" in out
+
+
+def test_a_command_that_is_stopped_before_anything_is_saved_says_so(doctor_raises):
+    code, err = doctor_raises(KeyboardInterrupt())
+    assert (code, err) == (130, "tutelage: stopped: nothing was saved yet; run the same command again\n")
+
+
+def test_a_stopped_comparison_says_how_many_runs_are_finished(invoke, monkeypatch, tmp_path):
+    from tutelage.runs.run_state import RunState
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "both.yaml").write_text(f"{RECIPE}objectives: {{a: cross_entropy, b: confidence_penalty}}\nseeds: 2\n")
+    finish = RunState.finish
+
+    def stops_in_the_second_seed(run):
+        if run.recipe.seed == 1:
+            raise KeyboardInterrupt
+        finish(run)
+
+    monkeypatch.setattr(RunState, "finish", stops_in_the_second_seed)
+    code, _, err = invoke("compare", "both.yaml", "epochs=1", "name=both")
+    assert code == 130
+    assert "runs/both/a-seed1: " in err
+    assert "runs/both: 2 finished runs" in err
+
+
+@pytest.mark.parametrize("kind", [InvalidValueError, RunError])
+def test_an_error_of_ours_has_its_exit_code(kind, doctor_raises):
+    error = kind("x", expected="a", got="b", instead="c")
+    assert doctor_raises(error) == (kind.exit_code, f"tutelage: {error}\n")
+
+
+def test_a_full_disk_is_no_bug(doctor_raises):
+    code, err = doctor_raises(OSError(errno.ENOSPC, "No space left on device", "runs/x"))
+    assert code == 1
+    assert err.startswith(
+        "tutelage: runs/x: expected a file that can be read and written, got No space left on device;"
+    )
+    assert "bug" not in err
+
+
+def test_too_little_memory_is_no_bug(doctor_raises):
+    out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
+    for error in (MemoryError(), out_of_memory("CUDA out of memory\nand more")):
+        code, err = doctor_raises(error)
+        assert code == 1
+        assert err.startswith("tutelage: memory: expected")
+        assert len(err.splitlines()) == 1
+
+
+def test_any_other_error_is_a_bug_and_says_so(doctor_raises):
+    code, err = doctor_raises(KeyError("no\nsuch key"))
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith("tutelage: KeyError: ")
+    assert "bug in tutelage" in line
+    assert "--debug" in line
+
+
+@pytest.mark.parametrize("typed", [("--debug", "doctor"), ("doctor", "--debug")])
+def test_debug_shows_the_traceback_wherever_it_is_typed(typed, doctor_raises, monkeypatch):
+    monkeypatch.setenv("TUTELAGE_DEBUG", "")  # so that what is set is taken back
+    with pytest.raises(KeyError, match="where"):
+        doctor_raises(KeyError("where"), *typed)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_ends_by_the_signal(monkeypatch):
+    """Processes that load data are forks, and end by SIGTERM as they always do."""
+    from tutelage.cli import app
+
+    def forks():
+        child = os.fork()
+        if not child:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+    monkeypatch.setattr(app, "app", forks)
+    main()
+
+
+def test_several_processes_end_by_the_signal_at_once(monkeypatch):
+    from tutelage.cli import app
+
+    seen = []
+    monkeypatch.setattr(app, "app", lambda: seen.append(signal.getsignal(signal.SIGTERM)))
+    main()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main()
+    assert callable(seen[0])
+    assert seen[1] == signal.SIG_DFL
