@@ -1,4 +1,4 @@
-"""The commands as functions, every setting an argument."""
+"""The commands as functions: train, distill, compare, evaluate, predict; every setting is an argument."""
 
 from __future__ import annotations
 
@@ -352,9 +352,10 @@ def evaluate(
         "device": device,
         "channels_last": channels_last,
     }
-    settings = {key: value for key, value in given.items() if value is not None}
-    recipe = recipes.to_evaluate(label, settings=settings, best=best)
-    return judge(recipe, network, source=data, trust_code=trust_code)[0]
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    recipe = recipes.to_evaluate(label, best=best, **settings)
+    judgement, _ = judge(recipe, network, source=data, trust_code=trust_code)
+    return judgement
 
 
 def judge(

@@ -111,7 +111,7 @@ def test_help_and_lists_are_shown_without_torch(answers):
         ),
         ("train teacher.yaml student=file:net.py:make", ["model: expected a Python file"]),
         ("record student.yaml outputs=runs/outputs student=cifar:resnet21", ["student: expected a known name"]),
-        ("evaluate mlp:16 --best", ["--best: expected best.safetensors"]),
+        ("evaluate mlp:16 --best", ["best: expected best.safetensors"]),
     ],
 )
 def test_further_mistakes_are_refused_without_torch(answers, command, lines):

@@ -5,7 +5,7 @@ Ranges of objectives' values are known to the losses; `runs.setup.check_objectiv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +61,16 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
     return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
 
 
-def to_evaluate(
-    model: str, overrides: Sequence[str] = (), *, settings: Mapping[str, Any] | None = None, best: bool = False
-) -> Recipe:
-    """Return a recipe whose student is the model to evaluate: a run's student with the run's data, or any other model.
+def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False, **settings: Any) -> Recipe:
+    """Return a recipe whose student is a model to evaluate: a run's, with that run's data, or any that a name has.
 
-    Args:
-        model: a run's folder, or a model's name.
-        overrides: ``key=value``.
-        settings: keys of the recipe that replace the run's.
-        best: the run's best weights instead of its last.
+    ``best`` takes the run's best weights instead of its last; ``settings`` replace those of the run.
     """
     folder = Path(model)
     value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
     kept = {key: value[key] for key in shared if key in value}
-    changed = config.override({"name": "evaluate", **kept, **(settings or {}), "student": model}, overrides)
+    changed = config.override({"name": "evaluate", **kept, **settings, "student": model}, overrides)
     recipe = config.parse(Recipe, changed, where="evaluate")
     if not best:
         return recipe
