@@ -183,7 +183,7 @@ def weight_to_recipe(weight: Weight | Automatic) -> float | str | dict[str, Any]
 def weight_from_recipe(
     value: Any, *, argument: str, signed: bool = False, automatic: bool = False
 ) -> Weight | Automatic:
-    """Read a weight from a recipe: a number or a schedule, below 0 only if ``signed``, ``auto`` only if ``automatic``.
+    """Read a weight (a number or a schedule) from a recipe. Only a signed one may be < 0, an automatic one ``auto``.
 
     Raises:
         ValueError: if it is neither a number nor a known schedule with its own arguments, or it is below 0.
