@@ -254,7 +254,7 @@ class RunState:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Record the error that ends the run inside this context; on a full disk, say what to do."""
+        """Enter this while the run goes on: what ends it is recorded, and on a full disk says what to do."""
         try:
             yield
         except BaseException as error:
@@ -266,7 +266,7 @@ class RunState:
             self.run_inputs.splits.close()
 
     def stop(self, error: BaseException) -> None:
-        """Record why the run ends here; ``failure`` is the exception, or on a full disk one that names a remedy."""
+        """Record why the run ends here; its ``failure`` is the exception, or on a full disk one that names a remedy."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -16,27 +16,27 @@ from tutelage.report.table import markdown_lines
 from tutelage.studies import study_file
 
 COSTS = Path(__file__).parent / "costs.json"
-"""What ``benchmarks/bench_objectives.py`` recorded."""
+"""Results recorded by ``benchmarks/bench_objectives.py``."""
 STAND_INS = {"order": 2.0}
-"""For arguments without a default; any other has 1."""
+"""Values of arguments without a default; any other has 1."""
 HEADINGS = ("Objective", "What it adds", "Source", "Needs", "Time x KD", "Memory x KD", "Tables")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is known of one preset; cells are empty where nothing was measured."""
+    """The table's row of one preset; cells are empty if nothing was measured."""
 
     name: str
-    formula: str  # the first line of its docstring
+    formula: str  # first line of its docstring
     paper: str
-    needs: str  # what its terms read
-    time: str  # of a training step, over that with KD
-    memory: str  # kept for the backward pass, over that with KD
-    tables: str  # of the paper of TTM and WTTM that it is in
+    needs: str  # inputs of its terms
+    time: str  # time of a training step, relative to KD
+    memory: str  # memory kept for the backward pass, relative to KD
+    tables: str  # tables of the TTM and WTTM paper that it is in
 
 
 def default(name: str) -> Objective:
-    """Return a preset's objective with its defaults, and stand-ins where it has none."""
+    """Return a preset's objective with its defaults, and stand-ins for missing ones."""
     build = PRESETS[name].build
     missing = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty]
     return build(**{argument: STAND_INS.get(argument, 1.0) for argument in missing})
