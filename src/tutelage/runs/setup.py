@@ -65,7 +65,7 @@ def check_teacher(teacher: object | None, objectives: Iterable[Objective]) -> No
 
 
 def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
-    """Return a run's teacher; refuse ``None``. ``instead`` is what else to type."""
+    """Return a run's teacher; refuse none. ``instead`` is what else to type."""
     if teacher is None:
         raise RecipeError(
             "teacher",

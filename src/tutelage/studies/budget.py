@@ -57,15 +57,15 @@ class Budget(NamedTuple):
 
     @property
     def left(self) -> float:
-        """Remaining seconds."""
+        """Seconds that are left."""
         return self.ends - self.clock()
 
 
 def begin(typed: str | None, began: float, until: float | None = None) -> Budget | None:
-    """Return the budget typed for a command, in the form that `read` takes; ``None`` if there is no limit.
+    """Return the budget that is typed for a command, as `read` takes it; none where it has no limit.
 
-    ``began`` is a time on the monotonic clock; ``until`` is a worker's wall-clock deadline, as monotonic clocks differ
-    between processes.
+    ``began`` is a moment of the monotonic clock; ``until`` a worker's end by the time of day, as monotonic clocks
+    differ between processes.
     """
     if typed is None:
         return None
@@ -74,10 +74,10 @@ def begin(typed: str | None, began: float, until: float | None = None) -> Budget
 
 
 def read(typed: str) -> float:
-    """Read a typed budget and return seconds.
+    """Read a budget as it is typed; return seconds.
 
     Raises:
-        RecipeError: if it is not a time, has no unit, or is 0.
+        RecipeError: it is no time, has no unit, or is 0.
 
     Example:
         >>> read("25m"), read("1.5h"), read("1h30m"), read("90s")

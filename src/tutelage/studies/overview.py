@@ -24,15 +24,15 @@ HEADINGS = ("Objective", "What it adds", "Source", "Needs", "Time x KD", "Memory
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The table's row of one preset; cells are empty if nothing was measured."""
+    """What is known of one preset; cells are empty where nothing was measured."""
 
     name: str
-    formula: str  # first line of its docstring
+    formula: str  # the first line of its docstring
     paper: str
-    needs: str  # inputs of its terms
-    time: str  # time of a training step, relative to KD
-    memory: str  # memory kept for the backward pass, relative to KD
-    tables: str  # tables of the TTM and WTTM paper that it is in
+    needs: str  # what its terms read
+    time: str  # of a training step, over that with KD
+    memory: str  # kept for the backward pass, over that with KD
+    tables: str  # of the paper of TTM and WTTM that it is in
 
 
 def default(name: str) -> Objective:

@@ -40,8 +40,8 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
     """Open a classification data set of torchvision's by the name of its class.
 
     Raises:
-        ValueError: if there is no such data set, or it has no training and test halves.
-        FileNotFoundError: if it is not in ``root`` and cannot be downloaded.
+        ValueError: no such data set, or one without a training and a test half.
+        FileNotFoundError: it is not in ``root`` and cannot be downloaded.
     """
     import torchvision
 
