@@ -427,7 +427,7 @@ def test_without_a_good_checkpoint_a_run_is_not_quietly_restarted(tmp_path):
     for _ in range(2):
         with (
             pytest.warns(UserWarning, match="checksums"),
-            pytest.raises(CheckpointError, match="to start anew, remove the run's folder"),
+            pytest.raises(CheckpointError, match="to start again, remove the run's folder"),
         ):
             do(tmp_path / "run", epochs=3)
     assert len(Run(tmp_path / "run").epochs) == 2

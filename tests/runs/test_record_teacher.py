@@ -242,7 +242,7 @@ def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step
     outputs = str(tmp_path / "outputs")
     record(wttm(**many, outputs=outputs), limit_mb=LIMIT, top=3, max_error=1)
     for name, objective, fault in (
-        ("off", {"ttm": {"gamma": 0.7, "beta": 1}}, r"got gamma 0\.7; record them anew"),
+        ("off", {"ttm": {"gamma": 0.7, "beta": 1}}, r"got gamma 0\.7; record them again"),
         ("two", [{"ttm": {"gamma": 0.25, "beta": 1}}, {"kd": {"temperature": 2, "supervised": 0}}], r"\(0\.25, 0\.5\)"),
         ("dist", "dist", r"got dist \(another reading\); record all classes"),
         ("entropy", {"transformed_matching": {"gamma": 0.25, "beta": 1, "weight_by": "entropy"}}, "another reading"),

@@ -109,7 +109,7 @@ def test_exponents_are_on_the_grid_exactly_or_refused():
     form = TopK.of(2, 10, needed=(0.15, 1 / 3))
     assert form.gammas == (0.1, 0.125, 0.15, 0.2, 0.25, 1 / 3, 0.5, 1.0)
     assert form.at(1 / 3.0000000000001) == 5
-    with pytest.raises(TeacherCacheError, match=r"among 0\.1, .*, 1, got gamma 0\.7; record them anew"):
+    with pytest.raises(TeacherCacheError, match=r"among 0\.1, .*, 1, got gamma 0\.7; record them again"):
         form.unpack(form.pack(drawn(4, 10)), 0.7)
 
 

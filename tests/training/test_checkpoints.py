@@ -123,7 +123,7 @@ def test_no_good_one_is_an_error_and_stays_one(checkpoints):
         with (
             pytest.warns(UserWarning, match="checksums"),
             pytest.raises(
-                CheckpointError, match=rf"expected a good one among {name(3)}, {name(6)}, got none; to start anew"
+                CheckpointError, match=rf"expected a good one among {name(3)}, {name(6)}, got none; to start again"
             ),
         ):
             checkpoints.load()

@@ -155,7 +155,7 @@ class TopK:
             "outputs",
             (f"an exponent that the tail was summed at, among {', '.join(f'{known:.4g}' for known in self.gammas)}"),
             f"gamma {gamma:.6g}",
-            "record them anew with this recipe, in another folder, with `tutelage record`",
+            "record them again with this recipe, in another folder, with `tutelage record`",
         )
 
     def check(self, error: Tensor, needed: Collection[float]) -> None:

@@ -111,7 +111,7 @@ class Checkpoints:
                 return saved
         if names:
             raise CheckpointError(
-                "checkpoints", f"a good one among {', '.join(names)}", "none", "to start anew, remove the run's folder"
+                "checkpoints", f"a good one among {', '.join(names)}", "none", "to start again, remove the run's folder"
             )
         return None
 
