@@ -501,7 +501,7 @@ def test_a_full_disk_stops_a_run_that_resumes_when_there_is_room(tmp_path, small
         do(small_disk / "stopped", reporter=Fills(), **how)
     assert re.fullmatch(
         r"checkpoint 00-0000000\d\d: expected room to write it, got No space left on device; the last good checkpoint "
-        r"is 00-00000000\d: free some space and type the same command again to resume",
+        r"is 00-00000000\d: free some space and run the same command again to resume",
         str(caught.value),
     )
     ballast.unlink()

@@ -160,7 +160,7 @@ def test_a_disk_that_refuses_leaves_the_last_good_one(checkpoints):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value) == (
         f"checkpoint {name(9)}: expected room to write it, got File too large; the last good checkpoint is {name(6)}: "
-        "free some space and type the same command again to resume"
+        "free some space and run the same command again to resume"
     )
     assert kept(checkpoints) == [name(3), name(6)]
     assert checkpoints.load().state == {"step": 6}

@@ -83,7 +83,7 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
             if path.exists():
                 failed |= records.read_json(path)
             else:
-                failed[f"worker {k}"] = f"it ended with status {child.returncode}; type the same command to resume"
+                failed[f"worker {k}"] = f"it ended with status {child.returncode}; run the same command again to resume"
     return failed
 
 

@@ -125,7 +125,7 @@ class Checkpoints:
                 what,
                 "room to write it",
                 error.strerror or error,
-                (f"the last good checkpoint is {last}: free some space and type the same command again to resume"),
+                (f"the last good checkpoint is {last}: free some space and run the same command again to resume"),
             ) from error
 
     def _names(self) -> list[str]:
