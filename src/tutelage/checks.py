@@ -1,10 +1,10 @@
-"""Argument checks of functions of tensors; an error says what was expected, what was got and what to type.
+"""Argument checks for functions of tensors; an error says what was expected, what was got and what to type.
 
-Shapes, dtypes and hyperparameters are always checked: that costs no device work. Values inside a tensor are read in one
-case only, class indices that live on the CPU; anywhere else reading them would make the host wait for the device.
-Everything here can be traced by ``torch.compile``. Hyperparameters raise TypeError where they are no Python number and
-ValueError where they are out of range, NaN included, or no whole number where one is wanted;
-``example`` is what to type instead.
+Shapes, dtypes and hyperparameters are always checked: that costs no device work. Values inside a tensor are read in
+only one case, class indices on the CPU; anywhere else reading them would make the host wait for the device.
+Everything here can be traced by ``torch.compile``. Hyperparameters raise TypeError if they are not Python numbers and
+ValueError if they are out of range, NaN included, or not whole numbers where these are required; ``example`` is what to
+type instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EMBEDDINGS = ("batch", "width")
 TOKENS = ("batch", "tokens", "width")
 MAPS = ("batch", "channels", "height", "width")
 ANY = ("batch", "size", "...")
-"""Axes of features; ``...`` stands for any number more of the axis before it."""
+"""Axes of features; ``...`` stands for any number of further axes like the one before it."""
 
 
 def positive(value: float, name: str, *, example: float) -> None:
@@ -37,7 +37,7 @@ def fraction(value: float, name: str, *, example: float) -> None:
 
 
 def mixture_weight(value: float, name: str, *, example: float, ends: str) -> None:
-    """Refuse a hyperparameter outside (0, 1); ``ends`` is what to type for what it would be at 0 and 1."""
+    """Refuse a hyperparameter outside (0, 1); ``ends`` is what to type for the limits at 0 and 1."""
     _number(value, name, example, lambda x: 0 < x < 1, f"a number above 0 and below 1 (at the ends: type {ends})")
 
 
@@ -47,7 +47,7 @@ def weight(value: float, name: str, *, example: float) -> None:
 
 
 def order(value: float) -> None:
-    """Refuse an order that no Rényi entropy has: a negative one; infinity is legal."""
+    """Refuse a negative order of a Rényi entropy; infinity is allowed."""
     _number(value, "order", 0.25, lambda x: x >= 0, "a number of at least 0 (1 is Shannon)")
 
 
@@ -58,14 +58,14 @@ def whole_number(value: object, name: str, *, example: int, minimum: int = 1) ->
 
 
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
-    """Refuse a hyperparameter that is none of some names; the nearest is suggested."""
+    """Refuse a hyperparameter that is not one of the names; the nearest is suggested."""
     if value not in names:
         hint = nearest(value, names, otherwise=f"type for example {name}={example}")
         raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), hint)
 
 
 def kind_of(value: object) -> object:
-    """Return what an error says of a wrong value: a tensor's dtype, or the type of anything else."""
+    """Return what an error says about a wrong value: a tensor's dtype, or the type of anything else."""
     return value.dtype if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -91,13 +91,13 @@ def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
     """Return features in at least float32: narrower ones are copied.
 
     Args:
-        tensor: one axis for each of ``axes``, none of them empty; any floating dtype.
-        name: the argument's name.
-        axes: what the axes are, such as `MAPS`; may end in ``...``.
+        tensor: features with one axis for each of ``axes``, none of them empty; any floating dtype.
+        name: name of the argument.
+        axes: names of the axes, such as `MAPS`; may end in ``...``.
 
     Raises:
         TypeError: if it is not a floating tensor.
-        ValueError: if it has another number of axes, or an empty one.
+        ValueError: if it has another number of axes, or an empty axis.
     """
     tensor = _floating(tensor, name)
     if axes[-1] == "...":
@@ -130,7 +130,7 @@ def feature_pair(
 ) -> tuple[Tensor, Tensor]:
     """Return both networks' features, as `features` does; the teacher's without a gradient.
 
-    ``stage`` ends the arguments' names in messages.
+    ``stage`` is appended to the arguments' names in messages.
 
     Raises:
         TypeError: if they are not floating tensors.
@@ -175,7 +175,7 @@ def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name
 def labels_for(logits: Tensor, labels: Tensor) -> bool:
     """Refuse labels that do not belong to the logits; class indices and soft labels differ by their dtype.
 
-    Class indices are compared with the number of classes where that is free of a wait: eagerly on the CPU. On an
+    Class indices are compared with the number of classes only where nothing waits: eagerly on the CPU. On an
     accelerator and inside ``torch.compile`` the kernel that reads them asserts instead (CUDA: "device-side assert").
 
     Args:
@@ -220,7 +220,7 @@ def labels_for(logits: Tensor, labels: Tensor) -> bool:
 
 
 def _in_range(labels: Tensor, classes: int) -> None:
-    low, high = (x.item() for x in torch.aminmax(labels))  # alone, this is a tenth of naming what is outside
+    low, high = (x.item() for x in torch.aminmax(labels))  # this alone takes a tenth of the time of naming the outliers
     if low >= 0 and high < classes:
         return
     outside = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]

@@ -19,11 +19,11 @@ from tutelage.runs.run import RunOptions
 from tutelage.settings.fit import Precision
 
 EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib"}
-"""Each extra with a module that it installs."""
+"""Extras, each with a module that it installs."""
 
 
 class Finding(NamedTuple):
-    """One property of the machine; ``good`` is false where it keeps tutelage from working."""
+    """One property of the machine; ``good`` is false if it keeps tutelage from working."""
 
     what: str
     value: str
@@ -51,7 +51,7 @@ def examine() -> Iterator[Finding]:
 
 
 def measure() -> Iterator[Finding]:
-    """Time what this package speeds up against its references; the values are lines to print.
+    """Time what this package speeds up against references; the values are lines to print.
 
     A section that fails does not stop the next.
     """

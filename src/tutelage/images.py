@@ -1,4 +1,4 @@
-"""Reading images: encoded images to 8-bit pixels, their readers and the layout they are brought to."""
+"""Reading images: from encoded images to 8-bit pixels, with their readers and common layout."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from PIL import Image
 from tutelage.errors import InvalidTypeError, InvalidValueError
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises on files that are truncated, mistyped or absurd."""
+"""Errors that Pillow raises on files that are truncated, mistyped or absurd."""
 MARGIN = 256 / 224
 MEAN = (0.485, 0.456, 0.406)
-"""Of ImageNet's pixels, by channel, where white is 1."""
+"""Mean of ImageNet's pixels, by channel, where white is 1."""
 STD = (0.229, 0.224, 0.225)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-"""By their names in settings."""
+"""Resampling filters by their names in settings."""
 DEFAULT_SIZE = 224
 _GREY = ("L", "1")
 _CHUNK = 256
@@ -35,13 +35,13 @@ Encoded = bytes | Path | Image.Image
 
 
 class Reader(Protocol):
-    """Images by position, not decoded yet."""
+    """Images by position, not yet decoded."""
 
     def __len__(self) -> int:
         """Return the number of images."""
 
     def name(self, position: int) -> str:
-        """Return what a user finds the image by; no absolute path."""
+        """Return a name by which a user can find the image; no absolute path."""
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
         """Return the images' files; must be safe to call from several threads."""
@@ -68,7 +68,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class ArrayReader:
-    """Images that are pixels already: ``(images, height, width, channels)`` uint8."""
+    """Images that are already pixels: ``(images, height, width, channels)`` uint8."""
 
     pixels: NDArray[np.uint8]
 
@@ -85,12 +85,12 @@ class ArrayReader:
 
 
 class Layout(NamedTuple):
-    """The one shape, in pixels, that all images of a data set are brought to."""
+    """The common shape, in pixels, of all images in a data set."""
 
     height: int
     width: int
-    channels: int  # 1 where every image is grey, else 3
-    margin: float  # the evaluation view is the centre of a copy this much larger
+    channels: int  # number of channels: 1 if every image is grey, else 3
+    margin: float  # size of the resized copy relative to the evaluation view, its centre
 
 
 class Fault(NamedTuple):
@@ -104,8 +104,8 @@ def as_image(image: Any) -> Image.Image:
     """Open a user's image: a path, a Pillow image, or a uint8 array ``(height, width[, channels])``.
 
     Raises:
-        TypeError: it is none of these.
-        FileNotFoundError: there is no file of that path.
+        TypeError: if it is none of these.
+        FileNotFoundError: if there is no such file.
     """
     if isinstance(image, str | Path):
         with Image.open(image) as opened:
@@ -127,7 +127,7 @@ def open_image(encoded: Encoded) -> Image.Image:
     """Open an image without decoding its pixels.
 
     Raises:
-        ValueError: pixels of more than 8 bits, which would be clipped in silence.
+        ValueError: if pixels have more than 8 bits, which would be clipped silently.
     """
     if isinstance(encoded, Image.Image):
         image = encoded
@@ -146,7 +146,7 @@ def decode(encoded: Encoded, *, channels: int) -> Image.Image:
 
 
 def convert(image: Image.Image, *, channels: int) -> Image.Image:
-    """Return a grey (1 channel) or RGB (3) image; transparency is dropped, that of a palette too."""
+    """Return a grey (1 channel) or RGB (3) image; transparency is dropped, even a palette's."""
     if image.mode == "P":
         image = image.convert("RGBA")
     return image.convert("RGB" if channels == 3 else "L")
@@ -192,7 +192,7 @@ def rescale(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's first line, or its type where it has no message."""
+    """Return an error's first line, or its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -201,7 +201,7 @@ def find_layout(readers: Iterable[Reader], *, size: int | None, test_crop: float
     """Decide the shape of a data set from its images' headers, reading no further than the answer needs.
 
     Raises:
-        ValueError: no image can be opened.
+        ValueError: if no image can be opened.
     """
     first: tuple[int, int] | None = None
     mixed, colour = False, False
@@ -232,7 +232,7 @@ def find_layout(readers: Iterable[Reader], *, size: int | None, test_crop: float
 
 
 class UnlikeError(Exception):
-    """An image has another size than the first, or colours where the first is grey."""
+    """An image differs from the first in size, or has colours although the first is grey."""
 
 
 def decode_all(
@@ -241,16 +241,16 @@ def decode_all(
     """Decode a whole reader, in threads (Pillow decodes outside the interpreter's lock).
 
     Args:
-        reader: of the images.
-        layout: what they are brought to.
-        alike: the width and height that every image must have, where the layout is only a guess from one of them.
-        interpolation: of resizes, a key of `RESAMPLING`.
+        reader: reader of the images.
+        layout: layout to bring them to.
+        alike: width and height that every image must have, if the layout is only a guess from one of them.
+        interpolation: interpolation of resizes, a key of `RESAMPLING`.
 
     Returns:
         Pixels ``(kept, height, width, channels)``, the positions kept, and the images that could not be read.
 
     Raises:
-        UnlikeError: the guess was wrong.
+        UnlikeError: if the guess was wrong.
     """
     pixels = np.empty((len(reader), layout.height, layout.width, layout.channels), np.uint8)
     starts = range(0, len(reader), _CHUNK)

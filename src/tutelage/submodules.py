@@ -16,7 +16,7 @@ _TAP = re.compile(rf"[^\s:]+({INPUT})?")
 
 
 def is_tap(text: str) -> bool:
-    """Return whether a text is a path, or a path and ``:input``; a path has neither spaces nor colons."""
+    """Return whether a string is a path, or a path and ``:input``; a path has neither spaces nor colons."""
     return _TAP.fullmatch(text) is not None
 
 
@@ -31,7 +31,7 @@ def input_of(path: str) -> str:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network inside a module that has a card; any other module as it is."""
+    """Return the network inside a module that has a card; any other module unchanged."""
     inside: nn.Module = network if getattr(network, "card", None) is None else getattr(network, "network", network)
     return inside
 
@@ -39,32 +39,32 @@ def unwrapped(network: nn.Module) -> nn.Module:
 class Head(NamedTuple):
     """The layer that gives a network's logits."""
 
-    path: str  # of the submodule; empty where the layer is the whole network
+    path: str  # path of the submodule; empty if the layer is the whole network
     layer: nn.Module
-    candidates: int = 1  # layers that it is the last of; 1 where a card or the network itself names it
-    joint: bool = False  # the logits are made of a second head's output too
+    candidates: int = 1  # number of layers of which it is the last; 1 if a card or the network itself names it
+    joint: bool = False  # whether the logits also use a second head's output
 
     @property
     def classes(self) -> int | None:
-        """How many values the layer gives; none where it is neither linear nor a 1x1 convolution."""
+        """The number of the layer's outputs; ``None`` if it is neither linear nor a 1x1 convolution."""
         return _values(self.layer)
 
 
 def find_head(network: nn.Module, *, classes: int | None = None) -> Head | None:
     """Find the head by the first of these that the network has.
 
-    - a card: the layer that it names, or else the one whose input is its embedding; where it names neither, the network
-      itself, which has no name, is all that can be the head;
-    - timm's ``get_classifier``: what it returns, and the first where it returns several;
+    - a card: the layer that it names, or else the one whose input is its embedding; if it names neither, only the
+      network itself, which has no name, can be the head;
+    - timm's ``get_classifier``: its result, or the first of several;
     - else, in the order of the modules' registration, the last linear layer, or with ``classes`` the last linear layer
-      or 1x1 convolution that gives as many values.
+      or 1x1 convolution with that many outputs.
 
     Args:
         network: any module; it is neither called nor changed.
-        classes: how many values the head gives; none where that is not known.
+        classes: number of the head's outputs; ``None`` if unknown.
 
     Returns:
-        The head, of whatever kind a card or timm names; none where there is none.
+        The head, of whatever kind a card or timm names; ``None`` if there is none.
     """
     paths = {module: path for path, module in network.named_modules()}
     card = getattr(network, "card", None)

@@ -11,8 +11,8 @@ from torch import Tensor
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """Return tensors of any strides and device, such as a module's state, as the content of a safetensors file.
 
-    The format takes contiguous tensors alone, each with a memory of its own, so that channels-last, expanded and tied
-    ones are copied.
+    The format takes only contiguous tensors, each with its own memory, so channels-last, expanded and tied ones are
+    copied.
     """
     return safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

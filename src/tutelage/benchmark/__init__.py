@@ -1,5 +1,5 @@
-"""What this package makes faster or smaller, timed on the machine at hand against its reference in the same run.
+"""Benchmarks of what this package makes faster or smaller, on this machine, against a reference in the same run.
 
-One module per subject; `sections` lists them as ``tutelage doctor --bench`` prints them. The scripts in ``benchmarks/``
-time the same with more rounds and record it.
+There is one module per subject; `sections` lists them as ``tutelage doctor --bench`` prints them. The scripts in
+``benchmarks/`` time the same with more rounds and record the results.
 """

@@ -1,4 +1,4 @@
-"""What is trained on while steps are timed: random images, the first batches of an epoch, cached teacher logits."""
+"""Training data for timed steps: random images, the first batches of an epoch, cached teacher logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = 100
 
 
 def random_images(count: int = 10_000) -> data.Splits:
-    """Return random images of CIFAR-100's shape with its augmentation: their content does not change a step's cost."""
+    """Return random images of CIFAR-100's shape with its augmentation: their content does not affect a step's cost."""
     numbers = np.random.default_rng(0)
     train, test = (
         Pixels(numbers.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), numbers.integers(0, CLASSES, n))
@@ -36,7 +36,7 @@ def random_images(count: int = 10_000) -> data.Splits:
 
 
 def network(name: str, device: torch.device, seed: int = 0) -> Classifier:
-    """Return a network for such images with random weights, which cost the same."""
+    """Return a network for such images with random weights, which cost the same as trained ones."""
     return models.create(f"cifar:{name}", classes=CLASSES, channels=3, image_size=(32, 32), seed=seed).to(device)
 
 
@@ -58,8 +58,8 @@ def forward(teacher: FrozenTeacher, batches: Iterable[Batch], device: torch.devi
 class FirstBatches:
     """The first batches of an epoch: one to warm up, and ``steps`` that are timed, in ``seconds`` per step.
 
-    ``whole`` reports the length of the whole epoch, so that a fit chooses what it compiles as for a whole schedule;
-    with ``premade`` the batches are made beforehand, else each when it is asked for.
+    ``whole`` reports the length of the whole epoch, so that a fit chooses what to compile as for a whole schedule; with
+    ``premade`` the batches are made beforehand, else each one when needed.
     """
 
     def __init__(self, batches: data.BatchLoader, steps: int, *, whole: bool = False, premade: bool = False) -> None:
@@ -72,7 +72,7 @@ class FirstBatches:
         return self._length
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Yield them."""
+        """Yield the batches."""
         stream = iter(self._premade or self._batches.epoch(epoch, start=start, rank=rank, world=world))
         yield next(stream)
         timing.synchronize()

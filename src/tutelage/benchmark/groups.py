@@ -1,8 +1,8 @@
-"""Students of one pair in one process: a group on one teacher pass, against the teacher and the students apart.
+"""Students of one pair in one process: a group on one teacher pass, against separate teacher and students.
 
-The student learns by KD, in bfloat16, with the CIFAR augmentation. Timed are the loop's steps; data sets, networks and
-evaluation are not, nor each form's first step, which fills caches and makes the optimizer's state, nor what follows
-the last, such as a garbage collection, which is once per fit.
+The student learns by KD, in bfloat16, with the CIFAR augmentation. Only the loop's steps are timed, not data sets,
+networks and evaluation, nor each form's first step, which fills caches and makes the optimizer's state, nor anything
+after the last, such as garbage collection, which happens once per fit.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ ALONE, APART = "teacher alone", "student without teacher"
 
 
 class Ratios(NamedTuple):
-    """Relative times of groups by their number of students: medians of each round's ratio, as speed drifts less within.
+    """Relative times of groups by number of students: medians of each round's ratio, as speed drifts less within one.
 
-    ``parts`` are over the teacher's steps alone and as many times a student's with premade batches and cached logits,
-    ``runs`` over as many times a group of one, which makes its own batches and runs the live teacher.
+    ``parts`` is relative to the teacher's steps alone plus that many times a student's with premade batches and cached
+    logits, ``runs`` to that many times a group of one, which makes its own batches and runs the live teacher.
     """
 
     parts: dict[int, float]
@@ -70,7 +70,7 @@ def measure(
 
 
 def _group(students: int, teacher: Teacher, batches: FirstBatches, *, student: str, device: str) -> float:
-    """Return the seconds per step of a group, its distillers made before."""
+    """Return the seconds per step of a group, whose distillers are made before."""
     accelerator = accelerator_on(device)
     distillers = [Distiller(network(student, accelerator.device, seed), objectives.kd()) for seed in range(students)]
     if students == 1:

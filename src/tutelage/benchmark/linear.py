@@ -1,6 +1,6 @@
 """The last linear layers with cross-entropy and WTTM, and their memory, against whole logits and Algorithm 1.
 
-float32, on the processor; forward and backward to hidden states and weights.
+Timed in float32 on the processor, forward and backward to hidden states and weights.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ WIDTH, CLASSES = 1024, 128_256
 
 
 class Measured(TypedDict):
-    """What one form took; MB are 10**6 bytes."""
+    """The measurements of one form; MB are 10**6 bytes."""
 
     tokens: int
     n: int
-    median_s: float  # processor seconds of forward and backward, of n steps
+    median_s: float  # median processor seconds of forward and backward, over n steps
     loss: float
     gradients_mb: float
-    added_mb: float | None  # peak memory beyond inputs, weights and gradients; none where the system does not tell
+    added_mb: float | None  # peak memory beyond inputs, weights and gradients; None if the system does not tell
 
 
 Form = Callable[..., Tensor]
-"""Takes hidden states and weights of student and teacher and the labels; returns the loss."""
+"""Function of the student's and teacher's hidden states and weights and the labels that returns the loss."""
 
 
 def whole(loss: losses.Form) -> Form:
-    """Return the form that makes all logits."""
+    """Return the form that computes all logits."""
 
     def form(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
@@ -65,7 +65,7 @@ FORMS: dict[str, Form] = {
 
 
 def _draw(tokens: int, width: int, classes: int) -> list[Tensor]:
-    """Return what a form takes; the student's hidden states and weight take gradients."""
+    """Return a form's inputs; the student's hidden states and weight require gradients."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((tokens, width), (classes, width)) * 2
     layers = [torch.randn(*shape, generator=generator) for shape in shapes]

@@ -1,6 +1,6 @@
 """Cross-entropy and WTTM with their gradient, and the memory they add, against the paper's Algorithm 1.
 
-float32, on the processor, the teacher's logits given.
+Timed in float32 on the processor, with given teacher logits.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tutelage.training import memory
 
 GAMMA, BETA = 0.1, 3.0
 TARGET = (256, 1000), (1024, 32_000), (512, 128_256)
-"""Batches and classes: ImageNet's, and those of two vocabularies."""
+"""Batch sizes and numbers of classes: ImageNet's, and those of two vocabularies."""
 REFERENCE, KERNELS = "reference: Algorithm 1", "kernels"
 NEEDED = 13
-"""Times the memory of a batch's logits that both forms need together: inputs, saved tensors, gradients compared."""
+"""Memory that both forms need together, as a multiple of a batch's logits: inputs, saved and compared tensors."""
 
 Form = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes the student's and the teacher's logits and the labels; returns each sample's cross-entropy and WTTM."""
+"""Function of the student's and teacher's logits and the labels that returns cross-entropy and WTTM per sample."""
 
 
 def algorithm1(z: Tensor, v: Tensor, labels: Tensor, *, gamma: float) -> tuple[Tensor, Tensor]:
@@ -53,19 +53,19 @@ FORMS: dict[str, Form] = {
 
 
 class Times(NamedTuple):
-    """What the forms took for one shape."""
+    """The times of the forms for one shape."""
 
-    median_s: dict[str, float]  # processor seconds of forward and backward, of n calls
+    median_s: dict[str, float]  # median processor seconds of forward and backward, over n calls
     first_s: dict[str, float]  # wall-clock seconds of each form's first call, compiling included
     n: int
 
     def faster(self, name: str) -> float:
-        """Return how many times as fast as the reference a form is."""
+        """Return a form's speed relative to the reference."""
         return self.median_s[REFERENCE] / self.median_s[name]
 
 
 def draw(batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits of a student, which take a gradient, and of a teacher, and labels."""
+    """Return logits of a student, which require a gradient, and of a teacher, and labels."""
     generator = torch.Generator().manual_seed(0)
     return (
         (3 * torch.randn(batch, classes, generator=generator)).requires_grad_(),
@@ -91,7 +91,7 @@ def times(forms: Mapping[str, Form], batch: int, classes: int) -> Times:
     """Time forms in turn on one shape and one thread, after a first round that warms up and compares their gradients.
 
     Raises:
-        AssertionError: a form's gradient is not the first form's.
+        AssertionError: if a form's gradient differs from the first form's.
     """
     with timing.threads(1):
         inputs, first, expected = draw(batch, classes), {}, None
@@ -112,7 +112,7 @@ def _seconds(form: Form, *inputs: Tensor) -> float:
 
 
 def added_mb(run: Callable[[], Any]) -> float | None:
-    """Return by how many MB a call's peak memory exceeds what the process had; none where the system does not tell."""
+    """Return the MB that a call's peak memory adds to the process's; ``None`` if the system does not tell."""
     cpu = torch.device("cpu")
     memory.restart(cpu)
     before = memory.peak(cpu)
@@ -122,12 +122,12 @@ def added_mb(run: Callable[[], Any]) -> float | None:
 
 
 def memory_mb(form: Form, batch: int, classes: int, *, compiled: bool = False) -> float | None:
-    """Return the MB that forward and backward add on one thread, only accurate in a fresh process."""
+    """Return the MB that forward and backward add on one thread, accurate only in a fresh process."""
     with timing.threads(1):
         inputs = draw(batch, classes)
         z, v, labels = (tensor.detach()[:2].clone() for tensor in inputs)
-        step(form, z.requires_grad_(), v, labels)  # libraries and threads
-        if compiled:  # for its own shape as well
+        step(form, z.requires_grad_(), v, labels)  # load libraries and start threads
+        if compiled:  # compile for the real shape too
             step(form, *inputs)
         return added_mb(partial(step, form, *inputs))
 

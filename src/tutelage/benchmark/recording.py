@@ -1,6 +1,6 @@
 """Recording a teacher's outputs against the teacher's own forward pass over the same views.
 
-The reference's views are made before. Recording makes the views, runs the teacher, and writes with a sync.
+The reference's views are made beforehand. Recording makes the views, runs the teacher, and writes with a sync.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Times(NamedTuple):
     forward: NDArray[np.float64]
 
     def ratios(self) -> tuple[float, float, float]:
-        """Return how long recording takes, in forward passes.
+        """Return the duration of recording, in forward passes.
 
-        Of the medians in wall-clock and in processor time, and of the shortest wall-clock times, which other processes
-        disturb least.
+        The ratios are of the median wall-clock and processor times, and of the shortest wall-clock times, which other
+        processes disturb least.
         """
         wall, processor = np.median(self.recording, 0) / np.median(self.forward, 0)
         return float(wall), float(processor), float(self.recording[:, 0].min() / self.forward[:, 0].min())
@@ -63,7 +63,7 @@ def recipe_of(**settings: Any) -> Recipe:
 def measure(run_inputs: RunInputs, recipe: Recipe, *, rounds: int) -> Times:
     """Time recording the whole training set and the forward pass in turn, after a first round that warms up.
 
-    Each recording is written into a folder of its own; the recipe's ``outputs`` is not read.
+    Each recording is written to its own folder; the recipe's ``outputs`` is not read.
     """
     assert run_inputs.teacher is not None
     device = accelerator_on(recipe.device).device

@@ -9,7 +9,7 @@ from tutelage.benchmark import groups, linear, losses, recording, startup, steps
 
 
 class Section(NamedTuple):
-    """One subject: what is timed and how, what the ratios are taken against, and what yields lines to print."""
+    """One subject: what is timed and how, the reference of the ratios, and the function that yields lines to print."""
 
     name: str
     title: str

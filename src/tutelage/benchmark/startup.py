@@ -1,4 +1,4 @@
-"""``tutelage --help`` against an interpreter that does nothing."""
+"""Timing of ``tutelage --help`` against an interpreter that does nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Training here against the published procedure, timed in turn in one process.
 
-The reference is what papers of this field train with: float32, eager, channels first, a worker-fed loader with
-transforms of one image at a time, the loss as arXiv:2402.11148 prints it in Algorithm 1, the teacher's forward pass and
-``.item()`` in every step.
+The reference is the usual procedure of papers in this field: float32, eager, channels first, a worker-fed loader with
+transforms of one image at a time, the loss as printed in Algorithm 1 of arXiv:2402.11148, the teacher's forward pass
+and ``.item()`` in every step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tutelage.training.loop import fit
 from tutelage.types import Teacher
 
 PAIRS = ("resnet56", "resnet20"), ("wrn_40_2", "wrn_16_2"), ("resnet32x4", "resnet8x4"), ("vgg13", "vgg8")
-"""Teachers and students of the ratios."""
+"""Teachers and students for the ratios."""
 BATCH = 64
 GAMMA, BETA = 0.25, 4.0
 
@@ -36,9 +36,9 @@ class Row(NamedTuple):
     """Seconds per step of one pair."""
 
     pair: str
-    reference: float  # of the published procedure
-    live: float  # of ours with the live teacher, choices by measurement included
-    recorded: float  # of ours with recorded outputs
+    reference: float  # seconds of the published procedure
+    live: float  # seconds of ours with the live teacher, choices by measurement included
+    recorded: float  # seconds of ours with recorded outputs
 
 
 def measure_pair(pair: tuple[str, str], splits: data.Splits, *, batch: int = BATCH, n: int, rounds: int) -> Row:
@@ -58,7 +58,7 @@ def measure_pair(pair: tuple[str, str], splits: data.Splits, *, batch: int = BAT
 
 
 def _ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, n: int) -> Callable[[], float]:
-    """Return what times our loop; what it compiles and measures in its first step does not count: it is done once."""
+    """Return a function that times our loop, without the compiling and measuring in its first step, done once."""
     distiller = Distiller(student, objectives.wttm(gamma=GAMMA, beta=BETA))
     batches, settings = FirstBatches(loader, n, whole=True), FitSettings(epochs=240, precision="bf16")
     epochs = fit(distiller, teacher, batches, settings, accelerator=accelerator_on("auto"))
@@ -80,7 +80,7 @@ def published(
     *,
     workers: int = 2,
 ) -> Callable[[], float]:
-    """Return what times the published procedure, without the first two steps, which start the loader's workers."""
+    """Return a function that times the published procedure, without the first two steps, which start the workers."""
     teacher.eval()
     student.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -131,7 +131,7 @@ class _Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 def ratios(rows: list[Row]) -> dict[str, float]:
-    """Return geometric means over the pairs: how many times faster than the reference."""
+    """Return geometric means over the pairs of the speed-up over the reference."""
     forms = ("live", "recorded")
     return {form: statistics.geometric_mean(row.reference / getattr(row, form) for row in rows) for form in forms}
 

@@ -1,4 +1,4 @@
-"""How time and memory are measured: in turn in one process, or each in a process of its own."""
+"""How time and memory are measured: in turn in one process, or each in a separate process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 def in_turn(forms: Mapping[K, Callable[[], T]], rounds: int, *, warm_up: bool = True) -> dict[K, list[T]]:
-    """Call each form once per round, so that a change of the machine's speed meets all; return the results by name.
+    """Call each form once per round, so that changes in the machine's speed affect all; return the results by name.
 
-    With ``warm_up`` a first round does not count.
+    With ``warm_up``, the first round does not count.
     """
     results: dict[K, list[T]] = {name: [] for name in forms}
     for _ in range(rounds + warm_up):
@@ -45,10 +45,10 @@ def backward(compute: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a module's function in a process of its own, whose memory nothing else has used.
+    """Call a module's function in a separate process, whose memory nothing else has used.
 
     Raises:
-        RuntimeError: the process ended before it answered.
+        RuntimeError: if the process ended before it answered.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -59,7 +59,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute on so many threads, and restore their number."""
+    """Compute on this many threads, and restore their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -75,7 +75,7 @@ def synchronize() -> None:
 
 
 def lacking_memory(needed_mb: float) -> str | None:
-    """Return a line to print where less memory is available, MB of 10**6 bytes; none where there is enough."""
+    """Return a line to print if less memory is available, MB of 10**6 bytes; ``None`` if there is enough."""
     available = psutil.virtual_memory().available / 1e6
     if available >= needed_mb:
         return None

@@ -22,7 +22,7 @@ from tutelage.errors import InvalidValueError
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
-HELD_OUT = 0.2  # the fraction that becomes the test set of a source that has none
+HELD_OUT = 0.2  # fraction that becomes the test set of a source without one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Raw:
 
     reader: images.Reader
     labels: NDArray[np.int64]  # ``(images,)``
-    identity: Callable[[], bytes]  # bytes that change with the images; called only where they are streamed
+    identity: Callable[[], bytes]  # maker of bytes that change with the images; called only if they are streamed
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,16 @@ def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: 
 
 
 def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:
-    """Build splits of encoded images: in memory where they fit, else streamed, as random boxes always are.
+    """Build splits of encoded images: in memory if they fit, else streamed, as random boxes always are.
 
     Args:
-        train: training images, of which validation is held out.
-        test: test images; None takes them from ``train`` as the settings say.
-        description: of the source.
-        key: of the decoded pixels' cache; None keeps none.
+        train: training images, from which validation is held out.
+        test: test images; ``None`` takes them from ``train`` as the settings say.
+        description: description of the source.
+        key: key of the decoded pixels' cache; ``None`` for no cache.
 
     Raises:
-        ValueError: images cannot be read, holding some out would leave a class without training images, or the
+        ValueError: if images cannot be read, holding some out would leave a class without training images, or the
             training images are to be the test set of a source that has one.
     """
     if test is not None:
@@ -127,7 +127,7 @@ def from_pixels(
             settings=settings if part == "train" else None,
             divisor=divisor,
             on_device=settings.on_device,
-            # Only what RandAugment does to a picture is worth a process of its own.
+            # Only RandAugment's work on a picture is worth a separate process.
             workers=settings.workers if part == "train" and settings.randaugment is not None else 0,
             pool=pool,
             corrupt=list(half.corrupt) if part == "train" or half is not train else [],
@@ -182,10 +182,10 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
 
 
 def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> Mixing | None:
-    """Return how training samples are mixed, or None.
+    """Return how training samples are mixed, or ``None``.
 
     Raises:
-        ValueError: some samples have a label and others have none, which a soft label cannot say.
+        ValueError: if only some samples have a label, which a soft label cannot express.
     """
     settings = description.settings
     if not (settings.mix_probability and (settings.mixup or settings.cutmix)):
@@ -216,7 +216,7 @@ def _fits(halves: Iterable[Raw], layout: images.Layout, settings: DataSettings) 
 
 
 def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images.Layout, list[Pixels]] | None:
-    """Decode as if every image had the first one's size, so that none is opened twice; None where one does not."""
+    """Decode as if every image had the first one's size, so that none is opened twice; ``None`` if one does not."""
     reader = halves[0].reader
     try:
         (encoded,) = reader.encoded([0])
@@ -250,7 +250,7 @@ def _divide(
     layout: images.Layout,
     content: Sequence[str],
 ) -> Splits:
-    """Hold validation out and drop labels; ``make`` builds a split of its name, positions, labels and mixing."""
+    """Hold validation out and drop labels; ``make`` builds a split from its name, positions, labels and mixing."""
     settings = description.settings
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)

@@ -18,14 +18,14 @@ _VERSION = 1
 
 
 def folder() -> Path:
-    """Return where caches lie: ``TUTELAGE_CACHE``, else ``XDG_CACHE_HOME/tutelage``, else ``~/.cache/tutelage``."""
+    """Return the folder of caches: ``TUTELAGE_CACHE``, else ``XDG_CACHE_HOME/tutelage``, else ``~/.cache/tutelage``."""
     if chosen := os.environ.get("TUTELAGE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tutelage"
 
 
 def key_of(description: object) -> str:
-    """Return 32 hexadecimal digits of what JSON can say about a source."""
+    """Return 32 hexadecimal digits that identify a source by its JSON description."""
     return hashlib.sha256(json.dumps([_VERSION, description], sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -37,7 +37,7 @@ def digest(array: NDArray[np.generic]) -> str:
 
 
 def load(key: str) -> tuple[Layout, dict[str, NDArray[np.uint8]]] | None:
-    """Return a layout and arrays as they were saved, or None: absent, damaged, or not readable."""
+    """Return a saved layout and arrays, or ``None`` if absent, damaged or not readable."""
     path = folder() / "pixels" / key
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def load(key: str) -> tuple[Layout, dict[str, NDArray[np.uint8]]] | None:
 
 
 def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool:
-    """Save arrays as a whole or not at all; return whether that succeeded."""
+    """Save arrays atomically; return whether that succeeded."""
     parent = folder() / "pixels"
     try:
         parent.mkdir(parents=True, exist_ok=True)

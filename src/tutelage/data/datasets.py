@@ -20,14 +20,14 @@ from tutelage.types import UNLABELLED, View
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """How training samples are mixed.
+    """The mixing of training samples.
 
     Attributes:
         mixup: alpha of Mixup, at least 0; 0 is off.
         cutmix: alpha of CutMix, at least 0; 0 is off.
-        probability: that a sample is mixed.
-        switch: probability of CutMix where both are on.
-        classes: width of the labels.
+        probability: probability that a sample is mixed.
+        switch: probability of CutMix if both are on.
+        classes: number of classes, the width of the labels.
         image_size: height and width, pixels.
     """
 
@@ -44,12 +44,12 @@ class Split(ABC):
     """Samples with fixed indices ``0 .. len - 1``.
 
     Attributes:
-        labels: ``(len,)`` int64 on the CPU, -100 where unlabelled.
-        mixing: how training batches mix samples, whose labels are soft then, or None; `fetch` and `stream` never mix.
+        labels: labels, ``(len,)`` int64 on the CPU, -100 if unlabelled.
+        mixing: mixing of training batches, whose labels are then soft, or ``None``; `fetch` and `stream` never mix.
         corrupt: names of the images so far that could not be read, each once.
-        workers: processes that fetch what is streamed, at least 0.
-        pool: those processes, which the splits of a data set share.
-        divisor: the value of white in 8-bit images.
+        workers: number of processes that fetch streamed images, at least 0.
+        pool: pool of those processes, which the splits of a data set share.
+        divisor: value of white in 8-bit images.
         on_device: whether its pixels lie on a device that is not the CPU: ``auto``, true or false.
     """
 
@@ -71,25 +71,25 @@ class Split(ABC):
     def stream(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Fetch batches in order, as `fetch` does; each comes with the indices that could be read."""
+        """Fetch batches in order, as `fetch` does, each with the indices that could be read."""
         for index, images in self.stream_images(requests, view=view):
             yield index, self.to_inputs(images)
 
     def stream_images(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None, pin_memory: bool = False
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Fetch batches like `stream`, images as they are kept: `to_inputs` makes inputs of them.
+        """Fetch batches like `stream`, with images as stored: `to_inputs` turns them into inputs.
 
-        With ``pin_memory`` what workers fetch lies in page-locked memory.
+        With ``pin_memory``, workers fetch into page-locked memory.
         """
         yield from self.pool.map(self._indexed, requests, view=view, workers=self.workers, pin_memory=pin_memory)
 
     def to_inputs(self, images: Tensor) -> Tensor:
-        """Return 8-bit images as float32 ``(batch, channels, height, width)`` in [0, 1]; others as they are."""
+        """Return 8-bit images as float32 ``(batch, channels, height, width)`` in [0, 1]; others unchanged."""
         return to_float(images, divisor=self.divisor) if images.dtype == torch.uint8 else images
 
     def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor]:
-        """Return the indices, and ``(batch, height, width, channels)`` uint8 or what `fetch` returns."""
+        """Return the indices, and ``(batch, height, width, channels)`` uint8 or the result of `fetch`."""
         return index, self.fetch(index, view=view)
 
 
@@ -98,8 +98,8 @@ class MemorySplit(Split):
     """Samples of an 8-bit tensor that several splits may share; batches are augmented as a whole."""
 
     pixels: Tensor  # ``(all, height, width, channels)`` uint8, CPU
-    positions: Tensor  # ``(len,)`` int64, this split's rows of ``pixels``
-    settings: DataSettings | None = None  # how views are augmented, or None
+    positions: Tensor  # rows of ``pixels`` in this split, ``(len,)`` int64
+    settings: DataSettings | None = None  # settings of the augmentation, or None
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], strided as channels-last."""
@@ -114,23 +114,23 @@ class MemorySplit(Split):
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """A data set, divided.
+    """A data set, split.
 
     Attributes:
-        train: the training samples.
-        validation: held out of training, or None.
-        test: held out by the source.
+        train: training samples.
+        validation: samples held out of training, or ``None``.
+        test: samples held out by the source.
         classes: number of classes.
-        class_names: one per class.
-        channels: of an image.
+        class_names: one name per class.
+        channels: number of channels of an image.
         image_size: height and width, pixels.
-        source: as typed, a local path reduced to its last component.
-        fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; None where
-            the content is not known.
-        notes: what was decided on the user's behalf, one sentence each.
-        margin: the evaluation view is the centre of a copy this much larger.
-        divisor: the value of white in the source's own images.
-        interpolation: of resizes, ``bilinear`` or ``bicubic``.
+        source: source as typed, a local path reduced to its last component.
+        fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; ``None`` if the
+            content is not known.
+        notes: decisions made on the user's behalf, one sentence each.
+        margin: size of the resized copy relative to the evaluation view, its centre.
+        divisor: value of white in the source's own images.
+        interpolation: interpolation of resizes, ``bilinear`` or ``bicubic``.
     """
 
     train: Split
@@ -148,12 +148,12 @@ class Splits:
     interpolation: str = "bilinear"
 
     def by_name(self) -> dict[str, Split]:
-        """Return the splits that there are."""
+        """Return the existing splits by name."""
         splits = [("train", self.train), ("validation", self.validation), ("test", self.test)]
         return {name: split for name, split in splits if split is not None}
 
     def close(self) -> None:
-        """End the worker processes; they start again where a split is used again."""
+        """End the worker processes; they start again when a split is used again."""
         for split in self.by_name().values():
             split.pool.close()
 

@@ -1,7 +1,8 @@
-"""Views of training images as functions of tensors on a device: with the bits of the CPU's, and without its help.
+"""Views of training images as functions of tensors on a device, with the same bits as on the CPU but without its help.
 
-Nothing here makes a tensor of numbers of the host's, nor asks the device for a value, so that a CUDA graph can hold it.
-Images are ``(batch, height, width, channels)`` uint8; per-sample tensors are ``(batch,)`` int64 unless said otherwise.
+Nothing here makes a tensor from numbers on the host, or reads a value from the device, so that a CUDA graph can hold
+it. Images are ``(batch, height, width, channels)`` uint8; per-sample tensors are ``(batch,)`` int64 unless stated
+otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 def float_table(divisor: float) -> Tensor:
-    """Return the float32 values of the 256 bytes, on the CPU: not every device divides as it does."""
+    """Return the float32 values of the 256 bytes, on the CPU, as not every device divides the same way."""
     return torch.arange(256, dtype=torch.uint8).to(torch.float32).div_(divisor)
 
 
@@ -21,12 +22,12 @@ def to_float(images: Tensor, table: Tensor) -> Tensor:
 
 
 def channels_first(images: Tensor) -> Tensor:
-    """Return ``(batch, channels, height, width)`` of the same memory, so strided as channels-last."""
+    """Return ``(batch, channels, height, width)`` in the same memory, so strided as channels-last."""
     return images.permute(0, 3, 1, 2)
 
 
 def shifted(pixels: Tensor, image: Tensor, y: Tensor, x: Tensor, dx: Tensor) -> Tensor:
-    """Return images out of ``pixels``, ``(all, height, width, channels)``, black where a view lies outside.
+    """Return images from ``pixels``, ``(all, height, width, channels)``, black where a view lies outside.
 
     The pixel at row i and column j of a view is the one at ``(y + i, x + dx * j)`` of the image.
     """
@@ -61,7 +62,7 @@ def erased(images: Tensor, box: Tensor, first: Tensor, noise: Tensor) -> Tensor:
 
 
 def mixed(images: Tensor, partners: Tensor, shares: Tensor, box: Tensor) -> Tensor:
-    """Mix float32 images with their partners: by CutMix where the box ``(4, batch)`` is not empty, else by Mixup.
+    """Mix float32 images with their partners: by CutMix if the box ``(4, batch)`` is not empty, else by Mixup.
 
     ``shares`` are each sample's own and its partner's, ``(2, batch)`` float64.
     """
@@ -69,7 +70,7 @@ def mixed(images: Tensor, partners: Tensor, shares: Tensor, box: Tensor) -> Tens
     cut = (box[1] > box[0]) & (box[3] > box[2])
     own, other = shares
     own, other = own.masked_fill(cut, 1.0).float(), other.masked_fill(cut, 0.0).float()
-    # Two products and a sum, each rounded by itself: no fused form, such as `torch.lerp` or `torch.addcmul`.
+    # Two products and a sum, each rounded separately: no fused form, such as `torch.lerp` or `torch.addcmul`.
     images = images * own[:, None, None, None] + partners * other[:, None, None, None]
     return torch.where(inside[..., None], partners, images)
 

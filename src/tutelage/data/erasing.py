@@ -1,4 +1,4 @@
-"""Random erasing: noise over a rectangle of a training image, by the image's own hash."""
+"""Random erasing: noise over a rectangle of a training image, from the image's own hash."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ AREA = (0.02, 1 / 3)
 RATIO = (0.3, 1 / 0.3)
 
 CHUNK = 64
-"""Images whose noise is drawn at once: few enough that the values stay in the processor's cache."""
+"""Number of images whose noise is drawn at once: few enough that the values stay in the processor's cache."""
 
 
 def rectangles(
     index: NDArray[np.int64], *, view: View, probability: float, height: int, width: int
 ) -> NDArray[np.int64]:
-    """Return the rectangle erased of each sample, ``(batch, 4)``: top, bottom, left, right; zeros where there is none.
+    """Return each sample's erased rectangle, ``(batch, 4)``: top, bottom, left, right; zeros if there is none.
 
     The area is uniform in 2 to 33.3 % of the image's, the ratio of height to width log-uniform in 0.3 to 3.33; the
-    first of ten draws that is smaller than the image on both sides is taken, its position uniform.
+    first of ten draws that is smaller than the image on both sides is taken, at a uniform position.
 
     Source: Zhong et al., "Random erasing data augmentation", arXiv 1708.04896, with the ranges of timm.
     """
@@ -59,9 +59,9 @@ def rectangles(
 def erasing_noise(
     index: NDArray[np.int64], drawn: NDArray[np.int64], *, view: View, channels: int, white: float
 ) -> NDArray[np.uint8]:
-    """Return what fills the rectangles ``drawn``, flat: one after the other, each ``(height, width, channels)``.
+    """Return the noise for the rectangles ``drawn``, flat and concatenated, each ``(height, width, channels)``.
 
-    Each value is normal, with the mean and deviation of ImageNet's pixels, rounded, and cut off at black and white.
+    Each value is normal, with the mean and deviation of ImageNet's pixels, rounded and clipped to black and white.
     Grey images have the mean of the three channels' figures.
     """
     sizes = (drawn[:, 1] - drawn[:, 0]) * (drawn[:, 3] - drawn[:, 2]) * channels
@@ -81,7 +81,7 @@ def erasing_noise(
 def erase(images: Tensor, index: NDArray[np.int64], *, view: View, probability: float, white: float = 255.0) -> Tensor:
     """Fill a rectangle of some images with `erasing_noise`.
 
-    Differs from: timm's mode ``pixel``, which draws the noise on normalised inputs and does not cut it off.
+    Differs from: timm's mode ``pixel``, which draws the noise on normalised inputs and does not clip it.
     """
     height, width, channels = images.shape[1:]
     drawn = rectangles(index, view=view, probability=probability, height=height, width=width)

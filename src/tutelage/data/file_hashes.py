@@ -1,4 +1,4 @@
-"""SHA-256 of files, kept between runs: a file that was not touched is read once."""
+"""SHA-256 of files, kept between runs: an unchanged file is read only once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _Known = dict[tuple[bytes, int, int, int], bytes]  # SHA-256 by name, size, and 
 
 
 def listing(root: Path, names: Sequence[str]) -> bytes:
-    """Return a line per file below ``root``, in order: its name and its SHA-256, zeros where it cannot be read.
+    """Return a line per file below ``root``, in order: its name and its SHA-256, zeros if it cannot be read.
 
-    A file of the size and times that it had before is not read again.
+    A file with the same size and times as before is not read again.
     """
     path = cache.folder() / "digests" / cache.key_of(str(root.resolve()))
     known = _load(path)
@@ -40,7 +40,7 @@ def listing(root: Path, names: Sequence[str]) -> bytes:
         with ThreadPoolExecutor(_THREADS) as pool:
             fresh = chain.from_iterable(pool.map(work, range(0, len(missing), _CHUNK)))
             hashes = {entries[i]: file_hash for i, file_hash in zip(missing, fresh, strict=True)}
-        # Files that were not asked for this time keep their entries; of the others, outdated ones are dropped.
+        # Files not requested this time keep their entries; outdated entries of the others are dropped.
         asked, present = {name for name, *_ in entries}, set(entries)
         known = {entry: file_hash for entry, file_hash in known.items() if entry in present or entry[0] not in asked}
         known |= hashes
@@ -69,12 +69,12 @@ def _hash(path: Path) -> bytes:
 
 
 def _load(path: Path) -> _Known:
-    """Return what was saved; nothing where that is absent or damaged."""
+    """Return the saved hashes; none if they are absent or damaged."""
     try:
         saved = path.read_bytes()
     except OSError:
         return {}
-    # Checked as a whole first: what NumPy raises on damaged bytes has no end.
+    # Checked as a whole first: NumPy raises all kinds of errors on damaged bytes.
     if hashlib.sha256(saved[_LENGTH:]).digest() != saved[:_LENGTH]:
         return {}
     with np.load(io.BytesIO(saved[_LENGTH:]), allow_pickle=False) as arrays:

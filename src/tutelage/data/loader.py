@@ -19,19 +19,19 @@ from tutelage.types import Batch, View
 class BatchLoader:
     """Batches of one split, on the CPU: implements `types.Batches`.
 
-    A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; of ``world`` processes
-    each takes every ``world``-th sample. Training batches are shuffled by (data seed, epoch) and augmented by (data
-    seed, epoch, sample), with soft labels where the split mixes samples; the others come in order and not augmented. A
-    last batch of fewer samples than processes is left out in training; in evaluation it joins the batch before. Inputs
-    held in memory are strided as channels-last.
+    A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; each of ``world``
+    processes takes every ``world``-th sample. Training batches are shuffled by (data seed, epoch) and augmented by
+    (data seed, epoch, sample), with soft labels if the split mixes samples; others come in order, without augmentation.
+    A last batch with fewer samples than processes is left out in training; in evaluation it joins the previous batch.
+    Inputs held in memory are strided as channels-last.
 
     Attributes:
-        split: the samples.
-        batch_size: of all processes together.
-        data_seed: of order and views.
-        train: shuffle and augment.
-        first_epoch: epochs before this loader's first: of earlier stages, whose order and views are not seen again.
-        samples: samples per epoch.
+        split: split with the samples.
+        batch_size: batch size of all processes together.
+        data_seed: seed of order and views.
+        train: whether to shuffle and augment.
+        first_epoch: number of epochs of earlier stages, whose order and views are not repeated.
+        samples: number of samples per epoch.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class BatchLoader:
         return self.steps(world=self.world)
 
     def steps(self, *, world: int = 1) -> int:
-        """Return the number of steps in an epoch with ``world`` processes.
+        """Return the number of steps per epoch with ``world`` processes.
 
         Raises:
-            ValueError: there are fewer samples, or a smaller batch, than processes.
+            ValueError: if there are fewer samples, or a smaller batch, than processes.
         """
         return steps_per_epoch(self.samples, self.batch_size, world=world)
 
@@ -79,7 +79,7 @@ class BatchLoader:
         yield from self.at(epoch, self._requests(epoch, start=start, rank=rank, world=world))
 
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
-        """Yield a batch per array of indices, with the views that training has of them in an epoch."""
+        """Yield a batch per array of indices, with the views that training uses in an epoch."""
         view = self.view(epoch)
         if view is not None and self.split.mixing is not None:
             yield from mixed_batches(self.split, self.split.mixing, requests, view=view)
@@ -89,12 +89,12 @@ class BatchLoader:
             yield Batch(index, inputs, self.split.labels[index], view)
 
     def view(self, epoch: int) -> View | None:
-        """Return the view of an epoch, counted from the first stage's first; none where samples are not augmented."""
+        """Return the view of an epoch, counted from the first stage's first; ``None`` without augmentation."""
         return View(self.data_seed, epoch) if self.train else None
 
     @staticmethod
     def check_rank(rank: int, world: int) -> None:
-        """Refuse a process's number outside the processes."""
+        """Refuse a process number that is out of range."""
         if not 0 <= rank < world:
             raise InvalidValueError("rank", f"a number in [0, {world})", rank, "pass the process's own")
 
@@ -107,5 +107,5 @@ class BatchLoader:
 
 
 def split_evenly(indices: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
-    """Split indices into batches of nearly one size, of at most so many samples."""
+    """Split indices into batches of nearly equal size, of at most ``most`` samples."""
     return np.array_split(indices, steps_per_epoch(len(indices), most))

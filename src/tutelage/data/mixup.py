@@ -20,22 +20,22 @@ from tutelage.types import UNLABELLED, Batch, View
 
 
 class MixedRows(NamedTuple):
-    """The samples of a batch that could be read, and how each is mixed: arrays ``(batch,)``, ``box`` ``(batch, 4)``."""
+    """The readable samples of a batch, and how each is mixed: arrays ``(batch,)``, ``box`` ``(batch, 4)``."""
 
     index: NDArray[np.int64]  # type: ignore[assignment]  # indices of the data set, over tuple.index
     labels: Tensor
-    partner: NDArray[np.int64]  # the partner's row among the images, the sample's own where it is not mixed
-    share: NDArray[np.float64]  # as of `Mix`
-    box: NDArray[np.int64]  # as of `Mix`
+    partner: NDArray[np.int64]  # partner's row among the images, the sample's own if it is not mixed
+    share: NDArray[np.float64]  # share, as in `Mix`
+    box: NDArray[np.int64]  # box, as in `Mix`
 
 
 class Mix(NamedTuple):
-    """How each sample of a batch is mixed."""
+    """The mixing of each sample of a batch."""
 
-    partner: NDArray[np.int64]  # ``(batch,)``, indices of the data set
-    share: NDArray[np.float64]  # ``(batch,)`` in [0, 1], the sample's own share of its label; 1 where it is not mixed
-    cut: NDArray[np.bool_]  # ``(batch,)``, whether by CutMix
-    box: NDArray[np.int64]  # ``(batch, 4)``, top, bottom, left and right of what CutMix takes from the partner
+    partner: NDArray[np.int64]  # partners' indices in the data set, ``(batch,)``
+    share: NDArray[np.float64]  # sample's own share of its label, ``(batch,)`` in [0, 1]; 1 if it is not mixed
+    cut: NDArray[np.bool_]  # whether by CutMix, ``(batch,)``
+    box: NDArray[np.int64]  # top, bottom, left and right of what CutMix takes from the partner, ``(batch, 4)``
 
 
 def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: View) -> Mix:
@@ -43,13 +43,13 @@ def draw_mix(index: NDArray[np.int64], *, mixing: Mixing, samples: int, view: Vi
 
     The partner is uniform over the data set's ``samples``, the sample itself included. The share ``lam`` follows
     ``Beta(alpha, alpha)``. CutMix takes a rectangle of ``floor(height * sqrt(1 - lam))`` by
-    ``floor(width * sqrt(1 - lam))`` pixels whose centre is uniform over the image and which is cut off at its borders;
-    the share is then one minus the fraction of the image that it covers.
+    ``floor(width * sqrt(1 - lam))`` pixels whose centre is uniform over the image, clipped at the borders; the share is
+    then one minus the fraction of the image that it covers.
 
     Source: Zhang et al., "mixup", arXiv 1710.09412; Yun et al., "CutMix", arXiv 1905.04899.
 
     Differs from: both papers' codes and timm's default, which draw one share for a whole batch and take partners from
-    within it; there a view depends on who else is in the batch.
+    within it; there a view depends on the rest of the batch.
     """
     uniform = partial(rng.view_uniform, view, index)
     partner = rng.view_integers(view, index, rng.PARTNER, samples)
@@ -85,7 +85,7 @@ def mixed_batches(
                 top, bottom, left, right = rows.box[i].tolist()
                 sample[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
             else:
-                # Two products and a sum: a fused form rounds otherwise, depending on where in a batch a value lies.
+                # Two products and a sum: a fused form rounds differently, depending on a value's place in the batch.
                 sample.mul_(float(rows.share[i])).add_(partner.mul_(1 - float(rows.share[i])))
         yield Batch(torch.from_numpy(rows.index), inputs[: len(rows.index)], rows.labels, view)
 
@@ -93,14 +93,14 @@ def mixed_batches(
 def mixed_images(
     split: Split, mixing: Mixing, requests: Iterable[NDArray[np.int64]], *, view: View, pin_memory: bool = False
 ) -> Iterator[tuple[MixedRows, Tensor]]:
-    """Fetch batches in order, and say how they are to be mixed: images of the samples, then of their partners.
+    """Fetch batches in order, with their mixing: images of the samples, then of their partners.
 
     A partner comes with its own view of the epoch: its own crop, flip and operations. A sample whose partner cannot be
     read is not mixed.
 
     Returns:
         Soft labels ``share * onehot(label) + (1 - share) * onehot(partner's label)``, float32 ``(batch, classes)``;
-        where no sample of the split has a label they stay indices, all -100. The images are those of
+        if no sample of the split has a label they stay indices, all -100. The images are those of
         `Split.stream_images`.
     """
     drawn: deque[tuple[NDArray[np.int64], Mix]] = deque()

@@ -1,4 +1,4 @@
-"""Where a split's batches for a device are made: there, of pixels that lie there, or on the host, one batch ahead."""
+"""Where a split's batches for a device are made: there, from pixels on the device, or on the host, one batch ahead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tutelage.errors import InvalidValueError
 from tutelage.types import Batch
 
 SHARE = 1 / 4
-"""Of a GPU's free memory that pixels may take where nothing else is said."""
+"""Default share of a GPU's free memory that pixels may take."""
 
 
 def loader_on(
@@ -37,17 +37,17 @@ def loader_on(
     """Return a split's batches for a device: those of `BatchLoader`, to the bit.
 
     Args:
-        device: the CPU's are made by `BatchLoader` itself.
-        split: whose ``on_device`` says whether pixels are to lie there.
-        batch_size: as of `BatchLoader`, and so are the next four.
-        train: shuffle and augment.
-        data_seed: of order and views.
-        first_epoch: epochs before this loader's first.
-        world: processes that share a batch.
-        capture: as of `ResidentLoader`.
+        device: device of the batches; `BatchLoader` itself makes the CPU's.
+        split: split whose ``on_device`` says whether pixels are to lie there.
+        batch_size: batch size, as for `BatchLoader`, like the next four.
+        train: whether to shuffle and augment.
+        data_seed: seed of order and views.
+        first_epoch: number of epochs before this loader's first.
+        world: number of processes that share a batch.
+        capture: function that captures, as for `ResidentLoader`.
 
     Raises:
-        ValueError: the pixels are to lie there, and cannot.
+        ValueError: if the pixels are to lie there, but cannot.
     """
     settings: dict[str, Any] = {
         "batch_size": batch_size,
@@ -65,10 +65,10 @@ def loader_on(
 
 
 def reason_elsewhere(split: Split, device: torch.device) -> str | None:
-    """Return why a split's pixels do not lie on a device that is not the CPU; none where they do.
+    """Return why a split's pixels do not lie on a device that is not the CPU; ``None`` if they do.
 
     Raises:
-        ValueError: they are to, and cannot.
+        ValueError: if they are to, but cannot.
     """
     if split.on_device is False:
         return "data.on_device is false"
@@ -107,9 +107,9 @@ def describe_place(splits: Splits, device: torch.device) -> str:
 
 
 class UploadLoader(BatchLoader):
-    """Batches like `BatchLoader`'s, to the bit: 8-bit images come from the host, and become inputs on the device.
+    """Batches like `BatchLoader`'s, to the bit: 8-bit images come from the host and become inputs on the device.
 
-    On CUDA they come from page-locked memory on a stream of their own, one batch ahead.
+    On CUDA they come from page-locked memory on a separate stream, one batch ahead.
     """
 
     def __init__(self, split: Split, *, device: torch.device, **others: Any) -> None:
@@ -118,11 +118,11 @@ class UploadLoader(BatchLoader):
         self._table = device_ops.float_table(split.divisor).to(device)
 
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
-        """Yield a batch per array of indices, with the views that training has of them in an epoch."""
+        """Yield a batch per array of indices, with the views that training uses in an epoch."""
         view = self.view(epoch)
         for sent in _sent_ahead(self._packed(epoch, requests), self._device):
             images, count = sent.images, len(sent.index)
-            # Images that are no bytes are a user's own, and never mixed.
+            # Images that are not bytes are a user's, and never mixed.
             inputs = images
             if images.dtype == torch.uint8:
                 values = device_ops.to_float(images, self._table)
@@ -133,7 +133,7 @@ class UploadLoader(BatchLoader):
             yield Batch(sent.index, inputs, sent.labels, view)
 
     def _packed(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[_Sent]:
-        """Yield what is sent of each batch, on the host."""
+        """Yield the parts of each batch to be sent, on the host."""
         view, split, pin_memory = self.view(epoch), self.split, self._device.type == "cuda"
         if view is not None and split.mixing is not None:
             for rows, images in mixed_images(split, split.mixing, requests, view=view, pin_memory=pin_memory):
@@ -147,16 +147,16 @@ class UploadLoader(BatchLoader):
 
 
 class _Sent(NamedTuple):
-    """What is sent of a batch."""
+    """The parts of a batch that are sent."""
 
     index: Tensor  # type: ignore[assignment]  # over tuple.index
-    images: Tensor  # as of `Split.stream_images`; of samples, and of their partners where they mix
+    images: Tensor  # images as in `Split.stream_images`, of samples, and of partners if mixed
     labels: Tensor
-    mixes: Tensor | None  # ``(7, batch)``: the bits of two float64 shares, a box, and a partner's row
+    mixes: Tensor | None  # bits of two float64 shares, a box, and a partner's row, ``(7, batch)``
 
 
 def _sent_ahead(batches: Iterable[_Sent], device: torch.device) -> Iterator[_Sent]:
-    """Yield batches on the device; on CUDA the next one is on its way while one is used."""
+    """Yield batches on the device; on CUDA the next one is sent while one is used."""
     if device.type != "cuda":
         yield from (_each(batch, lambda tensor: tensor.to(device)) for batch in batches)
         return
@@ -174,12 +174,12 @@ def _sent_ahead(batches: Iterable[_Sent], device: torch.device) -> Iterator[_Sen
 
 @cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the one stream that all copies to a device are on: memory that is free again belongs to its stream."""
+    """Return the one stream for all copies to a device, as freed memory belongs to its stream."""
     return torch.cuda.Stream(device)
 
 
 def _received(sent: _Sent, arrived: torch.cuda.Event) -> _Sent:
-    """Let the current stream wait for what was sent on another, whose memory is then not reused too early."""
+    """Make the current stream wait for data sent on another, whose memory is then not reused too early."""
     current = torch.cuda.current_stream(sent.index.device)
     current.wait_event(arrived)
     for tensor in sent:

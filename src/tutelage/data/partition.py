@@ -35,7 +35,7 @@ def keep_labels(
     """Return a copy of the labels in which only ``per_class`` samples of each class keep theirs.
 
     Raises:
-        ValueError: a class has fewer samples than that.
+        ValueError: if a class has fewer samples than that.
     """
     members = np.bincount(labels[labels != UNLABELLED], minlength=classes)
     if members.min() < per_class:

@@ -24,7 +24,7 @@ _OPENERS = {"hf": open_hub, "imagefolder": open_folder, "torchvision": open_visi
 
 
 def import_library(settings: DataSettings) -> None:
-    """Import what reads the source, if it is there: else the first to open such a source spends that time."""
+    """Import the library that reads the source, if installed, so that opening it does not spend that time."""
     library = {"digits": "sklearn.datasets", "hf": "datasets", "torchvision": "torchvision"}
     with contextlib.suppress(KeyError, ImportError):
         importlib.import_module(library[settings.source.partition(":")[0]])
@@ -34,9 +34,9 @@ def open_data(settings: DataSettings) -> Splits:
     """Check the settings and open their data set.
 
     Raises:
-        ValueError: a setting is out of range, the source is unknown, or its content does not fit.
-        FileNotFoundError: there is no data set of that name.
-        ImportError: an optional library is missing.
+        ValueError: if a setting is out of range, the source is unknown, or its content does not fit.
+        FileNotFoundError: if there is no data set of that name.
+        ImportError: if an optional library is missing.
     """
     check(settings)
     kind, name = parse_source(settings.source)

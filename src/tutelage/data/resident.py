@@ -1,4 +1,4 @@
-"""Batches of a data set whose pixels lie on the device, where each is made of an epoch's draws."""
+"""Batches of a data set whose pixels lie on the device, made there from an epoch's random draws."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tutelage.data.transforms import crops, flips
 from tutelage.types import UNLABELLED, Batch, View
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Turns a function of tensors on a device into one that does the same each time; it may call the function meanwhile."""
+"""Function that turns work on a device's tensors into its replay; it may run the work meanwhile."""
 
 _pixels: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def pixels_on(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return pixels on a device, where they stay as long as those that are given: splits and loaders share them."""
+    """Return pixels on a device, where they stay as long as the given ones: splits and loaders share them."""
     copies = _pixels.setdefault(pixels, {})
     if device not in copies:
         copies[device] = pixels.to(device)
@@ -35,29 +35,29 @@ def pixels_on(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def lies_on(pixels: Tensor, device: torch.device) -> bool:
-    """Return whether `pixels_on` was asked for these pixels on this device."""
+    """Return whether `pixels_on` was called for these pixels on this device."""
     return device in _pixels.get(pixels, {})
 
 
 class Draws(NamedTuple):
-    """What an epoch's batches of one size are made of; on the host."""
+    """The random draws for an epoch's batches of one size; on the host."""
 
-    samples: NDArray[np.int64]  # ``(steps, fields, rows)``, by `_Form.fields`: samples, then their partners
-    mixes: NDArray[np.int64]  # ``(steps, 6, batch)``: the bits of two float64 shares, and a box; or ``(0, 6, batch)``
-    noise: NDArray[np.uint8]  # ``(pixels, channels)`` of erased rectangles
+    samples: NDArray[np.int64]  # samples, then their partners, by `_Form.fields`: ``(steps, fields, rows)``
+    mixes: NDArray[np.int64]  # bits of two float64 shares, and a box: ``(steps, 6, batch)`` or ``(0, 6, batch)``
+    noise: NDArray[np.uint8]  # noise of erased rectangles, ``(pixels, channels)``
 
 
 class ResidentLoader(BatchLoader):
-    """Batches like `BatchLoader`'s, to the bit, made on a device from what is drawn on the host for a whole epoch.
+    """Batches like `BatchLoader`'s, to the bit, made on a device from draws on the host for a whole epoch.
 
-    The tensors of a batch are the same from step to step, and the next step overwrites them; one epoch at a time can be
-    gone through.
+    The tensors of a batch are the same from step to step, and the next step overwrites them; only one epoch can be
+    iterated at a time.
 
     Args:
-        split: without RandAugment, for which there is no form on a device.
-        device: where the pixels lie and batches are made.
-        capture: what the making of a batch is captured by; without it each operation is launched by itself.
-        others: `BatchLoader`'s.
+        split: split without RandAugment, which has no form on a device.
+        device: device where the pixels lie and batches are made.
+        capture: function that captures the making of a batch; without it each operation is launched separately.
+        others: arguments of `BatchLoader`.
     """
 
     split: MemorySplit
@@ -71,7 +71,7 @@ class ResidentLoader(BatchLoader):
         self._table = device_ops.float_table(split.divisor).to(device)
         self._capture = capture or (lambda function: function)
         self._batches: dict[int, _FixedBatch] = {}
-        # An epoch is drawn beside the steps of the one before.
+        # An epoch is drawn during the steps of the previous one.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draws")
         self._next: tuple[tuple[int, ...], Future[tuple[list[int], dict[int, Draws]]]] | None = None
 
@@ -87,7 +87,7 @@ class ResidentLoader(BatchLoader):
         yield from self._make(sizes, draws, self.view(wanted[0]))
 
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
-        """Yield a batch per array of indices, with the views that training has of them in an epoch."""
+        """Yield a batch per array of indices, with the views that training uses in an epoch."""
         view = self.view(epoch)
         yield from self._make(*self._form.draw(requests, view), view)
 
@@ -105,7 +105,7 @@ class ResidentLoader(BatchLoader):
 
 
 class _Form:
-    """What batches of a split are made of."""
+    """The composition of a split's batches."""
 
     def __init__(self, split: MemorySplit, *, train: bool) -> None:
         self.split = split
@@ -119,7 +119,7 @@ class _Form:
         self.soft = self.mixing is not None and bool((split.labels != UNLABELLED).any())
 
     def draw(self, requests: Iterable[NDArray[np.int64]], view: View | None) -> tuple[list[int], dict[int, Draws]]:
-        """Return the size of each batch in turn, and the draws of those of one size."""
+        """Return the size of each batch in turn, and the draws for batches of each size."""
         by_size: dict[int, list[NDArray[np.int64]]] = {}
         sizes = []
         for index in requests:
@@ -162,7 +162,7 @@ def _by_step(columns: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
 
 
 class _FixedBatch:
-    """Batches of one size, in tensors that stay where they are: so is what they are made of."""
+    """Batches of one size, in tensors that keep their memory, as do their inputs."""
 
     def __init__(self, form: _Form, pixels: Tensor, table: Tensor, size: int, capture: Capture) -> None:
         self._form, self._pixels, self._table, self._capture = form, pixels, table, capture
@@ -177,11 +177,11 @@ class _FixedBatch:
         self._captured: Callable[[], None] = self._assemble
 
     def begin(self, draws: Draws) -> None:
-        """Send draws; the first step is the next."""
+        """Send draws; the next step is the first."""
         values = [torch.from_numpy(array) for array in (draws.samples, draws.mixes, draws.noise)]
         outgrown = not self._draws or any(len(new) > len(room) for new, room in zip(values, self._draws, strict=True))
         if outgrown:
-            # How much noise there is differs from epoch to epoch.
+            # The amount of noise differs from epoch to epoch.
             rooms = (len(draws.samples), len(draws.mixes), len(draws.noise) * 5 // 4 + 1)
             self._draws = [
                 torch.zeros(room, *new.shape[1:], dtype=new.dtype, device=self._step.device)
@@ -201,7 +201,7 @@ class _FixedBatch:
         return self._batch
 
     def _assemble(self) -> None:
-        """Make the batch of a step, a function of tensors on the device alone, and count the step."""
+        """Make the batch of a step from tensors on the device alone, and count the step."""
         samples, mixes, noise = self._draws
         form, (index, inputs, labels, _) = self._form, self._batch
         rows = samples.index_select(0, self._step)[0]

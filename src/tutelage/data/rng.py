@@ -1,6 +1,6 @@
 """Randomness as a pure function: a counter hash of (seed, epoch, sample, stream), vectorised over samples.
 
-Without a generator's state, order and augmentation are the same on any number of workers and processes.
+As no generator has state, order and augmentation are the same for any number of workers and processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
-# First of one stream per operation of RandAugment's on an image.
+# First of one stream per RandAugment operation on an image.
 RAND_NAME, RAND_APPLY, RAND_MAGNITUDE, RAND_SIGN = range(1 << 20, 5 << 20, 1 << 20)
 
 _MASK = (1 << 64) - 1
@@ -38,14 +38,14 @@ def _mix(value: Any) -> Any:
 def draw(seed: int, epoch: int, index: NDArray[np.integer], stream: int) -> NDArray[np.uint64]:
     """Hash samples to 64 uniform bits each.
 
-    ``draw = mix(key + (index + 1) * golden)``, ``key`` a chain of the same ``mix`` over seed, epoch and stream: the
+    ``draw = mix(key + (index + 1) * golden)``, where ``key`` chains the same ``mix`` over seed, epoch and stream: the
     counter is SplitMix64's, so for fixed seed, epoch and stream no two samples share a value.
 
     Args:
         seed: any integer, taken modulo 2**64.
-        epoch: alike.
-        index: integers of any shape, not negative.
-        stream: which of a sample's independent draws: a constant of this module.
+        epoch: any integer, likewise.
+        index: non-negative integers of any shape.
+        stream: number of the sample's independent draw: a constant of this module.
 
     Returns:
         uint64, the shape of ``index``.
@@ -64,7 +64,7 @@ def draw(seed: int, epoch: int, index: NDArray[np.integer], stream: int) -> NDAr
 
 
 def draw_series(seeds: NDArray[np.uint64], counts: NDArray[np.int64], stream: int) -> NDArray[np.uint64]:
-    """Return ``draw(seed, 0, arange(count), stream)`` of each seed and its count, one after the other."""
+    """Return ``draw(seed, 0, arange(count), stream)`` for each seed and its count, concatenated."""
     key = _mix(seeds + np.uint64(_GOLDEN))
     for part in (0, stream):
         key = _mix(key + np.uint64((part + _GOLDEN) & _MASK))

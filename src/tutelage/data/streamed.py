@@ -1,4 +1,4 @@
-"""A split whose images are decoded as they are needed, in worker processes where asked for."""
+"""A split whose images are decoded on demand, in worker processes if requested."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _SHOWN = 5
 class StreamSplit(Split):
     """Samples of a reader."""
 
-    reader: Reader  # of a whole source
-    positions: NDArray[np.int64]  # ``(len,)`` int64, this split's images of the reader
-    layout: Layout  # the shape of every image
-    settings: DataSettings  # how images are resized, augmented and decoded, and what becomes of corrupt ones
-    augmented: bool = False  # whether views are
+    reader: Reader  # reader of a whole source
+    positions: NDArray[np.int64]  # positions in the reader of this split's images, ``(len,)`` int64
+    layout: Layout  # shape of every image
+    settings: DataSettings  # settings of resizing, augmenting, decoding and handling corrupt images
+    augmented: bool = False  # whether views are augmented
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1].
 
         Raises:
-            ValueError: an image cannot be read; never skipped here, where the caller relies on the length.
+            ValueError: if an image cannot be read; it is never skipped here, as the caller relies on the length.
         """
         _, images, faults = self._decode(index, view=view)
         if faults:
@@ -47,14 +47,14 @@ class StreamSplit(Split):
         """Fetch batches in order, with the indices that could be read.
 
         Raises:
-            ValueError: an image cannot be read and ``on_corrupt`` is ``"stop"``, or none of a batch can be read.
+            ValueError: if an image cannot be read and ``on_corrupt`` is ``"stop"``, or none of a batch can be read.
         """
         decoded = self.pool.map(self._decode, requests, view=view, workers=self.workers, pin_memory=pin_memory)
         for index, images, faults in decoded:
             if faults and self.settings.on_corrupt == "stop":
                 stop_on(faults[0])
             if faults and not len(index):
-                # The number of steps is fixed, so an empty batch cannot be left out.
+                # The number of steps is fixed, so an empty batch cannot be skipped.
                 shown = ", ".join(fault.name for fault in faults[:_SHOWN])
                 more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
                 raise InvalidValueError(
@@ -69,7 +69,7 @@ class StreamSplit(Split):
     def _decode(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor, list[Fault]]:
         """Return the indices that could be read, their images, and the faults of the others.
 
-        Faults are values, because from a worker an exception would arrive as a traceback.
+        Faults are values, because an exception from a worker would arrive as a traceback.
         """
         view = view if self.augmented else None
         positions, interpolation = self.positions[index].tolist(), self.settings.interpolation

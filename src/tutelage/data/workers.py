@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from tutelage.types import View
 
 Fetch = Callable[..., Any]
-"""Called with indices and, by name, their view."""
+"""Function of indices and, by keyword, their view."""
 Task = tuple[int, NDArray[np.int64], View | None]
-"""The number of a function, and what it is called with."""
+"""Number of a function, and its arguments."""
 
 
 class _Functions(Dataset[Any]):
-    """Functions of a task, as the data set that `DataLoader` wants."""
+    """Functions of tasks, as the data set that `DataLoader` expects."""
 
     def __init__(self, functions: list[Fetch]) -> None:
         self.functions = functions
@@ -30,7 +30,7 @@ class _Functions(Dataset[Any]):
 
 
 class _Tasks:
-    """The tasks of one pass, as the sampler that `DataLoader` wants."""
+    """The tasks of one pass, as the sampler that `DataLoader` expects."""
 
     def __init__(self, tasks: Iterable[Task] = ()) -> None:
         self.tasks = tasks
@@ -42,15 +42,15 @@ class _Tasks:
 class WorkerPool:
     """Worker processes that the splits of a data set share.
 
-    They start when they are first needed and last from epoch to epoch, through evaluations, until `close`; afterwards
-    they start again where they are needed. A function that they have not met starts them anew.
+    They start when first needed and last from epoch to epoch, through evaluations, until `close`; afterwards they start
+    again when needed. A function that is new to them restarts them.
     """
 
     def __init__(self) -> None:
         self._functions: list[Fetch] = []
         self._tasks = _Tasks()
         self._loader: DataLoader[Any] | None = None
-        self._under_way: object | None = None  # the pass that the processes work for
+        self._under_way: object | None = None  # current pass of the processes
 
     def __reduce__(self) -> tuple[type[WorkerPool], tuple[()]]:
         return WorkerPool, ()  # A copy in a worker, or in a file, has no processes.
@@ -66,7 +66,7 @@ class WorkerPool:
     ) -> Iterator[Any]:
         """Map a function over arrays of indices, in order, in this process (no workers) or in others.
 
-        Where a pass is under way already, a second one has processes of its own.
+        If a pass is already under way, a second one gets its own processes.
         """
         if workers == 0:
             yield from (function(index, view=view) for index in requests)
@@ -81,7 +81,7 @@ class WorkerPool:
             loader = None
         if loader is None or (loader.num_workers, loader.pin_memory) != (workers, pin_memory):
             self._end()
-            # The processes have a copy of the list as it is now.
+            # The processes have a copy of the current list.
             loader = _loader([*self._functions], self._tasks, workers=workers, pin_memory=pin_memory, persistent=True)
             self._loader = loader
         number = self._functions.index(function)
@@ -99,7 +99,7 @@ class WorkerPool:
         self._functions.clear()
 
     def _end(self) -> None:
-        # The iterator would end them when nothing refers to it, as the traceback of what ended a pass may do for long.
+        # The iterator would end them only when nothing refers to it, and the traceback of an error may do so for long.
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
             iterator._shutdown_workers()
@@ -121,6 +121,6 @@ def _loader(
         collate_fn=_unchanged,
         pin_memory=pin_memory,
         persistent_workers=persistent,
-        # Its own: the default one would be advanced by each loader, and with it dropout after a resume.
+        # A separate one: each loader would advance the default one, and so change dropout after a resume.
         generator=torch.Generator(),
     )

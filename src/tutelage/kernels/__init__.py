@@ -1,4 +1,4 @@
-"""Faster and smaller forms of losses, of the same values and gradients; docs/kernels.md says what was measured."""
+"""Faster and smaller forms of losses, with the same values and gradients; docs/kernels.md has the measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tutelage.kernels.logits import cross_entropy_and as cross_entropy_and
     from tutelage.kernels.logits import cross_entropy_and_wttm as cross_entropy_and_wttm
 
-# The last layer's imports torch's compiler, which takes a second.
+# The last layer's module imports torch's compiler, which takes a second.
 _MODULES = {"linear": "last_layer", **dict.fromkeys(("cross_entropy_and", "cross_entropy_and_wttm"), "logits")}
 __all__ = list(_MODULES)
 

@@ -1,9 +1,9 @@
 """Weight gradients of convolutions as one matrix product, for chosen shapes.
 
-On small images a library has few pixels to work on: in bfloat16, oneDNN's weight gradient of 512 to 512 channels on 4x4
-images runs at a fifth of the rate of the same sum as one product, ``dW = dY^T X`` with the
-``(pixels, kernel * channels)`` patches ``X``. Only this gradient is replaced; the convolution and the gradient by its
-input stay the library's.
+On small images a library has few pixels to work on: in bfloat16, oneDNN's weight gradient from 512 to 512 channels on
+4x4 images runs at a fifth of the rate of the same sum as one product, ``dW = dY^T X`` with the
+``(pixels, kernel * channels)`` patches ``X``. Only this gradient is replaced; the convolution and the gradient with
+respect to its input stay the library's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Shape(NamedTuple):
-    """A convolution's sizes, without the batch; all integers, so that a record can hold it."""
+    """A convolution's sizes, without the batch; all integers, so that records can hold it."""
 
     inputs: int
     height: int
@@ -35,28 +35,28 @@ class Shape(NamedTuple):
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Pixels from window to window."""
+        """Number of pixels from window to window."""
         return self.stride_height, self.stride_width
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Zeros on each side."""
+        """Number of zeros on each side."""
         return self.padding_height, self.padding_width
 
     @property
     def dilation(self) -> tuple[int, int]:
-        """Pixels from one entry of a window to the next."""
+        """Number of pixels from one entry of a window to the next."""
         return self.dilation_height, self.dilation_width
 
 
 class Products(TorchFunctionMode):
-    """While entered, convolutions of some shapes take their weight gradient as a product.
+    """While active, convolutions of some shapes compute their weight gradient as a product.
 
     Args:
-        shapes: of these convolutions; all others are unchanged.
+        shapes: shapes of these convolutions; all others are unchanged.
 
     Attributes:
-        seen: every convolution that could be among them, with the batch and the dtype that it was called with.
+        seen: all convolutions that could be among them, with the batch size and the dtype of their call.
     """
 
     def __init__(self, shapes: Collection[Shape] = ()) -> None:
@@ -83,7 +83,7 @@ def _call(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Shape, Tensor, Tensor, Tensor | None] | None:
-    """Read a call as autocast would make it; none where a product cannot stand in for its gradient."""
+    """Read a call as autocast would make it; ``None`` if a product cannot replace its gradient."""
     if groups != 1 or inputs.dim() != 4 or isinstance(padding, str):
         return None
     device = inputs.device.type
@@ -125,9 +125,9 @@ class _Convolution(torch.autograd.Function):
 
 
 def weight_gradient(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
-    """Return a convolution's gradient by its weight as one product, ``(outputs, inputs, height, width)`` of the kernel.
+    """Return a convolution's weight gradient as one product, ``(outputs, inputs, height, width)`` of the kernel.
 
-    ``gradient`` is by the convolution's result, ``(batch, outputs, height, width)``; ``inputs`` are
+    ``gradient`` is that of the convolution's result, ``(batch, outputs, height, width)``; ``inputs`` are
     ``(batch, inputs, height, width)``.
     """
     up, left = shape.padding
@@ -145,7 +145,7 @@ def weight_gradient(gradient: Tensor, inputs: Tensor, shape: Shape) -> Tensor:
 
 
 def library_gradient(gradient: Tensor, inputs: Tensor, weight: Tensor, shape: Shape, *, by_weight: bool) -> Tensor:
-    """Return the library's gradient by the weight, or by the inputs."""
+    """Return the library's gradient of the weight, or of the inputs."""
     mask, sizes = [not by_weight, by_weight, False], (shape.stride, shape.padding, shape.dilation)
     gradients = torch.ops.aten.convolution_backward(gradient, inputs, weight, None, *sizes, False, [0, 0], 1, mask)
     return cast(Tensor, gradients[1 if by_weight else 0])

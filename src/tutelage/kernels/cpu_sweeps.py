@@ -1,14 +1,14 @@
 """Cross-entropy and weighted transformed teacher matching on a CPU: two sweeps over the logits, forward and backward.
 
 Logits are read from memory once in each direction, in blocks of rows that stay in the processor's cache; five numbers
-per row are kept, and nothing of the size of the logits is made but the gradient.
+per row are kept, and the gradient is the only thing as large as the logits.
 
-``z`` is the student's row, ``v`` the teacher's, ``mz`` and ``mv`` are shifts: 0 where the sums below neither overflow
-nor vanish without any, which saves the sweep for the maximum, else the row's maximum.
+``z`` is the student's row, ``v`` the teacher's, ``mz`` and ``mv`` are shifts: 0 if the sums below neither overflow
+nor vanish without a shift, which saves the sweep for the maximum, else the row's maximum.
 
 * Forward: ``S = sum exp(z - mz)``, ``P = sum exp(v - mv)``, ``w = exp(gamma * (v - mv))``, ``W = sum w`` and
   ``D = sum w * (gamma * (v - mv) - (z - mz))``. Then ``CE = log S - (z[y] - mz)``, ``log U = log W - gamma * log P``
-  and ``KL(p_gamma || q) = D / W + log S - log W``, which is 0 to the last bit but one where the two are equal.
+  and ``KL(p_gamma || q) = D / W + log S - log W``, which is 0 to the last bit but one if the two are equal.
 * Backward: ``dz = (g_ce + g_w * U) * q - g_w * U * p_gamma``, less ``g_ce`` at the label.
 """
 
@@ -26,11 +26,11 @@ from torch import Tensor
 from tutelage.types import UNLABELLED
 
 BLOCK = 1 << 16
-"""Logits in a block, per thread: with the teacher's and two scratch buffers 1 MB in float32, half of a core's L2 cache.
-A row of a large vocabulary is longer, and a block of its own."""
+"""Number of logits in a block, per thread: with the teacher's and two scratch buffers 1 MB in float32, half of a core's
+L2 cache. A row of a large vocabulary is longer and forms its own block."""
 LOW, HIGH = 1e-13, 1e13
-"""Sums of exponentials within these need no shift: nothing that matters has vanished, and their logarithms are exact
-to 1e-6 in float32."""
+"""Bounds within which sums of exponentials need no shift: nothing that matters has vanished, and their logarithms are
+exact to 1e-6 in float32."""
 
 NO_SECOND_DERIVATIVE = (
     "tutelage.kernels: expected a first derivative, got a second, which these functions do not have; "
@@ -38,11 +38,11 @@ NO_SECOND_DERIVATIVE = (
 )
 
 Rows = tuple[Tensor, ...]
-"""Sums by row, unbound: unpacking a tensor costs more."""
+"""Sums by row, unbound, as unpacking a tensor costs more."""
 
 
 def dtype_of(student_logits: Tensor, teacher_logits: Tensor) -> torch.dtype:
-    """Return what rows are computed in: float64 where one of the two is, else float32."""
+    """Return the dtype of computations: float64 if one of the two is, else float32."""
     return torch.float64 if torch.float64 in (student_logits.dtype, teacher_logits.dtype) else torch.float32
 
 
@@ -50,7 +50,7 @@ def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor,
     """Sweep once over the student's and the teacher's logits, ``(rows, classes)``; labels ``(rows,)``, -100 for none.
 
     Returns:
-        ``(rows,)`` cross-entropies, ``(rows,)`` matching terms, and ``(5, rows)`` of what `backward` needs: the
+        ``(rows,)`` cross-entropies, ``(rows,)`` matching terms, and ``(5, rows)`` statistics for `backward`: the
         student's shift and log-sum, the teacher's shift and log-sum at ``gamma``, and the power sum.
     """
     dtype = dtype_of(z, v)
@@ -66,7 +66,7 @@ def forward(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor,
             z_block, v_block, block_sums, shift = parts[i]
             a, b, wide_z, wide_v = _cut(buffers, len(z_block))
             sweep(_ready(z_block, wide_z), _ready(v_block, wide_v), gamma, a, b, block_sums.unbind(1), shift.T)
-            # What the first block needs the others will: a vocabulary padded with -inf has it in every row.
+            # The others will need what the first block needs: a vocabulary padded with -inf has it in every row.
             if i == open_blocks[0] and len(parts) > 1 and sweep is not _masked_sums and _unsound(block_sums.T, sweep):
                 break
         else:
@@ -95,8 +95,8 @@ def backward(
 ) -> Tensor:
     """Sweep over the logits again and return their gradient, ``(rows, classes)`` in the student's dtype.
 
-    ``statistics`` is what `forward` returned last; the gradients by the cross-entropies and the matching terms are
-    ``(rows,)``, none for 0. It is written to ``out``, which may be ``z`` itself; none for a new tensor.
+    ``statistics`` is the last result of `forward`; the gradients of the cross-entropies and the matching terms are
+    ``(rows,)``, ``None`` for 0. The result is written to ``out``, which may be ``z`` itself; ``None`` for a new tensor.
     """
     shift_z, log_s, shift_v, log_w, power_sum = statistics
     dtype = statistics.dtype
@@ -112,7 +112,7 @@ def backward(
     if wttm_gradient is not None:
         of_p = wttm_gradient.to(dtype) * power_sum
         of_q = of_q + of_p
-    # A factor before an exponential goes into the exponent, which costs nothing; its sign cannot.
+    # A factor on an exponential goes into the exponent, which costs nothing; its sign cannot.
     shift_q, sign_q = of_q.abs().log() - log_s, _signs(of_q)
     shift_p, sign_p = (of_p.abs().log() - log_w, _signs(of_p)) if of_p is not None else (None, None)
     size, shifted = _block(z), bool(statistics[0:3:2].any())
@@ -150,20 +150,20 @@ def backward(
 
 
 def _block(logits: Tensor) -> int:
-    """Return how many rows a block has."""
+    """Return the number of rows in a block."""
     rows, classes = logits.shape
     return max(1, min(rows, BLOCK * torch.get_num_threads() // classes))
 
 
 def _parts(size: int, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
-    """Cut tensors into blocks of so many rows, in step; none stays none."""
+    """Cut tensors into blocks of this many rows, in step; ``None`` stays ``None``."""
     if all(x is None or len(x) <= size for x in tensors):
         return [tensors]
     return list(zip(*(x.split(size) if x is not None else itertools.repeat(None) for x in tensors), strict=False))
 
 
 def _buffers(count: int, logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    # Pages that are never written, such as those for copies where none is needed, take no memory.
+    # Pages that are never written, such as those for copies that are not needed, take no memory.
     return logits.new_empty(count, _block(logits), logits.shape[-1], dtype=dtype).unbind()
 
 
@@ -172,7 +172,7 @@ def _cut(buffers: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
 
 
 def _ready(block: Tensor, buffer: Tensor) -> Tensor:
-    """Return the block as the sweeps need it, contiguous and wide, copied into the buffer where it is not."""
+    """Return the block contiguous and wide, as the sweeps need it; copied into the buffer if it is not."""
     return block if block.dtype == buffer.dtype and block.is_contiguous() else buffer.copy_(block)
 
 
@@ -180,7 +180,7 @@ def _unsound(sums: Tensor, sweep: Callable[..., None]) -> list[int]:
     """Return the rows whose sums the next sweep must find."""
     if sweep is _masked_sums or not sums.numel():
         return []
-    # Of all rows at once first, as nearly always none is: NaN compares as false, and a sum is as finite as its addends.
+    # All rows at once first, as nearly always none is unsound: NaN compares as false, and so does a sum with one.
     low, high = (x.item() for x in torch.aminmax(sums[:3]))
     if (sweep is not _sums or (low > LOW and high < HIGH)) and math.isfinite(sums[3].sum().item()):
         return []
@@ -209,7 +209,7 @@ def _sums(z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, 
 def _shifted_sums(
     z: Tensor, v: Tensor, gamma: float, a: Tensor, b: Tensor, sums: Rows, shift: Tensor, *, masked: bool = False
 ) -> None:
-    """Find the sums shifted by the rows' maxima, and those."""
+    """Find the sums shifted by the rows' maxima, and the maxima."""
     s, p, w, d = sums
     torch.amax(z, -1, out=shift[0])
     torch.amax(v, -1, out=shift[1])
@@ -222,13 +222,13 @@ def _shifted_sums(
     torch.sum(a.exp_(), -1, out=w)
     b.mul_(a)
     if masked:
-        # Compared with 0 and not "above 0": a teacher that is NaN must stay NaN and be seen.
+        # Compared with 0, not "above 0": a NaN teacher must stay NaN and be noticed.
         b.masked_fill_(a == 0, 0.0)
     torch.sum(b, -1, out=d)
 
 
 _masked_sums = functools.partial(_shifted_sums, masked=True)
-"""The same where a class without probability counts nothing, whatever its logits are: -inf times 0 is NaN."""
+"""Shifted sums in which a class without probability counts nothing, whatever its logits: -inf times 0 is NaN."""
 
 
 _forward = torch.library.custom_op(
@@ -258,12 +258,12 @@ def _(z: Tensor, v: Tensor, labels: Tensor, statistics: Tensor, *_: Any) -> Tens
 
 
 def cross_entropy_and_wttm(z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Return each row's cross-entropy and WTTM, differentiable once in ``z``; as for `forward`."""
+    """Return each row's cross-entropy and WTTM, once differentiable in ``z``; as for `forward`."""
     return _Joint.apply(z, v, labels, gamma)
 
 
 class _Joint(torch.autograd.Function):
-    """The two values, with the gradient written by hand: opaque operations in a compiled graph, else plain calls."""
+    """The two values with a hand-written gradient: opaque operations in a compiled graph, else plain calls."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, v: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -288,10 +288,10 @@ class _Joint(torch.autograd.Function):
 
 
 def once(gradient: Tensor, source: Tensor) -> Tensor:
-    """Return a gradient whose own derivative raises, where one may be asked for (``create_graph=True``).
+    """Return a gradient whose own derivative raises, if one may be requested (``create_graph=True``).
 
-    `torch.autograd.function.once_differentiable` does so only where the gradient that came in has a graph; else it
-    returns a constant, and a penalty on the gradient would be lost silently.
+    `torch.autograd.function.once_differentiable` does so only if the incoming gradient has a graph; else it returns a
+    constant, and a penalty on the gradient would be lost silently.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradient

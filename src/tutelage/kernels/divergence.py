@@ -1,4 +1,4 @@
-"""Which losses the forms in here are made for: one family, of which each is a point."""
+"""The losses that have forms here: points of one family."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tutelage.errors import InvalidTypeError
 from tutelage.losses.divergences import parameter_of
 
 KINDS = ("forward", "reverse", "jensen_shannon", "skew", "total_variation")
-"""Kinds of `losses.divergence` that there are forms of; the kernels' constants are in this order."""
+"""Kinds of `losses.divergence` that have forms; the kernels' constants are in this order."""
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
-"""A loss of student's and teacher's logits, ``(..., classes)``, that returns one value per sample, ``(...)``."""
+"""Loss of the student's and the teacher's logits, ``(..., classes)``, with one value per sample, ``(...)``."""
 
 
 class Divergence(NamedTuple):
-    """``factor * w(p) * D(softmax(teacher_gamma * v), softmax(student_gamma * z))``, what kernels compute.
+    """``factor * w(p) * D(softmax(teacher_gamma * v), softmax(student_gamma * z))``, as computed by kernels.
 
     Attributes:
-        kind: one of `KINDS`.
-        mixture: the kind's parameter; 0 where it has none.
+        kind: kind of divergence, one of `KINDS`.
+        mixture: parameter of the kind; 0 if it has none.
         student_gamma: exponent of the student's distribution.
         teacher_gamma: exponent of the teacher's.
-        factor: of all values.
+        factor: factor on all values.
         power_sum: whether ``w`` is the teacher's power sum, else 1.
     """
 
@@ -61,14 +61,14 @@ FUSED: Mapping[Callable[..., Tensor], tuple[Callable[..., Divergence | None], tu
     losses.wttm: (partial(_ttm, power_sum=True), ("gamma",)),
     losses.divergence: (_divergence, ("kind", "alpha", "beta")),
 }
-"""The losses that are points of the family, and their hyperparameters, of which each needs the first."""
+"""Losses in the family, and their hyperparameters, of which each needs the first."""
 
 
 def divergence_of(loss: LogitLoss) -> Divergence | None:
-    """Return which point of the family a loss is; none where it is another.
+    """Return a loss's point in the family; ``None`` if it is not in it.
 
     Raises:
-        TypeError, ValueError: it is no function, or its hyperparameters are not bound, not its own or out of range.
+        TypeError, ValueError: if it is not a function, or its hyperparameters are unbound, not its own or out of range.
     """
     function, arguments = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     if not callable(function):
@@ -93,5 +93,5 @@ def divergence_of(loss: LogitLoss) -> Divergence | None:
 
 
 def is_wttm(divergence: Divergence) -> bool:
-    """Whether a point of the family is WTTM, of which there is a form for the CPU."""
+    """Whether a point of the family is WTTM, which has a form for the CPU."""
     return divergence == Divergence(teacher_gamma=divergence.teacher_gamma, power_sum=True)

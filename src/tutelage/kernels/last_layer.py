@@ -1,10 +1,10 @@
-"""Last linear layers, cross-entropy and a loss of the logits, without the logits ever being whole in memory.
+"""Last linear layers, cross-entropy and a loss of the logits, without ever holding all logits in memory.
 
-The logits of a large vocabulary take more memory than anything else in a step; here those of one chunk exist at a time.
-The forward pass knows the weights of the terms, so it computes the gradients too, in the chunk's own memory; the
+The logits of a large vocabulary take more memory than anything else in a step; here only those of one chunk exist at a
+time. The forward pass knows the weights of the terms, so it computes the gradients too, in the chunk's own memory; the
 backward pass multiplies them by the incoming gradient. A chunk is some tokens with all classes; in Triton it is all
-tokens with some classes, whose logits are made twice: then a class's weights have their whole gradient at once, and no
-sum of it in float32, twice as large as itself, has to be kept.
+tokens with some classes, whose logits are computed twice: then a class's weights get their whole gradient at once, and
+no float32 sum of it, twice its size, has to be kept.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CHUNK = 1 << 25
-"""Logits of a network in a chunk of tokens where none is named: 134 MB in float32."""
+"""Default number of logits per network in a chunk of tokens: 134 MB in float32."""
 SHARE, MOST = 1 << 13, 1 << 22
-"""A chunk of classes has a logit of each network for so many bytes of the device's memory, and so many at most: 4,096
-tokens have 1,024 classes at a time on 80 GB, which keep the device's processors busy, in 17 MB of bfloat16."""
+"""Bytes of the device's memory per logit of each network in a chunk of classes, and the most logits: on 80 GB, 4,096
+tokens have 1,024 classes at a time, which keep the device's processors busy, in 17 MB of bfloat16."""
 FEWEST = 128
-"""Classes that a chunk of classes has at least."""
+"""Least number of classes in a chunk of classes."""
 _REFUSES_WIDE_SUMS = torch.__version__.startswith("2.9.")
-"""Its `torch.addmm` wants the sum in the dtype of the factors (pytorch/pytorch#167931)."""
+"""Whether `torch.addmm` requires the sum in the dtype of the factors (pytorch/pytorch#167931)."""
 SLICE = 1 << 12
-"""Rows of a product that are made at a time where they must be widened before they are added."""
+"""Number of rows of a product computed at a time if they must be widened before they are added."""
 
 
 def _never_compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -62,37 +62,37 @@ def linear(
     ignore_index: int = UNLABELLED,
     chunk: int | None = None,
 ) -> Loss:
-    """Compute cross-entropy plus a loss of two last linear layers without their logits ever being whole in memory.
+    """Compute cross-entropy plus a loss of two last linear layers without ever holding all their logits in memory.
 
     ``supervised * sum_L w * CE / sum_L w + weight * sum w * D / sum w`` with ``z = h W^T + b`` of each network, CE as
-    in `losses.cross_entropy`, ``D`` the loss, and ``w`` the tokens' weights, 1 where none are given. ``L`` are the
-    labelled tokens. *All* tokens take part in the loss ``D``, labelled or not: a token that must not, such as padding,
-    gets weight 0. A mean over no weight at all is 0, and so is its gradient.
+    in `losses.cross_entropy`, ``D`` the loss, and ``w`` the tokens' weights, 1 by default. ``L`` are the
+    labelled tokens. *All* tokens take part in the loss ``D``, labelled or not: give a token that must not, such as
+    padding, weight 0. A mean over no weight at all is 0, and so is its gradient.
 
-    Logits are made in the dtype of ``hidden``, the losses in at least float32, the weights' gradient is summed up in at
-    least float32 and returned in the weights' dtype. Autocast has no effect in here. Beside what comes in and its
+    Logits are computed in the dtype of ``hidden``, the losses in at least float32; the weights' gradient is summed in
+    at least float32 and returned in the weights' dtype. Autocast has no effect here. Besides the inputs and their
     gradients, memory holds two chunks of logits and, for narrower dtypes, a float32 sum: of the weights' gradient, or
-    in Triton, for bfloat16, of the hidden states' and of a chunk's weights'. What is computed how is as for
-    `cross_entropy_and`; losses without a form of their own take several chunks' memory. On CUDA the host waits for
-    nothing. Under ``torch.compile`` the graph breaks here.
+    in Triton, for bfloat16, of the hidden states' and of a chunk's weights'. Forms are chosen as in
+    `cross_entropy_and`; losses without their own form take several chunks' memory. On CUDA the host waits for nothing.
+    Under ``torch.compile`` the graph breaks here.
 
     Args:
-        loss: a function of student's and teacher's logits, ``(tokens, classes)``, of values ``(tokens,)``, its
-            hyperparameters bound: ``functools.partial(losses.wttm, gamma=0.9)``. Those of `losses` that
+        loss: function of the student's and the teacher's logits, ``(tokens, classes)``, with values ``(tokens,)`` and
+            bound hyperparameters: ``functools.partial(losses.wttm, gamma=0.9)``. Those of `losses` that
             `cross_entropy_and` names are fast; any other is differentiated by autograd, a chunk at a time.
         student_hidden: ``(..., width)``, any floating dtype.
-        student_weight: ``(classes, width)``, of the same dtype, as `torch.nn.Linear` keeps it.
+        student_weight: ``(classes, width)``, same dtype, as in `torch.nn.Linear`.
         teacher_hidden: ``(..., width of the teacher)``, any floating dtype; gets no gradient.
-        teacher_weight: ``(classes, width of the teacher)``, of the same dtype; gets no gradient.
+        teacher_weight: ``(classes, width of the teacher)``, same dtype; gets no gradient.
         labels: ``(...)`` int64 class indices, or ``ignore_index``. Soft labels would be as large as the logits.
-        weight: of the loss, finite and at least 0.
-        supervised: the weight of the cross-entropy, finite and at least 0.
-        student_bias: ``(classes,)``, of the student's dtype; none for 0.
-        teacher_bias: ``(classes,)``, of the teacher's dtype; gets no gradient; none for 0.
-        sample_weight: ``(...)``, floating, finite and at least 0 (not checked); gets no gradient; none for 1.
-        ignore_index: the class index of a token without a label.
-        chunk: logits of each network that exist at a time, at least 1; none for 2**25, and in Triton for as many as
-            the device's memory has room for.
+        weight: weight of the loss, finite and at least 0.
+        supervised: weight of the cross-entropy, finite and at least 0.
+        student_bias: ``(classes,)``, of the student's dtype; ``None`` for 0.
+        teacher_bias: ``(classes,)``, of the teacher's dtype; gets no gradient; ``None`` for 0.
+        sample_weight: ``(...)``, floating, finite and at least 0 (not checked); gets no gradient; ``None`` for 1.
+        ignore_index: class index of a token without a label.
+        chunk: number of logits of each network that exist at a time, at least 1; ``None`` for 2**25, and in Triton
+            for as many as the device's memory allows.
 
     Returns:
         ``total``, ``()``, at least float32, and ``parts``: the two means, ``cross_entropy`` and ``matching``, not
@@ -101,7 +101,7 @@ def linear(
     Raises:
         TypeError, ValueError: if a dtype, a shape or a number is not as above.
         RuntimeError: from a second derivative, and from a second backward pass through one call: the gradients are
-            handed over, not copied. Call the function again.
+            handed over, not copied. Call the function again instead.
 
     Source: Zheng and Yang, arXiv 2402.11148, Section 4; the gradient in the forward pass: Hsu et al., "Liger Kernel",
     arXiv 2410.10989.
@@ -189,7 +189,7 @@ def _labels(labels: Tensor, hidden: Tensor, classes: int, ignore_index: int) -> 
         if ignore_index != UNLABELLED:
             labels = labels.masked_fill(labels == UNLABELLED, -1).masked_fill(labels == ignore_index, UNLABELLED)
         _check_shape("labels", labels, tokens, "class index")
-    # Of the logits only the shape is asked for.
+    # Only the shape of the logits is read.
     checks.labels_for(hidden[..., :1].expand(*tokens, classes), labels)
     return labels.reshape(-1)
 
@@ -217,13 +217,13 @@ def _check_shape(name: str, tensor: Tensor, tokens: torch.Size, what: str) -> No
 
 
 def _share(weights: Tensor) -> Tensor:
-    """Return the weights over their sum; 0 where that is 0."""
+    """Return the weights over their sum; 0 if that is 0."""
     total = weights.sum()
     return (weights / total).masked_fill(total == 0, 0.0)
 
 
 class _Layer(NamedTuple):
-    """A last layer with what goes into it."""
+    """A last layer with its inputs."""
 
     hidden: Tensor  # (tokens, width)
     weight: Tensor  # (classes, width)
@@ -236,38 +236,38 @@ class _Layer(NamedTuple):
 
 class _Settings(NamedTuple):
     loss: LogitLoss
-    divergence: Divergence | None  # which point of the family the loss is
+    divergence: Divergence | None  # the loss's point in the family
     weight: float
     supervised: float
-    chunk: int | None  # logits
-    differentiable: bool  # gradients are asked for, which autograd does not say under `torch.no_grad`
+    chunk: int | None  # number of logits
+    differentiable: bool  # whether gradients are requested, which autograd does not say under `torch.no_grad`
 
 
 class _Weights(NamedTuple):
-    """What each token's values are summed up with, ``(tokens,)``, and how the terms are weighted."""
+    """The weights of each token's values in sums, ``(tokens,)``, and those of the terms."""
 
     of_ce: Tensor
     of_loss: Tensor
     supervised: float
     weight: float
-    scale: Tensor  # of the gradients by logits, a power of 2: in float16 those of a mean over many tokens vanish
+    scale: Tensor  # scale of the logits' gradients, a power of 2: in float16 those of a mean over many tokens vanish
 
     def by_ce(self, tokens: slice = slice(None)) -> Tensor:
-        """Return the gradient by the cross-entropies, scaled."""
+        """Return the scaled gradient with respect to the cross-entropies."""
         return self.scale * self.supervised * self.of_ce[tokens]
 
     def by_loss(self, tokens: slice = slice(None)) -> Tensor:
-        """Return the gradient by the loss's values, scaled."""
+        """Return the scaled gradient with respect to the loss's values."""
         return self.scale * self.weight * self.of_loss[tokens]
 
 
 class _Gradients:
-    """The gradients by hidden states, weight and bias that are asked for, as they are summed up.
+    """The requested gradients of hidden states, weight and bias while they are summed up.
 
     Args:
-        layer: the student's.
-        needs: of the three.
-        added: those of which parts are added, and which are summed up in at least float32.
+        layer: student's layer.
+        needs: which of the three are requested.
+        added: those whose parts are added, and which are summed in at least float32.
     """
 
     def __init__(self, layer: _Layer, needs: tuple[bool, ...], added: tuple[bool, ...]) -> None:
@@ -278,7 +278,7 @@ class _Gradients:
         )
 
     def of_tokens(self, dz: Tensor, part: slice) -> None:
-        """Take the gradient by some tokens' logits."""
+        """Take the gradient of some tokens' logits."""
         if self.hidden is not None:
             self.hidden[part] = dz @ self._layer.weight
         if self.weight is not None:
@@ -287,7 +287,7 @@ class _Gradients:
             self.bias += dz.sum(0, dtype=self.bias.dtype)
 
     def of_classes(self, dz: Tensor, part: slice) -> None:
-        """Take the gradient by some classes' logits."""
+        """Take the gradient of some classes' logits."""
         if self.hidden is not None:
             _add_product(self.hidden, dz, self._layer.weight[part])
         if self.weight is not None:
@@ -296,7 +296,7 @@ class _Gradients:
             self.bias[part] = dz.sum(0, dtype=torch.float32)
 
     def kept(self) -> list[Tensor | None]:
-        """Return them for the backward pass: no wider than what they are by, but for float16."""
+        """Return them for the backward pass: no wider than their tensors, except for float16."""
         pairs = zip((self.hidden, self.weight, self.bias), self._layer, strict=True)
         return [d.to(_kept_dtype(x)) if d is not None and x is not None else None for d, x in pairs]
 
@@ -308,7 +308,7 @@ def _buffer(source: Tensor, *, added: bool) -> Tensor:
 
 
 def _kept_dtype(source: Tensor) -> torch.dtype:
-    """A gradient that is still scaled may overflow in float16, the only dtype with fewer exponents than float32."""
+    """Return the dtype of a still scaled gradient: it may overflow in float16 alone, which has a narrower exponent."""
     return torch.float32 if source.dtype == torch.float16 else source.dtype
 
 
@@ -324,12 +324,12 @@ class _Linear(torch.autograd.Function):
         with torch.autocast(student.hidden.device.type, enabled=False):
             needs = tuple(needed and settings.differentiable for needed in ctx.needs_input_grad[:3])
             values, gradients = run(settings, student, teacher, labels, of, needs)
-        # A token without weight counts nothing, also where its term is infinite.
+        # A token without weight counts nothing, even if its term is infinite.
         ce, matching = ((w * x).masked_fill(w == 0, 0.0).sum() for w, x in zip((of_ce, of_loss), values, strict=True))
         ctx.gradients, ctx.scale = gradients, of.scale
-        ctx.save_for_backward(*student)  # For the error of a second derivative alone.
+        ctx.save_for_backward(*student)  # Only for the error of a second derivative.
         ctx.mark_non_differentiable(ce, matching)
-        # A term without weight counts nothing either.
+        # Nor does a term without weight.
         total = sum((w * mean for w, mean in ((supervised, ce), (weight, matching)) if w), torch.zeros_like(ce))
         return total, ce, matching
 
@@ -357,7 +357,7 @@ class _Linear(torch.autograd.Function):
 def _by_tokens(
     settings: _Settings, student: _Layer, teacher: _Layer, labels: Tensor, of: _Weights, needs: tuple[bool, ...]
 ) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
-    """Go over the tokens by chunks; return their cross-entropies and values, and the gradients, scaled."""
+    """Process the tokens in chunks; return their cross-entropies and values, and the scaled gradients."""
     tokens, classes = len(labels), len(student.weight)
     gradients = _Gradients(student, needs, (False, True, True))
     divergence = settings.divergence
@@ -375,14 +375,14 @@ def _by_tokens(
         ce[part], values[part], dz = values_and_gradient(z, v, labels[part], by)
         if dz is not None:
             gradients.of_tokens(dz, part)
-        del z, v, dz  # Before the next chunk's are made.
+        del z, v, dz  # Before the next chunk's are computed.
     return (ce, values), gradients.kept()
 
 
 By = tuple[Tensor, Tensor] | None
-"""Gradients by cross-entropies and values, ``(tokens,)``; none where no gradient is asked for."""
+"""Gradients of cross-entropies and values, ``(tokens,)``; ``None`` if no gradient is requested."""
 Chunk = tuple[Tensor, Tensor, Tensor | None]
-"""Cross-entropies and values of a chunk's tokens, and the gradient by its logits."""
+"""Cross-entropies and values of a chunk's tokens, and the gradient of its logits."""
 
 
 def _swept(gamma: float, z: Tensor, v: Tensor, labels: Tensor, by: By) -> Chunk:
@@ -414,7 +414,7 @@ def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: B
 def _by_classes(
     settings: _Settings, student: _Layer, teacher: _Layer, labels: Tensor, of: _Weights, needs: tuple[bool, ...]
 ) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
-    """Go over the classes by chunks, in Triton; return what `_by_tokens` does."""
+    """Process the classes in chunks, in Triton; return what `_by_tokens` does."""
     from tutelage.kernels import triton_sweeps
 
     assert settings.divergence is not None  # Others have no form in Triton.
@@ -426,12 +426,12 @@ def _by_classes(
     logits: list[Tensor] = []
     for sweep in sweeps.forward:
         for part in parts:
-            logits.clear()  # Before the next chunk's are made.
+            logits.clear()  # Before the next chunk's are computed.
             logits += [layer.logits(classes=part) for layer in (student, teacher)]
             sweep(logits[0], logits[1:], part)
     if gradients.any:
         by = of.by_ce(), of.by_loss()
-        for part in reversed(parts):  # The last chunk's logits are there.
+        for part in reversed(parts):  # The last chunk's logits are still there.
             logits = logits or [layer.logits(classes=part) for layer in (student, teacher)]
             gradients.of_classes(sweeps.backward(logits[0], logits[1:], part, *by, out=logits[0]), part)
             logits.clear()
@@ -441,13 +441,13 @@ def _by_classes(
 def _classes_at_a_time(chunk: int | None, device: torch.device, tokens: int) -> int:
     if chunk is None:
         memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else MOST * SHARE
-        # A power of 2, as blocks and the tiles of matrix products are.
+        # A power of 2, like blocks and the tiles of matrix products.
         return max(FEWEST, 1 << (min(MOST, memory // SHARE) // max(1, tokens)).bit_length() - 1)
     return max(1, chunk // max(1, tokens))
 
 
 def _power_of_two(*shares: Tensor) -> Tensor:
-    """Return the power of 2 that brings the largest gradient by a value near 1."""
+    """Return the power of 2 that brings the largest gradient of a value near 1."""
     largest = torch.stack([share.amax() if share.numel() else share.new_zeros(()) for share in shares]).amax()
     return (-largest.log2()).floor().exp2().masked_fill(largest == 0, 1.0)
 
@@ -464,7 +464,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a b`` in at least float32, on CUDA summed up in it too; elsewhere narrower dtypes are rounded before."""
+    """Return ``a b`` in at least float32, on CUDA also summed in it; elsewhere narrower dtypes are rounded before."""
     if a.dtype in (torch.float32, torch.float64) or not a.is_cuda:
         return (a @ b).to(torch.promote_types(a.dtype, torch.float32))
     return torch.mm(a, b, out_dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Cross-entropy beside a loss of two networks' logits, in the fastest form that there is for a device and a dtype."""
+"""Cross-entropy and a loss of two networks' logits, in the fastest form for a device and a dtype."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tutelage.types import Sparse
 TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else frozenset[str]()
 """Types of devices whose form is in Triton."""
 FEW = 1 << 17
-"""Logits below which the CPU's form is no faster than the plain functions: benchmarks/LOG.md."""
+"""Number of logits below which the CPU's form is no faster than the plain functions: benchmarks/LOG.md."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -27,34 +27,34 @@ def cross_entropy_and(
 ) -> tuple[Tensor, Tensor]:
     """Compute `losses.cross_entropy` and a loss of both networks' logits together.
 
-    Of `losses.kd`, `losses.ttm`, `losses.wttm` and `losses.divergence` there is a form that sweeps over the logits once
-    forward (twice for the kinds that mix the two distributions) and once backward, computes in float32, and makes
-    nothing of the size of the logits but one gradient:
+    `losses.kd`, `losses.ttm`, `losses.wttm` and `losses.divergence` have a form that sweeps over the logits once
+    forward (twice for the kinds that mix the two distributions) and once backward, computes in float32, and allocates
+    nothing as large as the logits except one gradient:
 
     * on CUDA with Triton all of them, in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
-    * on the CPU `losses.wttm`, in every floating dtype, from 2**17 logits on; fewer are faster without.
+    * on the CPU `losses.wttm`, in every floating dtype, from 2**17 logits on; fewer are faster without it.
 
-    Anything else, soft labels too, is computed by the two losses themselves. The choice is by device, dtype and size.
-    The logits are kept for the backward pass, not copied: changing them in place before it is an error. Inside
-    ``torch.compile`` a form is one operation of the graph in each direction. On CUDA the host waits for nothing.
+    Anything else, including soft labels, is computed by the two losses themselves. The choice depends on device, dtype
+    and size. The logits are kept for the backward pass, not copied: changing them in place before it is an error.
+    Inside ``torch.compile`` a form is one operation of the graph in each direction. On CUDA the host waits for nothing.
 
     Args:
-        loss: a function of student's and teacher's logits, its hyperparameters bound:
+        loss: function of the student's and the teacher's logits with bound hyperparameters:
             ``functools.partial(losses.kd, temperature=4.0)``.
         student_logits: ``(..., classes)``, any floating dtype, ``z``.
         teacher_logits: the same shape, any floating dtype, ``v``, or their top classes; gets no gradient; ``-inf``
             means probability 0.
-        labels: ``(...)`` int64 class indices, where -100 means unlabelled: cross-entropy exactly 0 in value and
-            gradient; or soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1 (not
-            checked). On CUDA an index that is no class makes the value NaN.
+        labels: ``(...)`` int64 class indices, -100 for unlabelled: cross-entropy exactly 0 in value and gradient; or
+            soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1 (not checked). On CUDA
+            an index that is not a class makes the value NaN.
 
     Returns:
-        Two of ``(...)``, at least float32: the cross-entropies in nats, and the loss's values. The gradient comes in
+        Two tensors ``(...)``, at least float32: the cross-entropies in nats, and the loss's values. The gradient has
         the student's dtype.
 
     Raises:
-        TypeError, ValueError: if a dtype, a shape or a number is not as above.
-        RuntimeError: from a second derivative, which the forms do not have; type `losses.cross_entropy` and the loss.
+        TypeError, ValueError: if a dtype, a shape or a number is not as above. RuntimeError: from a second derivative,
+        which the forms lack; type `losses.cross_entropy` and the loss.
 
     Source: Zheng and Yang, arXiv 2402.11148, Section 4; one pass over a softmax: Milakov and Gimelshein, "Online
         normalizer calculation for softmax", arXiv 1805.02867.
@@ -96,8 +96,9 @@ def cross_entropy_and_wttm(
 ) -> tuple[Tensor, Tensor]:
     """Compute `losses.cross_entropy` and `losses.wttm` together: `cross_entropy_and` with that loss.
 
-    The gradient by the logits of ``a * CE + b * WTTM`` is ``(a + b * U) * q - a * onehot(y) - b * U * p_gamma``, with
-    ``q = softmax(z)``, ``p_gamma = softmax(gamma * v)`` and ``U = sum_j p[j]**gamma``.
+    The gradient with respect to the logits of ``a * CE + b * WTTM`` is
+    ``(a + b * U) * q - a * onehot(y) - b * U * p_gamma``, with ``q = softmax(z)``, ``p_gamma = softmax(gamma * v)`` and
+    ``U = sum_j p[j]**gamma``.
 
     Args, returns, errors: as for `cross_entropy_and`; ``gamma`` is the exponent, finite and above 0.
 
@@ -112,7 +113,7 @@ def cross_entropy_and_wttm(
 
 
 def in_triton(*tensors: Tensor) -> bool:
-    """Whether the form in Triton is made for these tensors."""
+    """Whether the Triton form is made for these tensors."""
     return all(x.device.type in TRITON_DEVICES and x.dtype in TRITON_DTYPES for x in tensors)
 
 

@@ -1,20 +1,20 @@
-"""Cross-entropy and the divergences of `losses` in Triton: one sweep over the logits forward, or two, and one backward.
+"""Cross-entropy and the divergences of `losses` in Triton: one or two sweeps over the logits forward and one backward.
 
-A program has one row and goes over its classes in blocks. It reads logits in their dtype, computes in float32, keeps
-eight numbers a row, and writes nothing of the size of the logits but the gradient.
+A program handles one row and processes its classes in blocks. It reads logits in their dtype, computes in float32,
+keeps eight numbers per row, and writes nothing as large as the logits except the gradient.
 
-Logarithms and exponents are to base 2 inside, for which a device has instructions: the kernels get the exponents
+Logarithms and exponents are internally to base 2, for which devices have instructions: the kernels get the exponents
 ``a`` and ``g`` of student and teacher times ``log2 e``. With ``mz`` and ``mv`` for the rows' maxima so far:
 
-* First sweep: ``S = sum exp(a (z - mz))``, ``W = sum exp(g (v - mv))``, where they are needed the same sums with
-  exponent 1, and for `forward` ``M = sum exp(g (v - mv)) * (g (v - mv) - a (z - mz))``, for `reverse` its mirror image.
-  A larger maximum rescales what was summed up before. ``KL(p || q) = M / W + log S - log W``.
+* First sweep: ``S = sum exp(a (z - mz))``, ``W = sum exp(g (v - mv))``, if needed the same sums with exponent 1, and
+  for `forward` ``M = sum exp(g (v - mv)) * (g (v - mv) - a (z - mz))``, for `reverse` its mirror image. A larger
+  maximum rescales earlier sums. ``KL(p || q) = M / W + log S - log W``.
 * Second sweep, for the kinds that mix ``p`` and ``q``: the sums of the kind's terms ``f(log p, log q)`` and of
   ``h = q df/dq``.
 * Backward: ``dz = a w (h - q sum h)`` of the divergence, weighted, and ``q - onehot(y)`` of the cross-entropy.
 
-Of a teacher whose top classes alone are known, a sweep reads the level in every class's place, and the top classes are
-put right afterwards: what the level added there is taken off. Infinite addends are counted: none can be taken off a
+If only a teacher's top classes are known, a sweep reads the level for every class, and the top classes are corrected
+afterwards: the level's addends there are subtracted. Infinite addends are counted, as they cannot be subtracted from a
 sum.
 """
 
@@ -27,11 +27,11 @@ from tutelage.kernels.divergence import KINDS as NAMES
 from tutelage.types import UNLABELLED
 
 KINDS = {name: place for place, name in enumerate(NAMES)}
-"""Kinds of divergences, as the kernels' constants."""
+"""Kinds of divergences, as constants for the kernels."""
 FORWARD, REVERSE, JENSEN_SHANNON, SKEW, _ = (tl.constexpr(kind) for kind in KINDS.values())
 
 COLUMNS = 8
-"""Of a row's statistics. Between first sweeps over a part of the classes each they hold sums, and afterwards what the
+"""Number of a row's statistics. Between first sweeps over parts of the classes they hold sums, afterwards what the
 names after the comma say: logarithms to base 2, the divergence's weight, and the sum of ``h``."""
 ROW = tl.constexpr(COLUMNS)
 MAX_Z = tl.constexpr(0)
@@ -49,13 +49,13 @@ ABSENT = tl.constexpr(float("-inf"))
 
 @triton.jit
 def _product(weight, value):
-    """0 where the weight is 0, whatever the value; compared with 0, so that NaN stays NaN."""
+    """Return 0 if the weight is 0, whatever the value; compared with 0, so that NaN stays NaN."""
     return tl.where(weight == 0.0, 0.0, weight * value)
 
 
 @triton.jit
 def _moments(b, c, a, g, KIND: tl.constexpr):
-    """``2**(a b)``, ``2**(g c)`` and the addend of M, at shifted logits ``b`` and ``c``."""
+    """Return ``2**(a b)``, ``2**(g c)`` and the addend of M, at shifted logits ``b`` and ``c``."""
     s = tl.exp2(a * b)
     w = tl.exp2(g * c)
     if KIND == FORWARD:
@@ -69,7 +69,7 @@ def _moments(b, c, a, g, KIND: tl.constexpr):
 
 @triton.jit
 def _over_mixture(log_p, log_q, mixture):
-    """``log p / m`` and ``log q / m`` for ``m = mixture p + (1 - mixture) q``: near 0 where the two are near."""
+    """Return ``log p / m`` and ``log q / m`` for ``m = mixture p + (1 - mixture) q``: near 0 if the two are close."""
     p_leads = log_p >= log_q
     lead = tl.where(p_leads, log_p, log_q)
     share = tl.where(p_leads, mixture, 1.0 - mixture)
@@ -79,7 +79,7 @@ def _over_mixture(log_p, log_q, mixture):
 
 @triton.jit
 def _terms(log_p, log_q, mixture, KIND: tl.constexpr):
-    """A kind's ``f`` and ``h = q df/dq`` (of `REVERSE` less ``q``, which cancels), at log-probabilities to base 2."""
+    """Return a kind's ``f`` and ``h = q df/dq`` (`REVERSE` less ``q``, which cancels), at base-2 log-probabilities."""
     p = tl.exp2(log_p)
     q = tl.exp2(log_q)
     if KIND == FORWARD:
@@ -104,14 +104,14 @@ def _terms(log_p, log_q, mixture, KIND: tl.constexpr):
 
 @triton.jit
 def _finite(old, new):
-    """A maximum before and after a block, as shifts: 0 while nothing but ``-inf`` was seen."""
+    """Return a maximum before and after a block, as shifts: 0 while only ``-inf`` was seen."""
     after = tl.where(new == ABSENT, 0.0, new)
     return tl.where(old == ABSENT, after, old), after
 
 
 @triton.jit
 def _corrected(top, level, here):
-    """What a finite sum lacks where top classes were read as the level."""
+    """Return what a finite sum lacks because top classes were read as the level."""
     return tl.sum(tl.where(here, top - tl.where(level == float("inf"), 0.0, level), 0.0), 0)
 
 
@@ -154,7 +154,7 @@ def forward(
     statistics += row * ROW
     lanes = tl.arange(0, BLOCK)
     if SPARSE:
-        # Where all classes are known none has the level, which may be anything.
+        # If all classes are known none has the level, which may be anything.
         level_v = tl.where(top < classes, tl.load(level + row).to(tl.float32), ABSENT)
         places = tl.arange(0, TOP)
         kept = places < top
@@ -234,7 +234,7 @@ def forward(
             if POWER_SUM:
                 top_power, level_power = tl.exp2((top_v - to_v) * LOG2_E), tl.exp2((level_v - to_v) * LOG2_E)
                 total_power += _corrected(top_power, level_power, kept)
-            # An index that is no class is not read, and seen.
+            # An index that is not a class is not read, but noticed.
             total_v = tl.where(tl.max(illegal_top.to(tl.int32), 0) > 0, float("nan"), total_v)
         label = tl.load(labels + row)
         local = label - first
@@ -318,7 +318,7 @@ def forward(
 def _gradient(
     b, c, local, of_ce, of_values, log_1, log_z, log_v, sum_h, a, g, mixture, KIND, SCALED, HAS_CE, HAS_VALUES
 ):
-    """The gradient at shifted logits ``b`` and ``c``; ``local`` says where the label is."""
+    """Return the gradient at shifted logits ``b`` and ``c``; ``local`` says where the label is."""
     log_q = a * b - log_z
     q = tl.exp2(log_q)
     d = tl.zeros_like(b)
@@ -362,7 +362,7 @@ def backward(
     BLOCKS: tl.constexpr,
     TOP: tl.constexpr,
 ):
-    """Write the gradient by one row's logits, ``classes`` of ``all_classes`` from ``first`` on."""
+    """Write the gradient of one row's logits, ``classes`` of ``all_classes`` from ``first`` on."""
     row = tl.program_id(0).to(tl.int64)
     z += row * z_stride
     v += row * v_stride
@@ -412,7 +412,7 @@ def backward(
         )
         tl.store(dz + i, d.to(dz.dtype.element_ty), mask=inside)
     if SPARSE:
-        # Other threads wrote there what holds at the level.
+        # Other threads wrote the values for the level there.
         tl.debug_barrier()
         places = tl.arange(0, TOP)
         kept = places < top

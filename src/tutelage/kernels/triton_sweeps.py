@@ -1,4 +1,4 @@
-"""The sweeps of `triton_kernels` as operations of PyTorch: started, differentiable, and told to a compiler."""
+"""The sweeps of `triton_kernels` as PyTorch operations: launched, differentiable, and known to the compiler."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from tutelage.kernels.cpu_sweeps import NO_SECOND_DERIVATIVE
 from tutelage.kernels.divergence import Divergence
 
 BLOCK = 2048
-"""Classes in a block at most."""
+"""Largest number of classes in a block."""
 LOG2_E = 1 / math.log(2)
 
 
 class Sweeps:
-    """The sweeps over the logits of some rows, which may come in parts of the classes.
+    """The sweeps over the logits of some rows, possibly in parts of the classes.
 
     Args:
-        divergence: beside the cross-entropy.
-        labels: ``(rows,)`` int64, -100 where unlabelled.
-        classes: of a whole row.
-        statistics: of sweeps that were taken before; none to take them.
+        divergence: divergence to compute along with the cross-entropy.
+        labels: labels, ``(rows,)`` int64, -100 if unlabelled.
+        classes: number of classes in a whole row.
+        statistics: statistics of earlier sweeps; ``None`` to take them.
 
     Attributes:
-        statistics: ``(rows, 8)`` float32, what `backward` reads.
-        ce: ``(rows,)`` float32, the cross-entropies.
-        values: ``(rows,)`` float32, the divergence's values.
+        statistics: statistics for `backward`, ``(rows, 8)`` float32.
+        ce: cross-entropies, ``(rows,)`` float32.
+        values: values of the divergence, ``(rows,)`` float32.
     """
 
     def __init__(self, divergence: Divergence, labels: Tensor, classes: int, statistics: Tensor | None = None) -> None:
@@ -46,7 +46,7 @@ class Sweeps:
 
     @property
     def forward(self) -> list[Callable[[Tensor, Sequence[Tensor], slice], None]]:
-        """One after the other, each over all parts of the classes in order."""
+        """Return the forward sweeps in turn, each to run over all parts of the classes in order."""
         sweep = partial(self.sweep, first=True, second=False)
         return [sweep, partial(self.sweep, first=False, second=True)] if self._mixes else [sweep]
 
@@ -57,7 +57,7 @@ class Sweeps:
     def sweep(self, z: Tensor, teacher: Sequence[Tensor], part: slice, *, first: bool, second: bool) -> None:
         """Sweep over a part of the classes, ``(rows, classes of the part)``.
 
-        ``teacher`` is its logits, or, for whole rows alone, values, index and level of `types.Sparse`.
+        ``teacher`` is its logits or, for whole rows only, values, index and level of `types.Sparse`.
         """
         d = self._divergence
         self._launch(
@@ -83,9 +83,9 @@ class Sweeps:
         of_values: Tensor | None,
         out: Tensor,
     ) -> Tensor:
-        """Write the gradient by a part's logits to ``out``, which may be ``z`` where the teacher's logits are dense.
+        """Write the gradient of a part's logits to ``out``, which may be ``z`` if the teacher's logits are dense.
 
-        ``of_ce`` and ``of_values`` are the gradients by the values, ``(rows,)``; none for 0.
+        ``of_ce`` and ``of_values`` are the gradients of the values, ``(rows,)``; ``None`` for 0.
         """
         d = self._divergence
         of_ce, of_values = (by.contiguous() if by is not None else None for by in (of_ce, of_values))
@@ -155,14 +155,14 @@ def _rows(logits: Tensor) -> Tensor:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """A kernel is started on the current device, whichever its tensors are on."""
+    """Make a device current: kernels launch on the current device, whatever their tensors' device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def cross_entropy_and(
     divergence: Divergence, z: Tensor, teacher: Sequence[Tensor], labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return each row's cross-entropy and divergence, ``(rows,)`` float32, differentiable once in ``z``.
+    """Return each row's cross-entropy and divergence, ``(rows,)`` float32, once differentiable in ``z``.
 
     Logits are ``(rows, classes)``; ``teacher`` is as for `Sweeps.sweep`.
     """

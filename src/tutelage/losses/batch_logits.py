@@ -75,7 +75,7 @@ def mlkd_batch(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
-        ``()``, a pure number of at least 0; 0 where the two agree.
+        ``()``, a pure number of at least 0; 0 if the two agree.
 
     Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are no samples.
     Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.
@@ -103,7 +103,7 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
-        ``()``, a pure number of at least 0; 0 where the two agree.
+        ``()``, a pure number of at least 0; 0 if the two agree.
 
     Raises: TypeError or ValueError if a dtype, shape or number is not as above, or there are no samples.
     Source: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023.

@@ -145,7 +145,7 @@ class Card:
                 "card",
                 f"the fields {', '.join(sorted(fields))}",
                 f"unknown {unknown} and missing {missing}",
-                "write the card anew with this version",
+                "write the card again with this version",
             )
         arguments: dict[str, Any] = {fields[k]: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return cls(**arguments)

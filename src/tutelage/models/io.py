@@ -71,7 +71,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
             "weights",
             f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}",
             got,
-            "save it anew with torch.save(network.state_dict(), path)",
+            "save it again with torch.save(network.state_dict(), path)",
         )
     return {str(name): value for name, value in content.items()}
 
@@ -92,7 +92,7 @@ def _content(path: Path) -> Any:
                     "weights",
                     "tensors alone",
                     f"{path}, which refers to {refused.group(1)} and could run code when read",
-                    ("it was not read. If you trust it, load it in a process of its own and save its state dict anew"),
+                    ("it was not read. If you trust it, load it in a separate process and save its state dict again"),
                 ) from error
             reason = "no pickle of tensors alone"
         raise InvalidValueError(
@@ -227,7 +227,7 @@ def read_card(folder: Path) -> Card:
         card = Card.from_json(value["card"])
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidValueError(
-            "model", f"a card in {path}", f"one that cannot be read ({error})", "save the student anew"
+            "model", f"a card in {path}", f"one that cannot be read ({error})", "save the student again"
         ) from error
     # The saved head is the trained one, whatever its origin.
     return dataclasses.replace(card, weights=f"{folder.resolve().name}/{records.STUDENT}", fresh_head=False)

@@ -1,4 +1,4 @@
-"""Figures of the last epoch's student beside its teacher: accuracy by class, entropy, calibration."""
+"""Figures of the last epoch's student next to its teacher: accuracy by class, entropy, calibration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tutelage.report.reading import Subject, mean, number, section, teachers
 from tutelage.report.results import rows
 
 MAX_NAMED_CLASSES = 30
-"""Up to here every class has its own place on an axis; beyond, a scatter of teacher against student."""
+"""Largest number of classes with separate places on an axis; beyond it, teacher is plotted against student."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One network's detailed judgement, pooled over its runs."""
+    """One network's detailed evaluation, pooled over its runs."""
 
     name: str
     look: Style
@@ -31,19 +31,19 @@ class Judged:
 
     @property
     def trace(self) -> dict[str, Any]:
-        """What all its traces have: its name, and whether they are switched on at first."""
+        """The common options of its traces: its name, and whether they are initially visible."""
         return {"name": inert(self.name), "visible": True if self.shown else "legendonly"}
 
 
 def against_teacher(subject: Subject) -> list[Panel]:
-    """Return the figures of the last epoch's student beside its teacher's."""
+    """Return the figures of the last epoch's student next to its teacher's."""
     networks = judged(subject)
     panels = [per_class(subject, networks), entropy_histogram(networks), reliability(networks)]
     return [panel for panel in panels if panel]
 
 
 def judged(subject: Subject) -> list[Judged]:
-    """Return the teacher, the baseline and the other entries; of these, the highest mean is switched on at first."""
+    """Return the teacher, the baseline and the other entries; of these, the highest mean is initially visible."""
     pooled = []
     if teacher := [judgement for judgement, _ in teachers(subject)]:
         pooled.append(_pool(teacher, name="teacher", look=TEACHER))
@@ -59,7 +59,7 @@ def judged(subject: Subject) -> list[Judged]:
 
 
 def _pool(judgements: Sequence[Mapping[str, Any]], **options: Any) -> Judged:
-    """Mean over runs of the accuracies, sum of the counts."""
+    """Average the accuracies over runs, and sum the counts."""
     classes = [judgement.get("per_class") or [] for judgement in judgements]
     per_class: list[float | None] = []
     if len(set(map(len, classes))) == 1:
@@ -90,7 +90,7 @@ def _pool(judgements: Sequence[Mapping[str, Any]], **options: Any) -> Judged:
 
 
 def per_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
-    """Accuracy by class: a place for each class where they are few, teacher against student where they are many."""
+    """Return accuracy by class: a place per class if they are few, teacher against student if they are many."""
     networks = [network for network in networks if any(value is not None for value in network.per_class)]
     size = max((len(network.per_class) for network in networks), default=0)
     networks = [network for network in networks if len(network.per_class) == size]
@@ -153,7 +153,7 @@ def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[
 
 
 def entropy_histogram(networks: Sequence[Judged]) -> Panel | None:
-    """How the entropy of the distributions is spread over the samples."""
+    """Return the distribution of the entropy over the samples."""
     networks = [network for network in networks if sum(network.counts) > 0]
     if not networks:
         return None
@@ -172,7 +172,7 @@ def entropy_histogram(networks: Sequence[Judged]) -> Panel | None:
 
 
 def reliability(networks: Sequence[Judged]) -> Panel | None:
-    """Accuracy against confidence, with the expected calibration error in the legend."""
+    """Return accuracy against confidence, with the expected calibration error in the legend."""
     networks = [network for network in networks if network.bins]
     if not networks:
         return None

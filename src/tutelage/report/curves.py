@@ -39,7 +39,7 @@ def by_epoch(subject: Subject) -> list[Panel]:
 
 
 def curves_note(subject: Subject) -> str:
-    """Say once for all curves what lines and bands are."""
+    """Explain the lines and bands of all curves."""
     if not subject.comparison:
         return "Means over a whole epoch's samples; held-out sets in evaluation mode, without augmentation."
     sentences = []
@@ -51,7 +51,7 @@ def curves_note(subject: Subject) -> str:
 
 
 def term_by_epoch(subject: Subject, name: str) -> Panel | None:
-    """One term of the objective, not weighted, by epoch."""
+    """Return one unweighted term of the objective by epoch."""
     recorded = [run.manifest.get("objective_terms") for run in subject.runs]
     stages = [stage for terms in recorded for stage in (terms if isinstance(terms, list) else [terms])]
     weights = dict.fromkeys(str(stage[name]) for stage in stages if isinstance(stage, Mapping) and name in stage)
@@ -61,13 +61,13 @@ def term_by_epoch(subject: Subject, name: str) -> Panel | None:
 
 
 def term_names(subject: Subject) -> tuple[str, ...]:
-    """Return the names of every term of every run, as they first appear."""
+    """Return the names of every term of every run, in order of first appearance."""
     named = (section(run.epochs[0], "train", "terms") for run in subject.runs if run.epochs)
     return tuple(dict.fromkeys(name for terms in named for name in terms))
 
 
 def _held_out(subject: Subject, key: str) -> str:
-    """Return the set that a comparison's curve is drawn on: held out where that was recorded."""
+    """Return the set for a comparison's curve: held out if that was recorded."""
     recorded = (name for name in ("test", "validation") if any(points(run, name, key) for run in subject.runs))
     return next(recorded, "train")
 
@@ -83,10 +83,10 @@ def _curve(
     teacher: bool = False,
     digits: str = ".3f",
 ) -> Panel | None:
-    """Draw one quantity, as the epochs hold it or ``terms.NAME``; with ``teacher`` the teacher's own value beside.
+    """Draw one quantity, by its name in the epochs or ``terms.NAME``; with ``teacher``, also the teacher's own value.
 
-    ``source`` is a set, ``""`` for what belongs to none, and none for all sets of one run or a comparison's held-out
-    one. Percentages have two digits whatever ``digits`` says.
+    ``source`` is a set, ``""`` for a quantity without one, or ``None`` for all sets of one run or a comparison's
+    held-out set. Percentages have two digits whatever ``digits`` says.
     """
     first, _, term = quantity.partition(".")
     keys = (first, term) if term else (first,)
@@ -134,7 +134,7 @@ def _draw_entries(figure: go.Figure, subject: Subject, keys: tuple[str, ...], sc
     for at, entry in enumerate(subject.entries):
         look, group = style(at), f"entry-{at}"
         curves = [curve for run in subject.of(entry) if (curve := points(run, *keys))]
-        # Only epochs that all of them have: a mean whose members change on the way would jump.
+        # Only epochs that all of them have: a mean over changing members would jump.
         shared = sorted(set.intersection(*map(set, curves))) if curves else []
         if shared:
             average = {x: sum(curve[x] for curve in curves) / len(curves) for x in shared}

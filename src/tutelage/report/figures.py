@@ -1,6 +1,6 @@
-"""What all plotly figures share: colours, dashes and markers, escaped names, and the layout.
+"""Shared parts of all plotly figures: colours, dashes and markers, escaped names, and the layout.
 
-Every colour goes with a dash and a marker of its own, so that a figure reads in greyscale and for the colour-blind.
+Every colour has its own dash and marker, so that figures are readable in greyscale and for the colour-blind.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ import plotly.graph_objects as go
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's palette; black is the teacher's, yellow is left out because it vanishes on white."""
+"""Palette of Okabe and Ito; black is the teacher's, and yellow is left out because it vanishes on white."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure with the words that go below it."""
+    """One figure with its caption."""
 
-    key: str  # its name in the page
-    caption: str  # what is shown and how to read it
-    figure: go.Figure  # what plotly draws; its title is inside
+    key: str  # name in the page
+    caption: str  # explanation of what is shown and how to read it
+    figure: go.Figure  # figure for plotly, including its title
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one trace is told from the others."""
+    """The look that distinguishes one trace from the others."""
 
     colour: str
     dash: str
     marker: str
 
     def line(self, width: float = 2) -> dict[str, Any]:
-        """As plotly's ``line``."""
+        """Return it as plotly's ``line``."""
         return {"color": self.colour, "dash": self.dash, "width": width}
 
     def points(self, size: float = 7) -> dict[str, Any]:
-        """As plotly's ``marker``."""
+        """Return it as plotly's ``marker``."""
         return {"color": self.colour, "symbol": self.marker, "size": size}
 
     def veil(self, alpha: float) -> str:
-        """Its colour, translucent."""
+        """Return its colour, translucent."""
         red, green, blue = (int(self.colour[i : i + 2], 16) for i in (1, 3, 5))
         return f"rgba({red},{green},{blue},{alpha})"
 
@@ -76,7 +76,7 @@ def add_line(
     digits: str = ".4f",
     **options: Any,
 ) -> None:
-    """Draw a curve; ``options`` are plotly's, instead of those here."""
+    """Draw a curve; ``options`` are plotly's and override those here."""
     marker = {**look.points(6 if width > 1 else 4), "maxdisplayed": 10}
     standard = {"mode": "lines+markers", "name": name, "line": look.line(width), "marker": marker}
     figure.add_scatter(x=list(x), y=list(y), hovertemplate=f"%{{y:{digits}}}", **{**standard, **options})
@@ -85,7 +85,7 @@ def add_line(
 def add_band(
     figure: go.Figure, x: Sequence[float], low: Sequence[float], high: Sequence[float], look: Style, group: str
 ) -> None:
-    """Fill the space between two curves; the line of the same group switches it on and off."""
+    """Fill the space between two curves; it is shown and hidden with the line of the same group."""
     figure.add_scatter(
         x=[*x, *x[::-1]],
         y=[*high, *low[::-1]],
@@ -115,14 +115,14 @@ def add_histogram(
 
 
 def reach(edges: Sequence[float], counts: Sequence[float]) -> float:
-    """Return the edge below which all but a thousandth of a histogram lies: the rest is empty paper."""
+    """Return the edge below which all but a thousandth of a histogram lies; the rest would be empty."""
     inside = itertools.accumulate(counts)
     total = sum(counts)
     return next((edge for edge, seen in zip(edges[1:], inside, strict=True) if seen >= 0.999 * total), edges[-1])
 
 
 def empty(title: str, across: str, up: str) -> go.Figure:
-    """Return an empty figure in the style of all: white, thin grid, the system's own font."""
+    """Return an empty figure in the common style: white, thin grid, the system's font."""
     return go.Figure(
         layout={
             "template": "none",

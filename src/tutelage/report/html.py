@@ -37,14 +37,14 @@ GROUPS = {
     "Hardware": ("hardware",),
     "Software": ("version", "commit", "schema", "software"),
 }
-"""Where a manifest's keys go; what is in none of them goes to ``Other``."""
+"""Groups of a manifest's keys; keys in none of them go to ``Other``."""
 
 RUN_SPECIFIC = ("name", "command", "started", "duration_s", "resumed")
-"""Keys that every run has its own value of, so that they say nothing about what was compared."""
+"""Keys whose value is specific to each run, so that they say nothing about the comparison."""
 
 
 class Tile(NamedTuple):
-    """One figure on top of the page."""
+    """One figure at the top of the page."""
 
     name: str
     value: str
@@ -54,7 +54,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """Figures under a heading, with a note above them; ``key`` is in the names of its figures."""
+    """Figures under a heading, with a note above them; ``key`` is part of their names."""
 
     key: str
     title: str
@@ -64,30 +64,30 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What stands on a page, from the top."""
+    """The contents of a page, from top to bottom."""
 
-    kind: str  # of the folder
-    title: str  # the headline
-    what: str  # was run, a sentence
-    result: str  # what came out, a sentence or two
-    warnings: Sequence[str]  # what is to be known first
-    tiles: Sequence[Tile]  # the figures on top
-    table: Table  # the results
-    selection: str  # which set chose anything
-    sections: Sequence[Section]  # the figures below
-    # keys that the runs' manifests do not agree on, with their different values and the runs that have them
+    kind: str  # kind of the folder
+    title: str  # headline
+    what: str  # sentence that says what was run
+    result: str  # sentence or two that say what came out
+    warnings: Sequence[str]  # warnings for the reader
+    tiles: Sequence[Tile]  # figures at the top
+    table: Table  # results
+    selection: str  # sets by which anything was chosen
+    sections: Sequence[Section]  # figures below
+    # keys on which the runs' manifests differ, with the different values and the runs that have them
     differences: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def write_report(folder: Path | str, *, subject: Subject | None = None, page: Page | None = None) -> Path:
-    """Write ``report.html`` into a run's or a comparison's folder, whole or not at all.
+    """Write ``report.html`` into a run's or a comparison's folder, atomically.
 
-    ``subject`` are the runs, by default those that the folder's records name, and ``page`` what to show of them.
+    ``subject`` is the runs, by default those that the folder's records name, and ``page`` what to show of them.
     Returns the report's path.
 
     Raises:
-        FileNotFoundError: the folder holds no records.
-        ValueError: a record is not JSON.
+        FileNotFoundError: if the folder holds no records.
+        ValueError: if a record is not JSON.
     """
     path = Path(folder) / records.REPORT
     records.write_bytes(path, render(subject or read(folder), page).encode())
@@ -149,12 +149,12 @@ def _identifier(key: str) -> str:
 
 
 def _plotly_json(figure: go.Figure) -> Markup:
-    # In a script element no entity is decoded, so what could end it is written as JSON's own escapes.
+    # In a script element no entity is decoded, so anything that could end it is written with JSON's escapes.
     body = figure.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return Markup(body)  # noqa: S704
 
 
-# The words on top
+# The text at the top
 
 
 def what(subject: Subject) -> str:
@@ -215,7 +215,7 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
 
 
 def warnings(subject: Subject) -> Iterator[str]:
-    """Yield what a reader of the results has to know first."""
+    """Yield what a reader of the results must know first."""
     unfinished = [run for run in subject.runs if not run.finished]
     if unfinished:
         verb = "is" if len(unfinished) == 1 else "are"
@@ -233,7 +233,7 @@ def warnings(subject: Subject) -> Iterator[str]:
 
 
 def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
-    """Return the figures that stand on top: of the teacher, the baseline, and the student with the highest mean."""
+    """Return the figures at the top: of the teacher, the baseline, and the student with the highest mean."""
     tiles = []
     known = [row for row in results if row.role == "student" and row.accuracy is not None]
     top = max(known, key=lambda row: row.accuracy or 0, default=None)
@@ -273,7 +273,7 @@ def duration(seconds: float) -> str:
 
 
 def selection(subject: Subject) -> str:
-    """Say which set chose anything, and that the reported figure is the last epoch's whatever was chosen."""
+    """Say which set decided anything, and that the reported figure is the last epoch's in any case."""
     recorded = [section(run.manifest, "selection") for run in subject.runs]
     sentences = {
         "test": "The test set was used for selection{by}: the best epoch's figure is optimistic.",
@@ -347,7 +347,7 @@ def _leaf(value: object) -> str:
 
 
 def groups(manifest: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Return a manifest's flat keys and values by the title of their group; keys that no group names come last."""
+    """Return a manifest's flat keys and values by the title of their group; keys in no group come last."""
     grouped = {key for keys in GROUPS.values() for key in keys}
     titles = {**GROUPS, "Other": tuple(key for key in manifest if key not in grouped)}
     flat = {
@@ -360,15 +360,15 @@ def groups(manifest: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
 def _items(title: str, key: str, value: object) -> Iterable[tuple[str, str]]:
     if key == "objective" and (objective := formula(value)):
         return [(key, objective)]
-    # Under a heading of its own name a key needs no prefix.
+    # Under a heading of the same name, a key needs no prefix.
     headed = isinstance(value, Mapping) and value and (key == title.lower() or key == "software")
     return flatten(value, "" if headed else key)
 
 
 def differences(runs: Iterable[Run]) -> dict[str, dict[str, str]]:
-    """Return the keys that the runs' manifests do not agree on, with the runs that have each value.
+    """Return the keys on which the runs' manifests differ, with the runs that have each value.
 
-    A run without a manifest has no say.
+    A run without a manifest does not count.
     """
     flat = {}
     for run in runs:
@@ -386,7 +386,7 @@ def differences(runs: Iterable[Run]) -> dict[str, dict[str, str]]:
 
 
 def definitions(subject: Subject) -> list[tuple[str, str]]:
-    """Return what the page's words mean."""
+    """Return the definitions of the page's terms."""
     judgements = (section(run.evaluation, "student") for run in subject.runs)
     bins = next((len(judgement["reliability"]) for judgement in judgements if judgement.get("reliability")), None)
     return [

@@ -1,6 +1,6 @@
-"""Read a run's folder, or a comparison's, into values that tables and figures are made of.
+"""Read a run's folder, or a comparison's, into values for tables and figures.
 
-Records of older or broken-off runs may lack keys, so what is missing is ``None`` here and never an error.
+Records of older or interrupted runs may lack keys, so anything missing is ``None`` here and never an error.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
 
 Points = dict[int, float]
-"""A recorded number by epoch."""
+"""Recorded number by epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One run's records."""
 
-    folder: Path  # where they were read
-    entry: str  # its name in a comparison; of a single run, its objective's name
-    seed: int | None  # none where the records do not say
-    status: str  # ``"finished"`` only where there is an evaluation to report too
-    manifest: Mapping[str, Any]  # empty where there is none
-    epochs: tuple[records.Epoch, ...]  # as far as the run came
-    evaluation: Mapping[str, Any] | None  # none where the run did not reach it
+    folder: Path  # folder of the records
+    entry: str  # name in a comparison; for a single run, its objective's name
+    seed: int | None  # seed; None if the records do not say
+    status: str  # status, ``"finished"`` only if there also is an evaluation to report
+    manifest: Mapping[str, Any]  # manifest; empty if there is none
+    epochs: tuple[records.Epoch, ...]  # epochs so far
+    evaluation: Mapping[str, Any] | None  # evaluation; None if the run did not reach it
 
     @property
     def finished(self) -> bool:
@@ -41,44 +41,44 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Entry and seed, for people."""
+        """Entry and seed, for display."""
         return self.entry if self.seed is None else f"{self.entry}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What a report is about: one run, or a comparison of several."""
+    """The subject of a report: one run, or a comparison of several."""
 
-    folder: Path  # where it was read and where its report goes
-    name: str  # for the headline
-    runs: tuple[Run, ...]  # in the order of the records
-    baseline: str | None = None  # the entry that gains are measured against
-    teacher: Run | None = None  # the teacher's own run, where the comparison trained it
+    folder: Path  # folder of its records and of its report
+    name: str  # name for the headline
+    runs: tuple[Run, ...]  # runs in the order of the records
+    baseline: str | None = None  # entry that gains are measured against
+    teacher: Run | None = None  # teacher's own run, if the comparison trained it
     comparison: bool = False  # whether this is a comparison, of however many runs
     share_data_seed: bool = False  # whether its seeds share order and views
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """The first run's; empty where there is none."""
+        """The first run's manifest; empty if there is none."""
         return self.runs[0].manifest if self.runs else {}
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Entries' names, the baseline first, then as they first appear."""
+        """Entries' names, the baseline first, then in order of first appearance."""
         names = dict.fromkeys(run.entry for run in self.runs)
         return tuple(sorted(names, key=lambda name: name != self.baseline))
 
     def of(self, entry: str, *, finished: bool = True) -> tuple[Run, ...]:
-        """Return an entry's finished runs, or those that are not."""
+        """Return an entry's finished or unfinished runs."""
         return tuple(run for run in self.runs if run.entry == entry and run.finished == finished)
 
 
 def read(folder: Path | str) -> Subject:
-    """Read whatever lies in a folder: a comparison where it holds ``comparison.json``, a run otherwise.
+    """Read the contents of a folder: a comparison if it holds ``comparison.json``, otherwise a run.
 
     Raises:
-        FileNotFoundError: the folder holds the records of neither.
-        ValueError: a record is not JSON of the right kind.
+        FileNotFoundError: if the folder holds the records of neither.
+        ValueError: if a record is not JSON of the right kind.
     """
     folder = Path(folder)
     comparison = mapping(folder / records.COMPARISON)
@@ -96,7 +96,7 @@ def read(folder: Path | str) -> Subject:
 
 
 def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> Run:
-    """Read one run's folder; what is not there is left empty. What is given of entry and seed goes before records."""
+    """Read one run's folder; missing parts are left empty. A given entry or seed takes precedence over the records."""
     recorded, evaluation = mapping(folder / records.MANIFEST), mapping(folder / records.EVALUATION)
     manifest = recorded or {}
     status = text(manifest.get("status")) or (FINISHED if evaluation else "unknown")
@@ -135,7 +135,7 @@ def _comparison(folder: Path, comparison: Mapping[str, Any]) -> Subject:
 
 
 def mapping(path: Path) -> Mapping[str, Any] | None:
-    """Read a JSON object; none where there is no such file."""
+    """Read a JSON object; ``None`` if there is no such file."""
     if not path.exists():
         return None
     try:
@@ -148,7 +148,7 @@ def mapping(path: Path) -> Mapping[str, Any] | None:
 
 
 def section(value: Mapping[str, Any] | None, *keys: str) -> Mapping[str, Any]:
-    """Return a nested object, empty where any step to it is missing or null."""
+    """Return a nested object; empty if any step to it is missing or null."""
     for key in keys:
         inner = value.get(key) if value else None
         value = inner if isinstance(inner, Mapping) else {}
@@ -156,26 +156,26 @@ def section(value: Mapping[str, Any] | None, *keys: str) -> Mapping[str, Any]:
 
 
 def number(value: object) -> float | None:
-    """Return a finite number as it is, and none for anything else."""
+    """Return a finite number unchanged, and ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def text(value: object) -> str | None:
-    """Return a non-empty string as it is, and none for anything else."""
+    """Return a non-empty string unchanged, and ``None`` for anything else."""
     return value if isinstance(value, str) and value else None
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean, or none where there are no values or one is missing: no mean over a silent part."""
+    """Return the mean, or ``None`` if there are no values or one is missing: no mean over only some of them."""
     numbers = list(values)
     known = [value for value in numbers if value is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(numbers) else None
 
 
 def deviation(values: Sequence[float | None]) -> float | None:
-    """Return the sample standard deviation (n - 1), or none below two values or where one is missing."""
+    """Return the sample standard deviation (n - 1), or ``None`` for fewer than two values or if one is missing."""
     centre = mean(values)
     if centre is None or len(values) < 2:
         return None
@@ -197,13 +197,13 @@ def points(run: Run, *keys: str) -> Points:
 
 
 def stages(objective: object) -> list[object]:
-    """Return what a manifest says of each stage's objective; older ones know one stage and no list of stages."""
+    """Return what a manifest says about each stage's objective; older ones have one stage and no list of stages."""
     several = isinstance(objective, list) and all(isinstance(stage, list) for stage in objective)
     return list(objective) if several and isinstance(objective, list) else [objective]
 
 
 def parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:
-    """Name and arguments of every preset of a recorded objective, and the entry that it stands in."""
+    """Return name and arguments of every preset of a recorded objective, and its entry."""
     entries = objective if isinstance(objective, list | tuple) else [objective]
     named = [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
     mappings = [entry for entry in named if isinstance(entry, Mapping)]
@@ -237,13 +237,13 @@ def _formula(objective: object) -> str:
 
 
 Judgement = tuple[Mapping[str, Any], str | None]
-"""A network's evaluation and the set that it was made on."""
+"""Evaluation of a network, and the set on which it was made."""
 
 
 def teachers(subject: Subject) -> list[Judgement]:
-    """Return the judgement of each different teacher, with its set.
+    """Return the evaluation of each different teacher, with its set.
 
-    Students that share a teacher each record it; it counts once. Where none does, the teacher's own run is asked.
+    Students that share a teacher each record it; it counts once. If none does, the teacher's own run is read.
     """
     judged: dict[str, list[Judgement]] = {}
     for run in subject.runs:
@@ -263,7 +263,7 @@ def teachers(subject: Subject) -> list[Judgement]:
 
 
 def _merged(same: Sequence[Judgement]) -> Judgement:
-    """One teacher judged several times: on one set the judgements are equal, on several splits their mean stands."""
+    """Merge evaluations of one teacher: equal on one set, averaged over several splits."""
     keys = ("accuracy", "loss", "entropy", "ece")
     means = {key: mean(number(judgement.get(key)) for judgement, _ in same) for key in keys}
     sets = list(dict.fromkeys(name for _, name in same))

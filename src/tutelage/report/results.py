@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class Unfinished:
     """A run that no mean includes."""
 
-    folder: str  # its folder's name
-    seed: int | None  # none where the records do not say
-    status: str  # what the records say of it
-    epochs: int  # how many it has done
+    folder: str  # name of its folder
+    seed: int | None  # seed; None if the records do not say
+    status: str  # status in the records
+    epochs: int  # number of epochs done
 
     def __str__(self) -> str:
-        """Write it for people."""
+        """Write it for display."""
         seed = "" if self.seed is None else f"seed {self.seed}, "
         return f"{self.folder} ({seed}{self.status}, {plural(self.epochs, 'epoch')} done)"
 
@@ -34,33 +34,33 @@ class Unfinished:
 class Result:
     """One objective's runs, or the teacher. Accuracies and agreement are fractions, means over ``n`` runs.
 
-    A mean is none where one of the runs lacks the number, or the runs were evaluated on different sets.
+    A mean is ``None`` if one of the runs lacks the number, or the runs were evaluated on different sets.
     """
 
-    name: str  # the entry's name, or the teacher's
-    role: Literal["teacher", "baseline", "student"]  # what the row is in the comparison
-    set: str | None = None  # the set that the figures were taken on
-    n: int = 0  # finished runs; for the teacher, different teachers
-    accuracy: float | None = None  # of the last epoch
-    std: float | None = None  # sample standard deviation (n - 1) of the accuracy; none for one run
-    values: tuple[float | None, ...] = ()  # each run's accuracy
-    gain: float | None = None  # over the baseline's mean, in percentage points; none for the baseline and the teacher
+    name: str  # name of the entry or the teacher
+    role: Literal["teacher", "baseline", "student"]  # role of the row in the comparison
+    set: str | None = None  # set on which the figures were taken
+    n: int = 0  # number of finished runs; for the teacher, of different teachers
+    accuracy: float | None = None  # accuracy of the last epoch
+    std: float | None = None  # sample standard deviation (n - 1) of the accuracy; None for one run
+    values: tuple[float | None, ...] = ()  # accuracy of each run
+    gain: float | None = None  # gain over the baseline's mean, percentage points; None for baseline and teacher
     best: float | None = None  # accuracy of the epoch that selection would take, on ``best_set``
-    best_set: str | None = None  # the set that selected it; ``"test"`` makes the figure optimistic
-    agreement: float | None = None  # with the teacher
-    entropy: float | None = None  # of the network's distribution, nats
+    best_set: str | None = None  # set that selected it; ``"test"`` makes the figure optimistic
+    agreement: float | None = None  # agreement with the teacher
+    entropy: float | None = None  # entropy of the network's distribution, nats
     kl_to_teacher: float | None = None  # KL(p || q) at temperature 1, nats
     ece: float | None = None  # expected calibration error, a fraction
-    unfinished: tuple[Unfinished, ...] = ()  # the entry's runs that are not in the means
-    share_data_seed: bool = False  # the runs share order and views, and differ in their initialisation alone
+    unfinished: tuple[Unfinished, ...] = ()  # runs of the entry that are not in the means
+    share_data_seed: bool = False  # whether the runs share order and views, and differ only in initialisation
 
 
 def rows(folder: Path | str | Subject) -> list[Result]:
     """Return the table of a run's or a comparison's folder: the teacher, the baseline, then the other objectives.
 
     Raises:
-        FileNotFoundError: the folder holds no records.
-        ValueError: a record is not JSON.
+        FileNotFoundError: if the folder holds no records.
+        ValueError: if a record is not JSON.
     """
     subject = folder if isinstance(folder, Subject) else read(folder)
     results = [_entry(subject, name) for name in subject.entries]
@@ -85,7 +85,7 @@ def _entry(subject: Subject, name: str) -> Result:
 
 
 def _averaged(judgements: Sequence[Mapping[str, Any]], sets: Sequence[str | None], **fields: Any) -> Result:
-    """Return the row of judgements on their sets; ``fields`` are its other fields."""
+    """Return the row of evaluations on their sets; ``fields`` are its other fields."""
     names = _distinct(sets)
     values = tuple(number(judgement.get("accuracy")) for judgement in judgements)
     means: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def _averaged(judgements: Sequence[Mapping[str, Any]], sets: Sequence[str | None
 
 
 def unfinished(run: Run) -> Unfinished:
-    """Say how far a run came."""
+    """Say how far a run got."""
     return Unfinished(folder=run.folder.name, seed=run.seed, status=run.status, epochs=len(run.epochs))
 
 
@@ -112,7 +112,7 @@ def _with_gain(row: Result, base: Result | None) -> Result:
 
 
 def _teacher(subject: Subject) -> list[Result]:
-    """Return the teacher's row where one is known."""
+    """Return the teacher's row if it is known."""
     judged = teachers(subject)
     names = {name for run in subject.runs if (name := string(section(run.manifest, "teacher").get("name")))}
     name = names.pop() if len(names) == 1 else "teacher"
@@ -141,17 +141,17 @@ EXACT = (
 
 
 def main_set(results: Sequence[Result]) -> str | None:
-    """Return the set that the students were evaluated on: the first that a row names."""
+    """Return the set on which the students were evaluated: the first that a row names."""
     return next((row.set for row in sorted(results, key=lambda row: row.role == "teacher") if row.set), None)
 
 
 def selected(best: float | None, name: str | None) -> str:
-    """Say behind a best epoch's figure, where there is one, which set selected it."""
+    """Say which set selected a best epoch's figure, if there is one."""
     return "" if best is None else " [selected on test]" if name == "test" else f" [{name}]"
 
 
 def notes(results: Sequence[Result]) -> list[str]:
-    """Say what the table's figures are, and what is not in them."""
+    """Say what the table's figures are, and what they leave out."""
     name = main_set(results)
     sentences = [
         f"Accuracy is the last epoch's{f' on the {name} set' if name else ''}; "
@@ -171,7 +171,7 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def best_notes(results: Sequence[Any]) -> list[str]:
-    """Say of rows with ``best`` and ``best_set`` what the best epoch's figure is."""
+    """Explain the best epoch's figure of rows with ``best`` and ``best_set``."""
     sets = {row.best_set for row in results if row.best is not None}
     shown = "The best epoch is shown beside it with the set that selected it, and is not what is reported."
     optimistic = "Selected on test: the test set itself chose that epoch, so that figure is optimistic."
@@ -185,7 +185,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def _row(result: Result, main: str | None) -> Row:
-    """Write a row under `HEADINGS`; a figure taken on another set than ``main`` says so."""
+    """Write a row under `HEADINGS`; a figure taken on a set other than ``main`` says so."""
     role = "" if result.role in ("student", result.name) else f" ({result.role})"
     elsewhere = f" [{result.set}]" if result.set and result.set != main else ""
     cells = (
@@ -198,7 +198,7 @@ def _row(result: Result, main: str | None) -> Row:
         fixed(result.entropy),
         fixed(result.kl_to_teacher),
     )
-    # Units and roles under their names, a mark for what the test set selected.
+    # Units and roles under their names, and a mark for anything selected on the test set.
     short = [" ".join(cell.split()) for cell in cells]
     short[0] = short[0].replace(" (", "\n(")
     short[BEST] = percent(result.best) + ("*" if result.best is not None and result.best_set == "test" else "")

@@ -19,33 +19,33 @@ MISSING = "–"
 class Row:
     """One row of a table."""
 
-    cells: Sequence[str]  # under the table's headings
-    short: Sequence[str] | None = None  # the cells on a terminal, where they are shorter there
-    kind: str = ""  # its class in HTML; a ``"teacher"`` is dim on a terminal
-    # unrounded numbers by the names of HTML's data attributes; none is written as an empty one
+    cells: Sequence[str]  # cells under the table's headings
+    short: Sequence[str] | None = None  # cells on a terminal, if shorter there
+    kind: str = ""  # class in HTML; a ``"teacher"`` is dim on a terminal
+    # unrounded numbers by the names of HTML's data attributes; None is written as an empty one
     exact: Mapping[str, object] = field(default_factory=dict)
-    link: str = ""  # where the first cell leads in HTML; empty for nowhere
+    link: str = ""  # link of the first cell in HTML; empty for none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Headings, rows, and notes below them; the first column names the row and is aligned left, the others right."""
 
-    headings: Sequence[str]  # of the columns
-    rows: Sequence[Row]  # top to bottom
-    notes: Sequence[str] = ()  # what the figures are, a sentence or two each
+    headings: Sequence[str]  # headings of the columns
+    rows: Sequence[Row]  # rows, top to bottom
+    notes: Sequence[str] = ()  # notes on the figures, a sentence or two each
     wrapped: Sequence[int] = ()  # columns whose cells may break on a terminal
 
     def markdown(self) -> str:
-        """Return it as GitHub Markdown with its notes below."""
+        """Return the table as GitHub Markdown, followed by its notes."""
         rule = [":---", *["---:"] * (len(self.headings) - 1)]
         cells = [self.headings, *(row.cells for row in self.rows)]
-        # A name with a line break would tear the table.
+        # A name with a line break would break the table.
         lines = markdown_lines([[plain(" ".join(cell.split())) for cell in line] for line in cells], rule)
         return "\n".join([*lines, *([""] if self.notes else []), *(f"- {plain(note)}" for note in self.notes)]) + "\n"
 
     def html(self, name: str) -> Markup:
-        """Return it as a ``table`` element of that id."""
+        """Return the table as a ``table`` element with this id."""
         heads = Markup("").join(Markup('<th scope="col">{}</th>').format(heading) for heading in self.headings)
         body = Markup("\n").join(map(_html_row, self.rows))
         return Markup(
@@ -53,14 +53,14 @@ class Table:
         ).format(name, heads, body)
 
     def print(self, console: Console) -> None:
-        """Print it on a terminal, without its notes: narrow, so that it fits 80 columns."""
+        """Print the table on a terminal, without its notes, narrow enough for 80 columns."""
         from rich import box
         from rich import table as rich
         from rich.text import Text
 
         shown = rich.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for at, heading in enumerate(self.headings):
-            # Text and not markup: a name may hold brackets.
+            # Text, not markup: a name may contain brackets.
             shown.add_column(
                 Text(heading.replace(" ", "\n") if at else heading),
                 justify="right" if at else "left",
@@ -72,7 +72,7 @@ class Table:
 
 
 def print_notes(notes: Sequence[str], console: Console) -> None:
-    """Print a table's notes; what the test set selected has a star on a terminal."""
+    """Print a table's notes; on a terminal, a star marks anything selected on the test set."""
     from rich.text import Text
 
     for note in notes:
@@ -86,7 +86,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown_lines(lines: Sequence[Sequence[str]], rule: Sequence[str]) -> list[str]:
-    """Return lines of cells, headings first, as those of a Markdown table; the cells are Markdown already."""
+    """Return lines of cells, headings first, as lines of a Markdown table; the cells are already Markdown."""
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
     return [head, f"|{'|'.join(rule)}|", *body]
 
@@ -101,14 +101,14 @@ def _html_row(row: Row) -> Markup:
 
 
 def plain(cell: str) -> str:
-    """Escape what Markdown and the HTML inside it would act on."""
+    """Escape what Markdown, and HTML within it, would interpret."""
     for mark in "\\|*_`[]":
         cell = cell.replace(mark, f"\\{mark}")
     return cell.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def percent(value: float | None, std: float | None = None) -> str:
-    """Write a fraction in percent, with its standard deviation where there is one.
+    """Write a fraction in percent, with its standard deviation if there is one.
 
     Example:
         >>> percent(0.71234, 0.0021)
@@ -120,7 +120,7 @@ def percent(value: float | None, std: float | None = None) -> str:
 
 
 def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """Write a number with fixed digits, or a dash for none."""
+    """Write a number with fixed digits, or a dash for ``None``."""
     if value is None:
         return MISSING
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
@@ -132,5 +132,5 @@ def plural(number: int, unit: str) -> str:
 
 
 def count(done: int, left: int) -> str:
-    """Write how many runs are in a mean, and of how many where some are not."""
+    """Write how many runs are in a mean, and out of how many if some are not."""
     return f"{done} of {done + left}" if left else str(done)

@@ -1,4 +1,4 @@
-"""Times steps and evaluations on this machine, and chooses by them the precision that a recipe leaves open."""
+"""Times steps and evaluations on this machine, to choose the precision that a recipe leaves open."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tutelage.training.precision import has_tf32
 from tutelage.types import Batch
 
 GAIN = 1.2
-"""How many times faster bfloat16 must be to be chosen. It rounds networks to 8 bits, so it loses a near tie."""
+"""Least speed-up for which bfloat16 is chosen. It rounds networks to 8 bits, so it loses a near tie."""
 FEW = 400
-"""Fits of fewer steps are not timed: timing takes sixteen steps, at most 4 % of longer ones; to capture takes more."""
+"""Number of steps below which fits are not timed: timing takes sixteen, at most 4 % of longer ones; capturing more."""
 PLAIN = {"compile_teacher": False, "compile_student": False, "gradient_products": False, "loss_form": "plain"}
-"""How the timed steps are computed: other speed-ups are chosen later, in the chosen precision, but for graphs."""
+"""Settings of the timed steps: speed-ups other than graphs are chosen later, in the chosen precision."""
 TIMED = 3
-"""Timed steps, after one to warm up."""
+"""Number of timed steps, after one to warm up."""
 EVALUATED = 256
 """Batch size of a timed evaluation."""
 
@@ -47,21 +47,21 @@ def resolve_precision(
     beside: str | None = None,
     run: Recipe | None = None,
 ) -> tuple[R, str | None]:
-    """Return a recipe with a precision where it leaves that open, and why, where the machine decided it.
+    """Return a recipe with the precision filled in if it is open, and the reason if the machine decided.
 
-    That of the run or comparison that is resumed comes first, then that of the recorded outputs that it reads, then
-    that of runs beside it. Else some training steps are timed in what the device has (`candidates`), on copies of the
-    networks; bfloat16 is taken where it is `GAIN` times faster than the device's float32 or TF32. Fits of less than
-    `FEW` steps, several processes, and runs of which no step can be taken get the latter, untimed. ``fp16`` is never
-    chosen: what overflows in it is the networks' own matter.
+    The precision of the run or comparison that is resumed comes first, then that of the recorded outputs that it reads,
+    then that of runs beside it. Otherwise some training steps are timed in the device's precisions (`candidates`), on
+    copies of the networks; bfloat16 is taken if it is `GAIN` times faster than the device's float32 or TF32. Fits of
+    fewer than `FEW` steps, several processes, and runs in which no step can be taken get the latter, untimed. ``fp16``
+    is never chosen: whether it overflows depends on the networks.
 
     Args:
-        recipe: a run's or a comparison's.
-        run_inputs: returns the objects to time steps of; its teacher may be a random one in the place of one that is
-            still to be trained.
-        folder: its own; it may have been begun there.
-        beside: the precision of runs that share its steps, if they have one.
-        run: of a comparison, the run to time.
+        recipe: recipe of a run or a comparison.
+        run_inputs: function that returns the objects to time steps with; its teacher may be a random substitute for one
+            that is still to be trained.
+        folder: folder of the run, which may have been begun there.
+        beside: precision of runs that share its steps, if they have one.
+        run: run to time, for a comparison.
     """
     if recipe.precision != "auto":
         return recipe, None
@@ -86,7 +86,7 @@ def resolve_precision(
         reason = f"precision {reference}: {untimed} are not timed; type precision=... for another"
         return resolved(reference, reason if reference != "fp32" else None)
     forms = [timed.model_copy(update={"precision": choice}) for choice in choices]
-    # In turn, and the fastest counts: other load on the machine only adds time.
+    # In turn, and the fastest counts, as other load on the machine only adds time.
     try:
         rounds = [[time_step(form, inputs).seconds for form in forms] for _ in range(2)]
     except Exception as error:  # noqa: BLE001  the run will raise the same error
@@ -100,7 +100,7 @@ def resolve_precision(
 
 
 def candidates(device: torch.device) -> list[Precision]:
-    """Return the precisions that a device is timed in, the one to beat first."""
+    """Return the precisions to time on a device, the one to beat first."""
     reference: Precision = "tf32" if has_tf32(device) else "fp32"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return [reference]
@@ -108,7 +108,7 @@ def candidates(device: torch.device) -> list[Precision]:
 
 
 def _begun(folder: Path | None) -> dict[str, Any]:
-    """Return the recipe of what was begun in a folder; an empty one where nothing was."""
+    """Return the recipe of the run begun in a folder; an empty one if there is none."""
     path = None if folder is None else folder / records.RECIPE
     return config.read(path) if path is not None and path.exists() else {}
 
@@ -128,10 +128,10 @@ class StepTime(NamedTuple):
 
 
 def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: float = math.inf) -> StepTime:
-    """Time a few real training steps of a stage on copies of student and live teacher, recorded outputs or not.
+    """Time a few real training steps of a stage on copies of student and live teacher, outputs recorded or not.
 
-    After ``limit`` seconds no further step is taken; the first to warm up and one more always are. Steps that a run may
-    replay as graphs are timed so: launched one by one, the operations of small networks take as long in any precision.
+    After ``limit`` seconds no further step is taken, except the warm-up and one more. Steps that a run may replay as
+    graphs are timed as such: launched singly, the operations of small networks take as long in any precision.
     """
     accelerator = accelerator_on(recipe.device)
     objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]
@@ -144,16 +144,16 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
         accelerator.device, train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True
     )
     timed, settings = _TimedBatches(batches, TIMED, limit), replace(planned.settings, epochs=1)
-    if accelerator.device.type in CAPTURES and settings.graphs == "auto":  # Else so few steps are not captured.
+    if accelerator.device.type in CAPTURES and settings.graphs == "auto":  # Otherwise so few steps are not captured.
         settings = replace(settings, graphs=not objective.needs.host_waits)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "graphs: ")  # The run says it.
+        warnings.filterwarnings("ignore", "graphs: ")  # The run itself says so.
         (record,) = fit(Distiller(student, objective, context), teacher, timed, settings, accelerator=accelerator)
     return StepTime(timed.seconds, record["train"]["terms"])
 
 
 def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> float:
-    """Return the seconds per sample that a network takes in evaluation, from one batch of a split."""
+    """Return a network's seconds per sample in evaluation, from one batch of a split."""
     device = accelerator_on(recipe.device).device
     timed = _TimedBatches(data.loader_on(device, split, batch_size=EVALUATED, train=False), 1, math.inf)
     network = copy.deepcopy(network)

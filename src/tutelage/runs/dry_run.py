@@ -27,7 +27,7 @@ from tutelage.training.precision import fallback
 from tutelage.types import Batch
 
 SAMPLE = 512
-"""Test samples that the teacher's accuracy is estimated on."""
+"""Number of test samples on which the teacher's accuracy is estimated."""
 
 
 @explaining()

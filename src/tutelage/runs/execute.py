@@ -27,17 +27,17 @@ def execute(
     """Execute a run, or resume it where it stopped.
 
     Args:
-        recipe: the run's.
-        folder: of the run; created if missing.
-        options: how to execute it.
-        run_inputs: the objects, if the caller has them already.
-        expected: fingerprints of data and teacher of the run that is repeated; other data or teachers are refused.
+        recipe: recipe of the run.
+        folder: folder of the run; created if missing.
+        options: options of its execution.
+        run_inputs: objects of the run, if the caller already has them.
+        expected: fingerprints of data and teacher of the run that is repeated; others are refused.
 
     Raises:
-        RecipeError: the folder holds a finished run or a run of another recipe; or data, teacher and student are not
+        RecipeError: if the folder holds a finished run or a run of another recipe, or data, teacher and student are not
             compatible.
-        BusyError: another process is executing the run.
-        DeadlineExceeded: the time is up; the same call resumes the run.
+        BusyError: if another process is executing the run.
+        DeadlineExceeded: if the time is up; the same call resumes the run.
     """
     with folder_lock(folder), torch_settings(recipe):
         earlier = resume.earlier_manifest(folder, recipe)
@@ -66,7 +66,7 @@ def execute(
 
 
 def run_stage(run: RunState, stage: int) -> None:
-    """Fit a stage of a run, or what is left of it, and record its epochs."""
+    """Fit a stage of a run, or the rest of it, and record its epochs."""
     job = run.fit_job(stage)
     teacher = run.training_teacher(stage, job.distiller.objective.needs.teacher_taps) if job.uses_teacher else None
     epochs = fit(

@@ -26,12 +26,12 @@ from tutelage.training.rng import RngState
 
 
 class RunGroup:
-    """Runs that are trained in lockstep, stage by stage; an error of one ends that run alone.
+    """Runs that are trained in lockstep, stage by stage; an error in one ends only that run.
 
     Args:
-        runs: by number; the caller may still be adding to them.
-        options: how they are executed.
-        isolation: by the same numbers, what keeps their work apart.
+        runs: runs by number; the caller may still be adding to them.
+        options: options of their execution.
+        isolation: isolation of their work, by the same numbers.
     """
 
     def __init__(self, runs: Mapping[int, RunState], options: RunOptions, isolation: Isolation) -> None:
@@ -51,7 +51,7 @@ class RunGroup:
         for stage in range(max((len(run.fits) for run in self.runs.values()), default=0)):
             self.fit_stage(stage)
         for _, run in self.left()[:1]:
-            run.check_time()  # of all of them
+            run.check_time()  # for all of them
         for k, run in self.left():
             self.isolation.attempt(k, run.finish)
             if k not in self.isolation.errors and self.options.when_finished is not None:
@@ -90,19 +90,19 @@ class RunGroup:
 def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions = DEFAULTS) -> list[Run | Exception]:
     """Execute a group of runs at once, each with the bits that `execute` gives it alone.
 
-    Opened data, batches and teacher passes are shared. An error of one run ends that run alone; an error in what they
-    share ends them all.
+    Opened data, batches and teacher passes are shared. An error in one run ends only that run; an error in something
+    shared ends all.
 
     Args:
         planned: recipes that `can_share_batches`, with their runs' folders.
-        options: how to execute them.
+        options: options of their execution.
 
     Returns:
-        Per run either the run or the error that ended it: a `BusyError` where another process has it, a
-        `DeadlineExceeded` where its time is up.
+        For each run, the run or the error that ended it: a `BusyError` if another process has it, a `DeadlineExceeded`
+        if its time is up.
 
     Raises:
-        ValueError: the recipes cannot share batches.
+        ValueError: if the recipes cannot share batches.
     """
     if any(not can_share_batches(first, second) for (first, _), (second, _) in itertools.combinations(planned, 2)):
         raise InvalidValueError("recipes", "some that can share batches", "some that cannot", "execute them one by one")
@@ -123,7 +123,7 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
         for k, (_, folder) in enumerate(planned):
             isolation.attempt(k, stack.enter_context, folder_lock(folder))
         try:
-            # Those that were begun, and those that read recorded outputs, have a precision that the others take.
+            # Runs that were begun, or read recorded outputs, have a precision that the others take.
             order = sorted(enumerate(planned), key=lambda item: (not _is_begun(item[1][1]), item[1][0].outputs is None))
             for k, (recipe, folder) in order:
                 if k not in isolation.errors and (state := isolation.attempt(k, shared.begin, recipe, folder)):
@@ -147,7 +147,7 @@ def _is_begun(folder: Path) -> bool:
 
 
 class _Shared:
-    """What the runs of a group share, opened by the first that needs it."""
+    """The objects that a group's runs share, opened by the first run that needs them."""
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
@@ -187,7 +187,7 @@ _SHARED = (
     *("data", "data_seed", "batch_size", "accumulate", "precision", "channels_last"),
     *("device", "threads", "deterministic", "compile_teacher"),
 )
-"""Keys in which all runs of a group agree, besides the teacher and each stage's epochs and batch size."""
+"""Keys that agree among all runs of a group, besides the teacher and each stage's epochs and batch size."""
 
 
 def can_share_batches(first: Recipe, second: Recipe) -> bool:
@@ -207,7 +207,7 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
 
 
 def _exponents(recipe: Recipe) -> list[Any] | None:
-    """The exponents at which each stage reads recorded top classes; none with all classes, or a live teacher."""
+    """Return each stage's exponents for recorded top classes; ``None`` with all classes or a live teacher."""
     path = Path(recipe.outputs or "") / records.OUTPUTS
     if recipe.outputs is None or not path.exists() or not records.read_json(path).get("form"):
         return None

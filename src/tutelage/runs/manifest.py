@@ -1,4 +1,4 @@
-"""What a manifest records of machine, software and command: never a path, a user or a host name."""
+"""What a manifest records about machine, software and command: never a path, a user or a host name."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def version() -> dict[str, str | None]:
 
 
 def describe_data(splits: data.Splits, device: torch.device) -> dict[str, Any]:
-    """Describe the data for a manifest, and where a run on a device has them."""
+    """Describe the data for a manifest, and where a run on a device keeps them."""
     keys = ("source", "fingerprint", "classes", "channels", "image_size")
     described = {key: getattr(splits, key) for key in keys}
     return {**described, "sizes": splits.sizes(), "place": data.describe_place(splits, device)}
 
 
 def describe_network(network: Classifier) -> dict[str, Any]:
-    """Describe a network for a manifest; the fingerprint is of the weights as they are now."""
+    """Describe a network for a manifest; the fingerprint is that of its current weights."""
     card = network.card
     return {
         "name": without_paths(card.name),
@@ -96,7 +96,7 @@ def describe_network(network: Classifier) -> dict[str, Any]:
 def without_paths(value: Any) -> Any:
     """Reduce every absolute path in a value to its last component, so that records name no user's folders.
 
-    Absolute is a path from ``/``, ``~`` or a Windows drive; relative paths and URLs stay. A path with spaces is
+    Absolute paths begin with ``/``, ``~`` or a Windows drive; relative paths and URLs stay. A path with spaces is
     recognised if it is quoted, or if nothing follows it in a value.
     """
     if isinstance(value, dict):

@@ -49,20 +49,20 @@ def record(
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or resume the recording.
 
-    Logits of all classes are kept while they are within ``outputs_limit_mb``; above it the ``outputs_top`` largest per
-    sample if that is given (`TopK`). A recording that is resumed keeps its form.
+    Logits of all classes are kept if they fit in ``outputs_limit_mb``; otherwise the ``outputs_top`` largest per sample
+    if that is given (`TopK`). A resumed recording keeps its form.
 
     Args:
-        recipe: names teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder, which is returned.
+        recipe: recipe with teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder, which is returned.
         taps: features to record besides those that the recipe's objectives read.
-        options: how to execute it; a deadline stops after a whole chunk.
-        run_inputs: the objects, if the caller has them already.
+        options: options of the execution; a deadline stops it after a whole chunk.
+        run_inputs: objects of the run, if the caller already has them.
 
     Raises:
-        RecipeError: the outputs would be larger than the limit, or teacher and data are not compatible, or an objective
-            reads logits in a way that the top-k form cannot answer.
-        TeacherCacheError: the top-k form is too inaccurate.
-        DeadlineExceeded: the time is up; the same call resumes.
+        RecipeError: if the outputs would be larger than the limit, teacher and data are not compatible, or an objective
+            reads logits in a way that the top-k form does not support.
+        TeacherCacheError: if the top-k form is too inaccurate.
+        DeadlineExceeded: if the time is up; the same call resumes.
     """
     reporter, folder = options.reporter, require_outputs(recipe)
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)

@@ -8,35 +8,35 @@ from tutelage.types import Batch, Batches
 
 
 class Reporter:
-    """Shows the progress of a job, which is one run or several; each method does nothing unless it is overridden."""
+    """Reports the progress of a job, which is one run or several; each method does nothing unless overridden."""
 
     def expect(self, steps: int) -> None:
-        """Called once with the number of steps of the whole job."""
+        """Take the number of steps of the whole job; called once."""
 
     def begin(self, title: str, steps: int, done: int) -> None:
-        """Called when a fit begins, with its number of steps and of those done before a resume."""
+        """Begin a fit, with its number of steps and of those done before a resume."""
 
     def tick(self) -> None:
-        """Called after each step."""
+        """Count a step; called after each."""
 
     def track(self, batches: Batches, starts: Sequence[int] = (0,)) -> Batches:
         """Return batches that report each step that is taken on them, once per run.
 
         Args:
-            batches: of one fit, or of several in lockstep.
-            starts: per run, the step of the fit that it resumes at.
+            batches: batches of one fit, or of several in lockstep.
+            starts: step at which each run resumes the fit.
         """
         return _TrackedBatches(self, batches, starts)
 
     def note(self, text: str) -> None:
-        """Called after each epoch with its metrics as a line."""
+        """Take an epoch's metrics as a line; called after each epoch."""
 
     def say(self, text: str) -> None:
-        """Called with a message for the user."""
+        """Show a message to the user."""
 
 
 class _TrackedBatches:
-    """Batches that report each step; the steps of a run that has failed are still reported."""
+    """Batches that report each step; steps of a failed run are still reported."""
 
     def __init__(self, reporter: Reporter, batches: Batches, starts: Sequence[int]) -> None:
         self._reporter, self._batches, self._starts, self.samples = reporter, batches, starts, batches.samples

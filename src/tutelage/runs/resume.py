@@ -1,4 +1,4 @@
-"""Is it the same run? How what a folder holds differs from what is planned, and what may differ on resume."""
+"""Whether it is the same run: differences between a folder's run and a planned one, and which ones resume allows."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ FREE = {
     *("seeds", "baseline", "together"),
 }
 """Keys that may change on resume: they say how a run is executed, or how many a comparison has, not what is computed.
-A comparison's ``objectives`` may be added and left out, too."""
+A comparison's ``objectives`` may also be added and removed."""
 WHERE = {"name", "data.source", "data.image", "data.label", "outputs"}
 """Keys that say where run, data and outputs are; their content is checked by fingerprint, as the teacher's is."""
 
 
 def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str]:
-    """Describe how a recorded recipe, as YAML gives it, differs from a planned one; empty where they are of one run.
+    """Describe how a recorded recipe, as read from YAML, differs from a planned one; empty if they belong to one run.
 
-    Two recipes of comparisons are compared alike. Keys that a later version added have their defaults. The folder of a
-    teacher counts by its last component, as runs may be moved together. A precision that is left open is the recorded
-    one.
+    Recipes of comparisons are compared the same way. Keys that a later version added have their defaults. A teacher's
+    folder counts by its last component, as runs may be moved together. An open precision is the recorded one.
     """
     before, now = _read(recorded, type(planned)), planned.model_dump(mode="json")
     for recipe in (before, now):
         if isinstance(teacher := recipe.get("teacher"), dict) and isinstance(name := teacher.get("name"), str):
-            # A model's name has a prefix, such as timm:, and is no path.
+            # A model's name has a prefix, such as timm:, and is not a path.
             recipe["teacher"] = teacher if re.match(r"\w+:", name) else {**teacher, "name": Path(name).name}
     if before.get("precision") in (None, "auto"):
         before["precision"] = "fp32"
@@ -55,14 +54,14 @@ def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str
     return [
         f"{key} was {shown(then)}, is {shown(value)}"
         for key, then, value in _changes(before, now)
-        # The runs of a comparison learn from recorded outputs, or all of them from the live teacher.
+        # All runs of a comparison learn from recorded outputs, or all from the live teacher.
         if key not in FREE | WHERE or (comparison and key == "outputs" and None in (then, value))
     ]
 
 
 def _read(recorded: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
     """Return a recorded recipe as it would be written now."""
-    # An objective of the user's own terms cannot be read back: another stands in for it.
+    # An objective of user-defined terms cannot be read back: another stands in for it.
     for stand_in in ({}, {"objective": "cross_entropy"}):
         with contextlib.suppress(RecipeError):
             written = config.parse(kind, {**recorded, **stand_in}).model_dump(mode="json")
@@ -71,9 +70,9 @@ def _read(recorded: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
 
 
 def _changes(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield each dotted key whose values differ, with both; a missing one counts as none."""
+    """Yield each dotted key whose values differ, with both; a missing one counts as ``None``."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        # Of sections of different kinds, such as two optimizers, the keys mean different things.
+        # In sections of different kinds, such as two optimizers, keys mean different things.
         other_kind = prefix and "name" in before and "name" in now and before["name"] != now["name"]
         for key in ("name",) if other_kind else {**before, **now}:
             yield from _changes(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
@@ -98,8 +97,8 @@ def shown(value: Any) -> str:
 def run_differences(folder: Path, planned: Recipe, *, data: str | None) -> list[str]:
     """Describe how the run in a folder, finished or not, differs from a planned one, its data and teacher included.
 
-    ``data`` is the fingerprint of the planned run's data as they are now; none where it is unknown. A teacher's is
-    known where it is a run's student. One whose weights were rounded for copying is still the teacher of its students.
+    ``data`` is the fingerprint of the planned run's current data; ``None`` if unknown. A teacher's is known if it is a
+    run's student. One whose weights were rounded for copying is still the teacher of its students.
     """
     lines = recipe_differences(config.read(folder / records.RECIPE), planned)
     then = fingerprints(_manifest(folder))
@@ -120,14 +119,14 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _fingerprint_before_rounding(teacher: Path, fingerprint: str) -> str | None:
-    """Return the fingerprint of a teacher before its weights were rounded for copying; none where they were not."""
+    """Return a teacher's fingerprint before its weights were rounded for copying; ``None`` if they were not."""
     rounded = _manifest(teacher).get("rounded") or {}
     return rounded.get("from") if rounded.get("fingerprint") == fingerprint else None
 
 
 @functools.lru_cache(maxsize=256)
 def _fingerprint(path: Path, written: int) -> str:
-    """Return the fingerprint of a network with a file's weights; a file is read again only when it has changed.
+    """Return the fingerprint of a network with a file's weights; a file is read again only if it has changed.
 
     A network holds in float32 what a file rounds to half precision.
     """
@@ -141,7 +140,7 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
     """Return the manifest of the folder's unfinished run, if there is one.
 
     Raises:
-        RecipeError: the folder holds a comparison, a finished run, or a run of another recipe.
+        RecipeError: if the folder holds a comparison, a finished run, or a run of another recipe.
     """
     path = folder / records.MANIFEST
     if (folder / records.COMPARISON).exists():
@@ -163,7 +162,7 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
 
 
 def fingerprints(manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
-    """Return the fingerprints of data and teacher in a manifest; none without a manifest."""
+    """Return the fingerprints of data and teacher in a manifest; ``None`` for both without a manifest."""
     if not manifest:
         return {}
     return {what: (manifest.get(what) or {}).get("fingerprint") for what in ("data", "teacher")}
@@ -184,7 +183,7 @@ def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None])
 
 
 def same_choices(saved: Checkpoint, choices: Mapping[str, Any]) -> None:
-    """Warn where a resumed run cannot reproduce the bits of an uninterrupted one."""
+    """Warn if a resumed run cannot reproduce the bits of an uninterrupted one."""
     then = saved.state["choices"]
     differs = [f"{key} was {then.get(key)}, is {now}" for key, now in choices.items() if then.get(key) != now]
     if differs:

@@ -32,10 +32,10 @@ from tutelage.types import UNLABELLED, Batches, Teacher
 
 
 class RunState:
-    """One run in progress; its recipe's precision is chosen already.
+    """One run in progress; its recipe's precision is already chosen.
 
-    ``earlier`` is the manifest of an interrupted run that is resumed; ``precision_reason`` says what the precision was
-    chosen by, if it was measured now; ``teacher_outputs`` caches the teacher's outputs on the evaluation sets and is
+    ``earlier`` is the manifest of an interrupted run that is resumed; ``precision_reason`` says why the precision was
+    chosen, if it was just measured; ``teacher_outputs`` caches the teacher's outputs on the evaluation sets and is
     filled on first use.
     """
 
@@ -76,7 +76,7 @@ class RunState:
             if teacher is not None and name not in teacher_outputs:
                 teacher_outputs[name] = setup.evaluation_outputs(recipe, teacher, batches, "teacher")
             self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
-        # The set that ``best`` is chosen by.
+        # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         self.check_student()
         reason = precision_reason or previous.get("precision", {}).get("why")
@@ -115,7 +115,7 @@ class RunState:
         records.write_json(folder / records.MANIFEST, self.manifest)
 
     def check_outputs(self) -> None:
-        """Refuse recorded outputs that lack what any epoch of any stage reads."""
+        """Refuse recorded outputs that lack anything that an epoch of a stage reads."""
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
         self.outputs = setup.outputs_of(self.recipe, self.run_inputs)
@@ -127,7 +127,7 @@ class RunState:
                     self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
 
     def check_student(self) -> None:
-        """Refuse a student, perhaps the caller's module, whose logits are not those of the data's classes."""
+        """Refuse a student, perhaps the caller's module, whose logits do not match the data's classes."""
         student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
         mode = student.training
         with torch.no_grad():
@@ -290,7 +290,7 @@ class RunState:
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
     def check_time(self) -> None:
-        """Refuse to begin the last evaluation where there is no time for it."""
+        """Refuse to begin the last evaluation if there is no time for it."""
         if self.deadline is not None:
             self.deadline.check(f"{self.recipe.name}: the last evaluation", self.deadline.evaluation)
 

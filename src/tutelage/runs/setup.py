@@ -37,7 +37,7 @@ class RunInputs:
     splits: data.Splits
     student: Classifier
     teacher: Classifier | None
-    objectives: tuple[Objective, ...]  # of each stage
+    objectives: tuple[Objective, ...]  # objective of each stage
     repeatable: bool = True
 
 
@@ -78,10 +78,10 @@ def build_inputs(
     """Turn a recipe's names into objects.
 
     Args:
-        recipe: the run's.
-        splits: the recipe's data, if open already.
-        teacher: the recipe's teacher, if loaded already.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        recipe: recipe of the run.
+        splits: data of the recipe, if already open.
+        teacher: teacher of the recipe, if already loaded.
+        trust_code: whether ``file:`` models, which run code, are allowed: all of them, or only those of these names.
     """
     objectives = build_objectives(recipe)
     splits = splits or data.open_data(recipe.data)
@@ -109,7 +109,7 @@ def build_inputs(
 
 
 def check_compatible(run_inputs: RunInputs) -> None:
-    """Raise a `RecipeError` where data, teacher, student and objectives are not compatible."""
+    """Raise a `RecipeError` if data, teacher, student and objectives are not compatible."""
     splits, teacher, labels = run_inputs.splits, run_inputs.teacher, run_inputs.splits.train.labels
     soft = labels.is_floating_point()
     check_teacher(teacher, run_inputs.objectives)
@@ -159,7 +159,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
             "weights for another number",
             "fine-tune it on these data first with `tutelage train`, or name another",
         )
-    # Names that have nothing in common are two ways to write the same classes, such as words and WordNet ids.
+    # Names without anything in common are two notations for the same classes, such as words and WordNet ids.
     names, data_names = tuple(card.class_names or ()), tuple(splits.class_names)
     if set(names) & set(data_names) and names != data_names:
         k = next(k for k, (a, b) in enumerate(zip(names, data_names, strict=True)) if a != b)
@@ -191,7 +191,7 @@ def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequen
 
 
 def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
-    """Return what an objective is bound to: whatever it needs of the networks and the data."""
+    """Return the context that an objective binds to: whatever it needs from the networks and the data."""
     splits, needs, teacher = run_inputs.splits, objective.needs, run_inputs.teacher
     train, teacher_logits, inputs = splits.train, None, torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
@@ -216,9 +216,9 @@ def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
 
 
 PROBE_SAMPLES = 2
-"""Samples of the dry forward pass that gives the shapes of features."""
+"""Number of samples in the dry forward pass that gives the shapes of features."""
 STATISTICS = 10_000
-"""Training samples, evenly spaced, whose teacher logits objectives with teacher statistics are bound to."""
+"""Number of training samples, evenly spaced, whose teacher logits are bound as teacher statistics."""
 
 
 def _teacher_outputs(
@@ -253,7 +253,7 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
         )
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
     sums: dict[str, torch.Tensor] = {}
-    counts = torch.zeros(classes, dtype=torch.int64)  # of what could be read
+    counts = torch.zeros(classes, dtype=torch.int64)  # of the readable samples
     for index, outputs in _teacher_outputs(run_inputs.teacher, run_inputs.splits.train, labelled, names):
         for name in names:
             feature = outputs.taps[name]
@@ -273,15 +273,15 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
 }
-"""Settings of data that do not change a view; the data themselves are identified by their fingerprint."""
+"""Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 
 
 def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
-    """Return the cache in a recipe's ``outputs`` folder, keyed by all that the teacher's outputs depend on.
+    """Return the cache in a recipe's ``outputs`` folder, keyed by everything that the teacher's outputs depend on.
 
     Raises:
-        RecipeError: the content of the data is not known.
-        TeacherCacheError: the folder holds the outputs of another teacher, of other data or other views.
+        RecipeError: if the content of the data is not known.
+        TeacherCacheError: if the folder holds the outputs of another teacher, other data or other views.
     """
     splits, teacher = run_inputs.splits, run_inputs.teacher
     assert recipe.outputs is not None
@@ -310,11 +310,11 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
 
 
 def single_exponent(objective: Objective) -> float | None:
-    """Return the exponent at which an objective reads the teacher's logits; none where it does not read them.
+    """Return the exponent at which an objective reads the teacher's logits; ``None`` if it does not read them.
 
     Raises:
-        RecipeError: it reads them in another way or at several exponents, for which the top classes and one power sum
-            of the remaining ones are not enough.
+        RecipeError: if it reads them in another way or at several exponents, for which the top classes and one power
+            sum of the remaining ones are not enough.
     """
     gammas = objective.read_at
     if not gammas:
@@ -350,12 +350,12 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
     device = accelerator_on(recipe.device).device
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
-            # Evaluation keeps no gradients, so larger batches than training's fit.
+            # Evaluation keeps no gradients, so batches larger than in training fit.
             yield name, data.loader_on(device, split, batch_size=max(recipe.batch_size, 256), train=False)
 
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
-    """Return the number of steps of a run with so many training samples, or of its first ``stages``."""
+    """Return the number of steps of a run with this many training samples, or of its first ``stages``."""
     return sum(fit.steps(samples) for fit in recipe.fits()[:stages])
 
 
@@ -363,7 +363,7 @@ def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
 def torch_settings(recipe: Recipe) -> Iterator[None]:
     """Set threads and determinism as the recipe says, and restore them afterwards: the process may be a notebook's.
 
-    Where the run need not be deterministic, cuDNN times its algorithms for each shape: a run's batches have few shapes.
+    If the run need not be deterministic, cuDNN times its algorithms for each shape, as batches have few shapes.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark

@@ -1,4 +1,4 @@
-"""A job on the terminal: what is running, how far it is, how long is left."""
+"""A job on the terminal: what is running, its progress, and the time left."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.console import Console
 from tutelage.runs.reporter import Reporter
 
 QUIET = 10.0
-"""Without a terminal: seconds between two lines about epochs."""
+"""Seconds between lines about epochs when there is no terminal."""
 
 
 class TerminalReporter(Reporter):
-    """Draws two bars in its ``progress``, the whole job and the run at hand; without a terminal it prints lines."""
+    """Draws two bars in its ``progress``, for the whole job and the current run; without a terminal it prints lines."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)

@@ -161,8 +161,8 @@ class FitSettings:
             ``fp16`` with loss scaling.
         channels_last: whether convolutions use the channels-last memory layout, for speed.
         nonfinite: effect of a non-finite loss or gradient: ``stop`` the run, or ``skip`` the step; it is never applied.
-        checkpoint_steps: number of steps between checkpoints within an epoch; ``None`` for none. One is written after
-            every epoch.
+        checkpoint_steps: number of steps between checkpoints within an epoch, or ``None``. One is written after every
+            epoch.
         checkpoint_seconds: time between checkpoints within an epoch, seconds.
         log_steps: number of steps between reads of the device's counts.
         compile_teacher: whether to compile the teacher's forward pass.

@@ -1,1 +1,1 @@
-"""Grids of runs, the paper's tables and figures, and what is said of them."""
+"""Grids of runs, the paper's tables and figures, and statements about them."""

@@ -1,4 +1,4 @@
-"""A study inside a budget of time: what each pair takes on this machine, the cheapest first, and what fits."""
+"""A study within a time budget: the cost of each pair on this machine, the cheapest first, and what fits."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ from tutelage.training.deadline import Deadline
 from tutelage.training.distributed import accelerator_on
 
 TIMES = "times.json"
-"""What was timed for a study, on which machine; later commands on the same machine read it."""
+"""File with a study's timings and their machine; later commands on the same machine read it."""
 SHARE = 0.1
-"""Of the budget, for timing; pairs that are not timed by then come last."""
+"""Share of the budget for timing; pairs not timed by then come last."""
 MARGIN = 5.0
-"""Seconds of the budget that are reserved for a checkpoint, a manifest and the end of the process."""
+"""Seconds of the budget reserved for a checkpoint, a manifest and the end of the process."""
 STRETCH = 10
-"""Steps, or those that are left if they are fewer, that must fit in the budget to begin or resume a run."""
+"""Number of steps, or of the remaining ones if fewer, that must fit in the budget to begin or resume a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """What was timed of a pair, in seconds."""
+    """The timings of a pair, in seconds."""
 
-    teacher: float | None  # per step of the teacher's training; none where it is not trained
-    student: float  # per step of a student, with a live teacher where its method uses one
-    batch: int  # samples of the student's step
+    teacher: float | None  # time per step of the teacher's training; None if it is not trained
+    student: float  # time per step of a student, with a live teacher if its method uses one
+    batch: int  # number of samples in the student's step
     asked: bool  # whether the teacher ran in it
-    teacher_eval_s: float | None  # per sample; none where there is no teacher
-    student_eval_s: float  # per sample
-    samples: int  # of the training set
-    held: int  # samples of the held-out sets
-    opened: float  # for opening the data
-    of: str  # the two networks, as a pair of this name in another study file may have others
+    teacher_eval_s: float | None  # teacher's evaluation time per sample; None if there is no teacher
+    student_eval_s: float  # student's evaluation time per sample
+    samples: int  # number of samples in the training set
+    held: int  # number of samples in the held-out sets
+    opened: float  # time to open the data
+    of: str  # names of the two networks, as the same pair in another study file may have others
 
 
 FIELDS = {field.name: field.name for field in fields(Times)} | {"teacher_eval_s": "word", "student_eval_s": "eyes"}
@@ -69,43 +69,43 @@ FIELDS = {field.name: field.name for field in fields(Times)} | {"teacher_eval_s"
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What is left of a run, in seconds on this machine."""
+    """The remaining cost of a run, in seconds on this machine."""
 
-    steps: int = 0  # that are left
-    step: float = 0.0  # per step
-    evaluation: float = 0.0  # of the student on the held-out sets, after each epoch
-    start: float = 0.0  # before the first step: opening the data, and the teacher's outputs for the held-out sets
-    record: float = 0.0  # recording the teacher's outputs, where this run is the first to need them
-    epochs: int = 0  # that are left, a begun one included
-    source: Literal["timed", "records"] = "timed"  # of ``step``: timed on this machine, or a run's records there
+    steps: int = 0  # number of remaining steps
+    step: float = 0.0  # time per step
+    evaluation: float = 0.0  # time to evaluate the student on the held-out sets, after each epoch
+    start: float = 0.0  # time before the first step: opening the data, the teacher's outputs for held-out sets
+    record: float = 0.0  # time to record the teacher's outputs, if this run is the first to need them
+    epochs: int = 0  # number of remaining epochs, a begun one included
+    source: Literal["timed", "records"] = "timed"  # source of ``step``: timed here, or a run's records from here
 
     @property
     def seconds(self) -> float:
-        """All of it; the student is evaluated once more at the end."""
+        """Total time; the student is evaluated once more at the end."""
         return self.start + self.record + self.steps * self.step + (self.epochs + 1) * self.evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A study in the order that a budget asks for."""
+    """A study in the order required by a budget."""
 
-    request: StudyRequest  # its pairs are in that order
-    left: tuple[Job, ...]  # the unfinished runs, in order
-    costs: Mapping[str, Cost]  # by name, of those whose pair was timed
+    request: StudyRequest  # request with the pairs in that order
+    left: tuple[Job, ...]  # unfinished runs, in order
+    costs: Mapping[str, Cost]  # costs by name, of runs whose pair was timed
     budget: Budget
-    workers: int  # processes that share it
-    untimed: Mapping[str, str]  # why a pair was not timed
+    workers: int  # number of processes that share it
+    untimed: Mapping[str, str]  # reasons why pairs were not timed
 
     @property
     def seconds(self) -> float:
-        """Time for the unfinished runs, as far as it is known."""
+        """Known time for the unfinished runs."""
         return self._seconds(self.left)
 
     def _seconds(self, left: Sequence[Job]) -> float:
         return sum(self.costs[job.name].seconds for job in left if job.name in self.costs) / self.workers
 
     def lines(self) -> Iterator[str]:
-        """Yield what each pair takes and what of it fits, a line each."""
+        """Yield a line per pair with its cost and how much of it fits."""
         available = self.budget.left
         spent = self.budget.seconds - available
         yield (
@@ -148,16 +148,16 @@ def prepare(
     measure: bool = True,
     keep: bool = True,
 ) -> Plan:
-    """Time what is not known of each pair on this machine, and order the pairs by what is left of them.
+    """Time what is unknown about each pair on this machine, and order the pairs by remaining cost.
 
-    A step's time is taken from a run's own epochs, or from those of another seed of its method, where they were done on
+    A step's time is taken from a run's own epochs, or from those of another seed of its method, if they were done on
     the same machine; else from a few steps of the pair's teacher and of one of its students. Timing takes at most a
-    tenth of the budget. Without ``measure`` pairs that were not timed before have no costs; ``keep`` writes
+    tenth of the budget. Without ``measure``, pairs that were not timed before have no costs; ``keep`` writes
     ``times.json``.
     """
     recipe = request.study.recipe
     with torch_settings(recipe):
-        if not recipe.threads:  # those of one worker
+        if not recipe.threads:  # one worker's threads
             torch.set_num_threads(max(1, torch.get_num_threads() // workers))
         hardware = manifest.hardware(accelerator_on(recipe.device).device)
         machine = {**hardware, "torch": torch.__version__, "precision": recipe.precision}
@@ -186,7 +186,7 @@ def prepare(
 
 
 def _read(request: StudyRequest, machine: Mapping[str, Any]) -> dict[str, Times]:
-    """Return what was timed before on the same machine."""
+    """Return earlier timings from the same machine."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         value = records.read_json(request.folder / TIMES)
         if value["machine"] == machine:
@@ -205,7 +205,7 @@ def _of(request: StudyRequest, pair: str) -> str:
 
 
 def _left(request: StudyRequest, pair: str | None = None) -> list[Job]:
-    """Return the unfinished runs, of one pair or of all; a teacher without unfinished students is not one of them."""
+    """Return the unfinished runs of one pair or all; a teacher without unfinished students does not count."""
     planned = jobs(request if pair is None else replace(request, pairs=(pair,)))
     return without_idle_teachers(job for job in planned if not finished(request.runs / job.name))
 
@@ -218,9 +218,9 @@ def _time(
     *,
     limit: float,
 ) -> Times:
-    """Time a pair's teacher, where it is trained, and one of its students: the first that uses a teacher.
+    """Time a pair's teacher, if it is trained, and one of its students: the first that uses a teacher.
 
-    ``opened`` holds data, each opened once, and the seconds that it took.
+    ``opened`` holds opened data, with the seconds that opening took.
     """
 
     def inputs_of(recipe: Recipe) -> RunInputs:
@@ -231,7 +231,7 @@ def _time(
         return build_inputs(recipe, trust_code=trust_code, splits=opened[recipe.data][0])
 
     job = min((job for job in left if job.method != TEACHER), key=lambda job: _rank(job.recipe))
-    # The teacher's weights do not change the cost of a step.
+    # The teacher's weights do not affect the cost of a step.
     recipe = autotune.with_untrained_teacher(dry_run_recipe(request, job))
     run_inputs = inputs_of(recipe)
     splits, network = run_inputs.splits, run_inputs.teacher
@@ -254,18 +254,18 @@ def _time(
 
 
 def _rank(recipe: Recipe) -> int:
-    """Students that ask a teacher are timed first, but for those whose binding reads the whole training set."""
+    """Rank students for timing: those with a teacher first, except if their binding reads the whole training set."""
     needs = build_objectives(recipe)[0].needs
     return 2 if not needs.teacher else 1 if needs.class_means or needs.teacher_statistics else 0
 
 
 def _recorded_step(hardware: Mapping[str, Any], folder: Path) -> float | None:
-    """Return a run's seconds per step from its records, where it was done on this machine."""
+    """Return a run's seconds per step from its records, if it was done on this machine."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         recorded = records.read_json(folder / records.MANIFEST)
         rates = [epoch["images_per_second"] for epoch in records.read_epochs(folder)]
         if recorded["hardware"] == hardware and rates:
-            # Students trained in lockstep wait for each other: each was as fast as all of them.
+            # Students in lockstep wait for each other: each was as fast as the whole group.
             together = 1 + len(recorded.get("class") or [])
             return float(recorded["recipe"]["batch_size"] / median(rates) / together)
     return None
@@ -274,7 +274,7 @@ def _recorded_step(hardware: Mapping[str, Any], folder: Path) -> float | None:
 def _order(
     request: StudyRequest, timed: Mapping[str, Times], hardware: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, Cost]]:
-    """Choose pair by pair the one that adds least, as runs shared with earlier pairs cost nothing; return all costs."""
+    """Choose pairs in turn by least added cost, as runs shared with earlier pairs cost nothing; return all costs."""
     step_of = functools.cache(functools.partial(_recorded_step, hardware))
     left = {pair: _left(request, pair) for pair in request.pairs}
     costs: dict[str, Cost] = {}
@@ -305,7 +305,7 @@ def _order(
 
 
 def _cost(request: StudyRequest, job: Job, times: Times, recorded: float | None, stores: set[str]) -> Cost:
-    """Return what is left of a run; ``stores`` gets the recorded outputs that it is the first to need."""
+    """Return a run's remaining cost; ``stores`` gets the recorded outputs that it is the first to need."""
     recipe = job.recipe
     steps = steps_of(recipe, times.samples)
     left = max(steps - _done(request.runs / job.name, recipe, times.samples), 0)
@@ -319,7 +319,7 @@ def _cost(request: StudyRequest, job: Job, times: Times, recorded: float | None,
     if job.method == TEACHER:
         step, evaluation = times.teacher or 0.0, teacher_eval
     else:
-        # A teacher that is not used, or whose outputs are recorded, takes no time in the step.
+        # A teacher that is unused, or whose outputs are recorded, takes no time in the step.
         live = uses_teacher and recipe.outputs is None
         step = times.student - (teacher_eval * times.batch if times.asked and not live else 0.0)
         step, evaluation = max(step, times.student_eval_s * times.batch), times.student_eval_s
@@ -342,13 +342,13 @@ def _done(folder: Path, recipe: Recipe, samples: int) -> int:
 
 
 def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
-    """Return the moment by which a group of the plan's runs stops, and refuse one that could make no progress.
+    """Return the deadline of a group of the plan's runs, and refuse one that could make no progress.
 
-    Reserved are `MARGIN`, a step, and for every process the ``writing`` seconds that the study's records, table and
-    report took last.
+    `MARGIN`, a step, and for every process the ``writing`` seconds that the study's records, table and report took last
+    are reserved.
 
     Raises:
-        DeadlineExceeded: less is left than the runs need to start and to do a few steps.
+        DeadlineExceeded: if less time is left than the runs need to start and do a few steps.
     """
     costs = [plan.costs.get(job.name, Cost()) for job in together]
     reserved = MARGIN + (1 + plan.workers) * writing + sum(cost.step for cost in costs)
@@ -359,7 +359,7 @@ def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
 
 
 def progress(plan: Plan) -> str:
-    """Describe how much of a study is done, and what is left."""
+    """Describe how much of a study is done, and how much is left."""
     runs, requested, left = plan.request.runs, jobs(plan.request), plan.left
     text = f"{sum(finished(runs / job.name) for job in requested)} of {len(requested)} runs are finished"
     if not left:

@@ -52,16 +52,16 @@ class ComparedRuns:
 def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:
     """Run a comparison in a folder, or resume it: finished runs are not repeated. Return the path of the report.
 
-    The students of one data seed are trained in lockstep, ``together`` at most, and each ends in the bits of one
-    trained alone. Several processes may run one comparison: each takes the next runs that no other process has. Where
-    ``outputs`` names a folder, the teacher runs once for all the runs of a data seed.
+    The students of one data seed are trained in lockstep, ``together`` at most, and each ends with the same bits as one
+    trained alone. Several processes may run one comparison: each takes the next runs that no other process has. If
+    ``outputs`` names a folder, the teacher runs once for all runs of a data seed.
 
-    Seeds are the outer loop, so that an interrupted comparison has whole rows. From one seed to the next both seeds
-    differ: initialisation, and order and views; with ``share_data_seed`` the initialisation alone.
+    Seeds are the outer loop, so that an interrupted comparison has whole rows. From one seed to the next, both
+    initialisation and order and views differ; with ``share_data_seed`` only the initialisation.
 
     Raises:
-        RecipeError: the folder holds another comparison, or something in the recipe does not fit.
-        Exception: a run failed; those trained beside it are done first.
+        RecipeError: if the folder holds another comparison, or something in the recipe does not fit.
+        Exception: if a run failed; those trained beside it are finished first.
     """
     from tutelage.report.html import write_report
 
@@ -114,9 +114,9 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
 
 
 def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
-    """Train runs in lockstep; return for each the run, or why there is none.
+    """Train runs in lockstep; return each run, or the error why there is none.
 
-    The teacher's outputs are recorded first where they are read; ``taps`` are features that other runs read of them.
+    The teacher's outputs are recorded first if they are read; ``taps`` are features that other runs read from them.
     """
     recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
     if recorded is not None:
@@ -125,7 +125,7 @@ def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: Ru
 
 
 def with_reports(options: RunOptions) -> RunOptions:
-    """Return options by which each run has its report as soon as it is finished; one that fails costs no run."""
+    """Return options by which each finished run gets its report at once; a failing report costs no run."""
 
     def write(folder: Path) -> None:
         from tutelage.report.html import write_report  # plotly takes a while to import
@@ -139,7 +139,7 @@ def with_reports(options: RunOptions) -> RunOptions:
 
 
 def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:
-    """Choose the precision of all runs, by the first that uses a teacher, where it is ``auto``."""
+    """Choose the precision of all runs, from the first that uses a teacher, if it is ``auto``."""
     planned = [recipe for _, recipe in plan(comparison, folder)]
     run = max(planned, key=needs_teacher)
     run = autotune.with_untrained_teacher(run.model_copy(update={"teacher": comparison.teacher}))
@@ -171,7 +171,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
 
 
 def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
-    """Yield one run of each objective, to try; a teacher that the comparison trains is one that is still to train."""
+    """Yield one run per objective for a dry run; a teacher that the comparison trains counts as still to be trained."""
     for _, recipe in islice(plan(comparison, folder), len(comparison.objectives)):
         trained = isinstance(recipe.teacher, Network) and recipe.teacher.name == (folder / "teacher").as_posix()
         yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe

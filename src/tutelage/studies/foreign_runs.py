@@ -10,15 +10,15 @@ from tutelage.runs import resume
 from tutelage.studies.plan import Job, StudyRequest
 
 ForeignRuns = Mapping[tuple[str, str], str]
-"""By pair and run, as pairs with settings of their own may share a folder: why a run is not the planned one."""
+"""Reasons why runs are not the planned ones, by pair and run, as pairs with their own settings may share a folder."""
 
 
 def foreign_runs(
     request: StudyRequest, planned: Iterable[Job], fingerprint: Callable[[DataSettings], str | None]
 ) -> ForeignRuns:
-    """Return the runs whose folders hold others than are planned, and what to do about it.
+    """Return the runs whose folders hold different ones than planned, and what to do about it.
 
-    ``fingerprint`` returns that of data; it is called only for runs that exist.
+    ``fingerprint`` returns the fingerprint of data; it is called only for runs that exist.
     """
     foreign = {}
     for job in {(job.pair, job.name): job for job in planned}.values():

@@ -17,14 +17,14 @@ from tutelage.studies import study_file
 from tutelage.studies.objective_rows import ROWS, Row
 
 COSTS = Path(__file__).parent / "costs.json"
-"""What ``benchmarks/bench_objectives.py`` recorded."""
+"""Results recorded by ``benchmarks/bench_objectives.py``."""
 STAND_INS = {"order": 2.0}
-"""For arguments without a default; any other has 1."""
+"""Values of arguments without a default; any other has 1."""
 HEADINGS = ("Objective", "What it adds", "Source", "Needs", "Time x KD", "Memory x KD", "Tables")
 
 
 def default(name: str) -> Objective:
-    """Return a preset's objective with its defaults, and stand-ins where it has none."""
+    """Return a preset's objective with its defaults, and stand-ins for missing ones."""
     build = PRESETS[name].build
     missing = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty]
     return build(**{argument: STAND_INS.get(argument, 1.0) for argument in missing})

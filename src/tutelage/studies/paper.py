@@ -19,18 +19,18 @@ WORDS = "figures.md"
 
 
 def draw(folder: Path | str) -> list[Path]:
-    """Draw the figures that a study asks for into its folder: ``<kind>.svg``, ``<kind>.png``, and ``figures.md``.
+    """Draw the figures that a study requests into its folder: ``<kind>.svg``, ``<kind>.png``, and ``figures.md``.
 
     The kinds are ``entropy``, ``divergence``, ``histogram`` and ``mappings``: the paper's Figures 1 to 4. The same
-    records give the same bytes. A figure of which nothing is recorded yet is not drawn; ``figures.md`` says so. Files
-    are replaced as a whole or not at all.
+    records give the same bytes. A figure without records so far is not drawn; ``figures.md`` says so. Files are
+    replaced atomically.
 
-    Returns the paths of the files written; none where the study asks for no figure.
+    Returns the paths of the files written; none if the study requests no figure.
 
     Raises:
-        FileNotFoundError: the folder holds no study.
-        ImportError: matplotlib is not installed.
-        ValueError: the study asks for a figure that does not exist, or a record is not JSON.
+        FileNotFoundError: if the folder holds no study.
+        ImportError: if matplotlib is not installed.
+        ValueError: if the study requests a figure that does not exist, or a record is not JSON.
     """
     folder = Path(folder)
     readings = read_study(folder)
@@ -49,7 +49,7 @@ def draw(folder: Path | str) -> list[Path]:
 
 
 def statements(drawn: Sequence[Picture]) -> list[str]:
-    """Say what each figure shows, and whether it is what the paper shows."""
+    """Say what each figure shows, and whether it agrees with the paper."""
     return [statement for picture in drawn for statement in picture.statements]
 
 
@@ -78,7 +78,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _plain(words: str) -> str:
-    """Keep a name from being read as Markdown or HTML."""
+    """Keep a name from being interpreted as Markdown or HTML."""
     flat = " ".join(words.split())
     return "".join(f"\\{sign}" if sign in "\\`*_[]<|" else sign for sign in flat)
 

@@ -20,7 +20,7 @@ class Curve(NamedTuple):
 
 
 def entropy(readings: Readings) -> Picture:
-    """Figure 1: mean Shannon entropy H(q) of the student's output by epoch, for every method of the study."""
+    """Return Figure 1: mean Shannon entropy H(q) of the student's output by epoch, for every method of the study."""
     met = Gathered()
     plots = _by_epoch(readings, readings.methods, "entropy", met, _entropy_order)
     how = (
@@ -40,9 +40,9 @@ def entropy(readings: Readings) -> Picture:
 
 
 def divergence(readings: Readings) -> Picture:
-    """Figure 2: mean KL to the transformed teacher by epoch, TTM against WTTM.
+    """Return Figure 2: mean KL to the transformed teacher by epoch, TTM against WTTM.
 
-    The paper's runs have no cross-entropy term. Where the study has none of that sort, those with it are drawn.
+    The paper's runs have no cross-entropy term. If the study has no such runs, those with it are drawn.
     """
     matching = [method for method in readings.methods if method.kind in ("ttm", "wttm")]
     alone = [method for method in matching if method.supervised is False]
@@ -83,7 +83,7 @@ def _by_epoch(
 
 
 def _line(pair: Subject, method: Method, key: str, met: Gathered) -> Line | None:
-    """Mean and deviation over the epochs that all finished runs have: a mean of changing members would jump."""
+    """Return mean and deviation over the epochs that all finished runs have: a mean over changing runs would jump."""
     finished = [(run, curve) for run in pair.of(method.name) if (curve := points(run, "train", key))]
     curves = [curve for _, curve in finished]
     shared = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -112,7 +112,7 @@ def _line(pair: Subject, method: Method, key: str, met: Gathered) -> Line | None
 
 
 def _bands(plots: Sequence[Plot]) -> str:
-    """Say what lines and bands are, where they are more than a run's own."""
+    """Explain lines and bands, if they cover more than one run."""
     if not any(line.spread for plot in plots for line in plot.lines):
         return ""
     return "Line: mean over seeds; band: ± one sample standard deviation."
@@ -134,7 +134,7 @@ def _ends(curves: Sequence[Curve], symbol: str) -> str:
 
 
 def _chosen(curves: Sequence[Curve], kind: str, *, supervised: bool, temperature: float | None = None) -> Curve | str:
-    """Return the method that plays a part in the paper's figure, or say why none can."""
+    """Return the method for a role in the paper's figure, or say why there is none."""
     fit = [curve for curve in curves if curve.method.kind == kind and curve.method.supervised in (supervised, None)]
     done = [curve for curve in fit if curve.line.n]
     if len(done) > 1 and temperature is not None:
@@ -147,7 +147,7 @@ def _chosen(curves: Sequence[Curve], kind: str, *, supervised: bool, temperature
 
 
 def _entropy_order(pair: Subject, curves: Sequence[Curve]) -> str:
-    """Say whether KD < TTM <= WTTM at the last epoch; apart for each weight that TTM gives to the labels."""
+    """Say whether KD < TTM <= WTTM at the last epoch, separately for each weight that TTM gives to the labels."""
     weights = [
         argument(pair.of(method.name), method.kind, "supervised") if method.kind in ("ttm", "wttm") else None
         for method, _ in curves
@@ -198,7 +198,7 @@ def _divergence_order(pair: Subject, curves: Sequence[Curve]) -> str:
 
 
 def _matched(readings: Readings) -> str:
-    """Say what is easily overlooked where TTM's beta is matched to KD's lambda."""
+    """Say what is easily overlooked if TTM's beta is matched to KD's lambda."""
     kds, ttms = ([method for method in readings.methods if method.kind == kind] for kind in ("kd", "ttm"))
     for pair, kd, ttm in product(readings.pairs, kds, ttms):
         names = ("weight", "supervised", "temperature")

@@ -20,7 +20,7 @@ GAMMAS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def histogram(readings: Readings) -> Picture:
-    """Figure 3: histograms of H(q) over the test samples: cross-entropy, label smoothing, KD at its temperatures."""
+    """Return Figure 3: histograms of H(q) over the test samples for cross-entropy, label smoothing and KD."""
     kinds = ("ce", "ls", "kd")
     methods = [method for kind in kinds for method in readings.methods if method.kind == kind]
     met = Gathered()
@@ -69,7 +69,7 @@ def histogram(readings: Readings) -> Picture:
 
 
 class Histogram(NamedTuple):
-    """Of one run's entropies over the samples, with their mean."""
+    """A histogram of one run's entropies over the samples, with their mean."""
 
     edges: Sequence[float]
     counts: Sequence[float]
@@ -77,7 +77,7 @@ class Histogram(NamedTuple):
 
 
 def _histogram_of(run: Run) -> Histogram | None:
-    """Return a finished run's histogram where there is a usable one."""
+    """Return a finished run's histogram if it is usable."""
     student = section(run.evaluation, "student")
     recorded, mean = section(student, "entropy_histogram"), number(student.get("entropy"))
     edges, counts = recorded.get("edges") or [], recorded.get("counts") or []
@@ -98,7 +98,7 @@ def _pile(method: Method, histograms: Sequence[Histogram]) -> Pile:
 
 
 def _above_or_below(piles: Sequence[tuple[Method, Pile]]) -> str:
-    """Say which means lie where the paper says they do."""
+    """Say which means lie where the paper says."""
     means = "; ".join(f"{pile.mean:.3f} with {pile.label} (n = {pile.n})" for _, pile in piles)
     statements = [f"mean H(q) in nats is {means}."]
     base = [pile for method, pile in piles if method.kind == "ce"]
@@ -122,12 +122,12 @@ def _above_or_below(piles: Sequence[tuple[Method, Pile]]) -> str:
 
 
 def mappings() -> Picture:
-    """Figure 4: point-wise mappings of [0, 1] that could transform the teacher's probabilities; it needs no runs.
+    """Return Figure 4: point-wise mappings of [0, 1] that could transform the teacher's probabilities; no runs needed.
 
-    Each has f(0) = 0 and f(1) = 1 and does not decrease: the power ``x**(1/4)``, the sine ``sin(pi x / 2)``, the
-    logarithm ``log(1 + 20 x) / log(21)``, the complement ``1 - (1 - x)**4``; beside them ``x**gamma`` for `GAMMAS`.
+    Each has f(0) = 0 and f(1) = 1 and never decreases: the power ``x**(1/4)``, the sine ``sin(pi x / 2)``, the
+    logarithm ``log(1 + 20 x) / log(21)``, the complement ``1 - (1 - x)**4``; and ``x**gamma`` for `GAMMAS`.
     """
-    # Powers are steep at 0: the points crowd there.
+    # Powers are steep at 0, so the points crowd there.
     x = np.linspace(0, 1, 401) ** 3
     candidates = {
         "x^(1/4), power": x**0.25,
@@ -169,14 +169,14 @@ PICTURES: dict[str, Callable[[Readings], Picture]] = {
     "histogram": histogram,
     "mappings": lambda readings: mappings(),
 }
-"""By the names that a study's ``figures`` may hold."""
+"""Figures by the names allowed in a study's ``figures``."""
 
 
 def pictures(readings: Readings) -> list[Picture]:
-    """Return the figures that a study asks for.
+    """Return the figures that a study requests.
 
     Raises:
-        ValueError: it asks for one that does not exist.
+        ValueError: if it requests one that does not exist.
     """
     for kind in readings.kinds:
         if kind not in PICTURES:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 COLUMNS = 3
 WIDTHS = {1: 6.0, 2: 4.1, 3: 3.4}
-"""Of a panel by the number of columns, inches."""
+"""Width of a panel by the number of columns, inches."""
 PILE = 1.15
 """Height of a histogram, inches."""
 LEFT, RIGHT, TOP, BOTTOM = 0.65, 0.15, 0.3, 0.5
-"""Margins of a panel, inches. Fixed, as a layout that is solved for differs in the last digit from run to run."""
+"""Margins of a panel, inches. Fixed, as a computed layout differs in the last digit from run to run."""
 LETTER = 0.58
-"""Width of a letter, as a share of its size, on average."""
+"""Average width of a letter, as a share of its size."""
 DASHES: dict[str, Any] = {
     "solid": "-",
     "dash": (0, (5, 2)),
@@ -37,7 +37,7 @@ DASHES: dict[str, Any] = {
     "longdashdot": (0, (9, 2, 1, 2)),
 }
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "cross": "P", "star": "*"}
-"""Plotly's names of `tutelage.report.figures` in matplotlib's words."""
+"""Matplotlib's names for the plotly markers of `tutelage.report.figures`."""
 
 
 def paint(picture: Picture) -> tuple[bytes, bytes]:
@@ -91,7 +91,7 @@ def _figure(plt: ModuleType, picture: Picture) -> Figure:
 
 
 def _shortened(name: str, inches: float, size: str) -> str:
-    """Cut a name off where a line of so many inches is full; letters of other scripts are up to twice as wide."""
+    """Cut a name off where a line of this many inches is full; letters of other scripts are up to twice as wide."""
     most = int(inches * 72 / (LETTER * SIZES[size]))
     widths = itertools.accumulate(1 if ord(letter) < 0x1100 else 2 for letter in name)
     fits = sum(width <= most for width in widths)
@@ -99,7 +99,7 @@ def _shortened(name: str, inches: float, size: str) -> str:
 
 
 def _looks(picture: Picture) -> dict[str, Style | None]:
-    """Return the legend's entries: each method once, and what an unfinished run looks like."""
+    """Return the legend's entries: each method once, and the look of an unfinished run."""
     lines = [line for plot in picture.plots for line in plot.lines]
     looks: dict[str, Style | None] = {line.label: line.look for line in lines}
     return looks | {"not finished": None} if any(line.loose for line in lines) else looks
@@ -141,7 +141,7 @@ def _curve(axes: Axes, line: Line, at: int) -> None:
     if line.band:
         axes.fill_between(line.x, *line.band, color=look.colour, alpha=0.18, linewidth=0)
     axes.plot(line.x, line.y, color=look.colour, linestyle=DASHES[look.dash])
-    # About eight marks a curve, not above each other where curves run together.
+    # About eight markers per curve, offset where curves run together.
     step = max(1, len(line.x) // 8)
     marked = slice(min((1 + 2 * at) * step // 7 % step, len(line.x) - 1), None, step)
     axes.plot(line.x[marked], line.y[marked], linestyle="none", **_marker(look))

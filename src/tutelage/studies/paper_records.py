@@ -1,6 +1,6 @@
-"""A study's records as the paper's figures need them: its runs by method.
+"""A study's records for the paper's figures: its runs by method.
 
-Which method a run is of is read from its recorded objective, not from the name that the study gives it.
+A run's method is read from its recorded objective, not from the name that the study gives it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What the runs under one name of a study have in common."""
+    """The common properties of the runs under one name of a study."""
 
-    name: str  # in the study
-    kind: str | None  # ``ce``, ``ls`` (label smoothing), ``kd``, ``ttm``, ``wttm``; none for anything else
-    supervised: bool | None  # whether a cross-entropy term takes part; none where that is not recorded
-    level: float | None  # the share of label smoothing, KD's temperature, or gamma; none where the runs differ in it
-    label: str  # for people, different from every other method's
-    look: Style  # the same in all figures
+    name: str  # name in the study
+    kind: str | None  # ``ce``, ``ls`` (label smoothing), ``kd``, ``ttm``, ``wttm``; None for anything else
+    supervised: bool | None  # whether there is a cross-entropy term; None if that is not recorded
+    level: float | None  # share of label smoothing, KD's temperature, or gamma; None if the runs differ in it
+    label: str  # label for display, unique among methods
+    look: Style  # look, the same in all figures
 
     def is_kd_at(self, temperature: float) -> bool:
         """Whether it is KD at a temperature."""
@@ -41,16 +41,16 @@ class Method:
 class Readings:
     """A study's records."""
 
-    title: str  # of the study
-    kinds: Sequence[str]  # the figures that it asks for
-    pairs: Sequence[Subject]  # in the study's order; their entries are methods
-    methods: Sequence[Method]  # those that have runs
-    departures: Sequence[str] = ()  # how it was run otherwise than published
+    title: str  # title of the study
+    kinds: Sequence[str]  # figures that it requests
+    pairs: Sequence[Subject]  # pairs in the study's order; their entries are methods
+    methods: Sequence[Method]  # methods that have runs
+    departures: Sequence[str] = ()  # deviations from the published settings
 
 
 @dataclass
 class Gathered:
-    """What was met on the way, for the caption."""
+    """Facts collected while drawing, for the caption."""
 
     sources: dict[str, None] = field(default_factory=dict)
     lengths: set[int] = field(default_factory=set)
@@ -107,7 +107,7 @@ def read_study(folder: Path) -> Readings:
 
 
 def readings(study: records.Study, subjects: Mapping[str, Subject]) -> Readings:
-    """Return what the figures need of a study that was read."""
+    """Return what the figures need from a study that was read."""
     runs = [run for subject in subjects.values() for run in subject.runs]
     entries = {run.entry for run in runs}
     names = [name for name in dict.fromkeys([*study["methods"], *(run.entry for run in runs)]) if name in entries]
@@ -128,12 +128,12 @@ def readings(study: records.Study, subjects: Mapping[str, Subject]) -> Readings:
 
 
 def printable(name: object) -> str:
-    """Return a name without what cannot be printed or written into XML."""
+    """Return a name without characters that cannot be printed or written to XML."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in str(name)).split())
 
 
 def _method(name: str, runs: Sequence[Run], look: Style) -> Method:
-    """Tell by the recorded objectives which method it is."""
+    """Determine the method from the recorded objectives."""
     runs = [run for run in runs if run.manifest.get("objective")]
     kind = _common(_kind(presets(run)) for run in runs)
     argument = {"ls": "label_smoothing", "kd": "temperature", "ttm": "gamma", "wttm": "gamma"}.get(kind or "", "")
@@ -167,12 +167,12 @@ def _kind(named: Mapping[str, Mapping[str, Any]]) -> str | None:
         smoothed = any(number(args.get("label_smoothing")) for args in named.values())
         return ("ls" if smoothed else "ce") if named else None
     if any(args.get("logits", "raw") != "raw" for args in named.values()):
-        return None  # KD of standardised logits is another method than KD.
+        return None  # KD of standardised logits is a different method.
     return matching[0] if matching in (["kd"], ["ttm"], ["wttm"]) else None
 
 
 def presets(run: Run) -> dict[str, Mapping[str, Any]]:
-    """Return the presets of a run's last stage with their arguments; without these where Python objects made it."""
+    """Return the presets of a run's last stage with their arguments, or without these if Python objects made it."""
     last = (stages(run.manifest.get("objective")) or [None])[-1]
     return {name: args if isinstance(args, Mapping) else {} for name, args, _ in parts(last)}
 

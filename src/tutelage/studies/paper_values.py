@@ -1,4 +1,4 @@
-"""A figure of the paper as a value: its panels, their curves and histograms, and the words beside them."""
+"""A figure of the paper as a value: its panels, their curves and histograms, and the accompanying text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ REFERENCE = Style("#666666", "dash", "circle")
 class Line:
     """One curve."""
 
-    label: str  # for the legend
-    look: Style  # its colour, dash and marker
-    x: Sequence[float]  # ascending
+    label: str  # label for the legend
+    look: Style  # colour, dash and marker
+    x: Sequence[float]  # positions, ascending
     y: Sequence[float]  # means over the finished runs, or values of a function
-    spread: Sequence[float] | None = None  # sample standard deviations (n - 1); none below two runs
-    n: int = 0  # finished runs; 0 for a function
-    loose: Sequence[Points] = ()  # each unfinished run's values
+    spread: Sequence[float] | None = None  # sample standard deviations (n - 1); None for fewer than two runs
+    n: int = 0  # number of finished runs; 0 for a function
+    loose: Sequence[Points] = ()  # values of each unfinished run
 
     @property
     def band(self) -> tuple[list[float], list[float]] | None:
@@ -36,41 +36,41 @@ class Line:
 class Pile:
     """One histogram, pooled over runs."""
 
-    label: str  # for its heading
-    look: Style  # its colour
-    edges: Sequence[float]  # of the bins, nats
-    density: Sequence[float]  # 1/nat; its integral over the bins is 1
-    mean: float  # of the quantity, nats, over all samples of all runs
-    n: int  # finished runs
+    label: str  # label for its heading
+    look: Style  # colour
+    edges: Sequence[float]  # edges of the bins, nats
+    density: Sequence[float]  # density, 1/nat; its integral over the bins is 1
+    mean: float  # mean of the quantity, nats, over all samples of all runs
+    n: int  # number of finished runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One panel: of a pair of networks, or of functions."""
+    """One panel, of a pair of networks or of functions."""
 
-    name: str  # its heading
-    lines: Sequence[Line] = ()  # its curves
-    piles: Sequence[Pile] = ()  # its histograms
-    level: float | None = None  # the mean that the histograms are held against, nats; none where there is not just one
-    statement: str = ""  # what it shows, in words
+    name: str  # heading
+    lines: Sequence[Line] = ()  # curves
+    piles: Sequence[Pile] = ()  # histograms
+    level: float | None = None  # mean that the histograms are compared with, nats; None unless there is just one
+    statement: str = ""  # statement of what it shows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """One figure of the paper."""
 
-    kind: str  # as the study names it
-    number: int  # of the figure in the paper
-    title: str  # above it
-    across: str  # the title of the horizontal axis, with its unit
-    up: str  # the title of the vertical axis, with its unit
-    plots: Sequence[Plot]  # its panels; none where nothing is recorded yet
-    caption: str  # what was run and how to read it
-    pending: Sequence[str] = ()  # runs that no mean includes, a line each
+    kind: str  # name in the study
+    number: int  # number of the figure in the paper
+    title: str  # title above it
+    across: str  # title of the horizontal axis, with its unit
+    up: str  # title of the vertical axis, with its unit
+    plots: Sequence[Plot]  # panels; empty if nothing is recorded yet
+    caption: str  # explanation of what was run and how to read it
+    pending: Sequence[str] = ()  # lines about runs that no mean includes
 
     @property
     def statements(self) -> list[str]:
-        """What the panels show, a sentence or a few each."""
+        """Statements of what the panels show, one or a few sentences each."""
         statements = [plot.statement for plot in self.plots if plot.statement]
         return statements or [f"Figure {self.number} ({self.kind}): nothing to draw yet. {self.caption}".rstrip()]
 

@@ -1,4 +1,4 @@
-"""How every figure for print looks and is encoded: the same bytes for the same records. All of matplotlib's set-up."""
+"""The look and encoding of all figures for print: the same bytes for the same records. All set-up of matplotlib."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREY = "#777777"
 GRID = "#e8e8e8"
 DPI = 200
 SIZES = {"title": 11.0, "heading": 9.5, "axis": 9.0, "tick": 8.0, "legend": 8.5, "caption": 7.5}
-"""Of the letters, points."""
+"""Font sizes, points."""
 RULES: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tutelage",
@@ -47,7 +47,7 @@ RULES: dict[str, Any] = {
     "lines.linewidth": 1.7,
 }
 METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
-"""Nothing that differs from one drawing to the next."""
+"""Metadata without anything that differs from one drawing to the next."""
 
 
 @contextmanager
@@ -55,22 +55,22 @@ def style(**rules: Any) -> Iterator[ModuleType]:
     """Yield matplotlib with the style of all figures set inside the block.
 
     Args:
-        rules: settings of matplotlib besides; their dots are underscores: ``text__parse_math``.
+        rules: further settings of matplotlib, with underscores for dots: ``text__parse_math``.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: if matplotlib is not installed.
     """
     plt = _load()
     besides = {name.replace("__", "."): value for name, value in rules.items()}
-    # From the defaults: what the user has set for other figures would change the bytes.
+    # From the defaults: the user's settings for other figures would change the bytes.
     with plt.style.context(["default", RULES, besides]), warnings.catch_warnings():
-        # A name in a script that the font lacks is boxes in the PNG and itself in the SVG.
+        # A name in a script that the font lacks becomes boxes in the PNG but stays itself in the SVG.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield plt
 
 
 def encode(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
-    """Return a figure as a file's content; inside `style` alone."""
+    """Return a figure as a file's content; call it only inside `style`."""
     file = io.BytesIO()
     figure.savefig(file, format=kind, metadata=METADATA[kind], dpi=DPI)
     return file.getvalue()

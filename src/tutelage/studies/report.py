@@ -16,13 +16,13 @@ from tutelage.studies.paper_records import readings
 
 
 def write_report(folder: Path | str) -> Path:
-    """Write ``report.html`` into a run's, a comparison's or a study's folder, whole or not at all.
+    """Write ``report.html`` into a run's, a comparison's or a study's folder, atomically.
 
     Returns the report's path.
 
     Raises:
-        FileNotFoundError: the folder holds no records.
-        ValueError: a record is not JSON.
+        FileNotFoundError: if the folder holds no records.
+        ValueError: if a record is not JSON.
     """
     if not study.is_study(folder):
         return html.write_report(folder)
@@ -34,7 +34,7 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
     """Return a study's runs and its page: its table, its figures, and the curves of each pair."""
     record, subjects = study.read_study(folder)
     table = study.table_of(record, subjects)
-    # A run that several pairs share stands in the list once.
+    # A run shared by several pairs is listed once.
     runs = tuple({run.folder.resolve(): run for subject in subjects.values() for run in subject.runs}.values())
     whole = Subject(folder=folder, name=table.title, runs=runs, comparison=True)
     finished = f"{sum(run.finished for run in runs)} of {len(runs)}"

@@ -26,7 +26,7 @@ from tutelage.studies.time_limit import Budget
 from tutelage.training.deadline import DeadlineExceeded
 
 PATIENCE = 2.0
-"""Seconds between two looks at a teacher that another process trains."""
+"""Seconds between checks of a teacher that another process trains."""
 
 
 def run_study(
@@ -40,20 +40,20 @@ def run_study(
 ) -> dict[str, str]:
     """Run a study, or resume it: finished runs are not repeated. Return the runs that failed, and why.
 
-    Students that see the same batches, and ask the same teacher if they ask one, are trained in lockstep, ``together``
-    at most: each ends in the bits of one trained alone. By default it is one where the study compares the methods' time
-    per step and memory, which are measured alone, and else `TOGETHER`.
+    Students that see the same batches, and use the same teacher if any, are trained in lockstep, ``together`` at most:
+    each ends with the same bits as one trained alone. By default this is one if the study compares the methods' time
+    per step and memory, which are measured alone, and otherwise `TOGETHER`.
 
-    Several processes may run one study: each takes the next runs that no other process has, at most its part of what
-    is left by the number of ``workers``, and waits for a teacher that another trains. A run that fails does not stop
-    the others. The study's records, table and report are rewritten after every run or group.
+    Several processes may run one study: each takes the next runs that no other process has, at most its share of the
+    remaining ones by the number of ``workers``, and waits for a teacher that another trains. A run that fails does not
+    stop the others. The study's records, table and report are rewritten after every run or group.
 
-    With a budget the pairs are run in the order of what they take on this machine, which ``show_plan`` shows, and the
-    study stops inside it: the current runs with a checkpoint within their epoch. The same call resumes, here or where
-    the folder was copied to.
+    With a budget, the pairs are run in order of their cost on this machine, which ``show_plan`` shows, and the study
+    stops within it: the current runs with a checkpoint within their epoch. The same call resumes, here or wherever the
+    folder was copied.
 
     Raises:
-        RecipeError: the data cannot be read, or two runs that differ would share a folder.
+        RecipeError: if the data cannot be read, or two different runs would share a folder.
     """
     most = together or (1 if request.study.costs else TOGETHER)
     plan = None
@@ -88,7 +88,7 @@ class _StudyRun:
         self.foreign = foreign_runs(self.request, self.requested, self.fingerprint)
 
     def go(self) -> dict[str, str]:
-        """Execute every run that is left, then return what failed."""
+        """Execute every remaining run, then return the failures."""
         self.left = without_idle_teachers(job for job in self.requested if not self._settled(job))
         self.reporter.say(
             f"{self.request.study.name}: {len(self.left)} of {len(self.requested)} runs to do, "
@@ -129,7 +129,7 @@ class _StudyRun:
         return {job.name: self.failed[job.name] for job in self.requested if job.name in self.failed}
 
     def _write(self) -> None:
-        """Rewrite the records; foreign runs are looked for again, as a teacher may be another by now."""
+        """Rewrite the records; search for foreign runs again, as a teacher may have changed by now."""
         self.foreign = foreign_runs(self.request, [*self.requested, *cells(self.request)], self.fingerprint)
         clock = self.plan.budget.clock if self.plan is not None else time.monotonic
         began = clock()
@@ -155,11 +155,11 @@ class _StudyRun:
         return job.needs is not None and not finished(self._folder(job.needs))
 
     def _group(self, ready: list[Job]) -> list[Job]:
-        """Return the jobs to train in lockstep with the first, at most a worker's part; teachers are alone."""
+        """Return the jobs to train in lockstep with the first, at most a worker's share; teachers train alone."""
         first = ready[0]
         if first.method == TEACHER:
             return [first]
-        # Inside a budget a pair is finished before the next one begins.
+        # Within a budget, a pair is finished before the next one begins.
         students = [job for job in ready if job.method != TEACHER and (self.plan is None or job.pair == first.pair)]
         most = min(self.most, -(-len(self.left) // self.workers))
         return [students[k] for k in group_of([job.recipe for job in students], most)]
@@ -175,7 +175,7 @@ class _StudyRun:
         return job.name in self.failed or finished(self._folder(job.name))
 
     def _failed_elsewhere(self, job: Job) -> str | None:
-        """Why a run failed in another process since this one began: it would fail here too."""
+        """Return why a run failed in another process since this one began, as it would fail here too."""
         path = self._folder(job.name) / records.MANIFEST
         if not path.exists() or path.stat().st_mtime < self.began:
             return None
@@ -186,13 +186,13 @@ class _StudyRun:
         """Train a group in lockstep; return the names of those that another process is training.
 
         Raises:
-            DeadlineExceeded: the budget is used up.
+            DeadlineExceeded: if the budget is used up.
         """
         deadline = budgets.deadline(self.plan, group, self.writing) if self.plan else None
         options = replace(self.options, deadline=deadline)
         names = ", ".join(job.name for job in group)
         self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(group) > 1 else ''}")
-        # What any run left reads from the same recorded outputs, so that the teacher runs once.
+        # Everything that remaining runs read from the same recorded outputs, so that the teacher runs once.
         outputs = [job.recipe.outputs for job in group if job.recipe.outputs]
         taps = (tap for job in self.left if job.recipe.outputs in outputs for tap in wanted_taps(job.recipe))
         try:
@@ -272,7 +272,7 @@ def record(request: StudyRequest, shown: Sequence[Job]) -> records.Study:
 
 
 def _rounded_teachers(request: StudyRequest, shown: Sequence[Job]) -> Iterator[str]:
-    """Yield a note for each teacher whose folder holds a rounded copy of the weights that were trained."""
+    """Yield a note for each teacher whose folder holds a rounded copy of the trained weights."""
     for name in dict.fromkeys(job.teacher for job in shown if job.teacher):
         path = request.runs / name / records.MANIFEST
         rounded = records.read_json(path).get("rounded") if path.is_file() else None

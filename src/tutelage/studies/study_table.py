@@ -1,4 +1,4 @@
-"""The table of a study, from its records: for every pair and method what was measured beside what was published."""
+"""The table of a study, from its records: measured and published values for every pair and method."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ TEACHER = "teacher"
 class Row:
     """One method on one pair, or the pair's teacher. Accuracies are in percent, differences in percentage points."""
 
-    pair: str  # as the study calls it
-    method: str  # as the study calls it; ``teacher`` for the teacher
-    role: Literal["teacher", "student"]  # what the row is of
-    n: int = 0  # finished runs, for the teacher different teachers
-    # mean of the last epoch's test accuracy over the n runs; none where one of them lacks it
+    pair: str  # name in the study
+    method: str  # name in the study; ``teacher`` for the teacher
+    role: Literal["teacher", "student"]  # role of the row
+    n: int = 0  # number of finished runs; for the teacher, of different teachers
+    # mean of the last epoch's test accuracy over the n runs; None if one of them lacks it
     accuracy: float | None = None
-    std: float | None = None  # sample standard deviation (n - 1); none for one run
-    values: tuple[float | None, ...] = ()  # each run's accuracy
+    std: float | None = None  # sample standard deviation (n - 1); None for one run
+    values: tuple[float | None, ...] = ()  # accuracy of each run
     best: float | None = None  # mean accuracy of the epoch that selection would take, on ``best_set``
-    best_set: str | None = None  # the set that selected it; ``"test"`` makes the figure optimistic
-    published: float | None = None  # the published mean
-    published_std: float | None = None  # its standard deviation, where the source gives one
-    published_n: int | None = None  # the runs it is over, where the source says
+    best_set: str | None = None  # set that selected it; ``"test"`` makes the figure optimistic
+    published: float | None = None  # published mean
+    published_std: float | None = None  # its standard deviation, if the source gives one
+    published_n: int | None = None  # number of its runs, if the source says
     difference: float | None = None  # accuracy less the published mean
-    z: float | None = None  # the difference over ``sqrt(std**2 / n + published_std**2 / published_n)``
-    untested: str | None = None  # why there is no z though there is a difference
-    status: str | None = None  # why there is no accuracy
-    unfinished: tuple[Unfinished, ...] = ()  # the runs that are in no mean
-    # milliseconds of a training step, evaluation left out: mean over runs of the median over epochs
+    z: float | None = None  # difference over ``sqrt(std**2 / n + published_std**2 / published_n)``
+    untested: str | None = None  # reason for no z although there is a difference
+    status: str | None = None  # reason for no accuracy
+    unfinished: tuple[Unfinished, ...] = ()  # runs that are in no mean
+    # milliseconds per training step, without evaluation: mean over runs of the median over epochs
     step_ms: float | None = None
     memory_mb: float | None = None  # peak memory while training, mean over runs, in 1e6 bytes
-    costs_of: str | None = None  # the method that the last two are held against
+    costs_of: str | None = None  # method with which the last two are compared
     step_ratio: float | None = None  # ``step_ms`` over that method's
     memory_ratio: float | None = None  # ``memory_mb`` over that method's
 
@@ -59,12 +59,12 @@ class Row:
 class StudyTable:
     """A study's table."""
 
-    name: str  # the study's
-    title: str  # what it is about
-    source: str  # where the published values stand
-    departures: tuple[str, ...]  # how it was run otherwise than published
-    notes: tuple[str, ...]  # what the study's author adds
-    rows: tuple[Row, ...]  # pair by pair, the teacher first
+    name: str  # name of the study
+    title: str  # title that says what it is about
+    source: str  # source of the published values
+    departures: tuple[str, ...]  # deviations from the published settings
+    notes: tuple[str, ...]  # notes by the study's author
+    rows: tuple[Row, ...]  # rows pair by pair, the teacher first
 
     @property
     def pairs(self) -> dict[str, list[Row]]:
@@ -76,7 +76,7 @@ class StudyTable:
 
     @property
     def begun(self) -> dict[str, list[Row]]:
-        """The rows of each pair of which there is a run, finished or not."""
+        """The rows of each pair that has a run, finished or not."""
         return {pair: rows for pair, rows in self.pairs.items() if any(row.n or row.unfinished for row in rows)}
 
 
@@ -89,8 +89,8 @@ def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
     """Read a study's record and its runs, a subject for each pair; its entries are methods.
 
     Raises:
-        FileNotFoundError: the folder is no study's.
-        ValueError: a record is not JSON.
+        FileNotFoundError: if the folder is not a study's.
+        ValueError: if a record is not JSON.
     """
     folder = Path(folder)
     value = mapping(folder / records.STUDY)
@@ -154,7 +154,7 @@ def table_of(study: records.Study, subjects: Mapping[str, Subject]) -> StudyTabl
 
 
 def _teacher(subject: Subject) -> Row:
-    """The teacher's row: from its own run, or from what its students' runs say of it."""
+    """Return the teacher's row: from its own run, or from what its students' runs say about it."""
     teacher = subject.teacher
     if teacher is not None and teacher.status != NOT_STARTED:
         done, left = ([teacher], []) if teacher.finished else ([], [teacher])
@@ -196,7 +196,7 @@ def _row(pair: str, method: str, done: Sequence[Run], left: Sequence[Run], missi
 
 
 def _with_costs(rows: Sequence[Row], subject: Subject, *, of: str) -> list[Row]:
-    """Add what a step took in each method's finished runs, and how that stands to one method's."""
+    """Add the cost of a step in each method's finished runs, absolute and relative to one method's."""
     costs = {row.method: _costs(subject.of(row.method)) for row in rows}
     base_step, base_memory = costs.get(of, (None, None))
     return [
@@ -213,7 +213,7 @@ def _with_costs(rows: Sequence[Row], subject: Subject, *, of: str) -> list[Row]:
 
 
 def _costs(runs: Sequence[Run]) -> tuple[float | None, float | None]:
-    """A step's time in ms and the peak memory, over the runs that were trained alone: a group's are not one run's."""
+    """Return time per step in ms and peak memory of the runs trained alone: a group's are not one run's."""
     steps, memories = [], []
     for run in runs:
         if run.manifest.get("class"):
@@ -232,7 +232,7 @@ def _percent(value: object) -> float | None:
 
 
 def _against(row: Row, value: records.Published | None) -> Row:
-    """Hold a row against what was published."""
+    """Compare a row with the published value."""
     if value is None:
         return row
     row = replace(row, published=value["mean"], published_std=value["std"], published_n=value["n"])
@@ -248,8 +248,8 @@ def z_score(
 ) -> tuple[float | None, str | None]:
     """Return the difference of two means in units of its standard error, ``sqrt(s1**2 / n1 + s2**2 / n2)``.
 
-    ``std`` is the sample standard deviation of ``n`` runs; of the published value either may be unknown. Returns the
-    score and none, or none and why there is no score.
+    ``std`` is the sample standard deviation of ``n`` runs; for the published value either may be unknown. Returns the
+    score and ``None``, or ``None`` and why there is no score.
 
     Example:
         >>> z_score(0.5, 0.3, 2, 0.5, 5)[0] == 0.5 / math.sqrt(0.3**2 / 2 + 0.5**2 / 5)
@@ -277,7 +277,7 @@ EXACT = (
     *("step_ms", "memory_mb"),
 )
 WARNING = "This is not the protocol that the study states, so the published values are no target:"
-"""Goes above the table and what the study departs in."""
+"""Warning above the table and the study's deviations."""
 
 
 def _spread(value: float | None, std: float | None) -> str:
@@ -305,7 +305,7 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def notes(table: StudyTable) -> list[str]:
-    """Say what the table's figures are, and what is not in them."""
+    """Say what the table's figures are, and what they leave out."""
     sentences = [
         "Accuracy is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."
     ]
@@ -327,7 +327,7 @@ def notes(table: StudyTable) -> list[str]:
 def pair_table(table: StudyTable, rows: Sequence[Row], *, pair: str | None = None) -> tables.Table:
     """Return the table of some rows, with ``pair`` over its first column.
 
-    The columns about published values or costs are there only where the whole table has any.
+    Columns for published values or costs appear only if the whole table has any.
     """
     published = any(row.published is not None for row in table.rows)
     costs = any(row.costs_of is not None for row in table.rows)
@@ -371,7 +371,7 @@ def write_tables(folder: Path | str) -> None:
 
 
 def print_study(folder: Path | str, console: Console) -> None:
-    """Print a study's table on a terminal: the pairs of which there is a run, or all where there is none."""
+    """Print a study's table on a terminal: the pairs that have a run, or all if none has."""
     from rich.text import Text
 
     table = read_table(folder)

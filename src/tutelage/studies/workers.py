@@ -33,7 +33,7 @@ def share_study(
     trust_code: bool | frozenset[str],
     say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Do a study with several processes; what is wrong with all of its runs is raised before there are any."""
+    """Run a study with several processes; errors common to all of its runs are raised before any starts."""
     plan.jobs(request)
     data.open_data(request.study.recipe.data)
     if budget is not None:
@@ -46,11 +46,11 @@ def share_study(
 def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None]) -> dict[str, str]:
     """Run one study with several workers, which get the same command-line arguments, and wait for them.
 
-    Each has its part of the threads. A worker's standard input is a pipe that nobody writes to: it closes with this
+    Each gets its share of the threads. A worker's standard input is a pipe that nobody writes to: it closes with this
     process, however this one ends, and then the worker ends too. ``say`` shows a line of a worker's output.
 
     Returns:
-        The runs that failed, and why; a worker that broke off is named as well.
+        The failed runs, and why; a worker that broke off is named as well.
     """
     threads = str(max(1, torch.get_num_threads() // workers))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONIOENCODING": "utf-8"}
@@ -83,7 +83,7 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
             if path.exists():
                 failed |= records.read_json(path)
             else:
-                failed[f"worker {k}"] = f"it ended with status {child.returncode}; type the same command to resume"
+                failed[f"worker {k}"] = f"it ended with status {child.returncode}; run the same command again to resume"
     return failed
 
 
@@ -102,7 +102,7 @@ def end_with_parent() -> None:
 
 
 def _wait_for_parent() -> None:
-    # The descriptor and not the stream, whose lock the interpreter needs when it ends.
+    # The descriptor, not the stream, whose lock the interpreter needs when it ends.
     while os.read(0, 1024):
         pass
     if os.name == "nt":  # There os.kill would end this process at once.

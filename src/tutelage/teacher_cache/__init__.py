@@ -1,1 +1,1 @@
-"""A teacher's outputs on disk, keyed so that those of another teacher, other data or other views cannot be read."""
+"""A teacher's outputs on disk, keyed so that those of another teacher, other data or other views cannot be used."""

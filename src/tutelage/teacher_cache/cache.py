@@ -1,10 +1,10 @@
-"""Recorded outputs: for every sample of every epoch the teacher's logits, and features where asked for.
+"""Recorded outputs: the teacher's logits for every sample of every epoch, and features if requested.
 
 ``outputs.json`` describes a folder's teacher, views and form. ``epoch-0003/000016384.logits.safetensors`` holds the
-logits of epoch 3, samples 16384 and up (both counted from 0), and a file beside it each feature. Logits are float16
-less their row's float32 mean: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small gamma).
-Where they are too many, the file holds the form of `top_k.TopK`. A file carries a digest of its tensors, is written
-whole or not at all, and is checked once when it is opened; its tensors are mapped, not copied.
+logits of epoch 3, samples 16384 and up (both counted from 0), and a file beside it holds each feature. Logits are
+float16 less their row's float32 mean: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small
+gamma). If there are too many, the file holds the form of `top_k.TopK`. A file carries a digest of its tensors, is
+written atomically, and is checked once when it is opened; its tensors are mapped, not copied.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOGITS = "logits"
 def size_of(
     *, samples: int, classes: int, shapes: Mapping[str, tuple[int, ...]], epochs: int, form: TopK | None = None
 ) -> int:
-    """Return how many bytes the outputs take: 2 per logit and entry of a feature, and 4 per sample; or `TopK.bytes`."""
+    """Return the size of the outputs in bytes: 2 per logit and per feature entry, 4 per sample; or `TopK.bytes`."""
     features = sum(torch.Size(shape).numel() for shape in shapes.values())
     return epochs * samples * ((2 * classes + 4 if form is None else form.bytes) + 2 * features)
 
@@ -43,18 +43,18 @@ class TeacherCache:
     """Recorded outputs in a folder.
 
     Args:
-        folder: of the cache.
-        key: what the outputs depend on (teacher, data, views, precision, taps), as JSON holds it.
-        samples: training samples.
-        rows: samples per chunk; an existing cache keeps its own.
-        form: of the logits; none stores all of them; an existing cache keeps its own.
+        folder: folder of the cache.
+        key: facts that the outputs depend on (teacher, data, views, precision, taps), as a JSON value.
+        samples: number of training samples.
+        rows: number of samples per chunk; an existing cache keeps its own.
+        form: form of the logits; ``None`` stores all of them; an existing cache keeps its own.
 
     Attributes:
-        begun: the cache exists.
-        speed: how the recorded teacher is computed, as JSON holds it; none until it is chosen.
+        begun: whether the cache exists.
+        speed: plan by which the recorded teacher is computed, as a JSON value; ``None`` until it is chosen.
 
     Raises:
-        TeacherCacheError: the folder holds outputs of another key; every difference is named.
+        TeacherCacheError: if the folder holds outputs for another key; every difference is named.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TeacherCache:
         self.begun = True
 
     def conclude(self, epochs: int) -> dict[float, dict[str, float]]:
-        """Record the top-k form's errors over all chunks of so many epochs; return `MEASURES` by exponent."""
+        """Record the top-k form's errors over all chunks of this many epochs; return `MEASURES` by exponent."""
         if self.form is None:
             return {}
         chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self._ranges()]
@@ -112,21 +112,21 @@ class TeacherCache:
         return errors
 
     def _ranges(self) -> Iterator[range]:
-        """Yield each chunk's samples."""
+        """Yield the samples of each chunk."""
         for start in range(0, self.samples, self.rows):
             yield range(start, min(start + self.rows, self.samples))
 
     def missing(self, epoch: int, taps: Sequence[str] = ()) -> Iterator[range]:
-        """Yield the chunks of an epoch of which the logits or a feature are not there."""
+        """Yield the chunks of an epoch whose logits or features are missing."""
         for chunk in self._ranges():
             if not all(self._path(epoch, chunk.start, what).exists() for what in (LOGITS, *taps)):
                 yield chunk
 
     def require(self, epoch: int, taps: Sequence[str] = (), *, gammas: Collection[float] = ()) -> None:
-        """Refuse an epoch, from 0, that lacks chunks of logits or taps, or is too far off at these exponents.
+        """Refuse an epoch, from 0, that lacks chunks of logits or taps, or is too inaccurate at these exponents.
 
         Raises:
-            TeacherCacheError: naming what is missing, or how far off it is.
+            TeacherCacheError: if so; it names what is missing, or the error.
         """
         for what in (LOGITS, *taps):
             for chunk in self._ranges():
@@ -137,22 +137,22 @@ class TeacherCache:
     def write(
         self, epoch: int, chunk: range, logits: Tensor, taps: Mapping[str, Tensor], *, gammas: Collection[float] = ()
     ) -> None:
-        """Write one chunk, and before the first ``outputs.json``.
+        """Write one chunk, and ``outputs.json`` before the first.
 
         Args:
-            epoch: of the views, from 0.
-            chunk: its samples.
-            logits: ``(samples, classes)``.
+            epoch: epoch of the views, from 0.
+            chunk: samples of the chunk.
+            logits: logits, ``(samples, classes)``.
             taps: features by tap, ``(samples, ...)``.
-            gammas: exponents that the logits will be read at.
+            gammas: exponents at which the logits will be read.
 
         Raises:
-            TeacherCacheError: a value is too large for float16, or the top-k form is too far off; NaN is kept: it
-                marks a sample that was not read.
+            TeacherCacheError: if a value is too large for float16, or the top-k form is too inaccurate; NaN is kept:
+                it marks a sample that was not read.
         """
         logits = logits.float()
         mean = logits.mean(-1, keepdim=True)
-        centred = _half(LOGITS, logits - mean)  # In either form, what float16 cannot hold is refused.
+        centred = _half(LOGITS, logits - mean)  # In either form, values beyond float16's range are refused.
         if self.form is None:
             packed = {"values": centred, "mean": mean.cpu()}
         else:
@@ -166,17 +166,17 @@ class TeacherCache:
             records.write_bytes(path, safetensors.torch.save(tensors, {"what": what, DIGEST: _digest(tensors)}))
 
     def read(self, epoch: int, what: str) -> list[dict[str, Tensor]]:
-        """Map the teacher's outputs of an epoch, chunk by chunk of ``rows`` samples, and check it.
+        """Map and check the teacher's outputs of an epoch, in chunks of ``rows`` samples.
 
         Args:
-            epoch: of the views, from 0.
-            what: ``logits``, or a tap.
+            epoch: epoch of the views, from 0.
+            what: name of the outputs: ``logits``, or a tap.
 
         Returns:
-            Tensors that lie in the files: ``values``, and of logits ``mean``, or what `TopK.pack` returns.
+            Tensors that lie in the files: ``values``, and for logits ``mean``, or the result of `TopK.pack`.
 
         Raises:
-            TeacherCacheError: some of it is missing or damaged.
+            TeacherCacheError: if any of it is missing or damaged.
         """
         chunks = []
         for samples in self._ranges():
@@ -208,19 +208,19 @@ class TeacherCache:
 
 
 class CachedTeacher:
-    """A teacher whose outputs are read from a cache by the view of a batch: `types.Teacher`.
+    """A teacher whose outputs are read from a cache by the view of a batch: a `types.Teacher`.
 
-    One epoch is open at a time. On the CPU a batch's rows are read from its mapped files; elsewhere the whole epoch is
-    moved to the device, into memory that stays the same, so that a step which reads it can be captured.
+    One epoch is open at a time. On the CPU, a batch's rows are read from its mapped files; elsewhere the whole epoch is
+    moved to the device, always into the same memory, so that a step that reads it can be captured.
 
     Args:
-        cache: of its outputs.
+        cache: cache of its outputs.
         taps: features to return.
-        gamma: the exponent at which logits of a top-k form are read; at 1 the left-over mass is exact.
-        device: of what is returned.
+        gamma: exponent at which logits in top-k form are read; at 1 the left-over mass is exact.
+        device: device of the returned tensors.
 
     Raises:
-        TeacherCacheError: the tail was not summed at the exponent.
+        TeacherCacheError: if the tail was not summed at the exponent.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class CachedTeacher:
         """Read the outputs for an epoch's views, unless they are open.
 
         Raises:
-            TeacherCacheError: as a call.
+            TeacherCacheError: as when called.
         """
         if view is not None and view == self._view:
             return
@@ -249,7 +249,7 @@ class CachedTeacher:
                 "one that does not say its view" if view is None else f"data seed {view.seed}",
                 "take the batches of a training loader with that seed, or type outputs=null",
             )
-        self._view, self._chunks = None, {}  # so that two epochs are never in memory together
+        self._view, self._chunks = None, {}  # so that no two epochs are in memory together
         outputs = {what: self._cache.read(view.epoch, what) for what in (LOGITS, *self._taps)}
         for chunk in outputs[LOGITS]:
             chunk.pop("error", None)
@@ -260,7 +260,7 @@ class CachedTeacher:
         self._view, self._chunks = view, outputs
 
     def _move(self, chunks: Sequence[Mapping[str, Tensor]], joined: dict[str, Tensor]) -> None:
-        """Copy an epoch's chunks into one tensor of each name on the device."""
+        """Copy an epoch's chunks into one tensor per name on the device."""
         for name, first in chunks[0].items():
             if name not in joined:
                 joined[name] = first.new_empty((self._cache.samples, *first.shape[1:]), device=self._device)
@@ -273,8 +273,8 @@ class CachedTeacher:
         """Return the recorded outputs of the batch's views.
 
         Raises:
-            TeacherCacheError: the batch does not say which view it is, or it is one of another data seed; or that
-                epoch's outputs are missing or damaged.
+            TeacherCacheError: if the batch does not say which view it is, or has another data seed, or that epoch's
+                outputs are missing or damaged.
         """
         self.open(batch.view)
         index = batch.index.to(self._device)
@@ -290,7 +290,7 @@ class CachedTeacher:
 
 
 def _parts(index: Tensor, rows: int) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-    """Return each sample's rank in the order of chunks, and the rows to read of each chunk."""
+    """Return each sample's rank in the order of chunks, and the rows to read from each chunk."""
     chunk = index.div(rows, rounding_mode="floor")
     by_chunk = chunk.argsort()
     touched, counts = chunk[by_chunk].unique_consecutive(return_counts=True)
@@ -310,7 +310,7 @@ def _rows(
 
 
 def _load(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """Return a file's tensors, all or some, and its metadata."""
+    """Return all or some of a file's tensors, and its metadata."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in names or file.keys()}, file.metadata() or {}
@@ -349,7 +349,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return a nested mapping as one of dotted names."""
+    """Return a nested mapping as a flat one with dotted names."""
     if not isinstance(value, Mapping):
         return {name: value}
     flat: dict[str, Any] = {}

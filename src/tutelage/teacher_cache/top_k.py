@@ -1,12 +1,12 @@
 """The top-k form of a teacher's logits: the largest, and the power sums of all others.
 
-Of a sample's probabilities ``p`` the ``k`` largest are kept with their classes, and of the ``m = K - k`` others
+The ``k`` largest of a sample's probabilities ``p`` are kept with their classes, and for the ``m = K - k`` others
 ``log S(gamma) = log sum_{tail} p**gamma`` on a grid of exponents; at ``gamma = 1`` that is the left-over mass. They are
-read for one exponent of the grid: the tail's classes get one probability ``t``, the same for each, with
-``m * t**gamma = S(gamma)``. So ``p_gamma = softmax(gamma * v)`` is exact on the top classes to float16; the
-spread of the tail is lost. For ``gamma < 1`` the tail's mass ``m * t`` is smaller than what was left over, or equal
-(means of powers grow with the power), so ``U_gamma`` is read too large, by the factor ``(top mass + m * t)**-gamma``.
-Both errors are measured per sample when it is recorded.
+read for one exponent of the grid: all classes of the tail get the same probability ``t``, with
+``m * t**gamma = S(gamma)``. So ``p_gamma = softmax(gamma * v)`` is exact on the top classes to float16; the spread of
+the tail is lost. For ``gamma < 1`` the tail's mass ``m * t`` is at most the left-over mass (means of powers grow with
+the power), so ``U_gamma`` is read too large, by the factor ``(top mass + m * t)**-gamma``. Both errors are measured per
+sample during recording.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEASURES = ("mean_tv", "max_tv", "mean_power_sum", "max_power_sum")
 
 
 class TeacherCacheError(InvalidValueError):
-    """Recorded outputs are not those of this teacher, these data or these views; or not there, torn, or too far off."""
+    """Recorded outputs are of another teacher, other data or other views; or missing, damaged, or too inaccurate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class TopK:
     """The form in which logits are stored.
 
     Raises:
-        TeacherCacheError: a number is out of range.
+        TeacherCacheError: if a number is out of range.
     """
 
-    kept: int  # classes kept per sample, k
-    classes: int  # of the logits, K
+    kept: int  # number of classes kept per sample, k
+    classes: int  # number of classes, K
     gammas: tuple[float, ...] = GAMMAS  # exponents of the tail's power sums, rising
-    bound: float = BOUND  # on both mean errors of a chunk, at the exponents that are needed
+    bound: float = BOUND  # bound on both mean errors of a chunk, at the needed exponents
 
     def __post_init__(self) -> None:
         if not 1 <= self.kept < self.classes:
@@ -64,7 +64,7 @@ class TopK:
 
     @classmethod
     def of(cls, kept: int, classes: int, *, needed: Collection[float] = (), bound: float = BOUND) -> TopK:
-        """Return the form whose grid has the exponents that are needed besides `GAMMAS`."""
+        """Return the form whose grid has the needed exponents besides `GAMMAS`."""
         return cls(kept=kept, classes=classes, gammas=tuple(sorted({*GAMMAS, *needed})), bound=bound)
 
     @classmethod
@@ -82,14 +82,14 @@ class TopK:
         return self.kept * (2 + (2 if self.classes <= SHORT + 1 else 4)) + 4 * len(self.gammas) + 4
 
     def pack(self, logits: Tensor) -> dict[str, Tensor]:
-        """Keep the largest logits and the tail's power sums, and measure what that costs.
+        """Keep the largest logits and the tail's power sums, and measure the errors.
 
         Args:
-            logits: ``(samples, classes)``, any floating dtype; a row of NaN stays one and is not measured.
+            logits: logits, ``(samples, classes)``, any floating dtype; a row of NaN stays NaN and is not measured.
 
         Returns:
             On the CPU: ``top`` float32 ``(samples, 1)``, the largest log-probability; ``values`` float16
-            ``(samples, kept)``, the kept ones less it, falling; ``index`` their classes, int16 or int32; ``tail``
+            ``(samples, kept)``, the kept ones less it, descending; ``index`` their classes, int16 or int32; ``tail``
             float32 ``(samples, gammas)``, ``log S(gamma)``; and ``error`` float32 ``(gammas, 4)``, `MEASURES`.
         """
         packed, errors = [], []
@@ -100,7 +100,7 @@ class TopK:
             errors.append(self._errors(rows[seen], {name: tensor[seen] for name, tensor in kept.items()}).cpu())
         whole = {name: torch.cat([part[name] for part in packed]).contiguous() for name in packed[0]}
         each = torch.cat(errors, 1)
-        if not each.shape[1]:  # of no sample, of which there is no maximum
+        if not each.shape[1]:  # no samples, so no maximum
             each = each.new_zeros(len(self.gammas), 1, 2)
         whole["error"] = torch.stack([each.mean(1), each.amax(1)], -1).flatten(1).float()
         return whole
@@ -128,14 +128,14 @@ class TopK:
         return torch.stack(errors)
 
     def unpack(self, kept: Mapping[str, Tensor], gamma: float) -> Tensor:
-        """Return logits ``(samples, classes)`` float32 that stand for those that were packed, at an exponent.
+        """Return logits ``(samples, classes)`` float32 that represent the packed ones at an exponent.
 
         Args:
             kept: ``top``, ``values``, ``index`` and ``tail`` of some samples.
-            gamma: one of the grid's.
+            gamma: exponent from the grid.
 
         Raises:
-            TeacherCacheError: it is not in the grid.
+            TeacherCacheError: if it is not in the grid.
         """
         at, others = self.at(gamma), self.classes - self.kept
         level = (kept["tail"][:, at : at + 1] - math.log(others)) / self.gammas[at]
@@ -146,7 +146,7 @@ class TopK:
         """Return an exponent's position in the grid.
 
         Raises:
-            TeacherCacheError: it is not in the grid.
+            TeacherCacheError: if it is not in the grid.
         """
         for position, known in enumerate(self.gammas):
             if math.isclose(known, gamma, rel_tol=1e-9):
@@ -155,14 +155,14 @@ class TopK:
             "outputs",
             (f"an exponent that the tail was summed at, among {', '.join(f'{known:.4g}' for known in self.gammas)}"),
             f"gamma {gamma:.6g}",
-            "record them anew with this recipe, in another folder, with `tutelage record`",
+            "record them again with this recipe, in another folder, with `tutelage record`",
         )
 
     def check(self, error: Tensor, needed: Collection[float]) -> None:
         """Refuse errors beyond the bound: ``error`` is ``(gammas, 4)``, `MEASURES`; the ``needed`` exponents count.
 
         Raises:
-            TeacherCacheError: naming error, exponent and what was kept.
+            TeacherCacheError: if so; it names the error, the exponent and the number of kept classes.
         """
         for gamma in needed:
             measured = error[self.at(gamma)].view(2, 2).tolist()

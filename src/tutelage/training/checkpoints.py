@@ -111,7 +111,7 @@ class Checkpoints:
                 return saved
         if names:
             raise CheckpointError(
-                "checkpoints", f"a good one among {', '.join(names)}", "none", "to start anew, remove the run's folder"
+                "checkpoints", f"a good one among {', '.join(names)}", "none", "to start again, remove the run's folder"
             )
         return None
 
@@ -133,7 +133,7 @@ class Checkpoints:
                 what,
                 "room to write it",
                 error.strerror or error,
-                (f"the last good checkpoint is {last}: free some space and type the same command again to resume"),
+                (f"the last good checkpoint is {last}: free some space and run the same command again to resume"),
             ) from error
 
     def _names(self) -> list[str]:

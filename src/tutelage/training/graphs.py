@@ -155,7 +155,7 @@ def _capture(work: Callable[[], None], device: torch.device, *, apart: bool = Fa
             "to capture a step",
             f"{type(error).__name__}: {error}",
             (
-                "this process may refuse to draw on the device from now on: type the same command with "
+                "this process may refuse to draw on the device from now on: run the same command with "
                 "graphs=false, which resumes"
             ),
         ) from error

@@ -136,7 +136,7 @@ class Lockstep:
         return state.count_step(batch)
 
     def _with_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> tuple[Batch, list[Outputs]]:
-        """Return the batch with the teacher's outputs for each micro-batch; none if no student gets them."""
+        """Return the batch with the teacher's outputs for each micro-batch, or without any if no student gets them."""
         using = [state for state in present.values() if state.job.uses_teacher]
         if self.teacher is None or not using:
             return batch, []

@@ -28,7 +28,7 @@ def open_digits(settings: DataSettings) -> Splits:
     bunch = load_digits()
     values = bunch.images.astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
-    # The test set is a property of the source here, so it does not move with ``split_seed``.
+    # The test set belongs to the source here, so it does not depend on ``split_seed``.
     held_out = stratified(labels, count=TEST_COUNT, seed=0, stream=rng.TEST)
     halves = np.setdiff1d(np.arange(len(labels)), held_out), held_out
     description = Description(class_names=tuple("0123456789"), settings=settings, source="digits")

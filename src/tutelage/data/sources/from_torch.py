@@ -23,7 +23,7 @@ from tutelage.images import pixels_of
 from tutelage.types import UNLABELLED, View
 
 SLACK = 0.1
-"""How far outside [0, 1] values may lie: a bicubic resize overshoots a little, normalised images lie far outside."""
+"""Tolerance for values outside [0, 1]: a bicubic resize overshoots a little, normalised images lie far outside."""
 
 
 class Mapped(Protocol):
@@ -35,7 +35,7 @@ class Mapped(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchSplit(Split):
-    """Samples of a user's data set, with its own transforms, which become functions of (data seed, epoch, sample)."""
+    """Samples of a user's data set, whose own transforms become functions of (data seed, epoch, sample)."""
 
     dataset: Mapped
 
@@ -81,22 +81,22 @@ def from_datasets(
     """Wrap map-style torch data sets.
 
     Args:
-        train: yields (image, label): a float tensor ``(channels, height, width)`` in [0, 1] or a Pillow image, and a
-            class index; where unlabelled -100, None, or the image alone. All images have one shape. Labels are read
-            from ``targets`` where that is there and not transformed, else in one pass over the samples.
-        test: alike.
+        train: data set of (image, label): a float tensor ``(channels, height, width)`` in [0, 1] or a Pillow image, and
+            a class index; if unlabelled -100, ``None``, or the image alone. All images have one shape. Labels are read
+            from ``targets`` if present and not transformed, else in one pass over the samples.
+        test: data set of the same form.
         classes: number of classes.
-        validation: alike, or none.
-        class_names: one per class; their numbers where unset.
-        workers: processes that run the data sets, at least 0.
+        validation: data set of the same form, or ``None``.
+        class_names: one name per class; by default their numbers.
+        workers: number of processes that run the data sets, at least 0.
         source: name to show.
 
     Returns:
-        Splits without a fingerprint, as the content that a user's code yields is not known.
+        Splits without a fingerprint, as the content of a user's data set is not known.
 
     Raises:
-        TypeError: a sample is not an image and a class index.
-        ValueError: no samples, a label outside the classes, or images of several shapes.
+        TypeError: if a sample is not an image and a class index.
+        ValueError: if there are no samples, a label is outside the classes, or images have several shapes.
     """
     names = tuple(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
@@ -178,7 +178,7 @@ def _targets(dataset: Mapped) -> NDArray[np.int64]:
 
 
 def _label(label: Any, position: int) -> int:
-    """Return a class index; -100 for None."""
+    """Return a class index; -100 for ``None``."""
     if label is None:
         return UNLABELLED
     try:
@@ -197,7 +197,7 @@ def _label(label: Any, position: int) -> int:
 @contextmanager
 def _seeded(bits: int) -> Iterator[None]:
     """Seed the CPU's global generators (Python's, NumPy's, torch's), and restore them afterwards."""
-    # torch.manual_seed would reset the accelerators' generators as well, which belong to the training loop.
+    # torch.manual_seed would also reset the accelerators' generators, which belong to the training loop.
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(bits)
     np.random.seed(bits & 0xFFFFFFFF)

@@ -27,7 +27,7 @@ _TESTS = ("test", "validation", "valid")
 
 @dataclass(frozen=True)
 class HubReader:
-    """Images of one column, as the files they are stored as."""
+    """Images of one column, as stored files."""
 
     rows: Any  # a ``datasets.Dataset`` whose image column is not decoded
     column: str
@@ -55,14 +55,14 @@ def _file_of(item: Mapping[str, Any] | None) -> Encoded:
 
 
 def open_hub(name: str, settings: DataSettings) -> Splits:
-    """Open a data set by its hub id, or by the path of a folder where there is one of that name.
+    """Open a data set by its hub id, or by the path of a folder if there is one of that name.
 
     Training rows whose label is empty or -1 are unlabelled: -100.
 
     Raises:
-        ImportError: the ``datasets`` library is missing.
-        FileNotFoundError: neither a folder nor a reachable data set.
-        ValueError: no split to train on, no such column, or labels outside the classes.
+        ImportError: if the ``datasets`` library is missing.
+        FileNotFoundError: if it is neither a folder nor a reachable data set.
+        ValueError: if there is no split to train on or no such column, or labels are outside the classes.
     """
     splits, local = _load(name)
     from datasets import ClassLabel, Image
@@ -126,7 +126,7 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
 
 
 def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mapping[str, str] | None = None) -> str:
-    """Return the chosen column, of that kind or of an integer dtype; unset, the only one of that kind."""
+    """Return the chosen column, of that kind or an integer dtype; if none is chosen, the only one of that kind."""
     dtypes = dtypes or {}
     suitable = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
     integers = [name for name, dtype in dtypes.items() if dtype.startswith(("int", "uint"))]
@@ -195,7 +195,7 @@ def _files(root: Path) -> bytes:
 
 
 def _key(halves: Mapping[str, Any], image: str, settings: DataSettings) -> str | None:
-    """Name the decoded pixels by the files that hold the rows; None where no file does."""
+    """Name the decoded pixels by the files that hold the rows; ``None`` if no file does."""
     paths = [(split, entry["filename"]) for split, rows in halves.items() for entry in rows.cache_files]
     files = [[split, path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for split, path in paths]
     if not files:

@@ -1,4 +1,4 @@
-"""``imagefolder:``: a folder of images for each class."""
+"""``imagefolder:``: a folder of images per class."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     a test folder, or with the classes directly in ``path``, ``settings.test`` says what the test set is.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no class folders, no images, or a class in the test folder that is not in train.
+        FileNotFoundError: if there is no such folder.
+        ValueError: if there are no class folders or images, or the test folder has a class that train lacks.
     """
     root = image_folder(path)
     train_root = root / "train" if (root / "train").is_dir() else root

@@ -1,4 +1,4 @@
-"""``torchvision:``: torchvision's own data sets, downloaded where they are missing."""
+"""``torchvision:``: torchvision's own data sets, downloaded if missing."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
 
 
 def _halves(build: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return the arguments that select training and test, or None where there are none."""
+    """Return the arguments that select training and test, or ``None`` if there are none."""
     parameters = inspect.signature(build).parameters if inspect.isclass(build) else {}
     if "download" in parameters and "train" in parameters:
         return {"train": True}, {"train": False}

@@ -30,7 +30,7 @@ def nst(*, weight: Weight = 50.0, student_taps: Names = STAGES, teacher_taps: Na
 def ickd(*, weight: Weight = 2.5, student_tap: str = "card:stage.-1", teacher_tap: str = "card:stage.-1") -> Objective:
     """``weight / channels * ||G_s - G_t||_F**2``, G the Gram matrix of a sample's channels, its rows of length 1.
 
-    A learned 1x1 convolution with a batch norm maps the student's channels to the teacher's. It carries no
+    A learned 1x1 convolution with a batch norm maps the student's channels to the teacher's. It includes no
     cross-entropy. Published settings: CIFAR-100 2.5, on the last stage.
 
     Args:

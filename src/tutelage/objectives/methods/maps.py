@@ -160,7 +160,7 @@ def factor_transfer(
 ) -> Objective:
     """``weight * (mean(abs(Q_s - Q_t)**norm) + reconstruction * mean((D(E(f_t)) - f_t)**2))``, on factors of maps.
 
-    Q are the maps ``mean_c f**p`` of the factors ``T(f_s)`` and ``E(f_t)``, scaled to length 1. It carries no
+    Q are the maps ``mean_c f**p`` of the factors ``T(f_s)`` and ``E(f_t)``, scaled to length 1. It includes no
     cross-entropy. Published settings: CIFAR-100 200, rate 0.5, p 2, norm 1.
 
     Args:
