@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tutelage.data import rng
 from tutelage.data.erasing import erase
-from tutelage.data.randaugment import randaugment
 from tutelage.settings.data import DataSettings
 from tutelage.types import View
 
@@ -95,6 +94,8 @@ def vary(
     """Augment images of the final shape, each by its own hash: crop, flip, RandAugment, random erasing."""
     images = augment(images, index, view=view, padding=settings.crop_padding, flip=settings.flip)
     if settings.randaugment is not None:
+        from tutelage.data.randaugment import randaugment  # of torchvision, which takes its time
+
         images = randaugment(
             images, index, view=view, settings=settings.randaugment, interpolation=settings.interpolation, white=white
         )
