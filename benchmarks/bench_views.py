@@ -6,8 +6,8 @@
 BASE is a git revision, which is checked out into a temporary worktree; without it this version is timed alone. Each
 version waits in a process of its own, with one thread. Printed are, per kind of view, the median images per second of
 this version and, with BASE, the median over rounds of its speed over BASE's, with the smallest and the largest: above 1
-this version is faster. Seconds are the processor's. Views by a library's transform are timed in this version alone. Images
-are cuts of scikit-learn's two photographs; none is decoded.
+this version is faster. Seconds are the processor's. Views by a library's transform are timed in this version alone.
+Images are cuts of scikit-learn's two photographs; none is decoded.
 """
 
 import statistics
@@ -53,7 +53,7 @@ def serve():
         count, further, view = COUNT[side], {}, View(0, 0)
         if "transform" in values:
             try:
-                from tutelage.data.named_transforms import find
+                from tutelage.data.custom_transforms import find
 
                 further["transform"] = find(values["transform"], image_size=(side, side), channels=3)
             except ImportError:

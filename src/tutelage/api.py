@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from tutelage import config, data, models, objectives, records
 from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.data.custom_transforms import name_of
 from tutelage.models import Classifier
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs.execute import execute
@@ -48,8 +50,8 @@ def distill(
     Args:
         student: a model's name, a run or its folder, or a module, which is trained in place.
         teacher: a model's name, a run or its folder, or a module; none to learn from labels alone.
-        data: a source's name, a mapping of `DataSettings`, or a pair (training set, test set) of map-style data sets
-            that yield (image in [0, 1] or PIL image, class index).
+        data: a source's name, a mapping of `DataSettings`, whose ``transform`` may be an object as of `open_data`, or a
+            pair (training set, test set) of map-style data sets that yield (image in [0, 1] or PIL image, class index).
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: the folder of all runs.
@@ -65,7 +67,10 @@ def distill(
     """
     objective = objectives.from_recipe(objective)
     student, teacher = _named(student), _named(teacher) if teacher is not None else None
-    named = all(isinstance(value, str | Mapping | DataSettings | None) for value in (student, teacher, data))
+    data, transform = _without_object(data)
+    named = transform is None and all(
+        isinstance(value, str | Mapping | DataSettings | None) for value in (student, teacher, data)
+    )
     label = student if isinstance(student, str) else type(student).__name__
     short = Path(label).name if Path(label).is_dir() else label
     source = data if isinstance(data, Mapping | DataSettings) else {"source": data if isinstance(data, str) else "own"}
@@ -84,7 +89,9 @@ def distill(
     passed = [stage.get("objective") or objective for stage in stages]
     pieces = [piece for each in passed if isinstance(each, Objective) for piece in each.pieces]
     built_in = all(objectives.is_built_in(piece.preset) for piece in pieces)
-    run_inputs = None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, trust_code)
+    run_inputs = (
+        None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, transform, trust_code)
+    )
     options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
     return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
 
@@ -108,17 +115,27 @@ def _named(network: str | Path | Run | nn.Module) -> str | nn.Module:
     return str(network) if isinstance(network, Path) else network
 
 
+def _without_object(source: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+    """Return data with a name in place of a transform that is an object, and that object."""
+    if isinstance(source, Mapping) and callable(transform := source.get("transform")):
+        return {**source, "transform": name_of(transform)}, transform
+    if isinstance(source, DataSettings) and callable(transform := source.transform):
+        return replace(source, transform=name_of(transform)), transform
+    return source, None
+
+
 def _inputs_of(
     recipe: Recipe,
     passed: Sequence[Any],
     student: str | nn.Module,
     teacher: str | nn.Module | None,
     source: Any,
+    transform: Callable[[Any], Any] | None,
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
     """Build a run's inputs where some of them are the caller's objects; ``passed`` are its fits' objectives."""
     if isinstance(source, str | Mapping | DataSettings):
-        splits = data.open_data(recipe.data)
+        splits = data.open_data(recipe.data, transform=transform)
     else:
         splits = source if isinstance(source, data.Splits) else _splits_of(source, student, teacher)
     shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
@@ -221,6 +238,9 @@ def evaluate(
     value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
     kept = {key: value[key] for key in shared if key in value}
+    if isinstance(kept.get("data"), Mapping):
+        # Of training views alone; its library need not be there.
+        kept["data"] = {**kept["data"], "transform": None}
     recipe = parse(Recipe, config.override({"name": "evaluate", **kept, "student": model}, overrides), where="evaluate")
     if best and not (folder / records.BEST).is_file():
         raise RecipeError(

@@ -54,7 +54,7 @@ class ResidentLoader(BatchLoader):
     gone through.
 
     Args:
-        split: without RandAugment, for which there is no form on a device.
+        split: without RandAugment and `Split.transform`, for which there is no form on a device.
         device: where the pixels lie and batches are made.
         capture: what the making of a batch is captured by; without it each operation is launched by itself.
         others: `BatchLoader`'s.

@@ -13,6 +13,8 @@ from typing import Any
 
 from tutelage import config, models, records
 from tutelage.config.schema import Network, Recipe, RecipeError
+from tutelage.errors import InvalidValueError
+from tutelage.runs.manifest import release, transform_library
 from tutelage.runs.setup import RunInputs
 from tutelage.training.checkpoints import Checkpoint
 
@@ -154,6 +156,16 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
             f"name: expected the recipe of the unfinished run {folder} to resume it, got another one: "
             f"{', '.join(differs)}; type name=... for a new run, or remove the folder"
         )
+    if (library := transform_library(recipe.data)) is not None:
+        name, now = library
+        then = release(earlier["software"].get(name, "none"))
+        if then != now:
+            raise InvalidValueError(
+                "data.transform",
+                expected=f"{name} {then}, whose views the unfinished run {folder} has seen",
+                got=f"{name} {now}",
+                instead="install that version to resume it, or type name=... for a new run",
+            )
     return earlier
 
 

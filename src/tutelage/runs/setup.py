@@ -19,7 +19,7 @@ from tutelage.config.schema import Network, R, Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
-from tutelage.runs.manifest import without_paths
+from tutelage.runs.manifest import transform_library, without_paths
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
@@ -291,6 +291,8 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         "precision": recipe.precision,
         "classes": splits.classes,
     }
+    if (library := transform_library(recipe.data)) is not None:
+        key["transform"] = " ".join(library)
     return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train))
 
 

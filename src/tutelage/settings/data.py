@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
@@ -48,6 +49,13 @@ class DataSettings:
     """Of every resize, antialiased, and of RandAugment's rotations, shears and translations."""
     randaugment: RandAugment | None = None
     """Random operations on each training image; unset does none."""
+    transform: str | None = None
+    """Of torchvision's or timm's, on each training image in RandAugment's place; unset does none.
+
+    ``torchvision:<class>``, with arguments such as ``torchvision:RandAugment(num_ops=2, magnitude=9)``, or
+    ``timm:<policy>``, such as ``timm:rand-m9-mstd0.5-inc1``. ``object:<name>`` stands for an object that was passed
+    from Python.
+    """
     random_erasing: float = 0.0
     """Probability that noise fills a random rectangle of a training image."""
     mixup: float = 0.0
@@ -72,7 +80,7 @@ class DataSettings:
     test: Literal["held_out", "train"] = "held_out"
     """The test set of a source that has none: a fifth of each class, or the training images without augmentation."""
     workers: int = 0
-    """Processes that decode a streamed data set, or apply RandAugment, at least 0; no effect on the values."""
+    """Processes that decode a streamed data set, or apply RandAugment or ``transform``; no effect on the values."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """On an image that cannot be read: stop and name it, or leave it out and count it."""
     memory_limit_mb: int = 2048
@@ -80,8 +88,8 @@ class DataSettings:
     on_device: Switch = "auto"
     """Keep the pixels on the GPU as 8-bit values, and augment there; no effect on the values.
 
-    Where a data set is held in memory and RandAugment is off. ``auto``: where they take at most a quarter of the GPU's
-    free memory. Without a GPU it says nothing.
+    Where a data set is held in memory, and RandAugment and ``transform`` are off. ``auto``: where they take at most a
+    quarter of the GPU's free memory. Without a GPU it says nothing.
     """
     root: str = "data"
     """Folder that ``torchvision:`` downloads into."""
@@ -98,12 +106,19 @@ def check(settings: DataSettings) -> DataSettings:
     alpha = "a finite number of at least 0, where 0 is off"
     per_class = "a number of samples per class, 0 for no labels, or null for all"
     probability = "a probability in [0, 1]"
+    transform = "torchvision:<class> or timm:<policy>, or null for none"
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
         ("labelled", s.labelled is None or s.labelled >= 0, per_class, "null"),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         ("crop_padding", s.crop_padding >= 0, count, "0"),
         ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),
+        (
+            "transform",
+            s.transform is None or bool(re.match(r"(torchvision|timm|object):.", s.transform)),
+            transform,
+            "torchvision:TrivialAugmentWide",
+        ),
         ("random_erasing", 0 <= s.random_erasing <= 1, probability, "0.25"),
         ("mixup", 0 <= s.mixup < math.inf, alpha, "0.8"),
         ("cutmix", 0 <= s.cutmix < math.inf, alpha, "1.0"),
@@ -132,6 +147,11 @@ def check(settings: DataSettings) -> DataSettings:
         errors = [
             "data.crop_padding: expected 0 together with data.random_resized_crop=true, "
             f"got {s.crop_padding}; type data.crop_padding=0"
+        ]
+    if s.transform is not None and s.randaugment is not None and not errors:
+        errors = [
+            f"data.transform: expected null together with data.randaugment, whose place it takes, got {s.transform!r}; "
+            "type data.randaugment=null"
         ]
     if errors:
         raise ValueError("\n".join(errors))

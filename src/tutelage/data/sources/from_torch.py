@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,16 +41,17 @@ class TorchSplit(Split):
         seed, epoch = view if view is not None else (0, 0)
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []
-        for position, bits in zip(index.tolist(), seeds.tolist(), strict=True):
-            with _seeded(bits):
+        with rng.seeded() as seed_generators:
+            for position, bits in zip(index.tolist(), seeds.tolist(), strict=True):
+                seed_generators(bits)
                 image, label = _sample(self.dataset, position)
-            expected = int(self.labels[position])
-            if label != expected:
-                raise ValueError(
-                    f"data: expected label {expected} for sample {position} as its targets say, got {label}; "
-                    "let __getitem__ and targets agree"
-                )
-            images.append(image)
+                expected = int(self.labels[position])
+                if label != expected:
+                    raise ValueError(
+                        f"data: expected label {expected} for sample {position} as its targets say, got {label}; "
+                        "let __getitem__ and targets agree"
+                    )
+                images.append(image)
         batch = torch.stack(images)
         low, high = float(batch.min()), float(batch.max())
         if not (low >= -SLACK and high <= 1 + SLACK):
@@ -106,7 +105,8 @@ def from_datasets(
             continue
         if not len(dataset):
             raise ValueError(f"{part}: expected at least 1 sample, got 0; pass a data set with samples")
-        with _seeded(0):
+        with rng.seeded() as seed_generators:
+            seed_generators(0)
             shape = tuple(_sample(dataset, 0)[0].shape)
         expected = expected or shape
         if shape != expected:
@@ -159,7 +159,8 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
 def _targets(dataset: Mapped) -> NDArray[np.int64]:
     targets = getattr(dataset, "targets", None)
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
-        with _seeded(0):
+        with rng.seeded() as seed_generators:
+            seed_generators(0)
             return np.array([_sample(dataset, position)[1] for position in range(len(dataset))], np.int64)
     return np.array([_label(target, position) for position, target in enumerate(targets)], np.int64)
 
@@ -177,19 +178,3 @@ def _label(label: Any, position: int) -> int:
             f"data: expected a class index as the label of sample {position}, a whole number, got {kind}{shape}; "
             "return one whole number, or None where unlabelled (soft labels are the teacher's to give)"
         ) from error
-
-
-@contextmanager
-def _seeded(bits: int) -> Iterator[None]:
-    """Seed the CPU's global generators (Python's, NumPy's, torch's), and restore them afterwards."""
-    # torch.manual_seed would reset the accelerators' generators as well, which belong to the training loop.
-    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    random.seed(bits)
-    np.random.seed(bits & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(bits >> 1)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.default_generator.set_state(torch_state)
