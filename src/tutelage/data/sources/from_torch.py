@@ -41,17 +41,17 @@ class TorchSplit(Split):
         seed, epoch = view if view is not None else (0, 0)
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []
-        with rng.seeded() as seed_generators:
-            for position, bits in zip(index.tolist(), seeds.tolist(), strict=True):
+        for position, bits in zip(index.tolist(), seeds.tolist(), strict=True):
+            with rng.seeded() as seed_generators:
                 seed_generators(bits)
                 image, label = _sample(self.dataset, position)
-                expected = int(self.labels[position])
-                if label != expected:
-                    raise ValueError(
-                        f"data: expected label {expected} for sample {position} as its targets say, got {label}; "
-                        "let __getitem__ and targets agree"
-                    )
-                images.append(image)
+            expected = int(self.labels[position])
+            if label != expected:
+                raise ValueError(
+                    f"data: expected label {expected} for sample {position} as its targets say, got {label}; "
+                    "let __getitem__ and targets agree"
+                )
+            images.append(image)
         batch = torch.stack(images)
         low, high = float(batch.min()), float(batch.max())
         if not (low >= -SLACK and high <= 1 + SLACK):
