@@ -144,7 +144,7 @@ def _of_torchvision(text: str) -> Function:
     except (SyntaxError, ValueError) as error:
         raise InvalidValueError(
             "data.transform",
-            expected="torchvision:<class>(<argument>=<value>, ...), values being numbers, texts, lists, true or none",
+            expected="torchvision:<class>(<argument>=<value>, ...), values being numbers, texts, lists, True or None",
             got=f"torchvision:{text}",
             instead="type for example data.transform='torchvision:RandAugment(num_ops=2, magnitude=9)'",
         ) from error
