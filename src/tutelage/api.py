@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +118,6 @@ def _without_object(source: Any) -> tuple[Any, Callable[[Any], Any] | None]:
     """Return data with a name in place of a transform that is an object, and that object."""
     if isinstance(source, Mapping) and callable(transform := source.get("transform")):
         return {**source, "transform": name_of(transform)}, transform
-    if isinstance(source, DataSettings) and callable(transform := source.transform):
-        return replace(source, transform=name_of(transform)), transform
     return source, None
 
 

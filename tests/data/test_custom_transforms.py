@@ -221,7 +221,7 @@ def test_settings_reach_the_training_views_and_keep_the_fingerprint():
         open_data(DataSettings(), transform=halved)
 
 
-@pytest.mark.parametrize("name", ["TrivialAugmentWide", "kornia:RandomFlip", "timm:"])
+@pytest.mark.parametrize("name", ["TrivialAugmentWide", "kornia:RandomFlip", "timm:", halved])
 def test_a_name_of_no_library_is_refused(name):
     with pytest.raises(ValueError, match=r"^data.transform: expected torchvision:<class> or timm:<policy>"):
         open_data(DataSettings(transform=name))

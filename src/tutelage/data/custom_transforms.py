@@ -107,7 +107,7 @@ def _transformed(image: Image.Image, transform: Transform, which: str) -> NDArra
         kind = UserCodeError if transform.is_object else InvalidValueError
         raise kind(
             name,
-            expected=f"an image of {which}",
+            expected=f"an image out of {which}",
             got=f"{type(error).__name__}: {one_line(error)}",
             instead="mend it, or type data.transform=null",
         ) from error

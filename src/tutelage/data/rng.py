@@ -107,7 +107,7 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def seeded() -> Iterator[Callable[[int], None]]:
     """Yield what seeds the CPU's global generators (Python's, NumPy's, torch's), which are restored afterwards.
 
-    What others do not draw from meanwhile: not in a thread beside the training loop's.
+    Only where no other thread draws from them meanwhile, such as the training loop's dropout.
     """
     # torch.manual_seed would reset the accelerators' generators as well, which belong to the training loop.
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()

@@ -46,7 +46,7 @@ class DataSettings:
     random_resized_crop: bool = False
     """Train on random boxes of 8 to 100 % of an image's area and aspect ratio 3/4 to 4/3, resized."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of every resize, antialiased, and of RandAugment's rotations, shears and translations."""
+    """Of every resize, antialiased, and of what RandAugment and ``timm:`` transforms rotate, shear and translate."""
     randaugment: RandAugment | None = None
     """Random operations on each training image; unset does none."""
     transform: str | None = None
@@ -107,18 +107,14 @@ def check(settings: DataSettings) -> DataSettings:
     per_class = "a number of samples per class, 0 for no labels, or null for all"
     probability = "a probability in [0, 1]"
     transform = "torchvision:<class> or timm:<policy>, or null for none"
+    named = isinstance(s.transform, str) and bool(re.match(r"(torchvision|timm|object):.", s.transform))
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
         ("labelled", s.labelled is None or s.labelled >= 0, per_class, "null"),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         ("crop_padding", s.crop_padding >= 0, count, "0"),
         ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),
-        (
-            "transform",
-            s.transform is None or bool(re.match(r"(torchvision|timm|object):.", s.transform)),
-            transform,
-            "torchvision:TrivialAugmentWide",
-        ),
+        ("transform", s.transform is None or named, transform, "torchvision:TrivialAugmentWide"),
         ("random_erasing", 0 <= s.random_erasing <= 1, probability, "0.25"),
         ("mixup", 0 <= s.mixup < math.inf, alpha, "0.8"),
         ("cutmix", 0 <= s.cutmix < math.inf, alpha, "1.0"),
