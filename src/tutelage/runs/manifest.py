@@ -56,18 +56,6 @@ def software() -> dict[str, str]:
     return versions
 
 
-def transform_library(settings: data.DataSettings) -> tuple[str, str] | None:
-    """Return the library of the views' transform, if one is named and installed, and its version."""
-    library = (settings.transform or "").partition(":")[0]
-    version = software().get(library) if library in PACKAGES else None
-    return (library, release(version)) if version else None
-
-
-def release(version: str) -> str:
-    """Return a version without what names its build, such as ``+cu128``: images are transformed on the CPU."""
-    return version.partition("+")[0]
-
-
 def version() -> dict[str, str | None]:
     """Return this package's version and, in a checkout, the commit, marked if files differ from it."""
     here = Path(__file__).parents[1]

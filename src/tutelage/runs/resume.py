@@ -14,8 +14,8 @@ from typing import Any
 from tutelage import config, models, records
 from tutelage.config.schema import Network, Recipe, RecipeError
 from tutelage.errors import InvalidValueError
-from tutelage.runs.manifest import release, transform_library
 from tutelage.runs.setup import RunInputs
+from tutelage.runs.transform_library import release, transform_library
 from tutelage.training.checkpoints import Checkpoint
 
 FREE = {

@@ -19,7 +19,8 @@ from tutelage.config.schema import Network, R, Recipe, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
-from tutelage.runs.manifest import transform_library, without_paths
+from tutelage.runs.manifest import without_paths
+from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
