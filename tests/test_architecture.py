@@ -299,7 +299,7 @@ def importers(library: str) -> set[str]:
     ("library", "packages"),
     [
         ("accelerate", {"training"}),
-        ("timm", {"models"}),
+        ("timm", {"data", "models"}),
         ("datasets", {"data"}),
         ("matplotlib", {"studies"}),
         ("plotly", {"report"}),
@@ -315,6 +315,15 @@ def test_optional_libraries_are_imported_where_they_are_needed_alone(library):
     for path in files():
         for module, line, top in imports(path.read_text(), package=package_at(path)):
             assert not (top and module.partition(".")[0] == library), f"{name_of(path)} line {line}"
+
+
+def test_torchvision_is_imported_with_randaugment_alone():
+    """It takes a second."""
+    for path in files():
+        for module, line, top in imports(path.read_text(), package=package_at(path)):
+            heavy = module.partition(".")[0] == "torchvision" and name_of(path) != "data/randaugment.py"
+            heavy |= module.startswith("tutelage.data.randaugment")
+            assert not (top and heavy), f"{name_of(path)} line {line}"
 
 
 def test_losses_are_made_of_torch_alone():

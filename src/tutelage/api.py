@@ -13,6 +13,7 @@ from torch import nn
 
 from tutelage import data, models, objectives, records
 from tutelage.config.schema import TOGETHER, Comparison, Recipe
+from tutelage.data.custom_transforms import name_of
 from tutelage.errors import InvalidTypeError, RecipeError
 from tutelage.models import Classifier
 from tutelage.models.predict import Prediction
@@ -97,8 +98,8 @@ def distill(
     Args:
         student: a model's name, a run or its folder, or a module, which is trained in place.
         teacher: a model's name, a run or its folder, or a module; none to learn from labels alone.
-        data: a source's name, a mapping of `DataSettings`, or a pair (training set, test set) of map-style data sets
-            that yield (image in [0, 1] or PIL image, class index).
+        data: a source's name, a mapping of `DataSettings`, whose ``transform`` may be an object as of `open_data`, or a
+            pair (training set, test set) of map-style data sets that yield (image in [0, 1] or PIL image, class index).
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: the folder of all runs.
@@ -114,7 +115,8 @@ def distill(
     """
     objective = objectives.from_recipe(objective)
     student, teacher = _named(student), _named(teacher) if teacher is not None else None
-    named = isinstance(student, str) and isinstance(teacher, str | None) and _is_settings(data)
+    data, transform = _without_object(data)
+    named = transform is None and isinstance(student, str) and isinstance(teacher, str | None) and _is_settings(data)
     label = student if isinstance(student, str) else type(student).__name__
     value: dict[str, Any] = {
         "name": name or _file_name(label, objective.name),
@@ -131,7 +133,9 @@ def distill(
     passed = [stage.get("objective") or objective for stage in stages]
     pieces = [piece for each in passed if isinstance(each, Objective) for piece in each.pieces]
     built_in = all(objectives.is_built_in(piece.preset) for piece in pieces)
-    run_inputs = None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, trust_code)
+    run_inputs = (
+        None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, transform, trust_code)
+    )
     options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
     return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
 
@@ -166,16 +170,24 @@ def _is_settings(source: Any) -> bool:
     return isinstance(source, str | Mapping | DataSettings | None)
 
 
+def _without_object(source: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+    """Return data with a name in place of a transform that is an object, and that object."""
+    if isinstance(source, Mapping) and callable(transform := source.get("transform")):
+        return {**source, "transform": name_of(transform)}, transform
+    return source, None
+
+
 def _inputs_of(
     recipe: Recipe,
     passed: Sequence[Any],
     student: str | nn.Module,
     teacher: str | nn.Module | None,
     source: Any,
+    transform: Callable[[Any], Any] | None,
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
     """Build a run's inputs where some of them are the caller's objects; ``passed`` are its fits' objectives."""
-    splits = _splits_of(source, recipe.data, student, teacher)
+    splits = _splits_of(source, recipe.data, student, teacher, transform=transform)
     shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
 
     def build(network: str | nn.Module) -> Classifier:
@@ -195,13 +207,18 @@ def _inputs_of(
     )
 
 
-def _splits_of(source: Any, settings: DataSettings, *networks: str | nn.Module | None) -> data.Splits:
+def _splits_of(
+    source: Any,
+    settings: DataSettings,
+    *networks: str | nn.Module | None,
+    transform: Callable[[Any], Any] | None = None,
+) -> data.Splits:
     """Open the data that settings name, or wrap the caller's.
 
     The classes of a pair of data sets are those of the training set, or as many as a network has outputs.
     """
     if _is_settings(source):
-        return data.open_data(settings)
+        return data.open_data(settings, transform=transform)
     if isinstance(source, data.Splits):
         return source
     if not isinstance(source, Sequence) or len(source) != 2:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
+from torchvision.transforms import InterpolationMode
 
 from tutelage.data import DataSettings, RandAugment, open_data
 from tutelage.data.randaugment import OPERATIONS, Strength, draw_operations, randaugment
@@ -41,10 +42,10 @@ def photographs():
     return torch.from_numpy(np.stack([np.asarray(cut) for cut in cuts]))
 
 
-def by_hand(image, operations, *, resample=Image.Resampling.BILINEAR):
+def by_hand(image, operations, *, mode):
     fill = tuple(round(255 * m) for m in MEAN)
     for name, level, sign in operations:
-        image = OPERATIONS[name](image, Strength(level, sign, resample, fill))
+        image = OPERATIONS[name](image, Strength(level, sign, mode, fill))
     return np.asarray(image)
 
 
@@ -56,16 +57,15 @@ def test_operations_are_those_of_timm(photographs, magnitude, interpolation):
     assert [op.name for op in built.ops] == [TIMM[name] for name in OPERATIONS]
     assert (built.num_layers, {op.prob for op in built.ops}, built.ops[0].magnitude_std) == (2, {0.5}, 0.5)
     image, fill = Image.fromarray(photographs[0].numpy()), tuple(round(255 * m) for m in MEAN)
-    resample = RESAMPLING[interpolation]
     for name, theirs in TIMM.items():
-        hparams = {"img_mean": fill, "interpolation": resample}
+        hparams = {"img_mean": fill, "interpolation": RESAMPLING[interpolation]}
         op = policies.AugmentOp(theirs, prob=1.0, magnitude=magnitude, hparams=hparams)
         random.seed(0)
         if name == "posterize" and magnitude == 10:  # keeps no bit, which Pillow has come to refuse timm
             expected = {bytes(len(photographs[0].flatten()))}
         else:
             expected = {np.asarray(op(image)).tobytes() for _ in range(16)}
-        how = [Strength(magnitude / 10, sign, resample, fill) for sign in (1, -1)]
+        how = [Strength(magnitude / 10, sign, InterpolationMode(interpolation), fill) for sign in (1, -1)]
         assert {np.asarray(OPERATIONS[name](image, each)).tobytes() for each in how} == expected, name
 
 
@@ -102,7 +102,7 @@ def test_images_equal_the_drawn_operations_one_by_one(photographs):
     drawn = draw_operations(index, view=VIEW, settings=settings)
     assert {len(each) for each in drawn} == {0, 1, 2, 3}
     for row, operations in enumerate(drawn):
-        expected = by_hand(Image.fromarray(photographs[row].numpy()), operations, resample=RESAMPLING["bicubic"])
+        expected = by_hand(Image.fromarray(photographs[row].numpy()), operations, mode=InterpolationMode.BICUBIC)
         assert np.array_equal(varied[row].numpy(), expected)
         (alone,) = randaugment(
             photographs[row : row + 1], index[row : row + 1], view=VIEW, settings=settings, interpolation="bicubic"

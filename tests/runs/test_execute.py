@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from PIL import Image
 from tests._helpers import KILLED_RUN
 from tests._helpers.refusals import refused
 from torch import nn
@@ -752,6 +753,71 @@ def test_a_callers_own_run_is_resumed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         go(Stops(KeyboardInterrupt(), epochs=2))
     assert weights(go()) == weights(go(runs=tmp_path / "whole"))
+
+
+def noisy(image):
+    values = np.asarray(image).astype(int) + np.random.randint(50) + torch.randint(50, (1,)).item()
+    return Image.fromarray((values % 256).astype(np.uint8))
+
+
+def test_a_callers_own_transform_is_recorded_as_such_and_resumed_to_the_bit(tmp_path):
+    """Beside a student with dropout: what the views draw is none of the training loop's."""
+
+    def go(reporter=None, runs=tmp_path / "whole", **how):
+        return tutelage.train(
+            model=f"file:{KILLED_RUN}:student",
+            data={"source": "digits", "transform": how.pop("transform", noisy)},
+            name="run",
+            runs=runs,
+            trust_code=True,
+            reporter=reporter,
+            **{"epochs": 2, "batch_size": 256, "checkpoint_steps": 2, "device": "cpu", **how},
+        )
+
+    whole = go()
+    with pytest.raises(KeyboardInterrupt):
+        go(Stops(KeyboardInterrupt()), runs=tmp_path / "stopped")
+    assert weights(go(runs=tmp_path / "stopped")) == weights(whole)
+    unchanged, plain = (go(runs=tmp_path / str(f), transform=f, epochs=1) for f in (Image.Image.copy, None))
+    assert weights(unchanged) == weights(plain)
+    manifest = whole.manifest
+    assert (manifest["repeatable"], manifest["recipe"], manifest["data"]["fingerprint"]) == (False, None, None)
+    recorded = config.read(whole.folder / records.RECIPE)
+    assert recorded["data"]["transform"] == "object:noisy"
+    with pytest.raises(InvalidValueError) as caught:
+        tutelage.train(model="mlp:8", data=recorded["data"], name="again", runs=tmp_path)
+    assert caught.value.what == "data.transform"
+    assert "360 test samples" in api.evaluate(str(whole.folder), [], trust_code=True)[1]
+    with pytest.raises(RecipeError, match=r"^data: expected a source whose content is known"):
+        tutelage.distill(
+            student="mlp:8",
+            teacher=whole.folder,
+            data={"transform": noisy},
+            objective=WTTM,
+            name="cached",
+            runs=tmp_path,
+            outputs=str(tmp_path / "outputs"),
+            trust_code=True,
+        )
+
+
+def test_a_run_is_not_resumed_on_another_version_of_its_transforms_library(tmp_path):
+    how = {"data": {"source": "digits", "transform": "torchvision:RandomInvert"}}
+    with pytest.raises(KeyboardInterrupt):
+        do(tmp_path / "run", reporter=Stops(KeyboardInterrupt()), **how)
+    manifest = Run(tmp_path / "run").manifest
+    now = manifest["software"]["torchvision"]
+    manifest["software"]["torchvision"] = "0.1.0"
+    records.write_json(tmp_path / "run" / records.MANIFEST, manifest)
+    with pytest.raises(InvalidValueError) as caught:
+        do(tmp_path / "run", **how)
+    assert caught.value.what == "data.transform"
+    assert "torchvision 0.1.0" in caught.value.expected
+    assert caught.value.got == f"torchvision {now.partition('+')[0]}"
+    # Another build of the same version is the same library.
+    manifest["software"]["torchvision"] = f"{now.partition('+')[0]}+other"
+    records.write_json(tmp_path / "run" / records.MANIFEST, manifest)
+    assert do(tmp_path / "run", **how).manifest["status"] == "finished"
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c"), None])

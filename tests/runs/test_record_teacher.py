@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -123,6 +124,20 @@ def test_another_seed_of_the_views_is_refused(teacher, tmp_path):
         execute(wttm(teacher, outputs=outputs, data_seed=1), tmp_path / "run")
     with refused(TeacherCacheError, "outputs", got=["views.crop_padding", 2, 1]):
         record_teacher.record(wttm(teacher, outputs=outputs, data={**DATA, "crop_padding": 2}))
+
+
+def test_another_version_of_the_transforms_library_is_refused(teacher, tmp_path):
+    outputs, views = tmp_path / "outputs", {**DATA, "transform": "torchvision:RandomInvert"}
+    planned = wttm(teacher, outputs=str(outputs), data=views)
+    record_teacher.record(planned)
+    stored = json.loads((outputs / "outputs.json").read_text())
+    assert stored["key"]["transform"] == f"torchvision {version('torchvision').partition('+')[0]}"
+    stored["key"]["transform"] = "torchvision 0.1.0"
+    (outputs / "outputs.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        TeacherCacheError, match=r"transform \(expected torchvision .*, got torchvision 0\.1\.0\); type outp"
+    ):
+        execute(planned, tmp_path / "run")
 
 
 def test_epochs_that_were_not_recorded_stop_the_run(teacher, tmp_path):

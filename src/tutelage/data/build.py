@@ -127,8 +127,8 @@ def from_pixels(
             settings=settings if part == "train" else None,
             divisor=divisor,
             on_device=settings.on_device,
-            # Only RandAugment's work on a picture is worth a separate process.
-            workers=settings.workers if part == "train" and settings.randaugment is not None else 0,
+            # Only work on a picture by itself is worth a separate process.
+            workers=settings.workers if part == "train" and (settings.randaugment or settings.transform) else 0,
             pool=pool,
             corrupt=list(half.corrupt) if part == "train" or half is not train else [],
             **fields,

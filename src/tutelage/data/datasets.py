@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tutelage.data.custom_transforms import Transform
 from tutelage.data.transforms import to_float, vary
 from tutelage.data.workers import WorkerPool
 from tutelage.settings.data import DataSettings
@@ -45,6 +46,7 @@ class Split(ABC):
 
     Attributes:
         labels: labels, ``(len,)`` int64 on the CPU, -100 if unlabelled.
+        transform: transform of training views, a library's or the user's, or ``None``.
         mixing: mixing of training batches, whose labels are then soft, or ``None``; `fetch` and `stream` never mix.
         corrupt: names of the images so far that could not be read, each once.
         workers: number of processes that fetch streamed images, at least 0.
@@ -54,6 +56,7 @@ class Split(ABC):
     """
 
     labels: Tensor
+    transform: Transform | None = None
     mixing: Mixing | None = None
     corrupt: list[str] = field(default_factory=list)
     workers: int = 0
@@ -108,7 +111,9 @@ class MemorySplit(Split):
     def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor]:
         images = self.pixels[self.positions[torch.from_numpy(index)]]
         if view is not None and self.settings is not None:
-            images = vary(images, index, view=view, settings=self.settings, white=self.divisor)
+            images = vary(
+                images, index, view=view, settings=self.settings, transform=self.transform, white=self.divisor
+            )
         return index, images
 
 

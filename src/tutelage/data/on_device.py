@@ -76,6 +76,8 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
         reason = "they are decoded as they are needed"
     elif split.settings is not None and split.settings.randaugment is not None:
         reason = "RandAugment has no form there"
+    elif split.transform is not None:
+        reason = "data.transform has no form there"
     else:
         if split.on_device is True or lies_on(split.pixels, device):
             return None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from scipy.special import ndtri
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from tutelage.data import rng
-from tutelage.images import MEAN, RESAMPLING, image_of, pixels_of, rescale
+from tutelage.images import MEAN, image_of, pixels_of, rescale
 from tutelage.settings.data import RandAugment
 from tutelage.types import View
 
@@ -25,16 +28,11 @@ class Strength(NamedTuple):
 
     level: float  # magnitude over the highest one, in [0, 1]
     sign: int  # 1 or -1: the direction, where an operation has one
-    resample: Image.Resampling  # of operations that move pixels
+    mode: InterpolationMode  # of operations that move pixels
     fill: tuple[int, ...]  # of the pixels that they expose, a value per channel
 
 
 Operation = Callable[[Image.Image, Strength], Image.Image]
-
-
-def _moved(image: Image.Image, how: Strength, matrix: tuple[float, ...]) -> Image.Image:
-    """Take each pixel from where the affine map leads."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, how.resample, fillcolor=how.fill)
 
 
 def _along(how: Strength, most: float) -> float:
@@ -45,23 +43,45 @@ def _factor(how: Strength) -> float:
     return max(0.1, 1 + _along(how, 0.9))
 
 
+def _posterize(image: Image.Image, how: Strength) -> Image.Image:
+    bits = 4 - int(how.level * 4)
+    # Pillow refuses to keep no bit.
+    return F.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+def _rotate(image: Image.Image, how: Strength) -> Image.Image:
+    return F.rotate(image, _along(how, 30), how.mode, fill=list(how.fill))
+
+
+def _shear(image: Image.Image, how: Strength, *, x: float = 0, y: float = 0) -> Image.Image:
+    # By its slopes, as a map without perspective: `affine` makes them of angles, to within a rounding error.
+    slopes = [1, _along(how, x), 0, _along(how, y), 1, 0, 0, 0]
+    return F.perspective(image, None, None, how.mode, fill=list(how.fill), coefficients=slopes)
+
+
+def _translate(image: Image.Image, how: Strength, *, x: float = 0, y: float = 0) -> Image.Image:
+    # The centre changes nothing but its rounding error.
+    to = [-_along(how, x) * image.width, -_along(how, y) * image.height]
+    still: dict[str, Any] = {"angle": 0, "scale": 1, "shear": [0, 0], "center": [0, 0]}
+    return F.affine(image, translate=to, **still, interpolation=how.mode, fill=list(how.fill))
+
+
 OPERATIONS: dict[str, Operation] = {
-    "autocontrast": lambda image, how: ImageOps.autocontrast(image),
-    "equalize": lambda image, how: ImageOps.equalize(image),
-    "invert": lambda image, how: ImageOps.invert(image),
-    "rotate": lambda image, how: image.rotate(_along(how, 30), how.resample, fillcolor=how.fill),
-    # Keeps 4 bits to none; Pillow's own function refuses to keep none.
-    "posterize": lambda image, how: image.point(lambda v: v & (0xFF << (4 + int(how.level * 4)))),
-    "solarize": lambda image, how: ImageOps.solarize(image, 256 - int(how.level * 256)),
+    "autocontrast": lambda image, how: F.autocontrast(image),
+    "equalize": lambda image, how: F.equalize(image),
+    "invert": lambda image, how: F.invert(image),
+    "rotate": _rotate,
+    "posterize": _posterize,
+    "solarize": lambda image, how: F.solarize(image, 256 - int(how.level * 256)),
     "solarize_add": lambda image, how: image.point(lambda v: min(255, v + int(how.level * 110)) if v < 128 else v),
-    "color": lambda image, how: ImageEnhance.Color(image).enhance(_factor(how)),
-    "contrast": lambda image, how: ImageEnhance.Contrast(image).enhance(_factor(how)),
-    "brightness": lambda image, how: ImageEnhance.Brightness(image).enhance(_factor(how)),
-    "sharpness": lambda image, how: ImageEnhance.Sharpness(image).enhance(_factor(how)),
-    "shear_x": lambda image, how: _moved(image, how, (1, _along(how, 0.3), 0, 0, 1, 0)),
-    "shear_y": lambda image, how: _moved(image, how, (1, 0, 0, _along(how, 0.3), 1, 0)),
-    "translate_x": lambda image, how: _moved(image, how, (1, 0, _along(how, 0.45) * image.width, 0, 1, 0)),
-    "translate_y": lambda image, how: _moved(image, how, (1, 0, 0, 0, 1, _along(how, 0.45) * image.height)),
+    "color": lambda image, how: F.adjust_saturation(image, _factor(how)),
+    "contrast": lambda image, how: F.adjust_contrast(image, _factor(how)),
+    "brightness": lambda image, how: F.adjust_brightness(image, _factor(how)),
+    "sharpness": lambda image, how: F.adjust_sharpness(image, _factor(how)),
+    "shear_x": partial(_shear, x=0.3),
+    "shear_y": partial(_shear, y=0.3),
+    "translate_x": partial(_translate, x=0.45),
+    "translate_y": partial(_translate, y=0.45),
 }
 _NAMES = tuple(OPERATIONS)
 
@@ -108,19 +128,23 @@ def randaugment(
     to it, and back afterwards. Operations that move pixels resample by
     ``interpolation``, ``bilinear`` or ``bicubic``.
 
-    Source: Cubuk et al., "RandAugment", arXiv 1909.13719; operations, ranges and the probability of 1/2 are those of
-    timm's ``rand-m9-mstd0.5-inc1``, with which DeiT (arXiv 2012.12877) was trained.
+    The operations are torchvision's, of Pillow's images; solarize_add, which it has not, is a table of 256 values.
+
+    Source: Cubuk et al., "RandAugment", arXiv 1909.13719; which operations, their ranges and the probability of 1/2 are
+    those of timm's ``rand-m9-mstd0.5-inc1``, with which DeiT (arXiv 2012.12877) was trained.
 
     Differs from: the paper, whose 14 operations have the identity in place of invert and solarize_add, are always
-    applied, and of which some weaken as the magnitude rises; timm, only in where randomness comes from.
+    applied, and of which some weaken as the magnitude rises; torchvision's own RandAugment, which follows the paper;
+    timm, only in where randomness comes from.
     """
     fill = tuple(round(255 * m) for m in (MEAN if images.shape[-1] == 3 else (sum(MEAN) / 3,)))
+    mode = InterpolationMode(interpolation)
     varied = images.clone()
     for row, operations in enumerate(draw_operations(index, view=view, settings=settings)):
         if not operations:
             continue
         image = image_of(rescale(images[row].numpy(), 255 / white))
         for name, level, sign in operations:
-            image = OPERATIONS[name](image, Strength(level, sign, RESAMPLING[interpolation], fill))
+            image = OPERATIONS[name](image, Strength(level, sign, mode, fill))
         varied[row] = torch.from_numpy(rescale(pixels_of(image), white / 255).copy())
     return varied

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from dataclasses import replace
+from typing import Any
 
+from tutelage.data import custom_transforms
 from tutelage.data.datasets import Splits
 from tutelage.data.names import parse_source
 from tutelage.data.sources.digits import open_digits
@@ -30,14 +33,38 @@ def import_library(settings: DataSettings) -> None:
         importlib.import_module(library[settings.source.partition(":")[0]])
 
 
-def open_data(settings: DataSettings) -> Splits:
+def open_data(settings: DataSettings, *, transform: custom_transforms.Function | None = None) -> Splits:
     """Check the settings and open their data set.
+
+    Args:
+        settings: of the data.
+        transform: of each training image, in place of the settings' ``transform``: a Pillow image of 8 bits in, one of
+            the same size and mode out, or its pixels as a uint8 tensor ``(channels, height, width)``. It may draw from
+            the global generators of Python, NumPy and torch, which are seeded for each image, and from no other.
+
+    Returns:
+        Splits; without a fingerprint where a transform was passed, as what it does is not known.
 
     Raises:
         ValueError: if a setting is out of range, the source is unknown, or its content does not fit.
         FileNotFoundError: if there is no data set of that name.
         ImportError: if an optional library is missing.
+        UserCodeError: if the transform that was passed raises an error.
     """
+    if transform is not None:
+        settings = replace(settings, transform=custom_transforms.name_of(transform))
     check(settings)
     kind, name = parse_source(settings.source)
-    return open_digits(settings) if kind == "digits" else _OPENERS[kind](name, settings)
+    splits = open_digits(settings) if kind == "digits" else _OPENERS[kind](name, settings)
+    if settings.randaugment is not None:
+        importlib.import_module("tutelage.data.randaugment")  # Here, once, and not in each worker process.
+    if settings.transform is None:
+        return splits
+    shape: dict[str, Any] = {"image_size": splits.image_size, "channels": splits.channels}
+    if transform is None:
+        varied = custom_transforms.find(settings.transform, interpolation=settings.interpolation, **shape)
+    else:
+        varied = custom_transforms.Transform(settings.transform, transform)
+    custom_transforms.check_on_black(varied, **shape)
+    fingerprint = None if varied.is_object else splits.fingerprint
+    return replace(splits, train=replace(splits.train, transform=varied), fingerprint=fingerprint)

@@ -54,7 +54,7 @@ class ResidentLoader(BatchLoader):
     iterated at a time.
 
     Args:
-        split: split without RandAugment, which has no form on a device.
+        split: split without RandAugment and `Split.transform`, which have no form on a device.
         device: device where the pixels lie and batches are made.
         capture: function that captures the making of a batch; without it each operation is launched separately.
         others: arguments of `BatchLoader`.

@@ -5,9 +5,13 @@ As no generator has state, order and augmentation are the same for any number of
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tutelage.types import View
@@ -16,6 +20,7 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
+TRANSFORM = 20
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
 # First of one stream per RandAugment operation on an image.
@@ -96,3 +101,25 @@ def view_uniform(view: View, index: NDArray[np.int64], stream: int) -> NDArray[n
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Return the order of ``count`` samples in an epoch: the stable argsort of their hashes."""
     return np.argsort(draw(seed, epoch, np.arange(count), ORDER), kind="stable")
+
+
+@contextmanager
+def seeded() -> Iterator[Callable[[int], None]]:
+    """Yield what seeds the CPU's global generators (Python's, NumPy's, torch's), which are restored afterwards.
+
+    Only where no other thread draws from them meanwhile, such as the training loop's dropout.
+    """
+    # torch.manual_seed would reset the accelerators' generators as well, which belong to the training loop.
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield _seed
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.default_generator.set_state(torch_state)
+
+
+def _seed(bits: int) -> None:
+    random.seed(bits)
+    np.random.seed(bits & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(bits >> 1)

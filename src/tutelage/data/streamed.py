@@ -87,5 +87,5 @@ class StreamSplit(Split):
                 faults.append(Fault(self.reader.name(position), one_line(error)))
         batch = torch.from_numpy(np.stack(images) if images else np.empty((0, *self.layout[:3]), np.uint8))
         if view is not None and images:
-            batch = vary(batch, index[kept], view=view, settings=self.settings)
+            batch = vary(batch, index[kept], view=view, settings=self.settings, transform=self.transform)
         return index[kept], batch, faults

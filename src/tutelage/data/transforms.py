@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage.data import rng
+from tutelage.data import custom_transforms, rng
 from tutelage.data.erasing import erase
-from tutelage.data.randaugment import randaugment
 from tutelage.settings.data import DataSettings
 from tutelage.types import View
 
@@ -90,14 +89,24 @@ def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> 
 
 
 def vary(
-    images: Tensor, index: NDArray[np.int64], *, view: View, settings: DataSettings, white: float = 255.0
+    images: Tensor,
+    index: NDArray[np.int64],
+    *,
+    view: View,
+    settings: DataSettings,
+    transform: custom_transforms.Transform | None = None,
+    white: float = 255.0,
 ) -> Tensor:
-    """Augment images of the final shape, each by its own hash: crop, flip, RandAugment, random erasing."""
+    """Augment images of the final shape, each by its own hash: crop, flip, RandAugment or another's, random erasing."""
     images = augment(images, index, view=view, padding=settings.crop_padding, flip=settings.flip)
     if settings.randaugment is not None:
+        from tutelage.data.randaugment import randaugment  # of torchvision, which takes its time
+
         images = randaugment(
             images, index, view=view, settings=settings.randaugment, interpolation=settings.interpolation, white=white
         )
+    if transform is not None:
+        images = custom_transforms.apply(images, index, view=view, transform=transform, white=white)
     if settings.random_erasing:
         images = erase(images, index, view=view, probability=settings.random_erasing, white=white)
     return images

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from tutelage.errors import TutelageError
 from tutelage.types import View
 
 Fetch = Callable[..., Any]
@@ -26,7 +27,10 @@ class _Functions(Dataset[Any]):
 
     def __getitem__(self, task: Task) -> Any:
         number, index, view = task
-        return self.functions[number](index, view=view)
+        try:
+            return self.functions[number](index, view=view)
+        except TutelageError as error:
+            return error  # As a value: an exception would arrive as a traceback in text.
 
 
 class _Tasks:
@@ -73,7 +77,7 @@ class WorkerPool:
             return
         if self._under_way is not None:
             tasks = _Tasks((0, index, view) for index in requests)
-            yield from _loader([function], tasks, workers=workers, pin_memory=pin_memory, persistent=False)
+            yield from _results(_loader([function], tasks, workers=workers, pin_memory=pin_memory, persistent=False))
             return
         loader = self._loader
         if function not in self._functions:
@@ -88,7 +92,7 @@ class WorkerPool:
         self._tasks.tasks = ((number, index, view) for index in requests)
         this = self._under_way = object()
         try:
-            yield from loader
+            yield from _results(loader)
         finally:
             if self._under_way is this:
                 self._under_way = None
@@ -104,6 +108,13 @@ class WorkerPool:
         if iterator is not None:
             iterator._shutdown_workers()
         self._loader = self._under_way = None
+
+
+def _results(loader: DataLoader[Any]) -> Iterator[Any]:
+    for result in loader:
+        if isinstance(result, TutelageError):
+            raise result
+        yield result
 
 
 def _unchanged(result: Any) -> Any:

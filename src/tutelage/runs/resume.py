@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage import config, models, records
 from tutelage.config.schema import Network, Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import InvalidValueError, RecipeError
+from tutelage.runs.transform_library import release, transform_library
 
 if TYPE_CHECKING:
     from tutelage.runs.setup import RunInputs
@@ -158,6 +159,16 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
             f"another one: {', '.join(differs)}",
             "type name=... for a new run, or remove the folder",
         )
+    if (library := transform_library(recipe.data)) is not None:
+        name, now = library
+        then = release(earlier["software"].get(name, "none"))
+        if then != now:
+            raise InvalidValueError(
+                "data.transform",
+                f"{name} {then}, whose views the unfinished run {folder} has seen",
+                f"{name} {now}",
+                "install that version to resume it, or type name=... for a new run",
+            )
     return earlier
 
 

@@ -22,6 +22,7 @@ from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs.manifest import without_paths
 from tutelage.runs.preflight import require_teacher
+from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
@@ -306,6 +307,8 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         "precision": recipe.precision,
         "classes": splits.classes,
     }
+    if (library := transform_library(recipe.data)) is not None:
+        key["transform"] = " ".join(library)
     return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
@@ -46,9 +47,16 @@ class DataSettings:
     random_resized_crop: bool = False
     """Train on random boxes of 8 to 100 % of an image's area and aspect ratio 3/4 to 4/3, resized."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Interpolation of every resize, antialiased, and of RandAugment's rotations, shears and translations."""
+    """Interpolation of every resize, antialiased, and of what RandAugment and ``timm:`` transforms move."""
     randaugment: RandAugment | None = None
     """Random operations on each training image; unset does none."""
+    transform: str | None = None
+    """Transform of each training image by torchvision or timm, in RandAugment's place; unset does none.
+
+    ``torchvision:<class>``, with arguments such as ``torchvision:RandAugment(num_ops=2, magnitude=9)``, or
+    ``timm:<policy>``, such as ``timm:rand-m9-mstd0.5-inc1``. ``object:<name>`` stands for an object that was passed
+    from Python.
+    """
     random_erasing: float = 0.0
     """Probability that noise fills a random rectangle of a training image."""
     mixup: float = 0.0
@@ -73,7 +81,7 @@ class DataSettings:
     test: Literal["held_out", "train"] = "held_out"
     """The test set if the source has none: a fifth of each class, or the training images without augmentation."""
     workers: int = 0
-    """Processes that decode a streamed data set, or apply RandAugment, at least 0; no effect on the values."""
+    """Processes that decode a streamed data set, or apply RandAugment or ``transform``; no effect on the values."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """On an unreadable image: stop and name it, or leave it out and count it."""
     memory_limit_mb: int = 2048
@@ -81,8 +89,8 @@ class DataSettings:
     on_device: Switch = "auto"
     """Keep the pixels on the GPU as 8-bit values, and augment there; no effect on the values.
 
-    Works if the data set is held in memory and RandAugment is off. ``auto`` does so if they take at most a quarter of
-    the GPU's free memory. No effect without a GPU.
+    Works if the data set is held in memory and RandAugment and ``transform`` are off. ``auto`` does so if they take at
+    most a quarter of the GPU's free memory. No effect without a GPU.
     """
     root: str = "data"
     """Folder that ``torchvision:`` downloads into."""
@@ -99,12 +107,15 @@ def check(settings: DataSettings) -> DataSettings:
     alpha = "a finite number of at least 0, where 0 is off"
     per_class = "a number of samples per class, 0 for no labels, or null for all"
     probability = "a probability in [0, 1]"
+    transform = "torchvision:<class> or timm:<policy>, or null for none"
+    named = isinstance(s.transform, str) and bool(re.match(r"(torchvision|timm|object):.", s.transform))
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
         ("labelled", s.labelled is None or s.labelled >= 0, per_class, "null"),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         ("crop_padding", s.crop_padding >= 0, count, "0"),
         ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),
+        ("transform", s.transform is None or named, transform, "torchvision:TrivialAugmentWide"),
         ("random_erasing", 0 <= s.random_erasing <= 1, probability, "0.25"),
         ("mixup", 0 <= s.mixup < math.inf, alpha, "0.8"),
         ("cutmix", 0 <= s.cutmix < math.inf, alpha, "1.0"),
@@ -132,5 +143,8 @@ def check(settings: DataSettings) -> DataSettings:
     if s.crop_padding and s.random_resized_crop and not errors:
         together = "0 together with data.random_resized_crop=true"
         errors = [InvalidValueError("data.crop_padding", together, s.crop_padding, "type data.crop_padding=0")]
+    if s.transform is not None and s.randaugment is not None and not errors:
+        together = "null together with data.randaugment, whose place it takes"
+        errors = [InvalidValueError("data.transform", together, repr(s.transform), "type data.randaugment=null")]
     raise_all(errors)
     return settings

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,7 +43,8 @@ class TorchSplit(Split):
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []
         for position, bits in zip(index.tolist(), seeds.tolist(), strict=True):
-            with _seeded(bits):
+            with rng.seeded() as seed_generators:
+                seed_generators(bits)
                 image, label = _sample(self.dataset, position)
             expected = int(self.labels[position])
             if label != expected:
@@ -111,7 +110,8 @@ def from_datasets(
             continue
         if not len(dataset):
             raise InvalidValueError(part, "at least 1 sample", "0", "pass a data set with samples")
-        with _seeded(0):
+        with rng.seeded() as seed_generators:
+            seed_generators(0)
             shape = tuple(_sample(dataset, 0)[0].shape)
         expected = expected or shape
         if shape != expected:
@@ -172,7 +172,8 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
 def _targets(dataset: Mapped) -> NDArray[np.int64]:
     targets = getattr(dataset, "targets", None)
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
-        with _seeded(0):
+        with rng.seeded() as seed_generators:
+            seed_generators(0)
             return np.array([_sample(dataset, position)[1] for position in range(len(dataset))], np.int64)
     return np.array([_label(target, position) for position, target in enumerate(targets)], np.int64)
 
@@ -192,19 +193,3 @@ def _label(label: Any, position: int) -> int:
             f"{kind}{shape}",
             "return one whole number, or None where unlabelled (soft labels are the teacher's to give)",
         ) from error
-
-
-@contextmanager
-def _seeded(bits: int) -> Iterator[None]:
-    """Seed the CPU's global generators (Python's, NumPy's, torch's), and restore them afterwards."""
-    # torch.manual_seed would also reset the accelerators' generators, which belong to the training loop.
-    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    random.seed(bits)
-    np.random.seed(bits & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(bits >> 1)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.default_generator.set_state(torch_state)
