@@ -59,6 +59,14 @@ def test_the_readme_shows_the_example_as_it_is():
     assert (EXAMPLES / "ten_lines.py").read_text() in shown
 
 
+def test_the_six_lines_of_the_readme_run():
+    code = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))]) == 4
+    lines = {}
+    exec(code, lines)
+    assert lines["student_logits"].grad.abs().sum() > 0
+
+
 def test_own_loop_needs_no_engine(tmp_path):
     _, said, _ = play("own_loop.py", tmp_path)
     teacher, student = (float(share) for share in re.search(r"teacher ([\d.]+)%, student ([\d.]+)%", said).groups())

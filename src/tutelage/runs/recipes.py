@@ -70,9 +70,7 @@ def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False
     value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
     kept = {key: value[key] for key in shared if key in value}
-    if isinstance(
-        kept.get("data"), Mapping
-    ):  # A transform varies training images alone; its library need not be there.
+    if isinstance(kept.get("data"), Mapping):  # Evaluation views have no transform: its library need not be there.
         kept["data"] = {**kept["data"], "transform": None}
     changed = config.override({"name": "evaluate", **kept, **settings, "student": model}, overrides)
     recipe = config.parse(Recipe, changed, where="evaluate")
