@@ -76,8 +76,15 @@ class TutelageError(Exception):
         return "\n".join(message(*part._fields) for part in self.errors)
 
     def renamed(self, rename: Callable[[str], str]) -> Self:
-        """Return a copy in which ``rename`` was applied to what each error is about."""
-        return type(self).of(type(part)(rename(part.what), *part._fields[1:]) for part in self.errors)
+        """Return a copy in which ``rename`` was applied to what each error is about, also where that is to be typed."""
+
+        def copy(part: TutelageError) -> TutelageError:
+            what, typed = rename(part.what), f"{part.what}="
+            # What to type is the key; what it is in, such as a file, is not typed.
+            instead = part.instead.replace(typed, f"{what}=") if part.what and ": " not in what else part.instead
+            return type(part)(what, part.expected, part.got, instead)
+
+        return type(self).of(map(copy, self.errors))
 
     def within(self, where: str) -> Self:
         """Return a copy that names first what the error is in, such as a file; only that where it is all there is."""

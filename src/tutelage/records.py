@@ -225,7 +225,7 @@ def storage_error(error: OSError, what: str, *, folder: Path, elsewhere: str) ->
     if error.errno == errno.ENOSPC:
         there = next(filter(Path.exists, (folder, *folder.parents)))
         got += f", {shutil.disk_usage(there).free / 1e6:.1f} MB free"
-        instead = "free some space and type the same command again to resume"
+        instead = "free some space and run the same command again to resume"
     refused = StorageError(what, "to be able to write it", got, instead)
     refused.errno, refused.strerror = error.errno, error.strerror
     return refused

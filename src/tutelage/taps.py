@@ -123,8 +123,8 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
         raise InvalidValueError(
             f"tap {name}",
             f"a submodule of {getattr(card, 'name', type(network).__name__)}",
-            repr(path),
-            f"type for example {(', '.join(some) if some else 'another network: it has no submodules')}",
+            repr(name),
+            f"type one of {', '.join(some)}" if some else "name another network: this one has no submodules",
         )
     return modules[path], is_input
 

@@ -493,7 +493,7 @@ def test_a_full_disk_stops_a_run_that_resumes_when_there_is_room(tmp_path, small
     with refused(CheckpointError, got=os.strerror(errno.ENOSPC)) as caught:
         do(small_disk / "stopped", reporter=Fills(), **how)
     assert re.fullmatch(r"checkpoint 00-\d{9}", caught.value.what)
-    assert re.search(r"\b00-\d{9}\b", caught.value.instead)
+    assert re.search(r"\b00-\d{9}\b", caught.value.got)
     ballast.unlink()
     run = do(small_disk / "stopped", **how)
     assert weights(run) == weights(never_stopped)
@@ -933,7 +933,7 @@ def test_a_disk_that_is_full_when_records_are_written_is_one_line(tmp_path, monk
     error = caught.value
     assert records.METRICS in error.what
     assert re.fullmatch(r"No space left on device, \d+\.\d MB free", error.got)
-    assert error.instead == "free some space and type the same command again to resume"
+    assert error.instead == "free some space and run the same command again to resume"
     assert len(str(error).splitlines()) == 1
     assert Run(tmp_path / "a").manifest["status"] == "failed"
     monkeypatch.undo()

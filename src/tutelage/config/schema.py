@@ -73,7 +73,9 @@ def _of_kind(default: str) -> BeforeValidator:
 
 def _check_seed(seed: int, info: ValidationInfo) -> int:
     if seed >= 2**63:  # generators take 64 bits
-        raise InvalidValueError("", "a whole number >= 0 and < 2**63", seed, f"for example {info.field_name}=0")
+        raise InvalidValueError(
+            info.field_name, "a whole number >= 0 and < 2**63", seed, f"for example {info.field_name}=0"
+        )
     return seed
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.errors import RunError
 from tutelage.types import UNLABELLED
 
 BLOCK = 1 << 16
@@ -32,10 +33,16 @@ LOW, HIGH = 1e-13, 1e13
 """Bounds within which sums of exponentials need no shift: nothing that matters has vanished, and their logarithms are
 exact to 1e-6 in float32."""
 
-NO_SECOND_DERIVATIVE = (
-    "tutelage.kernels: expected a first derivative, got a second, which these functions do not have; "
-    "type tutelage.losses.cross_entropy and the loss itself instead"
-)
+
+def no_second_derivative() -> RunError:
+    """Return what is raised where a gradient is differentiated again."""
+    return RunError(
+        "tutelage.kernels",
+        "a first derivative",
+        "a second, which these functions do not have",
+        "type tutelage.losses.cross_entropy and the loss itself instead",
+    )
+
 
 Rows = tuple[Tensor, ...]
 """Sums by row, unbound, as unpacking a tensor costs more."""
@@ -305,4 +312,4 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
+        raise no_second_derivative()

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from tutelage.kernels import triton_kernels
-from tutelage.kernels.cpu_sweeps import NO_SECOND_DERIVATIVE
+from tutelage.kernels.cpu_sweeps import no_second_derivative
 from tutelage.kernels.divergence import Divergence
 
 BLOCK = 2048
@@ -229,7 +229,7 @@ def _differentiate(ctx: Any, of_ce: Tensor | None, of_values: Tensor | None, _: 
 
 
 def _refuse(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(NO_SECOND_DERIVATIVE)
+    raise no_second_derivative()
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

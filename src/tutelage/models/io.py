@@ -66,7 +66,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        got = f"the keys {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
+        keys = f"the keys {_some(map(str, content))}" if content else "no keys"
+        got = keys if isinstance(content, Mapping) else type(content).__name__
         raise InvalidValueError(
             "weights",
             f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}",
@@ -91,8 +92,8 @@ def _content(path: Path) -> Any:
                 raise InvalidValueError(
                     "weights",
                     "tensors alone",
-                    f"{path}, which refers to {refused.group(1)} and could run code when read",
-                    ("it was not read. If you trust it, load it in a separate process and save its state dict again"),
+                    f"{path}, which refers to {refused.group(1)} and could run code when read, so that it was not",
+                    "if you trust it, load it in a separate process and save its state dict again",
                 ) from error
             reason = "no pickle of tensors alone"
         raise InvalidValueError(

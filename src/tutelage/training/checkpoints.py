@@ -7,6 +7,7 @@ written under a temporary name, synced, and renamed; the last two are kept. One 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -129,11 +130,12 @@ class Checkpoints:
             yield
         except OSError as error:
             last = (self._names() or ["none"])[-1]
+            remedy = "free some space" if error.errno == errno.ENOSPC else "allow it"
             raise CheckpointError(
                 what,
-                "room to write it",
-                error.strerror or error,
-                (f"the last good checkpoint is {last}: free some space and run the same command again to resume"),
+                "to be able to write it",
+                f"{error.strerror or error}; the last good checkpoint is {last}",
+                f"{remedy} and run the same command again to resume",
             ) from error
 
     def _names(self) -> list[str]:

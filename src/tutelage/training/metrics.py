@@ -119,10 +119,7 @@ def raise_if_nonfinite(log: Tensor, *, stage: int) -> None:
     raise NonFiniteError(
         f"step {step + 1} of stage {stage + 1}",
         "a finite loss and gradient",
-        "NaN or infinity",
-        (
-            f"samples with non-finite student or teacher logits: {named}{more}; the step was not applied: "
-            "look at these samples or lower optimizer.lr, or type nonfinite=skip to continue without "
-            "such steps"
-        ),
+        f"NaN or infinity; samples with non-finite student or teacher logits: {named}{more}",
+        "look at these samples, lower optimizer.lr, or type nonfinite=skip to continue without such steps: this one "
+        "was not applied",
     )

@@ -101,5 +101,7 @@ def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> Raw:
             labels += [label] * len(kept)
     if not names:
         kinds = " ".join(sorted(EXTENSIONS))
-        raise InvalidValueError("data.source", f"images ({kinds})", f"none in imagefolder:{path}", f"expected {_SHAPE}")
+        raise InvalidValueError(
+            "data.source", f"images ({kinds})", f"none in imagefolder:{path}", f"arrange them as {_SHAPE}"
+        )
     return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))

@@ -36,12 +36,8 @@ def table(*families: Iterable[Entry]) -> Mapping[str, Entry]:
     merged: dict[str, Entry] = {}
     for entry in chain.from_iterable(families):
         if entry.name in merged:
-            raise InvalidValueError(
-                "entries",
-                "each name once",
-                f"{entry.name!r} twice ({merged[entry.name].paper}",
-                f"{entry.paper}); rename one of them",
-            )
+            twice = f"{entry.name!r} twice, of {merged[entry.name].paper} and of {entry.paper}"
+            raise InvalidValueError("entries", "each name once", twice, "rename one of them")
         merged[entry.name] = entry
     return MappingProxyType(merged)
 
