@@ -125,7 +125,7 @@ def test_two_taps_do_not_record_for_each_other():
 def test_an_unknown_name_is_answered_with_the_nearest():
     with refused(InvalidValueError, "tap secnd", got="'secnd'", suggests="second"):
         find(Small(), "secnd")
-    with refused(InvalidValueError, "tap zzz:input", got="'zzz'", suggests="first"):
+    with refused(InvalidValueError, "tap zzz:input", got="'zzz:input'", suggests="first"):
         find(Small(), "zzz:input")
 
 

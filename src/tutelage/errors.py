@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -79,9 +80,9 @@ class TutelageError(Exception):
         """Return a copy in which ``rename`` was applied to what each error is about, also where that is to be typed."""
 
         def copy(part: TutelageError) -> TutelageError:
-            what, typed = rename(part.what), f"{part.what}="
-            # What to type is the key; what it is in, such as a file, is not typed.
-            instead = part.instead.replace(typed, f"{what}=") if part.what and ": " not in what else part.instead
+            what, instead = rename(part.what), part.instead
+            if part.what and ": " not in what:  # What it is in, such as a file, is not typed.
+                instead = re.sub(rf"(?<![\w./-]){re.escape(part.what)}=", f"{what}=", instead)
             return type(part)(what, part.expected, part.got, instead)
 
         return type(self).of(map(copy, self.errors))

@@ -329,7 +329,7 @@ def check_transform(f: Transform) -> None:
         >>> check_transform(Pointwise("logarithm", gamma=0.01))
         >>> check_transform(lambda log_x: 2 * log_x)
         Traceback (most recent call last):
-        ValueError: transform: expected f(x) >= x, got log f(x) = -2.07e-06 at log x = -1.04e-06; ...
+        tutelage.errors.InvalidValueError: transform: expected f(x) >= x, got log f(x) = -2.07e-06 at...
     """
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
         below = -torch.logspace(-8, 4, 400, dtype=torch.float64)

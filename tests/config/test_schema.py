@@ -604,9 +604,9 @@ def test_a_key_that_is_near_to_nothing_is_answered_with_all():
         ({"optimizer": {"lr": math.inf}}, "optimizer.lr", "inf", "optimizer.lr=0.05"),
         ({"seed": 2**63}, "seed", 2**63, "seed=0"),
         ({"data_seed": 10**23}, "data_seed", 10**23, "data_seed=0"),
-        ({"teacher": {"train": {"model": "m", "seed": 2**63}}}, "teacher.train.seed", 2**63, "seed=0"),
+        ({"teacher": {"train": {"model": "m", "seed": 2**63}}}, "teacher.train.seed", 2**63, "teacher.train.seed=0"),
         ({"data": {"split_seed": 2**63}}, "data.split_seed", 2**63, "data.split_seed=0"),
-        ({"objective": {"wttm": {"gamma": 0.5, "beta": -1}}}, "objective.wttm.beta", -1.0, "beta=0.9"),
+        ({"objective": {"wttm": {"gamma": 0.5, "beta": -1}}}, "objective.wttm.beta", -1.0, "objective.wttm.beta=0.9"),
         ({"optimizer": {"name": "sgd", "lr": -1}}, "optimizer.lr", -1.0, "optimizer.lr=0.05"),
         ({"optimizer": {"name": "sgd", "lr": "x"}}, "optimizer.lr", "'x'", "optimizer.lr=0.05"),
         ({"optimizer": {"name": "adamw", "betas": [0.9]}}, "optimizer.betas", "[0.9]", "optimizer.betas=[0.9, 0.999]"),
@@ -634,8 +634,13 @@ def test_a_key_that_is_near_to_nothing_is_answered_with_all():
         ({"graphs": "maybe"}, "graphs", "'maybe'", "graphs=auto"),
         ({"data": {"on_device": "cuda"}}, "data.on_device", "'cuda'", "data.on_device=auto"),
         ({"stages": [{"epochs": 0}]}, "stages.0.epochs", 0, "stages.0.epochs=1"),
-        ({"stages": [{"optimizer": {"name": "sgd", "lr": 0}}]}, "stages.0.optimizer.lr", 0.0, "optimizer.lr=0.05"),
-        ({"objective": {"ttm": {"gamma": 0, "beta": 1}}}, "objective.ttm.gamma", 0, "gamma=0.1"),
+        (
+            {"stages": [{"optimizer": {"name": "sgd", "lr": 0}}]},
+            "stages.0.optimizer.lr",
+            0.0,
+            "stages.0.optimizer.lr=0.05",
+        ),
+        ({"objective": {"ttm": {"gamma": 0, "beta": 1}}}, "objective.ttm.gamma", 0, "objective.ttm.gamma=0.1"),
     ],
 )
 def test_a_wrong_value_is_answered(changes, what, got, suggests):
@@ -674,7 +679,12 @@ def test_what_is_missing_is_named():
         ({"baseline": "kdd"}, "baseline", "'kdd'", "baseline=kd"),
         ({"baseline": 3}, "baseline", 3, "baseline=null"),
         ({"seds": 1}, "seds", "'seds'", "seeds"),
-        ({"objectives": {"kd": {"kd": {"temperature": 0}}}}, "objectives.kd.kd.temperature", 0, "temperature=4.0"),
+        (
+            {"objectives": {"kd": {"kd": {"temperature": 0}}}},
+            "objectives.kd.kd.temperature",
+            0,
+            "objectives.kd.kd.temperature=4.0",
+        ),
     ],
 )
 def test_a_comparison_that_is_wrong_is_answered(changes, what, got, suggests):

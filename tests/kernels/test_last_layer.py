@@ -219,7 +219,7 @@ def test_a_term_without_weight_counts_nothing_where_it_is_infinite():
 
 
 def test_a_loss_must_return_a_value_a_token():
-    with refused(InvalidValueError, "loss", got="()", suggests="kernels.linear"):
+    with refused(InvalidValueError, "loss", got="()", suggests="tutelage.kernels.linear"):
         kernels.linear(lambda z, v: (z - v).square().mean(), **draw())
     with refused(InvalidTypeError, "loss", got="str"):
         kernels.linear("wttm", **draw())

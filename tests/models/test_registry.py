@@ -133,7 +133,7 @@ class TestNames:
         assert len(names) == len(set(names))
 
     def test_a_module_is_no_name(self):
-        with refused(InvalidTypeError, "model", got="Linear", suggests="adopt(module)"):
+        with refused(InvalidTypeError, "model", got="Linear", suggests="tutelage.models.adopt(module)"):
             create(nn.Linear(1, 2))
 
 

@@ -55,7 +55,7 @@ def test_every_fault_is_reported_at_once():
     }
     pair = "pairs.wide/narrow"
     whats = ["protocol.epochs", "protocol.dat", f"{pair}.student", f"{pair}.studnt", "seeds", "titel"]
-    suggests = ["epochs=240", "data", f"{pair}.student=cifar:resnet20", "seeds=1", "title"]
+    suggests = ["protocol.epochs=240", "data", f"{pair}.student=cifar:resnet20", "seeds=1", "title"]
     with refused(RecipeError, [f"study: {what}" for what in whats], got=["'dat'", "'studnt'"], suggests=suggests):
         parse({**SMALL, **wrong})
 
@@ -120,13 +120,13 @@ def test_every_fault_is_reported_at_once():
             {"pairs": {"a/b": {"teacher": "mlp:16", "student": "mlp:8", "settings": {"seed": 3}}}},
             "pairs.a/b.settings.seed",
             3,
-            "seed=...",
+            "protocol.seed=...",
         ),
         (
             {"methods": {"kd": {"objective": "kd", "settings": {"data_seed": 3}}}},
             "methods.kd.settings.data_seed",
             3,
-            "data_seed=...",
+            "protocol.data_seed=...",
         ),
         (
             {"methods": {"kd": {"objective": "kd", "published": {"wide/narrow": 0.725}}}},
@@ -333,8 +333,12 @@ def test_values_of_objectives_in_every_section_are_checked_at_once():
         "study: protocol.stages.0.objective.kd.temperature",
         "study: pairs.wide/narrow.teacher.train.objective.cross_entropy.label_smoothing",
     ]
-    with refused(RecipeError, whats, got=[-1, 2], suggests=["temperature=4.0", "label_smoothing=0.1"]):
-        parse({**SMALL, "protocol": protocol, "pairs": {"wide/narrow": {"teacher": teacher, "student": "mlp:8"}}})
+    typed = [f"{what.removeprefix('study: ')}={value}" for what, value in zip(whats, (4.0, 0.1), strict=True)]
+    with refused(RecipeError, whats, got=[-1, 2], suggests=typed):
+        parse(
+            {**SMALL, "protocol": protocol, "pairs": {"wide/narrow": {"teacher": teacher, "student": "mlp:8"}}},
+            check=from_spec,
+        )
     settings = {"stages": [{"objective": {"ttm": {"gamma": 0}}}]}
     with refused(RecipeError, "study: methods.a.settings.stages.0.objective.ttm.gamma", got=0):
-        parse({**SMALL, "methods": {"a": {"objective": "kd", "settings": settings}}})
+        parse({**SMALL, "methods": {"a": {"objective": "kd", "settings": settings}}}, check=from_spec)

@@ -154,7 +154,7 @@ def test_a_disk_that_refuses_leaves_the_last_good_one(checkpoints):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with refused(CheckpointError, f"checkpoint {name(9)}", got=os.strerror(errno.EFBIG), suggests=name(6)):
+        with refused(CheckpointError, f"checkpoint {name(9)}", got=[os.strerror(errno.EFBIG), name(6)]):
             checkpoints.save(name(9), {"w": torch.zeros(10_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_the_last_good_one(small_disk):
 
 def test_a_first_one_that_is_refused_says_that_there_is_none(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    with refused(CheckpointError, f"checkpoint {name(3)}", got=os.strerror(errno.EEXIST), suggests="none"):
+    with refused(CheckpointError, f"checkpoint {name(3)}", got=[os.strerror(errno.EEXIST), "none"]):
         save(Checkpoints(tmp_path / "checkpoints"), 3)
 
 

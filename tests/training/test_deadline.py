@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from tests._helpers.fit_cases import Rows, fitted, mlp, samples, untimed
 from tests._helpers.refusals import refused
@@ -12,7 +14,7 @@ def test_work_is_begun_only_where_there_is_time_for_all_of_it():
     assert deadline.left == 3.0
     deadline.check("a step", 2.9)
     for work in (3.0, 4.0):
-        with pytest.raises(DeadlineExceeded, match=r"^a step: no time is left for it"):
+        with refused(DeadlineExceeded, "a step"):
             deadline.check("a step", work)
     assert Deadline(7.0, clock=lambda: 7.0).over()
 
@@ -52,8 +54,9 @@ def test_a_fit_that_is_stopped_in_time_goes_on_to_the_same_bits(tmp_path, stop):
     whole, student, clock = mlp(), mlp(), Clock()
     expected = fitted(whole, Rows(*samples(), batch_size=16))
     rows = TimedBatches(Ticking(*samples(), batch_size=16, clock=clock), Deadline(stop, evaluation=1.0, clock=clock))
-    with pytest.raises(DeadlineExceeded, match=r"^stopped in time before step [123] of epoch [12]$"):
+    with refused(DeadlineExceeded) as caught:
         fitted(student, rows, folder=tmp_path)
+    assert re.fullmatch(r"step [123] of epoch [12]", caught.value.what)
     taken = {0.5: 0, 2.5: 2, 3.0: 2, 4.5: 4}[stop]
     saved = Checkpoints(tmp_path / "checkpoints").load()
     assert (saved.state["step"] if saved else 0) == taken

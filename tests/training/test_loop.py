@@ -241,20 +241,20 @@ def test_a_step_that_is_not_finite_is_named_and_not_applied(accumulate):
     torch.manual_seed(1)
     fitted(control, Rows(inputs[:16], labels[:16], batch_size=8), teacher=Says(poisoned([])), **how)
     torch.manual_seed(1)
-    with refused(NonFiniteError, "step 3 of stage 1", suggests=["17, 20", "optimizer.lr", "nonfinite=skip"]):
+    with refused(NonFiniteError, "step 3 of stage 1", got="17, 20", suggests=["optimizer.lr", "nonfinite=skip"]):
         fitted(stopped, Rows(inputs, labels, batch_size=8), teacher=Says(poisoned([20, 17])), log_steps=1, **how)
     assert same_bits(state(stopped), state(control))
 
 
 def test_the_first_of_several_is_named_at_the_next_look():
     rows = Rows(*samples(48), batch_size=8)
-    with refused(NonFiniteError, "step 2 of stage 1", suggests=9):
+    with refused(NonFiniteError, "step 2 of stage 1", got=9):
         fitted(mlp(), rows, teacher=Says(poisoned([9, 33])), objective=MATCH, log_steps=50)
 
 
 def test_many_samples_are_named_in_part():
     rows = Rows(*samples(48), batch_size=24)
-    with refused(NonFiniteError, "step 1 of stage 1", suggests="8 more"):
+    with refused(NonFiniteError, "step 1 of stage 1", got="8 more"):
         fitted(mlp(), rows, teacher=Says(poisoned(range(48))), objective=MATCH)
 
 
@@ -263,7 +263,7 @@ def test_a_loss_that_breaks_with_finite_logits_names_no_sample():
         return student_logits.sum(-1) * torch.inf
 
     objective = Objective.of(WeightedTerm("breaks", 1.0, Apply(breaks)))
-    with refused(NonFiniteError, "step 1 of stage 1", suggests="none"):
+    with refused(NonFiniteError, "step 1 of stage 1", got="none"):
         fitted(mlp(), Rows(*samples(48), batch_size=8), objective=objective)
 
 
@@ -578,7 +578,8 @@ def test_of_equally_good_epochs_the_first_is_kept(tmp_path):
 
 def test_a_disk_that_refuses_the_best_weights_is_told_of_like_one_that_refuses_a_checkpoint(tmp_path):
     rows = Rows(*samples(), batch_size=16)
-    keep = CheckpointSink(Checkpoints(tmp_path / "checkpoints"), tmp_path / "gone" / "best.safetensors", {})
+    (tmp_path / "best.safetensors").mkdir()  # no file can take its place
+    keep = CheckpointSink(Checkpoints(tmp_path / "checkpoints"), tmp_path / "best.safetensors", {})
     distiller, held = Distiller(mlp(), objectives.cross_entropy()), [EvalSet("test", rows)]
     with refused(CheckpointError, "best.safetensors"):
         list(fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), keep=keep, held_out=held))

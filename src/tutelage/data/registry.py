@@ -57,7 +57,7 @@ def open_data(settings: DataSettings, *, transform: custom_transforms.Function |
     kind, name = parse_source(settings.source)
     splits = open_digits(settings) if kind == "digits" else _OPENERS[kind](name, settings)
     if settings.randaugment is not None:
-        importlib.import_module("tutelage.data.randaugment")  # Here, once, and not in each worker process.
+        importlib.import_module(f"{__package__}.randaugment")  # Here, once, and not in each worker process.
     if settings.transform is None:
         return splits
     shape: dict[str, Any] = {"image_size": splits.image_size, "channels": splits.channels}

@@ -66,8 +66,9 @@ def read(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        keys = f"the keys {_some(map(str, content))}" if content else "no keys"
-        got = keys if isinstance(content, Mapping) else type(content).__name__
+        got = type(content).__name__
+        if isinstance(content, Mapping):
+            got = f"the keys {_some(map(str, content))}" if content else "no keys"
         raise InvalidValueError(
             "weights",
             f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}",

@@ -127,5 +127,5 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    ROWS.write_text(rows_json())
+    ROWS.write_text(rows_json(), encoding="utf-8")
     sys.stdout.write(page())

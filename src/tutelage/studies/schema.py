@@ -329,7 +329,7 @@ def _errors_in(
     settings: Mapping[str, Any], info: ValidationInfo, protocol: Mapping[str, Any] | None = None
 ) -> list[TutelageError]:
     """Return what is wrong with keys of a recipe, laid over a protocol's."""
-    instead = ELSEWHERE | ({} if protocol is None else {key: f"type {key}=... of the protocol" for key in SEEDS})
+    instead = ELSEWHERE | ({} if protocol is None else {key: f"type protocol.{key}=..." for key in SEEDS})
     errors: list[TutelageError] = [
         InvalidValueError(key, "none here", messages.shown(settings[key]), text)
         for key, text in instead.items()

@@ -121,7 +121,7 @@ class Checkpoints:
         names = self._names()
         if not names:
             return "no checkpoint yet"
-        state = json.loads((self.folder / names[-1] / STATE).read_text())
+        state = json.loads((self.folder / names[-1] / STATE).read_text(encoding="utf-8"))
         return f"a checkpoint after epoch {state['epoch']}, step {state['step']}"
 
     @contextlib.contextmanager
