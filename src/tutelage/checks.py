@@ -161,15 +161,12 @@ def feature_pair(
 def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
     """Refuse a student and a teacher that differ in shape; nothing is broadcast."""
     if student.shape != teacher.shape:
-        raise InvalidValueError(
-            teacher_name,
-            f"the shape of {student_name}, {tuple(student.shape)}",
-            tuple(teacher.shape),
-            (
-                f"feed both networks the same batch and the same classes, or type {teacher_name}.expand_as("
-                f"{student_name})"
-            ),
-        )
+        expected, got = f"the shape of {student_name}, {tuple(student.shape)}", tuple(teacher.shape)
+        pairs = zip(reversed(teacher.shape), reversed(student.shape), strict=False)
+        expands = teacher.ndim <= student.ndim and all(size in (1, wanted) for size, wanted in pairs)
+        instead = "feed both networks the same batch and the same classes"
+        typed = f"type {teacher_name}.expand_as({student_name})"
+        raise InvalidValueError(teacher_name, expected, got, typed if expands else instead)
 
 
 def labels_for(logits: Tensor, labels: Tensor) -> bool:

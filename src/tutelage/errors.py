@@ -167,9 +167,7 @@ def explained(error: Exception) -> Exception:
         if module == __package__:
             caller = frame.f_locals.get("self")
             names = [*inner, getattr(caller, "user_code", None)] if hasattr(caller, "user_code") else [None]
-            return (
-                UserCodeError(names[0], "no error", reason, "mend it, or what is handed to it") if names[0] else error
-            )
+            return UserCodeError(names[0], "no error", reason, "fix it, or what is passed to it") if names[0] else error
         if module not in _LIBRARIES and module not in sys.stdlib_module_names:
             inner.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})")
     return error

@@ -109,7 +109,7 @@ def _transformed(image: Image.Image, transform: Transform, which: str) -> NDArra
             name,
             f"an image out of {which}",
             f"{type(error).__name__}: {one_line(error)}",
-            "mend it, or type data.transform=null",
+            "fix it, or type data.transform=null",
         ) from error
     given = pixels_of(image)
     if isinstance(result, Image.Image):
