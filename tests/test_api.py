@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 import tutelage
 from tutelage import objectives, records
+from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.report import html
 
@@ -136,3 +137,19 @@ def test_a_comparison_refuses_objects_of_which_there_is_one(key, value, tmp_path
         tutelage.compare(**{**asked, key: value}, runs=tmp_path)
     assert caught.value.what == key
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "instead"),
+    [
+        ({"optimizer": {"name": "adam"}}, "optimizer={'name': 'adamw'}"),
+        ({"optimizer": {"name": "adamw", "betas": [2, 2]}}, "optimizer={'betas': [0.9, 0.999]}"),
+        ({"device": "gpu"}, "device='cpu'"),
+        ({"epochs": 0}, "epochs=240"),
+    ],
+)
+def test_what_to_type_instead_is_python(setting, instead, tmp_path):
+    with pytest.raises(RecipeError) as raised:
+        tutelage.distill(student="mlp:4", teacher=None, data="digits", objective="kd", runs=tmp_path, **setting)
+    assert raised.value.instead.endswith(instead)
+    compile(f"f({instead})", "typed", "eval")

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
 from torch import nn
 
-from tutelage import data, models, objectives, records
-from tutelage.config.schema import TOGETHER, Comparison, Recipe
+from tutelage import config, data, models, objectives, records
+from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
 from tutelage.errors import InvalidTypeError, RecipeError
 from tutelage.models import Classifier
@@ -127,7 +127,7 @@ def distill(
     }
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
-    recipe = parse(Recipe, value, where="distill")
+    recipe = _parse(Recipe, value, where="distill")
     stages = [stage if isinstance(stage, Mapping) else dict(stage) for stage in settings.get("stages") or [{}]]
     # What each fit learns from, as it was passed: two objectives of the caller's may have one spec.
     passed = [stage.get("objective") or objective for stage in stages]
@@ -150,6 +150,27 @@ def run(
 ) -> Run:
     """`execute` a run, with its report, and that of a teacher that it trains."""
     return execute(recipe, folder, options=with_reports(options), run_inputs=run_inputs, expected=expected)
+
+
+def _parse(kind: type[R], value: Mapping[str, Any], *, where: str) -> R:
+    """Check a recipe as `parse` does; what is to be typed instead is written as arguments of the call."""
+    try:
+        return parse(kind, value, where=where)
+    except RecipeError as error:
+        typed = r"(?<![\w.])([a-z_]+(?:\.[A-Za-z_]\w*)*)=(\[.*?\]|\{.*?\}|[^\s,;]+)"
+        raise RecipeError.of(
+            RecipeError(part.what, part.expected, part.got, re.sub(typed, _as_argument, part.instead))
+            for part in error.errors
+        ) from None
+
+
+def _as_argument(override: re.Match[str]) -> str:
+    """Write an override, such as ``optimizer.lr=0.1``, as an argument: ``optimizer={'lr': 0.1}``."""
+    name, *keys = override[1].split(".")
+    (value,) = config.override({}, [f"value={override[2]}"]).values()
+    for key in reversed(keys):
+        value = {key: value}
+    return f"{name}={value!r}"
 
 
 def _named(network: Model) -> str | nn.Module:
@@ -305,7 +326,7 @@ def compare(
         "share_data_seed": share_data_seed,
         "together": together,
     }
-    comparison = parse(Comparison, value, where="compare")
+    comparison = _parse(Comparison, value, where="compare")
     options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.compare(...)")
     comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
     return ComparedRuns(folder)

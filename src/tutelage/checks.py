@@ -60,7 +60,7 @@ def whole_number(value: object, name: str, *, example: int, minimum: int = 1) ->
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
     """Refuse a hyperparameter that is not one of the names; the nearest is suggested."""
     if value not in names:
-        hint = nearest(value, names, otherwise=f"type for example {name}={example}")
+        hint = nearest(value, names, otherwise=f"for example {name}={example}")
         raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), hint)
 
 
@@ -239,7 +239,7 @@ def _number(value: object, name: str, example: float, legal: Callable[[float], b
             name, "a Python number", type(value).__name__, f"type float({name}), for example {name}={example}"
         )
     if not legal(value):
-        raise InvalidValueError(name, expected, value, f"type for example {name}={example}")
+        raise InvalidValueError(name, expected, value, f"for example {name}={example}")
 
 
 def _floating(tensor: Tensor, name: str) -> Tensor:

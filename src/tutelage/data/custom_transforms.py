@@ -61,7 +61,7 @@ def find(name: str, *, image_size: tuple[int, int], channels: int, interpolation
         "data.transform",
         "the object that was passed from Python",
         f"its name, {name}",
-        "run the program that made it, or type for example data.transform=torchvision:TrivialAugmentWide",
+        "run the program that made it, or type data.transform=torchvision:TrivialAugmentWide, for example",
     )
 
 
@@ -146,14 +146,14 @@ def _of_torchvision(text: str) -> Function:
             "data.transform",
             "torchvision:<class>(<argument>=<value>, ...), values being numbers, texts, lists, True or None",
             f"torchvision:{text}",
-            "type for example data.transform='torchvision:RandAugment(num_ops=2, magnitude=9)'",
+            "for example data.transform='torchvision:RandAugment(num_ops=2, magnitude=9)'",
         ) from error
     if name not in classes:
         raise InvalidValueError(
             "data.transform",
             "a class of torchvision.transforms.v2",
             f"torchvision:{name}",
-            nearest(name, classes, otherwise="type for example data.transform=torchvision:TrivialAugmentWide"),
+            nearest(name, classes, otherwise="for example data.transform=torchvision:TrivialAugmentWide"),
         )
     try:
         transform: Function = classes[name](*arguments, **by_name)
@@ -210,7 +210,7 @@ def _of_timm(policy: str, image_size: tuple[int, int], channels: int, interpolat
             "data.transform",
             "a policy of timm's, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original or 3a",
             f"timm:{policy} ({type(error).__name__}: {one_line(error)})",
-            "type for example data.transform=timm:rand-m9-mstd0.5-inc1",
+            "for example data.transform=timm:rand-m9-mstd0.5-inc1",
         ) from error
     # Pillow has come to refuse to keep no bit, at which timm would stop in the middle of an epoch.
     operations = transform.ops if hasattr(transform, "ops") else [op for each in transform.policy for op in each]
