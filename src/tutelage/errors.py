@@ -33,6 +33,11 @@ def nearest(name: object, known: Collection[str], *, otherwise: str = "type one 
     return f"did you mean {near[0]}?" if near else otherwise
 
 
+def nearest_name(name: object, known: Collection[str]) -> str:
+    """Return the known name that resembles another most; the first where none does."""
+    return (get_close_matches(str(name), known, n=1) or list(known))[0]
+
+
 class TutelageError(Exception):
     """An error that is not a bug of this package. Every kind is also the builtin exception that fits.
 
@@ -124,6 +129,12 @@ class NotFoundError(TutelageError, FileNotFoundError):
 
 class MissingExtraError(TutelageError, ImportError):
     """An optional library that is not installed."""
+
+
+def missing_extra(what: object, library: str, extra: str, error: ImportError) -> MissingExtraError:
+    """Return the error where a library cannot be imported that an extra of this package installs."""
+    got, instead = f"none ({' '.join(str(error).split())})", f"type pip install 'tutelage[{extra}]'"
+    return MissingExtraError(what, f"the library {library}", got, instead)
 
 
 class UserCodeError(TutelageError, RuntimeError):

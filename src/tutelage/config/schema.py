@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import typing
@@ -17,7 +16,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tutelage.config import messages
-from tutelage.errors import InvalidValueError, raise_all
+from tutelage.errors import InvalidValueError, nearest_name, raise_all
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import (
@@ -313,8 +312,8 @@ class Comparison(Recipe):
     def _baseline_is_compared(cls, value: str | None, info: ValidationInfo) -> str | None:
         known = list(info.data.get("objectives", {}))
         if value is not None and known and value not in known:
-            near = difflib.get_close_matches(value, known, n=1) or known
-            raise InvalidValueError("", f"one of {', '.join(known)}", repr(value), f"type baseline={near[0]}")
+            instead = f"type baseline={nearest_name(value, known)}"
+            raise InvalidValueError("", f"one of {', '.join(known)}", repr(value), instead)
         return value
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tutelage.data import rng
-from tutelage.errors import InvalidValueError, MissingExtraError, UserCodeError, nearest
+from tutelage.errors import InvalidValueError, UserCodeError, missing_extra, nearest
 from tutelage.images import MEAN, RESAMPLING, image_of, one_line, pixels_of, rescale
 from tutelage.types import View
 
@@ -186,12 +186,7 @@ def _of_timm(policy: str, image_size: tuple[int, int], channels: int, interpolat
     try:
         from timm.data import auto_augment
     except ImportError as error:
-        raise MissingExtraError(
-            f"data.transform timm:{policy}",
-            "the library timm",
-            "none that can be imported",
-            "type pip install 'tutelage[timm]'",
-        ) from error
+        raise missing_extra(f"data.transform timm:{policy}", "timm", "timm", error) from error
     mean = MEAN if channels == 3 else (sum(MEAN) / 3,)
     settings: dict[str, Any] = {
         "translate_const": int(min(image_size) * 0.45),

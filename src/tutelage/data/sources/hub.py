@@ -17,7 +17,7 @@ from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.names import local_folder
-from tutelage.errors import InvalidValueError, MissingExtraError, NotFoundError
+from tutelage.errors import InvalidValueError, NotFoundError, missing_extra
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
@@ -98,12 +98,7 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise MissingExtraError(
-            "data.source",
-            "the library `datasets` for hf:",
-            f"none ({one_line(error)})",
-            "type: pip install 'tutelage[hf]'",
-        ) from error
+        raise missing_extra("data.source", "datasets for hf:", "hf", error) from error
     folder = local_folder(name)
     try:
         if folder is not None and (folder / "dataset_dict.json").exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from tutelage import records
 from tutelage.data.build import Description, Raw, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
-from tutelage.errors import InvalidValueError, NotFoundError
+from tutelage.errors import InvalidValueError, NotFoundError, nearest_name
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
 
@@ -50,13 +49,9 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
 
     known = [n for n in torchvision.datasets.__all__ if _halves(getattr(torchvision.datasets, n)) is not None]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise InvalidValueError(
-            "data.source",
-            "a torchvision data set with a training and a test half",
-            f"torchvision:{name}",
-            f"type torchvision:{near}, or another of {', '.join(known)}",
-        )
+        expected = "a torchvision data set with a training and a test half"
+        instead = f"type torchvision:{nearest_name(name, known)}, or another of {', '.join(known)}"
+        raise InvalidValueError("data.source", expected, f"torchvision:{name}", instead)
     refuse_train_as_test(settings, f"torchvision:{name}")
     build: Callable[..., Any] = getattr(torchvision.datasets, name)
     halves = []
