@@ -284,12 +284,8 @@ class Comparison(Recipe):
     @field_validator("objective", mode="before")
     @classmethod
     def _objective_has_a_name(cls, value: Any) -> Any:
-        raise InvalidValueError(
-            "",
-            "each objective of a comparison under its name",
-            messages.shown(value),
-            "type objectives.NAME=... instead",
-        )
+        instead = "type objectives.NAME=... instead"
+        raise InvalidValueError("", "each objective of a comparison under its name", messages.shown(value), instead)
 
     @field_validator("stages")
     @classmethod

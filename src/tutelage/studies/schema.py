@@ -172,12 +172,8 @@ def methods_by_name(value: Any) -> Any:
     if isinstance(value, list | tuple):
         names = [next(iter(_presets(entry)), "") for entry in value]
         if len(set(names)) < len(names) or "" in names or any(isinstance(entry, list) for entry in value):
-            raise InvalidValueError(
-                "",
-                "a list of presets, each once, or a mapping of names to objectives",
-                messages.shown(value),
-                "type methods: {NAME: {PRESET: {...}}}",
-            )
+            expected = "a list of presets, each once, or a mapping of names to objectives"
+            raise InvalidValueError("", expected, messages.shown(value), "type methods: {NAME: {PRESET: {...}}}")
         value = dict(zip(names, value, strict=True))
     if not isinstance(value, Mapping):
         return value

@@ -111,12 +111,9 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
             raise records.storage_error(
                 error, f"hf:{name} in '{library}'", folder=library, elsewhere="set HF_HOME to another folder"
             ) from error
-        raise NotFoundError(
-            "data.source",
-            "a data set that can be read",
-            f"hf:{name} ({one_line(error)})",
-            "check the name and the connection, or type the path of a local copy after hf:",
-        ) from error
+        expected = "a data set that can be read"
+        instead = "check the name and the connection, or type the path of a local copy after hf:"
+        raise NotFoundError("data.source", expected, f"hf:{name} ({one_line(error)})", instead) from error
     return splits, folder is not None
 
 
@@ -152,12 +149,9 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
         if split == "train":
             entries = [UNLABELLED if entry is None or entry == -1 else entry for entry in entries]
         if any(entry is None for entry in entries):
-            raise InvalidValueError(
-                "data.label",
-                f"a class index in every row of the split {split}",
-                f"an empty {column}",
-                "choose a data set whose rows are all labelled",
-            )
+            expected = f"a class index in every row of the split {split}"
+            instead = "choose a data set whose rows are all labelled"
+            raise InvalidValueError("data.label", expected, f"an empty {column}", instead)
         values[split] = np.array(entries, np.int64)
     names = getattr(halves["train"].features[column], "names", None)
     if names is None:

@@ -98,9 +98,6 @@ def _labels(dataset: Any, name: str) -> np.ndarray:
     try:
         return np.asarray([int(target) for target in targets], np.int64)
     except (TypeError, ValueError) as error:
-        raise InvalidValueError(
-            "data.source",
-            "one class for each image",
-            f"other targets from torchvision:{name}",
-            "choose a classification data set",
-        ) from error
+        expected = "one class for each image"
+        instead = "choose a classification data set"
+        raise InvalidValueError("data.source", expected, f"other targets from torchvision:{name}", instead) from error
