@@ -60,8 +60,8 @@ def whole_number(value: object, name: str, *, example: int, minimum: int = 1) ->
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
     """Refuse a hyperparameter that is not one of the names; the nearest is suggested."""
     if value not in names:
-        hint = nearest(value, names, otherwise=f"for example {name}={example}")
-        raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), hint)
+        instead = nearest(value, names, otherwise=f"for example {name}={example}")
+        raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), instead)
 
 
 def kind_of(value: object) -> object:

@@ -61,12 +61,12 @@ def refuse_train_as_test(settings: DataSettings, source: str) -> None:
         )
 
 
-def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: str) -> None:
+def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, instead: str) -> None:
     """Raise ValueError for labels outside the classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         got = f"{int(labels[wrong[0]])} for sample {int(wrong[0])} ({wrong.size} such)"
-        raise InvalidValueError("data.label", f"classes 0 to {classes - 1} in {what}", got, remedy)
+        raise InvalidValueError("data.label", f"classes 0 to {classes - 1} in {what}", got, instead)
 
 
 def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:

@@ -121,7 +121,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
         shapes = [f"{key} is {list(state[key].shape)}, not {list(expected[key].shape)}" for key in differing]
         kinds = {f"of {len(expected)} keys missing": missing, "unexpected": unexpected, "of another shape": shapes}
         problems = ", ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys)
-        hint = "name the architecture that it was trained as; `tutelage list models` lists them"
+        instead = "name the architecture that it was trained as; `tutelage list models` lists them"
         heads = {
             (state[key].shape[0], expected[key].shape[0])
             for key in differing
@@ -131,11 +131,11 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
         if len(layers) == len(heads) == 1 and not missing and not unexpected:
             [(stored, classes)] = heads
             if stored != classes:
-                hint = (
+                instead = (
                     f"the checkpoint has {stored} classes and the model {classes}: type classes={stored} "
                     "to take it as it is"
                 )
-        raise InvalidValueError("weights", f"a checkpoint of {name}", f"{path or 'one'} with {problems}", hint)
+        raise InvalidValueError("weights", f"a checkpoint of {name}", f"{path or 'one'} with {problems}", instead)
     network.load_state_dict(optional | state)
 
 

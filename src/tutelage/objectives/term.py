@@ -340,13 +340,13 @@ def shape_of(
     if tap not in shapes:
         raise missing(f"the shape of the {network}'s tap {tap}")
     shape = shapes[tap]
-    axes, expected, hint = KINDS[kind] if kind else ((len(shape),), "", "")
+    axes, expected, instead = KINDS[kind] if kind else ((len(shape),), "", "")
     if len(shape) not in axes:
-        raise InvalidValueError(f"tap {tap}", f"{expected} of the {network}", f"{shape} without the batch", hint)
+        raise InvalidValueError(f"tap {tap}", f"{expected} of the {network}", f"{shape} without the batch", instead)
     return shape
 
 
-def missing(what: str, argument: str = "") -> ValueError:
+def missing(what: str, argument: str = "") -> InvalidValueError:
     """Return the error for a context that lacks something, with the argument of `network_context` that provides it."""
     call = f"tutelage.network_context(objective, student, teacher, inputs{argument})"
     return InvalidValueError("context", what, "none", f"type context={call}")

@@ -157,5 +157,5 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
         "outputs",
         f"at most {limit_mb:.0f} MB",
         f"{size_mb:.0f} MB for {epochs} epochs of {samples} samples",
-        (f"type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or outputs=null to ask the live teacher"),
+        f"type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or outputs=null to ask the live teacher",
     )

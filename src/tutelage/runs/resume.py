@@ -150,8 +150,8 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
         return None
     earlier = records.read_json(path)
     if earlier.get("status") == "finished":
-        remedy = "type name=... for another, or remove the folder"
-        raise RecipeError("name", "a new run", f"{folder}, which is finished", remedy)
+        instead = "type name=... for another, or remove the folder"
+        raise RecipeError("name", "a new run", f"{folder}, which is finished", instead)
     if differs := recipe_differences(config.read(folder / records.RECIPE), recipe):
         expected = f"the recipe of the unfinished run {folder} to resume it"
         instead = "type name=... for a new run, or remove the folder"

@@ -139,20 +139,19 @@ def check_compatible(run_inputs: RunInputs) -> None:
             raise RecipeError.of([error.within(f"objective {name}")]) from None
     if teacher is None:
         return
-    card, remedy = teacher.card, "fine-tune it on these data with `tutelage train`, or name another"
+    card, what = teacher.card, f"teacher {teacher.card.name}"
+    instead = "fine-tune it on these data with `tutelage train`, or name another teacher"
     if card.classes != splits.classes:
-        expected = f"{splits.classes} classes, as the data and the student have"
-        raise RecipeError(f"teacher {card.name}", expected, card.classes, f"{remedy} teacher")
+        raise RecipeError(what, f"{splits.classes} classes, as the data and the student have", card.classes, instead)
     if card.fresh_head:
         expected = f"weights for {splits.classes} classes, as the data have"
-        instead = "fine-tune it on these data first with `tutelage train`, or name another"
-        raise RecipeError(f"teacher {card.name}", expected, "weights for another number", instead)
+        raise RecipeError(what, expected, "weights for another number", instead)
     # Names without anything in common are two notations for the same classes, such as words and WordNet ids.
     names, data_names = tuple(card.class_names or ()), tuple(splits.class_names)
     if set(names) & set(data_names) and names != data_names:
         k = next(k for k, (a, b) in enumerate(zip(names, data_names, strict=True)) if a != b)
         got = f"{names[k]!r} where they have {data_names[k]!r} (class {k})"
-        raise RecipeError(f"teacher {card.name}", "the classes of the data in their order", got, remedy)
+        raise RecipeError(what, "the classes of the data in their order", got, instead)
 
 
 def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
@@ -163,15 +162,11 @@ def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequen
         if (got := smallest(batch_size)) < min_batch:
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
             fitting = next((size for size in sizes if smallest(size) >= min_batch), None)
-            raise RecipeError(
-                "batch_size",
-                f"{min_batch} samples or more in every batch for objective {objective.name}",
-                (
-                    f"{got} in the smallest of {samples} samples by {batch_size}"
-                    f"{(f' on {world} processes' if world > 1 else '')}"
-                ),
-                f"type batch_size={fitting}" if fitting else "use more samples",
-            )
+            expected = f"{min_batch} samples or more in every batch for objective {objective.name}"
+            processes = f" on {world} processes" if world > 1 else ""
+            instead = f"type batch_size={fitting}" if fitting else "use more samples"
+            smallest_of = f"{got} in the smallest of {samples} samples by {batch_size}{processes}"
+            raise RecipeError("batch_size", expected, smallest_of, instead)
 
 
 def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:

@@ -135,8 +135,8 @@ def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mappi
 
 
 def _column_error(rows: Any, key: str, expected: str, got: str, suitable: Sequence[str]) -> InvalidValueError:
-    remedy = " or ".join(f"data.{key}={column}" for column in suitable)
-    instead = f"type {remedy}" if suitable else "none of them will do: choose another data set"
+    keys = " or ".join(f"data.{key}={column}" for column in suitable)
+    instead = f"type {keys}" if suitable else "none of them will do: choose another data set"
     return InvalidValueError(f"data.{key}", expected, got, f"the columns are {', '.join(rows.features)}; {instead}")
 
 
@@ -161,7 +161,7 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
             labels[labels != UNLABELLED] if split == "train" else labels,
             classes=len(names),
             what=f"the column {column} of the split {split}",
-            remedy="choose another column (data.label=...) or a data set whose splits are labelled alike",
+            instead="choose another column (data.label=...) or a data set whose splits are labelled alike",
         )
     return list(names), values
 

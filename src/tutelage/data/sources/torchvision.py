@@ -75,7 +75,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
     raws = []
     for half, values, split in zip(halves, labels, ("train", "test"), strict=True):
         what = f"torchvision:{name} ({split})"
-        check_labels(values, classes=len(classes), what=what, remedy="choose another data set")
+        check_labels(values, classes=len(classes), what=what, instead="choose another data set")
         raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode))
     description = Description(class_names=classes, settings=settings, source=f"torchvision:{name}")
     return from_images(raws[0], raws[1], description)

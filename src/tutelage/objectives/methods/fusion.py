@@ -148,7 +148,7 @@ class _BoundMGD(BoundFeatures):
         if student_size != teacher_size:
             raise InvalidValueError(
                 f"tap {self.spec.student_taps[0]}",
-                (f"a map of the height and width of the teacher's {self.spec.teacher_taps[0]}, {tuple(teacher_size)}"),
+                f"a map of the height and width of the teacher's {self.spec.teacher_taps[0]}, {tuple(teacher_size)}",
                 tuple(student_size),
                 "name taps where the two agree",
             )
