@@ -177,12 +177,10 @@ def explained(error: Exception) -> Exception:
         module = str(frame.f_globals.get("__name__")).partition(".")[0]
         if module == __package__:
             caller = frame.f_locals.get("self")
-            names = [*inner, getattr(caller, "user_code", None)] if hasattr(caller, "user_code") else [None]
-            return (
-                UserCodeError(names[0], "to run without an error", reason, "fix it, or what is passed to it")
-                if names[0]
-                else error
-            )
+            if not hasattr(caller, "user_code"):
+                return error
+            name, instead = inner[0] if inner else caller.user_code, "fix it, or what is passed to it"
+            return UserCodeError(name, "to run without an error", reason, instead) if name else error
         if module not in _LIBRARIES and module not in sys.stdlib_module_names:
             inner.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})")
     return error

@@ -99,7 +99,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("TUTELAGE_DEBUG"):
             raise
-        _end(*_explained(error))
+        _end(*_message_and_code(error))
 
 
 @contextlib.contextmanager
@@ -139,7 +139,7 @@ def _end(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _message_and_code(error: Exception) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
     error = errors.explained(error)
     text = str(error)

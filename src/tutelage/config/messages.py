@@ -22,12 +22,12 @@ SYNONYMS = {"model": "student", "student": "model"}
 """What a network to train is called, by whether it learns from another."""
 
 
-def explained(kind: type[BaseModel], error: ValidationError) -> RecipeError:
-    """Return all errors that pydantic found, each about a dotted key of the schema."""
-    return RecipeError.of(each for detail in error.errors(include_url=False) for each in _explain(kind, detail))
+def recipe_error(kind: type[BaseModel], error: ValidationError) -> RecipeError:
+    """Return the error for all that pydantic found, each about a dotted key of the schema."""
+    return RecipeError.of(each for detail in error.errors(include_url=False) for each in _errors_of(kind, detail))
 
 
-def _explain(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
+def _errors_of(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
     path, got, what = detail["loc"], detail["input"], detail["type"]
     if path[-1:] == ("[key]",):
         path, what = path[:-1], "invalid_key"

@@ -342,7 +342,7 @@ def parse(
     try:
         return kind.model_validate(dict(value), context={"check": check} if check else None)
     except pydantic.ValidationError as error:
-        raise messages.explained(kind, error).renamed(partial(_place, where, overrides)) from None
+        raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
 
 
 def _place(where: str, overrides: Sequence[str], key: str) -> str:

@@ -1,4 +1,4 @@
-"""Names of data sets, read without numpy and torch: which kinds there are, and which paths are none."""
+"""Names of data sets, without numpy and torch: the kinds of sources, and checks of their names and paths."""
 
 from __future__ import annotations
 

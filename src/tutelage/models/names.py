@@ -1,4 +1,4 @@
-"""Names of models, read without torch: which are listed, and which stand for nothing, as far as no library is asked."""
+"""Names of models, without torch: which are listed, and checks of those that no library has to be asked about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe besides its keys and values, as far as it is found without torch, in milliseconds."""
+"""Checks of a recipe that need no torch: names and paths of networks and data, a teacher, a folder for outputs."""
 
 from __future__ import annotations
 

@@ -338,7 +338,7 @@ def _errors_in(
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context=info.context)
     except ValidationError as error:
-        errors += messages.explained(Recipe, error).errors
+        errors += messages.recipe_error(Recipe, error).errors
     return errors
 
 
@@ -397,4 +397,4 @@ def parse(
     try:
         return kind.model_validate(dict(value), context={"check": check} if check else None)
     except ValidationError as error:
-        raise messages.explained(kind, error).within(where) from None
+        raise messages.recipe_error(kind, error).within(where) from None

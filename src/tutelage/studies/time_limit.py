@@ -1,4 +1,4 @@
-"""A budget of time as it is typed, and what is left of it. No torch."""
+"""A study's budget of time: read as it is typed, and what is left of it. No torch."""
 
 from __future__ import annotations
 
