@@ -97,7 +97,7 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
     try:
         return spec.fetch(), spec.card
     except OSError as error:
-        if isinstance(error, PermissionError) or error.errno in records.DISK:
+        if error.errno in records.DISK:
             cache = "set TORCH_HOME (torchvision) or HF_HOME (timm) to another folder"
             raise records.storage_error(
                 error, f"the weights of {name}", folder=Path(torch.hub.get_dir()), elsewhere=cache

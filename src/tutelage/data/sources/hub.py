@@ -106,7 +106,8 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         else:
             splits = datasets.load_dataset(name if folder is None else str(folder))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        if isinstance(error, OSError) and error.errno in records.DISK:
+        unreadable = folder is not None and isinstance(error, PermissionError)
+        if isinstance(error, OSError) and error.errno in records.DISK and not unreadable:
             library = Path(datasets.config.HF_DATASETS_CACHE)
             raise records.storage_error(
                 error, f"hf:{name} in '{library}'", folder=library, elsewhere="set HF_HOME to another folder"

@@ -59,7 +59,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
         try:
             halves.append(build(settings.root, download=True, **keywords))
         except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, OSError) and (isinstance(error, PermissionError) or error.errno in records.DISK):
+            if isinstance(error, OSError) and error.errno in records.DISK:
                 root = Path(settings.root)
                 raise records.storage_error(
                     error, f"data.root '{root}'", folder=root, elsewhere="type data.root=<folder>"
