@@ -176,7 +176,7 @@ def explained(error: Exception) -> Exception:
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__")).partition(".")[0]
         if module == __package__:
-            caller = frame.f_locals.get("self")
+            caller: Any = frame.f_locals.get("self")
             if not hasattr(caller, "user_code"):
                 return error
             name, instead = inner[0] if inner else caller.user_code, "fix it, or what is passed to it"
