@@ -243,26 +243,18 @@ def _splits_of(
     if isinstance(source, data.Splits):
         return source
     if not isinstance(source, Sequence) or len(source) != 2:
-        raise RecipeError(
-            "data",
-            "a source's name, settings, or (training set, test set)",
-            type(source).__name__,
-            "for example data='digits'",
-        )
+        expected = "a source's name, settings, or (training set, test set)"
+        raise RecipeError("data", expected, type(source).__name__, "for example data='digits'")
     names = getattr(source[0], "classes", None)
     if isinstance(names, Sequence):
         return data.from_datasets(*source, classes=len(names), class_names=[str(name) for name in names])
     modules = [network for network in networks if isinstance(network, nn.Module)]
     if not modules:
-        raise RecipeError(
-            "data",
-            "data sets that name their classes",
-            "none",
-            (
-                "give the training set an attribute `classes`, or type "
-                "data=tutelage.data.from_datasets(train, test, classes=10)"
-            ),
+        instead = (
+            "give the training set an attribute `classes`, or type "
+            "data=tutelage.data.from_datasets(train, test, classes=10)"
         )
+        raise RecipeError("data", "data sets that name their classes", "none", instead)
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
 
@@ -312,12 +304,9 @@ def compare(
         value["teacher"] = teacher if isinstance(teacher, Mapping) else _named(teacher)
     for key in ("student", "teacher", "data"):
         if not isinstance(value.get(key), str | Mapping | DataSettings | None):
-            raise InvalidTypeError(
-                key,
-                "a name, so that each run can build it anew",
-                f"an object of type {type(value[key]).__name__}",
-                "for objects of your own type tutelage.distill(...) once for each objective and seed",
-            )
+            expected = "a name, so that each run can build it anew"
+            instead = "for objects of your own type tutelage.distill(...) once for each objective and seed"
+            raise InvalidTypeError(key, expected, f"an object of type {type(value[key]).__name__}", instead)
     value |= {
         "name": name or _file_name(value["student"], *objectives),
         "objectives": objectives,
@@ -422,12 +411,8 @@ def judge(
             **shape,
         )
     if network.card.classes != splits.classes:
-        raise RecipeError(
-            f"model {name}",
-            f"{splits.classes} classes, as the data have",
-            network.card.classes,
-            "name the data that it was trained on, data.source=...",
-        )
+        instead = "name the data that it was trained on, data.source=..."
+        raise RecipeError(f"model {name}", f"{splits.classes} classes, as the data have", network.card.classes, instead)
     outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
     if not bool((outputs.labels != UNLABELLED).any()):
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")

@@ -156,10 +156,7 @@ def network_context(
 
 def _logits(output: object, who: str) -> Tensor:
     if not isinstance(output, Tensor):
-        raise InvalidTypeError(
-            who,
-            "a module that returns logits (batch, classes)",
-            f"one that returns {type(output).__name__}",
-            "wrap it in a module that takes the logits out",
-        )
+        expected = "a module that returns logits (batch, classes)"
+        instead = "wrap it in a module that takes the logits out"
+        raise InvalidTypeError(who, expected, f"one that returns {type(output).__name__}", instead)
     return output

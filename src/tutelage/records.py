@@ -190,8 +190,8 @@ BESIDE = ("scale", "gather")
 """Keys of an objective's entry in a recipe that are not presets."""
 
 ELSEWHERE = "choose another folder, such as --runs FOLDER"
-DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""By these, and where permission is denied, a download fails on the disk and not on the connection."""
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Numbers of errors by which a download fails on the disk and not on the connection."""
 PAUSES = (0.01, 0.1, 1.0)
 """Seconds between attempts to replace a file that is being read."""
 
@@ -201,7 +201,7 @@ Manifest = dict[str, Any]
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Enter this where a file is written, so that what the system refuses is said with the file and a remedy.
+    """Raise what the system refuses while a file is written as an error with the file and what to type.
 
     Raises:
         StorageError: the system refused; ``errno`` and ``strerror`` are its own.

@@ -85,12 +85,9 @@ def read(folder: Path | str) -> Subject:
     if comparison is not None:
         return _comparison(folder, comparison)
     if not (folder / records.MANIFEST).exists():
-        raise NotFoundError(
-            "folder",
-            f"a run's or a comparison's, with {records.MANIFEST} or {records.COMPARISON} in it",
-            repr(str(folder)),
-            "type the folder that `tutelage train`, `distill` or `compare` printed",
-        )
+        expected = f"a run's or a comparison's, with {records.MANIFEST} or {records.COMPARISON} in it"
+        instead = "type the folder that `tutelage train`, `distill` or `compare` printed"
+        raise NotFoundError("folder", expected, repr(str(folder)), instead)
     run = read_run(folder)
     return Subject(folder=folder, name=text(run.manifest.get("name")) or folder.resolve().name, runs=(run,))
 

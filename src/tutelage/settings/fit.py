@@ -224,12 +224,9 @@ def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:
     """
     most = min(samples, batch_size)
     if most < world:
-        raise InvalidValueError(
-            "batch_size",
-            f"at least one sample for each of {world} processes",
-            f"{samples} samples in batches of {batch_size}",
-            f"use at most {most} processes",
-        )
+        expected = f"at least one sample for each of {world} processes"
+        instead = f"use at most {most} processes"
+        raise InvalidValueError("batch_size", expected, f"{samples} samples in batches of {batch_size}", instead)
     whole, remainder = divmod(samples, batch_size)
     return whole + (remainder >= world)
 
