@@ -34,7 +34,7 @@ def distill(
 
 
 def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path, *, teacher: bool) -> None:
-    from tutelage.runs import preflight, recipes
+    from tutelage.runs import preflight, recipes, resume
 
     trust = common.trusted(trust_code, [source, *overrides])
     expected = None
@@ -49,6 +49,8 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     if not teacher and recipe.teacher is not None:
         raise RecipeError("teacher", "none to train from labels", "one", "type tutelage distill")
     preflight.check_names(recipe, trust_code=trust)
+    if not dry_run:
+        resume.earlier_manifest(runs / recipe.name, recipe)  # again once nobody else writes there
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives
 
