@@ -168,7 +168,8 @@ def explained(error: Exception) -> Exception:
     if isinstance(error, TutelageError):
         return error
     reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "DefaultCPUAllocator" in reason:  # torch's error for it on a CPU is a RuntimeError
         return RunError(
             "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=2 to keep the batch"
         )

@@ -279,9 +279,19 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InvalidValueError: the file holds something else, as after damage.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidValueError(path, "JSON", error, "restore the file or run again") from error
+    if not isinstance(value, dict):
+        raise InvalidValueError(path, "a JSON object", type(value).__name__, "restore the file or run again")
+    return value
 
 
 def append_epoch(folder: Path, record: Epoch) -> None:

@@ -58,7 +58,7 @@ class Classifier(nn.Module):
             ValueError: if the number of channels is not the card's.
         """
         logits = self.network(self.normalise(inputs))
-        if not isinstance(logits, Tensor) or logits.dim() < 2:
+        if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(inputs):
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             expected = "the network to return logits, one tensor of shape (batch, classes)"
             instead = "wrap the network in a module that returns its logits alone"

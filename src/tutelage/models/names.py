@@ -62,8 +62,10 @@ def check_listed(name: str) -> None:
 
 def hidden_widths(path: str) -> tuple[int, ...]:
     """Return the widths of the hidden layers in a name ``mlp:path``."""
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", path):
-        raise InvalidValueError("model", "mlp: and the hidden widths joined by x", repr(f"mlp:{path}"), f"type {MLP}")
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", path, re.ASCII):
+        raise InvalidValueError(
+            "model", "mlp: and the hidden widths joined by x, each below 10**9", repr(f"mlp:{path}"), f"type {MLP}"
+        )
     return tuple(int(width) for width in path.split("x"))
 
 

@@ -45,7 +45,7 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
         got = f"{folder}, which was made of Python objects"
         raise RecipeError("recipe", "a run that names can repeat", got, "run the program that made it")
     value = config.read(folder / records.RECIPE)
-    if manifest["status"] == "finished":
+    if manifest.get("status") == "finished":
         stem = f"{value['name']}-again"
         names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in names if not finished(runs / name))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from tutelage import records
 
 ROWS = Path(__file__).parent / "objective_rows.json"
 
@@ -26,4 +25,4 @@ class Row:
 
 def read() -> list[Row]:
     """Return a row for each of the package's presets."""
-    return [Row(**row) for row in records.read_json(ROWS)]
+    return [Row(**row) for row in json.loads(ROWS.read_text(encoding="utf-8"))]

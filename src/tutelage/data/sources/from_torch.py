@@ -53,6 +53,13 @@ class TorchSplit(Split):
                     "data", f"label {expected} for sample {position} as its targets say", label, instead
                 )
             images.append(image)
+            if image.shape != images[0].shape:
+                raise InvalidValueError(
+                    "data",
+                    f"images of one shape, {tuple(images[0].shape)}",
+                    f"{tuple(image.shape)} for sample {position}",
+                    "resize or crop them in __getitem__",
+                )
         batch = torch.stack(images)
         low, high = float(batch.min()), float(batch.max())
         if not (low >= -SLACK and high <= 1 + SLACK):
@@ -102,6 +109,13 @@ def from_datasets(
     for part, dataset in {"train": train, "validation": validation, "test": test}.items():
         if dataset is None:
             continue
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise InvalidTypeError(
+                part,
+                "a data set with a length and samples by number",
+                type(dataset).__name__,
+                "pass a map-style Dataset",
+            )
         if not len(dataset):
             raise InvalidValueError(part, "at least 1 sample", "0", "pass a data set with samples")
         with rng.seeded() as seed_generators:
