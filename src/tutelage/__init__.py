@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
@@ -50,7 +51,7 @@ if not TYPE_CHECKING:  # where a type checker saw it, a misspelt name would be o
             return importlib.import_module(f".{name}", __name__)
         if name in _MODULE_OF:
             return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

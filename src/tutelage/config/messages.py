@@ -252,7 +252,7 @@ def _flow(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """Put a value into a message: as it is typed, and not too long."""
-    text = repr(value) if isinstance(value, str) else str(value)
+    text = str(value) if isinstance(value, Mapping | list | tuple | int | float) else repr(value)
     if value is None or value in (True, False):
         text = _flow(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -38,6 +38,13 @@ def parse_source(source: str) -> tuple[str, str]:
     """Return the kind of a source, and what stands behind the colon."""
     kinds = {pattern.partition(":")[0]: pattern for pattern in _SOURCES}
     kind, _, name = source.partition(":")
+    if source == "own":
+        raise InvalidValueError(
+            "data.source",
+            "the data sets that were passed from Python",
+            "their name, own",
+            "type data=(training set, test set) in Python, or data.source=... for data that have a name",
+        )
     if source in _SOURCES or (name and kind in kinds and kind not in _SOURCES):
         return kind, name
     nearest = kinds[difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]]
