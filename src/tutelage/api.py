@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
 from torch import nn
 
-from tutelage import data, models, objectives, records
-from tutelage.config.schema import TOGETHER, Comparison, Recipe
+from tutelage import config, data, models, objectives, records
+from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
 from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, explaining
 from tutelage.models import Classifier
@@ -138,7 +138,7 @@ def _run(
     }
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
-    recipe = parse(Recipe, value, where=call)
+    recipe = _parse(Recipe, value, where=call)
     stages = [stage if isinstance(stage, Mapping) else dict(stage) for stage in settings.get("stages") or [{}]]
     # What each fit learns from, as it was passed: two objectives of the caller's may have one spec.
     passed = [stage.get("objective") or objective for stage in stages]
@@ -164,6 +164,27 @@ def run(
     return execute(recipe, folder, options=with_reports(options), run_inputs=run_inputs, expected=expected)
 
 
+def _parse(kind: type[R], value: Mapping[str, Any], *, where: str) -> R:
+    """Check a recipe as `parse` does; what is to be typed instead is written as arguments of the call."""
+    try:
+        return parse(kind, value, where=where)
+    except RecipeError as error:
+        typed = r"(?<![\w.])([a-z_]+(?:\.[A-Za-z_]\w*)*)=(\[.*?\]|\{.*?\}|[^\s,;]+)"
+        raise RecipeError.of(
+            RecipeError(part.what, part.expected, part.got, re.sub(typed, _as_argument, part.instead))
+            for part in error.errors
+        ) from None
+
+
+def _as_argument(override: re.Match[str]) -> str:
+    """Write an override, such as ``optimizer.lr=0.1``, as an argument: ``optimizer={'lr': 0.1}``."""
+    name, *keys = override[1].split(".")
+    (value,) = config.override({}, [f"value={override[2]}"]).values()
+    for key in reversed(keys):
+        value = {key: value}
+    return f"{name}={value!r}"
+
+
 def _named(network: Model, argument: str = "model") -> str | nn.Module:
     """Return the folder of a run or a path as a name, and a name or a module unchanged."""
     if isinstance(network, Run):
@@ -174,7 +195,7 @@ def _named(network: Model, argument: str = "model") -> str | nn.Module:
             argument,
             "a model's name, a run or its folder, or a module",
             network if isinstance(network, str | int | float | None) else f"an object of type {type(network).__name__}",
-            f"type {argument}=tutelage.train(...)" if known else f"type for example {argument}='cifar:resnet20'",
+            f"type {argument}=tutelage.train(...)" if known else f"for example {argument}='cifar:resnet20'",
         )
     return network.as_posix() if isinstance(network, Path) else network
 
@@ -309,12 +330,15 @@ def compare(
     value: dict[str, Any] = {"student": _named(student, "student"), "data": data, **settings}
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, Mapping) else _named(teacher, "teacher")
-    for key in ("student", "teacher", "data"):
-        if not isinstance(value.get(key), str | Mapping | DataSettings | None):
+    objects = {key: value.get(key) for key in ("student", "teacher", "data")}
+    if isinstance(data, Mapping):
+        objects["data.transform"] = data.get("transform")
+    for key, given in objects.items():
+        if not isinstance(given, str | Mapping | DataSettings | None):
             raise InvalidTypeError(
                 key,
                 "a name, so that each run can build it anew",
-                f"an object of type {type(value[key]).__name__}",
+                f"an object of type {type(given).__name__}",
                 "for objects of your own type tutelage.distill(...) once for each objective and seed",
             )
     value |= {
@@ -325,7 +349,7 @@ def compare(
         "share_data_seed": share_data_seed,
         "together": together,
     }
-    comparison = parse(Comparison, value, where="compare")
+    comparison = _parse(Comparison, value, where="compare")
     options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.compare(...)")
     comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
     return ComparedRuns(folder)

@@ -60,7 +60,7 @@ def whole_number(value: object, name: str, *, example: int, minimum: int = 1) ->
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
     """Refuse a hyperparameter that is not one of the names; the nearest is suggested."""
     if value not in names:
-        hint = nearest(value, names, otherwise=f"type for example {name}={example}")
+        hint = nearest(value, names, otherwise=f"for example {name}={example}")
         raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), hint)
 
 
@@ -161,15 +161,12 @@ def feature_pair(
 def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:
     """Refuse a student and a teacher that differ in shape; nothing is broadcast."""
     if student.shape != teacher.shape:
-        raise InvalidValueError(
-            teacher_name,
-            f"the shape of {student_name}, {tuple(student.shape)}",
-            tuple(teacher.shape),
-            (
-                f"feed both networks the same batch and the same classes, or type {teacher_name}.expand_as("
-                f"{student_name})"
-            ),
-        )
+        expected, got = f"the shape of {student_name}, {tuple(student.shape)}", tuple(teacher.shape)
+        pairs = zip(reversed(teacher.shape), reversed(student.shape), strict=False)
+        expands = teacher.ndim <= student.ndim and all(size in (1, wanted) for size, wanted in pairs)
+        instead = "feed both networks the same batch and the same classes"
+        typed = f"type {teacher_name}.expand_as({student_name})"
+        raise InvalidValueError(teacher_name, expected, got, typed if expands else instead)
 
 
 def labels_for(logits: Tensor, labels: Tensor) -> bool:
@@ -242,7 +239,7 @@ def _number(value: object, name: str, example: float, legal: Callable[[float], b
             name, "a Python number", type(value).__name__, f"type float({name}), for example {name}={example}"
         )
     if not legal(value):
-        raise InvalidValueError(name, expected, value, f"type for example {name}={example}")
+        raise InvalidValueError(name, expected, value, f"for example {name}={example}")
 
 
 def _floating(tensor: Tensor, name: str) -> Tensor:

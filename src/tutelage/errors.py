@@ -16,8 +16,8 @@ def message(what: object, expected: object, got: object, instead: object) -> str
     """Write the four parts as one line.
 
     Example:
-        >>> message("gamma", "a finite number above 0", -1, "type for example gamma=0.3")
-        'gamma: expected a finite number above 0, got -1; type for example gamma=0.3'
+        >>> message("gamma", "a finite number above 0", -1, "for example gamma=0.3")
+        'gamma: expected a finite number above 0, got -1; for example gamma=0.3'
     """
     return f"{what}: expected {expected}, got {got}; {instead}"
 
@@ -168,7 +168,9 @@ def explained(error: Exception) -> Exception:
             caller = frame.f_locals.get("self")
             names = [*inner, getattr(caller, "user_code", None)] if hasattr(caller, "user_code") else [None]
             return (
-                UserCodeError(names[0], "no error", reason, "mend it, or what is handed to it") if names[0] else error
+                UserCodeError(names[0], "to run without an error", reason, "fix it, or what is passed to it")
+                if names[0]
+                else error
             )
         if module not in _LIBRARIES and module not in sys.stdlib_module_names:
             inner.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})")

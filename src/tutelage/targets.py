@@ -301,7 +301,7 @@ class Pointwise:
                 "gamma",
                 f"a number between {SMALLEST_GAMMA} and 1 for {self.name}",
                 self.gamma,
-                "type for example gamma=0.01",
+                "for example gamma=0.01",
             )
 
     def __call__(self, log_probs: Tensor) -> Tensor:
@@ -355,7 +355,7 @@ def _hold(kept: Tensor, grid: Tensor, values: Tensor, expected: str) -> None:
             "transform",
             expected,
             f"log f(x) = {values[at].item():.3g} at log x = {grid[at].item():.3g}",
-            ('map log x to log f(x) elementwise in log space, or type for example Pointwise("logarithm", gamma=0.01)'),
+            'map log x to log f(x) elementwise in log space, as Pointwise("logarithm", gamma=0.01) does',
         )
 
 
@@ -424,7 +424,7 @@ class SampleWeight:
         checks.order(self.order)
         if self.of != "teacher" and self.name in ("constant", "power_sum"):
             raise InvalidValueError(
-                "weight_of", f"teacher with weight_by {self.name}", self.of, "type for example weight_by=entropy"
+                "weight_of", f"teacher with weight_by {self.name}", self.of, "for example weight_by=entropy"
             )
         if self.order != 1 and self.name != "entropy":
             raise InvalidValueError(

@@ -10,6 +10,9 @@ import sys
 import pytest
 from tests._helpers import ROOT
 
+from tutelage.errors import RecipeError
+from tutelage.runs import recipes
+
 HEAVY = (
     *("torch", "torchvision", "sklearn", "scipy", "numpy", "accelerate", "transformers", "timm", "datasets"),
     *("matplotlib", "plotly", "pandas", "PIL"),
@@ -140,3 +143,18 @@ def test_what_is_listed_is_what_there_is(answers):
         assert any(name in listed[what] and summary in listed[what] for what in ("models", "data")), name
     shown = [line.partition("(")[0] for line in listed["objectives"].splitlines() if not line.startswith(" ")]
     assert shown == [name for name in objectives.PRESETS if objectives.is_built_in(name)]
+
+
+def test_only_what_stands_in_the_file_is_said_to(tmp_path, monkeypatch):
+    path = tmp_path / "one.yaml"
+    path.write_text("name: one\nstudent: mlp:4\nepochs: 0\n")
+    with pytest.raises(RecipeError) as raised:
+        recipes.from_file(path, ["optimizer.lr=0", "data={validation: 2}"])
+    assert sorted(error.what for error in raised.value.errors) == [f"{path}: epochs", "data.validation", "optimizer.lr"]
+
+
+def test_a_misspelt_file_is_answered_with_the_nearest(tmp_path):
+    (tmp_path / "student.yaml").write_text("name: one\n")
+    with pytest.raises(RecipeError) as raised:
+        recipes.from_file(tmp_path / "studnet.yaml", [])
+    assert "student.yaml" in raised.value.instead

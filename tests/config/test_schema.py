@@ -72,7 +72,7 @@ def test_a_file_that_is_no_recipe_is_answered(tmp_path, text, refusal):
 
 def test_a_file_that_is_not_there_is_answered(tmp_path):
     for path, why in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "Is a directory")):
-        with refused(RecipeError, "recipe", got=[path, why], suggests="recipes/digits.yaml"):
+        with refused(RecipeError, "recipe", got=[path, why], suggests="recipes/digits-teacher.yaml"):
             read(path)
 
 

@@ -569,8 +569,13 @@ def test_shapes_that_differ(name):
     z, v, _ = draw_logits(0)
     call = losses.kl_divergence if name == "kl_divergence" else lambda z, v: MATCHING[name](z, v, None)
     what = "teacher_log_probs" if name == "kl_divergence" else "teacher_logits"
-    for other in (v[:, :8], v[:5], v[:1], v[None]):
-        with refused(InvalidValueError, what, got=tuple(other.shape), suggests=f"{what}.expand_as"):
+    for other, suggests in (
+        (v[:, :8], "the same classes"),
+        (v[:5], "the same batch"),
+        (v[None], "the same batch"),
+        (v[:1], f"{what}.expand_as"),
+    ):
+        with refused(InvalidValueError, what, got=tuple(other.shape), suggests=suggests):
             call(z, other)
 
 

@@ -352,7 +352,12 @@ def test_a_term_of_labels_has_no_automatic_weight():
         ({"ttm": {"beta": -1}}, refused(InvalidValueError, "objective.ttm.beta", got=-1.0)),
         (
             {"transformed_matching": {"gamma": "flat"}},
-            refused(InvalidValueError, "objective.transformed_matching.gamma", got="'flat'", suggests="gamma=auto"),
+            refused(
+                InvalidValueError,
+                "objective.transformed_matching.gamma",
+                got="'flat'",
+                suggests="objective.transformed_matching.gamma=auto",
+            ),
         ),
         (
             {"transformed_matching": {"transform": "logarithmic", "gamma": 0.1}},

@@ -181,7 +181,7 @@ def test_every_weight_but_the_free_one_is_at_least_zero(name, argument):
         ({"kd": {1: 4}}, refused(InvalidValueError, "objective.kd.1", got="'1'")),
         (
             {"renyi_penalty": {"weight": 1}},
-            refused(InvalidValueError, "objective.renyi_penalty.order", suggests="order=1.0"),
+            refused(InvalidValueError, "objective.renyi_penalty.order", suggests="objective.renyi_penalty.order=1.0"),
         ),
         (
             {"ttm": {"gamma": 0, "beta": 1}},
@@ -198,7 +198,10 @@ def test_every_weight_but_the_free_one_is_at_least_zero(name, argument):
             refused(InvalidValueError, "objective.kd.temperature", got=0),
         ),
         ({"kd": {"temperature": math.inf}}, refused(InvalidValueError, "objective.kd.temperature", got="inf")),
-        ({"kd": {"weight": "x"}}, refused(InvalidValueError, "objective.kd.weight", got="'x'", suggests="weight=0.9")),
+        (
+            {"kd": {"weight": "x"}},
+            refused(InvalidValueError, "objective.kd.weight", got="'x'", suggests="objective.kd.weight=0.9"),
+        ),
         (
             {"kd": {"weight": 0, "supervised": 0}},
             refused(InvalidValueError, "objective.kd"),

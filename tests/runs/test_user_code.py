@@ -48,7 +48,7 @@ def objective(loss):
 CASES = {
     "student": ({"student": network(Broken)}, "Broken.forward", AttributeError),
     "teacher": ({"teacher": network(Broken)}, "Broken.forward", AttributeError),
-    "module without a line of the user's": ({"student": network(width=40)}, "object:Sequential", RuntimeError),
+    "module without a line of the user's": ({"student": network(width=40)}, "Sequential", RuntimeError),
     "training data": ({"data": (Photos(bad=7), Photos())}, "Photos[7]", KeyError),
     "test data": ({"data": (Photos(), Photos(bad=3))}, "Photos[3]", KeyError),
     "loss": ({"objective": objective(crooked)}, "crooked", RuntimeError),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from tutelage.cli import common
-from tutelage.errors import NotFoundError
+from tutelage.errors import InvalidValueError, NotFoundError, nearest
 
 
 def evaluate(
@@ -49,8 +49,15 @@ def report(
     common.print_report(folder)
 
 
-def list_(what: Annotated[Literal["models", "data", "objectives"], typer.Argument(help="What to list.")]) -> None:
+LISTS = "models", "data", "objectives"
+
+
+def list_(
+    what: Annotated[str, typer.Argument(metavar="|".join(LISTS), help="What to list.", autocompletion=lambda: LISTS)],
+) -> None:
     """List models, data sources, or objectives with their parameters and papers."""
+    if what not in LISTS:
+        raise InvalidValueError("list", f"one of {', '.join(LISTS)}", repr(what), nearest(what, LISTS))
     if what == "objectives":
         from tutelage.studies import objective_rows
 

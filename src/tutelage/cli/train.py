@@ -47,12 +47,14 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     if teacher:
         preflight.require_teacher(recipe.teacher, "to distil", instead="type tutelage train")
     if not teacher and recipe.teacher is not None:
-        raise RecipeError("teacher", "none to train from labels", "one", "type tutelage distill")
+        raise RecipeError(
+            "teacher", "none, as train learns from labels alone", "one", "type tutelage distill, or teacher=null"
+        )
     preflight.check_names(recipe, trust_code=trust)
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives
 
-    check_objectives(recipe, where=source)
+    check_objectives(recipe, where=source, overrides=overrides)
     if dry_run:
         common.print_dry_run(recipe, trust)
         return
@@ -73,8 +75,9 @@ def compare(
     from tutelage.config.schema import Comparison
     from tutelage.runs import preflight
 
+    typed = overrides or []
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
-    comparison = config.parse(Comparison, config.read(path, overrides or []), where=str(path))
+    comparison = config.parse(Comparison, config.read(path, typed), where=str(path), overrides=typed)
     trust = common.trusted(trust_code, overrides or [])
     folder = runs / comparison.name
     if not folder.exists():  # a finished one is shown though its teacher be gone
@@ -82,7 +85,7 @@ def compare(
     from tutelage.runs.setup import check_objectives
     from tutelage.studies import compare as comparisons
 
-    check_objectives(comparison, where=str(path))
+    check_objectives(comparison, where=str(path), overrides=typed)
     if dry_run:
         for run in comparisons.dry_runs(comparison, folder):
             common.print_dry_run(run, trust)
@@ -118,7 +121,7 @@ def record(
     from tutelage.runs import record_teacher
     from tutelage.runs.setup import check_objectives
 
-    check_objectives(parsed, where=recipe)
+    check_objectives(parsed, where=recipe, overrides=typed)
     with (
         common.run_options(trust) as options,
         common.noting(outputs, "file", lambda: len(list(outputs.rglob("*.safetensors")))),

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError, raise_all
+from tutelage.errors import RecipeError, nearest, raise_all
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -23,9 +23,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a subclass of the safe loader
     except OSError as error:
-        raise RecipeError(
-            "recipe", "a YAML file", f"{path} ({error.strerror})", "for example recipes/digits.yaml"
-        ) from None
+        beside = [each.name for each in path.parent.glob("*.y*ml")]
+        example = "for example recipes/digits-teacher.yaml"
+        instead = nearest(path.name, beside, otherwise=example)
+        raise RecipeError("recipe", "a YAML file", f"{path} ({error.strerror})", instead) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""

@@ -118,6 +118,9 @@ def _under(key: str, what: str) -> str:
 
 def _nearest(kind: type[BaseModel], location: SchemaLocation, name: str) -> str:
     """Name the known key that an unknown one was probably meant to be, at its own depth or elsewhere."""
+    if "." in name:  # As an override is typed, where a mapping belongs.
+        section, _, inner = name.rpartition(".")
+        return f"type {section}={{{inner}: ...}}"
     above = location.key.rpartition(".")[0]
     known = sorted({member for section in location.around for member in _members(section)})
     if name in known:

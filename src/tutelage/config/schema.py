@@ -6,8 +6,9 @@ import difflib
 import functools
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -325,6 +326,7 @@ def parse(
     value: Mapping[str, Any],
     *,
     where: str = "recipe",
+    overrides: Sequence[str] = (),
     check: Callable[[ObjectiveSpec], object] | None = None,
 ) -> R:
     """Check a recipe as a whole.
@@ -332,7 +334,8 @@ def parse(
     Args:
         kind: of recipe.
         value: as YAML gives it.
-        where: what the messages begin with.
+        where: what the messages begin with, but those about keys of ``overrides``.
+        overrides: those that were laid over ``value``, as they were typed.
         check: raises ValueError for an objective whose arguments have values that its losses refuse, such as
             `tutelage.objectives.from_spec`; none leaves that to whoever builds it.
 
@@ -344,4 +347,10 @@ def parse(
     try:
         return kind.model_validate(dict(value), context={"check": check} if check else None)
     except pydantic.ValidationError as error:
-        raise messages.explained(kind, error).within(where) from None
+        raise messages.explained(kind, error).renamed(partial(_place, where, overrides)) from None
+
+
+def _place(where: str, overrides: Sequence[str], key: str) -> str:
+    """Return a key with what it stands in, unless it was typed."""
+    typed = any(key == name or key.startswith(f"{name}.") for name in (text.partition("=")[0] for text in overrides))
+    return key if typed else f"{where}: {key}"

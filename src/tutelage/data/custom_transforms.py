@@ -61,7 +61,7 @@ def find(name: str, *, image_size: tuple[int, int], channels: int, interpolation
         "data.transform",
         "the object that was passed from Python",
         f"its name, {name}",
-        "run the program that made it, or type for example data.transform=torchvision:TrivialAugmentWide",
+        "run the program that made it, or type data.transform=torchvision:TrivialAugmentWide, for example",
     )
 
 
@@ -109,7 +109,7 @@ def _transformed(image: Image.Image, transform: Transform, which: str) -> NDArra
             name,
             f"an image out of {which}",
             f"{type(error).__name__}: {one_line(error)}",
-            "mend it, or type data.transform=null",
+            "fix it, or type data.transform=null",
         ) from error
     expected = (len(image.getbands()), image.height, image.width)
     instead = "leave out what changes size, channels or type, such as Resize or ToTensor"
@@ -147,14 +147,14 @@ def _of_torchvision(text: str) -> Function:
             "data.transform",
             "torchvision:<class>(<argument>=<value>, ...), values being numbers, texts, lists, True or None",
             f"torchvision:{text}",
-            "type for example data.transform='torchvision:RandAugment(num_ops=2, magnitude=9)'",
+            "for example data.transform='torchvision:RandAugment(num_ops=2, magnitude=9)'",
         ) from error
     if name not in classes:
         raise InvalidValueError(
             "data.transform",
             "a class of torchvision.transforms.v2",
             f"torchvision:{name}",
-            nearest(name, classes, otherwise="type for example data.transform=torchvision:TrivialAugmentWide"),
+            nearest(name, classes, otherwise="for example data.transform=torchvision:TrivialAugmentWide"),
         )
     try:
         transform: Function = classes[name](*arguments, **by_name)
@@ -214,7 +214,7 @@ def _of_timm(policy: str, image_size: tuple[int, int], channels: int, interpolat
             "data.transform",
             "a policy of timm's, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original or 3a",
             f"timm:{policy} ({type(error).__name__}: {one_line(error)})",
-            "type for example data.transform=timm:rand-m9-mstd0.5-inc1",
+            "for example data.transform=timm:rand-m9-mstd0.5-inc1",
         ) from error
     # Pillow has come to refuse to keep no bit, at which timm would stop in the middle of an epoch.
     operations = transform.ops if hasattr(transform, "ops") else [op for each in transform.policy for op in each]

@@ -60,7 +60,7 @@ def image_folder(path: str) -> Path:
     """Return the folder of ``imagefolder:path``."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise NotFoundError("data.source", "a folder", f"imagefolder:{path}, which is none", "check the path")
+        raise NotFoundError("data.source", "a folder", f"imagefolder:{path}, which does not exist", "check the path")
     return root
 
 
@@ -70,5 +70,5 @@ def local_folder(name: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")):
-        raise NotFoundError("data.source", "a folder", f"hf:{name}, which is none", "check the path")
+        raise NotFoundError("data.source", "a folder", f"hf:{name}, which does not exist", "check the path")
     return None

@@ -76,7 +76,7 @@ def divergence_of(loss: LogitLoss) -> Divergence | None:
             "loss",
             "a function of student's and teacher's logits",
             type(function).__name__,
-            "type for example functools.partial(tutelage.losses.wttm, gamma=0.9)",
+            "for example functools.partial(tutelage.losses.wttm, gamma=0.9)",
         )
     if not isinstance(function, FunctionType) or function not in FUSED:  # A callable object need not be hashable.
         return None

@@ -135,9 +135,9 @@ def linear(
     labels = _labels(labels, student_hidden, classes, ignore_index)
     weights = _weights(sample_weight, tokens, student_hidden)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
-        raise InvalidTypeError("chunk", "a number of logits", type(chunk).__name__, "type for example chunk=2**22")
+        raise InvalidTypeError("chunk", "a number of logits", type(chunk).__name__, "for example chunk=2**22")
     if chunk is not None and chunk < 1:
-        raise InvalidValueError("chunk", "at least 1 logit", chunk, "type for example chunk=2**22")
+        raise InvalidValueError("chunk", "at least 1 logit", chunk, "for example chunk=2**22")
     total, ce, matching = _Linear.apply(
         student_hidden.reshape(-1, student_hidden.shape[-1]),
         student_weight,

@@ -192,6 +192,6 @@ def moved(rows: Tensor, embeddings: Tensor, *, momentum: float) -> Tensor:
 
 def _count(samples: int) -> None:
     if isinstance(samples, bool) or not isinstance(samples, int):
-        raise InvalidTypeError("samples", "a whole number", repr(samples), "type for example samples=50000")
+        raise InvalidTypeError("samples", "a whole number", repr(samples), "for example samples=50000")
     if samples < 1:
-        raise InvalidValueError("samples", "at least 1", samples, "type for example samples=50000")
+        raise InvalidValueError("samples", "at least 1", samples, "for example samples=50000")

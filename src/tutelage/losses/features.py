@@ -177,7 +177,7 @@ def attention(maps: Tensor, *, p: float) -> Tensor:
     """Return ``(batch, positions)``: means over channels of ``f**p``, scaled to length 1."""
     checks.positive(p, "p", example=2)
     if int(p) != p:
-        raise InvalidValueError("p", "a whole number", f"{p}: features may be below 0", "type for example p=2")
+        raise InvalidValueError("p", "a whole number", f"{p}: features may be below 0", "for example p=2")
     return F.normalize(bounded(maps).pow(int(p)).mean(1).flatten(1), dim=1)
 
 

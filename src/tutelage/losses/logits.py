@@ -284,7 +284,7 @@ def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
     student_logits = checks.classwise(student_logits, "student_logits")
     checks.order(order)
     if order == 0:
-        raise InvalidValueError("order", "a number above 0", "0, which has no gradient", "type for example order=0.25")
+        raise InvalidValueError("order", "a number above 0", "0, which has no gradient", "for example order=0.25")
     return -targets.renyi_entropy(torch.log_softmax(student_logits, dim=-1), order=order)
 
 
@@ -344,9 +344,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
         kind = checks.kind_of(temperature)
         raise InvalidTypeError("temperature", "a floating tensor", kind, "type tutelage.losses.kd(...) for a number")
     if temperature.numel() != 1:
-        raise InvalidValueError(
-            "temperature", "one entry", tuple(temperature.shape), "type for example temperature.mean()"
-        )
+        raise InvalidValueError("temperature", "one entry", tuple(temperature.shape), "for example temperature.mean()")
     t = temperature.reshape(()).to(torch.promote_types(temperature.dtype, torch.float32))
     log_q, log_p = (torch.log_softmax(logits / t, dim=-1) for logits in (student_logits, teacher_logits))
     return t * t * _divergence(log_q, log_p)

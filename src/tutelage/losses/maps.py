@@ -222,7 +222,7 @@ def kd_svd(
 def _at_least_one(value: float, name: str) -> None:
     checks.positive(value, name, example=1)
     if value < 1:
-        raise InvalidValueError(name, "a number of at least 1", value, f"type for example {name}=1")
+        raise InvalidValueError(name, "a number of at least 1", value, f"for example {name}=1")
 
 
 def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

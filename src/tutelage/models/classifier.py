@@ -41,7 +41,7 @@ class Classifier(nn.Module):
     @property
     def user_code(self) -> str | None:
         """The network's name where it is the user's own module; see `errors.explained`."""
-        return self.card.name if self.card.name.startswith(("object:", "file:")) else None
+        return self.card.name.removeprefix("object:") if self.card.name.startswith(("object:", "file:")) else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits.

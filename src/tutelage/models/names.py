@@ -81,7 +81,9 @@ def user_function(path: str, *, trust_code: bool | frozenset[str]) -> tuple[Path
             "read the file, then type --trust-code (trust_code=True in Python)",
         )
     if not Path(script).is_file():
-        raise NotFoundError("model", "a Python file", f"{script!r}, which is none", f"check the path of {name!r}")
+        raise NotFoundError(
+            "model", "a Python file", f"{script!r}, which does not exist", f"check the path of {name!r}"
+        )
     return Path(script), function
 
 
@@ -110,5 +112,5 @@ def saved_student(name: str) -> Path:
 def weights_file(path: str | Path) -> Path:
     """Return the path of a checkpoint that is there."""
     if not Path(path).is_file():
-        raise NotFoundError("weights", "a checkpoint's file", f"{path}, which is none", "check the path")
+        raise NotFoundError("weights", "a checkpoint's file", f"{path}, which does not exist", "check the path")
     return Path(path)

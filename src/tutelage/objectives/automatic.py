@@ -42,7 +42,7 @@ def balanced_weight(term: Term, context: BindContext) -> float:
             "beta",
             "a term that reads logits alone for auto",
             "one that reads labels or features",
-            "type for example beta=3.0",
+            "for example beta=3.0",
         )
     logits = _logits(context, "an automatic beta")
     # A coupled term has a different value on part of the samples.
@@ -54,7 +54,7 @@ def balanced_weight(term: Term, context: BindContext) -> float:
             "beta",
             "a teacher that prefers a class somewhere",
             f"one whose target is uniform on all {len(logits)} samples",
-            "train it, or type for example beta=3.0",
+            "train it, or type beta=3.0, for example",
         )
     return _rounded(SHARE * math.sqrt((classes - 1) / classes) / size)
 

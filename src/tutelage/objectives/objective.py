@@ -40,7 +40,7 @@ class Objective:
         if self.supervised and other.supervised:
             raise InvalidValueError(
                 "objective",
-                "one supervised term",
+                "one supervised term, which learns from the labels",
                 f"one in {self.name!r} and one in {other.name!r}",
                 _one_to_zero((*other.pieces, *self.pieces)),
             )

@@ -23,7 +23,7 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
         raise RecipeError(
             path, "the recipe of one run", "one that compares several objectives", f"type tutelage compare {path}"
         )
-    return config.parse(Recipe, value, where=str(path))
+    return config.parse(Recipe, value, where=str(path), overrides=overrides)
 
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
@@ -53,7 +53,9 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
         stem = f"{value['name']}-again"
         names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in names if not finished(runs / name))
-    recipe = config.parse(Recipe, config.override(value, overrides), where=str(folder / records.RECIPE))
+    recipe = config.parse(
+        Recipe, config.override(value, overrides), where=str(folder / records.RECIPE), overrides=overrides
+    )
     if overrides:
         return recipe, None
     expected = fingerprints(manifest)
@@ -73,7 +75,7 @@ def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False
     if isinstance(kept.get("data"), Mapping):  # Evaluation views have no transform: its library need not be there.
         kept["data"] = {**kept["data"], "transform": None}
     changed = config.override({"name": "evaluate", **kept, **settings, "student": model}, overrides)
-    recipe = config.parse(Recipe, changed, where="evaluate")
+    recipe = config.parse(Recipe, changed, where="evaluate", overrides=overrides)
     if not best:
         return recipe
     if not (folder / records.BEST).is_file():

@@ -163,7 +163,7 @@ class RunState:
                 "teacher",
                 f"one better than chance (1 in {classes})",
                 f"an accuracy of {accuracy:.2%}",
-                "check its weights and the order of its classes, or type weak_teacher=true to train with it",
+                "type teacher=... for one that is trained, check the order of its classes, or type weak_teacher=true",
             )
         measured = {"accuracy": accuracy, "set": test.name, "mode": "eval", "answers": self.teacher_mode()}
         return {**manifest.describe_network(teacher), **measured}

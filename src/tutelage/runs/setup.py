@@ -47,9 +47,9 @@ def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> 
     return config.parse(kind, value, where=where, check=from_spec)
 
 
-def check_objectives(recipe: Recipe, *, where: str = "recipe") -> None:
+def check_objectives(recipe: Recipe, *, where: str = "recipe", overrides: Sequence[str] = ()) -> None:
     """Refuse values of objectives' arguments that a recipe may hold and the losses refuse, as `parse` does."""
-    parse(type(recipe), recipe.model_dump(mode="json"), where=where)
+    config.parse(type(recipe), recipe.model_dump(mode="json"), where=where, overrides=overrides, check=from_spec)
 
 
 def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:

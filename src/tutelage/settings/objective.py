@@ -119,7 +119,8 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     (name,) = names
     arguments = {} if entry[name] is None else entry[name]
     if name not in signatures:
-        raise InvalidValueError("objective", f"one of {', '.join(signatures)}", repr(name), nearest(name, signatures))
+        instead = f"{nearest(name, signatures, otherwise='for example kd;')} `tutelage list objectives` lists them"
+        raise InvalidValueError("objective", "a preset's name", repr(name), instead)
     known = list(signatures[name])
     if not isinstance(arguments, Mapping):
         raise InvalidValueError(

@@ -69,7 +69,7 @@ class Linear(Schedule):
                 "schedule",
                 "0 <= begin < until <= 1",
                 f"begin={self.begin} and until={self.until}",
-                "both are fractions of the run: type for example begin=0.0 and until=1.0",
+                "both are fractions of the run: begin=0.0 and until=1.0, for example",
             )
 
     def __call__(self, progress: Progress) -> float:

@@ -60,7 +60,7 @@ class TopK:
                 "outputs_max_error", "a number above 0", self.bound, f"type outputs_max_error={BOUND}"
             )
         if not self.gammas or not all(math.isfinite(gamma) and gamma > 0 for gamma in self.gammas):
-            raise TeacherCacheError("gammas", "exponents above 0", self.gammas, "type for example (0.25, 1.0)")
+            raise TeacherCacheError("gammas", "exponents above 0", self.gammas, "for example (0.25, 1.0)")
 
     @classmethod
     def of(cls, kept: int, classes: int, *, needed: Collection[float] = (), bound: float = BOUND) -> TopK:

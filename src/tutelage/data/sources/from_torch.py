@@ -123,7 +123,7 @@ def from_datasets(
                 part,
                 f"labels in [0, {classes}) or -100",
                 f"{int(labels[wrong[0]])} for sample {int(wrong[0])}",
-                "raise classes or mend the labels",
+                "raise classes or fix the labels",
             )
         splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers, pool=pool)
     channels, height, width = shape
@@ -147,7 +147,7 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
         raise
     except Exception as error:
         name, reason = f"{type(dataset).__name__}[{position}]", f"{type(error).__name__}: {error}"
-        raise UserCodeError(name, "a sample", reason, "mend the data set, or leave this sample out of it") from error
+        raise UserCodeError(name, "a sample", reason, "fix the data set, or leave this sample out of it") from error
     if isinstance(sample, (torch.Tensor, Image.Image)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)) or len(sample) not in (1, 2):

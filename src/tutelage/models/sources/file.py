@@ -106,5 +106,5 @@ def _execute(file: Path) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserCodeError(f"file:{file}", "Python that runs", reason, "mend the file") from error
+        raise UserCodeError(f"file:{file}", "Python that runs", reason, "fix the file") from error
     return module

@@ -64,7 +64,7 @@ class VID(FeatureTerm):
         checks.positive(self.variance, "variance", example=5.0)
         if self.variance <= self.epsilon:
             raise InvalidValueError(
-                "variance", f"a number above epsilon, {self.epsilon}", self.variance, "type for example variance=5.0"
+                "variance", f"a number above epsilon, {self.epsilon}", self.variance, "for example variance=5.0"
             )
 
 

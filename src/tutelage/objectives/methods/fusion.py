@@ -181,7 +181,7 @@ class MGD(FeatureTerm):
     def _check(self) -> None:
         checks.fraction(self.masked, "masked", example=0.15)
         if self.mask not in MASKS:
-            raise InvalidValueError("mask", " or ".join(MASKS), repr(self.mask), "type for example mask=channel")
+            raise InvalidValueError("mask", " or ".join(MASKS), repr(self.mask), "for example mask=channel")
 
 
 def _as_map(features: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
             "beta",
             "a number where logits are standardised",
             f"{weight}, which is found from raw logits",
-            "type for example beta=9.0",
+            "for example beta=9.0",
         )
     return Standardised(term)
 

@@ -50,7 +50,7 @@ class _BoundFactorTransfer(BoundFeatures):
                     f"{self.spec.teacher_taps[0]}"
                 ),
                 self.spec.rate,
-                "type for example rate=0.5",
+                "for example rate=0.5",
             )
         self.encoder = _layers(nn.Conv2d, (teacher, teacher, width, width))
         self.decoder = _layers(nn.ConvTranspose2d, (width, width, teacher, teacher))
