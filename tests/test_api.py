@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tests._helpers.refusals import refused
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -129,14 +131,95 @@ def test_a_comparison_has_its_runs_its_rows_and_its_table(no_report, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("student", nn.Linear(2, 2)), ("teacher", nn.Linear(2, 2)), ("data", own_data())],
+    [("student", nn.Linear(2, 2)), ("teacher", nn.Linear(2, 2)), ("data", own_data()), ("data.transform", len)],
 )
 def test_a_comparison_refuses_objects_of_which_there_is_one(key, value, tmp_path):
     asked = {"student": "mlp:8", "teacher": None, "data": "digits", "objectives": {"ce": "cross_entropy"}}
+    given = {"data": {"source": "digits", "transform": value}} if key == "data.transform" else {key: value}
     with pytest.raises(tutelage.errors.InvalidTypeError) as caught:
-        tutelage.compare(**{**asked, key: value}, runs=tmp_path)
+        tutelage.compare(**{**asked, **given}, runs=tmp_path)
     assert caught.value.what == key
     assert not list(tmp_path.iterdir())
+
+
+# What is not a model, not its data, not an image
+
+
+@pytest.mark.parametrize(("call", "argument"), [(tutelage.evaluate, "model"), (tutelage.predict, "model")])
+def test_what_is_no_model_is_refused_by_its_argument(call, argument):
+    with refused(tutelage.errors.InvalidTypeError, argument, got="None"):
+        call(None, **({"images": []} if call is tutelage.predict else {}))
+
+
+def test_the_argument_and_the_call_are_those_that_were_typed(tmp_path):
+    with refused(tutelage.errors.InvalidTypeError, "model", got="3"):
+        tutelage.train(model=3, data="digits", runs=tmp_path)
+    with refused(tutelage.errors.InvalidTypeError, "teacher", suggests="tutelage.train"):
+        tutelage.distill(student="mlp:8", teacher={"train": {}}, data="digits", objective="kd", runs=tmp_path)
+    with refused(tutelage.errors.RecipeError, "train: epoch", suggests="epochs"):
+        tutelage.train(model="mlp:8", data="digits", epoch=1, runs=tmp_path)
+    with refused(tutelage.errors.RecipeError, "train: optimizer.lr", suggests="optimizer={'lr': '...'}"):
+        tutelage.train(model="mlp:8", data="digits", runs=tmp_path, **{"optimizer.lr": 0.1})
+    with refused(tutelage.errors.InvalidValueError, "objective", got="function", suggests="cross_entropy()"):
+        tutelage.train(model="mlp:8", data="digits", objective=objectives.cross_entropy, runs=tmp_path)
+    with refused(tutelage.errors.InvalidValueError, "objective", got="Objective", suggests="a + b"):
+        tutelage.train(model="mlp:8", data="digits", objective=[objectives.cross_entropy(), "kd"], runs=tmp_path)
+    with refused(tutelage.errors.RecipeError, "train: device", got="device(type='cpu')"):
+        tutelage.train(model="mlp:8", data="digits", device=torch.device("cpu"), runs=tmp_path)
+
+
+@pytest.mark.parametrize("classes", [7, 12])
+def test_a_module_of_other_classes_is_not_judged(classes):
+    with refused(tutelage.errors.RecipeError, "model object:Sequential", got=str(classes)):
+        tutelage.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), data="digits")
+
+
+def test_errors_out_of_a_users_module_name_it(run):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(63, 10))
+    with refused(tutelage.errors.UserCodeError, "Sequential"):
+        tutelage.evaluate(module, data="digits")
+    with refused(tutelage.errors.UserCodeError, "Sequential"):
+        tutelage.predict(module, np.zeros((8, 8), np.uint8))
+    with refused(tutelage.errors.InvalidValueError, "best", got="Classifier"):
+        tutelage.predict(run.student, np.zeros((8, 8), np.uint8), best=True)
+
+
+def test_a_run_of_the_callers_data_is_judged_on_data_that_are_given(no_report, tmp_path):
+    splits = tutelage.data.from_datasets(*own_data(), classes=10)
+    own = tutelage.train(model="mlp:8", data=splits, runs=tmp_path, **{**QUICK, "batch_size": 8})
+    with refused(tutelage.errors.InvalidValueError, "data.source", got="own", suggests="data="):
+        tutelage.evaluate(own)
+    assert 0 <= tutelage.evaluate(own, data=splits)["accuracy"] <= 1
+
+
+def test_the_test_set_has_no_transform(run):
+    judged = tutelage.evaluate(run, data={"source": "digits", "transform": lambda image: None})
+    assert judged == tutelage.evaluate(run, data="digits")
+
+
+def test_a_run_is_loaded_as_its_folder_is(run):
+    image = np.full((8, 8), 9, np.uint8)
+    assert tutelage.load(run).predict(image) == tutelage.load(run.folder).predict(image)
+
+
+def test_files_and_arrays_that_are_no_images_are_named(run, tmp_path):
+    deep = Image.fromarray(np.full((8, 8), 1000, np.uint16))
+    deep.save(tmp_path / "deep.png")
+    (tmp_path / "broken.png").write_text("no image")
+    with refused(tutelage.errors.NotFoundError, "images", got="nothing.png"):
+        tutelage.predict(run, tmp_path / "nothing.png")
+    with refused(tutelage.errors.NotFoundError, "images"):
+        tutelage.predict(run, tmp_path)
+    with refused(tutelage.errors.InvalidValueError, "images", got="broken.png"):
+        tutelage.predict(run, str(tmp_path / "broken.png"))
+    with refused(tutelage.errors.InvalidValueError, "images", got="8-bit"):
+        tutelage.predict(run, tmp_path / "deep.png")
+    with refused(tutelage.errors.InvalidValueError, "image", got="I;16"):
+        tutelage.predict(run, deep)
+    assert deep.getpixel((0, 0)) == 1000
+    for array in (np.zeros((2, 8, 8), np.uint8), np.zeros((0, 0), np.uint8), np.zeros((), np.uint8)):
+        with refused(tutelage.errors.InvalidTypeError, "images"):
+            tutelage.predict(run, array)
 
 
 @pytest.mark.parametrize(

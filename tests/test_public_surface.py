@@ -53,8 +53,9 @@ def test_lazy_names_are_listed_and_there(module):
     assert dir(it) == sorted(it.__all__)
     for name in it.__all__:
         assert getattr(it, name) is not None
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError) as caught:
         it.nothing_of_that_name  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("nothing_of_that_name", it), "what Python suggests the nearest by"
 
 
 def test_editors_see_the_lazy_names():

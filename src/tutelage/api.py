@@ -6,6 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
@@ -14,7 +15,7 @@ from torch import nn
 from tutelage import config, data, models, objectives, records
 from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
-from tutelage.errors import InvalidTypeError, RecipeError
+from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, explaining
 from tutelage.models import Classifier
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
@@ -67,17 +68,8 @@ def train(
     **settings: Unpack[RunSettings],
 ) -> Run:
     """Train a network from labels: `distill` without a teacher."""
-    return distill(
-        student=model,
-        teacher=None,
-        data=data,
-        objective=objective,
-        name=name,
-        runs=runs,
-        reporter=reporter,
-        trust_code=trust_code,
-        **settings,
-    )
+    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code)
+    return _run("train", model, None, data, objective, name=name, runs=runs, options=options, settings=settings)
 
 
 @_lists_settings
@@ -113,8 +105,27 @@ def distill(
     Raises:
         RecipeError: a setting is wrong (every error is listed), or the name is that of a finished run.
     """
+    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code)
+    return _run("distill", student, teacher, data, objective, name=name, runs=runs, options=options, settings=settings)
+
+
+def _run(
+    call: Literal["train", "distill"],
+    student: Model,
+    teacher: Model | None,
+    data: Data,
+    objective: AnyObjective,
+    *,
+    name: str | None,
+    runs: str | Path,
+    options: RunOptions,
+    settings: RunSettings,
+) -> Run:
+    """Train a student from labels or a teacher: what both calls do."""
+    options = replace(options, command=f"tutelage.{call}(...)")
     objective = objectives.from_recipe(objective)
-    student, teacher = _named(student), _named(teacher) if teacher is not None else None
+    student = _named(student, "model" if call == "train" else "student")
+    teacher = None if teacher is None else _named(teacher, "teacher")
     data, transform = _without_object(data)
     named = transform is None and isinstance(student, str) and isinstance(teacher, str | None) and _is_settings(data)
     label = student if isinstance(student, str) else type(student).__name__
@@ -127,16 +138,17 @@ def distill(
     }
     if teacher is not None:
         value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
-    recipe = _parse(Recipe, value, where="distill")
+    recipe = _parse(Recipe, value, where=call)
     stages = [stage if isinstance(stage, Mapping) else dict(stage) for stage in settings.get("stages") or [{}]]
     # What each fit learns from, as it was passed: two objectives of the caller's may have one spec.
     passed = [stage.get("objective") or objective for stage in stages]
     pieces = [piece for each in passed if isinstance(each, Objective) for piece in each.pieces]
     built_in = all(objectives.is_built_in(piece.preset) for piece in pieces)
     run_inputs = (
-        None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, transform, trust_code)
+        None
+        if named and built_in
+        else _inputs_of(recipe, passed, student, teacher, data, transform, options.trust_code)
     )
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
     return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
 
 
@@ -173,10 +185,18 @@ def _as_argument(override: re.Match[str]) -> str:
     return f"{name}={value!r}"
 
 
-def _named(network: Model) -> str | nn.Module:
-    """Return the folder of a run or a path as a name, and anything else unchanged."""
+def _named(network: Model, argument: str = "model") -> str | nn.Module:
+    """Return the folder of a run or a path as a name, and a name or a module unchanged."""
     if isinstance(network, Run):
         network = network.folder
+    if not isinstance(network, str | Path | nn.Module):
+        known = isinstance(network, Mapping) and "train" in network
+        raise InvalidTypeError(
+            argument,
+            "a model's name, a run or its folder, or a module",
+            network if isinstance(network, str | int | float | None) else f"an object of type {type(network).__name__}",
+            f"type {argument}=tutelage.train(...)" if known else f"for example {argument}='cifar:resnet20'",
+        )
     return network.as_posix() if isinstance(network, Path) else network
 
 
@@ -299,14 +319,17 @@ def compare(
         RecipeError: a setting is wrong (every error is listed), or the folder holds another comparison.
         TypeError: a network or the data are the caller's objects, of which no second run can be made.
     """
-    value: dict[str, Any] = {"student": _named(student), "data": data, **settings}
+    value: dict[str, Any] = {"student": _named(student, "student"), "data": data, **settings}
     if teacher is not None:
-        value["teacher"] = teacher if isinstance(teacher, Mapping) else _named(teacher)
-    for key in ("student", "teacher", "data"):
-        if not isinstance(value.get(key), str | Mapping | DataSettings | None):
-            expected = "a name, so that each run can build it anew"
+        value["teacher"] = teacher if isinstance(teacher, Mapping) else _named(teacher, "teacher")
+    objects = {key: value.get(key) for key in ("student", "teacher", "data")}
+    if isinstance(data, Mapping):
+        objects["data.transform"] = data.get("transform")
+    for key, given in objects.items():
+        if not isinstance(given, str | Mapping | DataSettings | None):
+            expected = "a name, so that each run can build it again"
             instead = "for objects of your own type tutelage.distill(...) once for each objective and seed"
-            raise InvalidTypeError(key, expected, f"an object of type {type(value[key]).__name__}", instead)
+            raise InvalidTypeError(key, expected, f"an object of type {type(given).__name__}", instead)
     value |= {
         "name": name or _file_name(value["student"], *objectives),
         "objectives": objectives,
@@ -321,6 +344,7 @@ def compare(
     return ComparedRuns(folder)
 
 
+@explaining()
 def predict(
     model: str | Path | Run | Classifier, images: Any, *, best: bool = False, trust_code: bool | frozenset[str] = False
 ) -> list[Prediction]:
@@ -336,10 +360,16 @@ def predict(
         One prediction per image: the likeliest class, its name, and the probability that the classifier gives it.
     """
     network = _named(model)
-    classifier = load(network, best=best, trust_code=trust_code) if isinstance(network, str) else models.adopt(network)
-    return classifier.predict(images)
+    if isinstance(network, str):
+        return load(network, best=best, trust_code=trust_code).predict(images)
+    if best:
+        raise InvalidValueError(
+            "best", "a run or its folder", f"an object of type {type(network).__name__}", "leave best out"
+        )
+    return models.adopt(network, f"object:{type(network).__name__}").predict(images)
 
 
+@explaining()
 def evaluate(
     model: Model,
     *,
@@ -371,7 +401,9 @@ def evaluate(
         RecipeError: a setting is wrong, or the model does not fit the data.
     """
     network = _named(model)
-    label = network if isinstance(network, str) else type(network).__name__
+    label = network if isinstance(network, str) else f"object:{type(network).__name__}"
+    if isinstance(data, Mapping):
+        data = {**data, "transform": None}  # Of training images; it may be an object.
     given = {
         "data": data if _is_settings(data) else {"source": "own"},
         "batch_size": batch_size,
@@ -410,10 +442,16 @@ def judge(
             trust_code=trust_code,
             **shape,
         )
-    if network.card.classes != splits.classes:
-        instead = "name the data that it was trained on, data.source=..."
-        raise RecipeError(f"model {name}", f"{splits.classes} classes, as the data have", network.card.classes, instead)
+    _check_classes(name, network.card.classes, splits.classes)
     outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
+    _check_classes(name, outputs.logits.shape[-1], splits.classes)  # of a module, whose card has those of the data
     if not bool((outputs.labels != UNLABELLED).any()):
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     return evaluate_outputs(outputs), f"{name} on {len(outputs.labels)} test samples of {splits.source}"
+
+
+def _check_classes(name: str, classes: int, expected: int) -> None:
+    """Refuse a model of other classes than the data's."""
+    if classes != expected:
+        instead = "name the data that it was trained on, data.source=..."
+        raise RecipeError(f"model {name}", f"{expected} classes, as the data have", classes, instead)

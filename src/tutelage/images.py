@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """Errors that Pillow raises on files that are truncated, mistyped or absurd."""
@@ -106,14 +106,24 @@ def as_image(image: Any) -> Image.Image:
     Raises:
         TypeError: if it is none of these.
         FileNotFoundError: if there is no such file.
+        ValueError: if a file cannot be read as an image, or pixels have more than 8 bits.
     """
     if isinstance(image, str | Path):
-        with Image.open(image) as opened:
-            return opened.copy()
+        if not Path(image).is_file():
+            raise NotFoundError("images", "an image file", f"{str(image)!r}, which is none", "check the path")
+        try:
+            with open_image(Path(image)) as opened:
+                return opened.copy()
+        except UNREADABLE as error:
+            raise InvalidValueError(
+                "images", "a readable image", f"{str(image)!r} ({one_line(error)})", "check the file"
+            ) from error
     if isinstance(image, Image.Image):
-        return image
+        return open_image(image)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        return image_of(image)
+        height, width, channels = (*image.shape, 1)[:3]
+        if height and width and 1 <= channels <= 4:
+            return image_of(image)
     got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     instead = "for a float tensor in [0, 1] call the classifier itself"
     raise InvalidTypeError("images", "paths, PIL images or uint8 arrays (height, width, channels)", got, instead)
@@ -130,7 +140,8 @@ def open_image(encoded: Encoded) -> Image.Image:
     else:
         image = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image.close()
+        if image is not encoded:
+            image.close()
         raise InvalidValueError("image", "8-bit pixels", f"mode {image.mode}", "convert the image to 8 bits")
     return image
 

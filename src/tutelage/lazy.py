@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ def forward(package: str, module_of: Mapping[str, str]) -> tuple[Callable[[str],
 
     def read(name: str) -> Any:
         if name not in module_of:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name)
+            known = sys.modules[package]  # Python names the nearest of its attributes
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=known)
         module = importlib.import_module(module_of[name], package)
         return module if module.__name__ == f"{package}.{name}" else getattr(module, name)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from tests._helpers.refusals import refused
 from torchvision.transforms import v2
 
 from tutelage.data import BatchLoader, DataSettings, RandAugment, open_data, rng
@@ -190,7 +191,7 @@ def test_what_would_break_a_batch_is_refused_before_training(function, got):
         ("torchvision:RandAugment(**{'num_ops': 2})", "for example data.transform="),
         ("torchvision:RandAugment.__init__", "for example data.transform="),
         ("torchvision:RandAugment(", "for example data.transform="),
-        ("torchvision:RandAugment(operations=2)", "give those"),
+        ("torchvision:RandAugment(operations=2)", "did you mean"),
         ("timm:random", "for example data.transform="),
         ("timm:nothing", "for example data.transform="),
         ("object:halved", "run the program"),
@@ -230,3 +231,16 @@ def test_a_name_of_no_library_is_refused(name):
 def test_one_of_both_randaugments_is_refused():
     with pytest.raises(ValueError, match=r"^data.transform: expected null together with data.randaugment"):
         open_data(DataSettings(transform="timm:original", randaugment=RandAugment()))
+
+
+def test_misspelt_arguments_and_what_is_no_image_are_told():
+    size = {"image_size": (8, 8), "channels": 1}
+    with refused(InvalidValueError, suggests="degrees"):
+        find("torchvision:RandomRotation(degreees=3)", **size)
+    with refused(InvalidValueError, suggests="from Python"):
+        find("torchvision:Lambda", **size)
+    elsewhere = Transform("object:f", lambda image: torch.zeros(1, 8, 8, dtype=torch.uint8, device="meta"))
+    with refused(InvalidValueError, got="meta"):
+        check_on_black(elsewhere, **size)
+    with refused(InvalidValueError, got="ndarray", suggests="PIL.Image.fromarray"):
+        check_on_black(Transform("object:f", np.asarray), **size)

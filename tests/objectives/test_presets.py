@@ -338,3 +338,19 @@ def test_a_preset_that_is_defined_anew_is_built_anew(own_names):
     del PRESETS["mine"]
     define(5.0)
     assert from_recipe("mine").weights()["kd"] == 5.0
+
+
+def test_functions_that_are_no_presets_are_refused(own_names):
+    def variadic(**weights):
+        return objectives.cross_entropy()
+
+    def number(*, weight: float = 1.0):
+        return weight
+
+    with refused(InvalidTypeError, "preset", suggests="@tutelage.objectives.preset"):
+        objectives.preset(number)
+    with refused(InvalidTypeError, "variadic", got="**weights"):
+        objectives.preset("none")(variadic)
+    build = objectives.preset("none")(number)
+    with refused(InvalidTypeError, "number", got="float"):
+        build()

@@ -116,6 +116,9 @@ def _under(key: str, what: str) -> str:
 
 def _nearest(kind: type[BaseModel], location: SchemaLocation, name: str) -> str:
     """Name the known key that an unknown one was probably meant to be, at its own depth or elsewhere."""
+    if "." in name:  # As an override is typed, where a mapping belongs.
+        section, _, inner = name.rpartition(".")
+        return f"type {section}={{{inner}: ...}}"
     above = location.key.rpartition(".")[0]
     known = sorted({member for section in location.around for member in _members(section)})
     if name in known:
@@ -250,7 +253,7 @@ def _flow(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """Put a value into a message: as it is typed, and not too long."""
-    text = repr(value) if isinstance(value, str) else str(value)
+    text = str(value) if isinstance(value, Mapping | list | tuple | int | float) else repr(value)
     if value is None or value in (True, False):
         text = _flow(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -107,23 +107,24 @@ def _transformed(image: Image.Image, transform: Transform, which: str) -> NDArra
             f"{type(error).__name__}: {one_line(error)}",
             "fix it, or type data.transform=null",
         ) from error
-    given = pixels_of(image)
+    expected = (len(image.getbands()), image.height, image.width)
+    instead = "leave out what changes size, channels or type, such as Resize or ToTensor"
     if isinstance(result, Image.Image):
         if (result.size, result.mode) == (image.size, image.mode):
             return pixels_of(result)
         got = f"one of {result.width} x {result.height} pixels in mode {result.mode}"
     elif isinstance(result, Tensor):
-        if result.dtype == torch.uint8 and result.shape == (given.shape[2], *given.shape[:2]):
+        if (result.dtype, result.device.type) == (torch.uint8, "cpu") and result.shape == expected:
             return result.as_subclass(Tensor).permute(1, 2, 0).numpy()
-        got = f"{result.dtype} values of shape {tuple(result.shape)}"
+        got = f"{result.dtype} values of shape {tuple(result.shape)} on {result.device}"
     else:
-        got = type(result).__name__
+        got, instead = type(result).__name__, "let it return the image: PIL.Image.fromarray(...) makes one of an array"
     raise InvalidValueError(
         name,
         f"an image of {image.width} x {image.height} pixels in mode {image.mode}, as {which} was, or its "
         "uint8 values (channels, height, width)",
         got,
-        "leave out what changes size, channels or type, such as Resize or ToTensor",
+        instead,
     )
 
 
@@ -148,9 +149,13 @@ def _of_torchvision(text: str) -> Function:
     try:
         transform: Function = classes[name](*arguments, **by_name)
     except Exception as error:
-        expected = f"arguments as in {name}{inspect.signature(classes[name])}"
-        got = f"{type(error).__name__}: {one_line(error)}"
-        raise InvalidValueError(f"data.transform torchvision:{text}", expected, got, "give those, by name") from error
+        known = inspect.signature(classes[name]).parameters
+        unknown = next((key for key in by_name if key not in known), None)
+        instead = "give others, or pass the object itself from Python where literals cannot make it"
+        if unknown is not None:
+            instead = nearest(unknown, known, otherwise=instead)
+        expected, got = f"arguments of {name} ({', '.join(known)})", f"{type(error).__name__}: {one_line(error)}"
+        raise InvalidValueError(f"data.transform torchvision:{text}", expected, got, instead) from error
     return transform
 
 

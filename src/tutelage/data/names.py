@@ -37,6 +37,13 @@ def parse_source(source: str) -> tuple[str, str]:
     """Return the kind of a source, and what stands behind the colon."""
     kinds = {pattern.partition(":")[0]: pattern for pattern in _SOURCES}
     kind, _, name = source.partition(":")
+    if source == "own":
+        raise InvalidValueError(
+            "data.source",
+            "the data sets that were passed from Python",
+            "their name, own",
+            "type data=(training set, test set) in Python, or data.source=... for data that have a name",
+        )
     if source in _SOURCES or (name and kind in kinds and kind not in _SOURCES):
         return kind, name
     instead = f"type data.source={kinds[nearest_name(kind, kinds)]}"

@@ -56,6 +56,7 @@ class Preset(NamedTuple):
 
 
 PRESETS: dict[str, Preset] = {}
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
@@ -71,6 +72,8 @@ def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objecti
     Raises:
         ValueError: if there already is a preset of that name.
     """
+    if not isinstance(paper, str):
+        raise InvalidTypeError("preset", "the paper, a text", "a function", "type @tutelage.objectives.preset('...')")
 
     def name_it(function: Callable[P, Objective]) -> Callable[P, Objective]:
         name, make = function.__name__, cast(Callable[..., Objective], function)
@@ -85,10 +88,17 @@ def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objecti
                 named = ", ".join(f"{p}={value!r}" for p, value in zip(signature, positional, strict=False))
                 raise InvalidTypeError(name, "arguments by name", f"{positional[0]!r} alone", f"type {name}({named})")
             read = read_arguments(name, signature, arguments)
-            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in make(**read).parts)
+            made: object = make(**read)
+            if not isinstance(made, Objective):
+                got = f"an object of type {type(made).__name__}"
+                raise InvalidTypeError(name, "a function that returns an objective", got, "let it return one")
+            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in made.parts)
             _probe(parts)
             return Objective((PresetCall(parts, name, read),))
 
+        variadic = [str(p) for p in inspect.signature(function).parameters.values() if p.kind in VARIADIC]
+        if variadic:
+            raise InvalidTypeError(name, "arguments with names", ", ".join(variadic), "name each: (*, weight=1.0)")
         if name in PRESETS:
             raise InvalidValueError("preset", "a new name", f"{name!r}, which is taken", "rename the function")
         PRESETS[name], SIGNATURES[name] = Preset(build, paper), signature

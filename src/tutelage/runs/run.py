@@ -68,14 +68,15 @@ class Run:
         return load(self.folder)
 
 
-def load(folder: str | Path, *, best: bool = False, trust_code: bool | frozenset[str] = False) -> Classifier:
+def load(folder: str | Path | Run, *, best: bool = False, trust_code: bool | frozenset[str] = False) -> Classifier:
     """Load the student of a run, in evaluation mode, ready to predict: it takes images in [0, 1].
 
     Args:
-        folder: folder of the run.
+        folder: folder of the run, or the run.
         best: whether to load the weights that did best on the selection set instead of the last ones.
         trust_code: whether a student made by a ``file:`` model, which runs code, is allowed.
     """
+    folder = folder.folder if isinstance(folder, Run) else folder
     weights = Path(folder) / records.BEST if best else None
     return models.create(str(folder), weights=weights, trust_code=trust_code).eval()
 

@@ -110,9 +110,12 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         entry = {entry: {}}
     names = [name for name in entry if name not in BESIDE] if isinstance(entry, Mapping) else []
     if len(names) != 1:
-        raise InvalidValueError(
-            "objective", "one preset with its arguments", repr(entry), "for example {kd: {temperature: 4}}"
-        )
+        got, instead = repr(entry), "for example {kd: {temperature: 4}}"
+        if callable(entry):
+            got, instead = "a function", f"call it: {getattr(entry, '__name__', 'kd')}()"
+        elif not isinstance(entry, Mapping | Sequence | int | float | None):
+            got, instead = f"an object of type {type(entry).__name__}", "objectives add without a list: a + b"
+        raise InvalidValueError("objective", "one preset with its arguments", got, instead)
     (name,) = names
     arguments = {} if entry[name] is None else entry[name]
     if name not in signatures:

@@ -40,7 +40,9 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         actual = structure.head_classes(build(classes=classes))
         classes = actual if classes is None else classes
         if classes is None:
-            raise InvalidValueError("classes", f"a number for {name}", "none", "type classes=10")
+            raise InvalidValueError(
+                "classes", f"a number for {name}", "none", f"type tutelage.models.create({name!r}, classes=10)"
+            )
         if actual not in (None, classes):
             expected = f"{actual}, as {name} makes them and takes no classes="
             instead = f"give the function a parameter classes, or type classes={actual}"

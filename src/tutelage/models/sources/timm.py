@@ -48,7 +48,10 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     trained = config.num_classes if tag else CLASSES
     if not trained and request.classes is None:
         raise InvalidValueError(
-            "classes", f"a number for {name}, whose weights have no head", "none", "type classes=10"
+            "classes",
+            f"a number for {name}, whose weights have no head",
+            "none",
+            f"type tutelage.models.create({name!r}, classes=10)",
         )
     mean, std = (config.mean, config.std) if config else (MEAN, STD)
     size = tuple(config.input_size[1:]) if config else None
