@@ -189,7 +189,7 @@ class Study(TypedDict):
 BESIDE = ("scale", "gather")
 """Keys of an objective's entry in a recipe that are not presets."""
 
-ELSEWHERE = "choose another folder, such as --runs FOLDER"
+ELSEWHERE = "choose another folder: --runs FOLDER for runs, outputs=FOLDER for a teacher's outputs"
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """By these, and where permission is denied, a download fails on the disk and not on the connection."""
 PAUSES = (0.01, 0.1, 1.0)
