@@ -189,7 +189,7 @@ class Study(TypedDict):
 BESIDE = ("scale", "gather")
 """Keys of an objective's entry in a recipe that are not presets."""
 
-ELSEWHERE = "choose another folder, such as --runs FOLDER"
+ELSEWHERE = "choose another folder: --runs FOLDER for runs, outputs=FOLDER for a teacher's outputs"
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 """Numbers of errors by which a download fails on the disk and not on the connection."""
 PAUSES = (0.01, 0.1, 1.0)
@@ -279,7 +279,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     """Read a JSON object.
 
     Raises:

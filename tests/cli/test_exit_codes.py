@@ -67,6 +67,12 @@ def test_a_command_that_is_stopped_before_anything_is_saved_says_so(doctor_raise
     assert (code, err) == (130, "tutelage: stopped: nothing was saved yet; run the same command again\n")
 
 
+def test_a_command_whose_cleanup_fails_when_it_is_stopped_is_stopped(doctor_raises):
+    error = AttributeError("cleanup")
+    error.__context__ = KeyboardInterrupt()
+    assert doctor_raises(error)[0] == 130
+
+
 def test_a_stopped_comparison_says_how_many_runs_are_finished(invoke, monkeypatch, tmp_path):
     from tutelage.runs.run_state import RunState
 
@@ -111,6 +117,13 @@ def test_too_little_memory_is_no_bug(doctor_raises):
         assert len(err.splitlines()) == 1
 
 
+def test_a_library_that_is_not_installed_is_no_bug(doctor_raises):
+    code, err = doctor_raises(ModuleNotFoundError("No module named 'any.part'", name="any.part"))
+    assert code == 1
+    assert err.startswith("tutelage: any.part: expected")
+    assert "bug" in doctor_raises(ModuleNotFoundError("No module named 'tutelage.part'", name="tutelage.part"))[1]
+
+
 def test_any_other_error_is_a_bug_and_says_so(doctor_raises):
     code, err = doctor_raises(KeyError("no\nsuch key"))
     assert code == 1
@@ -123,8 +136,11 @@ def test_any_other_error_is_a_bug_and_says_so(doctor_raises):
 @pytest.mark.parametrize("typed", [("--debug", "doctor"), ("doctor", "--debug")])
 def test_debug_shows_the_traceback_wherever_it_is_typed(typed, doctor_raises, monkeypatch):
     monkeypatch.setenv("TUTELAGE_DEBUG", "")  # so that what is set is taken back
-    with pytest.raises(KeyError, match="where"):
-        doctor_raises(KeyError("where"), *typed)
+    error = InvalidValueError("where", expected="a", got="b", instead="c")
+    code, err = doctor_raises(error, *typed)
+    assert code == error.exit_code
+    assert err.startswith("Traceback")
+    assert err.endswith(f"tutelage: {error}\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

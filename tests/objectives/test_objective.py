@@ -470,6 +470,15 @@ def test_a_term_of_another_shape_is_refused(loss, shape):
         objective.bind()(*draw())
 
 
+def nothing(student_logits):
+    return None
+
+
+def test_a_loss_that_returns_no_tensor_is_refused():
+    with refused(InvalidTypeError, "term mine", got="NoneType"):
+        Objective.of(WeightedTerm("mine", 1.0, Apply(nothing))).bind()(*draw())
+
+
 # --------------------------------------------------------------------------------------------------------- the identity
 
 

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -96,9 +97,11 @@ def main() -> None:
             app()
     except KeyboardInterrupt as error:
         _stop(error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the place that says what any error is
+        if stop := _interruption(error):
+            _stop(stop)
         if os.environ.get("TUTELAGE_DEBUG"):
-            raise
+            traceback.print_exc()
         _end(*_message_and_code(error))
 
 
@@ -132,6 +135,14 @@ def _stop(error: KeyboardInterrupt) -> NoReturn:
     _end(f"stopped: {saved}; {again}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
 
 
+def _interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the Ctrl-C or SIGTERM that an error came of: within a library's import, some cleanup may fail."""
+    below: BaseException | None = error
+    while below is not None and not isinstance(below, KeyboardInterrupt):
+        below = below.__cause__ or below.__context__
+    return below
+
+
 def _end(message: str, code: int) -> NoReturn:
     """End the command with a message, each line prefixed with the program's name."""
     for line in message.splitlines():
@@ -149,6 +160,9 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
         what, reason = error.filename or "system", error.strerror or type(error).__name__
         instead = "free space or change the permissions, then run the same command again"
         return errors.message(what, "a file that can be read and written", reason, instead), FAILED
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tutelage"):
+        instead = "type pip check, and install what it names"
+        return errors.message(error.name, "a library that is installed", "none", instead), FAILED
     what = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")
     see = "please report it; run the command again with --debug to see where"
     return f"{what}: this is a bug in tutelage: {see}", FAILED

@@ -52,7 +52,10 @@ def _errors_of(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
         location.expected.replace("a number", "a finite number") if what == "finite_number" else location.expected
     )
     text = "none" if what == "missing" else shown(got)
-    return (RecipeError(location.key, expected, text, f"for example {location.key}={location.example(got)}"),)
+    typed = f"{location.key}={location.example(got)}"
+    if " " in typed:  # A shell would cut it there.
+        typed = f'"{typed}"'
+    return (RecipeError(location.key, expected, text, f"for example {typed}"),)
 
 
 class SchemaLocation(NamedTuple):

@@ -159,7 +159,11 @@ def _fusible(terms: Mapping[str, nn.Module]) -> tuple[str, str] | None:
     return (supervised[0], matching[0]) if supervised and matching else None
 
 
-def _check_shape(name: str, values: Tensor, needs: Requirements, expected: torch.Size) -> None:
+def _check_shape(name: str, values: object, needs: Requirements, expected: torch.Size) -> None:
+    if not isinstance(values, Tensor):
+        raise InvalidTypeError(
+            f"term {name}", "a tensor, one value per sample", type(values).__name__, "return that from the loss"
+        )
     if values.shape != expected and not (needs.coupled and values.ndim == 0):
         raise InvalidValueError(
             f"term {name}",
