@@ -82,12 +82,8 @@ class Distiller(nn.Module):
         loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
         differentiable = loss.total.requires_grad or not torch.is_grad_enabled()
         if not differentiable and any(p.requires_grad for p in self.student.parameters()):
-            raise InvalidValueError(
-                "student or loss",
-                "a loss with a gradient",
-                "one without",
-                "leave detach(), argmax() and torch.no_grad() out of the student's forward and of the loss",
-            )
+            instead = "leave detach(), argmax() and torch.no_grad() out of the student's forward and of the loss"
+            raise InvalidValueError("student or loss", "a loss with a gradient", "one without", instead)
         # The features end here, as metrics read only the logits.
         return StepOutput(loss, Outputs(outputs.logits))
 

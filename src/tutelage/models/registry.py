@@ -176,12 +176,8 @@ def adopt(
         raise InvalidTypeError("model", "a torch.nn.Module or a name", type(module).__name__, "give one of those")
     classes = structure.head_classes(module) if classes is None else classes
     if classes is None:
-        raise InvalidValueError(
-            "classes",
-            f"a number for {name}, which has no linear layer",
-            "none",
-            "type tutelage.models.adopt(module, classes=10)",
-        )
+        instead = "type tutelage.models.adopt(module, classes=10)"
+        raise InvalidValueError("classes", f"a number for {name}, which has no linear layer", "none", instead)
     return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
 
 

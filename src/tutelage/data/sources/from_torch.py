@@ -54,11 +54,9 @@ class TorchSplit(Split):
                 )
             images.append(image)
             if image.shape != images[0].shape:
+                got = f"{tuple(image.shape)} for sample {position}"
                 raise InvalidValueError(
-                    "data",
-                    f"images of one shape, {tuple(images[0].shape)}",
-                    f"{tuple(image.shape)} for sample {position}",
-                    "resize or crop them in __getitem__",
+                    "data", f"images of one shape, {tuple(images[0].shape)}", got, "resize or crop them in __getitem__"
                 )
         batch = torch.stack(images)
         low, high = float(batch.min()), float(batch.max())
@@ -110,11 +108,9 @@ def from_datasets(
         if dataset is None:
             continue
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            instead = "pass a map-style Dataset"
             raise InvalidTypeError(
-                part,
-                "a data set with a length and samples by number",
-                type(dataset).__name__,
-                "pass a map-style Dataset",
+                part, "a data set with a length and samples by number", type(dataset).__name__, instead
             )
         if not len(dataset):
             raise InvalidValueError(part, "at least 1 sample", "0", "pass a data set with samples")

@@ -42,12 +42,8 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
     name = f"{PREFIX}:{widths}"
     hidden = names.hidden_widths(widths)
     if request.classes is None:
-        raise InvalidValueError(
-            "classes",
-            f"a number for {name}, which has none of its own",
-            "none",
-            f"type tutelage.models.create({name!r}, classes=10)",
-        )
+        instead = f"type tutelage.models.create({name!r}, classes=10)"
+        raise InvalidValueError("classes", f"a number for {name}, which has none of its own", "none", instead)
     if request.image_size is None:
         expected = f"(height, width) for {name}, whose first layer depends on it"
         raise InvalidValueError("image_size", expected, "none", "type image_size=(8, 8)")

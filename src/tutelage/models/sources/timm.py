@@ -47,12 +47,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     config: Any = timm.get_pretrained_cfg(path)
     trained = config.num_classes if tag else CLASSES
     if not trained and request.classes is None:
-        raise InvalidValueError(
-            "classes",
-            f"a number for {name}, whose weights have no head",
-            "none",
-            f"type tutelage.models.create({name!r}, classes=10)",
-        )
+        expected = f"a number for {name}, whose weights have no head"
+        raise InvalidValueError("classes", expected, "none", f"type tutelage.models.create({name!r}, classes=10)")
     mean, std = (config.mean, config.std) if config else (MEAN, STD)
     size = tuple(config.input_size[1:]) if config else None
     options: dict[str, Any] = {"in_chans": request.channels}
