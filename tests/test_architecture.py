@@ -24,7 +24,12 @@ LAYERS = (
     (("studies", "tune", "export"), ("runs", "report")),
     (("models", "data", "training", "teacher_cache", "config"),),
     (("modules",), ("objectives",), ("kernels",), ("losses",), ("taps", "targets")),
-    (("images", "checks", "submodules", "tensor_files"), ("settings",), ("types", "records"), ("errors", "version")),
+    (
+        ("images", "checks", "submodules", "tensor_files"),
+        ("settings",),
+        ("types", "records"),
+        ("errors", "lazy", "version"),
+    ),
 )
 """From the top down: five layers, each of rows. A row's packages import lower layers and the rows below them in their
 own layer, and never each other. ``__init__`` is above all."""

@@ -56,3 +56,13 @@ def test_renaming_reaches_every_error_and_leaves_the_original():
 def test_nothing_near_is_not_guessed():
     assert errors.nearest("zzz", ["kd", "ttm"]) == "type one of those"
     assert errors.nearest(3, ["kd"], otherwise="type kd") == "type kd"
+
+
+def test_the_nearest_name_is_always_a_known_one():
+    assert errors.nearest_name("ttn", ["kd", "ttm"]) == "ttm"
+    assert errors.nearest_name(None, {"kd": 1, "ttm": 2}) == "kd"
+
+
+def test_a_missing_library_is_told_with_its_reason_and_its_extra():
+    error = errors.missing_extra("model", "timm", "timm", ImportError("no\nmodule"))
+    assert (error.got, error.instead) == ("none (no module)", "type pip install 'tutelage[timm]'")

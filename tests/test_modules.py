@@ -12,7 +12,7 @@ from torch import nn
 
 import tutelage
 from tutelage import losses, objectives
-from tutelage.errors import InvalidTypeError
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.modules import Distiller, FrozenTeacher, StepOutput
 from tutelage.objectives import BindContext, Linear, Objective, WeightedTerm
 from tutelage.types import Batch, Outputs, Progress, Totals
@@ -153,6 +153,19 @@ def test_a_module_that_returns_no_logits_is_refused(make, who):
     batch = Batch(torch.arange(4), torch.rand(4, 10), torch.arange(4))
     with refused(InvalidTypeError, who, got="tuple"):
         make(Pair())(batch)
+
+
+def test_a_loss_without_a_gradient_is_refused():
+    class Detached(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs).detach()
+
+    distiller = Distiller(Detached(4, 3), objectives.cross_entropy())
+    batch = Batch(torch.arange(2), torch.rand(2, 4), torch.arange(2))
+    with refused(InvalidValueError, "student or loss", suggests="detach"):
+        distiller(batch)
+    with torch.no_grad():
+        assert distiller(batch).loss.total.isfinite()
 
 
 # --------------------------------------------------------------------------------------------------- the frozen teacher

@@ -11,6 +11,7 @@ import re
 import stat
 
 import pytest
+from tests._helpers.refusals import refused
 
 from tutelage import records
 from tutelage.errors import InvalidValueError, StorageError
@@ -56,6 +57,14 @@ def test_json_goes_there_and_back(tmp_path):
     records.write_json(tmp_path / "x.json", value)
     assert records.read_json(tmp_path / "x.json") == value
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00", b"[1]", 9999 * b"["])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with refused(InvalidValueError, str(path), suggests="restore"):
+        records.read_json(path)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .lazy import forward
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -34,25 +33,15 @@ if TYPE_CHECKING:
 
 # Lazy, because `import tutelage` stands before every command, and `--help` shall not wait for torch.
 _MODULE_OF = {
-    **dict.fromkeys(("Batch", "Outputs", "Progress"), "types"),
-    **dict.fromkeys(("Distiller", "FrozenTeacher", "network_context"), "modules"),
-    **dict.fromkeys(("Run", "load"), "runs.run"),
-    **dict.fromkeys(("compare", "distill", "evaluate", "predict", "train"), "api"),
-    "TutelageError": "errors",
+    **{name: f".{name}" for name in ("data", "errors", "kernels", "losses", "models", "objectives", "taps", "targets")},
+    **dict.fromkeys(("Batch", "Outputs", "Progress"), ".types"),
+    **dict.fromkeys(("Distiller", "FrozenTeacher", "network_context"), ".modules"),
+    **dict.fromkeys(("Run", "load"), ".runs.run"),
+    **dict.fromkeys(("compare", "distill", "evaluate", "predict", "train"), ".api"),
+    "TutelageError": ".errors",
+    "__version__": ".version",
 }
-_MODULES = ("data", "errors", "kernels", "losses", "models", "objectives", "taps", "targets")
-
-__all__ = ["__version__", *_MODULES, *_MODULE_OF]
+__all__ = list(_MODULE_OF)
 
 if not TYPE_CHECKING:  # where a type checker saw it, a misspelt name would be one of any type
-
-    def __getattr__(name: str) -> Any:
-        if name in _MODULES:
-            return importlib.import_module(f".{name}", __name__)
-        if name in _MODULE_OF:
-            return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = forward(__name__, _MODULE_OF)

@@ -259,26 +259,18 @@ def _splits_of(
     if isinstance(source, data.Splits):
         return source
     if not isinstance(source, Sequence) or len(source) != 2:
-        raise RecipeError(
-            "data",
-            "a source's name, settings, or (training set, test set)",
-            type(source).__name__,
-            "for example data='digits'",
-        )
+        expected = "a source's name, settings, or (training set, test set)"
+        raise RecipeError("data", expected, type(source).__name__, "for example data='digits'")
     names = getattr(source[0], "classes", None)
     if isinstance(names, Sequence):
         return data.from_datasets(*source, classes=len(names), class_names=[str(name) for name in names])
     modules = [network for network in networks if isinstance(network, nn.Module)]
     if not modules:
-        raise RecipeError(
-            "data",
-            "data sets that name their classes",
-            "none",
-            (
-                "give the training set an attribute `classes`, or type "
-                "data=tutelage.data.from_datasets(train, test, classes=10)"
-            ),
+        instead = (
+            "give the training set an attribute `classes`, or type "
+            "data=tutelage.data.from_datasets(train, test, classes=10)"
         )
+        raise RecipeError("data", "data sets that name their classes", "none", instead)
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
 
@@ -331,12 +323,9 @@ def compare(
         objects["data.transform"] = data.get("transform")
     for key, given in objects.items():
         if not isinstance(given, str | Mapping | DataSettings | None):
-            raise InvalidTypeError(
-                key,
-                "a name, so that each run can build it anew",
-                f"an object of type {type(given).__name__}",
-                "for objects of your own type tutelage.distill(...) once for each objective and seed",
-            )
+            expected = "a name, so that each run can build it again"
+            instead = "for objects of your own type tutelage.distill(...) once for each objective and seed"
+            raise InvalidTypeError(key, expected, f"an object of type {type(given).__name__}", instead)
     value |= {
         "name": name or _file_name(value["student"], *objectives),
         "objectives": objectives,
@@ -460,9 +449,5 @@ def judge(
 def _check_classes(name: str, classes: int, expected: int) -> None:
     """Refuse a model of other classes than the data's."""
     if classes != expected:
-        raise RecipeError(
-            f"model {name}",
-            f"{expected} classes, as the data have",
-            classes,
-            "name the data that it was trained on, data.source=...",
-        )
+        instead = "name the data that it was trained on, data.source=..."
+        raise RecipeError(f"model {name}", f"{expected} classes, as the data have", classes, instead)

@@ -60,8 +60,8 @@ def whole_number(value: object, name: str, *, example: int, minimum: int = 1) ->
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
     """Refuse a hyperparameter that is not one of the names; the nearest is suggested."""
     if value not in names:
-        hint = nearest(value, names, otherwise=f"for example {name}={example}")
-        raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), hint)
+        instead = nearest(value, names, otherwise=f"for example {name}={example}")
+        raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), instead)
 
 
 def kind_of(value: object) -> object:
@@ -78,12 +78,8 @@ def classwise(tensor: Tensor, name: str) -> Tensor:
     """
     tensor = _floating(tensor, name)
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
-        raise InvalidValueError(
-            name,
-            "shape (..., classes) with at least one class",
-            tuple(tensor.shape),
-            "put the classes on the last axis",
-        )
+        instead = "put the classes on the last axis"
+        raise InvalidValueError(name, "shape (..., classes) with at least one class", tuple(tensor.shape), instead)
     return tensor
 
 
@@ -103,12 +99,8 @@ def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
     if axes[-1] == "...":
         axes = (*axes[:-1], *[axes[-2]] * (tensor.ndim - len(axes) + 1))
     if tensor.ndim != len(axes) or 0 in tensor.shape:
-        raise InvalidValueError(
-            name,
-            f"shape ({', '.join(axes)}), no axis empty",
-            tuple(tensor.shape),
-            "name another tap, or reshape what it gives",
-        )
+        instead = "name another tap, or reshape what it gives"
+        raise InvalidValueError(name, f"shape ({', '.join(axes)}), no axis empty", tuple(tensor.shape), instead)
     return tensor
 
 
@@ -142,19 +134,11 @@ def feature_pair(
     if same == "shape":
         same_shape(student, teacher, student_name, teacher_name)
     elif len(student) != len(teacher):
-        raise InvalidValueError(
-            teacher_name,
-            f"those of {len(student)} samples, as {student_name}",
-            len(teacher),
-            "feed both networks the same batch",
-        )
+        expected = f"those of {len(student)} samples, as {student_name}"
+        raise InvalidValueError(teacher_name, expected, len(teacher), "feed both networks the same batch")
     if len(student) < min_batch:
-        raise InvalidValueError(
-            "student_features",
-            f"at least {min_batch} samples to compare or to normalise over",
-            len(student),
-            "use larger batches",
-        )
+        expected = f"at least {min_batch} samples to compare or to normalise over"
+        raise InvalidValueError("student_features", expected, len(student), "use larger batches")
     return student, teacher
 
 
@@ -190,27 +174,17 @@ def labels_for(logits: Tensor, labels: Tensor) -> bool:
         raise InvalidTypeError("labels", "a torch.Tensor", type(labels).__name__, "type torch.as_tensor(labels)")
     if labels.is_floating_point():
         if labels.shape != logits.shape:
-            raise InvalidValueError(
-                "labels",
-                f"soft labels (floating dtype) of shape {tuple(logits.shape)}",
-                tuple(labels.shape),
-                "type labels.long() if these are class indices",
-            )
+            expected = f"soft labels (floating dtype) of shape {tuple(logits.shape)}"
+            instead = "type labels.long() if these are class indices"
+            raise InvalidValueError("labels", expected, tuple(labels.shape), instead)
         return False
     if labels.dtype != torch.int64:
-        raise InvalidTypeError(
-            "labels",
-            "int64 class indices or floating soft labels",
-            labels.dtype,
-            "type labels.long() for class indices, labels.float() for soft labels",
-        )
+        instead = "type labels.long() for class indices, labels.float() for soft labels"
+        raise InvalidTypeError("labels", "int64 class indices or floating soft labels", labels.dtype, instead)
     if labels.shape != logits.shape[:-1]:
-        raise InvalidValueError(
-            "labels",
-            f"class indices (int64) of shape {tuple(logits.shape[:-1])}",
-            tuple(labels.shape),
-            "type labels.float() if these are one-hot rows",
-        )
+        expected = f"class indices (int64) of shape {tuple(logits.shape[:-1])}"
+        instead = "type labels.float() if these are one-hot rows"
+        raise InvalidValueError("labels", expected, tuple(labels.shape), instead)
     if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
         _in_range(labels, logits.shape[-1])
     return True
@@ -222,15 +196,11 @@ def _in_range(labels: Tensor, classes: int) -> None:
         return
     outside = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
     if outside.numel():
-        raise InvalidValueError(
-            "labels",
-            f"class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled",
-            int(outside[0]),
-            (
-                f"number the classes from 0, type {UNLABELLED} where there is no label, or give the networks "
-                "more classes"
-            ),
+        expected = f"class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled"
+        instead = (
+            f"number the classes from 0, type {UNLABELLED} where there is no label, or give the networks more classes"
         )
+        raise InvalidValueError("labels", expected, int(outside[0]), instead)
 
 
 def _number(value: object, name: str, example: float, legal: Callable[[float], bool], expected: str) -> None:

@@ -33,6 +33,11 @@ def nearest(name: object, known: Collection[str], *, otherwise: str = "type one 
     return f"did you mean {near[0]}?" if near else otherwise
 
 
+def nearest_name(name: object, known: Collection[str]) -> str:
+    """Return the known name that resembles another most; the first where none does."""
+    return (get_close_matches(str(name), known, n=1) or list(known))[0]
+
+
 class TutelageError(Exception):
     """An error that is not a bug of this package. Every kind is also the builtin exception that fits.
 
@@ -126,6 +131,12 @@ class MissingExtraError(TutelageError, ImportError):
     """An optional library that is not installed."""
 
 
+def missing_extra(what: object, library: str, extra: str, error: ImportError) -> MissingExtraError:
+    """Return the error where a library cannot be imported that an extra of this package installs."""
+    got, instead = f"none ({' '.join(str(error).split())})", f"type pip install 'tutelage[{extra}]'"
+    return MissingExtraError(what, f"the library {library}", got, instead)
+
+
 class UserCodeError(TutelageError, RuntimeError):
     """An error out of the user's own module, data set or loss, which is its ``__cause__``."""
 
@@ -157,7 +168,8 @@ def explained(error: Exception) -> Exception:
     if isinstance(error, TutelageError):
         return error
     reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "DefaultCPUAllocator" in reason:  # torch's error for it on a CPU is a RuntimeError
         return RunError(
             "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=2 to keep the batch"
         )
@@ -165,13 +177,11 @@ def explained(error: Exception) -> Exception:
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__")).partition(".")[0]
         if module == __package__:
-            caller = frame.f_locals.get("self")
-            names = [*inner, getattr(caller, "user_code", None)] if hasattr(caller, "user_code") else [None]
-            return (
-                UserCodeError(names[0], "to run without an error", reason, "fix it, or what is passed to it")
-                if names[0]
-                else error
-            )
+            caller: Any = frame.f_locals.get("self")
+            if not hasattr(caller, "user_code"):
+                return error
+            name, instead = inner[0] if inner else caller.user_code, "fix it, or what is passed to it"
+            return UserCodeError(name, "to run without an error", reason, instead) if name else error
         if module not in _LIBRARIES and module not in sys.stdlib_module_names:
             inner.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})")
     return error

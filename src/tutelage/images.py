@@ -125,12 +125,8 @@ def as_image(image: Any) -> Image.Image:
         if height and width and 1 <= channels <= 4:
             return image_of(image)
     got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise InvalidTypeError(
-        "images",
-        "paths, PIL images or uint8 arrays (height, width, channels)",
-        got,
-        "for a float tensor in [0, 1] call the classifier itself",
-    )
+    instead = "for a float tensor in [0, 1] call the classifier itself"
+    raise InvalidTypeError("images", "paths, PIL images or uint8 arrays (height, width, channels)", got, instead)
 
 
 def open_image(encoded: Encoded) -> Image.Image:
@@ -289,9 +285,5 @@ def decode_all(
 
 def stop_on(fault: Fault) -> NoReturn:
     """Raise the error of a corrupt image."""
-    raise InvalidValueError(
-        "data.source",
-        "a readable image",
-        f"{fault.name} ({fault.reason})",
-        "repair or remove the file, or type data.on_corrupt=skip",
-    )
+    instead = "repair or remove the file, or type data.on_corrupt=skip"
+    raise InvalidValueError("data.source", "a readable image", f"{fault.name} ({fault.reason})", instead)

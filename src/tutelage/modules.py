@@ -71,7 +71,7 @@ class Distiller(nn.Module):
 
         Raises:
             TypeError: if the student does not return logits, or the teacher's are not wrapped in `Outputs`.
-            ValueError: if the objective needs a teacher and got none.
+            ValueError: if the objective needs a teacher and got none, or the loss has no gradient.
         """
         if teacher is not None and not isinstance(teacher, Outputs):
             raise InvalidTypeError(
@@ -80,6 +80,14 @@ class Distiller(nn.Module):
         logits, features = self._taps(self.called or self.student, batch.inputs)
         outputs = Outputs(_logits(logits, "student"), features)
         loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
+        differentiable = loss.total.requires_grad or not torch.is_grad_enabled()
+        if not differentiable and any(p.requires_grad for p in self.student.parameters()):
+            raise InvalidValueError(
+                "student or loss",
+                "a loss with a gradient",
+                "one without",
+                "leave detach(), argmax() and torch.no_grad() out of the student's forward and of the loss",
+            )
         # The features end here, as metrics read only the logits.
         return StepOutput(loss, Outputs(outputs.logits))
 
@@ -156,10 +164,7 @@ def network_context(
 
 def _logits(output: object, who: str) -> Tensor:
     if not isinstance(output, Tensor):
-        raise InvalidTypeError(
-            who,
-            "a module that returns logits (batch, classes)",
-            f"one that returns {type(output).__name__}",
-            "wrap it in a module that takes the logits out",
-        )
+        expected = "a module that returns logits (batch, classes)"
+        instead = "wrap it in a module that takes the logits out"
+        raise InvalidTypeError(who, expected, f"one that returns {type(output).__name__}", instead)
     return output

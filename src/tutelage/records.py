@@ -190,8 +190,8 @@ BESIDE = ("scale", "gather")
 """Keys of an objective's entry in a recipe that are not presets."""
 
 ELSEWHERE = "choose another folder, such as --runs FOLDER"
-DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""By these, and where permission is denied, a download fails on the disk and not on the connection."""
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Numbers of errors by which a download fails on the disk and not on the connection."""
 PAUSES = (0.01, 0.1, 1.0)
 """Seconds between attempts to replace a file that is being read."""
 
@@ -201,7 +201,7 @@ Manifest = dict[str, Any]
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Enter this where a file is written, so that what the system refuses is said with the file and a remedy.
+    """Raise what the system refuses while a file is written as an error with the file and what to type.
 
     Raises:
         StorageError: the system refused; ``errno`` and ``strerror`` are its own.
@@ -279,9 +279,19 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InvalidValueError: the file holds something else, as after damage.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidValueError(path, "JSON", error, "restore the file or run again") from error
+    if not isinstance(value, dict):
+        raise InvalidValueError(path, "a JSON object", type(value).__name__, "restore the file or run again")
+    return value
 
 
 def append_epoch(folder: Path, record: Epoch) -> None:

@@ -39,12 +39,8 @@ class _Recorder:
         if self.features is None:
             return
         if not isinstance(value, Tensor):
-            raise InvalidTypeError(
-                f"tap {name}",
-                "a submodule that gives one tensor",
-                type(value).__name__,
-                "name a submodule inside it or after it",
-            )
+            instead = "name a submodule inside it or after it"
+            raise InvalidTypeError(f"tap {name}", "a submodule that gives one tensor", type(value).__name__, instead)
         self.features[name] = value
         # The number of writes to a tensor; tensors of inference mode do not count them.
         self.versions[name] = 0 if value.is_inference() else value._version
@@ -97,12 +93,9 @@ class Taps:
             self.recorder.features = None
         for name in self._names:
             if name not in features:
-                raise InvalidValueError(
-                    f"tap {name}",
-                    "a submodule that runs in the network's forward pass",
-                    "one that does not",
-                    "name another, such as the module that contains it",
-                )
+                expected = "a submodule that runs in the network's forward pass"
+                instead = "name another, such as the module that contains it"
+                raise InvalidValueError(f"tap {name}", expected, "one that does not", instead)
         return output, features
 
 
@@ -120,12 +113,9 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
     if not path or path not in modules:
         names = [n for n in modules if n]
         some = get_close_matches(path, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
-        raise InvalidValueError(
-            f"tap {name}",
-            f"a submodule of {getattr(card, 'name', type(network).__name__)}",
-            repr(name),
-            f"type one of {', '.join(some)}" if some else "name another network: this one has no submodules",
-        )
+        expected = f"a submodule of {getattr(card, 'name', type(network).__name__)}"
+        instead = f"type one of {', '.join(some)}" if some else "name another network: this one has no submodules"
+        raise InvalidValueError(f"tap {name}", expected, repr(name), instead)
     return modules[path], is_input
 
 
@@ -165,21 +155,15 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
     """
     found = find_head(network)
     if found is not None and found.candidates > 1:
-        raise InvalidValueError(
-            "teacher",
-            "a module with one linear layer, or a card that names its head",
-            f"{found.candidates} linear layers",
-            "type tutelage.models.Classifier(network, Card(..., head=NAME))",
-        )
+        expected = "a module with one linear layer, or a card that names its head"
+        instead = "type tutelage.models.Classifier(network, Card(..., head=NAME))"
+        raise InvalidValueError("teacher", expected, f"{found.candidates} linear layers", instead)
     if found is None or found.joint or not isinstance(found.layer, nn.Linear):
         name = getattr(getattr(network, "card", None), "name", type(network).__name__)
         got = "none" if found is None else "one of two heads" if found.joint else type(found.layer).__name__
-        raise InvalidValueError(
-            "teacher",
-            f"a linear last layer of {name}, whose weights the objective reads",
-            got,
-            "take a teacher that ends in one, or an objective that reads none",
-        )
+        expected = f"a linear last layer of {name}, whose weights the objective reads"
+        instead = "take a teacher that ends in one, or an objective that reads none"
+        raise InvalidValueError("teacher", expected, got, instead)
     weight, bias = found.layer.weight, found.layer.bias
     return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
@@ -236,10 +220,7 @@ def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> 
             module.training = mode
     for name, value in features.items():
         if value._version != taps.recorder.versions[name]:
-            raise InvalidValueError(
-                f"tap {name}",
-                "a feature that stays as it is",
-                "one that the network changes in place afterwards",
-                "name the submodule that contains it, or the next one",
-            )
+            got = "one that the network changes in place afterwards"
+            instead = "name the submodule that contains it, or the next one"
+            raise InvalidValueError(f"tap {name}", "a feature that stays as it is", got, instead)
     return {name: tuple(value.shape[1:]) for name, value in features.items()}

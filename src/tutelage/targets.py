@@ -297,12 +297,8 @@ class Pointwise:
         checks.known(self.name, "transform", TRANSFORMS, example="power")
         checks.positive(self.gamma, "gamma", example=0.1)
         if self.name != "power" and not SMALLEST_GAMMA <= self.gamma <= 1:
-            raise InvalidValueError(
-                "gamma",
-                f"a number between {SMALLEST_GAMMA} and 1 for {self.name}",
-                self.gamma,
-                "for example gamma=0.01",
-            )
+            expected = f"a number between {SMALLEST_GAMMA} and 1 for {self.name}"
+            raise InvalidValueError("gamma", expected, self.gamma, "for example gamma=0.01")
 
     def __call__(self, log_probs: Tensor) -> Tensor:
         """Return ``log f(x)`` for each ``log x``, in at least float32; ``f`` keeps its relative precision down to 0."""
@@ -351,12 +347,9 @@ def check_transform(f: Transform) -> None:
 def _hold(kept: Tensor, grid: Tensor, values: Tensor, expected: str) -> None:
     if not kept.all():
         at = int((~kept).nonzero()[0])
-        raise InvalidValueError(
-            "transform",
-            expected,
-            f"log f(x) = {values[at].item():.3g} at log x = {grid[at].item():.3g}",
-            'map log x to log f(x) elementwise in log space, as Pointwise("logarithm", gamma=0.01) does',
-        )
+        got = f"log f(x) = {values[at].item():.3g} at log x = {grid[at].item():.3g}"
+        instead = 'map log x to log f(x) elementwise in log space, as Pointwise("logarithm", gamma=0.01) does'
+        raise InvalidValueError("transform", expected, got, instead)
 
 
 def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
@@ -366,12 +359,9 @@ def _mapped(log_probs: Tensor, f: Transform) -> Tensor:
         kind = checks.kind_of(values)
         raise InvalidTypeError("transform", "a floating tensor of log f(x)", kind, "return one from the mapping")
     if values.shape != log_probs.shape:
-        raise InvalidValueError(
-            "transform",
-            f"log f(x) for each log x, shape {tuple(log_probs.shape)}",
-            tuple(values.shape),
-            "map elementwise and leave the sum over classes to tutelage.targets.transform",
-        )
+        expected = f"log f(x) for each log x, shape {tuple(log_probs.shape)}"
+        instead = "map elementwise and leave the sum over classes to tutelage.targets.transform"
+        raise InvalidValueError("transform", expected, tuple(values.shape), instead)
     return values
 
 

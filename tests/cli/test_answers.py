@@ -59,6 +59,8 @@ MORE = (
     "train teacher.yaml student=file:net.py:make",
     "record student.yaml outputs=runs/outputs student=cifar:resnet21",
     "evaluate mlp:16 --best",
+    "train teacher.yaml name=finished --runs done",
+    "train done/damaged",
 )
 
 
@@ -66,6 +68,10 @@ MORE = (
 def answers(tmp_path_factory):
     """Exit code, output and errors of every command of the benchmark and some more."""
     folder = tmp_path_factory.mktemp("answers")
+    for name, manifest in {"finished": '{"status": "finished"}', "damaged": "{"}.items():
+        (folder / "done" / name).mkdir(parents=True)
+        (folder / "done" / name / "manifest.json").write_text(manifest)
+        (folder / "done" / name / "recipe.yaml").write_text("name: any\n")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")])}
     typed = [sys.executable, "-c", f"HEAVY = {HEAVY}\n{CODE}", *MORE, NEEDS_TORCH]
     done = subprocess.run(typed, cwd=folder, env=env, text=True, capture_output=True, check=True)
@@ -115,6 +121,8 @@ def test_help_and_lists_are_shown_without_torch(answers):
         ("train teacher.yaml student=file:net.py:make", ["model: expected a Python file"]),
         ("record student.yaml outputs=runs/outputs student=cifar:resnet21", ["student: expected a known name"]),
         ("evaluate mlp:16 --best", ["best: expected best.safetensors"]),
+        ("train teacher.yaml name=finished --runs done", ["name: expected a new run"]),
+        ("train done/damaged", [f"{os.path.join('done', 'damaged', 'manifest.json')}: expected JSON"]),
     ],
 )
 def test_further_mistakes_are_refused_without_torch(answers, command, lines):

@@ -103,7 +103,8 @@ def test_a_full_disk_is_no_bug(doctor_raises):
 
 def test_too_little_memory_is_no_bug(doctor_raises):
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
-    for error in (MemoryError(), out_of_memory("CUDA out of memory\nand more")):
+    on_cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+    for error in (MemoryError(), out_of_memory("CUDA out of memory\nand more"), on_cpu):
         code, err = doctor_raises(error)
         assert code == 1
         assert err.startswith("tutelage: memory: expected")

@@ -59,6 +59,9 @@ def test_a_file_is_read_and_overridden(tmp_path):
         ("? [1]\n: 2\n", refused(RecipeError, "recipe", got="line 1")),
         ("a: 1\nb: 2\na: 3\n", refused(RecipeError, "recipe", got=["line 3", "'a'"])),
         ("o:\n  kd: 1\n  kd: 2\n", refused(RecipeError, "recipe", got=["line 3", "'kd'"])),
+        ("a: 2026-13-45\n", refused(RecipeError, "recipe", got="recipe.yaml")),
+        ("a: !!int b\n", refused(RecipeError, "recipe", got="recipe.yaml")),
+        ("a: " + 2000 * "[" + 2000 * "]", refused(RecipeError, "recipe", got="recipe.yaml")),
         ("", refused(RecipeError, "recipe", suggests="student: cifar:resnet20")),
         ("- 1\n", refused(RecipeError, "recipe", got="list")),
         ("cifar:resnet20", refused(RecipeError, "recipe", got="value")),
@@ -238,6 +241,7 @@ def test_what_is_no_override_is_answered(text):
     ("value", "text", "refusal"),
     [
         ({}, "milestones=[1", refused(RecipeError, "override milestones", got="'[1'", suggests="milestones=1")),
+        ({}, "epochs=2026-13-45", refused(RecipeError, "override epochs", got="'2026-13-45'")),
         (
             {"stages": [{}]},
             "stages.1.epochs=3",
@@ -776,6 +780,7 @@ def test_committed_recipes_are_right_and_name_public_sources(path):
 @pytest.mark.parametrize(
     ("section", "what", "got"),
     [
+        ({"optimizer": {"name": "sgd", "lr": 1e39}}, "optimizer.lr", 1e39),
         ({"optimizer": {"name": "sgd", "momentum": 1}}, "optimizer.momentum", 1.0),
         ({"optimizer": {"name": "sgd", "weight_decay": -1}}, "optimizer.weight_decay", -1.0),
         ({"optimizer": {"name": "adamw", "eps": 0}}, "optimizer.eps", 0.0),

@@ -104,6 +104,7 @@ def test_whole_numbers_and_other_channels_are_refused(images):
         (lambda x: {"logits": x}, "dict"),
         (lambda x: x.sum(), "()"),
         (lambda x: x[0, 0, 0], "(7,)"),
+        (lambda x: x[:1, 0, 0], "(1, 7)"),
     ],
 )
 def test_what_is_not_logits_is_refused(images, output, got):

@@ -20,6 +20,7 @@ def test_what_a_library_may_have_is_left_to_it(name):
         ("resnet20", InvalidValueError, "'resnet20'"),
         ("", InvalidValueError, "''"),
         ("mlp:0x4", InvalidValueError, "'mlp:0x4'"),
+        ("mlp:9999999999", InvalidValueError, "'mlp:9999999999'"),
         ("file:net.py", InvalidValueError, "'file:net.py'"),
         ("file:net.py:make", InvalidValueError, "none"),
         ("runs/nothing", NotFoundError, "'runs/nothing', which is not there"),

@@ -90,9 +90,9 @@ def test_a_killed_process_leaves_the_lock_free_though_a_fork_of_it_lives(tmp_pat
         with folder_lock(tmp_path):
             if os.fork() == 0:
                 os.close(writer)
+                os.write(telling, b"x")  # The lock's handlers of a fork have run.
                 os.read(reader, 1)
                 os._exit(0)
-            os.write(telling, b"x")
             time.sleep(60)
     assert os.read(told, 1) == b"x"
     assert not is_free(tmp_path)

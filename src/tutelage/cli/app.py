@@ -17,7 +17,7 @@ import typer
 
 from tutelage import errors
 from tutelage.cli import inspect, study, train
-from tutelage.cli.common import OTHER, fail
+from tutelage.cli.common import FAILED
 from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
@@ -99,7 +99,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("TUTELAGE_DEBUG"):
             raise
-        fail(*_explained(error))
+        _end(*_message_and_code(error))
 
 
 @contextlib.contextmanager
@@ -129,10 +129,17 @@ def _stop(error: KeyboardInterrupt) -> NoReturn:
     notes = getattr(error, "__notes__", [])
     saved = "; ".join(notes) or "nothing was saved yet"
     again = f"run the same command again{' to resume' if notes else ''}"
-    fail(f"stopped: {saved}; {again}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+    _end(f"stopped: {saved}; {again}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _end(message: str, code: int) -> NoReturn:
+    """End the command with a message, each line prefixed with the program's name."""
+    for line in message.splitlines():
+        typer.echo(f"tutelage: {line}", err=True)
+    raise SystemExit(code)
+
+
+def _message_and_code(error: Exception) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
     error = errors.explained(error)
     text = str(error)
@@ -141,10 +148,10 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno is not None:
         what, reason = error.filename or "system", error.strerror or type(error).__name__
         instead = "free space or change the permissions, then run the same command again"
-        return errors.message(what, "a file that can be read and written", reason, instead), OTHER
+        return errors.message(what, "a file that can be read and written", reason, instead), FAILED
     what = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")
     see = "please report it; run the command again with --debug to see where"
-    return f"{what}: this is a bug in tutelage: {see}", OTHER
+    return f"{what}: this is a bug in tutelage: {see}", FAILED
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,14 +33,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everyt
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 
-USER, OTHER = 2, 1
-
-
-def fail(message: str, code: int = USER) -> NoReturn:
-    """End the command with a message, each line prefixed with the program's name."""
-    for line in message.splitlines() or [""]:
-        typer.echo(f"tutelage: {line}", err=True)
-    raise SystemExit(code)
+FAILED = 1
+"""The exit code where the run or the machine failed, and not what was typed."""
 
 
 def trusted(trust_code: bool, typed: list[str]) -> bool | frozenset[str]:

@@ -95,4 +95,4 @@ def doctor(
         typer.echo(finding.value)
         good &= finding.good
     if not good:
-        raise typer.Exit(common.OTHER)
+        raise typer.Exit(common.FAILED)

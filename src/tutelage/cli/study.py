@@ -116,7 +116,7 @@ def study(
     for run, reason in failed.items():
         typer.echo(f"tutelage: {run}: {' '.join(reason.split())}", err=True)
     if failed:
-        raise typer.Exit(common.OTHER)
+        raise typer.Exit(common.FAILED)
 
 
 def _listed(typed: str) -> list[str]:

@@ -34,7 +34,7 @@ def distill(
 
 
 def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path, *, teacher: bool) -> None:
-    from tutelage.runs import preflight, recipes
+    from tutelage.runs import preflight, recipes, resume
 
     trust = common.trusted(trust_code, [source, *overrides])
     expected = None
@@ -51,6 +51,8 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
             "teacher", "none, as train learns from labels alone", "one", "type tutelage distill, or teacher=null"
         )
     preflight.check_names(recipe, trust_code=trust)
+    if not dry_run:
+        resume.earlier_manifest(runs / recipe.name, recipe)  # again once nobody else writes there
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives
 

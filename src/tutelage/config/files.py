@@ -27,10 +27,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         example = "for example recipes/digits-teacher.yaml"
         instead = nearest(path.name, beside, otherwise=example)
         raise RecipeError("recipe", "a YAML file", f"{path} ({error.strerror})", instead) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
-        what = getattr(error, "problem", None) or "not UTF-8"
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "problem", None) or error
         raise RecipeError(
             "recipe", "YAML", f"{path} ({line}{what})", "write `key: value`, indented by spaces"
         ) from None
@@ -67,7 +67,7 @@ def _put(value: dict[str, Any], text: str) -> None:
         raise RecipeError("override", "key=value", repr(text), "for example epochs=10")
     try:
         new = yaml.load(raw, Loader=_Loader)  # noqa: S506
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"override {key}", "a YAML value", repr(raw), f"for example {key}=1") from None
     section: Any = value
     for depth, name in enumerate(names[:-1], 1):

@@ -15,19 +15,19 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from tutelage.errors import RecipeError, TutelageError
+from tutelage.errors import RecipeError, TutelageError, nearest_name
 from tutelage.settings.objective import ObjectiveSpec
 
 SYNONYMS = {"model": "student", "student": "model"}
 """What a network to train is called, by whether it learns from another."""
 
 
-def explained(kind: type[BaseModel], error: ValidationError) -> RecipeError:
-    """Return all errors that pydantic found, each about a dotted key of the schema."""
-    return RecipeError.of(each for detail in error.errors(include_url=False) for each in _explain(kind, detail))
+def recipe_error(kind: type[BaseModel], error: ValidationError) -> RecipeError:
+    """Return the error for all that pydantic found, each about a dotted key of the schema."""
+    return RecipeError.of(each for detail in error.errors(include_url=False) for each in _errors_of(kind, detail))
 
 
-def _explain(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
+def _errors_of(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
     path, got, what = detail["loc"], detail["input"], detail["type"]
     if path[-1:] == ("[key]",):
         path, what = path[:-1], "invalid_key"
@@ -45,10 +45,9 @@ def _explain(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
         case "union_tag_invalid" | "union_tag_not_found":
             tags = [tag for section in _sections(location.annotation) if (tag := _tag(section))]
             tag = got.get("name") if isinstance(got, Mapping) else None
-            near = (difflib.get_close_matches(str(tag), tags, n=1) or tags)[0]
             text = "none" if tag is None else repr(tag)
             key = f"{location.key}.name"
-            return (RecipeError(key, f"one of {', '.join(tags)}", text, f"type {key}={near}"),)
+            return (RecipeError(key, f"one of {', '.join(tags)}", text, f"type {key}={nearest_name(tag, tags)}"),)
     expected = (
         location.expected.replace("a number", "a finite number") if what == "finite_number" else location.expected
     )
@@ -77,8 +76,7 @@ class SchemaLocation(NamedTuple):
         """A value to type instead."""
         core = _core(self.annotation)[0]
         if typing.get_origin(core) is Literal:
-            choices = [str(choice) for choice in typing.get_args(core)]
-            return (difflib.get_close_matches(str(got), choices, n=1) or choices)[0]
+            return nearest_name(got, [str(choice) for choice in typing.get_args(core)])
         if self.field and self.field.examples:
             return str(self.field.examples[0])
         default = self.field.default if self.field else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import typing
@@ -17,7 +16,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tutelage.config import messages
-from tutelage.errors import InvalidValueError, raise_all
+from tutelage.errors import InvalidValueError, nearest_name, raise_all
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import (
@@ -285,12 +284,8 @@ class Comparison(Recipe):
     @field_validator("objective", mode="before")
     @classmethod
     def _objective_has_a_name(cls, value: Any) -> Any:
-        raise InvalidValueError(
-            "",
-            "each objective of a comparison under its name",
-            messages.shown(value),
-            "type objectives.NAME=... instead",
-        )
+        instead = "type objectives.NAME=... instead"
+        raise InvalidValueError("", "each objective of a comparison under its name", messages.shown(value), instead)
 
     @field_validator("stages")
     @classmethod
@@ -313,8 +308,8 @@ class Comparison(Recipe):
     def _baseline_is_compared(cls, value: str | None, info: ValidationInfo) -> str | None:
         known = list(info.data.get("objectives", {}))
         if value is not None and known and value not in known:
-            near = difflib.get_close_matches(value, known, n=1) or known
-            raise InvalidValueError("", f"one of {', '.join(known)}", repr(value), f"type baseline={near[0]}")
+            instead = f"type baseline={nearest_name(value, known)}"
+            raise InvalidValueError("", f"one of {', '.join(known)}", repr(value), instead)
         return value
 
 
@@ -347,7 +342,7 @@ def parse(
     try:
         return kind.model_validate(dict(value), context={"check": check} if check else None)
     except pydantic.ValidationError as error:
-        raise messages.explained(kind, error).renamed(partial(_place, where, overrides)) from None
+        raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
 
 
 def _place(where: str, overrides: Sequence[str], key: str) -> str:

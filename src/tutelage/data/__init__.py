@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tutelage.lazy import forward
 
 if TYPE_CHECKING:
     from tutelage.data.datasets import Mixing as Mixing
@@ -22,24 +22,16 @@ if TYPE_CHECKING:
     from tutelage.types import View as View
 
 _MODULES = {
-    **dict.fromkeys(("Mixing", "Split", "Splits"), "data.datasets"),
-    **dict.fromkeys(("BatchLoader", "split_evenly"), "data.loader"),
-    **dict.fromkeys(("describe_place", "loader_on"), "data.on_device"),
-    "available": "data.names",
-    "open_data": "data.registry",
-    "from_datasets": "data.sources.from_torch",
-    **dict.fromkeys(("DataSettings", "RandAugment"), "settings.data"),
-    "View": "types",
+    **dict.fromkeys(("Mixing", "Split", "Splits"), ".datasets"),
+    **dict.fromkeys(("BatchLoader", "split_evenly"), ".loader"),
+    **dict.fromkeys(("describe_place", "loader_on"), ".on_device"),
+    "available": ".names",
+    "open_data": ".registry",
+    "from_datasets": ".sources.from_torch",
+    **dict.fromkeys(("DataSettings", "RandAugment"), "..settings.data"),
+    "View": "..types",
 }
 __all__ = list(_MODULES)
 
 if not TYPE_CHECKING:  # where a type checker saw it, a misspelt name would be one of any type
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
-        return getattr(importlib.import_module(f"tutelage.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = forward(__name__, _MODULES)

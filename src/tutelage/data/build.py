@@ -61,16 +61,12 @@ def refuse_train_as_test(settings: DataSettings, source: str) -> None:
         )
 
 
-def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, remedy: str) -> None:
+def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, instead: str) -> None:
     """Raise ValueError for labels outside the classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
-        raise InvalidValueError(
-            "data.label",
-            f"classes 0 to {classes - 1} in {what}",
-            f"{int(labels[wrong[0]])} for sample {int(wrong[0])} ({wrong.size} such)",
-            remedy,
-        )
+        got = f"{int(labels[wrong[0]])} for sample {int(wrong[0])} ({wrong.size} such)"
+        raise InvalidValueError("data.label", f"classes 0 to {classes - 1} in {what}", got, instead)
 
 
 def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:
@@ -193,12 +189,9 @@ def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> 
     known = int((labels != UNLABELLED).sum())
     if 0 < known < len(labels):
         name = "mixup" if settings.mixup else "cutmix"
-        raise InvalidValueError(
-            f"data.{name}",
-            "labels for all training samples or for none where samples are mixed",
-            f"labels for {known} of {len(labels)}",
-            "type data.mixup=0 data.cutmix=0, or data.labelled=null",
-        )
+        expected = "labels for all training samples or for none where samples are mixed"
+        instead = "type data.mixup=0 data.cutmix=0, or data.labelled=null"
+        raise InvalidValueError(f"data.{name}", expected, f"labels for {known} of {len(labels)}", instead)
     return Mixing(
         mixup=settings.mixup,
         cutmix=settings.cutmix,
@@ -255,12 +248,8 @@ def _divide(
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)
     if settings.validation and not 0 < held_count < count:
-        raise InvalidValueError(
-            "data.validation",
-            f"a fraction that leaves samples on both sides of {count}",
-            settings.validation,
-            "type data.validation=0",
-        )
+        expected = f"a fraction that leaves samples on both sides of {count}"
+        raise InvalidValueError("data.validation", expected, settings.validation, "type data.validation=0")
     held_out = stratified(train_labels, count=held_count, seed=seed, stream=rng.VALIDATION)
     kept = np.setdiff1d(np.arange(count), held_out)
     labels, classes = train_labels[kept], len(description.class_names)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tutelage.data import rng
-from tutelage.errors import InvalidValueError, MissingExtraError, UserCodeError, nearest
+from tutelage.errors import InvalidValueError, UserCodeError, missing_extra, nearest
 from tutelage.images import MEAN, RESAMPLING, image_of, one_line, pixels_of, rescale
 from tutelage.types import View
 
@@ -57,12 +57,8 @@ def find(name: str, *, image_size: tuple[int, int], channels: int, interpolation
         return Transform(name, _of_torchvision(text))
     if library == "timm":
         return Transform(name, _of_timm(text, image_size, channels, interpolation))
-    raise InvalidValueError(
-        "data.transform",
-        "the object that was passed from Python",
-        f"its name, {name}",
-        "run the program that made it, or type data.transform=torchvision:TrivialAugmentWide, for example",
-    )
+    instead = "run the program that made it, or type data.transform=torchvision:TrivialAugmentWide, for example"
+    raise InvalidValueError("data.transform", "the object that was passed from Python", f"its name, {name}", instead)
 
 
 def apply(
@@ -143,31 +139,23 @@ def _of_torchvision(text: str) -> Function:
     try:
         name, arguments, by_name = _parsed(text)
     except (SyntaxError, ValueError) as error:
-        raise InvalidValueError(
-            "data.transform",
-            "torchvision:<class>(<argument>=<value>, ...), values being numbers, texts, lists, True or None",
-            f"torchvision:{text}",
-            "for example data.transform='torchvision:RandAugment(num_ops=2, magnitude=9)'",
-        ) from error
+        expected = "torchvision:<class>(<argument>=<value>, ...), values being numbers, texts, lists, True or None"
+        instead = "for example data.transform='torchvision:RandAugment(num_ops=2, magnitude=9)'"
+        raise InvalidValueError("data.transform", expected, f"torchvision:{text}", instead) from error
     if name not in classes:
-        raise InvalidValueError(
-            "data.transform",
-            "a class of torchvision.transforms.v2",
-            f"torchvision:{name}",
-            nearest(name, classes, otherwise="for example data.transform=torchvision:TrivialAugmentWide"),
-        )
+        expected = "a class of torchvision.transforms.v2"
+        instead = nearest(name, classes, otherwise="for example data.transform=torchvision:TrivialAugmentWide")
+        raise InvalidValueError("data.transform", expected, f"torchvision:{name}", instead)
     try:
         transform: Function = classes[name](*arguments, **by_name)
     except Exception as error:
         known = inspect.signature(classes[name]).parameters
         unknown = next((key for key in by_name if key not in known), None)
-        otherwise = "give others, or pass the object itself from Python where literals cannot make it"
-        raise InvalidValueError(
-            f"data.transform torchvision:{text}",
-            f"arguments of {name} ({', '.join(known)})",
-            f"{type(error).__name__}: {one_line(error)}",
-            otherwise if unknown is None else nearest(unknown, known, otherwise=otherwise),
-        ) from error
+        instead = "give others, or pass the object itself from Python where literals cannot make it"
+        if unknown is not None:
+            instead = nearest(unknown, known, otherwise=instead)
+        expected, got = f"arguments of {name} ({', '.join(known)})", f"{type(error).__name__}: {one_line(error)}"
+        raise InvalidValueError(f"data.transform torchvision:{text}", expected, got, instead) from error
     return transform
 
 
@@ -190,12 +178,7 @@ def _of_timm(policy: str, image_size: tuple[int, int], channels: int, interpolat
     try:
         from timm.data import auto_augment
     except ImportError as error:
-        raise MissingExtraError(
-            f"data.transform timm:{policy}",
-            "the library timm",
-            "none that can be imported",
-            "type pip install 'tutelage[timm]'",
-        ) from error
+        raise missing_extra(f"data.transform timm:{policy}", "timm", "timm", error) from error
     mean = MEAN if channels == 3 else (sum(MEAN) / 3,)
     settings: dict[str, Any] = {
         "translate_const": int(min(image_size) * 0.45),

@@ -118,12 +118,9 @@ def mixed_images(
         read = np.isin(np.concatenate([indices, mix.partner[mixed]]), readable)
         kept = read[:count]
         if not kept.any():
-            raise InvalidValueError(
-                "data.source",
-                "at least 1 readable image in every batch",
-                f"none among {count}",
-                "raise batch_size or remove the files that cannot be read",
-            )
+            expected = "at least 1 readable image in every batch"
+            instead = "raise batch_size or remove the files that cannot be read"
+            raise InvalidValueError("data.source", expected, f"none among {count}", instead)
         rows = np.cumsum(read) - 1
         partner, share, box = rows[:count].copy(), mix.share.copy(), mix.box.copy()
         partner[mixed] = rows[count:]

@@ -1,11 +1,10 @@
-"""Names of data sets, read without numpy and torch: which kinds there are, and which paths are none."""
+"""Names of data sets, without numpy and torch: the kinds of sources, and checks of their names and paths."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from tutelage.errors import InvalidValueError, NotFoundError
+from tutelage.errors import InvalidValueError, NotFoundError, nearest_name
 
 _SOURCES = {
     "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
@@ -47,13 +46,8 @@ def parse_source(source: str) -> tuple[str, str]:
         )
     if source in _SOURCES or (name and kind in kinds and kind not in _SOURCES):
         return kind, name
-    nearest = kinds[difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]]
-    raise InvalidValueError(
-        "data.source",
-        f"one of {', '.join(_SOURCES)}",
-        repr(source),
-        f"type data.source={nearest}",
-    )
+    instead = f"type data.source={kinds[nearest_name(kind, kinds)]}"
+    raise InvalidValueError("data.source", f"one of {', '.join(_SOURCES)}", repr(source), instead)
 
 
 def image_folder(path: str) -> Path:

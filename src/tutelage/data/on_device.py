@@ -87,12 +87,8 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
         few = f"they take {size / 2**20:,.0f} MiB, more than a quarter of the {free / 2**20:,.0f} MiB that are free"
         return few if size > SHARE * free else None
     if split.on_device is True:
-        raise InvalidValueError(
-            "data.on_device",
-            "images that can lie on the device",
-            f"some that cannot: {reason}",
-            "type data.on_device=auto",
-        )
+        expected = "images that can lie on the device"
+        raise InvalidValueError("data.on_device", expected, f"some that cannot: {reason}", "type data.on_device=auto")
     return reason
 
 

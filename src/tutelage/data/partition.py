@@ -40,12 +40,8 @@ def keep_labels(
     members = np.bincount(labels[labels != UNLABELLED], minlength=classes)
     if members.min() < per_class:
         scarce = int(members.argmin())
-        raise InvalidValueError(
-            "data.labelled",
-            f"at most the {members[scarce]} training samples of class {scarce}",
-            per_class,
-            f"type data.labelled={members[scarce] or 'null'}",
-        )
+        expected = f"at most the {members[scarce]} training samples of class {scarce}"
+        raise InvalidValueError("data.labelled", expected, per_class, f"type data.labelled={members[scarce] or 'null'}")
     hashes = draw(seed, 0, np.arange(len(labels)), stream)
     kept = np.full_like(labels, UNLABELLED)
     for c in range(classes):

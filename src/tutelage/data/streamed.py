@@ -57,12 +57,9 @@ class StreamSplit(Split):
                 # The number of steps is fixed, so an empty batch cannot be skipped.
                 shown = ", ".join(fault.name for fault in faults[:_SHOWN])
                 more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-                raise InvalidValueError(
-                    "data.source",
-                    "at least 1 readable image in every batch",
-                    f"{len(faults)} unreadable and no other: {shown}{more} ({faults[0].reason})",
-                    "raise batch_size or remove these files",
-                )
+                expected = "at least 1 readable image in every batch"
+                got = f"{len(faults)} unreadable and no other: {shown}{more} ({faults[0].reason})"
+                raise InvalidValueError("data.source", expected, got, "raise batch_size or remove these files")
             self.corrupt.extend(dict.fromkeys(fault.name for fault in faults if fault.name not in self.corrupt))
             yield index, images
 

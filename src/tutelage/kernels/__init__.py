@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tutelage.lazy import forward
 
 if TYPE_CHECKING:
     from tutelage.kernels.last_layer import linear as linear
@@ -12,16 +12,8 @@ if TYPE_CHECKING:
     from tutelage.kernels.logits import cross_entropy_and_wttm as cross_entropy_and_wttm
 
 # The last layer's module imports torch's compiler, which takes a second.
-_MODULES = {"linear": "last_layer", **dict.fromkeys(("cross_entropy_and", "cross_entropy_and_wttm"), "logits")}
+_MODULES = {"linear": ".last_layer", **dict.fromkeys(("cross_entropy_and", "cross_entropy_and_wttm"), ".logits")}
 __all__ = list(_MODULES)
 
 if not TYPE_CHECKING:  # where a type checker saw it, a misspelt name would be one of any type
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
-        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = forward(__name__, _MODULES)

@@ -36,12 +36,8 @@ exact to 1e-6 in float32."""
 
 def no_second_derivative() -> RunError:
     """Return what is raised where a gradient is differentiated again."""
-    return RunError(
-        "tutelage.kernels",
-        "a first derivative",
-        "a second, which these functions do not have",
-        "type tutelage.losses.cross_entropy and the loss itself instead",
-    )
+    instead = "type tutelage.losses.cross_entropy and the loss itself instead"
+    return RunError("tutelage.kernels", "a first derivative", "a second, which these functions do not have", instead)
 
 
 Rows = tuple[Tensor, ...]

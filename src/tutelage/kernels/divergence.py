@@ -72,23 +72,16 @@ def divergence_of(loss: LogitLoss) -> Divergence | None:
     """
     function, arguments = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     if not callable(function):
-        raise InvalidTypeError(
-            "loss",
-            "a function of student's and teacher's logits",
-            type(function).__name__,
-            "for example functools.partial(tutelage.losses.wttm, gamma=0.9)",
-        )
+        instead = "for example functools.partial(tutelage.losses.wttm, gamma=0.9)"
+        raise InvalidTypeError("loss", "a function of student's and teacher's logits", type(function).__name__, instead)
     if not isinstance(function, FunctionType) or function not in FUSED:  # A callable object need not be hashable.
         return None
     describe, names = FUSED[function]
     if names[0] not in arguments or not arguments.keys() <= set(names):
         name = f"losses.{function.__name__}"
-        raise InvalidTypeError(
-            "loss",
-            f"{name} with {' '.join(names)} bound",
-            " ".join(arguments) or "none of them",
-            f"type functools.partial({name}, {names[0]}=...)",
-        )
+        expected = f"{name} with {' '.join(names)} bound"
+        instead = f"type functools.partial({name}, {names[0]}=...)"
+        raise InvalidTypeError("loss", expected, " ".join(arguments) or "none of them", instead)
     return describe(**arguments)
 
 

@@ -115,23 +115,17 @@ def linear(
     _check_layer("student", student_hidden, student_weight, student_bias)
     _check_layer("teacher", teacher_hidden, teacher_weight, teacher_bias)
     if teacher_weight.shape[0] != student_weight.shape[0]:
-        raise InvalidValueError(
-            "teacher_weight",
-            f"as many classes as student_weight, {student_weight.shape[0]}",
-            teacher_weight.shape[0],
-            "both networks need one vocabulary, in one order",
-        )
+        expected = f"as many classes as student_weight, {student_weight.shape[0]}"
+        instead = "both networks need one vocabulary, in one order"
+        raise InvalidValueError("teacher_weight", expected, teacher_weight.shape[0], instead)
     divergence = divergence_of(loss)
     checks.weight(weight, "weight", example=1.0)
     checks.weight(supervised, "supervised", example=1.0)
     tokens, classes = student_hidden.shape[:-1], student_weight.shape[0]
     if teacher_hidden.shape[:-1] != tokens:
-        raise InvalidValueError(
-            "teacher_hidden",
-            f"the tokens of student_hidden, {tuple(tokens)}",
-            tuple(teacher_hidden.shape[:-1]),
-            "feed both networks the same batch",
-        )
+        expected = f"the tokens of student_hidden, {tuple(tokens)}"
+        instead = "feed both networks the same batch"
+        raise InvalidValueError("teacher_hidden", expected, tuple(teacher_hidden.shape[:-1]), instead)
     labels = _labels(labels, student_hidden, classes, ignore_index)
     weights = _weights(sample_weight, tokens, student_hidden)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
@@ -156,35 +150,24 @@ def _check_layer(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None)
     check_classwise(hidden, f"{name}_hidden")
     check_classwise(weight, f"{name}_weight")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
-        raise InvalidValueError(
-            f"{name}_weight",
-            f"shape (classes, {hidden.shape[-1]}), as {name}_hidden is wide",
-            tuple(weight.shape),
-            "type the layer's weight as torch.nn.Linear keeps it",
-        )
+        expected = f"shape (classes, {hidden.shape[-1]}), as {name}_hidden is wide"
+        instead = "type the layer's weight as torch.nn.Linear keeps it"
+        raise InvalidValueError(f"{name}_weight", expected, tuple(weight.shape), instead)
     for what, tensor in ((f"{name}_weight", weight), (f"{name}_bias", bias)):
         if tensor is not None and tensor.dtype != hidden.dtype:
             raise InvalidTypeError(
                 what, f"the dtype of {name}_hidden, {hidden.dtype}", tensor.dtype, f"type {what}.to({hidden.dtype})"
             )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise InvalidValueError(
-            f"{name}_bias",
-            f"shape {tuple(weight.shape[:1])}",
-            tuple(bias.shape),
-            f"type the bias of the layer whose weight {name}_weight is",
-        )
+        instead = f"type the bias of the layer whose weight {name}_weight is"
+        raise InvalidValueError(f"{name}_bias", f"shape {tuple(weight.shape[:1])}", tuple(bias.shape), instead)
 
 
 def _labels(labels: Tensor, hidden: Tensor, classes: int, ignore_index: int) -> Tensor:
     tokens = hidden.shape[:-1]
     if isinstance(labels, Tensor) and labels.is_floating_point():
-        raise InvalidTypeError(
-            "labels",
-            "int64 class indices",
-            labels.dtype,
-            "soft labels are as large as the logits: type tutelage.losses.cross_entropy and the loss",
-        )
+        instead = "soft labels are as large as the logits: type tutelage.losses.cross_entropy and the loss"
+        raise InvalidTypeError("labels", "int64 class indices", labels.dtype, instead)
     if isinstance(labels, Tensor) and labels.dtype == torch.int64:
         if ignore_index != UNLABELLED:
             labels = labels.masked_fill(labels == UNLABELLED, -1).masked_fill(labels == ignore_index, UNLABELLED)
@@ -208,12 +191,8 @@ def _weights(sample_weight: Tensor | None, tokens: torch.Size, hidden: Tensor) -
 
 def _check_shape(name: str, tensor: Tensor, tokens: torch.Size, what: str) -> None:
     if tensor.shape != tokens:
-        raise InvalidValueError(
-            name,
-            f"shape {tuple(tokens)}, as student_hidden without its width",
-            tuple(tensor.shape),
-            f"type one {what} per token",
-        )
+        expected = f"shape {tuple(tokens)}, as student_hidden without its width"
+        raise InvalidValueError(name, expected, tuple(tensor.shape), f"type one {what} per token")
 
 
 def _share(weights: Tensor) -> Tensor:
@@ -337,12 +316,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RunError(
-                "kernels.linear",
-                "one backward pass per call",
-                "a second",
-                "its gradients are handed over, not copied: call the function again",
-            )
+            instead = "its gradients are handed over, not copied: call the function again"
+            raise RunError("kernels.linear", "one backward pass per call", "a second", instead)
         returned: list[Tensor | None] = []
         for buffer, source in zip(gradients, ctx.saved_tensors, strict=True):
             if buffer is None:
@@ -399,12 +374,9 @@ def _differentiated(loss: LogitLoss, z: Tensor, v: Tensor, labels: Tensor, by: B
         z.requires_grad_(by is not None)
         ce, values = losses.cross_entropy(z, labels), loss(z, v)
         if values.shape != labels.shape:
-            raise InvalidValueError(
-                "loss",
-                f"one value per token, shape {tuple(labels.shape)}",
-                tuple(values.shape),
-                "leave the mean over tokens to tutelage.kernels.linear",
-            )
+            expected = f"one value per token, shape {tuple(labels.shape)}"
+            instead = "leave the mean over tokens to tutelage.kernels.linear"
+            raise InvalidValueError("loss", expected, tuple(values.shape), instead)
         if by is None:
             return ce, values, None
         (dz,) = torch.autograd.grad([ce, values], z, list(by))

@@ -127,23 +127,14 @@ def _check_sparse(teacher: Sparse, student_logits: Tensor) -> None:
     check_classwise(values, "teacher_logits.values")
     shape = student_logits.shape
     if classes != shape[-1] or values.shape[:-1] != shape[:-1] or values.shape[-1] > classes:
-        raise InvalidValueError(
-            "teacher_logits",
-            f"top classes of student_logits' shape, {tuple(shape)}",
-            f"values {tuple(values.shape)} of {classes} classes",
-            "feed both networks the same batch and the same classes",
-        )
+        got = f"values {tuple(values.shape)} of {classes} classes"
+        instead = "feed both networks the same batch and the same classes"
+        raise InvalidValueError("teacher_logits", f"top classes of student_logits' shape, {tuple(shape)}", got, instead)
     if index.dtype != torch.int64 or index.shape != values.shape:
-        raise InvalidValueError(
-            "teacher_logits.index",
-            f"int64 of shape {tuple(values.shape)}",
-            f"{index.dtype} of {tuple(index.shape)}",
-            "type the classes that the values belong to, index.long()",
-        )
+        expected = f"int64 of shape {tuple(values.shape)}"
+        instead = "type the classes that the values belong to, index.long()"
+        raise InvalidValueError("teacher_logits.index", expected, f"{index.dtype} of {tuple(index.shape)}", instead)
     if level.shape != shape[:-1] or not level.is_floating_point():
-        raise InvalidValueError(
-            "teacher_logits.level",
-            f"a floating logit of shape {tuple(shape[:-1])}",
-            f"{level.dtype} of {tuple(level.shape)}",
-            "type the logit that each of the other classes has",
-        )
+        expected = f"a floating logit of shape {tuple(shape[:-1])}"
+        instead = "type the logit that each of the other classes has"
+        raise InvalidValueError("teacher_logits.level", expected, f"{level.dtype} of {tuple(level.shape)}", instead)

@@ -71,12 +71,9 @@ def inter_channel(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """
     student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS, same="batch")
     if student.shape[1] != teacher.shape[1]:
-        raise InvalidValueError(
-            "student_features",
-            f"the teacher's {teacher.shape[1]} channels",
-            student.shape[1],
-            "map the student's features first, for example by Apply(projection=...)",
-        )
+        expected = f"the teacher's {teacher.shape[1]} channels"
+        instead = "map the student's features first, for example by Apply(projection=...)"
+        raise InvalidValueError("student_features", expected, student.shape[1], instead)
     student_gram, teacher_gram = (unit_rows(gram(f.flatten(2))) for f in (student, teacher))
     return (student_gram - teacher_gram).square().sum((1, 2)) / student_gram.shape[1]
 

@@ -45,21 +45,14 @@ def bank_scores(embeddings: Tensor, bank: Tensor, columns: Tensor, *, temperatur
     bank = checks.features(bank, "bank", axes=("samples", "dimension")).detach()
     checks.positive(temperature, "temperature", example=0.07)
     if bank.shape[1] != embeddings.shape[1]:
-        raise InvalidValueError(
-            "bank",
-            f"rows as long as an embedding, {embeddings.shape[1]}",
-            bank.shape[1],
-            f"make it torch.zeros(samples, {embeddings.shape[1]})",
-        )
+        instead = f"make it torch.zeros(samples, {embeddings.shape[1]})"
+        raise InvalidValueError("bank", f"rows as long as an embedding, {embeddings.shape[1]}", bank.shape[1], instead)
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64:
         raise InvalidTypeError("columns", "an int64 tensor", checks.kind_of(columns), "type torch.as_tensor(columns)")
     if columns.ndim != 2 or len(columns) != len(embeddings):
-        raise InvalidValueError(
-            "columns",
-            f"shape ({len(embeddings)}, some), a row per sample",
-            tuple(columns.shape),
-            "type torch.cat([index[:, None], negatives], dim=1)",
-        )
+        expected = f"shape ({len(embeddings)}, some), a row per sample"
+        instead = "type torch.cat([index[:, None], negatives], dim=1)"
+        raise InvalidValueError("columns", expected, tuple(columns.shape), instead)
     return (embeddings @ bank.T).gather(1, columns) / temperature
 
 
@@ -114,12 +107,8 @@ def contrast(log_ratios: Tensor, *, samples: int) -> Tensor:
     _count(samples)
     negatives = log_ratios.shape[1] - 1
     if negatives < 1:
-        raise InvalidValueError(
-            "log_ratios",
-            "the positive and at least one negative, shape (batch, 1 + negatives)",
-            tuple(log_ratios.shape),
-            "draw negatives",
-        )
+        expected = "the positive and at least one negative, shape (batch, 1 + negatives)"
+        raise InvalidValueError("log_ratios", expected, tuple(log_ratios.shape), "draw negatives")
     prior = negatives / samples
     shifted = log_ratios - math.log(prior + EPSILON)
     rejected = F.logsigmoid(-shifted[:, 1:]).sum(1) - negatives * math.log1p(EPSILON / prior)
@@ -153,12 +142,9 @@ def crd(student_scores: Tensor, teacher_scores: Tensor, log_normalisers: Tensor,
     teacher_scores = checks.features(teacher_scores, "teacher_scores", axes=("batch", "1 + negatives"))
     checks.same_shape(student_scores, teacher_scores, "student_scores", "teacher_scores")
     if log_normalisers.shape != (2,):
-        raise InvalidValueError(
-            "log_normalisers",
-            "shape (2,), the student's and the teacher's",
-            tuple(log_normalisers.shape),
-            "type torch.stack([of_student, of_teacher])",
-        )
+        expected = "shape (2,), the student's and the teacher's"
+        instead = "type torch.stack([of_student, of_teacher])"
+        raise InvalidValueError("log_normalisers", expected, tuple(log_normalisers.shape), instead)
     of_student, of_teacher = log_normalisers.detach()
     student_contrast = contrast(student_scores - of_student, samples=samples)
     return student_contrast + contrast(teacher_scores - of_teacher, samples=samples)

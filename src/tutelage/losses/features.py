@@ -107,12 +107,8 @@ def vid(student_features: Tensor, teacher_features: Tensor, *, variance: Tensor)
     variance = checks.features(variance, "variance", axes=("channels",))
     channels = teacher.shape[1]
     if len(variance) != channels:
-        raise InvalidValueError(
-            "variance",
-            f"one value for each of the {channels} channels",
-            len(variance),
-            f"type torch.full(({channels},), 5.0)",
-        )
+        instead = f"type torch.full(({channels},), 5.0)"
+        raise InvalidValueError("variance", f"one value for each of the {channels} channels", len(variance), instead)
     squares = (student - teacher).square().mean((2, 3))
     return (0.5 * (squares / variance + variance.log())).mean(1)
 
@@ -234,19 +230,12 @@ def vitkd_generation(student_features: Tensor, teacher_features: Tensor, hidden:
     squares = (student - teacher).square().sum(2)
     _share(masked)
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.bool:
-        raise InvalidTypeError(
-            "hidden",
-            "a bool tensor",
-            checks.kind_of(hidden),
-            "type tutelage.losses.hide(torch.rand(batch, tokens), masked=0.5)",
-        )
+        instead = "type tutelage.losses.hide(torch.rand(batch, tokens), masked=0.5)"
+        raise InvalidTypeError("hidden", "a bool tensor", checks.kind_of(hidden), instead)
     if hidden.shape != squares.shape:
-        raise InvalidValueError(
-            "hidden",
-            f"shape {tuple(squares.shape)}, a value per token",
-            tuple(hidden.shape),
-            f"type tutelage.losses.hide(torch.rand{tuple(squares.shape)}, masked={masked})",
-        )
+        expected = f"shape {tuple(squares.shape)}, a value per token"
+        instead = f"type tutelage.losses.hide(torch.rand{tuple(squares.shape)}, masked={masked})"
+        raise InvalidValueError("hidden", expected, tuple(hidden.shape), instead)
     return squares.masked_fill(~hidden, 0.0).sum(1) / masked
 
 

@@ -66,12 +66,9 @@ def srrl_regression(
     student, teacher = _pooled_pair(student_features, teacher_features)
     weight = checks.features(weight, "weight", axes=("classes", "width")).detach()
     if weight.shape[1] != student.shape[1]:
-        raise InvalidValueError(
-            "weight",
-            f"(classes, {student.shape[1]}), a column per channel",
-            tuple(weight.shape),
-            "map the student's features to the width that the teacher's head reads",
-        )
+        expected = f"(classes, {student.shape[1]}), a column per channel"
+        instead = "map the student's features to the width that the teacher's head reads"
+        raise InvalidValueError("weight", expected, tuple(weight.shape), instead)
     if bias is not None:
         bias = checks.features(bias, "bias", axes=("classes",)).detach()
         if len(bias) != len(weight):
@@ -110,15 +107,11 @@ def ofd(student_features: Tensor, teacher_features: Tensor, *, margins: Tensor) 
     student, teacher = checks.feature_pair(student_features, teacher_features, checks.MAPS)
     margins = checks.features(margins, "margins", axes=("channels",)).detach()
     if len(margins) != student.shape[1]:
-        raise InvalidValueError(
-            "margins",
-            f"{student.shape[1]} values, one per channel",
-            len(margins),
-            (
-                "type margins=tutelage.losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the "
-                "teacher's activation"
-            ),
+        instead = (
+            "type margins=tutelage.losses.ofd_margins(norm.weight, norm.bias) of the batch norm before the "
+            "teacher's activation"
         )
+        raise InvalidValueError("margins", f"{student.shape[1]} values, one per channel", len(margins), instead)
     target = torch.maximum(teacher, margins[:, None, None].to(teacher.dtype))
     counts = (teacher > 0) | (student > target)
     # Masked before the square, so that an infinite difference that does not count leaves no NaN in the gradient.
@@ -192,12 +185,8 @@ def norm_direction(
             "class_means", f"(classes, {student.shape[1]})", tuple(class_means.shape), "give means of teacher_features"
         )
     if isinstance(labels, Tensor) and labels.is_floating_point():
-        raise InvalidTypeError(
-            "labels",
-            "int64 class indices",
-            f"soft labels, {labels.dtype}",
-            "type labels.argmax(-1), or use an objective that takes soft labels",
-        )
+        instead = "type labels.argmax(-1), or use an objective that takes soft labels"
+        raise InvalidTypeError("labels", "int64 class indices", f"soft labels, {labels.dtype}", instead)
     checks.labels_for(student[:, :1].expand(-1, len(class_means)), labels)
     directions = F.normalize(class_means, dim=1).to(student.dtype)[labels.clamp(min=0)]
     longest = torch.maximum(student.norm(dim=1), teacher.norm(dim=1).to(student.dtype))

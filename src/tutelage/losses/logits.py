@@ -249,12 +249,9 @@ def transformed_matching(
         return values
     weight = sample_weight(log_p).detach()
     if weight.shape != values.shape:
-        raise InvalidValueError(
-            "sample_weight",
-            f"one weight per sample, shape {tuple(values.shape)}",
-            tuple(weight.shape),
-            "sum over the classes, which are on the last axis",
-        )
+        expected = f"one weight per sample, shape {tuple(values.shape)}"
+        instead = "sum over the classes, which are on the last axis"
+        raise InvalidValueError("sample_weight", expected, tuple(weight.shape), instead)
     if normalise:
         weight = weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny)
     return weight * values
@@ -422,12 +419,9 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
 def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
     """Return each sample's labelled class, ``(..., 1)``, class 0 if unlabelled; refuse soft labels."""
     if not checks.labels_for(student_logits, labels):
-        raise InvalidValueError(
-            "labels",
-            "int64 class indices",
-            f"soft labels, {labels.dtype}, of which none is the labelled class",
-            "type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data",
-        )
+        got = f"soft labels, {labels.dtype}, of which none is the labelled class"
+        instead = "type labels.argmax(-1), or leave out Mixup, CutMix and label smoothing of the data"
+        raise InvalidValueError("labels", "int64 class indices", got, instead)
     if student_logits.shape[-1] < 2:
         raise InvalidValueError("student_logits", "at least 2 classes", student_logits.shape[-1], "add the other class")
     return labels.clamp(min=0).unsqueeze(-1)

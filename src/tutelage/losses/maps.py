@@ -235,22 +235,16 @@ def _stages(student_features: Sequence[Tensor], teacher_features: Sequence[Tenso
                 name, "at least 2 stages, between which changes are compared", len(maps), "name more taps"
             )
     if len(student_features) != len(teacher_features):
-        raise InvalidValueError(
-            "teacher_features",
-            f"{len(student_features)} stages, as student_features",
-            len(teacher_features),
-            "name as many taps of both networks",
-        )
+        expected = f"{len(student_features)} stages, as student_features"
+        instead = "name as many taps of both networks"
+        raise InvalidValueError("teacher_features", expected, len(teacher_features), instead)
     pairs = []
     for stage, pair in enumerate(zip(student_features, teacher_features, strict=True)):
         student, teacher = checks.feature_pair(*pair, checks.MAPS, same="batch", stage=f"[{stage}]")
         if student.shape[1] != teacher.shape[1]:
-            raise InvalidValueError(
-                f"teacher_features[{stage}]",
-                f"{student.shape[1]} channels, as student_features[{stage}]",
-                teacher.shape[1],
-                "name stages of equal width, or use another objective",
-            )
+            expected = f"{student.shape[1]} channels, as student_features[{stage}]"
+            instead = "name stages of equal width, or use another objective"
+            raise InvalidValueError(f"teacher_features[{stage}]", expected, teacher.shape[1], instead)
         pairs.append((student, teacher))
     return pairs
 

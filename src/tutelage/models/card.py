@@ -82,12 +82,8 @@ class Card:
         for argument in ("mean", "std"):
             values = getattr(self, argument)
             if values is not None and len(values) != self.channels:
-                raise InvalidValueError(
-                    argument,
-                    f"{self.channels} values, one per channel",
-                    len(values),
-                    f"give {self.channels} values or channels={len(values)}",
-                )
+                instead = f"give {self.channels} values or channels={len(values)}"
+                raise InvalidValueError(argument, f"{self.channels} values, one per channel", len(values), instead)
         if self.std is not None and min(self.std) <= 0:
             raise self._error("std", "values above 0", "use 1.0 for a channel to leave as it is")
         if self.class_names is not None and len(self.class_names) != self.classes:
@@ -97,27 +93,16 @@ class Card:
         if not self.stage_inputs:
             object.__setattr__(self, "stage_inputs", self.stages)
         if len(self.stage_inputs) != len(self.stages):
-            raise InvalidValueError(
-                "stage_inputs",
-                f"{len(self.stages)} taps, as many as stages",
-                len(self.stage_inputs),
-                "repeat a stage's tap where none comes before it, or give none",
-            )
+            expected = f"{len(self.stages)} taps, as many as stages"
+            instead = "repeat a stage's tap where none comes before it, or give none"
+            raise InvalidValueError("stage_inputs", expected, len(self.stage_inputs), instead)
         for tap in (*self.stages, *self.stage_inputs):
             if not is_tap(tap):
-                raise InvalidValueError(
-                    "stages",
-                    "taps such as layer3 or fc:input",
-                    repr(tap),
-                    "type a submodule's name, with :input behind it for what it reads",
-                )
+                instead = "type a submodule's name, with :input behind it for what it reads"
+                raise InvalidValueError("stages", "taps such as layer3 or fc:input", repr(tap), instead)
         if self.embedding is not None and self.embedding != (self.stages or (None,))[-1]:
-            raise InvalidValueError(
-                "embedding",
-                "the last of the stages",
-                f"{self.embedding!r} beside {self.stages!r}",
-                "put it behind the stages",
-            )
+            got = f"{self.embedding!r} beside {self.stages!r}"
+            raise InvalidValueError("embedding", "the last of the stages", got, "put it behind the stages")
 
     def _error(self, field: str, expected: str, advice: str) -> ValueError:
         return InvalidValueError(field, expected, repr(getattr(self, field)), advice)
@@ -141,11 +126,8 @@ class Card:
         unknown = sorted(set(value) - set(fields))
         missing = sorted({"name", "classes"} - set(value))
         if unknown or missing:
-            raise InvalidValueError(
-                "card",
-                f"the fields {', '.join(sorted(fields))}",
-                f"unknown {unknown} and missing {missing}",
-                "write the card again with this version",
-            )
+            expected = f"the fields {', '.join(sorted(fields))}"
+            instead = "write the card again with this version"
+            raise InvalidValueError("card", expected, f"unknown {unknown} and missing {missing}", instead)
         arguments: dict[str, Any] = {fields[k]: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return cls(**arguments)

@@ -58,14 +58,11 @@ class Classifier(nn.Module):
             ValueError: if the number of channels is not the card's.
         """
         logits = self.network(self.normalise(inputs))
-        if not isinstance(logits, Tensor) or logits.dim() < 2:
+        if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(inputs):
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise InvalidTypeError(
-                self.card.name,
-                "the network to return logits, one tensor of shape (batch, classes)",
-                got,
-                "wrap the network in a module that returns its logits alone",
-            )
+            expected = "the network to return logits, one tensor of shape (batch, classes)"
+            instead = "wrap the network in a module that returns its logits alone"
+            raise InvalidTypeError(self.card.name, expected, got, instead)
         return logits
 
     def predict(self, images: Any) -> list[Prediction]:
@@ -80,19 +77,12 @@ class Classifier(nn.Module):
         if self.mean is None or self.std is None:
             return inputs
         if not inputs.is_floating_point():
-            raise InvalidTypeError(
-                "inputs",
-                f"floating point values in [0, 1] for {self.card.name}",
-                inputs.dtype,
-                "type inputs.float() / 255",
-            )
+            expected = f"floating point values in [0, 1] for {self.card.name}"
+            raise InvalidTypeError("inputs", expected, inputs.dtype, "type inputs.float() / 255")
         if inputs.dim() < 3 or inputs.shape[-3] != self.card.channels:
-            raise InvalidValueError(
-                "inputs",
-                f"(batch, {self.card.channels}, height, width) for {self.card.name}",
-                tuple(inputs.shape),
-                "create the model with channels= as many as the data has",
-            )
+            expected = f"(batch, {self.card.channels}, height, width) for {self.card.name}"
+            instead = "create the model with channels= as many as the data has"
+            raise InvalidValueError("inputs", expected, tuple(inputs.shape), instead)
         return ((inputs - self.mean) / self.std).to(inputs.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classifier:

@@ -69,12 +69,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
         got = type(content).__name__
         if isinstance(content, Mapping):
             got = f"the keys {_some(map(str, content))}" if content else "no keys"
-        raise InvalidValueError(
-            "weights",
-            f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}",
-            got,
-            "save it again with torch.save(network.state_dict(), path)",
-        )
+        instead = "save it again with torch.save(network.state_dict(), path)"
+        raise InvalidValueError("weights", f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}", got, instead)
     return {str(name): value for name, value in content.items()}
 
 
@@ -90,19 +86,12 @@ def _content(path: Path) -> Any:
         reason = one_line(error)[:120]
         if isinstance(error, pickle.UnpicklingError):
             if refused := re.search(r"GLOBAL (\w[\w.]*)", str(error)):
-                raise InvalidValueError(
-                    "weights",
-                    "tensors alone",
-                    f"{path}, which refers to {refused.group(1)} and could run code when read, so that it was not",
-                    "if you trust it, load it in a separate process and save its state dict again",
-                ) from error
+                got = f"{path}, which refers to {refused.group(1)} and could run code when read, so that it was not"
+                instead = "if you trust it, load it in a separate process and save its state dict again"
+                raise InvalidValueError("weights", "tensors alone", got, instead) from error
             reason = "no pickle of tensors alone"
-        raise InvalidValueError(
-            "weights",
-            "a whole checkpoint",
-            (f"{path} of {path.stat().st_size} bytes, which is cut off, damaged or of another format ({reason})"),
-            "fetch or save it again",
-        ) from error
+        got = f"{path} of {path.stat().st_size} bytes, which is cut off, damaged or of another format ({reason})"
+        raise InvalidValueError("weights", "a whole checkpoint", got, "fetch or save it again") from error
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the network", path: str | Path = "") -> None:
@@ -132,7 +121,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
         shapes = [f"{key} is {list(state[key].shape)}, not {list(expected[key].shape)}" for key in differing]
         kinds = {f"of {len(expected)} keys missing": missing, "unexpected": unexpected, "of another shape": shapes}
         problems = ", ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys)
-        hint = "name the architecture that it was trained as; `tutelage list models` lists them"
+        instead = "name the architecture that it was trained as; `tutelage list models` lists them"
         heads = {
             (state[key].shape[0], expected[key].shape[0])
             for key in differing
@@ -142,11 +131,11 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
         if len(layers) == len(heads) == 1 and not missing and not unexpected:
             [(stored, classes)] = heads
             if stored != classes:
-                hint = (
+                instead = (
                     f"the checkpoint has {stored} classes and the model {classes}: type classes={stored} "
                     "to take it as it is"
                 )
-        raise InvalidValueError("weights", f"a checkpoint of {name}", f"{path or 'one'} with {problems}", hint)
+        raise InvalidValueError("weights", f"a checkpoint of {name}", f"{path or 'one'} with {problems}", instead)
     network.load_state_dict(optional | state)
 
 

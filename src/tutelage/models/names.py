@@ -1,4 +1,4 @@
-"""Names of models, read without torch: which are listed, and which stand for nothing, as far as no library is asked."""
+"""Names of models, without torch: which are listed, and checks of those that no library has to be asked about."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def check_listed(name: str) -> None:
 
 def hidden_widths(path: str) -> tuple[int, ...]:
     """Return the widths of the hidden layers in a name ``mlp:path``."""
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", path):
-        raise InvalidValueError("model", "mlp: and the hidden widths joined by x", repr(f"mlp:{path}"), f"type {MLP}")
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", path, re.ASCII):
+        raise InvalidValueError(
+            "model", "mlp: and the hidden widths joined by x, each below 10**9", repr(f"mlp:{path}"), f"type {MLP}"
+        )
     return tuple(int(width) for width in path.split("x"))
 
 
@@ -74,12 +76,8 @@ def user_function(path: str, *, trust_code: bool | frozenset[str]) -> tuple[Path
     if not script or not function.isidentifier():
         raise InvalidValueError("model", "file:path.py:function", repr(name), "type file:my_models.py:student")
     if not (trust_code is True or (trust_code and name in trust_code)):
-        raise InvalidValueError(
-            "model",
-            f"consent to run the code of {name!r}",
-            "none",
-            "read the file, then type --trust-code (trust_code=True in Python)",
-        )
+        instead = "read the file, then type --trust-code (trust_code=True in Python)"
+        raise InvalidValueError("model", f"consent to run the code of {name!r}", "none", instead)
     if not Path(script).is_file():
         raise NotFoundError(
             "model", "a Python file", f"{script!r}, which does not exist", f"check the path of {name!r}"
@@ -93,19 +91,12 @@ def saved_student(name: str) -> Path:
     if name and (folder / records.STUDENT).is_file() and (folder / records.CARD).is_file():
         return folder
     if name and folder.is_dir():
-        raise InvalidValueError(
-            "model",
-            f"a run's folder with {records.STUDENT} and {records.CARD}",
-            f"{name!r}, which lacks them",
-            "finish the run, or name another folder",
-        )
+        expected = f"a run's folder with {records.STUDENT} and {records.CARD}"
+        instead = "finish the run, or name another folder"
+        raise InvalidValueError("model", expected, f"{name!r}, which lacks them", instead)
     if name != folder.name and (":" not in name or folder.is_absolute()):  # On Windows a path may have a colon.
-        raise NotFoundError(
-            "model",
-            "a run's folder",
-            f"{name!r}, which is not there",
-            "train it first, or check the path",
-        )
+        instead = "train it first, or check the path"
+        raise NotFoundError("model", "a run's folder", f"{name!r}, which is not there", instead)
     raise unknown(name, (listed for listed, _ in available()))
 
 

@@ -67,12 +67,9 @@ def _view(image: Any, card: Card) -> Tensor:
     decoded = convert(as_image(image), channels=card.channels)
     pixels, white = pixels_of(decoded), card.divisor
     if pixels.max() > white:
-        raise InvalidValueError(
-            "images",
-            f"values from 0 to {white:g}, as the images that {card.name} was trained on have",
-            pixels.max(),
-            f"multiply them by {white:g}/255 where 255 is their white",
-        )
+        expected = f"values from 0 to {white:g}, as the images that {card.name} was trained on have"
+        instead = f"multiply them by {white:g}/255 where 255 is their white"
+        raise InvalidValueError("images", expected, pixels.max(), instead)
     if card.image_size is not None:
         height, width = card.image_size
         if card.margin != 1 or decoded.size != (width, height):  # 8 bits before the resize rounds, as in data

@@ -97,17 +97,14 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
     try:
         return spec.fetch(), spec.card
     except OSError as error:
-        if isinstance(error, PermissionError) or error.errno in records.DISK:
+        if error.errno in records.DISK:
             cache = "set TORCH_HOME (torchvision) or HF_HOME (timm) to another folder"
             raise records.storage_error(
                 error, f"the weights of {name}", folder=Path(torch.hub.get_dir()), elsewhere=cache
             ) from error
-        raise NetworkError(
-            "model",
-            f"to fetch the weights of {name} from its publisher",
-            type(error).__name__,
-            f"connect, or give a local copy with weights=path; {name.partition('.')[0]} has random weights",
-        ) from error
+        expected = f"to fetch the weights of {name} from its publisher"
+        instead = f"connect, or give a local copy with weights=path; {name.partition('.')[0]} has random weights"
+        raise NetworkError("model", expected, type(error).__name__, instead) from error
 
 
 def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Module, Card]:
@@ -179,7 +176,12 @@ def adopt(
         raise InvalidTypeError("model", "a torch.nn.Module or a name", type(module).__name__, "give one of those")
     classes = structure.head_classes(module) if classes is None else classes
     if classes is None:
-        raise InvalidValueError("classes", f"a number for {name}, which has no linear layer", "none", "type classes=10")
+        raise InvalidValueError(
+            "classes",
+            f"a number for {name}, which has no linear layer",
+            "none",
+            "type tutelage.models.adopt(module, classes=10)",
+        )
     return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
 
 

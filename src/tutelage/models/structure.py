@@ -140,12 +140,9 @@ def replace_head(network: nn.Module, *, old: int, new: int) -> None:
         return
     head = find_head(network, classes=old)
     if head is None or not head.path or not isinstance(head.layer, nn.Linear | nn.Conv2d):
-        raise InvalidValueError(
-            "classes",
-            f"{old}, as the network has and as no linear head was found to replace",
-            new,
-            f"type classes={old}, or change the head in a function of your own (file:path.py:function)",
-        )
+        expected = f"{old}, as the network has and as no linear head was found to replace"
+        instead = f"type classes={old}, or change the head in a function of your own (file:path.py:function)"
+        raise InvalidValueError("classes", expected, new, instead)
     layer, biased = head.layer, head.layer.bias is not None
     if isinstance(layer, nn.Linear):
         fresh: nn.Module = nn.Linear(layer.in_features, new, bias=biased)

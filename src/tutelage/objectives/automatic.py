@@ -38,24 +38,17 @@ def balanced_weight(term: Term, context: BindContext) -> float:
     """
     needs = term.needs
     if needs.labels != "none" or needs.student_taps or needs.teacher_taps or needs.projections:
-        raise InvalidValueError(
-            "beta",
-            "a term that reads logits alone for auto",
-            "one that reads labels or features",
-            "for example beta=3.0",
-        )
+        expected = "a term that reads logits alone for auto"
+        raise InvalidValueError("beta", expected, "one that reads labels or features", "for example beta=3.0")
     logits = _logits(context, "an automatic beta")
     # A coupled term has a different value on part of the samples.
     chunks = [logits] if needs.coupled else logits.split(_ROWS)
     size = torch.cat([_gradient(term, chunk.double()).norm(dim=-1) for chunk in chunks]).mean().item()
     classes = logits.shape[-1]
     if not size > 0:
-        raise InvalidValueError(
-            "beta",
-            "a teacher that prefers a class somewhere",
-            f"one whose target is uniform on all {len(logits)} samples",
-            "train it, or type beta=3.0, for example",
-        )
+        expected = "a teacher that prefers a class somewhere"
+        instead = "train it, or type beta=3.0, for example"
+        raise InvalidValueError("beta", expected, f"one whose target is uniform on all {len(logits)} samples", instead)
     return _rounded(SHARE * math.sqrt((classes - 1) / classes) / size)
 
 
@@ -82,12 +75,8 @@ def equally_flat(name: str, context: BindContext) -> float:
     target_entropy = entropy("power", FLAT_GAMMA)
     low, high = math.log(targets.SMALLEST_GAMMA), 0.0
     if entropy(name, math.exp(low)) < target_entropy:
-        raise InvalidValueError(
-            "gamma",
-            f"a teacher that {name} can make as flat as a power of {FLAT_GAMMA}",
-            "one that is too confident",
-            "type a number, for example gamma=1e-6",
-        )
+        expected = f"a teacher that {name} can make as flat as a power of {FLAT_GAMMA}"
+        raise InvalidValueError("gamma", expected, "one that is too confident", "type a number, for example gamma=1e-6")
     while high - low > 10.0**-_DIGITS / 2:
         middle = (low + high) / 2
         low, high = (middle, high) if entropy(name, math.exp(middle)) >= target_entropy else (low, middle)
@@ -103,12 +92,9 @@ def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> floa
     log_probs = _logits(context, "a weight normalised over the training set").double().log_softmax(dim=-1)
     mean = _mean(weigh, log_probs)
     if not mean > 0:
-        raise InvalidValueError(
-            "normalise",
-            "a weight above 0 somewhere",
-            f"0 on all {len(log_probs)} training samples",
-            "type normalise=none, or weight_by=power_sum, which is at least 1",
-        )
+        expected = "a weight above 0 somewhere"
+        instead = "type normalise=none, or weight_by=power_sum, which is at least 1"
+        raise InvalidValueError("normalise", expected, f"0 on all {len(log_probs)} training samples", instead)
     return _rounded(mean)
 
 
@@ -128,12 +114,8 @@ def _mean(function: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
 def _logits(context: BindContext, purpose: str) -> Tensor:
     logits = context.teacher_logits
     if logits is None:
-        raise InvalidValueError(
-            "context",
-            f"the teacher's logits on training samples for {purpose}",
-            "none",
-            "type context=BindContext(teacher_logits=...), or a number in place of auto",
-        )
+        instead = "type context=BindContext(teacher_logits=...), or a number in place of auto"
+        raise InvalidValueError("context", f"the teacher's logits on training samples for {purpose}", "none", instead)
     if logits.ndim != 2 or not len(logits) or not logits.isfinite().all():
         raise InvalidValueError(
             "context",

@@ -165,7 +165,7 @@ def _check_shape(name: str, values: Tensor, needs: Requirements, expected: torch
             f"term {name}",
             f"one value per sample, shape {tuple(expected)}",
             tuple(values.shape),
-            ("leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch"),
+            "leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch",
         )
 
 

@@ -38,12 +38,9 @@ class Objective:
         if not isinstance(other, Objective):
             return NotImplemented
         if self.supervised and other.supervised:
-            raise InvalidValueError(
-                "objective",
-                "one supervised term, which learns from the labels",
-                f"one in {self.name!r} and one in {other.name!r}",
-                _one_to_zero((*other.pieces, *self.pieces)),
-            )
+            expected = "one supervised term, which learns from the labels"
+            instead = _one_to_zero((*other.pieces, *self.pieces))
+            raise InvalidValueError("objective", expected, f"one in {self.name!r} and one in {other.name!r}", instead)
         return Objective(self.pieces + other.pieces)
 
     def __mul__(self, factor: float) -> Objective:
@@ -76,12 +73,9 @@ class Objective:
         """
         coupled = [any(part.term.needs.coupled for part in piece.parts) for piece in self.pieces]
         if not any(coupled):
-            raise InvalidValueError(
-                "objective",
-                "a term that couples a batch's samples, to be gathered for",
-                f"{self.name}, which is the same however a batch is split over processes",
-                "leave gather out",
-            )
+            expected = "a term that couples a batch's samples, to be gathered for"
+            got = f"{self.name}, which is the same however a batch is split over processes"
+            raise InvalidValueError("objective", expected, got, "leave gather out")
         pieces = zip(self.pieces, coupled, strict=True)
         return Objective(tuple(replace(piece, gather=piece.gather or couples) for piece, couples in pieces))
 
@@ -150,12 +144,9 @@ class Objective:
             ValueError: if a term was put together by hand, so that no preset call makes it.
         """
         if self.spec.weights is not None:
-            raise InvalidValueError(
-                "objective",
-                "presets",
-                "terms put together by hand, which no recipe can hold",
-                "name the function that makes them as a preset, with @tutelage.objectives.preset",
-            )
+            got = "terms put together by hand, which no recipe can hold"
+            instead = "name the function that makes them as a preset, with @tutelage.objectives.preset"
+            raise InvalidValueError("objective", "presets", got, instead)
         return list(self.spec.to_recipe())
 
     def bind(self, context: BindContext = BindContext()) -> BoundObjective:  # noqa: B008  it is immutable

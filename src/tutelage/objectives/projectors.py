@@ -16,12 +16,8 @@ Shape = tuple[int, ...]
 def linear(student: Shape, teacher: Shape) -> nn.Module:
     """Return ``nn.Linear`` from one width to another, with a bias, on features ``(batch, width)``."""
     if len(student) != 1 or len(teacher) != 1:
-        raise InvalidValueError(
-            "projection",
-            "features (batch, width) on both sides of a linear map",
-            f"{student} and {teacher} without the batch",
-            "name taps after the pooling, such as card:embedding",
-        )
+        expected = "features (batch, width) on both sides of a linear map"
+        raise _shapes_error(student, teacher, expected, "name taps after the pooling, such as card:embedding")
     return nn.Linear(student[0], teacher[0])
 
 
@@ -29,12 +25,8 @@ def conv(student: Shape, teacher: Shape) -> nn.Module:
     """Return a 1x1 convolution with a bias, on maps of equal size."""
     _maps("conv", student, teacher)
     if student[1:] != teacher[1:]:
-        raise InvalidValueError(
-            "projection",
-            "maps of equal height and width for a conv",
-            f"{student} and {teacher} without the batch",
-            "name taps of equal sizes, or type projection=regressor where the method has that argument",
-        )
+        instead = "name taps of equal sizes, or type projection=regressor where the method has that argument"
+        raise _shapes_error(student, teacher, "maps of equal height and width for a conv", instead)
     return nn.Conv2d(student[0], teacher[0], 1)
 
 
@@ -71,22 +63,20 @@ def _reaching(kind: str, student: Shape, teacher: Shape) -> nn.Module:
         return nn.ConvTranspose2d(channels, outputs, 4, stride=2, padding=1)
     if all(side >= target_side for side, target_side in zip(size, target, strict=True)):
         return nn.Conv2d(channels, outputs, (1 + size[0] - target[0], 1 + size[1] - target[1]))
-    raise InvalidValueError(
-        "projection",
-        f"a student's map half as large as the teacher's, or at least as large, for a {kind}",
-        f"{student} and {teacher} without the batch",
-        "name taps of closer sizes",
-    )
+    expected = f"a student's map half as large as the teacher's, or at least as large, for a {kind}"
+    raise _shapes_error(student, teacher, expected, "name taps of closer sizes")
 
 
 def _maps(kind: str, student: Shape, teacher: Shape) -> None:
     if len(student) != 3 or len(teacher) != 3:
-        raise InvalidValueError(
-            "projection",
-            f"maps (batch, channels, height, width) on both sides of a {kind}",
-            f"{student} and {teacher} without the batch",
-            "name taps of maps, such as card:stage.-1, or another kind of map",
+        expected = f"maps (batch, channels, height, width) on both sides of a {kind}"
+        raise _shapes_error(
+            student, teacher, expected, "name taps of maps, such as card:stage.-1, or another kind of map"
         )
+
+
+def _shapes_error(student: Shape, teacher: Shape, expected: str, instead: str) -> InvalidValueError:
+    return InvalidValueError("projection", expected, f"{student} and {teacher} without the batch", instead)
 
 
 KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(

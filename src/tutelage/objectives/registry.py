@@ -146,12 +146,8 @@ def from_spec(spec: ObjectiveSpec) -> Objective:
             the weights of terms that were put together by hand.
     """
     if not spec.presets:
-        raise InvalidValueError(
-            "objective",
-            "presets",
-            "terms put together by hand, which no recipe can make",
-            "name the function that makes them as a preset, with @tutelage.objectives.preset",
-        )
+        instead = "name the function that makes them as a preset, with @tutelage.objectives.preset"
+        raise InvalidValueError("objective", "presets", "terms put together by hand, which no recipe can make", instead)
     built, errors = [], []
     for call in spec.presets:
         try:

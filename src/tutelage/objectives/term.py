@@ -180,20 +180,13 @@ class Apply:
     def __post_init__(self) -> None:
         for name in self.reads:
             if name not in LOSS_INPUTS:
-                raise InvalidTypeError(
-                    "loss",
-                    f"positional parameters among {', '.join(LOSS_INPUTS)}",
-                    repr(name),
-                    "rename it, or put it after a * where it is a hyperparameter",
-                )
+                expected = f"positional parameters among {', '.join(LOSS_INPUTS)}"
+                instead = "rename it, or put it after a * where it is a hyperparameter"
+                raise InvalidTypeError("loss", expected, repr(name), instead)
             network, _, kind = name.partition("_")
             if kind == "features" and not getattr(self, f"{network}_tap"):
-                raise InvalidTypeError(
-                    f"{network}_tap",
-                    f"the tap that {name} are read from",
-                    "none",
-                    f'for example {network}_tap="card:embedding"',
-                )
+                instead = f'for example {network}_tap="card:embedding"'
+                raise InvalidTypeError(f"{network}_tap", f"the tap that {name} are read from", "none", instead)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -333,12 +326,9 @@ def present(teacher: Outputs | None) -> Outputs:
 def paired(student_taps: Sequence[str], teacher_taps: Sequence[str]) -> list[tuple[str, str]]:
     """Return the taps of both networks in pairs; refuse unequal numbers."""
     if len(student_taps) != len(teacher_taps):
-        raise InvalidValueError(
-            "teacher_taps",
-            f"{len(student_taps)}, as many as student_taps",
-            len(teacher_taps),
-            "name one tap of the teacher for each of the student",
-        )
+        expected = f"{len(student_taps)}, as many as student_taps"
+        instead = "name one tap of the teacher for each of the student"
+        raise InvalidValueError("teacher_taps", expected, len(teacher_taps), instead)
     return list(zip(student_taps, teacher_taps, strict=True))
 
 
@@ -350,13 +340,13 @@ def shape_of(
     if tap not in shapes:
         raise missing(f"the shape of the {network}'s tap {tap}")
     shape = shapes[tap]
-    axes, expected, hint = KINDS[kind] if kind else ((len(shape),), "", "")
+    axes, expected, instead = KINDS[kind] if kind else ((len(shape),), "", "")
     if len(shape) not in axes:
-        raise InvalidValueError(f"tap {tap}", f"{expected} of the {network}", f"{shape} without the batch", hint)
+        raise InvalidValueError(f"tap {tap}", f"{expected} of the {network}", f"{shape} without the batch", instead)
     return shape
 
 
-def missing(what: str, argument: str = "") -> ValueError:
+def missing(what: str, argument: str = "") -> InvalidValueError:
     """Return the error for a context that lacks something, with the argument of `network_context` that provides it."""
     call = f"tutelage.network_context(objective, student, teacher, inputs{argument})"
     return InvalidValueError("context", what, "none", f"type context={call}")

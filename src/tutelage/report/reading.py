@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import records
-from tutelage.errors import InvalidValueError, NotFoundError
+from tutelage.errors import NotFoundError
 
 FINISHED = "finished"
 NOT_STARTED = "not started"
@@ -85,12 +85,9 @@ def read(folder: Path | str) -> Subject:
     if comparison is not None:
         return _comparison(folder, comparison)
     if not (folder / records.MANIFEST).exists():
-        raise NotFoundError(
-            "folder",
-            f"a run's or a comparison's, with {records.MANIFEST} or {records.COMPARISON} in it",
-            repr(str(folder)),
-            "type the folder that `tutelage train`, `distill` or `compare` printed",
-        )
+        expected = f"a run's or a comparison's, with {records.MANIFEST} or {records.COMPARISON} in it"
+        instead = "type the folder that `tutelage train`, `distill` or `compare` printed"
+        raise NotFoundError("folder", expected, repr(str(folder)), instead)
     run = read_run(folder)
     return Subject(folder=folder, name=text(run.manifest.get("name")) or folder.resolve().name, runs=(run,))
 
@@ -136,15 +133,7 @@ def _comparison(folder: Path, comparison: Mapping[str, Any]) -> Subject:
 
 def mapping(path: Path) -> Mapping[str, Any] | None:
     """Read a JSON object; ``None`` if there is no such file."""
-    if not path.exists():
-        return None
-    try:
-        value = records.read_json(path)
-    except ValueError as error:
-        raise InvalidValueError(path, "JSON", error, "restore the file or run again") from error
-    if not isinstance(value, dict):
-        raise InvalidValueError(path, "a JSON object", type(value).__name__, "restore the file or run again")
-    return value
+    return records.read_json(path) if path.exists() else None
 
 
 def section(value: Mapping[str, Any] | None, *keys: str) -> Mapping[str, Any]:

@@ -166,12 +166,9 @@ class _Shared:
         recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs, folder=folder, beside=self.precision)
         self.precision, self.reason = self.precision or recipe.precision, self.reason or reason
         if recipe.precision != self.precision:
-            raise RecipeError(
-                "precision",
-                f"{self.precision}, as the runs beside {recipe.name} have",
-                f"{recipe.precision}, which it began with or its recorded outputs have",
-                "execute it alone",
-            )
+            expected = f"{self.precision}, as the runs beside {recipe.name} have"
+            got = f"{recipe.precision}, which it began with or its recorded outputs have"
+            raise RecipeError("precision", expected, got, "execute it alone")
         return RunState(
             recipe,
             folder,

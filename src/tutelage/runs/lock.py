@@ -32,11 +32,8 @@ def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             held = lock.acquire()
         except Timeout:
-            raise BusyError(
-                "name",
-                "a folder that no other process writes to",
-                f"{folder}, where a run is in progress",
-                "type name=... for another run, or wait",
-            ) from None
+            expected = "a folder that no other process writes to"
+            instead = "type name=... for another run, or wait"
+            raise BusyError("name", expected, f"{folder}, where a run is in progress", instead) from None
     with held:
         yield

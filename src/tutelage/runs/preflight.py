@@ -1,4 +1,4 @@
-"""What is wrong with a recipe besides its keys and values, as far as it is found without torch, in milliseconds."""
+"""Checks of a recipe that need no torch: names and paths of networks and data, a teacher, a folder for outputs."""
 
 from __future__ import annotations
 
@@ -66,12 +66,8 @@ def source_errors(source: str) -> Iterable[TutelageError]:
 def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
     """Return a run's teacher; refuse none. ``instead`` is what else to type."""
     if teacher is None:
-        raise RecipeError(
-            "teacher",
-            f"one {purpose}",
-            "none",
-            f"add teacher=..., such as a run's folder{(f', or {instead}' if instead else '')}",
-        )
+        other = f", or {instead}" if instead else ""
+        raise RecipeError("teacher", f"one {purpose}", "none", f"add teacher=..., such as a run's folder{other}")
     return teacher
 
 

@@ -42,14 +42,10 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
         raise RecipeError("recipe", "a run's folder", f"{folder} {missing}", "name another")
     manifest = records.read_json(folder / records.MANIFEST)
     if not manifest.get("repeatable", False):
-        raise RecipeError(
-            "recipe",
-            "a run that names can repeat",
-            f"{folder}, which was made of Python objects",
-            "run the program that made it",
-        )
+        got = f"{folder}, which was made of Python objects"
+        raise RecipeError("recipe", "a run that names can repeat", got, "run the program that made it")
     value = config.read(folder / records.RECIPE)
-    if manifest["status"] == "finished":
+    if manifest.get("status") == "finished":
         stem = f"{value['name']}-again"
         names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in names if not finished(runs / name))

@@ -140,21 +140,14 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
         return size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
 
     if outputs.begun and outputs.form is not None and top not in (None, outputs.form.kept):
-        raise RecipeError(
-            "outputs_top",
-            f"{outputs.form.kept}, as {outputs.folder.name} was begun with",
-            top,
-            "type outputs=... for another folder, or remove this one",
-        )
+        instead = "type outputs=... for another folder, or remove this one"
+        raise RecipeError("outputs_top", f"{outputs.form.kept}, as {outputs.folder.name} was begun with", top, instead)
     if not outputs.begun and top is not None and size(None) > limit_mb:
         outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error)
         if size(outputs.form) >= size(None):
-            raise RecipeError(
-                "outputs_top",
-                f"fewer than take as much as all {classes} classes, {size(None):.3g} MB",
-                f"{top}, which take {size(outputs.form):.3g}",
-                "type a smaller outputs_top=..., or a larger outputs_limit_mb=...",
-            )
+            expected = f"fewer than take as much as all {classes} classes, {size(None):.3g} MB"
+            instead = "type a smaller outputs_top=..., or a larger outputs_limit_mb=..."
+            raise RecipeError("outputs_top", expected, f"{top}, which take {size(outputs.form):.3g}", instead)
     if (size_mb := size(outputs.form)) <= limit_mb:
         return size_mb
     fewer, fits = "", [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
@@ -164,5 +157,5 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
         "outputs",
         f"at most {limit_mb:.0f} MB",
         f"{size_mb:.0f} MB for {epochs} epochs of {samples} samples",
-        (f"type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or outputs=null to ask the live teacher"),
+        f"type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or outputs=null to ask the live teacher",
     )

@@ -150,25 +150,19 @@ def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
         return None
     earlier = records.read_json(path)
     if earlier.get("status") == "finished":
-        remedy = "type name=... for another, or remove the folder"
-        raise RecipeError("name", "a new run", f"{folder}, which is finished", remedy)
+        instead = "type name=... for another, or remove the folder"
+        raise RecipeError("name", "a new run", f"{folder}, which is finished", instead)
     if differs := recipe_differences(config.read(folder / records.RECIPE), recipe):
-        raise RecipeError(
-            "name",
-            f"the recipe of the unfinished run {folder} to resume it",
-            f"another one: {', '.join(differs)}",
-            "type name=... for a new run, or remove the folder",
-        )
+        expected = f"the recipe of the unfinished run {folder} to resume it"
+        instead = "type name=... for a new run, or remove the folder"
+        raise RecipeError("name", expected, f"another one: {', '.join(differs)}", instead)
     if (library := transform_library(recipe.data)) is not None:
         name, now = library
         then = release(earlier["software"].get(name, "none"))
         if then != now:
-            raise InvalidValueError(
-                "data.transform",
-                f"{name} {then}, whose views the unfinished run {folder} has seen",
-                f"{name} {now}",
-                "install that version to resume it, or type name=... for a new run",
-            )
+            expected = f"{name} {then}, whose views the unfinished run {folder} has seen"
+            instead = "install that version to resume it, or type name=... for a new run"
+            raise InvalidValueError("data.transform", expected, f"{name} {now}", instead)
     return earlier
 
 
@@ -185,12 +179,8 @@ def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None])
     got = {"data": run_inputs.splits.fingerprint, "teacher": teacher}
     for what, then in expected.items():
         if then is not None and got[what] != then:
-            raise RecipeError(
-                what,
-                f"the fingerprint {then} that the run had",
-                got[what],
-                f"put the same {what} back, or start a new run from the folder's {records.RECIPE}",
-            )
+            instead = f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
+            raise RecipeError(what, f"the fingerprint {then} that the run had", got[what], instead)
 
 
 def same_choices(saved: Checkpoint, choices: Mapping[str, Any]) -> None:

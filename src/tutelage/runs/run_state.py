@@ -134,12 +134,8 @@ class RunState:
             width = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device)).shape[-1]
         student.train(mode)
         if width != classes:
-            raise RecipeError(
-                f"student {student.card.name}",
-                f"logits for the {classes} classes of the data",
-                width,
-                "change its last layer",
-            )
+            expected = f"logits for the {classes} classes of the data"
+            raise RecipeError(f"student {student.card.name}", expected, width, "change its last layer")
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
         """Evaluate the teacher before the first step, report it, and refuse one that is no better than chance."""
@@ -147,12 +143,9 @@ class RunState:
         if teacher is None or test.teacher is None:
             return None
         if (width := test.teacher.logits.shape[-1]) != classes:
-            raise RecipeError(
-                f"teacher {teacher.card.name}",
-                f"logits for the {classes} classes of the data",
-                width,
-                "name a teacher that was trained on these classes",
-            )
+            expected = f"logits for the {classes} classes of the data"
+            instead = "name a teacher that was trained on these classes"
+            raise RecipeError(f"teacher {teacher.card.name}", expected, width, instead)
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
         if accuracy is not None and announce:

@@ -117,20 +117,14 @@ def check_compatible(run_inputs: RunInputs) -> None:
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
         if needs.labels != "none" and not soft and not (labels != UNLABELLED).any():
-            raise RecipeError(
-                "data",
-                f"labels for the supervised objective {name}",
-                f"none among {len(labels)} training samples",
-                "give labels, or zero its supervised weight where it has one beside a teacher's",
-            )
+            expected = f"labels for the supervised objective {name}"
+            instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
+            raise RecipeError("data", expected, f"none among {len(labels)} training samples", instead)
         if needs.labels == "index" and (soft or splits.train.mixing is not None):
             unmix = "" if soft else "type data.mixup=0 data.cutmix=0, or "
-            raise RecipeError(
-                "data",
-                f"class indices for objective {name}",
-                "soft labels" if soft else "the soft labels of mixed samples",
-                f"{unmix}use an objective that takes them",
-            )
+            expected = f"class indices for objective {name}"
+            instead = f"{unmix}use an objective that takes them"
+            raise RecipeError("data", expected, "soft labels" if soft else "the soft labels of mixed samples", instead)
         try:
             for tap in needs.student_taps:
                 taps.find(run_inputs.student, tap)
@@ -145,31 +139,19 @@ def check_compatible(run_inputs: RunInputs) -> None:
             raise RecipeError.of([error.within(f"objective {name}")]) from None
     if teacher is None:
         return
-    card, remedy = teacher.card, "fine-tune it on these data with `tutelage train`, or name another"
+    card, what = teacher.card, f"teacher {teacher.card.name}"
+    instead = "fine-tune it on these data with `tutelage train`, or name another teacher"
     if card.classes != splits.classes:
-        raise RecipeError(
-            f"teacher {card.name}",
-            f"{splits.classes} classes, as the data and the student have",
-            card.classes,
-            f"{remedy} teacher",
-        )
+        raise RecipeError(what, f"{splits.classes} classes, as the data and the student have", card.classes, instead)
     if card.fresh_head:
-        raise RecipeError(
-            f"teacher {card.name}",
-            f"weights for {splits.classes} classes, as the data have",
-            "weights for another number",
-            "fine-tune it on these data first with `tutelage train`, or name another",
-        )
+        expected = f"weights for {splits.classes} classes, as the data have"
+        raise RecipeError(what, expected, "weights for another number", instead)
     # Names without anything in common are two notations for the same classes, such as words and WordNet ids.
     names, data_names = tuple(card.class_names or ()), tuple(splits.class_names)
     if set(names) & set(data_names) and names != data_names:
         k = next(k for k, (a, b) in enumerate(zip(names, data_names, strict=True)) if a != b)
-        raise RecipeError(
-            f"teacher {card.name}",
-            "the classes of the data in their order",
-            f"{names[k]!r} where they have {data_names[k]!r} (class {k})",
-            remedy,
-        )
+        got = f"{names[k]!r} where they have {data_names[k]!r} (class {k})"
+        raise RecipeError(what, "the classes of the data in their order", got, instead)
 
 
 def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
@@ -180,15 +162,11 @@ def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequen
         if (got := smallest(batch_size)) < min_batch:
             sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
             fitting = next((size for size in sizes if smallest(size) >= min_batch), None)
-            raise RecipeError(
-                "batch_size",
-                f"{min_batch} samples or more in every batch for objective {objective.name}",
-                (
-                    f"{got} in the smallest of {samples} samples by {batch_size}"
-                    f"{(f' on {world} processes' if world > 1 else '')}"
-                ),
-                f"type batch_size={fitting}" if fitting else "use more samples",
-            )
+            expected = f"{min_batch} samples or more in every batch for objective {objective.name}"
+            processes = f" on {world} processes" if world > 1 else ""
+            instead = f"type batch_size={fitting}" if fitting else "use more samples"
+            smallest_of = f"{got} in the smallest of {samples} samples by {batch_size}{processes}"
+            raise RecipeError("batch_size", expected, smallest_of, instead)
 
 
 def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
@@ -246,12 +224,9 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     classes, labels = run_inputs.splits.classes, run_inputs.splits.train.labels
     assert run_inputs.teacher is not None
     if labels.is_floating_point() or not (labels != UNLABELLED).any():
-        raise RecipeError(
-            "data",
-            "class indices of training samples, which the teacher's class means are taken over",
-            "soft labels" if labels.is_floating_point() else "no labels",
-            "use an objective without class means",
-        )
+        expected = "class indices of training samples, which the teacher's class means are taken over"
+        instead = "use an objective without class means"
+        raise RecipeError("data", expected, "soft labels" if labels.is_floating_point() else "no labels", instead)
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
     sums: dict[str, torch.Tensor] = {}
     counts = torch.zeros(classes, dtype=torch.int64)  # of the readable samples
@@ -259,12 +234,9 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
         for name in names:
             feature = outputs.taps[name]
             if feature.dim() != 2:
-                raise RecipeError(
-                    f"tap {name}",
-                    "a feature (batch, width) of the teacher, whose class means are taken",
-                    tuple(feature.shape),
-                    "name one after the pooling, such as card:embedding",
-                )
+                expected = "a feature (batch, width) of the teacher, whose class means are taken"
+                instead = "name one after the pooling, such as card:embedding"
+                raise RecipeError(f"tap {name}", expected, tuple(feature.shape), instead)
             sums.setdefault(name, torch.zeros(classes, feature.shape[1], dtype=torch.float64))
             sums[name].index_add_(0, labels[index], feature.double().cpu())
         counts += torch.bincount(labels[index], minlength=classes)
@@ -288,12 +260,8 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     assert recipe.outputs is not None
     assert teacher is not None
     if splits.fingerprint is None:
-        raise RecipeError(
-            "data",
-            "a source whose content is known",
-            "one without a fingerprint",
-            "outputs recorded of it could not be told from another's: type outputs=null",
-        )
+        instead = "outputs recorded of it could not be told from another's: type outputs=null"
+        raise RecipeError("data", "a source whose content is known", "one without a fingerprint", instead)
     key: dict[str, Any] = {
         "teacher": {
             "name": without_paths(teacher.card.name),
@@ -325,12 +293,9 @@ def single_exponent(objective: Objective) -> float | None:
     (gamma, *more) = gammas
     if more or gamma is None:
         got = ", ".join(sorted("another reading" if g is None else f"{g:.4g}" for g in gammas))
-        raise RecipeError(
-            "outputs",
-            ("an objective that reads the teacher's logits at one exponent, as the top classes are kept for"),
-            f"{objective.name} ({got})",
-            ("record all classes, with a larger outputs_limit_mb=..., in another folder, or type outputs=null"),
-        )
+        expected = "an objective that reads the teacher's logits at one exponent, as the top classes are kept for"
+        instead = "record all classes, with a larger outputs_limit_mb=..., in another folder, or type outputs=null"
+        raise RecipeError("outputs", expected, f"{objective.name} ({got})", instead)
     return gamma
 
 

@@ -1,4 +1,4 @@
-"""The library of a recipe's ``data.transform``: its version is part of what the views are. Imports no torch."""
+"""The library of a recipe's ``data.transform``, and its version, which the views depend on. No torch."""
 
 from __future__ import annotations
 

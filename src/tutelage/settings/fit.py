@@ -22,10 +22,13 @@ LossForm = Literal["plain", "compiled", "fused"]
 """Form of an objective's losses: one by one, compiled, or the cross-entropy and a loss of logits fused."""
 
 
+_INFINITE = 2.0**128
+
+
 def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
-    # A run's records are JSON, which has no infinity.
-    if isinstance(got, float) and not math.isfinite(got):
-        good, expected = False, f"{expected}, and finite"
+    # A run's records are JSON, which has no infinity, and its numbers meet float32 tensors.
+    if isinstance(got, float) and not abs(got) < _INFINITE:
+        good, expected = False, f"{expected}, and finite in float32"
     if not good:
         raise InvalidValueError(name, expected, got, f"for example {name}={example}")
 
@@ -224,12 +227,9 @@ def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:
     """
     most = min(samples, batch_size)
     if most < world:
-        raise InvalidValueError(
-            "batch_size",
-            f"at least one sample for each of {world} processes",
-            f"{samples} samples in batches of {batch_size}",
-            f"use at most {most} processes",
-        )
+        expected = f"at least one sample for each of {world} processes"
+        instead = f"use at most {most} processes"
+        raise InvalidValueError("batch_size", expected, f"{samples} samples in batches of {batch_size}", instead)
     whole, remainder = divmod(samples, batch_size)
     return whole + (remainder >= world)
 

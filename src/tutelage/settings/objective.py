@@ -123,12 +123,8 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         raise InvalidValueError("objective", "a preset's name", repr(name), instead)
     known = list(signatures[name])
     if not isinstance(arguments, Mapping):
-        raise InvalidValueError(
-            f"objective.{name}",
-            "a mapping of its arguments",
-            repr(arguments),
-            f"for example {(f'{{{name}: {{{known[0]}: 1}}}}' if known else name)}",
-        )
+        instead = f"for example {{{name}: {{{known[0]}: 1}}}}" if known else f"for example {name}"
+        raise InvalidValueError(f"objective.{name}", "a mapping of its arguments", repr(arguments), instead)
     errors: list[TutelageError] = []
     scale = entry.get("scale", 1)
     if not weights.is_number(scale) or scale <= 0:

@@ -65,12 +65,9 @@ class Linear(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.begin < self.until <= 1:
-            raise InvalidValueError(
-                "schedule",
-                "0 <= begin < until <= 1",
-                f"begin={self.begin} and until={self.until}",
-                "both are fractions of the run: begin=0.0 and until=1.0, for example",
-            )
+            expected = "0 <= begin < until <= 1"
+            instead = "both are fractions of the run: begin=0.0 and until=1.0, for example"
+            raise InvalidValueError("schedule", expected, f"begin={self.begin} and until={self.until}", instead)
 
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
@@ -229,12 +226,8 @@ def _read_weight(value: Any, *, argument: str, beside: str) -> WeightValue:
     if is_number(value):
         return float(value)
     if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
-        raise InvalidValueError(
-            argument,
-            f"a number{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}",
-            repr(value),
-            f"for example {argument}=0.9",
-        )
+        expected = f"a number{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}"
+        raise InvalidValueError(argument, expected, repr(value), f"for example {argument}=0.9")
     kind = SCHEDULES[value["schedule"]]
     required = {field.name: field.default is MISSING for field in fields(kind)}
     arguments = {key: number for key, number in value.items() if key != "schedule"}

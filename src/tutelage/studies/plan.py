@@ -268,12 +268,8 @@ def jobs(request: StudyRequest) -> list[Job]:
         for job in without_idle_teachers([*([teacher] if teacher else []), *students_of(request, pair)]):
             other = planned.setdefault(job.name, job)
             if other.recipe != job.recipe:
-                raise RecipeError(
-                    "study",
-                    "runs that differ to have names that do",
-                    f"two for {job.name}, of {other.pair} and of {job.pair}",
-                    "rename a pair or a method",
-                )
+                got = f"two for {job.name}, of {other.pair} and of {job.pair}"
+                raise RecipeError("study", "runs that differ to have names that do", got, "rename a pair or a method")
     return list(planned.values())
 
 

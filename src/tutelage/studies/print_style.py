@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from tutelage.errors import MissingExtraError
+from tutelage.errors import missing_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -86,10 +86,5 @@ def _load() -> ModuleType:
         import matplotlib.style
         import matplotlib.ticker
     except ImportError as error:
-        raise MissingExtraError(
-            "figures",
-            "the library matplotlib to draw them",
-            f"none ({' '.join(str(error).split())})",
-            "type: pip install 'tutelage[figures]'",
-        ) from error
+        raise missing_extra("figures", "matplotlib to draw them", "figures", error) from error
     return matplotlib

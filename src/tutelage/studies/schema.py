@@ -172,12 +172,8 @@ def methods_by_name(value: Any) -> Any:
     if isinstance(value, list | tuple):
         names = [next(iter(_presets(entry)), "") for entry in value]
         if len(set(names)) < len(names) or "" in names or any(isinstance(entry, list) for entry in value):
-            raise InvalidValueError(
-                "",
-                "a list of presets, each once, or a mapping of names to objectives",
-                messages.shown(value),
-                "type methods: {NAME: {PRESET: {...}}}",
-            )
+            expected = "a list of presets, each once, or a mapping of names to objectives"
+            raise InvalidValueError("", expected, messages.shown(value), "type methods: {NAME: {PRESET: {...}}}")
         value = dict(zip(names, value, strict=True))
     if not isinstance(value, Mapping):
         return value
@@ -342,7 +338,7 @@ def _errors_in(
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context=info.context)
     except ValidationError as error:
-        errors += messages.explained(Recipe, error).errors
+        errors += messages.recipe_error(Recipe, error).errors
     return errors
 
 
@@ -401,4 +397,4 @@ def parse(
     try:
         return kind.model_validate(dict(value), context={"check": check} if check else None)
     except ValidationError as error:
-        raise messages.explained(kind, error).within(where) from None
+        raise messages.recipe_error(kind, error).within(where) from None

@@ -32,12 +32,8 @@ def read(
     if not overrides:
         return plain, plain
     if isinstance(plain, Drawing):
-        raise RecipeError(
-            name,
-            "no override",
-            f"{overrides[0]}: it needs no runs, so there is nothing to override",
-            f"type tutelage study {name}",
-        )
+        got = f"{overrides[0]}: it needs no runs, so there is nothing to override"
+        raise RecipeError(name, "no override", got, f"type tutelage study {name}")
     methods = methods_by_name(value["methods"])
     long = {**value, "protocol": merged(value.get("protocol") or {}), "methods": methods}
     changed = parse(config.override(long, [_full_key(text, methods) for text in overrides]), where=name, check=check)
@@ -92,12 +88,8 @@ def find(name: str) -> Path:
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml"):
-        raise RecipeError(
-            "study",
-            "a YAML file",
-            f"{name}, which is not there",
-            "check the path, or type tutelage study for the package's own",
-        )
+        instead = "check the path, or type tutelage study for the package's own"
+        raise RecipeError("study", "a YAML file", f"{name}, which is not there", instead)
     if name in names():
         return PUBLISHED / f"{name}.yaml"
     raise unknown("study", "a YAML file, or one of the package", name, names())

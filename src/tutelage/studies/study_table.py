@@ -95,12 +95,8 @@ def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
     folder = Path(folder)
     value = mapping(folder / records.STUDY)
     if value is None:
-        raise NotFoundError(
-            "folder",
-            f"a study's folder, with {records.STUDY} in it",
-            repr(str(folder)),
-            "type the folder that `tutelage study` printed",
-        )
+        instead = "type the folder that `tutelage study` printed"
+        raise NotFoundError("folder", f"a study's folder, with {records.STUDY} in it", repr(str(folder)), instead)
     name = folder.resolve().name
     lists: dict[str, list[Any]] = {
         key: [] for key in ("pairs", "methods", "cells", "published", "figures", "departures", "notes")

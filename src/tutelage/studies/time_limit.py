@@ -1,4 +1,4 @@
-"""A budget of time as it is typed, and what is left of it. No torch."""
+"""A study's budget of time: read as it is typed, and what is left of it. No torch."""
 
 from __future__ import annotations
 
@@ -47,12 +47,8 @@ def read(typed: str) -> float:
     """
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", typed.strip())
     if re.fullmatch(r"\d+(?:\.\d+)?", typed.strip()):
-        raise RecipeError(
-            "--budget",
-            "a time with its unit (s, m or h)",
-            typed,
-            f"for example --budget {typed}m for minutes, or --budget {typed}s for seconds",
-        )
+        instead = f"for example --budget {typed}m for minutes, or --budget {typed}s for seconds"
+        raise RecipeError("--budget", "a time with its unit (s, m or h)", typed, instead)
     if parts is None or not any(parts.groups()):
         raise RecipeError("--budget", "a time such as 90s, 25m, 2h or 1h30m", repr(typed), "for example --budget 25m")
     seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))

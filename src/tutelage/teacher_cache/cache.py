@@ -80,12 +80,9 @@ class TeacherCache:
             if then.get(name) != now.get(name)
         ]
         if differs:
-            raise TeacherCacheError(
-                "outputs",
-                f"those of this run in {self.folder.name}",
-                f"others that differ in {'; '.join(differs)}",
-                "type outputs=... for another folder and record them with `tutelage record`",
-            )
+            expected = f"those of this run in {self.folder.name}"
+            instead = "type outputs=... for another folder and record them with `tutelage record`"
+            raise TeacherCacheError("outputs", expected, f"others that differ in {'; '.join(differs)}", instead)
 
     def begin(self, **more: Any) -> None:
         """Write ``outputs.json``: the key, the form, and further entries."""
@@ -190,12 +187,9 @@ class TeacherCache:
     def _existing(self, epoch: int, start: int, what: str) -> Path:
         path = self._path(epoch, start, what)
         if not path.exists():
-            raise TeacherCacheError(
-                "outputs",
-                f"the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}",
-                "none",
-                "record them with `tutelage record` and the run's recipe",
-            )
+            expected = f"the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}"
+            instead = "record them with `tutelage record` and the run's recipe"
+            raise TeacherCacheError("outputs", expected, "none", instead)
         return path
 
     def _path(self, epoch: int, start: int, what: str) -> Path:
@@ -319,23 +313,17 @@ def _load(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, T
 
 
 def _torn(path: Path) -> TeacherCacheError:
-    return TeacherCacheError(
-        "outputs",
-        "the chunk that was written",
-        f"another content in {path.parent.name}/{path.name}",
-        "remove that file and record it again with `tutelage record`",
-    )
+    expected = "the chunk that was written"
+    instead = "remove that file and record it again with `tutelage record`"
+    return TeacherCacheError("outputs", expected, f"another content in {path.parent.name}/{path.name}", instead)
 
 
 def _half(what: str, values: Tensor) -> Tensor:
     half = values.half().cpu().contiguous()
     if bool(half.isinf().any()):
-        raise TeacherCacheError(
-            "outputs",
-            f"{what} below 65504 in size, as float16 holds",
-            f"{float(values.abs().max()):.3g}",
-            "distil from the live teacher: type outputs=null",
-        )
+        expected = f"{what} below 65504 in size, as float16 holds"
+        instead = "distil from the live teacher: type outputs=null"
+        raise TeacherCacheError("outputs", expected, f"{float(values.abs().max()):.3g}", instead)
     return half
 
 

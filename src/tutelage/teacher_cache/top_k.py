@@ -49,12 +49,8 @@ class TopK:
 
     def __post_init__(self) -> None:
         if not 1 <= self.kept < self.classes:
-            raise TeacherCacheError(
-                "top",
-                f"at least 1 and fewer than the {self.classes} classes",
-                self.kept,
-                "type a larger outputs_limit_mb=... to keep them all",
-            )
+            instead = "type a larger outputs_limit_mb=... to keep them all"
+            raise TeacherCacheError("top", f"at least 1 and fewer than the {self.classes} classes", self.kept, instead)
         if not (math.isfinite(self.bound) and self.bound > 0):
             raise TeacherCacheError(
                 "outputs_max_error", "a number above 0", self.bound, f"type outputs_max_error={BOUND}"

@@ -130,13 +130,10 @@ class Checkpoints:
             yield
         except OSError as error:
             last = (self._names() or ["none"])[-1]
-            remedy = "free some space" if error.errno == errno.ENOSPC else "allow it"
-            raise CheckpointError(
-                what,
-                "to be able to write it",
-                f"{error.strerror or error}; the last good checkpoint is {last}",
-                f"{remedy} and run the same command again to resume",
-            ) from error
+            first = "free some space" if error.errno == errno.ENOSPC else "allow it"
+            expected = "to be able to write it"
+            got = f"{error.strerror or error}; the last good checkpoint is {last}"
+            raise CheckpointError(what, expected, got, f"{first} and run the same command again to resume") from error
 
     def _names(self) -> list[str]:
         if not self.folder.is_dir():

@@ -77,12 +77,8 @@ class TimedBatches:
             DeadlineExceeded: if the time is up.
         """
         if world > 1:
-            raise InvalidValueError(
-                "deadline",
-                "none where several processes train together",
-                f"one for {world}: each would stop at a step of its own",
-                "leave it out",
-            )
+            got = f"one for {world}: each would stop at a step of its own"
+            raise InvalidValueError("deadline", "none where several processes train together", got, "leave it out")
         deadline = self._deadline
         for step, batch in enumerate(self._batches.epoch(epoch, start=start), start):
             if deadline.over(deadline.evaluation if step == len(self) - 1 else 0.0):

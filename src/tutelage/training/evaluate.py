@@ -74,12 +74,9 @@ def collect_outputs(
     bad = (~torch.isfinite(outputs.logits).all(-1)).nonzero()[:, 0].tolist()
     if bad:
         named = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
-        raise NonFiniteError(
-            who,
-            "finite logits in evaluation",
-            f"NaN or infinity for {len(bad)} of {len(outputs.logits)} samples: {named}",
-            "look at these samples, or lower optimizer.lr if it is the student that diverged",
-        )
+        got = f"NaN or infinity for {len(bad)} of {len(outputs.logits)} samples: {named}"
+        instead = "look at these samples, or lower optimizer.lr if it is the student that diverged"
+        raise NonFiniteError(who, "finite logits in evaluation", got, instead)
     return outputs
 
 

@@ -150,15 +150,11 @@ def _capture(work: Callable[[], None], device: torch.device, *, apart: bool = Fa
     try:
         return CAPTURES[device.type](work, device, apart=apart)
     except Exception as error:
-        raise CaptureError(
-            "graphs",
-            "to capture a step",
-            f"{type(error).__name__}: {error}",
-            (
-                "this process may refuse to draw on the device from now on: run the same command with "
-                "graphs=false, which resumes"
-            ),
-        ) from error
+        instead = (
+            "this process may refuse to draw on the device from now on: run the same command with "
+            "graphs=false, which resumes"
+        )
+        raise CaptureError("graphs", "to capture a step", f"{type(error).__name__}: {error}", instead) from error
 
 
 def capturing(device: torch.device, *, wanted: Switch) -> Callable[[Callable[[], None]], Callable[[], None]] | None:

@@ -80,12 +80,9 @@ class FitState:
 
     def __init__(self, job: FitJob, accelerator: Accelerator, *, steps: int, stage: int = 0) -> None:
         if job.settings.accumulate > 1 and job.distiller.objective.needs.coupled:
-            raise InvalidValueError(
-                "accumulate",
-                "1 for an objective that couples a batch's samples",
-                job.settings.accumulate,
-                "its value would change with the micro-batches: type accumulate=1",
-            )
+            expected = "1 for an objective that couples a batch's samples"
+            instead = "its value would change with the micro-batches: type accumulate=1"
+            raise InvalidValueError("accumulate", expected, job.settings.accumulate, instead)
         self.job, self.accelerator, self.steps, self.stage = job, accelerator, steps, stage
         self.device, self.settings = accelerator.device, job.settings
         self.train = TrainState(job.distiller, job.settings, accelerator)

@@ -58,12 +58,9 @@ class Lockstep:
         for name in SHARED:
             values = {getattr(job.settings, name) for job in jobs.values()}
             if len(values) > 1:
-                raise InvalidValueError(
-                    name,
-                    "one value for all that are fitted together",
-                    ", ".join(sorted(map(str, values))),
-                    "fit them one after the other",
-                )
+                expected = "one value for all that are fitted together"
+                instead = "fit them one after the other"
+                raise InvalidValueError(name, expected, ", ".join(sorted(map(str, values))), instead)
         self.jobs, self.batches = jobs, batches
         self.accelerator, self.isolation, self.stage = accelerator, isolation, stage
         self.settings = next(iter(jobs.values())).settings

@@ -105,6 +105,11 @@ def test_labels_that_are_no_class_index(label, got):
 def test_faults():
     with refused(InvalidValueError, "data", got="-2 to 2"):
         from_datasets(plain(4, -2, 2), plain(4), classes=2).train.fetch(np.arange(4))
+    with refused(InvalidValueError, "data", got=["(3, 5, 5)", "sample 1"]):
+        from_datasets([(torch.zeros(3, n, n), 0) for n in (4, 5)], plain(4), classes=2).train.fetch(np.arange(2))
+    for dataset in (iter([]), 3):
+        with refused(InvalidTypeError, "train", got=type(dataset).__name__):
+            from_datasets(dataset, plain(4), classes=2)
     with refused(InvalidValueError, "train", got=1):
         from_datasets(plain(4), plain(4), classes=1)
     with refused(InvalidValueError, "test", got="(3, 5, 5)"):

@@ -188,15 +188,25 @@ def test_a_cache_that_cannot_be_written_is_not_fatal(folder, tmp_path, monkeypat
     assert len(open_data(settings(folder)).train) == 20
 
 
-def test_a_full_disk_is_no_missing_data_set(monkeypatch, tmp_path):
-    def full(name):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_what_the_disk_refuses_is_no_missing_data_set(monkeypatch, tmp_path, code):
+    def refuses(name):
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(datasets, "load_dataset", full)
+    monkeypatch.setattr(datasets, "load_dataset", refuses)
     with pytest.raises(StorageError) as caught:
         open_data(DataSettings(source="hf:someone/rows"))
-    assert (caught.value.exit_code, caught.value.errno) == (1, errno.ENOSPC)
+    assert (caught.value.exit_code, caught.value.errno) == (1, code)
     assert str(tmp_path / "rows") in caught.value.what
+
+
+def test_a_local_folder_that_cannot_be_read_is_not_there(monkeypatch, tmp_path):
+    def refuses(name):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(datasets, "load_dataset", refuses)
+    with refused(NotFoundError, "data.source", got=str(tmp_path)):
+        open_data(DataSettings(source=f"hf:{tmp_path}"))
 
 
 def test_cache_folder(monkeypatch, tmp_path):

@@ -48,22 +48,23 @@ class TorchSplit(Split):
                 image, label = _sample(self.dataset, position)
             expected = int(self.labels[position])
             if label != expected:
+                instead = "let __getitem__ and targets agree"
                 raise InvalidValueError(
-                    "data",
-                    f"label {expected} for sample {position} as its targets say",
-                    label,
-                    "let __getitem__ and targets agree",
+                    "data", f"label {expected} for sample {position} as its targets say", label, instead
                 )
             images.append(image)
+            if image.shape != images[0].shape:
+                raise InvalidValueError(
+                    "data",
+                    f"images of one shape, {tuple(images[0].shape)}",
+                    f"{tuple(image.shape)} for sample {position}",
+                    "resize or crop them in __getitem__",
+                )
         batch = torch.stack(images)
         low, high = float(batch.min()), float(batch.max())
         if not (low >= -SLACK and high <= 1 + SLACK):
-            raise InvalidValueError(
-                "data",
-                "images with values in [0, 1]",
-                f"{low:.3g} to {high:.3g}",
-                "leave normalisation out of the transforms: each model's card normalises its own inputs",
-            )
+            instead = "leave normalisation out of the transforms: each model's card normalises its own inputs"
+            raise InvalidValueError("data", "images with values in [0, 1]", f"{low:.3g} to {high:.3g}", instead)
         return batch
 
 
@@ -108,6 +109,13 @@ def from_datasets(
     for part, dataset in {"train": train, "validation": validation, "test": test}.items():
         if dataset is None:
             continue
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise InvalidTypeError(
+                part,
+                "a data set with a length and samples by number",
+                type(dataset).__name__,
+                "pass a map-style Dataset",
+            )
         if not len(dataset):
             raise InvalidValueError(part, "at least 1 sample", "0", "pass a data set with samples")
         with rng.seeded() as seed_generators:
@@ -119,12 +127,8 @@ def from_datasets(
         labels = _targets(dataset)
         wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= classes)))
         if wrong.size:
-            raise InvalidValueError(
-                part,
-                f"labels in [0, {classes}) or -100",
-                f"{int(labels[wrong[0]])} for sample {int(wrong[0])}",
-                "raise classes or fix the labels",
-            )
+            got = f"{int(labels[wrong[0]])} for sample {int(wrong[0])}"
+            raise InvalidValueError(part, f"labels in [0, {classes}) or -100", got, "raise classes or fix the labels")
         splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers, pool=pool)
     channels, height, width = shape
     return Splits(
@@ -160,12 +164,8 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
         image = torch.from_numpy(pixels_of(image).copy()).permute(2, 0, 1).to(torch.float32).div_(255.0)
     if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
-        raise InvalidTypeError(
-            "data",
-            f"a float image (channels, height, width) in [0, 1] of sample {position}",
-            got,
-            "convert it in __getitem__, 8-bit values divided by 255",
-        )
+        expected = f"a float image (channels, height, width) in [0, 1] of sample {position}"
+        raise InvalidTypeError("data", expected, got, "convert it in __getitem__, 8-bit values divided by 255")
     return image.to(torch.float32), _label(label, position)
 
 
@@ -187,9 +187,6 @@ def _label(label: Any, position: int) -> int:
     except (TypeError, ValueError, RuntimeError) as error:
         shape = f" of shape {tuple(label.shape)}" if isinstance(label, (torch.Tensor, np.ndarray)) else ""
         kind = f"{label.dtype} values" if shape else type(label).__name__
-        raise InvalidTypeError(
-            "data",
-            f"a class index as the label of sample {position}, a whole number",
-            f"{kind}{shape}",
-            "return one whole number, or None where unlabelled (soft labels are the teacher's to give)",
-        ) from error
+        expected = f"a class index as the label of sample {position}, a whole number"
+        instead = "return one whole number, or None where unlabelled (soft labels are the teacher's to give)"
+        raise InvalidTypeError("data", expected, f"{kind}{shape}", instead) from error

@@ -17,7 +17,7 @@ from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.names import local_folder
-from tutelage.errors import InvalidValueError, MissingExtraError, NotFoundError
+from tutelage.errors import InvalidValueError, NotFoundError, missing_extra
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
@@ -98,12 +98,7 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise MissingExtraError(
-            "data.source",
-            "the library `datasets` for hf:",
-            f"none ({one_line(error)})",
-            "type: pip install 'tutelage[hf]'",
-        ) from error
+        raise missing_extra("data.source", "datasets for hf:", "hf", error) from error
     folder = local_folder(name)
     try:
         if folder is not None and (folder / "dataset_dict.json").exists():
@@ -111,17 +106,15 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         else:
             splits = datasets.load_dataset(name if folder is None else str(folder))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        if isinstance(error, OSError) and error.errno in records.DISK:
+        unreadable = folder is not None and isinstance(error, PermissionError)
+        if isinstance(error, OSError) and error.errno in records.DISK and not unreadable:
             library = Path(datasets.config.HF_DATASETS_CACHE)
             raise records.storage_error(
                 error, f"hf:{name} in '{library}'", folder=library, elsewhere="set HF_HOME to another folder"
             ) from error
-        raise NotFoundError(
-            "data.source",
-            "a data set that can be read",
-            f"hf:{name} ({one_line(error)})",
-            "check the name and the connection, or type the path of a local copy after hf:",
-        ) from error
+        expected = "a data set that can be read"
+        instead = "check the name and the connection, or type the path of a local copy after hf:"
+        raise NotFoundError("data.source", expected, f"hf:{name} ({one_line(error)})", instead) from error
     return splits, folder is not None
 
 
@@ -143,8 +136,8 @@ def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mappi
 
 
 def _column_error(rows: Any, key: str, expected: str, got: str, suitable: Sequence[str]) -> InvalidValueError:
-    remedy = " or ".join(f"data.{key}={column}" for column in suitable)
-    instead = f"type {remedy}" if suitable else "none of them will do: choose another data set"
+    keys = " or ".join(f"data.{key}={column}" for column in suitable)
+    instead = f"type {keys}" if suitable else "none of them will do: choose another data set"
     return InvalidValueError(f"data.{key}", expected, got, f"the columns are {', '.join(rows.features)}; {instead}")
 
 
@@ -157,12 +150,9 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
         if split == "train":
             entries = [UNLABELLED if entry is None or entry == -1 else entry for entry in entries]
         if any(entry is None for entry in entries):
-            raise InvalidValueError(
-                "data.label",
-                f"a class index in every row of the split {split}",
-                f"an empty {column}",
-                "choose a data set whose rows are all labelled",
-            )
+            expected = f"a class index in every row of the split {split}"
+            instead = "choose a data set whose rows are all labelled"
+            raise InvalidValueError("data.label", expected, f"an empty {column}", instead)
         values[split] = np.array(entries, np.int64)
     names = getattr(halves["train"].features[column], "names", None)
     if names is None:
@@ -172,7 +162,7 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
             labels[labels != UNLABELLED] if split == "train" else labels,
             classes=len(names),
             what=f"the column {column} of the split {split}",
-            remedy="choose another column (data.label=...) or a data set whose splits are labelled alike",
+            instead="choose another column (data.label=...) or a data set whose splits are labelled alike",
         )
     return list(names), values
 

@@ -58,23 +58,16 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     train = _scan(train_root, names, root, path)
     counts = np.bincount(train.labels, minlength=len(names))
     if not counts.all():
-        raise InvalidValueError(
-            "data.source",
-            f"images in every class folder of imagefolder:{path}",
-            f"none in {names[int(counts.argmin())]}",
-            "add images or remove the folder",
-        )
+        expected = f"images in every class folder of imagefolder:{path}"
+        instead = "add images or remove the folder"
+        raise InvalidValueError("data.source", expected, f"none in {names[int(counts.argmin())]}", instead)
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
     test, notes = None, []
     if test_root is not None:
         unknown = sorted(set(_classes(test_root, path)) - set(names))
         if unknown:
-            raise InvalidValueError(
-                "data.source",
-                f"in {test_root.name} the classes of train",
-                unknown[0],
-                f"add it to train or remove it from {test_root.name}",
-            )
+            instead = f"add it to train or remove it from {test_root.name}"
+            raise InvalidValueError("data.source", f"in {test_root.name} the classes of train", unknown[0], instead)
         test = _scan(test_root, names, root, f"{path} ({test_root.name})")
         if test_root.name != "test":
             notes.append(f"The source has no test folder: {test_root.name} is used for test.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from tutelage import records
 from tutelage.data.build import Description, Raw, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
-from tutelage.errors import InvalidValueError, NotFoundError
+from tutelage.errors import InvalidValueError, NotFoundError, nearest_name
 from tutelage.images import Encoded, one_line
 from tutelage.settings.data import DataSettings
 
@@ -50,13 +49,9 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
 
     known = [n for n in torchvision.datasets.__all__ if _halves(getattr(torchvision.datasets, n)) is not None]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise InvalidValueError(
-            "data.source",
-            "a torchvision data set with a training and a test half",
-            f"torchvision:{name}",
-            f"type torchvision:{near}, or another of {', '.join(known)}",
-        )
+        expected = "a torchvision data set with a training and a test half"
+        instead = f"type torchvision:{nearest_name(name, known)}, or another of {', '.join(known)}"
+        raise InvalidValueError("data.source", expected, f"torchvision:{name}", instead)
     refuse_train_as_test(settings, f"torchvision:{name}")
     build: Callable[..., Any] = getattr(torchvision.datasets, name)
     halves = []
@@ -64,7 +59,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
         try:
             halves.append(build(settings.root, download=True, **keywords))
         except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, OSError) and (isinstance(error, PermissionError) or error.errno in records.DISK):
+            if isinstance(error, OSError) and error.errno in records.DISK:
                 root = Path(settings.root)
                 raise records.storage_error(
                     error, f"data.root '{root}'", folder=root, elsewhere="type data.root=<folder>"
@@ -80,7 +75,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
     raws = []
     for half, values, split in zip(halves, labels, ("train", "test"), strict=True):
         what = f"torchvision:{name} ({split})"
-        check_labels(values, classes=len(classes), what=what, remedy="choose another data set")
+        check_labels(values, classes=len(classes), what=what, instead="choose another data set")
         raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode))
     description = Description(class_names=classes, settings=settings, source=f"torchvision:{name}")
     return from_images(raws[0], raws[1], description)
@@ -103,9 +98,6 @@ def _labels(dataset: Any, name: str) -> np.ndarray:
     try:
         return np.asarray([int(target) for target in targets], np.int64)
     except (TypeError, ValueError) as error:
-        raise InvalidValueError(
-            "data.source",
-            "one class for each image",
-            f"other targets from torchvision:{name}",
-            "choose a classification data set",
-        ) from error
+        expected = "one class for each image"
+        instead = "choose a classification data set"
+        raise InvalidValueError("data.source", expected, f"other targets from torchvision:{name}", instead) from error

@@ -53,12 +53,10 @@ class VGG(nn.Sequential):
         """
         height, width = x.shape[-2:]
         if min(height, width) < SMALLEST:
-            raise InvalidValueError(
-                "inputs",
-                (f"images of at least {SMALLEST}x{SMALLEST} pixels for a VGG network, which halves them three times"),
-                f"{height}x{width}",
-                "enlarge them, or take a residual network",
+            expected = (
+                f"images of at least {SMALLEST}x{SMALLEST} pixels for a VGG network, which halves them three times"
             )
+            raise InvalidValueError("inputs", expected, f"{height}x{width}", "enlarge them, or take a residual network")
         return super().forward(x)
 
 

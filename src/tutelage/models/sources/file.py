@@ -44,12 +44,9 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
                 "classes", f"a number for {name}", "none", f"type tutelage.models.create({name!r}, classes=10)"
             )
         if actual not in (None, classes):
-            raise InvalidValueError(
-                "classes",
-                f"{actual}, as {name} makes them and takes no classes=",
-                classes,
-                f"give the function a parameter classes, or type classes={actual}",
-            )
+            expected = f"{actual}, as {name} makes them and takes no classes="
+            instead = f"give the function a parameter classes, or type classes={actual}"
+            raise InvalidValueError("classes", expected, classes, instead)
     source = f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     card = Card(name=name, classes=classes, channels=request.channels, image_size=request.image_size, source=source)
     return ModelSpec(card=card, build=build)
@@ -80,12 +77,8 @@ class _Builder:
         variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         for keyword, parameter in self.parameters.items():
             if parameter.default is parameter.empty and parameter.kind not in variable and keyword not in keywords:
-                raise InvalidValueError(
-                    keyword,
-                    f"a value, which {self.name} requires",
-                    "none",
-                    f"give the parameter a default, or the model {keyword}=",
-                )
+                instead = f"give the parameter a default, or the model {keyword}="
+                raise InvalidValueError(keyword, f"a value, which {self.name} requires", "none", instead)
         network = self.function(**keywords)  # type: ignore[misc]
         if not isinstance(network, nn.Module):
             raise InvalidTypeError(

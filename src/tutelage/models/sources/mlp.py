@@ -49,12 +49,8 @@ def plan(widths: str, request: ModelRequest) -> ModelSpec:
             f"type tutelage.models.create({name!r}, classes=10)",
         )
     if request.image_size is None:
-        raise InvalidValueError(
-            "image_size",
-            f"(height, width) for {name}, whose first layer depends on it",
-            "none",
-            "type image_size=(8, 8)",
-        )
+        expected = f"(height, width) for {name}, whose first layer depends on it"
+        raise InvalidValueError("image_size", expected, "none", "type image_size=(8, 8)")
     inputs = request.channels * math.prod(request.image_size)
     card = Card(
         name=name,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.errors import InvalidValueError, MissingExtraError
+from tutelage.errors import InvalidValueError, missing_extra
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
 from tutelage.models.names import unknown
@@ -33,9 +33,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     try:
         import timm
     except ImportError as error:
-        raise MissingExtraError(
-            "model", "the timm package for a timm: name", "none", "type pip install 'tutelage[timm]'"
-        ) from error
+        raise missing_extra("model", "timm for a timm: name", "timm", error) from error
     name = f"{PREFIX}:{path}"
     arch, _, tag = path.partition(".")
     if not arch or not timm.is_model(arch):

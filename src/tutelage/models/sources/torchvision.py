@@ -41,23 +41,16 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     if arch not in known:
         raise unknown(name, (f"{PREFIX}:{name}" for name in known))
     if request.channels != 3:
-        raise InvalidValueError(
-            "channels",
-            f"3 for {name}, as all of torchvision's networks have",
-            request.channels,
-            "type a timm: or cifar: name, which take any number",
-        )
+        expected = f"3 for {name}, as all of torchvision's networks have"
+        instead = "type a timm: or cifar: name, which take any number"
+        raise InvalidValueError("channels", expected, request.channels, instead)
     members = models.get_model_weights(arch).__members__
     if tag and tag not in members:
-        raise InvalidValueError(
-            "model",
-            f"weights of torchvision:{arch}",
-            repr(name),
-            (
-                f"type torchvision:{arch} for random weights, or one of "
-                f"{', '.join(f'torchvision:{arch}.{member}' for member in members)}"
-            ),
+        instead = (
+            f"type torchvision:{arch} for random weights, or one of "
+            f"{', '.join(f'torchvision:{arch}.{member}' for member in members)}"
         )
+        raise InvalidValueError("model", f"weights of torchvision:{arch}", repr(name), instead)
     weights = members[tag] if tag else None
     transforms = (weights or next(iter(members.values()))).transforms()
     size = (transforms.crop_size[0], transforms.crop_size[-1])

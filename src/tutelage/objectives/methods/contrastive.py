@@ -45,12 +45,10 @@ class OtherClasses(nn.Module):
         _, class_index, sizes = classes.unique(return_inverse=True, return_counts=True)
         fewest = len(classes) - int(sizes.max())
         if not fewest:
-            raise InvalidValueError(
-                "labels",
-                (f"at least 2 classes among {len(classes)} training samples, whose samples are each other's negatives"),
-                "1",
-                "choose other data, or leave the contrast out",
+            expected = (
+                f"at least 2 classes among {len(classes)} training samples, whose samples are each other's negatives"
             )
+            raise InvalidValueError("labels", expected, "1", "choose other data, or leave the contrast out")
         self._some_with_replacement = fewest < count
         self._all_with_replacement = len(classes) - int(sizes.min()) < count
         # Sorted by class, a sample's negatives are at all positions except one range.
@@ -192,12 +190,9 @@ class _StepEmbeddings:
 def _check_index(index: Tensor, samples: int) -> None:
     # On an accelerator the kernel that reads the bank asserts instead, so that the step never waits.
     if index.device.type == "cpu" and len(index) and not 0 <= int(index.min()) <= int(index.max()) < samples:
-        raise InvalidValueError(
-            "batch.index",
-            f"indices among the {samples} training samples of the context",
-            f"{int(index.min())} to {int(index.max())}",
-            "bind the objective to the labels of these data",
-        )
+        expected = f"indices among the {samples} training samples of the context"
+        instead = "bind the objective to the labels of these data"
+        raise InvalidValueError("batch.index", expected, f"{int(index.min())} to {int(index.max())}", instead)
 
 
 def _shared_mean(logarithms: Tensor, count: int) -> Tensor:

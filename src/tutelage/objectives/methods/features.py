@@ -84,7 +84,7 @@ class _TokenTerm(FeatureTerm):
             if len(student) != 2 or len(teacher) != 2 or student[0] != teacher[0] or student[0] <= self.prefix:
                 raise InvalidValueError(
                     f"tap {tap}",
-                    (f"features (batch, tokens, width) with as many tokens in both networks, more than {self.prefix}"),
+                    f"features (batch, tokens, width) with as many tokens in both networks, more than {self.prefix}",
                     f"{student} and {teacher} without the batch",
                     "use two transformers with one patch size",
                 )
@@ -130,7 +130,7 @@ class _BoundGeneration(BoundFeatures):
         if self._side**2 != tokens:
             raise InvalidValueError(
                 "prefix",
-                (f"a number that leaves a square of the {tokens + prefix} tokens of tap {self.spec.student_taps[0]}"),
+                f"a number that leaves a square of the {tokens + prefix} tokens of tap {self.spec.student_taps[0]}",
                 prefix,
                 "type how many class tokens and registers the networks have",
             )

@@ -56,12 +56,9 @@ class Fusion(nn.Module):
             ValueError: if a single sample has a level of one pixel in training, where batch norm has no variance.
         """
         if self.training and min(maps.shape[0] * maps.shape[2] * maps.shape[3] for maps in features) < 2:
-            raise InvalidValueError(
-                "student_features",
-                "at least 2 samples in training where a level has one pixel, for batch norm's variance",
-                "1",
-                "type another batch_size, or leave card:embedding out of the taps",
-            )
+            expected = "at least 2 samples in training where a level has one pixel, for batch norm's variance"
+            instead = "type another batch_size, or leave card:embedding out of the taps"
+            raise InvalidValueError("student_features", expected, "1", instead)
         fused: list[Tensor] = []
         deeper: Tensor | None = None
         for level, feature, size in zip(reversed(self.levels), reversed(features), reversed(sizes), strict=True):
@@ -151,7 +148,7 @@ class _BoundMGD(BoundFeatures):
         if student_size != teacher_size:
             raise InvalidValueError(
                 f"tap {self.spec.student_taps[0]}",
-                (f"a map of the height and width of the teacher's {self.spec.teacher_taps[0]}, {tuple(teacher_size)}"),
+                f"a map of the height and width of the teacher's {self.spec.teacher_taps[0]}, {tuple(teacher_size)}",
                 tuple(student_size),
                 "name taps where the two agree",
             )

@@ -55,12 +55,9 @@ class _BoundSRRL(BoundFeatures):
         (student_tap,), (teacher_tap,) = self.spec.student_taps, self.spec.teacher_taps
         channels, *size = shape_of(context, "teacher", teacher_tap)
         if len(size) not in (0, 2) or channels != weight.shape[1]:
-            raise InvalidValueError(
-                f"tap {teacher_tap}",
-                f"the {weight.shape[1]} channels that the teacher's head reads",
-                f"{(channels, *size)} without the batch",
-                "type teacher_tap=card:embedding",
-            )
+            expected = f"the {weight.shape[1]} channels that the teacher's head reads"
+            instead = "type teacher_tap=card:embedding"
+            raise InvalidValueError(f"tap {teacher_tap}", expected, f"{(channels, *size)} without the batch", instead)
         self.connector = nn.Sequential(
             *_connector(shape_of(context, "student", student_tap, "map")[0], channels), nn.ReLU()
         )
@@ -102,20 +99,13 @@ class _BoundOFD(BoundFeatures):
             channels, *size = shape_of(context, "teacher", teacher_tap, "map")
             margins = losses.ofd_margins(*context.teacher_norms[norm])
             if len(margins) != channels:
-                raise InvalidValueError(
-                    "norms",
-                    f"a batch norm of the {channels} channels of the teacher's tap {teacher_tap}",
-                    f"one of {len(margins)} at {norm}",
-                    "name another",
-                )
+                expected = f"a batch norm of the {channels} channels of the teacher's tap {teacher_tap}"
+                raise InvalidValueError("norms", expected, f"one of {len(margins)} at {norm}", "name another")
             student_channels, *student_size = shape_of(context, "student", tap, "map")
             if any(side > limit for side, limit in zip(student_size, size, strict=True)):
-                raise InvalidValueError(
-                    f"tap {tap}",
-                    f"a map of the student no larger than {tuple(size)}, as the teacher's tap {teacher_tap}",
-                    tuple(student_size),
-                    "name a later tap of the student or an earlier one of the teacher",
-                )
+                expected = f"a map of the student no larger than {tuple(size)}, as the teacher's tap {teacher_tap}"
+                instead = "name a later tap of the student or an earlier one of the teacher"
+                raise InvalidValueError(f"tap {tap}", expected, tuple(student_size), instead)
             self.connectors.append(nn.Sequential(*_connector(student_channels, channels)))
             self.register_buffer(f"margins_{level}", margins, persistent=False)
 
@@ -145,12 +135,9 @@ class OFD(FeatureTerm):
 
     def _check(self) -> None:
         if len(self.norms) not in (0, len(self.student_taps)):
-            raise InvalidValueError(
-                "norms",
-                f"{len(self.student_taps)} names, as many as student_taps",
-                len(self.norms),
-                "name one of the teacher for each of the student",
-            )
+            expected = f"{len(self.student_taps)} names, as many as student_taps"
+            instead = "name one of the teacher for each of the student"
+            raise InvalidValueError("norms", expected, len(self.norms), instead)
 
     @property
     def needs(self) -> Requirements:

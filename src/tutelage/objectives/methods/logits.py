@@ -159,12 +159,8 @@ def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
     if logits == "raw":
         return term
     if isinstance(weight, Automatic):
-        raise InvalidValueError(
-            "beta",
-            "a number where logits are standardised",
-            f"{weight}, which is found from raw logits",
-            "for example beta=9.0",
-        )
+        expected = "a number where logits are standardised"
+        raise InvalidValueError("beta", expected, f"{weight}, which is found from raw logits", "for example beta=9.0")
     return Standardised(term)
 
 

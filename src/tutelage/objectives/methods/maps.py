@@ -43,15 +43,11 @@ class _BoundFactorTransfer(BoundFeatures):
         (((student, *_), (teacher, *_)),) = self.spec.shapes(context, "map")
         width = int(teacher * self.spec.rate)
         if width < 1:
-            raise InvalidValueError(
-                "rate",
-                (
-                    f"a number that leaves at least one of the {teacher} channels of the teacher's tap "
-                    f"{self.spec.teacher_taps[0]}"
-                ),
-                self.spec.rate,
-                "for example rate=0.5",
+            expected = (
+                f"a number that leaves at least one of the {teacher} channels of the teacher's tap "
+                f"{self.spec.teacher_taps[0]}"
             )
+            raise InvalidValueError("rate", expected, self.spec.rate, "for example rate=0.5")
         self.encoder = _layers(nn.Conv2d, (teacher, teacher, width, width))
         self.decoder = _layers(nn.ConvTranspose2d, (width, width, teacher, teacher))
         self.translator = _layers(nn.Conv2d, (student, student, width, width))
@@ -103,12 +99,9 @@ class _BoundStages(BoundFeatures):
         pairs = zip(self.spec.student_taps, self.spec.teacher_taps, shapes, strict=True)
         for tap, teacher_tap, (student_shape, teacher_shape) in pairs:
             if student_shape[0] != teacher_shape[0]:
-                raise InvalidValueError(
-                    f"tap {tap}",
-                    f"as many channels as the teacher's tap {teacher_tap}, {teacher_shape[0]}",
-                    student_shape[0],
-                    "this method has no learned map: name stages of equal width, or take another objective",
-                )
+                expected = f"as many channels as the teacher's tap {teacher_tap}, {teacher_shape[0]}"
+                instead = "this method has no learned map: name stages of equal width, or take another objective"
+                raise InvalidValueError(f"tap {tap}", expected, student_shape[0], instead)
         # Maps that are too small for the loss are refused before training.
         student, teacher = ([torch.zeros(1, *shape) for shape in network] for network in zip(*shapes, strict=True))
         self.spec.loss(student, teacher, **self.spec.arguments)
@@ -134,12 +127,9 @@ class Stages(FeatureTerm):
 
     def _check(self) -> None:
         if len(self.student_taps) < 2:
-            raise InvalidValueError(
-                "student_taps",
-                "at least 2 stages, which are compared with the next",
-                len(self.student_taps),
-                "for example student_taps=[card:stage.-2, card:stage.-1]",
-            )
+            expected = "at least 2 stages, which are compared with the next"
+            instead = "for example student_taps=[card:stage.-2, card:stage.-1]"
+            raise InvalidValueError("student_taps", expected, len(self.student_taps), instead)
         # Only the loss knows what its hyperparameters may be. Any count is bounded by the maps' sizes.
         counts = [value for value in self.arguments.values() if isinstance(value, int)]
         side = min(max(4, *counts), LARGEST) if counts else 4
