@@ -6,7 +6,6 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
@@ -68,8 +67,9 @@ def train(
     **settings: Unpack[RunSettings],
 ) -> Run:
     """Train a network from labels: `distill` without a teacher."""
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code)
-    return _run("train", model, None, data, objective, name=name, runs=runs, options=options, settings=settings)
+    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.train(...)")
+    recipe, run_inputs = _prepared("train", model, None, data, objective, name, trust_code, settings)
+    return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
 
 
 @_lists_settings
@@ -105,24 +105,22 @@ def distill(
     Raises:
         RecipeError: a setting is wrong (every error is listed), or the name is that of a finished run.
     """
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code)
-    return _run("distill", student, teacher, data, objective, name=name, runs=runs, options=options, settings=settings)
+    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
+    recipe, run_inputs = _prepared("distill", student, teacher, data, objective, name, trust_code, settings)
+    return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
 
 
-def _run(
+def _prepared(
     call: Literal["train", "distill"],
     student: Model,
     teacher: Model | None,
     data: Data,
     objective: AnyObjective,
-    *,
     name: str | None,
-    runs: str | Path,
-    options: RunOptions,
+    trust_code: bool | frozenset[str],
     settings: RunSettings,
-) -> Run:
-    """Train a student from labels or a teacher: what both calls do."""
-    options = replace(options, command=f"tutelage.{call}(...)")
+) -> tuple[Recipe, RunInputs | None]:
+    """Return the recipe of a call, and its inputs where some of them are the caller's objects."""
     objective = objectives.from_recipe(objective)
     student = _named(student, "model" if call == "train" else "student")
     teacher = None if teacher is None else _named(teacher, "teacher")
@@ -145,11 +143,9 @@ def _run(
     pieces = [piece for each in passed if isinstance(each, Objective) for piece in each.pieces]
     built_in = all(objectives.is_built_in(piece.preset) for piece in pieces)
     run_inputs = (
-        None
-        if named and built_in
-        else _inputs_of(recipe, passed, student, teacher, data, transform, options.trust_code)
+        None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, transform, trust_code)
     )
-    return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+    return recipe, run_inputs
 
 
 def run(
