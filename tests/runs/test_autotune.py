@@ -253,7 +253,7 @@ def test_a_study_has_the_published_precision_unless_one_is_typed(tmp_path):
     assert {job.recipe.precision for job in plan.jobs(assignment)} == {"bf16"}
     plain = plan.assign(parse(study), parse(study), runs=tmp_path)
     assert {job.recipe.precision for job in plan.jobs(plain)} == {"fp32"}
-    with refused(RecipeError, "study: protocol.precision", got="'auto'", suggests="precision=bf16"):
+    with refused(RecipeError, "study: protocol.precision", got="'auto'", suggests="protocol.precision=bf16"):
         parse({**study, "protocol": {"data": "digits", "precision": "auto"}})
 
 

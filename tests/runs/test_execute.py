@@ -851,7 +851,7 @@ def test_a_run_by_names_alone_is_repeatable(tmp_path):
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):
-    with refused(RecipeError, "distill: epochz", got="'epochz'", suggests="epochs"):
+    with refused(RecipeError, "train: epochz", got="'epochz'", suggests="epochs"):
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path / "runs", epochz=1)
     assert not (tmp_path / "runs").exists()
 
