@@ -6,11 +6,12 @@ from __future__ import annotations
 def overrides(incomplete: str) -> list[str]:
     """Return the overrides of a run that begin with what was typed: its keys, or a key's values where they are few."""
     from tutelage.config import messages
-    from tutelage.config.schema import Recipe
+    from tutelage.config.schema import Recipe, built_in_presets
 
     key, equals, _ = incomplete.partition("=")
     if equals:
-        candidates = [f"{key}={value}" for value in messages.choices(Recipe, key)]
+        values = built_in_presets() if key == "objective" else messages.choices(Recipe, key)
+        candidates = [f"{key}={value}" for value in values]
     else:
         candidates = [f"{known}=" for known in messages.paths(Recipe)]
     return [text for text in dict.fromkeys(candidates) if text.startswith(incomplete)]

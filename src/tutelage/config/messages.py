@@ -152,10 +152,13 @@ def paths(section: type) -> Iterator[str]:
 
 def choices(kind: type[BaseModel], key: str) -> list[str]:
     """Return the values that a dotted key of a section may have, where the schema lists them."""
-    core = _core(_find(kind, key.split(".")).annotation)[0]
-    if core is bool:
-        return ["true", "false"]
-    return [_flow(value) for value in typing.get_args(core)] if typing.get_origin(core) is Literal else []
+    name, values = key.rpartition(".")[2], list[Any]()
+    members = [_members(section).get(name) for section in _find(kind, key.split(".")).around]
+    for annotation in [member.annotation for member in members if member is not None]:
+        for alternative in _alternatives(annotation) or [_core(annotation)[0]]:
+            values += (True, False) if alternative is bool else ()
+            values += typing.get_args(alternative) if typing.get_origin(alternative) is Literal else ()
+    return [_flow(value) for value in dict.fromkeys(values)]
 
 
 def _members(section: Any) -> Mapping[str, FieldInfo]:
