@@ -61,6 +61,8 @@ def global_states():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_view_is_a_function_of_seed_epoch_and_sample(photographs, name):
+    if "augmix" in name:  # timm 1.0.22 mixes square images only
+        photographs = photographs[:, :40, :40]
     transform, index = found(name), np.arange(100, 112)
     before = global_states()
     varied = apply(photographs, index, view=VIEW, transform=transform)
