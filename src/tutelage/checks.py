@@ -197,9 +197,7 @@ def _in_range(labels: Tensor, classes: int) -> None:
     outside = labels[((labels < 0) & (labels != UNLABELLED)) | (labels >= classes)]
     if outside.numel():
         expected = f"class indices in 0..{classes - 1}, or {UNLABELLED} for unlabelled"
-        instead = (
-            f"number the classes from 0, type {UNLABELLED} where there is no label, or give the networks more classes"
-        )
+        instead = f"number the classes from 0, use {UNLABELLED} for no label, or give the network more outputs"
         raise InvalidValueError("labels", expected, int(outside[0]), instead)
 
 

@@ -109,7 +109,7 @@ def assign(
         RecipeError: a name is unknown, or a number is out of range.
     """
     errors = [
-        unknown(f"--{key}", "a name of the study", name, tuple(known))
+        unknown(f"--{key}", f"a {key.removesuffix('s')} of the study", name, tuple(known))
         for key, names, known in (("pairs", pairs, study.pairs), ("methods", methods, study.methods))
         for name in names
         if name not in known
