@@ -795,3 +795,9 @@ def test_committed_recipes_are_right_and_name_public_sources(path):
 def test_optimizers_and_schedules_know_their_ranges(section, what, got):
     with refused(RecipeError, f"recipe: {what}", got=got):
         parsed(**section)
+
+
+@pytest.mark.parametrize(("written", "typed"), [("model", "student=mlp:8"), ("student", "model=mlp:8")])
+def test_what_is_typed_replaces_what_the_file_calls_by_the_other_name(written, typed):
+    value = config.override({"name": "a", written: "mlp:4"}, [typed])
+    assert config.parse(Recipe, value).student.name == "mlp:8"

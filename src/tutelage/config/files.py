@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from tutelage.config.messages import SYNONYMS
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, nearest, raise_all
 
@@ -50,6 +51,9 @@ def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
         RecipeError: one or more are not ``key=value``, or lead nowhere.
     """
     changed = copy.deepcopy(dict(value))
+    for key, synonym in SYNONYMS.items():
+        if key in changed and any(re.match(rf"{synonym}[.=]", text) for text in overrides):
+            changed[synonym] = changed.pop(key)
     errors: list[RecipeError] = []
     for text in overrides:
         try:
