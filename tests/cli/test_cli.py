@@ -225,6 +225,7 @@ def test_bad_objectives(objective, parts, teacher, here, invoke):
     ("typed", "where"),
     [
         ("distill one.yaml objective.kd.temperature=-1", "objective.kd.temperature: expected"),
+        ("train objective.kd.temperature=-1 student=mlp:4", "objective.kd.temperature: expected"),
         ("record one.yaml outputs=runs/o objective.kd.temperature=-1", "objective.kd.temperature: expected"),
         ("compare both.yaml objectives.k.kd.temperature=-1", "objectives.k.kd.temperature: expected"),
         ("study table1 methods.kd.kd.temperature=-1", "table1: methods.kd: objective.kd.temperature: expected"),

@@ -37,9 +37,10 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     from tutelage.runs import preflight, recipes, resume
 
     trust = common.trusted(trust_code, [source, *overrides])
-    expected = None
+    where, expected = source, None
     if "=" in source and not Path(source).exists():
-        recipe = recipes.from_overrides([source, *overrides])
+        where, overrides = "recipe", [source, *overrides]
+        recipe = recipes.from_overrides(overrides)
     elif Path(source).is_dir():
         recipe, expected = recipes.again(Path(source), overrides, runs)
     else:
@@ -56,7 +57,7 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives
 
-    check_objectives(recipe, where=source, overrides=overrides)
+    check_objectives(recipe, where=where, overrides=overrides)
     if dry_run:
         common.print_dry_run(recipe, trust)
         return

@@ -28,7 +28,7 @@ def from_file(path: Path, overrides: Sequence[str]) -> Recipe:
 
 def from_overrides(overrides: Sequence[str]) -> Recipe:
     """Read a run's recipe from ``key=value`` alone."""
-    return config.parse(Recipe, {"name": "run", **config.override({}, overrides)})
+    return config.parse(Recipe, {"name": "run", **config.override({}, overrides)}, overrides=overrides)
 
 
 def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, dict[str, str | None] | None]:
