@@ -1,25 +1,43 @@
-"""Reading images: from encoded images to 8-bit pixels, with their readers and common layout."""
+"""The one reader of images: from encoded images to 8-bit pixels, with their readers and common layout.
+
+What a picture's pixels are, wherever it comes from (`opened` and `decode`):
+
+- Formats are `FORMATS`, found by content; no other decoder is started. Of several frames or pages the first is read. A
+  file is a regular one of at most `MAX_BYTES`, a picture has at most `MAX_PIXELS`.
+- The orientation that EXIF (or XMP) tells is applied, as viewers do; one that is broken or unknown counts as upright.
+- Pixels have 8 bits. Grey of 16 bits (PNG, TIFF, PGM; mode ``I;16``) has its white at 65535, of 12 bits (TIFF) at 4095,
+  and is rounded to the nearest of 256 values; of colours in 16 bits Pillow keeps the upper 8. Integers of 32 bits and
+  floats have no white that is known, and are refused.
+- Palettes become their colours. Transparency is dropped, and what lies below it is seen. CMYK, YCbCr and HSV are
+  converted by Pillow's formulas, colour profiles are not applied, LAB is refused.
+- A data set whose pictures are all grey (8, 12, 16 bits, or black and white) has one channel, else three.
+"""
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
+from tutelage.errors import InvalidValueError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""Errors that Pillow raises on files that are truncated, mistyped or absurd."""
+READER_VERSION = 2
+"""Version of the pixels that are made of a picture file; what was made by another version is not mixed with them."""
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "WEBP", "TIFF")
+"""Formats that are read, by Pillow's names."""
+MAX_PIXELS = 89_478_485
+"""Most pixels of a picture: where Pillow begins to warn."""
+MAX_BYTES = 2**30
+"""Largest file that is opened."""
 MARGIN = 256 / 224
 MEAN = (0.485, 0.456, 0.406)
 """Mean of ImageNet's pixels, by channel, where white is 1."""
@@ -27,11 +45,29 @@ STD = (0.229, 0.224, 0.225)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 """Resampling filters by their names in settings."""
 DEFAULT_SIZE = 224
-_GREY = ("L", "1")
+_GREY = frozenset({"L", "1"})
+_CONVERTIBLE = _GREY | {"LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its orientation in EXIF."""
+_SIDEWAYS = frozenset(_TRANSPOSITIONS[orientation] for orientation in (5, 6, 7, 8))
 _CHUNK = 256
 _THREADS = 8
 
-Encoded = bytes | Path | Image.Image
+
+class UnreadableError(Exception):
+    """A picture that cannot be read; the message is the reason, in one line."""
+
+
+Encoded = bytes | Path | Image.Image | UnreadableError
+"""A picture to be read, or the error that its source raised in its place."""
 
 
 class Reader(Protocol):
@@ -44,7 +80,7 @@ class Reader(Protocol):
         """Return a name by which a user can find the image; no absolute path."""
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
-        """Return the images' files; must be safe to call from several threads."""
+        """Return the images' files, or errors in their places; must be safe to call from several threads."""
 
 
 @dataclass(frozen=True)
@@ -100,63 +136,114 @@ class Fault(NamedTuple):
     reason: str
 
 
-def as_image(image: Any) -> Image.Image:
-    """Open a user's image: a path, a Pillow image, or a uint8 array ``(height, width[, channels])``.
+@contextmanager
+def reasoned() -> Iterator[None]:
+    """Turn whatever a decoder raises into UnreadableError; memory that runs out is not the picture's fault."""
+    try:
+        yield
+    except (UnreadableError, UnlikeError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableError(f"none of the formats {', '.join(FORMATS)}") from error
+    except OSError as error:
+        raise UnreadableError(error.strerror or one_line(error)) from error  # Without the path, which is absolute.
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableError(one_line(error)) from error
+    except Exception as error:
+        raise UnreadableError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+@contextmanager
+def opened(encoded: Encoded) -> Iterator[Image.Image]:
+    """Open a picture without decoding its pixels; of a Pillow image nothing is closed.
 
     Raises:
-        TypeError: if it is none of these.
-        FileNotFoundError: if there is no such file.
-        ValueError: if a file cannot be read as an image, or pixels have more than 8 bits.
+        UnreadableError: for what is no picture that can be read, and for what a decoder raises while it is open.
     """
-    if isinstance(image, str | Path):
-        if not Path(image).is_file():
-            raise NotFoundError("images", "an image file", f"{str(image)!r}, which is none", "check the path")
-        try:
-            with open_image(Path(image)) as opened:
-                return opened.copy()
-        except UNREADABLE as error:
-            raise InvalidValueError(
-                "images", "a readable image", f"{str(image)!r} ({one_line(error)})", "check the file"
-            ) from error
-    if isinstance(image, Image.Image):
-        return open_image(image)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        height, width, channels = (*image.shape, 1)[:3]
-        if height and width and 1 <= channels <= 4:
-            return image_of(image)
-    got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    instead = "for a float tensor in [0, 1] call the classifier itself"
-    raise InvalidTypeError("images", "paths, PIL images or uint8 arrays (height, width, channels)", got, instead)
+    with reasoned():
+        if isinstance(encoded, UnreadableError):
+            raise encoded
+        if isinstance(encoded, Image.Image):
+            _check_header(encoded)
+            yield encoded
+            return
+        if isinstance(encoded, Path):
+            _check_file(encoded)
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
+            _check_header(image)
+            yield image
 
 
-def open_image(encoded: Encoded) -> Image.Image:
-    """Open an image without decoding its pixels.
-
-    Raises:
-        ValueError: if pixels have more than 8 bits, which would be clipped silently.
-    """
-    if isinstance(encoded, Image.Image):
-        image = encoded
-    else:
-        image = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        if image is not encoded:
-            image.close()
-        raise InvalidValueError("image", "8-bit pixels", f"mode {image.mode}", "convert the image to 8 bits")
-    return image
+def _check_file(path: Path) -> None:
+    """Refuse what would block or never end, before it is opened."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableError("not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise UnreadableError(f"{status.st_size} bytes, of at most {MAX_BYTES}")
 
 
-def decode(encoded: Encoded, *, channels: int) -> Image.Image:
-    """Decode an image to grey (1 channel) or RGB (3)."""
-    with open_image(encoded) as image:
-        return convert(image, channels=channels)
+def _check_header(image: Image.Image) -> None:
+    if image.format not in (None, "MPO", *FORMATS):  # MPO: a JPEG that is followed by others
+        raise UnreadableError(f"format {image.format}, none of {', '.join(FORMATS)}: convert it to one of these")
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise UnreadableError(f"{image.width} x {image.height} pixels, of 1 to {MAX_PIXELS}")
+    if image.mode not in _CONVERTIBLE and _white(image) is None:
+        raise UnreadableError(f"mode {image.mode}, whose white is not known: convert it to 8 bits")
 
 
-def convert(image: Image.Image, *, channels: int) -> Image.Image:
-    """Return a grey (1 channel) or RGB (3) image; transparency is dropped, even a palette's."""
-    if image.mode == "P":
+def _white(image: Image.Image) -> int | None:
+    """Return the largest value of grey with more than 8 bits; ``None`` if it is not known."""
+    if image.mode.startswith("I;16"):
+        (bits, *_) = getattr(image, "tag_v2", {}).get(258) or (16,)  # 258: TIFF's bits per sample
+        return 2**bits - 1
+    return 65535 if image.mode == "I" and image.format == "PPM" else None
+
+
+def decode(image: Image.Image, *, channels: int) -> Image.Image:
+    """Decode an opened image to upright grey (1 channel) or RGB (3) of 8 bits."""
+    image.load()
+    transposition = _transposition(image)
+    if (white := _white(image)) is not None:
+        values = np.asarray(image).astype(np.uint32)
+        if getattr(image, "tag_v2", {}).get(262) == 0:  # 262: TIFF's meaning of 0, which is white here
+            values = white - values
+        image = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    elif image.mode == "P":
         image = image.convert("RGBA")
-    return image.convert("RGB" if channels == 3 else "L")
+    image = image.convert("RGB" if channels == 3 else "L")
+    return image if transposition is None else image.transpose(transposition)
+
+
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an opened image upright; ``None`` if it is, or if its EXIF cannot be read."""
+    if image.format == "TIFF":  # Pillow makes its size upright when it is opened, and its pixels when they are decoded.
+        return None
+    with suppress(Exception):
+        # The base class's method, as PNG's own decodes the pixels to look behind them.
+        return _TRANSPOSITIONS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    return None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height that a decoded image will have, as far as it is told before its pixels."""
+    return image.size[::-1] if _transposition(image) in _SIDEWAYS else image.size
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in _GREY or _white(image) is not None
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """Return whether an opened file, which must be decoded before, is an animation or has further pages."""
+    with suppress(Exception):  # GIF reads on to know it.
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    return False
+
+
+def frames_note(name: str) -> str:
+    """Return what is said once of a data set that has an animation or several pages in a picture."""
+    return f"{name} has several frames or pages: of every such picture the first is read."
 
 
 def centre(image: Image.Image, layout: Layout, *, interpolation: str = "bilinear") -> NDArray[np.uint8]:
@@ -164,11 +251,17 @@ def centre(image: Image.Image, layout: Layout, *, interpolation: str = "bilinear
 
     Returns:
         ``(height, width, channels)`` uint8.
+
+    Raises:
+        UnreadableError: if it is so narrow that the resized copy has more than `MAX_PIXELS`.
     """
     if layout.margin != 1 or image.size != (layout.width, layout.height):
         scale = layout.margin * max(layout.width / image.width, layout.height / image.height)
         width = max(layout.width, round(image.width * scale))
         height = max(layout.height, round(image.height * scale))
+        if width * height > MAX_PIXELS:
+            reason = f"too narrow: its evaluation view is cut from a copy of {width} x {height}, of {MAX_PIXELS} pixels"
+            raise UnreadableError(f"{image.width} x {image.height} pixels, {reason} at most")
         left, top = (width - layout.width) // 2, (height - layout.height) // 2
         image = image.resize((width, height), RESAMPLING[interpolation])
         image = image.crop((left, top, left + layout.width, top + layout.height))
@@ -204,6 +297,14 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _each(readers: Iterable[Reader]) -> Iterator[tuple[Reader, int, Encoded]]:
+    for reader in readers:
+        for start in range(0, len(reader), _CHUNK):
+            positions = range(start, min(start + _CHUNK, len(reader)))
+            for position, encoded in zip(positions, reader.encoded(positions), strict=True):
+                yield reader, position, encoded
+
+
 def find_layout(readers: Iterable[Reader], *, size: int | None, test_crop: float | None = None) -> Layout:
     """Decide the shape of a data set from its images' headers, reading no further than the answer needs.
 
@@ -211,26 +312,23 @@ def find_layout(readers: Iterable[Reader], *, size: int | None, test_crop: float
         ValueError: if no image can be opened.
     """
     first: tuple[int, int] | None = None
+    fault: Fault | None = None
     mixed, colour = False, False
-    chunks = (
-        reader.encoded(range(start, min(start + _CHUNK, len(reader))))
-        for reader in readers
-        for start in range(0, len(reader), _CHUNK)
-    )
-    for encoded in chain.from_iterable(chunks):
+    for reader, position, encoded in _each(readers):
         try:
-            image = open_image(encoded)
-        except UNREADABLE:
+            with opened(encoded) as image:
+                shape, grey = upright_size(image), _is_grey(image)
+        except UnreadableError as error:
+            fault = fault or Fault(reader.name(position), str(error))
             continue
-        first = first or image.size
-        mixed |= image.size != first
-        colour |= image.mode not in _GREY
-        if not isinstance(encoded, Image.Image):
-            image.close()
+        first = first or shape
+        mixed |= shape != first
+        colour |= not grey
         if mixed and colour:
             break
     if first is None:
-        raise InvalidValueError("data.source", "images", "files of which not one can be opened", "check the files")
+        got = "none" if fault is None else f"none that can be opened: {fault.name} ({fault.reason}) and all others"
+        raise InvalidValueError("data.source", "images", got, "check the files")
     width, height = first
     if size is not None or mixed:
         width = height = size or DEFAULT_SIZE
@@ -242,9 +340,18 @@ class UnlikeError(Exception):
     """An image differs from the first in size, or has colours although the first is grey."""
 
 
+class Decoded(NamedTuple):
+    """The images of a reader."""
+
+    pixels: NDArray[np.uint8]  # ``(kept, height, width, channels)``
+    kept: NDArray[np.int64]  # positions of the images that could be read
+    faults: list[Fault]
+    with_frames: str | None  # name of the first image that has further frames or pages
+
+
 def decode_all(
     reader: Reader, layout: Layout, *, alike: tuple[int, int] | None = None, interpolation: str = "bilinear"
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Fault]]:
+) -> Decoded:
     """Decode a whole reader, in threads (Pillow decodes outside the interpreter's lock).
 
     Args:
@@ -253,34 +360,39 @@ def decode_all(
         alike: width and height that every image must have, if the layout is only a guess from one of them.
         interpolation: interpolation of resizes, a key of `RESAMPLING`.
 
-    Returns:
-        Pixels ``(kept, height, width, channels)``, the positions kept, and the images that could not be read.
-
     Raises:
         UnlikeError: if the guess was wrong.
     """
     pixels = np.empty((len(reader), layout.height, layout.width, layout.channels), np.uint8)
     starts = range(0, len(reader), _CHUNK)
 
-    def work(start: int) -> list[tuple[int, Fault]]:
+    def work(start: int) -> tuple[dict[int, Fault], list[int]]:
         positions = range(start, min(start + _CHUNK, len(reader)))
-        faults = []
+        faults: dict[int, Fault] = {}
+        with_frames: list[int] = []
         for position, encoded in zip(positions, reader.encoded(positions), strict=True):
             try:
-                with open_image(encoded) as image:
-                    grey = image.mode in _GREY
-                    if alike is not None and (image.size != alike or (layout.channels == 1 and not grey)):
+                with opened(encoded) as image:
+                    if alike is not None and (
+                        sorted(image.size) != sorted(alike) or (layout.channels == 1 and not _is_grey(image))
+                    ):
                         raise UnlikeError
-                    decoded = convert(image, channels=layout.channels)
+                    decoded = decode(image, channels=layout.channels)
+                    if alike is not None and decoded.size != alike:
+                        raise UnlikeError
                     pixels[position] = centre(decoded, layout, interpolation=interpolation)
-            except UNREADABLE as error:
-                faults.append((position, Fault(reader.name(position), one_line(error))))
-        return faults
+                    if not with_frames and has_more_frames(image):
+                        with_frames.append(position)
+            except UnreadableError as error:
+                faults[position] = Fault(reader.name(position), str(error))
+        return faults, with_frames
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        faults = dict(chain.from_iterable(pool.map(work, starts)))
+        results = list(pool.map(work, starts))
+    faults = {position: fault for chunk, _ in results for position, fault in chunk.items()}
+    first = next((reader.name(position) for _, positions in results for position in positions), None)
     kept = np.setdiff1d(np.arange(len(reader)), np.array(list(faults), np.int64))
-    return (pixels[kept] if faults else pixels), kept, list(faults.values())
+    return Decoded(pixels[kept] if faults else pixels, kept, list(faults.values()), first)
 
 
 def stop_on(fault: Fault) -> NoReturn:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tutelage import images
 from tutelage.data import cache, rng
-from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits
+from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit
 from tutelage.data.workers import WorkerPool
@@ -27,12 +27,15 @@ HELD_OUT = 0.2  # fraction that becomes the test set of a source without one
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """A source without its images: its name and notes for display, its settings checked."""
+    """A source of at least 2 classes, without its images: its name and notes for display, its settings checked."""
 
     class_names: Sequence[str]
     settings: DataSettings
     source: str
     notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        refuse_one_class(self.class_names, self.source)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Pixels:
     values: NDArray[np.uint8]  # ``(images, height, width, channels)``
     labels: NDArray[np.int64]  # ``(images,)``
     corrupt: tuple[str, ...] = ()  # names of images that were left out
+    with_frames: str | None = None  # name of the first image that has further frames or pages
 
 
 def refuse_train_as_test(settings: DataSettings, source: str) -> None:
@@ -100,7 +104,11 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
     if not _fits(halves.values(), layout, settings):
         return _streamed(train, test, description, layout)
     pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]
-    if key is not None and saved is None and not any(half.corrupt for half in pixels):
+    with_frames = next((half.with_frames for half in pixels if half.with_frames is not None), None)
+    if with_frames is not None:
+        description = replace(description, notes=[*description.notes, images.frames_note(with_frames)])
+    # What is to be said of the files would not be said again of cached pixels.
+    if key is not None and saved is None and with_frames is None and not any(half.corrupt for half in pixels):
         cache.save(key, layout, {name: half.values for name, half in zip(halves, pixels, strict=True)})
     return from_pixels(pixels[0], pixels[-1], description, margin=layout.margin)
 
@@ -158,9 +166,11 @@ def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
 
 def _streamed(train: Raw, test: Raw, description: Description, layout: images.Layout) -> Splits:
     pool = WorkerPool()
+    noted: list[str] = []
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         return StreamSplit(
+            noted=noted,
             reader=test.reader if part == "test" else train.reader,
             positions=positions,
             layout=layout,
@@ -174,6 +184,8 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
 
     content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
     content.append(str(tuple(layout)))
+    if not isinstance(train.reader, images.ArrayReader):
+        content.append(f"reader {images.READER_VERSION}")
     return _divide(train.labels, test.labels, description, make, layout=layout, content=content)
 
 
@@ -210,15 +222,14 @@ def _fits(halves: Iterable[Raw], layout: images.Layout, settings: DataSettings) 
 
 def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images.Layout, list[Pixels]] | None:
     """Decode as if every image had the first one's size, so that none is opened twice; ``None`` if one does not."""
-    reader = halves[0].reader
+    first = images.Subset(halves[0].reader, np.arange(1))
     try:
-        (encoded,) = reader.encoded([0])
-        with images.open_image(encoded) as image:
-            size = image.size
-        first = images.Subset(reader, np.arange(1))
-        layout = images.find_layout([first], size=settings.size, test_crop=settings.test_crop)
-    except images.UNREADABLE:
+        (encoded,) = first.encoded([0])
+        with images.opened(encoded) as image:
+            size = images.upright_size(image)
+    except images.UnreadableError:
         return None
+    layout = images.find_layout([first], size=settings.size, test_crop=settings.test_crop)
     if not _fits(halves, layout, settings):
         return None
     try:
@@ -228,10 +239,11 @@ def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images
 
 
 def _decode(raw: Raw, layout: images.Layout, settings: DataSettings, *, alike: tuple[int, int] | None = None) -> Pixels:
-    values, kept, faults = images.decode_all(raw.reader, layout, alike=alike, interpolation=settings.interpolation)
-    if faults and (settings.on_corrupt == "stop" or not len(kept)):
-        images.stop_on(faults[0])
-    return Pixels(values, raw.labels[kept], tuple(fault.name for fault in faults))
+    half = images.decode_all(raw.reader, layout, alike=alike, interpolation=settings.interpolation)
+    if half.faults and (settings.on_corrupt == "stop" or not len(half.kept)):
+        images.stop_on(half.faults[0])
+    corrupt = tuple(fault.name for fault in half.faults)
+    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames)
 
 
 def _divide(

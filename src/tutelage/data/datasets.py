@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from tutelage.data.custom_transforms import Transform
 from tutelage.data.transforms import to_float, vary
 from tutelage.data.workers import WorkerPool
+from tutelage.errors import InvalidValueError
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.types import UNLABELLED, View
@@ -115,6 +116,13 @@ class MemorySplit(Split):
                 images, index, view=view, settings=self.settings, transform=self.transform, white=self.divisor
             )
         return index, images
+
+
+def refuse_one_class(class_names: Sequence[str], source: str) -> None:
+    """Refuse data of fewer than 2 classes, of which any network is right without having learned anything."""
+    if len(class_names) < 2:
+        got = f"{len(class_names)} in {source}" + "".join(f" ({name})" for name in class_names)
+        raise InvalidValueError("data", "at least 2 classes", got, "add images of another class")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,8 @@ def _stat(path: Path) -> tuple[int, int, int]:
 
 def _hash(path: Path) -> bytes:
     try:
+        if not path.is_file():
+            return _UNREADABLE  # A pipe would block, and a device never end.
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:

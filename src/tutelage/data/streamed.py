@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,7 +14,19 @@ from torch import Tensor
 from tutelage.data.datasets import Split
 from tutelage.data.transforms import boxes, vary
 from tutelage.errors import InvalidValueError
-from tutelage.images import UNREADABLE, Fault, Layout, Reader, centre, cut, decode, one_line, stop_on
+from tutelage.images import (
+    Fault,
+    Layout,
+    Reader,
+    UnreadableError,
+    centre,
+    cut,
+    decode,
+    frames_note,
+    has_more_frames,
+    opened,
+    stop_on,
+)
 from tutelage.settings.data import DataSettings
 from tutelage.types import View
 
@@ -29,6 +42,7 @@ class StreamSplit(Split):
     layout: Layout  # shape of every image
     settings: DataSettings  # settings of resizing, augmenting, decoding and handling corrupt images
     augmented: bool = False  # whether views are augmented
+    noted: list[str] = field(default_factory=list)  # first image with several frames, in a list that the splits share
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1].
@@ -36,7 +50,8 @@ class StreamSplit(Split):
         Raises:
             ValueError: if an image cannot be read; it is never skipped here, as the caller relies on the length.
         """
-        _, images, faults = self._decode(index, view=view)
+        _, images, faults, with_frames = self._decode(index, view=view)
+        self._note(with_frames)
         if faults:
             stop_on(faults[0])
         return self.to_inputs(images)
@@ -50,7 +65,8 @@ class StreamSplit(Split):
             ValueError: if an image cannot be read and ``on_corrupt`` is ``"stop"``, or none of a batch can be read.
         """
         decoded = self.pool.map(self._decode, requests, view=view, workers=self.workers, pin_memory=pin_memory)
-        for index, images, faults in decoded:
+        for index, images, faults, with_frames in decoded:
+            self._note(with_frames)
             if faults and self.settings.on_corrupt == "stop":
                 stop_on(faults[0])
             if faults and not len(index):
@@ -63,26 +79,36 @@ class StreamSplit(Split):
             self.corrupt.extend(dict.fromkeys(fault.name for fault in faults if fault.name not in self.corrupt))
             yield index, images
 
-    def _decode(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor, list[Fault]]:
-        """Return the indices that could be read, their images, and the faults of the others.
+    def _note(self, with_frames: str | None) -> None:
+        if with_frames is not None and not self.noted:
+            self.noted.append(with_frames)
+            warnings.warn(f"data: {frames_note(with_frames)}", stacklevel=2)
+
+    def _decode(
+        self, index: NDArray[np.int64], *, view: View | None
+    ) -> tuple[NDArray[np.int64], Tensor, list[Fault], str | None]:
+        """Return the indices that could be read, their images, the faults of the others, and a name for `frames_note`.
 
         Faults are values, because an exception from a worker would arrive as a traceback.
         """
         view = view if self.augmented else None
         positions, interpolation = self.positions[index].tolist(), self.settings.interpolation
-        images, kept, faults = [], [], []
+        images, kept, faults, with_frames = [], [], [], None
         for row, (position, encoded) in enumerate(zip(positions, self.reader.encoded(positions), strict=True)):
             try:
-                image = decode(encoded, channels=self.layout.channels)
+                with opened(encoded) as file:
+                    image = decode(file, channels=self.layout.channels)
+                    if with_frames is None and has_more_frames(file):
+                        with_frames = self.reader.name(position)
                 if view is not None and self.settings.random_resized_crop:
                     box = boxes(index[row : row + 1], np.array([image.size]), view=view)[0]
                     images.append(cut(image, box, self.layout, interpolation=interpolation))
                 else:
                     images.append(centre(image, self.layout, interpolation=interpolation))
                 kept.append(row)
-            except UNREADABLE as error:
-                faults.append(Fault(self.reader.name(position), one_line(error)))
+            except UnreadableError as error:
+                faults.append(Fault(self.reader.name(position), str(error)))
         batch = torch.from_numpy(np.stack(images) if images else np.empty((0, *self.layout[:3]), np.uint8))
         if view is not None and images:
             batch = vary(batch, index[kept], view=view, settings=self.settings, transform=self.transform)
-        return index[kept], batch, faults
+        return index[kept], batch, faults, with_frames

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from tutelage.errors import InvalidValueError
-from tutelage.images import Layout, as_image, centre, convert, image_of, pixels_of, rescale
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
+from tutelage.images import (
+    Encoded,
+    Layout,
+    UnreadableError,
+    centre,
+    decode,
+    frames_note,
+    has_more_frames,
+    image_of,
+    opened,
+    pixels_of,
+    rescale,
+)
 
 if TYPE_CHECKING:
     from tutelage.models.card import Card
@@ -44,15 +60,16 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     Raises:
         TypeError: if something is none of these.
         FileNotFoundError: if a path does not exist.
-        ValueError: if an image is brighter than the card's white.
+        ValueError: if an image cannot be read, as `tutelage.images` says, or is brighter than the card's white.
     """
     sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not sequence:
         return []
     device = next(classifier.parameters()).device
+    views = torch.stack(_views(sequence, card))
     mode = classifier.training
     try:
-        logits = classifier.eval()(torch.stack([_view(image, card) for image in sequence]).to(device))
+        logits = classifier.eval()(views.to(device))
     finally:
         classifier.train(mode)
     probability, index = logits.float().softmax(-1).max(-1)
@@ -62,14 +79,50 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     ]
 
 
-def _view(image: Any, card: Card) -> Tensor:
+def _views(images: Sequence[Any], card: Card) -> list[Tensor]:
+    views: list[Tensor] = []
+    with_frames: str | None = None
+    for position, image in enumerate(images):
+        name = str(image) if isinstance(image, str | Path) else f"image {position}"
+        encoded = _encoded(image, name)
+        try:
+            with opened(encoded) as file:
+                decoded = decode(file, channels=card.channels)
+                if with_frames is None and isinstance(encoded, Path) and has_more_frames(file):
+                    with_frames = name
+            views.append(_view(decoded, card, name))
+        except UnreadableError as error:
+            raise InvalidValueError("images", "a readable image", f"{name} ({error})", "check the file") from error
+    if with_frames is not None:
+        warnings.warn(f"images: {frames_note(with_frames)}", stacklevel=3)
+    return views
+
+
+def _encoded(image: Any, name: str) -> Encoded:
+    """Return a path, a Pillow image, or the Pillow image of a uint8 array."""
+    if isinstance(image, str | Path):
+        if not Path(image).exists():
+            raise NotFoundError("images", "an image file", f"{name!r}, which is none", "check the path")
+        return Path(image)
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        height, width, channels = (*image.shape, 1)[:3]
+        if height and width and 1 <= channels <= 4:
+            return image_of(image)
+    got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    expected = "paths, PIL images or uint8 arrays (height, width, channels)"
+    instead = "for a float tensor in [0, 1] call the classifier itself"
+    raise InvalidTypeError("images", expected, f"{got} as {name}", instead)
+
+
+def _view(decoded: Image.Image, card: Card, name: str) -> Tensor:
     """Return the evaluation view: resized to cover the card's size times its margin, centre crop, values in [0, 1]."""
-    decoded = convert(as_image(image), channels=card.channels)
     pixels, white = pixels_of(decoded), card.divisor
     if pixels.max() > white:
         expected = f"values from 0 to {white:g}, as the images that {card.name} was trained on have"
         instead = f"multiply them by {white:g}/255 where 255 is their white"
-        raise InvalidValueError("images", expected, pixels.max(), instead)
+        raise InvalidValueError("images", expected, f"{pixels.max()} in {name}", instead)
     if card.image_size is not None:
         height, width = card.image_size
         if card.margin != 1 or decoded.size != (width, height):  # 8 bits before the resize rounds, as in data

@@ -43,7 +43,7 @@ def test_tensors_pass_unchanged():
 
 def test_pillow_images_are_scaled():
     data = [(Image.fromarray(np.full((2, 3, 3), 51, np.uint8)), 0)] * 2
-    splits = from_datasets(data, data, classes=1)
+    splits = from_datasets(data, data, classes=2)
     assert torch.equal(splits.train.fetch(np.array([1])), torch.full((1, 3, 2, 3), 51 / 255))
 
 
@@ -103,7 +103,7 @@ def test_labels_that_are_no_class_index(label, got):
 
 
 def test_faults():
-    with refused(InvalidValueError, "data", got="-2 to 2"):
+    with refused(InvalidValueError, "data", got=["-2 to 2", "sample 0"]):
         from_datasets(plain(4, -2, 2), plain(4), classes=2).train.fetch(np.arange(4))
     with refused(InvalidValueError, "data", got=["(3, 5, 5)", "sample 1"]):
         from_datasets([(torch.zeros(3, n, n), 0) for n in (4, 5)], plain(4), classes=2).train.fetch(np.arange(2))
@@ -111,7 +111,9 @@ def test_faults():
         with refused(InvalidTypeError, "train", got=type(dataset).__name__):
             from_datasets(dataset, plain(4), classes=2)
     with refused(InvalidValueError, "train", got=1):
-        from_datasets(plain(4), plain(4), classes=1)
+        from_datasets([(torch.zeros(3, 4, 4), i) for i in range(3)][1:], plain(4), classes=2)
+    with refused(InvalidValueError, "data", got=[1, "ant"]):
+        from_datasets(plain(4), plain(4), classes=1, class_names=["ant"])
     with refused(InvalidValueError, "test", got="(3, 5, 5)"):
         from_datasets(plain(4), [(torch.zeros(3, 5, 5), 0)], classes=2)
     with refused(InvalidValueError, "test", got=0):

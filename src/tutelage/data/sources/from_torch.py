@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from tutelage.data import rng
-from tutelage.data.datasets import Split, Splits
+from tutelage.data.datasets import Split, Splits, refuse_one_class
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, UserCodeError
-from tutelage.images import pixels_of
+from tutelage.images import UnreadableError, decode, opened, pixels_of
 from tutelage.types import UNLABELLED, View
 
 SLACK = 0.1
@@ -61,8 +61,10 @@ class TorchSplit(Split):
         batch = torch.stack(images)
         low, high = float(batch.min()), float(batch.max())
         if not (low >= -SLACK and high <= 1 + SLACK):
+            outside = [not (float(i.min()) >= -SLACK and float(i.max()) <= 1 + SLACK) for i in images]
+            got = f"{low:.3g} to {high:.3g}, first in sample {index[outside.index(True)]}"
             instead = "leave normalisation out of the transforms: each model's card normalises its own inputs"
-            raise InvalidValueError("data", "images with values in [0, 1]", f"{low:.3g} to {high:.3g}", instead)
+            raise InvalidValueError("data", "images with values in [0, 1]", got, instead)
         return batch
 
 
@@ -99,6 +101,7 @@ def from_datasets(
     names = tuple(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
         raise InvalidValueError("class_names", f"{classes} names", len(names), "give one for each class")
+    refuse_one_class(names, source)
     if workers < 0:
         raise InvalidValueError("workers", "a whole number of at least 0", workers, "type workers=0")
     splits: dict[str, Split] = {}
@@ -155,8 +158,13 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
         raise InvalidTypeError("data", f"(image, label) of sample {position}, or an image alone", got, "return a pair")
     image, label = sample if len(sample) == 2 else (*sample, None)
     if isinstance(image, Image.Image):
-        if image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")
+        try:
+            with opened(image):
+                image = decode(image, channels=1 if image.mode == "L" else 3)
+        except UnreadableError as error:
+            instead = "convert it in __getitem__ to 8 bits, or return a float tensor in [0, 1]"
+            got = f"{error} for sample {position}"
+            raise InvalidValueError("data", "a readable image", got, instead) from error
         image = torch.from_numpy(pixels_of(image).copy()).permute(2, 0, 1).to(torch.float32).div_(255.0)
     if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__

@@ -18,7 +18,7 @@ from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.names import local_folder
 from tutelage.errors import InvalidValueError, NotFoundError, missing_extra
-from tutelage.images import Encoded, one_line
+from tutelage.images import READER_VERSION, Encoded, one_line
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
@@ -191,4 +191,5 @@ def _key(halves: Mapping[str, Any], image: str, settings: DataSettings) -> str |
     if not files:
         return None
     division = [settings.test, settings.split_seed] if len(halves) == 1 else None
-    return cache.key_of([files, image, settings.size, settings.test_crop, settings.interpolation, division])
+    read = [READER_VERSION, image, settings.size, settings.test_crop, settings.interpolation, division]
+    return cache.key_of([files, read])

@@ -76,7 +76,7 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
 
 
 def _classes(root: Path, path: str) -> list[str]:
-    names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    names = sorted(name for name in os.listdir(root) if os.path.isdir(root / name) and not name.startswith("."))
     if not names:
         raise InvalidValueError("data.source", _SHAPE, f"imagefolder:{path} without class folders", "check the path")
     return names

@@ -14,8 +14,9 @@ from tutelage import records
 from tutelage.data.build import Description, Raw, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
 from tutelage.errors import InvalidValueError, NotFoundError, nearest_name
-from tutelage.images import Encoded, one_line
+from tutelage.images import Encoded, UnreadableError, one_line, reasoned
 from tutelage.settings.data import DataSettings
+from tutelage.types import UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class VisionReader:
         return f"{self.split} sample {position}"
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
-        """Return the images, decoded by torchvision."""
-        return [self.dataset[position][0] for position in positions]
+        """Return the images, decoded by torchvision, or its errors."""
+        return [_sample(self.dataset, position)[0] for position in positions]
 
 
 def open_vision(name: str, settings: DataSettings) -> Splits:
@@ -75,7 +76,7 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
     raws = []
     for half, values, split in zip(halves, labels, ("train", "test"), strict=True):
         what = f"torchvision:{name} ({split})"
-        check_labels(values, classes=len(classes), what=what, instead="choose another data set")
+        check_labels(values[values != UNLABELLED], classes=len(classes), what=what, instead="choose another data set")
         raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode))
     description = Description(class_names=classes, settings=settings, source=f"torchvision:{name}")
     return from_images(raws[0], raws[1], description)
@@ -91,10 +92,20 @@ def _halves(build: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return None
 
 
+def _sample(dataset: Any, position: int) -> tuple[Encoded, Any]:
+    """Return an image and its class; an error and no label for what torchvision cannot read."""
+    try:
+        with reasoned():
+            sample = dataset[position]
+    except UnreadableError as error:
+        return error, UNLABELLED
+    return sample[0], sample[1]
+
+
 def _labels(dataset: Any, name: str) -> np.ndarray:
     targets = getattr(dataset, "targets", None)
     if targets is None or len(targets) != len(dataset):
-        targets = [dataset[i][1] for i in range(len(dataset))]
+        targets = [_sample(dataset, position)[1] for position in range(len(dataset))]
     try:
         return np.asarray([int(target) for target in targets], np.int64)
     except (TypeError, ValueError) as error:
