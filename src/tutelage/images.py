@@ -57,6 +57,7 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by its orientation in EXIF."""
+_PNG_ORIENTATION = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 _SIDEWAYS = frozenset(_TRANSPOSITIONS[orientation] for orientation in (5, 6, 7, 8))
 _CHUNK = 256
 _THREADS = 8
@@ -189,7 +190,7 @@ def _check_header(image: Image.Image) -> None:
     if not 0 < image.width * image.height <= MAX_PIXELS:
         raise UnreadableError(f"{image.width} x {image.height} pixels, of 1 to {MAX_PIXELS}")
     if image.mode not in _CONVERTIBLE and _white(image) is None:
-        raise UnreadableError(f"mode {image.mode}, whose white is not known: convert it to 8 bits")
+        raise UnreadableError(f"mode {image.mode}, whose range is not known: convert it to 8-bit grey or RGB")
 
 
 def _white(image: Image.Image) -> int | None:
@@ -226,7 +227,16 @@ def _transposition(image: Image.Image) -> Image.Transpose | None:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return the width and height that a decoded image will have, as far as it is told before its pixels."""
+    """Return the width and height that an opened image will have when it is decoded."""
+    file = getattr(image, "fp", None)
+    if image.format == "PNG" and file is not None and image.width != image.height and "exif" not in image.info:
+        # A PNG may tell its orientation behind its pixels, which are decoded only where it does.
+        position = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(position)
+        if any(key in content for key in _PNG_ORIENTATION):
+            image.load()
     return image.size[::-1] if _transposition(image) in _SIDEWAYS else image.size
 
 

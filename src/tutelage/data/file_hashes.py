@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,10 @@ _UNREADABLE = bytes(_LENGTH)  # stands for the SHA-256 of a file that cannot be 
 _Known = dict[tuple[bytes, int, int, int], bytes]  # SHA-256 by name, size, and times of file and entry
 
 
-def listing(root: Path, names: Sequence[str]) -> bytes:
-    """Return a line per file below ``root``, in order: its name and its SHA-256, zeros if it cannot be read.
+def listing(root: Path, names: Sequence[str], *, max_bytes: int | None = None) -> bytes:
+    """Return a line per file below ``root``, in order: its name and its SHA-256.
 
+    Zeros stand for a file that cannot be read, is no regular file, or has more than ``max_bytes``.
     A file with the same size and times as before is not read again.
     """
     path = cache.folder() / "digests" / cache.key_of(str(root.resolve()))
@@ -34,7 +36,7 @@ def listing(root: Path, names: Sequence[str]) -> bytes:
     missing = [i for i, entry in enumerate(entries) if entry not in known]
 
     def work(start: int) -> list[bytes]:
-        return [_hash(root / names[i]) for i in missing[start : start + _CHUNK]]
+        return [_hash(root / names[i], max_bytes) for i in missing[start : start + _CHUNK]]
 
     if missing:
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -54,15 +56,16 @@ def listing(root: Path, names: Sequence[str]) -> bytes:
 
 def _stat(path: Path) -> tuple[int, int, int]:
     try:
-        stat = path.stat()
+        status = path.stat()
     except OSError:
         return -1, 0, 0
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns  # tools that copy times cannot set the last
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns  # tools that copy times cannot set the last
 
 
-def _hash(path: Path) -> bytes:
+def _hash(path: Path, max_bytes: int | None) -> bytes:
     try:
-        if not path.is_file():
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or (max_bytes is not None and status.st_size > max_bytes):
             return _UNREADABLE  # A pipe would block, and a device never end.
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

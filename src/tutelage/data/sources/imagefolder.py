@@ -14,7 +14,7 @@ from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import listing
 from tutelage.data.names import image_folder
 from tutelage.errors import InvalidValueError
-from tutelage.images import Encoded
+from tutelage.images import MAX_BYTES, Encoded
 from tutelage.settings.data import DataSettings
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -97,4 +97,6 @@ def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> Raw:
         raise InvalidValueError(
             "data.source", f"images ({kinds})", f"none in imagefolder:{path}", f"arrange them as {_SHAPE}"
         )
-    return Raw(FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names)))
+    return Raw(
+        FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names, max_bytes=MAX_BYTES))
+    )
