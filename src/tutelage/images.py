@@ -218,7 +218,8 @@ def decode(image: Image.Image, *, channels: int) -> Image.Image:
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:
     """Return what makes an opened image upright; ``None`` if it is, or if its EXIF cannot be read."""
-    if image.format == "TIFF":  # Pillow makes its size upright when it is opened, and its pixels when they are decoded.
+    # Pillow makes a TIFF's size upright when it is opened, and its pixels when they are decoded.
+    if not image.info or image.format == "TIFF":
         return None
     with suppress(Exception):
         # The base class's method, as PNG's own decodes the pixels to look behind them.

@@ -180,6 +180,8 @@ def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None])
     for what, then in expected.items():
         if then is not None and got[what] != then:
             instead = f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
+            if what == "data":
+                instead += "; where they are the same, another version of tutelage reads their pictures otherwise"
             raise RecipeError(what, f"the fingerprint {then} that the run had", got[what], instead)
 
 

@@ -10,6 +10,7 @@ from tests._helpers import SHARED
 from tests._helpers.refusals import refused
 
 from tutelage.data import BatchLoader, DataSettings, cache, open_data
+from tutelage.data.sources import hub
 from tutelage.errors import InvalidValueError, NotFoundError, StorageError
 
 datasets = pytest.importorskip("datasets")
@@ -180,6 +181,13 @@ def test_the_cache_follows_the_files_and_the_size(folder, caches):
     rows(20, seed=9).to_parquet(path)
     os.utime(path, (time.time() + 10,) * 2)
     assert open_data(settings(folder)).fingerprint != before
+
+
+def test_the_cache_follows_the_reader_of_pictures(folder, caches, monkeypatch):
+    open_data(settings(folder))
+    monkeypatch.setattr(hub, "READER_VERSION", hub.READER_VERSION + 1)
+    open_data(settings(folder))
+    assert len(list(caches.iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_not_fatal(folder, tmp_path, monkeypatch):

@@ -331,9 +331,9 @@ def test_only_files_that_were_touched_are_read_again(root, monkeypatch):
     def fingerprint():
         return open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint
 
-    def reading(path):
+    def reading(path, max_bytes):
         read.append(path.name)
-        return hashed(path)
+        return hashed(path, max_bytes)
 
     hashed, read = file_hashes._hash, []
     monkeypatch.setattr(file_hashes, "_hash", reading)

@@ -2,13 +2,15 @@ import errno
 import gzip
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests._helpers.refusals import refused
 
-from tutelage.data import DataSettings, open_data
+from tutelage.data import BatchLoader, DataSettings, open_data
 from tutelage.errors import InvalidValueError, NotFoundError, StorageError
 
 
@@ -64,3 +66,36 @@ def test_what_cannot_be_downloaded_is_one_line(tmp_path):
     with refused(NotFoundError, "data.source", suggests="data.root=<folder>") as caught:
         open_data(DataSettings(source="torchvision:CIFAR100", root=str(tmp_path / "file")))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [2048, 0])
+def test_a_picture_that_torchvision_cannot_read(tmp_path, limit):
+    """Its label is known only with it: the data set has no targets."""
+    for half, count in (("train", 6), ("test", 4)):
+        (tmp_path / half).mkdir()
+        for i in range(count):
+            Image.fromarray(np.full((4, 4, 3), 9 * i, np.uint8)).save(tmp_path / half / f"{i}.png")
+    (tmp_path / "train" / "0.png").write_bytes(b"")
+
+    class Files:
+        classes = ("a", "b")
+
+        def __init__(self, root, split="train", download=False):
+            self.paths = sorted((Path(root) / split).iterdir())
+
+        def __len__(self):
+            return len(self.paths)
+
+        def __getitem__(self, position):
+            return Image.open(self.paths[position]).convert("RGB"), position % 2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.datasets.__all__", ("Files",))
+        patch.setattr("torchvision.datasets.Files", Files, raising=False)
+        settings = {"source": "torchvision:Files", "root": str(tmp_path), "memory_limit_mb": limit}
+        opened = open_data(DataSettings(**settings, on_corrupt="skip"))
+        (batch,) = BatchLoader(opened.train, batch_size=9, train=False).epoch(0)
+        assert batch.labels.tolist() == [1, 0, 1, 0, 1]
+        assert opened.train.corrupt == ["train sample 0"]
+        with refused(InvalidValueError, "data.source", got="train sample 0"):
+            list(BatchLoader(open_data(DataSettings(**settings)).train, batch_size=9, train=False).epoch(0))

@@ -96,7 +96,8 @@ def from_datasets(
 
     Raises:
         TypeError: if a sample is not an image and a class index.
-        ValueError: if there are no samples, a label is outside the classes, or images have several shapes.
+        ValueError: if there are no samples, fewer than 2 classes, a label is outside of them, images have several
+            shapes, or a Pillow image cannot be read as `tutelage.images` says.
     """
     names = tuple(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
