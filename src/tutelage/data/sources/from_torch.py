@@ -164,7 +164,7 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
                 image = decode(image, channels=1 if image.mode == "L" else 3)
         except UnreadableError as error:
             instead = "convert it in __getitem__ to 8 bits, or return a float tensor in [0, 1]"
-            got = f"{error} for sample {position}"
+            got = f"sample {position} ({error})"
             raise InvalidValueError("data", "a readable image", got, instead) from error
         image = torch.from_numpy(pixels_of(image).copy()).permute(2, 0, 1).to(torch.float32).div_(255.0)
     if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim != 3:
