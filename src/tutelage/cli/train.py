@@ -53,7 +53,7 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
         )
     preflight.check_names(recipe, trust_code=trust)
     if not dry_run:
-        resume.earlier_manifest(runs / recipe.name, recipe)  # again once nobody else writes there
+        resume.earlier_run(runs / recipe.name, recipe)  # again once nobody else writes there
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives
 
