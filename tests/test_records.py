@@ -63,7 +63,7 @@ def test_json_goes_there_and_back(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
-    with refused(InvalidValueError, str(path), suggests="restore"):
+    with refused(records.DamagedError, str(path), suggests="restore"):
         records.read_json(path)
 
 

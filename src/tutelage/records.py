@@ -395,10 +395,13 @@ def parse_json(content: bytes, kind: Any = None, *, partial: bool = False) -> di
     except RecursionError:
         raise ValueError("brackets within brackets without end") from None
     if not isinstance(value, dict):
-        raise ValueError(f"a {type(value).__name__} in place of an object")
+        raise ValueError(f"{_KINDS.get(type(value), 'a number')} in place of an object")
     if wrong := None if kind is None else misfit(value, kind, partial=partial):
         raise ValueError(wrong)
     return value
+
+
+_KINDS = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}
 
 
 def _no_constant(name: str) -> None:
@@ -530,8 +533,9 @@ def require_whole(folder: Path, *names: str) -> None:
     if not (folder / MANIFEST).exists() and not checkpoint_names(folder / CHECKPOINTS):
         return
     for name in lost(folder, read_manifest(folder, instead=how_to_restore(folder)), names):
-        got = "another content" if (folder / name).exists() else "none"
-        raise DamagedError(folder / name, f"the {name} that the run wrote", got, how_to_restore(folder))
+        got = "another one" if (folder / name).exists() else "none"
+        expected = f"the one that {folder / MANIFEST} tells of"
+        raise DamagedError(folder / name, expected, got, how_to_restore(folder))
 
 
 def how_to_restore(folder: Path) -> str:

@@ -41,15 +41,7 @@ STUDENT = {
     "stages": [{"epochs": 1}, {"epochs": 2}],
 }
 OTHER = {**STUDENT, "name": "o", "seed": 5, "data_seed": 5}
-PUPIL = {
-    **RUN,
-    "name": "pupil",
-    "student": "mlp:4",
-    "teacher": "runs/s",
-    "weak_teacher": True,
-    "objective": "kd",
-    "epochs": 1,
-}
+PUPIL = {**STUDENT, "name": "pupil", "teacher": "runs/s", "weak_teacher": True, "stages": [{"epochs": 1}]}
 RECORDED = {**STUDENT, "name": "r", "outputs": "outputs"}
 COMPARISON = {
     **{key: value for key, value in STUDENT.items() if key not in ("objective", "name")},
@@ -90,23 +82,16 @@ def templates(tmp_path_factory):
     root = tmp_path_factory.mktemp("templates")
     threads = torch.get_num_threads()
     with contextlib.chdir(root):
-        for name, value in (
-            ("t", TEACHER),
-            ("s", STUDENT),
-            ("o", OTHER),
-            ("c", COMPARISON),
-            ("r", RECORDED),
-            ("p", PUPIL),
-        ):
+        recipes = {"t": TEACHER, "s": STUDENT, "o": OTHER, "c": COMPARISON, "r": RECORDED, "p": PUPIL}
+        for name, value in recipes.items():
             Path(f"{name}.yaml").write_text(yaml.safe_dump(value))
         execute(config.parse(Recipe, TEACHER), Path("runs/t"))
         record(config.parse(Recipe, RECORDED))
         record(config.parse(Recipe, {**RECORDED, "outputs": "others", "data_seed": 9}))
         stopped = shutil.copytree(root, root.parent / f"{root.name}-stopped")
-        for name, value in (("s", STUDENT), ("o", OTHER)):
-            execute(config.parse(Recipe, value), Path("runs", name))
+        for value in (STUDENT, OTHER, PUPIL, RECORDED):
+            execute(config.parse(Recipe, value), Path("runs", value["name"]))
         assert type_("compare", "c.yaml")[0] == 0
-        execute(config.parse(Recipe, PUPIL), Path("runs/pupil"))
     with contextlib.chdir(stopped):
         for name, value in (("s", STUDENT), ("o", OTHER)):
             with contextlib.suppress(KeyboardInterrupt):
@@ -164,7 +149,7 @@ QUICK = {
 
 @pytest.mark.parametrize(("state", "file", "damage", "verb"), [*cases()])
 def test_a_damaged_file_is_made_again_or_refused(templates, tmp_path, monkeypatch, state, file, damage, verb):
-    root = shutil.copytree(templates[state], tmp_path / "work", ignore=shutil.ignore_patterns("others", "pupil"))
+    root = shutil.copytree(templates[state], tmp_path / "work", ignore=shutil.ignore_patterns("others", "pupil", "r"))
     monkeypatch.chdir(root)
     file = file.replace("NEWEST", NEWEST[state])
     path = Path("runs/c/kd-seed0" if verb == "compare" else "runs/s", file)
@@ -256,3 +241,51 @@ def teach(finished, state, file, whole):
     if not code:
         assert weights("runs/pupil") == weights(finished / "runs/pupil")
     return code, said
+
+
+CHUNK = "epoch-0001/000000000.logits.safetensors"
+OUTPUTS_QUICK = {("outputs.json", "missing", "distill"), (CHUNK, "another", "distill"), (CHUNK, "cut", "record")}
+
+
+def outputs_cases():
+    for file in ("outputs.json", CHUNK):
+        for damage in DAMAGE:
+            for verb in ("distill", "record"):
+                marks = [] if (file, damage, verb) in OUTPUTS_QUICK else [pytest.mark.slow]
+                yield pytest.param(file, damage, verb, marks=marks, id=f"{file}-{damage}-{verb}")
+
+
+@pytest.mark.parametrize(("file", "damage", "verb"), [*outputs_cases()])
+def test_damaged_outputs_are_recorded_again_or_refused(templates, tmp_path, monkeypatch, file, damage, verb):
+    finished = templates["finished"]
+    root = shutil.copytree(finished, tmp_path / "work", ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(finished / "runs/t", root / "runs/t")
+    monkeypatch.chdir(root)
+    DAMAGE[damage](Path("outputs", file), Path("others", file))
+    code, said = type_(verb, "r.yaml")
+    assert not FORBIDDEN.search(said), said
+    if code:
+        assert code == 2, said
+        assert Path(file).name in said, said
+        assert ";" in said, said
+    elif verb == "record":
+        assert Path(file).name in said, said
+        code, said = type_("distill", "r.yaml")
+        assert code == 0, said
+    if not code:
+        assert weights("runs/r") == weights(finished / "runs/r")
+
+
+@pytest.mark.parametrize("source", [f"outputs/{CHUNK}", "others/epoch-0002/000000000.logits.safetensors"])
+def test_a_chunk_in_anothers_place_is_refused_before_training(templates, tmp_path, monkeypatch, source):
+    """Of another epoch; of another data seed's recording."""
+    finished = templates["finished"]
+    root = shutil.copytree(finished, tmp_path / "work", ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(finished / "runs/t", root / "runs/t")
+    monkeypatch.chdir(root)
+    target = Path("outputs/epoch-0002/000000000.logits.safetensors")
+    shutil.copyfile(source, target)
+    code, said = type_("distill", "r.yaml")
+    assert code == 2
+    assert str(target) in said
+    assert not Path("runs/r/checkpoints").exists(), "before the first step"

@@ -210,7 +210,7 @@ def test_what_fails_outside_of_steps_fails_alone_too(teacher, each_alone, tmp_pa
         plain = models.save
         monkeypatch.setattr(models, "save", lambda student, folder: save(folder, student))
     else:
-        monkeypatch.setattr(resume, "earlier_manifest", full(resume.earlier_manifest, where))
+        monkeypatch.setattr(resume, "earlier_run", full(resume.earlier_run, where))
     done = together(planned(tmp_path, teacher))
     assert [isinstance(result, Run) for result in done] == [True, False, True, True]
     assert "no room" in str(done[1])

@@ -20,7 +20,7 @@ from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.runs import manifest, resume, setup
+from tutelage.runs import disk, manifest, resume, setup
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
@@ -85,6 +85,7 @@ class RunState:
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         self.check_student()
+        disk.require_room(f"run {recipe.name}", folder, disk.size_left(recipe, run_inputs.student, folder))
         reason = precision_reason or previous.get("precision", {}).get("why")
         self.manifest: records.Manifest = {
             "schema": records.SCHEMA,

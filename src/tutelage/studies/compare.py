@@ -15,7 +15,7 @@ from tutelage.errors import RecipeError
 from tutelage.objectives import from_spec
 from tutelage.report import results
 from tutelage.report.table import Table
-from tutelage.runs import autotune
+from tutelage.runs import autotune, disk
 from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group, group_of
 from tutelage.runs.lock import BusyError, folder_lock
@@ -92,6 +92,11 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
         training = None
     recipes = [recipe for recipe, _ in left] + ([training] if training else [])
     reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe in recipes))
+    if left:
+        size = disk.size_of_all(
+            [*left, *([(training, folder / "teacher")] if training else [])], splits, options.trust_code
+        )
+        disk.require_room(f"comparison {comparison.name}", folder, size)
     if training is not None:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
         execute(training, folder / "teacher", options=with_reports(options))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER
+from tutelage.runs import disk
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import wanted_taps
@@ -96,6 +97,10 @@ class _StudyRun:
             f"in {self.request.runs / self.request.pool}"
         )
         self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
+        if self.left:
+            planned = [(job.recipe, self._folder(job.name)) for job in self.left]
+            size = disk.size_of_all(planned, self.splits, self.options.trust_code)
+            disk.require_room(f"study {self.request.study.name}", self.request.runs, size)
         self._write()
         busy, known_busy, before = set[str](), set[str](), len(self.left)
         while not self.stopped:
