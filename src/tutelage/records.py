@@ -283,7 +283,9 @@ def writing(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except IsADirectoryError as error:
-        raise InvalidValueError(f"'{path}'", "a file, or nothing", "a folder", "move it away") from error
+        refused = StorageError(f"'{path}'", "a file, or nothing", "a folder", "move it away")
+        refused.errno, refused.strerror = error.errno, "a folder is in its place"
+        raise refused from error
     except (FileExistsError, NotADirectoryError) as error:
         raise InvalidValueError(
             f"'{path}'", "a folder to write it to", "a file in the folder's place", ELSEWHERE

@@ -24,7 +24,7 @@ from tutelage.training.evaluate import NonFiniteError
 
 STUDENT = f"file:{KILLED_RUN}:student"
 TIMING = ("seconds", "images_per_second", "memory_mb")
-OWN = ("started", "duration_s", "class")
+OWN = ("started", "duration_s", "class", "files")
 FILES = (records.STUDENT, records.CARD, records.BEST, records.EVALUATION, records.RECIPE)
 
 SHARED = {

@@ -105,7 +105,7 @@ def test_another_schema_is_refused(tmp_path):
     written(tmp_path)
     path = tmp_path / "outputs.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 3}))
-    with refused(records.NewerError, path, got=["schema", 3]):
+    with refused(records.NewerError, str(path), got=["schema", 3]):
         TeacherCache(tmp_path, KEY, samples=10)
 
 

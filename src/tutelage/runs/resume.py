@@ -193,9 +193,11 @@ def read_recorded(folder: Path) -> Recorded | None:
     return None
 
 
-def _significant(before: Any, now: Any) -> Iterator[str]:
+def _significant(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Iterator[str]:
     """Describe how a recipe of a run's records differs from another, but in keys that may change on resume."""
-    for key, then, value in _changes(before, now):
+    if before is None or now is None:  # of a run that names cannot repeat
+        return
+    for key, then, value in _changes(_read(before, Recipe), _read(now, Recipe)):
         if key not in FREE and key != "schema":
             yield f"{key} was {shown(then)}, is {shown(value)}"
 

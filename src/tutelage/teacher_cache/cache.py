@@ -123,7 +123,7 @@ class TeacherCache:
             if then.get(name) != now.get(name)
         ]
         if differs:
-            expected = f"those of this run in {self.folder.name}"
+            expected = f"those of this run in {self.folder / records.OUTPUTS}"
             instead = "type outputs=... for another folder and record them with `tutelage record`"
             raise TeacherCacheError("outputs", expected, f"others that differ in {'; '.join(differs)}", instead)
 
@@ -250,7 +250,7 @@ class TeacherCache:
         if not path.exists():
             expected = f"the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}"
             instead = "record them with `tutelage record` and the run's recipe"
-            raise TeacherCacheError("outputs", expected, "none", instead)
+            raise TeacherCacheError("outputs", expected, f"no {path}", instead)
         with _opened(path) as file:
             written = file.metadata() or {}
         place = self._place(epoch, start, what)

@@ -144,7 +144,7 @@ class Checkpoints:
             yield
         except OSError as error:
             last = (self._names() or ["none"])[-1]
-            first = "free some space" if error.errno == errno.ENOSPC else "allow it"
+            first = {errno.ENOSPC: "free some space", errno.EISDIR: "move it away"}.get(error.errno or 0, "allow it")
             expected = "to be able to write it"
             got = f"{error.strerror or error}; the last good checkpoint is {last}"
             raise CheckpointError(what, expected, got, f"{first} and run the same command again to resume") from error
