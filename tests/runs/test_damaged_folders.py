@@ -92,7 +92,6 @@ def templates(tmp_path_factory):
         stopped = shutil.copytree(root, root.parent / f"{root.name}-stopped")
         for value in (STUDENT, OTHER, PUPIL, RECORDED):
             execute(config.parse(Recipe, value), Path("runs", value["name"]))
-        assert type_("compare", "c.yaml")[0] == 0
     with contextlib.chdir(stopped):
         for name, value in (("s", STUDENT), ("o", OTHER)):
             with contextlib.suppress(KeyboardInterrupt):
@@ -101,6 +100,14 @@ def templates(tmp_path_factory):
             assert Path(f"runs/{kept}", NEWEST["stopped"]).is_dir()
     yield {"finished": root, "stopped": stopped}
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def compared(templates):
+    """The working folder of finished runs, with a comparison."""
+    with contextlib.chdir(templates["finished"]):
+        assert Path("runs/c").exists() or type_("compare", "c.yaml")[0] == 0
+    return templates["finished"]
 
 
 def type_(*arguments):
@@ -149,7 +156,9 @@ QUICK = {
 
 
 @pytest.mark.parametrize(("state", "file", "damage", "verb"), [*cases()])
-def test_a_damaged_file_is_made_again_or_refused(templates, tmp_path, monkeypatch, state, file, damage, verb):
+def test_a_damaged_file_is_made_again_or_refused(templates, tmp_path, monkeypatch, request, state, file, damage, verb):
+    if verb == "compare":
+        request.getfixturevalue("compared")
     root = shutil.copytree(templates[state], tmp_path / "work", ignore=shutil.ignore_patterns("others", "pupil", "r"))
     monkeypatch.chdir(root)
     file = file.replace("NEWEST", NEWEST[state])
@@ -305,41 +314,49 @@ def test_an_edited_recipe_is_refused_with_what_changed(templates, tmp_path, monk
     assert type_("distill", "s.yaml")[0] == 0
 
 
-def test_a_checkpoint_whose_content_does_not_load_counts_as_damaged(templates, tmp_path, monkeypatch):
+def drop(tensors, state):
+    del tensors[next(name for name in tensors if name.startswith("lesson."))]
+
+
+def add(tensors, state):
+    tensors["lesson.more"] = torch.zeros(2)
+
+
+def widen(tensors, state):
+    tensors[matrix(tensors, "lesson.")] = torch.zeros(3, 3)
+
+
+def moments(tensors, state):
+    tensors[matrix(tensors, "optimizer.")] = torch.zeros(3, 3)
+
+
+def generator(tensors, state):
+    state["rng"]["python"] = [3, [1, 2], None]
+
+
+def forget(tensors, state):
+    del state["optimizer"]
+
+
+def matrix(tensors, prefix):
+    return next(name for name, tensor in tensors.items() if name.startswith(prefix) and tensor.dim() == 2)
+
+
+FURTHER = [pytest.param(change, marks=pytest.mark.slow) for change in (add, moments, forget)]
+
+
+@pytest.mark.parametrize("change", [drop, widen, generator, *FURTHER])
+def test_a_checkpoint_whose_content_does_not_load_counts_as_damaged(templates, tmp_path, monkeypatch, change):
     """Its checksums are right; tensors are missing, unknown or of other shapes, or the state lacks something."""
-    root = templates["stopped"]
-    newest = Path("runs/s", NEWEST["stopped"])
-    checkpoints = Checkpoints(Path("runs/s/checkpoints"))
-
-    def drop(tensors, state):
-        del tensors[next(name for name in tensors if name.startswith("lesson."))]
-
-    def add(tensors, state):
-        tensors["lesson.more"] = torch.zeros(2)
-
-    def widen(tensors, state):
-        first = next(name for name in tensors if name.startswith("lesson.") and tensors[name].dim() == 2)
-        tensors[first] = torch.zeros(3, 3)
-
-    def moments(tensors, state):
-        first = next(name for name in tensors if name.startswith("optimizer.") and tensors[name].dim() == 2)
-        tensors[first] = torch.zeros(3, 3)
-
-    def generator(tensors, state):
-        state["rng"]["python"] = [3, [1, 2], None]
-
-    def forget(tensors, state):
-        del state["optimizer"]
-
-    for i, change in enumerate((drop, add, widen, moments, generator, forget)):
-        monkeypatch.chdir(shutil.copytree(root, tmp_path / str(i)))
-        tensors, state = checkpoints.load()
-        change(tensors, state)
-        checkpoints.save(newest.name, tensors, state)
-        code, said = type_("distill", "s.yaml")
-        assert code == 0, said
-        assert f"warning: checkpoint {newest.name}: expected a state of this run" in said, change
-        assert weights() == weights(templates["finished"] / "runs/s")
+    monkeypatch.chdir(shutil.copytree(templates["stopped"], tmp_path / "work"))
+    checkpoints, newest = Checkpoints(Path("runs/s/checkpoints")), Path(NEWEST["stopped"]).name
+    tensors, state = checkpoints.load()
+    change(tensors, state)
+    checkpoints.save(newest, tensors, state)
+    code, said = type_("distill", "s.yaml")
+    assert code == 0, said
+    assert f"warning: checkpoint {newest}: expected a state of this run" in said
+    assert weights() == weights(templates["finished"] / "runs/s")
 
 
 def test_the_disk_is_told_and_checked_before_the_first_step(templates, tmp_path, monkeypatch):
